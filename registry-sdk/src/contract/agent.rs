@@ -1,0 +1,266 @@
+//! An agent: its status, what it can do, its record, and its heartbeat.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
+
+use super::time::{Timestamp, optional_seconds};
+
+/// Whether an agent takes work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AgentStatus {
+    /// Alive and free to take work.
+    #[default]
+    Active,
+    /// Alive, and at work already.
+    Busy,
+    /// Not to be given work: it said so, or it missed its deadline.
+    Offline,
+}
+
+impl AgentStatus {
+    /// All there are, in the order in which a search prefers them.
+    pub const ALL: [Self; 3] = [Self::Active, Self::Busy, Self::Offline];
+
+    /// The word on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Busy => "busy",
+            Self::Offline => "offline",
+        }
+    }
+}
+
+impl fmt::Display for AgentStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A word that is no [`AgentStatus`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no status: use active, busy or offline")]
+pub struct UnknownStatus(pub String);
+
+impl FromStr for AgentStatus {
+    type Err = UnknownStatus;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|status| status.as_str() == word);
+        found.ok_or_else(|| UnknownStatus(word.to_owned()))
+    }
+}
+
+/// One thing an agent can do.
+///
+/// ```
+/// use registry_sdk::contract::Capability;
+/// let capability = Capability::new("code_generation")
+///     .description("Generates Python code")
+///     .cost_estimate("~100 tokens")
+///     .tag("python");
+/// assert_eq!(capability.tags, ["python"]);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
+#[non_exhaustive]
+pub struct Capability {
+    /// What it is found by; distinct within one agent, 1 to 128 characters.
+    pub name: String,
+    /// For people, and searched as well; up to 1,024 characters.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub description: String,
+    /// What a task costs, in the agent's own words; up to 128 characters.
+    #[serde(default)]
+    pub cost_estimate: Option<String>,
+    /// Words it is found by as well: up to 32, each 1 to 64 characters.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub tags: Vec<String>,
+}
+
+impl Capability {
+    /// A capability with a name alone.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+
+    /// Sets the description.
+    #[must_use]
+    pub fn description(mut self, description: impl Into<String>) -> Self {
+        self.description = description.into();
+        self
+    }
+
+    /// Sets the cost estimate.
+    #[must_use]
+    pub fn cost_estimate(mut self, cost: impl Into<String>) -> Self {
+        self.cost_estimate = Some(cost.into());
+        self
+    }
+
+    /// Adds one tag.
+    #[must_use]
+    pub fn tag(mut self, tag: impl Into<String>) -> Self {
+        self.tags.push(tag.into());
+        self
+    }
+}
+
+// Serde's own would also take a list of the fields' values for a capability; the contract does not.
+impl<'de> Deserialize<'de> for Capability {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Capability;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with a `name`")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Capability, A::Error> {
+                Capability::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+impl Serialize for Capability {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+/// What a registry knows of an agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct AgentRecord {
+    /// Who it is.
+    pub agent_id: String,
+    /// Its name, for people.
+    #[serde(default)]
+    pub agent_name: String,
+    /// Where it answers.
+    #[serde(default)]
+    pub base_url: String,
+    /// What it can do.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub capabilities: Vec<Capability>,
+    /// Its status at the moment of the answer: past its deadline it is `offline`.
+    pub status: AgentStatus,
+    /// Whatever it said of itself.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub metadata: Map<String, Value>,
+    /// How often it means to send a heartbeat, where it said so.
+    #[serde(default, rename = "heartbeat_interval_seconds", with = "optional_seconds")]
+    pub heartbeat_interval: Option<Duration>,
+    /// When it first registered. `None` from a server that does not say.
+    #[serde(default)]
+    pub registered_at: Option<Timestamp>,
+    /// When it was last heard of. `None` from a server that does not say.
+    #[serde(default)]
+    pub last_heartbeat: Option<Timestamp>,
+    /// How long after its last heartbeat it counts as offline. `None` from a server that does not say.
+    #[serde(default, rename = "heartbeat_timeout_seconds", with = "optional_seconds")]
+    pub heartbeat_timeout: Option<Duration>,
+}
+
+impl AgentRecord {
+    /// A record of which only the identity and the status are known.
+    #[must_use]
+    pub fn new(agent_id: impl Into<String>, status: AgentStatus) -> Self {
+        Self {
+            agent_id: agent_id.into(),
+            agent_name: String::new(),
+            base_url: String::new(),
+            capabilities: Vec::new(),
+            status,
+            metadata: Map::new(),
+            heartbeat_interval: None,
+            registered_at: None,
+            last_heartbeat: None,
+            heartbeat_timeout: None,
+        }
+    }
+}
+
+/// The body of a heartbeat, which may be left out altogether.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Heartbeat {
+    /// Sets the status. Without it `busy` stays `busy`, and `offline` becomes `active`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<AgentStatus>,
+}
+
+impl Heartbeat {
+    /// A heartbeat that sets the status.
+    #[must_use]
+    pub const fn with_status(status: AgentStatus) -> Self {
+        Self { status: Some(status) }
+    }
+}
+
+/// The answer to a heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct HeartbeatAck {
+    /// Who was heard.
+    pub agent_id: String,
+    /// Its status from now on.
+    pub status: AgentStatus,
+    /// When it was heard, by the registry's clock.
+    #[serde(default)]
+    pub last_heartbeat: Option<Timestamp>,
+    /// How long it may now be silent. `None` from a server that does not say.
+    #[serde(default, rename = "heartbeat_timeout_seconds", with = "optional_seconds")]
+    pub heartbeat_timeout: Option<Duration>,
+}
+
+impl HeartbeatAck {
+    /// What a registry answers to a heartbeat.
+    #[must_use]
+    pub fn new(agent_id: String, status: AgentStatus, heard: Timestamp, timeout: Duration) -> Self {
+        Self { agent_id, status, last_heartbeat: Some(heard), heartbeat_timeout: Some(timeout) }
+    }
+}
+
+/// The body of `PUT /agents/{id}/status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusUpdate {
+    /// The status to set.
+    pub status: AgentStatus,
+}
+
+/// Reads `null` as the default: clients in other languages send it for a field that was left out.
+pub(crate) fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// How long an agent may be silent: the larger of the registry's own timeout and twice the interval that
+/// the agent declared.
+///
+/// ```
+/// use std::time::Duration;
+/// use registry_sdk::contract::heartbeat_timeout;
+/// let minute = Duration::from_secs(60);
+/// assert_eq!(heartbeat_timeout(minute, None), minute);
+/// assert_eq!(heartbeat_timeout(minute, Some(Duration::from_secs(120))), Duration::from_secs(240));
+/// ```
+#[must_use]
+pub fn heartbeat_timeout(of_registry: Duration, declared_interval: Option<Duration>) -> Duration {
+    of_registry.max(declared_interval.unwrap_or_default().saturating_mul(2))
+}

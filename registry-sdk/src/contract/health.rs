@@ -1,0 +1,123 @@
+//! Health: of one agent, and of the registry itself.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::agent::AgentStatus;
+use super::time::{Timestamp, optional_seconds, seconds};
+
+/// Whether an agent, or the registry, can be relied on now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthStatus {
+    /// It can.
+    Healthy,
+    /// It cannot.
+    Unhealthy,
+}
+
+/// Why an agent is unhealthy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum UnhealthyReason {
+    /// It was set offline.
+    Offline,
+    /// It has been silent past its deadline.
+    HeartbeatMissed,
+    /// The registry asked the agent itself, and it did not answer well.
+    ProbeFailed,
+}
+
+/// What the agent's own `GET {base_url}/health` last answered to the registry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ProbeResult {
+    /// When it was asked.
+    pub checked_at: Timestamp,
+    /// How long the answer took.
+    #[serde(rename = "latency_seconds", with = "seconds")]
+    pub latency: Duration,
+    /// Whether it answered well.
+    pub ok: bool,
+    /// What went wrong, where it did not.
+    #[serde(default)]
+    pub detail: Option<String>,
+}
+
+/// The health record of one agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct AgentHealth {
+    /// Whose health this is.
+    pub agent_id: String,
+    /// Healthy: active or busy, inside its deadline, and not failed by a probe.
+    pub status: HealthStatus,
+    /// The agent's status. `None` from a server that does not say.
+    #[serde(default)]
+    pub agent_status: Option<AgentStatus>,
+    /// When it was last heard of.
+    #[serde(default)]
+    pub last_heartbeat: Option<Timestamp>,
+    /// How long ago that was, by the registry's clock.
+    #[serde(default, rename = "seconds_since_heartbeat", with = "optional_seconds")]
+    pub since_heartbeat: Option<Duration>,
+    /// How long it may be silent.
+    #[serde(default, rename = "heartbeat_timeout_seconds", with = "optional_seconds")]
+    pub heartbeat_timeout: Option<Duration>,
+    /// Why it is unhealthy, where it is.
+    #[serde(default)]
+    pub reason: Option<UnhealthyReason>,
+    /// The last probe, where the registry probes.
+    #[serde(default)]
+    pub probe: Option<ProbeResult>,
+}
+
+impl AgentHealth {
+    /// A health record of which only the verdict is known.
+    #[must_use]
+    pub fn new(agent_id: impl Into<String>, status: HealthStatus) -> Self {
+        Self {
+            agent_id: agent_id.into(),
+            status,
+            agent_status: None,
+            last_heartbeat: None,
+            since_heartbeat: None,
+            heartbeat_timeout: None,
+            reason: None,
+            probe: None,
+        }
+    }
+
+    /// Whether the agent can be given work.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.status == HealthStatus::Healthy
+    }
+}
+
+/// The health of the registry itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ServerHealth {
+    /// Healthy: its database answers and its sweeper runs.
+    pub status: HealthStatus,
+    /// The server's version.
+    #[serde(default)]
+    pub version: String,
+    /// What keeps the records: `sqlite` or `postgres`.
+    #[serde(default)]
+    pub store: String,
+    /// How long it has been running.
+    #[serde(default, rename = "uptime_seconds", with = "optional_seconds")]
+    pub uptime: Option<Duration>,
+}
+
+impl ServerHealth {
+    /// What a server says of itself.
+    #[must_use]
+    pub fn new(status: HealthStatus, version: &str, store: &str, uptime: Duration) -> Self {
+        Self { status, version: version.to_owned(), store: store.to_owned(), uptime: Some(uptime) }
+    }
+}

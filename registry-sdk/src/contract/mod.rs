@@ -1,0 +1,32 @@
+//! What crosses the wire: the one definition of the registry's types and limits, which clients and servers
+//! share.
+//!
+//! HTTP/1.1 and JSON. Times are RFC 3339 in UTC with milliseconds, durations are numbers of seconds in
+//! fields whose names end in `_seconds`. Unknown fields are ignored on both sides. Fields that only this
+//! project's server sends are optional here, so that a plainer server's answers decode as well.
+
+mod agent;
+mod health;
+mod problem;
+mod registration;
+mod search;
+mod stats;
+mod terms;
+mod time;
+mod validate;
+
+pub use agent::{AgentRecord, AgentStatus, Capability, Heartbeat, HeartbeatAck, StatusUpdate, UnknownStatus, heartbeat_timeout};
+pub use health::{AgentHealth, HealthStatus, ProbeResult, ServerHealth, UnhealthyReason};
+pub use problem::{FieldError, Invalid, Problem};
+pub use registration::Registration;
+pub use search::{CapabilityMatch, Field};
+pub use stats::RegistryStats;
+pub use terms::{score, terms};
+pub use time::Timestamp;
+pub use validate::{is_agent_id, limits};
+
+/// The port a registry listens on unless told otherwise.
+pub const DEFAULT_PORT: u16 = 8009;
+
+/// A response header: for how many seconds the database has been away, where a read is answered from memory.
+pub const STALE_HEADER: &str = "registry-stale-seconds";

@@ -1,0 +1,251 @@
+//! What an agent says of itself.
+
+use std::time::Duration;
+
+use serde::de::{self, IgnoredAny, Unexpected};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::agent::{AgentStatus, Capability, null_is_default};
+use super::problem::{FieldError, Invalid};
+use super::time::{optional_seconds, seconds};
+use super::validate;
+
+/// The body of `POST /register`.
+///
+/// ```
+/// use std::time::Duration;
+/// use registry_sdk::contract::{Capability, Registration};
+///
+/// let registration = Registration::new("feature-dev", "Feature Development Agent", "http://feature-dev:8002")
+///     .capability(Capability::new("code_generation").tag("python"))
+///     .heartbeat_interval(Duration::from_secs(30));
+/// registration.validate()?;
+/// # Ok::<(), registry_sdk::contract::Invalid>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Registration {
+    /// Who it is: 1 to 64 of `A-Z a-z 0-9 . _ -`, the first a letter or digit.
+    pub agent_id: String,
+    /// Its name, for people: 1 to 128 characters.
+    pub agent_name: String,
+    /// Where it answers: an absolute `http` or `https` URL without user info, up to 256 characters.
+    pub base_url: String,
+    /// What it can do: up to 128, with distinct names.
+    pub capabilities: Vec<Capability>,
+    /// The status to begin with.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub status: AgentStatus,
+    /// Whatever else others should know: up to 16 KiB of JSON.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub metadata: Map<String, Value>,
+    /// How often it means to send a heartbeat: above 0, up to a day. The registry waits at least twice as
+    /// long before it calls the agent offline.
+    #[serde(
+        default,
+        rename = "heartbeat_interval_seconds",
+        with = "optional_seconds",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub heartbeat_interval: Option<Duration>,
+}
+
+impl Registration {
+    /// An agent without capabilities, which are added one by one.
+    #[must_use]
+    pub fn new(
+        agent_id: impl Into<String>,
+        agent_name: impl Into<String>,
+        base_url: impl Into<String>,
+    ) -> Self {
+        Self {
+            agent_id: agent_id.into(),
+            agent_name: agent_name.into(),
+            base_url: base_url.into(),
+            capabilities: Vec::new(),
+            status: AgentStatus::Active,
+            metadata: Map::new(),
+            heartbeat_interval: None,
+        }
+    }
+
+    /// Adds one capability.
+    #[must_use]
+    pub fn capability(mut self, capability: Capability) -> Self {
+        self.capabilities.push(capability);
+        self
+    }
+
+    /// Sets the status to begin with.
+    #[must_use]
+    pub fn status(mut self, status: AgentStatus) -> Self {
+        self.status = status;
+        self
+    }
+
+    /// Adds one entry to the metadata.
+    #[must_use]
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// Declares how often heartbeats come.
+    #[must_use]
+    pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
+        self.heartbeat_interval = Some(interval);
+        self
+    }
+
+    /// Checks every limit of the contract.
+    ///
+    /// The error has all the fields that are wrong, not only the first.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        validate::registration(self)
+    }
+
+    /// Reads and checks the body of a registration.
+    ///
+    /// The error has all the fields that are missing, of a wrong type or out of their limits. A body that is
+    /// no JSON object at all is for the caller to tell apart: see [`serde_json::from_slice`].
+    pub fn from_json(body: &[u8]) -> Result<Result<Self, Invalid>, serde_json::Error> {
+        // Serde would take a list of the fields' values for a struct; the contract does not.
+        let object = body.trim_ascii_start().first() == Some(&b'{');
+        if !object && serde_json::from_slice::<IgnoredAny>(body).is_ok() {
+            return Err(de::Error::invalid_type(Unexpected::Other("something else"), &"a JSON object"));
+        }
+        match serde_json::from_slice::<Self>(body) {
+            Ok(registration) => Ok(registration.validate().map(|()| registration)),
+            // The first error is not enough for the sender: look at each field by itself.
+            Err(_) => serde_json::from_slice::<Draft<'_>>(body).map(Draft::check),
+        }
+    }
+}
+
+/// A registration whose fields are yet to be read.
+#[derive(Deserialize)]
+struct Draft<'a> {
+    #[serde(borrow)]
+    agent_id: Option<&'a RawValue>,
+    agent_name: Option<&'a RawValue>,
+    base_url: Option<&'a RawValue>,
+    capabilities: Option<&'a RawValue>,
+    status: Option<&'a RawValue>,
+    metadata: Option<&'a RawValue>,
+    heartbeat_interval_seconds: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Seconds(#[serde(with = "seconds")] Duration);
+
+impl Draft<'_> {
+    fn check(self) -> Result<Registration, Invalid> {
+        let mut errors = Vec::new();
+        let agent_id = required(&mut errors, "agent_id", "a string", self.agent_id);
+        let agent_name = required(&mut errors, "agent_name", "a string", self.agent_name);
+        let base_url = required(&mut errors, "base_url", "a string", self.base_url);
+        let capabilities =
+            required::<Vec<&RawValue>>(&mut errors, "capabilities", "a list", self.capabilities);
+        let mut unread = Vec::new();
+        let mut capabilities_read = Vec::new();
+        for (index, raw) in capabilities.unwrap_or_default().into_iter().enumerate() {
+            let read = draft_capability(&mut errors, index, raw);
+            if read.is_none() {
+                unread.push(format!("capabilities[{index}]"));
+            }
+            // One that could not be read keeps its place, so that the others keep their numbers.
+            capabilities_read.push(read.unwrap_or_default());
+        }
+        let status = optional::<AgentStatus>(
+            &mut errors,
+            "status",
+            "one of \"active\", \"busy\", \"offline\"",
+            self.status,
+        );
+        let metadata = optional(&mut errors, "metadata", "a JSON object", self.metadata);
+        let interval = optional::<Seconds>(
+            &mut errors,
+            "heartbeat_interval_seconds",
+            "a number of seconds above 0, up to 86400",
+            self.heartbeat_interval_seconds,
+        );
+        let registration = Registration {
+            agent_id: agent_id.unwrap_or_default(),
+            agent_name: agent_name.unwrap_or_default(),
+            base_url: base_url.unwrap_or_default(),
+            capabilities: capabilities_read,
+            status: status.unwrap_or_default(),
+            metadata: metadata.unwrap_or_default(),
+            heartbeat_interval: interval.map(|Seconds(duration)| duration),
+        };
+        // What could be read is checked against its limits as well; what could not has its error already.
+        if let Err(Invalid(limits)) = registration.validate() {
+            let told = |field: &str| {
+                errors.iter().any(|error| error.field == field)
+                    || unread.iter().any(|place| field.strip_prefix(place).is_some_and(|rest| rest.starts_with('.')))
+            };
+            let untold: Vec<_> = limits.into_iter().filter(|error| !told(&error.field)).collect();
+            errors.extend(untold);
+        }
+        if errors.is_empty() { Ok(registration) } else { Err(Invalid(errors)) }
+    }
+}
+
+/// Reads one capability, with an error for each field that is missing or of a wrong type.
+fn draft_capability(errors: &mut Vec<FieldError>, index: usize, raw: &RawValue) -> Option<Capability> {
+    #[derive(Deserialize)]
+    struct Draft<'a> {
+        #[serde(borrow)]
+        name: Option<&'a RawValue>,
+        description: Option<&'a RawValue>,
+        cost_estimate: Option<&'a RawValue>,
+        tags: Option<&'a RawValue>,
+    }
+    let at = |field: &str| format!("capabilities[{index}].{field}");
+    let draft = Some(raw.get()).filter(|text| text.starts_with('{'));
+    let Some(draft) = draft.and_then(|text| serde_json::from_str::<Draft<'_>>(text).ok()) else {
+        errors.push(FieldError::new(format!("capabilities[{index}]"), "must be an object with a `name`"));
+        return None;
+    };
+    let before = errors.len();
+    let name = required(errors, &at("name"), "a string", draft.name);
+    let description = optional(errors, &at("description"), "a string", draft.description);
+    let cost_estimate = optional(errors, &at("cost_estimate"), "a string", draft.cost_estimate);
+    let tags = optional(errors, &at("tags"), "a list of strings", draft.tags);
+    if errors.len() > before {
+        return None;
+    }
+    Some(Capability {
+        name: name?,
+        description: description.unwrap_or_default(),
+        cost_estimate,
+        tags: tags.unwrap_or_default(),
+    })
+}
+
+fn required<'a, T: Deserialize<'a>>(
+    errors: &mut Vec<FieldError>,
+    field: &str,
+    wanted: &str,
+    raw: Option<&'a RawValue>,
+) -> Option<T> {
+    if raw.is_none() {
+        errors.push(FieldError::new(field, format!("is required, and must be {wanted}")));
+    }
+    optional(errors, field, wanted, raw)
+}
+
+fn optional<'a, T: Deserialize<'a>>(
+    errors: &mut Vec<FieldError>,
+    field: &str,
+    wanted: &str,
+    raw: Option<&'a RawValue>,
+) -> Option<T> {
+    let value = serde_json::from_str(raw?.get()).ok();
+    if value.is_none() {
+        errors.push(FieldError::new(field, format!("must be {wanted}")));
+    }
+    value
+}

@@ -1,0 +1,74 @@
+//! What a search answers.
+
+use serde::{Deserialize, Serialize};
+
+use super::agent::{AgentStatus, Capability, null_is_default};
+use super::time::Timestamp;
+
+/// Where in a capability a term was found, the best place first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Field {
+    /// In its name.
+    Name,
+    /// In one of its tags.
+    Tag,
+    /// In its description.
+    Description,
+}
+
+/// An agent that can do what was asked for, by its best capability.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct CapabilityMatch {
+    /// Who it is.
+    pub agent_id: String,
+    /// Its name, for people.
+    #[serde(default)]
+    pub agent_name: String,
+    /// Where it answers.
+    #[serde(default)]
+    pub base_url: String,
+    /// Its status at the moment of the answer.
+    pub status: AgentStatus,
+    /// When it was last heard of.
+    #[serde(default)]
+    pub last_heartbeat: Option<Timestamp>,
+    /// The name of the capability that matched.
+    pub capability: String,
+    /// Its description.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub description: String,
+    /// What a task costs, in the agent's own words.
+    #[serde(default)]
+    pub cost_estimate: Option<String>,
+    /// Its tags.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub tags: Vec<String>,
+    /// How well it matched: above 0, and 1 where the whole name was asked for. `None` from a server that
+    /// does not rank.
+    #[serde(default)]
+    pub score: Option<f64>,
+    /// What a health check would have said at that moment. `None` from a server that does not say.
+    #[serde(default)]
+    pub healthy: Option<bool>,
+}
+
+impl CapabilityMatch {
+    /// A match of which only the agent's identity, its status and the capability are known.
+    #[must_use]
+    pub fn new(agent_id: impl Into<String>, status: AgentStatus, capability: Capability) -> Self {
+        Self {
+            agent_id: agent_id.into(),
+            agent_name: String::new(),
+            base_url: String::new(),
+            status,
+            last_heartbeat: None,
+            capability: capability.name,
+            description: capability.description,
+            cost_estimate: capability.cost_estimate,
+            tags: capability.tags,
+            score: None,
+            healthy: None,
+        }
+    }
+}

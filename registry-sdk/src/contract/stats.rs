@@ -1,0 +1,24 @@
+//! How many there are.
+
+use serde::{Deserialize, Serialize};
+
+/// Counts over the whole registry, at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct RegistryStats {
+    /// Agents of every status.
+    pub total_agents: u64,
+    /// Those that take work.
+    pub active_agents: u64,
+    /// Those that are at work.
+    pub busy_agents: u64,
+    /// Those that are neither.
+    pub offline_agents: u64,
+    /// Those that are offline because they missed their deadline.
+    pub stale_agents: u64,
+    /// Capabilities of all agents together.
+    pub total_capabilities: u64,
+    /// Distinct names among those.
+    pub distinct_capabilities: u64,
+}

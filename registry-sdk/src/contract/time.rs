@@ -1,0 +1,165 @@
+//! Times and durations as the wire writes them.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use chrono::{DateTime, NaiveDateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// A moment in UTC, to the millisecond, written as RFC 3339 (`2026-11-24T09:30:00.123Z`).
+///
+/// Reading is wider than writing: any offset is taken, and a time without one counts as UTC, because Python
+/// services commonly send such.
+///
+/// ```
+/// use registry_sdk::contract::Timestamp;
+/// let time: Timestamp = "2026-11-24T10:30:00.123456+01:00".parse()?;
+/// assert_eq!(time.to_string(), "2026-11-24T09:30:00.123Z");
+/// # Ok::<(), chrono::ParseError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(DateTime<Utc>);
+
+impl Timestamp {
+    /// The moment so many milliseconds after the Unix epoch. Beyond chrono's range (some 262,000 years) it
+    /// is the nearest end of that range.
+    #[must_use]
+    pub fn from_unix_millis(millis: i64) -> Self {
+        let nearest = if millis < 0 { DateTime::<Utc>::MIN_UTC } else { DateTime::<Utc>::MAX_UTC };
+        Self(DateTime::from_timestamp_millis(millis).unwrap_or(nearest))
+    }
+
+    /// Milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn unix_millis(self) -> i64 {
+        self.0.timestamp_millis()
+    }
+
+    /// How long after `earlier` this is; zero where it is not after it.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.unix_millis() - earlier.unix_millis()).unwrap_or(0))
+    }
+}
+
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Self {
+        Self::from_unix_millis(DateTime::<Utc>::from(time).timestamp_millis())
+    }
+}
+
+impl From<Timestamp> for SystemTime {
+    fn from(time: Timestamp) -> Self {
+        time.0.into()
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.to_rfc3339_opts(SecondsFormat::Millis, true))
+    }
+}
+
+impl FromStr for Timestamp {
+    type Err = chrono::ParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let with_offset = DateTime::parse_from_rfc3339(text).map(|time| time.timestamp_millis());
+        let millis = with_offset.or_else(|error| {
+            let naive = text.parse::<NaiveDateTime>().map_err(|_| error)?;
+            Ok(naive.and_utc().timestamp_millis())
+        })?;
+        Ok(Self::from_unix_millis(millis))
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(|error| de::Error::custom(format_args!("{text:?} is no RFC 3339 time: {error}")))
+    }
+}
+
+/// A duration as a number of seconds, for `#[serde(with = …)]`. Whole seconds are written without a fraction.
+pub(crate) mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(crate) fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        if value.subsec_nanos() == 0 {
+            serializer.serialize_u64(value.as_secs())
+        } else {
+            serializer.serialize_f64(value.as_secs_f64())
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let seconds = f64::deserialize(deserializer)?;
+        Duration::try_from_secs_f64(seconds)
+            .map_err(|_| de::Error::custom(format_args!("{seconds} is no number of seconds from 0")))
+    }
+}
+
+/// The same where the field may be absent or `null`.
+pub(crate) mod optional_seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    struct Seconds(#[serde(with = "super::seconds")] Duration);
+
+    #[expect(clippy::ref_option, reason = "serde passes the field by reference")]
+    pub(crate) fn serialize<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(duration) => super::seconds::serialize(duration, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<Seconds>::deserialize(deserializer)?.map(|Seconds(duration)| duration))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_other_services_are_read() {
+        for text in [
+            "2026-11-24T09:30:00.123Z",
+            "2026-11-24T09:30:00.123456+00:00",
+            "2026-11-24T10:30:00.123+01:00",
+            "2026-11-24T09:30:00.123456",
+        ] {
+            let time: Timestamp = text.parse().unwrap();
+            assert_eq!(time.to_string(), "2026-11-24T09:30:00.123Z", "{text}");
+        }
+        assert!("yesterday".parse::<Timestamp>().is_err());
+    }
+
+    #[test]
+    fn whole_seconds_are_written_without_a_fraction() {
+        #[derive(Serialize)]
+        struct Probe(#[serde(with = "seconds")] Duration);
+        let text = |millis| serde_json::to_string(&Probe(Duration::from_millis(millis))).unwrap();
+        assert_eq!(text(60_000), "60");
+        assert_eq!(text(2_500), "2.5");
+    }
+
+    #[test]
+    fn a_moment_beyond_the_range_is_the_end_of_it() {
+        assert!(Timestamp::from_unix_millis(i64::MAX) > Timestamp::from_unix_millis(0));
+        assert!(Timestamp::from_unix_millis(i64::MIN) < Timestamp::from_unix_millis(0));
+    }
+}

@@ -1,0 +1,162 @@
+//! The contract's limits, checked in this one place.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use serde_json::Value;
+use url::Url;
+
+use super::agent::Capability;
+use super::problem::{FieldError, Invalid};
+use super::registration::Registration;
+
+/// The largest values the contract allows.
+pub mod limits {
+    use std::time::Duration;
+
+    /// Characters of an `agent_id`.
+    pub const AGENT_ID: usize = 64;
+    /// Characters of an `agent_name`.
+    pub const AGENT_NAME: usize = 128;
+    /// Characters of a `base_url`.
+    pub const BASE_URL: usize = 256;
+    /// Capabilities of one agent.
+    pub const CAPABILITIES: usize = 128;
+    /// Characters of a capability's name.
+    pub const CAPABILITY_NAME: usize = 128;
+    /// Characters of a capability's description.
+    pub const DESCRIPTION: usize = 1_024;
+    /// Characters of a capability's cost estimate.
+    pub const COST_ESTIMATE: usize = 128;
+    /// Tags of one capability.
+    pub const TAGS: usize = 32;
+    /// Characters of one tag.
+    pub const TAG: usize = 64;
+    /// Bytes of the metadata, as compact JSON.
+    pub const METADATA_BYTES: usize = 16 * 1_024;
+    /// Bytes of a request's body.
+    pub const BODY_BYTES: usize = 256 * 1_024;
+    /// The longest interval between two heartbeats.
+    pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(86_400);
+    /// Entries of one page of a list, or of one search.
+    pub const PAGE: usize = 1_000;
+    /// Matches of a search that names no limit.
+    pub const DEFAULT_MATCHES: usize = 100;
+}
+
+/// Whether a text can be an `agent_id`.
+///
+/// ```
+/// use registry_sdk::contract::is_agent_id;
+/// assert!(is_agent_id("feature-dev"));
+/// assert!(!is_agent_id("-dev") && !is_agent_id("") && !is_agent_id("a b"));
+/// ```
+#[must_use]
+pub fn is_agent_id(text: &str) -> bool {
+    let ordinary = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    text.len() <= limits::AGENT_ID
+        && text.bytes().all(ordinary)
+        && text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
+}
+
+pub(super) fn registration(given: &Registration) -> Result<(), Invalid> {
+    let mut check = Check::default();
+    if !is_agent_id(&given.agent_id) {
+        check.fail("agent_id", "must be 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit");
+    }
+    check.text("agent_name", &given.agent_name, 1, limits::AGENT_NAME);
+    check.base_url(&given.base_url);
+    check.capabilities(&given.capabilities);
+    check.metadata(given);
+    if let Some(interval) = given.heartbeat_interval
+        && (interval == Duration::ZERO || interval > limits::HEARTBEAT_INTERVAL)
+    {
+        check.fail("heartbeat_interval_seconds", "must be above 0, up to 86400");
+    }
+    if check.errors.is_empty() { Ok(()) } else { Err(Invalid(check.errors)) }
+}
+
+/// Gathers what is wrong.
+#[derive(Default)]
+struct Check {
+    errors: Vec<FieldError>,
+}
+
+impl Check {
+    fn fail(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.errors.push(FieldError::new(field, message));
+    }
+
+    fn text(&mut self, field: &str, text: &str, least: usize, most: usize) {
+        let length = text.chars().count();
+        if length < least || length > most {
+            self.fail(field, format!("must have {least} to {most} characters, has {length}"));
+        } else if text.contains('\0') {
+            // PostgreSQL cannot store it, and no text that people read has it.
+            self.fail(field, "must not contain a NUL character");
+        }
+    }
+
+    fn base_url(&mut self, text: &str) {
+        self.text("base_url", text, 1, limits::BASE_URL);
+        let lower = text.get(..8).unwrap_or(text).to_ascii_lowercase();
+        // The URL standard's parser forgives much (missing slashes, tabs, spaces around); this does not.
+        let strict = (lower.starts_with("http://") || lower.starts_with("https://"))
+            && !text.contains(|character: char| character.is_whitespace() || character.is_control());
+        match Url::parse(text) {
+            Ok(url) if strict && url.has_host() => {
+                if !url.username().is_empty() || url.password().is_some() {
+                    self.fail("base_url", "must not carry a user name or a password");
+                }
+            }
+            _ => self.fail("base_url", "must be an absolute http or https URL, such as http://agent:8002"),
+        }
+    }
+
+    fn capabilities(&mut self, all: &[Capability]) {
+        if all.len() > limits::CAPABILITIES {
+            let most = limits::CAPABILITIES;
+            self.fail("capabilities", format!("must be up to {most}, are {}", all.len()));
+        }
+        let mut names = HashSet::new();
+        for (index, capability) in all.iter().enumerate() {
+            let at = |field: &str| format!("capabilities[{index}].{field}");
+            self.text(&at("name"), &capability.name, 1, limits::CAPABILITY_NAME);
+            if !capability.name.is_empty() && !names.insert(capability.name.as_str()) {
+                self.fail(at("name"), format!("{:?} stands twice: names are distinct", capability.name));
+            }
+            self.text(&at("description"), &capability.description, 0, limits::DESCRIPTION);
+            let cost = capability.cost_estimate.as_deref().unwrap_or_default();
+            self.text(&at("cost_estimate"), cost, 0, limits::COST_ESTIMATE);
+            if capability.tags.len() > limits::TAGS {
+                let most = limits::TAGS;
+                self.fail(at("tags"), format!("must be up to {most}, are {}", capability.tags.len()));
+            }
+            for (position, tag) in capability.tags.iter().enumerate() {
+                self.text(&at(&format!("tags[{position}]")), tag, 1, limits::TAG);
+            }
+        }
+    }
+
+    fn metadata(&mut self, given: &Registration) {
+        let bytes = serde_json::to_vec(&given.metadata).map_or(usize::MAX, |json| json.len());
+        if bytes > limits::METADATA_BYTES {
+            let most = limits::METADATA_BYTES;
+            self.fail("metadata", format!("must be up to {most} bytes of JSON, has {bytes}"));
+        }
+        let has_nul = given.metadata.iter().any(|(key, value)| key.contains('\0') || contains_nul(value));
+        if has_nul {
+            self.fail("metadata", "must not contain a NUL character");
+        }
+    }
+}
+
+/// Recursion is bounded: a JSON text nested deeper than 128 is not read in the first place.
+fn contains_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(contains_nul),
+        Value::Object(entries) => entries.iter().any(|(key, value)| key.contains('\0') || contains_nul(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}

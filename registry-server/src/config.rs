@@ -1,0 +1,73 @@
+//! How a server is to run. Flags and environment variables are read here and nowhere else.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use registry_sdk::contract::DEFAULT_PORT;
+
+/// How a server is to run. [`Config::default`] is what `registry-server` does without an argument.
+///
+/// ```
+/// use registry_server::Config;
+/// let config = Config { database_url: "sqlite::memory:".to_owned(), ..Config::default() };
+/// assert_eq!(config.listen.port(), 8009);
+/// ```
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// Where to listen; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR", env = "REGISTRY_LISTEN", default_value_t = Config::default().listen)]
+    pub listen: SocketAddr,
+
+    /// The database: sqlite://FILE, sqlite::memory: or postgres://USER:PASSWORD@HOST/NAME.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "REGISTRY_DATABASE_URL",
+        hide_env_values = true,
+        default_value_t = Config::default().database_url
+    )]
+    pub database_url: String,
+
+    /// How long an agent may be silent; twice its own heartbeat interval where that is longer.
+    #[arg(
+        long,
+        value_name = "DUR",
+        env = "REGISTRY_HEARTBEAT_TIMEOUT",
+        value_parser = duration,
+        default_value = "60s"
+    )]
+    pub heartbeat_timeout: Duration,
+
+    /// How often to write down who missed its deadline.
+    #[arg(
+        long,
+        value_name = "DUR",
+        env = "REGISTRY_SWEEP_INTERVAL",
+        value_parser = duration,
+        default_value = "5s"
+    )]
+    pub sweep_interval: Duration,
+
+    /// Remove agents that stay offline so long [default: they are kept].
+    #[arg(long, value_name = "DUR", env = "REGISTRY_REMOVE_AFTER", value_parser = duration)]
+    pub remove_after: Option<Duration>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
+            database_url: "sqlite://agent-registry.db".to_owned(),
+            heartbeat_timeout: Duration::from_secs(60),
+            sweep_interval: Duration::from_secs(5),
+            remove_after: None,
+        }
+    }
+}
+
+/// Reads a duration as people write it: `500ms`, `30s`, `2m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a duration such as 500ms, 30s or 2m"))?;
+    if duration.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(duration) }
+}

@@ -1,0 +1,31 @@
+//! A thin agent registry over SQLite or PostgreSQL, as a library: `main`, the examples and the tests all start
+//! it with [`Server::bind`].
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), registry_server::StartError> {
+//! use registry_server::{Config, Server};
+//!
+//! let config = Config {
+//!     listen: ([127, 0, 0, 1], 0).into(),
+//!     database_url: "sqlite::memory:".to_owned(),
+//!     ..Config::default()
+//! };
+//! let server = Server::bind(config).await?;
+//! println!("the registry answers at {}", server.url());
+//! server.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The parts, and who calls whom: `routes` read requests and answer them, `registry` has the rules and every
+//! agent in memory, `store` makes it last.
+
+mod config;
+mod registry;
+mod routes;
+mod server;
+mod store;
+
+pub use config::Config;
+pub use server::{Server, StartError};

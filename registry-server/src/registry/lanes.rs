@@ -1,0 +1,191 @@
+//! Group commit: while one write is under way the next batch gathers, and each caller is answered after its
+//! own batch is in the database and in the view.
+//!
+//! There are two lanes. Heartbeats that change nothing but the time take the fast one: one statement a batch,
+//! which need not wait for the disk. Everything else takes the lane of changes: one transaction a batch,
+//! which commits fully and numbers its changes.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use registry_sdk::contract::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+
+use super::rules::{Change, Judge, Outcome};
+use super::{Core, Error};
+use crate::store::{Current, EventKind, StoreError, Touch, Writes};
+
+/// How many callers may wait in a lane before further ones are refused.
+const QUEUE: usize = 16_384;
+
+/// How many heartbeats one statement writes.
+const BEATS_A_BATCH: usize = 1_000;
+
+/// How many changes one transaction makes.
+const CHANGES_A_BATCH: usize = 500;
+
+/// A request in a lane, and where its answer goes.
+pub(super) struct Waiting<T, A> {
+    request: T,
+    answer: oneshot::Sender<Result<A, Error>>,
+}
+
+/// A change of one agent.
+pub(super) struct Asked {
+    agent_id: String,
+    change: Change,
+    arrived: Instant,
+}
+
+/// The ends of the lanes that callers hold. When they are gone, the lanes end.
+pub(super) struct Lanes {
+    beats: mpsc::Sender<Waiting<Touch, Option<Timestamp>>>,
+    changes: mpsc::Sender<Waiting<Asked, Outcome>>,
+}
+
+/// The other ends, for [`run_beats`] and [`run_changes`].
+pub(super) type Beats = mpsc::Receiver<Waiting<Touch, Option<Timestamp>>>;
+pub(super) type Changes = mpsc::Receiver<Waiting<Asked, Outcome>>;
+
+impl Lanes {
+    pub(super) fn new() -> (Self, Beats, Changes) {
+        let (beats, beats_end) = mpsc::channel(QUEUE);
+        let (changes, changes_end) = mpsc::channel(QUEUE);
+        (Self { beats, changes }, beats_end, changes_end)
+    }
+
+    /// Writes a heartbeat's time, unless the agent's revision in the database is another: then `None`.
+    pub(super) async fn beat(&self, touch: Touch) -> Result<Option<Timestamp>, Error> {
+        ask(&self.beats, touch).await
+    }
+
+    /// Makes a change.
+    pub(super) async fn change(&self, agent_id: String, change: Change, arrived: Instant) -> Result<Outcome, Error> {
+        ask(&self.changes, Asked { agent_id, change, arrived }).await
+    }
+}
+
+async fn ask<T, A>(lane: &mpsc::Sender<Waiting<T, A>>, request: T) -> Result<A, Error> {
+    let (answer, answered) = oneshot::channel();
+    lane.try_send(Waiting { request, answer }).map_err(|error| match error {
+        mpsc::error::TrySendError::Full(_) => Error::Overloaded,
+        mpsc::error::TrySendError::Closed(_) => Error::Stopping,
+    })?;
+    answered.await.unwrap_or(Err(Error::Stopping))
+}
+
+/// The lane of heartbeats. Ends when all [`Lanes`] are gone and what they left is written.
+pub(super) async fn run_beats(core: Arc<Core>, mut lane: Beats) {
+    let mut waiting = Vec::new();
+    while lane.recv_many(&mut waiting, BEATS_A_BATCH).await > 0 {
+        // In the order of ids, so that two replicas rarely wait for each other, and repeats stand together.
+        waiting.sort_unstable_by(|a, b| a.request.agent_id.cmp(&b.request.agent_id));
+        let mut touches: Vec<Touch> = Vec::with_capacity(waiting.len());
+        let mut answers = Vec::with_capacity(waiting.len());
+        for Waiting { request, answer } in waiting.drain(..) {
+            match touches.last_mut() {
+                Some(last) if last.agent_id == request.agent_id && last.revision == request.revision => {
+                    last.arrived = last.arrived.max(request.arrived);
+                }
+                _ => touches.push(request),
+            }
+            answers.push((touches.len() - 1, answer));
+        }
+        let written = core.store.touch(&touches).await;
+        if let Ok(times) = &written {
+            let heard = touches.iter().zip(times).filter_map(|(touch, time)| Some((&*touch.agent_id, (*time)?)));
+            core.view.heard(heard);
+        }
+        core.noticed(&written);
+        for (place, answer) in answers {
+            let outcome = match &written {
+                Ok(times) => Ok(times.get(place).copied().flatten()),
+                Err(error) => Err(error.into()),
+            };
+            // Who does not wait any more has lost nothing but the answer.
+            let _ = answer.send(outcome);
+        }
+    }
+}
+
+/// The lane of changes. Ends when all [`Lanes`] are gone and what they left is written.
+pub(super) async fn run_changes(core: Arc<Core>, mut lane: Changes) {
+    let mut waiting = Vec::new();
+    loop {
+        if waiting.is_empty() && lane.recv_many(&mut waiting, CHANGES_A_BATCH).await == 0 {
+            return;
+        }
+        let (requests, answers): (Vec<_>, Vec<_>) =
+            one_an_agent(&mut waiting).into_iter().map(|waiting| (waiting.request, waiting.answer)).unzip();
+        match commit(&core, &requests).await {
+            // One of them spoils it for all: each by itself, then.
+            Err(StoreError::Rejected(_)) if requests.len() > 1 => {
+                for (request, answer) in requests.iter().zip(answers) {
+                    let outcome = commit(&core, std::slice::from_ref(request)).await;
+                    let first = outcome.map(|outcomes| outcomes.into_iter().next().unwrap_or(Outcome::NotFound));
+                    let _ = answer.send(first.map_err(|error| (&error).into()));
+                }
+            }
+            Ok(outcomes) => {
+                for (outcome, answer) in outcomes.into_iter().zip(answers) {
+                    let _ = answer.send(Ok(outcome));
+                }
+            }
+            Err(error) => {
+                for answer in answers {
+                    let _ = answer.send(Err((&error).into()));
+                }
+            }
+        }
+        if let Ok(next) = lane.try_recv() {
+            waiting.push(next);
+            while waiting.len() < CHANGES_A_BATCH
+                && let Ok(next) = lane.try_recv()
+            {
+                waiting.push(next);
+            }
+        }
+    }
+}
+
+/// Takes the first change of each agent; later ones of the same agent stay, in their order.
+fn one_an_agent(waiting: &mut Vec<Waiting<Asked, Outcome>>) -> Vec<Waiting<Asked, Outcome>> {
+    let mut taken = HashSet::new();
+    let first = |next: &mut Waiting<Asked, Outcome>| taken.insert(next.request.agent_id.clone());
+    waiting.extract_if(.., first).collect()
+}
+
+/// Makes a batch of changes, at most one an agent, and takes them over into the view.
+async fn commit(core: &Core, requests: &[Asked]) -> Result<Vec<Outcome>, StoreError> {
+    let agent_ids: Vec<String> = requests.iter().map(|request| request.agent_id.clone()).collect();
+    let patience = core.patience();
+    let began = Instant::now();
+    let mut outcomes = Vec::new();
+    let mut removed_at = Vec::new();
+    let mut decide = |mut current: Current| {
+        let writes = Writes::default();
+        let mut judge = Judge { patience: &patience, now: current.now, revision: current.revision, writes };
+        let decided = requests.iter().map(|Asked { agent_id, change, arrived }| {
+            judge.decide(change, began.duration_since(*arrived), current.agents.remove(agent_id))
+        });
+        outcomes = decided.collect();
+        removed_at.clear();
+        let removed = judge.writes.events.iter().filter(|event| event.kind == EventKind::Deregistered);
+        removed_at.extend(removed.map(|event| (event.agent_id.clone(), event.revision)));
+        core.clock.observe(current.now);
+        judge.writes
+    };
+    let written = core.store.transact(&agent_ids, &mut decide).await;
+    core.noticed(&written);
+    written?;
+    for outcome in &outcomes {
+        if let Outcome::Done(agent) = outcome {
+            core.view.put(agent.as_ref().clone());
+        }
+    }
+    for (agent_id, revision) in removed_at {
+        core.view.remove(&agent_id, revision);
+    }
+    Ok(outcomes)
+}

@@ -1,0 +1,283 @@
+//! The registry: its rules, and the view of every agent in memory. Writes go to the database first; reads
+//! come from memory.
+
+mod availability;
+mod clock;
+mod follow;
+mod index;
+mod lanes;
+mod rules;
+mod sweep;
+mod view;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use registry_sdk::contract::{
+    AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, HeartbeatAck, Registration, RegistryStats,
+    ServerHealth, Timestamp, heartbeat_timeout, is_agent_id,
+};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::store::{Store, StoreError, StoredAgent, Touch};
+use availability::Availability;
+use clock::Clock;
+use lanes::Lanes;
+use rules::{Change, Outcome, Patience};
+pub(crate) use view::{ListQuery, Page, SearchQuery};
+use view::{Held, Moment, Read, View};
+
+/// What the registry could not do.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// There is no such agent.
+    #[error("no agent {0:?} is registered")]
+    NotFound(String),
+    /// The database is away.
+    #[error("the registry's database does not answer, nothing was changed; try again")]
+    Unavailable,
+    /// Too many requests wait already.
+    #[error("too many requests are waiting, nothing was changed; try again")]
+    Overloaded,
+    /// The server is shutting down.
+    #[error("the server is shutting down, nothing was changed; try again")]
+    Stopping,
+    /// A defect: the database refused what passed the checks.
+    #[error("the registry could not store this")]
+    Internal,
+}
+
+impl From<&StoreError> for Error {
+    fn from(error: &StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) => Self::Unavailable,
+            StoreError::Rejected(_) => Self::Internal,
+        }
+    }
+}
+
+/// What the registry's tasks share.
+pub(crate) struct Core {
+    store: Arc<dyn Store>,
+    view: View,
+    clock: Clock,
+    availability: Availability,
+    config: Config,
+    started: Instant,
+}
+
+/// The registry. Its tasks end when it is dropped and `stop` is cancelled, after what was asked is written.
+pub(crate) struct Registry {
+    core: Arc<Core>,
+    lanes: Lanes,
+}
+
+impl Registry {
+    /// Reads all agents and starts the registry's tasks.
+    pub(crate) async fn start(
+        store: Arc<dyn Store>,
+        config: Config,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Arc<Self>, StoreError> {
+        let snapshot = store.load().await?;
+        let revision = snapshot.revision;
+        tracing::info!(agents = snapshot.agents.len(), revision, store = store.name(), "read the registry");
+        let core = Arc::new(Core {
+            store,
+            clock: Clock::new(snapshot.now),
+            availability: Availability::new(snapshot.now),
+            view: View::new(snapshot),
+            config,
+            started: Instant::now(),
+        });
+        let (lanes, beats, changes) = Lanes::new();
+        tasks.spawn(lanes::run_beats(core.clone(), beats));
+        tasks.spawn(lanes::run_changes(core.clone(), changes));
+        let registry = Arc::new(Self { core: core.clone(), lanes });
+        tasks.spawn(stop.clone().run_until_cancelled_owned(follow::run(core, revision)));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(sweep::run(registry.clone())));
+        Ok(registry)
+    }
+
+    /// Creates or updates an agent. One that says again what is known already costs no more than a heartbeat.
+    pub(crate) async fn register(&self, registration: Registration) -> Result<AgentRecord, Error> {
+        let arrived = Instant::now();
+        if let Some(held) = self.core.view.held(&registration.agent_id)
+            && is_same(&held.agent, &registration)
+            && let Some(heard) = self.touch(&held, arrived).await?
+        {
+            return Ok(self.core.record(StoredAgent { last_heartbeat: heard, ..held.agent.clone() }));
+        }
+        let agent_id = registration.agent_id.clone();
+        let change = Change::Register(Box::new(registration));
+        let agent = self.change(&agent_id, change, arrived).await?;
+        Ok(self.core.record(agent))
+    }
+
+    /// An agent is alive, and may say its status.
+    pub(crate) async fn heartbeat(
+        &self,
+        agent_id: &str,
+        status: Option<AgentStatus>,
+    ) -> Result<HeartbeatAck, Error> {
+        let arrived = Instant::now();
+        let timeout = |interval| heartbeat_timeout(self.core.config.heartbeat_timeout, interval);
+        if let Some(held) = self.core.view.held(agent_id)
+            && held.agent.status != AgentStatus::Offline
+            && status.is_none_or(|status| status == held.agent.status)
+            && let Some(heard) = self.touch(&held, arrived).await?
+        {
+            let (status, interval) = (held.agent.status, held.agent.heartbeat_interval);
+            return Ok(HeartbeatAck::new(agent_id.to_owned(), status, heard, timeout(interval)));
+        }
+        let agent = self.change(agent_id, Change::Beat(status), arrived).await?;
+        let timeout = timeout(agent.heartbeat_interval);
+        Ok(HeartbeatAck::new(agent.agent_id, agent.status, agent.last_heartbeat, timeout))
+    }
+
+    pub(crate) async fn set_status(&self, agent_id: &str, status: AgentStatus) -> Result<AgentRecord, Error> {
+        let agent = self.change(agent_id, Change::SetStatus(status), Instant::now()).await?;
+        Ok(self.core.record(agent))
+    }
+
+    pub(crate) async fn remove(&self, agent_id: &str) -> Result<(), Error> {
+        match self.ask(agent_id, Change::Remove, Instant::now()).await? {
+            Outcome::NotFound => Err(Error::NotFound(agent_id.to_owned())),
+            Outcome::Done(_) | Outcome::Removed => Ok(()),
+        }
+    }
+
+    pub(crate) async fn get(&self, agent_id: &str) -> Result<AgentRecord, Error> {
+        let found = self.read(|moment| self.core.view.get(agent_id, moment)).await;
+        found.ok_or_else(|| Error::NotFound(agent_id.to_owned()))
+    }
+
+    pub(crate) async fn health(&self, agent_id: &str) -> Result<AgentHealth, Error> {
+        let found = self.read(|moment| self.core.view.health(agent_id, moment)).await;
+        found.ok_or_else(|| Error::NotFound(agent_id.to_owned()))
+    }
+
+    pub(crate) async fn list(&self, query: &ListQuery) -> Page {
+        self.read(|moment| self.core.view.list(query, moment)).await
+    }
+
+    pub(crate) async fn search(&self, query: &SearchQuery) -> Vec<CapabilityMatch> {
+        self.read(|moment| self.core.view.search(query, moment)).await
+    }
+
+    pub(crate) async fn stats(&self) -> RegistryStats {
+        self.read(|moment| self.core.view.stats(moment)).await
+    }
+
+    /// The health of the registry itself.
+    pub(crate) fn server_health(&self) -> ServerHealth {
+        let core = &self.core;
+        let status = core.availability.health(core.config.sweep_interval);
+        ServerHealth::new(status, env!("CARGO_PKG_VERSION"), core.store.name(), core.started.elapsed())
+    }
+
+    /// For how long the database has been away, where it is.
+    pub(crate) fn stale_for(&self) -> Option<Duration> {
+        self.core.availability.away_for()
+    }
+
+    /// Answers from the view, after asking the database about agents that seem to have missed their deadline.
+    async fn read<T>(&self, read: impl Fn(&Moment) -> Read<T>) -> T {
+        let first = read(&self.core.moment());
+        if first.doubts.is_empty() {
+            return first.answer;
+        }
+        // By now the database has been asked, or it is away and no deadline counts.
+        self.core.confirm(&first.doubts).await;
+        read(&self.core.moment()).answer
+    }
+
+    /// Writes a heartbeat that changes nothing else, where that is all there is to it, and tells its time.
+    async fn touch(&self, held: &Held, arrived: Instant) -> Result<Option<Timestamp>, Error> {
+        let (heard, interval) = (held.heard(), held.agent.heartbeat_interval);
+        let now = self.core.clock.now();
+        if held.agent.missed_deadline || self.core.patience().is_nearly_overdue(heard, interval, now) {
+            return Ok(None);
+        }
+        let agent_id = held.agent.agent_id.clone();
+        let touch = Touch { agent_id, revision: held.agent.revision, arrived };
+        self.lanes.beat(touch).await
+    }
+
+    async fn change(&self, agent_id: &str, change: Change, arrived: Instant) -> Result<StoredAgent, Error> {
+        match self.ask(agent_id, change, arrived).await? {
+            Outcome::Done(agent) => Ok(*agent),
+            Outcome::Removed | Outcome::NotFound => Err(Error::NotFound(agent_id.to_owned())),
+        }
+    }
+
+    async fn ask(&self, agent_id: &str, change: Change, arrived: Instant) -> Result<Outcome, Error> {
+        // No such id can have been registered, so the database need not be asked.
+        if !is_agent_id(agent_id) {
+            return Ok(Outcome::NotFound);
+        }
+        self.lanes.change(agent_id.to_owned(), change, arrived).await
+    }
+}
+
+impl Core {
+    fn patience(&self) -> Patience {
+        Patience {
+            timeout: self.config.heartbeat_timeout,
+            listening_since: self.availability.listening_since(),
+            margin: self.config.sweep_interval.min(Duration::from_secs(1)),
+            remove_after: self.config.remove_after,
+        }
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { now: self.clock.now(), patience: self.patience(), doubt: self.store.is_shared() }
+    }
+
+    /// The record of an agent as it was just stored.
+    fn record(&self, mut agent: StoredAgent) -> AgentRecord {
+        let moment = self.moment();
+        if moment.patience.is_overdue(agent.last_heartbeat, agent.heartbeat_interval, moment.now) {
+            agent.status = AgentStatus::Offline;
+        }
+        view::record(agent, &moment)
+    }
+
+    /// Asks the database when agents were last heard of, by any process.
+    async fn confirm(&self, agent_ids: &[String]) {
+        let heard = self.store.heard(agent_ids).await;
+        self.noticed(&heard);
+        if let Ok(heard) = heard {
+            self.clock.observe(heard.now);
+            let moment = Moment { now: heard.now, ..self.moment() };
+            self.view.confirm(&heard.times, agent_ids, &moment);
+        }
+    }
+
+    /// Notes from a database operation's outcome that the database is away. Only the follower says when it
+    /// is back.
+    fn noticed<T>(&self, outcome: &Result<T, StoreError>) {
+        match outcome {
+            Ok(_) => {}
+            Err(error @ StoreError::Unavailable(source)) => {
+                if self.availability.lost() {
+                    tracing::error!(cause = %source, "{error}; answering reads from memory");
+                }
+            }
+            Err(error @ StoreError::Rejected(source)) => tracing::error!(cause = %source, "{error}"),
+        }
+    }
+}
+
+/// Whether a registration says nothing new of an agent.
+fn is_same(agent: &StoredAgent, registration: &Registration) -> bool {
+    agent.status == registration.status
+        && agent.agent_name == registration.agent_name
+        && agent.base_url == registration.base_url
+        && agent.heartbeat_interval == registration.heartbeat_interval
+        && agent.capabilities == registration.capabilities
+        && agent.metadata == registration.metadata
+}

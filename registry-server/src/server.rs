@@ -1,0 +1,187 @@
+//! Starting and stopping a server.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::serve::ListenerExt;
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::registry::Registry;
+use crate::routes;
+use crate::store::{PostgresStore, SqliteStore, Store};
+
+/// How long requests in flight may take to finish once the server has been told to stop.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A running server.
+///
+/// It serves from [`Server::bind`] on, in tasks of its own. [`Server::shutdown`] stops it in good order;
+/// dropping it stops it as well, without waiting.
+#[derive(Debug)]
+pub struct Server {
+    local_addr: SocketAddr,
+    /// Tells the tasks to end.
+    stop: DropGuard,
+    /// Knows when they have.
+    tasks: TaskTracker,
+    store: StoreHandle,
+}
+
+/// What the server closes last.
+struct StoreHandle(Arc<dyn Store>);
+
+impl std::fmt::Debug for StoreHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.name())
+    }
+}
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The database URL names no database that is known.
+    #[error("the database URL has to begin with sqlite: or postgres:")]
+    UnknownDatabase,
+    /// The database cannot be reached or opened.
+    #[error("cannot open the database {database}")]
+    Database {
+        /// The database's URL, without its password.
+        database: String,
+        /// What went wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The database's tables cannot be brought up to date.
+    #[error("cannot bring the tables of {database} up to date")]
+    Migrations {
+        /// The database's URL, without its password.
+        database: String,
+        /// What went wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The database's file cannot be locked.
+    #[error("cannot lock {0}")]
+    DatabaseFile(PathBuf, #[source] io::Error),
+    /// Another server uses the database's file.
+    #[error(
+        "another registry-server holds {0}: one SQLite file serves one server; several can share PostgreSQL"
+    )]
+    DatabaseInUse(PathBuf),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {0}")]
+    Listen(SocketAddr, #[source] io::Error),
+}
+
+impl StartError {
+    pub(crate) fn database(url: &str) -> impl FnOnce(sqlx::Error) -> Self {
+        let database = without_password(url);
+        |error| Self::Database { database, source: error.into() }
+    }
+
+    pub(crate) fn migrations(url: &str) -> impl FnOnce(sqlx::migrate::MigrateError) -> Self {
+        let database = without_password(url);
+        |error| Self::Migrations { database, source: error.into() }
+    }
+}
+
+/// The URL as it may be shown and logged.
+fn without_password(url: &str) -> String {
+    let Ok(mut parsed) = url::Url::parse(url) else { return "at the URL that was given".to_owned() };
+    if parsed.password().is_some() && parsed.set_password(Some("***")).is_err() {
+        return "at the URL that was given".to_owned();
+    }
+    // A password may also stand among the parameters.
+    parsed.set_query(None);
+    parsed.to_string()
+}
+
+impl Server {
+    /// Opens the database, brings its tables up to date, reads all agents, and begins to serve.
+    ///
+    /// # Errors
+    /// Where the database or the address cannot be used; then nothing is left running.
+    pub async fn bind(config: Config) -> Result<Self, StartError> {
+        let stop = CancellationToken::new();
+        let guard = stop.clone().drop_guard();
+        let tasks = TaskTracker::new();
+        let store = open(&config.database_url, &tasks, &stop).await?;
+        let listen = config.listen;
+        let listener = TcpListener::bind(listen).await.map_err(|error| StartError::Listen(listen, error))?;
+        let local_addr = listener.local_addr().map_err(|error| StartError::Listen(listen, error))?;
+        let database = without_password(&config.database_url);
+        let registry = Registry::start(store.clone(), config, &tasks, &stop)
+            .await
+            .map_err(|error| StartError::Database { database, source: error.into() })?;
+        tasks.spawn(serve(listener, registry, stop));
+        tasks.close();
+        tracing::info!(%local_addr, store = store.name(), "serving");
+        Ok(Self { local_addr, stop: guard, tasks, store: StoreHandle(store) })
+    }
+
+    /// The address it listens on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// The URL at which clients on this host reach it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let mut address = self.local_addr;
+        if address.ip().is_unspecified() {
+            let loopback: std::net::IpAddr = match address {
+                SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            };
+            address.set_ip(loopback);
+        }
+        format!("http://{address}")
+    }
+
+    /// Stops accepting, lets the requests in flight finish for up to ten seconds, writes what they asked, and
+    /// closes the database. Not to be cancelled: what is left then ends without order.
+    pub async fn shutdown(self) {
+        drop(self.stop);
+        self.tasks.wait().await;
+        self.store.0.close().await;
+    }
+}
+
+async fn open(
+    url: &str,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<Arc<dyn Store>, StartError> {
+    match url.split_once(':').map(|(scheme, _)| scheme) {
+        Some("sqlite") => Ok(Arc::new(SqliteStore::open(url).await?)),
+        Some("postgres" | "postgresql") => Ok(Arc::new(PostgresStore::open(url, tasks, stop).await?)),
+        _ => Err(StartError::UnknownDatabase),
+    }
+}
+
+async fn serve(listener: TcpListener, registry: Arc<Registry>, stop: CancellationToken) {
+    let listener = listener.tap_io(|connection| {
+        // Without it small answers wait for the client's acknowledgement. One that cannot be set costs speed.
+        let _ = connection.set_nodelay(true);
+    });
+    let stopped = stop.clone();
+    let serving = axum::serve(listener, routes::router(registry))
+        .with_graceful_shutdown(async move { stopped.cancelled().await });
+    let too_long = async {
+        stop.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        // It never fails: errors of single connections are its own matter.
+        _ = serving => {}
+        () = too_long => tracing::warn!("some requests did not finish in time"),
+    }
+}

@@ -1,0 +1,221 @@
+//! What makes the registry last: a small trait, and a database behind it.
+//!
+//! A store knows no rules. It reads rows, hands them to the caller inside a transaction, and writes what the
+//! caller decided; so both databases behave alike.
+
+mod postgres;
+mod sqlite;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use registry_sdk::contract::{AgentStatus, Capability, Timestamp};
+use serde_json::{Map, Value};
+use tokio::sync::Notify;
+
+pub(crate) use postgres::PostgresStore;
+pub(crate) use sqlite::SqliteStore;
+
+/// One agent, as it is stored.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct StoredAgent {
+    pub(crate) agent_id: String,
+    pub(crate) agent_name: String,
+    pub(crate) base_url: String,
+    pub(crate) capabilities: Vec<Capability>,
+    pub(crate) metadata: Map<String, Value>,
+    pub(crate) status: AgentStatus,
+    /// Offline because it missed its deadline, and not because it said so.
+    pub(crate) missed_deadline: bool,
+    /// Since when it is offline, where it is.
+    pub(crate) offline_since: Option<Timestamp>,
+    pub(crate) heartbeat_interval: Option<Duration>,
+    pub(crate) registered_at: Timestamp,
+    pub(crate) last_heartbeat: Timestamp,
+    /// The registry's revision at this agent's last change; heartbeats alone do not move it.
+    pub(crate) revision: i64,
+}
+
+/// What kind of change a revision was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EventKind {
+    Registered,
+    StatusChanged,
+    Deregistered,
+    /// No change that anybody sees: a heartbeat so late that other replicas might not hear of it in time.
+    Heard,
+}
+
+impl EventKind {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Registered => "registered",
+            Self::StatusChanged => "status_changed",
+            Self::Deregistered => "deregistered",
+            Self::Heard => "heard",
+        }
+    }
+}
+
+/// One numbered change.
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    pub(crate) revision: i64,
+    pub(crate) kind: EventKind,
+    pub(crate) agent_id: String,
+}
+
+/// A heartbeat that changes nothing but the time.
+#[derive(Clone, Debug)]
+pub(crate) struct Touch {
+    pub(crate) agent_id: String,
+    /// The agent's revision as the sender knows it. Where the database has another, the heartbeat may change
+    /// more than the time, and is not written.
+    pub(crate) revision: i64,
+    /// When the heartbeat arrived, by the process's monotonic clock.
+    pub(crate) arrived: Instant,
+}
+
+/// All agents at one revision.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) agents: Vec<StoredAgent>,
+    pub(crate) revision: i64,
+    pub(crate) now: Timestamp,
+}
+
+/// What a transaction finds: the agents it asked for, locked, and the revision that its changes follow.
+#[derive(Debug)]
+pub(crate) struct Current {
+    pub(crate) agents: HashMap<String, StoredAgent>,
+    pub(crate) revision: i64,
+    /// The database's clock, when the transaction began.
+    pub(crate) now: Timestamp,
+}
+
+/// What a transaction writes.
+#[derive(Debug, Default)]
+pub(crate) struct Writes {
+    /// Created or replaced.
+    pub(crate) puts: Vec<StoredAgent>,
+    /// Only the time of the last heartbeat moves.
+    pub(crate) beats: Vec<(String, Timestamp)>,
+    pub(crate) removes: Vec<String>,
+    /// One for each put and each remove, numbered on from [`Current::revision`] without a gap.
+    pub(crate) events: Vec<Event>,
+}
+
+impl Writes {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.puts.is_empty() && self.beats.is_empty() && self.removes.is_empty()
+    }
+}
+
+/// The caller's part of a transaction. It may be called again where the transaction has to be repeated.
+pub(crate) type Decide<'a> = &'a mut (dyn FnMut(Current) -> Writes + Send);
+
+/// What happened since a revision.
+#[derive(Debug)]
+pub(crate) struct Followed {
+    /// The registry's revision now.
+    pub(crate) revision: i64,
+    /// The database's clock now.
+    pub(crate) now: Timestamp,
+    /// Which agents changed, and at which revision, the oldest change first.
+    pub(crate) changed: Vec<(i64, String)>,
+}
+
+/// Times of last heartbeats, as the database has them.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    pub(crate) now: Timestamp,
+    pub(crate) times: Vec<(String, Timestamp)>,
+}
+
+/// What the database could not do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// It does not answer, or cannot write now. Trying again later may help.
+    #[error("the database is not available")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It refused the data. Trying again will not help.
+    #[error("the database refused the data")]
+    Rejected(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl StoreError {
+    fn timed_out(after: Duration) -> Self {
+        Self::Unavailable(format!("no answer within {after:?}").into())
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        let refused = match &error {
+            sqlx::Error::Database(database) => {
+                // PostgreSQL's classes 22 (data exception) and 23 (constraint violation).
+                let class = database.code().is_some_and(|code| code.starts_with("22") || code.starts_with("23"));
+                class || !matches!(database.kind(), sqlx::error::ErrorKind::Other)
+            }
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::Encode(_) => true,
+            _ => false,
+        };
+        if refused { Self::Rejected(error.into()) } else { Self::Unavailable(error.into()) }
+    }
+}
+
+pub(crate) type Result<T> = std::result::Result<T, StoreError>;
+
+/// A database that keeps the agents.
+#[async_trait]
+pub(crate) trait Store: Send + Sync + 'static {
+    /// Its name in `GET /health`.
+    fn name(&self) -> &'static str;
+
+    /// Whether other processes write to it as well, so that memory may lag behind it.
+    fn is_shared(&self) -> bool;
+
+    /// Everything, at one revision.
+    async fn load(&self) -> Result<Snapshot>;
+
+    /// Moves the last heartbeat forward for each agent whose revision is still the sender's. Answers with the
+    /// new time, in the order of `touches`, or `None` where the agent is not there or not at that revision.
+    async fn touch(&self, touches: &[Touch]) -> Result<Vec<Option<Timestamp>>>;
+
+    /// Locks the named agents, lets the caller decide, and writes what it decided, in one transaction that
+    /// commits fully. Changes of all processes happen one after another.
+    async fn transact(&self, agent_ids: &[String], decide: Decide<'_>) -> Result<()>;
+
+    /// The named agents, as far as they are there.
+    async fn agents(&self, agent_ids: &[String]) -> Result<Vec<StoredAgent>>;
+
+    /// When the named agents were last heard of, by any process.
+    async fn heard(&self, agent_ids: &[String]) -> Result<Heard>;
+
+    /// What changed after a revision, up to a batch of it. Also tells whether the database answers at all.
+    async fn follow(&self, after: i64) -> Result<Followed>;
+
+    /// Removes events that are more than `keep` revisions old.
+    async fn prune_events(&self, keep: i64) -> Result<()>;
+
+    /// Wakes whoever follows, when another process may have changed something. It may wake for nothing, and
+    /// it may miss something: who follows looks every so often as well.
+    fn changed(&self) -> Arc<Notify>;
+
+    /// Closes all connections.
+    async fn close(&self);
+}
+
+/// How many events one [`Store::follow`] reads.
+const FOLLOW_BATCH: i64 = 5_000;
+
+/// A column that does not hold what it should.
+fn undecodable(column: &'static str, error: impl std::fmt::Display) -> sqlx::Error {
+    sqlx::Error::ColumnDecode { index: column.to_owned(), source: error.to_string().into() }
+}
+
+fn interval_from_seconds(seconds: Option<f64>) -> Option<Duration> {
+    seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+}

@@ -1,0 +1,430 @@
+//! PostgreSQL: for production, and for several servers over one database.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt;
+use registry_sdk::contract::Timestamp;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions, PgRow};
+use sqlx::types::Json;
+use sqlx::{PgPool, Row};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{
+    Current, Decide, FOLLOW_BATCH, Followed, Heard, Result, Snapshot, Store, StoreError, StoredAgent, Touch,
+    Writes, interval_from_seconds, undecodable,
+};
+use crate::server::StartError;
+
+/// The channel that replicas tell each other on.
+const CHANNEL: &str = "agent_registry";
+
+/// How long one database operation may take before the database counts as away.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long reading all agents may take: at start, and after falling far behind.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long to wait before the listening connection is made anew.
+const LISTEN_AGAIN: Duration = Duration::from_millis(500);
+
+pub(crate) struct PostgresStore {
+    pool: PgPool,
+    /// Connections for heartbeats that change nothing else, which need not wait for the disk.
+    beats: PgPool,
+    changed: Arc<Notify>,
+}
+
+impl PostgresStore {
+    /// Connects, and brings the tables up to date: replicas that start together take turns at that. Listens
+    /// to the other replicas, as one of `tasks`, until `stop`.
+    pub(crate) async fn open(
+        url: &str,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> std::result::Result<Self, StartError> {
+        let options = PgConnectOptions::from_str(url)
+            .map_err(StartError::database(url))?
+            .application_name("registry-server")
+            .options([
+                // A server that was stopped inside a transaction must not hold up the others.
+                ("idle_in_transaction_session_timeout", "5s"),
+                ("statement_timeout", "60s"),
+            ]);
+        let pool = pool_options(4).connect_with(options.clone()).await.map_err(StartError::database(url))?;
+        sqlx::migrate!("../migrations/postgres").run(&pool).await.map_err(StartError::migrations(url))?;
+        let unhurried = options.options([
+            ("synchronous_commit", "off"),
+            // Below `deadlock_timeout`, and so heartbeats give way before a change could.
+            ("lock_timeout", "250ms"),
+        ]);
+        let beats = pool_options(1).connect_with(unhurried).await.map_err(StartError::database(url))?;
+
+        let changed = Arc::new(Notify::new());
+        let listening = listen(pool.clone(), changed.clone());
+        tasks.spawn(stop.clone().run_until_cancelled_owned(listening));
+        Ok(Self { pool, beats, changed })
+    }
+
+    async fn transact_once(&self, agent_ids: &[String], decide: Decide<'_>) -> Result<()> {
+        let mut transaction = self.pool.begin().await?;
+        let head = sqlx::query("SELECT revision, now() FROM agent_registry_state FOR UPDATE")
+            .fetch_one(&mut *transaction)
+            .await?;
+        let (revision, now) = (head.try_get(0)?, timestamp(&head, 1)?);
+        let rows = sqlx::query(
+            "SELECT * FROM agent_registry WHERE agent_id = ANY ($1) ORDER BY agent_id FOR UPDATE",
+        )
+        .bind(agent_ids)
+        .fetch_all(&mut *transaction)
+        .await?;
+        let mut agents = HashMap::with_capacity(rows.len());
+        for row in &rows {
+            let agent = agent_from(row)?;
+            agents.insert(agent.agent_id.clone(), agent);
+        }
+        let writes = decide(Current { agents, revision, now });
+        if writes.is_empty() {
+            return Ok(transaction.rollback().await?);
+        }
+        write(&mut transaction, &writes).await?;
+        Ok(transaction.commit().await?)
+    }
+}
+
+fn pool_options(most: u32) -> PgPoolOptions {
+    PgPoolOptions::new().max_connections(most).acquire_timeout(OPERATION_TIMEOUT).test_before_acquire(false)
+}
+
+/// Passes on what other replicas announce, and makes a lost connection anew. Never ends by itself.
+async fn listen(pool: PgPool, changed: Arc<Notify>) {
+    loop {
+        let listening = async {
+            let mut listener = PgListener::connect_with(&pool).await?;
+            listener.listen(CHANNEL).await?;
+            loop {
+                // Also right after connecting: something may have been announced while nobody listened.
+                changed.notify_one();
+                // `None` is a connection that was lost and made anew.
+                listener.try_recv().await?;
+            }
+        };
+        let outcome: std::result::Result<std::convert::Infallible, sqlx::Error> = listening.await;
+        let Err(error) = outcome;
+        tracing::warn!(error = %error, "lost the connection on which other replicas announce changes");
+        tokio::time::sleep(LISTEN_AGAIN).await;
+    }
+}
+
+/// Ends an operation that takes too long: an answer that never comes is no better than none.
+async fn within<T>(limit: Duration, operation: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(limit, operation).await.unwrap_or_else(|_| Err(StoreError::timed_out(limit)))
+}
+
+/// Whether the same operation may succeed at once on another connection: this one was closed, by a restart
+/// of the database for example, or lost to a deadlock.
+fn is_passing(error: &StoreError) -> bool {
+    let StoreError::Unavailable(source) = error else { return false };
+    match source.downcast_ref::<sqlx::Error>() {
+        Some(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => true,
+        Some(sqlx::Error::Database(database)) => {
+            matches!(database.code().as_deref(), Some("57P01" | "57P02" | "25P03" | "40001" | "40P01" | "55P03"))
+        }
+        _ => false,
+    }
+}
+
+/// Whether heartbeats gave way to a change of the same agents.
+fn gave_way(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("55P03" | "40P01"))
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    fn name(&self) -> &'static str {
+        "postgres"
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    async fn load(&self) -> Result<Snapshot> {
+        within(LOAD_TIMEOUT, async {
+            let mut transaction =
+                self.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+            let head = sqlx::query("SELECT revision, now() FROM agent_registry_state")
+                .fetch_one(&mut *transaction)
+                .await?;
+            let mut rows =
+                sqlx::query("SELECT * FROM agent_registry ORDER BY agent_id").fetch(&mut *transaction);
+            let mut agents = Vec::new();
+            while let Some(row) = rows.try_next().await? {
+                agents.push(agent_from(&row)?);
+            }
+            Ok(Snapshot { agents, revision: head.try_get(0)?, now: timestamp(&head, 1)? })
+        })
+        .await
+    }
+
+    async fn touch(&self, touches: &[Touch]) -> Result<Vec<Option<Timestamp>>> {
+        let order: Vec<i32> = (0..).take(touches.len()).collect();
+        let agent_ids: Vec<&str> = touches.iter().map(|touch| touch.agent_id.as_str()).collect();
+        let revisions: Vec<i64> = touches.iter().map(|touch| touch.revision).collect();
+        let sent = Instant::now();
+        let ages: Vec<f64> =
+            touches.iter().map(|touch| sent.duration_since(touch.arrived).as_secs_f64()).collect();
+        let update = || {
+            // `least`: a time in the future, from before somebody set the database's clock back, ends here.
+            sqlx::query(
+                "UPDATE agent_registry AS agent
+                 SET last_heartbeat = greatest(least(agent.last_heartbeat, now()),
+                     date_trunc('milliseconds', now() - make_interval(secs => beat.age)))
+                 FROM unnest($1::int4[], $2::text[], $3::int8[], $4::float8[]) AS beat (n, id, revision, age)
+                 WHERE agent.agent_id = beat.id AND agent.revision = beat.revision
+                 RETURNING beat.n, agent.last_heartbeat",
+            )
+            .bind(&order)
+            .bind(&agent_ids)
+            .bind(&revisions)
+            .bind(&ages)
+            .fetch_all(&self.beats)
+        };
+        within(OPERATION_TIMEOUT, async {
+            let rows = match update().await.map_err(|error| (gave_way(&error), StoreError::from(error))) {
+                Ok(rows) => rows,
+                Err((true, _)) => Vec::new(),
+                Err((false, error)) if is_passing(&error) => update().await?,
+                Err((false, error)) => return Err(error),
+            };
+            let mut heard = vec![None; touches.len()];
+            for row in &rows {
+                let order: i32 = row.try_get(0)?;
+                let time = timestamp(row, 1)?;
+                if let Some(place) = usize::try_from(order).ok().and_then(|order| heard.get_mut(order)) {
+                    *place = Some(time);
+                }
+            }
+            Ok(heard)
+        })
+        .await
+    }
+
+    async fn transact(&self, agent_ids: &[String], decide: Decide<'_>) -> Result<()> {
+        within(OPERATION_TIMEOUT, async {
+            match self.transact_once(agent_ids, decide).await {
+                Err(error) if is_passing(&error) => self.transact_once(agent_ids, decide).await,
+                outcome => outcome,
+            }
+        })
+        .await
+    }
+
+    async fn agents(&self, agent_ids: &[String]) -> Result<Vec<StoredAgent>> {
+        within(OPERATION_TIMEOUT, async {
+            let rows = sqlx::query("SELECT * FROM agent_registry WHERE agent_id = ANY ($1)")
+                .bind(agent_ids)
+                .fetch_all(&self.pool)
+                .await?;
+            Ok(rows.iter().map(agent_from).collect::<std::result::Result<_, _>>()?)
+        })
+        .await
+    }
+
+    async fn heard(&self, agent_ids: &[String]) -> Result<Heard> {
+        within(OPERATION_TIMEOUT, async {
+            let rows = sqlx::query(
+                "SELECT now(), agent.agent_id, agent.last_heartbeat
+                 FROM (VALUES (1)) AS one LEFT JOIN agent_registry AS agent ON agent.agent_id = ANY ($1)",
+            )
+            .bind(agent_ids)
+            .fetch_all(&self.pool)
+            .await?;
+            let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+            let mut heard = Heard { now: timestamp(first, 0)?, times: Vec::with_capacity(rows.len()) };
+            for row in &rows {
+                if let Some(agent_id) = row.try_get(1)? {
+                    heard.times.push((agent_id, timestamp(row, 2)?));
+                }
+            }
+            Ok(heard)
+        })
+        .await
+    }
+
+    async fn follow(&self, after: i64) -> Result<Followed> {
+        within(OPERATION_TIMEOUT, async {
+            let rows = sqlx::query(
+                "SELECT state.revision, now(), event.revision, event.agent_id
+                 FROM agent_registry_state AS state
+                     LEFT JOIN agent_registry_event AS event ON event.revision > $1
+                 ORDER BY event.revision LIMIT $2",
+            )
+            .bind(after)
+            .bind(FOLLOW_BATCH)
+            .fetch_all(&self.pool)
+            .await?;
+            let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+            let mut followed =
+                Followed { revision: first.try_get(0)?, now: timestamp(first, 1)?, changed: Vec::new() };
+            for row in &rows {
+                if let Some(revision) = row.try_get(2)? {
+                    followed.changed.push((revision, row.try_get(3)?));
+                }
+            }
+            Ok(followed)
+        })
+        .await
+    }
+
+    async fn prune_events(&self, keep: i64) -> Result<()> {
+        within(OPERATION_TIMEOUT, async {
+            sqlx::query(
+                "DELETE FROM agent_registry_event
+                 WHERE revision <= (SELECT revision FROM agent_registry_state) - $1",
+            )
+            .bind(keep)
+            .execute(&self.pool)
+            .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    fn changed(&self) -> Arc<Notify> {
+        self.changed.clone()
+    }
+
+    async fn close(&self) {
+        self.beats.close().await;
+        self.pool.close().await;
+    }
+}
+
+async fn write(connection: &mut PgConnection, writes: &Writes) -> std::result::Result<(), sqlx::Error> {
+    if !writes.puts.is_empty() {
+        put(connection, &writes.puts).await?;
+    }
+    if !writes.beats.is_empty() {
+        let (agent_ids, times): (Vec<&str>, Vec<_>) =
+            writes.beats.iter().map(|(id, time)| (id.as_str(), date_time(*time))).unzip();
+        sqlx::query(
+            "UPDATE agent_registry AS agent
+             SET last_heartbeat = greatest(least(agent.last_heartbeat, now()), beat.at)
+             FROM unnest($1::text[], $2::timestamptz[]) AS beat (id, at) WHERE agent.agent_id = beat.id",
+        )
+        .bind(agent_ids)
+        .bind(times)
+        .execute(&mut *connection)
+        .await?;
+    }
+    if !writes.removes.is_empty() {
+        sqlx::query("DELETE FROM agent_registry WHERE agent_id = ANY ($1)")
+            .bind(&writes.removes)
+            .execute(&mut *connection)
+            .await?;
+    }
+    if !writes.events.is_empty() {
+        announce(connection, writes).await?;
+    }
+    Ok(())
+}
+
+/// Numbers the changes and tells the other replicas, at the moment the transaction commits.
+async fn announce(connection: &mut PgConnection, writes: &Writes) -> std::result::Result<(), sqlx::Error> {
+    let revisions: Vec<i64> = writes.events.iter().map(|event| event.revision).collect();
+    let kinds: Vec<&str> = writes.events.iter().map(|event| event.kind.as_str()).collect();
+    let agent_ids: Vec<&str> = writes.events.iter().map(|event| event.agent_id.as_str()).collect();
+    sqlx::query(
+        "WITH event AS (
+             INSERT INTO agent_registry_event (revision, kind, agent_id, at)
+             SELECT *, now() FROM unnest($1::int8[], $2::text[], $3::text[])
+         ), head AS (
+             UPDATE agent_registry_state SET revision = $4
+         )
+         SELECT pg_notify($5, '')",
+    )
+    .bind(&revisions)
+    .bind(kinds)
+    .bind(agent_ids)
+    .bind(revisions.last())
+    .bind(CHANNEL)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn put(
+    connection: &mut PgConnection,
+    agents: &[StoredAgent],
+) -> std::result::Result<(), sqlx::Error> {
+    fn each<T>(agents: &[StoredAgent], column: impl Fn(&StoredAgent) -> T) -> Vec<T> {
+        agents.iter().map(column).collect()
+    }
+    sqlx::query(
+        "INSERT INTO agent_registry AS agent
+             (agent_id, agent_name, base_url, status, capabilities, metadata, last_heartbeat,
+              heartbeat_interval_seconds, registered_at, missed_deadline, offline_since, revision)
+         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::json[],
+             $7::timestamptz[], $8::float8[], $9::timestamptz[], $10::bool[], $11::timestamptz[], $12::int8[])
+         ON CONFLICT (agent_id) DO UPDATE SET
+             agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
+             capabilities = excluded.capabilities, metadata = excluded.metadata,
+             last_heartbeat = greatest(least(agent.last_heartbeat, now()), excluded.last_heartbeat),
+             heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
+             missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
+             revision = excluded.revision",
+    )
+    .bind(each(agents, |agent| agent.agent_id.clone()))
+    .bind(each(agents, |agent| agent.agent_name.clone()))
+    .bind(each(agents, |agent| agent.base_url.clone()))
+    .bind(each(agents, |agent| agent.status.as_str()))
+    .bind(each(agents, |agent| Json(agent.capabilities.clone())))
+    .bind(each(agents, |agent| Json(agent.metadata.clone())))
+    .bind(each(agents, |agent| date_time(agent.last_heartbeat)))
+    .bind(each(agents, |agent| agent.heartbeat_interval.map(|interval| interval.as_secs_f64())))
+    .bind(each(agents, |agent| date_time(agent.registered_at)))
+    .bind(each(agents, |agent| agent.missed_deadline))
+    .bind(each(agents, |agent| agent.offline_since.map(date_time)))
+    .bind(each(agents, |agent| agent.revision))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+fn agent_from(row: &PgRow) -> std::result::Result<StoredAgent, sqlx::Error> {
+    let status: &str = row.try_get("status")?;
+    let Json(capabilities) = row.try_get("capabilities")?;
+    let Json(metadata) = row.try_get("metadata")?;
+    let offline_since: Option<DateTime<Utc>> = row.try_get("offline_since")?;
+    Ok(StoredAgent {
+        agent_id: row.try_get("agent_id")?,
+        agent_name: row.try_get("agent_name")?,
+        base_url: row.try_get("base_url")?,
+        capabilities,
+        metadata,
+        status: status.parse().map_err(|error| undecodable("status", error))?,
+        missed_deadline: row.try_get("missed_deadline")?,
+        offline_since: offline_since.map(|time| Timestamp::from_unix_millis(time.timestamp_millis())),
+        heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
+        registered_at: timestamp(row, "registered_at")?,
+        last_heartbeat: timestamp(row, "last_heartbeat")?,
+        revision: row.try_get("revision")?,
+    })
+}
+
+fn timestamp<I: sqlx::ColumnIndex<PgRow>>(row: &PgRow, column: I) -> std::result::Result<Timestamp, sqlx::Error> {
+    let time: DateTime<Utc> = row.try_get(column)?;
+    Ok(Timestamp::from_unix_millis(time.timestamp_millis()))
+}
+
+fn date_time(time: Timestamp) -> DateTime<Utc> {
+    DateTime::from(std::time::SystemTime::from(time))
+}
