@@ -1,2 +1,66 @@
-#![doc = "placeholder"]
+//! Register an agent, keep it alive, and find agents that can do a task.
+//!
+//! An agent announces itself and what it can do, and stays listed as long as it sends heartbeats:
+//!
+//! ```no_run
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), registry_sdk::Error> {
+//! use std::time::Duration;
+//! use registry_sdk::contract::{Capability, Registration};
+//! use registry_sdk::{Agent, RegistryClient};
+//!
+//! let client = RegistryClient::new("http://127.0.0.1:8009")?;
+//! let registration = Registration::new("sec-scan", "Security Scanner", "http://sec-scan:8003")
+//!     .capability(Capability::new("security_scanning").tag("sast"));
+//! let agent = Agent::new(client.clone(), registration);
+//! agent.register_with_retry().await?;
+//! agent.start_heartbeat(Duration::from_secs(30))?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! An orchestrator finds it by what it can do, the best match first:
+//!
+//! ```no_run
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), registry_sdk::Error> {
+//! # let client = registry_sdk::RegistryClient::new("http://127.0.0.1:8009")?;
+//! for found in client.search_capabilities("security scan").await? {
+//!     if client.check_health(&found.agent_id).await?.is_healthy() {
+//!         println!("{} at {} can do it", found.agent_name, found.base_url);
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Features
+//!
+//! | feature | default | what it gives |
+//! |---|---|---|
+//! | `client` | yes | [`RegistryClient`] and [`Agent`], over HTTP and HTTPS (rustls), on Tokio |
+//!
+//! Without any feature the crate is the [`contract`] alone: the wire types and their limits, with neither an
+//! HTTP client nor a runtime.
+
 pub mod contract;
+
+#[cfg(feature = "client")]
+mod agent;
+#[cfg(feature = "client")]
+mod client;
+#[cfg(feature = "client")]
+mod error;
+#[cfg(feature = "client")]
+mod retry;
+#[cfg(feature = "client")]
+mod transport;
+
+#[cfg(feature = "client")]
+pub use agent::{Agent, AgentState, RegistrationOutcome};
+#[cfg(feature = "client")]
+pub use client::{ListQuery, Page, RegistryClient, RegistryClientBuilder, SearchQuery};
+#[cfg(feature = "client")]
+pub use error::Error;
+#[cfg(feature = "client")]
+pub use retry::RetryPolicy;

@@ -13,6 +13,7 @@ use registry_sdk::contract::DEFAULT_PORT;
 /// assert_eq!(config.listen.port(), 8009);
 /// ```
 #[derive(Clone, Debug, clap::Args)]
+#[expect(clippy::doc_markdown, reason = "`--help` shows these comments as they are")]
 pub struct Config {
     /// Where to listen; port 0 takes a free one.
     #[arg(long, value_name = "ADDR", env = "REGISTRY_LISTEN", default_value_t = Config::default().listen)]
@@ -69,5 +70,9 @@ impl Default for Config {
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a duration such as 500ms, 30s or 2m"))?;
-    if duration.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(duration) }
+    if duration.is_zero() {
+        Err("must be longer than nothing".to_owned())
+    } else {
+        Ok(duration)
+    }
 }

@@ -12,12 +12,19 @@ use tracing_subscriber::EnvFilter;
 /// A registry of agents: they announce what they can do, and others find those that are alive.
 #[derive(Debug, Parser)]
 #[command(version, about)]
+#[expect(clippy::doc_markdown, reason = "`--help` shows these comments as they are")]
 struct Arguments {
     #[command(flatten)]
     config: Config,
 
     /// How to write the log.
-    #[arg(long, value_name = "FORMAT", env = "REGISTRY_LOG_FORMAT", value_enum, default_value_t)]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "REGISTRY_LOG_FORMAT",
+        value_enum,
+        default_value_t
+    )]
     log_format: LogFormat,
 
     /// What to log: a level, or a filter such as registry_server=debug.
@@ -48,7 +55,8 @@ async fn main() -> ExitCode {
             let mut line = format!("registry-server: {error}");
             let mut cause = error.source();
             while let Some(error) = cause {
-                line.push_str(&format!(": {error}"));
+                line.push_str(": ");
+                line.push_str(&error.to_string());
                 cause = error.source();
             }
             let _ = writeln!(std::io::stderr(), "{line}");
@@ -74,7 +82,9 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
 
 fn start_log(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let filter = EnvFilter::try_new(&arguments.log)?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match arguments.log_format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => log.json().init(),

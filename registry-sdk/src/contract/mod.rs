@@ -15,7 +15,10 @@ mod terms;
 mod time;
 mod validate;
 
-pub use agent::{AgentRecord, AgentStatus, Capability, Heartbeat, HeartbeatAck, StatusUpdate, UnknownStatus, heartbeat_timeout};
+pub use agent::{
+    AgentRecord, AgentStatus, Capability, Heartbeat, HeartbeatAck, StatusUpdate, UnknownStatus,
+    heartbeat_timeout,
+};
 pub use health::{AgentHealth, HealthStatus, ProbeResult, ServerHealth, UnhealthyReason};
 pub use problem::{FieldError, Invalid, Problem};
 pub use registration::Registration;

@@ -26,7 +26,11 @@ impl Timestamp {
     /// is the nearest end of that range.
     #[must_use]
     pub fn from_unix_millis(millis: i64) -> Self {
-        let nearest = if millis < 0 { DateTime::<Utc>::MIN_UTC } else { DateTime::<Utc>::MAX_UTC };
+        let nearest = if millis < 0 {
+            DateTime::<Utc>::MIN_UTC
+        } else {
+            DateTime::<Utc>::MAX_UTC
+        };
         Self(DateTime::from_timestamp_millis(millis).unwrap_or(nearest))
     }
 
@@ -83,7 +87,8 @@ impl Serialize for Timestamp {
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        text.parse().map_err(|error| de::Error::custom(format_args!("{text:?} is no RFC 3339 time: {error}")))
+        text.parse()
+            .map_err(|error| de::Error::custom(format_args!("{text:?} is no RFC 3339 time: {error}")))
     }
 }
 
@@ -118,14 +123,19 @@ pub(crate) mod optional_seconds {
     struct Seconds(#[serde(with = "super::seconds")] Duration);
 
     #[expect(clippy::ref_option, reason = "serde passes the field by reference")]
-    pub(crate) fn serialize<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(
+        value: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         match value {
             Some(duration) => super::seconds::serialize(duration, serializer),
             None => serializer.serialize_none(),
         }
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
         Ok(Option::<Seconds>::deserialize(deserializer)?.map(|Seconds(duration)| duration))
     }
 }

@@ -49,12 +49,18 @@ impl Patience {
 
     /// Whether others may call the agent offline before a heartbeat that arrives now is committed. Such a
     /// heartbeat has to be announced, so that they hear of it.
-    pub(crate) fn is_nearly_overdue(&self, heard: Timestamp, interval: Option<Duration>, now: Timestamp) -> bool {
+    pub(crate) fn is_nearly_overdue(
+        &self,
+        heard: Timestamp,
+        interval: Option<Duration>,
+        now: Timestamp,
+    ) -> bool {
         self.silence(heard, now) + COMMIT_LAG > heartbeat_timeout(self.timeout, interval)
     }
 
     fn silence(&self, heard: Timestamp, now: Timestamp) -> Duration {
-        self.listening_since.map_or(Duration::ZERO, |since| now.since(heard.max(since)))
+        self.listening_since
+            .map_or(Duration::ZERO, |since| now.since(heard.max(since)))
     }
 }
 
@@ -82,12 +88,7 @@ pub(crate) struct Judge<'a> {
 impl Judge<'_> {
     /// Decides what a change that arrived `age` ago does to an agent. At most one change an agent: what was
     /// decided before is not in `current`.
-    pub(crate) fn decide(
-        &mut self,
-        change: &Change,
-        age: Duration,
-        current: Option<StoredAgent>,
-    ) -> Outcome {
+    pub(crate) fn decide(&mut self, change: &Change, age: Duration, current: Option<StoredAgent>) -> Outcome {
         let arrived = Timestamp::from_unix_millis(
             self.now.unix_millis() - i64::try_from(age.as_millis()).unwrap_or(i64::MAX),
         );
@@ -108,8 +109,9 @@ impl Judge<'_> {
         arrived: Timestamp,
         current: Option<StoredAgent>,
     ) -> Outcome {
-        let (registered_at, heard) = current
-            .map_or((arrived, arrived), |known| (known.registered_at, self.later(known.last_heartbeat, arrived)));
+        let (registered_at, heard) = current.map_or((arrived, arrived), |known| {
+            (known.registered_at, self.later(known.last_heartbeat, arrived))
+        });
         let given = registration.clone();
         let mut agent = StoredAgent {
             agent_id: given.agent_id,
@@ -133,7 +135,11 @@ impl Judge<'_> {
         let (heard, interval) = (agent.last_heartbeat, agent.heartbeat_interval);
         let overdue = self.patience.is_overdue(heard, interval, arrived);
         let was_offline = agent.status == AgentStatus::Offline || overdue;
-        let next = status.unwrap_or(if was_offline { AgentStatus::Active } else { agent.status });
+        let next = status.unwrap_or(if was_offline {
+            AgentStatus::Active
+        } else {
+            agent.status
+        });
         agent.last_heartbeat = self.later(heard, arrived);
         if next != agent.status || agent.missed_deadline {
             self.assign(&mut agent, next);
@@ -141,13 +147,17 @@ impl Judge<'_> {
         } else if self.patience.is_nearly_overdue(heard, interval, self.now) {
             self.put(agent, EventKind::Heard)
         } else {
-            self.writes.beats.push((agent.agent_id.clone(), agent.last_heartbeat));
+            self.writes
+                .beats
+                .push((agent.agent_id.clone(), agent.last_heartbeat));
             Outcome::Done(Box::new(agent))
         }
     }
 
     fn set_status(&mut self, mut agent: StoredAgent, status: AgentStatus) -> Outcome {
-        let overdue = self.patience.is_overdue(agent.last_heartbeat, agent.heartbeat_interval, self.now);
+        let overdue = self
+            .patience
+            .is_overdue(agent.last_heartbeat, agent.heartbeat_interval, self.now);
         let silent = overdue || agent.missed_deadline;
         // Only a heartbeat brings back who has fallen silent.
         if agent.status == status && !agent.missed_deadline || silent && status != AgentStatus::Offline {
@@ -169,7 +179,9 @@ impl Judge<'_> {
     }
 
     fn is_purgeable(&self, agent: &StoredAgent) -> bool {
-        let (Some(since), Some(limit)) = (agent.offline_since, self.patience.remove_after) else { return false };
+        let (Some(since), Some(limit)) = (agent.offline_since, self.patience.remove_after) else {
+            return false;
+        };
         agent.status == AgentStatus::Offline && self.patience.silence(since, self.now) > limit
     }
 
@@ -200,7 +212,11 @@ impl Judge<'_> {
 
     fn event(&mut self, kind: EventKind, agent_id: String) -> i64 {
         self.revision += 1;
-        self.writes.events.push(Event { revision: self.revision, kind, agent_id });
+        self.writes.events.push(Event {
+            revision: self.revision,
+            kind,
+            agent_id,
+        });
         self.revision
     }
 }

@@ -54,7 +54,10 @@ impl Moment {
     }
 
     fn shifted(self, millis: i64) -> Self {
-        Self { now: Timestamp::from_unix_millis(self.now.unix_millis().saturating_add(millis)), ..self }
+        Self {
+            now: Timestamp::from_unix_millis(self.now.unix_millis().saturating_add(millis)),
+            ..self
+        }
     }
 }
 
@@ -72,18 +75,26 @@ impl Held {
     }
 
     pub(crate) fn is_overdue(&self, moment: &Moment) -> bool {
-        moment.patience.is_overdue(self.heard(), self.agent.heartbeat_interval, moment.now)
+        moment
+            .patience
+            .is_overdue(self.heard(), self.agent.heartbeat_interval, moment.now)
     }
 
     fn standing(&self, moment: &Moment, doubts: &mut Vec<String>) -> Standing {
-        let stored = Standing { status: self.agent.status, missed_deadline: self.agent.missed_deadline };
+        let stored = Standing {
+            status: self.agent.status,
+            missed_deadline: self.agent.missed_deadline,
+        };
         if stored.status == AgentStatus::Offline || !self.is_overdue(moment) {
             return stored;
         }
         if moment.doubt && self.confirmed.load(Ordering::Acquire) != self.heard.load(Ordering::Acquire) {
             doubts.push(self.agent.agent_id.clone());
         }
-        Standing { status: AgentStatus::Offline, missed_deadline: true }
+        Standing {
+            status: AgentStatus::Offline,
+            missed_deadline: true,
+        }
     }
 
     fn timeout(&self, moment: &Moment) -> Duration {
@@ -161,7 +172,9 @@ impl View {
         for agent in snapshot.agents {
             inner.put(agent);
         }
-        Self { inner: RwLock::new(inner) }
+        Self {
+            inner: RwLock::new(inner),
+        }
     }
 
     /// The agent as it is held, its status as it was stored.
@@ -177,7 +190,10 @@ impl View {
     /// Takes over that an agent was removed at a revision, unless what is held is newer.
     pub(crate) fn remove(&self, agent_id: &str, revision: i64) {
         let mut inner = self.inner.write();
-        if inner.get(agent_id).is_none_or(|held| held.agent.revision < revision) {
+        if inner
+            .get(agent_id)
+            .is_none_or(|held| held.agent.revision < revision)
+        {
             inner.remove(agent_id);
             inner.removed.insert(agent_id.to_owned(), revision);
         }
@@ -191,13 +207,21 @@ impl View {
             return;
         }
         let mut inner = self.inner.write();
-        let there: std::collections::HashSet<&str> =
-            snapshot.agents.iter().map(|agent| agent.agent_id.as_str()).collect();
+        let there: std::collections::HashSet<&str> = snapshot
+            .agents
+            .iter()
+            .map(|agent| agent.agent_id.as_str())
+            .collect();
         let gone = |held: &&Arc<Held>| {
             held.agent.revision <= snapshot.revision && !there.contains(held.agent.agent_id.as_str())
         };
-        let gone: Vec<_> =
-            inner.slots.iter().flatten().filter(gone).map(|held| held.agent.agent_id.clone()).collect();
+        let gone: Vec<_> = inner
+            .slots
+            .iter()
+            .flatten()
+            .filter(gone)
+            .map(|held| held.agent.agent_id.clone())
+            .collect();
         for agent_id in gone {
             inner.remove(&agent_id);
         }
@@ -224,7 +248,10 @@ impl View {
         for held in asked.iter().filter_map(|agent_id| inner.get(agent_id)) {
             let heard = held.heard.load(Ordering::Acquire);
             let time = Timestamp::from_unix_millis(heard);
-            if moment.patience.is_overdue(time, held.agent.heartbeat_interval, moment.now) {
+            if moment
+                .patience
+                .is_overdue(time, held.agent.heartbeat_interval, moment.now)
+            {
                 held.confirmed.store(heard, Ordering::Release);
             }
         }
@@ -232,16 +259,30 @@ impl View {
 
     /// Forgets what was removed up to a revision that the follower has passed.
     pub(crate) fn forget_removed(&self, revision: i64) {
-        if self.inner.read().removed.values().any(|removed| *removed <= revision) {
-            self.inner.write().removed.retain(|_, removed| *removed > revision);
+        if self
+            .inner
+            .read()
+            .removed
+            .values()
+            .any(|removed| *removed <= revision)
+        {
+            self.inner
+                .write()
+                .removed
+                .retain(|_, removed| *removed > revision);
         }
     }
 
     /// Whether an agent is held as of a revision or a later one.
     pub(crate) fn has_seen(&self, agent_id: &str, revision: i64) -> bool {
         let inner = self.inner.read();
-        inner.get(agent_id).is_some_and(|held| held.agent.revision >= revision)
-            || inner.removed.get(agent_id).is_some_and(|removed| *removed >= revision)
+        inner
+            .get(agent_id)
+            .is_some_and(|held| held.agent.revision >= revision)
+            || inner
+                .removed
+                .get(agent_id)
+                .is_some_and(|removed| *removed >= revision)
     }
 
     /// The ids of all agents for which the test holds.
@@ -253,20 +294,31 @@ impl View {
 
     pub(crate) fn get(&self, agent_id: &str, moment: &Moment) -> Read<Option<AgentRecord>> {
         let mut doubts = Vec::new();
-        let Some(held) = self.held(agent_id) else { return Read { answer: None, doubts } };
+        let Some(held) = self.held(agent_id) else {
+            return Read { answer: None, doubts };
+        };
         let standing = held.standing(moment, &mut doubts);
-        Read { answer: Some(held.record(moment, standing.status)), doubts }
+        Read {
+            answer: Some(held.record(moment, standing.status)),
+            doubts,
+        }
     }
 
     pub(crate) fn health(&self, agent_id: &str, moment: &Moment) -> Read<Option<AgentHealth>> {
         let mut doubts = Vec::new();
-        let Some(held) = self.held(agent_id) else { return Read { answer: None, doubts } };
+        let Some(held) = self.held(agent_id) else {
+            return Read { answer: None, doubts };
+        };
         let standing = held.standing(moment, &mut doubts);
         let (status, reason) = match standing {
-            Standing { status: AgentStatus::Active | AgentStatus::Busy, .. } => (HealthStatus::Healthy, None),
-            Standing { missed_deadline: true, .. } => {
-                (HealthStatus::Unhealthy, Some(UnhealthyReason::HeartbeatMissed))
-            }
+            Standing {
+                status: AgentStatus::Active | AgentStatus::Busy,
+                ..
+            } => (HealthStatus::Healthy, None),
+            Standing {
+                missed_deadline: true,
+                ..
+            } => (HealthStatus::Unhealthy, Some(UnhealthyReason::HeartbeatMissed)),
             Standing { .. } => (HealthStatus::Unhealthy, Some(UnhealthyReason::Offline)),
         };
         let mut health = AgentHealth::new(agent_id, status);
@@ -275,16 +327,26 @@ impl View {
         health.since_heartbeat = Some(moment.now.since(held.heard()));
         health.heartbeat_timeout = Some(held.timeout(moment));
         health.reason = reason;
-        Read { answer: Some(health), doubts }
+        Read {
+            answer: Some(health),
+            doubts,
+        }
     }
 
     pub(crate) fn list(&self, query: &ListQuery, moment: &Moment) -> Read<Page> {
         use std::ops::Bound::{Excluded, Unbounded};
         let inner = self.inner.read();
         let mut doubts = Vec::new();
-        let mut page = Page { agents: Vec::new(), more: false };
+        let mut page = Page {
+            agents: Vec::new(),
+            more: false,
+        };
         let start = query.after.as_deref().map_or(Unbounded, Excluded);
-        for slot in inner.ids.range::<str, _>((start, Unbounded)).map(|(_, slot)| *slot) {
+        for slot in inner
+            .ids
+            .range::<str, _>((start, Unbounded))
+            .map(|(_, slot)| *slot)
+        {
             let Some(held) = inner.slot(slot) else { continue };
             let status = held.standing(moment, &mut doubts).status;
             if query.status.is_some_and(|wanted| wanted != status) {
@@ -306,8 +368,12 @@ impl View {
         let mut found: Vec<Found<'_>> = Vec::new();
         for (slot, place) in inner.index.candidates(&wanted) {
             let Some(held) = inner.slot(slot) else { continue };
-            let Some(terms) = held.terms.get(usize::from(place)) else { continue };
-            let Some(score) = inner.index.score(&wanted, terms) else { continue };
+            let Some(terms) = held.terms.get(usize::from(place)) else {
+                continue;
+            };
+            let Some(score) = inner.index.score(&wanted, terms) else {
+                continue;
+            };
             // One match an agent: the best, and of equals the first that it named.
             if let Some(last) = found.last_mut()
                 && last.slot == slot
@@ -319,12 +385,22 @@ impl View {
             }
             let status = held.standing(moment, &mut doubts).status;
             if query.status.is_none_or(|wanted| wanted == status) {
-                found.push(Found { slot, place, score, status, heard: held.heard(), held });
+                found.push(Found {
+                    slot,
+                    place,
+                    score,
+                    status,
+                    heard: held.heard(),
+                    held,
+                });
             }
         }
         found.sort_unstable_by(Found::rank);
         found.truncate(query.limit);
-        Read { answer: found.iter().filter_map(Found::to_match).collect(), doubts }
+        Read {
+            answer: found.iter().filter_map(Found::to_match).collect(),
+            doubts,
+        }
     }
 
     pub(crate) fn stats(&self, moment: &Moment) -> Read<RegistryStats> {
@@ -344,7 +420,10 @@ impl View {
         let (capabilities, distinct) = inner.index.counts();
         stats.total_capabilities = capabilities as u64;
         stats.distinct_capabilities = distinct as u64;
-        Read { answer: stats, doubts }
+        Read {
+            answer: stats,
+            doubts,
+        }
     }
 }
 
@@ -398,12 +477,15 @@ impl Inner {
         if held.max(removed).is_none_or(|known| known < agent.revision) {
             self.put(agent);
         } else if let Some(held) = self.get(&agent.agent_id) {
-            held.heard.fetch_max(agent.last_heartbeat.unix_millis(), Ordering::AcqRel);
+            held.heard
+                .fetch_max(agent.last_heartbeat.unix_millis(), Ordering::AcqRel);
         }
     }
 
     fn put(&mut self, agent: StoredAgent) {
-        let heard = self.get(&agent.agent_id).map(|held| held.heard.load(Ordering::Acquire));
+        let heard = self
+            .get(&agent.agent_id)
+            .map(|held| held.heard.load(Ordering::Acquire));
         let heard = heard.unwrap_or_default().max(agent.last_heartbeat.unix_millis());
         self.remove(&agent.agent_id);
         self.removed.remove(&agent.agent_id);
@@ -415,12 +497,19 @@ impl Inner {
         self.ids.insert(agent.agent_id.as_str().into(), slot);
         if let Some(place) = self.slots.get_mut(slot as usize) {
             let heard = AtomicI64::new(heard);
-            *place = Some(Arc::new(Held { agent, heard, confirmed: AtomicI64::new(i64::MIN), terms }));
+            *place = Some(Arc::new(Held {
+                agent,
+                heard,
+                confirmed: AtomicI64::new(i64::MIN),
+                terms,
+            }));
         }
     }
 
     fn remove(&mut self, agent_id: &str) {
-        let Some(slot) = self.ids.remove(agent_id) else { return };
+        let Some(slot) = self.ids.remove(agent_id) else {
+            return;
+        };
         if let Some(held) = self.slots.get_mut(slot as usize).and_then(Option::take) {
             self.index.remove(slot, &held.agent.capabilities, &held.terms);
         }

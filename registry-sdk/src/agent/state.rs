@@ -1,0 +1,62 @@
+//! What can be seen of an agent's life.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::contract::{AgentRecord, Timestamp};
+use crate::error::Error;
+
+/// Where an agent stands with its registry. Watch it with [`Agent::watch`](super::Agent::watch).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum AgentState {
+    /// It has not registered yet, or is about to register again.
+    Registering,
+    /// The registry knows it.
+    Registered {
+        /// Since when it has been so, without a break.
+        since: Instant,
+        /// When the registry last heard of it, by the registry's clock.
+        last_heartbeat: Option<Timestamp>,
+    },
+    /// The registry does not answer, or refuses. The agent runs on, and the heartbeat loop goes on trying.
+    Degraded {
+        /// Since when.
+        since: Instant,
+        /// How many attempts have failed since then.
+        attempts: u32,
+        /// Why the last one failed.
+        last_error: Arc<Error>,
+    },
+    /// It was shut down. Nothing is sent any more.
+    Stopped,
+}
+
+impl AgentState {
+    /// Whether the registry knows the agent, as far as the agent can tell.
+    #[must_use]
+    pub fn is_registered(&self) -> bool {
+        matches!(self, Self::Registered { .. })
+    }
+
+    /// Whether the registry has stopped answering, or refuses the agent.
+    #[must_use]
+    pub fn is_degraded(&self) -> bool {
+        matches!(self, Self::Degraded { .. })
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        matches!(self, Self::Stopped)
+    }
+}
+
+/// What became of a registration that was tried several times.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum RegistrationOutcome {
+    /// The registry knows the agent.
+    Registered(Box<AgentRecord>),
+    /// The registry could not be reached. The agent can run without it: once the heartbeat loop is started,
+    /// it goes on trying.
+    Degraded(Arc<Error>),
+}

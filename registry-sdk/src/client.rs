@@ -1,0 +1,434 @@
+//! The client: one method an operation.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use reqwest::header::{HeaderMap, LINK};
+use serde::de::DeserializeOwned;
+use url::Url;
+
+use crate::contract::{
+    AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, Heartbeat, HeartbeatAck, Registration,
+    RegistryStats, ServerHealth, StatusUpdate,
+};
+use crate::error::Error;
+use crate::retry::RetryPolicy;
+use crate::transport::{Answer, Request, Transport};
+
+/// Speaks to a registry: one method an operation.
+///
+/// Cheap to clone; clones share one pool of connections. Every method may be cancelled: nothing is left
+/// running, though the registry may have got the request already. All requests are safe to repeat, and are
+/// repeated as the [`RetryPolicy`] says.
+///
+/// ```no_run
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), registry_sdk::Error> {
+/// use registry_sdk::RegistryClient;
+///
+/// let client = RegistryClient::new("http://127.0.0.1:8009")?;
+/// for found in client.search_capabilities("security scan").await? {
+///     println!("{} at {}", found.agent_id, found.base_url);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct RegistryClient {
+    transport: Transport,
+    retry: RetryPolicy,
+}
+
+/// Sets up a [`RegistryClient`].
+#[derive(Clone, Debug)]
+pub struct RegistryClientBuilder {
+    url: String,
+    timeout: Duration,
+    connect_timeout: Duration,
+    retry: RetryPolicy,
+}
+
+impl RegistryClientBuilder {
+    /// How long one attempt may take, from the connection to the last byte of the answer. Default: 10 s.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How long making a connection may take. Default: 2 s.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How failed calls are repeated. Default: [`RetryPolicy::discovery`].
+    #[must_use]
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = policy;
+        self
+    }
+
+    /// Makes the client. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`Error::Setup`] where the URL is none.
+    pub fn build(self) -> Result<RegistryClient, Error> {
+        let transport = Transport::new(&self.url, self.timeout, self.connect_timeout)?;
+        Ok(RegistryClient {
+            transport,
+            retry: self.retry,
+        })
+    }
+}
+
+/// Which agents to list. By default all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListQuery {
+    /// Only agents of this status.
+    pub status: Option<AgentStatus>,
+    /// At most so many, up to 1,000; the rest follows on further pages.
+    pub limit: Option<usize>,
+    /// Where the page before ended: [`Page::next`].
+    pub cursor: Option<String>,
+}
+
+impl ListQuery {
+    /// All agents.
+    #[must_use]
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// Only agents of this status.
+    #[must_use]
+    pub fn status(mut self, status: AgentStatus) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// At most so many, up to 1,000.
+    #[must_use]
+    pub fn limit(mut self, limit: usize) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
+    /// After the page that ended here.
+    #[must_use]
+    pub fn after(mut self, cursor: impl Into<String>) -> Self {
+        self.cursor = Some(cursor.into());
+        self
+    }
+}
+
+/// One page of a list.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Page {
+    /// The agents, by id.
+    pub agents: Vec<AgentRecord>,
+    /// Where the next page begins; `None` after the last.
+    pub next: Option<String>,
+}
+
+/// What to search for. A text alone is one, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SearchQuery {
+    /// The words; each has to begin a word of the capability's name, tags or description.
+    pub q: String,
+    /// Only agents of this status.
+    pub status: Option<AgentStatus>,
+    /// At most so many, up to 1,000; by default 100.
+    pub limit: Option<usize>,
+}
+
+impl SearchQuery {
+    /// Searches for words.
+    #[must_use]
+    pub fn new(q: impl Into<String>) -> Self {
+        Self {
+            q: q.into(),
+            status: None,
+            limit: None,
+        }
+    }
+
+    /// Only agents of this status.
+    #[must_use]
+    pub fn status(mut self, status: AgentStatus) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// At most so many, up to 1,000.
+    #[must_use]
+    pub fn limit(mut self, limit: usize) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+}
+
+impl<T: Into<String>> From<T> for SearchQuery {
+    fn from(q: T) -> Self {
+        Self::new(q)
+    }
+}
+
+impl RegistryClient {
+    /// A client with the default settings for the registry at a URL, such as `http://127.0.0.1:8009`.
+    ///
+    /// # Errors
+    /// [`Error::Setup`] where the URL is none.
+    pub fn new(url: impl Into<String>) -> Result<Self, Error> {
+        Self::builder(url).build()
+    }
+
+    /// A client for the registry at a URL, with settings of one's own.
+    #[must_use]
+    pub fn builder(url: impl Into<String>) -> RegistryClientBuilder {
+        RegistryClientBuilder {
+            url: url.into(),
+            timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(2),
+            retry: RetryPolicy::discovery(),
+        }
+    }
+
+    /// The same client, connections and all, with another way of repeating failed calls.
+    #[must_use]
+    pub fn with_retry(&self, policy: RetryPolicy) -> Self {
+        Self {
+            transport: self.transport.clone(),
+            retry: policy,
+        }
+    }
+
+    /// Registers an agent, or updates its registration. Counts as a heartbeat.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with all the fields that are out of their limits, before anything is sent.
+    pub async fn register(&self, registration: &Registration) -> Result<AgentRecord, Error> {
+        let request = Self::registration(registration)?;
+        Self::registered(registration, &self.transport.send(&request, &self.retry).await?)
+    }
+
+    /// Says that an agent is alive.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where the registry does not know it: it has to register (again).
+    pub async fn heartbeat(&self, agent_id: &str) -> Result<HeartbeatAck, Error> {
+        self.ask(Self::heartbeat_of(agent_id, None)?).await
+    }
+
+    /// Says that an agent is alive, and sets its status.
+    ///
+    /// # Errors
+    /// As [`RegistryClient::heartbeat`].
+    pub async fn heartbeat_with_status(
+        &self,
+        agent_id: &str,
+        status: AgentStatus,
+    ) -> Result<HeartbeatAck, Error> {
+        self.ask(Self::heartbeat_of(agent_id, Some(status))?).await
+    }
+
+    /// Lists agents, ordered by id.
+    pub async fn list_agents(&self, query: ListQuery) -> Result<Page, Error> {
+        let mut request = get(["agents"]);
+        add(&mut request, "status", query.status.map(AgentStatus::as_str));
+        add(&mut request, "limit", query.limit);
+        add(&mut request, "cursor", query.cursor);
+        let answer = self.transport.send(&request, &self.retry).await?;
+        Ok(Page {
+            agents: answer.decode()?,
+            next: next_cursor(&answer.headers),
+        })
+    }
+
+    /// The record of one agent.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where the registry does not know it.
+    pub async fn get_agent(&self, agent_id: &str) -> Result<AgentRecord, Error> {
+        self.ask(get(["agents", known_form(agent_id)?])).await
+    }
+
+    /// Finds agents by what they can do, the best match first.
+    pub async fn search_capabilities(
+        &self,
+        query: impl Into<SearchQuery>,
+    ) -> Result<Vec<CapabilityMatch>, Error> {
+        let query = query.into();
+        let mut request = get(["capabilities", "search"]);
+        add(&mut request, "q", Some(query.q));
+        add(&mut request, "status", query.status.map(AgentStatus::as_str));
+        add(&mut request, "limit", query.limit);
+        self.ask(request).await
+    }
+
+    /// Whether an agent can be given work. An unhealthy agent is no error.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where the registry does not know it.
+    pub async fn check_health(&self, agent_id: &str) -> Result<AgentHealth, Error> {
+        self.ask(get(["health", known_form(agent_id)?])).await
+    }
+
+    /// Sets an agent's status. Does not count as a heartbeat, and so does not bring back an agent that has
+    /// fallen silent.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where the registry does not know it; [`Error::Unsupported`] where the registry has
+    /// only the six basic operations.
+    pub async fn update_status(&self, agent_id: &str, status: AgentStatus) -> Result<AgentRecord, Error> {
+        let mut request = get(["agents", known_form(agent_id)?, "status"]);
+        request.method = Method::PUT;
+        request.body = Some(encode(&StatusUpdate { status })?);
+        request.optional = Some("PUT /agents/{id}/status");
+        self.ask(request).await
+    }
+
+    /// Removes an agent from the registry.
+    ///
+    /// # Errors
+    /// As [`RegistryClient::update_status`].
+    pub async fn deregister(&self, agent_id: &str) -> Result<(), Error> {
+        let mut request = get(["agents", known_form(agent_id)?]);
+        request.method = Method::DELETE;
+        request.optional = Some("DELETE /agents/{id}");
+        self.transport.send(&request, &self.retry).await.map(|_| ())
+    }
+
+    /// How many agents and capabilities there are.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the registry has only the six basic operations.
+    pub async fn get_stats(&self) -> Result<RegistryStats, Error> {
+        let mut request = get(["stats"]);
+        request.optional = Some("GET /stats");
+        self.ask(request).await
+    }
+
+    /// The health of the registry itself.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where it is unhealthy; [`Error::Unsupported`] where it has only the six basic
+    /// operations.
+    pub async fn server_health(&self) -> Result<ServerHealth, Error> {
+        let mut request = get(["health"]);
+        request.optional = Some("GET /health");
+        self.ask(request).await
+    }
+
+    /// How long one attempt may take.
+    pub(crate) fn attempt_timeout(&self) -> Duration {
+        self.transport.attempt_timeout()
+    }
+
+    /// Registers in one attempt of limited length.
+    pub(crate) async fn register_once(
+        &self,
+        registration: &Registration,
+        limit: Duration,
+    ) -> Result<AgentRecord, Error> {
+        let request = Self::registration(registration)?;
+        Self::registered(registration, &self.transport.send_once(&request, limit).await?)
+    }
+
+    /// Sends a heartbeat in one attempt of limited length.
+    pub(crate) async fn heartbeat_once(
+        &self,
+        agent_id: &str,
+        status: Option<AgentStatus>,
+        limit: Duration,
+    ) -> Result<HeartbeatAck, Error> {
+        self.transport
+            .send_once(&Self::heartbeat_of(agent_id, status)?, limit)
+            .await?
+            .decode()
+    }
+
+    fn registration(registration: &Registration) -> Result<Request, Error> {
+        registration.validate()?;
+        let mut request = get(["register"]);
+        request.method = Method::POST;
+        request.body = Some(encode(registration)?);
+        Ok(request)
+    }
+
+    /// Reads the answer to a registration. What a plain server leaves out of it is known from what was sent.
+    fn registered(sent: &Registration, answer: &Answer) -> Result<AgentRecord, Error> {
+        let mut record: AgentRecord = answer.decode()?;
+        if record.agent_name.is_empty() {
+            record.agent_name.clone_from(&sent.agent_name);
+            record.base_url.clone_from(&sent.base_url);
+            record.capabilities.clone_from(&sent.capabilities);
+            record.metadata.clone_from(&sent.metadata);
+        }
+        Ok(record)
+    }
+
+    fn heartbeat_of(agent_id: &str, status: Option<AgentStatus>) -> Result<Request, Error> {
+        let mut request = get(["agents", known_form(agent_id)?, "heartbeat"]);
+        request.method = Method::POST;
+        request.body = status
+            .map(|status| encode(&Heartbeat::with_status(status)))
+            .transpose()?;
+        Ok(request)
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, request: Request) -> Result<T, Error> {
+        self.transport.send(&request, &self.retry).await?.decode()
+    }
+}
+
+/// A `GET` of a path.
+fn get<const N: usize>(path: [&str; N]) -> Request {
+    let path = path.map(str::to_owned).into();
+    Request {
+        method: Method::GET,
+        path,
+        query: Vec::new(),
+        body: None,
+        optional: None,
+    }
+}
+
+/// An id as a segment of a path. These three would make another path of it.
+fn known_form(agent_id: &str) -> Result<&str, Error> {
+    match agent_id {
+        "" | "." | ".." => Err(Error::NotFound {
+            detail: format!("no agent has the id {agent_id:?}"),
+        }),
+        _ => Ok(agent_id),
+    }
+}
+
+fn add(request: &mut Request, name: &'static str, value: Option<impl ToString>) {
+    request.query.extend(value.map(|value| (name, value.to_string())));
+}
+
+fn encode(body: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(body).map_err(|error| Error::Setup(format!("the request cannot be written: {error}")))
+}
+
+/// The cursor in a `Link: <…&cursor=…>; rel="next"` header (RFC 8288).
+fn next_cursor(headers: &HeaderMap) -> Option<String> {
+    let links = headers
+        .get_all(LINK)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let next = links
+        .flat_map(|value| value.split(','))
+        .find(|link| link.contains("rel=\"next\""))?;
+    let (target, _) = next.trim().strip_prefix('<')?.split_once('>')?;
+    // The target may be relative; only its query is wanted.
+    let target = Url::parse("http://registry").ok()?.join(target).ok()?;
+    target
+        .query_pairs()
+        .find(|(name, _)| name == "cursor")
+        .map(|(_, cursor)| cursor.into_owned())
+}

@@ -1,0 +1,144 @@
+//! What can go wrong, told by what the caller can do about it.
+
+use std::time::Duration;
+
+use crate::contract::{FieldError, Invalid};
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why an operation failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The client or the agent was set up wrongly. Nothing was sent.
+    #[error("{0}")]
+    Setup(String),
+
+    /// Fields are out of their limits; the registry said so, or it was found before sending.
+    #[error("{detail}{}", list(fields))]
+    Invalid {
+        /// What is wrong in general.
+        detail: String,
+        /// The fields that are wrong, all of them.
+        fields: Vec<FieldError>,
+    },
+
+    /// No connection could be made, or it broke before the answer was complete.
+    #[error("the registry at {url} cannot be reached")]
+    Unreachable {
+        /// Where it was looked for.
+        url: String,
+        /// What happened.
+        #[source]
+        source: Cause,
+    },
+
+    /// No complete answer came in time.
+    #[error("the registry at {url} did not answer within {after:?}")]
+    TimedOut {
+        /// Where it was asked.
+        url: String,
+        /// How long was waited.
+        after: Duration,
+    },
+
+    /// The registry cannot serve the request now (408, 425, 429, 500, 502, 503, 504).
+    #[error("the registry cannot serve this now ({status}): {detail}")]
+    Unavailable {
+        /// The HTTP status.
+        status: u16,
+        /// What it said.
+        detail: String,
+        /// After which time it asked to be tried again.
+        retry_after: Option<Duration>,
+    },
+
+    /// The registry does not know the agent.
+    #[error("{detail}")]
+    NotFound {
+        /// What it said.
+        detail: String,
+    },
+
+    /// The credentials are missing, or not enough (401, 403).
+    #[error("the registry refused the credentials ({status}): {detail}")]
+    Denied {
+        /// The HTTP status.
+        status: u16,
+        /// What it said.
+        detail: String,
+    },
+
+    /// This registry does not have the operation.
+    #[error("this registry cannot do that: it has no {operation}")]
+    Unsupported {
+        /// The method and the path.
+        operation: &'static str,
+    },
+
+    /// The answer is not one that the contract knows: a page of HTML from something in between, perhaps.
+    #[error("the registry gave an answer that makes no sense ({status}): {detail}")]
+    UnexpectedAnswer {
+        /// The HTTP status.
+        status: u16,
+        /// What is wrong with it.
+        detail: String,
+    },
+}
+
+impl Error {
+    /// Whether the same request may succeed a little later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Unavailable { .. }
+        )
+    }
+
+    /// Whether the registry does not know the agent, so that it has to register (again).
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+
+    /// Whether the registry understood the request and refused it for good: trying again is of no use before
+    /// the fields or the credentials are mended.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Invalid { .. } | Self::Denied { .. } | Self::Setup(_))
+    }
+
+    /// The fields that were wrong.
+    #[must_use]
+    pub fn fields(&self) -> &[FieldError] {
+        if let Self::Invalid { fields, .. } = self {
+            fields
+        } else {
+            &[]
+        }
+    }
+
+    /// After which time the registry asked to be tried again, where it did.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        if let Self::Unavailable { retry_after, .. } = self {
+            *retry_after
+        } else {
+            None
+        }
+    }
+}
+
+impl From<Invalid> for Error {
+    fn from(Invalid(fields): Invalid) -> Self {
+        Self::Invalid {
+            detail: "not sent".to_owned(),
+            fields,
+        }
+    }
+}
+
+fn list(fields: &[FieldError]) -> String {
+    fields.iter().map(|field| format!("; {field}")).collect()
+}

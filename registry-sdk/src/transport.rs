@@ -1,0 +1,277 @@
+//! The one place that sends: time-outs, retries, and the errors that become of them.
+
+use std::time::{Duration, SystemTime};
+
+use backon::Retryable;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::{Method, StatusCode};
+use tokio::time::Instant;
+use url::Url;
+
+use crate::contract::{FieldError, Problem};
+use crate::error::Error;
+use crate::retry::RetryPolicy;
+
+/// The longest answer that is read. 100,000 agents are some 80 MB; what is longer is no registry's answer.
+const LONGEST_ANSWER: usize = 256 * 1_024 * 1_024;
+
+/// How much of an answer that makes no sense is quoted.
+const QUOTED: usize = 200;
+
+/// Sends requests to one registry. Clones share its connections.
+#[derive(Clone, Debug)]
+pub(crate) struct Transport {
+    http: reqwest::Client,
+    base: Url,
+    attempt_timeout: Duration,
+}
+
+/// A request, as it can be sent any number of times.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) method: Method,
+    pub(crate) path: Vec<String>,
+    pub(crate) query: Vec<(&'static str, String)>,
+    pub(crate) body: Option<Vec<u8>>,
+    /// The method and the path as the contract writes them, where not every registry has the operation.
+    pub(crate) optional: Option<&'static str>,
+}
+
+/// A good answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Transport {
+    pub(crate) fn new(
+        base: &str,
+        attempt_timeout: Duration,
+        connect_timeout: Duration,
+    ) -> Result<Self, Error> {
+        let wrong = |why: &str| Error::Setup(format!("{base:?} cannot be a registry's URL: {why}"));
+        let parsed = Url::parse(base).map_err(|error| wrong(&error.to_string()))?;
+        if !matches!(parsed.scheme(), "http" | "https") {
+            return Err(wrong("it has to begin with http:// or https://"));
+        }
+        let http = reqwest::Client::builder()
+            .connect_timeout(connect_timeout)
+            .redirect(reqwest::redirect::Policy::none())
+            .user_agent(concat!("registry-sdk/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| Error::Setup(format!("the HTTP client cannot be set up: {}", chain(&error))))?;
+        Ok(Self {
+            http,
+            base: parsed,
+            attempt_timeout,
+        })
+    }
+
+    pub(crate) fn attempt_timeout(&self) -> Duration {
+        self.attempt_timeout
+    }
+
+    /// Sends a request, and again where the policy and the failure allow it.
+    ///
+    /// Cancel safe in so far as nothing is left running; whether the registry had got the request is then
+    /// unknown.
+    pub(crate) async fn send(&self, request: &Request, policy: &RetryPolicy) -> Result<Answer, Error> {
+        let deadline = policy.limit().map(|limit| Instant::now() + limit);
+        let attempt = || async {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            self.send_once(
+                request,
+                left.map_or(self.attempt_timeout, |left| left.min(self.attempt_timeout)),
+            )
+            .await
+        };
+        attempt
+            .retry(policy.delays())
+            .when(Error::is_retryable)
+            .adjust(|error, drawn| {
+                let pause = policy.obeying(error.retry_after(), drawn?);
+                let in_time = deadline.is_none_or(|deadline| Instant::now() + pause < deadline);
+                in_time.then_some(pause)
+            })
+            .notify(|error, pause| {
+                let path = request.path.join("/");
+                tracing::debug!(%error, ?pause, method = %request.method, path, "trying again");
+            })
+            .await
+    }
+
+    /// Sends a request once, and waits no longer than `limit` for the complete answer.
+    pub(crate) async fn send_once(&self, request: &Request, limit: Duration) -> Result<Answer, Error> {
+        let attempt = tokio::time::timeout(limit, self.attempt(request));
+        attempt.await.unwrap_or_else(|_| {
+            Err(Error::TimedOut {
+                url: self.base.to_string(),
+                after: limit,
+            })
+        })
+    }
+
+    async fn attempt(&self, request: &Request) -> Result<Answer, Error> {
+        let unreachable = |error: reqwest::Error| Error::Unreachable {
+            url: self.base.to_string(),
+            source: chain(&error.without_url()).into(),
+        };
+        let mut builder = self.http.request(request.method.clone(), self.url(request)?);
+        if let Some(body) = &request.body {
+            builder = builder
+                .header(CONTENT_TYPE, "application/json")
+                .body(body.clone());
+        }
+        let mut response = builder.send().await.map_err(unreachable)?;
+        let status = response.status();
+        let headers = std::mem::take(response.headers_mut());
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+            if body.len() + chunk.len() > LONGEST_ANSWER {
+                let detail = format!("it is longer than {LONGEST_ANSWER} bytes");
+                return Err(Error::UnexpectedAnswer {
+                    status: status.as_u16(),
+                    detail,
+                });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        let answer = Answer {
+            status: status.as_u16(),
+            headers,
+            body,
+        };
+        if status.is_success() {
+            Ok(answer)
+        } else {
+            Err(failure(status, &answer, request.optional))
+        }
+    }
+
+    fn url(&self, request: &Request) -> Result<Url, Error> {
+        let mut url = self.base.clone();
+        url.path_segments_mut()
+            .map_err(|()| Error::Setup(format!("{} cannot have a path", self.base)))?
+            .pop_if_empty()
+            .extend(&request.path);
+        if !request.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(&request.query);
+        }
+        Ok(url)
+    }
+}
+
+impl Answer {
+    /// Reads the body as JSON of the contract.
+    pub(crate) fn decode<T: serde::de::DeserializeOwned>(&self) -> Result<T, Error> {
+        serde_json::from_slice(&self.body).map_err(|error| Error::UnexpectedAnswer {
+            status: self.status,
+            detail: format!("{error} in {}", quote(&self.body)),
+        })
+    }
+}
+
+/// What an answer that is no success means.
+fn failure(status: StatusCode, answer: &Answer, optional: Option<&'static str>) -> Error {
+    let (detail, fields, is_problem) = explain(&answer.body);
+    let code = status.as_u16();
+    match code {
+        // Where the operation is missing, a server knows no such path, and does not say it as ours does.
+        404 | 405 | 501 if optional.is_some() && (code != 404 || !is_problem) => Error::Unsupported {
+            operation: optional.unwrap_or_default(),
+        },
+        404 => Error::NotFound { detail },
+        401 | 403 => Error::Denied { status: code, detail },
+        400 | 413 | 415 | 422 => Error::Invalid { detail, fields },
+        408 | 425 | 429 | 500 | 502 | 503 | 504 => Error::Unavailable {
+            status: code,
+            detail,
+            retry_after: retry_after(&answer.headers),
+        },
+        _ => Error::UnexpectedAnswer { status: code, detail },
+    }
+}
+
+/// What an error's body says, the fields it names, and whether it is a problem as the contract has it.
+fn explain(body: &[u8]) -> (String, Vec<FieldError>, bool) {
+    #[derive(serde::Deserialize)]
+    struct Plain {
+        detail: serde_json::Value,
+    }
+    if let Ok(problem) = serde_json::from_slice::<Problem>(body) {
+        return (problem.detail, problem.errors, true);
+    }
+    // As FastAPI writes errors: the detail alone, a text or a list.
+    match serde_json::from_slice::<Plain>(body) {
+        Ok(Plain {
+            detail: serde_json::Value::String(text),
+        }) => (text, Vec::new(), false),
+        Ok(Plain { detail }) => (detail.to_string(), Vec::new(), false),
+        Err(_) => (quote(body), Vec::new(), false),
+    }
+}
+
+/// The header in either of its forms: seconds, or an HTTP date (RFC 9110, section 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+/// The beginning of a body, fit to stand in a log line.
+fn quote(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(QUOTED)]);
+    if body.is_empty() {
+        "an empty body".to_owned()
+    } else {
+        format!("{text:?}")
+    }
+}
+
+/// An error and its causes in one line: the libraries below keep the telling part in the causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_read_in_both_forms() {
+        let read = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, value.parse().unwrap());
+            retry_after(&headers)
+        };
+        assert_eq!(read("7"), Some(Duration::from_secs(7)));
+        let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60));
+        let wait = read(&date).unwrap();
+        assert!(
+            wait > Duration::from_secs(50) && wait <= Duration::from_secs(60),
+            "{wait:?}"
+        );
+        assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        assert_eq!(read("soon"), None);
+    }
+
+    #[test]
+    fn errors_of_other_services_are_understood() {
+        let (detail, _, is_problem) = explain(br#"{"detail": "Agent not found"}"#);
+        assert_eq!((detail.as_str(), is_problem), ("Agent not found", false));
+        let (detail, _, _) = explain(b"<html>\n502 Bad Gateway</html>");
+        assert_eq!(detail, r#""<html>\n502 Bad Gateway</html>""#);
+    }
+}

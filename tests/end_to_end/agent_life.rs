@@ -1,0 +1,174 @@
+//! An agent of the SDK against the real server.
+
+use std::time::Duration;
+
+use registry_sdk::contract::{AgentStatus, Capability};
+use registry_sdk::{Agent, AgentState, Error, RegistrationOutcome};
+
+use crate::support::{Database, agent, client, eventually, on_both_databases, status_of};
+
+on_both_databases!(
+    heartbeats_keep_an_agent_alive,
+    a_forgotten_agent_registers_again_with_its_latest_capabilities,
+    an_agent_outlives_its_registry,
+    an_agent_that_starts_before_its_registry_registers_when_it_is_there,
+    a_shut_down_agent_is_offline_and_stays_so,
+    a_dropped_agent_falls_silent,
+    a_status_is_kept_over_a_restart_of_the_registry,
+    a_bad_registration_is_an_error_at_once,
+);
+
+const INTERVAL: Duration = Duration::from_millis(200);
+
+async fn heartbeats_keep_an_agent_alive(database: Database) {
+    let server = database
+        .start_with(|config| config.heartbeat_timeout = 3 * INTERVAL)
+        .await;
+    let client = client(&server);
+    client.register(&agent("silent", "work")).await.unwrap();
+    let alive = Agent::new(client.clone(), agent("alive", "work"));
+    let registered = alive.register().await.unwrap();
+    alive.start_heartbeat(INTERVAL).unwrap();
+    eventually("the silent one is offline", async || {
+        status_of(&client, "silent").await == AgentStatus::Offline
+    })
+    .await;
+    let record = client.get_agent("alive").await.unwrap();
+    assert_eq!(record.status, AgentStatus::Active);
+    assert!(record.last_heartbeat > registered.last_heartbeat);
+    assert_eq!(record.heartbeat_interval, Some(INTERVAL));
+    alive.shutdown().await;
+    server.shutdown().await;
+}
+
+async fn a_forgotten_agent_registers_again_with_its_latest_capabilities(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    let forgotten = Agent::new(client.clone(), agent("a", "work"));
+    forgotten.register().await.unwrap();
+    forgotten.start_heartbeat(INTERVAL).unwrap();
+    forgotten
+        .update_capabilities(vec![Capability::new("rest")])
+        .await
+        .unwrap();
+    client.deregister("a").await.unwrap();
+    eventually("it is registered again", async || {
+        client.get_agent("a").await.is_ok()
+    })
+    .await;
+    assert_eq!(
+        client.get_agent("a").await.unwrap().capabilities,
+        [Capability::new("rest")]
+    );
+    forgotten.shutdown().await;
+    server.shutdown().await;
+}
+
+async fn an_agent_outlives_its_registry(database: Database) {
+    let server = database.start().await;
+    let address = server.local_addr();
+    let agent = Agent::new(client(&server), agent("a", "work"));
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    let mut state = agent.watch();
+    server.shutdown().await;
+    state.wait_for(AgentState::is_degraded).await.unwrap();
+
+    let server = database.start_with(|config| config.listen = address).await;
+    state.wait_for(AgentState::is_registered).await.unwrap();
+    assert_eq!(status_of(&client(&server), "a").await, AgentStatus::Active);
+    agent.shutdown().await;
+    server.shutdown().await;
+}
+
+async fn an_agent_that_starts_before_its_registry_registers_when_it_is_there(database: Database) {
+    // A port that was free a moment ago.
+    let server = database.start().await;
+    let (address, client) = (server.local_addr(), client(&server));
+    server.shutdown().await;
+
+    let early = Agent::new(client.clone(), agent("early", "work"));
+    let outcome = early.register_with_retry().await.unwrap();
+    assert!(matches!(outcome, RegistrationOutcome::Degraded(_)), "{outcome:?}");
+    assert!(early.state().is_degraded());
+    early.start_heartbeat(INTERVAL).unwrap();
+    let server = database.start_with(|config| config.listen = address).await;
+    early.watch().wait_for(AgentState::is_registered).await.unwrap();
+    assert_eq!(status_of(&client, "early").await, AgentStatus::Active);
+    early.shutdown().await;
+    server.shutdown().await;
+}
+
+async fn a_shut_down_agent_is_offline_and_stays_so(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    let ending = Agent::new(client.clone(), agent("a", "work"));
+    ending.register().await.unwrap();
+    ending.start_heartbeat(Duration::from_millis(1)).unwrap();
+    let registered = client.get_agent("a").await.unwrap().last_heartbeat;
+    let beating = async || client.get_agent("a").await.unwrap().last_heartbeat > registered;
+    eventually("it beats", beating).await;
+    ending.shutdown().await;
+    let last = client.get_agent("a").await.unwrap();
+    assert_eq!(last.status, AgentStatus::Offline);
+    assert!(matches!(ending.state(), AgentState::Stopped));
+    assert!(matches!(ending.start_heartbeat(INTERVAL), Err(Error::Setup(_))));
+    // Nothing of its own runs any more that could change this.
+    assert_eq!(client.get_agent("a").await.unwrap(), last);
+    server.shutdown().await;
+}
+
+async fn a_dropped_agent_falls_silent(database: Database) {
+    let server = database
+        .start_with(|config| config.heartbeat_timeout = 2 * INTERVAL)
+        .await;
+    let client = client(&server);
+    let dropped = Agent::new(client.clone(), agent("a", "work"));
+    dropped.register().await.unwrap();
+    dropped.start_heartbeat(INTERVAL / 4).unwrap();
+    let clone = dropped.clone();
+    drop(dropped);
+    assert_eq!(status_of(&client, "a").await, AgentStatus::Active);
+    drop(clone);
+    eventually("it is offline", async || {
+        status_of(&client, "a").await == AgentStatus::Offline
+    })
+    .await;
+    server.shutdown().await;
+}
+
+async fn a_status_is_kept_over_a_restart_of_the_registry(database: Database) {
+    let server = database.start().await;
+    let address = server.local_addr();
+    let client = client(&server);
+    let busy = Agent::new(client.clone(), agent("a", "work"));
+    busy.register().await.unwrap();
+    busy.start_heartbeat(INTERVAL).unwrap();
+    server.shutdown().await;
+    // It cannot be told now; the next heartbeat that gets through tells it.
+    assert!(
+        busy.update_status(AgentStatus::Busy)
+            .await
+            .unwrap_err()
+            .is_retryable()
+    );
+    let server = database.start_with(|config| config.listen = address).await;
+    eventually("it is busy", async || {
+        status_of(&client, "a").await == AgentStatus::Busy
+    })
+    .await;
+    busy.shutdown().await;
+    server.shutdown().await;
+}
+
+async fn a_bad_registration_is_an_error_at_once(database: Database) {
+    let server = database.start().await;
+    let bad = Agent::new(client(&server), agent("a", ""));
+    let error = bad.register_with_retry().await.unwrap_err();
+    assert_eq!(error.fields()[0].field, "capabilities[0].name");
+    assert!(matches!(
+        bad.start_heartbeat(Duration::ZERO),
+        Err(Error::Setup(_))
+    ));
+    server.shutdown().await;
+}

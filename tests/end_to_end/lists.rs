@@ -1,0 +1,122 @@
+//! Lists, pages and counts.
+
+use registry_sdk::ListQuery;
+use registry_sdk::contract::AgentStatus;
+
+use crate::support::{Database, agent, client, on_both_databases};
+
+on_both_databases!(
+    a_list_has_everyone_in_the_order_of_ids,
+    pages_together_are_the_list,
+    a_cursor_stays_good_when_its_agent_is_removed,
+    stats_count_by_status,
+);
+
+async fn a_list_has_everyone_in_the_order_of_ids(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    for id in ["b", "a", "C", "a.1", "10"] {
+        client.register(&agent(id, "work")).await.unwrap();
+    }
+    let page = client.list_agents(ListQuery::all()).await.unwrap();
+    let ids: Vec<_> = page.agents.iter().map(|agent| agent.agent_id.as_str()).collect();
+    assert_eq!((ids, page.next), (vec!["10", "C", "a", "a.1", "b"], None));
+    server.shutdown().await;
+}
+
+async fn pages_together_are_the_list(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    for number in 0..25 {
+        let status = if number % 5 == 0 {
+            AgentStatus::Busy
+        } else {
+            AgentStatus::Active
+        };
+        client
+            .register(&agent(&format!("a{number:02}"), "work").status(status))
+            .await
+            .unwrap();
+    }
+    for (query, expected) in [
+        (ListQuery::all(), 25),
+        (ListQuery::all().status(AgentStatus::Active), 20),
+    ] {
+        let whole = client.list_agents(query.clone()).await.unwrap().agents;
+        assert_eq!(whole.len(), expected);
+        // A page that ends exactly with the list has no next.
+        for size in [1, 5, 7, 20, 25, 1_000] {
+            let mut gathered = Vec::new();
+            let mut next = None;
+            loop {
+                let query = ListQuery {
+                    cursor: next,
+                    ..query.clone().limit(size)
+                };
+                let page = client.list_agents(query).await.unwrap();
+                assert!(page.agents.len() <= size && !page.agents.is_empty());
+                gathered.extend(page.agents);
+                next = page.next;
+                if next.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(gathered, whole, "pages of {size}");
+        }
+    }
+    server.shutdown().await;
+}
+
+async fn a_cursor_stays_good_when_its_agent_is_removed(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    for id in ["a", "b", "c", "d"] {
+        client.register(&agent(id, "work")).await.unwrap();
+    }
+    let first = client.list_agents(ListQuery::all().limit(2)).await.unwrap();
+    client.deregister("b").await.unwrap();
+    let second = client
+        .list_agents(ListQuery::all().limit(2).after(first.next.unwrap()))
+        .await
+        .unwrap();
+    let ids: Vec<_> = second
+        .agents
+        .iter()
+        .map(|agent| agent.agent_id.as_str())
+        .collect();
+    assert_eq!((ids, second.next), (vec!["c", "d"], None));
+    server.shutdown().await;
+}
+
+async fn stats_count_by_status(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    client.register(&agent("a", "work")).await.unwrap();
+    client
+        .register(&agent("b", "work").status(AgentStatus::Busy))
+        .await
+        .unwrap();
+    client
+        .register(&agent("c", "rest").status(AgentStatus::Offline))
+        .await
+        .unwrap();
+    let stats = client.get_stats().await.unwrap();
+    assert_eq!(
+        (
+            stats.total_agents,
+            stats.active_agents,
+            stats.busy_agents,
+            stats.offline_agents
+        ),
+        (3, 1, 1, 1)
+    );
+    assert_eq!(
+        (
+            stats.total_capabilities,
+            stats.distinct_capabilities,
+            stats.stale_agents
+        ),
+        (3, 2, 0)
+    );
+    server.shutdown().await;
+}

@@ -1,0 +1,21 @@
+//! The real server, driven through the real SDK over a socket, on both databases.
+//!
+//! A test is an `async fn` that takes a [`Database`](support::Database) of its own; `on_both_databases!` makes a
+//! test of it for each kind. Run them with `./scripts/test`, which starts a PostgreSQL.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+mod agent_life;
+mod deadlines;
+mod errors;
+mod lists;
+mod outages;
+mod registration;
+mod replicas;
+mod replicas_agree;
+mod search;
+mod status;
+mod support;

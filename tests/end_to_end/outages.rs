@@ -1,0 +1,120 @@
+//! The database goes away and comes back.
+
+use std::time::Duration;
+
+use registry_sdk::Error;
+use registry_sdk::contract::{AgentStatus, STALE_HEADER};
+use tokio::time::Instant;
+
+use crate::support::{Database, Proxy, agent, client, eventually, on_postgres, status_of};
+
+on_postgres!(
+    while_the_database_is_away_reads_go_on_and_writes_are_refused,
+    nobody_is_marked_offline_before_a_whole_timeout_after_an_outage,
+    connections_that_were_closed_meanwhile_fail_no_request,
+);
+
+async fn while_the_database_is_away_reads_go_on_and_writes_are_refused(database: Database) {
+    let proxy = Proxy::before(&database).await;
+    let server = proxy.through(&database).start().await;
+    let client = client(&server);
+    client.register(&agent("a", "work")).await.unwrap();
+    let stale = async || {
+        let response = reqwest::get(format!("{}/agents/a", server.url())).await.unwrap();
+        response
+            .headers()
+            .get(STALE_HEADER)
+            .map(|value| value.to_str().unwrap().parse::<u64>().unwrap())
+    };
+    assert_eq!(stale().await, None);
+
+    proxy.cut();
+    eventually("the server is unhealthy", async || {
+        client.server_health().await.is_err()
+    })
+    .await;
+    for error in [
+        client.heartbeat("a").await.map(|_| ()).unwrap_err(),
+        client
+            .register(&agent("a", "rest"))
+            .await
+            .map(|_| ())
+            .unwrap_err(),
+        client
+            .update_status("a", AgentStatus::Busy)
+            .await
+            .map(|_| ())
+            .unwrap_err(),
+        client.deregister("a").await.unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Unavailable { status: 503, .. }), "{error}");
+        assert!(error.retry_after().is_some() && error.is_retryable());
+    }
+    assert!(stale().await.is_some());
+    assert_eq!(status_of(&client, "a").await, AgentStatus::Active);
+    assert!(client.check_health("a").await.unwrap().is_healthy());
+    assert_eq!(client.search_capabilities("work").await.unwrap().len(), 1);
+    assert_eq!(client.get_stats().await.unwrap().active_agents, 1);
+
+    proxy.mend();
+    eventually("the server is healthy", async || {
+        client.server_health().await.is_ok()
+    })
+    .await;
+    assert_eq!(stale().await, None);
+    client.heartbeat("a").await.unwrap();
+    // What was refused changed nothing.
+    let record = client.get_agent("a").await.unwrap();
+    assert_eq!(
+        (record.status, record.capabilities[0].name.as_str()),
+        (AgentStatus::Active, "work")
+    );
+    server.shutdown().await;
+}
+
+async fn nobody_is_marked_offline_before_a_whole_timeout_after_an_outage(database: Database) {
+    const TIMEOUT: Duration = Duration::from_millis(800);
+    let proxy = Proxy::before(&database).await;
+    let server = proxy
+        .through(&database)
+        .start_with(|config| config.heartbeat_timeout = TIMEOUT)
+        .await;
+    let client = client(&server);
+    client.register(&agent("a", "work")).await.unwrap();
+    proxy.cut();
+    let silence = async || client.check_health("a").await.unwrap().since_heartbeat.unwrap();
+    // Read from memory, twice the time-out long: healthy all the while.
+    while silence().await < 2 * TIMEOUT {
+        assert!(client.check_health("a").await.unwrap().is_healthy());
+    }
+    proxy.mend();
+    let mended = Instant::now();
+    while status_of(&client, "a").await == AgentStatus::Active {
+        tokio::task::yield_now().await;
+    }
+    assert!(
+        mended.elapsed() >= TIMEOUT,
+        "marked offline after {:?}",
+        mended.elapsed()
+    );
+    assert!(!database.has_missed_deadline("a").await || mended.elapsed() >= TIMEOUT);
+    server.shutdown().await;
+}
+
+async fn connections_that_were_closed_meanwhile_fail_no_request(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    client.register(&agent("a", "work")).await.unwrap();
+    let mut connection = database.connect().await;
+    for round in 0..5 {
+        let close = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                     WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        sqlx::Executor::execute(&mut connection, close).await.unwrap();
+        client.heartbeat("a").await.unwrap();
+        client
+            .register(&agent("a", &format!("work-{round}")))
+            .await
+            .unwrap();
+    }
+    server.shutdown().await;
+}

@@ -1,0 +1,190 @@
+//! Registering, reading the record back, and surviving a restart.
+
+use std::time::Duration;
+
+use registry_sdk::contract::{AgentStatus, Capability, Registration};
+use serde_json::json;
+
+use crate::support::{Database, agent, client, on_both_databases};
+
+on_both_databases!(
+    a_registration_is_read_back_as_it_was_sent,
+    registering_again_updates_and_keeps_the_first_date,
+    registering_the_same_again_is_a_heartbeat,
+    agents_survive_a_restart,
+    a_deregistered_agent_is_gone_and_may_come_back,
+    concurrent_registrations_are_all_stored,
+    the_same_agent_registered_at_once_ends_as_one_of_them,
+);
+
+fn full() -> Registration {
+    Registration::new(
+        "feature-dev",
+        "Feature Development Agent",
+        "http://feature-dev:8002",
+    )
+    .capability(
+        Capability::new("code_generation")
+            .description("Generates \"Python\" code — ünïcödé 🦀")
+            .cost_estimate("~100 tokens")
+            .tag("coding")
+            .tag("python"),
+    )
+    .capability(Capability::new("bare"))
+    .metadata("team", "platform")
+    .metadata(
+        "nested",
+        json!({"b": [1, 2.5, null, true], "a": {"deep": "'; DROP TABLE agent_registry; --"}}),
+    )
+    .heartbeat_interval(Duration::from_millis(30_500))
+}
+
+async fn a_registration_is_read_back_as_it_was_sent(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    let sent = full();
+    let record = client.register(&sent).await.unwrap();
+    assert_eq!(record.capabilities, sent.capabilities);
+    assert_eq!(record.metadata, sent.metadata);
+    assert_eq!(record.heartbeat_interval, Some(Duration::from_millis(30_500)));
+    assert_eq!(record.heartbeat_timeout, Some(Duration::from_secs(61)));
+    assert_eq!(record.status, AgentStatus::Active);
+    assert_eq!(record.registered_at, record.last_heartbeat);
+    assert_eq!(client.get_agent("feature-dev").await.unwrap(), record);
+    server.shutdown().await;
+}
+
+async fn registering_again_updates_and_keeps_the_first_date(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    let first = client.register(&full()).await.unwrap();
+    let changed = agent("feature-dev", "review").status(AgentStatus::Busy);
+    let second = client.register(&changed).await.unwrap();
+    assert_eq!(second.registered_at, first.registered_at);
+    assert!(second.last_heartbeat >= first.last_heartbeat);
+    assert_eq!(second.status, AgentStatus::Busy);
+    assert_eq!(second.capabilities, changed.capabilities);
+    assert!(second.metadata.is_empty());
+    assert_eq!(client.get_agent("feature-dev").await.unwrap(), second);
+    assert!(
+        client
+            .search_capabilities("code_generation")
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    server.shutdown().await;
+}
+
+async fn registering_the_same_again_is_a_heartbeat(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    let first = client.register(&full()).await.unwrap();
+    let second = client.register(&full()).await.unwrap();
+    assert!(second.last_heartbeat >= first.last_heartbeat);
+    assert_eq!(client.get_agent("feature-dev").await.unwrap(), second);
+    server.shutdown().await;
+}
+
+async fn agents_survive_a_restart(database: Database) {
+    let server = database.start().await;
+    let before = client(&server);
+    before.register(&full()).await.unwrap();
+    before.register(&agent("resting", "rest")).await.unwrap();
+    before
+        .update_status("resting", AgentStatus::Offline)
+        .await
+        .unwrap();
+    before.heartbeat("feature-dev").await.unwrap();
+    let everyone = before.list_agents(Default::default()).await.unwrap().agents;
+    server.shutdown().await;
+
+    let server = database.start().await;
+    let after = client(&server);
+    assert_eq!(
+        after.list_agents(Default::default()).await.unwrap().agents,
+        everyone
+    );
+    assert_eq!(after.search_capabilities("code").await.unwrap().len(), 1);
+    server.shutdown().await;
+}
+
+async fn a_deregistered_agent_is_gone_and_may_come_back(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    client.register(&full()).await.unwrap();
+    client.deregister("feature-dev").await.unwrap();
+    for error in [
+        client.get_agent("feature-dev").await.map(|_| ()).unwrap_err(),
+        client.heartbeat("feature-dev").await.map(|_| ()).unwrap_err(),
+        client.check_health("feature-dev").await.map(|_| ()).unwrap_err(),
+        client
+            .update_status("feature-dev", AgentStatus::Busy)
+            .await
+            .map(|_| ())
+            .unwrap_err(),
+        client.deregister("feature-dev").await.unwrap_err(),
+    ] {
+        assert!(error.is_not_found(), "{error}");
+    }
+    assert_eq!(client.get_stats().await.unwrap().total_capabilities, 0);
+    client.register(&full()).await.unwrap();
+    assert!(client.check_health("feature-dev").await.unwrap().is_healthy());
+    server.shutdown().await;
+}
+
+async fn concurrent_registrations_are_all_stored(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    let all: Vec<_> = (0..200)
+        .map(|number| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                client
+                    .register(&agent(&format!("agent-{number:03}"), "work"))
+                    .await
+            })
+        })
+        .collect();
+    for registered in all {
+        registered.await.unwrap().unwrap();
+    }
+    server.shutdown().await;
+    let server = database.start().await;
+    let stats = crate::support::client(&server).get_stats().await.unwrap();
+    assert_eq!(
+        (
+            stats.total_agents,
+            stats.total_capabilities,
+            stats.distinct_capabilities
+        ),
+        (200, 200, 1)
+    );
+    server.shutdown().await;
+}
+
+async fn the_same_agent_registered_at_once_ends_as_one_of_them(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    let all: Vec<_> = (0..50)
+        .map(|number| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                client
+                    .register(&agent("one", &format!("capability-{number}")))
+                    .await
+            })
+        })
+        .collect();
+    for registered in all {
+        registered.await.unwrap().unwrap();
+    }
+    let held = client.get_agent("one").await.unwrap();
+    server.shutdown().await;
+    let server = database.start().await;
+    assert_eq!(
+        crate::support::client(&server).get_agent("one").await.unwrap(),
+        held
+    );
+    server.shutdown().await;
+}

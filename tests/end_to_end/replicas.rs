@@ -1,0 +1,250 @@
+//! Two servers over one PostgreSQL.
+
+use std::time::Duration;
+
+use registry_sdk::RegistryClient;
+use registry_sdk::contract::AgentStatus;
+use registry_server::Server;
+use sqlx::Executor;
+use tokio::time::Instant;
+
+use crate::support::{Database, agent, client, eventually, on_postgres, status_of};
+
+on_postgres!(
+    what_one_replica_writes_the_other_shows_within_a_second,
+    heartbeats_to_one_replica_keep_the_agent_alive_on_the_other,
+    a_missed_deadline_is_announced_once,
+    a_late_heartbeat_on_one_replica_is_heard_on_the_other,
+    a_cut_listening_connection_loses_nothing,
+    a_replica_that_fell_far_behind_reads_everything_anew,
+    heartbeats_of_the_same_agents_on_both_replicas_at_once,
+    three_replicas_start_at_once,
+);
+
+/// A second for the announcement, and as much again for a slow machine.
+const SOON: Duration = Duration::from_secs(2);
+
+async fn pair(database: &Database, timeout: Duration) -> (Server, Server) {
+    let start = || database.start_with(|config| config.heartbeat_timeout = timeout);
+    (start().await, start().await)
+}
+
+async fn what_one_replica_writes_the_other_shows_within_a_second(database: Database) {
+    let (one, two) = pair(&database, Duration::from_secs(60)).await;
+    let (one_client, two_client) = (client(&one), client(&two));
+    let within = async |what: &str, holds: &dyn Fn(Option<AgentStatus>) -> bool| {
+        let began = Instant::now();
+        let seen = async || two_client.get_agent("a").await.ok().map(|agent| agent.status);
+        eventually(what, async || holds(seen().await)).await;
+        assert!(began.elapsed() < SOON, "{what} after {:?}", began.elapsed());
+    };
+    one_client.register(&agent("a", "work")).await.unwrap();
+    within("registered", &|status| status == Some(AgentStatus::Active)).await;
+    assert_eq!(two_client.search_capabilities("work").await.unwrap().len(), 1);
+    one_client.update_status("a", AgentStatus::Busy).await.unwrap();
+    within("busy", &|status| status == Some(AgentStatus::Busy)).await;
+    one_client.deregister("a").await.unwrap();
+    within("deregistered", &|status| status.is_none()).await;
+    // And the other way round, at once: a heartbeat knows what the database knows.
+    one_client.register(&agent("b", "work")).await.unwrap();
+    two_client.heartbeat("b").await.unwrap();
+    two_client.deregister("b").await.unwrap();
+    assert!(one_client.heartbeat("b").await.unwrap_err().is_not_found());
+    one.shutdown().await;
+    two.shutdown().await;
+}
+
+async fn heartbeats_to_one_replica_keep_the_agent_alive_on_the_other(database: Database) {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let (one, two) = pair(&database, TIMEOUT).await;
+    let (one_client, two_client) = (client(&one), client(&two));
+    one_client.register(&agent("a", "work")).await.unwrap();
+    eventually("the other knows it", async || {
+        two_client.get_agent("a").await.is_ok()
+    })
+    .await;
+    let began = Instant::now();
+    // Much longer than the time-out, the other is asked again and again.
+    while began.elapsed() < 3 * TIMEOUT {
+        one_client.heartbeat("a").await.unwrap();
+        assert_eq!(status_of(&two_client, "a").await, AgentStatus::Active);
+        assert!(two_client.check_health("a").await.unwrap().is_healthy());
+        assert_eq!(
+            two_client.search_capabilities("work").await.unwrap()[0].healthy,
+            Some(true)
+        );
+        assert_eq!(two_client.get_stats().await.unwrap().offline_agents, 0);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    one.shutdown().await;
+    two.shutdown().await;
+}
+
+async fn a_missed_deadline_is_announced_once(database: Database) {
+    let (one, two) = pair(&database, Duration::from_millis(500)).await;
+    for number in 0..20 {
+        client(&one)
+            .register(&agent(&format!("a{number}"), "work"))
+            .await
+            .unwrap();
+    }
+    for server in [&one, &two] {
+        let all_offline = async || client(server).get_stats().await.unwrap().stale_agents == 20;
+        eventually("all are offline", all_offline).await;
+    }
+    for number in 0..20 {
+        let written = async || database.has_missed_deadline(&format!("a{number}")).await;
+        eventually("it is written down", written).await;
+    }
+    let count = "SELECT count(*) FROM agent_registry_event WHERE kind = 'status_changed'";
+    let announced: i64 = sqlx::query_scalar(count)
+        .fetch_one(&mut database.connect().await)
+        .await
+        .unwrap();
+    assert_eq!(announced, 20);
+    one.shutdown().await;
+    two.shutdown().await;
+}
+
+async fn a_late_heartbeat_on_one_replica_is_heard_on_the_other(database: Database) {
+    let start = || {
+        database.start_with(|config| {
+            config.heartbeat_timeout = Duration::from_millis(800);
+            // Nothing is written down by a sweeper meanwhile.
+            config.sweep_interval = Duration::from_secs(3_600);
+        })
+    };
+    let (one, two) = (start().await, start().await);
+    let (one_client, two_client) = (client(&one), client(&two));
+    one_client.register(&agent("a", "work")).await.unwrap();
+    let offline_there = async || {
+        two_client
+            .get_agent("a")
+            .await
+            .is_ok_and(|agent| agent.status == AgentStatus::Offline)
+    };
+    eventually("it is offline on the other", offline_there).await;
+    assert_eq!(
+        one_client.heartbeat("a").await.unwrap().status,
+        AgentStatus::Active
+    );
+    let began = Instant::now();
+    eventually("it is back on the other", async || !offline_there().await).await;
+    assert!(began.elapsed() < SOON);
+    one.shutdown().await;
+    two.shutdown().await;
+}
+
+async fn a_cut_listening_connection_loses_nothing(database: Database) {
+    let (one, two) = pair(&database, Duration::from_secs(60)).await;
+    let mut connection = database.connect().await;
+    for round in 0..5 {
+        let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                   WHERE datname = current_database() AND query LIKE 'LISTEN%' AND pid <> pg_backend_pid()";
+        connection.execute(cut).await.unwrap();
+        let id = format!("a{round}");
+        client(&one).register(&agent(&id, "work")).await.unwrap();
+        let began = Instant::now();
+        eventually("the other knows it", async || {
+            client(&two).get_agent(&id).await.is_ok()
+        })
+        .await;
+        assert!(began.elapsed() < SOON, "after {:?}", began.elapsed());
+    }
+    one.shutdown().await;
+    two.shutdown().await;
+}
+
+async fn a_replica_that_fell_far_behind_reads_everything_anew(database: Database) {
+    let proxy = crate::support::Proxy::before(&database).await;
+    let one = database.start().await;
+    let two = proxy.through(&database).start().await;
+    let (one_client, two_client) = (client(&one), client(&two));
+    for id in ["kept", "removed", "changed"] {
+        one_client.register(&agent(id, "work")).await.unwrap();
+    }
+    let everyone =
+        async |client: &RegistryClient| client.list_agents(Default::default()).await.unwrap().agents;
+    eventually("the other knows all", async || {
+        everyone(&two_client).await.len() == 3
+    })
+    .await;
+    proxy.cut();
+    eventually("the other is cut off", async || {
+        two_client.server_health().await.is_err()
+    })
+    .await;
+    one_client.deregister("removed").await.unwrap();
+    one_client.register(&agent("changed", "rest")).await.unwrap();
+    one_client.register(&agent("new", "work")).await.unwrap();
+    // The events that would tell are gone by then.
+    database
+        .connect()
+        .await
+        .execute("DELETE FROM agent_registry_event")
+        .await
+        .unwrap();
+    proxy.mend();
+    let expected = everyone(&one_client).await;
+    eventually("both know the same", async || {
+        everyone(&two_client).await == expected
+    })
+    .await;
+    assert_eq!(two_client.search_capabilities("rest").await.unwrap().len(), 1);
+    one.shutdown().await;
+    two.shutdown().await;
+}
+
+async fn heartbeats_of_the_same_agents_on_both_replicas_at_once(database: Database) {
+    let (one, two) = pair(&database, Duration::from_secs(60)).await;
+    for number in 0..50 {
+        client(&one)
+            .register(&agent(&format!("a{number:02}"), "work"))
+            .await
+            .unwrap();
+    }
+    let clients = [client(&one), client(&two)];
+    let known = async || clients[1].get_stats().await.unwrap().total_agents == 50;
+    eventually("both know all", known).await;
+    let beats: Vec<_> = (0..2_000)
+        .map(|number: usize| {
+            let client = clients[number % 2].clone();
+            // Forwards on one replica and backwards on the other, with registrations between.
+            let place = if number.is_multiple_of(2) {
+                number / 2 % 50
+            } else {
+                49 - number / 2 % 50
+            };
+            tokio::spawn(async move {
+                let id = format!("a{place:02}");
+                if number.is_multiple_of(40) {
+                    client
+                        .register(&agent(&id, &format!("work-{number}")))
+                        .await
+                        .map(|_| ())
+                } else {
+                    client.heartbeat(&id).await.map(|_| ())
+                }
+            })
+        })
+        .collect();
+    for beat in beats {
+        beat.await.unwrap().unwrap();
+    }
+    one.shutdown().await;
+    two.shutdown().await;
+}
+
+async fn three_replicas_start_at_once(database: Database) {
+    let (one, two, three) = tokio::join!(database.start(), database.start(), database.start());
+    client(&one).register(&agent("a", "work")).await.unwrap();
+    for server in [&two, &three] {
+        eventually("the others know it", async || {
+            client(server).get_agent("a").await.is_ok()
+        })
+        .await;
+    }
+    for server in [one, two, three] {
+        server.shutdown().await;
+    }
+}

@@ -1,0 +1,147 @@
+//! A random script of writes on two replicas leaves both views equal to the database.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::{Just, Strategy, any, prop_oneof};
+use proptest::test_runner::{Config, TestRunner};
+use registry_sdk::RegistryClient;
+use registry_sdk::contract::{AgentRecord, AgentStatus};
+use sqlx::{Connection, Executor, Row};
+
+use crate::support::{Database, agent, client, eventually, on_postgres};
+
+on_postgres!(random_writes_on_two_replicas_leave_both_equal_to_the_database);
+
+const AGENTS: u8 = 4;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Register {
+        capability: u8,
+        status: AgentStatus,
+    },
+    Beat(Option<AgentStatus>),
+    SetStatus(AgentStatus),
+    Deregister,
+    /// Cuts off what tells the replicas of each other's changes.
+    CutListening,
+}
+
+fn status() -> impl Strategy<Value = AgentStatus> {
+    prop_oneof![
+        Just(AgentStatus::Active),
+        Just(AgentStatus::Busy),
+        Just(AgentStatus::Offline)
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..3_u8, status()).prop_map(|(capability, status)| Step::Register { capability, status }),
+        4 => proptest::option::of(status()).prop_map(Step::Beat),
+        3 => status().prop_map(Step::SetStatus),
+        2 => Just(Step::Deregister),
+        1 => Just(Step::CutListening),
+    ]
+}
+
+/// What a step is, for which agent, on which replica, and whether the script waits for its answer.
+fn script() -> impl Strategy<Value = Vec<(Step, u8, bool, bool)>> {
+    proptest::collection::vec((step(), 0..AGENTS, any::<bool>(), any::<bool>()), 1..60)
+}
+
+async fn random_writes_on_two_replicas_leave_both_equal_to_the_database(database: Database) {
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking(move || {
+        let config = Config {
+            cases: 24,
+            failure_persistence: None,
+            ..Config::default()
+        };
+        TestRunner::new(config).run(&script(), |script| {
+            runtime.block_on(run(&database, script));
+            Ok(())
+        })
+    })
+    .await
+    .unwrap()
+    .unwrap();
+}
+
+async fn run(database: &Database, script: Vec<(Step, u8, bool, bool)>) {
+    let mut connection = database.connect().await;
+    connection
+        .execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        .await
+        .unwrap();
+    let (one, two) = (database.start().await, database.start().await);
+    let clients = [client(&one), client(&two)];
+    let mut running = Vec::new();
+    for (step, number, on_second, wait) in script {
+        if matches!(step, Step::CutListening) {
+            let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                       WHERE datname = current_database() AND query LIKE 'LISTEN%'";
+            connection.execute(cut).await.unwrap();
+            continue;
+        }
+        let task = tokio::spawn(take(
+            clients[usize::from(on_second)].clone(),
+            format!("a{number}"),
+            step,
+        ));
+        if wait {
+            task.await.unwrap();
+        } else {
+            running.push(task);
+        }
+    }
+    for task in running {
+        task.await.unwrap();
+    }
+    let stored = stored(&mut connection).await;
+    for client in &clients {
+        let held = async || summary(client.list_agents(Default::default()).await.unwrap().agents);
+        eventually("the view is as the database", async || held().await == stored).await;
+    }
+    connection.close().await.unwrap();
+    one.shutdown().await;
+    two.shutdown().await;
+}
+
+async fn take(client: RegistryClient, id: String, step: Step) {
+    let outcome = match step {
+        Step::Register { capability, status } => {
+            let registration = agent(&id, &format!("capability-{capability}")).status(status);
+            client.register(&registration).await.map(|_| ())
+        }
+        Step::Beat(None) => client.heartbeat(&id).await.map(|_| ()),
+        Step::Beat(Some(status)) => client.heartbeat_with_status(&id, status).await.map(|_| ()),
+        Step::SetStatus(status) => client.update_status(&id, status).await.map(|_| ()),
+        Step::Deregister => client.deregister(&id).await,
+        Step::CutListening => Ok(()),
+    };
+    if let Err(error) = outcome {
+        assert!(error.is_not_found(), "{error}");
+    }
+}
+
+/// Each agent's status and capability. The time of the last heartbeat may lag on the other replica.
+type Summary = BTreeMap<String, (AgentStatus, String)>;
+
+fn summary(agents: Vec<AgentRecord>) -> Summary {
+    let each = agents.into_iter().map(|agent| {
+        assert!(agent.heartbeat_timeout >= Some(Duration::from_secs(60)));
+        (agent.agent_id, (agent.status, agent.capabilities[0].name.clone()))
+    });
+    each.collect()
+}
+
+async fn stored(connection: &mut sqlx::PgConnection) -> Summary {
+    let query = "SELECT agent_id, status, capabilities -> 0 ->> 'name' FROM agent_registry";
+    let rows = sqlx::query(query).fetch_all(connection).await.unwrap();
+    let status = |row: &sqlx::postgres::PgRow| row.get::<&str, _>(1).parse().unwrap();
+    rows.iter()
+        .map(|row| (row.get(0), (status(row), row.get(2))))
+        .collect()
+}

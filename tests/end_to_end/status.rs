@@ -1,0 +1,112 @@
+//! Heartbeats and statuses.
+
+use registry_sdk::contract::{AgentStatus, HealthStatus, UnhealthyReason};
+
+use crate::support::{Database, agent, client, on_both_databases, status_of};
+
+on_both_databases!(
+    a_heartbeat_moves_the_time_forward,
+    busy_stays_busy_and_offline_becomes_active,
+    a_heartbeat_may_set_the_status,
+    a_status_is_no_heartbeat,
+    health_tells_why,
+    many_heartbeats_at_once_are_all_heard,
+);
+
+async fn a_heartbeat_moves_the_time_forward(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    let registered = client.register(&agent("a", "work")).await.unwrap();
+    let heard = client.heartbeat("a").await.unwrap();
+    assert_eq!(heard.agent_id, "a");
+    assert!(heard.last_heartbeat >= registered.last_heartbeat);
+    assert_eq!(heard.heartbeat_timeout, registered.heartbeat_timeout);
+    assert_eq!(
+        client.get_agent("a").await.unwrap().last_heartbeat,
+        heard.last_heartbeat
+    );
+    server.shutdown().await;
+}
+
+async fn busy_stays_busy_and_offline_becomes_active(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    client.register(&agent("a", "work")).await.unwrap();
+    let busy = client.update_status("a", AgentStatus::Busy).await.unwrap();
+    assert_eq!(busy.status, AgentStatus::Busy);
+    assert_eq!(client.heartbeat("a").await.unwrap().status, AgentStatus::Busy);
+    client.update_status("a", AgentStatus::Offline).await.unwrap();
+    assert_eq!(status_of(&client, "a").await, AgentStatus::Offline);
+    assert_eq!(client.heartbeat("a").await.unwrap().status, AgentStatus::Active);
+    assert_eq!(status_of(&client, "a").await, AgentStatus::Active);
+    server.shutdown().await;
+}
+
+async fn a_heartbeat_may_set_the_status(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    client.register(&agent("a", "work")).await.unwrap();
+    for status in [
+        AgentStatus::Busy,
+        AgentStatus::Busy,
+        AgentStatus::Active,
+        AgentStatus::Offline,
+    ] {
+        assert_eq!(
+            client.heartbeat_with_status("a", status).await.unwrap().status,
+            status
+        );
+        assert_eq!(status_of(&client, "a").await, status);
+    }
+    server.shutdown().await;
+}
+
+async fn a_status_is_no_heartbeat(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    let registered = client.register(&agent("a", "work")).await.unwrap();
+    let busy = client.update_status("a", AgentStatus::Busy).await.unwrap();
+    assert_eq!(busy.last_heartbeat, registered.last_heartbeat);
+    server.shutdown().await;
+}
+
+async fn health_tells_why(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    client.register(&agent("a", "work")).await.unwrap();
+    let health = client.check_health("a").await.unwrap();
+    assert_eq!((health.status, health.reason), (HealthStatus::Healthy, None));
+    assert_eq!(health.agent_status, Some(AgentStatus::Active));
+    assert!(health.since_heartbeat.unwrap() < health.heartbeat_timeout.unwrap());
+    client.update_status("a", AgentStatus::Offline).await.unwrap();
+    let health = client.check_health("a").await.unwrap();
+    assert_eq!(
+        (health.status, health.reason),
+        (HealthStatus::Unhealthy, Some(UnhealthyReason::Offline))
+    );
+    assert_eq!(health.agent_status, Some(AgentStatus::Offline));
+    server.shutdown().await;
+}
+
+async fn many_heartbeats_at_once_are_all_heard(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    for number in 0..20 {
+        client
+            .register(&agent(&format!("a{number}"), "work"))
+            .await
+            .unwrap();
+    }
+    let beats: Vec<_> = (0..400)
+        .map(|number| {
+            let client = client.clone();
+            tokio::spawn(async move { client.heartbeat(&format!("a{}", number % 25)).await })
+        })
+        .collect();
+    for (number, beat) in beats.into_iter().enumerate() {
+        let heard = beat.await.unwrap();
+        // Every fifth of the ids is unknown: its neighbours in the batch must not notice.
+        assert_eq!(heard.is_ok(), number % 25 < 20, "{heard:?}");
+    }
+    server.shutdown().await;
+}
