@@ -233,6 +233,7 @@ impl Registry {
         if held.agent.missed_deadline || self.core.patience().is_nearly_overdue(heard, interval, now) {
             return Ok(None);
         }
+        self.core.check_database()?;
         let agent_id = held.agent.agent_id.clone();
         let touch = Touch {
             agent_id,
@@ -254,6 +255,7 @@ impl Registry {
         if !is_agent_id(agent_id) {
             return Ok(Outcome::NotFound);
         }
+        self.core.check_database()?;
         self.lanes.change(agent_id.to_owned(), change, arrived).await
     }
 }
@@ -273,6 +275,15 @@ impl Core {
             now: self.clock.now(),
             patience: self.patience(),
             doubt: self.store.is_shared(),
+        }
+    }
+
+    /// Refuses a write at once where the database is known to be away, rather than let it wait for that.
+    fn check_database(&self) -> Result<(), Error> {
+        if self.availability.away_for().is_some() {
+            Err(Error::Unavailable)
+        } else {
+            Ok(())
         }
     }
 

@@ -12,7 +12,7 @@ use registry_sdk::contract::Timestamp;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions, PgRow};
 use sqlx::types::Json;
 use sqlx::{PgPool, Row};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,8 +25,17 @@ use crate::server::StartError;
 /// The channel that replicas tell each other on.
 const CHANNEL: &str = "agent_registry";
 
+/// How many connections there are for everything but heartbeats; one of them listens.
+const CONNECTIONS: u32 = 4;
+
+/// How long making a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How long one database operation may take before the database counts as away.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The same for following, which soon tells when the database is away.
+const FOLLOW_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// How long reading all agents may take: at start, and after falling far behind.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -57,7 +66,7 @@ impl PostgresStore {
                 ("idle_in_transaction_session_timeout", "5s"),
                 ("statement_timeout", "60s"),
             ]);
-        let pool = pool_options(4)
+        let pool = pool_options(CONNECTIONS)
             .connect_with(options.clone())
             .await
             .map_err(StartError::database(url))?;
@@ -114,7 +123,7 @@ impl PostgresStore {
 fn pool_options(most: u32) -> PgPoolOptions {
     PgPoolOptions::new()
         .max_connections(most)
-        .acquire_timeout(OPERATION_TIMEOUT)
+        .acquire_timeout(CONNECT_TIMEOUT)
         .test_before_acquire(false)
 }
 
@@ -138,9 +147,22 @@ async fn listen(pool: PgPool, changed: Arc<Notify>) {
     }
 }
 
-/// Ends an operation that takes too long: an answer that never comes is no better than none.
-async fn within<T>(limit: Duration, operation: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(limit, operation)
+/// Ends an operation that takes too long: an answer that never comes is no better than none. Repeats one whose
+/// connection had been closed, each of those in the pool if it has to: the database was restarted, perhaps.
+async fn within<T, F>(limit: Duration, operation: impl Fn() -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    let attempts = async {
+        for _ in 0..CONNECTIONS {
+            match operation().await {
+                Err(error) if is_passing(&error) => tracing::debug!(%error, "trying another connection"),
+                outcome => return outcome,
+            }
+        }
+        operation().await
+    };
+    tokio::time::timeout(limit, attempts)
         .await
         .unwrap_or_else(|_| Err(StoreError::timed_out(limit)))
 }
@@ -182,7 +204,7 @@ impl Store for PostgresStore {
     }
 
     async fn load(&self) -> Result<Snapshot> {
-        within(LOAD_TIMEOUT, async {
+        within(LOAD_TIMEOUT, || async {
             let mut transaction = self
                 .pool
                 .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -214,9 +236,9 @@ impl Store for PostgresStore {
             .iter()
             .map(|touch| sent.duration_since(touch.arrived).as_secs_f64())
             .collect();
-        let update = || {
+        within(OPERATION_TIMEOUT, || async {
             // `least`: a time in the future, from before somebody set the database's clock back, ends here.
-            sqlx::query(
+            let updated = sqlx::query(
                 "UPDATE agent_registry AS agent
                  SET last_heartbeat = greatest(least(agent.last_heartbeat, now()),
                      date_trunc('milliseconds', now() - make_interval(secs => beat.age)))
@@ -229,16 +251,12 @@ impl Store for PostgresStore {
             .bind(&revisions)
             .bind(&ages)
             .fetch_all(&self.beats)
-        };
-        within(OPERATION_TIMEOUT, async {
-            let rows = match update()
-                .await
-                .map_err(|error| (gave_way(&error), StoreError::from(error)))
-            {
+            .await;
+            let rows = match updated {
                 Ok(rows) => rows,
-                Err((true, _)) => Vec::new(),
-                Err((false, error)) if is_passing(&error) => update().await?,
-                Err((false, error)) => return Err(error),
+                // Written one after another by the changes, then.
+                Err(error) if gave_way(&error) => Vec::new(),
+                Err(error) => return Err(error.into()),
             };
             let mut heard = vec![None; touches.len()];
             for row in &rows {
@@ -254,17 +272,16 @@ impl Store for PostgresStore {
     }
 
     async fn transact(&self, agent_ids: &[String], decide: Decide<'_>) -> Result<()> {
-        within(OPERATION_TIMEOUT, async {
-            match self.transact_once(agent_ids, decide).await {
-                Err(error) if is_passing(&error) => self.transact_once(agent_ids, decide).await,
-                outcome => outcome,
-            }
+        // Only ever locked by one attempt: it lends the decision to each in turn.
+        let decide = Mutex::new(decide);
+        within(OPERATION_TIMEOUT, || async {
+            self.transact_once(agent_ids, &mut **decide.lock().await).await
         })
         .await
     }
 
     async fn agents(&self, agent_ids: &[String]) -> Result<Vec<StoredAgent>> {
-        within(OPERATION_TIMEOUT, async {
+        within(OPERATION_TIMEOUT, || async {
             let rows = sqlx::query("SELECT * FROM agent_registry WHERE agent_id = ANY ($1)")
                 .bind(agent_ids)
                 .fetch_all(&self.pool)
@@ -278,7 +295,7 @@ impl Store for PostgresStore {
     }
 
     async fn heard(&self, agent_ids: &[String]) -> Result<Heard> {
-        within(OPERATION_TIMEOUT, async {
+        within(OPERATION_TIMEOUT, || async {
             let rows = sqlx::query(
                 "SELECT now(), agent.agent_id, agent.last_heartbeat
                  FROM (VALUES (1)) AS one LEFT JOIN agent_registry AS agent ON agent.agent_id = ANY ($1)",
@@ -302,7 +319,7 @@ impl Store for PostgresStore {
     }
 
     async fn follow(&self, after: i64) -> Result<Followed> {
-        within(OPERATION_TIMEOUT, async {
+        within(FOLLOW_TIMEOUT, || async {
             let rows = sqlx::query(
                 "SELECT state.revision, now(), event.revision, event.agent_id
                  FROM agent_registry_state AS state
@@ -330,7 +347,7 @@ impl Store for PostgresStore {
     }
 
     async fn prune_events(&self, keep: i64) -> Result<()> {
-        within(OPERATION_TIMEOUT, async {
+        within(OPERATION_TIMEOUT, || async {
             sqlx::query(
                 "DELETE FROM agent_registry_event
                  WHERE revision <= (SELECT revision FROM agent_registry_state) - $1",

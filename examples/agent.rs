@@ -1,0 +1,59 @@
+//! An agent to copy: it answers at `/execute` and `/health`, and its registry knows it.
+//!
+//! Start a registry (`cargo run -p registry-server`), then `cargo run --example agent`, and look for it:
+//! `curl 'http://127.0.0.1:8009/capabilities/search?q=code'`. Ctrl-C ends it in good order.
+#![allow(clippy::print_stdout, reason = "it tells what it does")]
+
+use std::time::Duration;
+
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use registry_sdk::contract::{Capability, Registration};
+use registry_sdk::{Agent, RegistrationOutcome, RegistryClient};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let setting = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
+    let registry_url = setting("REGISTRY_URL", "http://127.0.0.1:8009");
+    let agent_id = setting("AGENT_ID", "feature-dev");
+    let listener = TcpListener::bind(setting("AGENT_LISTEN", "127.0.0.1:0")).await?;
+    let base_url = setting("AGENT_URL", &format!("http://{}", listener.local_addr()?));
+
+    let registration = Registration::new(&agent_id, "Feature Development Agent", &base_url)
+        .capability(
+            Capability::new("code_generation")
+                .description("Generates code from a description")
+                .cost_estimate("~100 tokens")
+                .tag("coding"),
+        )
+        .metadata("version", env!("CARGO_PKG_VERSION"));
+    let agent = Agent::new(RegistryClient::new(registry_url)?, registration);
+    match agent.register_with_retry().await? {
+        RegistrationOutcome::Registered(_) => println!("{agent_id} is registered, and works at {base_url}"),
+        outcome => println!("{agent_id} works at {base_url}, without its registry for now: {outcome:?}"),
+    }
+    agent.start_heartbeat(Duration::from_secs(30))?;
+
+    let health = json!({"status": "healthy", "agent_id": agent_id});
+    let app = Router::new()
+        .route("/execute", post(execute))
+        .route("/health", get(async move || Json(health.clone())));
+    let ctrl_c = async {
+        // Where Ctrl-C cannot be waited for, the agent runs on.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    axum::serve(listener, app).with_graceful_shutdown(ctrl_c).await?;
+
+    agent.shutdown().await;
+    println!("{agent_id} has said goodbye");
+    Ok(())
+}
+
+/// The agent's own work.
+async fn execute(Json(task): Json<Value>) -> Json<Value> {
+    Json(json!({"done": true, "task": task}))
+}
