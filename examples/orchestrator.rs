@@ -15,25 +15,14 @@ use serde_json::{Value, json};
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let registry_url = std::env::var("REGISTRY_URL").unwrap_or_else(|_| "http://127.0.0.1:8009".to_owned());
     let words = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
-    let words = if words.is_empty() {
-        "code generation".to_owned()
-    } else {
-        words
-    };
+    let words = if words.is_empty() { "code generation".to_owned() } else { words };
     let client = RegistryClient::new(registry_url)?;
-    let http = reqwest::Client::builder()
-        .timeout(Duration::from_secs(10))
-        .build()?;
+    let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
 
     // The best match first; agents that are not active are not asked.
     let query = SearchQuery::new(&words).status(AgentStatus::Active);
     for found in client.search_capabilities(query).await? {
-        println!(
-            "{} can do {}, score {}",
-            found.agent_id,
-            found.capability,
-            found.score.unwrap_or_default()
-        );
+        println!("{} can do {}, score {}", found.agent_id, found.capability, found.score.unwrap_or_default());
         if !client.check_health(&found.agent_id).await?.is_healthy() {
             println!("  but is not healthy");
             continue;
@@ -55,11 +44,5 @@ async fn hand_over(
     task: &Value,
 ) -> Result<Value, reqwest::Error> {
     let url = format!("{}/execute", agent.base_url.trim_end_matches('/'));
-    http.post(url)
-        .json(task)
-        .send()
-        .await?
-        .error_for_status()?
-        .json()
-        .await
+    http.post(url).json(task).send().await?.error_for_status()?.json().await
 }

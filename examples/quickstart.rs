@@ -24,41 +24,16 @@ async fn main() -> Outcome {
     println!("The registry answers at {}.\n", registry.url);
 
     println!("Three agents register, and send a heartbeat every {INTERVAL:?}:");
-    let feature_dev = join(
-        &client,
-        "feature-dev",
-        "code_generation",
-        "Writes features, with tests",
-    )
-    .await?;
-    let fast_fixer = join(
-        &client,
-        "fast-fixer",
-        "code_generation",
-        "Fixes small bugs quickly",
-    )
-    .await?;
-    let sec_scan = join(
-        &client,
-        "sec-scan",
-        "security_scanning",
-        "Looks for holes in code",
-    )
-    .await?;
+    let feature_dev = join(&client, "feature-dev", "code_generation", "Writes features, with tests").await?;
+    let fast_fixer = join(&client, "fast-fixer", "code_generation", "Fixes small bugs quickly").await?;
+    let sec_scan = join(&client, "sec-scan", "security_scanning", "Looks for holes in code").await?;
 
     println!("\nAn orchestrator has code to generate. It searches for \"code gen\":");
     let chosen = find(&client, "code gen").await?;
     println!("  It gives the task to {}.", chosen.agent_id);
 
-    let timeout = client
-        .check_health(&chosen.agent_id)
-        .await?
-        .heartbeat_timeout
-        .unwrap_or_default();
-    println!(
-        "\n{} hangs: its heartbeats stop. It may be silent for {timeout:?}.",
-        chosen.agent_id
-    );
+    let timeout = client.check_health(&chosen.agent_id).await?.heartbeat_timeout.unwrap_or_default();
+    println!("\n{} hangs: its heartbeats stop. It may be silent for {timeout:?}.", chosen.agent_id);
     let (silent, other) = match chosen.agent_id.as_str() {
         "feature-dev" => (feature_dev, fast_fixer),
         _ => (fast_fixer, feature_dev),
@@ -68,9 +43,7 @@ async fn main() -> Outcome {
     loop {
         let health = client.check_health(silent.agent_id()).await?;
         if !health.is_healthy() {
-            let reason = health
-                .reason
-                .map_or_else(String::new, |reason| format!("{reason:?}"));
+            let reason = health.reason.map_or_else(String::new, |reason| format!("{reason:?}"));
             let waited = fell_silent.elapsed().as_secs_f64();
             println!("  {waited:.1} s later the registry calls it unhealthy ({reason}).");
             break;
@@ -82,28 +55,18 @@ async fn main() -> Outcome {
     let fallback = find(&client, "code gen").await?;
     println!("  The task goes to {}.", fallback.agent_id);
 
-    println!(
-        "\n{} recovers, and one heartbeat brings it back.",
-        silent.agent_id()
-    );
+    println!("\n{} recovers, and one heartbeat brings it back.", silent.agent_id());
     silent.start_heartbeat(INTERVAL)?;
     while !client.check_health(silent.agent_id()).await?.is_healthy() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let stats = client.get_stats().await?;
-    println!(
-        "  {} agents are active, with {} capabilities.",
-        stats.active_agents, stats.total_capabilities
-    );
+    println!("  {} agents are active, with {} capabilities.", stats.active_agents, stats.total_capabilities);
 
     println!("\nAll shut down in good order, and say so:");
     for agent in [silent, other, sec_scan] {
         agent.shutdown().await;
-        println!(
-            "  {} is {}.",
-            agent.agent_id(),
-            client.get_agent(agent.agent_id()).await?.status
-        );
+        println!("  {} is {}.", agent.agent_id(), client.get_agent(agent.agent_id()).await?.status);
         client.deregister(agent.agent_id()).await?;
     }
     registry.stop().await;
@@ -127,12 +90,7 @@ async fn join(client: &RegistryClient, id: &str, capability: &str, description: 
 async fn find(client: &RegistryClient, words: &str) -> Outcome<CapabilityMatch> {
     let mut best = None;
     for found in client.search_capabilities(words).await? {
-        println!(
-            "  {:<12} {:<8} score {}",
-            found.agent_id,
-            found.status,
-            found.score.unwrap_or_default()
-        );
+        println!("  {:<12} {:<8} score {}", found.agent_id, found.status, found.score.unwrap_or_default());
         if best.is_none() && client.check_health(&found.agent_id).await?.is_healthy() {
             best = Some(found);
         }
@@ -162,10 +120,7 @@ impl Registry {
             ..Config::default()
         };
         let server = Server::bind(config).await?;
-        Ok(Self {
-            url: server.url(),
-            own: Some((server, folder)),
-        })
+        Ok(Self { url: server.url(), own: Some((server, folder)) })
     }
 
     async fn stop(self) {

@@ -76,10 +76,7 @@ impl RegistryClientBuilder {
     /// [`Error::Setup`] where the URL is none.
     pub fn build(self) -> Result<RegistryClient, Error> {
         let transport = Transport::new(&self.url, self.timeout, self.connect_timeout)?;
-        Ok(RegistryClient {
-            transport,
-            retry: self.retry,
-        })
+        Ok(RegistryClient { transport, retry: self.retry })
     }
 }
 
@@ -149,11 +146,7 @@ impl SearchQuery {
     /// Searches for words.
     #[must_use]
     pub fn new(q: impl Into<String>) -> Self {
-        Self {
-            q: q.into(),
-            status: None,
-            limit: None,
-        }
+        Self { q: q.into(), status: None, limit: None }
     }
 
     /// Only agents of this status.
@@ -200,10 +193,7 @@ impl RegistryClient {
     /// The same client, connections and all, with another way of repeating failed calls.
     #[must_use]
     pub fn with_retry(&self, policy: RetryPolicy) -> Self {
-        Self {
-            transport: self.transport.clone(),
-            retry: policy,
-        }
+        Self { transport: self.transport.clone(), retry: policy }
     }
 
     /// Registers an agent, or updates its registration. Counts as a heartbeat.
@@ -242,10 +232,7 @@ impl RegistryClient {
         add(&mut request, "limit", query.limit);
         add(&mut request, "cursor", query.cursor);
         let answer = self.transport.send(&request, &self.retry).await?;
-        Ok(Page {
-            agents: answer.decode()?,
-            next: next_cursor(&answer.headers),
-        })
+        Ok(Page { agents: answer.decode()?, next: next_cursor(&answer.headers) })
     }
 
     /// The record of one agent.
@@ -345,10 +332,7 @@ impl RegistryClient {
         status: Option<AgentStatus>,
         limit: Duration,
     ) -> Result<HeartbeatAck, Error> {
-        self.transport
-            .send_once(&Self::heartbeat_of(agent_id, status)?, limit)
-            .await?
-            .decode()
+        self.transport.send_once(&Self::heartbeat_of(agent_id, status)?, limit).await?.decode()
     }
 
     fn registration(registration: &Registration) -> Result<Request, Error> {
@@ -374,9 +358,7 @@ impl RegistryClient {
     fn heartbeat_of(agent_id: &str, status: Option<AgentStatus>) -> Result<Request, Error> {
         let mut request = get(["agents", known_form(agent_id)?, "heartbeat"]);
         request.method = Method::POST;
-        request.body = status
-            .map(|status| encode(&Heartbeat::with_status(status)))
-            .transpose()?;
+        request.body = status.map(|status| encode(&Heartbeat::with_status(status))).transpose()?;
         Ok(request)
     }
 
@@ -388,21 +370,13 @@ impl RegistryClient {
 /// A `GET` of a path.
 fn get<const N: usize>(path: [&str; N]) -> Request {
     let path = path.map(str::to_owned).into();
-    Request {
-        method: Method::GET,
-        path,
-        query: Vec::new(),
-        body: None,
-        optional: None,
-    }
+    Request { method: Method::GET, path, query: Vec::new(), body: None, optional: None }
 }
 
 /// An id as a segment of a path. These three would make another path of it.
 fn known_form(agent_id: &str) -> Result<&str, Error> {
     match agent_id {
-        "" | "." | ".." => Err(Error::NotFound {
-            detail: format!("no agent has the id {agent_id:?}"),
-        }),
+        "" | "." | ".." => Err(Error::NotFound { detail: format!("no agent has the id {agent_id:?}") }),
         _ => Ok(agent_id),
     }
 }
@@ -417,18 +391,10 @@ fn encode(body: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
 
 /// The cursor in a `Link: <…&cursor=…>; rel="next"` header (RFC 8288).
 fn next_cursor(headers: &HeaderMap) -> Option<String> {
-    let links = headers
-        .get_all(LINK)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    let next = links
-        .flat_map(|value| value.split(','))
-        .find(|link| link.contains("rel=\"next\""))?;
+    let links = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
+    let next = links.flat_map(|value| value.split(',')).find(|link| link.contains("rel=\"next\""))?;
     let (target, _) = next.trim().strip_prefix('<')?.split_once('>')?;
     // The target may be relative; only its query is wanted.
     let target = Url::parse("http://registry").ok()?.join(target).ok()?;
-    target
-        .query_pairs()
-        .find(|(name, _)| name == "cursor")
-        .map(|(_, cursor)| cursor.into_owned())
+    target.query_pairs().find(|(name, _)| name == "cursor").map(|(_, cursor)| cursor.into_owned())
 }

@@ -90,10 +90,7 @@ impl Error {
     /// Whether the same request may succeed a little later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(
-            self,
-            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Unavailable { .. }
-        )
+        matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Unavailable { .. })
     }
 
     /// Whether the registry does not know the agent, so that it has to register (again).
@@ -112,30 +109,19 @@ impl Error {
     /// The fields that were wrong.
     #[must_use]
     pub fn fields(&self) -> &[FieldError] {
-        if let Self::Invalid { fields, .. } = self {
-            fields
-        } else {
-            &[]
-        }
+        if let Self::Invalid { fields, .. } = self { fields } else { &[] }
     }
 
     /// After which time the registry asked to be tried again, where it did.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        if let Self::Unavailable { retry_after, .. } = self {
-            *retry_after
-        } else {
-            None
-        }
+        if let Self::Unavailable { retry_after, .. } = self { *retry_after } else { None }
     }
 }
 
 impl From<Invalid> for Error {
     fn from(Invalid(fields): Invalid) -> Self {
-        Self::Invalid {
-            detail: "not sent".to_owned(),
-            fields,
-        }
+        Self::Invalid { detail: "not sent".to_owned(), fields }
     }
 }
 

@@ -51,11 +51,7 @@ impl RetryPolicy {
     /// One attempt.
     #[must_use]
     pub const fn none() -> Self {
-        Self {
-            attempts: 1,
-            ..Self::discovery()
-        }
-        .without_time_limit()
+        Self { attempts: 1, ..Self::discovery() }.without_time_limit()
     }
 
     const fn without_time_limit(mut self) -> Self {
@@ -104,11 +100,7 @@ impl RetryPolicy {
 
     /// The pauses between the attempts.
     pub(crate) fn delays(&self) -> Delays {
-        Delays {
-            left: self.attempts.saturating_sub(1),
-            next: self.first_delay,
-            policy: self.clone(),
-        }
+        Delays { left: self.attempts.saturating_sub(1), next: self.first_delay, policy: self.clone() }
     }
 
     /// The pause before the next attempt, where the registry asked for one. The drawn pause is added, so that
@@ -165,14 +157,8 @@ mod tests {
         let longest = Duration::from_secs(3);
         let policy = RetryPolicy::registration().attempts(50).longest_delay(longest);
         assert!(policy.delays().all(|delay| delay <= longest));
-        assert_eq!(
-            policy.obeying(Some(Duration::from_secs(3_600)), Duration::ZERO),
-            longest
-        );
-        assert_eq!(
-            policy.obeying(Some(Duration::from_secs(2)), Duration::ZERO),
-            Duration::from_secs(2)
-        );
+        assert_eq!(policy.obeying(Some(Duration::from_secs(3_600)), Duration::ZERO), longest);
+        assert_eq!(policy.obeying(Some(Duration::from_secs(2)), Duration::ZERO), Duration::from_secs(2));
     }
 
     #[test]

@@ -62,11 +62,7 @@ impl Transport {
             .user_agent(concat!("registry-sdk/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| Error::Setup(format!("the HTTP client cannot be set up: {}", chain(&error))))?;
-        Ok(Self {
-            http,
-            base: parsed,
-            attempt_timeout,
-        })
+        Ok(Self { http, base: parsed, attempt_timeout })
     }
 
     pub(crate) fn attempt_timeout(&self) -> Duration {
@@ -81,11 +77,8 @@ impl Transport {
         let deadline = policy.limit().map(|limit| Instant::now() + limit);
         let attempt = || async {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            self.send_once(
-                request,
-                left.map_or(self.attempt_timeout, |left| left.min(self.attempt_timeout)),
-            )
-            .await
+            self.send_once(request, left.map_or(self.attempt_timeout, |left| left.min(self.attempt_timeout)))
+                .await
         };
         attempt
             .retry(policy.delays())
@@ -105,12 +98,7 @@ impl Transport {
     /// Sends a request once, and waits no longer than `limit` for the complete answer.
     pub(crate) async fn send_once(&self, request: &Request, limit: Duration) -> Result<Answer, Error> {
         let attempt = tokio::time::timeout(limit, self.attempt(request));
-        attempt.await.unwrap_or_else(|_| {
-            Err(Error::TimedOut {
-                url: self.base.to_string(),
-                after: limit,
-            })
-        })
+        attempt.await.unwrap_or_else(|_| Err(Error::TimedOut { url: self.base.to_string(), after: limit }))
     }
 
     async fn attempt(&self, request: &Request) -> Result<Answer, Error> {
@@ -120,9 +108,7 @@ impl Transport {
         };
         let mut builder = self.http.request(request.method.clone(), self.url(request)?);
         if let Some(body) = &request.body {
-            builder = builder
-                .header(CONTENT_TYPE, "application/json")
-                .body(body.clone());
+            builder = builder.header(CONTENT_TYPE, "application/json").body(body.clone());
         }
         let mut response = builder.send().await.map_err(unreachable)?;
         let status = response.status();
@@ -131,23 +117,12 @@ impl Transport {
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
             if body.len() + chunk.len() > LONGEST_ANSWER {
                 let detail = format!("it is longer than {LONGEST_ANSWER} bytes");
-                return Err(Error::UnexpectedAnswer {
-                    status: status.as_u16(),
-                    detail,
-                });
+                return Err(Error::UnexpectedAnswer { status: status.as_u16(), detail });
             }
             body.extend_from_slice(&chunk);
         }
-        let answer = Answer {
-            status: status.as_u16(),
-            headers,
-            body,
-        };
-        if status.is_success() {
-            Ok(answer)
-        } else {
-            Err(failure(status, &answer, request.optional))
-        }
+        let answer = Answer { status: status.as_u16(), headers, body };
+        if status.is_success() { Ok(answer) } else { Err(failure(status, &answer, request.optional)) }
     }
 
     fn url(&self, request: &Request) -> Result<Url, Error> {
@@ -179,17 +154,15 @@ fn failure(status: StatusCode, answer: &Answer, optional: Option<&'static str>) 
     let code = status.as_u16();
     match code {
         // Where the operation is missing, a server knows no such path, and does not say it as ours does.
-        404 | 405 | 501 if optional.is_some() && (code != 404 || !is_problem) => Error::Unsupported {
-            operation: optional.unwrap_or_default(),
-        },
+        404 | 405 | 501 if optional.is_some() && (code != 404 || !is_problem) => {
+            Error::Unsupported { operation: optional.unwrap_or_default() }
+        }
         404 => Error::NotFound { detail },
         401 | 403 => Error::Denied { status: code, detail },
         400 | 413 | 415 | 422 => Error::Invalid { detail, fields },
-        408 | 425 | 429 | 500 | 502 | 503 | 504 => Error::Unavailable {
-            status: code,
-            detail,
-            retry_after: retry_after(&answer.headers),
-        },
+        408 | 425 | 429 | 500 | 502 | 503 | 504 => {
+            Error::Unavailable { status: code, detail, retry_after: retry_after(&answer.headers) }
+        }
         _ => Error::UnexpectedAnswer { status: code, detail },
     }
 }
@@ -205,9 +178,7 @@ fn explain(body: &[u8]) -> (String, Vec<FieldError>, bool) {
     }
     // As FastAPI writes errors: the detail alone, a text or a list.
     match serde_json::from_slice::<Plain>(body) {
-        Ok(Plain {
-            detail: serde_json::Value::String(text),
-        }) => (text, Vec::new(), false),
+        Ok(Plain { detail: serde_json::Value::String(text) }) => (text, Vec::new(), false),
         Ok(Plain { detail }) => (detail.to_string(), Vec::new(), false),
         Err(_) => (quote(body), Vec::new(), false),
     }
@@ -226,11 +197,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 /// The beginning of a body, fit to stand in a log line.
 fn quote(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(&body[..body.len().min(QUOTED)]);
-    if body.is_empty() {
-        "an empty body".to_owned()
-    } else {
-        format!("{text:?}")
-    }
+    if body.is_empty() { "an empty body".to_owned() } else { format!("{text:?}") }
 }
 
 /// An error and its causes in one line: the libraries below keep the telling part in the causes.
@@ -259,10 +226,7 @@ mod tests {
         assert_eq!(read("7"), Some(Duration::from_secs(7)));
         let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60));
         let wait = read(&date).unwrap();
-        assert!(
-            wait > Duration::from_secs(50) && wait <= Duration::from_secs(60),
-            "{wait:?}"
-        );
+        assert!(wait > Duration::from_secs(50) && wait <= Duration::from_secs(60), "{wait:?}");
         assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
         assert_eq!(read("soon"), None);
     }

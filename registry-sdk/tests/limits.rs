@@ -7,11 +7,7 @@ use registry_sdk::contract::{Capability, Invalid, Registration};
 use serde_json::{Value, json};
 
 fn plain() -> Registration {
-    Registration::new(
-        "feature-dev",
-        "Feature Development Agent",
-        "http://feature-dev:8002",
-    )
+    Registration::new("feature-dev", "Feature Development Agent", "http://feature-dev:8002")
 }
 
 /// The fields that a registration is refused for.
@@ -40,18 +36,7 @@ fn agent_id_has_1_to_64_of_its_alphabet() {
     for good in ["a", "7", "a.b_c-D", &"x".repeat(64)] {
         assert!(with(good).is_empty(), "{good}");
     }
-    for bad in [
-        "",
-        ".a",
-        "_a",
-        "-a",
-        "a b",
-        "a/b",
-        "ä",
-        "a\n",
-        "a\0",
-        &"x".repeat(65),
-    ] {
+    for bad in ["", ".a", "_a", "-a", "a b", "a/b", "ä", "a\n", "a\0", &"x".repeat(65)] {
         assert_eq!(with(bad), ["agent_id"], "{bad:?}");
     }
 }
@@ -98,10 +83,7 @@ fn base_url_is_absolute_http_without_user_info_up_to_256_characters() {
         &of_length(257),
     ] {
         let fields = with(bad);
-        assert!(
-            !fields.is_empty() && fields.iter().all(|field| field == "base_url"),
-            "{bad:?}: {fields:?}"
-        );
+        assert!(!fields.is_empty() && fields.iter().all(|field| field == "base_url"), "{bad:?}: {fields:?}");
     }
 }
 
@@ -114,9 +96,7 @@ fn up_to_128_capabilities_with_distinct_names() {
     assert!(with(0).is_empty());
     assert!(with(128).is_empty());
     assert_eq!(with(129), ["capabilities"]);
-    let twice = plain()
-        .capability(Capability::new("same"))
-        .capability(Capability::new("same"));
+    let twice = plain().capability(Capability::new("same")).capability(Capability::new("same"));
     assert_eq!(refused(&twice), ["capabilities[1].name"]);
 }
 
@@ -147,15 +127,9 @@ fn up_to_32_tags_of_1_to_64_characters() {
         refused(&plain().capability(tagged))
     };
     assert!(with((0..32).map(|number| number.to_string()).collect()).is_empty());
-    assert_eq!(
-        with((0..33).map(|number| number.to_string()).collect()),
-        ["capabilities[0].tags"]
-    );
+    assert_eq!(with((0..33).map(|number| number.to_string()).collect()), ["capabilities[0].tags"]);
     assert!(with(vec![letters(64)]).is_empty());
-    assert_eq!(
-        with(vec!["ok".to_owned(), letters(65)]),
-        ["capabilities[0].tags[1]"]
-    );
+    assert_eq!(with(vec!["ok".to_owned(), letters(65)]), ["capabilities[0].tags[1]"]);
     assert_eq!(with(vec![String::new()]), ["capabilities[0].tags[0]"]);
 }
 
@@ -177,10 +151,7 @@ fn heartbeat_interval_is_above_0_and_up_to_a_day() {
     assert!(with(Duration::from_nanos(1)).is_empty());
     assert!(with(Duration::from_secs(86_400)).is_empty());
     assert_eq!(with(Duration::ZERO), ["heartbeat_interval_seconds"]);
-    assert_eq!(
-        with(Duration::from_millis(86_400_001)),
-        ["heartbeat_interval_seconds"]
-    );
+    assert_eq!(with(Duration::from_millis(86_400_001)), ["heartbeat_interval_seconds"]);
 }
 
 #[test]
@@ -219,38 +190,21 @@ fn null_and_unknown_fields_are_taken_as_left_out() {
         "status": null, "metadata": null, "heartbeat_interval_seconds": null,
         "capabilities": [{"name": "c", "description": null, "cost_estimate": null, "tags": null, "more": 1}],
     });
-    let read = Registration::from_json(body.to_string().as_bytes())
-        .unwrap()
-        .unwrap();
-    assert_eq!(
-        read,
-        Registration::new("a", "A", "http://a").capability(Capability::new("c"))
-    );
+    let read = Registration::from_json(body.to_string().as_bytes()).unwrap().unwrap();
+    assert_eq!(read, Registration::new("a", "A", "http://a").capability(Capability::new("c")));
 }
 
 #[test]
 fn what_is_no_json_object_is_an_error_of_its_own() {
     let values_without_names = r#"["a", "A", "http://a", []]"#;
-    for body in [
-        "",
-        "{",
-        "null",
-        "[]",
-        values_without_names,
-        "\"text\"",
-        "{\"agent_id\": \"a\", }",
-    ] {
+    for body in ["", "{", "null", "[]", values_without_names, "\"text\"", "{\"agent_id\": \"a\", }"] {
         assert!(Registration::from_json(body.as_bytes()).is_err(), "{body}");
     }
 }
 
 #[test]
 fn json_that_is_nested_too_deep_is_refused() {
-    let deep = format!(
-        "{{\"metadata\": {{\"a\": {}1{}}}}}",
-        "[".repeat(100_000),
-        "]".repeat(100_000)
-    );
+    let deep = format!("{{\"metadata\": {{\"a\": {}1{}}}}}", "[".repeat(100_000), "]".repeat(100_000));
     let Invalid(errors) = Registration::from_json(deep.as_bytes()).unwrap().unwrap_err();
     assert!(errors.iter().any(|error| error.field == "metadata"));
 }

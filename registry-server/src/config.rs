@@ -70,9 +70,5 @@ impl Default for Config {
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a duration such as 500ms, 30s or 2m"))?;
-    if duration.is_zero() {
-        Err("must be longer than nothing".to_owned())
-    } else {
-        Ok(duration)
-    }
+    if duration.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(duration) }
 }

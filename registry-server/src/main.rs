@@ -18,13 +18,7 @@ struct Arguments {
     config: Config,
 
     /// How to write the log.
-    #[arg(
-        long,
-        value_name = "FORMAT",
-        env = "REGISTRY_LOG_FORMAT",
-        value_enum,
-        default_value_t
-    )]
+    #[arg(long, value_name = "FORMAT", env = "REGISTRY_LOG_FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
 
     /// What to log: a level, or a filter such as registry_server=debug.
@@ -82,9 +76,7 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
 
 fn start_log(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let filter = EnvFilter::try_new(&arguments.log)?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match arguments.log_format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => log.json().init(),

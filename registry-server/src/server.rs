@@ -83,18 +83,12 @@ pub enum StartError {
 impl StartError {
     pub(crate) fn database(url: &str) -> impl FnOnce(sqlx::Error) -> Self {
         let database = without_password(url);
-        |error| Self::Database {
-            database,
-            source: error.into(),
-        }
+        |error| Self::Database { database, source: error.into() }
     }
 
     pub(crate) fn migrations(url: &str) -> impl FnOnce(sqlx::migrate::MigrateError) -> Self {
         let database = without_password(url);
-        |error| Self::Migrations {
-            database,
-            source: error.into(),
-        }
+        |error| Self::Migrations { database, source: error.into() }
     }
 }
 
@@ -122,28 +116,16 @@ impl Server {
         let tasks = TaskTracker::new();
         let store = open(&config.database_url, &tasks, &stop).await?;
         let listen = config.listen;
-        let listener = TcpListener::bind(listen)
-            .await
-            .map_err(|error| StartError::Listen(listen, error))?;
-        let local_addr = listener
-            .local_addr()
-            .map_err(|error| StartError::Listen(listen, error))?;
+        let listener = TcpListener::bind(listen).await.map_err(|error| StartError::Listen(listen, error))?;
+        let local_addr = listener.local_addr().map_err(|error| StartError::Listen(listen, error))?;
         let database = without_password(&config.database_url);
         let registry = Registry::start(store.clone(), config, &tasks, &stop)
             .await
-            .map_err(|error| StartError::Database {
-                database,
-                source: error.into(),
-            })?;
+            .map_err(|error| StartError::Database { database, source: error.into() })?;
         tasks.spawn(serve(listener, registry, stop));
         tasks.close();
         tracing::info!(%local_addr, store = store.name(), "serving");
-        Ok(Self {
-            local_addr,
-            stop: guard,
-            tasks,
-            store: StoreHandle(store),
-        })
+        Ok(Self { local_addr, stop: guard, tasks, store: StoreHandle(store) })
     }
 
     /// The address it listens on.

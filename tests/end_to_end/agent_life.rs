@@ -21,9 +21,7 @@ on_both_databases!(
 const INTERVAL: Duration = Duration::from_millis(200);
 
 async fn heartbeats_keep_an_agent_alive(database: Database) {
-    let server = database
-        .start_with(|config| config.heartbeat_timeout = 3 * INTERVAL)
-        .await;
+    let server = database.start_with(|config| config.heartbeat_timeout = 3 * INTERVAL).await;
     let client = client(&server);
     client.register(&agent("silent", "work")).await.unwrap();
     let alive = Agent::new(client.clone(), agent("alive", "work"));
@@ -47,19 +45,10 @@ async fn a_forgotten_agent_registers_again_with_its_latest_capabilities(database
     let forgotten = Agent::new(client.clone(), agent("a", "work"));
     forgotten.register().await.unwrap();
     forgotten.start_heartbeat(INTERVAL).unwrap();
-    forgotten
-        .update_capabilities(vec![Capability::new("rest")])
-        .await
-        .unwrap();
+    forgotten.update_capabilities(vec![Capability::new("rest")]).await.unwrap();
     client.deregister("a").await.unwrap();
-    eventually("it is registered again", async || {
-        client.get_agent("a").await.is_ok()
-    })
-    .await;
-    assert_eq!(
-        client.get_agent("a").await.unwrap().capabilities,
-        [Capability::new("rest")]
-    );
+    eventually("it is registered again", async || client.get_agent("a").await.is_ok()).await;
+    assert_eq!(client.get_agent("a").await.unwrap().capabilities, [Capability::new("rest")]);
     forgotten.shutdown().await;
     server.shutdown().await;
 }
@@ -119,9 +108,7 @@ async fn a_shut_down_agent_is_offline_and_stays_so(database: Database) {
 }
 
 async fn a_dropped_agent_falls_silent(database: Database) {
-    let server = database
-        .start_with(|config| config.heartbeat_timeout = 2 * INTERVAL)
-        .await;
+    let server = database.start_with(|config| config.heartbeat_timeout = 2 * INTERVAL).await;
     let client = client(&server);
     let dropped = Agent::new(client.clone(), agent("a", "work"));
     dropped.register().await.unwrap();
@@ -130,10 +117,7 @@ async fn a_dropped_agent_falls_silent(database: Database) {
     drop(dropped);
     assert_eq!(status_of(&client, "a").await, AgentStatus::Active);
     drop(clone);
-    eventually("it is offline", async || {
-        status_of(&client, "a").await == AgentStatus::Offline
-    })
-    .await;
+    eventually("it is offline", async || status_of(&client, "a").await == AgentStatus::Offline).await;
     server.shutdown().await;
 }
 
@@ -146,17 +130,9 @@ async fn a_status_is_kept_over_a_restart_of_the_registry(database: Database) {
     busy.start_heartbeat(INTERVAL).unwrap();
     server.shutdown().await;
     // It cannot be told now; the next heartbeat that gets through tells it.
-    assert!(
-        busy.update_status(AgentStatus::Busy)
-            .await
-            .unwrap_err()
-            .is_retryable()
-    );
+    assert!(busy.update_status(AgentStatus::Busy).await.unwrap_err().is_retryable());
     let server = database.start_with(|config| config.listen = address).await;
-    eventually("it is busy", async || {
-        status_of(&client, "a").await == AgentStatus::Busy
-    })
-    .await;
+    eventually("it is busy", async || status_of(&client, "a").await == AgentStatus::Busy).await;
     busy.shutdown().await;
     server.shutdown().await;
 }
@@ -166,9 +142,6 @@ async fn a_bad_registration_is_an_error_at_once(database: Database) {
     let bad = Agent::new(client(&server), agent("a", ""));
     let error = bad.register_with_retry().await.unwrap_err();
     assert_eq!(error.fields()[0].field, "capabilities[0].name");
-    assert!(matches!(
-        bad.start_heartbeat(Duration::ZERO),
-        Err(Error::Setup(_))
-    ));
+    assert!(matches!(bad.start_heartbeat(Duration::ZERO), Err(Error::Setup(_))));
     server.shutdown().await;
 }

@@ -28,57 +28,32 @@ async fn past_its_deadline_an_agent_is_offline_for_every_reader_before_any_sweep
         .await;
     let client = client(&server);
     client.register(&agent("silent", "work")).await.unwrap();
-    eventually("the agent is unhealthy", async || {
-        !client.check_health("silent").await.unwrap().is_healthy()
-    })
-    .await;
+    eventually("the agent is unhealthy", async || !client.check_health("silent").await.unwrap().is_healthy())
+        .await;
 
     let health = client.check_health("silent").await.unwrap();
     assert_eq!(health.reason, Some(UnhealthyReason::HeartbeatMissed));
     assert_eq!(health.agent_status, Some(AgentStatus::Offline));
     assert!(health.since_heartbeat.unwrap() > TIMEOUT);
     assert_eq!(status_of(&client, "silent").await, AgentStatus::Offline);
-    let list = async |status| {
-        client
-            .list_agents(ListQuery::all().status(status))
-            .await
-            .unwrap()
-            .agents
-            .len()
-    };
-    assert_eq!(
-        (list(AgentStatus::Offline).await, list(AgentStatus::Active).await),
-        (1, 0)
-    );
+    let list = async |status| client.list_agents(ListQuery::all().status(status)).await.unwrap().agents.len();
+    assert_eq!((list(AgentStatus::Offline).await, list(AgentStatus::Active).await), (1, 0));
     let found = client.search_capabilities("work").await.unwrap();
-    assert_eq!(
-        (found[0].status, found[0].healthy),
-        (AgentStatus::Offline, Some(false))
-    );
+    assert_eq!((found[0].status, found[0].healthy), (AgentStatus::Offline, Some(false)));
     let stats = client.get_stats().await.unwrap();
-    assert_eq!(
-        (stats.active_agents, stats.offline_agents, stats.stale_agents),
-        (0, 1, 1)
-    );
+    assert_eq!((stats.active_agents, stats.offline_agents, stats.stale_agents), (0, 1, 1));
     server.shutdown().await;
 }
 
 async fn the_sweeper_writes_a_missed_deadline_down(database: Database) {
-    let server = database
-        .start_with(|config| config.heartbeat_timeout = TIMEOUT)
-        .await;
+    let server = database.start_with(|config| config.heartbeat_timeout = TIMEOUT).await;
     client(&server).register(&agent("silent", "work")).await.unwrap();
-    eventually("it is written down", async || {
-        database.has_missed_deadline("silent").await
-    })
-    .await;
+    eventually("it is written down", async || database.has_missed_deadline("silent").await).await;
     assert_eq!(client(&server).get_stats().await.unwrap().stale_agents, 1);
     server.shutdown().await;
 
     // A server with more patience goes by what was written.
-    let server = database
-        .start_with(|config| config.heartbeat_timeout = NEVER)
-        .await;
+    let server = database.start_with(|config| config.heartbeat_timeout = NEVER).await;
     let health = client(&server).check_health("silent").await.unwrap();
     assert_eq!(
         (health.status, health.reason),
@@ -88,18 +63,14 @@ async fn the_sweeper_writes_a_missed_deadline_down(database: Database) {
 }
 
 async fn a_longer_interval_of_its_own_extends_the_deadline(database: Database) {
-    let server = database
-        .start_with(|config| config.heartbeat_timeout = TIMEOUT)
-        .await;
+    let server = database.start_with(|config| config.heartbeat_timeout = TIMEOUT).await;
     let client = client(&server);
     client.register(&agent("short", "work")).await.unwrap();
     let slow = agent("slow", "work").heartbeat_interval(Duration::from_secs(600));
     let record = client.register(&slow).await.unwrap();
     assert_eq!(record.heartbeat_timeout, Some(Duration::from_secs(1_200)));
-    eventually("the other is offline", async || {
-        status_of(&client, "short").await == AgentStatus::Offline
-    })
-    .await;
+    eventually("the other is offline", async || status_of(&client, "short").await == AgentStatus::Offline)
+        .await;
     assert_eq!(status_of(&client, "slow").await, AgentStatus::Active);
     server.shutdown().await;
 }
@@ -111,10 +82,7 @@ async fn a_heartbeat_brings_back_who_fell_silent(database: Database) {
             .await;
         let client = client(&server);
         client.register(&agent("a", "work")).await.unwrap();
-        eventually("it is offline", async || {
-            status_of(&client, "a").await == AgentStatus::Offline
-        })
-        .await;
+        eventually("it is offline", async || status_of(&client, "a").await == AgentStatus::Offline).await;
         assert_eq!(client.heartbeat("a").await.unwrap().status, AgentStatus::Active);
         let health = client.check_health("a").await.unwrap();
         assert_eq!((health.status, health.reason), (HealthStatus::Healthy, None));
@@ -124,27 +92,16 @@ async fn a_heartbeat_brings_back_who_fell_silent(database: Database) {
 }
 
 async fn a_status_does_not_bring_back_who_fell_silent(database: Database) {
-    let server = database
-        .start_with(|config| config.heartbeat_timeout = TIMEOUT)
-        .await;
+    let server = database.start_with(|config| config.heartbeat_timeout = TIMEOUT).await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
-    eventually("it is offline", async || {
-        status_of(&client, "a").await == AgentStatus::Offline
-    })
-    .await;
-    assert_eq!(
-        client.update_status("a", AgentStatus::Busy).await.unwrap().status,
-        AgentStatus::Offline
-    );
+    eventually("it is offline", async || status_of(&client, "a").await == AgentStatus::Offline).await;
+    assert_eq!(client.update_status("a", AgentStatus::Busy).await.unwrap().status, AgentStatus::Offline);
     assert_eq!(status_of(&client, "a").await, AgentStatus::Offline);
     assert_eq!(client.get_stats().await.unwrap().stale_agents, 1);
     // Saying so itself, it is not stale any more, but offline on purpose.
     client.update_status("a", AgentStatus::Offline).await.unwrap();
-    assert_eq!(
-        client.check_health("a").await.unwrap().reason,
-        Some(UnhealthyReason::Offline)
-    );
+    assert_eq!(client.check_health("a").await.unwrap().reason, Some(UnhealthyReason::Offline));
     server.shutdown().await;
 }
 
@@ -153,54 +110,31 @@ async fn a_busy_agent_that_fell_silent_comes_back_active(database: Database) {
         .start_with(|config| (config.heartbeat_timeout, config.sweep_interval) = (TIMEOUT, NEVER))
         .await;
     let client = client(&server);
-    client
-        .register(&agent("a", "work").status(AgentStatus::Busy))
-        .await
-        .unwrap();
-    eventually("it is offline", async || {
-        status_of(&client, "a").await == AgentStatus::Offline
-    })
-    .await;
+    client.register(&agent("a", "work").status(AgentStatus::Busy)).await.unwrap();
+    eventually("it is offline", async || status_of(&client, "a").await == AgentStatus::Offline).await;
     assert_eq!(client.heartbeat("a").await.unwrap().status, AgentStatus::Active);
     server.shutdown().await;
 }
 
 async fn nobody_is_marked_offline_before_a_whole_timeout_after_a_restart(database: Database) {
-    let patient = database
-        .start_with(|config| config.heartbeat_timeout = NEVER)
-        .await;
-    let last_heartbeat = client(&patient)
-        .register(&agent("a", "work"))
-        .await
-        .unwrap()
-        .last_heartbeat
-        .unwrap();
+    let patient = database.start_with(|config| config.heartbeat_timeout = NEVER).await;
+    let last_heartbeat =
+        client(&patient).register(&agent("a", "work")).await.unwrap().last_heartbeat.unwrap();
     patient.shutdown().await;
-    let age = || {
-        SystemTime::now()
-            .duration_since(last_heartbeat.into())
-            .unwrap_or_default()
-    };
-    eventually(
-        "its last heartbeat is older than the time-out of the server to come",
-        async || age() > TIMEOUT,
-    )
+    let age = || SystemTime::now().duration_since(last_heartbeat.into()).unwrap_or_default();
+    eventually("its last heartbeat is older than the time-out of the server to come", async || {
+        age() > TIMEOUT
+    })
     .await;
 
     let began = Instant::now();
-    let server = database
-        .start_with(|config| config.heartbeat_timeout = TIMEOUT)
-        .await;
+    let server = database.start_with(|config| config.heartbeat_timeout = TIMEOUT).await;
     let client = client(&server);
     while status_of(&client, "a").await == AgentStatus::Active {
         assert!(client.check_health("a").await.unwrap().is_healthy() || began.elapsed() >= TIMEOUT);
         tokio::task::yield_now().await;
     }
-    assert!(
-        began.elapsed() >= TIMEOUT,
-        "marked offline after {:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() >= TIMEOUT, "marked offline after {:?}", began.elapsed());
     server.shutdown().await;
 }
 
@@ -214,18 +148,9 @@ async fn who_stays_offline_is_removed_after_a_while_where_that_is_wanted(databas
     let client = client(&server);
     client.register(&agent("silent", "work")).await.unwrap();
     client.register(&agent("resting", "work")).await.unwrap();
-    client
-        .update_status("resting", AgentStatus::Offline)
-        .await
-        .unwrap();
-    client
-        .register(&agent("lasting", "work").heartbeat_interval(NEVER))
-        .await
-        .unwrap();
-    eventually("both are removed", async || {
-        client.get_stats().await.unwrap().total_agents == 1
-    })
-    .await;
+    client.update_status("resting", AgentStatus::Offline).await.unwrap();
+    client.register(&agent("lasting", "work").heartbeat_interval(NEVER)).await.unwrap();
+    eventually("both are removed", async || client.get_stats().await.unwrap().total_agents == 1).await;
     assert_eq!(status_of(&client, "lasting").await, AgentStatus::Active);
     server.shutdown().await;
 }

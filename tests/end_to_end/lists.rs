@@ -28,20 +28,10 @@ async fn pages_together_are_the_list(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     for number in 0..25 {
-        let status = if number % 5 == 0 {
-            AgentStatus::Busy
-        } else {
-            AgentStatus::Active
-        };
-        client
-            .register(&agent(&format!("a{number:02}"), "work").status(status))
-            .await
-            .unwrap();
+        let status = if number % 5 == 0 { AgentStatus::Busy } else { AgentStatus::Active };
+        client.register(&agent(&format!("a{number:02}"), "work").status(status)).await.unwrap();
     }
-    for (query, expected) in [
-        (ListQuery::all(), 25),
-        (ListQuery::all().status(AgentStatus::Active), 20),
-    ] {
+    for (query, expected) in [(ListQuery::all(), 25), (ListQuery::all().status(AgentStatus::Active), 20)] {
         let whole = client.list_agents(query.clone()).await.unwrap().agents;
         assert_eq!(whole.len(), expected);
         // A page that ends exactly with the list has no next.
@@ -49,10 +39,7 @@ async fn pages_together_are_the_list(database: Database) {
             let mut gathered = Vec::new();
             let mut next = None;
             loop {
-                let query = ListQuery {
-                    cursor: next,
-                    ..query.clone().limit(size)
-                };
+                let query = ListQuery { cursor: next, ..query.clone().limit(size) };
                 let page = client.list_agents(query).await.unwrap();
                 assert!(page.agents.len() <= size && !page.agents.is_empty());
                 gathered.extend(page.agents);
@@ -75,15 +62,8 @@ async fn a_cursor_stays_good_when_its_agent_is_removed(database: Database) {
     }
     let first = client.list_agents(ListQuery::all().limit(2)).await.unwrap();
     client.deregister("b").await.unwrap();
-    let second = client
-        .list_agents(ListQuery::all().limit(2).after(first.next.unwrap()))
-        .await
-        .unwrap();
-    let ids: Vec<_> = second
-        .agents
-        .iter()
-        .map(|agent| agent.agent_id.as_str())
-        .collect();
+    let second = client.list_agents(ListQuery::all().limit(2).after(first.next.unwrap())).await.unwrap();
+    let ids: Vec<_> = second.agents.iter().map(|agent| agent.agent_id.as_str()).collect();
     assert_eq!((ids, second.next), (vec!["c", "d"], None));
     server.shutdown().await;
 }
@@ -92,31 +72,13 @@ async fn stats_count_by_status(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
-    client
-        .register(&agent("b", "work").status(AgentStatus::Busy))
-        .await
-        .unwrap();
-    client
-        .register(&agent("c", "rest").status(AgentStatus::Offline))
-        .await
-        .unwrap();
+    client.register(&agent("b", "work").status(AgentStatus::Busy)).await.unwrap();
+    client.register(&agent("c", "rest").status(AgentStatus::Offline)).await.unwrap();
     let stats = client.get_stats().await.unwrap();
     assert_eq!(
-        (
-            stats.total_agents,
-            stats.active_agents,
-            stats.busy_agents,
-            stats.offline_agents
-        ),
+        (stats.total_agents, stats.active_agents, stats.busy_agents, stats.offline_agents),
         (3, 1, 1, 1)
     );
-    assert_eq!(
-        (
-            stats.total_capabilities,
-            stats.distinct_capabilities,
-            stats.stale_agents
-        ),
-        (3, 2, 0)
-    );
+    assert_eq!((stats.total_capabilities, stats.distinct_capabilities, stats.stale_agents), (3, 2, 0));
     server.shutdown().await;
 }

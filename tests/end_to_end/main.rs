@@ -2,11 +2,7 @@
 //!
 //! A test is an `async fn` that takes a [`Database`](support::Database) of its own; `on_both_databases!` makes a
 //! test of it for each kind. Run them with `./scripts/test`, which starts a PostgreSQL.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod agent_life;
 mod deadlines;

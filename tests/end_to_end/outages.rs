@@ -21,30 +21,16 @@ async fn while_the_database_is_away_reads_go_on_and_writes_are_refused(database:
     client.register(&agent("a", "work")).await.unwrap();
     let stale = async || {
         let response = reqwest::get(format!("{}/agents/a", server.url())).await.unwrap();
-        response
-            .headers()
-            .get(STALE_HEADER)
-            .map(|value| value.to_str().unwrap().parse::<u64>().unwrap())
+        response.headers().get(STALE_HEADER).map(|value| value.to_str().unwrap().parse::<u64>().unwrap())
     };
     assert_eq!(stale().await, None);
 
     proxy.cut();
-    eventually("the server is unhealthy", async || {
-        client.server_health().await.is_err()
-    })
-    .await;
+    eventually("the server is unhealthy", async || client.server_health().await.is_err()).await;
     for error in [
         client.heartbeat("a").await.map(|_| ()).unwrap_err(),
-        client
-            .register(&agent("a", "rest"))
-            .await
-            .map(|_| ())
-            .unwrap_err(),
-        client
-            .update_status("a", AgentStatus::Busy)
-            .await
-            .map(|_| ())
-            .unwrap_err(),
+        client.register(&agent("a", "rest")).await.map(|_| ()).unwrap_err(),
+        client.update_status("a", AgentStatus::Busy).await.map(|_| ()).unwrap_err(),
         client.deregister("a").await.unwrap_err(),
     ] {
         assert!(matches!(error, Error::Unavailable { status: 503, .. }), "{error}");
@@ -57,28 +43,19 @@ async fn while_the_database_is_away_reads_go_on_and_writes_are_refused(database:
     assert_eq!(client.get_stats().await.unwrap().active_agents, 1);
 
     proxy.mend();
-    eventually("the server is healthy", async || {
-        client.server_health().await.is_ok()
-    })
-    .await;
+    eventually("the server is healthy", async || client.server_health().await.is_ok()).await;
     assert_eq!(stale().await, None);
     client.heartbeat("a").await.unwrap();
     // What was refused changed nothing.
     let record = client.get_agent("a").await.unwrap();
-    assert_eq!(
-        (record.status, record.capabilities[0].name.as_str()),
-        (AgentStatus::Active, "work")
-    );
+    assert_eq!((record.status, record.capabilities[0].name.as_str()), (AgentStatus::Active, "work"));
     server.shutdown().await;
 }
 
 async fn nobody_is_marked_offline_before_a_whole_timeout_after_an_outage(database: Database) {
     const TIMEOUT: Duration = Duration::from_millis(800);
     let proxy = Proxy::before(&database).await;
-    let server = proxy
-        .through(&database)
-        .start_with(|config| config.heartbeat_timeout = TIMEOUT)
-        .await;
+    let server = proxy.through(&database).start_with(|config| config.heartbeat_timeout = TIMEOUT).await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
     proxy.cut();
@@ -92,11 +69,7 @@ async fn nobody_is_marked_offline_before_a_whole_timeout_after_an_outage(databas
     while status_of(&client, "a").await == AgentStatus::Active {
         tokio::task::yield_now().await;
     }
-    assert!(
-        mended.elapsed() >= TIMEOUT,
-        "marked offline after {:?}",
-        mended.elapsed()
-    );
+    assert!(mended.elapsed() >= TIMEOUT, "marked offline after {:?}", mended.elapsed());
     assert!(!database.has_missed_deadline("a").await || mended.elapsed() >= TIMEOUT);
     server.shutdown().await;
 }
@@ -111,10 +84,7 @@ async fn connections_that_were_closed_meanwhile_fail_no_request(database: Databa
                      WHERE datname = current_database() AND pid <> pg_backend_pid()";
         sqlx::Executor::execute(&mut connection, close).await.unwrap();
         client.heartbeat("a").await.unwrap();
-        client
-            .register(&agent("a", &format!("work-{round}")))
-            .await
-            .unwrap();
+        client.register(&agent("a", &format!("work-{round}"))).await.unwrap();
     }
     server.shutdown().await;
 }

@@ -18,25 +18,21 @@ on_both_databases!(
 );
 
 fn full() -> Registration {
-    Registration::new(
-        "feature-dev",
-        "Feature Development Agent",
-        "http://feature-dev:8002",
-    )
-    .capability(
-        Capability::new("code_generation")
-            .description("Generates \"Python\" code — ünïcödé 🦀")
-            .cost_estimate("~100 tokens")
-            .tag("coding")
-            .tag("python"),
-    )
-    .capability(Capability::new("bare"))
-    .metadata("team", "platform")
-    .metadata(
-        "nested",
-        json!({"b": [1, 2.5, null, true], "a": {"deep": "'; DROP TABLE agent_registry; --"}}),
-    )
-    .heartbeat_interval(Duration::from_millis(30_500))
+    Registration::new("feature-dev", "Feature Development Agent", "http://feature-dev:8002")
+        .capability(
+            Capability::new("code_generation")
+                .description("Generates \"Python\" code — ünïcödé 🦀")
+                .cost_estimate("~100 tokens")
+                .tag("coding")
+                .tag("python"),
+        )
+        .capability(Capability::new("bare"))
+        .metadata("team", "platform")
+        .metadata(
+            "nested",
+            json!({"b": [1, 2.5, null, true], "a": {"deep": "'; DROP TABLE agent_registry; --"}}),
+        )
+        .heartbeat_interval(Duration::from_millis(30_500))
 }
 
 async fn a_registration_is_read_back_as_it_was_sent(database: Database) {
@@ -66,13 +62,7 @@ async fn registering_again_updates_and_keeps_the_first_date(database: Database) 
     assert_eq!(second.capabilities, changed.capabilities);
     assert!(second.metadata.is_empty());
     assert_eq!(client.get_agent("feature-dev").await.unwrap(), second);
-    assert!(
-        client
-            .search_capabilities("code_generation")
-            .await
-            .unwrap()
-            .is_empty()
-    );
+    assert!(client.search_capabilities("code_generation").await.unwrap().is_empty());
     server.shutdown().await;
 }
 
@@ -91,20 +81,14 @@ async fn agents_survive_a_restart(database: Database) {
     let before = client(&server);
     before.register(&full()).await.unwrap();
     before.register(&agent("resting", "rest")).await.unwrap();
-    before
-        .update_status("resting", AgentStatus::Offline)
-        .await
-        .unwrap();
+    before.update_status("resting", AgentStatus::Offline).await.unwrap();
     before.heartbeat("feature-dev").await.unwrap();
     let everyone = before.list_agents(Default::default()).await.unwrap().agents;
     server.shutdown().await;
 
     let server = database.start().await;
     let after = client(&server);
-    assert_eq!(
-        after.list_agents(Default::default()).await.unwrap().agents,
-        everyone
-    );
+    assert_eq!(after.list_agents(Default::default()).await.unwrap().agents, everyone);
     assert_eq!(after.search_capabilities("code").await.unwrap().len(), 1);
     server.shutdown().await;
 }
@@ -118,11 +102,7 @@ async fn a_deregistered_agent_is_gone_and_may_come_back(database: Database) {
         client.get_agent("feature-dev").await.map(|_| ()).unwrap_err(),
         client.heartbeat("feature-dev").await.map(|_| ()).unwrap_err(),
         client.check_health("feature-dev").await.map(|_| ()).unwrap_err(),
-        client
-            .update_status("feature-dev", AgentStatus::Busy)
-            .await
-            .map(|_| ())
-            .unwrap_err(),
+        client.update_status("feature-dev", AgentStatus::Busy).await.map(|_| ()).unwrap_err(),
         client.deregister("feature-dev").await.unwrap_err(),
     ] {
         assert!(error.is_not_found(), "{error}");
@@ -139,11 +119,7 @@ async fn concurrent_registrations_are_all_stored(database: Database) {
     let all: Vec<_> = (0..200)
         .map(|number| {
             let client = client.clone();
-            tokio::spawn(async move {
-                client
-                    .register(&agent(&format!("agent-{number:03}"), "work"))
-                    .await
-            })
+            tokio::spawn(async move { client.register(&agent(&format!("agent-{number:03}"), "work")).await })
         })
         .collect();
     for registered in all {
@@ -152,14 +128,7 @@ async fn concurrent_registrations_are_all_stored(database: Database) {
     server.shutdown().await;
     let server = database.start().await;
     let stats = crate::support::client(&server).get_stats().await.unwrap();
-    assert_eq!(
-        (
-            stats.total_agents,
-            stats.total_capabilities,
-            stats.distinct_capabilities
-        ),
-        (200, 200, 1)
-    );
+    assert_eq!((stats.total_agents, stats.total_capabilities, stats.distinct_capabilities), (200, 200, 1));
     server.shutdown().await;
 }
 
@@ -169,11 +138,7 @@ async fn the_same_agent_registered_at_once_ends_as_one_of_them(database: Databas
     let all: Vec<_> = (0..50)
         .map(|number| {
             let client = client.clone();
-            tokio::spawn(async move {
-                client
-                    .register(&agent("one", &format!("capability-{number}")))
-                    .await
-            })
+            tokio::spawn(async move { client.register(&agent("one", &format!("capability-{number}"))).await })
         })
         .collect();
     for registered in all {
@@ -182,9 +147,6 @@ async fn the_same_agent_registered_at_once_ends_as_one_of_them(database: Databas
     let held = client.get_agent("one").await.unwrap();
     server.shutdown().await;
     let server = database.start().await;
-    assert_eq!(
-        crate::support::client(&server).get_agent("one").await.unwrap(),
-        held
-    );
+    assert_eq!(crate::support::client(&server).get_agent("one").await.unwrap(), held);
     server.shutdown().await;
 }

@@ -59,20 +59,14 @@ async fn heartbeats_to_one_replica_keep_the_agent_alive_on_the_other(database: D
     let (one, two) = pair(&database, TIMEOUT).await;
     let (one_client, two_client) = (client(&one), client(&two));
     one_client.register(&agent("a", "work")).await.unwrap();
-    eventually("the other knows it", async || {
-        two_client.get_agent("a").await.is_ok()
-    })
-    .await;
+    eventually("the other knows it", async || two_client.get_agent("a").await.is_ok()).await;
     let began = Instant::now();
     // Much longer than the time-out, the other is asked again and again.
     while began.elapsed() < 3 * TIMEOUT {
         one_client.heartbeat("a").await.unwrap();
         assert_eq!(status_of(&two_client, "a").await, AgentStatus::Active);
         assert!(two_client.check_health("a").await.unwrap().is_healthy());
-        assert_eq!(
-            two_client.search_capabilities("work").await.unwrap()[0].healthy,
-            Some(true)
-        );
+        assert_eq!(two_client.search_capabilities("work").await.unwrap()[0].healthy, Some(true));
         assert_eq!(two_client.get_stats().await.unwrap().offline_agents, 0);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -83,10 +77,7 @@ async fn heartbeats_to_one_replica_keep_the_agent_alive_on_the_other(database: D
 async fn a_missed_deadline_is_announced_once(database: Database) {
     let (one, two) = pair(&database, Duration::from_millis(500)).await;
     for number in 0..20 {
-        client(&one)
-            .register(&agent(&format!("a{number}"), "work"))
-            .await
-            .unwrap();
+        client(&one).register(&agent(&format!("a{number}"), "work")).await.unwrap();
     }
     for server in [&one, &two] {
         let all_offline = async || client(server).get_stats().await.unwrap().stale_agents == 20;
@@ -97,10 +88,7 @@ async fn a_missed_deadline_is_announced_once(database: Database) {
         eventually("it is written down", written).await;
     }
     let count = "SELECT count(*) FROM agent_registry_event WHERE kind = 'status_changed'";
-    let announced: i64 = sqlx::query_scalar(count)
-        .fetch_one(&mut database.connect().await)
-        .await
-        .unwrap();
+    let announced: i64 = sqlx::query_scalar(count).fetch_one(&mut database.connect().await).await.unwrap();
     assert_eq!(announced, 20);
     one.shutdown().await;
     two.shutdown().await;
@@ -117,17 +105,10 @@ async fn a_late_heartbeat_on_one_replica_is_heard_on_the_other(database: Databas
     let (one, two) = (start().await, start().await);
     let (one_client, two_client) = (client(&one), client(&two));
     one_client.register(&agent("a", "work")).await.unwrap();
-    let offline_there = async || {
-        two_client
-            .get_agent("a")
-            .await
-            .is_ok_and(|agent| agent.status == AgentStatus::Offline)
-    };
+    let offline_there =
+        async || two_client.get_agent("a").await.is_ok_and(|agent| agent.status == AgentStatus::Offline);
     eventually("it is offline on the other", offline_there).await;
-    assert_eq!(
-        one_client.heartbeat("a").await.unwrap().status,
-        AgentStatus::Active
-    );
+    assert_eq!(one_client.heartbeat("a").await.unwrap().status, AgentStatus::Active);
     let began = Instant::now();
     eventually("it is back on the other", async || !offline_there().await).await;
     assert!(began.elapsed() < SOON);
@@ -145,10 +126,7 @@ async fn a_cut_listening_connection_loses_nothing(database: Database) {
         let id = format!("a{round}");
         client(&one).register(&agent(&id, "work")).await.unwrap();
         let began = Instant::now();
-        eventually("the other knows it", async || {
-            client(&two).get_agent(&id).await.is_ok()
-        })
-        .await;
+        eventually("the other knows it", async || client(&two).get_agent(&id).await.is_ok()).await;
         assert!(began.elapsed() < SOON, "after {:?}", began.elapsed());
     }
     one.shutdown().await;
@@ -165,31 +143,17 @@ async fn a_replica_that_fell_far_behind_reads_everything_anew(database: Database
     }
     let everyone =
         async |client: &RegistryClient| client.list_agents(Default::default()).await.unwrap().agents;
-    eventually("the other knows all", async || {
-        everyone(&two_client).await.len() == 3
-    })
-    .await;
+    eventually("the other knows all", async || everyone(&two_client).await.len() == 3).await;
     proxy.cut();
-    eventually("the other is cut off", async || {
-        two_client.server_health().await.is_err()
-    })
-    .await;
+    eventually("the other is cut off", async || two_client.server_health().await.is_err()).await;
     one_client.deregister("removed").await.unwrap();
     one_client.register(&agent("changed", "rest")).await.unwrap();
     one_client.register(&agent("new", "work")).await.unwrap();
     // The events that would tell are gone by then.
-    database
-        .connect()
-        .await
-        .execute("DELETE FROM agent_registry_event")
-        .await
-        .unwrap();
+    database.connect().await.execute("DELETE FROM agent_registry_event").await.unwrap();
     proxy.mend();
     let expected = everyone(&one_client).await;
-    eventually("both know the same", async || {
-        everyone(&two_client).await == expected
-    })
-    .await;
+    eventually("both know the same", async || everyone(&two_client).await == expected).await;
     assert_eq!(two_client.search_capabilities("rest").await.unwrap().len(), 1);
     one.shutdown().await;
     two.shutdown().await;
@@ -198,10 +162,7 @@ async fn a_replica_that_fell_far_behind_reads_everything_anew(database: Database
 async fn heartbeats_of_the_same_agents_on_both_replicas_at_once(database: Database) {
     let (one, two) = pair(&database, Duration::from_secs(60)).await;
     for number in 0..50 {
-        client(&one)
-            .register(&agent(&format!("a{number:02}"), "work"))
-            .await
-            .unwrap();
+        client(&one).register(&agent(&format!("a{number:02}"), "work")).await.unwrap();
     }
     let clients = [client(&one), client(&two)];
     let known = async || clients[1].get_stats().await.unwrap().total_agents == 50;
@@ -210,18 +171,11 @@ async fn heartbeats_of_the_same_agents_on_both_replicas_at_once(database: Databa
         .map(|number: usize| {
             let client = clients[number % 2].clone();
             // Forwards on one replica and backwards on the other, with registrations between.
-            let place = if number.is_multiple_of(2) {
-                number / 2 % 50
-            } else {
-                49 - number / 2 % 50
-            };
+            let place = if number.is_multiple_of(2) { number / 2 % 50 } else { 49 - number / 2 % 50 };
             tokio::spawn(async move {
                 let id = format!("a{place:02}");
                 if number.is_multiple_of(40) {
-                    client
-                        .register(&agent(&id, &format!("work-{number}")))
-                        .await
-                        .map(|_| ())
+                    client.register(&agent(&id, &format!("work-{number}"))).await.map(|_| ())
                 } else {
                     client.heartbeat(&id).await.map(|_| ())
                 }
@@ -239,10 +193,7 @@ async fn three_replicas_start_at_once(database: Database) {
     let (one, two, three) = tokio::join!(database.start(), database.start(), database.start());
     client(&one).register(&agent("a", "work")).await.unwrap();
     for server in [&two, &three] {
-        eventually("the others know it", async || {
-            client(server).get_agent("a").await.is_ok()
-        })
-        .await;
+        eventually("the others know it", async || client(server).get_agent("a").await.is_ok()).await;
     }
     for server in [one, two, three] {
         server.shutdown().await;

@@ -29,11 +29,7 @@ enum Step {
 }
 
 fn status() -> impl Strategy<Value = AgentStatus> {
-    prop_oneof![
-        Just(AgentStatus::Active),
-        Just(AgentStatus::Busy),
-        Just(AgentStatus::Offline)
-    ]
+    prop_oneof![Just(AgentStatus::Active), Just(AgentStatus::Busy), Just(AgentStatus::Offline)]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -54,11 +50,7 @@ fn script() -> impl Strategy<Value = Vec<(Step, u8, bool, bool)>> {
 async fn random_writes_on_two_replicas_leave_both_equal_to_the_database(database: Database) {
     let runtime = tokio::runtime::Handle::current();
     tokio::task::spawn_blocking(move || {
-        let config = Config {
-            cases: 24,
-            failure_persistence: None,
-            ..Config::default()
-        };
+        let config = Config { cases: 24, failure_persistence: None, ..Config::default() };
         TestRunner::new(config).run(&script(), |script| {
             runtime.block_on(run(&database, script));
             Ok(())
@@ -71,10 +63,7 @@ async fn random_writes_on_two_replicas_leave_both_equal_to_the_database(database
 
 async fn run(database: &Database, script: Vec<(Step, u8, bool, bool)>) {
     let mut connection = database.connect().await;
-    connection
-        .execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-        .await
-        .unwrap();
+    connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await.unwrap();
     let (one, two) = (database.start().await, database.start().await);
     let clients = [client(&one), client(&two)];
     let mut running = Vec::new();
@@ -85,11 +74,7 @@ async fn run(database: &Database, script: Vec<(Step, u8, bool, bool)>) {
             connection.execute(cut).await.unwrap();
             continue;
         }
-        let task = tokio::spawn(take(
-            clients[usize::from(on_second)].clone(),
-            format!("a{number}"),
-            step,
-        ));
+        let task = tokio::spawn(take(clients[usize::from(on_second)].clone(), format!("a{number}"), step));
         if wait {
             task.await.unwrap();
         } else {
@@ -141,7 +126,5 @@ async fn stored(connection: &mut sqlx::PgConnection) -> Summary {
     let query = "SELECT agent_id, status, capabilities -> 0 ->> 'name' FROM agent_registry";
     let rows = sqlx::query(query).fetch_all(connection).await.unwrap();
     let status = |row: &sqlx::postgres::PgRow| row.get::<&str, _>(1).parse().unwrap();
-    rows.iter()
-        .map(|row| (row.get(0), (status(row), row.get(2))))
-        .collect()
+    rows.iter().map(|row| (row.get(0), (status(row), row.get(2)))).collect()
 }

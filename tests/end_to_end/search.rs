@@ -16,13 +16,7 @@ on_both_databases!(
 );
 
 async fn ids(client: &RegistryClient, query: impl Into<SearchQuery>) -> Vec<String> {
-    client
-        .search_capabilities(query)
-        .await
-        .unwrap()
-        .into_iter()
-        .map(|found| found.agent_id)
-        .collect()
+    client.search_capabilities(query).await.unwrap().into_iter().map(|found| found.agent_id).collect()
 }
 
 fn with(agent_id: &str, capability: Capability) -> Registration {
@@ -32,14 +26,9 @@ fn with(agent_id: &str, capability: Capability) -> Registration {
 async fn every_term_has_to_begin_a_term_of_the_capability(database: Database) {
     let server = database.start().await;
     let client = client(&server);
-    let scanning = Capability::new("security_scanning")
-        .description("Finds holes")
-        .tag("SAST");
+    let scanning = Capability::new("security_scanning").description("Finds holes").tag("SAST");
     client.register(&with("scanner", scanning)).await.unwrap();
-    client
-        .register(&with("camel", Capability::new("securityAudit")))
-        .await
-        .unwrap();
+    client.register(&with("camel", Capability::new("securityAudit"))).await.unwrap();
     for (query, expected) in [
         ("security", &["camel", "scanner"][..]),
         ("security scan", &["scanner"]),
@@ -63,26 +52,11 @@ async fn the_best_match_comes_first(database: Database) {
     let client = client(&server);
     // From the worst to the best, so that no order of registration could give the result.
     let plain = Capability::new;
-    client
-        .register(&with("h-offline", plain("python")).status(AgentStatus::Offline))
-        .await
-        .unwrap();
-    client
-        .register(&with("g-description", plain("x").description("knows python")))
-        .await
-        .unwrap();
-    client
-        .register(&with("f-tag", plain("y").tag("python")))
-        .await
-        .unwrap();
-    client
-        .register(&with("e-name", plain("python_code")))
-        .await
-        .unwrap();
-    client
-        .register(&with("d-busy", plain("python")).status(AgentStatus::Busy))
-        .await
-        .unwrap();
+    client.register(&with("h-offline", plain("python")).status(AgentStatus::Offline)).await.unwrap();
+    client.register(&with("g-description", plain("x").description("knows python"))).await.unwrap();
+    client.register(&with("f-tag", plain("y").tag("python"))).await.unwrap();
+    client.register(&with("e-name", plain("python_code"))).await.unwrap();
+    client.register(&with("d-busy", plain("python")).status(AgentStatus::Busy)).await.unwrap();
     client.register(&with("c-older", plain("python"))).await.unwrap();
     client.register(&with("b-newer", plain("python"))).await.unwrap();
     let newer = client.get_agent("b-newer").await.unwrap().last_heartbeat;
@@ -92,22 +66,11 @@ async fn the_best_match_comes_first(database: Database) {
     let order: Vec<_> = found.iter().map(|found| found.agent_id.as_str()).collect();
     assert_eq!(
         order,
-        [
-            "b-newer",
-            "c-older",
-            "d-busy",
-            "h-offline",
-            "e-name",
-            "f-tag",
-            "g-description"
-        ],
+        ["b-newer", "c-older", "d-busy", "h-offline", "e-name", "f-tag", "g-description"],
         "the whole name, then status, then the latest heartbeat; then name, tag, description"
     );
     let scores: Vec<_> = found.iter().map(|found| found.score.unwrap()).collect();
-    assert!(
-        scores.is_sorted_by(|a, b| a >= b) && scores.iter().all(|score| *score > 0.0),
-        "{scores:?}"
-    );
+    assert!(scores.is_sorted_by(|a, b| a >= b) && scores.iter().all(|score| *score > 0.0), "{scores:?}");
     server.shutdown().await;
 }
 
@@ -120,10 +83,7 @@ async fn one_match_an_agent_for_its_best_capability(database: Database) {
     client.register(&many).await.unwrap();
     let found = client.search_capabilities("code").await.unwrap();
     assert_eq!(found.len(), 1);
-    assert_eq!(
-        (found[0].capability.as_str(), found[0].score),
-        ("code", Some(1.0))
-    );
+    assert_eq!((found[0].capability.as_str(), found[0].score), ("code", Some(1.0)));
     server.shutdown().await;
 }
 
@@ -131,26 +91,13 @@ async fn status_and_limit_narrow_a_search(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     for number in 0..120 {
-        let status = if number % 2 == 0 {
-            AgentStatus::Active
-        } else {
-            AgentStatus::Busy
-        };
-        client
-            .register(&agent(&format!("a{number:03}"), "work").status(status))
-            .await
-            .unwrap();
+        let status = if number % 2 == 0 { AgentStatus::Active } else { AgentStatus::Busy };
+        client.register(&agent(&format!("a{number:03}"), "work").status(status)).await.unwrap();
     }
     assert_eq!(ids(&client, "work").await.len(), 100);
-    assert_eq!(
-        ids(&client, SearchQuery::new("work").limit(1_000)).await.len(),
-        120
-    );
+    assert_eq!(ids(&client, SearchQuery::new("work").limit(1_000)).await.len(), 120);
     assert_eq!(ids(&client, SearchQuery::new("work").limit(3)).await.len(), 3);
-    let busy = client
-        .search_capabilities(SearchQuery::new("work").status(AgentStatus::Busy))
-        .await
-        .unwrap();
+    let busy = client.search_capabilities(SearchQuery::new("work").status(AgentStatus::Busy)).await.unwrap();
     assert_eq!(busy.len(), 60);
     assert!(busy.iter().all(|found| found.status == AgentStatus::Busy));
     server.shutdown().await;
@@ -159,27 +106,15 @@ async fn status_and_limit_narrow_a_search(database: Database) {
 async fn a_match_says_all_that_choosing_needs(database: Database) {
     let server = database.start().await;
     let client = client(&server);
-    let capability = Capability::new("code")
-        .description("Writes it")
-        .cost_estimate("~100 tokens")
-        .tag("a")
-        .tag("b");
+    let capability =
+        Capability::new("code").description("Writes it").cost_estimate("~100 tokens").tag("a").tag("b");
     let record = client.register(&with("dev", capability.clone())).await.unwrap();
     let found = client.search_capabilities("code").await.unwrap().remove(0);
-    assert_eq!(
-        (found.agent_name, found.base_url),
-        (record.agent_name, record.base_url)
-    );
+    assert_eq!((found.agent_name, found.base_url), (record.agent_name, record.base_url));
     assert_eq!((found.status, found.healthy), (AgentStatus::Active, Some(true)));
     assert_eq!(found.last_heartbeat, record.last_heartbeat);
-    assert_eq!(
-        (found.capability, found.description),
-        (capability.name, capability.description)
-    );
-    assert_eq!(
-        (found.cost_estimate, found.tags),
-        (capability.cost_estimate, capability.tags)
-    );
+    assert_eq!((found.capability, found.description), (capability.name, capability.description));
+    assert_eq!((found.cost_estimate, found.tags), (capability.cost_estimate, capability.tags));
     server.shutdown().await;
 }
 
@@ -203,9 +138,7 @@ async fn a_search_is_what_reading_every_agent_would_give(database: Database) {
     let mut random = fastrand::Rng::with_seed(7);
     let mut words = |most: usize| {
         let count = random.usize(0..=most);
-        (0..count)
-            .map(|_| WORDS[random.usize(0..WORDS.len())])
-            .collect::<Vec<_>>()
+        (0..count).map(|_| WORDS[random.usize(0..WORDS.len())]).collect::<Vec<_>>()
     };
     let mut all = Vec::new();
     for number in 0..60 {
@@ -224,37 +157,17 @@ async fn a_search_is_what_reading_every_agent_would_give(database: Database) {
         all.push(registration);
     }
     let matches = |query: &[String], capability: &Capability| {
-        let texts = [&capability.name, &capability.description]
-            .into_iter()
-            .chain(&capability.tags);
+        let texts = [&capability.name, &capability.description].into_iter().chain(&capability.tags);
         let known: Vec<_> = texts.flat_map(|text| terms(text)).collect();
-        query
-            .iter()
-            .all(|wanted| known.iter().any(|term| term.starts_with(wanted.as_str())))
+        query.iter().all(|wanted| known.iter().any(|term| term.starts_with(wanted.as_str())))
     };
-    for query in [
-        "c",
-        "co",
-        "code",
-        "coder",
-        "code test",
-        "sec scan",
-        "über",
-        "x",
-        "x1 co",
-        "0",
-        "code 2",
-        "zzz",
-    ] {
+    for query in
+        ["c", "co", "code", "coder", "code test", "sec scan", "über", "x", "x1 co", "0", "code 2", "zzz"]
+    {
         let wanted: Vec<_> = terms(query).collect();
         let mut expected: Vec<_> = all
             .iter()
-            .filter(|agent| {
-                agent
-                    .capabilities
-                    .iter()
-                    .any(|capability| matches(&wanted, capability))
-            })
+            .filter(|agent| agent.capabilities.iter().any(|capability| matches(&wanted, capability)))
             .map(|agent| agent.agent_id.clone())
             .collect();
         expected.sort();

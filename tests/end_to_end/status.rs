@@ -21,10 +21,7 @@ async fn a_heartbeat_moves_the_time_forward(database: Database) {
     assert_eq!(heard.agent_id, "a");
     assert!(heard.last_heartbeat >= registered.last_heartbeat);
     assert_eq!(heard.heartbeat_timeout, registered.heartbeat_timeout);
-    assert_eq!(
-        client.get_agent("a").await.unwrap().last_heartbeat,
-        heard.last_heartbeat
-    );
+    assert_eq!(client.get_agent("a").await.unwrap().last_heartbeat, heard.last_heartbeat);
     server.shutdown().await;
 }
 
@@ -46,16 +43,8 @@ async fn a_heartbeat_may_set_the_status(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
-    for status in [
-        AgentStatus::Busy,
-        AgentStatus::Busy,
-        AgentStatus::Active,
-        AgentStatus::Offline,
-    ] {
-        assert_eq!(
-            client.heartbeat_with_status("a", status).await.unwrap().status,
-            status
-        );
+    for status in [AgentStatus::Busy, AgentStatus::Busy, AgentStatus::Active, AgentStatus::Offline] {
+        assert_eq!(client.heartbeat_with_status("a", status).await.unwrap().status, status);
         assert_eq!(status_of(&client, "a").await, status);
     }
     server.shutdown().await;
@@ -80,10 +69,7 @@ async fn health_tells_why(database: Database) {
     assert!(health.since_heartbeat.unwrap() < health.heartbeat_timeout.unwrap());
     client.update_status("a", AgentStatus::Offline).await.unwrap();
     let health = client.check_health("a").await.unwrap();
-    assert_eq!(
-        (health.status, health.reason),
-        (HealthStatus::Unhealthy, Some(UnhealthyReason::Offline))
-    );
+    assert_eq!((health.status, health.reason), (HealthStatus::Unhealthy, Some(UnhealthyReason::Offline)));
     assert_eq!(health.agent_status, Some(AgentStatus::Offline));
     server.shutdown().await;
 }
@@ -92,10 +78,7 @@ async fn many_heartbeats_at_once_are_all_heard(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     for number in 0..20 {
-        client
-            .register(&agent(&format!("a{number}"), "work"))
-            .await
-            .unwrap();
+        client.register(&agent(&format!("a{number}"), "work")).await.unwrap();
     }
     let beats: Vec<_> = (0..400)
         .map(|number| {

@@ -64,12 +64,7 @@ impl Database {
     pub(crate) fn sqlite() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("registry.db").display());
-        Self {
-            url,
-            kind: Kind::Sqlite {
-                _folder: Arc::new(folder),
-            },
-        }
+        Self { url, kind: Kind::Sqlite { _folder: Arc::new(folder) } }
     }
 
     pub(crate) async fn postgres() -> Self {
@@ -78,15 +73,9 @@ impl Database {
         let name = format!("registry_test_{}_{number}", std::process::id());
         let mut url = url::Url::parse(&postgres_url()).unwrap();
         let mut connection = PgConnection::connect(url.as_str()).await.unwrap();
-        connection
-            .execute(AssertSqlSafe(format!("CREATE DATABASE {name}")))
-            .await
-            .unwrap();
+        connection.execute(AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.unwrap();
         url.set_path(&name);
-        Self {
-            url: url.into(),
-            kind: Kind::Postgres { name },
-        }
+        Self { url: url.into(), kind: Kind::Postgres { name } }
     }
 
     /// Runs a test, and removes the database afterwards, also where the test failed.
@@ -124,19 +113,11 @@ impl Database {
         match self.kind {
             Kind::Sqlite { .. } => {
                 let mut connection = SqliteConnection::connect(&self.url).await.unwrap();
-                sqlx::query_scalar(QUERY)
-                    .bind(agent_id)
-                    .fetch_one(&mut connection)
-                    .await
-                    .unwrap()
+                sqlx::query_scalar(QUERY).bind(agent_id).fetch_one(&mut connection).await.unwrap()
             }
             Kind::Postgres { .. } => {
                 let mut connection = self.connect().await;
-                sqlx::query_scalar(QUERY)
-                    .bind(agent_id)
-                    .fetch_one(&mut connection)
-                    .await
-                    .unwrap()
+                sqlx::query_scalar(QUERY).bind(agent_id).fetch_one(&mut connection).await.unwrap()
             }
         }
     }
@@ -154,20 +135,13 @@ fn postgres_url() -> String {
 
 /// A client that gives its errors at once.
 pub(crate) fn client(server: &Server) -> RegistryClient {
-    RegistryClient::builder(server.url())
-        .retry(RetryPolicy::none())
-        .build()
-        .unwrap()
+    RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap()
 }
 
 /// A plain agent that can do one thing.
 pub(crate) fn agent(agent_id: &str, capability: &str) -> Registration {
-    Registration::new(
-        agent_id,
-        format!("Agent {agent_id}"),
-        format!("http://agents.example:8000/{agent_id}"),
-    )
-    .capability(Capability::new(capability))
+    Registration::new(agent_id, format!("Agent {agent_id}"), format!("http://agents.example:8000/{agent_id}"))
+        .capability(Capability::new(capability))
 }
 
 /// Waits until something holds; fails where it does not within half a minute, which only a defect takes.
@@ -228,10 +202,7 @@ impl Proxy {
         let mut url = url::Url::parse(&database.url).unwrap();
         url.set_ip_host(self.address.ip()).unwrap();
         url.set_port(Some(self.address.port())).unwrap();
-        Database {
-            url: url.into(),
-            kind: database.kind.clone(),
-        }
+        Database { url: url.into(), kind: database.kind.clone() }
     }
 
     /// Cuts all connections, and refuses new ones until it is mended.

@@ -59,23 +59,13 @@ struct Loop {
 /// Sends heartbeats until `stop` is cancelled; an attempt under way is not cut off. Wakes once an interval,
 /// and sooner after a failure. Holds the agent's core, and not its handle: a lost handle cancels `stop`.
 pub(super) async fn run(core: Arc<Core>, interval: Duration, register_first: bool, stop: CancellationToken) {
-    let next = if register_first {
-        Next::Register
-    } else {
-        Next::Beat
-    };
+    let next = if register_first { Next::Register } else { Next::Beat };
     let at = match next {
         Next::Register => Instant::now(),
         // Agents that started together do not beat together.
         Next::Beat => Instant::now() + interval.mul_f64(fastrand::f64()),
     };
-    let mut beating = Loop {
-        core,
-        interval,
-        next,
-        at,
-        failures: 0,
-    };
+    let mut beating = Loop { core, interval, next, at, failures: 0 };
     while stop.run_until_cancelled(sleep_until(beating.at)).await.is_some() {
         beating.step().await;
     }
@@ -84,11 +74,8 @@ pub(super) async fn run(core: Arc<Core>, interval: Duration, register_first: boo
 impl Loop {
     /// Makes one attempt, and decides what comes next and when.
     async fn step(&mut self) {
-        let limit = self
-            .interval
-            .mul_f64(ATTEMPT)
-            .max(SHORTEST_ATTEMPT)
-            .min(self.core.client.attempt_timeout());
+        let limit =
+            self.interval.mul_f64(ATTEMPT).max(SHORTEST_ATTEMPT).min(self.core.client.attempt_timeout());
         let began = Instant::now();
         let outcome = match self.next {
             Next::Beat => self.core.beat(limit).await,

@@ -4,11 +4,11 @@ mod heartbeat;
 mod state;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::client::RegistryClient;
@@ -91,12 +91,7 @@ impl Agent {
             said: Mutex::new(said),
             state: watch::Sender::new(AgentState::Registering),
         };
-        Self {
-            handle: Arc::new(Handle {
-                core: Arc::new(core),
-                heartbeats: Mutex::new(None),
-            }),
-        }
+        Self { handle: Arc::new(Handle { core: Arc::new(core), heartbeats: Mutex::new(None) }) }
     }
 
     /// Its id.
@@ -194,10 +189,7 @@ impl Agent {
             }
             heartbeat::run(core, interval, register_first, stopped).await;
         });
-        *heartbeats = Some(Heartbeats {
-            stop: stop.drop_guard(),
-            task,
-        });
+        *heartbeats = Some(Heartbeats { stop: stop.drop_guard(), task });
         Ok(())
     }
 
@@ -220,11 +212,9 @@ impl Agent {
         lock(&core.registration).status = status;
         match core.client.update_status(self.agent_id(), status).await {
             // A registry without the operation may still take the status with a heartbeat.
-            Err(Error::Unsupported { .. }) if status != AgentStatus::Offline => core
-                .client
-                .heartbeat_with_status(self.agent_id(), status)
-                .await
-                .map(|_| ()),
+            Err(Error::Unsupported { .. }) if status != AgentStatus::Offline => {
+                core.client.heartbeat_with_status(self.agent_id(), status).await.map(|_| ())
+            }
             told => told.map(|_| ()),
         }
     }
@@ -269,11 +259,7 @@ impl Agent {
             return;
         }
         let left = limit.saturating_sub(began.elapsed());
-        let told = timeout(
-            left,
-            core.client.update_status(&core.agent_id, AgentStatus::Offline),
-        )
-        .await;
+        let told = timeout(left, core.client.update_status(&core.agent_id, AgentStatus::Offline)).await;
         match told {
             Ok(Ok(_) | Err(Error::Unsupported { .. } | Error::NotFound { .. })) => {
                 tracing::info!(agent_id = core.agent_id, "shut down");
@@ -282,10 +268,7 @@ impl Agent {
                 tracing::warn!(agent_id = core.agent_id, %error, "shut down without telling the registry");
             }
             Err(_) => {
-                tracing::warn!(
-                    agent_id = core.agent_id,
-                    "shut down; the registry did not answer in time"
-                );
+                tracing::warn!(agent_id = core.agent_id, "shut down; the registry did not answer in time");
             }
         }
     }
@@ -350,12 +333,9 @@ impl Core {
         self.change(|before| {
             let since = match before {
                 AgentState::Registered { since, .. } => *since,
-                _ => Instant::now(),
+                _ => Instant::now().into_std(),
             };
-            AgentState::Registered {
-                since,
-                last_heartbeat,
-            }
+            AgentState::Registered { since, last_heartbeat }
         });
     }
 
@@ -373,13 +353,9 @@ impl Core {
         self.change(|before| {
             let (since, attempts) = match before {
                 AgentState::Degraded { since, attempts, .. } => (*since, attempts.saturating_add(1)),
-                _ => (Instant::now(), 1),
+                _ => (Instant::now().into_std(), 1),
             };
-            AgentState::Degraded {
-                since,
-                attempts,
-                last_error,
-            }
+            AgentState::Degraded { since, attempts, last_error }
         });
     }
 

@@ -90,10 +90,7 @@ impl Capability {
     /// A capability with a name alone.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            ..Self::default()
-        }
+        Self { name: name.into(), ..Self::default() }
     }
 
     /// Sets the description.
@@ -233,12 +230,7 @@ impl HeartbeatAck {
     /// What a registry answers to a heartbeat.
     #[must_use]
     pub fn new(agent_id: String, status: AgentStatus, heard: Timestamp, timeout: Duration) -> Self {
-        Self {
-            agent_id,
-            status,
-            last_heartbeat: Some(heard),
-            heartbeat_timeout: Some(timeout),
-        }
+        Self { agent_id, status, last_heartbeat: Some(heard), heartbeat_timeout: Some(timeout) }
     }
 }
 

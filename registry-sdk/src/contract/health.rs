@@ -118,11 +118,6 @@ impl ServerHealth {
     /// What a server says of itself.
     #[must_use]
     pub fn new(status: HealthStatus, version: &str, store: &str, uptime: Duration) -> Self {
-        Self {
-            status,
-            version: version.to_owned(),
-            store: store.to_owned(),
-            uptime: Some(uptime),
-        }
+        Self { status, version: version.to_owned(), store: store.to_owned(), uptime: Some(uptime) }
     }
 }

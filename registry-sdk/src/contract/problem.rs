@@ -17,10 +17,7 @@ impl FieldError {
     /// Says what is wrong with a field.
     #[must_use]
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            field: field.into(),
-            message: message.into(),
-        }
+        Self { field: field.into(), message: message.into() }
     }
 }
 
@@ -64,13 +61,7 @@ impl Problem {
     /// A problem that its status describes, without fields.
     #[must_use]
     pub fn new(status: u16, title: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self {
-            kind: about_blank(),
-            title: title.into(),
-            status,
-            detail: detail.into(),
-            errors: Vec::new(),
-        }
+        Self { kind: about_blank(), title: title.into(), status, detail: detail.into(), errors: Vec::new() }
     }
 }
 

@@ -114,10 +114,7 @@ impl Registration {
         // Serde would take a list of the fields' values for a struct; the contract does not.
         let object = body.trim_ascii_start().first() == Some(&b'{');
         if !object && serde_json::from_slice::<IgnoredAny>(body).is_ok() {
-            return Err(de::Error::invalid_type(
-                Unexpected::Other("something else"),
-                &"a JSON object",
-            ));
+            return Err(de::Error::invalid_type(Unexpected::Other("something else"), &"a JSON object"));
         }
         match serde_json::from_slice::<Self>(body) {
             Ok(registration) => Ok(registration.validate().map(|()| registration)),
@@ -187,20 +184,14 @@ impl Draft<'_> {
         if let Err(Invalid(limits)) = registration.validate() {
             let told = |field: &str| {
                 errors.iter().any(|error| error.field == field)
-                    || unread.iter().any(|place| {
-                        field
-                            .strip_prefix(place)
-                            .is_some_and(|rest| rest.starts_with('.'))
-                    })
+                    || unread
+                        .iter()
+                        .any(|place| field.strip_prefix(place).is_some_and(|rest| rest.starts_with('.')))
             };
             let untold: Vec<_> = limits.into_iter().filter(|error| !told(&error.field)).collect();
             errors.extend(untold);
         }
-        if errors.is_empty() {
-            Ok(registration)
-        } else {
-            Err(Invalid(errors))
-        }
+        if errors.is_empty() { Ok(registration) } else { Err(Invalid(errors)) }
     }
 }
 
@@ -217,10 +208,7 @@ fn draft_capability(errors: &mut Vec<FieldError>, index: usize, raw: &RawValue) 
     let at = |field: &str| format!("capabilities[{index}].{field}");
     let draft = Some(raw.get()).filter(|text| text.starts_with('{'));
     let Some(draft) = draft.and_then(|text| serde_json::from_str::<Draft<'_>>(text).ok()) else {
-        errors.push(FieldError::new(
-            format!("capabilities[{index}]"),
-            "must be an object with a `name`",
-        ));
+        errors.push(FieldError::new(format!("capabilities[{index}]"), "must be an object with a `name`"));
         return None;
     };
     let before = errors.len();
@@ -246,10 +234,7 @@ fn required<'a, T: Deserialize<'a>>(
     raw: Option<&'a RawValue>,
 ) -> Option<T> {
     if raw.is_none() {
-        errors.push(FieldError::new(
-            field,
-            format!("is required, and must be {wanted}"),
-        ));
+        errors.push(FieldError::new(field, format!("is required, and must be {wanted}")));
     }
     optional(errors, field, wanted, raw)
 }

@@ -14,9 +14,7 @@ use super::search::Field;
 /// assert_eq!(cut("parseHTTPRequest v2"), ["parse", "http", "request", "v2"]);
 /// ```
 pub fn terms(text: &str) -> impl Iterator<Item = String> {
-    text.split(|character: char| !character.is_alphanumeric())
-        .flat_map(humps)
-        .map(str::to_lowercase)
+    text.split(|character: char| !character.is_alphanumeric()).flat_map(humps).map(str::to_lowercase)
 }
 
 /// Cuts one word at its camelCase humps.
@@ -97,10 +95,7 @@ mod tests {
         for length in 2..=20 {
             let mut in_name = vec![Description; length];
             in_name[0] = Name;
-            assert!(
-                score(false, &in_name) > score(false, &vec![Tag; length]),
-                "{length} terms"
-            );
+            assert!(score(false, &in_name) > score(false, &vec![Tag; length]), "{length} terms");
         }
     }
 }

@@ -26,11 +26,7 @@ impl Timestamp {
     /// is the nearest end of that range.
     #[must_use]
     pub fn from_unix_millis(millis: i64) -> Self {
-        let nearest = if millis < 0 {
-            DateTime::<Utc>::MIN_UTC
-        } else {
-            DateTime::<Utc>::MAX_UTC
-        };
+        let nearest = if millis < 0 { DateTime::<Utc>::MIN_UTC } else { DateTime::<Utc>::MAX_UTC };
         Self(DateTime::from_timestamp_millis(millis).unwrap_or(nearest))
     }
 
@@ -87,8 +83,7 @@ impl Serialize for Timestamp {
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        text.parse()
-            .map_err(|error| de::Error::custom(format_args!("{text:?} is no RFC 3339 time: {error}")))
+        text.parse().map_err(|error| de::Error::custom(format_args!("{text:?} is no RFC 3339 time: {error}")))
     }
 }
 

@@ -56,19 +56,13 @@ pub fn is_agent_id(text: &str) -> bool {
     let ordinary = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     text.len() <= limits::AGENT_ID
         && text.bytes().all(ordinary)
-        && text
-            .bytes()
-            .next()
-            .is_some_and(|first| first.is_ascii_alphanumeric())
+        && text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
 }
 
 pub(super) fn registration(given: &Registration) -> Result<(), Invalid> {
     let mut check = Check::default();
     if !is_agent_id(&given.agent_id) {
-        check.fail(
-            "agent_id",
-            "must be 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit",
-        );
+        check.fail("agent_id", "must be 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit");
     }
     check.text("agent_name", &given.agent_name, 1, limits::AGENT_NAME);
     check.base_url(&given.base_url);
@@ -79,11 +73,7 @@ pub(super) fn registration(given: &Registration) -> Result<(), Invalid> {
     {
         check.fail("heartbeat_interval_seconds", "must be above 0, up to 86400");
     }
-    if check.errors.is_empty() {
-        Ok(())
-    } else {
-        Err(Invalid(check.errors))
-    }
+    if check.errors.is_empty() { Ok(()) } else { Err(Invalid(check.errors)) }
 }
 
 /// Gathers what is wrong.
@@ -100,10 +90,7 @@ impl Check {
     fn text(&mut self, field: &str, text: &str, least: usize, most: usize) {
         let length = text.chars().count();
         if length < least || length > most {
-            self.fail(
-                field,
-                format!("must have {least} to {most} characters, has {length}"),
-            );
+            self.fail(field, format!("must have {least} to {most} characters, has {length}"));
         } else if text.contains('\0') {
             // PostgreSQL cannot store it, and no text that people read has it.
             self.fail(field, "must not contain a NUL character");
@@ -122,10 +109,7 @@ impl Check {
                     self.fail("base_url", "must not carry a user name or a password");
                 }
             }
-            _ => self.fail(
-                "base_url",
-                "must be an absolute http or https URL, such as http://agent:8002",
-            ),
+            _ => self.fail("base_url", "must be an absolute http or https URL, such as http://agent:8002"),
         }
     }
 
@@ -139,25 +123,14 @@ impl Check {
             let at = |field: &str| format!("capabilities[{index}].{field}");
             self.text(&at("name"), &capability.name, 1, limits::CAPABILITY_NAME);
             if !capability.name.is_empty() && !names.insert(capability.name.as_str()) {
-                self.fail(
-                    at("name"),
-                    format!("{:?} stands twice: names are distinct", capability.name),
-                );
+                self.fail(at("name"), format!("{:?} stands twice: names are distinct", capability.name));
             }
-            self.text(
-                &at("description"),
-                &capability.description,
-                0,
-                limits::DESCRIPTION,
-            );
+            self.text(&at("description"), &capability.description, 0, limits::DESCRIPTION);
             let cost = capability.cost_estimate.as_deref().unwrap_or_default();
             self.text(&at("cost_estimate"), cost, 0, limits::COST_ESTIMATE);
             if capability.tags.len() > limits::TAGS {
                 let most = limits::TAGS;
-                self.fail(
-                    at("tags"),
-                    format!("must be up to {most}, are {}", capability.tags.len()),
-                );
+                self.fail(at("tags"), format!("must be up to {most}, are {}", capability.tags.len()));
             }
             for (position, tag) in capability.tags.iter().enumerate() {
                 self.text(&at(&format!("tags[{position}]")), tag, 1, limits::TAG);
@@ -169,15 +142,9 @@ impl Check {
         let bytes = serde_json::to_vec(&given.metadata).map_or(usize::MAX, |json| json.len());
         if bytes > limits::METADATA_BYTES {
             let most = limits::METADATA_BYTES;
-            self.fail(
-                "metadata",
-                format!("must be up to {most} bytes of JSON, has {bytes}"),
-            );
+            self.fail("metadata", format!("must be up to {most} bytes of JSON, has {bytes}"));
         }
-        let has_nul = given
-            .metadata
-            .iter()
-            .any(|(key, value)| key.contains('\0') || contains_nul(value));
+        let has_nul = given.metadata.iter().any(|(key, value)| key.contains('\0') || contains_nul(value));
         if has_nul {
             self.fail("metadata", "must not contain a NUL character");
         }
@@ -189,9 +156,9 @@ fn contains_nul(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains('\0'),
         Value::Array(items) => items.iter().any(contains_nul),
-        Value::Object(entries) => entries
-            .iter()
-            .any(|(key, value)| key.contains('\0') || contains_nul(value)),
+        Value::Object(entries) => {
+            entries.iter().any(|(key, value)| key.contains('\0') || contains_nul(value))
+        }
         Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }

@@ -28,14 +28,8 @@ struct State {
 impl Availability {
     /// The database has just answered.
     pub(crate) fn new(now: Timestamp) -> Self {
-        let state = State {
-            away_since: None,
-            listening_since: now,
-            last_sweep: Instant::now(),
-        };
-        Self {
-            state: Mutex::new(state),
-        }
+        let state = State { away_since: None, listening_since: now, last_sweep: Instant::now() };
+        Self { state: Mutex::new(state) }
     }
 
     /// The database does not answer. Whether that is news.

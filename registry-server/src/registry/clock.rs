@@ -15,17 +15,13 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn new(reading: Timestamp) -> Self {
-        Self {
-            start: Instant::now(),
-            at_start: AtomicI64::new(reading.unix_millis()),
-        }
+        Self { start: Instant::now(), at_start: AtomicI64::new(reading.unix_millis()) }
     }
 
     /// Takes a reading that has just come in. It is a little old by then, which errs on the side of the
     /// agents: no deadline comes too early.
     pub(crate) fn observe(&self, reading: Timestamp) {
-        self.at_start
-            .store(reading.unix_millis() - self.elapsed(), Ordering::Relaxed);
+        self.at_start.store(reading.unix_millis() - self.elapsed(), Ordering::Relaxed);
     }
 
     pub(crate) fn now(&self) -> Timestamp {

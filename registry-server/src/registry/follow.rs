@@ -50,11 +50,7 @@ async fn catch_up(core: &Core, seen: &mut i64) -> Result<(), StoreError> {
 async fn reload(core: &Core, seen: i64) -> Result<i64, StoreError> {
     let snapshot = core.store.load().await?;
     let revision = snapshot.revision;
-    tracing::warn!(
-        seen,
-        revision,
-        "too much has changed to follow step by step: read everything anew"
-    );
+    tracing::warn!(seen, revision, "too much has changed to follow step by step: read everything anew");
     core.clock.observe(snapshot.now);
     core.view.replace(snapshot, revision < seen);
     Ok(revision)

@@ -48,11 +48,7 @@ impl Index {
             self.capabilities += 1;
             *self.names.entry(capability.name.clone()).or_default() += 1;
             let name = terms(&capability.name).map(|term| (term, Field::Name));
-            let tags = capability
-                .tags
-                .iter()
-                .flat_map(|tag| terms(tag))
-                .map(|term| (term, Field::Tag));
+            let tags = capability.tags.iter().flat_map(|tag| terms(tag)).map(|term| (term, Field::Tag));
             let description = terms(&capability.description).map(|term| (term, Field::Description));
             let mut all = Vec::new();
             let mut in_name = 0;
@@ -69,10 +65,7 @@ impl Index {
                 }
                 all.push((id, field));
             }
-            CapabilityTerms {
-                in_name,
-                all: all.into(),
-            }
+            CapabilityTerms { in_name, all: all.into() }
         });
         added.collect()
     }
@@ -108,19 +101,11 @@ impl Index {
     /// The capabilities in which one term of the query is found, by the term for which they are fewest. An
     /// agent's capabilities come one after another.
     pub(super) fn candidates(&self, query: &[String]) -> Vec<Posting> {
-        let count = |term: &&String| {
-            self.with_prefix(term)
-                .map(|term| term.postings.len())
-                .sum::<usize>()
-        };
+        let count = |term: &&String| self.with_prefix(term).map(|term| term.postings.len()).sum::<usize>();
         let Some(rarest) = query.iter().min_by_key(count) else {
             return Vec::new();
         };
-        let mut found: Vec<_> = self
-            .with_prefix(rarest)
-            .flat_map(|term| &term.postings)
-            .copied()
-            .collect();
+        let mut found: Vec<_> = self.with_prefix(rarest).flat_map(|term| &term.postings).copied().collect();
         found.sort_unstable();
         found.dedup();
         found
@@ -130,10 +115,7 @@ impl Index {
     pub(super) fn score(&self, query: &[String], capability: &CapabilityTerms) -> Option<f64> {
         let text = |id: TermId| self.terms.get(id as usize).map_or("", |term| &*term.text);
         let best = |wanted: &String| {
-            let found = capability
-                .all
-                .iter()
-                .filter(|(id, _)| text(*id).starts_with(wanted.as_str()));
+            let found = capability.all.iter().filter(|(id, _)| text(*id).starts_with(wanted.as_str()));
             found.map(|(_, field)| *field).min()
         };
         let found = query.iter().map(best).collect::<Option<Vec<_>>>()?;
@@ -155,10 +137,7 @@ impl Index {
             return *id;
         }
         let text: Arc<str> = text.into();
-        let term = Term {
-            text: text.clone(),
-            postings: BTreeSet::new(),
-        };
+        let term = Term { text: text.clone(), postings: BTreeSet::new() };
         let id = if let Some(id) = self.free.pop() {
             if let Some(place) = self.terms.get_mut(id as usize) {
                 *place = term;

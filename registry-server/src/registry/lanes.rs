@@ -67,25 +67,16 @@ impl Lanes {
         change: Change,
         arrived: Instant,
     ) -> Result<Outcome, Error> {
-        ask(
-            &self.changes,
-            Asked {
-                agent_id,
-                change,
-                arrived,
-            },
-        )
-        .await
+        ask(&self.changes, Asked { agent_id, change, arrived }).await
     }
 }
 
 async fn ask<T, A>(lane: &mpsc::Sender<Waiting<T, A>>, request: T) -> Result<A, Error> {
     let (answer, answered) = oneshot::channel();
-    lane.try_send(Waiting { request, answer })
-        .map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Error::Overloaded,
-            mpsc::error::TrySendError::Closed(_) => Error::Stopping,
-        })?;
+    lane.try_send(Waiting { request, answer }).map_err(|error| match error {
+        mpsc::error::TrySendError::Full(_) => Error::Overloaded,
+        mpsc::error::TrySendError::Closed(_) => Error::Stopping,
+    })?;
     answered.await.unwrap_or(Err(Error::Stopping))
 }
 
@@ -108,10 +99,8 @@ pub(super) async fn run_beats(core: Arc<Core>, mut lane: Beats) {
         }
         let written = core.store.touch(&touches).await;
         if let Ok(times) = &written {
-            let heard = touches
-                .iter()
-                .zip(times)
-                .filter_map(|(touch, time)| Some((&*touch.agent_id, (*time)?)));
+            let heard =
+                touches.iter().zip(times).filter_map(|(touch, time)| Some((&*touch.agent_id, (*time)?)));
             core.view.heard(heard);
         }
         core.noticed(&written);
@@ -133,10 +122,8 @@ pub(super) async fn run_changes(core: Arc<Core>, mut lane: Changes) {
         if waiting.is_empty() && lane.recv_many(&mut waiting, CHANGES_A_BATCH).await == 0 {
             return;
         }
-        let (requests, answers): (Vec<_>, Vec<_>) = one_an_agent(&mut waiting)
-            .into_iter()
-            .map(|waiting| (waiting.request, waiting.answer))
-            .unzip();
+        let (requests, answers): (Vec<_>, Vec<_>) =
+            one_an_agent(&mut waiting).into_iter().map(|waiting| (waiting.request, waiting.answer)).unzip();
         match commit(&core, &requests).await {
             // One of them spoils it for all: each by itself, then.
             Err(StoreError::Rejected(_)) if requests.len() > 1 => {
@@ -185,32 +172,13 @@ async fn commit(core: &Core, requests: &[Asked]) -> Result<Vec<Outcome>, StoreEr
     let mut removed_at = Vec::new();
     let mut decide = |mut current: Current| {
         let writes = Writes::default();
-        let mut judge = Judge {
-            patience: &patience,
-            now: current.now,
-            revision: current.revision,
-            writes,
-        };
-        let decided = requests.iter().map(
-            |Asked {
-                 agent_id,
-                 change,
-                 arrived,
-             }| {
-                judge.decide(
-                    change,
-                    began.duration_since(*arrived),
-                    current.agents.remove(agent_id),
-                )
-            },
-        );
+        let mut judge = Judge { patience: &patience, now: current.now, revision: current.revision, writes };
+        let decided = requests.iter().map(|Asked { agent_id, change, arrived }| {
+            judge.decide(change, began.duration_since(*arrived), current.agents.remove(agent_id))
+        });
         outcomes = decided.collect();
         removed_at.clear();
-        let removed = judge
-            .writes
-            .events
-            .iter()
-            .filter(|event| event.kind == EventKind::Deregistered);
+        let removed = judge.writes.events.iter().filter(|event| event.kind == EventKind::Deregistered);
         removed_at.extend(removed.map(|event| (event.agent_id.clone(), event.revision)));
         core.clock.observe(current.now);
         judge.writes

@@ -84,12 +84,7 @@ impl Registry {
     ) -> Result<Arc<Self>, StoreError> {
         let snapshot = store.load().await?;
         let revision = snapshot.revision;
-        tracing::info!(
-            agents = snapshot.agents.len(),
-            revision,
-            store = store.name(),
-            "read the registry"
-        );
+        tracing::info!(agents = snapshot.agents.len(), revision, store = store.name(), "read the registry");
         let core = Arc::new(Core {
             store,
             clock: Clock::new(snapshot.now),
@@ -101,18 +96,9 @@ impl Registry {
         let (lanes, beats, changes) = Lanes::new();
         tasks.spawn(lanes::run_beats(core.clone(), beats));
         tasks.spawn(lanes::run_changes(core.clone(), changes));
-        let registry = Arc::new(Self {
-            core: core.clone(),
-            lanes,
-        });
-        tasks.spawn(
-            stop.clone()
-                .run_until_cancelled_owned(follow::run(core, revision)),
-        );
-        tasks.spawn(
-            stop.clone()
-                .run_until_cancelled_owned(sweep::run(registry.clone())),
-        );
+        let registry = Arc::new(Self { core: core.clone(), lanes });
+        tasks.spawn(stop.clone().run_until_cancelled_owned(follow::run(core, revision)));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(sweep::run(registry.clone())));
         Ok(registry)
     }
 
@@ -123,10 +109,7 @@ impl Registry {
             && is_same(&held.agent, &registration)
             && let Some(heard) = self.touch(&held, arrived).await?
         {
-            return Ok(self.core.record(StoredAgent {
-                last_heartbeat: heard,
-                ..held.agent.clone()
-            }));
+            return Ok(self.core.record(StoredAgent { last_heartbeat: heard, ..held.agent.clone() }));
         }
         let agent_id = registration.agent_id.clone();
         let change = Change::Register(Box::new(registration));
@@ -148,27 +131,15 @@ impl Registry {
             && let Some(heard) = self.touch(&held, arrived).await?
         {
             let (status, interval) = (held.agent.status, held.agent.heartbeat_interval);
-            return Ok(HeartbeatAck::new(
-                agent_id.to_owned(),
-                status,
-                heard,
-                timeout(interval),
-            ));
+            return Ok(HeartbeatAck::new(agent_id.to_owned(), status, heard, timeout(interval)));
         }
         let agent = self.change(agent_id, Change::Beat(status), arrived).await?;
         let timeout = timeout(agent.heartbeat_interval);
-        Ok(HeartbeatAck::new(
-            agent.agent_id,
-            agent.status,
-            agent.last_heartbeat,
-            timeout,
-        ))
+        Ok(HeartbeatAck::new(agent.agent_id, agent.status, agent.last_heartbeat, timeout))
     }
 
     pub(crate) async fn set_status(&self, agent_id: &str, status: AgentStatus) -> Result<AgentRecord, Error> {
-        let agent = self
-            .change(agent_id, Change::SetStatus(status), Instant::now())
-            .await?;
+        let agent = self.change(agent_id, Change::SetStatus(status), Instant::now()).await?;
         Ok(self.core.record(agent))
     }
 
@@ -235,11 +206,7 @@ impl Registry {
         }
         self.core.check_database()?;
         let agent_id = held.agent.agent_id.clone();
-        let touch = Touch {
-            agent_id,
-            revision: held.agent.revision,
-            arrived,
-        };
+        let touch = Touch { agent_id, revision: held.agent.revision, arrived };
         self.lanes.beat(touch).await
     }
 
@@ -271,29 +238,18 @@ impl Core {
     }
 
     fn moment(&self) -> Moment {
-        Moment {
-            now: self.clock.now(),
-            patience: self.patience(),
-            doubt: self.store.is_shared(),
-        }
+        Moment { now: self.clock.now(), patience: self.patience(), doubt: self.store.is_shared() }
     }
 
     /// Refuses a write at once where the database is known to be away, rather than let it wait for that.
     fn check_database(&self) -> Result<(), Error> {
-        if self.availability.away_for().is_some() {
-            Err(Error::Unavailable)
-        } else {
-            Ok(())
-        }
+        if self.availability.away_for().is_some() { Err(Error::Unavailable) } else { Ok(()) }
     }
 
     /// The record of an agent as it was just stored.
     fn record(&self, mut agent: StoredAgent) -> AgentRecord {
         let moment = self.moment();
-        if moment
-            .patience
-            .is_overdue(agent.last_heartbeat, agent.heartbeat_interval, moment.now)
-        {
+        if moment.patience.is_overdue(agent.last_heartbeat, agent.heartbeat_interval, moment.now) {
             agent.status = AgentStatus::Offline;
         }
         view::record(agent, &moment)
@@ -305,10 +261,7 @@ impl Core {
         self.noticed(&heard);
         if let Ok(heard) = heard {
             self.clock.observe(heard.now);
-            let moment = Moment {
-                now: heard.now,
-                ..self.moment()
-            };
+            let moment = Moment { now: heard.now, ..self.moment() };
             self.view.confirm(&heard.times, agent_ids, &moment);
         }
     }

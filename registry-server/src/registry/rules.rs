@@ -59,8 +59,7 @@ impl Patience {
     }
 
     fn silence(&self, heard: Timestamp, now: Timestamp) -> Duration {
-        self.listening_since
-            .map_or(Duration::ZERO, |since| now.since(heard.max(since)))
+        self.listening_since.map_or(Duration::ZERO, |since| now.since(heard.max(since)))
     }
 }
 
@@ -135,11 +134,7 @@ impl Judge<'_> {
         let (heard, interval) = (agent.last_heartbeat, agent.heartbeat_interval);
         let overdue = self.patience.is_overdue(heard, interval, arrived);
         let was_offline = agent.status == AgentStatus::Offline || overdue;
-        let next = status.unwrap_or(if was_offline {
-            AgentStatus::Active
-        } else {
-            agent.status
-        });
+        let next = status.unwrap_or(if was_offline { AgentStatus::Active } else { agent.status });
         agent.last_heartbeat = self.later(heard, arrived);
         if next != agent.status || agent.missed_deadline {
             self.assign(&mut agent, next);
@@ -147,17 +142,13 @@ impl Judge<'_> {
         } else if self.patience.is_nearly_overdue(heard, interval, self.now) {
             self.put(agent, EventKind::Heard)
         } else {
-            self.writes
-                .beats
-                .push((agent.agent_id.clone(), agent.last_heartbeat));
+            self.writes.beats.push((agent.agent_id.clone(), agent.last_heartbeat));
             Outcome::Done(Box::new(agent))
         }
     }
 
     fn set_status(&mut self, mut agent: StoredAgent, status: AgentStatus) -> Outcome {
-        let overdue = self
-            .patience
-            .is_overdue(agent.last_heartbeat, agent.heartbeat_interval, self.now);
+        let overdue = self.patience.is_overdue(agent.last_heartbeat, agent.heartbeat_interval, self.now);
         let silent = overdue || agent.missed_deadline;
         // Only a heartbeat brings back who has fallen silent.
         if agent.status == status && !agent.missed_deadline || silent && status != AgentStatus::Offline {
@@ -212,11 +203,7 @@ impl Judge<'_> {
 
     fn event(&mut self, kind: EventKind, agent_id: String) -> i64 {
         self.revision += 1;
-        self.writes.events.push(Event {
-            revision: self.revision,
-            kind,
-            agent_id,
-        });
+        self.writes.events.push(Event { revision: self.revision, kind, agent_id });
         self.revision
     }
 }

@@ -41,28 +41,14 @@ async fn sweep(registry: &Registry) {
     }
     let moment = core.moment();
     let before = moment.earlier(moment.patience.margin);
-    let expired = core
-        .view
-        .ids_where(|held| held.agent.status != AgentStatus::Offline && held.is_overdue(&before));
-    change_all(
-        registry,
-        expired,
-        || Change::Expire,
-        "marked agents offline that missed their deadline",
-    )
-    .await;
+    let expired =
+        core.view.ids_where(|held| held.agent.status != AgentStatus::Offline && held.is_overdue(&before));
+    change_all(registry, expired, || Change::Expire, "marked agents offline that missed their deadline")
+        .await;
     if let Some(limit) = core.config.remove_after {
         let old = |since: Timestamp| moment.now.since(since) > limit;
-        let purged = core
-            .view
-            .ids_where(|held| held.agent.offline_since.is_some_and(old));
-        change_all(
-            registry,
-            purged,
-            || Change::Purge,
-            "removed agents that stayed offline",
-        )
-        .await;
+        let purged = core.view.ids_where(|held| held.agent.offline_since.is_some_and(old));
+        change_all(registry, purged, || Change::Purge, "removed agents that stayed offline").await;
     }
     let pruned = core.store.prune_events(KEEP_EVENTS).await;
     core.noticed(&pruned);
@@ -74,9 +60,7 @@ async fn sweep(registry: &Registry) {
 async fn look_ahead(registry: &Registry) {
     let core = &registry.core;
     let soon = core.moment().later(core.config.sweep_interval);
-    let due = core
-        .view
-        .ids_where(|held| held.agent.status != AgentStatus::Offline && held.is_overdue(&soon));
+    let due = core.view.ids_where(|held| held.agent.status != AgentStatus::Offline && held.is_overdue(&soon));
     if !due.is_empty() {
         core.confirm(&due).await;
     }
@@ -85,9 +69,7 @@ async fn look_ahead(registry: &Registry) {
 async fn change_all(registry: &Registry, agent_ids: Vec<String>, change: impl Fn() -> Change, what: &str) {
     let mut changed = 0;
     for some in agent_ids.chunks(AT_ONCE) {
-        let asked = some
-            .iter()
-            .map(|agent_id| registry.ask(agent_id, change(), std::time::Instant::now()));
+        let asked = some.iter().map(|agent_id| registry.ask(agent_id, change(), std::time::Instant::now()));
         changed += join_all(asked).await.into_iter().flatten().count();
     }
     if changed > 0 {

@@ -34,9 +34,8 @@ pub(super) async fn set_status(
     AgentId(id): AgentId,
     body: JsonBody,
 ) -> Answer<AgentRecord> {
-    let status = body
-        .status()?
-        .ok_or_else(|| wrong_status("is required: \"active\", \"busy\" or \"offline\""))?;
+    let status =
+        body.status()?.ok_or_else(|| wrong_status("is required: \"active\", \"busy\" or \"offline\""))?;
     Ok(Json(registry.set_status(&id, status).await?))
 }
 
@@ -66,34 +65,14 @@ pub(super) async fn list(
 ) -> Result<Response, ApiError> {
     let status = check_status(params.status.as_deref())?;
     let limit = check_limit(params.limit)?;
-    if params
-        .cursor
-        .as_deref()
-        .is_some_and(|cursor| !is_agent_id(cursor))
-    {
-        return Err(ApiError::bad_request(
-            "cursor has to be one that a Link header gave",
-        ));
+    if params.cursor.as_deref().is_some_and(|cursor| !is_agent_id(cursor)) {
+        return Err(ApiError::bad_request("cursor has to be one that a Link header gave"));
     }
-    let page = registry
-        .list(&ListQuery {
-            status,
-            after: params.cursor,
-            limit,
-        })
-        .await;
-    let next = page
-        .agents
-        .last()
-        .filter(|_| page.more)
-        .zip(limit)
-        .map(|(last, limit)| {
-            let status = status.map_or_else(String::new, |status| format!("status={status}&"));
-            format!(
-                "</agents?{status}limit={limit}&cursor={}>; rel=\"next\"",
-                last.agent_id
-            )
-        });
+    let page = registry.list(&ListQuery { status, after: params.cursor, limit }).await;
+    let next = page.agents.last().filter(|_| page.more).zip(limit).map(|(last, limit)| {
+        let status = status.map_or_else(String::new, |status| format!("status={status}&"));
+        format!("</agents?{status}limit={limit}&cursor={}>; rel=\"next\"", last.agent_id)
+    });
     let mut response = Json(page.agents).into_response();
     // Ids and statuses are plain ASCII, so there always is a value.
     if let Some(link) = next.and_then(|next| HeaderValue::try_from(next).ok()) {

@@ -24,19 +24,9 @@ pub(super) async fn search(
     Params(params): Params<SearchParams>,
 ) -> Result<Json<Vec<CapabilityMatch>>, ApiError> {
     if terms(&params.q).next().is_none() {
-        return Err(ApiError::bad_request(
-            "q has to have at least one letter or digit to search for",
-        ));
+        return Err(ApiError::bad_request("q has to have at least one letter or digit to search for"));
     }
     let status = check_status(params.status.as_deref())?;
     let limit = check_limit(params.limit)?.unwrap_or(limits::DEFAULT_MATCHES);
-    Ok(Json(
-        registry
-            .search(&SearchQuery {
-                q: params.q,
-                status,
-                limit,
-            })
-            .await,
-    ))
+    Ok(Json(registry.search(&SearchQuery { q: params.q, status, limit }).await))
 }

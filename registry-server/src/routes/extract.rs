@@ -18,8 +18,7 @@ impl<S: Send + Sync> FromRequestParts<S> for AgentId {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let id = Path::<String>::from_request_parts(parts, state).await;
-        id.map(|Path(id)| Self(id))
-            .map_err(|_| ApiError::not_found("no agent has such an id"))
+        id.map(|Path(id)| Self(id)).map_err(|_| ApiError::not_found("no agent has such an id"))
     }
 }
 
@@ -31,9 +30,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let query = Query::<T>::from_request_parts(parts, state).await;
-        query
-            .map(|Query(params)| Self(params))
-            .map_err(|error| ApiError::bad_request(error.body_text()))
+        query.map(|Query(params)| Self(params)).map_err(|error| ApiError::bad_request(error.body_text()))
     }
 }
 
@@ -45,29 +42,18 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let is_json = is_json(request.headers());
-        let is_encoded = request
-            .headers()
-            .get(CONTENT_ENCODING)
-            .is_some_and(|coding| coding != "identity");
-        let body = Bytes::from_request(request, state)
-            .await
-            .map_err(|error| match error.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => {
-                    let most = limits::BODY_BYTES;
-                    ApiError::new(
-                        StatusCode::PAYLOAD_TOO_LARGE,
-                        format!("the body may have up to {most} bytes"),
-                    )
-                }
-                _ => ApiError::bad_request("the body could not be read to its end"),
-            })?;
+        let is_encoded = request.headers().get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
+        let body = Bytes::from_request(request, state).await.map_err(|error| match error.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                let most = limits::BODY_BYTES;
+                ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body may have up to {most} bytes"))
+            }
+            _ => ApiError::bad_request("the body could not be read to its end"),
+        })?;
         if body.is_empty() {
             Ok(Self(body))
         } else if is_encoded {
-            Err(ApiError::new(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "send the body without a Content-Encoding",
-            ))
+            Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send the body without a Content-Encoding"))
         } else if is_json {
             Ok(Self(body))
         } else {
@@ -110,9 +96,9 @@ pub(super) fn wrong_status(message: &str) -> ApiError {
 pub(super) fn check_limit(limit: Option<usize>) -> Result<Option<usize>, ApiError> {
     let most = limits::PAGE;
     match limit {
-        Some(limit) if limit == 0 || limit > most => Err(ApiError::bad_request(format!(
-            "limit has to be 1 to {most}, is {limit}"
-        ))),
+        Some(limit) if limit == 0 || limit > most => {
+            Err(ApiError::bad_request(format!("limit has to be 1 to {most}, is {limit}")))
+        }
         limit => Ok(limit),
     }
 }
@@ -128,11 +114,6 @@ fn is_json(headers: &HeaderMap) -> bool {
     let Some(Ok(content_type)) = headers.get(CONTENT_TYPE).map(|value| value.to_str()) else {
         return false;
     };
-    let essence = content_type
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }

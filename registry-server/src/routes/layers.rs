@@ -37,9 +37,7 @@ pub(super) fn around(routes: Router<Arc<Registry>>, registry: &Arc<Registry>) ->
 /// Every line that is logged for a request has its id.
 fn span(request: &Request) -> Span {
     let id = request.extensions().get::<RequestId>();
-    let id = id
-        .and_then(|id| id.header_value().to_str().ok())
-        .unwrap_or_default();
+    let id = id.and_then(|id| id.header_value().to_str().ok()).unwrap_or_default();
     tracing::info_span!("request", id, method = %request.method(), path = request.uri().path())
 }
 
@@ -48,9 +46,7 @@ async fn mark_stale(State(registry): State<Arc<Registry>>, request: Request, nex
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     let mut response = next.run(request).await;
     if let Some(stale) = registry.stale_for().filter(|_| is_read) {
-        response
-            .headers_mut()
-            .insert(STALE_HEADER, stale.as_secs().into());
+        response.headers_mut().insert(STALE_HEADER, stale.as_secs().into());
     }
     response
 }
@@ -58,15 +54,9 @@ async fn mark_stale(State(registry): State<Arc<Registry>>, request: Request, nex
 #[expect(clippy::needless_pass_by_value, reason = "the layer gives it away")]
 fn panicked(cause: Box<dyn Any + Send>) -> Response {
     let message = cause.downcast_ref::<String>().map(String::as_str);
-    let message = message
-        .or_else(|| cause.downcast_ref::<&str>().copied())
-        .unwrap_or("unknown");
+    let message = message.or_else(|| cause.downcast_ref::<&str>().copied()).unwrap_or("unknown");
     tracing::error!(message, "a request failed by a defect");
-    ApiError::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "the server failed at this request",
-    )
-    .into_response()
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed at this request").into_response()
 }
 
 /// Request ids: a number that is random for this process, and a running one.
@@ -78,10 +68,7 @@ struct NumberedIds {
 
 impl Default for NumberedIds {
     fn default() -> Self {
-        Self {
-            process: RandomState::new().hash_one(0),
-            next: Arc::default(),
-        }
+        Self { process: RandomState::new().hash_one(0), next: Arc::default() }
     }
 }
 

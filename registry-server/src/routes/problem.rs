@@ -20,10 +20,7 @@ pub(crate) struct ApiError {
 impl ApiError {
     pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         let title = status.canonical_reason().unwrap_or("Error");
-        Self {
-            status,
-            problem: Problem::new(status.as_u16(), title, detail),
-        }
+        Self { status, problem: Problem::new(status.as_u16(), title, detail) }
     }
 
     pub(crate) fn bad_request(detail: impl Into<String>) -> Self {

@@ -156,19 +156,14 @@ impl From<sqlx::Error> for StoreError {
         let refused = match &error {
             sqlx::Error::Database(database) => {
                 // PostgreSQL's classes 22 (data exception) and 23 (constraint violation).
-                let class = database
-                    .code()
-                    .is_some_and(|code| code.starts_with("22") || code.starts_with("23"));
+                let class =
+                    database.code().is_some_and(|code| code.starts_with("22") || code.starts_with("23"));
                 class || !matches!(database.kind(), sqlx::error::ErrorKind::Other)
             }
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::Encode(_) => true,
             _ => false,
         };
-        if refused {
-            Self::Rejected(error.into())
-        } else {
-            Self::Unavailable(error.into())
-        }
+        if refused { Self::Rejected(error.into()) } else { Self::Unavailable(error.into()) }
     }
 }
 
@@ -219,10 +214,7 @@ const FOLLOW_BATCH: i64 = 5_000;
 
 /// A column that does not hold what it should.
 fn undecodable(column: &'static str, error: impl std::fmt::Display) -> sqlx::Error {
-    sqlx::Error::ColumnDecode {
-        index: column.to_owned(),
-        source: error.to_string().into(),
-    }
+    sqlx::Error::ColumnDecode { index: column.to_owned(), source: error.to_string().into() }
 }
 
 fn interval_from_seconds(seconds: Option<f64>) -> Option<Duration> {

@@ -70,19 +70,13 @@ impl PostgresStore {
             .connect_with(options.clone())
             .await
             .map_err(StartError::database(url))?;
-        sqlx::migrate!("../migrations/postgres")
-            .run(&pool)
-            .await
-            .map_err(StartError::migrations(url))?;
+        sqlx::migrate!("../migrations/postgres").run(&pool).await.map_err(StartError::migrations(url))?;
         let unhurried = options.options([
             ("synchronous_commit", "off"),
             // Below `deadlock_timeout`, and so heartbeats give way before a change could.
             ("lock_timeout", "250ms"),
         ]);
-        let beats = pool_options(1)
-            .connect_with(unhurried)
-            .await
-            .map_err(StartError::database(url))?;
+        let beats = pool_options(1).connect_with(unhurried).await.map_err(StartError::database(url))?;
 
         let changed = Arc::new(Notify::new());
         let listening = listen(pool.clone(), changed.clone());
@@ -107,11 +101,7 @@ impl PostgresStore {
             let agent = agent_from(row)?;
             agents.insert(agent.agent_id.clone(), agent);
         }
-        let writes = decide(Current {
-            agents,
-            revision,
-            now,
-        });
+        let writes = decide(Current { agents, revision, now });
         if writes.is_empty() {
             return Ok(transaction.rollback().await?);
         }
@@ -121,10 +111,7 @@ impl PostgresStore {
 }
 
 fn pool_options(most: u32) -> PgPoolOptions {
-    PgPoolOptions::new()
-        .max_connections(most)
-        .acquire_timeout(CONNECT_TIMEOUT)
-        .test_before_acquire(false)
+    PgPoolOptions::new().max_connections(most).acquire_timeout(CONNECT_TIMEOUT).test_before_acquire(false)
 }
 
 /// Passes on what other replicas announce, and makes a lost connection anew. Never ends by itself.
@@ -162,9 +149,7 @@ where
         }
         operation().await
     };
-    tokio::time::timeout(limit, attempts)
-        .await
-        .unwrap_or_else(|_| Err(StoreError::timed_out(limit)))
+    tokio::time::timeout(limit, attempts).await.unwrap_or_else(|_| Err(StoreError::timed_out(limit)))
 }
 
 /// Whether the same operation may succeed at once on another connection: this one was closed, by a restart
@@ -187,9 +172,7 @@ fn is_passing(error: &StoreError) -> bool {
 
 /// Whether heartbeats gave way to a change of the same agents.
 fn gave_way(error: &sqlx::Error) -> bool {
-    let code = error
-        .as_database_error()
-        .and_then(sqlx::error::DatabaseError::code);
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     matches!(code.as_deref(), Some("55P03" | "40P01"))
 }
 
@@ -205,10 +188,8 @@ impl Store for PostgresStore {
 
     async fn load(&self) -> Result<Snapshot> {
         within(LOAD_TIMEOUT, || async {
-            let mut transaction = self
-                .pool
-                .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                .await?;
+            let mut transaction =
+                self.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
             let head = sqlx::query("SELECT revision, now() FROM agent_registry_state")
                 .fetch_one(&mut *transaction)
                 .await?;
@@ -218,11 +199,7 @@ impl Store for PostgresStore {
             while let Some(row) = rows.try_next().await? {
                 agents.push(agent_from(&row)?);
             }
-            Ok(Snapshot {
-                agents,
-                revision: head.try_get(0)?,
-                now: timestamp(&head, 1)?,
-            })
+            Ok(Snapshot { agents, revision: head.try_get(0)?, now: timestamp(&head, 1)? })
         })
         .await
     }
@@ -232,10 +209,8 @@ impl Store for PostgresStore {
         let agent_ids: Vec<&str> = touches.iter().map(|touch| touch.agent_id.as_str()).collect();
         let revisions: Vec<i64> = touches.iter().map(|touch| touch.revision).collect();
         let sent = Instant::now();
-        let ages: Vec<f64> = touches
-            .iter()
-            .map(|touch| sent.duration_since(touch.arrived).as_secs_f64())
-            .collect();
+        let ages: Vec<f64> =
+            touches.iter().map(|touch| sent.duration_since(touch.arrived).as_secs_f64()).collect();
         within(OPERATION_TIMEOUT, || async {
             // `least`: a time in the future, from before somebody set the database's clock back, ends here.
             let updated = sqlx::query(
@@ -286,10 +261,7 @@ impl Store for PostgresStore {
                 .bind(agent_ids)
                 .fetch_all(&self.pool)
                 .await?;
-            Ok(rows
-                .iter()
-                .map(agent_from)
-                .collect::<std::result::Result<_, _>>()?)
+            Ok(rows.iter().map(agent_from).collect::<std::result::Result<_, _>>()?)
         })
         .await
     }
@@ -304,10 +276,7 @@ impl Store for PostgresStore {
             .fetch_all(&self.pool)
             .await?;
             let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-            let mut heard = Heard {
-                now: timestamp(first, 0)?,
-                times: Vec::with_capacity(rows.len()),
-            };
+            let mut heard = Heard { now: timestamp(first, 0)?, times: Vec::with_capacity(rows.len()) };
             for row in &rows {
                 if let Some(agent_id) = row.try_get(1)? {
                     heard.times.push((agent_id, timestamp(row, 2)?));
@@ -331,11 +300,8 @@ impl Store for PostgresStore {
             .fetch_all(&self.pool)
             .await?;
             let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-            let mut followed = Followed {
-                revision: first.try_get(0)?,
-                now: timestamp(first, 1)?,
-                changed: Vec::new(),
-            };
+            let mut followed =
+                Followed { revision: first.try_get(0)?, now: timestamp(first, 1)?, changed: Vec::new() };
             for row in &rows {
                 if let Some(revision) = row.try_get(2)? {
                     followed.changed.push((revision, row.try_get(3)?));
@@ -375,11 +341,8 @@ async fn write(connection: &mut PgConnection, writes: &Writes) -> std::result::R
         put(connection, &writes.puts).await?;
     }
     if !writes.beats.is_empty() {
-        let (agent_ids, times): (Vec<&str>, Vec<_>) = writes
-            .beats
-            .iter()
-            .map(|(id, time)| (id.as_str(), date_time(*time)))
-            .unzip();
+        let (agent_ids, times): (Vec<&str>, Vec<_>) =
+            writes.beats.iter().map(|(id, time)| (id.as_str(), date_time(*time))).unzip();
         sqlx::query(
             "UPDATE agent_registry AS agent
              SET last_heartbeat = greatest(least(agent.last_heartbeat, now()), beat.at)
@@ -406,11 +369,7 @@ async fn write(connection: &mut PgConnection, writes: &Writes) -> std::result::R
 async fn announce(connection: &mut PgConnection, writes: &Writes) -> std::result::Result<(), sqlx::Error> {
     let revisions: Vec<i64> = writes.events.iter().map(|event| event.revision).collect();
     let kinds: Vec<&str> = writes.events.iter().map(|event| event.kind.as_str()).collect();
-    let agent_ids: Vec<&str> = writes
-        .events
-        .iter()
-        .map(|event| event.agent_id.as_str())
-        .collect();
+    let agent_ids: Vec<&str> = writes.events.iter().map(|event| event.agent_id.as_str()).collect();
     sqlx::query(
         "WITH event AS (
              INSERT INTO agent_registry_event (revision, kind, agent_id, at)
@@ -455,9 +414,7 @@ async fn put(connection: &mut PgConnection, agents: &[StoredAgent]) -> std::resu
     .bind(each(agents, |agent| Json(agent.capabilities.clone())))
     .bind(each(agents, |agent| Json(agent.metadata.clone())))
     .bind(each(agents, |agent| date_time(agent.last_heartbeat)))
-    .bind(each(agents, |agent| {
-        agent.heartbeat_interval.map(|interval| interval.as_secs_f64())
-    }))
+    .bind(each(agents, |agent| agent.heartbeat_interval.map(|interval| interval.as_secs_f64())))
     .bind(each(agents, |agent| date_time(agent.registered_at)))
     .bind(each(agents, |agent| agent.missed_deadline))
     .bind(each(agents, |agent| agent.offline_since.map(date_time)))

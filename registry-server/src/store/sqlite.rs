@@ -46,11 +46,7 @@ impl SqliteStore {
     pub(crate) async fn open(url: &str) -> std::result::Result<Self, StartError> {
         let options = SqliteConnectOptions::from_str(url).map_err(StartError::database(url))?;
         let in_memory = url.contains(":memory:") || url.contains("mode=memory");
-        let lock = if in_memory {
-            None
-        } else {
-            Some(lock(options.get_filename().to_path_buf())?)
-        };
+        let lock = if in_memory { None } else { Some(lock(options.get_filename().to_path_buf())?) };
         let options = options
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
@@ -65,10 +61,7 @@ impl SqliteStore {
             .connect_with(options)
             .await
             .map_err(StartError::database(url))?;
-        sqlx::migrate!("../migrations/sqlite")
-            .run(&pool)
-            .await
-            .map_err(StartError::migrations(url))?;
+        sqlx::migrate!("../migrations/sqlite").run(&pool).await.map_err(StartError::migrations(url))?;
         let clock = AnchoredClock::start();
         // Where the host's clock went back between two runs, times in the future would keep the dead alive.
         sqlx::query("UPDATE agent_registry SET last_heartbeat = ?1 WHERE last_heartbeat > ?1")
@@ -77,13 +70,7 @@ impl SqliteStore {
             .await
             .map_err(StartError::database(url))?;
         let durable = AtomicBool::new(true);
-        Ok(Self {
-            pool,
-            durable,
-            clock,
-            changed: Arc::default(),
-            _lock: lock,
-        })
+        Ok(Self { pool, durable, clock, changed: Arc::default(), _lock: lock })
     }
 
     /// The connection, set to survive a power cut or not: heartbeats may be lost in one, changes not.
@@ -91,11 +78,7 @@ impl SqliteStore {
         let mut connection = self.pool.acquire().await?;
         // A new connection begins durable, so what is remembered here may only err on the safe side.
         if self.durable.load(Ordering::Relaxed) != durable {
-            let pragma = if durable {
-                "PRAGMA synchronous = FULL"
-            } else {
-                "PRAGMA synchronous = NORMAL"
-            };
+            let pragma = if durable { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
             sqlx::query(pragma).execute(&mut *connection).await?;
             self.durable.store(durable, Ordering::Relaxed);
         }
@@ -107,11 +90,7 @@ impl SqliteStore {
 /// the process closes another handle of it.
 fn lock(mut path: PathBuf) -> std::result::Result<File, StartError> {
     path.as_mut_os_string().push("-lock");
-    let opened = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path);
+    let opened = File::options().create(true).truncate(false).write(true).open(&path);
     let file = opened.map_err(|error| StartError::DatabaseFile(path.clone(), error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
@@ -129,10 +108,7 @@ struct AnchoredClock {
 
 impl AnchoredClock {
     fn start() -> Self {
-        Self {
-            anchor: SystemTime::now(),
-            since: Instant::now(),
-        }
+        Self { anchor: SystemTime::now(), since: Instant::now() }
     }
 
     fn now(&self) -> Timestamp {
@@ -160,11 +136,7 @@ impl Store for SqliteStore {
         }
         drop(rows);
         transaction.commit().await?;
-        Ok(Snapshot {
-            agents,
-            revision,
-            now: self.clock.now(),
-        })
+        Ok(Snapshot { agents, revision, now: self.clock.now() })
     }
 
     async fn touch(&self, touches: &[Touch]) -> Result<Vec<Option<Timestamp>>> {
@@ -189,10 +161,7 @@ impl Store for SqliteStore {
             let key: (&str, i64) = (row.try_get(0)?, row.try_get(1)?);
             heard.insert(key, Timestamp::from_unix_millis(row.try_get(2)?));
         }
-        Ok(touches
-            .iter()
-            .map(|touch| heard.get(&(&*touch.agent_id, touch.revision)).copied())
-            .collect())
+        Ok(touches.iter().map(|touch| heard.get(&(&*touch.agent_id, touch.revision)).copied()).collect())
     }
 
     async fn transact(&self, agent_ids: &[String], decide: Decide<'_>) -> Result<()> {
@@ -200,16 +169,9 @@ impl Store for SqliteStore {
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
         let revision = head(&mut transaction).await?;
         let found = agents(&mut transaction, agent_ids).await?;
-        let by_id = found
-            .into_iter()
-            .map(|agent| (agent.agent_id.clone(), agent))
-            .collect();
+        let by_id = found.into_iter().map(|agent| (agent.agent_id.clone(), agent)).collect();
         let now = self.clock.now();
-        let writes = decide(Current {
-            agents: by_id,
-            revision,
-            now,
-        });
+        let writes = decide(Current { agents: by_id, revision, now });
         if writes.is_empty() {
             return Ok(());
         }
@@ -233,10 +195,7 @@ impl Store for SqliteStore {
             Ok::<_, sqlx::Error>((row.try_get(0)?, Timestamp::from_unix_millis(row.try_get(1)?)))
         };
         let times = rows.iter().map(time).collect::<std::result::Result<_, _>>()?;
-        Ok(Heard {
-            now: self.clock.now(),
-            times,
-        })
+        Ok(Heard { now: self.clock.now(), times })
     }
 
     async fn follow(&self, after: i64) -> Result<Followed> {
@@ -249,11 +208,7 @@ impl Store for SqliteStore {
         .bind(FOLLOW_BATCH)
         .fetch_all(&self.pool)
         .await?;
-        let mut followed = Followed {
-            revision: after,
-            now: self.clock.now(),
-            changed: Vec::new(),
-        };
+        let mut followed = Followed { revision: after, now: self.clock.now(), changed: Vec::new() };
         for row in rows {
             followed.revision = row.try_get(0)?;
             if let Some(revision) = row.try_get(1)? {
@@ -284,9 +239,7 @@ impl Store for SqliteStore {
 }
 
 async fn head(connection: &mut SqliteConnection) -> std::result::Result<i64, sqlx::Error> {
-    sqlx::query_scalar("SELECT revision FROM agent_registry_state")
-        .fetch_one(connection)
-        .await
+    sqlx::query_scalar("SELECT revision FROM agent_registry_state").fetch_one(connection).await
 }
 
 async fn agents(
@@ -309,11 +262,7 @@ async fn write(
         put(connection, &writes.puts).await?;
     }
     if !writes.beats.is_empty() {
-        let beats: Vec<_> = writes
-            .beats
-            .iter()
-            .map(|(id, time)| json!([id, time.unix_millis()]))
-            .collect();
+        let beats: Vec<_> = writes.beats.iter().map(|(id, time)| json!([id, time.unix_millis()])).collect();
         sqlx::query(
             "UPDATE agent_registry SET last_heartbeat = max(last_heartbeat, beat.at)
              FROM (SELECT value ->> 0 AS id, value ->> 1 AS at FROM json_each(?)) AS beat
@@ -410,9 +359,7 @@ fn agent_from(row: &SqliteRow) -> std::result::Result<StoredAgent, sqlx::Error> 
         metadata: serde_json::from_str(json("metadata")?).map_err(|error| undecodable("metadata", error))?,
         status: status.parse().map_err(|error| undecodable("status", error))?,
         missed_deadline: row.try_get("missed_deadline")?,
-        offline_since: row
-            .try_get::<Option<i64>, _>("offline_since")?
-            .map(Timestamp::from_unix_millis),
+        offline_since: row.try_get::<Option<i64>, _>("offline_since")?.map(Timestamp::from_unix_millis),
         heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
         registered_at: Timestamp::from_unix_millis(row.try_get("registered_at")?),
         last_heartbeat: Timestamp::from_unix_millis(row.try_get("last_heartbeat")?),

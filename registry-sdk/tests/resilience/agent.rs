@@ -1,0 +1,217 @@
+//! The agent against registries that misbehave, on a paused clock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::support::{ACK, Reply, Server, until};
+use registry_sdk::contract::{AgentStatus, Capability, Registration};
+use registry_sdk::{Agent, AgentState, RegistrationOutcome, RegistryClient};
+use tokio::time::Instant;
+
+const INTERVAL: Duration = Duration::from_secs(30);
+const HEARTBEAT: &str = "POST /agents/a/heartbeat";
+const REGISTER: &str = "POST /register";
+
+fn agent(server: &Server) -> Agent {
+    let registration = Registration::new("a", "Agent", "http://agent:8000").heartbeat_interval(INTERVAL);
+    Agent::new(RegistryClient::new(server.url()).unwrap(), registration)
+}
+
+#[tokio::test(start_paused = true)]
+async fn heartbeats_come_once_an_interval_and_do_not_drift() {
+    let server = Server::start(|_, _| ACK).await;
+    let agent = agent(&server);
+    agent.register().await.unwrap();
+    let began = Instant::now();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    until("a hundred heartbeats", || server.times(HEARTBEAT).len() == 100).await;
+    let times = server.times(HEARTBEAT);
+    assert!(times[0] - began <= INTERVAL, "the first comes after a part of the interval");
+    for pair in times.windows(2) {
+        let apart = pair[1] - pair[0];
+        assert!(apart.abs_diff(INTERVAL) <= Duration::from_millis(10), "{apart:?}");
+    }
+    assert_eq!(server.times(REGISTER).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn agents_that_start_together_do_not_beat_together() {
+    let server = Server::start(|_, _| ACK).await;
+    let began = Instant::now();
+    let agents: Vec<_> = (0..60).map(|_| agent(&server)).collect();
+    for agent in &agents {
+        agent.register().await.unwrap();
+        agent.start_heartbeat(INTERVAL).unwrap();
+    }
+    until("all have beaten", || server.times(HEARTBEAT).len() >= agents.len()).await;
+    let early = server.times(HEARTBEAT).iter().filter(|at| **at - began < INTERVAL / 2).count();
+    assert!((10..=50).contains(&early), "{early} of 60 in the first half");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_heartbeat_is_tried_at_least_twice_more_within_the_interval() {
+    for failure in [Reply::Hang, Reply::Close, Reply::Truncated, Reply::Answer(500, "", "")] {
+        for _ in 0..20 {
+            let failure = failure.clone();
+            let failing = Arc::new(AtomicBool::new(false));
+            let fails = failing.clone();
+            let script = move |_: &str, _| if fails.load(Ordering::SeqCst) { failure.clone() } else { ACK };
+            let server = Server::start(script).await;
+            let agent = agent(&server);
+            agent.register().await.unwrap();
+            agent.start_heartbeat(INTERVAL).unwrap();
+            until("a heartbeat", || !server.times(HEARTBEAT).is_empty()).await;
+            failing.store(true, Ordering::SeqCst);
+            until("the next fails", || server.times(HEARTBEAT).len() >= 2).await;
+            let failed = Instant::now();
+            until("it is tried again", || server.times(HEARTBEAT).len() >= 4).await;
+            assert!(failed.elapsed() < INTERVAL, "{:?}", failed.elapsed());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_agent_registers_again_with_its_latest_capabilities() {
+    for body in ["", "<html>nothing here</html>", "{\"det"] {
+        let script = move |what: &str, before| match (what, before) {
+            (HEARTBEAT, 0..=3) => Reply::Answer(404, "", body),
+            _ => ACK,
+        };
+        let server = Server::start(script).await;
+        let agent = agent(&server);
+        agent.register().await.unwrap();
+        agent.start_heartbeat(INTERVAL).unwrap();
+        agent.update_capabilities(vec![Capability::new("latest")]).await.unwrap();
+        until("it is told that it is unknown", || server.times(HEARTBEAT).len() == 1).await;
+        until("it registers again", || server.times(REGISTER).len() == 3).await;
+        let (heartbeat, again) = (server.times(HEARTBEAT)[0], server.times(REGISTER)[2]);
+        assert!(again - heartbeat <= INTERVAL / 10, "after {:?}", again - heartbeat);
+        let sent = server.arrived().into_iter().rfind(|one| one.what == REGISTER).unwrap();
+        assert!(sent.body.contains("latest"), "{}", sent.body);
+        until("it beats on", || server.times(HEARTBEAT).len() >= 2).await;
+        assert!(agent.state().is_registered());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_registry_does_is_seen_in_the_state() {
+    let away = Arc::new(AtomicBool::new(true));
+    let is_away = away.clone();
+    let script = move |_: &str, _| if is_away.load(Ordering::SeqCst) { Reply::Close } else { ACK };
+    let server = Server::start(script).await;
+    let agent = agent(&server);
+    assert!(matches!(agent.state(), AgentState::Registering));
+    let outcome = agent.register_with_retry().await.unwrap();
+    assert!(matches!(outcome, RegistrationOutcome::Degraded(_)));
+    assert_eq!(server.times(REGISTER).len(), 3);
+    assert!(agent.state().is_degraded());
+
+    agent.start_heartbeat(INTERVAL).unwrap();
+    until("it goes on trying", || server.times(REGISTER).len() >= 10).await;
+    assert!(matches!(agent.state(), AgentState::Degraded { attempts, .. } if attempts >= 7));
+    away.store(false, Ordering::SeqCst);
+    let back = Instant::now();
+    let mut state = agent.watch();
+    state.wait_for(AgentState::is_registered).await.unwrap();
+    assert!(back.elapsed() <= INTERVAL + Duration::from_secs(1), "{:?}", back.elapsed());
+    agent.shutdown().await;
+    state.wait_for(|state| matches!(state, AgentState::Stopped)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_an_error_at_once() {
+    for status in [401, 403, 422] {
+        let server = Server::start(move |_, _| Reply::Answer(status, "", r#"{"detail":"no"}"#)).await;
+        let error = agent(&server).register_with_retry().await.unwrap_err();
+        assert!(error.is_refused(), "{error}");
+        assert_eq!(server.arrived().len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interval_that_the_registry_does_not_know_is_declared() {
+    let server = Server::start(|_, _| ACK).await;
+    let undeclared = Registration::new("a", "Agent", "http://agent:8000");
+    let agent = Agent::new(RegistryClient::new(server.url()).unwrap(), undeclared);
+    agent.register().await.unwrap();
+    agent.start_heartbeat(Duration::from_secs(120)).unwrap();
+    until("it is declared", || server.times(REGISTER).len() == 2).await;
+    assert!(server.arrived()[1].body.contains(r#""heartbeat_interval_seconds":120"#));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_sent_after_a_shutdown() {
+    let server = Server::start(|_, _| ACK).await;
+    let agent = agent(&server);
+    agent.register().await.unwrap();
+    agent.start_heartbeat(Duration::from_millis(50)).unwrap();
+    until("it beats", || server.times(HEARTBEAT).len() >= 5).await;
+    agent.shutdown().await;
+    let before = server.arrived();
+    let last = before.last().unwrap();
+    assert_eq!(last.what, "PUT /agents/a/status");
+    assert_eq!(last.body, r#"{"status":"offline"}"#);
+    tokio::time::sleep(100 * INTERVAL).await;
+    assert_eq!(server.arrived().len(), before.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_is_over_in_time_whatever_the_registry_does() {
+    let hangs = Arc::new(AtomicBool::new(false));
+    let hanging = hangs.clone();
+    let script = move |_: &str, _| if hanging.load(Ordering::SeqCst) { Reply::Hang } else { ACK };
+    let server = Server::start(script).await;
+    let agent = agent(&server);
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    hangs.store(true, Ordering::SeqCst);
+    until("a heartbeat hangs", || !server.times(HEARTBEAT).is_empty()).await;
+    let began = Instant::now();
+    agent.shutdown().await;
+    assert!(began.elapsed() <= Duration::from_millis(5_010), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_loop_ends_with_the_last_handle() {
+    let server = Server::start(|_, _| ACK).await;
+    let agent = agent(&server);
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    let mut state = agent.watch();
+    drop(agent);
+    // The sender of the state goes with the loop's core.
+    while state.changed().await.is_ok() {}
+    let before = server.arrived().len();
+    tokio::time::sleep(100 * INTERVAL).await;
+    assert_eq!(server.arrived().len(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loop_that_is_started_again_replaces_the_first() {
+    let server = Server::start(|_, _| ACK).await;
+    let agent = agent(&server);
+    agent.register().await.unwrap();
+    for _ in 0..5 {
+        agent.start_heartbeat(INTERVAL).unwrap();
+    }
+    tokio::time::sleep(10 * INTERVAL).await;
+    let beats = server.times(HEARTBEAT).len();
+    assert!((9..=11).contains(&beats), "{beats} heartbeats in ten intervals");
+    agent.stop_heartbeat().await;
+    tokio::time::sleep(10 * INTERVAL).await;
+    assert_eq!(server.times(HEARTBEAT).len(), beats);
+}
+
+#[tokio::test(start_paused = true)]
+async fn heartbeats_carry_the_status_that_the_agent_said() {
+    let server = Server::start(|_, _| ACK).await;
+    let agent = agent(&server);
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    until("a heartbeat", || server.times(HEARTBEAT).len() == 1).await;
+    agent.update_status(AgentStatus::Busy).await.unwrap();
+    until("another", || server.times(HEARTBEAT).len() == 2).await;
+    let beats: Vec<_> = server.arrived().into_iter().filter(|one| one.what == HEARTBEAT).collect();
+    assert_eq!((beats[0].body.as_str(), beats[1].body.as_str()), ("", r#"{"status":"busy"}"#));
+}

@@ -1,0 +1,7 @@
+//! The client and the agent against registries that misbehave, mostly on a paused clock.
+#![cfg(feature = "client")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod agent;
+mod client;
+mod support;

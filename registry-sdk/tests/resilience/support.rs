@@ -1,0 +1,137 @@
+//! A server that answers as the test says, well or badly, and remembers what arrived.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// What the server does with a request.
+#[derive(Clone, Debug)]
+pub(crate) enum Reply {
+    /// A whole answer: a status, further header lines, a body.
+    Answer(u16, &'static str, &'static str),
+    /// Never answers, and keeps the connection.
+    Hang,
+    /// Says less than it promised, and closes.
+    Truncated,
+    /// Closes without a word.
+    Close,
+}
+
+/// One request, as it arrived.
+#[derive(Clone, Debug)]
+pub(crate) struct Arrived {
+    pub(crate) what: String,
+    pub(crate) body: String,
+    pub(crate) at: Instant,
+}
+
+pub(crate) struct Server {
+    address: SocketAddr,
+    arrived: Arc<Mutex<Vec<Arrived>>>,
+    _tasks: JoinSet<()>,
+}
+
+pub(crate) const ACK: Reply = Reply::Answer(200, "", r#"{"agent_id":"a","status":"active"}"#);
+
+impl Server {
+    /// Answers each request as `script` says, which is told the request line and how many came before.
+    pub(crate) async fn start(script: impl Fn(&str, usize) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let arrived = Arc::<Mutex<Vec<Arrived>>>::default();
+        let (script, log) = (Arc::new(script), arrived.clone());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                connections.spawn(serve(connection, script.clone(), log.clone()));
+            }
+        });
+        Self { address, arrived, _tasks: tasks }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn arrived(&self) -> Vec<Arrived> {
+        self.arrived.lock().unwrap().clone()
+    }
+
+    /// When requests of a kind arrived.
+    pub(crate) fn times(&self, what: &str) -> Vec<Instant> {
+        self.arrived().into_iter().filter(|one| one.what.starts_with(what)).map(|one| one.at).collect()
+    }
+}
+
+async fn serve(
+    mut connection: TcpStream,
+    script: Arc<impl Fn(&str, usize) -> Reply + Send + Sync + 'static>,
+    log: Arc<Mutex<Vec<Arrived>>>,
+) {
+    while let Some((what, body)) = read(&mut connection).await {
+        let before = {
+            let mut log = log.lock().unwrap();
+            log.push(Arrived { what: what.clone(), body, at: Instant::now() });
+            log.len() - 1
+        };
+        let text = match script(&what, before) {
+            Reply::Answer(status, headers, body) => {
+                format!("HTTP/1.1 {status} x\r\n{headers}content-length: {}\r\n\r\n{body}", body.len())
+            }
+            Reply::Hang => {
+                std::future::pending::<()>().await;
+                return;
+            }
+            Reply::Truncated => {
+                let _ =
+                    connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"agent_").await;
+                return;
+            }
+            Reply::Close => return,
+        };
+        if connection.write_all(text.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads one request: its method and path, and its body.
+async fn read(connection: &mut TcpStream) -> Option<(String, String)> {
+    let mut bytes = Vec::new();
+    let head = loop {
+        if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+            break end;
+        }
+        if connection.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    };
+    let text = String::from_utf8_lossy(&bytes[..head]).to_ascii_lowercase();
+    let length =
+        text.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
+    while bytes.len() < head + 4 + length {
+        if connection.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    }
+    let line = String::from_utf8_lossy(&bytes[..head]).lines().next()?.to_owned();
+    let what = line.trim_end_matches(" HTTP/1.1").to_owned();
+    Some((what, String::from_utf8_lossy(&bytes[head + 4..head + 4 + length]).into_owned()))
+}
+
+/// Lets time pass until something holds. On a paused clock that takes no time.
+pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let held = tokio::time::timeout(Duration::from_secs(3_600), waiting).await;
+    assert!(held.is_ok(), "never happened: {what}");
+}

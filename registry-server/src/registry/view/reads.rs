@@ -1,0 +1,184 @@
+//! Answers from the view.
+
+use registry_sdk::contract::{
+    AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, HealthStatus, RegistryStats, Timestamp,
+    UnhealthyReason, terms,
+};
+
+use super::View;
+use super::held::{Held, Moment, Standing};
+use crate::registry::index::Slot;
+
+/// A read's answer as far as the view knows, and the agents whose missed deadlines have to be confirmed
+/// before it is given.
+#[derive(Debug)]
+pub(crate) struct Read<T> {
+    pub(crate) answer: T,
+    pub(crate) doubts: Vec<String>,
+}
+
+/// Which agents a list is to have.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ListQuery {
+    pub(crate) status: Option<AgentStatus>,
+    /// Only agents after this id.
+    pub(crate) after: Option<String>,
+    pub(crate) limit: Option<usize>,
+}
+
+/// Part of a list.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) agents: Vec<AgentRecord>,
+    /// Whether more agents follow.
+    pub(crate) more: bool,
+}
+
+/// Which matches a search is to find.
+#[derive(Clone, Debug)]
+pub(crate) struct SearchQuery {
+    pub(crate) q: String,
+    pub(crate) status: Option<AgentStatus>,
+    pub(crate) limit: usize,
+}
+
+impl View {
+    pub(crate) fn get(&self, agent_id: &str, moment: &Moment) -> Read<Option<AgentRecord>> {
+        let mut doubts = Vec::new();
+        let Some(held) = self.held(agent_id) else {
+            return Read { answer: None, doubts };
+        };
+        let standing = held.standing(moment, &mut doubts);
+        Read { answer: Some(held.record(moment, standing.status)), doubts }
+    }
+
+    pub(crate) fn health(&self, agent_id: &str, moment: &Moment) -> Read<Option<AgentHealth>> {
+        let mut doubts = Vec::new();
+        let Some(held) = self.held(agent_id) else {
+            return Read { answer: None, doubts };
+        };
+        let standing = held.standing(moment, &mut doubts);
+        let (status, reason) = match standing {
+            Standing { status: AgentStatus::Active | AgentStatus::Busy, .. } => (HealthStatus::Healthy, None),
+            Standing { missed_deadline: true, .. } => {
+                (HealthStatus::Unhealthy, Some(UnhealthyReason::HeartbeatMissed))
+            }
+            Standing { .. } => (HealthStatus::Unhealthy, Some(UnhealthyReason::Offline)),
+        };
+        let mut health = AgentHealth::new(agent_id, status);
+        health.agent_status = Some(standing.status);
+        health.last_heartbeat = Some(held.heard());
+        health.since_heartbeat = Some(moment.now.since(held.heard()));
+        health.heartbeat_timeout = Some(held.timeout(moment));
+        health.reason = reason;
+        Read { answer: Some(health), doubts }
+    }
+
+    pub(crate) fn list(&self, query: &ListQuery, moment: &Moment) -> Read<Page> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let inner = self.inner.read();
+        let mut doubts = Vec::new();
+        let mut page = Page { agents: Vec::new(), more: false };
+        let start = query.after.as_deref().map_or(Unbounded, Excluded);
+        for slot in inner.ids.range::<str, _>((start, Unbounded)).map(|(_, slot)| *slot) {
+            let Some(held) = inner.slot(slot) else { continue };
+            let status = held.standing(moment, &mut doubts).status;
+            if query.status.is_some_and(|wanted| wanted != status) {
+                continue;
+            }
+            if query.limit.is_some_and(|limit| page.agents.len() == limit) {
+                page.more = true;
+                break;
+            }
+            page.agents.push(held.record(moment, status));
+        }
+        Read { answer: page, doubts }
+    }
+
+    pub(crate) fn search(&self, query: &SearchQuery, moment: &Moment) -> Read<Vec<CapabilityMatch>> {
+        let wanted: Vec<String> = terms(&query.q).collect();
+        let inner = self.inner.read();
+        let mut doubts = Vec::new();
+        let mut found: Vec<Found<'_>> = Vec::new();
+        for (slot, place) in inner.index.candidates(&wanted) {
+            let Some(held) = inner.slot(slot) else { continue };
+            let Some(terms) = held.terms.get(usize::from(place)) else {
+                continue;
+            };
+            let Some(score) = inner.index.score(&wanted, terms) else {
+                continue;
+            };
+            // One match an agent: the best, and of equals the first that it named.
+            if let Some(last) = found.last_mut()
+                && last.slot == slot
+            {
+                if score > last.score {
+                    (last.score, last.place) = (score, place);
+                }
+                continue;
+            }
+            let status = held.standing(moment, &mut doubts).status;
+            if query.status.is_none_or(|wanted| wanted == status) {
+                found.push(Found { slot, place, score, status, heard: held.heard(), held });
+            }
+        }
+        found.sort_unstable_by(Found::rank);
+        found.truncate(query.limit);
+        Read { answer: found.iter().filter_map(Found::to_match).collect(), doubts }
+    }
+
+    pub(crate) fn stats(&self, moment: &Moment) -> Read<RegistryStats> {
+        let inner = self.inner.read();
+        let mut doubts = Vec::new();
+        let mut stats = RegistryStats::default();
+        for held in inner.slots.iter().flatten() {
+            let standing = held.standing(moment, &mut doubts);
+            stats.total_agents += 1;
+            stats.stale_agents += u64::from(standing.missed_deadline);
+            *match standing.status {
+                AgentStatus::Active => &mut stats.active_agents,
+                AgentStatus::Busy => &mut stats.busy_agents,
+                AgentStatus::Offline => &mut stats.offline_agents,
+            } += 1;
+        }
+        let (capabilities, distinct) = inner.index.counts();
+        stats.total_capabilities = capabilities as u64;
+        stats.distinct_capabilities = distinct as u64;
+        Read { answer: stats, doubts }
+    }
+}
+
+/// A match on its way to its place.
+struct Found<'a> {
+    slot: Slot,
+    place: u16,
+    score: f64,
+    status: AgentStatus,
+    heard: Timestamp,
+    held: &'a Held,
+}
+
+impl Found<'_> {
+    /// The contract's order: the score, then the status, then the latest heartbeat, then the id.
+    fn rank(&self, other: &Self) -> std::cmp::Ordering {
+        let by_status = |found: &Self| AgentStatus::ALL.iter().position(|status| *status == found.status);
+        other
+            .score
+            .total_cmp(&self.score)
+            .then_with(|| by_status(self).cmp(&by_status(other)))
+            .then_with(|| other.heard.cmp(&self.heard))
+            .then_with(|| self.held.agent.agent_id.cmp(&other.held.agent.agent_id))
+    }
+
+    fn to_match(&self) -> Option<CapabilityMatch> {
+        let agent = &self.held.agent;
+        let capability = agent.capabilities.get(usize::from(self.place))?;
+        let mut found = CapabilityMatch::new(agent.agent_id.clone(), self.status, capability.clone());
+        found.agent_name.clone_from(&agent.agent_name);
+        found.base_url.clone_from(&agent.base_url);
+        found.last_heartbeat = Some(self.heard);
+        found.score = Some(self.score);
+        found.healthy = Some(self.status != AgentStatus::Offline);
+        Some(found)
+    }
+}
