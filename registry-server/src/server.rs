@@ -175,7 +175,7 @@ async fn serve(listener: TcpListener, registry: Arc<Registry>, stop: Cancellatio
         let _ = connection.set_nodelay(true);
     });
     let stopped = stop.clone();
-    let serving = axum::serve(listener, routes::router(registry))
+    let serving = axum::serve(listener, routes::router(registry.clone()))
         .with_graceful_shutdown(async move { stopped.cancelled().await });
     let too_long = async {
         stop.cancelled().await;
@@ -186,4 +186,5 @@ async fn serve(listener: TcpListener, registry: Arc<Registry>, stop: Cancellatio
         _ = serving => {}
         () = too_long => tracing::warn!("some requests did not finish in time"),
     }
+    registry.close();
 }

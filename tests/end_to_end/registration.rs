@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use registry_sdk::ListQuery;
 use registry_sdk::contract::{AgentStatus, Capability, Registration};
 use serde_json::json;
 
@@ -83,12 +84,12 @@ async fn agents_survive_a_restart(database: Database) {
     before.register(&agent("resting", "rest")).await.unwrap();
     before.update_status("resting", AgentStatus::Offline).await.unwrap();
     before.heartbeat("feature-dev").await.unwrap();
-    let everyone = before.list_agents(Default::default()).await.unwrap().agents;
+    let everyone = before.list_agents(ListQuery::all()).await.unwrap().agents;
     server.shutdown().await;
 
     let server = database.start().await;
     let after = client(&server);
-    assert_eq!(after.list_agents(Default::default()).await.unwrap().agents, everyone);
+    assert_eq!(after.list_agents(ListQuery::all()).await.unwrap().agents, everyone);
     assert_eq!(after.search_capabilities("code").await.unwrap().len(), 1);
     server.shutdown().await;
 }

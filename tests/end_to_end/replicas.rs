@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use registry_sdk::RegistryClient;
 use registry_sdk::contract::AgentStatus;
+use registry_sdk::{ListQuery, RegistryClient};
 use registry_server::Server;
 use sqlx::Executor;
 use tokio::time::Instant;
@@ -141,8 +141,7 @@ async fn a_replica_that_fell_far_behind_reads_everything_anew(database: Database
     for id in ["kept", "removed", "changed"] {
         one_client.register(&agent(id, "work")).await.unwrap();
     }
-    let everyone =
-        async |client: &RegistryClient| client.list_agents(Default::default()).await.unwrap().agents;
+    let everyone = async |client: &RegistryClient| client.list_agents(ListQuery::all()).await.unwrap().agents;
     eventually("the other knows all", async || everyone(&two_client).await.len() == 3).await;
     proxy.cut();
     eventually("the other is cut off", async || two_client.server_health().await.is_err()).await;

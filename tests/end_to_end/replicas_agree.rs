@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestRunner};
-use registry_sdk::RegistryClient;
 use registry_sdk::contract::{AgentRecord, AgentStatus};
+use registry_sdk::{ListQuery, RegistryClient};
 use sqlx::{Connection, Executor, Row};
 
 use crate::support::{Database, agent, client, eventually, on_postgres};
@@ -86,7 +86,7 @@ async fn run(database: &Database, script: Vec<(Step, u8, bool, bool)>) {
     }
     let stored = stored(&mut connection).await;
     for client in &clients {
-        let held = async || summary(client.list_agents(Default::default()).await.unwrap().agents);
+        let held = async || summary(client.list_agents(ListQuery::all()).await.unwrap().agents);
         eventually("the view is as the database", async || held().await == stored).await;
     }
     connection.close().await.unwrap();

@@ -128,21 +128,20 @@ impl Agent {
     }
 
     /// Registers with the patience of a service that starts: three attempts, up to 1 s and 2 s apart. Where
-    /// the registry cannot be reached even so, the agent may run without it: the heartbeat loop, once it is
-    /// started, goes on trying.
+    /// that is of no use, because the registry is away or something in its place answers nonsense, the agent
+    /// may run without it: the heartbeat loop, once it is started, goes on trying.
     ///
     /// # Errors
-    /// Only what no further attempt would mend: fields out of their limits, refused credentials, a registry
-    /// that makes no sense.
+    /// Only what no further attempt would mend: fields out of their limits, and refused credentials.
     pub async fn register_with_retry(&self) -> Result<RegistrationOutcome, Error> {
         let client = self.core().client.with_retry(RetryPolicy::registration());
         match self.register_through(&client).await {
             Ok(record) => Ok(RegistrationOutcome::Registered(Box::new(record))),
-            Err(error) if error.is_retryable() => {
+            Err(error) if !error.is_refused() => {
                 let error = Arc::new(error);
                 tracing::warn!(
                     agent_id = self.agent_id(), %error,
-                    "the registry cannot be reached: running without it"
+                    "could not register: running without the registry"
                 );
                 self.core().set_degraded(error.clone());
                 Ok(RegistrationOutcome::Degraded(error))

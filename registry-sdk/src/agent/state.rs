@@ -56,7 +56,7 @@ impl AgentState {
 pub enum RegistrationOutcome {
     /// The registry knows the agent.
     Registered(Box<AgentRecord>),
-    /// The registry could not be reached. The agent can run without it: once the heartbeat loop is started,
-    /// it goes on trying.
+    /// It could not be registered now. The agent can run without its registry: once the heartbeat loop is
+    /// started, it goes on trying.
     Degraded(Arc<Error>),
 }

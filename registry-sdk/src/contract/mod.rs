@@ -25,7 +25,7 @@ pub use registration::Registration;
 pub use search::{CapabilityMatch, Field};
 pub use stats::RegistryStats;
 pub use terms::{score, terms};
-pub use time::Timestamp;
+pub use time::{InvalidTimestamp, Timestamp};
 pub use validate::{is_agent_id, limits};
 
 /// The port a registry listens on unless told otherwise.

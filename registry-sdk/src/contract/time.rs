@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// use registry_sdk::contract::Timestamp;
 /// let time: Timestamp = "2026-11-24T10:30:00.123456+01:00".parse()?;
 /// assert_eq!(time.to_string(), "2026-11-24T09:30:00.123Z");
-/// # Ok::<(), chrono::ParseError>(())
+/// # Ok::<(), registry_sdk::contract::InvalidTimestamp>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(DateTime<Utc>);
@@ -61,13 +61,23 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// A text that is no [`Timestamp`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no RFC 3339 time: {why}")]
+pub struct InvalidTimestamp {
+    text: String,
+    why: String,
+}
+
 impl FromStr for Timestamp {
-    type Err = chrono::ParseError;
+    type Err = InvalidTimestamp;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let with_offset = DateTime::parse_from_rfc3339(text).map(|time| time.timestamp_millis());
         let millis = with_offset.or_else(|error| {
-            let naive = text.parse::<NaiveDateTime>().map_err(|_| error)?;
+            let naive = text
+                .parse::<NaiveDateTime>()
+                .map_err(|_| InvalidTimestamp { text: text.to_owned(), why: error.to_string() })?;
             Ok(naive.and_utc().timestamp_millis())
         })?;
         Ok(Self::from_unix_millis(millis))
@@ -83,7 +93,7 @@ impl Serialize for Timestamp {
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        text.parse().map_err(|error| de::Error::custom(format_args!("{text:?} is no RFC 3339 time: {error}")))
+        text.parse().map_err(de::Error::custom)
     }
 }
 

@@ -130,6 +130,28 @@ async fn a_refusal_is_an_error_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nonsense_in_the_place_of_the_registry_does_not_end_the_agent() {
+    for nonsense in [
+        Reply::Answer(200, "", "<html>Sign in</html>"),
+        Reply::Answer(302, "location: /login\r\n", ""),
+        Reply::Answer(404, "", "<html>no such site</html>"),
+        Reply::Answer(200, "", ""),
+    ] {
+        let mended = Arc::new(AtomicBool::new(false));
+        let is_mended = mended.clone();
+        let script = move |_: &str, _| if is_mended.load(Ordering::SeqCst) { ACK } else { nonsense.clone() };
+        let server = Server::start(script).await;
+        let agent = agent(&server);
+        let outcome = agent.register_with_retry().await.unwrap();
+        assert!(matches!(outcome, RegistrationOutcome::Degraded(_)), "{outcome:?}");
+        agent.start_heartbeat(INTERVAL).unwrap();
+        until("it goes on trying", || server.times(REGISTER).len() >= 5).await;
+        mended.store(true, Ordering::SeqCst);
+        agent.watch().wait_for(AgentState::is_registered).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_interval_that_the_registry_does_not_know_is_declared() {
     let server = Server::start(|_, _| ACK).await;
     let undeclared = Registration::new("a", "Agent", "http://agent:8000");

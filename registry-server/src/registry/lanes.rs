@@ -4,6 +4,8 @@
 //! There are two lanes. Heartbeats that change nothing but the time take the fast one: one statement a batch,
 //! which need not wait for the disk. Everything else takes the lane of changes: one transaction a batch,
 //! which commits fully and numbers its changes.
+//!
+//! A lane ends when its [`Lanes`] are gone or its token is cancelled, and what waits by then is written.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use std::time::Instant;
 
 use registry_sdk::contract::Timestamp;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::rules::{Change, Judge, Outcome};
 use super::{Core, Error};
@@ -38,7 +41,7 @@ pub(super) struct Asked {
     arrived: Instant,
 }
 
-/// The ends of the lanes that callers hold. When they are gone, the lanes end.
+/// The ends of the lanes that callers hold.
 pub(super) struct Lanes {
     beats: mpsc::Sender<Waiting<Touch, Option<Timestamp>>>,
     changes: mpsc::Sender<Waiting<Asked, Outcome>>,
@@ -80,15 +83,34 @@ async fn ask<T, A>(lane: &mpsc::Sender<Waiting<T, A>>, request: T) -> Result<A, 
     answered.await.unwrap_or(Err(Error::Stopping))
 }
 
-/// The lane of heartbeats. Ends when all [`Lanes`] are gone and what they left is written.
-pub(super) async fn run_beats(core: Arc<Core>, mut lane: Beats) {
-    let mut waiting = Vec::new();
-    while lane.recv_many(&mut waiting, BEATS_A_BATCH).await > 0 {
+/// Waits for the next batch. Empty when the lane has ended.
+async fn gather<T, A>(
+    lane: &mut mpsc::Receiver<Waiting<T, A>>,
+    most: usize,
+    stop: &CancellationToken,
+) -> Vec<Waiting<T, A>> {
+    let mut batch = Vec::new();
+    tokio::select! {
+        biased;
+        _ = lane.recv_many(&mut batch, most) => return batch,
+        () = stop.cancelled() => lane.close(),
+    }
+    lane.recv_many(&mut batch, most).await;
+    batch
+}
+
+/// The lane of heartbeats.
+pub(super) async fn run_beats(core: Arc<Core>, mut lane: Beats, stop: CancellationToken) {
+    loop {
+        let mut waiting = gather(&mut lane, BEATS_A_BATCH, &stop).await;
+        if waiting.is_empty() {
+            return;
+        }
         // In the order of ids, so that two replicas rarely wait for each other, and repeats stand together.
         waiting.sort_unstable_by(|a, b| a.request.agent_id.cmp(&b.request.agent_id));
         let mut touches: Vec<Touch> = Vec::with_capacity(waiting.len());
         let mut answers = Vec::with_capacity(waiting.len());
-        for Waiting { request, answer } in waiting.drain(..) {
+        for Waiting { request, answer } in waiting {
             match touches.last_mut() {
                 Some(last) if last.agent_id == request.agent_id && last.revision == request.revision => {
                     last.arrived = last.arrived.max(request.arrived);
@@ -115,12 +137,15 @@ pub(super) async fn run_beats(core: Arc<Core>, mut lane: Beats) {
     }
 }
 
-/// The lane of changes. Ends when all [`Lanes`] are gone and what they left is written.
-pub(super) async fn run_changes(core: Arc<Core>, mut lane: Changes) {
+/// The lane of changes.
+pub(super) async fn run_changes(core: Arc<Core>, mut lane: Changes, stop: CancellationToken) {
     let mut waiting = Vec::new();
     loop {
-        if waiting.is_empty() && lane.recv_many(&mut waiting, CHANGES_A_BATCH).await == 0 {
-            return;
+        if waiting.is_empty() {
+            waiting = gather(&mut lane, CHANGES_A_BATCH, &stop).await;
+            if waiting.is_empty() {
+                return;
+            }
         }
         let (requests, answers): (Vec<_>, Vec<_>) =
             one_an_agent(&mut waiting).into_iter().map(|waiting| (waiting.request, waiting.answer)).unzip();
@@ -145,13 +170,11 @@ pub(super) async fn run_changes(core: Arc<Core>, mut lane: Changes) {
                 }
             }
         }
-        if let Ok(next) = lane.try_recv() {
+        while !waiting.is_empty()
+            && waiting.len() < CHANGES_A_BATCH
+            && let Ok(next) = lane.try_recv()
+        {
             waiting.push(next);
-            while waiting.len() < CHANGES_A_BATCH
-                && let Ok(next) = lane.try_recv()
-            {
-                waiting.push(next);
-            }
         }
     }
 }

@@ -68,14 +68,15 @@ pub(crate) struct Core {
     started: Instant,
 }
 
-/// The registry. Its tasks end when it is dropped and `stop` is cancelled, after what was asked is written.
+/// The registry. Its tasks end by the token of [`Registry::start`] and by [`Registry::close`].
 pub(crate) struct Registry {
     core: Arc<Core>,
     lanes: Lanes,
+    closing: CancellationToken,
 }
 
 impl Registry {
-    /// Reads all agents and starts the registry's tasks.
+    /// Reads all agents and starts the registry's tasks: those that follow and sweep end by `stop`.
     pub(crate) async fn start(
         store: Arc<dyn Store>,
         config: Config,
@@ -94,12 +95,18 @@ impl Registry {
             started: Instant::now(),
         });
         let (lanes, beats, changes) = Lanes::new();
-        tasks.spawn(lanes::run_beats(core.clone(), beats));
-        tasks.spawn(lanes::run_changes(core.clone(), changes));
-        let registry = Arc::new(Self { core: core.clone(), lanes });
+        let closing = CancellationToken::new();
+        tasks.spawn(lanes::run_beats(core.clone(), beats, closing.clone()));
+        tasks.spawn(lanes::run_changes(core.clone(), changes, closing.clone()));
+        let registry = Arc::new(Self { core: core.clone(), lanes, closing });
         tasks.spawn(stop.clone().run_until_cancelled_owned(follow::run(core, revision)));
         tasks.spawn(stop.clone().run_until_cancelled_owned(sweep::run(registry.clone())));
         Ok(registry)
+    }
+
+    /// Takes no more writes, and lets those end that were asked for.
+    pub(crate) fn close(&self) {
+        self.closing.cancel();
     }
 
     /// Creates or updates an agent. One that says again what is known already costs no more than a heartbeat.

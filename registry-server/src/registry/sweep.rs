@@ -34,6 +34,7 @@ async fn sweep(registry: &Registry) {
     let core = &registry.core;
     if core.availability.away_for().is_some() {
         // Nothing can be written, and nobody's silence counts.
+        core.availability.swept();
         return;
     }
     if core.store.is_shared() {

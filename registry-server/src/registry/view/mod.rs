@@ -153,7 +153,9 @@ impl Inner {
         if let Some(place) = self.slots.get_mut(slot as usize) {
             let held = Held::new(agent, terms);
             // Of a heartbeat that the row does not have yet.
-            heard.into_iter().for_each(|heard| held.hear(heard));
+            if let Some(heard) = heard {
+                held.hear(heard);
+            }
             *place = Some(Arc::new(held));
         }
     }
