@@ -72,7 +72,7 @@ pub enum StartError {
     DatabaseFile(PathBuf, #[source] io::Error),
     /// Another server uses the database's file.
     #[error(
-        "another registry-server holds {0}: one SQLite file serves one server; several can share PostgreSQL"
+        "another registry-server serves {0}: one SQLite file serves one server; several can share PostgreSQL"
     )]
     DatabaseInUse(PathBuf),
     /// The address cannot be listened on.

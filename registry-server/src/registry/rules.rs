@@ -207,3 +207,139 @@ impl Judge<'_> {
         self.revision
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use registry_sdk::contract::Capability;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(60);
+    const MARGIN: Duration = Duration::from_secs(1);
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_unix_millis(seconds * 1_000)
+    }
+
+    fn patience() -> Patience {
+        Patience {
+            timeout: TIMEOUT,
+            listening_since: Some(at(0)),
+            margin: MARGIN,
+            remove_after: Some(Duration::from_secs(600)),
+        }
+    }
+
+    /// An agent that was last heard of at a hundred seconds.
+    fn agent(status: AgentStatus) -> StoredAgent {
+        StoredAgent {
+            agent_id: "a".to_owned(),
+            agent_name: "Agent".to_owned(),
+            base_url: "http://agent:8000".to_owned(),
+            capabilities: vec![Capability::new("work")],
+            metadata: serde_json::Map::new(),
+            status,
+            missed_deadline: false,
+            offline_since: (status == AgentStatus::Offline).then(|| at(100)),
+            heartbeat_interval: None,
+            registered_at: at(50),
+            last_heartbeat: at(100),
+            revision: 7,
+        }
+    }
+
+    /// What a change does to an agent at a moment, and what is written.
+    fn decide(change: &Change, current: StoredAgent, now: Timestamp) -> (Outcome, Writes) {
+        decide_under(&patience(), change, current, now)
+    }
+
+    fn decide_under(
+        patience: &Patience,
+        change: &Change,
+        current: StoredAgent,
+        now: Timestamp,
+    ) -> (Outcome, Writes) {
+        let mut judge = Judge { patience, now, revision: 7, writes: Writes::default() };
+        let outcome = judge.decide(change, Duration::ZERO, Some(current));
+        (outcome, judge.writes)
+    }
+
+    fn kinds(writes: &Writes) -> Vec<(i64, EventKind)> {
+        writes.events.iter().map(|event| (event.revision, event.kind)).collect()
+    }
+
+    #[test]
+    fn a_deadline_is_missed_after_it_and_not_at_it() {
+        let patience = patience();
+        assert!(!patience.is_overdue(at(100), None, at(160)));
+        assert!(patience.is_overdue(at(100), None, Timestamp::from_unix_millis(160_001)));
+        // Twice the agent's own interval where that is longer; shorter ones change nothing.
+        assert!(!patience.is_overdue(at(100), Some(Duration::from_secs(120)), at(340)));
+        assert!(patience.is_overdue(at(100), Some(Duration::from_secs(120)), at(341)));
+        assert!(!patience.is_overdue(at(100), Some(Duration::from_secs(1)), at(160)));
+    }
+
+    #[test]
+    fn silence_counts_from_when_agents_could_be_heard() {
+        let back = Patience { listening_since: Some(at(500)), ..patience() };
+        assert!(!back.is_overdue(at(100), None, at(560)));
+        assert!(back.is_overdue(at(100), None, at(561)));
+        let away = Patience { listening_since: None, ..patience() };
+        assert!(!away.is_overdue(at(100), None, at(1_000_000)));
+    }
+
+    #[test]
+    fn who_is_past_the_deadline_by_the_margin_is_marked() {
+        let (_, early) = decide(&Change::Expire, agent(AgentStatus::Busy), at(161));
+        assert!(early.is_empty());
+        let (outcome, writes) = decide(&Change::Expire, agent(AgentStatus::Busy), at(162));
+        assert_eq!(kinds(&writes), [(8, EventKind::StatusChanged)]);
+        let Outcome::Done(marked) = outcome else { panic!("{outcome:?}") };
+        assert_eq!((marked.status, marked.missed_deadline), (AgentStatus::Offline, true));
+        assert_eq!((marked.offline_since, marked.revision), (Some(at(162)), 8));
+        // Once is enough.
+        let (_, again) = decide(&Change::Expire, *marked, at(1_000));
+        assert!(again.is_empty());
+    }
+
+    #[test]
+    fn a_plain_heartbeat_writes_the_time_and_nothing_else() {
+        let (_, writes) = decide(&Change::Beat(None), agent(AgentStatus::Busy), at(130));
+        assert_eq!(writes.beats, [("a".to_owned(), at(130))]);
+        assert!(writes.puts.is_empty() && writes.events.is_empty());
+    }
+
+    #[test]
+    fn a_heartbeat_that_comes_too_late_is_told_to_all() {
+        let (_, writes) = decide(&Change::Beat(None), agent(AgentStatus::Active), at(200));
+        assert_eq!(kinds(&writes), [(8, EventKind::Heard)]);
+        let (outcome, writes) = decide(&Change::Beat(None), agent(AgentStatus::Busy), at(200));
+        assert_eq!(kinds(&writes), [(8, EventKind::StatusChanged)]);
+        let Outcome::Done(back) = outcome else { panic!("{outcome:?}") };
+        assert_eq!((back.status, back.last_heartbeat), (AgentStatus::Active, at(200)));
+    }
+
+    #[test]
+    fn time_never_goes_back_and_the_future_ends_now() {
+        let (_, writes) = decide(&Change::Beat(None), agent(AgentStatus::Active), at(90));
+        assert_eq!(writes.beats, [("a".to_owned(), at(90))], "its clock was set back: now is 90");
+        let mut judge = Judge { patience: &patience(), now: at(130), revision: 7, writes: Writes::default() };
+        judge.decide(&Change::Beat(None), Duration::from_secs(40), Some(agent(AgentStatus::Active)));
+        assert_eq!(judge.writes.beats, [("a".to_owned(), at(100))], "a later one is known");
+    }
+
+    #[test]
+    fn who_stays_offline_is_removed_after_the_time_and_not_before() {
+        let (_, early) = decide(&Change::Purge, agent(AgentStatus::Offline), at(700));
+        assert!(early.is_empty());
+        let (_, alive) = decide(&Change::Purge, agent(AgentStatus::Active), at(1_000_000));
+        assert!(alive.is_empty());
+        let (outcome, writes) = decide(&Change::Purge, agent(AgentStatus::Offline), at(701));
+        assert!(matches!(outcome, Outcome::Removed));
+        assert_eq!(kinds(&writes), [(8, EventKind::Deregistered)]);
+        // Nobody is removed for what passed while the server was down.
+        let back = Patience { listening_since: Some(at(10_000)), ..patience() };
+        let (_, writes) = decide_under(&back, &Change::Purge, agent(AgentStatus::Offline), at(10_600));
+        assert!(writes.is_empty());
+    }
+}

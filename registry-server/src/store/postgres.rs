@@ -11,7 +11,7 @@ use futures_util::TryStreamExt;
 use registry_sdk::contract::Timestamp;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions, PgRow};
 use sqlx::types::Json;
-use sqlx::{PgPool, Row};
+use sqlx::{Connection, PgPool, Row};
 use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -66,6 +66,11 @@ impl PostgresStore {
                 ("idle_in_transaction_session_timeout", "5s"),
                 ("statement_timeout", "60s"),
             ]);
+        // A pool would only say that it waited for a connection in vain, and not why there is none.
+        let first = tokio::time::timeout(OPERATION_TIMEOUT, PgConnection::connect_with(&options)).await;
+        let first =
+            first.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut)).map_err(StartError::database(url))?;
+        first.close().await.map_err(StartError::database(url))?;
         let pool = pool_options(CONNECTIONS)
             .connect_with(options.clone())
             .await

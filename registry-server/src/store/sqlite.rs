@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
-use std::path::PathBuf;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,7 +46,7 @@ impl SqliteStore {
     pub(crate) async fn open(url: &str) -> std::result::Result<Self, StartError> {
         let options = SqliteConnectOptions::from_str(url).map_err(StartError::database(url))?;
         let in_memory = url.contains(":memory:") || url.contains("mode=memory");
-        let lock = if in_memory { None } else { Some(lock(options.get_filename().to_path_buf())?) };
+        let lock = if in_memory { None } else { Some(lock(options.get_filename())?) };
         let options = options
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
@@ -88,14 +88,15 @@ impl SqliteStore {
 
 /// Locks the file's companion, and not the file itself: SQLite's own locks on a file are lost when anyone in
 /// the process closes another handle of it.
-fn lock(mut path: PathBuf) -> std::result::Result<File, StartError> {
-    path.as_mut_os_string().push("-lock");
-    let opened = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = opened.map_err(|error| StartError::DatabaseFile(path.clone(), error))?;
+fn lock(database: &Path) -> std::result::Result<File, StartError> {
+    let mut companion = database.as_os_str().to_owned();
+    companion.push("-lock");
+    let failed = |error| StartError::DatabaseFile(database.to_path_buf(), error);
+    let file = File::options().create(true).truncate(false).write(true).open(&companion).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StartError::DatabaseInUse(path)),
-        Err(TryLockError::Error(error)) => Err(StartError::DatabaseFile(path, error)),
+        Err(TryLockError::WouldBlock) => Err(StartError::DatabaseInUse(database.to_path_buf())),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }
 

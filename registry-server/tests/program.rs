@@ -1,0 +1,137 @@
+//! The program itself: its flags, its signals, and what is left when it is killed.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use registry_sdk::RegistryClient;
+use registry_sdk::contract::{Capability, Registration};
+
+/// The program as it is run without a setting in the environment.
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_registry-server"));
+    command.env_clear().stderr(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    program().args(arguments).output().unwrap()
+}
+
+/// A running program. It is killed where the test fails.
+struct Running {
+    child: Child,
+    client: RegistryClient,
+}
+
+impl Running {
+    /// Starts it on a file, and reads from its log where it listens.
+    fn start(database: &Path) -> Self {
+        let url = format!("sqlite://{}", database.display());
+        let mut child = program().args(["--listen", "127.0.0.1:0", "--database-url", &url]).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let line = log.find(|line| line.as_ref().unwrap().contains("local_addr=")).unwrap().unwrap();
+        let address = line.split("local_addr=").nth(1).unwrap().split_whitespace().next().unwrap();
+        // The rest of the log is read to its end, so that the program never waits for a full pipe.
+        std::thread::spawn(move || log.for_each(drop));
+        Self { child, client: RegistryClient::new(format!("http://{address}")).unwrap() }
+    }
+
+    fn signal(&mut self, signal: &str) -> std::process::ExitStatus {
+        let sent = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn registration(number: usize) -> Registration {
+    let id = format!("agent-{number}");
+    Registration::new(&id, &id, "http://agent:8000").capability(Capability::new("work"))
+}
+
+#[tokio::test]
+async fn what_was_answered_outlives_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("registry.db");
+    for round in 0..3 {
+        let mut running = Running::start(&database);
+        let stats = running.client.get_stats().await.unwrap();
+        assert_eq!((stats.total_agents, stats.active_agents), (round * 20, round * 20));
+        for number in 0..20 {
+            let number = usize::try_from(round).unwrap() * 20 + number;
+            running.client.register(&registration(number)).await.unwrap();
+        }
+        running.signal("KILL");
+    }
+}
+
+#[tokio::test]
+async fn sigterm_and_ctrl_c_end_it_well() {
+    let folder = tempfile::tempdir().unwrap();
+    for signal in ["TERM", "INT"] {
+        let mut running = Running::start(&folder.path().join("registry.db"));
+        running.client.register(&registration(1)).await.unwrap();
+        assert_eq!(running.signal(signal).code(), Some(0), "{signal}");
+    }
+}
+
+#[tokio::test]
+async fn one_file_serves_one_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("registry.db");
+    let first = Running::start(&database);
+    let url = format!("sqlite://{}", database.display());
+    let second = run(&["--listen", "127.0.0.1:0", "--database-url", &url]);
+    assert_eq!(second.status.code(), Some(1));
+    let said = String::from_utf8(second.stderr).unwrap();
+    assert!(said.contains("another registry-server") && said.contains("registry.db"), "{said}");
+    first.client.register(&registration(1)).await.unwrap();
+}
+
+#[test]
+fn a_wrong_setting_is_named() {
+    let listen = ["--listen", "127.0.0.1:0"];
+    for (arguments, expected) in [
+        (&["--heartbeat-timeout", "soon"][..], "30s"),
+        (&["--sweep-interval", "0s"], "--sweep-interval"),
+        (&["--listen", "here"], "--listen"),
+        (&["--database-url", "mysql://x"], "sqlite: or postgres:"),
+        (&["--database-url", "postgres://u:secret@127.0.0.1:1/x"], "127.0.0.1:1"),
+        (&["--database-url", "sqlite:///no/such/folder/registry.db"], "/no/such/folder"),
+        (&["--log", "a=b=c"], "registry-server:"),
+    ] {
+        let given: Vec<_> =
+            if arguments[0] == "--listen" { arguments.to_vec() } else { [&listen, arguments].concat() };
+        let output = run(&given);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.contains(expected), "{arguments:?}: {said}");
+        assert!(!said.contains("secret"), "{said}");
+    }
+}
+
+#[test]
+fn help_lists_every_flag_with_its_variable_and_default() {
+    let mut help = String::new();
+    program().arg("--help").spawn().unwrap().stdout.unwrap().read_to_string(&mut help).unwrap();
+    for (flag, variable, default) in [
+        ("--listen <ADDR>", "REGISTRY_LISTEN", "127.0.0.1:8009"),
+        ("--database-url <URL>", "REGISTRY_DATABASE_URL", "sqlite://agent-registry.db"),
+        ("--heartbeat-timeout <DUR>", "REGISTRY_HEARTBEAT_TIMEOUT", "60s"),
+        ("--sweep-interval <DUR>", "REGISTRY_SWEEP_INTERVAL", "5s"),
+        ("--remove-after <DUR>", "REGISTRY_REMOVE_AFTER", "they are kept"),
+        ("--log-format <FORMAT>", "REGISTRY_LOG_FORMAT", "text"),
+        ("--log <FILTER>", "REGISTRY_LOG", "info"),
+    ] {
+        let (_, after) = help.split_once(flag).unwrap();
+        let section = after.split("\n      --").next().unwrap();
+        assert!(section.contains(variable) && section.contains(default), "{flag}: {section}");
+    }
+}
