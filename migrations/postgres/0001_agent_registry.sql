@@ -14,6 +14,8 @@ ALTER TABLE agent_registry
     ADD COLUMN IF NOT EXISTS metadata                   json             NOT NULL DEFAULT '{}',
     -- What the agent declared; NULL where it declared nothing.
     ADD COLUMN IF NOT EXISTS heartbeat_interval_seconds double precision,
+    -- Which process registered it last, of those that may come up with one id; NULL where it did not say.
+    ADD COLUMN IF NOT EXISTS instance_id                text,
     ADD COLUMN IF NOT EXISTS registered_at              timestamptz      NOT NULL DEFAULT now(),
     -- Offline because it missed its deadline, and not because it said so.
     ADD COLUMN IF NOT EXISTS missed_deadline            boolean          NOT NULL DEFAULT false,

@@ -9,6 +9,8 @@ CREATE TABLE agent_registry (
     metadata                   TEXT    NOT NULL DEFAULT '{}',
     -- What the agent declared; NULL where it declared nothing.
     heartbeat_interval_seconds REAL,
+    -- Which process registered it last, of those that may come up with one id; NULL where it did not say.
+    instance_id                TEXT,
     registered_at              INTEGER NOT NULL,
     -- Offline because it missed its deadline, and not because it said so.
     missed_deadline            INTEGER NOT NULL DEFAULT 0,

@@ -171,7 +171,9 @@ impl<T: Into<String>> From<T> for SearchQuery {
 }
 
 impl RegistryClient {
-    /// A client with the default settings for the registry at a URL, such as `http://127.0.0.1:8009`.
+    /// A client with the default settings for the registry at a URL, such as `http://127.0.0.1:8009`. Several
+    /// URLs of one registry may be given with commas between: calls go to the first until it fails, then to
+    /// the next, and after half a minute the first is tried again.
     ///
     /// # Errors
     /// [`Error::Setup`] where the URL is none.
@@ -179,7 +181,7 @@ impl RegistryClient {
         Self::builder(url).build()
     }
 
-    /// A client for the registry at a URL, with settings of one's own.
+    /// A client for the registry at one or several URLs, with settings of one's own.
     #[must_use]
     pub fn builder(url: impl Into<String>) -> RegistryClientBuilder {
         RegistryClientBuilder {
@@ -210,19 +212,15 @@ impl RegistryClient {
     /// # Errors
     /// [`Error::NotFound`] where the registry does not know it: it has to register (again).
     pub async fn heartbeat(&self, agent_id: &str) -> Result<HeartbeatAck, Error> {
-        self.ask(Self::heartbeat_of(agent_id, None)?).await
+        self.heartbeat_with(agent_id, &Heartbeat::default()).await
     }
 
-    /// Says that an agent is alive, and sets its status.
+    /// Says that an agent is alive, and more: its status, or which process this is.
     ///
     /// # Errors
-    /// As [`RegistryClient::heartbeat`].
-    pub async fn heartbeat_with_status(
-        &self,
-        agent_id: &str,
-        status: AgentStatus,
-    ) -> Result<HeartbeatAck, Error> {
-        self.ask(Self::heartbeat_of(agent_id, Some(status))?).await
+    /// As [`RegistryClient::heartbeat`], and [`Error::Superseded`] where another process has registered since.
+    pub async fn heartbeat_with(&self, agent_id: &str, beat: &Heartbeat) -> Result<HeartbeatAck, Error> {
+        self.ask(Self::heartbeat_of(agent_id, beat)?).await
     }
 
     /// Lists agents, ordered by id.
@@ -271,9 +269,22 @@ impl RegistryClient {
     /// [`Error::NotFound`] where the registry does not know it; [`Error::Unsupported`] where the registry has
     /// only the six basic operations.
     pub async fn update_status(&self, agent_id: &str, status: AgentStatus) -> Result<AgentRecord, Error> {
+        self.update_status_with(agent_id, &StatusUpdate::new(status)).await
+    }
+
+    /// Sets an agent's status as one process among several.
+    ///
+    /// # Errors
+    /// As [`RegistryClient::update_status`], and [`Error::Superseded`] where another process has registered
+    /// since.
+    pub async fn update_status_with(
+        &self,
+        agent_id: &str,
+        update: &StatusUpdate,
+    ) -> Result<AgentRecord, Error> {
         let mut request = get(["agents", known_form(agent_id)?, "status"]);
         request.method = Method::PUT;
-        request.body = Some(encode(&StatusUpdate { status })?);
+        request.body = Some(encode(update)?);
         request.optional = Some("PUT /agents/{id}/status");
         self.ask(request).await
     }
@@ -329,10 +340,10 @@ impl RegistryClient {
     pub(crate) async fn heartbeat_once(
         &self,
         agent_id: &str,
-        status: Option<AgentStatus>,
+        beat: &Heartbeat,
         limit: Duration,
     ) -> Result<HeartbeatAck, Error> {
-        self.transport.send_once(&Self::heartbeat_of(agent_id, status)?, limit).await?.decode()
+        self.transport.send_once(&Self::heartbeat_of(agent_id, beat)?, limit).await?.decode()
     }
 
     fn registration(registration: &Registration) -> Result<Request, Error> {
@@ -355,10 +366,12 @@ impl RegistryClient {
         Ok(record)
     }
 
-    fn heartbeat_of(agent_id: &str, status: Option<AgentStatus>) -> Result<Request, Error> {
+    fn heartbeat_of(agent_id: &str, beat: &Heartbeat) -> Result<Request, Error> {
         let mut request = get(["agents", known_form(agent_id)?, "heartbeat"]);
         request.method = Method::POST;
-        request.body = status.map(|status| encode(&Heartbeat::with_status(status))).transpose()?;
+        if *beat != Heartbeat::default() {
+            request.body = Some(encode(beat)?);
+        }
         Ok(request)
     }
 

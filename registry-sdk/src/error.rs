@@ -60,6 +60,13 @@ pub enum Error {
         detail: String,
     },
 
+    /// Another process has registered with the agent's id since (409).
+    #[error("{detail}")]
+    Superseded {
+        /// What it said.
+        detail: String,
+    },
+
     /// The credentials are missing, or not enough (401, 403).
     #[error("the registry refused the credentials ({status}): {detail}")]
     Denied {
@@ -104,6 +111,21 @@ impl Error {
     #[must_use]
     pub fn is_refused(&self) -> bool {
         matches!(self, Self::Invalid { .. } | Self::Denied { .. } | Self::Setup(_))
+    }
+
+    /// Whether another process has taken over the agent's id.
+    #[must_use]
+    pub fn is_superseded(&self) -> bool {
+        matches!(self, Self::Superseded { .. })
+    }
+
+    /// Whether another server may do better with the same request.
+    pub(crate) fn is_of_the_server(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::UnexpectedAnswer { .. } => true,
+            Self::Unavailable { status, .. } => *status >= 500,
+            _ => false,
+        }
     }
 
     /// The fields that were wrong.

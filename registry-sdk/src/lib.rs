@@ -52,12 +52,16 @@ mod client;
 #[cfg(feature = "client")]
 mod error;
 #[cfg(feature = "client")]
+mod metrics;
+#[cfg(feature = "client")]
 mod retry;
+#[cfg(feature = "client")]
+mod targets;
 #[cfg(feature = "client")]
 mod transport;
 
 #[cfg(feature = "client")]
-pub use agent::{Agent, AgentState, RegistrationOutcome};
+pub use agent::{Agent, AgentState, RegistrationOutcome, shutdown_signal};
 #[cfg(feature = "client")]
 pub use client::{ListQuery, Page, RegistryClient, RegistryClientBuilder, SearchQuery};
 #[cfg(feature = "client")]

@@ -10,7 +10,9 @@ use url::Url;
 
 use crate::contract::{FieldError, Problem};
 use crate::error::Error;
+use crate::metrics;
 use crate::retry::RetryPolicy;
+use crate::targets::Targets;
 
 /// The longest answer that is read. 100,000 agents are some 80 MB; what is longer is no registry's answer.
 const LONGEST_ANSWER: usize = 256 * 1_024 * 1_024;
@@ -18,11 +20,12 @@ const LONGEST_ANSWER: usize = 256 * 1_024 * 1_024;
 /// How much of an answer that makes no sense is quoted.
 const QUOTED: usize = 200;
 
-/// Sends requests to one registry. Clones share its connections.
+/// Sends requests to a registry: to one URL until it fails, then to the next. Clones share connections and
+/// what is known of the URLs.
 #[derive(Clone, Debug)]
 pub(crate) struct Transport {
     http: reqwest::Client,
-    base: Url,
+    targets: Targets,
     attempt_timeout: Duration,
 }
 
@@ -47,22 +50,18 @@ pub(crate) struct Answer {
 
 impl Transport {
     pub(crate) fn new(
-        base: &str,
+        urls: &str,
         attempt_timeout: Duration,
         connect_timeout: Duration,
     ) -> Result<Self, Error> {
-        let wrong = |why: &str| Error::Setup(format!("{base:?} cannot be a registry's URL: {why}"));
-        let parsed = Url::parse(base).map_err(|error| wrong(&error.to_string()))?;
-        if !matches!(parsed.scheme(), "http" | "https") {
-            return Err(wrong("it has to begin with http:// or https://"));
-        }
+        let targets = Targets::parse(urls)?;
         let http = reqwest::Client::builder()
             .connect_timeout(connect_timeout)
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("registry-sdk/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| Error::Setup(format!("the HTTP client cannot be set up: {}", chain(&error))))?;
-        Ok(Self { http, base: parsed, attempt_timeout })
+        Ok(Self { http, targets, attempt_timeout })
     }
 
     pub(crate) fn attempt_timeout(&self) -> Duration {
@@ -89,24 +88,40 @@ impl Transport {
                 in_time.then_some(pause)
             })
             .notify(|error, pause| {
+                metrics::retried();
                 let path = request.path.join("/");
                 tracing::debug!(%error, ?pause, method = %request.method, path, "trying again");
             })
             .await
     }
 
-    /// Sends a request once, and waits no longer than `limit` for the complete answer.
+    /// Sends a request once, and waits no longer than `limit` for the complete answer. Where not even a
+    /// connection can be made, the next URL is tried at once: the request cannot have arrived twice.
     pub(crate) async fn send_once(&self, request: &Request, limit: Duration) -> Result<Answer, Error> {
-        let attempt = tokio::time::timeout(limit, self.attempt(request));
-        attempt.await.unwrap_or_else(|_| Err(Error::TimedOut { url: self.base.to_string(), after: limit }))
+        let deadline = Instant::now() + limit;
+        let mut left = self.targets.count();
+        loop {
+            left -= 1;
+            let target = self.targets.pick();
+            let url = self.targets.url(target);
+            let attempt = tokio::time::timeout_at(deadline, self.attempt(request, url)).await;
+            let outcome = attempt.unwrap_or_else(|_| {
+                Err(Failed::after(Error::TimedOut { url: url.to_string(), after: limit }))
+            });
+            self.targets.note(target, !outcome.as_ref().is_err_and(|failed| failed.error.is_of_the_server()));
+            match outcome {
+                Err(Failed { sent: false, .. }) if left > 0 => {}
+                outcome => return outcome.map_err(|failed| failed.error),
+            }
+        }
     }
 
-    async fn attempt(&self, request: &Request) -> Result<Answer, Error> {
-        let unreachable = |error: reqwest::Error| Error::Unreachable {
-            url: self.base.to_string(),
-            source: chain(&error.without_url()).into(),
+    async fn attempt(&self, request: &Request, base: &Url) -> Result<Answer, Failed> {
+        let unreachable = |error: reqwest::Error| Failed {
+            sent: !error.is_connect(),
+            error: Error::Unreachable { url: base.to_string(), source: chain(&error.without_url()).into() },
         };
-        let mut builder = self.http.request(request.method.clone(), self.url(request)?);
+        let mut builder = self.http.request(request.method.clone(), request.url(base)?);
         if let Some(body) = &request.body {
             builder = builder.header(CONTENT_TYPE, "application/json").body(body.clone());
         }
@@ -117,22 +132,47 @@ impl Transport {
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
             if body.len() + chunk.len() > LONGEST_ANSWER {
                 let detail = format!("it is longer than {LONGEST_ANSWER} bytes");
-                return Err(Error::UnexpectedAnswer { status: status.as_u16(), detail });
+                return Err(Error::UnexpectedAnswer { status: status.as_u16(), detail }.into());
             }
             body.extend_from_slice(&chunk);
         }
         let answer = Answer { status: status.as_u16(), headers, body };
-        if status.is_success() { Ok(answer) } else { Err(failure(status, &answer, request.optional)) }
+        match status {
+            StatusCode::NO_CONTENT => Ok(answer),
+            _ if !status.is_success() => Err(failure(status, &answer, request.optional).into()),
+            _ if matches!(answer.body.trim_ascii_start().first(), Some(b'{' | b'[')) => Ok(answer),
+            _ => Err(answer.nonsense("no JSON").into()),
+        }
     }
+}
 
-    fn url(&self, request: &Request) -> Result<Url, Error> {
-        let mut url = self.base.clone();
+/// An attempt that failed, and whether the request may have arrived.
+struct Failed {
+    error: Error,
+    sent: bool,
+}
+
+impl Failed {
+    fn after(error: Error) -> Self {
+        Self { error, sent: true }
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self::after(error)
+    }
+}
+
+impl Request {
+    fn url(&self, base: &Url) -> Result<Url, Error> {
+        let mut url = base.clone();
         url.path_segments_mut()
-            .map_err(|()| Error::Setup(format!("{} cannot have a path", self.base)))?
+            .map_err(|()| Error::Setup(format!("{base} cannot have a path")))?
             .pop_if_empty()
-            .extend(&request.path);
-        if !request.query.is_empty() {
-            url.query_pairs_mut().extend_pairs(&request.query);
+            .extend(&self.path);
+        if !self.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(&self.query);
         }
         Ok(url)
     }
@@ -141,10 +181,11 @@ impl Transport {
 impl Answer {
     /// Reads the body as JSON of the contract.
     pub(crate) fn decode<T: serde::de::DeserializeOwned>(&self) -> Result<T, Error> {
-        serde_json::from_slice(&self.body).map_err(|error| Error::UnexpectedAnswer {
-            status: self.status,
-            detail: format!("{error} in {}", quote(&self.body)),
-        })
+        serde_json::from_slice(&self.body).map_err(|error| self.nonsense(error))
+    }
+
+    fn nonsense(&self, why: impl std::fmt::Display) -> Error {
+        Error::UnexpectedAnswer { status: self.status, detail: format!("{why} in {}", quote(&self.body)) }
     }
 }
 
@@ -158,6 +199,7 @@ fn failure(status: StatusCode, answer: &Answer, optional: Option<&'static str>) 
             Error::Unsupported { operation: optional.unwrap_or_default() }
         }
         404 => Error::NotFound { detail },
+        409 => Error::Superseded { detail },
         401 | 403 => Error::Denied { status: code, detail },
         400 | 413 | 415 | 422 => Error::Invalid { detail, fields },
         408 | 425 | 429 | 500 | 502 | 503 | 504 => {

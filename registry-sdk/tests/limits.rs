@@ -155,6 +155,15 @@ fn heartbeat_interval_is_above_0_and_up_to_a_day() {
 }
 
 #[test]
+fn instance_id_is_as_agent_id() {
+    let with = |id: &str| refused(&plain().instance_id(id));
+    assert!(with(&"x".repeat(64)).is_empty());
+    for bad in ["", "-", "a b", &"x".repeat(65)] {
+        assert_eq!(with(bad), ["instance_id"], "{bad:?}");
+    }
+}
+
+#[test]
 fn all_that_is_wrong_is_said_at_once() {
     let body = json!({
         "agent_id": 7, "base_url": "nowhere", "status": "asleep", "metadata": [],

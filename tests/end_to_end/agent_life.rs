@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use registry_sdk::contract::{AgentStatus, Capability};
+use registry_sdk::contract::{AgentStatus, Capability, Heartbeat};
 use registry_sdk::{Agent, AgentState, Error, RegistrationOutcome};
 
 use crate::support::{Database, agent, client, eventually, on_both_databases, status_of};
@@ -16,6 +16,8 @@ on_both_databases!(
     a_dropped_agent_falls_silent,
     a_status_is_kept_over_a_restart_of_the_registry,
     a_bad_registration_is_an_error_at_once,
+    the_newest_process_with_an_id_wins,
+    a_process_that_does_not_say_which_it_is_may_still_speak,
 );
 
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -143,5 +145,41 @@ async fn a_bad_registration_is_an_error_at_once(database: Database) {
     let error = bad.register_with_retry().await.unwrap_err();
     assert_eq!(error.fields()[0].field, "capabilities[0].name");
     assert!(matches!(bad.start_heartbeat(Duration::ZERO), Err(Error::Setup(_))));
+    server.shutdown().await;
+}
+
+async fn the_newest_process_with_an_id_wins(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    let old = Agent::new(client.clone(), agent("a", "old"));
+    old.register().await.unwrap();
+    old.start_heartbeat(INTERVAL).unwrap();
+    let new = Agent::new(client.clone(), agent("a", "new"));
+    new.register().await.unwrap();
+    new.start_heartbeat(INTERVAL).unwrap();
+    old.watch().wait_for(AgentState::is_superseded).await.unwrap();
+    // Whether it knows or not: the process that ends does not take its successor offline.
+    assert!(old.update_status(AgentStatus::Offline).await.unwrap_err().is_superseded());
+    old.shutdown().await;
+    let record = client.get_agent("a").await.unwrap();
+    assert_eq!((record.status, record.capabilities[0].name.as_str()), (AgentStatus::Active, "new"));
+    assert_eq!(record.instance_id.as_deref(), Some(new.instance_id()));
+    assert!(new.state().is_registered());
+    new.shutdown().await;
+    assert_eq!(status_of(&client, "a").await, AgentStatus::Offline);
+    server.shutdown().await;
+}
+
+async fn a_process_that_does_not_say_which_it_is_may_still_speak(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    client.register(&agent("a", "work").instance_id("one")).await.unwrap();
+    client.heartbeat("a").await.unwrap();
+    client.heartbeat_with("a", &Heartbeat::default().instance_id("one")).await.unwrap();
+    let other = client.heartbeat_with("a", &Heartbeat::default().instance_id("other")).await;
+    assert!(other.unwrap_err().is_superseded());
+    // Registered by one that does not say: then any may speak.
+    client.register(&agent("a", "work")).await.unwrap();
+    client.heartbeat_with("a", &Heartbeat::default().instance_id("other")).await.unwrap();
     server.shutdown().await;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestRunner};
-use registry_sdk::contract::{AgentRecord, AgentStatus};
+use registry_sdk::contract::{AgentRecord, AgentStatus, Heartbeat};
 use registry_sdk::{ListQuery, RegistryClient};
 use sqlx::{Connection, Executor, Row};
 
@@ -101,7 +101,9 @@ async fn take(client: RegistryClient, id: String, step: Step) {
             client.register(&registration).await.map(|_| ())
         }
         Step::Beat(None) => client.heartbeat(&id).await.map(|_| ()),
-        Step::Beat(Some(status)) => client.heartbeat_with_status(&id, status).await.map(|_| ()),
+        Step::Beat(Some(status)) => {
+            client.heartbeat_with(&id, &Heartbeat::default().status(status)).await.map(|_| ())
+        }
         Step::SetStatus(status) => client.update_status(&id, status).await.map(|_| ()),
         Step::Deregister => client.deregister(&id).await,
         Step::CutListening => Ok(()),

@@ -1,6 +1,6 @@
 //! Heartbeats and statuses.
 
-use registry_sdk::contract::{AgentStatus, HealthStatus, UnhealthyReason};
+use registry_sdk::contract::{AgentStatus, HealthStatus, Heartbeat, UnhealthyReason};
 
 use crate::support::{Database, agent, client, on_both_databases, status_of};
 
@@ -44,7 +44,10 @@ async fn a_heartbeat_may_set_the_status(database: Database) {
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
     for status in [AgentStatus::Busy, AgentStatus::Busy, AgentStatus::Active, AgentStatus::Offline] {
-        assert_eq!(client.heartbeat_with_status("a", status).await.unwrap().status, status);
+        assert_eq!(
+            client.heartbeat_with("a", &Heartbeat::default().status(status)).await.unwrap().status,
+            status
+        );
         assert_eq!(status_of(&client, "a").await, status);
     }
     server.shutdown().await;

@@ -13,8 +13,10 @@
 //!        └──── heard again after failures ─────────┘
 //! ```
 //!
-//! Every state has a way out, and none of them ends the loop: only its token does.
+//! Every state has a way out, and none of them ends the loop: only its token does, and a 409, which says that
+//! another process has registered with the same id since ("superseded").
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,7 +58,7 @@ struct Loop {
     failures: u32,
 }
 
-/// Sends heartbeats until `stop` is cancelled; an attempt under way is not cut off. Wakes once an interval,
+/// Sends heartbeats until `stop` is cancelled or another process takes over; an attempt under way is not cut off. Wakes once an interval,
 /// and sooner after a failure. Holds the agent's core, and not its handle: a lost handle cancels `stop`.
 pub(super) async fn run(core: Arc<Core>, interval: Duration, register_first: bool, stop: CancellationToken) {
     let next = if register_first { Next::Register } else { Next::Beat };
@@ -67,25 +69,32 @@ pub(super) async fn run(core: Arc<Core>, interval: Duration, register_first: boo
     };
     let mut beating = Loop { core, interval, next, at, failures: 0 };
     while stop.run_until_cancelled(sleep_until(beating.at)).await.is_some() {
-        beating.step().await;
+        if beating.step().await.is_break() {
+            return;
+        }
     }
 }
 
 impl Loop {
-    /// Makes one attempt, and decides what comes next and when.
-    async fn step(&mut self) {
+    /// Makes one attempt, and decides what comes next and when. Breaks off where another process took over.
+    async fn step(&mut self) -> ControlFlow<()> {
         let limit =
             self.interval.mul_f64(ATTEMPT).max(SHORTEST_ATTEMPT).min(self.core.client.attempt_timeout());
         let began = Instant::now();
         let outcome = match self.next {
             Next::Beat => self.core.beat(limit).await,
-            Next::Register => self.core.register_again(limit).await,
+            Next::Register => self.core.register_once(limit).await,
         };
         match outcome {
             Ok(()) => self.succeeded(began),
             Err(error) if error.is_not_found() && self.next == Next::Beat => self.was_forgotten(),
+            Err(error) if error.is_superseded() => {
+                self.core.superseded();
+                return ControlFlow::Break(());
+            }
             Err(error) => self.failed(error),
         }
+        ControlFlow::Continue(())
     }
 
     fn succeeded(&mut self, began: Instant) {

@@ -1,9 +1,11 @@
 //! An agent's life: registration, heartbeats, registering again, and an orderly end.
 
+mod core;
 mod heartbeat;
+mod run;
 mod state;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -12,9 +14,11 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::client::RegistryClient;
-use crate::contract::{AgentRecord, AgentStatus, Capability, Registration, Timestamp, limits};
+use crate::contract::{AgentRecord, AgentStatus, Capability, Registration, limits};
 use crate::error::Error;
 use crate::retry::RetryPolicy;
+use core::{Core, lock};
+pub use run::shutdown_signal;
 pub use state::{AgentState, RegistrationOutcome};
 
 /// How long [`Agent::shutdown`] may take unless told otherwise.
@@ -66,32 +70,12 @@ struct Heartbeats {
     task: JoinHandle<()>,
 }
 
-/// What the heartbeat loop needs of an agent.
-#[derive(Debug)]
-struct Core {
-    agent_id: String,
-    client: RegistryClient,
-    /// As it is to be registered (again): with the latest capabilities and status.
-    registration: Mutex<Registration>,
-    /// The status that the agent said itself, which its heartbeats carry. `None` until it says one: then
-    /// heartbeats leave alone what others may have set.
-    said: Mutex<Option<AgentStatus>>,
-    state: watch::Sender<AgentState>,
-}
-
 impl Agent {
     /// An agent that is not registered yet. Nothing is sent.
     #[must_use]
     pub fn new(client: RegistryClient, registration: Registration) -> Self {
-        let said = (registration.status != AgentStatus::Active).then_some(registration.status);
-        let core = Core {
-            agent_id: registration.agent_id.clone(),
-            client,
-            registration: Mutex::new(registration),
-            said: Mutex::new(said),
-            state: watch::Sender::new(AgentState::Registering),
-        };
-        Self { handle: Arc::new(Handle { core: Arc::new(core), heartbeats: Mutex::new(None) }) }
+        let core = Arc::new(Core::new(client, registration));
+        Self { handle: Arc::new(Handle { core, heartbeats: Mutex::new(None) }) }
     }
 
     /// Its id.
@@ -124,7 +108,7 @@ impl Agent {
     /// Whatever kept it from registering. Where the registry could not be reached, the heartbeat loop goes on
     /// trying once it is started.
     pub async fn register(&self) -> Result<AgentRecord, Error> {
-        self.register_through(&self.core().client).await
+        self.core().register(&self.core().client).await
     }
 
     /// Registers with the patience of a service that starts: three attempts, up to 1 s and 2 s apart. Where
@@ -135,7 +119,7 @@ impl Agent {
     /// Only what no further attempt would mend: fields out of their limits, and refused credentials.
     pub async fn register_with_retry(&self) -> Result<RegistrationOutcome, Error> {
         let client = self.core().client.with_retry(RetryPolicy::registration());
-        match self.register_through(&client).await {
+        match self.core().register(&client).await {
             Ok(record) => Ok(RegistrationOutcome::Registered(Box::new(record))),
             Err(error) if !error.is_refused() => {
                 let error = Arc::new(error);
@@ -207,15 +191,19 @@ impl Agent {
     /// Where it could not be told now. The next heartbeat tells it all the same.
     pub async fn update_status(&self, status: AgentStatus) -> Result<(), Error> {
         let core = self.core();
-        *lock(&core.said) = Some(status);
-        lock(&core.registration).status = status;
-        match core.client.update_status(self.agent_id(), status).await {
-            // A registry without the operation may still take the status with a heartbeat.
-            Err(Error::Unsupported { .. }) if status != AgentStatus::Offline => {
-                core.client.heartbeat_with_status(self.agent_id(), status).await.map(|_| ())
-            }
-            told => told.map(|_| ()),
+        core.say(status);
+        let told = core.tell(status).await;
+        if let Err(error) = &told
+            && error.is_superseded()
+        {
+            core.superseded();
         }
+        told
+    }
+
+    /// Sets the agent's status without a request of its own: the next heartbeat tells it.
+    pub fn set_status(&self, status: AgentStatus) {
+        self.core().say(status);
     }
 
     /// Sets what the agent can do, and registers it anew. Whenever it registers again, that is what it says.
@@ -228,6 +216,13 @@ impl Agent {
         changed.validate()?;
         lock(&self.core().registration).capabilities = changed.capabilities;
         self.register().await
+    }
+
+    /// Tells this process apart from others that come up with the same id: random, unless the registration
+    /// names one.
+    #[must_use]
+    pub fn instance_id(&self) -> &str {
+        &self.core().instance_id
     }
 
     /// What the agent says of itself when it registers.
@@ -253,14 +248,20 @@ impl Agent {
         if timeout(limit / 2, self.stop_heartbeat()).await.is_err() {
             tracing::warn!(agent_id = core.agent_id, "the last heartbeat was cut off");
         }
-        // Who never registered, or has said it already, has nothing to say.
-        if before.is_stopped() || (matches!(before, AgentState::Registering) && !is_beating) {
+        // Who never registered has nothing to say, and neither has who has said it already or was superseded.
+        let silent = match before {
+            AgentState::Stopped | AgentState::Superseded => true,
+            AgentState::Registering => !is_beating,
+            _ => false,
+        };
+        if silent {
             return;
         }
         let left = limit.saturating_sub(began.elapsed());
-        let told = timeout(left, core.client.update_status(&core.agent_id, AgentStatus::Offline)).await;
-        match told {
-            Ok(Ok(_) | Err(Error::Unsupported { .. } | Error::NotFound { .. })) => {
+        match timeout(left, core.tell(AgentStatus::Offline)).await {
+            Ok(
+                Ok(()) | Err(Error::Unsupported { .. } | Error::NotFound { .. } | Error::Superseded { .. }),
+            ) => {
                 tracing::info!(agent_id = core.agent_id, "shut down");
             }
             Ok(Err(error)) => {
@@ -270,13 +271,6 @@ impl Agent {
                 tracing::warn!(agent_id = core.agent_id, "shut down; the registry did not answer in time");
             }
         }
-    }
-
-    async fn register_through(&self, client: &RegistryClient) -> Result<AgentRecord, Error> {
-        let record = client.register(&self.registration()).await?;
-        self.core().set_registered(record.last_heartbeat);
-        tracing::info!(agent_id = self.agent_id(), "registered");
-        Ok(record)
     }
 
     fn core(&self) -> &Arc<Core> {
@@ -303,74 +297,4 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-impl Core {
-    /// Sends one heartbeat.
-    async fn beat(&self, limit: Duration) -> Result<(), Error> {
-        let said = *lock(&self.said);
-        let ack = self.client.heartbeat_once(&self.agent_id, said, limit).await?;
-        tracing::debug!(agent_id = self.agent_id, "heartbeat");
-        self.set_registered(ack.last_heartbeat);
-        Ok(())
-    }
-
-    /// Registers with what the agent can do now.
-    async fn register_again(&self, limit: Duration) -> Result<(), Error> {
-        let registration = lock(&self.registration).clone();
-        let record = self.client.register_once(&registration, limit).await?;
-        tracing::info!(agent_id = self.agent_id, "registered");
-        self.set_registered(record.last_heartbeat);
-        Ok(())
-    }
-
-    fn registering(&self) {
-        self.change(|_| AgentState::Registering);
-    }
-
-    fn set_registered(&self, last_heartbeat: Option<Timestamp>) {
-        self.change(|before| {
-            let since = match before {
-                AgentState::Registered { since, .. } => *since,
-                _ => Instant::now().into_std(),
-            };
-            AgentState::Registered { since, last_heartbeat }
-        });
-    }
-
-    /// An attempt failed, and the next comes after a pause. Logged as a warning where it is news.
-    fn degraded(&self, error: Error, pause: Duration) {
-        if self.state.borrow().is_degraded() {
-            tracing::debug!(agent_id = self.agent_id, %error, ?pause, "the registry still fails");
-        } else {
-            tracing::warn!(agent_id = self.agent_id, %error, ?pause, "the registry fails: running on without it");
-        }
-        self.set_degraded(Arc::new(error));
-    }
-
-    fn set_degraded(&self, last_error: Arc<Error>) {
-        self.change(|before| {
-            let (since, attempts) = match before {
-                AgentState::Degraded { since, attempts, .. } => (*since, attempts.saturating_add(1)),
-                _ => (Instant::now().into_std(), 1),
-            };
-            AgentState::Degraded { since, attempts, last_error }
-        });
-    }
-
-    /// The one place that changes the state. What was stopped stays so.
-    fn change(&self, next: impl FnOnce(&AgentState) -> AgentState) {
-        self.state.send_if_modified(|state| {
-            let changes = !state.is_stopped();
-            if changes {
-                *state = next(state);
-            }
-            changes
-        });
-    }
-}
-
-/// A lock that outlives a panic elsewhere: none of these is held over more than a copy.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -28,6 +28,10 @@ pub enum AgentState {
         /// Why the last one failed.
         last_error: Arc<Error>,
     },
+    /// Another process has registered with the agent's id since, and this one's heartbeats are refused: the
+    /// newest registration wins. The loop has ended; [`Agent::register`](super::Agent::register) and
+    /// [`Agent::start_heartbeat`](super::Agent::start_heartbeat) would take the id back.
+    Superseded,
     /// It was shut down. Nothing is sent any more.
     Stopped,
 }
@@ -43,6 +47,28 @@ impl AgentState {
     #[must_use]
     pub fn is_degraded(&self) -> bool {
         matches!(self, Self::Degraded { .. })
+    }
+
+    /// Whether another process has taken over the agent's id.
+    #[must_use]
+    pub fn is_superseded(&self) -> bool {
+        matches!(self, Self::Superseded)
+    }
+
+    /// All names, for a gauge of each.
+    #[cfg(feature = "metrics")]
+    pub(crate) const NAMES: [&str; 5] = ["registering", "registered", "degraded", "superseded", "stopped"];
+
+    /// Its name, for metrics.
+    #[cfg(feature = "metrics")]
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Registering => "registering",
+            Self::Registered { .. } => "registered",
+            Self::Degraded { .. } => "degraded",
+            Self::Superseded => "superseded",
+            Self::Stopped => "stopped",
+        }
     }
 
     pub(super) fn is_stopped(&self) -> bool {

@@ -163,6 +163,9 @@ pub struct AgentRecord {
     /// How often it means to send a heartbeat, where it said so.
     #[serde(default, rename = "heartbeat_interval_seconds", with = "optional_seconds")]
     pub heartbeat_interval: Option<Duration>,
+    /// Which process registered it last, where it said so.
+    #[serde(default)]
+    pub instance_id: Option<String>,
     /// When it first registered. `None` from a server that does not say.
     #[serde(default)]
     pub registered_at: Option<Timestamp>,
@@ -186,6 +189,7 @@ impl AgentRecord {
             status,
             metadata: Map::new(),
             heartbeat_interval: None,
+            instance_id: None,
             registered_at: None,
             last_heartbeat: None,
             heartbeat_timeout: None,
@@ -194,19 +198,30 @@ impl AgentRecord {
 }
 
 /// The body of a heartbeat, which may be left out altogether.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Heartbeat {
     /// Sets the status. Without it `busy` stays `busy`, and `offline` becomes `active`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<AgentStatus>,
+    /// Which process sends it. Where another one has registered since, the heartbeat is refused with 409.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
 }
 
 impl Heartbeat {
     /// A heartbeat that sets the status.
     #[must_use]
-    pub const fn with_status(status: AgentStatus) -> Self {
-        Self { status: Some(status) }
+    pub fn status(mut self, status: AgentStatus) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// A heartbeat of one process among several.
+    #[must_use]
+    pub fn instance_id(mut self, instance_id: impl Into<String>) -> Self {
+        self.instance_id = Some(instance_id.into());
+        self
     }
 }
 
@@ -235,10 +250,30 @@ impl HeartbeatAck {
 }
 
 /// The body of `PUT /agents/{id}/status`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct StatusUpdate {
     /// The status to set.
     pub status: AgentStatus,
+    /// Which process sets it. Where another one has registered since, it is refused with 409: a process that
+    /// ends must not take its successor offline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
+}
+
+impl StatusUpdate {
+    /// Sets the status, whichever process is behind the agent.
+    #[must_use]
+    pub fn new(status: AgentStatus) -> Self {
+        Self { status, instance_id: None }
+    }
+
+    /// Sets the status as one process among several.
+    #[must_use]
+    pub fn instance_id(mut self, instance_id: impl Into<String>) -> Self {
+        self.instance_id = Some(instance_id.into());
+        self
+    }
 }
 
 /// Reads `null` as the default: clients in other languages send it for a field that was left out.

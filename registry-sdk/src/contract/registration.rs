@@ -50,6 +50,10 @@ pub struct Registration {
         skip_serializing_if = "Option::is_none"
     )]
     pub heartbeat_interval: Option<Duration>,
+    /// Which process this is, of those that may come up with one `agent_id`: 1 to 64 of the same characters.
+    /// The newest registration wins; heartbeats of another instance are refused from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
 }
 
 impl Registration {
@@ -68,6 +72,7 @@ impl Registration {
             status: AgentStatus::Active,
             metadata: Map::new(),
             heartbeat_interval: None,
+            instance_id: None,
         }
     }
 
@@ -96,6 +101,13 @@ impl Registration {
     #[must_use]
     pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
         self.heartbeat_interval = Some(interval);
+        self
+    }
+
+    /// Tells this process apart from others with the same `agent_id`.
+    #[must_use]
+    pub fn instance_id(mut self, instance_id: impl Into<String>) -> Self {
+        self.instance_id = Some(instance_id.into());
         self
     }
 
@@ -135,6 +147,7 @@ struct Draft<'a> {
     status: Option<&'a RawValue>,
     metadata: Option<&'a RawValue>,
     heartbeat_interval_seconds: Option<&'a RawValue>,
+    instance_id: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -171,6 +184,7 @@ impl Draft<'_> {
             "a number of seconds above 0, up to 86400",
             self.heartbeat_interval_seconds,
         );
+        let instance_id = optional(&mut errors, "instance_id", "a string", self.instance_id);
         let registration = Registration {
             agent_id: agent_id.unwrap_or_default(),
             agent_name: agent_name.unwrap_or_default(),
@@ -179,6 +193,7 @@ impl Draft<'_> {
             status: status.unwrap_or_default(),
             metadata: metadata.unwrap_or_default(),
             heartbeat_interval: interval.map(|Seconds(duration)| duration),
+            instance_id,
         };
         // What could be read is checked against its limits as well; what could not has its error already.
         if let Err(Invalid(limits)) = registration.validate() {

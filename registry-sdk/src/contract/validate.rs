@@ -59,10 +59,13 @@ pub fn is_agent_id(text: &str) -> bool {
         && text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
 }
 
+/// What to say of a text that [`is_agent_id`] refuses.
+const NO_ID: &str = "must be 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit";
+
 pub(super) fn registration(given: &Registration) -> Result<(), Invalid> {
     let mut check = Check::default();
     if !is_agent_id(&given.agent_id) {
-        check.fail("agent_id", "must be 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit");
+        check.fail("agent_id", NO_ID);
     }
     check.text("agent_name", &given.agent_name, 1, limits::AGENT_NAME);
     check.base_url(&given.base_url);
@@ -72,6 +75,9 @@ pub(super) fn registration(given: &Registration) -> Result<(), Invalid> {
         && (interval == Duration::ZERO || interval > limits::HEARTBEAT_INTERVAL)
     {
         check.fail("heartbeat_interval_seconds", "must be above 0, up to 86400");
+    }
+    if given.instance_id.as_deref().is_some_and(|instance_id| !is_agent_id(instance_id)) {
+        check.fail("instance_id", NO_ID);
     }
     if check.errors.is_empty() { Ok(()) } else { Err(Invalid(check.errors)) }
 }

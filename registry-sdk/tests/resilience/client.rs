@@ -28,7 +28,7 @@ async fn what_may_pass_is_tried_three_times() {
 
 #[tokio::test(start_paused = true)]
 async fn what_stays_wrong_is_tried_once() {
-    for status in [301, 400, 401, 403, 404, 409, 413, 415, 422] {
+    for status in [301, 400, 401, 403, 404, 409, 413, 415, 422, 501] {
         let server = Server::start(move |_, _| Reply::Answer(status, "", "")).await;
         let error = client(&server).heartbeat("a").await.unwrap_err();
         assert!(!error.is_retryable(), "{status}: {error}");
@@ -100,9 +100,59 @@ async fn nobody_listening_is_unreachable() {
     assert!(std::error::Error::source(&error).is_some());
 }
 
+#[tokio::test]
+async fn with_nobody_listening_at_the_first_url_the_next_answers_at_once() {
+    let (gone, there) = (Server::start(|_, _| ACK).await, Server::start(|_, _| ACK).await);
+    let urls = format!("{},{}", gone.url(), there.url());
+    drop(gone);
+    let client = RegistryClient::new(urls).unwrap().with_retry(RetryPolicy::none());
+    for _ in 0..5 {
+        client.heartbeat("a").await.unwrap();
+    }
+    assert_eq!(there.arrived().len(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_that_fails_is_left_alone_for_a_while() {
+    for failure in [Reply::Answer(503, "", ""), Reply::Close, Reply::Answer(200, "", "<html>")] {
+        let failing = failure.clone();
+        let first = Server::start(move |_, _| failing.clone()).await;
+        let second = Server::start(|_, _| ACK).await;
+        let urls = format!("{},{}", first.url(), second.url());
+        let client = RegistryClient::new(urls).unwrap().with_retry(RetryPolicy::none());
+        // Not sent to two: whether the first has got it is not known.
+        assert!(client.heartbeat("a").await.is_err(), "{failure:?}");
+        assert_eq!(second.arrived().len(), 0);
+        for _ in 0..3 {
+            client.heartbeat("a").await.unwrap();
+        }
+        assert_eq!((first.arrived().len(), second.arrived().len()), (1, 3));
+        tokio::time::sleep(Duration::from_secs(31)).await;
+        assert!(client.heartbeat("a").await.is_err());
+        assert_eq!(first.arrived().len(), 2, "after half a minute it is tried again");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_all_failing_each_is_tried_in_turn() {
+    let servers = [
+        Server::start(|_, _| Reply::Close).await,
+        Server::start(|_, _| Reply::Close).await,
+        Server::start(|_, _| Reply::Close).await,
+    ];
+    let urls: Vec<_> = servers.iter().map(Server::url).collect();
+    let client =
+        RegistryClient::builder(urls.join(",")).retry(RetryPolicy::discovery().attempts(6)).build().unwrap();
+    assert!(client.heartbeat("a").await.unwrap_err().is_retryable());
+    let tried: Vec<_> = servers.iter().map(|server| server.arrived().len()).collect();
+    assert_eq!(tried, [2, 2, 2]);
+}
+
 #[test]
 fn a_url_that_is_none_is_refused_when_the_client_is_made() {
-    for url in ["", "registry:8009", "ftp://registry", "unix:/run/registry", "http://"] {
+    for url in
+        ["", "registry:8009", "ftp://registry", "unix:/run/registry", "http://", "http://a,", "http://a,b"]
+    {
         assert!(matches!(RegistryClient::new(url), Err(Error::Setup(_))), "{url}");
     }
 }

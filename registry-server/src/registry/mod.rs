@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use registry_sdk::contract::{
-    AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, HeartbeatAck, Registration, RegistryStats,
-    ServerHealth, Timestamp, heartbeat_timeout, is_agent_id,
+    AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, Heartbeat, HeartbeatAck, Registration,
+    RegistryStats, ServerHealth, StatusUpdate, Timestamp, heartbeat_timeout, is_agent_id,
 };
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,7 +25,7 @@ use crate::store::{Store, StoreError, StoredAgent, Touch};
 use availability::Availability;
 use clock::Clock;
 use lanes::Lanes;
-use rules::{Change, Outcome, Patience};
+use rules::{Change, Outcome, Patience, is_instance};
 use view::{Held, Moment, Read, View};
 pub(crate) use view::{ListQuery, Page, SearchQuery};
 
@@ -35,6 +35,9 @@ pub(crate) enum Error {
     /// There is no such agent.
     #[error("no agent {0:?} is registered")]
     NotFound(String),
+    /// Another process has registered with the agent's id since.
+    #[error("another instance of agent {0:?} has registered since: this one is superseded")]
+    Superseded(String),
     /// The database is away.
     #[error("the registry's database does not answer, nothing was changed; try again")]
     Unavailable,
@@ -125,35 +128,36 @@ impl Registry {
     }
 
     /// An agent is alive, and may say its status.
-    pub(crate) async fn heartbeat(
-        &self,
-        agent_id: &str,
-        status: Option<AgentStatus>,
-    ) -> Result<HeartbeatAck, Error> {
+    pub(crate) async fn heartbeat(&self, agent_id: &str, beat: Heartbeat) -> Result<HeartbeatAck, Error> {
         let arrived = Instant::now();
         let timeout = |interval| heartbeat_timeout(self.core.config.heartbeat_timeout, interval);
         if let Some(held) = self.core.view.held(agent_id)
             && held.agent.status != AgentStatus::Offline
-            && status.is_none_or(|status| status == held.agent.status)
+            && beat.status.is_none_or(|status| status == held.agent.status)
+            && is_instance(&held.agent, beat.instance_id.as_deref())
             && let Some(heard) = self.touch(&held, arrived).await?
         {
             let (status, interval) = (held.agent.status, held.agent.heartbeat_interval);
             return Ok(HeartbeatAck::new(agent_id.to_owned(), status, heard, timeout(interval)));
         }
-        let agent = self.change(agent_id, Change::Beat(status), arrived).await?;
+        let agent = self.change(agent_id, Change::Beat(beat), arrived).await?;
         let timeout = timeout(agent.heartbeat_interval);
         Ok(HeartbeatAck::new(agent.agent_id, agent.status, agent.last_heartbeat, timeout))
     }
 
-    pub(crate) async fn set_status(&self, agent_id: &str, status: AgentStatus) -> Result<AgentRecord, Error> {
-        let agent = self.change(agent_id, Change::SetStatus(status), Instant::now()).await?;
+    pub(crate) async fn set_status(
+        &self,
+        agent_id: &str,
+        update: StatusUpdate,
+    ) -> Result<AgentRecord, Error> {
+        let agent = self.change(agent_id, Change::SetStatus(update), Instant::now()).await?;
         Ok(self.core.record(agent))
     }
 
     pub(crate) async fn remove(&self, agent_id: &str) -> Result<(), Error> {
         match self.ask(agent_id, Change::Remove, Instant::now()).await? {
             Outcome::NotFound => Err(Error::NotFound(agent_id.to_owned())),
-            Outcome::Done(_) | Outcome::Removed => Ok(()),
+            Outcome::Done(_) | Outcome::Removed | Outcome::Superseded => Ok(()),
         }
     }
 
@@ -220,6 +224,7 @@ impl Registry {
     async fn change(&self, agent_id: &str, change: Change, arrived: Instant) -> Result<StoredAgent, Error> {
         match self.ask(agent_id, change, arrived).await? {
             Outcome::Done(agent) => Ok(*agent),
+            Outcome::Superseded => Err(Error::Superseded(agent_id.to_owned())),
             Outcome::Removed | Outcome::NotFound => Err(Error::NotFound(agent_id.to_owned())),
         }
     }
@@ -294,6 +299,7 @@ fn is_same(agent: &StoredAgent, registration: &Registration) -> bool {
         && agent.agent_name == registration.agent_name
         && agent.base_url == registration.base_url
         && agent.heartbeat_interval == registration.heartbeat_interval
+        && agent.instance_id == registration.instance_id
         && agent.capabilities == registration.capabilities
         && agent.metadata == registration.metadata
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use registry_sdk::contract::{AgentStatus, Registration, Timestamp, heartbeat_timeout};
+use registry_sdk::contract::{
+    AgentStatus, Heartbeat, Registration, StatusUpdate, Timestamp, heartbeat_timeout,
+};
 
 use crate::store::{Event, EventKind, StoredAgent, Writes};
 
@@ -15,9 +17,9 @@ pub(crate) enum Change {
     /// Creates or replaces the agent, and counts as a heartbeat.
     Register(Box<Registration>),
     /// The agent is alive, and may say its status.
-    Beat(Option<AgentStatus>),
+    Beat(Heartbeat),
     /// Sets the status.
-    SetStatus(AgentStatus),
+    SetStatus(StatusUpdate),
     /// Removes the agent.
     Remove,
     /// Marks the agent offline where it has missed its deadline by a margin.
@@ -63,6 +65,12 @@ impl Patience {
     }
 }
 
+/// Whether a process may speak for an agent: the one that registered it, or one that does not say which it is.
+pub(crate) fn is_instance(agent: &StoredAgent, instance_id: Option<&str>) -> bool {
+    let registered = agent.instance_id.as_deref();
+    instance_id.is_none() || registered.is_none() || instance_id == registered
+}
+
 /// What became of a change.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
@@ -70,6 +78,8 @@ pub(crate) enum Outcome {
     Done(Box<StoredAgent>),
     /// The agent is not there any more.
     Removed,
+    /// Nothing: another process has registered with the agent's id since.
+    Superseded,
     /// There is no such agent.
     NotFound,
 }
@@ -94,8 +104,14 @@ impl Judge<'_> {
         match (change, current) {
             (Change::Register(registration), current) => self.register(registration, arrived, current),
             (_, None) => Outcome::NotFound,
-            (Change::Beat(status), Some(agent)) => self.beat(agent, *status, arrived),
-            (Change::SetStatus(status), Some(agent)) => self.set_status(agent, *status),
+            (Change::Beat(Heartbeat { instance_id, .. }), Some(agent))
+            | (Change::SetStatus(StatusUpdate { instance_id, .. }), Some(agent))
+                if !is_instance(&agent, instance_id.as_deref()) =>
+            {
+                Outcome::Superseded
+            }
+            (Change::Beat(beat), Some(agent)) => self.beat(agent, beat.status, arrived),
+            (Change::SetStatus(update), Some(agent)) => self.set_status(agent, update.status),
             (Change::Expire, Some(agent)) => self.expire(agent),
             (Change::Purge, Some(agent)) if !self.is_purgeable(&agent) => Outcome::Done(Box::new(agent)),
             (Change::Remove | Change::Purge, Some(agent)) => self.remove(agent.agent_id),
@@ -122,6 +138,7 @@ impl Judge<'_> {
             missed_deadline: false,
             offline_since: None,
             heartbeat_interval: given.heartbeat_interval,
+            instance_id: given.instance_id,
             registered_at,
             last_heartbeat: heard,
             revision: 0,
@@ -242,6 +259,7 @@ mod tests {
             missed_deadline: false,
             offline_since: (status == AgentStatus::Offline).then(|| at(100)),
             heartbeat_interval: None,
+            instance_id: Some("one".to_owned()),
             registered_at: at(50),
             last_heartbeat: at(100),
             revision: 7,
@@ -262,6 +280,10 @@ mod tests {
         let mut judge = Judge { patience, now, revision: 7, writes: Writes::default() };
         let outcome = judge.decide(change, Duration::ZERO, Some(current));
         (outcome, judge.writes)
+    }
+
+    fn beat() -> Change {
+        Change::Beat(Heartbeat::default())
     }
 
     fn kinds(writes: &Writes) -> Vec<(i64, EventKind)> {
@@ -304,16 +326,16 @@ mod tests {
 
     #[test]
     fn a_plain_heartbeat_writes_the_time_and_nothing_else() {
-        let (_, writes) = decide(&Change::Beat(None), agent(AgentStatus::Busy), at(130));
+        let (_, writes) = decide(&beat(), agent(AgentStatus::Busy), at(130));
         assert_eq!(writes.beats, [("a".to_owned(), at(130))]);
         assert!(writes.puts.is_empty() && writes.events.is_empty());
     }
 
     #[test]
     fn a_heartbeat_that_comes_too_late_is_told_to_all() {
-        let (_, writes) = decide(&Change::Beat(None), agent(AgentStatus::Active), at(200));
+        let (_, writes) = decide(&beat(), agent(AgentStatus::Active), at(200));
         assert_eq!(kinds(&writes), [(8, EventKind::Heard)]);
-        let (outcome, writes) = decide(&Change::Beat(None), agent(AgentStatus::Busy), at(200));
+        let (outcome, writes) = decide(&beat(), agent(AgentStatus::Busy), at(200));
         assert_eq!(kinds(&writes), [(8, EventKind::StatusChanged)]);
         let Outcome::Done(back) = outcome else { panic!("{outcome:?}") };
         assert_eq!((back.status, back.last_heartbeat), (AgentStatus::Active, at(200)));
@@ -321,11 +343,27 @@ mod tests {
 
     #[test]
     fn time_never_goes_back_and_the_future_ends_now() {
-        let (_, writes) = decide(&Change::Beat(None), agent(AgentStatus::Active), at(90));
+        let (_, writes) = decide(&beat(), agent(AgentStatus::Active), at(90));
         assert_eq!(writes.beats, [("a".to_owned(), at(90))], "its clock was set back: now is 90");
         let mut judge = Judge { patience: &patience(), now: at(130), revision: 7, writes: Writes::default() };
-        judge.decide(&Change::Beat(None), Duration::from_secs(40), Some(agent(AgentStatus::Active)));
+        judge.decide(&beat(), Duration::from_secs(40), Some(agent(AgentStatus::Active)));
         assert_eq!(judge.writes.beats, [("a".to_owned(), at(100))], "a later one is known");
+    }
+
+    #[test]
+    fn only_the_instance_that_registered_last_may_speak_for_the_agent() {
+        for (instance, expected) in [(Some("one"), false), (None, false), (Some("other"), true)] {
+            let instance_id = instance.map(str::to_owned);
+            let mut heartbeat = Heartbeat::default();
+            heartbeat.instance_id.clone_from(&instance_id);
+            let mut update = StatusUpdate::new(AgentStatus::Offline);
+            update.instance_id = instance_id;
+            for change in [Change::Beat(heartbeat), Change::SetStatus(update)] {
+                let (outcome, writes) = decide(&change, agent(AgentStatus::Active), at(110));
+                assert_eq!(matches!(outcome, Outcome::Superseded), expected, "{change:?}");
+                assert_eq!(writes.is_empty(), expected, "{change:?}");
+            }
+        }
     }
 
     #[test]

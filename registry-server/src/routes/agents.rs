@@ -7,10 +7,10 @@ use axum::extract::State;
 use axum::http::header::LINK;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use registry_sdk::contract::{AgentRecord, HeartbeatAck, Registration, is_agent_id};
+use registry_sdk::contract::{AgentRecord, Heartbeat, HeartbeatAck, Registration, StatusUpdate, is_agent_id};
 use serde::Deserialize;
 
-use super::extract::{AgentId, JsonBody, Params, check_limit, check_status, malformed, wrong_status};
+use super::extract::{AgentId, JsonBody, Params, check_limit, check_status, malformed, wrong_field};
 use super::problem::ApiError;
 use crate::registry::{ListQuery, Registry};
 
@@ -26,7 +26,11 @@ pub(super) async fn heartbeat(
     AgentId(id): AgentId,
     body: JsonBody,
 ) -> Answer<HeartbeatAck> {
-    Ok(Json(registry.heartbeat(&id, body.status()?).await?))
+    let fields = body.fields()?;
+    let mut beat = Heartbeat::default();
+    beat.status = fields.status()?;
+    beat.instance_id = fields.instance_id()?;
+    Ok(Json(registry.heartbeat(&id, beat).await?))
 }
 
 pub(super) async fn set_status(
@@ -34,9 +38,11 @@ pub(super) async fn set_status(
     AgentId(id): AgentId,
     body: JsonBody,
 ) -> Answer<AgentRecord> {
-    let status =
-        body.status()?.ok_or_else(|| wrong_status("is required: \"active\", \"busy\" or \"offline\""))?;
-    Ok(Json(registry.set_status(&id, status).await?))
+    let fields = body.fields()?;
+    let missing = || wrong_field("status", "is required: \"active\", \"busy\" or \"offline\"");
+    let mut update = StatusUpdate::new(fields.status()?.ok_or_else(missing)?);
+    update.instance_id = fields.instance_id()?;
+    Ok(Json(registry.set_status(&id, update).await?))
 }
 
 pub(super) async fn show(State(registry): State<Arc<Registry>>, AgentId(id): AgentId) -> Answer<AgentRecord> {

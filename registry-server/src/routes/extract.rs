@@ -5,8 +5,10 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
-use registry_sdk::contract::{AgentStatus, FieldError, Invalid, limits};
+use registry_sdk::contract::{AgentStatus, FieldError, Invalid, is_agent_id, limits};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::problem::ApiError;
 
@@ -68,18 +70,34 @@ impl JsonBody {
         &self.0
     }
 
-    /// The status that the body's object names.
-    pub(super) fn status(&self) -> Result<Option<AgentStatus>, ApiError> {
+    /// The fields of the body's object, none where there is no body.
+    pub(super) fn fields(&self) -> Result<Fields, ApiError> {
         if self.0.is_empty() {
-            return Ok(None);
+            return Ok(Fields::default());
         }
-        let mut body: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_slice(&self.0).map_err(|error| malformed(&error))?;
-        let Some(status) = body.remove("status").filter(|status| !status.is_null()) else {
-            return Ok(None);
-        };
-        let wrong = |_| wrong_status("must be one of \"active\", \"busy\", \"offline\"");
-        serde_json::from_value(status).map(Some).map_err(wrong)
+        serde_json::from_slice(&self.0).map(Fields).map_err(|error| malformed(&error))
+    }
+}
+
+/// The fields of a small body.
+#[derive(Default)]
+pub(super) struct Fields(serde_json::Map<String, Value>);
+
+impl Fields {
+    /// The status that it names.
+    pub(super) fn status(&self) -> Result<Option<AgentStatus>, ApiError> {
+        let Some(status) = self.0.get("status").filter(|status| !status.is_null()) else { return Ok(None) };
+        let wrong = |_| wrong_field("status", "must be one of \"active\", \"busy\", \"offline\"");
+        AgentStatus::deserialize(status).map(Some).map_err(wrong)
+    }
+
+    /// The process that it names.
+    pub(super) fn instance_id(&self) -> Result<Option<String>, ApiError> {
+        match self.0.get("instance_id") {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(id)) if is_agent_id(id) => Ok(Some(id.clone())),
+            Some(_) => Err(wrong_field("instance_id", "must be 1 to 64 of A-Z a-z 0-9 . _ -")),
+        }
     }
 }
 
@@ -88,8 +106,8 @@ pub(super) fn malformed(error: &serde_json::Error) -> ApiError {
     ApiError::bad_request(format!("the body has to be a JSON object: {error}"))
 }
 
-pub(super) fn wrong_status(message: &str) -> ApiError {
-    Invalid(vec![FieldError::new("status", message)]).into()
+pub(super) fn wrong_field(field: &str, message: &str) -> ApiError {
+    Invalid(vec![FieldError::new(field, message)]).into()
 }
 
 /// The `limit` of a list or a search.

@@ -40,6 +40,7 @@ impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         let status = match error {
             Error::NotFound(_) => StatusCode::NOT_FOUND,
+            Error::Superseded(_) => StatusCode::CONFLICT,
             Error::Unavailable | Error::Overloaded | Error::Stopping => StatusCode::SERVICE_UNAVAILABLE,
             Error::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };

@@ -32,6 +32,8 @@ pub(crate) struct StoredAgent {
     /// Since when it is offline, where it is.
     pub(crate) offline_since: Option<Timestamp>,
     pub(crate) heartbeat_interval: Option<Duration>,
+    /// Which process registered it last, where it said so.
+    pub(crate) instance_id: Option<String>,
     pub(crate) registered_at: Timestamp,
     pub(crate) last_heartbeat: Timestamp,
     /// The registry's revision at this agent's last change; heartbeats alone do not move it.

@@ -401,14 +401,16 @@ async fn put(connection: &mut PgConnection, agents: &[StoredAgent]) -> std::resu
     sqlx::query(
         "INSERT INTO agent_registry AS agent
              (agent_id, agent_name, base_url, status, capabilities, metadata, last_heartbeat,
-              heartbeat_interval_seconds, registered_at, missed_deadline, offline_since, revision)
+              heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since, revision)
          SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::json[],
-             $7::timestamptz[], $8::float8[], $9::timestamptz[], $10::bool[], $11::timestamptz[], $12::int8[])
+             $7::timestamptz[], $8::float8[], $9::text[], $10::timestamptz[], $11::bool[], $12::timestamptz[],
+             $13::int8[])
          ON CONFLICT (agent_id) DO UPDATE SET
              agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
              capabilities = excluded.capabilities, metadata = excluded.metadata,
              last_heartbeat = greatest(least(agent.last_heartbeat, now()), excluded.last_heartbeat),
              heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
+             instance_id = excluded.instance_id,
              missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
              revision = excluded.revision",
     )
@@ -420,6 +422,7 @@ async fn put(connection: &mut PgConnection, agents: &[StoredAgent]) -> std::resu
     .bind(each(agents, |agent| Json(agent.metadata.clone())))
     .bind(each(agents, |agent| date_time(agent.last_heartbeat)))
     .bind(each(agents, |agent| agent.heartbeat_interval.map(|interval| interval.as_secs_f64())))
+    .bind(each(agents, |agent| agent.instance_id.clone()))
     .bind(each(agents, |agent| date_time(agent.registered_at)))
     .bind(each(agents, |agent| agent.missed_deadline))
     .bind(each(agents, |agent| agent.offline_since.map(date_time)))
@@ -443,6 +446,7 @@ fn agent_from(row: &PgRow) -> std::result::Result<StoredAgent, sqlx::Error> {
         status: status.parse().map_err(|error| undecodable("status", error))?,
         missed_deadline: row.try_get("missed_deadline")?,
         offline_since: offline_since.map(|time| Timestamp::from_unix_millis(time.timestamp_millis())),
+        instance_id: row.try_get("instance_id")?,
         heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
         registered_at: timestamp(row, "registered_at")?,
         last_heartbeat: timestamp(row, "last_heartbeat")?,

@@ -318,6 +318,7 @@ async fn put(
                 "last_heartbeat": agent.last_heartbeat.unix_millis(),
                 "metadata": agent.metadata,
                 "heartbeat_interval_seconds": agent.heartbeat_interval.map(|interval| interval.as_secs_f64()),
+                "instance_id": agent.instance_id,
                 "registered_at": agent.registered_at.unix_millis(),
                 "missed_deadline": agent.missed_deadline,
                 "offline_since": agent.offline_since.map(Timestamp::unix_millis),
@@ -328,10 +329,10 @@ async fn put(
     sqlx::query(
         "INSERT INTO agent_registry
              (agent_id, agent_name, base_url, status, capabilities, last_heartbeat, metadata,
-              heartbeat_interval_seconds, registered_at, missed_deadline, offline_since, revision)
+              heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since, revision)
          SELECT value ->> 'agent_id', value ->> 'agent_name', value ->> 'base_url', value ->> 'status',
                 value -> 'capabilities', value ->> 'last_heartbeat', value -> 'metadata',
-                value ->> 'heartbeat_interval_seconds', value ->> 'registered_at',
+                value ->> 'heartbeat_interval_seconds', value ->> 'instance_id', value ->> 'registered_at',
                 value ->> 'missed_deadline', value ->> 'offline_since', value ->> 'revision'
          FROM json_each(?) WHERE true
          ON CONFLICT (agent_id) DO UPDATE SET
@@ -339,6 +340,7 @@ async fn put(
              capabilities = excluded.capabilities, metadata = excluded.metadata,
              last_heartbeat = max(agent_registry.last_heartbeat, excluded.last_heartbeat),
              heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
+             instance_id = excluded.instance_id,
              missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
              revision = excluded.revision",
     )
@@ -361,6 +363,7 @@ fn agent_from(row: &SqliteRow) -> std::result::Result<StoredAgent, sqlx::Error> 
         status: status.parse().map_err(|error| undecodable("status", error))?,
         missed_deadline: row.try_get("missed_deadline")?,
         offline_since: row.try_get::<Option<i64>, _>("offline_since")?.map(Timestamp::from_unix_millis),
+        instance_id: row.try_get("instance_id")?,
         heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
         registered_at: Timestamp::from_unix_millis(row.try_get("registered_at")?),
         last_heartbeat: Timestamp::from_unix_millis(row.try_get("last_heartbeat")?),

@@ -113,6 +113,7 @@ pub(crate) fn record(agent: StoredAgent, moment: &Moment) -> AgentRecord {
     record.capabilities = agent.capabilities;
     record.metadata = agent.metadata;
     record.heartbeat_interval = agent.heartbeat_interval;
+    record.instance_id = agent.instance_id;
     record.registered_at = Some(agent.registered_at);
     record.last_heartbeat = Some(agent.last_heartbeat);
     record.heartbeat_timeout = Some(timeout);

@@ -1,0 +1,60 @@
+//! Which of several registry URLs to use.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use url::Url;
+
+use crate::error::Error;
+
+/// How long a registry that failed is left alone while another one answers.
+const REST: Duration = Duration::from_secs(30);
+
+/// The registry URLs, in the order in which they are preferred. Clones share what is known of them.
+#[derive(Clone, Debug)]
+pub(crate) struct Targets {
+    urls: Arc<[Url]>,
+    /// When each of them last failed, where it has not answered since.
+    failed: Arc<Mutex<Vec<Option<Instant>>>>,
+}
+
+impl Targets {
+    /// Reads one URL, or several with commas between.
+    pub(crate) fn parse(text: &str) -> Result<Self, Error> {
+        let urls = text.split(',').map(|url| parse(url.trim())).collect::<Result<Arc<[_]>, _>>()?;
+        let failed = Arc::new(Mutex::new(vec![None; urls.len()]));
+        Ok(Self { urls, failed })
+    }
+
+    /// The first that has not failed lately; where all have, the one whose failure is the longest ago.
+    pub(crate) fn pick(&self) -> usize {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let rested = failed.iter().position(|at| at.is_none_or(|at| at.elapsed() >= REST));
+        rested.unwrap_or_else(|| (0..failed.len()).min_by_key(|place| failed[*place]).unwrap_or_default())
+    }
+
+    pub(crate) fn url(&self, place: usize) -> &Url {
+        &self.urls[place]
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.urls.len()
+    }
+
+    /// Notes whether a registry answered.
+    pub(crate) fn note(&self, place: usize, answered: bool) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed[place] = if answered { None } else { Some(Instant::now()) };
+    }
+}
+
+fn parse(text: &str) -> Result<Url, Error> {
+    let wrong = |why: &str| Error::Setup(format!("{text:?} cannot be a registry's URL: {why}"));
+    let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
+    if matches!(url.scheme(), "http" | "https") {
+        Ok(url)
+    } else {
+        Err(wrong("it has to begin with http:// or https://"))
+    }
+}
