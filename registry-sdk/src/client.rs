@@ -81,7 +81,7 @@ impl RegistryClientBuilder {
 }
 
 /// Which agents to list. By default all.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ListQuery {
     /// Only agents of this status.
     pub status: Option<AgentStatus>,
@@ -131,7 +131,7 @@ pub struct Page {
 }
 
 /// What to search for. A text alone is one, too.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct SearchQuery {
     /// The words; each has to begin a word of the capability's name, tags or description.

@@ -1,13 +1,15 @@
 //! What can go wrong, told by what the caller can do about it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::contract::{FieldError, Invalid};
 
-type Cause = Box<dyn std::error::Error + Send + Sync>;
+/// Shared, so that an error can be given to all who waited for the same answer.
+type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
 /// Why an operation failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The client or the agent was set up wrongly. Nothing was sent.

@@ -39,11 +39,16 @@
 //! | feature | default | what it gives |
 //! |---|---|---|
 //! | `client` | yes | [`RegistryClient`] and [`Agent`], over HTTP and HTTPS (rustls), on Tokio |
+//! | `cache` | no | `discovery::DiscoveryCache`: discovery that outlives the registry |
+//! | `metrics` | no | counters of registrations, heartbeats, retries and states, through the `metrics` facade |
 //!
 //! Without any feature the crate is the [`contract`] alone: the wire types and their limits, with neither an
 //! HTTP client nor a runtime.
 
 pub mod contract;
+
+#[cfg(feature = "cache")]
+pub mod discovery;
 
 #[cfg(feature = "client")]
 mod agent;

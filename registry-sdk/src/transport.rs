@@ -1,5 +1,6 @@
 //! The one place that sends: time-outs, retries, and the errors that become of them.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use backon::Retryable;
@@ -119,7 +120,7 @@ impl Transport {
     async fn attempt(&self, request: &Request, base: &Url) -> Result<Answer, Failed> {
         let unreachable = |error: reqwest::Error| Failed {
             sent: !error.is_connect(),
-            error: Error::Unreachable { url: base.to_string(), source: chain(&error.without_url()).into() },
+            error: Error::Unreachable { url: base.to_string(), source: cause(&error.without_url()) },
         };
         let mut builder = self.http.request(request.method.clone(), request.url(base)?);
         if let Some(body) = &request.body {
@@ -240,6 +241,11 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 fn quote(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(&body[..body.len().min(QUOTED)]);
     if body.is_empty() { "an empty body".to_owned() } else { format!("{text:?}") }
+}
+
+/// What is kept of the libraries' errors: their texts.
+fn cause(error: &dyn std::error::Error) -> Arc<dyn std::error::Error + Send + Sync> {
+    Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(chain(error)))
 }
 
 /// An error and its causes in one line: the libraries below keep the telling part in the causes.

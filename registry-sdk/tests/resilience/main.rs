@@ -3,5 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod agent;
+#[cfg(feature = "cache")]
+mod cache;
 mod client;
 mod support;

@@ -1,0 +1,184 @@
+//! A cache in front of a client: discovery that outlives the registry.
+
+use std::time::Duration;
+
+use super::shelf::{Cached, Shelf, Times};
+use crate::client::{ListQuery, Page, RegistryClient, SearchQuery};
+use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch};
+use crate::error::Error;
+
+/// A [`RegistryClient`] for discovery that keeps answers: fresh ones are used without asking again, a question
+/// is asked once however many callers wait for it, and while the registry cannot be reached the last good
+/// answer is given, marked with its age.
+///
+/// Cheap to clone; clones share what is kept. Every method may be cancelled.
+///
+/// ```no_run
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), registry_sdk::Error> {
+/// use registry_sdk::RegistryClient;
+/// use registry_sdk::discovery::{DiscoveryCache, Freshness};
+///
+/// let cache = DiscoveryCache::new(RegistryClient::new("http://127.0.0.1:8009")?);
+/// let found = cache.search_capabilities("security scan").await?;
+/// if let Freshness::Stale { age } = found.freshness {
+///     println!("the registry does not answer; this is {age:?} old");
+/// }
+/// for agent in found.iter() {
+///     println!("{} at {}", agent.agent_id, agent.base_url);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct DiscoveryCache {
+    client: RegistryClient,
+    searches: Shelf<SearchQuery, Vec<CapabilityMatch>>,
+    lists: Shelf<ListQuery, Page>,
+    agents: Shelf<String, AgentRecord>,
+}
+
+/// Sets up a [`DiscoveryCache`].
+#[derive(Clone, Debug)]
+pub struct DiscoveryCacheBuilder {
+    client: RegistryClient,
+    times: Times,
+    capacity: usize,
+}
+
+impl DiscoveryCacheBuilder {
+    /// How long an answer is used without asking again. Default: 2 s.
+    ///
+    /// After a failure the last good answer is used as long before the registry is asked again.
+    #[must_use]
+    pub fn fresh_for(mut self, time: Duration) -> Self {
+        self.times.fresh_for = time;
+        self
+    }
+
+    /// How old an answer may be that is given while the registry cannot be reached. Default: 10 minutes.
+    #[must_use]
+    pub fn stale_for(mut self, time: Duration) -> Self {
+        self.times.stale_for = time;
+        self
+    }
+
+    /// How many answers of each kind are kept; those that are rarely asked for go first. Default: 1,000.
+    #[must_use]
+    pub fn capacity(mut self, answers: usize) -> Self {
+        self.capacity = answers;
+        self
+    }
+
+    /// Makes the cache.
+    #[must_use]
+    pub fn build(self) -> DiscoveryCache {
+        let Self { client, times, capacity } = self;
+        DiscoveryCache {
+            client,
+            searches: Shelf::new(capacity, times),
+            lists: Shelf::new(capacity, times),
+            agents: Shelf::new(capacity, times),
+        }
+    }
+}
+
+/// What [`DiscoveryCache::safe_search`] found.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum SafeSearch {
+    /// Enough agents that can do it, the best first.
+    Found(Cached<Vec<CapabilityMatch>>),
+    /// All active agents, because not enough were found.
+    Everyone {
+        /// The agents, by id.
+        agents: Cached<Page>,
+        /// Why it came to that.
+        why: WhyEveryone,
+    },
+}
+
+/// Why a search fell back to everyone.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum WhyEveryone {
+    /// Fewer agents can do it than were wanted.
+    TooFew {
+        /// How many can.
+        found: usize,
+        /// How many were wanted.
+        wanted: usize,
+    },
+    /// The search failed, and no earlier answer is kept.
+    SearchFailed(Error),
+}
+
+impl DiscoveryCache {
+    /// A cache with the default times in front of a client.
+    #[must_use]
+    pub fn new(client: RegistryClient) -> Self {
+        Self::builder(client).build()
+    }
+
+    /// A cache in front of a client, with times of one's own.
+    #[must_use]
+    pub fn builder(client: RegistryClient) -> DiscoveryCacheBuilder {
+        let times = Times { fresh_for: Duration::from_secs(2), stale_for: Duration::from_secs(600) };
+        DiscoveryCacheBuilder { client, times, capacity: 1_000 }
+    }
+
+    /// The client behind it, for what must not come from a cache.
+    #[must_use]
+    pub fn client(&self) -> &RegistryClient {
+        &self.client
+    }
+
+    /// As [`RegistryClient::search_capabilities`].
+    ///
+    /// # Errors
+    /// Where the registry cannot be reached and nothing is kept that is young enough; and what the registry
+    /// refuses.
+    pub async fn search_capabilities(
+        &self,
+        query: impl Into<SearchQuery>,
+    ) -> Result<Cached<Vec<CapabilityMatch>>, Error> {
+        let query = query.into();
+        self.searches.get(&query, || self.client.search_capabilities(query.clone())).await
+    }
+
+    /// As [`RegistryClient::list_agents`].
+    ///
+    /// # Errors
+    /// As [`DiscoveryCache::search_capabilities`].
+    pub async fn list_agents(&self, query: ListQuery) -> Result<Cached<Page>, Error> {
+        self.lists.get(&query, || self.client.list_agents(query.clone())).await
+    }
+
+    /// As [`RegistryClient::get_agent`].
+    ///
+    /// # Errors
+    /// As [`DiscoveryCache::search_capabilities`]; [`Error::NotFound`] where the registry does not know the
+    /// agent, whatever was kept.
+    pub async fn get_agent(&self, agent_id: &str) -> Result<Cached<AgentRecord>, Error> {
+        self.agents.get(&agent_id.to_owned(), || self.client.get_agent(agent_id)).await
+    }
+
+    /// Searches for agents that can do something; where fewer than `min_agents` can, or the search fails, all
+    /// active agents, with the reason.
+    ///
+    /// # Errors
+    /// Where not even the list of agents is to be had.
+    pub async fn safe_search(
+        &self,
+        capability: impl Into<SearchQuery>,
+        min_agents: usize,
+    ) -> Result<SafeSearch, Error> {
+        let why = match self.search_capabilities(capability).await {
+            Ok(found) if found.len() >= min_agents => return Ok(SafeSearch::Found(found)),
+            Ok(found) => WhyEveryone::TooFew { found: found.len(), wanted: min_agents },
+            Err(error) => WhyEveryone::SearchFailed(error),
+        };
+        let agents = self.list_agents(ListQuery::all().status(AgentStatus::Active)).await?;
+        Ok(SafeSearch::Everyone { agents, why })
+    }
+}

@@ -1,0 +1,153 @@
+//! The cache in front of a registry that comes and goes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use registry_sdk::discovery::{DiscoveryCache, Freshness, SafeSearch, WhyEveryone};
+use registry_sdk::{RegistryClient, RetryPolicy};
+
+use crate::support::{Reply, Server};
+
+const FRESH: Duration = Duration::from_secs(2);
+const STALE: Duration = Duration::from_secs(60);
+const FOUND: &str = r#"[{"agent_id":"a","status":"active","capability":"work"}]"#;
+const AGENTS: &str = r#"[{"agent_id":"a","status":"active"},{"agent_id":"b","status":"active"}]"#;
+
+/// What the registry does: answers, says no, or is away.
+const ANSWERS: usize = 0;
+const AWAY: usize = 1;
+const UNKNOWN: usize = 2;
+
+async fn registry() -> (Server, Arc<AtomicUsize>) {
+    let mood = Arc::<AtomicUsize>::default();
+    let shared = mood.clone();
+    let script = move |what: &str, _| match (shared.load(Ordering::SeqCst), what) {
+        (AWAY, _) => Reply::Close,
+        (UNKNOWN, _) => Reply::Answer(404, "", r#"{"detail":"gone"}"#),
+        (_, "GET /agents/a") => Reply::Answer(200, "", r#"{"agent_id":"a","status":"active"}"#),
+        (_, what) if what.starts_with("GET /agents") => Reply::Answer(200, "", AGENTS),
+        _ => Reply::Answer(200, "", FOUND),
+    };
+    (Server::start(script).await, mood)
+}
+
+fn cache(server: &Server) -> DiscoveryCache {
+    let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
+    DiscoveryCache::builder(client).fresh_for(FRESH).stale_for(STALE).build()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fresh_answer_is_not_asked_for_again() {
+    let (server, _) = registry().await;
+    let cache = cache(&server);
+    for _ in 0..5 {
+        assert_eq!(cache.search_capabilities("work").await.unwrap().freshness, Freshness::Fresh);
+    }
+    assert_eq!(server.arrived().len(), 1);
+    cache.search_capabilities("other work").await.unwrap();
+    assert_eq!(server.arrived().len(), 2, "another question");
+    tokio::time::sleep(FRESH).await;
+    cache.search_capabilities("work").await.unwrap();
+    assert_eq!(server.arrived().len(), 3, "no longer fresh");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_is_asked_once_however_many_wait() {
+    for mood_then in [ANSWERS, AWAY] {
+        let (server, mood) = registry().await;
+        mood.store(mood_then, Ordering::SeqCst);
+        let cache = cache(&server);
+        let all = (0..100).map(|_| {
+            let cache = cache.clone();
+            tokio::spawn(async move { cache.get_agent("a").await })
+        });
+        for one in all.collect::<Vec<_>>() {
+            assert_eq!(one.await.unwrap().is_ok(), mood_then == ANSWERS);
+        }
+        assert_eq!(server.arrived().len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_registry_is_away_the_last_answer_is_given_with_its_age() {
+    let (server, mood) = registry().await;
+    let cache = cache(&server);
+    let first = cache.search_capabilities("work").await.unwrap();
+    mood.store(AWAY, Ordering::SeqCst);
+    tokio::time::sleep(FRESH).await;
+    let stale = cache.search_capabilities("work").await.unwrap();
+    assert_eq!(stale.value, first.value);
+    let Freshness::Stale { age } = stale.freshness else { panic!("{stale:?}") };
+    assert!(age >= FRESH && age < 2 * FRESH, "{age:?}");
+    // The next callers do not wait for it to fail again.
+    let asked = server.arrived().len();
+    for _ in 0..5 {
+        assert!(cache.search_capabilities("work").await.unwrap().freshness.is_stale());
+    }
+    assert_eq!(server.arrived().len(), asked);
+    // What was never asked cannot be answered.
+    assert!(cache.search_capabilities("other work").await.unwrap_err().is_retryable());
+
+    mood.store(ANSWERS, Ordering::SeqCst);
+    tokio::time::sleep(FRESH).await;
+    assert_eq!(cache.search_capabilities("work").await.unwrap().freshness, Freshness::Fresh);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_too_old_is_not_given() {
+    let (server, mood) = registry().await;
+    let cache = cache(&server);
+    cache.get_agent("a").await.unwrap();
+    mood.store(AWAY, Ordering::SeqCst);
+    tokio::time::sleep(STALE - FRESH).await;
+    assert!(cache.get_agent("a").await.unwrap().freshness.is_stale());
+    tokio::time::sleep(2 * FRESH).await;
+    assert!(cache.get_agent("a").await.unwrap_err().is_retryable());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_no_of_the_registry_is_not_papered_over() {
+    let (server, mood) = registry().await;
+    let cache = cache(&server);
+    cache.get_agent("a").await.unwrap();
+    mood.store(UNKNOWN, Ordering::SeqCst);
+    tokio::time::sleep(FRESH).await;
+    assert!(cache.get_agent("a").await.unwrap_err().is_not_found());
+    // Nor afterwards: it has said that the agent is gone.
+    mood.store(AWAY, Ordering::SeqCst);
+    assert!(cache.get_agent("a").await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_waits_asks_where_the_one_who_asked_goes_away() {
+    let server = Server::start(|_, before| match before {
+        0 => Reply::Hang,
+        _ => Reply::Answer(200, "", FOUND),
+    })
+    .await;
+    let cache = cache(&server);
+    let asking = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.search_capabilities("work").await }
+    });
+    crate::support::until("it asks", || server.arrived().len() == 1).await;
+    let waiting = tokio::spawn(async move { cache.search_capabilities("work").await });
+    asking.abort();
+    assert_eq!(waiting.await.unwrap().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_safe_search_finds_or_says_why_it_gives_everyone() {
+    let (server, mood) = registry().await;
+    let cache = cache(&server);
+    let found = cache.safe_search("work", 1).await.unwrap();
+    assert!(matches!(found, SafeSearch::Found(found) if found.len() == 1));
+    let everyone = cache.safe_search("work", 2).await.unwrap();
+    let SafeSearch::Everyone { agents, why } = everyone else { panic!("{everyone:?}") };
+    assert_eq!(agents.agents.len(), 2);
+    assert!(matches!(why, WhyEveryone::TooFew { found: 1, wanted: 2 }));
+    mood.store(AWAY, Ordering::SeqCst);
+    let everyone = cache.safe_search("never asked before", 1).await.unwrap();
+    assert!(matches!(everyone, SafeSearch::Everyone { why: WhyEveryone::SearchFailed(_), .. }));
+}
