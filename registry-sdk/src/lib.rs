@@ -40,6 +40,7 @@
 //! |---|---|---|
 //! | `client` | yes | [`RegistryClient`] and [`Agent`], over HTTP and HTTPS (rustls), on Tokio |
 //! | `cache` | no | `discovery::DiscoveryCache`: discovery that outlives the registry |
+//! | `testing` | no | `testing::MockRegistry`, a registry with faults to script, for the tests of agents |
 //! | `metrics` | no | counters of registrations, heartbeats, retries and states, through the `metrics` facade |
 //!
 //! Without any feature the crate is the [`contract`] alone: the wire types and their limits, with neither an
@@ -64,6 +65,9 @@ mod retry;
 mod targets;
 #[cfg(feature = "client")]
 mod transport;
+
+#[cfg(feature = "testing")]
+pub mod testing;
 
 #[cfg(feature = "client")]
 pub use agent::{Agent, AgentState, RegistrationOutcome, shutdown_signal};

@@ -5,20 +5,28 @@ use std::time::Duration;
 use registry_sdk::contract::{AgentStatus, Capability, Heartbeat};
 use registry_sdk::{Agent, AgentState, Error, RegistrationOutcome};
 
-use crate::support::{Database, agent, client, eventually, on_both_databases, status_of};
+use crate::support::{Database, agent, client, eventually, on_both_databases, on_every_registry, status_of};
 
-on_both_databases!(
+on_every_registry!(
     heartbeats_keep_an_agent_alive,
     a_forgotten_agent_registers_again_with_its_latest_capabilities,
-    an_agent_outlives_its_registry,
-    an_agent_that_starts_before_its_registry_registers_when_it_is_there,
     a_shut_down_agent_is_offline_and_stays_so,
     a_dropped_agent_falls_silent,
-    a_status_is_kept_over_a_restart_of_the_registry,
     a_bad_registration_is_an_error_at_once,
     the_newest_process_with_an_id_wins,
     a_process_that_does_not_say_which_it_is_may_still_speak,
 );
+
+/// What takes a database, or a restart.
+mod lasting {
+    use super::*;
+
+    on_both_databases!(
+        an_agent_outlives_its_registry,
+        an_agent_that_starts_before_its_registry_registers_when_it_is_there,
+        a_status_is_kept_over_a_restart_of_the_registry,
+    );
+}
 
 const INTERVAL: Duration = Duration::from_millis(200);
 

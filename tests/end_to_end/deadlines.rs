@@ -6,18 +6,26 @@ use registry_sdk::ListQuery;
 use registry_sdk::contract::{AgentStatus, HealthStatus, UnhealthyReason};
 use tokio::time::Instant;
 
-use crate::support::{Database, agent, client, eventually, on_both_databases, status_of};
+use crate::support::{Database, agent, client, eventually, on_both_databases, on_every_registry, status_of};
 
-on_both_databases!(
+on_every_registry!(
     past_its_deadline_an_agent_is_offline_for_every_reader_before_any_sweep,
-    the_sweeper_writes_a_missed_deadline_down,
     a_longer_interval_of_its_own_extends_the_deadline,
     a_heartbeat_brings_back_who_fell_silent,
     a_status_does_not_bring_back_who_fell_silent,
     a_busy_agent_that_fell_silent_comes_back_active,
-    nobody_is_marked_offline_before_a_whole_timeout_after_a_restart,
-    who_stays_offline_is_removed_after_a_while_where_that_is_wanted,
 );
+
+/// What takes a database, or a restart.
+mod lasting {
+    use super::*;
+
+    on_both_databases!(
+        the_sweeper_writes_a_missed_deadline_down,
+        nobody_is_marked_offline_before_a_whole_timeout_after_a_restart,
+        who_stays_offline_is_removed_after_a_while_where_that_is_wanted,
+    );
+}
 
 const TIMEOUT: Duration = Duration::from_millis(700);
 const NEVER: Duration = Duration::from_secs(3_600);

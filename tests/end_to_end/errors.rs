@@ -6,16 +6,21 @@ use reqwest::header::{ALLOW, CONTENT_TYPE};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::json;
 
-use crate::support::{Database, agent, client, on_both_databases};
+use crate::support::{Database, agent, client, on_both_databases, on_every_registry};
 
-on_both_databases!(
-    errors_are_problems_with_their_status,
-    all_bad_fields_come_back_at_once,
-    a_refused_registration_changes_nothing,
-    the_longest_body_is_taken_and_one_byte_more_is_not,
-    ids_that_cannot_be_are_unknown_agents,
-    every_answer_has_a_request_id,
-);
+on_every_registry!(all_bad_fields_come_back_at_once, a_refused_registration_changes_nothing,);
+
+/// What takes a database, or a restart.
+mod lasting {
+    use super::*;
+
+    on_both_databases!(
+        errors_are_problems_with_their_status,
+        the_longest_body_is_taken_and_one_byte_more_is_not,
+        ids_that_cannot_be_are_unknown_agents,
+        every_answer_has_a_request_id,
+    );
+}
 
 const JSON: &str = "application/json";
 

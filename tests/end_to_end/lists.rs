@@ -3,9 +3,9 @@
 use registry_sdk::ListQuery;
 use registry_sdk::contract::AgentStatus;
 
-use crate::support::{Database, agent, client, on_both_databases};
+use crate::support::{Database, agent, client, on_every_registry};
 
-on_both_databases!(
+on_every_registry!(
     a_list_has_everyone_in_the_order_of_ids,
     pages_together_are_the_list,
     a_cursor_stays_good_when_its_agent_is_removed,

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use registry_sdk::Error;
 use registry_sdk::contract::{AgentStatus, STALE_HEADER};
+use registry_sdk::testing::Fault;
 use tokio::time::Instant;
 
-use crate::support::{Database, Proxy, agent, client, eventually, on_postgres, status_of};
+use crate::support::{Database, agent, client, eventually, on_postgres, proxy_before, status_of};
 
 on_postgres!(
     while_the_database_is_away_reads_go_on_and_writes_are_refused,
@@ -15,8 +16,8 @@ on_postgres!(
 );
 
 async fn while_the_database_is_away_reads_go_on_and_writes_are_refused(database: Database) {
-    let proxy = Proxy::before(&database).await;
-    let server = proxy.through(&database).start().await;
+    let proxy = proxy_before(&database).await;
+    let server = database.through(&proxy).start().await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
     let stale = async || {
@@ -25,7 +26,7 @@ async fn while_the_database_is_away_reads_go_on_and_writes_are_refused(database:
     };
     assert_eq!(stale().await, None);
 
-    proxy.cut();
+    proxy.set(Fault::Refuse);
     eventually("the server is unhealthy", async || client.server_health().await.is_err()).await;
     for error in [
         client.heartbeat("a").await.map(|_| ()).unwrap_err(),
@@ -42,7 +43,7 @@ async fn while_the_database_is_away_reads_go_on_and_writes_are_refused(database:
     assert_eq!(client.search_capabilities("work").await.unwrap().len(), 1);
     assert_eq!(client.get_stats().await.unwrap().active_agents, 1);
 
-    proxy.mend();
+    proxy.set(Fault::None);
     eventually("the server is healthy", async || client.server_health().await.is_ok()).await;
     assert_eq!(stale().await, None);
     client.heartbeat("a").await.unwrap();
@@ -54,17 +55,17 @@ async fn while_the_database_is_away_reads_go_on_and_writes_are_refused(database:
 
 async fn nobody_is_marked_offline_before_a_whole_timeout_after_an_outage(database: Database) {
     const TIMEOUT: Duration = Duration::from_millis(800);
-    let proxy = Proxy::before(&database).await;
-    let server = proxy.through(&database).start_with(|config| config.heartbeat_timeout = TIMEOUT).await;
+    let proxy = proxy_before(&database).await;
+    let server = database.through(&proxy).start_with(|config| config.heartbeat_timeout = TIMEOUT).await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
-    proxy.cut();
+    proxy.set(Fault::Refuse);
     let silence = async || client.check_health("a").await.unwrap().since_heartbeat.unwrap();
     // Read from memory, twice the time-out long: healthy all the while.
     while silence().await < 2 * TIMEOUT {
         assert!(client.check_health("a").await.unwrap().is_healthy());
     }
-    proxy.mend();
+    proxy.set(Fault::None);
     let mended = Instant::now();
     while status_of(&client, "a").await == AgentStatus::Active {
         tokio::task::yield_now().await;

@@ -6,17 +6,25 @@ use registry_sdk::ListQuery;
 use registry_sdk::contract::{AgentStatus, Capability, Registration};
 use serde_json::json;
 
-use crate::support::{Database, agent, client, on_both_databases};
+use crate::support::{Database, agent, client, on_both_databases, on_every_registry};
 
-on_both_databases!(
+on_every_registry!(
     a_registration_is_read_back_as_it_was_sent,
     registering_again_updates_and_keeps_the_first_date,
     registering_the_same_again_is_a_heartbeat,
-    agents_survive_a_restart,
     a_deregistered_agent_is_gone_and_may_come_back,
-    concurrent_registrations_are_all_stored,
-    the_same_agent_registered_at_once_ends_as_one_of_them,
 );
+
+/// What takes a database, or a restart.
+mod lasting {
+    use super::*;
+
+    on_both_databases!(
+        agents_survive_a_restart,
+        concurrent_registrations_are_all_stored,
+        the_same_agent_registered_at_once_ends_as_one_of_them,
+    );
+}
 
 fn full() -> Registration {
     Registration::new("feature-dev", "Feature Development Agent", "http://feature-dev:8002")

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use registry_sdk::contract::AgentStatus;
+use registry_sdk::testing::Fault;
 use registry_sdk::{ListQuery, RegistryClient};
-use registry_server::Server;
 use sqlx::Executor;
 use tokio::time::Instant;
 
-use crate::support::{Database, agent, client, eventually, on_postgres, status_of};
+use crate::support::{Database, Registry, agent, client, eventually, on_postgres, proxy_before, status_of};
 
 on_postgres!(
     what_one_replica_writes_the_other_shows_within_a_second,
@@ -24,7 +24,7 @@ on_postgres!(
 /// A second for the announcement, and as much again for a slow machine.
 const SOON: Duration = Duration::from_secs(2);
 
-async fn pair(database: &Database, timeout: Duration) -> (Server, Server) {
+async fn pair(database: &Database, timeout: Duration) -> (Registry, Registry) {
     let start = || database.start_with(|config| config.heartbeat_timeout = timeout);
     (start().await, start().await)
 }
@@ -134,23 +134,23 @@ async fn a_cut_listening_connection_loses_nothing(database: Database) {
 }
 
 async fn a_replica_that_fell_far_behind_reads_everything_anew(database: Database) {
-    let proxy = crate::support::Proxy::before(&database).await;
+    let proxy = proxy_before(&database).await;
     let one = database.start().await;
-    let two = proxy.through(&database).start().await;
+    let two = database.through(&proxy).start().await;
     let (one_client, two_client) = (client(&one), client(&two));
     for id in ["kept", "removed", "changed"] {
         one_client.register(&agent(id, "work")).await.unwrap();
     }
     let everyone = async |client: &RegistryClient| client.list_agents(ListQuery::all()).await.unwrap().agents;
     eventually("the other knows all", async || everyone(&two_client).await.len() == 3).await;
-    proxy.cut();
+    proxy.set(Fault::Refuse);
     eventually("the other is cut off", async || two_client.server_health().await.is_err()).await;
     one_client.deregister("removed").await.unwrap();
     one_client.register(&agent("changed", "rest")).await.unwrap();
     one_client.register(&agent("new", "work")).await.unwrap();
     // The events that would tell are gone by then.
     database.connect().await.execute("DELETE FROM agent_registry_event").await.unwrap();
-    proxy.mend();
+    proxy.set(Fault::None);
     let expected = everyone(&one_client).await;
     eventually("both know the same", async || everyone(&two_client).await == expected).await;
     assert_eq!(two_client.search_capabilities("rest").await.unwrap().len(), 1);

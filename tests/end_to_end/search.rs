@@ -3,9 +3,9 @@
 use registry_sdk::contract::{AgentStatus, Capability, Registration, terms};
 use registry_sdk::{RegistryClient, SearchQuery};
 
-use crate::support::{Database, agent, client, on_both_databases};
+use crate::support::{Database, agent, client, on_every_registry};
 
-on_both_databases!(
+on_every_registry!(
     every_term_has_to_begin_a_term_of_the_capability,
     the_best_match_comes_first,
     one_match_an_agent_for_its_best_capability,

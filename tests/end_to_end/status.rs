@@ -2,9 +2,9 @@
 
 use registry_sdk::contract::{AgentStatus, HealthStatus, Heartbeat, UnhealthyReason};
 
-use crate::support::{Database, agent, client, on_both_databases, status_of};
+use crate::support::{Database, agent, client, on_every_registry, status_of};
 
-on_both_databases!(
+on_every_registry!(
     a_heartbeat_moves_the_time_forward,
     busy_stays_busy_and_offline_becomes_active,
     a_heartbeat_may_set_the_status,

@@ -10,14 +10,25 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use registry_sdk::contract::{AgentStatus, Capability, Registration};
+use registry_sdk::testing::{FaultProxy, MockRegistry};
 use registry_sdk::{RegistryClient, RetryPolicy};
 use registry_server::{Config, Server};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection, Executor, SqliteConnection};
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+
+/// Makes a test on each database, and on the mock registry, of every named `async fn(Database)`: what the mock
+/// promises is what the server does.
+macro_rules! on_every_registry {
+    ($($name:ident),* $(,)?) => {
+        mod mock {
+            $(#[tokio::test]
+            async fn $name() {
+                crate::support::Database::mock().run(super::$name).await;
+            })*
+        }
+        crate::support::on_both_databases!($($name),*);
+    };
+}
 
 /// Makes a test on each database of every named `async fn(Database)`.
 macro_rules! on_both_databases {
@@ -45,7 +56,7 @@ macro_rules! on_postgres {
         }
     };
 }
-pub(crate) use {on_both_databases, on_postgres};
+pub(crate) use {on_both_databases, on_every_registry, on_postgres};
 
 /// A database of the test's own.
 #[derive(Clone, Debug)]
@@ -56,8 +67,39 @@ pub(crate) struct Database {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Sqlite { _folder: Arc<tempfile::TempDir> },
-    Postgres { name: String },
+    Sqlite {
+        _folder: Arc<tempfile::TempDir>,
+    },
+    Postgres {
+        name: String,
+    },
+    /// None at all: the mock registry keeps its agents in memory.
+    Mock,
+}
+
+/// A registry that runs.
+pub(crate) enum Registry {
+    Server(Server),
+    Mock(MockRegistry),
+}
+
+impl Registry {
+    pub(crate) fn url(&self) -> String {
+        match self {
+            Self::Server(server) => server.url(),
+            Self::Mock(mock) => mock.url(),
+        }
+    }
+
+    pub(crate) fn local_addr(&self) -> SocketAddr {
+        self.url().trim_start_matches("http://").parse().unwrap()
+    }
+
+    pub(crate) async fn shutdown(self) {
+        if let Self::Server(server) = self {
+            server.shutdown().await;
+        }
+    }
 }
 
 impl Database {
@@ -65,6 +107,10 @@ impl Database {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("registry.db").display());
         Self { url, kind: Kind::Sqlite { _folder: Arc::new(folder) } }
+    }
+
+    pub(crate) fn mock() -> Self {
+        Self { url: String::new(), kind: Kind::Mock }
     }
 
     pub(crate) async fn postgres() -> Self {
@@ -92,11 +138,11 @@ impl Database {
     }
 
     /// A server on it with short times, so that a test of deadlines is soon over.
-    pub(crate) async fn start(&self) -> Server {
+    pub(crate) async fn start(&self) -> Registry {
         self.start_with(|_| {}).await
     }
 
-    pub(crate) async fn start_with(&self, change: impl FnOnce(&mut Config)) -> Server {
+    pub(crate) async fn start_with(&self, change: impl FnOnce(&mut Config)) -> Registry {
         let mut config = Config {
             listen: ([127, 0, 0, 1], 0).into(),
             database_url: self.url.clone(),
@@ -104,7 +150,12 @@ impl Database {
             ..Config::default()
         };
         change(&mut config);
-        Server::bind(config).await.unwrap()
+        match self.kind {
+            Kind::Mock => {
+                Registry::Mock(MockRegistry::with_heartbeat_timeout(config.heartbeat_timeout).await)
+            }
+            _ => Registry::Server(Server::bind(config).await.unwrap()),
+        }
     }
 
     /// Whether the database itself says that an agent missed its deadline.
@@ -115,11 +166,20 @@ impl Database {
                 let mut connection = SqliteConnection::connect(&self.url).await.unwrap();
                 sqlx::query_scalar(QUERY).bind(agent_id).fetch_one(&mut connection).await.unwrap()
             }
+            Kind::Mock => unreachable!("the mock has no database"),
             Kind::Postgres { .. } => {
                 let mut connection = self.connect().await;
                 sqlx::query_scalar(QUERY).bind(agent_id).fetch_one(&mut connection).await.unwrap()
             }
         }
+    }
+
+    /// The same database, through a proxy.
+    pub(crate) fn through(&self, proxy: &FaultProxy) -> Self {
+        let mut url = url::Url::parse(&self.url).unwrap();
+        url.set_ip_host(proxy.address().ip()).unwrap();
+        url.set_port(Some(proxy.address().port())).unwrap();
+        Self { url: url.into(), kind: self.kind.clone() }
     }
 
     /// A connection to the database itself, which has to be PostgreSQL.
@@ -134,7 +194,7 @@ fn postgres_url() -> String {
 }
 
 /// A client that gives its errors at once.
-pub(crate) fn client(server: &Server) -> RegistryClient {
+pub(crate) fn client(server: &Registry) -> RegistryClient {
     RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap()
 }
 
@@ -159,64 +219,8 @@ pub(crate) async fn status_of(client: &RegistryClient, agent_id: &str) -> AgentS
     client.get_agent(agent_id).await.unwrap().status
 }
 
-/// A TCP proxy in front of the database, which can cut it off.
-pub(crate) struct Proxy {
-    address: SocketAddr,
-    open: watch::Sender<bool>,
-    tasks: JoinSet<()>,
-}
-
-impl Proxy {
-    pub(crate) async fn before(database: &Database) -> Self {
-        let options = PgConnectOptions::from_str(&database.url).unwrap();
-        let target = (options.get_host().to_owned(), options.get_port());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let open = watch::Sender::new(true);
-        let mut tasks = JoinSet::new();
-        let gate = open.clone();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((mut client, _)) = listener.accept().await {
-                let mut gate = gate.subscribe();
-                let target = target.clone();
-                connections.spawn(async move {
-                    if !*gate.borrow() {
-                        return;
-                    }
-                    let Ok(mut server) = TcpStream::connect(target).await else {
-                        return;
-                    };
-                    tokio::select! {
-                        _ = copy_bidirectional(&mut client, &mut server) => {}
-                        _ = gate.wait_for(|open| !open) => {}
-                    }
-                });
-            }
-        });
-        Self { address, open, tasks }
-    }
-
-    /// The database, through the proxy.
-    pub(crate) fn through(&self, database: &Database) -> Database {
-        let mut url = url::Url::parse(&database.url).unwrap();
-        url.set_ip_host(self.address.ip()).unwrap();
-        url.set_port(Some(self.address.port())).unwrap();
-        Database { url: url.into(), kind: database.kind.clone() }
-    }
-
-    /// Cuts all connections, and refuses new ones until it is mended.
-    pub(crate) fn cut(&self) {
-        self.open.send_replace(false);
-    }
-
-    pub(crate) fn mend(&self) {
-        self.open.send_replace(true);
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.tasks.abort_all();
-    }
+/// A proxy in front of the database.
+pub(crate) async fn proxy_before(database: &Database) -> FaultProxy {
+    let options = PgConnectOptions::from_str(&database.url).unwrap();
+    FaultProxy::before(format!("{}:{}", options.get_host(), options.get_port())).await
 }

@@ -1,0 +1,34 @@
+//! For the tests of agents and orchestrators: a registry whose faults are scripted (feature `testing`).
+//!
+//! [`MockRegistry`] behaves as the contract says, keeps its agents in memory, and misbehaves when told to.
+//! [`FaultProxy`] stands in front of any server and harms what passes. Both run in the test's own runtime, so
+//! they work on Tokio's paused clock (`#[tokio::test(start_paused = true)]`): a test of an hour's outage is
+//! over in a moment.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), registry_sdk::Error> {
+//! use std::time::Duration;
+//! use registry_sdk::Agent;
+//! use registry_sdk::contract::Registration;
+//! use registry_sdk::testing::MockRegistry;
+//!
+//! let registry = MockRegistry::start().await;
+//! let agent = Agent::new(registry.client(), Registration::new("a", "Agent", "http://agent:8000"));
+//! agent.register().await?;
+//!
+//! registry.fail_next(1, 503);
+//! agent.start_heartbeat(Duration::from_millis(20))?;
+//! registry.wait_until(|seen| seen.heartbeats("a") >= 3).await;
+//! # Ok(())
+//! # }
+//! ```
+
+mod answer;
+mod book;
+mod mock;
+mod proxy;
+
+pub use book::{Received, Seen};
+pub use mock::MockRegistry;
+pub use proxy::{Fault, FaultProxy};
