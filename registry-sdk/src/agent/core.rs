@@ -19,12 +19,24 @@ pub(super) struct Core {
     /// Tells this process apart from others that may come up with the same id.
     pub(super) instance_id: String,
     pub(super) client: RegistryClient,
-    /// As it is to be registered (again): with the latest capabilities and status.
-    pub(super) registration: Mutex<Registration>,
+    latest: Mutex<Latest>,
     /// The status that the agent said itself, which its heartbeats carry. `None` until it says one: then
     /// heartbeats leave alone what others may have set.
     pub(super) said: Mutex<Option<AgentStatus>>,
     pub(super) state: watch::Sender<AgentState>,
+    /// When the registry last answered well, by the monotonic clock.
+    heard: Mutex<Option<Instant>>,
+}
+
+/// What the agent says of itself.
+#[derive(Debug)]
+struct Latest {
+    /// As it is to be registered (again): with the latest capabilities and status.
+    registration: Registration,
+    /// Counts the changes that only a registration tells.
+    version: u64,
+    /// The version that the registry has, as far as is known.
+    told: Option<u64>,
 }
 
 impl Core {
@@ -36,27 +48,55 @@ impl Core {
             agent_id: registration.agent_id.clone(),
             instance_id,
             client,
-            registration: Mutex::new(registration),
+            latest: Mutex::new(Latest { registration, version: 0, told: None }),
             said: Mutex::new(said),
             state: watch::Sender::new(AgentState::Registering),
+            heard: Mutex::new(None),
         }
     }
 
     /// Registers through a client that has its own way of repeating what fails.
     pub(super) async fn register(&self, client: &RegistryClient) -> Result<AgentRecord, Error> {
-        let registration = lock(&self.registration).clone();
-        self.registered(client.register(&registration).await)
+        let (registration, version) = self.latest();
+        self.registered(version, client.register(&registration).await)
+    }
+
+    /// What to register, and which version of it that is.
+    fn latest(&self) -> (Registration, u64) {
+        let latest = lock(&self.latest);
+        (latest.registration.clone(), latest.version)
+    }
+
+    pub(super) fn registration(&self) -> Registration {
+        self.latest().0
+    }
+
+    /// Changes what only a registration tells.
+    pub(super) fn amend(&self, change: impl FnOnce(&mut Registration)) {
+        let mut latest = lock(&self.latest);
+        let before = latest.registration.clone();
+        change(&mut latest.registration);
+        if latest.registration != before {
+            latest.version += 1;
+        }
+    }
+
+    /// Whether the agent has something to say that only a registration tells.
+    pub(super) fn has_news(&self) -> bool {
+        let latest = lock(&self.latest);
+        latest.told != Some(latest.version)
     }
 
     /// Registers in one attempt, with what the agent can do now.
     pub(super) async fn register_once(&self, limit: Duration) -> Result<(), Error> {
-        let registration = lock(&self.registration).clone();
-        self.registered(self.client.register_once(&registration, limit).await).map(|_| ())
+        let (registration, version) = self.latest();
+        self.registered(version, self.client.register_once(&registration, limit).await).map(|_| ())
     }
 
-    fn registered(&self, outcome: Result<AgentRecord, Error>) -> Result<AgentRecord, Error> {
+    fn registered(&self, version: u64, outcome: Result<AgentRecord, Error>) -> Result<AgentRecord, Error> {
         metrics::registered(&outcome);
         if let Ok(record) = &outcome {
+            lock(&self.latest).told = Some(version);
             tracing::info!(agent_id = self.agent_id, "registered");
             self.set_registered(record.last_heartbeat);
         }
@@ -85,7 +125,8 @@ impl Core {
     /// Keeps a status for heartbeats and registrations to come.
     pub(super) fn say(&self, status: AgentStatus) {
         *lock(&self.said) = Some(status);
-        lock(&self.registration).status = status;
+        // Heartbeats tell it as well, so it is no news.
+        lock(&self.latest).registration.status = status;
     }
 
     /// Tells the registry a status now.
@@ -117,7 +158,13 @@ impl Core {
         self.change(|_| AgentState::Registering);
     }
 
+    /// When the registry last answered well.
+    pub(super) fn heard(&self) -> Option<Instant> {
+        *lock(&self.heard)
+    }
+
     pub(super) fn set_registered(&self, last_heartbeat: Option<Timestamp>) {
+        *lock(&self.heard) = Some(Instant::now());
         self.change(|before| {
             let since = match before {
                 AgentState::Registered { since, .. } => *since,

@@ -60,12 +60,17 @@ struct Loop {
 
 /// Sends heartbeats until `stop` is cancelled or another process takes over; an attempt under way is not cut off. Wakes once an interval,
 /// and sooner after a failure. Holds the agent's core, and not its handle: a lost handle cancels `stop`.
-pub(super) async fn run(core: Arc<Core>, interval: Duration, register_first: bool, stop: CancellationToken) {
-    let next = if register_first { Next::Register } else { Next::Beat };
+pub(super) async fn run(core: Arc<Core>, interval: Duration, stop: CancellationToken) {
+    let is_registered = core.state.borrow().is_registered();
+    let next = if is_registered && !core.has_news() { Next::Beat } else { Next::Register };
     let at = match next {
         Next::Register => Instant::now(),
-        // Agents that started together do not beat together.
-        Next::Beat => Instant::now() + interval.mul_f64(fastrand::f64()),
+        // Agents that started together do not beat together; and where the loop was restarted, the beat that
+        // was due comes no later for it.
+        Next::Beat => {
+            let drawn = Instant::now() + interval.mul_f64(fastrand::f64());
+            core.heard().map_or(drawn, |heard| drawn.min(heard + interval))
+        }
     };
     let mut beating = Loop { core, interval, next, at, failures: 0 };
     while stop.run_until_cancelled(sleep_until(beating.at)).await.is_some() {
@@ -81,6 +86,10 @@ impl Loop {
         let limit =
             self.interval.mul_f64(ATTEMPT).max(SHORTEST_ATTEMPT).min(self.core.client.attempt_timeout());
         let began = Instant::now();
+        if self.core.has_news() {
+            // What could not be told when it changed. It counts as a heartbeat.
+            self.next = Next::Register;
+        }
         let outcome = match self.next {
             Next::Beat => self.core.beat(limit).await,
             Next::Register => self.core.register_once(limit).await,

@@ -156,12 +156,7 @@ impl Agent {
         if core.state.borrow().is_stopped() {
             return Err(Error::Setup("the agent was shut down".to_owned()));
         }
-        let news = {
-            let mut registration = lock(&core.registration);
-            registration.heartbeat_interval.replace(interval) != Some(interval)
-        };
-        // The interval has to be told before the default time-out passes, and costs one request.
-        let register_first = news || !core.state.borrow().is_registered();
+        core.amend(|registration| registration.heartbeat_interval = Some(interval));
         let stop = CancellationToken::new();
         let mut heartbeats = lock(&self.handle.heartbeats);
         let before = heartbeats.take();
@@ -170,7 +165,7 @@ impl Agent {
             if let Some(before) = before {
                 before.end().await;
             }
-            heartbeat::run(core, interval, register_first, stopped).await;
+            heartbeat::run(core, interval, stopped).await;
         });
         *heartbeats = Some(Heartbeats { stop: stop.drop_guard(), task });
         Ok(())
@@ -209,12 +204,13 @@ impl Agent {
     /// Sets what the agent can do, and registers it anew. Whenever it registers again, that is what it says.
     ///
     /// # Errors
-    /// Where it could not be told now: fields out of their limits, or a registry that does not answer.
+    /// Where it could not be told now. Fields out of their limits change nothing; where the registry does not
+    /// answer, the heartbeat loop tells it later.
     pub async fn update_capabilities(&self, capabilities: Vec<Capability>) -> Result<AgentRecord, Error> {
         let mut changed = self.registration();
-        changed.capabilities = capabilities;
+        changed.capabilities.clone_from(&capabilities);
         changed.validate()?;
-        lock(&self.core().registration).capabilities = changed.capabilities;
+        self.core().amend(|registration| registration.capabilities = capabilities);
         self.register().await
     }
 
@@ -228,7 +224,7 @@ impl Agent {
     /// What the agent says of itself when it registers.
     #[must_use]
     pub fn registration(&self) -> Registration {
-        lock(&self.core().registration).clone()
+        self.core().registration()
     }
 
     /// Ends the agent's life at the registry within five seconds: see [`Agent::shutdown_within`].

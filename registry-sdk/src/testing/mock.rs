@@ -63,6 +63,8 @@ enum Harm {
     Drop,
     /// It is done, and the answer is garbage.
     Garbage,
+    /// It is done, and the answer's body ends in the middle.
+    Truncated,
     /// It is never answered.
     Hang,
 }
@@ -125,6 +127,11 @@ impl MockRegistry {
         self.harm(count, Harm::Garbage);
     }
 
+    /// Does what the next requests ask, and answers with half of a body.
+    pub fn truncated_body(&self, count: usize) {
+        self.harm(count, Harm::Truncated);
+    }
+
     /// Never answers the next requests.
     pub fn hang(&self, count: usize) {
         self.harm(count, Harm::Hang);
@@ -138,6 +145,13 @@ impl MockRegistry {
     /// Cuts off every request from now on and for so long.
     pub fn outage(&self, duration: Duration) {
         self.state().outage = Some(Instant::now() + duration);
+    }
+
+    /// Ends all faults: those that are counted, the delay and the outage.
+    pub fn heal(&self) {
+        let mut state = self.state();
+        state.faults.clear();
+        (state.delay, state.outage) = (Duration::ZERO, None);
     }
 
     /// Forgets all agents, as a registry that lost its database: their heartbeats are answered 404.
@@ -228,6 +242,11 @@ impl Shared {
             Some(Harm::Garbage) => {
                 let answer = answer(&mut state.book, method, path, query, body);
                 Ok(Answer { status: 200, body: GARBAGE.into(), ..answer })
+            }
+            Some(Harm::Truncated) => {
+                let mut answer = answer(&mut state.book, method, path, query, body);
+                answer.body.truncate(answer.body.len() / 2);
+                Ok(answer)
             }
             None => Ok(answer(&mut state.book, method, path, query, body)),
         };

@@ -93,6 +93,8 @@ async fn pass(client: TcpStream, server: String, mut fault: watch::Receiver<Faul
         return;
     }
     let Ok(server) = TcpStream::connect(server).await else { return };
+    // Small pieces would wait for the kernel, which knows nothing of a paused clock.
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let answers = harm(from_server, to_client, fault.clone());

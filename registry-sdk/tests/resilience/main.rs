@@ -6,4 +6,8 @@ mod agent;
 #[cfg(feature = "cache")]
 mod cache;
 mod client;
+#[cfg(feature = "testing")]
+mod life;
+#[cfg(feature = "testing")]
+mod matrix;
 mod support;
