@@ -66,12 +66,11 @@ fn expected(harm: Harm, operation: Operation) -> Outcome {
         (_, Operation::Shutdown) => Outcome::Over,
         (Harm::Refused | Harm::ResetInMidAnswer | Harm::DnsGone, _) => Outcome::Unreachable,
         (Harm::Hung, _) => Outcome::TimedOut,
-        (Harm::Slow, _) => Outcome::Good,
         (Harm::Status500, _) => Outcome::Unavailable,
         (Harm::Status503, _) => Outcome::UnavailableFor(Duration::from_secs(1)),
         (Harm::Html | Harm::TruncatedJson, _) => Outcome::Nonsense,
         (Harm::Forgotten, Operation::Heartbeat | Operation::Health) => Outcome::Unknown,
-        (Harm::Forgotten, _) => Outcome::Good,
+        (Harm::Slow | Harm::Forgotten, _) => Outcome::Good,
     }
 }
 

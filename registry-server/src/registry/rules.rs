@@ -104,12 +104,11 @@ impl Judge<'_> {
         match (change, current) {
             (Change::Register(registration), current) => self.register(registration, arrived, current),
             (_, None) => Outcome::NotFound,
-            (Change::Beat(Heartbeat { instance_id, .. }), Some(agent))
-            | (Change::SetStatus(StatusUpdate { instance_id, .. }), Some(agent))
-                if !is_instance(&agent, instance_id.as_deref()) =>
-            {
-                Outcome::Superseded
-            }
+            (
+                Change::Beat(Heartbeat { instance_id, .. })
+                | Change::SetStatus(StatusUpdate { instance_id, .. }),
+                Some(agent),
+            ) if !is_instance(&agent, instance_id.as_deref()) => Outcome::Superseded,
             (Change::Beat(beat), Some(agent)) => self.beat(agent, beat.status, arrived),
             (Change::SetStatus(update), Some(agent)) => self.set_status(agent, update.status),
             (Change::Expire, Some(agent)) => self.expire(agent),

@@ -1,0 +1,112 @@
+//! What ten thousand agents in one process cost: memory each, and a core's time at a heartbeat every 30 s.
+//!
+//! `cargo bench --bench loops` (Linux). The registry runs in a process of its own, which is this program again.
+#![allow(clippy::print_stdout, reason = "it prints what it measured")]
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt, stream};
+use registry_sdk::contract::{Capability, Registration};
+use registry_sdk::{Agent, RegistryClient};
+use registry_server::{Config, Server};
+use tokio::time::sleep;
+
+type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
+
+const INTERVAL: Duration = Duration::from_secs(30);
+
+fn main() -> Outcome {
+    let runtime = tokio::runtime::Runtime::new()?;
+    match std::env::var("LOOPS_LISTEN") {
+        Ok(address) => runtime.block_on(serve(&address)),
+        Err(_) => runtime.block_on(measure()),
+    }
+}
+
+async fn serve(address: &str) -> Outcome {
+    let database_url = "sqlite::memory:".to_owned();
+    let config = Config { listen: address.parse()?, database_url, ..Config::default() };
+    let _server = Server::bind(config).await?;
+    std::future::pending().await
+}
+
+async fn measure() -> Outcome {
+    let count: usize = std::env::var("AGENTS").map_or(Ok(10_000), |agents| agents.parse())?;
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let _registry = Registry::start(port)?;
+    let client = RegistryClient::new(format!("http://127.0.0.1:{port}"))?;
+    // The connections and the runtime are there before the first reading.
+    let warm = stream::iter(0..64).map(|_| client.get_stats()).buffer_unordered(16).count().await;
+    assert_eq!(warm, 64);
+    let before = resident()?;
+
+    let agents = stream::iter(0..count).map(|number| start(&client, number)).buffer_unordered(16);
+    let agents: Vec<Agent> = agents.collect::<Vec<_>>().await.into_iter().collect::<Outcome<_>>()?;
+    // The first heartbeats come within an interval.
+    sleep(INTERVAL).await;
+    println!("{count} agents: {} bytes of resident memory each", (resident()? - before) / count);
+
+    let (began, cpu) = (Instant::now(), cpu_seconds()?);
+    sleep(2 * INTERVAL).await;
+    let share = (cpu_seconds()? - cpu) / began.elapsed().as_secs_f64() * 100.0;
+    println!("a heartbeat every {INTERVAL:?} from each: {share:.1} % of a core");
+    let stats = client.get_stats().await?;
+    println!("the registry calls {} of them active", stats.active_agents);
+    drop(agents);
+    Ok(())
+}
+
+async fn start(client: &RegistryClient, number: usize) -> Outcome<Agent> {
+    let id = format!("loop-{number}");
+    let registration = Registration::new(&id, &id, "http://loop:8000")
+        .capability(Capability::new("code_generation").description("Generates code").tag("python"))
+        .heartbeat_interval(INTERVAL);
+    let agent = Agent::new(client.clone(), registration);
+    agent.register().await?;
+    agent.start_heartbeat(INTERVAL)?;
+    Ok(agent)
+}
+
+/// The registry's process. It is killed when this is dropped.
+struct Registry(Child);
+
+impl Registry {
+    fn start(port: u16) -> Outcome<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.env("LOOPS_LISTEN", format!("127.0.0.1:{port}")).stdin(Stdio::null());
+        let registry = Self(command.spawn()?);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            if Instant::now() > deadline {
+                return Err("the registry does not come up".into());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(registry)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// This process's resident memory, in bytes.
+fn resident() -> Outcome<usize> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+    let kib: usize = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib * 1_024)
+}
+
+/// What this process has used of all cores, in seconds. A tick is a hundredth of a second on every Linux.
+fn cpu_seconds() -> Outcome<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let (_, after_name) = stat.rsplit_once(')').ok_or("no name in stat")?;
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    let ticks = |field: usize| fields.get(field).copied().unwrap_or_default().parse::<f64>();
+    Ok((ticks(11)? + ticks(12)?) / 100.0)
+}
