@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use registry_sdk::contract::{Capability, Registration};
-use registry_sdk::{Agent, RegistrationOutcome, RegistryClient};
+use registry_sdk::{Agent, RegistrationOutcome, RegistryClient, shutdown_signal};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -40,13 +40,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let app = Router::new()
         .route("/execute", post(execute))
         .route("/health", get(async move || Json(health.clone())));
-    let ctrl_c = async {
-        // Where Ctrl-C cannot be waited for, the agent runs on.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
-    axum::serve(listener, app).with_graceful_shutdown(ctrl_c).await?;
+    axum::serve(listener, app).with_graceful_shutdown(shutdown_signal()).await?;
 
     agent.shutdown().await;
     println!("{agent_id} has said goodbye");

@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The best match first; agents that are not active are not asked.
     let query = SearchQuery::new(&words).status(AgentStatus::Active);
     for found in client.search_capabilities(query).await? {
-        println!("{} can do {}, score {}", found.agent_id, found.capability, found.score.unwrap_or_default());
+        println!("{} can do {}", found.agent_id, found.capability);
         if !client.check_health(&found.agent_id).await?.is_healthy() {
             println!("  but is not healthy");
             continue;

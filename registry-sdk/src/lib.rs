@@ -34,6 +34,23 @@
 //! # }
 //! ```
 //!
+//! # What it logs
+//!
+//! Through [`tracing`](https://docs.rs/tracing), with names that stay:
+//!
+//! | event | level | fields |
+//! |---|---|---|
+//! | `registered` | info | `agent_id` |
+//! | `heartbeat` | debug | `agent_id` |
+//! | `the registry fails: running on without it` | warn, at the first failure | `agent_id`, `error`, `pause` |
+//! | `the registry still fails` | debug, at each further one | `agent_id`, `error`, `pause` |
+//! | `the registry does not know this agent: registering again` | warn | `agent_id` |
+//! | `another process has registered with this agent's id: …` | warn | `agent_id`, `instance_id` |
+//! | `shut down` | info | `agent_id` |
+//! | `trying again` | debug | `error`, `pause` |
+//!
+//! The spans are `heartbeat_loop` (`agent_id`) and `registry_request` (`method`, `path`).
+//!
 //! # Features
 //!
 //! | feature | default | what it gives |
@@ -60,6 +77,8 @@ mod error;
 #[cfg(feature = "client")]
 mod metrics;
 #[cfg(feature = "client")]
+mod query;
+#[cfg(feature = "client")]
 mod retry;
 #[cfg(feature = "client")]
 mod targets;
@@ -72,8 +91,10 @@ pub mod testing;
 #[cfg(feature = "client")]
 pub use agent::{Agent, AgentState, RegistrationOutcome, shutdown_signal};
 #[cfg(feature = "client")]
-pub use client::{ListQuery, Page, RegistryClient, RegistryClientBuilder, SearchQuery};
+pub use client::{RegistryClient, RegistryClientBuilder};
 #[cfg(feature = "client")]
 pub use error::Error;
+#[cfg(feature = "client")]
+pub use query::{ListQuery, Page, SearchQuery};
 #[cfg(feature = "client")]
 pub use retry::RetryPolicy;

@@ -7,6 +7,7 @@ use backon::Retryable;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, StatusCode};
 use tokio::time::Instant;
+use tracing::Instrument;
 use url::Url;
 
 use crate::contract::{FieldError, Problem};
@@ -75,6 +76,8 @@ impl Transport {
     /// unknown.
     pub(crate) async fn send(&self, request: &Request, policy: &RetryPolicy) -> Result<Answer, Error> {
         let deadline = policy.limit().map(|limit| Instant::now() + limit);
+        let path = request.path.join("/");
+        let span = tracing::debug_span!("registry_request", method = %request.method, path);
         let attempt = || async {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             self.send_once(request, left.map_or(self.attempt_timeout, |left| left.min(self.attempt_timeout)))
@@ -90,9 +93,9 @@ impl Transport {
             })
             .notify(|error, pause| {
                 metrics::retried();
-                let path = request.path.join("/");
-                tracing::debug!(%error, ?pause, method = %request.method, path, "trying again");
+                tracing::debug!(%error, ?pause, "trying again");
             })
+            .instrument(span)
             .await
     }
 

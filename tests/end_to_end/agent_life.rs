@@ -31,7 +31,7 @@ mod lasting {
 const INTERVAL: Duration = Duration::from_millis(200);
 
 async fn heartbeats_keep_an_agent_alive(database: Database) {
-    let server = database.start_with(|config| config.heartbeat_timeout = 3 * INTERVAL).await;
+    let server = database.start_with(|config| config.heartbeat_timeout = 20 * INTERVAL).await;
     let client = client(&server);
     client.register(&agent("silent", "work")).await.unwrap();
     let alive = Agent::new(client.clone(), agent("alive", "work"));
@@ -118,7 +118,7 @@ async fn a_shut_down_agent_is_offline_and_stays_so(database: Database) {
 }
 
 async fn a_dropped_agent_falls_silent(database: Database) {
-    let server = database.start_with(|config| config.heartbeat_timeout = 2 * INTERVAL).await;
+    let server = database.start_with(|config| config.heartbeat_timeout = 15 * INTERVAL).await;
     let client = client(&server);
     let dropped = Agent::new(client.clone(), agent("a", "work"));
     dropped.register().await.unwrap();

@@ -194,6 +194,13 @@ impl Core {
         });
     }
 
+    /// The agent was shut down. Answers with the state before.
+    pub(super) fn stopped(&self) -> AgentState {
+        let before = self.state.borrow().clone();
+        self.change(|_| AgentState::Stopped);
+        before
+    }
+
     /// The one place that changes the state. What was stopped stays so.
     fn change(&self, next: impl FnOnce(&AgentState) -> AgentState) {
         self.state.send_if_modified(|state| {

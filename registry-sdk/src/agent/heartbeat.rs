@@ -1,20 +1,17 @@
-//! The heartbeat loop.
+//! The heartbeat loop: a state machine with two states, each with what comes of it and what is next.
 //!
-//! ```text
-//!                  a random part of the interval
-//!        start ────────────────────────────────────┐
-//!          │ not registered yet                    ▼
-//!          │                 ┌─────────────────► Beat ──── heard ────► (one interval) ─┐
-//!          ▼     registered  │                  │  ▲  ▲                               │
-//!       Register ────────────┘    unknown (404) │  │  └───────────────────────────────┘
-//!        ▲  ▲ │                 ◄───────────────┘  │ failed: again after a tenth of the
-//!        │  └─┘ failed: again, growing pauses      │ interval, growing
-//!        │                                         │
-//!        └──── heard again after failures ─────────┘
-//! ```
+//! | state | outcome | next |
+//! |---|---|---|
+//! | Beat | heard | Beat, one interval after this attempt began |
+//! | Beat | heard, after failures | Register, within a tenth of the interval |
+//! | Beat | unknown (404) | Register, within a tenth of the interval |
+//! | Register | registered | Beat, one interval after this attempt began |
+//! | either | failed | the same, after a tenth of the interval, growing up to the interval |
+//! | either | another process registered since (409) | the loop ends: superseded |
 //!
-//! Every state has a way out, and none of them ends the loop: only its token does, and a 409, which says that
-//! another process has registered with the same id since ("superseded").
+//! Where there is something to say that only a registration tells, a Beat becomes a Register. The loop begins
+//! with Beat after a random part of the interval, or with Register at once where the agent is not registered.
+//! Otherwise only its token ends it.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -22,6 +19,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::Core;
 use crate::error::Error;
@@ -72,9 +70,10 @@ pub(super) async fn run(core: Arc<Core>, interval: Duration, stop: CancellationT
             core.heard().map_or(drawn, |heard| drawn.min(heard + interval))
         }
     };
+    let span = tracing::info_span!("heartbeat_loop", agent_id = core.agent_id);
     let mut beating = Loop { core, interval, next, at, failures: 0 };
     while stop.run_until_cancelled(sleep_until(beating.at)).await.is_some() {
-        if beating.step().await.is_break() {
+        if beating.step().instrument(span.clone()).await.is_break() {
             return;
         }
     }

@@ -238,7 +238,7 @@ impl Agent {
     pub async fn shutdown_within(&self, limit: Duration) {
         let core = self.core();
         let began = Instant::now();
-        let before = core.state.send_replace(AgentState::Stopped);
+        let before = core.stopped();
         let is_beating = lock(&self.handle.heartbeats).is_some();
         // Half of the time at the most, so that there is some left to say it.
         if timeout(limit / 2, self.stop_heartbeat()).await.is_err() {

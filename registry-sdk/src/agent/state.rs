@@ -7,6 +7,18 @@ use crate::contract::{AgentRecord, Timestamp};
 use crate::error::Error;
 
 /// Where an agent stands with its registry. Watch it with [`Agent::watch`](super::Agent::watch).
+///
+/// ```text
+///                     registered
+///     Registering ──────────────────► Registered ◄───┐
+///       │     ▲                        │    │        │ heard, or
+///       │     └── unknown to the ──────┘    │ fails  │ registered
+///       │  fails  registry (404)            ▼        │
+///       └──────────────────────────────► Degraded ───┘
+///
+///     any of these ── another process registers (409) ──► Superseded
+///     any of these ── shutdown ─────────────────────────► Stopped
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum AgentState {

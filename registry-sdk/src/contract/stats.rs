@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::agent::AgentStatus;
+
 /// Counts over the whole registry, at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -21,4 +23,17 @@ pub struct RegistryStats {
     pub total_capabilities: u64,
     /// Distinct names among those.
     pub distinct_capabilities: u64,
+}
+
+impl RegistryStats {
+    /// Counts one agent.
+    pub fn count(&mut self, status: AgentStatus, missed_deadline: bool) {
+        self.total_agents += 1;
+        self.stale_agents += u64::from(missed_deadline);
+        *match status {
+            AgentStatus::Active => &mut self.active_agents,
+            AgentStatus::Busy => &mut self.busy_agents,
+            AgentStatus::Offline => &mut self.offline_agents,
+        } += 1;
+    }
 }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::shelf::{Cached, Shelf, Times};
-use crate::client::{ListQuery, Page, RegistryClient, SearchQuery};
+use crate::client::RegistryClient;
 use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch};
 use crate::error::Error;
+use crate::query::{ListQuery, Page, SearchQuery};
 
 /// A [`RegistryClient`] for discovery that keeps answers: fresh ones are used without asking again, a question
 /// is asked once however many callers wait for it, and while the registry cannot be reached the last good

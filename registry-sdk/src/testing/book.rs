@@ -174,13 +174,7 @@ impl Book {
         let mut stats = RegistryStats::default();
         let mut names = std::collections::HashSet::new();
         for entry in self.agents.values() {
-            stats.total_agents += 1;
-            stats.stale_agents += u64::from(entry.missed);
-            *match entry.status {
-                AgentStatus::Active => &mut stats.active_agents,
-                AgentStatus::Busy => &mut stats.busy_agents,
-                AgentStatus::Offline => &mut stats.offline_agents,
-            } += 1;
+            stats.count(entry.status, entry.missed);
             stats.total_capabilities += entry.registration.capabilities.len() as u64;
             names.extend(entry.registration.capabilities.iter().map(|capability| capability.name.as_str()));
         }

@@ -36,6 +36,22 @@ async fn heartbeats_come_once_an_interval_and_do_not_drift() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn beats_that_were_slept_through_are_not_made_up_for() {
+    let server = Server::start(|_, _| ACK).await;
+    let agent = agent(&server);
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    until("a heartbeat", || server.times(HEARTBEAT).len() == 1).await;
+    // As when the lid of a laptop is closed over lunch: the clock goes on, and nothing runs.
+    tokio::time::advance(100 * INTERVAL).await;
+    let woken = Instant::now();
+    until("it beats on", || server.times(HEARTBEAT).len() >= 4).await;
+    let since: Vec<_> = server.times(HEARTBEAT)[1..].iter().map(|at| *at - woken).collect();
+    assert!(since[0] <= Duration::from_millis(20), "at once: {since:?}");
+    assert!(since[1] >= INTERVAL - Duration::from_millis(20), "and then in its time: {since:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn agents_that_start_together_do_not_beat_together() {
     let server = Server::start(|_, _| ACK).await;
     let began = Instant::now();
@@ -274,6 +290,27 @@ async fn a_superseded_agent_sends_nothing_more_and_does_not_take_its_successor_o
     agent.shutdown().await;
     assert_eq!((server.times(HEARTBEAT).len(), server.times("PUT").len()), (1, 0));
     assert!(matches!(agent.state(), AgentState::Stopped));
+}
+
+/// A service in Python, say, with the six basic operations and no others.
+#[tokio::test(start_paused = true)]
+async fn an_agent_lives_well_with_a_plain_service() {
+    let script = |what: &str, _| match what {
+        REGISTER | HEARTBEAT => ACK,
+        _ => Reply::Answer(404, "", r#"{"detail":"Not Found"}"#),
+    };
+    let server = Server::start(script).await;
+    let agent = agent(&server);
+    agent.register_with_retry().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    until("it beats", || server.times(HEARTBEAT).len() == 2).await;
+    // It has no operation for that, but heartbeats, which carry it as well.
+    agent.update_status(AgentStatus::Busy).await.unwrap();
+    assert!(server.arrived().last().unwrap().body.contains(r#""status":"busy""#));
+    let beats = server.times(HEARTBEAT).len();
+    agent.shutdown().await;
+    tokio::time::sleep(100 * INTERVAL).await;
+    assert_eq!(server.times(HEARTBEAT).len(), beats);
 }
 
 #[tokio::test(start_paused = true)]

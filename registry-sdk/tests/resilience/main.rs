@@ -6,6 +6,8 @@ mod agent;
 #[cfg(feature = "cache")]
 mod cache;
 mod client;
+#[cfg(all(feature = "metrics", feature = "testing"))]
+mod counts;
 #[cfg(feature = "testing")]
 mod life;
 #[cfg(feature = "testing")]

@@ -133,13 +133,7 @@ impl View {
         let mut stats = RegistryStats::default();
         for held in inner.slots.iter().flatten() {
             let standing = held.standing(moment, &mut doubts);
-            stats.total_agents += 1;
-            stats.stale_agents += u64::from(standing.missed_deadline);
-            *match standing.status {
-                AgentStatus::Active => &mut stats.active_agents,
-                AgentStatus::Busy => &mut stats.busy_agents,
-                AgentStatus::Offline => &mut stats.offline_agents,
-            } += 1;
+            stats.count(standing.status, standing.missed_deadline);
         }
         let (capabilities, distinct) = inner.index.counts();
         stats.total_capabilities = capabilities as u64;

@@ -1,0 +1,56 @@
+//! What is counted for whoever records it.
+
+use std::time::Duration;
+
+use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+use registry_sdk::contract::Registration;
+use registry_sdk::testing::MockRegistry;
+use registry_sdk::{Agent, AgentState, RetryPolicy};
+
+#[test]
+fn registrations_heartbeats_retries_and_states_are_counted() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    metrics::with_local_recorder(&recorder, || {
+        runtime.block_on(async {
+            let registry = MockRegistry::start().await;
+            let client = registry.client().with_retry(RetryPolicy::registration());
+            let agent = Agent::new(client, Registration::new("a", "Agent", "http://agent:8000"));
+            registry.fail_next(2, 503);
+            agent.register().await.unwrap();
+            agent.start_heartbeat(Duration::from_secs(30)).unwrap();
+            registry.wait_until(|seen| seen.heartbeats("a") == 2).await;
+            registry.drop_connections(1);
+            agent.watch().wait_for(AgentState::is_degraded).await.unwrap();
+            registry.forget_agents();
+            registry.wait_until(|seen| seen.registrations("a") == 5).await;
+            agent.shutdown().await;
+        });
+    });
+    let snapshot = snapshotter.snapshot().into_vec();
+    let count = |wanted: &str| {
+        let found = snapshot.iter().find(|(key, ..)| {
+            let labels = key.key().labels().map(|label| format!("{}={}", label.key(), label.value()));
+            format!("{}{{{}}}", key.key().name(), labels.collect::<Vec<_>>().join(",")) == wanted
+        });
+        match found.map(|(.., value)| value) {
+            Some(DebugValue::Counter(count)) => f64::from(u32::try_from(*count).unwrap()),
+            Some(DebugValue::Gauge(value)) => value.into_inner(),
+            _ => 0.0,
+        }
+    };
+    for (name, expected) in [
+        ("agent_registry_sdk_retries_total{}", 2.0),
+        // At first, for its interval, and after the registry forgot it.
+        ("agent_registry_sdk_registrations_total{outcome=ok}", 3.0),
+        ("agent_registry_sdk_heartbeats_total{outcome=ok}", 2.0),
+        ("agent_registry_sdk_heartbeats_total{outcome=failed}", 1.0),
+        ("agent_registry_sdk_heartbeats_total{outcome=unknown}", 1.0),
+        ("agent_registry_sdk_state{agent_id=a,state=stopped}", 1.0),
+        ("agent_registry_sdk_state{agent_id=a,state=registered}", 0.0),
+    ] {
+        assert!((count(name) - expected).abs() < f64::EPSILON, "{name}: {}", count(name));
+    }
+}
