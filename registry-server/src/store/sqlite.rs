@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
+use parking_lot::Mutex;
 use registry_sdk::contract::Timestamp;
 use serde_json::json;
 use sqlx::pool::PoolConnection;
@@ -36,9 +37,9 @@ pub(crate) struct SqliteStore {
     durable: AtomicBool,
     clock: AnchoredClock,
     changed: Arc<Notify>,
-    /// Held as long as the store lives, so that no second server opens the file and serves from a memory
-    /// that does not follow it. `None` in memory.
-    _lock: Option<File>,
+    /// Held until the store is closed, so that no second server opens the file and serves from a memory that
+    /// does not follow it. `None` in memory.
+    lock: Mutex<Option<File>>,
 }
 
 impl SqliteStore {
@@ -70,7 +71,7 @@ impl SqliteStore {
             .await
             .map_err(StartError::database(url))?;
         let durable = AtomicBool::new(true);
-        Ok(Self { pool, durable, clock, changed: Arc::default(), _lock: lock })
+        Ok(Self { pool, durable, clock, changed: Arc::default(), lock: Mutex::new(lock) })
     }
 
     /// The connection, set to survive a power cut or not: heartbeats may be lost in one, changes not.
@@ -236,6 +237,8 @@ impl Store for SqliteStore {
 
     async fn close(&self) {
         self.pool.close().await;
+        // Here, and not where the store is dropped: somebody may hold on to it a little longer.
+        self.lock.lock().take();
     }
 }
 
