@@ -159,10 +159,10 @@ async fn a_bad_registration_is_an_error_at_once(database: Database) {
 async fn the_newest_process_with_an_id_wins(database: Database) {
     let server = database.start().await;
     let client = client(&server);
-    let old = Agent::new(client.clone(), agent("a", "old"));
+    let old = Agent::new(client.clone(), agent("a", "old").heartbeat_interval(INTERVAL));
     old.register().await.unwrap();
     old.start_heartbeat(INTERVAL).unwrap();
-    let new = Agent::new(client.clone(), agent("a", "new"));
+    let new = Agent::new(client.clone(), agent("a", "new").heartbeat_interval(INTERVAL));
     new.register().await.unwrap();
     new.start_heartbeat(INTERVAL).unwrap();
     old.watch().wait_for(AgentState::is_superseded).await.unwrap();

@@ -126,7 +126,9 @@ impl Database {
 
     /// Runs a test, and removes the database afterwards, also where the test failed.
     pub(crate) async fn run<F: Future<Output = ()>>(self, test: impl FnOnce(Self) -> F) {
-        let outcome = AssertUnwindSafe(test(self.clone())).catch_unwind().await;
+        // Far longer than any takes: what hangs fails.
+        let bounded = tokio::time::timeout(Duration::from_secs(120), test(self.clone()));
+        let outcome = AssertUnwindSafe(bounded.map(|ended| ended.expect("it hangs"))).catch_unwind().await;
         if let Kind::Postgres { name } = &self.kind {
             let mut connection = PgConnection::connect(&postgres_url()).await.unwrap();
             let drop = format!("DROP DATABASE {name} WITH (FORCE)");

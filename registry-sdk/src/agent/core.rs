@@ -143,6 +143,18 @@ impl Core {
         }
     }
 
+    /// Asks by a heartbeat whether this process is still the one that the registry goes by. Fails only where it
+    /// is not.
+    pub(super) async fn check_instance(&self) -> Result<(), Error> {
+        match self.client.heartbeat_with(&self.agent_id, &self.heartbeat()).await {
+            Err(error) if error.is_superseded() => {
+                self.superseded();
+                Err(error)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Another process has taken over.
     pub(super) fn superseded(&self) {
         tracing::warn!(

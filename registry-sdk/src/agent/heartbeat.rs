@@ -9,9 +9,10 @@
 //! | either | failed | the same, after a tenth of the interval, growing up to the interval |
 //! | either | another process registered since (409) | the loop ends: superseded |
 //!
-//! Where there is something to say that only a registration tells, a Beat becomes a Register. The loop begins
-//! with Beat after a random part of the interval, or with Register at once where the agent is not registered.
-//! Otherwise only its token ends it.
+//! Where there is something to say that only a registration tells, Register follows a Beat that was heard at
+//! once. Not before it: the Beat of an older process is answered 409, while its registration would win over its
+//! successor's. The loop begins with Register where the agent is not registered, and else with Beat, after a
+//! random part of the interval. Otherwise only its token ends it.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -59,10 +60,10 @@ struct Loop {
 /// Sends heartbeats until `stop` is cancelled or another process takes over; an attempt under way is not cut off. Wakes once an interval,
 /// and sooner after a failure. Holds the agent's core, and not its handle: a lost handle cancels `stop`.
 pub(super) async fn run(core: Arc<Core>, interval: Duration, stop: CancellationToken) {
-    let is_registered = core.state.borrow().is_registered();
-    let next = if is_registered && !core.has_news() { Next::Beat } else { Next::Register };
+    let next = if core.state.borrow().is_registered() { Next::Beat } else { Next::Register };
     let at = match next {
         Next::Register => Instant::now(),
+        Next::Beat if core.has_news() => Instant::now(),
         // Agents that started together do not beat together; and where the loop was restarted, the beat that
         // was due comes no later for it.
         Next::Beat => {
@@ -85,10 +86,6 @@ impl Loop {
         let limit =
             self.interval.mul_f64(ATTEMPT).max(SHORTEST_ATTEMPT).min(self.core.client.attempt_timeout());
         let began = Instant::now();
-        if self.core.has_news() {
-            // What could not be told when it changed. It counts as a heartbeat.
-            self.next = Next::Register;
-        }
         let outcome = match self.next {
             Next::Beat => self.core.beat(limit).await,
             Next::Register => self.core.register_once(limit).await,
@@ -112,6 +109,9 @@ impl Loop {
             // It may have been restarted from an older state, or have missed a change. Like all the others,
             // but not at the same moment.
             self.register_soon();
+        } else if self.next == Next::Beat && self.core.has_news() {
+            self.next = Next::Register;
+            self.at = Instant::now();
         } else {
             // From the beginning of the attempt: a slow answer does not make the beats drift apart. After a
             // suspended host wakes, the beats that were missed are not made up for.

@@ -211,6 +211,10 @@ impl Agent {
         changed.capabilities.clone_from(&capabilities);
         changed.validate()?;
         self.core().amend(|registration| registration.capabilities = capabilities);
+        if self.state().is_registered() {
+            // A process that was superseded finds it out here, before its registration would win.
+            self.core().check_instance().await?;
+        }
         self.register().await
     }
 

@@ -90,8 +90,14 @@ async fn a_failed_heartbeat_is_tried_at_least_twice_more_within_the_interval() {
 #[tokio::test(start_paused = true)]
 async fn a_forgotten_agent_registers_again_with_its_latest_capabilities() {
     for body in ["", "<html>nothing here</html>", "{\"det"] {
-        let script = move |what: &str, before| match (what, before) {
-            (HEARTBEAT, 0..=3) => Reply::Answer(404, "", body),
+        let forgotten = Arc::new(AtomicBool::new(false));
+        let is_forgotten = forgotten.clone();
+        let script = move |what: &str, _| match what {
+            HEARTBEAT if is_forgotten.load(Ordering::SeqCst) => Reply::Answer(404, "", body),
+            REGISTER => {
+                is_forgotten.store(false, Ordering::SeqCst);
+                ACK
+            }
             _ => ACK,
         };
         let server = Server::start(script).await;
@@ -99,13 +105,14 @@ async fn a_forgotten_agent_registers_again_with_its_latest_capabilities() {
         agent.register().await.unwrap();
         agent.start_heartbeat(INTERVAL).unwrap();
         agent.update_capabilities(vec![Capability::new("latest")]).await.unwrap();
-        until("it is told that it is unknown", || server.times(HEARTBEAT).len() == 1).await;
-        until("it registers again", || server.times(REGISTER).len() == 3).await;
-        let (heartbeat, again) = (server.times(HEARTBEAT)[0], server.times(REGISTER)[2]);
+        forgotten.store(true, Ordering::SeqCst);
+        let (beats, registrations) = (server.times(HEARTBEAT).len(), server.times(REGISTER).len());
+        until("it registers again", || server.times(REGISTER).len() > registrations).await;
+        let (heartbeat, again) = (server.times(HEARTBEAT)[beats], server.times(REGISTER)[registrations]);
         assert!(again - heartbeat <= INTERVAL / 10, "after {:?}", again - heartbeat);
         let sent = server.arrived().into_iter().rfind(|one| one.what == REGISTER).unwrap();
         assert!(sent.body.contains("latest"), "{}", sent.body);
-        until("it beats on", || server.times(HEARTBEAT).len() >= 2).await;
+        until("it beats on", || server.times(HEARTBEAT).len() >= beats + 2).await;
         assert!(agent.state().is_registered());
     }
 }
@@ -175,7 +182,7 @@ async fn an_interval_that_the_registry_does_not_know_is_declared() {
     agent.register().await.unwrap();
     agent.start_heartbeat(Duration::from_secs(120)).unwrap();
     until("it is declared", || server.times(REGISTER).len() == 2).await;
-    assert!(server.arrived()[1].body.contains(r#""heartbeat_interval_seconds":120"#));
+    assert!(server.arrived().last().unwrap().body.contains(r#""heartbeat_interval_seconds":120"#));
 }
 
 #[tokio::test(start_paused = true)]
@@ -311,6 +318,34 @@ async fn an_agent_lives_well_with_a_plain_service() {
     agent.shutdown().await;
     tokio::time::sleep(100 * INTERVAL).await;
     assert_eq!(server.times(HEARTBEAT).len(), beats);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_older_process_with_news_does_not_win_over_its_successor() {
+    let superseded = Arc::new(AtomicBool::new(false));
+    let is_superseded = superseded.clone();
+    let script = move |what: &str, _| match what {
+        HEARTBEAT if is_superseded.load(Ordering::SeqCst) => Reply::Answer(409, "", ""),
+        _ => ACK,
+    };
+    let server = Server::start(script).await;
+    for change_itself in [true, false] {
+        superseded.store(false, Ordering::SeqCst);
+        let agent = agent(&server);
+        agent.register().await.unwrap();
+        superseded.store(true, Ordering::SeqCst);
+        let registrations = server.times(REGISTER).len();
+        if change_itself {
+            let changed = agent.update_capabilities(vec![Capability::new("more")]).await;
+            assert!(changed.unwrap_err().is_superseded());
+        } else {
+            // Another interval is news as well, which the loop tells.
+            agent.start_heartbeat(INTERVAL / 2).unwrap();
+            agent.watch().wait_for(AgentState::is_superseded).await.unwrap();
+        }
+        assert!(agent.state().is_superseded());
+        assert_eq!(server.times(REGISTER).len(), registrations);
+    }
 }
 
 #[tokio::test(start_paused = true)]
