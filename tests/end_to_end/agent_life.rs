@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use registry_sdk::contract::{AgentStatus, Capability, Heartbeat};
-use registry_sdk::{Agent, AgentState, Error, RegistrationOutcome};
+use registry_sdk::testing::{Fault, FaultProxy};
+use registry_sdk::{Agent, AgentState, Error, RegistrationOutcome, RegistryClient, RetryPolicy};
 
 use crate::support::{Database, agent, client, eventually, on_both_databases, on_every_registry, status_of};
 
@@ -23,6 +24,7 @@ mod lasting {
 
     on_both_databases!(
         an_agent_outlives_its_registry,
+        an_agent_outlives_every_fault_between_it_and_its_registry,
         an_agent_that_starts_before_its_registry_registers_when_it_is_there,
         a_status_is_kept_over_a_restart_of_the_registry,
     );
@@ -77,6 +79,33 @@ async fn an_agent_outlives_its_registry(database: Database) {
     state.wait_for(AgentState::is_registered).await.unwrap();
     assert_eq!(status_of(&client(&server), "a").await, AgentStatus::Active);
     agent.shutdown().await;
+    server.shutdown().await;
+}
+
+async fn an_agent_outlives_every_fault_between_it_and_its_registry(database: Database) {
+    let server = database.start().await;
+    let proxy = FaultProxy::before(server.local_addr().to_string()).await;
+    let through = RegistryClient::builder(format!("http://{}", proxy.address()))
+        .timeout(Duration::from_millis(200))
+        .retry(RetryPolicy::none())
+        .build()
+        .unwrap();
+    let agent = Agent::new(through, agent("a", "work").heartbeat_interval(INTERVAL));
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    let mut state = agent.watch();
+    for fault in
+        [Fault::Refuse, Fault::Hang, Fault::ResetAfter(0), Fault::ResetAfter(50), Fault::Slow(INTERVAL)]
+    {
+        proxy.set(fault);
+        state.wait_for(AgentState::is_degraded).await.unwrap();
+        proxy.set(Fault::None);
+        state.wait_for(AgentState::is_registered).await.unwrap();
+        let direct = client(&server).check_health("a").await.unwrap();
+        assert!(direct.is_healthy(), "after {fault:?}");
+    }
+    agent.shutdown().await;
+    assert_eq!(status_of(&client(&server), "a").await, AgentStatus::Offline);
     server.shutdown().await;
 }
 
