@@ -232,6 +232,11 @@ impl RegistryClient {
         self.ask(request).await
     }
 
+    /// The HTTP client, whose connections and settings go for agents as well.
+    pub(crate) fn http(&self) -> reqwest::Client {
+        self.transport.http()
+    }
+
     /// How long one attempt may take.
     pub(crate) fn attempt_timeout(&self) -> Duration {
         self.transport.attempt_timeout()

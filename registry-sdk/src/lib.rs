@@ -19,17 +19,18 @@
 //! # }
 //! ```
 //!
-//! An orchestrator finds it by what it can do, the best match first:
+//! An orchestrator finds the best healthy agent for a task, and hands the task over, to the next where that fails:
 //!
 //! ```no_run
 //! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), registry_sdk::Error> {
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let client = registry_sdk::RegistryClient::new("http://127.0.0.1:8009")?;
-//! for found in client.search_capabilities("security scan").await? {
-//!     if client.check_health(&found.agent_id).await?.is_healthy() {
-//!         println!("{} at {} can do it", found.agent_name, found.base_url);
-//!     }
-//! }
+//! use registry_sdk::discovery::Orchestrator;
+//!
+//! let orchestrator = Orchestrator::new(client);
+//! let task = serde_json::json!({"repository": "https://example.org/code.git"});
+//! let done = orchestrator.delegate("security scan").post_json::<serde_json::Value>("/execute", &task).await?;
+//! println!("{} did it: {}", done.selection.agent.agent_name, done.value);
 //! # Ok(())
 //! # }
 //! ```
@@ -55,7 +56,7 @@
 //!
 //! | feature | default | what it gives |
 //! |---|---|---|
-//! | `client` | yes | [`RegistryClient`] and [`Agent`], over HTTP and HTTPS (rustls), on Tokio |
+//! | `client` | yes | [`RegistryClient`], [`Agent`] and [`discovery::Orchestrator`], over HTTP and HTTPS (rustls), on Tokio |
 //! | `cache` | no | `discovery::DiscoveryCache`: discovery that outlives the registry |
 //! | `testing` | no | `testing::MockRegistry`, a registry with faults to script, for the tests of agents |
 //! | `metrics` | no | counters of registrations, heartbeats, retries and states, through the `metrics` facade |
@@ -65,7 +66,7 @@
 
 pub mod contract;
 
-#[cfg(feature = "cache")]
+#[cfg(feature = "client")]
 pub mod discovery;
 
 #[cfg(feature = "client")]

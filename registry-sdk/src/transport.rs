@@ -66,6 +66,10 @@ impl Transport {
         Ok(Self { http, targets, attempt_timeout })
     }
 
+    pub(crate) fn http(&self) -> reqwest::Client {
+        self.http.clone()
+    }
+
     pub(crate) fn attempt_timeout(&self) -> Duration {
         self.attempt_timeout
     }
@@ -252,7 +256,7 @@ fn cause(error: &dyn std::error::Error) -> Arc<dyn std::error::Error + Send + Sy
 }
 
 /// An error and its causes in one line: the libraries below keep the telling part in the causes.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -12,4 +12,6 @@ mod counts;
 mod life;
 #[cfg(feature = "testing")]
 mod matrix;
+#[cfg(feature = "testing")]
+mod orchestrate;
 mod support;

@@ -1,0 +1,265 @@
+//! Handing a task over, to the next agent where one fails.
+
+use std::time::Duration;
+
+use reqwest::header::CONTENT_TYPE;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout_at};
+
+use super::query::TaskQuery;
+use super::select::{Orchestrator, SelectError, Selection};
+use crate::contract::CapabilityMatch;
+use crate::transport::chain;
+
+/// How long a whole delegation may take unless told otherwise.
+const TIME_LIMIT: Duration = Duration::from_secs(60);
+
+/// How many agents get the task unless told otherwise.
+const ATTEMPTS: usize = 3;
+
+/// A task on its way to an agent. Made by [`Orchestrator::delegate`].
+#[derive(Debug)]
+pub struct Delegation<'a> {
+    orchestrator: &'a Orchestrator,
+    query: TaskQuery,
+    attempts: usize,
+    time_limit: Duration,
+}
+
+/// A task that was done.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Delegated<T> {
+    /// What came of it.
+    pub value: T,
+    /// Who did it, and who was passed over.
+    pub selection: Selection,
+    /// Who got the task first, and failed.
+    pub failed: Vec<String>,
+}
+
+/// What the caller's task says of a failure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TaskError<E> {
+    /// The agent's fault: another agent may do better.
+    Transient(E),
+    /// The task's own fault: no other agent would do better.
+    Permanent(E),
+}
+
+/// Why a task was not done.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DelegateError<E> {
+    /// No agent could be chosen, or none is left after those that failed.
+    #[error("no agent is there to do it; {} failed at it", failed.len())]
+    NoAgent {
+        /// Why none was chosen.
+        #[source]
+        source: SelectError,
+        /// Who got the task, and failed.
+        failed: Vec<String>,
+        /// Why the last of those failed.
+        last: Option<E>,
+    },
+    /// As many agents as were allowed got the task, and failed.
+    #[error("{} agents failed at it", failed.len())]
+    Failed {
+        /// Who got the task.
+        failed: Vec<String>,
+        /// Why the last of those failed.
+        last: E,
+    },
+    /// The task cannot be done.
+    #[error("{agent_id} says that it cannot be done")]
+    Permanent {
+        /// Who says so.
+        agent_id: String,
+        /// Why.
+        error: E,
+    },
+    /// It was not done in time.
+    #[error("it was not done within {limit:?}")]
+    TimedOut {
+        /// How long it was allowed to take.
+        limit: Duration,
+        /// Who got the task, the last of whom may still be at it.
+        failed: Vec<String>,
+    },
+}
+
+/// Why a task that was sent over HTTP failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HttpTaskError {
+    /// The agent could not be reached, or its answer broke off.
+    #[error("the agent cannot be reached: {0}")]
+    Unreachable(String),
+    /// It answered with an error's status.
+    #[error("the agent answered {status}: {body}")]
+    Status {
+        /// The status.
+        status: u16,
+        /// The beginning of what it said.
+        body: String,
+    },
+    /// It answered something else than what was expected.
+    #[error("the agent's answer makes no sense: {0}")]
+    Nonsense(String),
+    /// The task cannot be written as JSON.
+    #[error("the task cannot be sent: {0}")]
+    Payload(String),
+}
+
+impl Orchestrator {
+    /// The best healthy agent for a capability, or for another where there is none.
+    ///
+    /// # Errors
+    /// As [`Orchestrator::select`].
+    pub async fn delegate_with_fallback(
+        &self,
+        primary: impl Into<String>,
+        fallback: impl Into<String>,
+    ) -> Result<Selection, SelectError> {
+        self.select(&TaskQuery::new(primary).fallback(fallback)).await
+    }
+
+    /// Hands a task over to an agent that can do it, and to the next where that fails.
+    ///
+    /// ```no_run
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use registry_sdk::{RegistryClient, discovery::Orchestrator};
+    /// # let orchestrator = Orchestrator::new(RegistryClient::new("http://127.0.0.1:8009")?);
+    /// let task = serde_json::json!({"review": "fn main() {}"});
+    /// let done = orchestrator.delegate("code_review").post_json::<serde_json::Value>("/execute", &task).await?;
+    /// println!("{} did it: {}", done.selection.agent.agent_id, done.value);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn delegate(&self, query: impl Into<TaskQuery>) -> Delegation<'_> {
+        Delegation { orchestrator: self, query: query.into(), attempts: ATTEMPTS, time_limit: TIME_LIMIT }
+    }
+}
+
+impl Delegation<'_> {
+    /// How many agents may get the task, one after another; at least one. Default: 3.
+    #[must_use]
+    pub fn attempts(mut self, attempts: usize) -> Self {
+        self.attempts = attempts.max(1);
+        self
+    }
+
+    /// How long all of it may take. Default: a minute.
+    #[must_use]
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = limit;
+        self
+    }
+
+    /// Runs the caller's task against the chosen agent, and against the next where it fails by the agent's
+    /// fault. The outcome feeds the agent's circuit breaker.
+    ///
+    /// May be cancelled: the task that is under way is dropped.
+    ///
+    /// # Errors
+    /// Where nobody did it: see [`DelegateError`].
+    pub async fn run<T, E, F>(
+        self,
+        mut task: impl FnMut(CapabilityMatch) -> F,
+    ) -> Result<Delegated<T>, DelegateError<E>>
+    where
+        F: Future<Output = Result<T, TaskError<E>>>,
+    {
+        let Self { orchestrator, mut query, attempts, time_limit } = self;
+        let deadline = Instant::now() + time_limit;
+        let mut failed = Vec::new();
+        let mut last = None;
+        loop {
+            let selection = match timeout_at(deadline, orchestrator.select(&query)).await {
+                Ok(Ok(selection)) => selection,
+                Ok(Err(source)) => return Err(DelegateError::NoAgent { source, failed, last }),
+                Err(_) => return Err(DelegateError::TimedOut { limit: time_limit, failed }),
+            };
+            let agent_id = selection.agent.agent_id.clone();
+            // Whoever has had the task does not get it again.
+            query.leave_out.insert(agent_id.clone());
+            if !orchestrator.breakers.admit(&agent_id) {
+                continue;
+            }
+            match timeout_at(deadline, task(selection.agent.clone())).await {
+                Ok(Ok(value)) => {
+                    orchestrator.breakers.succeeded(&agent_id);
+                    return Ok(Delegated { value, selection, failed });
+                }
+                Ok(Err(TaskError::Permanent(error))) => {
+                    // The agent did its part: it is the task that cannot be done.
+                    orchestrator.breakers.succeeded(&agent_id);
+                    return Err(DelegateError::Permanent { agent_id, error });
+                }
+                Ok(Err(TaskError::Transient(error))) => {
+                    orchestrator.breakers.failed(&agent_id);
+                    failed.push(agent_id);
+                    if failed.len() == attempts {
+                        return Err(DelegateError::Failed { failed, last: error });
+                    }
+                    last = Some(error);
+                }
+                Err(_) => {
+                    orchestrator.breakers.failed(&agent_id);
+                    failed.push(agent_id);
+                    return Err(DelegateError::TimedOut { limit: time_limit, failed });
+                }
+            }
+        }
+    }
+
+    /// Sends the task as JSON to a path below the agent's `base_url`, and reads JSON back. What cannot be
+    /// reached, breaks off, makes no sense, or answers 408, 429 or 5xx is the agent's fault; any other error's
+    /// status is the task's.
+    ///
+    /// # Errors
+    /// As [`Delegation::run`].
+    pub async fn post_json<T: DeserializeOwned>(
+        self,
+        path: &str,
+        payload: &impl Serialize,
+    ) -> Result<Delegated<T>, DelegateError<HttpTaskError>> {
+        let http = self.orchestrator.http().clone();
+        let body = serde_json::to_vec(payload).map_err(|error| error.to_string());
+        self.run(|agent| {
+            let url = format!("{}/{}", agent.base_url.trim_end_matches('/'), path.trim_start_matches('/'));
+            let (http, body) = (http.clone(), body.clone());
+            async move {
+                let body = body.map_err(|error| TaskError::Permanent(HttpTaskError::Payload(error)))?;
+                send(&http, url, body).await
+            }
+        })
+        .await
+    }
+}
+
+async fn send<T: DeserializeOwned>(
+    http: &reqwest::Client,
+    url: String,
+    body: Vec<u8>,
+) -> Result<T, TaskError<HttpTaskError>> {
+    let unreachable =
+        |error: reqwest::Error| TaskError::Transient(HttpTaskError::Unreachable(chain(&error.without_url())));
+    let request = http.post(url).header(CONTENT_TYPE, "application/json").body(body);
+    let answer = request.send().await.map_err(unreachable)?;
+    let status = answer.status();
+    let body = answer.bytes().await.map_err(unreachable)?;
+    if status.is_success() {
+        let nonsense = |error: serde_json::Error| HttpTaskError::Nonsense(error.to_string());
+        return serde_json::from_slice(&body).map_err(|error| TaskError::Transient(nonsense(error)));
+    }
+    let said = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
+    let error = HttpTaskError::Status { status: status.as_u16(), body: said };
+    if status.is_server_error() || matches!(status.as_u16(), 408 | 429) {
+        Err(TaskError::Transient(error))
+    } else {
+        Err(TaskError::Permanent(error))
+    }
+}
