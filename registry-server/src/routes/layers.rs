@@ -25,7 +25,8 @@ pub(super) fn around(routes: Router<Arc<Registry>>, registry: &Arc<Registry>) ->
         .make_span_with(span)
         .on_request(DefaultOnRequest::new().level(Level::TRACE))
         .on_response(DefaultOnResponse::new().level(Level::DEBUG))
-        .on_failure(DefaultOnFailure::new().level(Level::WARN));
+        // What goes wrong is logged where it does, and once: not again for each request that it meets.
+        .on_failure(DefaultOnFailure::new().level(Level::DEBUG));
     routes
         .layer(from_fn_with_state(registry.clone(), mark_stale))
         .layer(CatchPanicLayer::custom(panicked))
