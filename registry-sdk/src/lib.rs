@@ -56,7 +56,7 @@
 //!
 //! | feature | default | what it gives |
 //! |---|---|---|
-//! | `client` | yes | [`RegistryClient`], [`Agent`] and [`discovery::Orchestrator`], over HTTP and HTTPS (rustls), on Tokio |
+//! | `client` | yes | [`RegistryClient`], [`Agent`], [`discovery::Orchestrator`] and [`StatsMonitor`], over HTTP and HTTPS (rustls), on Tokio |
 //! | `cache` | no | `discovery::DiscoveryCache`: discovery that outlives the registry |
 //! | `testing` | no | `testing::MockRegistry`, a registry with faults to script, for the tests of agents |
 //! | `metrics` | no | counters of registrations, heartbeats, retries and states, through the `metrics` facade |
@@ -78,6 +78,8 @@ mod error;
 #[cfg(feature = "client")]
 mod metrics;
 #[cfg(feature = "client")]
+mod monitor;
+#[cfg(feature = "client")]
 mod query;
 #[cfg(feature = "client")]
 mod retry;
@@ -95,6 +97,8 @@ pub use agent::{Agent, AgentState, RegistrationOutcome, shutdown_signal};
 pub use client::{RegistryClient, RegistryClientBuilder};
 #[cfg(feature = "client")]
 pub use error::Error;
+#[cfg(feature = "client")]
+pub use monitor::{Alert, Rule, StatsMonitor, StatsMonitorBuilder};
 #[cfg(feature = "client")]
 pub use query::{ListQuery, Page, SearchQuery};
 #[cfg(feature = "client")]

@@ -13,5 +13,7 @@ mod life;
 #[cfg(feature = "testing")]
 mod matrix;
 #[cfg(feature = "testing")]
+mod monitor;
+#[cfg(feature = "testing")]
 mod orchestrate;
 mod support;
