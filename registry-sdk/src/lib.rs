@@ -64,6 +64,8 @@
 //! Without any feature the crate is the [`contract`] alone: the wire types and their limits, with neither an
 //! HTTP client nor a runtime.
 
+#![warn(missing_docs)]
+
 pub mod contract;
 
 #[cfg(feature = "client")]
