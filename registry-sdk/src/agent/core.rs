@@ -22,7 +22,7 @@ pub(super) struct Core {
     latest: Mutex<Latest>,
     /// The status that the agent said itself, which its heartbeats carry. `None` until it says one: then
     /// heartbeats leave alone what others may have set.
-    pub(super) said: Mutex<Option<AgentStatus>>,
+    said: Mutex<Option<AgentStatus>>,
     pub(super) state: watch::Sender<AgentState>,
     /// When the registry last answered well, by the monotonic clock.
     heard: Mutex<Option<Instant>>,
@@ -175,7 +175,7 @@ impl Core {
         *lock(&self.heard)
     }
 
-    pub(super) fn set_registered(&self, last_heartbeat: Option<Timestamp>) {
+    fn set_registered(&self, last_heartbeat: Option<Timestamp>) {
         *lock(&self.heard) = Some(Instant::now());
         self.change(|before| {
             let since = match before {

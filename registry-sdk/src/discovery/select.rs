@@ -80,7 +80,7 @@ pub enum Why {
     CircuitOpen,
     /// It is not healthy.
     Unhealthy,
-    /// Its health could not be told in time.
+    /// Its health could not be told, or not in time.
     NoAnswer,
 }
 

@@ -3,7 +3,7 @@
 use std::hash::Hash;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
@@ -80,7 +80,8 @@ impl<K, T> Clone for Shelf<K, T> {
 /// The answer to one question.
 #[derive(Debug)]
 struct Slot<T> {
-    last: Mutex<Last<T>>,
+    /// `None` until somebody has asked to the end.
+    last: Mutex<Option<Last<T>>>,
     /// Held by the one who asks, while the others wait.
     asking: tokio::sync::Mutex<()>,
     /// How often the registry has been asked to the end.
@@ -89,10 +90,11 @@ struct Slot<T> {
 
 /// What came of asking.
 #[derive(Debug)]
-struct Last<T> {
-    answer: Option<(Arc<T>, Instant)>,
-    /// Where it failed after that: why, and when.
-    failure: Option<(Error, Instant)>,
+enum Last<T> {
+    /// The registry answered.
+    Answered(Arc<T>, Instant),
+    /// It failed: why, when, and what it had answered before that still counts.
+    Failed(Error, Instant, Option<(Arc<T>, Instant)>),
 }
 
 impl<K: Hash + Eq + Clone, T> Shelf<K, T> {
@@ -110,45 +112,21 @@ impl<K: Hash + Eq + Clone, T> Shelf<K, T> {
     {
         let slot = self.slot(key);
         let asked_before = slot.asked.load(Ordering::Acquire);
-        if let Some(kept) = self.kept(&slot, false) {
-            return kept;
+        if let Some(kept) = slot.last().as_ref().and_then(|last| last.without_asking(&self.times)) {
+            return Ok(kept);
         }
         let _asking = slot.asking.lock().await;
         // Somebody else may have asked meanwhile: then that is the answer, also where it failed.
         if slot.asked.load(Ordering::Acquire) > asked_before
-            && let Some(kept) = self.kept(&slot, true)
+            && let Some(last) = &*slot.last()
         {
-            return kept;
+            return last.told(&self.times);
         }
         let outcome = ask().await;
-        slot.note(outcome);
+        let mut last = slot.last();
+        let next = Last::new(outcome, last.take());
         slot.asked.fetch_add(1, Ordering::AcqRel);
-        self.kept(&slot, true).unwrap_or_else(|| Err(Error::Setup("no answer was kept".to_owned())))
-    }
-
-    /// What can be said without asking: nothing where the answer is no longer fresh. A failure is as good as
-    /// an answer for the same time, so that callers need not wait for each to fail again; where nothing is
-    /// kept to give instead, only for those who `waited` for it.
-    fn kept(&self, slot: &Slot<T>, waited: bool) -> Option<Result<Cached<T>, Error>> {
-        let last = slot.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let Times { fresh_for, stale_for } = self.times;
-        if let Some((error, at)) = &last.failure {
-            if at.elapsed() >= fresh_for && !waited {
-                return None;
-            }
-            let usable = last.answer.as_ref().filter(|(_, at)| at.elapsed() <= stale_for);
-            return match usable {
-                Some((value, at)) => {
-                    let freshness = Freshness::Stale { age: at.elapsed() };
-                    Some(Ok(Cached { value: value.clone(), freshness }))
-                }
-                None => waited.then(|| Err(error.clone())),
-            };
-        }
-        let (value, at) = last.answer.as_ref()?;
-        // Who waited for it gets it, however short the time is.
-        (waited || at.elapsed() < fresh_for)
-            .then(|| Ok(Cached { value: value.clone(), freshness: Freshness::Fresh }))
+        last.insert(next).told(&self.times)
     }
 
     fn slot(&self, key: &K) -> Arc<Slot<T>> {
@@ -160,23 +138,45 @@ impl<K: Hash + Eq + Clone, T> Shelf<K, T> {
 
 impl<T> Default for Slot<T> {
     fn default() -> Self {
-        let last = Mutex::new(Last { answer: None, failure: None });
-        Self { last, asking: tokio::sync::Mutex::default(), asked: AtomicU64::default() }
+        Self { last: Mutex::default(), asking: tokio::sync::Mutex::default(), asked: AtomicU64::default() }
     }
 }
 
 impl<T> Slot<T> {
-    fn note(&self, outcome: Result<T, Error>) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        match outcome {
-            Ok(value) => *last = Last { answer: Some((Arc::new(value), Instant::now())), failure: None },
-            Err(error) => {
-                // A registry that answers "no" is not away: what it said before counts no longer.
-                if !error.is_of_the_server() {
-                    last.answer = None;
-                }
-                last.failure = Some((error, Instant::now()));
+    fn last(&self) -> MutexGuard<'_, Option<Last<T>>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> Last<T> {
+    /// What can be said without asking. After a failure the last good answer is as good as a fresh one for the
+    /// same time, so that callers need not wait for the registry to fail each time.
+    fn without_asking(&self, times: &Times) -> Option<Cached<T>> {
+        let (Self::Answered(_, at) | Self::Failed(_, at, _)) = self;
+        if at.elapsed() < times.fresh_for { self.told(times).ok() } else { None }
+    }
+
+    /// What those are told who waited for it, however short the time is that it counts as fresh.
+    fn told(&self, times: &Times) -> Result<Cached<T>, Error> {
+        match self {
+            Self::Answered(value, _) => Ok(Cached { value: value.clone(), freshness: Freshness::Fresh }),
+            Self::Failed(_, _, Some((value, at))) if at.elapsed() <= times.stale_for => {
+                let freshness = Freshness::Stale { age: at.elapsed() };
+                Ok(Cached { value: value.clone(), freshness })
             }
+            Self::Failed(error, ..) => Err(error.clone()),
+        }
+    }
+
+    fn new(outcome: Result<T, Error>, before: Option<Self>) -> Self {
+        let now = Instant::now();
+        match (outcome, before) {
+            (Ok(value), _) => Self::Answered(Arc::new(value), now),
+            // A registry that answers "no" is not away: what it said before counts no longer.
+            (Err(error), _) if !error.is_of_the_server() => Self::Failed(error, now, None),
+            (Err(error), Some(Self::Answered(value, at))) => Self::Failed(error, now, Some((value, at))),
+            (Err(error), Some(Self::Failed(_, _, before))) => Self::Failed(error, now, before),
+            (Err(error), None) => Self::Failed(error, now, None),
         }
     }
 }
