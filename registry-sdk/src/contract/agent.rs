@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 
 use super::time::{Timestamp, optional_seconds};
 
-/// Whether an agent takes work.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Whether an agent takes work. In the order in which a search prefers them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AgentStatus {
     /// Alive and free to take work.

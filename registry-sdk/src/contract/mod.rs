@@ -7,6 +7,7 @@
 
 mod agent;
 mod health;
+mod index;
 mod problem;
 mod registration;
 mod search;
@@ -20,9 +21,10 @@ pub use agent::{
     heartbeat_timeout,
 };
 pub use health::{AgentHealth, HealthStatus, ProbeResult, ServerHealth, UnhealthyReason};
+pub use index::{Hit, SearchIndex};
 pub use problem::{FieldError, Invalid, Problem};
 pub use registration::Registration;
-pub use search::{CapabilityMatch, Field};
+pub use search::{CapabilityMatch, Field, Rank};
 pub use stats::RegistryStats;
 pub use terms::{score, terms};
 pub use time::{InvalidTimestamp, Timestamp};

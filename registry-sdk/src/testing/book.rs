@@ -1,13 +1,14 @@
 //! What the mock registry knows: its agents, by the contract's rules, and what has arrived.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use crate::contract::{
-    AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, Field, HealthStatus, Heartbeat, HeartbeatAck,
-    Registration, RegistryStats, StatusUpdate, Timestamp, UnhealthyReason, heartbeat_timeout, score, terms,
+    AgentHealth, AgentRecord, AgentStatus, Capability, CapabilityMatch, HealthStatus, Heartbeat,
+    HeartbeatAck, Rank, Registration, RegistryStats, SearchIndex, StatusUpdate, Timestamp, UnhealthyReason,
+    heartbeat_timeout,
 };
 
 /// A request that arrived.
@@ -154,19 +155,21 @@ impl Book {
 
     /// Everyone that can do something, the best match first.
     pub(super) fn search(&mut self, q: &str, status: Option<AgentStatus>) -> Vec<CapabilityMatch> {
-        let query: Vec<String> = terms(q).collect();
-        let mut found: Vec<_> =
-            self.list(status).iter().filter_map(|record| best_match(record, &query)).collect();
-        let by_status =
-            |one: &CapabilityMatch| AgentStatus::ALL.iter().position(|status| *status == one.status);
-        found.sort_by(|a, b| {
-            let by_score = b.score.unwrap_or_default().total_cmp(&a.score.unwrap_or_default());
-            by_score
-                .then_with(|| by_status(a).cmp(&by_status(b)))
-                .then_with(|| b.last_heartbeat.cmp(&a.last_heartbeat))
-                .then_with(|| a.agent_id.cmp(&b.agent_id))
-        });
-        found
+        let agents = self.list(status);
+        let mut index = SearchIndex::default();
+        let slots: HashMap<u32, &AgentRecord> =
+            agents.iter().map(|agent| (index.add(&agent.capabilities), agent)).collect();
+        let mut found: Vec<(Rank<'_>, CapabilityMatch)> = Vec::new();
+        for hit in index.find(q) {
+            let Some(agent) = slots.get(&hit.slot) else { continue };
+            let Some(found_by) = agent.capabilities.get(usize::from(hit.place)) else { continue };
+            let AgentRecord { agent_id, status, last_heartbeat, .. } = agent;
+            let (status, last_heartbeat) = (*status, *last_heartbeat);
+            let rank = Rank { score: hit.score, status, last_heartbeat, agent_id };
+            found.push((rank, match_of(agent, found_by.clone(), hit.score)));
+        }
+        found.sort_by_key(|(rank, _)| *rank);
+        found.into_iter().map(|(_, found)| found).collect()
     }
 
     pub(super) fn stats(&mut self) -> RegistryStats {
@@ -223,29 +226,13 @@ impl Book {
     }
 }
 
-/// The agent's best capability for a query, where every term begins a term of it.
-fn best_match(record: &AgentRecord, query: &[String]) -> Option<CapabilityMatch> {
-    let mut best: Option<CapabilityMatch> = None;
-    for capability in &record.capabilities {
-        let name: Vec<String> = terms(&capability.name).collect();
-        let tags: Vec<String> = capability.tags.iter().flat_map(|tag| terms(tag)).collect();
-        let description: Vec<String> = terms(&capability.description).collect();
-        let place = |wanted: &String| {
-            let fields = [(Field::Name, &name), (Field::Tag, &tags), (Field::Description, &description)];
-            let has = |texts: &[String]| texts.iter().any(|text| text.starts_with(wanted.as_str()));
-            fields.into_iter().find(|(_, texts)| has(texts)).map(|(field, _)| field)
-        };
-        let Some(found) = query.iter().map(place).collect::<Option<Vec<_>>>() else { continue };
-        let score = score(name == query, &found);
-        if best.as_ref().is_none_or(|best| best.score < Some(score)) {
-            let mut found = CapabilityMatch::new(&record.agent_id, record.status, capability.clone());
-            found.agent_name.clone_from(&record.agent_name);
-            found.base_url.clone_from(&record.base_url);
-            found.last_heartbeat = record.last_heartbeat;
-            found.score = Some(score);
-            found.healthy = Some(record.status != AgentStatus::Offline);
-            best = Some(found);
-        }
-    }
-    best
+/// What a search says of an agent.
+fn match_of(record: &AgentRecord, capability: Capability, score: f64) -> CapabilityMatch {
+    let mut found = CapabilityMatch::new(&record.agent_id, record.status, capability);
+    found.agent_name.clone_from(&record.agent_name);
+    found.base_url.clone_from(&record.base_url);
+    found.last_heartbeat = record.last_heartbeat;
+    found.score = Some(score);
+    found.healthy = Some(record.status != AgentStatus::Offline);
+    found
 }

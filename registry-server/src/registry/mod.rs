@@ -4,7 +4,6 @@
 mod availability;
 mod clock;
 mod follow;
-mod index;
 mod lanes;
 mod rules;
 mod sweep;

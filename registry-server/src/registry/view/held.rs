@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use registry_sdk::contract::{AgentRecord, AgentStatus, Timestamp, heartbeat_timeout};
 
-use crate::registry::index::CapabilityTerms;
 use crate::registry::rules::Patience;
 use crate::store::StoredAgent;
 
@@ -19,7 +18,6 @@ pub(crate) struct Held {
     /// A last heartbeat that the database confirmed as the last of all, after it had become too old. Where
     /// other processes write as well, only then is the agent believed to have missed its deadline.
     confirmed: AtomicI64,
-    pub(super) terms: Box<[CapabilityTerms]>,
 }
 
 /// An agent's status at one moment.
@@ -53,9 +51,9 @@ impl Moment {
 }
 
 impl Held {
-    pub(super) fn new(agent: StoredAgent, terms: Box<[CapabilityTerms]>) -> Self {
+    pub(super) fn new(agent: StoredAgent) -> Self {
         let heard = AtomicI64::new(agent.last_heartbeat.unix_millis());
-        Self { agent, heard, confirmed: AtomicI64::new(i64::MIN), terms }
+        Self { agent, heard, confirmed: AtomicI64::new(i64::MIN) }
     }
 
     /// Takes over a heartbeat, unless a later one is known.

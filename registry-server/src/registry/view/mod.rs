@@ -7,19 +7,20 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use registry_sdk::contract::Timestamp;
+use registry_sdk::contract::{SearchIndex, Timestamp};
 
-use super::index::{Index, Slot};
 use crate::store::{Snapshot, StoredAgent};
 pub(crate) use held::{Held, Moment, record};
 pub(crate) use reads::{ListQuery, Page, Read, SearchQuery};
+
+/// Where an agent stands, in the index as well.
+type Slot = u32;
 
 #[derive(Debug, Default)]
 struct Inner {
     ids: BTreeMap<Arc<str>, Slot>,
     slots: Vec<Option<Arc<Held>>>,
-    free: Vec<Slot>,
-    index: Index,
+    index: SearchIndex,
     /// Agents that were removed, and at which revision, until the follower has passed it: a row that was
     /// read before must not bring them back.
     removed: HashMap<String, i64>,
@@ -144,14 +145,13 @@ impl Inner {
         let heard = self.get(&agent.agent_id).map(|held| held.heard());
         self.remove(&agent.agent_id);
         self.removed.remove(&agent.agent_id);
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            Slot::try_from(self.slots.len() - 1).unwrap_or(Slot::MAX)
-        });
-        let terms = self.index.add(slot, &agent.capabilities);
+        let slot = self.index.add(&agent.capabilities);
+        if self.slots.len() <= slot as usize {
+            self.slots.resize(slot as usize + 1, None);
+        }
         self.ids.insert(agent.agent_id.as_str().into(), slot);
         if let Some(place) = self.slots.get_mut(slot as usize) {
-            let held = Held::new(agent, terms);
+            let held = Held::new(agent);
             // Of a heartbeat that the row does not have yet.
             if let Some(heard) = heard {
                 held.hear(heard);
@@ -164,9 +164,9 @@ impl Inner {
         let Some(slot) = self.ids.remove(agent_id) else {
             return;
         };
-        if let Some(held) = self.slots.get_mut(slot as usize).and_then(Option::take) {
-            self.index.remove(slot, &held.agent.capabilities, &held.terms);
+        if let Some(held) = self.slots.get_mut(slot as usize) {
+            *held = None;
         }
-        self.free.push(slot);
+        self.index.remove(slot);
     }
 }

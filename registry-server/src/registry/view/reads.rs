@@ -1,13 +1,12 @@
 //! Answers from the view.
 
 use registry_sdk::contract::{
-    AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, HealthStatus, RegistryStats, Timestamp,
-    UnhealthyReason, terms,
+    AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, HealthStatus, Rank, RegistryStats,
+    UnhealthyReason,
 };
 
 use super::View;
 use super::held::{Held, Moment, Standing};
-use crate::registry::index::Slot;
 
 /// A read's answer as far as the view knows, and the agents whose missed deadlines have to be confirmed
 /// before it is given.
@@ -96,33 +95,20 @@ impl View {
     }
 
     pub(crate) fn search(&self, query: &SearchQuery, moment: &Moment) -> Read<Vec<CapabilityMatch>> {
-        let wanted: Vec<String> = terms(&query.q).collect();
         let inner = self.inner.read();
         let mut doubts = Vec::new();
         let mut found: Vec<Found<'_>> = Vec::new();
-        for (slot, place) in inner.index.candidates(&wanted) {
-            let Some(held) = inner.slot(slot) else { continue };
-            let Some(terms) = held.terms.get(usize::from(place)) else {
-                continue;
-            };
-            let Some(score) = inner.index.score(&wanted, terms) else {
-                continue;
-            };
-            // One match an agent: the best, and of equals the first that it named.
-            if let Some(last) = found.last_mut()
-                && last.slot == slot
-            {
-                if score > last.score {
-                    (last.score, last.place) = (score, place);
-                }
-                continue;
-            }
+        for hit in inner.index.find(&query.q) {
+            let Some(held) = inner.slot(hit.slot) else { continue };
             let status = held.standing(moment, &mut doubts).status;
             if query.status.is_none_or(|wanted| wanted == status) {
-                found.push(Found { slot, place, score, status, heard: held.heard(), held });
+                let last_heartbeat = Some(held.heard());
+                let agent_id = &held.agent.agent_id;
+                let rank = Rank { score: hit.score, status, last_heartbeat, agent_id };
+                found.push(Found { rank, place: hit.place, held });
             }
         }
-        found.sort_unstable_by(Found::rank);
+        found.sort_unstable_by(|one, other| one.rank.cmp(&other.rank));
         found.truncate(query.limit);
         Read { answer: found.iter().filter_map(Found::to_match).collect(), doubts }
     }
@@ -144,35 +130,22 @@ impl View {
 
 /// A match on its way to its place.
 struct Found<'a> {
-    slot: Slot,
+    rank: Rank<'a>,
     place: u16,
-    score: f64,
-    status: AgentStatus,
-    heard: Timestamp,
     held: &'a Held,
 }
 
 impl Found<'_> {
-    /// The contract's order: the score, then the status, then the latest heartbeat, then the id.
-    fn rank(&self, other: &Self) -> std::cmp::Ordering {
-        let by_status = |found: &Self| AgentStatus::ALL.iter().position(|status| *status == found.status);
-        other
-            .score
-            .total_cmp(&self.score)
-            .then_with(|| by_status(self).cmp(&by_status(other)))
-            .then_with(|| other.heard.cmp(&self.heard))
-            .then_with(|| self.held.agent.agent_id.cmp(&other.held.agent.agent_id))
-    }
-
     fn to_match(&self) -> Option<CapabilityMatch> {
         let agent = &self.held.agent;
         let capability = agent.capabilities.get(usize::from(self.place))?;
-        let mut found = CapabilityMatch::new(agent.agent_id.clone(), self.status, capability.clone());
+        let status = self.rank.status;
+        let mut found = CapabilityMatch::new(agent.agent_id.clone(), status, capability.clone());
         found.agent_name.clone_from(&agent.agent_name);
         found.base_url.clone_from(&agent.base_url);
-        found.last_heartbeat = Some(self.heard);
-        found.score = Some(self.score);
-        found.healthy = Some(self.status != AgentStatus::Offline);
+        found.last_heartbeat = self.rank.last_heartbeat;
+        found.score = Some(self.rank.score);
+        found.healthy = Some(status != AgentStatus::Offline);
         Some(found)
     }
 }
