@@ -1,8 +1,10 @@
 //! How a server is to run. Flags and environment variables are read here and nowhere else.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use registry_sdk::contract::DEFAULT_PORT;
 
 /// How a server is to run. [`Config::default`] is what `registry-server` does without an argument.
@@ -52,6 +54,38 @@ pub struct Config {
     /// Remove agents that stay offline so long [default: they are kept].
     #[arg(long, value_name = "DUR", env = "REGISTRY_REMOVE_AFTER", value_parser = duration)]
     pub remove_after: Option<Duration>,
+
+    /// Ask each agent itself how it is, at GET {base_url}/health, every so often [default: no agent is asked].
+    ///
+    /// Two failures in a row make an agent unhealthy, one success heals it. Of several servers over one database
+    /// one asks; give all of them the flag.
+    #[arg(long, value_name = "DUR", env = "REGISTRY_PROBE_INTERVAL", value_parser = duration)]
+    pub probe_interval: Option<Duration>,
+
+    /// How long an agent's whole answer to a probe may take.
+    #[arg(
+        long,
+        value_name = "DUR",
+        env = "REGISTRY_PROBE_TIMEOUT",
+        value_parser = duration,
+        default_value = "2s"
+    )]
+    pub probe_timeout: Duration,
+
+    /// How many agents may be asked at once.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        env = "REGISTRY_PROBE_CONCURRENCY",
+        default_value_t = Config::default().probe_concurrency
+    )]
+    pub probe_concurrency: NonZeroUsize,
+
+    /// Let probes reach these addresses too, such as 127.0.0.0/8; repeatable.
+    ///
+    /// Unless allowed, loopback, link-local and cloud metadata addresses are refused, whatever name leads there.
+    #[arg(long, value_name = "CIDR", env = "REGISTRY_PROBE_ALLOW", value_delimiter = ',')]
+    pub probe_allow: Vec<IpNet>,
 }
 
 impl Default for Config {
@@ -62,6 +96,10 @@ impl Default for Config {
             heartbeat_timeout: Duration::from_secs(60),
             sweep_interval: Duration::from_secs(5),
             remove_after: None,
+            probe_interval: None,
+            probe_timeout: Duration::from_secs(2),
+            probe_concurrency: NonZeroUsize::MIN.saturating_add(63),
+            probe_allow: Vec::new(),
         }
     }
 }

@@ -175,6 +175,20 @@ pub struct AgentRecord {
     /// How long after its last heartbeat it counts as offline. `None` from a server that does not say.
     #[serde(default, rename = "heartbeat_timeout_seconds", with = "optional_seconds")]
     pub heartbeat_timeout: Option<Duration>,
+    /// How much of its capacity is in use, from 0 to 1, as its last heartbeats said. `None` where they did not, or
+    /// not since the server started.
+    #[serde(default)]
+    pub load: Option<f64>,
+    /// How many tasks it is at, as its last heartbeats said.
+    #[serde(default)]
+    pub active_tasks: Option<u32>,
+    /// What a health check would have said at that moment. `None` from a server that does not say.
+    #[serde(default)]
+    pub healthy: Option<bool>,
+    /// The number of the registry's change that this agent's last one was; plain heartbeats are none. Of two
+    /// records of an agent the one with the greater number is the later. `None` from a server that does not say.
+    #[serde(default)]
+    pub revision: Option<u64>,
 }
 
 impl AgentRecord {
@@ -193,12 +207,16 @@ impl AgentRecord {
             registered_at: None,
             last_heartbeat: None,
             heartbeat_timeout: None,
+            load: None,
+            active_tasks: None,
+            healthy: None,
+            revision: None,
         }
     }
 }
 
 /// The body of a heartbeat, which may be left out altogether.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Heartbeat {
     /// Sets the status. Without it `busy` stays `busy`, and `offline` becomes `active`.
@@ -207,6 +225,12 @@ pub struct Heartbeat {
     /// Which process sends it. Where another one has registered since, the heartbeat is refused with 409.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_id: Option<String>,
+    /// How much of its capacity is in use, from 0 to 1. Without it the registry goes by what it was told before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<f64>,
+    /// How many tasks it is at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active_tasks: Option<u32>,
 }
 
 impl Heartbeat {
@@ -221,6 +245,20 @@ impl Heartbeat {
     #[must_use]
     pub fn instance_id(mut self, instance_id: impl Into<String>) -> Self {
         self.instance_id = Some(instance_id.into());
+        self
+    }
+
+    /// A heartbeat that tells the load: a part of the capacity, which is brought into 0 to 1.
+    #[must_use]
+    pub fn load(mut self, load: f64) -> Self {
+        self.load = Some(load.clamp(0.0, 1.0));
+        self
+    }
+
+    /// A heartbeat that tells the number of tasks.
+    #[must_use]
+    pub fn active_tasks(mut self, tasks: u32) -> Self {
+        self.active_tasks = Some(tasks);
         self
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use url::Url;
 
 use super::agent::AgentStatus;
 use super::time::{Timestamp, optional_seconds, seconds};
@@ -44,6 +45,30 @@ pub struct ProbeResult {
     /// What went wrong, where it did not.
     #[serde(default)]
     pub detail: Option<String>,
+}
+
+impl ProbeResult {
+    /// What a registry found when it asked an agent: that it is well, or what went wrong.
+    #[must_use]
+    pub fn new(checked_at: Timestamp, latency: Duration, failure: Option<&str>) -> Self {
+        Self { checked_at, latency, ok: failure.is_none(), detail: failure.map(str::to_owned) }
+    }
+}
+
+/// Where an agent says itself how it is: `GET {base_url}/health`. `None` where the URL is none.
+///
+/// ```
+/// use registry_sdk::contract::health_url;
+/// let url = health_url("http://agent:8000/v1/");
+/// assert_eq!(url.unwrap().as_str(), "http://agent:8000/v1/health");
+/// ```
+#[must_use]
+pub fn health_url(base_url: &str) -> Option<Url> {
+    let mut url = Url::parse(base_url).ok()?;
+    url.path_segments_mut().ok()?.pop_if_empty().push("health");
+    url.set_query(None);
+    url.set_fragment(None);
+    Some(url)
 }
 
 /// The health record of one agent.

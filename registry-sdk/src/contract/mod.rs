@@ -6,6 +6,7 @@
 //! project's server sends are optional here, so that a plainer server's answers decode as well.
 
 mod agent;
+mod event;
 mod health;
 mod index;
 mod problem;
@@ -20,7 +21,8 @@ pub use agent::{
     AgentRecord, AgentStatus, Capability, Heartbeat, HeartbeatAck, StatusUpdate, UnknownStatus,
     heartbeat_timeout,
 };
-pub use health::{AgentHealth, HealthStatus, ProbeResult, ServerHealth, UnhealthyReason};
+pub use event::{EventKind, OVERRUN_EVENT, RESET_EVENT, UnknownEvent};
+pub use health::{AgentHealth, HealthStatus, ProbeResult, ServerHealth, UnhealthyReason, health_url};
 pub use index::{Hit, SearchIndex};
 pub use problem::{FieldError, Invalid, Problem};
 pub use registration::Registration;

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use super::agent::{AgentStatus, Capability, null_is_default};
+use super::agent::{AgentRecord, AgentStatus, Capability, null_is_default};
 use super::time::Timestamp;
 
 /// Where in a capability a term was found, the best place first.
@@ -91,6 +91,12 @@ pub struct CapabilityMatch {
     /// What a health check would have said at that moment. `None` from a server that does not say.
     #[serde(default)]
     pub healthy: Option<bool>,
+    /// How much of its capacity is in use, from 0 to 1, as its last heartbeats said.
+    #[serde(default)]
+    pub load: Option<f64>,
+    /// How many tasks it is at, as its last heartbeats said.
+    #[serde(default)]
+    pub active_tasks: Option<u32>,
 }
 
 impl CapabilityMatch {
@@ -109,6 +115,22 @@ impl CapabilityMatch {
             tags: capability.tags,
             score: None,
             healthy: None,
+            load: None,
+            active_tasks: None,
         }
+    }
+
+    /// The match of an agent's record by the capability at a place of its list; `None` where it has none there.
+    #[must_use]
+    pub fn of(record: &AgentRecord, place: usize, score: f64) -> Option<Self> {
+        let mut found = Self::new(&*record.agent_id, record.status, record.capabilities.get(place)?.clone());
+        found.agent_name.clone_from(&record.agent_name);
+        found.base_url.clone_from(&record.base_url);
+        found.last_heartbeat = record.last_heartbeat;
+        found.score = Some(score);
+        found.healthy = record.healthy;
+        found.load = record.load;
+        found.active_tasks = record.active_tasks;
+        Some(found)
     }
 }

@@ -18,12 +18,14 @@ pub(super) struct Answer {
     pub(super) body: Vec<u8>,
     /// The target of a `Link` header to the next page.
     pub(super) next: Option<String>,
+    /// The changes after this one follow the body, without end.
+    pub(super) follow: Option<u64>,
 }
 
 impl Answer {
     fn ok(body: &impl Serialize) -> Self {
         // The contract's types always serialize.
-        Self { status: 200, body: serde_json::to_vec(body).unwrap_or_default(), next: None }
+        Self { status: 200, body: serde_json::to_vec(body).unwrap_or_default(), next: None, follow: None }
     }
 
     pub(super) fn problem(status: u16, detail: impl Into<String>) -> Self {
@@ -51,15 +53,26 @@ impl From<Refusal> for Answer {
     }
 }
 
+/// A request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked<'a> {
+    pub(super) method: &'a str,
+    pub(super) path: &'a str,
+    pub(super) query: &'a str,
+    pub(super) last_event_id: Option<&'a str>,
+    pub(super) body: &'a [u8],
+}
+
 /// Answers a request, as the contract says.
-pub(super) fn answer(book: &mut Book, method: &str, path: &str, query: &str, body: &[u8]) -> Answer {
+pub(super) fn answer(book: &mut Book, asked: &Asked<'_>) -> Answer {
+    let Asked { method, path, query, last_event_id, body } = *asked;
     let outcome = match (method, path.split('/').skip(1).collect::<Vec<_>>().as_slice()) {
         ("POST", ["register"]) => register(book, body),
         ("GET", ["agents"]) => list(book, &Query::new(query)),
         ("GET", ["agents", id]) => book.get(id).map(|record| Answer::ok(&record)).map_err(Answer::from),
         ("DELETE", ["agents", id]) => {
             let removed = book.remove(id).map_err(Answer::from);
-            removed.map(|()| Answer { status: 204, body: Vec::new(), next: None })
+            removed.map(|()| Answer { status: 204, body: Vec::new(), next: None, follow: None })
         }
         ("POST", ["agents", id, "heartbeat"]) => heartbeat(book, id, body),
         ("PUT", ["agents", id, "status"]) => set_status(book, id, body),
@@ -74,10 +87,19 @@ pub(super) fn answer(book: &mut Book, method: &str, path: &str, query: &str, bod
                 std::time::Duration::ZERO,
             )))
         }
+        ("GET", ["events"]) => events(book, last_event_id),
         ("GET", ["stats"]) => Ok(Answer::ok(&book.stats())),
         _ => Err(Answer::problem(404, format!("there is nothing at {path}"))),
     };
     outcome.unwrap_or_else(|refused| refused)
+}
+
+fn events(book: &mut Book, last_event_id: Option<&str>) -> Result<Answer, Answer> {
+    let after = last_event_id.map(str::parse).transpose();
+    let after = after.map_err(|_| Answer::problem(400, "Last-Event-ID has to be the id of an event"))?;
+    let head = book.log().revision();
+    let body = format!("id: {}\n\n", after.unwrap_or(head)).into_bytes();
+    Ok(Answer { status: 200, body, next: None, follow: Some(after.unwrap_or(head)) })
 }
 
 fn register(book: &mut Book, body: &[u8]) -> Result<Answer, Answer> {

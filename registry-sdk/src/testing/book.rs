@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use super::log::Log;
 use crate::contract::{
-    AgentHealth, AgentRecord, AgentStatus, Capability, CapabilityMatch, HealthStatus, Heartbeat,
-    HeartbeatAck, Rank, Registration, RegistryStats, SearchIndex, StatusUpdate, Timestamp, UnhealthyReason,
+    AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, EventKind, HealthStatus, Heartbeat, HeartbeatAck,
+    Rank, Registration, RegistryStats, SearchIndex, StatusUpdate, Timestamp, UnhealthyReason,
     heartbeat_timeout,
 };
 
@@ -59,6 +60,10 @@ struct Entry {
     missed: bool,
     registered: Instant,
     heard: Instant,
+    load: Option<f64>,
+    active_tasks: Option<u32>,
+    /// The number of its last change.
+    revision: u64,
 }
 
 /// Why the book refuses.
@@ -72,37 +77,65 @@ pub(super) enum Refusal {
 pub(super) struct Book {
     agents: BTreeMap<String, Entry>,
     timeout: Duration,
+    log: Log,
     /// The same moment by both clocks: what is written as a time follows Tokio's, also when it is paused.
     began: (Instant, SystemTime),
 }
 
 impl Book {
     pub(super) fn new(timeout: Duration) -> Self {
-        Self { agents: BTreeMap::new(), timeout, began: (Instant::now(), SystemTime::now()) }
+        let began = (Instant::now(), SystemTime::now());
+        Self { agents: BTreeMap::new(), timeout, log: Log::default(), began }
     }
 
     pub(super) fn forget(&mut self) {
         self.agents.clear();
+        self.log.forget();
+    }
+
+    /// What has changed, for those who watch.
+    pub(super) fn log(&mut self) -> &mut Log {
+        self.expire();
+        &mut self.log
     }
 
     pub(super) fn register(&mut self, registration: Registration) -> AgentRecord {
+        self.expire();
         let now = Instant::now();
-        let registered = self.agents.get(&registration.agent_id).map_or(now, |entry| entry.registered);
+        let known = self.agents.get(&registration.agent_id);
+        let is_news = known.is_none_or(|entry| {
+            entry.registration != registration || entry.status != registration.status || entry.missed
+        });
+        let same = known.filter(|entry| entry.registration.instance_id == registration.instance_id);
         let (agent_id, status) = (registration.agent_id.clone(), registration.status);
-        let entry = Entry { registration, status, missed: false, registered, heard: now };
-        let record = self.record(&entry);
-        self.agents.insert(agent_id, entry);
-        record
+        let entry = Entry {
+            registration,
+            status,
+            missed: false,
+            registered: known.map_or(now, |entry| entry.registered),
+            heard: now,
+            load: same.and_then(|entry| entry.load),
+            active_tasks: same.and_then(|entry| entry.active_tasks),
+            revision: known.map_or(0, |entry| entry.revision),
+        };
+        self.agents.insert(agent_id.clone(), entry);
+        if is_news { self.changed(&agent_id, EventKind::Registered) } else { self.known(&agent_id) }
     }
 
     pub(super) fn beat(&mut self, agent_id: &str, beat: &Heartbeat) -> Result<HeartbeatAck, Refusal> {
         let timeout = self.timeout;
         let entry = self.entry(agent_id, beat.instance_id.as_deref())?;
-        let was_offline = entry.status == AgentStatus::Offline;
-        entry.status = beat.status.unwrap_or(if was_offline { AgentStatus::Active } else { entry.status });
+        let before = entry.status;
+        let was_offline = before == AgentStatus::Offline;
+        entry.status = beat.status.unwrap_or(if was_offline { AgentStatus::Active } else { before });
         (entry.missed, entry.heard) = (false, Instant::now());
+        entry.load = beat.load.or(entry.load);
+        entry.active_tasks = beat.active_tasks.or(entry.active_tasks);
         let (status, heard) = (entry.status, entry.heard);
         let timeout = heartbeat_timeout(timeout, entry.registration.heartbeat_interval);
+        if status != before {
+            self.changed(agent_id, EventKind::StatusChanged);
+        }
         Ok(HeartbeatAck::new(agent_id.to_owned(), status, self.timestamp(heard), timeout))
     }
 
@@ -113,20 +146,24 @@ impl Book {
     ) -> Result<AgentRecord, Refusal> {
         let entry = self.entry(agent_id, update.instance_id.as_deref())?;
         // Only a heartbeat brings back who has fallen silent.
-        if !entry.missed || update.status == AgentStatus::Offline {
-            (entry.status, entry.missed) = (update.status, false);
+        let is_taken = !entry.missed || update.status == AgentStatus::Offline;
+        if !is_taken || (entry.status == update.status && !entry.missed) {
+            return Ok(self.known(agent_id));
         }
-        let entry = entry.clone();
-        Ok(self.record(&entry))
+        (entry.status, entry.missed) = (update.status, false);
+        Ok(self.changed(agent_id, EventKind::StatusChanged))
     }
 
     pub(super) fn remove(&mut self, agent_id: &str) -> Result<(), Refusal> {
-        self.agents.remove(agent_id).map(|_| ()).ok_or(Refusal::Unknown)
+        self.entry(agent_id, None)?;
+        self.changed(agent_id, EventKind::Deregistered);
+        self.agents.remove(agent_id);
+        Ok(())
     }
 
     pub(super) fn get(&mut self, agent_id: &str) -> Result<AgentRecord, Refusal> {
-        let entry = self.entry(agent_id, None)?.clone();
-        Ok(self.record(&entry))
+        self.entry(agent_id, None)?;
+        Ok(self.known(agent_id))
     }
 
     pub(super) fn health(&mut self, agent_id: &str) -> Result<AgentHealth, Refusal> {
@@ -162,11 +199,11 @@ impl Book {
         let mut found: Vec<(Rank<'_>, CapabilityMatch)> = Vec::new();
         for hit in index.find(q) {
             let Some(agent) = slots.get(&hit.slot) else { continue };
-            let Some(found_by) = agent.capabilities.get(usize::from(hit.place)) else { continue };
-            let AgentRecord { agent_id, status, last_heartbeat, .. } = agent;
-            let (status, last_heartbeat) = (*status, *last_heartbeat);
-            let rank = Rank { score: hit.score, status, last_heartbeat, agent_id };
-            found.push((rank, match_of(agent, found_by.clone(), hit.score)));
+            found.extend(CapabilityMatch::of(agent, hit.place.into(), hit.score).map(|found| {
+                let AgentRecord { agent_id, status, last_heartbeat, .. } = agent;
+                let (status, last_heartbeat) = (*status, *last_heartbeat);
+                (Rank { score: hit.score, status, last_heartbeat, agent_id }, found)
+            }));
         }
         found.sort_by_key(|(rank, _)| *rank);
         found.into_iter().map(|(_, found)| found).collect()
@@ -187,12 +224,34 @@ impl Book {
 
     /// Marks who has missed the deadline. Every answer begins with it, so nobody sees it late.
     fn expire(&mut self) {
-        for entry in self.agents.values_mut() {
+        let mut expired = Vec::new();
+        for (agent_id, entry) in &mut self.agents {
             let limit = heartbeat_timeout(self.timeout, entry.registration.heartbeat_interval);
             if entry.status != AgentStatus::Offline && entry.heard.elapsed() > limit {
                 (entry.status, entry.missed) = (AgentStatus::Offline, true);
+                expired.push(agent_id.clone());
             }
         }
+        for agent_id in expired {
+            self.changed(&agent_id, EventKind::StatusChanged);
+        }
+    }
+
+    /// Numbers a change of an agent, and keeps it for those who watch. Answers with its record.
+    fn changed(&mut self, agent_id: &str, kind: EventKind) -> AgentRecord {
+        let revision = self.log.next();
+        if let Some(entry) = self.agents.get_mut(agent_id) {
+            entry.revision = revision;
+        }
+        let record = self.known(agent_id);
+        self.log.keep(kind, &record);
+        record
+    }
+
+    /// The record of an agent that is there.
+    fn known(&self, agent_id: &str) -> AgentRecord {
+        let missing = || AgentRecord::new(agent_id, AgentStatus::Offline);
+        self.agents.get(agent_id).map_or_else(missing, |entry| self.record(entry))
     }
 
     fn entry(&mut self, agent_id: &str, instance_id: Option<&str>) -> Result<&mut Entry, Refusal> {
@@ -217,6 +276,9 @@ impl Book {
         record.registered_at = Some(self.timestamp(entry.registered));
         record.last_heartbeat = Some(self.timestamp(entry.heard));
         record.heartbeat_timeout = Some(heartbeat_timeout(self.timeout, given.heartbeat_interval));
+        (record.load, record.active_tasks) = (entry.load, entry.active_tasks);
+        record.healthy = Some(entry.status != AgentStatus::Offline);
+        record.revision = Some(entry.revision);
         record
     }
 
@@ -224,15 +286,4 @@ impl Book {
         let (instant, time) = self.began;
         (time + at.duration_since(instant)).into()
     }
-}
-
-/// What a search says of an agent.
-fn match_of(record: &AgentRecord, capability: Capability, score: f64) -> CapabilityMatch {
-    let mut found = CapabilityMatch::new(&record.agent_id, record.status, capability);
-    found.agent_name.clone_from(&record.agent_name);
-    found.base_url.clone_from(&record.base_url);
-    found.last_heartbeat = record.last_heartbeat;
-    found.score = Some(score);
-    found.healthy = Some(record.status != AgentStatus::Offline);
-    found
 }

@@ -6,8 +6,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
+use futures_util::{StreamExt, future, stream};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, LINK, RETRY_AFTER};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -17,7 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::answer::{Answer, answer};
+use super::answer::{Answer, Asked, answer};
 use super::book::{Book, Received, Seen};
 use crate::client::RegistryClient;
 use crate::contract::AgentRecord;
@@ -25,6 +27,9 @@ use crate::retry::RetryPolicy;
 
 /// A body that no registry would send.
 const GARBAGE: &str = "<!doctype html><title>Sign in</title><p>This is not the registry.</p>";
+
+/// How often it is looked for missed deadlines while somebody watches.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A registry for tests: it behaves as the contract says, keeps its agents in memory, and misbehaves when told
 /// to. When it is dropped, it is gone.
@@ -42,6 +47,8 @@ struct Shared {
     state: Mutex<State>,
     /// What has arrived, for whoever waits for it.
     seen: watch::Sender<Seen>,
+    /// Counts how often all event streams were cut off.
+    cuts: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -88,7 +95,11 @@ impl MockRegistry {
         let address = listener.local_addr().expect("a bound listener has an address");
         let state =
             State { book: Book::new(timeout), faults: VecDeque::new(), delay: Duration::ZERO, outage: None };
-        let shared = Arc::new(Shared { state: Mutex::new(state), seen: watch::Sender::default() });
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            seen: watch::Sender::default(),
+            cuts: watch::Sender::default(),
+        });
         let mut serving = JoinSet::new();
         serving.spawn(serve(listener, shared.clone()));
         Self { address, shared, _serving: serving }
@@ -142,9 +153,20 @@ impl MockRegistry {
         self.state().delay = delay;
     }
 
-    /// Cuts off every request from now on and for so long.
+    /// Cuts off every request from now on and for so long, and the event streams that are open.
     pub fn outage(&self, duration: Duration) {
         self.state().outage = Some(Instant::now() + duration);
+        self.cut_event_streams();
+    }
+
+    /// Cuts off the event streams that are open. Who comes back finds what it missed.
+    pub fn cut_event_streams(&self) {
+        self.shared.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Keeps no past changes: watchers are told to read all anew.
+    pub fn forget_events(&self) {
+        self.state().book.log().forget();
     }
 
     /// Ends all faults: those that are counted, the delay and the outage.
@@ -208,16 +230,18 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 /// Answers one request, or harms it. An error closes the connection.
-async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Full<Bytes>>> {
+async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Body>> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     let (method, path) = (parts.method.as_str(), parts.uri.path());
-    let (outcome, delay) = shared.decide(method, path, parts.uri.query().unwrap_or_default(), &body);
+    let last_event_id = parts.headers.get("last-event-id").and_then(|value| value.to_str().ok());
+    let query = parts.uri.query().unwrap_or_default();
+    let (outcome, delay) = shared.decide(&Asked { method, path, query, last_event_id, body: &body });
     shared.record(method, path, &body, outcome.as_ref().ok().map(|answer| answer.status));
     match outcome {
         Ok(answer) => {
             sleep(delay).await;
-            Ok(response(answer))
+            Ok(response(answer, &shared))
         }
         Err(Harm::Hang) => std::future::pending().await,
         Err(_) => Err(io::Error::other("cut off on purpose")),
@@ -230,7 +254,7 @@ impl Shared {
     }
 
     /// What becomes of a request, and how long the answer takes.
-    fn decide(&self, method: &str, path: &str, query: &str, body: &[u8]) -> (Result<Answer, Harm>, Duration) {
+    fn decide(&self, asked: &Asked<'_>) -> (Result<Answer, Harm>, Duration) {
         let mut state = self.lock();
         let delay = state.delay;
         if state.outage.is_some_and(|until| Instant::now() < until) {
@@ -240,15 +264,16 @@ impl Shared {
             Some(Harm::Status(status)) => Ok(Answer::problem(status, "failed on purpose")),
             Some(harm @ (Harm::Drop | Harm::Hang)) => Err(harm),
             Some(Harm::Garbage) => {
-                let answer = answer(&mut state.book, method, path, query, body);
-                Ok(Answer { status: 200, body: GARBAGE.into(), ..answer })
+                let answer = answer(&mut state.book, asked);
+                Ok(Answer { status: 200, body: GARBAGE.into(), follow: None, ..answer })
             }
             Some(Harm::Truncated) => {
-                let mut answer = answer(&mut state.book, method, path, query, body);
+                let mut answer = answer(&mut state.book, asked);
+                answer.follow = None;
                 answer.body.truncate(answer.body.len() / 2);
                 Ok(answer)
             }
-            None => Ok(answer(&mut state.book, method, path, query, body)),
+            None => Ok(answer(&mut state.book, asked)),
         };
         (outcome, delay)
     }
@@ -265,8 +290,14 @@ impl Shared {
     }
 }
 
-fn response(answer: Answer) -> Response<Full<Bytes>> {
-    let kind = if answer.status < 400 { "application/json" } else { "application/problem+json" };
+type Body = BoxBody<Bytes, io::Error>;
+
+fn response(answer: Answer, shared: &Arc<Shared>) -> Response<Body> {
+    let kind = match (answer.status, answer.follow) {
+        (..400, Some(_)) => "text/event-stream",
+        (..400, None) => "application/json",
+        _ => "application/problem+json",
+    };
     let mut builder = Response::builder().status(answer.status).header(CONTENT_TYPE, kind);
     if let Some(next) = answer.next {
         builder = builder.header(LINK, format!("<{next}>; rel=\"next\""));
@@ -274,7 +305,38 @@ fn response(answer: Answer) -> Response<Full<Bytes>> {
     if matches!(answer.status, 429 | 503) {
         builder = builder.header(RETRY_AFTER, 1);
     }
-    let body = Full::new(Bytes::from(answer.body));
+    let whole = |bytes| Full::new(Bytes::from(bytes)).map_err(io::Error::other).boxed();
+    let body = match answer.follow {
+        None => whole(answer.body),
+        Some(after) => {
+            let begin = stream::once(future::ready(Ok(Frame::data(Bytes::from(answer.body)))));
+            BodyExt::boxed(StreamBody::new(begin.chain(follow(shared.clone(), after))))
+        }
+    };
     // Only a status that is none could fail here.
-    builder.body(body.clone()).unwrap_or_else(|_: hyper::http::Error| Response::new(body))
+    builder.body(body).unwrap_or_else(|_: hyper::http::Error| Response::new(whole(Vec::new())))
+}
+
+/// The changes after one, as they come, until the streams are cut off.
+fn follow(
+    shared: Arc<Shared>,
+    after: u64,
+) -> impl futures_util::Stream<Item = io::Result<Frame<Bytes>>> + Send + Sync {
+    let (seen, cuts) = (shared.seen.subscribe(), shared.cuts.subscribe());
+    stream::unfold((shared, after, seen, cuts), |(shared, after, mut seen, mut cuts)| async move {
+        loop {
+            let (news, last) = shared.lock().book.log().after(after);
+            if !news.is_empty() {
+                return Some((Ok(Frame::data(Bytes::from(news))), (shared, last, seen, cuts)));
+            }
+            tokio::select! {
+                // Only requests change anything, or time does.
+                _ = seen.changed() => {}
+                () = sleep(LOOK_EVERY) => {}
+                _ = cuts.changed() => {
+                    return Some((Err(io::Error::other("cut off on purpose")), (shared, last, seen, cuts)));
+                }
+            }
+        }
+    })
 }

@@ -26,6 +26,7 @@
 
 mod answer;
 mod book;
+mod log;
 mod mock;
 mod proxy;
 

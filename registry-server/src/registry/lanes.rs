@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::rules::{Change, Judge, Outcome};
 use super::{Core, Error};
-use crate::store::{Current, EventKind, StoreError, Touch, Writes};
+use crate::store::{Current, StoreError, Touch, Writes};
 
 /// How many callers may wait in a lane before further ones are refused.
 const QUEUE: usize = 16_384;
@@ -192,7 +192,7 @@ async fn commit(core: &Core, requests: &[Asked]) -> Result<Vec<Outcome>, StoreEr
     let patience = core.patience();
     let began = Instant::now();
     let mut outcomes = Vec::new();
-    let mut removed_at = Vec::new();
+    let mut events = Vec::new();
     let mut decide = |mut current: Current| {
         let writes = Writes::default();
         let mut judge = Judge { patience: &patience, now: current.now, revision: current.revision, writes };
@@ -200,22 +200,19 @@ async fn commit(core: &Core, requests: &[Asked]) -> Result<Vec<Outcome>, StoreEr
             judge.decide(change, began.duration_since(*arrived), current.agents.remove(agent_id))
         });
         outcomes = decided.collect();
-        removed_at.clear();
-        let removed = judge.writes.events.iter().filter(|event| event.kind == EventKind::Deregistered);
-        removed_at.extend(removed.map(|event| (event.agent_id.clone(), event.revision)));
+        events.clone_from(&judge.writes.events);
         core.clock.observe(current.now);
         judge.writes
     };
     let written = core.store.transact(&agent_ids, &mut decide).await;
     core.noticed(&written);
     written?;
+    // Also of those to whom nothing happened but a heartbeat.
     for outcome in &outcomes {
         if let Outcome::Done(agent) = outcome {
-            core.view.put(agent.as_ref().clone());
+            core.view.put(agent.clone());
         }
     }
-    for (agent_id, revision) in removed_at {
-        core.view.remove(&agent_id, revision);
-    }
+    core.take_over(&events);
     Ok(outcomes)
 }

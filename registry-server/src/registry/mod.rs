@@ -3,12 +3,16 @@
 
 mod availability;
 mod clock;
+mod events;
 mod follow;
 mod lanes;
+mod probe;
+mod reports;
 mod rules;
 mod sweep;
 mod view;
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,10 +24,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::store::{Store, StoreError, StoredAgent, Touch};
+use crate::store::{Event, EventKind, Store, StoreError, StoredAgent, Touch};
 use availability::Availability;
 use clock::Clock;
+use events::EventLog;
+pub(crate) use events::{Place, Step};
 use lanes::Lanes;
+use reports::{Report, Untold};
 use rules::{Change, Outcome, Patience, is_instance};
 use view::{Held, Moment, Read, View};
 pub(crate) use view::{ListQuery, Page, SearchQuery};
@@ -68,13 +75,20 @@ pub(crate) struct Core {
     availability: Availability,
     config: Config,
     started: Instant,
+    events: EventLog,
+    untold: Untold,
+    /// Tells this server apart from others over the same database.
+    server_id: u64,
 }
 
 /// The registry. Its tasks end by the token of [`Registry::start`] and by [`Registry::close`].
 pub(crate) struct Registry {
     core: Arc<Core>,
     lanes: Lanes,
+    /// No more writes are taken.
     closing: CancellationToken,
+    /// The server is about to stop: what never ends by itself has to.
+    stop: CancellationToken,
 }
 
 impl Registry {
@@ -88,21 +102,34 @@ impl Registry {
         let snapshot = store.load().await?;
         let revision = snapshot.revision;
         tracing::info!(agents = snapshot.agents.len(), revision, store = store.name(), "read the registry");
+        let recent = follow::recent(&*store, revision).await?;
         let core = Arc::new(Core {
             store,
             clock: Clock::new(snapshot.now),
             availability: Availability::new(snapshot.now),
+            events: EventLog::new(recent.first().map_or(revision, |oldest| oldest.agent.revision - 1)),
             view: View::new(snapshot),
             config,
             started: Instant::now(),
+            untold: Untold::default(),
+            server_id: RandomState::new().hash_one(std::process::id()),
         });
+        core.publish(&recent);
+        if core.events.head() != revision {
+            core.events.break_off(revision);
+        }
         let (lanes, beats, changes) = Lanes::new();
         let closing = CancellationToken::new();
         tasks.spawn(lanes::run_beats(core.clone(), beats, closing.clone()));
         tasks.spawn(lanes::run_changes(core.clone(), changes, closing.clone()));
-        let registry = Arc::new(Self { core: core.clone(), lanes, closing });
-        tasks.spawn(stop.clone().run_until_cancelled_owned(follow::run(core, revision)));
+        let registry = Arc::new(Self { core: core.clone(), lanes, closing, stop: stop.clone() });
+        tasks.spawn(stop.clone().run_until_cancelled_owned(follow::run(core.clone())));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(reports::tell(core.clone())));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(reports::listen(core)));
         tasks.spawn(stop.clone().run_until_cancelled_owned(sweep::run(registry.clone())));
+        if let Some(interval) = registry.core.config.probe_interval {
+            tasks.spawn(stop.clone().run_until_cancelled_owned(probe::run(registry.clone(), interval)));
+        }
         Ok(registry)
     }
 
@@ -118,17 +145,20 @@ impl Registry {
             && is_same(&held.agent, &registration)
             && let Some(heard) = self.touch(&held, arrived).await?
         {
-            return Ok(self.core.record(StoredAgent { last_heartbeat: heard, ..held.agent.clone() }));
+            let mut record = self.core.record(&held.agent);
+            record.last_heartbeat = Some(heard);
+            return Ok(record);
         }
         let agent_id = registration.agent_id.clone();
         let change = Change::Register(Box::new(registration));
         let agent = self.change(&agent_id, change, arrived).await?;
-        Ok(self.core.record(agent))
+        Ok(self.core.record(&agent))
     }
 
     /// An agent is alive, and may say its status.
     pub(crate) async fn heartbeat(&self, agent_id: &str, beat: Heartbeat) -> Result<HeartbeatAck, Error> {
         let arrived = Instant::now();
+        let report = Report { load: beat.load, active_tasks: beat.active_tasks, probe: None };
         let timeout = |interval| heartbeat_timeout(self.core.config.heartbeat_timeout, interval);
         if let Some(held) = self.core.view.held(agent_id)
             && held.agent.status != AgentStatus::Offline
@@ -136,12 +166,14 @@ impl Registry {
             && is_instance(&held.agent, beat.instance_id.as_deref())
             && let Some(heard) = self.touch(&held, arrived).await?
         {
+            self.core.report(agent_id, report);
             let (status, interval) = (held.agent.status, held.agent.heartbeat_interval);
             return Ok(HeartbeatAck::new(agent_id.to_owned(), status, heard, timeout(interval)));
         }
         let agent = self.change(agent_id, Change::Beat(beat), arrived).await?;
+        self.core.report(agent_id, report);
         let timeout = timeout(agent.heartbeat_interval);
-        Ok(HeartbeatAck::new(agent.agent_id, agent.status, agent.last_heartbeat, timeout))
+        Ok(HeartbeatAck::new(agent_id.to_owned(), agent.status, agent.last_heartbeat, timeout))
     }
 
     pub(crate) async fn set_status(
@@ -150,7 +182,7 @@ impl Registry {
         update: StatusUpdate,
     ) -> Result<AgentRecord, Error> {
         let agent = self.change(agent_id, Change::SetStatus(update), Instant::now()).await?;
-        Ok(self.core.record(agent))
+        Ok(self.core.record(&agent))
     }
 
     pub(crate) async fn remove(&self, agent_id: &str) -> Result<(), Error> {
@@ -191,6 +223,16 @@ impl Registry {
         ServerHealth::new(status, env!("CARGO_PKG_VERSION"), core.store.name(), uptime)
     }
 
+    /// The changes, for those who watch.
+    pub(crate) fn events(&self) -> &EventLog {
+        &self.core.events
+    }
+
+    /// Waits until the server is about to stop.
+    pub(crate) async fn stopping(&self) {
+        self.stop.cancelled().await;
+    }
+
     /// For how long the database has been away, where it is.
     pub(crate) fn stale_for(&self) -> Option<Duration> {
         self.core.availability.away_for()
@@ -220,9 +262,14 @@ impl Registry {
         self.lanes.beat(touch).await
     }
 
-    async fn change(&self, agent_id: &str, change: Change, arrived: Instant) -> Result<StoredAgent, Error> {
+    async fn change(
+        &self,
+        agent_id: &str,
+        change: Change,
+        arrived: Instant,
+    ) -> Result<Arc<StoredAgent>, Error> {
         match self.ask(agent_id, change, arrived).await? {
-            Outcome::Done(agent) => Ok(*agent),
+            Outcome::Done(agent) => Ok(agent),
             Outcome::Superseded => Err(Error::Superseded(agent_id.to_owned())),
             Outcome::Removed | Outcome::NotFound => Err(Error::NotFound(agent_id.to_owned())),
         }
@@ -249,7 +296,8 @@ impl Core {
     }
 
     fn moment(&self) -> Moment {
-        Moment { now: self.clock.now(), patience: self.patience(), doubt: self.store.is_shared() }
+        let probes = self.config.probe_interval.is_some();
+        Moment { now: self.clock.now(), patience: self.patience(), doubt: self.store.is_shared(), probes }
     }
 
     /// Refuses a write at once where the database is known to be away, rather than let it wait for that.
@@ -258,12 +306,36 @@ impl Core {
     }
 
     /// The record of an agent as it was just stored.
-    fn record(&self, mut agent: StoredAgent) -> AgentRecord {
+    fn record(&self, agent: &StoredAgent) -> AgentRecord {
         let moment = self.moment();
+        let mut record = view::record(agent, &moment);
         if moment.patience.is_overdue(agent.last_heartbeat, agent.heartbeat_interval, moment.now) {
-            agent.status = AgentStatus::Offline;
+            (record.status, record.healthy) = (AgentStatus::Offline, Some(false));
         }
-        view::record(agent, &moment)
+        if let Some(held) = self.view.held(&agent.agent_id) {
+            (record.load, record.active_tasks) = held.load();
+        }
+        record
+    }
+
+    /// Takes over changes into the view, and then tells those who watch.
+    fn take_over(&self, events: &[Event]) {
+        for Event { kind, agent } in events {
+            match kind {
+                EventKind::Deregistered => self.view.remove(&agent.agent_id, agent.revision),
+                _ => self.view.put(agent.clone()),
+            }
+        }
+        self.publish(events);
+    }
+
+    /// Tells those who watch.
+    fn publish(&self, events: &[Event]) {
+        let moment = self.moment();
+        let frame = |Event { kind, agent }: &Event| {
+            (agent.revision, events::frame(*kind, &view::record(agent, &moment)))
+        };
+        self.events.offer(events.iter().map(frame));
     }
 
     /// Asks the database when agents were last heard of, by any process.

@@ -1,5 +1,6 @@
 //! What a change does to an agent. Pure: the same rules for both databases, in one place.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use registry_sdk::contract::{
@@ -26,6 +27,8 @@ pub(crate) enum Change {
     Expire,
     /// Removes the agent where it has been offline long enough.
     Purge,
+    /// The agent itself was asked how it is, and failed at it, or did not.
+    Probed { failed: bool },
 }
 
 /// How long agents may be silent, and since when that counts.
@@ -75,7 +78,7 @@ pub(crate) fn is_instance(agent: &StoredAgent, instance_id: Option<&str>) -> boo
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
     /// The agent as it is now.
-    Done(Box<StoredAgent>),
+    Done(Arc<StoredAgent>),
     /// The agent is not there any more.
     Removed,
     /// Nothing: another process has registered with the agent's id since.
@@ -112,8 +115,9 @@ impl Judge<'_> {
             (Change::Beat(beat), Some(agent)) => self.beat(agent, beat.status, arrived),
             (Change::SetStatus(update), Some(agent)) => self.set_status(agent, update.status),
             (Change::Expire, Some(agent)) => self.expire(agent),
-            (Change::Purge, Some(agent)) if !self.is_purgeable(&agent) => Outcome::Done(Box::new(agent)),
-            (Change::Remove | Change::Purge, Some(agent)) => self.remove(agent.agent_id),
+            (Change::Probed { failed }, Some(agent)) => self.probed(agent, *failed),
+            (Change::Purge, Some(agent)) if !self.is_purgeable(&agent) => unchanged(agent),
+            (Change::Remove | Change::Purge, Some(agent)) => self.remove(agent),
         }
     }
 
@@ -123,10 +127,13 @@ impl Judge<'_> {
         arrived: Timestamp,
         current: Option<StoredAgent>,
     ) -> Outcome {
-        let (registered_at, heard) = current.map_or((arrived, arrived), |known| {
-            (known.registered_at, self.later(known.last_heartbeat, arrived))
-        });
         let given = registration.clone();
+        let (registered_at, heard, probe_failed) = current.map_or((arrived, arrived, false), |known| {
+            // What was found at another address, or of another process, says nothing of this one.
+            let is_same = known.base_url == given.base_url && known.instance_id == given.instance_id;
+            let heard = self.later(known.last_heartbeat, arrived);
+            (known.registered_at, heard, known.probe_failed && is_same)
+        });
         let mut agent = StoredAgent {
             agent_id: given.agent_id,
             agent_name: given.agent_name,
@@ -136,6 +143,7 @@ impl Judge<'_> {
             status: AgentStatus::Active,
             missed_deadline: false,
             offline_since: None,
+            probe_failed,
             heartbeat_interval: given.heartbeat_interval,
             instance_id: given.instance_id,
             registered_at,
@@ -159,7 +167,7 @@ impl Judge<'_> {
             self.put(agent, EventKind::Heard)
         } else {
             self.writes.beats.push((agent.agent_id.clone(), agent.last_heartbeat));
-            Outcome::Done(Box::new(agent))
+            unchanged(agent)
         }
     }
 
@@ -168,7 +176,7 @@ impl Judge<'_> {
         let silent = overdue || agent.missed_deadline;
         // Only a heartbeat brings back who has fallen silent.
         if agent.status == status && !agent.missed_deadline || silent && status != AgentStatus::Offline {
-            return Outcome::Done(Box::new(agent));
+            return unchanged(agent);
         }
         self.assign(&mut agent, status);
         self.put(agent, EventKind::StatusChanged)
@@ -178,7 +186,7 @@ impl Judge<'_> {
         let limit = heartbeat_timeout(self.patience.timeout, agent.heartbeat_interval) + self.patience.margin;
         let expired = self.patience.silence(agent.last_heartbeat, self.now) > limit;
         if agent.status == AgentStatus::Offline || !expired {
-            return Outcome::Done(Box::new(agent));
+            return unchanged(agent);
         }
         self.assign(&mut agent, AgentStatus::Offline);
         agent.missed_deadline = true;
@@ -192,9 +200,16 @@ impl Judge<'_> {
         agent.status == AgentStatus::Offline && self.patience.silence(since, self.now) > limit
     }
 
-    fn remove(&mut self, agent_id: String) -> Outcome {
-        self.event(EventKind::Deregistered, agent_id.clone());
-        self.writes.removes.push(agent_id);
+    fn probed(&mut self, mut agent: StoredAgent, failed: bool) -> Outcome {
+        if agent.probe_failed == failed {
+            return unchanged(agent);
+        }
+        agent.probe_failed = failed;
+        self.put(agent, EventKind::StatusChanged)
+    }
+
+    fn remove(&mut self, agent: StoredAgent) -> Outcome {
+        self.put(agent, EventKind::Deregistered);
         Outcome::Removed
     }
 
@@ -212,16 +227,16 @@ impl Judge<'_> {
     }
 
     fn put(&mut self, mut agent: StoredAgent, kind: EventKind) -> Outcome {
-        agent.revision = self.event(kind, agent.agent_id.clone());
-        self.writes.puts.push(agent.clone());
-        Outcome::Done(Box::new(agent))
-    }
-
-    fn event(&mut self, kind: EventKind, agent_id: String) -> i64 {
         self.revision += 1;
-        self.writes.events.push(Event { revision: self.revision, kind, agent_id });
-        self.revision
+        agent.revision = self.revision;
+        let agent = Arc::new(agent);
+        self.writes.events.push(Event { kind, agent: agent.clone() });
+        Outcome::Done(agent)
     }
+}
+
+fn unchanged(agent: StoredAgent) -> Outcome {
+    Outcome::Done(Arc::new(agent))
 }
 
 #[cfg(test)]
@@ -257,6 +272,7 @@ mod tests {
             status,
             missed_deadline: false,
             offline_since: (status == AgentStatus::Offline).then(|| at(100)),
+            probe_failed: false,
             heartbeat_interval: None,
             instance_id: Some("one".to_owned()),
             registered_at: at(50),
@@ -286,7 +302,7 @@ mod tests {
     }
 
     fn kinds(writes: &Writes) -> Vec<(i64, EventKind)> {
-        writes.events.iter().map(|event| (event.revision, event.kind)).collect()
+        writes.events.iter().map(|event| (event.agent.revision, event.kind)).collect()
     }
 
     #[test]
@@ -319,7 +335,7 @@ mod tests {
         assert_eq!((marked.status, marked.missed_deadline), (AgentStatus::Offline, true));
         assert_eq!((marked.offline_since, marked.revision), (Some(at(162)), 8));
         // Once is enough.
-        let (_, again) = decide(&Change::Expire, *marked, at(1_000));
+        let (_, again) = decide(&Change::Expire, marked.as_ref().clone(), at(1_000));
         assert!(again.is_empty());
     }
 
@@ -327,7 +343,7 @@ mod tests {
     fn a_plain_heartbeat_writes_the_time_and_nothing_else() {
         let (_, writes) = decide(&beat(), agent(AgentStatus::Busy), at(130));
         assert_eq!(writes.beats, [("a".to_owned(), at(130))]);
-        assert!(writes.puts.is_empty() && writes.events.is_empty());
+        assert!(writes.events.is_empty());
     }
 
     #[test]
@@ -378,5 +394,27 @@ mod tests {
         let back = Patience { listening_since: Some(at(10_000)), ..patience() };
         let (_, writes) = decide_under(&back, &Change::Purge, agent(AgentStatus::Offline), at(10_600));
         assert!(writes.is_empty());
+    }
+
+    #[test]
+    fn a_probe_changes_an_agent_only_where_it_found_something_new() {
+        let (_, same) = decide(&Change::Probed { failed: false }, agent(AgentStatus::Active), at(110));
+        assert!(same.is_empty());
+        let (outcome, writes) = decide(&Change::Probed { failed: true }, agent(AgentStatus::Busy), at(110));
+        assert_eq!(kinds(&writes), [(8, EventKind::StatusChanged)]);
+        let Outcome::Done(failed) = outcome else { panic!("{outcome:?}") };
+        assert_eq!((failed.status, failed.probe_failed), (AgentStatus::Busy, true));
+        // The same process at the same address is no better for registering again; another may be.
+        for (instance, address, expected) in [
+            ("one", "http://agent:8000", true),
+            ("two", "http://agent:8000", false),
+            ("one", "http://b", false),
+        ] {
+            let again = Registration::new("a", "Agent", address).instance_id(instance);
+            let change = Change::Register(Box::new(again));
+            let (outcome, _) = decide(&change, failed.as_ref().clone(), at(120));
+            let Outcome::Done(registered) = outcome else { panic!("{outcome:?}") };
+            assert_eq!(registered.probe_failed, expected, "{instance} at {address}");
+        }
     }
 }

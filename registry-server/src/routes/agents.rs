@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use registry_sdk::contract::{AgentRecord, Heartbeat, HeartbeatAck, Registration, StatusUpdate, is_agent_id};
 use serde::Deserialize;
 
-use super::extract::{AgentId, JsonBody, Params, check_limit, check_status, malformed, wrong_field};
+use super::extract::{AgentId, JsonBody, Params, check_limit, check_status, malformed};
 use super::problem::ApiError;
 use crate::registry::{ListQuery, Registry};
 
@@ -26,10 +26,13 @@ pub(super) async fn heartbeat(
     AgentId(id): AgentId,
     body: JsonBody,
 ) -> Answer<HeartbeatAck> {
-    let fields = body.fields()?;
+    let mut fields = body.fields()?;
     let mut beat = Heartbeat::default();
-    beat.status = fields.status()?;
-    beat.instance_id = fields.instance_id()?;
+    beat.status = fields.status();
+    beat.instance_id = fields.instance_id();
+    beat.load = fields.load();
+    beat.active_tasks = fields.active_tasks();
+    fields.check()?;
     Ok(Json(registry.heartbeat(&id, beat).await?))
 }
 
@@ -38,10 +41,14 @@ pub(super) async fn set_status(
     AgentId(id): AgentId,
     body: JsonBody,
 ) -> Answer<AgentRecord> {
-    let fields = body.fields()?;
-    let missing = || wrong_field("status", "is required: \"active\", \"busy\" or \"offline\"");
-    let mut update = StatusUpdate::new(fields.status()?.ok_or_else(missing)?);
-    update.instance_id = fields.instance_id()?;
+    let mut fields = body.fields()?;
+    let (status, instance_id) = (fields.status(), fields.instance_id());
+    if status.is_none() {
+        fields.is_missing("status", "\"active\", \"busy\" or \"offline\"");
+    }
+    fields.check()?;
+    let mut update = StatusUpdate::new(status.unwrap_or_default());
+    update.instance_id = instance_id;
     Ok(Json(registry.set_status(&id, update).await?))
 }
 

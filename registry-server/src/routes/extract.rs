@@ -75,39 +75,71 @@ impl JsonBody {
         if self.0.is_empty() {
             return Ok(Fields::default());
         }
-        serde_json::from_slice(&self.0).map(Fields).map_err(|error| malformed(&error))
+        let given = serde_json::from_slice(&self.0).map_err(|error| malformed(&error))?;
+        Ok(Fields { given, errors: Vec::new() })
     }
 }
 
-/// The fields of a small body.
+/// The fields of a small body. What is wrong with them is gathered, and told by [`Fields::check`].
 #[derive(Default)]
-pub(super) struct Fields(serde_json::Map<String, Value>);
+pub(super) struct Fields {
+    given: serde_json::Map<String, Value>,
+    errors: Vec<FieldError>,
+}
 
 impl Fields {
     /// The status that it names.
-    pub(super) fn status(&self) -> Result<Option<AgentStatus>, ApiError> {
-        let Some(status) = self.0.get("status").filter(|status| !status.is_null()) else { return Ok(None) };
-        let wrong = |_| wrong_field("status", "must be one of \"active\", \"busy\", \"offline\"");
-        AgentStatus::deserialize(status).map(Some).map_err(wrong)
+    pub(super) fn status(&mut self) -> Option<AgentStatus> {
+        self.read("status", "one of \"active\", \"busy\", \"offline\"", |value| {
+            AgentStatus::deserialize(value).ok()
+        })
     }
 
     /// The process that it names.
-    pub(super) fn instance_id(&self) -> Result<Option<String>, ApiError> {
-        match self.0.get("instance_id") {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(id)) if is_agent_id(id) => Ok(Some(id.clone())),
-            Some(_) => Err(wrong_field("instance_id", "must be 1 to 64 of A-Z a-z 0-9 . _ -")),
+    pub(super) fn instance_id(&mut self) -> Option<String> {
+        self.read("instance_id", "1 to 64 of A-Z a-z 0-9 . _ -", |value| {
+            value.as_str().filter(|id| is_agent_id(id)).map(str::to_owned)
+        })
+    }
+
+    /// The load that it tells.
+    pub(super) fn load(&mut self) -> Option<f64> {
+        self.read("load", "a number from 0 to 1", |value| {
+            value.as_f64().filter(|load| (0.0..=1.0).contains(load))
+        })
+    }
+
+    /// The number of tasks that it tells.
+    pub(super) fn active_tasks(&mut self) -> Option<u32> {
+        let wanted = "a whole number from 0 to 4294967295";
+        self.read("active_tasks", wanted, |value| u32::try_from(value.as_u64()?).ok())
+    }
+
+    /// Notes that a field is missing.
+    pub(super) fn is_missing(&mut self, field: &str, wanted: &str) {
+        if !self.errors.iter().any(|error| error.field == field) {
+            self.errors.push(FieldError::new(field, format!("is required: {wanted}")));
         }
+    }
+
+    /// Refuses the body where a field that was read is not as it has to be.
+    pub(super) fn check(self) -> Result<(), ApiError> {
+        if self.errors.is_empty() { Ok(()) } else { Err(Invalid(self.errors).into()) }
+    }
+
+    fn read<T>(&mut self, field: &str, wanted: &str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
+        let value = self.given.get(field).filter(|value| !value.is_null())?;
+        let found = read(value);
+        if found.is_none() {
+            self.errors.push(FieldError::new(field, format!("must be {wanted}")));
+        }
+        found
     }
 }
 
 /// What to say of a body that is not JSON.
 pub(super) fn malformed(error: &serde_json::Error) -> ApiError {
     ApiError::bad_request(format!("the body has to be a JSON object: {error}"))
-}
-
-pub(super) fn wrong_field(field: &str, message: &str) -> ApiError {
-    Invalid(vec![FieldError::new(field, message)]).into()
 }
 
 /// The `limit` of a list or a search.

@@ -2,6 +2,7 @@
 
 mod agents;
 mod capabilities;
+mod events;
 mod extract;
 mod health;
 mod layers;
@@ -29,6 +30,7 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .route("/health", get(health::server))
         .route("/health/{id}", get(health::agent))
         .route("/stats", get(health::stats))
+        .route("/events", get(events::watch))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(limits::BODY_BYTES));

@@ -12,14 +12,15 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use registry_sdk::contract::{AgentStatus, Capability, Timestamp};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
 pub(crate) use postgres::PostgresStore;
 pub(crate) use sqlite::SqliteStore;
 
-/// One agent, as it is stored.
-#[derive(Clone, Debug, PartialEq)]
+/// One agent, as it is stored, and as its events have it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StoredAgent {
     pub(crate) agent_id: String,
     pub(crate) agent_name: String,
@@ -31,6 +32,8 @@ pub(crate) struct StoredAgent {
     pub(crate) missed_deadline: bool,
     /// Since when it is offline, where it is.
     pub(crate) offline_since: Option<Timestamp>,
+    /// The registry asked the agent itself, and it did not answer well.
+    pub(crate) probe_failed: bool,
     pub(crate) heartbeat_interval: Option<Duration>,
     /// Which process registered it last, where it said so.
     pub(crate) instance_id: Option<String>,
@@ -59,14 +62,31 @@ impl EventKind {
             Self::Heard => "heard",
         }
     }
+
+    fn from_name(name: &str) -> Option<Self> {
+        let all = [Self::Registered, Self::StatusChanged, Self::Deregistered, Self::Heard];
+        all.into_iter().find(|kind| kind.as_str() == name)
+    }
 }
 
 /// One numbered change.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
-    pub(crate) revision: i64,
     pub(crate) kind: EventKind,
-    pub(crate) agent_id: String,
+    /// The agent after the change, with the change's number as its revision; where it was removed, as it was
+    /// last.
+    pub(crate) agent: Arc<StoredAgent>,
+}
+
+impl Event {
+    /// Reads what [`Event::to_json`] wrote.
+    fn from_json(kind: &str, agent: &str) -> Option<Self> {
+        Some(Self { kind: EventKind::from_name(kind)?, agent: Arc::new(serde_json::from_str(agent).ok()?) })
+    }
+
+    fn to_json(&self) -> std::result::Result<String, sqlx::Error> {
+        serde_json::to_string(&*self.agent).map_err(|error| sqlx::Error::Encode(error.into()))
+    }
 }
 
 /// A heartbeat that changes nothing but the time.
@@ -100,18 +120,25 @@ pub(crate) struct Current {
 /// What a transaction writes.
 #[derive(Debug, Default)]
 pub(crate) struct Writes {
-    /// Created or replaced.
-    pub(crate) puts: Vec<StoredAgent>,
     /// Only the time of the last heartbeat moves.
     pub(crate) beats: Vec<(String, Timestamp)>,
-    pub(crate) removes: Vec<String>,
-    /// One for each put and each remove, numbered on from [`Current::revision`] without a gap.
+    /// Agents that are created, replaced or removed, at most once each, numbered on from
+    /// [`Current::revision`] without a gap.
     pub(crate) events: Vec<Event>,
 }
 
 impl Writes {
     pub(crate) fn is_empty(&self) -> bool {
-        self.puts.is_empty() && self.beats.is_empty() && self.removes.is_empty()
+        self.beats.is_empty() && self.events.is_empty()
+    }
+
+    fn puts(&self) -> impl Iterator<Item = &StoredAgent> {
+        self.events.iter().filter(|event| event.kind != EventKind::Deregistered).map(|event| &*event.agent)
+    }
+
+    fn removes(&self) -> Vec<&str> {
+        let removed = self.events.iter().filter(|event| event.kind == EventKind::Deregistered);
+        removed.map(|event| event.agent.agent_id.as_str()).collect()
     }
 }
 
@@ -125,8 +152,8 @@ pub(crate) struct Followed {
     pub(crate) revision: i64,
     /// The database's clock now.
     pub(crate) now: Timestamp,
-    /// Which agents changed, and at which revision, the oldest change first.
-    pub(crate) changed: Vec<(i64, String)>,
+    /// What changed, the oldest change first. Ends before a change that cannot be read.
+    pub(crate) changed: Vec<Event>,
 }
 
 /// Times of last heartbeats, as the database has them.
@@ -191,9 +218,6 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// commits fully. Changes of all processes happen one after another.
     async fn transact(&self, agent_ids: &[String], decide: Decide<'_>) -> Result<()>;
 
-    /// The named agents, as far as they are there.
-    async fn agents(&self, agent_ids: &[String]) -> Result<Vec<StoredAgent>>;
-
     /// When the named agents were last heard of, by any process.
     async fn heard(&self, agent_ids: &[String]) -> Result<Heard>;
 
@@ -207,12 +231,22 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// it may miss something: who follows looks every so often as well.
     fn changed(&self) -> Arc<Notify>;
 
+    /// Tells the other processes something that is not stored and may get lost. Each message has to be shorter
+    /// than 8,000 bytes.
+    async fn tell(&self, messages: &[String]) -> Result<()>;
+
+    /// What processes tell, this one included. Ends at once where there are no others.
+    fn news(&self) -> broadcast::Receiver<String>;
+
+    /// Takes or renews a lease, which is for one holder at a time. Whether the holder has it until then.
+    async fn hold_lease(&self, name: &str, holder: &str, time: Duration) -> Result<bool>;
+
     /// Closes all connections.
     async fn close(&self);
 }
 
 /// How many events one [`Store::follow`] reads.
-const FOLLOW_BATCH: i64 = 5_000;
+const FOLLOW_BATCH: i64 = 1_000;
 
 /// A column that does not hold what it should.
 fn undecodable(column: &'static str, error: impl std::fmt::Display) -> sqlx::Error {

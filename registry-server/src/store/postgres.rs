@@ -12,18 +12,24 @@ use registry_sdk::contract::Timestamp;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions, PgRow};
 use sqlx::types::Json;
 use sqlx::{Connection, PgPool, Row};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Current, Decide, FOLLOW_BATCH, Followed, Heard, Result, Snapshot, Store, StoreError, StoredAgent, Touch,
-    Writes, interval_from_seconds, undecodable,
+    Current, Decide, Event, FOLLOW_BATCH, Followed, Heard, Result, Snapshot, Store, StoreError, StoredAgent,
+    Touch, Writes, interval_from_seconds, undecodable,
 };
 use crate::server::StartError;
 
-/// The channel that replicas tell each other on.
+/// The channel on which replicas announce that something has changed.
 const CHANNEL: &str = "agent_registry";
+
+/// The channel on which they tell what is not stored.
+const NEWS_CHANNEL: &str = "agent_registry_news";
+
+/// How many pieces of news may wait to be read before the oldest is lost.
+const NEWS_KEPT: usize = 1_024;
 
 /// How many connections there are for everything but heartbeats; one of them listens.
 const CONNECTIONS: u32 = 4;
@@ -48,6 +54,7 @@ pub(crate) struct PostgresStore {
     /// Connections for heartbeats that change nothing else, which need not wait for the disk.
     beats: PgPool,
     changed: Arc<Notify>,
+    news: broadcast::Sender<String>,
 }
 
 impl PostgresStore {
@@ -84,9 +91,10 @@ impl PostgresStore {
         let beats = pool_options(1).connect_with(unhurried).await.map_err(StartError::database(url))?;
 
         let changed = Arc::new(Notify::new());
-        let listening = listen(pool.clone(), changed.clone());
+        let news = broadcast::Sender::new(NEWS_KEPT);
+        let listening = listen(pool.clone(), changed.clone(), news.clone());
         tasks.spawn(stop.clone().run_until_cancelled_owned(listening));
-        Ok(Self { pool, beats, changed })
+        Ok(Self { pool, beats, changed, news })
     }
 
     async fn transact_once(&self, agent_ids: &[String], decide: Decide<'_>) -> Result<()> {
@@ -120,16 +128,22 @@ fn pool_options(most: u32) -> PgPoolOptions {
 }
 
 /// Passes on what other replicas announce, and makes a lost connection anew. Never ends by itself.
-async fn listen(pool: PgPool, changed: Arc<Notify>) {
+async fn listen(pool: PgPool, changed: Arc<Notify>, news: broadcast::Sender<String>) {
     loop {
         let listening = async {
             let mut listener = PgListener::connect_with(&pool).await?;
-            listener.listen(CHANNEL).await?;
+            listener.listen_all([CHANNEL, NEWS_CHANNEL]).await?;
+            // Something may have been announced while nobody listened.
+            changed.notify_one();
             loop {
-                // Also right after connecting: something may have been announced while nobody listened.
-                changed.notify_one();
-                // `None` is a connection that was lost and made anew.
-                listener.try_recv().await?;
+                match listener.try_recv().await? {
+                    Some(told) if told.channel() == NEWS_CHANNEL => {
+                        // Where nobody listens, nobody has to know.
+                        let _ = news.send(told.payload().to_owned());
+                    }
+                    // `None` is a connection that was lost and made anew.
+                    Some(_) | None => changed.notify_one(),
+                }
             }
         };
         let outcome: std::result::Result<std::convert::Infallible, sqlx::Error> = listening.await;
@@ -260,17 +274,6 @@ impl Store for PostgresStore {
         .await
     }
 
-    async fn agents(&self, agent_ids: &[String]) -> Result<Vec<StoredAgent>> {
-        within(OPERATION_TIMEOUT, || async {
-            let rows = sqlx::query("SELECT * FROM agent_registry WHERE agent_id = ANY ($1)")
-                .bind(agent_ids)
-                .fetch_all(&self.pool)
-                .await?;
-            Ok(rows.iter().map(agent_from).collect::<std::result::Result<_, _>>()?)
-        })
-        .await
-    }
-
     async fn heard(&self, agent_ids: &[String]) -> Result<Heard> {
         within(OPERATION_TIMEOUT, || async {
             let rows = sqlx::query(
@@ -295,7 +298,7 @@ impl Store for PostgresStore {
     async fn follow(&self, after: i64) -> Result<Followed> {
         within(FOLLOW_TIMEOUT, || async {
             let rows = sqlx::query(
-                "SELECT state.revision, now(), event.revision, event.agent_id
+                "SELECT state.revision, now(), event.kind, event.agent::text
                  FROM agent_registry_state AS state
                      LEFT JOIN agent_registry_event AS event ON event.revision > $1
                  ORDER BY event.revision LIMIT $2",
@@ -308,9 +311,10 @@ impl Store for PostgresStore {
             let mut followed =
                 Followed { revision: first.try_get(0)?, now: timestamp(first, 1)?, changed: Vec::new() };
             for row in &rows {
-                if let Some(revision) = row.try_get(2)? {
-                    followed.changed.push((revision, row.try_get(3)?));
-                }
+                let (kind, agent): (Option<&str>, Option<&str>) = (row.try_get(2)?, row.try_get(3)?);
+                let event = kind.zip(agent).and_then(|(kind, agent)| Event::from_json(kind, agent));
+                let Some(event) = event else { break };
+                followed.changed.push(event);
             }
             Ok(followed)
         })
@@ -335,6 +339,40 @@ impl Store for PostgresStore {
         self.changed.clone()
     }
 
+    async fn tell(&self, messages: &[String]) -> Result<()> {
+        within(OPERATION_TIMEOUT, || async {
+            sqlx::query("SELECT pg_notify($1, message) FROM unnest($2::text[]) AS message")
+                .bind(NEWS_CHANNEL)
+                .bind(messages)
+                .execute(&self.pool)
+                .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    fn news(&self) -> broadcast::Receiver<String> {
+        self.news.subscribe()
+    }
+
+    async fn hold_lease(&self, name: &str, holder: &str, time: Duration) -> Result<bool> {
+        within(OPERATION_TIMEOUT, || async {
+            let held = sqlx::query(
+                "INSERT INTO agent_registry_lease AS lease (name, holder, until)
+                 VALUES ($1, $2, now() + make_interval(secs => $3))
+                 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
+                 WHERE lease.holder = excluded.holder OR lease.until < now()",
+            )
+            .bind(name)
+            .bind(holder)
+            .bind(time.as_secs_f64())
+            .execute(&self.pool)
+            .await?;
+            Ok(held.rows_affected() == 1)
+        })
+        .await
+    }
+
     async fn close(&self) {
         self.beats.close().await;
         self.pool.close().await;
@@ -342,8 +380,9 @@ impl Store for PostgresStore {
 }
 
 async fn write(connection: &mut PgConnection, writes: &Writes) -> std::result::Result<(), sqlx::Error> {
-    if !writes.puts.is_empty() {
-        put(connection, &writes.puts).await?;
+    let puts: Vec<&StoredAgent> = writes.puts().collect();
+    if !puts.is_empty() {
+        put(connection, &puts).await?;
     }
     if !writes.beats.is_empty() {
         let (agent_ids, times): (Vec<&str>, Vec<_>) =
@@ -358,9 +397,10 @@ async fn write(connection: &mut PgConnection, writes: &Writes) -> std::result::R
         .execute(&mut *connection)
         .await?;
     }
-    if !writes.removes.is_empty() {
+    let removes = writes.removes();
+    if !removes.is_empty() {
         sqlx::query("DELETE FROM agent_registry WHERE agent_id = ANY ($1)")
-            .bind(&writes.removes)
+            .bind(removes)
             .execute(&mut *connection)
             .await?;
     }
@@ -372,21 +412,23 @@ async fn write(connection: &mut PgConnection, writes: &Writes) -> std::result::R
 
 /// Numbers the changes and tells the other replicas, at the moment the transaction commits.
 async fn announce(connection: &mut PgConnection, writes: &Writes) -> std::result::Result<(), sqlx::Error> {
-    let revisions: Vec<i64> = writes.events.iter().map(|event| event.revision).collect();
+    let revisions: Vec<i64> = writes.events.iter().map(|event| event.agent.revision).collect();
     let kinds: Vec<&str> = writes.events.iter().map(|event| event.kind.as_str()).collect();
-    let agent_ids: Vec<&str> = writes.events.iter().map(|event| event.agent_id.as_str()).collect();
+    let agent_ids: Vec<&str> = writes.events.iter().map(|event| event.agent.agent_id.as_str()).collect();
+    let agents = writes.events.iter().map(Event::to_json).collect::<std::result::Result<Vec<_>, _>>()?;
     sqlx::query(
         "WITH event AS (
-             INSERT INTO agent_registry_event (revision, kind, agent_id, at)
-             SELECT *, now() FROM unnest($1::int8[], $2::text[], $3::text[])
+             INSERT INTO agent_registry_event (revision, kind, agent_id, agent, at)
+             SELECT *, now() FROM unnest($1::int8[], $2::text[], $3::text[], $4::json[])
          ), head AS (
-             UPDATE agent_registry_state SET revision = $4
+             UPDATE agent_registry_state SET revision = $5
          )
-         SELECT pg_notify($5, '')",
+         SELECT pg_notify($6, '')",
     )
     .bind(&revisions)
     .bind(kinds)
     .bind(agent_ids)
+    .bind(agents)
     .bind(revisions.last())
     .bind(CHANNEL)
     .execute(connection)
@@ -394,17 +436,18 @@ async fn announce(connection: &mut PgConnection, writes: &Writes) -> std::result
     Ok(())
 }
 
-async fn put(connection: &mut PgConnection, agents: &[StoredAgent]) -> std::result::Result<(), sqlx::Error> {
-    fn each<T>(agents: &[StoredAgent], column: impl Fn(&StoredAgent) -> T) -> Vec<T> {
-        agents.iter().map(column).collect()
+async fn put(connection: &mut PgConnection, agents: &[&StoredAgent]) -> std::result::Result<(), sqlx::Error> {
+    fn each<T>(agents: &[&StoredAgent], column: impl Fn(&StoredAgent) -> T) -> Vec<T> {
+        agents.iter().map(|agent| column(agent)).collect()
     }
     sqlx::query(
         "INSERT INTO agent_registry AS agent
              (agent_id, agent_name, base_url, status, capabilities, metadata, last_heartbeat,
-              heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since, revision)
+              heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since,
+              probe_failed, revision)
          SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::json[],
              $7::timestamptz[], $8::float8[], $9::text[], $10::timestamptz[], $11::bool[], $12::timestamptz[],
-             $13::int8[])
+             $13::bool[], $14::int8[])
          ON CONFLICT (agent_id) DO UPDATE SET
              agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
              capabilities = excluded.capabilities, metadata = excluded.metadata,
@@ -412,7 +455,7 @@ async fn put(connection: &mut PgConnection, agents: &[StoredAgent]) -> std::resu
              heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
              instance_id = excluded.instance_id,
              missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
-             revision = excluded.revision",
+             probe_failed = excluded.probe_failed, revision = excluded.revision",
     )
     .bind(each(agents, |agent| agent.agent_id.clone()))
     .bind(each(agents, |agent| agent.agent_name.clone()))
@@ -426,6 +469,7 @@ async fn put(connection: &mut PgConnection, agents: &[StoredAgent]) -> std::resu
     .bind(each(agents, |agent| date_time(agent.registered_at)))
     .bind(each(agents, |agent| agent.missed_deadline))
     .bind(each(agents, |agent| agent.offline_since.map(date_time)))
+    .bind(each(agents, |agent| agent.probe_failed))
     .bind(each(agents, |agent| agent.revision))
     .execute(connection)
     .await?;
@@ -446,6 +490,7 @@ fn agent_from(row: &PgRow) -> std::result::Result<StoredAgent, sqlx::Error> {
         status: status.parse().map_err(|error| undecodable("status", error))?,
         missed_deadline: row.try_get("missed_deadline")?,
         offline_since: offline_since.map(|time| Timestamp::from_unix_millis(time.timestamp_millis())),
+        probe_failed: row.try_get("probe_failed")?,
         instance_id: row.try_get("instance_id")?,
         heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
         registered_at: timestamp(row, "registered_at")?,

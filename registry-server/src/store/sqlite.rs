@@ -19,11 +19,11 @@ use sqlx::sqlite::{
     SqliteSynchronous,
 };
 use sqlx::{Connection, Row, Sqlite, SqlitePool};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
 use super::{
-    Current, Decide, FOLLOW_BATCH, Followed, Heard, Result, Snapshot, Store, StoredAgent, Touch, Writes,
-    interval_from_seconds, undecodable,
+    Current, Decide, Event, FOLLOW_BATCH, Followed, Heard, Result, Snapshot, Store, StoredAgent, Touch,
+    Writes, interval_from_seconds, undecodable,
 };
 use crate::server::StartError;
 
@@ -181,10 +181,6 @@ impl Store for SqliteStore {
         Ok(transaction.commit().await?)
     }
 
-    async fn agents(&self, agent_ids: &[String]) -> Result<Vec<StoredAgent>> {
-        Ok(agents(&mut *self.pool.acquire().await?, agent_ids).await?)
-    }
-
     async fn heard(&self, agent_ids: &[String]) -> Result<Heard> {
         let rows = sqlx::query(
             "SELECT agent_id, last_heartbeat FROM agent_registry
@@ -202,7 +198,7 @@ impl Store for SqliteStore {
 
     async fn follow(&self, after: i64) -> Result<Followed> {
         let rows = sqlx::query(
-            "SELECT state.revision, event.revision, event.agent_id
+            "SELECT state.revision, event.kind, event.agent
              FROM agent_registry_state AS state LEFT JOIN agent_registry_event AS event ON event.revision > ?
              ORDER BY event.revision LIMIT ?",
         )
@@ -211,11 +207,12 @@ impl Store for SqliteStore {
         .fetch_all(&self.pool)
         .await?;
         let mut followed = Followed { revision: after, now: self.clock.now(), changed: Vec::new() };
-        for row in rows {
+        for row in &rows {
             followed.revision = row.try_get(0)?;
-            if let Some(revision) = row.try_get(1)? {
-                followed.changed.push((revision, row.try_get(2)?));
-            }
+            let (kind, agent): (Option<&str>, Option<&str>) = (row.try_get(1)?, row.try_get(2)?);
+            let event = kind.zip(agent).and_then(|(kind, agent)| Event::from_json(kind, agent));
+            let Some(event) = event else { break };
+            followed.changed.push(event);
         }
         Ok(followed)
     }
@@ -233,6 +230,19 @@ impl Store for SqliteStore {
 
     fn changed(&self) -> Arc<Notify> {
         self.changed.clone()
+    }
+
+    async fn tell(&self, _: &[String]) -> Result<()> {
+        Ok(())
+    }
+
+    fn news(&self) -> broadcast::Receiver<String> {
+        broadcast::channel(1).1
+    }
+
+    async fn hold_lease(&self, _: &str, _: &str, _: Duration) -> Result<bool> {
+        // One file serves one server.
+        Ok(true)
     }
 
     async fn close(&self) {
@@ -262,8 +272,8 @@ async fn write(
     writes: &Writes,
     now: Timestamp,
 ) -> std::result::Result<(), sqlx::Error> {
-    if !writes.puts.is_empty() {
-        put(connection, &writes.puts).await?;
+    if writes.puts().next().is_some() {
+        put(connection, writes.puts()).await?;
     }
     if !writes.beats.is_empty() {
         let beats: Vec<_> = writes.beats.iter().map(|(id, time)| json!([id, time.unix_millis()])).collect();
@@ -276,30 +286,31 @@ async fn write(
         .execute(&mut *connection)
         .await?;
     }
-    if !writes.removes.is_empty() {
+    let removes = writes.removes();
+    if !removes.is_empty() {
         sqlx::query("DELETE FROM agent_registry WHERE agent_id IN (SELECT value FROM json_each(?))")
-            .bind(json!(writes.removes).to_string())
+            .bind(json!(removes).to_string())
             .execute(&mut *connection)
             .await?;
     }
     let Some(last) = writes.events.last() else {
         return Ok(());
     };
-    let events: Vec<_> = writes
-        .events
-        .iter()
-        .map(|event| json!([event.revision, event.kind.as_str(), event.agent_id]))
-        .collect();
+    let event = |event: &Event| {
+        let Event { kind, agent } = event;
+        Ok(json!([agent.revision, kind.as_str(), agent.agent_id, event.to_json()?]))
+    };
+    let events = writes.events.iter().map(event).collect::<std::result::Result<Vec<_>, sqlx::Error>>()?;
     sqlx::query(
-        "INSERT INTO agent_registry_event (revision, kind, agent_id, at)
-         SELECT value ->> 0, value ->> 1, value ->> 2, ? FROM json_each(?)",
+        "INSERT INTO agent_registry_event (revision, kind, agent_id, agent, at)
+         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, ? FROM json_each(?)",
     )
     .bind(now.unix_millis())
     .bind(json!(events).to_string())
     .execute(&mut *connection)
     .await?;
     sqlx::query("UPDATE agent_registry_state SET revision = ?")
-        .bind(last.revision)
+        .bind(last.agent.revision)
         .execute(&mut *connection)
         .await?;
     Ok(())
@@ -307,10 +318,9 @@ async fn write(
 
 async fn put(
     connection: &mut SqliteConnection,
-    agents: &[StoredAgent],
+    agents: impl Iterator<Item = &StoredAgent>,
 ) -> std::result::Result<(), sqlx::Error> {
     let rows: Vec<_> = agents
-        .iter()
         .map(|agent| {
             json!({
                 "agent_id": agent.agent_id,
@@ -325,6 +335,7 @@ async fn put(
                 "registered_at": agent.registered_at.unix_millis(),
                 "missed_deadline": agent.missed_deadline,
                 "offline_since": agent.offline_since.map(Timestamp::unix_millis),
+                "probe_failed": agent.probe_failed,
                 "revision": agent.revision,
             })
         })
@@ -332,11 +343,12 @@ async fn put(
     sqlx::query(
         "INSERT INTO agent_registry
              (agent_id, agent_name, base_url, status, capabilities, last_heartbeat, metadata,
-              heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since, revision)
+              heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since,
+              probe_failed, revision)
          SELECT value ->> 'agent_id', value ->> 'agent_name', value ->> 'base_url', value ->> 'status',
                 value -> 'capabilities', value ->> 'last_heartbeat', value -> 'metadata',
                 value ->> 'heartbeat_interval_seconds', value ->> 'instance_id', value ->> 'registered_at',
-                value ->> 'missed_deadline', value ->> 'offline_since', value ->> 'revision'
+                value ->> 'missed_deadline', value ->> 'offline_since', value ->> 'probe_failed', value ->> 'revision'
          FROM json_each(?) WHERE true
          ON CONFLICT (agent_id) DO UPDATE SET
              agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
@@ -345,7 +357,7 @@ async fn put(
              heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
              instance_id = excluded.instance_id,
              missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
-             revision = excluded.revision",
+             probe_failed = excluded.probe_failed, revision = excluded.revision",
     )
     .bind(json!(rows).to_string())
     .execute(connection)
@@ -366,6 +378,7 @@ fn agent_from(row: &SqliteRow) -> std::result::Result<StoredAgent, sqlx::Error> 
         status: status.parse().map_err(|error| undecodable("status", error))?,
         missed_deadline: row.try_get("missed_deadline")?,
         offline_since: row.try_get::<Option<i64>, _>("offline_since")?.map(Timestamp::from_unix_millis),
+        probe_failed: row.try_get("probe_failed")?,
         instance_id: row.try_get("instance_id")?,
         heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
         registered_at: Timestamp::from_unix_millis(row.try_get("registered_at")?),

@@ -1,18 +1,23 @@
 //! One agent in memory, and how it stands at a moment.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use registry_sdk::contract::{AgentRecord, AgentStatus, Timestamp, heartbeat_timeout};
 
+use crate::registry::reports::Report;
 use crate::registry::rules::Patience;
 use crate::store::StoredAgent;
 
-/// One agent in memory. Only its last heartbeat changes in place; for any other change there is a new one.
+/// One agent in memory. Only its last heartbeat and its report change in place; for any other change there is a
+/// new one.
 #[derive(Debug)]
 pub(crate) struct Held {
     /// As it was stored; the time of the last heartbeat is in `heard`.
-    pub(crate) agent: StoredAgent,
+    pub(crate) agent: Arc<StoredAgent>,
+    report: Mutex<Report>,
     /// The last heartbeat, in milliseconds since the Unix epoch.
     heard: AtomicI64,
     /// A last heartbeat that the database confirmed as the last of all, after it had become too old. Where
@@ -25,6 +30,13 @@ pub(crate) struct Held {
 pub(super) struct Standing {
     pub(super) status: AgentStatus,
     pub(super) missed_deadline: bool,
+    pub(super) probe_failed: bool,
+}
+
+impl Standing {
+    pub(super) fn is_healthy(self) -> bool {
+        self.status != AgentStatus::Offline && !self.probe_failed
+    }
 }
 
 /// The circumstances of a read.
@@ -34,6 +46,8 @@ pub(crate) struct Moment {
     pub(crate) patience: Patience,
     /// Whether a missed deadline has to be confirmed by the database before it is believed.
     pub(crate) doubt: bool,
+    /// Whether this server goes by probes.
+    pub(crate) probes: bool,
 }
 
 impl Moment {
@@ -51,9 +65,23 @@ impl Moment {
 }
 
 impl Held {
-    pub(super) fn new(agent: StoredAgent) -> Self {
+    pub(super) fn new(agent: Arc<StoredAgent>, report: Report) -> Self {
         let heard = AtomicI64::new(agent.last_heartbeat.unix_millis());
-        Self { agent, heard, confirmed: AtomicI64::new(i64::MIN) }
+        Self { agent, report: Mutex::new(report), heard, confirmed: AtomicI64::new(i64::MIN) }
+    }
+
+    pub(crate) fn report(&self) -> Report {
+        self.report.lock().clone()
+    }
+
+    /// How much of its capacity is in use, and how many tasks it is at.
+    pub(crate) fn load(&self) -> (Option<f64>, Option<u32>) {
+        let report = self.report.lock();
+        (report.load, report.active_tasks)
+    }
+
+    pub(super) fn update_report(&self, later: Report) {
+        self.report.lock().update(later);
     }
 
     /// Takes over a heartbeat, unless a later one is known.
@@ -80,40 +108,44 @@ impl Held {
     /// How it stands, as far as is known. Where its deadline seems missed and other processes may have heard
     /// of it, it is among the doubts.
     pub(super) fn standing(&self, moment: &Moment, doubts: &mut Vec<String>) -> Standing {
-        let stored = Standing { status: self.agent.status, missed_deadline: self.agent.missed_deadline };
+        let StoredAgent { status, missed_deadline, probe_failed, .. } = *self.agent;
+        let stored = Standing { status, missed_deadline, probe_failed: probe_failed && moment.probes };
         if stored.status == AgentStatus::Offline || !self.is_overdue(moment) {
             return stored;
         }
         if moment.doubt && self.confirmed.load(Ordering::Acquire) != self.heard.load(Ordering::Acquire) {
             doubts.push(self.agent.agent_id.clone());
         }
-        Standing { status: AgentStatus::Offline, missed_deadline: true }
+        Standing { status: AgentStatus::Offline, missed_deadline: true, ..stored }
     }
 
     pub(super) fn timeout(&self, moment: &Moment) -> Duration {
         heartbeat_timeout(moment.patience.timeout, self.agent.heartbeat_interval)
     }
 
-    pub(super) fn record(&self, moment: &Moment, status: AgentStatus) -> AgentRecord {
-        let mut agent = self.agent.clone();
-        agent.status = status;
-        agent.last_heartbeat = self.heard();
-        record(agent, moment)
+    pub(super) fn record(&self, moment: &Moment, standing: Standing) -> AgentRecord {
+        let mut record = record(&self.agent, moment);
+        record.status = standing.status;
+        record.healthy = Some(standing.is_healthy());
+        record.last_heartbeat = Some(self.heard());
+        (record.load, record.active_tasks) = self.load();
+        record
     }
 }
 
-/// The record of an agent, with its status as it stands in `agent`.
-pub(crate) fn record(agent: StoredAgent, moment: &Moment) -> AgentRecord {
-    let timeout = heartbeat_timeout(moment.patience.timeout, agent.heartbeat_interval);
-    let mut record = AgentRecord::new(agent.agent_id, agent.status);
-    record.agent_name = agent.agent_name;
-    record.base_url = agent.base_url;
-    record.capabilities = agent.capabilities;
-    record.metadata = agent.metadata;
+/// The record of an agent as it was stored.
+pub(crate) fn record(agent: &StoredAgent, moment: &Moment) -> AgentRecord {
+    let mut record = AgentRecord::new(&*agent.agent_id, agent.status);
+    record.agent_name.clone_from(&agent.agent_name);
+    record.base_url.clone_from(&agent.base_url);
+    record.capabilities.clone_from(&agent.capabilities);
+    record.metadata.clone_from(&agent.metadata);
     record.heartbeat_interval = agent.heartbeat_interval;
-    record.instance_id = agent.instance_id;
+    record.instance_id.clone_from(&agent.instance_id);
     record.registered_at = Some(agent.registered_at);
     record.last_heartbeat = Some(agent.last_heartbeat);
-    record.heartbeat_timeout = Some(timeout);
+    record.heartbeat_timeout = Some(heartbeat_timeout(moment.patience.timeout, agent.heartbeat_interval));
+    record.healthy = Some(agent.status != AgentStatus::Offline && !(agent.probe_failed && moment.probes));
+    record.revision = u64::try_from(agent.revision).ok();
     record
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 use registry_sdk::contract::{SearchIndex, Timestamp};
 
+use super::reports::Report;
 use crate::store::{Snapshot, StoredAgent};
 pub(crate) use held::{Held, Moment, record};
 pub(crate) use reads::{ListQuery, Page, Read, SearchQuery};
@@ -36,7 +37,7 @@ impl View {
     pub(crate) fn new(snapshot: Snapshot) -> Self {
         let mut inner = Inner::default();
         for agent in snapshot.agents {
-            inner.put(agent);
+            inner.put(Arc::new(agent));
         }
         Self { inner: RwLock::new(inner) }
     }
@@ -47,7 +48,7 @@ impl View {
     }
 
     /// Takes over an agent, unless what is held is as new.
-    pub(crate) fn put(&self, agent: StoredAgent) {
+    pub(crate) fn put(&self, agent: Arc<StoredAgent>) {
         self.inner.write().put_newer(agent);
     }
 
@@ -78,7 +79,7 @@ impl View {
             inner.remove(&agent_id);
         }
         for agent in snapshot.agents {
-            inner.put_newer(agent);
+            inner.put_newer(Arc::new(agent));
         }
     }
 
@@ -107,11 +108,11 @@ impl View {
         }
     }
 
-    /// Whether an agent is held as of a revision or a later one.
-    pub(crate) fn has_seen(&self, agent_id: &str, revision: i64) -> bool {
-        let inner = self.inner.read();
-        inner.get(agent_id).is_some_and(|held| held.agent.revision >= revision)
-            || inner.removed.get(agent_id).is_some_and(|removed| *removed >= revision)
+    /// Takes over what is known of an agent for the moment.
+    pub(crate) fn report(&self, agent_id: &str, report: Report) {
+        if let Some(held) = self.inner.read().get(agent_id) {
+            held.update_report(report);
+        }
     }
 
     /// The ids of all agents for which the test holds.
@@ -131,7 +132,7 @@ impl Inner {
         self.slot(*self.ids.get(agent_id)?)
     }
 
-    fn put_newer(&mut self, agent: StoredAgent) {
+    fn put_newer(&mut self, agent: Arc<StoredAgent>) {
         let held = self.get(&agent.agent_id).map(|held| held.agent.revision);
         let removed = self.removed.get(&agent.agent_id).copied();
         if held.max(removed).is_none_or(|known| known < agent.revision) {
@@ -141,8 +142,8 @@ impl Inner {
         }
     }
 
-    fn put(&mut self, agent: StoredAgent) {
-        let heard = self.get(&agent.agent_id).map(|held| held.heard());
+    fn put(&mut self, agent: Arc<StoredAgent>) {
+        let before = self.get(&agent.agent_id).cloned();
         self.remove(&agent.agent_id);
         self.removed.remove(&agent.agent_id);
         let slot = self.index.add(&agent.capabilities);
@@ -151,10 +152,13 @@ impl Inner {
         }
         self.ids.insert(agent.agent_id.as_str().into(), slot);
         if let Some(place) = self.slots.get_mut(slot as usize) {
-            let held = Held::new(agent);
+            // What was known of another process says nothing of this one.
+            let same = before.as_ref().filter(|before| before.agent.instance_id == agent.instance_id);
+            let report = same.map(|before| before.report()).unwrap_or_default();
+            let held = Held::new(agent, report);
             // Of a heartbeat that the row does not have yet.
-            if let Some(heard) = heard {
-                held.hear(heard);
+            if let Some(before) = before {
+                held.hear(before.heard());
             }
             *place = Some(Arc::new(held));
         }

@@ -48,7 +48,7 @@ impl View {
             return Read { answer: None, doubts };
         };
         let standing = held.standing(moment, &mut doubts);
-        Read { answer: Some(held.record(moment, standing.status)), doubts }
+        Read { answer: Some(held.record(moment, standing)), doubts }
     }
 
     pub(crate) fn health(&self, agent_id: &str, moment: &Moment) -> Read<Option<AgentHealth>> {
@@ -58,7 +58,10 @@ impl View {
         };
         let standing = held.standing(moment, &mut doubts);
         let (status, reason) = match standing {
-            Standing { status: AgentStatus::Active | AgentStatus::Busy, .. } => (HealthStatus::Healthy, None),
+            standing if standing.is_healthy() => (HealthStatus::Healthy, None),
+            Standing { status: AgentStatus::Active | AgentStatus::Busy, .. } => {
+                (HealthStatus::Unhealthy, Some(UnhealthyReason::ProbeFailed))
+            }
             Standing { missed_deadline: true, .. } => {
                 (HealthStatus::Unhealthy, Some(UnhealthyReason::HeartbeatMissed))
             }
@@ -70,6 +73,7 @@ impl View {
         health.since_heartbeat = Some(moment.now.since(held.heard()));
         health.heartbeat_timeout = Some(held.timeout(moment));
         health.reason = reason;
+        health.probe = held.report().probe.filter(|_| moment.probes);
         Read { answer: Some(health), doubts }
     }
 
@@ -81,15 +85,15 @@ impl View {
         let start = query.after.as_deref().map_or(Unbounded, Excluded);
         for slot in inner.ids.range::<str, _>((start, Unbounded)).map(|(_, slot)| *slot) {
             let Some(held) = inner.slot(slot) else { continue };
-            let status = held.standing(moment, &mut doubts).status;
-            if query.status.is_some_and(|wanted| wanted != status) {
+            let standing = held.standing(moment, &mut doubts);
+            if query.status.is_some_and(|wanted| wanted != standing.status) {
                 continue;
             }
             if query.limit.is_some_and(|limit| page.agents.len() == limit) {
                 page.more = true;
                 break;
             }
-            page.agents.push(held.record(moment, status));
+            page.agents.push(held.record(moment, standing));
         }
         Read { answer: page, doubts }
     }
@@ -100,12 +104,13 @@ impl View {
         let mut found: Vec<Found<'_>> = Vec::new();
         for hit in inner.index.find(&query.q) {
             let Some(held) = inner.slot(hit.slot) else { continue };
-            let status = held.standing(moment, &mut doubts).status;
+            let standing = held.standing(moment, &mut doubts);
+            let status = standing.status;
             if query.status.is_none_or(|wanted| wanted == status) {
                 let last_heartbeat = Some(held.heard());
                 let agent_id = &held.agent.agent_id;
                 let rank = Rank { score: hit.score, status, last_heartbeat, agent_id };
-                found.push(Found { rank, place: hit.place, held });
+                found.push(Found { rank, place: hit.place, healthy: standing.is_healthy(), held });
             }
         }
         found.sort_unstable_by(|one, other| one.rank.cmp(&other.rank));
@@ -132,6 +137,7 @@ impl View {
 struct Found<'a> {
     rank: Rank<'a>,
     place: u16,
+    healthy: bool,
     held: &'a Held,
 }
 
@@ -145,7 +151,8 @@ impl Found<'_> {
         found.base_url.clone_from(&agent.base_url);
         found.last_heartbeat = self.rank.last_heartbeat;
         found.score = Some(self.rank.score);
-        found.healthy = Some(status != AgentStatus::Offline);
+        found.healthy = Some(self.healthy);
+        (found.load, found.active_tasks) = self.held.load();
         Some(found)
     }
 }

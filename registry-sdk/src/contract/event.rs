@@ -1,0 +1,63 @@
+//! What `GET /events` tells.
+
+use std::str::FromStr;
+
+use super::agent::AgentRecord;
+
+/// What kind of change an event tells. It has the agent's record with it, as it was after the change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// An agent registered, for the first time or with something new.
+    Registered,
+    /// Its status changed, or whether it is healthy.
+    StatusChanged,
+    /// It was removed. The record is as it was last.
+    Deregistered,
+}
+
+/// The event that says that changes were missed: what is known has to be read anew. Its data is
+/// `{"revision": …}`.
+pub const RESET_EVENT: &str = "reset";
+
+/// The last event of a stream that is closed because its reader was too slow.
+pub const OVERRUN_EVENT: &str = "overrun";
+
+impl EventKind {
+    const ALL: [Self; 3] = [Self::Registered, Self::StatusChanged, Self::Deregistered];
+
+    /// The word on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Registered => "registered",
+            Self::StatusChanged => "status_changed",
+            Self::Deregistered => "deregistered",
+        }
+    }
+
+    /// A whole event as it is sent: a server-sent event
+    /// (<https://html.spec.whatwg.org/multipage/server-sent-events.html>) with the registry's revision as its id.
+    #[must_use]
+    pub fn frame(self, revision: u64, record: &AgentRecord) -> Vec<u8> {
+        let mut frame = format!("id: {revision}\nevent: {}\ndata: ", self.as_str()).into_bytes();
+        // JSON has no bare line break in it, so no text of an agent can end the event. A record always serializes.
+        frame.extend(serde_json::to_vec(record).unwrap_or_default());
+        frame.extend_from_slice(b"\n\n");
+        frame
+    }
+}
+
+/// A word that is no [`EventKind`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no kind of event")]
+pub struct UnknownEvent(pub String);
+
+impl FromStr for EventKind {
+    type Err = UnknownEvent;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|kind| kind.as_str() == word);
+        found.ok_or_else(|| UnknownEvent(word.to_owned()))
+    }
+}

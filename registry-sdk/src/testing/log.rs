@@ -1,0 +1,46 @@
+//! The mock registry's changes, for those who watch.
+
+use crate::contract::{AgentRecord, EventKind, RESET_EVENT};
+
+/// The changes so far.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    /// The number of the last change.
+    revision: u64,
+    /// All changes after this one are kept.
+    base: u64,
+    frames: Vec<(u64, Vec<u8>)>,
+}
+
+impl Log {
+    /// The number of the change that comes next.
+    pub(super) fn next(&mut self) -> u64 {
+        self.revision += 1;
+        self.revision
+    }
+
+    /// Keeps the change that had the last number.
+    pub(super) fn keep(&mut self, kind: EventKind, record: &AgentRecord) {
+        self.frames.push((self.revision, kind.frame(self.revision, record)));
+    }
+
+    pub(super) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Keeps nothing of what was: who asks for it is told to read all anew.
+    pub(super) fn forget(&mut self) {
+        (self.base, self.frames) = (self.next(), Vec::new());
+    }
+
+    /// What comes after a change, and the last change that is in it.
+    pub(super) fn after(&self, revision: u64) -> (Vec<u8>, u64) {
+        if revision < self.base || revision > self.revision {
+            let head = self.revision;
+            let reset = format!("id: {head}\nevent: {RESET_EVENT}\ndata: {{\"revision\": {head}}}\n\n");
+            return (reset.into_bytes(), head);
+        }
+        let after = self.frames.iter().filter(|(number, _)| *number > revision);
+        (after.flat_map(|(_, frame)| frame).copied().collect(), self.revision)
+    }
+}

@@ -1,0 +1,109 @@
+//! `GET /events`: the registry's changes as server-sent events
+//! (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderName};
+use axum::response::{IntoResponse, Response};
+use futures_util::{Stream, stream};
+use registry_sdk::contract::{OVERRUN_EVENT, RESET_EVENT};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::problem::ApiError;
+use crate::registry::{Place, Registry, Step};
+
+/// How long nothing may be sent: proxies and clients take a longer silence for a lost connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Sends every change from now on, or after the one that the header `Last-Event-ID` names.
+pub(super) async fn watch(
+    State(registry): State<Arc<Registry>>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let after = last_event_id(&headers)?;
+    let place = registry.events().place(after);
+    let moved = registry.events().moved();
+    let watcher = Watcher { registry, place, moved, next: Next::Begin };
+    let headers = [
+        (CONTENT_TYPE, "text/event-stream"),
+        (CACHE_CONTROL, "no-store"),
+        // Tells nginx not to hold back what has been sent.
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    Ok((headers, Body::from_stream(watcher.stream())).into_response())
+}
+
+fn last_event_id(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
+    let Some(id) = headers.get("last-event-id") else { return Ok(None) };
+    let id = id.to_str().ok().and_then(|text| text.parse().ok()).filter(|id| *id >= 0);
+    id.map(Some).ok_or_else(|| ApiError::bad_request("Last-Event-ID has to be the id of an event, a number"))
+}
+
+/// One who watches.
+struct Watcher {
+    registry: Arc<Registry>,
+    place: Place,
+    moved: watch::Receiver<()>,
+    next: Next,
+}
+
+enum Next {
+    Begin,
+    GoOn,
+    End,
+}
+
+impl Watcher {
+    fn stream(self) -> impl Stream<Item = Result<Vec<u8>, std::convert::Infallible>> {
+        stream::unfold(self, |mut watcher| async move { Some((Ok(watcher.next().await?), watcher)) })
+    }
+
+    async fn next(&mut self) -> Option<Vec<u8>> {
+        match self.next {
+            Next::Begin => {
+                self.next = Next::GoOn;
+                let begun = format!("id: {}\n\n", self.place.revision()).into_bytes();
+                match self.registry.events().read(&mut self.place) {
+                    // Without data it is no event, but it tells where to go on after a lost connection.
+                    Step::Wait => Some(begun),
+                    Step::Frames(frames) => Some(frames),
+                    Step::Behind(head) | Step::Broken(head) => Some(reset(head)),
+                }
+            }
+            Next::GoOn => self.go_on().await,
+            Next::End => None,
+        }
+    }
+
+    async fn go_on(&mut self) -> Option<Vec<u8>> {
+        loop {
+            match self.registry.events().read(&mut self.place) {
+                Step::Frames(frames) => return Some(frames),
+                Step::Broken(head) => return Some(reset(head)),
+                Step::Behind(head) => {
+                    self.next = Next::End;
+                    // Without an id: who comes back says up to where it has really read.
+                    let last = format!("event: {OVERRUN_EVENT}\ndata: {{\"revision\": {head}}}\n\n");
+                    return Some(last.into_bytes());
+                }
+                Step::Wait => {}
+            }
+            tokio::select! {
+                moved = timeout(KEEP_ALIVE, self.moved.changed()) => if moved.is_err() {
+                    return Some(b": keep-alive\n\n".to_vec());
+                },
+                () = self.registry.stopping() => return None,
+            }
+        }
+    }
+}
+
+/// Says that changes up to a revision were missed, and that all has to be read anew.
+fn reset(head: i64) -> Vec<u8> {
+    format!("id: {head}\nevent: {RESET_EVENT}\ndata: {{\"revision\": {head}}}\n\n").into_bytes()
+}
