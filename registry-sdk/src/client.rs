@@ -232,6 +232,14 @@ impl RegistryClient {
         self.ask(request).await
     }
 
+    /// Opens the stream of changes, from now on or after one of them.
+    pub(crate) async fn open_events(&self, after: Option<&str>) -> Result<reqwest::Response, Error> {
+        let mut request = get(["events"]);
+        request.last_event_id = after.map(str::to_owned);
+        request.optional = Some("GET /events");
+        self.transport.open_events(&request).await
+    }
+
     /// The HTTP client, whose connections and settings go for agents as well.
     pub(crate) fn http(&self) -> reqwest::Client {
         self.transport.http()
@@ -299,7 +307,7 @@ impl RegistryClient {
 /// A `GET` of a path.
 fn get<const N: usize>(path: [&str; N]) -> Request {
     let path = path.map(str::to_owned).into();
-    Request { method: Method::GET, path, query: Vec::new(), body: None, optional: None }
+    Request { method: Method::GET, path, query: Vec::new(), body: None, last_event_id: None, optional: None }
 }
 
 /// An id as a segment of a path. These three would make another path of it.

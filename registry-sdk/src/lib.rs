@@ -49,6 +49,7 @@
 //! | `another process has registered with this agent's id: …` | warn | `agent_id`, `instance_id` |
 //! | `shut down` | info | `agent_id` |
 //! | `trying again` | debug | `error`, `pause` |
+//! | `the registry cannot be followed: …` | warn, once an outage | `error` |
 //!
 //! The spans are `heartbeat_loop` (`agent_id`) and `registry_request` (`method`, `path`).
 //!
@@ -56,8 +57,9 @@
 //!
 //! | feature | default | what it gives |
 //! |---|---|---|
-//! | `client` | yes | [`RegistryClient`], [`Agent`], [`discovery::Orchestrator`] and [`StatsMonitor`], over HTTP and HTTPS (rustls), on Tokio |
+//! | `client` | yes | [`RegistryClient`], [`Agent`], [`discovery::Orchestrator`], [`Watch`] and [`StatsMonitor`], over HTTP and HTTPS (rustls), on Tokio |
 //! | `cache` | no | `discovery::DiscoveryCache`: discovery that outlives the registry |
+//! | `axum` | no | `HealthEndpoint`, the agent's own `GET /health` |
 //! | `testing` | no | `testing::MockRegistry`, a registry with faults to script, for the tests of agents |
 //! | `metrics` | no | counters of registrations, heartbeats, retries and states, through the `metrics` facade |
 //!
@@ -77,6 +79,8 @@ mod agent;
 mod client;
 #[cfg(feature = "client")]
 mod error;
+#[cfg(feature = "axum")]
+mod health;
 #[cfg(feature = "client")]
 mod metrics;
 #[cfg(feature = "client")]
@@ -89,19 +93,25 @@ mod retry;
 mod targets;
 #[cfg(feature = "client")]
 mod transport;
+#[cfg(feature = "client")]
+mod watch;
 
 #[cfg(feature = "testing")]
 pub mod testing;
 
 #[cfg(feature = "client")]
-pub use agent::{Agent, AgentState, RegistrationOutcome, shutdown_signal};
+pub use agent::{Agent, AgentState, RegistrationOutcome, TaskCounter, TaskGuard, shutdown_signal};
 #[cfg(feature = "client")]
 pub use client::{RegistryClient, RegistryClientBuilder};
 #[cfg(feature = "client")]
 pub use error::Error;
+#[cfg(feature = "axum")]
+pub use health::HealthEndpoint;
 #[cfg(feature = "client")]
 pub use monitor::{Alert, Rule, StatsMonitor, StatsMonitorBuilder};
 #[cfg(feature = "client")]
 pub use query::{ListQuery, Page, SearchQuery};
 #[cfg(feature = "client")]
 pub use retry::RetryPolicy;
+#[cfg(feature = "client")]
+pub use watch::{Watch, WatchEvent};

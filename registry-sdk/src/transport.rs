@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use backon::Retryable;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use tokio::time::Instant;
 use tracing::Instrument;
 use url::Url;
@@ -38,6 +38,8 @@ pub(crate) struct Request {
     pub(crate) path: Vec<String>,
     pub(crate) query: Vec<(&'static str, String)>,
     pub(crate) body: Option<Vec<u8>>,
+    /// After which event a stream of them is to go on.
+    pub(crate) last_event_id: Option<String>,
     /// The method and the path as the contract writes them, where not every registry has the operation.
     pub(crate) optional: Option<&'static str>,
 }
@@ -106,15 +108,40 @@ impl Transport {
     /// Sends a request once, and waits no longer than `limit` for the complete answer. Where not even a
     /// connection can be made, the next URL is tried at once: the request cannot have arrived twice.
     pub(crate) async fn send_once(&self, request: &Request, limit: Duration) -> Result<Answer, Error> {
+        self.on_a_target(limit, |target| self.attempt(request, target)).await
+    }
+
+    /// Sends a request once, and gives its answer, a stream of events, before it has come to its end.
+    pub(crate) async fn open_events(&self, request: &Request) -> Result<Response, Error> {
+        let opened = |target| async move {
+            let response = self.open(request, target).await?;
+            let status = response.status();
+            if !status.is_success() {
+                return Err(failure(status, &self.read(response, target).await?, request.optional).into());
+            }
+            let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+            if kind.is_some_and(|kind| kind.starts_with("text/event-stream")) {
+                Ok(response)
+            } else {
+                let detail = "no stream of events".to_owned();
+                Err(Error::UnexpectedAnswer { status: status.as_u16(), detail }.into())
+            }
+        };
+        self.on_a_target(self.attempt_timeout, opened).await
+    }
+
+    async fn on_a_target<T, F>(&self, limit: Duration, attempt: impl Fn(usize) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Failed>>,
+    {
         let deadline = Instant::now() + limit;
         let mut left = self.targets.count();
         loop {
             left -= 1;
             let target = self.targets.pick();
-            let url = self.targets.url(target);
-            let attempt = tokio::time::timeout_at(deadline, self.attempt(request, url)).await;
-            let outcome = attempt.unwrap_or_else(|_| {
-                Err(Failed::after(Error::TimedOut { url: url.to_string(), after: limit }))
+            let outcome = tokio::time::timeout_at(deadline, attempt(target)).await.unwrap_or_else(|_| {
+                let url = self.targets.url(target).to_string();
+                Err(Failed::after(Error::TimedOut { url, after: limit }))
             });
             self.targets.note(target, !outcome.as_ref().is_err_and(|failed| failed.error.is_of_the_server()));
             match outcome {
@@ -124,33 +151,50 @@ impl Transport {
         }
     }
 
-    async fn attempt(&self, request: &Request, base: &Url) -> Result<Answer, Failed> {
-        let unreachable = |error: reqwest::Error| Failed {
-            sent: !error.is_connect(),
-            error: Error::Unreachable { url: base.to_string(), source: cause(&error.without_url()) },
-        };
-        let mut builder = self.http.request(request.method.clone(), request.url(base)?);
-        if let Some(body) = &request.body {
-            builder = builder.header(CONTENT_TYPE, "application/json").body(body.clone());
-        }
-        let mut response = builder.send().await.map_err(unreachable)?;
+    async fn attempt(&self, request: &Request, target: usize) -> Result<Answer, Failed> {
+        let response = self.open(request, target).await?;
         let status = response.status();
-        let headers = std::mem::take(response.headers_mut());
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
-            if body.len() + chunk.len() > LONGEST_ANSWER {
-                let detail = format!("it is longer than {LONGEST_ANSWER} bytes");
-                return Err(Error::UnexpectedAnswer { status: status.as_u16(), detail }.into());
-            }
-            body.extend_from_slice(&chunk);
-        }
-        let answer = Answer { status: status.as_u16(), headers, body };
+        let answer = self.read(response, target).await?;
         match status {
             StatusCode::NO_CONTENT => Ok(answer),
             _ if !status.is_success() => Err(failure(status, &answer, request.optional).into()),
             _ if matches!(answer.body.trim_ascii_start().first(), Some(b'{' | b'[')) => Ok(answer),
             _ => Err(answer.nonsense("no JSON").into()),
         }
+    }
+
+    async fn open(&self, request: &Request, target: usize) -> Result<Response, Failed> {
+        let base = self.targets.url(target);
+        let mut builder = self.http.request(request.method.clone(), request.url(base)?);
+        if let Some(body) = &request.body {
+            builder = builder.header(CONTENT_TYPE, "application/json").body(body.clone());
+        }
+        if let Some(id) = &request.last_event_id {
+            builder = builder.header("last-event-id", id);
+        }
+        builder.send().await.map_err(|error| unreachable(base, error))
+    }
+
+    async fn read(&self, mut response: Response, target: usize) -> Result<Answer, Failed> {
+        let base = self.targets.url(target);
+        let status = response.status().as_u16();
+        let headers = std::mem::take(response.headers_mut());
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(base, error))? {
+            if body.len() + chunk.len() > LONGEST_ANSWER {
+                let detail = format!("it is longer than {LONGEST_ANSWER} bytes");
+                return Err(Error::UnexpectedAnswer { status, detail }.into());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Answer { status, headers, body })
+    }
+}
+
+fn unreachable(base: &Url, error: reqwest::Error) -> Failed {
+    Failed {
+        sent: !error.is_connect(),
+        error: Error::Unreachable { url: base.to_string(), source: cause(&error.without_url()) },
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::state::AgentState;
+use super::tasks::TaskCounter;
 use crate::client::RegistryClient;
 use crate::contract::{AgentRecord, AgentStatus, Heartbeat, Registration, StatusUpdate, Timestamp};
 use crate::error::Error;
@@ -19,6 +20,7 @@ pub(super) struct Core {
     /// Tells this process apart from others that may come up with the same id.
     pub(super) instance_id: String,
     pub(super) client: RegistryClient,
+    pub(super) tasks: TaskCounter,
     latest: Mutex<Latest>,
     /// The status that the agent said itself, which its heartbeats carry. `None` until it says one: then
     /// heartbeats leave alone what others may have set.
@@ -48,6 +50,7 @@ impl Core {
             agent_id: registration.agent_id.clone(),
             instance_id,
             client,
+            tasks: TaskCounter::default(),
             latest: Mutex::new(Latest { registration, version: 0, told: None }),
             said: Mutex::new(said),
             state: watch::Sender::new(AgentState::Registering),
@@ -115,7 +118,7 @@ impl Core {
 
     /// What the next heartbeat says.
     fn heartbeat(&self) -> Heartbeat {
-        let beat = Heartbeat::default().instance_id(&self.instance_id);
+        let beat = self.tasks.tell(Heartbeat::default().instance_id(&self.instance_id));
         match *lock(&self.said) {
             Some(status) => beat.status(status),
             None => beat,

@@ -4,6 +4,7 @@ mod core;
 mod heartbeat;
 mod run;
 mod state;
+mod tasks;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use crate::retry::RetryPolicy;
 use core::{Core, lock};
 pub use run::shutdown_signal;
 pub use state::{AgentState, RegistrationOutcome};
+pub use tasks::{TaskCounter, TaskGuard};
 
 /// How long [`Agent::shutdown`] may take unless told otherwise.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
@@ -216,6 +218,12 @@ impl Agent {
             self.core().check_instance().await?;
         }
         self.register().await
+    }
+
+    /// Counts the agent's tasks, which heartbeats then tell.
+    #[must_use]
+    pub fn tasks(&self) -> TaskCounter {
+        self.core().tasks.clone()
     }
 
     /// Tells this process apart from others that come up with the same id: random, unless the registration

@@ -71,6 +71,52 @@ pub fn health_url(base_url: &str) -> Option<Url> {
     Some(url)
 }
 
+/// What an agent says of itself at its own `GET {base_url}/health`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct OwnHealth {
+    /// Whether it can be given work. An unhealthy agent answers with 503.
+    pub status: HealthStatus,
+    /// Who it is.
+    pub agent_id: String,
+    /// How many tasks it is at.
+    #[serde(default)]
+    pub active_tasks: u32,
+    /// How long it has been running.
+    #[serde(default, rename = "uptime_seconds", with = "seconds")]
+    pub uptime: Duration,
+    /// The checks of its own that failed.
+    #[serde(default, rename = "failed_checks", skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<FailedCheck>,
+}
+
+impl OwnHealth {
+    /// Of an agent without tasks that has just begun.
+    #[must_use]
+    pub fn new(status: HealthStatus, agent_id: impl Into<String>) -> Self {
+        let agent_id = agent_id.into();
+        Self { status, agent_id, active_tasks: 0, uptime: Duration::ZERO, failed: Vec::new() }
+    }
+}
+
+/// A check of an agent's own that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct FailedCheck {
+    /// Which.
+    pub name: String,
+    /// What is wrong.
+    pub detail: String,
+}
+
+impl FailedCheck {
+    /// A check, and what is wrong.
+    #[must_use]
+    pub fn new(name: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { name: name.into(), detail: detail.into() }
+    }
+}
+
 /// The health record of one agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]

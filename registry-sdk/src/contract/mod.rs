@@ -22,7 +22,9 @@ pub use agent::{
     heartbeat_timeout,
 };
 pub use event::{EventKind, OVERRUN_EVENT, RESET_EVENT, UnknownEvent};
-pub use health::{AgentHealth, HealthStatus, ProbeResult, ServerHealth, UnhealthyReason, health_url};
+pub use health::{
+    AgentHealth, FailedCheck, HealthStatus, OwnHealth, ProbeResult, ServerHealth, UnhealthyReason, health_url,
+};
 pub use index::{Hit, SearchIndex};
 pub use problem::{FieldError, Invalid, Problem};
 pub use registration::Registration;

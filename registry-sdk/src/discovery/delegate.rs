@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use reqwest::header::CONTENT_TYPE;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::query::TaskQuery;
 use super::select::{Orchestrator, SelectError, Selection};
@@ -25,6 +27,14 @@ pub struct Delegation<'a> {
     query: TaskQuery,
     attempts: usize,
     time_limit: Duration,
+    hedge_after: Option<Duration>,
+}
+
+/// Who has had a task, while it is not done.
+#[derive(Debug, Default)]
+struct Progress {
+    failed: Vec<String>,
+    at_it: Vec<String>,
 }
 
 /// A task that was done.
@@ -139,7 +149,13 @@ impl Orchestrator {
     /// # }
     /// ```
     pub fn delegate(&self, query: impl Into<TaskQuery>) -> Delegation<'_> {
-        Delegation { orchestrator: self, query: query.into(), attempts: ATTEMPTS, time_limit: TIME_LIMIT }
+        Delegation {
+            orchestrator: self,
+            query: query.into(),
+            attempts: ATTEMPTS,
+            time_limit: TIME_LIMIT,
+            hedge_after: None,
+        }
     }
 }
 
@@ -158,10 +174,20 @@ impl Delegation<'_> {
         self
     }
 
+    /// For tasks that may be done twice without harm: where an agent has not done the task after this time, the next
+    /// one gets it as well, and the first good answer counts (hedged requests: Dean and Barroso, "The Tail at
+    /// Scale", 2013, <https://doi.org/10.1145/2408776.2408794>). The others are dropped then. A time that one task in
+    /// twenty takes costs some 5 % more work. Default: off.
+    #[must_use]
+    pub fn hedge_after(mut self, delay: Duration) -> Self {
+        self.hedge_after = Some(delay);
+        self
+    }
+
     /// Runs the caller's task against the chosen agent, and against the next where it fails by the agent's
     /// fault. The outcome feeds the agent's circuit breaker.
     ///
-    /// May be cancelled: the task that is under way is dropped.
+    /// May be cancelled: what is under way is dropped.
     ///
     /// # Errors
     /// Where nobody did it: see [`DelegateError`].
@@ -172,44 +198,94 @@ impl Delegation<'_> {
     where
         F: Future<Output = Result<T, TaskError<E>>>,
     {
-        let Self { orchestrator, mut query, attempts, time_limit } = self;
-        let deadline = Instant::now() + time_limit;
-        let mut failed = Vec::new();
+        let Self { orchestrator, time_limit, .. } = self;
+        let mut progress = Progress::default();
+        if let Ok(outcome) = timeout(time_limit, self.race(&mut task, &mut progress)).await {
+            return outcome;
+        }
+        let Progress { mut failed, at_it } = progress;
+        for agent_id in at_it {
+            orchestrator.breakers.failed(&agent_id);
+            failed.push(agent_id);
+        }
+        Err(DelegateError::TimedOut { limit: time_limit, failed })
+    }
+
+    /// Gives the task to one agent after another, or with hedging to several at once, until it is done or nobody is
+    /// left.
+    async fn race<T, E, F>(
+        self,
+        task: &mut impl FnMut(CapabilityMatch) -> F,
+        progress: &mut Progress,
+    ) -> Result<Delegated<T>, DelegateError<E>>
+    where
+        F: Future<Output = Result<T, TaskError<E>>>,
+    {
+        let Self { orchestrator, mut query, attempts, hedge_after, .. } = self;
+        let mut running = FuturesUnordered::new();
+        // Beside what is running, so that an answer need not wait for the next agent to be chosen.
+        let mut selecting = Some(Box::pin(orchestrator.select_admitted(query.clone())));
+        let mut begun = 0;
+        let mut hedge_at = None;
         let mut last = None;
+        // Why no further agent can be chosen.
+        let mut nobody = None;
         loop {
-            let selection = match timeout_at(deadline, orchestrator.select(&query)).await {
-                Ok(Ok(selection)) => selection,
-                Ok(Err(source)) => return Err(DelegateError::NoAgent { source, failed, last }),
-                Err(_) => return Err(DelegateError::TimedOut { limit: time_limit, failed }),
-            };
-            let agent_id = selection.agent.agent_id.clone();
-            // Whoever has had the task does not get it again.
-            query.leave_out.insert(agent_id.clone());
-            if !orchestrator.breakers.admit(&agent_id) {
-                continue;
-            }
-            match timeout_at(deadline, task(selection.agent.clone())).await {
-                Ok(Ok(value)) => {
-                    orchestrator.breakers.succeeded(&agent_id);
-                    return Ok(Delegated { value, selection, failed });
-                }
-                Ok(Err(TaskError::Permanent(error))) => {
-                    // The agent did its part: it is the task that cannot be done.
-                    orchestrator.breakers.succeeded(&agent_id);
-                    return Err(DelegateError::Permanent { agent_id, error });
-                }
-                Ok(Err(TaskError::Transient(error))) => {
-                    orchestrator.breakers.failed(&agent_id);
-                    failed.push(agent_id);
-                    if failed.len() == attempts {
-                        return Err(DelegateError::Failed { failed, last: error });
+            let may_begin = selecting.is_none() && nobody.is_none() && begun < attempts;
+            tokio::select! {
+                selected = pending_or(&mut selecting) => {
+                    selecting = None;
+                    match selected {
+                        Ok(selection) => {
+                            begun += 1;
+                            hedge_at = hedge_after.map(|delay| Instant::now() + delay);
+                            let agent = selection.agent.clone();
+                            // Whoever has had the task does not get it again.
+                            query.leave_out.insert(agent.agent_id.clone());
+                            progress.at_it.push(agent.agent_id.clone());
+                            let task = task(agent);
+                            running.push(async move { (task.await, selection) });
+                        }
+                        Err(source) if running.is_empty() => {
+                            let failed = std::mem::take(&mut progress.failed);
+                            return Err(DelegateError::NoAgent { source, failed, last });
+                        }
+                        Err(source) => nobody = Some(source),
                     }
-                    last = Some(error);
                 }
-                Err(_) => {
-                    orchestrator.breakers.failed(&agent_id);
-                    failed.push(agent_id);
-                    return Err(DelegateError::TimedOut { limit: time_limit, failed });
+                Some((outcome, selection)) = running.next() => {
+                    let agent_id = selection.agent.agent_id.clone();
+                    progress.at_it.retain(|at_it| *at_it != agent_id);
+                    match outcome {
+                        Ok(value) => {
+                            orchestrator.breakers.succeeded(&agent_id);
+                            let failed = std::mem::take(&mut progress.failed);
+                            return Ok(Delegated { value, selection, failed });
+                        }
+                        Err(TaskError::Permanent(error)) => {
+                            // The agent did its part: it is the task that cannot be done.
+                            orchestrator.breakers.succeeded(&agent_id);
+                            return Err(DelegateError::Permanent { agent_id, error });
+                        }
+                        Err(TaskError::Transient(error)) => {
+                            orchestrator.breakers.failed(&agent_id);
+                            progress.failed.push(agent_id);
+                            if may_begin {
+                                selecting = Some(Box::pin(orchestrator.select_admitted(query.clone())));
+                            } else if running.is_empty() && selecting.is_none() {
+                                let failed = std::mem::take(&mut progress.failed);
+                                return Err(match nobody {
+                                    Some(source) => DelegateError::NoAgent { source, failed, last: Some(error) },
+                                    None => DelegateError::Failed { failed, last: error },
+                                });
+                            }
+                            last = Some(error);
+                        }
+                    }
+                }
+                () = sleep_until(hedge_at.unwrap_or_else(Instant::now)), if hedge_at.is_some() && may_begin => {
+                    hedge_at = None;
+                    selecting = Some(Box::pin(orchestrator.select_admitted(query.clone())));
                 }
             }
         }
@@ -237,6 +313,14 @@ impl Delegation<'_> {
             }
         })
         .await
+    }
+}
+
+/// What a future gives; nothing ever where there is none.
+async fn pending_or<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -16,6 +16,10 @@ pub enum Policy {
     Random,
     /// The one that was chosen the longest ago.
     LeastRecentlyUsed,
+    /// Of two that are drawn at random, the one with the lower load, as agents tell it with their heartbeats (the
+    /// power of two choices: Mitzenmacher, 2001, <https://doi.org/10.1109/71.963420>). Asking for the least loaded of
+    /// all would send everybody to the same one until its next heartbeat.
+    LeastLoaded,
 }
 
 /// Whose word on an agent's health counts.
@@ -27,7 +31,8 @@ pub enum HealthFrom {
     /// The registry's `GET /health/{id}`.
     #[default]
     Registry,
-    /// The agent's own `GET {base_url}/health`: healthy where it answers with a success.
+    /// The agent's own `GET {base_url}/health`: healthy where it answers with a success, and does not say in it that
+    /// its `status` is `unhealthy`.
     Agent,
 }
 

@@ -1,15 +1,18 @@
 //! Choosing an agent: the best-ranked healthy one, with health asked side by side.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::{StreamExt, stream};
 use tokio::time::timeout;
 
 use super::breaker::{BreakerSettings, Breakers, CircuitState};
+use super::candidate::Candidate;
+use super::directory::Directory;
+use super::freshness::Freshness;
+use super::order::Order;
 use super::query::{HealthFrom, Policy, TaskQuery};
 use crate::client::RegistryClient;
-use crate::contract::{AgentStatus, CapabilityMatch, limits};
+use crate::contract::{AgentStatus, CapabilityMatch, health_url, limits};
 use crate::error::Error;
 use crate::query::SearchQuery;
 
@@ -34,14 +37,8 @@ pub struct Orchestrator {
     client: RegistryClient,
     http: reqwest::Client,
     pub(super) breakers: Breakers,
-    /// When each agent was last chosen, in the order of choices.
-    chosen: Arc<Mutex<Chosen>>,
-}
-
-#[derive(Debug, Default)]
-struct Chosen {
-    count: u64,
-    last: HashMap<String, u64>,
+    directory: Option<Directory>,
+    order: Arc<Mutex<Order>>,
 }
 
 /// The agent that was chosen, and how it came to that.
@@ -56,6 +53,8 @@ pub struct Selection {
     pub by_fallback: bool,
     /// Who came before it and was not chosen.
     pub passed_over: Vec<PassedOver>,
+    /// How much that it was there, and was healthy, can be relied on.
+    pub freshness: Freshness,
 }
 
 /// An agent that was not chosen.
@@ -112,7 +111,23 @@ impl Orchestrator {
     #[must_use]
     pub fn with_breakers(client: RegistryClient, settings: BreakerSettings) -> Self {
         let http = client.http();
-        Self { client, http, breakers: Breakers::new(settings), chosen: Arc::default() }
+        let order = Arc::new(Mutex::new(Order::new(fastrand::Rng::new())));
+        Self { client, http, breakers: Breakers::new(settings), directory: None, order }
+    }
+
+    /// Finds agents in a directory that is kept up to date by watching, and not by a search. While it is out of date
+    /// the registry is asked, and where that does not answer, the directory serves all the same.
+    #[must_use]
+    pub fn with_directory(mut self, directory: Directory) -> Self {
+        self.directory = Some(directory);
+        self
+    }
+
+    /// Makes the choices that are left to chance the same every time: for tests.
+    #[must_use]
+    pub fn with_seed(self, seed: u64) -> Self {
+        let order = Arc::new(Mutex::new(Order::new(fastrand::Rng::with_seed(seed))));
+        Self { order, ..self }
     }
 
     /// The client behind it.
@@ -147,36 +162,78 @@ impl Orchestrator {
         let mut passed_over = Vec::new();
         let wanted = std::iter::once(&query.capability).chain(&query.fallbacks);
         for (place, capability) in wanted.enumerate() {
-            // Those who are offline would only be asked in vain; the contract's order has them last.
-            let search = SearchQuery::new(capability).limit(limits::PAGE);
-            let mut found = self.client.search_capabilities(search).await?;
+            let (mut found, freshness) = self.search(query, capability).await?;
+            // Those who are offline would only be asked in vain.
             found.retain(|agent| {
-                agent.status != AgentStatus::Offline || query.health_from == HealthFrom::Agent
+                agent.status() != AgentStatus::Offline || query.health_from == HealthFrom::Agent
             });
             let candidates = self.admissible(query, found, &mut passed_over);
-            if let Some(agent) = self.first_healthy(query, candidates, &mut passed_over).await {
-                self.note_choice(&agent.agent_id);
+            // What the registry would say of them is not to be had while it does not answer.
+            let health_from = match query.health_from {
+                HealthFrom::Registry if freshness.is_stale() => HealthFrom::Search,
+                source => source,
+            };
+            let chosen = self.first_healthy(query, health_from, candidates, &mut passed_over).await;
+            if let Some(agent) = chosen.and_then(Candidate::into_match) {
+                self.lock_order().note(&agent.agent_id);
                 let found_by = capability.clone();
-                return Ok(Selection { agent, found_by, by_fallback: place > 0, passed_over });
+                return Ok(Selection { agent, found_by, by_fallback: place > 0, passed_over, freshness });
             }
         }
         Err(SelectError::NoAgent { capability: query.capability.clone(), passed_over })
+    }
+
+    /// The same, and the agent's circuit lets the task through. Where it is half open, this task is the trial.
+    pub(super) async fn select_admitted(&self, mut query: TaskQuery) -> Result<Selection, SelectError> {
+        loop {
+            let selection = self.select(&query).await?;
+            let agent_id = &selection.agent.agent_id;
+            if self.breakers.admit(agent_id) {
+                return Ok(selection);
+            }
+            query.leave_out.insert(agent_id.clone());
+        }
+    }
+
+    /// Who can do something, in the registry's order: from the directory, where there is one that is up to date.
+    async fn search(
+        &self,
+        query: &TaskQuery,
+        capability: &str,
+    ) -> Result<(Vec<Candidate>, Freshness), Error> {
+        let copied = self.directory.as_ref().and_then(|directory| Some((directory, directory.freshness()?)));
+        // Loads come with heartbeats, which a directory does not hear of.
+        if let Some((directory, Freshness::Fresh)) = copied
+            && query.policy != Policy::LeastLoaded
+        {
+            return Ok((directory.candidates(capability), Freshness::Fresh));
+        }
+        let search = SearchQuery::new(capability).limit(limits::PAGE);
+        match (self.client.search_capabilities(search).await, copied) {
+            (Ok(found), _) => {
+                Ok((found.into_iter().map(Box::new).map(Candidate::Given).collect(), Freshness::Fresh))
+            }
+            (Err(error), Some((directory, freshness))) if error.is_of_the_server() => {
+                Ok((directory.candidates(capability), freshness))
+            }
+            (Err(error), _) => Err(error),
+        }
     }
 
     /// Those that may be chosen, in the policy's order.
     fn admissible(
         &self,
         query: &TaskQuery,
-        found: Vec<CapabilityMatch>,
+        found: Vec<Candidate>,
         passed_over: &mut Vec<PassedOver>,
-    ) -> Vec<CapabilityMatch> {
-        let refused = |agent: &CapabilityMatch| {
-            let has = |tag: &String| agent.tags.contains(tag);
-            if query.leave_out.contains(&agent.agent_id) {
+    ) -> Vec<Candidate> {
+        let refused = |agent: &Candidate| {
+            let has = |tag: &String| agent.tags().contains(tag);
+            if query.leave_out.contains(agent.agent_id()) {
                 Some(Why::LeftOut)
             } else if !query.tags.iter().all(has) {
                 Some(Why::NoSuchTag)
-            } else if self.breakers.state(&agent.agent_id) == CircuitState::Open {
+            } else if self.breakers.state(agent.agent_id()) == CircuitState::Open {
                 Some(Why::CircuitOpen)
             } else {
                 None
@@ -185,46 +242,24 @@ impl Orchestrator {
         let mut candidates = Vec::with_capacity(found.len());
         for agent in found {
             match refused(&agent) {
-                Some(why) => passed_over.push(PassedOver { agent_id: agent.agent_id, why }),
+                Some(why) => passed_over.push(PassedOver { agent_id: agent.agent_id().to_owned(), why }),
                 None => candidates.push(agent),
             }
         }
-        self.order(query.policy, &mut candidates);
+        self.lock_order().sort(query.policy, &mut candidates);
         candidates
-    }
-
-    fn order(&self, policy: Policy, candidates: &mut [CapabilityMatch]) {
-        match policy {
-            Policy::Rank => {}
-            Policy::Random => fastrand::shuffle(candidates),
-            Policy::RoundRobin => {
-                candidates.sort_by(|a, b| a.agent_id.cmp(&b.agent_id));
-                let chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-                // After the one that was chosen last.
-                let last = (0..candidates.len())
-                    .filter_map(|place| Some((chosen.last.get(&candidates[place].agent_id)?, place)))
-                    .max();
-                if let Some((_, place)) = last {
-                    candidates.rotate_left(place + 1);
-                }
-            }
-            Policy::LeastRecentlyUsed => {
-                let chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-                // Never chosen comes first; of equals, the better match.
-                candidates.sort_by_key(|agent| chosen.last.get(&agent.agent_id).copied());
-            }
-        }
     }
 
     /// The first that is healthy. Those after it are asked at the same time, and their answers dropped.
     async fn first_healthy(
         &self,
         query: &TaskQuery,
-        candidates: Vec<CapabilityMatch>,
+        health_from: HealthFrom,
+        candidates: Vec<Candidate>,
         passed_over: &mut Vec<PassedOver>,
-    ) -> Option<CapabilityMatch> {
+    ) -> Option<Candidate> {
         let checks = stream::iter(candidates).map(|agent| async {
-            let verdict = timeout(query.check_timeout, self.check(query.health_from, &agent)).await;
+            let verdict = timeout(query.check_timeout, self.check(health_from, &agent)).await;
             (agent, verdict.unwrap_or(Err(Why::NoAnswer)))
         });
         // In the candidates' order, however the answers come in.
@@ -232,34 +267,34 @@ impl Orchestrator {
         while let Some((agent, verdict)) = checks.next().await {
             match verdict {
                 Ok(()) => return Some(agent),
-                Err(why) => passed_over.push(PassedOver { agent_id: agent.agent_id, why }),
+                Err(why) => passed_over.push(PassedOver { agent_id: agent.agent_id().to_owned(), why }),
             }
         }
         None
     }
 
-    async fn check(&self, source: HealthFrom, agent: &CapabilityMatch) -> Result<(), Why> {
+    async fn check(&self, source: HealthFrom, agent: &Candidate) -> Result<(), Why> {
         let healthy = match source {
-            // A registry that does not say has at least not called it offline.
-            HealthFrom::Search => agent.healthy.unwrap_or(agent.status != AgentStatus::Offline),
+            HealthFrom::Search => agent.is_said_healthy(),
             HealthFrom::Registry => {
-                let health = self.client.check_health(&agent.agent_id).await;
+                let health = self.client.check_health(agent.agent_id()).await;
                 health.map_err(|_| Why::NoAnswer)?.is_healthy()
             }
             HealthFrom::Agent => {
-                let url = format!("{}/health", agent.base_url.trim_end_matches('/'));
+                let url = health_url(agent.base_url()).ok_or(Why::NoAnswer)?;
                 let answer = self.http.get(url).send().await.map_err(|_| Why::NoAnswer)?;
-                answer.status().is_success()
+                let is_success = answer.status().is_success();
+                // Some say it only in words.
+                let said = answer.bytes().await.map_err(|_| Why::NoAnswer)?;
+                let said = serde_json::from_slice::<serde_json::Value>(&said).unwrap_or_default();
+                is_success && said["status"] != "unhealthy"
             }
         };
         if healthy { Ok(()) } else { Err(Why::Unhealthy) }
     }
 
-    fn note_choice(&self, agent_id: &str) {
-        let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-        chosen.count += 1;
-        let count = chosen.count;
-        chosen.last.insert(agent_id.to_owned(), count);
+    fn lock_order(&self) -> MutexGuard<'_, Order> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn http(&self) -> &reqwest::Client {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
+use super::freshness::Freshness;
 use crate::error::Error;
 
 /// An answer, and whether it is the registry's present one. Reads like the answer itself.
@@ -32,26 +33,6 @@ impl<T> Deref for Cached<T> {
 
     fn deref(&self) -> &T {
         &self.value
-    }
-}
-
-/// How much an answer can be relied on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Freshness {
-    /// It is the registry's, or was within the time that answers count as fresh.
-    Fresh,
-    /// The registry does not answer, and this is what it said last.
-    Stale {
-        /// How long ago it said so.
-        age: Duration,
-    },
-}
-
-impl Freshness {
-    /// Whether the registry does not answer.
-    #[must_use]
-    pub fn is_stale(self) -> bool {
-        matches!(self, Self::Stale { .. })
     }
 }
 

@@ -9,6 +9,10 @@ mod client;
 #[cfg(all(feature = "metrics", feature = "testing"))]
 mod counts;
 #[cfg(feature = "testing")]
+mod delegate;
+#[cfg(all(feature = "axum", feature = "testing"))]
+mod health;
+#[cfg(feature = "testing")]
 mod life;
 #[cfg(feature = "testing")]
 mod matrix;
@@ -16,4 +20,8 @@ mod matrix;
 mod monitor;
 #[cfg(feature = "testing")]
 mod orchestrate;
+#[cfg(feature = "testing")]
+mod scene;
 mod support;
+#[cfg(feature = "testing")]
+mod watch;

@@ -1,65 +1,21 @@
-//! Choosing agents and handing tasks over, with agents that are well, ill, slow and silent.
+//! Choosing agents.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proptest::prelude::{Just, prop_oneof};
 use proptest::test_runner::{Config, TestRunner};
-use registry_sdk::contract::{Capability, CapabilityMatch, Registration};
+use registry_sdk::contract::{Capability, Heartbeat, Registration};
 use registry_sdk::discovery::{
-    BreakerSettings, CircuitState, DelegateError, HealthFrom, HttpTaskError, Orchestrator, Policy,
-    SelectError, TaskError, TaskQuery, Why,
+    Directory, Freshness, HealthFrom, Orchestrator, Policy, SelectError, TaskQuery, Why,
 };
 use registry_sdk::testing::MockRegistry;
-use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
-use crate::support::{Reply, Server};
+use crate::scene::{ILL, Scene, WELL};
+use crate::support::{Reply, until};
 
 const CHECK: Duration = Duration::from_secs(2);
-const WELL: Reply = Reply::Answer(200, "", r#"{"status":"healthy"}"#);
-const ILL: Reply = Reply::Answer(503, "", r#"{"status":"unhealthy"}"#);
-
-/// A registry with agents that all can do `work`, and the one server on which they live: each below its id.
-struct Scene {
-    registry: MockRegistry,
-    agents: Server,
-    /// What an agent answers, whatever it is asked.
-    answers: Arc<Mutex<HashMap<String, Reply>>>,
-}
-
-impl Scene {
-    async fn new(ids: &[&str]) -> Self {
-        let answers = Arc::<Mutex<HashMap<String, Reply>>>::default();
-        let shared = answers.clone();
-        let agents = Server::start(move |what, _| {
-            let id = what.split('/').nth(1).unwrap();
-            shared.lock().unwrap().get(id).cloned().unwrap_or(WELL)
-        })
-        .await;
-        let scene = Self { registry: MockRegistry::start().await, agents, answers };
-        for id in ids {
-            scene.register(id, Capability::new("work")).await;
-        }
-        scene
-    }
-
-    async fn register(&self, id: &str, capability: Capability) {
-        let registration =
-            Registration::new(id, id, format!("{}/{id}", self.agents.url())).capability(capability);
-        self.registry.client().register(&registration).await.unwrap();
-    }
-
-    fn set(&self, id: &str, reply: Reply) {
-        self.answers.lock().unwrap().insert(id.to_owned(), reply);
-    }
-
-    fn orchestrator(&self) -> Orchestrator {
-        Orchestrator::new(self.registry.client())
-    }
-}
 
 fn query() -> TaskQuery {
     TaskQuery::new("work").health_from(HealthFrom::Agent).check_timeout(CHECK)
@@ -208,137 +164,93 @@ async fn choose(healths: Vec<Health>, at_once: usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_goes_to_the_next_agent_where_one_fails() {
-    let scene = Scene::new(&["a", "b", "c"]).await;
-    let orchestrator = scene.orchestrator();
-    let tried = AtomicUsize::new(0);
-    let done = orchestrator
-        .delegate("work")
-        .run(|agent: CapabilityMatch| {
-            let attempt = tried.fetch_add(1, Ordering::SeqCst);
-            async move {
-                if attempt < 2 { Err(TaskError::Transient("it broke")) } else { Ok(agent.agent_id) }
+async fn the_less_loaded_of_two_is_chosen_and_never_the_most_loaded_of_all() {
+    let ids: Vec<String> = (0..10).map(|number| format!("a{number}")).collect();
+    let scene = Scene::new(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let client = scene.registry.client();
+    for (number, id) in (0..).zip(&ids) {
+        let load = f64::from(number) / 10.0;
+        client.heartbeat_with(id, &Heartbeat::default().load(load)).await.unwrap();
+    }
+    let query = query().policy(Policy::LeastLoaded).health_from(HealthFrom::Search);
+    let mut counts = HashMap::<String, usize>::new();
+    let orchestrator = scene.orchestrator().with_seed(7);
+    for _ in 0..400 {
+        let selection = orchestrator.select(&query).await.unwrap();
+        *counts.entry(selection.agent.agent_id).or_default() += 1;
+    }
+    assert_eq!(counts.get("a9"), None, "whoever it is drawn with has less to do");
+    // Of two drawn from ten, the least loaded of all is in one pair of five.
+    assert!((40..=120).contains(&counts["a0"]), "{counts:?}");
+    assert!(counts["a0"] > counts["a8"], "{counts:?}");
+
+    // Where both are as loaded, or do not say, the number of tasks counts.
+    scene.registry.forget_agents();
+    for (id, tasks) in [("few", 1), ("many", 9)] {
+        scene.register(id, Capability::new("work")).await;
+        client.heartbeat_with(id, &Heartbeat::default().active_tasks(tasks)).await.unwrap();
+    }
+    for _ in 0..20 {
+        assert_eq!(orchestrator.select(&query).await.unwrap().agent.agent_id, "few");
+    }
+    // Whoever is ill is passed over all the same.
+    scene.set("few", ILL);
+    let query = query.health_from(HealthFrom::Agent);
+    assert_eq!(orchestrator.select(&query).await.unwrap().agent.agent_id, "many");
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_seed_the_same_is_drawn() {
+    let scene = Scene::new(&["a", "b", "c", "d", "e"]).await;
+    for policy in [Policy::Random, Policy::LeastLoaded] {
+        let mut drawn = Vec::new();
+        for _ in 0..2 {
+            let orchestrator = scene.orchestrator().with_seed(11);
+            let mut ids = Vec::new();
+            for _ in 0..20 {
+                ids.push(orchestrator.select(&query().policy(policy)).await.unwrap().agent.agent_id);
             }
-        })
-        .await
-        .unwrap();
-    assert_eq!(done.failed.len(), 2);
-    assert_eq!(done.value, done.selection.agent.agent_id);
-    assert!(!done.failed.contains(&done.value), "nobody gets the task twice");
-
-    let error = orchestrator
-        .delegate("work")
-        .attempts(2)
-        .run(|_| async { Err::<(), _>(TaskError::Transient("it broke")) })
-        .await
-        .unwrap_err();
-    assert!(matches!(error, DelegateError::Failed { failed, last: "it broke" } if failed.len() == 2));
-    let error = orchestrator
-        .delegate("work")
-        .run(|_| async { Err::<(), _>(TaskError::Permanent("no such thing")) })
-        .await
-        .unwrap_err();
-    assert!(matches!(error, DelegateError::Permanent { error: "no such thing", .. }));
-}
-
-#[tokio::test(start_paused = true)]
-async fn where_all_have_failed_that_is_said() {
-    let scene = Scene::new(&["a", "b"]).await;
-    let orchestrator = scene.orchestrator();
-    let error = orchestrator
-        .delegate("work")
-        .attempts(9)
-        .run(|_| async { Err::<(), _>(TaskError::Transient("it broke")) })
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, DelegateError::NoAgent { failed, last: Some("it broke"), .. } if failed.len() == 2)
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_delegation_is_over_in_its_time() {
-    let scene = Scene::new(&["a", "b"]).await;
-    let orchestrator = scene.orchestrator();
-    let limit = Duration::from_secs(5);
-    let began = Instant::now();
-    let error = orchestrator
-        .delegate("work")
-        .time_limit(limit)
-        .run(|_| async {
-            sleep(Duration::from_secs(3_600)).await;
-            Ok::<_, TaskError<&str>>(())
-        })
-        .await
-        .unwrap_err();
-    assert!(matches!(error, DelegateError::TimedOut { .. }));
-    assert!(began.elapsed() <= limit + Duration::from_millis(10), "{:?}", began.elapsed());
-}
-
-#[tokio::test(start_paused = true)]
-async fn tasks_are_sent_as_json() {
-    let scene = Scene::new(&["a", "b"]).await;
-    let orchestrator = scene.orchestrator();
-    let order = scene.registry.client().search_capabilities("work").await.unwrap();
-    let (first, second) = (order[0].agent_id.as_str(), order[1].agent_id.as_str());
-    let send =
-        || async { orchestrator.delegate("work").post_json::<Value>("/execute", &json!({"n": 1})).await };
-
-    scene.set(first, Reply::Answer(200, "", r#"{"done":true}"#));
-    let done = send().await.unwrap();
-    assert_eq!((done.value, done.failed.len()), (json!({"done": true}), 0));
-    let request = scene.agents.arrived().pop().unwrap();
-    assert_eq!((request.what, request.body.as_str()), (format!("POST /{first}/execute"), r#"{"n":1}"#));
-
-    scene.set(second, Reply::Answer(200, "", r#"{"done":2}"#));
-    for failure in
-        [Reply::Close, Reply::Truncated, Reply::Answer(500, "", "no"), Reply::Answer(200, "", "<html>")]
-    {
-        scene.set(first, failure);
-        let done = send().await.unwrap();
-        assert_eq!((done.value, done.failed.as_slice()), (json!({"done": 2}), &[first.to_owned()][..]));
-        // So that its circuit stays closed.
-        scene.set(first, Reply::Answer(200, "", "1"));
-        send().await.unwrap();
+            drawn.push(ids);
+        }
+        assert_eq!(drawn[0], drawn[1]);
+        assert!(drawn[0].iter().any(|id| *id != drawn[0][0]), "{policy:?} draws at all");
     }
-    scene.set(first, Reply::Answer(422, "", "not like that"));
-    let error = send().await.unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_in_words_that_it_is_unhealthy_is_not_chosen() {
+    let scene = Scene::new(&["a"]).await;
+    scene.set("a", Reply::Answer(200, "", r#"{"status":"unhealthy"}"#));
+    let error = scene.orchestrator().select(&query()).await.unwrap_err();
     assert!(
-        matches!(&error, DelegateError::Permanent { error: HttpTaskError::Status { status: 422, .. }, .. }),
-        "{error}"
+        matches!(error, SelectError::NoAgent { passed_over, .. } if passed_over[0].why == Why::Unhealthy)
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_keeps_failing_is_left_alone_and_tried_again() {
-    let scene = Scene::new(&["only"]).await;
-    let settings = BreakerSettings::default().failures(3);
-    let orchestrator = Orchestrator::with_breakers(scene.registry.client(), settings);
-    let works = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let attempt = || async {
-        let works = works.load(Ordering::SeqCst);
-        let task = orchestrator.clone();
-        let task = task
-            .delegate("work")
-            .run(|_| async move { if works { Ok(()) } else { Err(TaskError::Transient("it broke")) } });
-        task.await.is_ok()
-    };
-    for _ in 0..3 {
-        assert_eq!(orchestrator.circuit("only"), CircuitState::Closed);
-        assert!(!attempt().await);
-    }
-    // Clones know it, too.
-    assert_eq!(orchestrator.clone().circuit("only"), CircuitState::Open);
-    let error = orchestrator.find_best_agent("work").await.unwrap_err();
-    assert!(
-        matches!(error, SelectError::NoAgent { passed_over, .. } if passed_over[0].why == Why::CircuitOpen)
-    );
-    sleep(Duration::from_secs(30)).await;
-    assert_eq!(orchestrator.circuit("only"), CircuitState::HalfOpen);
-    assert!(!attempt().await);
-    assert_eq!(orchestrator.circuit("only"), CircuitState::Open, "the trial failed");
-    sleep(Duration::from_secs(30)).await;
-    works.store(true, Ordering::SeqCst);
-    assert!(attempt().await);
-    assert_eq!(orchestrator.circuit("only"), CircuitState::Closed);
+async fn with_a_directory_selection_needs_no_request_and_outlives_the_registry() {
+    let scene = Scene::new(&["a", "b"]).await;
+    let client = scene.registry.client();
+    let directory = Directory::follow(&client);
+    directory.ready().await.unwrap();
+    let orchestrator = scene.orchestrator().with_directory(directory.clone());
+    let from_search = query().health_from(HealthFrom::Search);
+    let asked = || scene.registry.seen().0.len();
+
+    let before = asked();
+    let selection = orchestrator.select(&from_search).await.unwrap();
+    assert_eq!((asked() - before, selection.freshness), (0, Freshness::Fresh));
+    // The loads are the registry's alone to tell.
+    orchestrator.select(&from_search.clone().policy(Policy::LeastLoaded)).await.unwrap();
+    assert_eq!(asked() - before, 1);
+
+    scene.registry.outage(Duration::from_secs(30));
+    until("the outage is noticed", || directory.freshness().is_some_and(Freshness::is_stale)).await;
+    let selection = orchestrator.select(&from_search).await.unwrap();
+    assert!(selection.freshness.is_stale(), "{:?}", selection.freshness);
+    // Also where the registry was to say who is healthy.
+    let selection = orchestrator.find_best_agent("work").await.unwrap();
+    assert!(selection.freshness.is_stale());
+    until("it is over", || directory.freshness() == Some(Freshness::Fresh)).await;
+    assert_eq!(orchestrator.find_best_agent("work").await.unwrap().freshness, Freshness::Fresh);
 }

@@ -1,0 +1,99 @@
+//! Counting the agent's tasks, so that its heartbeats tell how busy it is.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::contract::Heartbeat;
+
+/// Counts an agent's tasks. From the first task on, or once a capacity or a load is set, heartbeats tell the
+/// registry how busy the agent is, so that orchestrators can choose among the less busy ones.
+///
+/// Cheap to clone; clones count together.
+///
+/// ```
+/// # use registry_sdk::{Agent, RegistryClient, contract::Registration};
+/// # let client = RegistryClient::new("http://127.0.0.1:8009")?;
+/// # let agent = Agent::new(client, Registration::new("a", "Agent", "http://a:8000"));
+/// let tasks = agent.tasks();
+/// tasks.set_capacity(4);
+/// let task = tasks.begin();
+/// assert_eq!((tasks.active(), tasks.load()), (1, Some(0.25)));
+/// drop(task);
+/// assert_eq!(tasks.active(), 0);
+/// # Ok::<(), registry_sdk::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct TaskCounter {
+    counts: Arc<Mutex<Counts>>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    active: u32,
+    /// Whether a task was ever counted.
+    is_used: bool,
+    /// How many tasks are as many as it can do at once.
+    capacity: Option<u32>,
+    /// What it said itself.
+    load: Option<f64>,
+}
+
+/// A task that is under way. It ends when this is dropped.
+#[derive(Debug)]
+#[must_use = "the task counts as ended as soon as this is dropped"]
+pub struct TaskGuard {
+    counter: TaskCounter,
+}
+
+impl TaskCounter {
+    /// Counts a task, until the guard is dropped.
+    pub fn begin(&self) -> TaskGuard {
+        let mut counts = self.counts();
+        counts.active = counts.active.saturating_add(1);
+        counts.is_used = true;
+        TaskGuard { counter: self.clone() }
+    }
+
+    /// How many tasks are under way.
+    #[must_use]
+    pub fn active(&self) -> u32 {
+        self.counts().active
+    }
+
+    /// Sets how many tasks the agent can do at once, at least one: from then on the load is the part of it that is in
+    /// use.
+    pub fn set_capacity(&self, tasks: u32) {
+        self.counts().capacity = Some(tasks.max(1));
+    }
+
+    /// Sets the load by a measure of the agent's own, from 0 to 1, whatever the number of tasks.
+    pub fn set_load(&self, load: f64) {
+        self.counts().load = Some(load.clamp(0.0, 1.0));
+    }
+
+    /// How much of the agent's capacity is in use, from 0 to 1; `None` where neither a capacity nor a load was set.
+    #[must_use]
+    pub fn load(&self) -> Option<f64> {
+        let counts = self.counts();
+        let of_capacity = |capacity: u32| (f64::from(counts.active) / f64::from(capacity)).min(1.0);
+        counts.load.or_else(|| counts.capacity.map(of_capacity))
+    }
+
+    /// Adds to a heartbeat what there is to tell.
+    pub(super) fn tell(&self, mut beat: Heartbeat) -> Heartbeat {
+        beat.load = self.load();
+        let counts = self.counts();
+        beat.active_tasks = (counts.is_used || counts.capacity.is_some()).then_some(counts.active);
+        beat
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for TaskGuard {
+    fn drop(&mut self) {
+        let mut counts = self.counter.counts();
+        counts.active = counts.active.saturating_sub(1);
+    }
+}

@@ -1,0 +1,223 @@
+//! A copy of the registry that a watch keeps: discovery without a request.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::candidate::Candidate;
+use super::freshness::Freshness;
+use crate::client::RegistryClient;
+use crate::contract::{AgentRecord, CapabilityMatch, SearchIndex};
+use crate::error::Error;
+use crate::query::SearchQuery;
+use crate::watch::WatchEvent;
+
+/// Every agent of a registry, kept up to date by watching it (as a Kubernetes reflector does): searches and look-ups
+/// cost no request, and go on while the registry is away.
+///
+/// Cheap to clone; clones share the copy, and the task that keeps it ends with the last of them. Heartbeats alone are
+/// not told to those who watch, so an agent's last heartbeat and its load are as of its last change.
+///
+/// ```no_run
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use registry_sdk::RegistryClient;
+/// use registry_sdk::discovery::{Directory, HealthFrom, Orchestrator, TaskQuery};
+///
+/// let client = RegistryClient::new("http://127.0.0.1:8009")?;
+/// let directory = Directory::follow(&client);
+/// directory.ready().await?;
+/// let orchestrator = Orchestrator::new(client).with_directory(directory);
+/// // Not a single request:
+/// let query = TaskQuery::new("code_review").health_from(HealthFrom::Search);
+/// println!("{}", orchestrator.select(&query).await?.agent.base_url);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Directory {
+    copy: Arc<RwLock<Copy>>,
+    state: watch::Receiver<State>,
+    _stop: Arc<DropGuard>,
+}
+
+/// How the copy stands.
+#[derive(Clone, Debug)]
+enum State {
+    /// There is none yet.
+    Empty,
+    /// It is kept up to date.
+    Current,
+    /// It is as it was then.
+    Old(Instant),
+    /// There is none, and there will be none.
+    Ended(Error),
+}
+
+/// The agents, and the index by which they are found.
+#[derive(Debug, Default)]
+struct Copy {
+    agents: BTreeMap<String, (u32, Arc<AgentRecord>)>,
+    by_slot: Vec<Option<Arc<AgentRecord>>>,
+    index: SearchIndex,
+}
+
+impl Directory {
+    /// Begins to follow a registry.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime.
+    #[must_use]
+    pub fn follow(client: &RegistryClient) -> Self {
+        let copy = Arc::<RwLock<Copy>>::default();
+        let (states, state) = watch::channel(State::Empty);
+        let stop = CancellationToken::new();
+        tokio::spawn(stop.clone().run_until_cancelled_owned(keep(client.clone(), copy.clone(), states)));
+        Self { copy, state, _stop: Arc::new(stop.drop_guard()) }
+    }
+
+    /// Waits until there is a copy.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// Where there will be none: the registry cannot be watched, or refuses the credentials.
+    pub async fn ready(&self) -> Result<(), Error> {
+        let mut state = self.state.clone();
+        let there = state.wait_for(|state| !matches!(state, State::Empty)).await;
+        match there.as_deref() {
+            Ok(State::Ended(error)) => Err(error.clone()),
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::Setup("the task that follows the registry has ended".to_owned())),
+        }
+    }
+
+    /// How much the copy can be relied on; `None` where there is none yet.
+    #[must_use]
+    pub fn freshness(&self) -> Option<Freshness> {
+        match &*self.state.borrow() {
+            State::Current => Some(Freshness::Fresh),
+            State::Old(since) => Some(Freshness::Stale { age: since.elapsed() }),
+            State::Empty | State::Ended(_) => None,
+        }
+    }
+
+    /// How many agents there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.read().agents.len()
+    }
+
+    /// Whether there are no agents.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All agents, by id.
+    #[must_use]
+    pub fn agents(&self) -> Vec<Arc<AgentRecord>> {
+        self.read().agents.values().map(|(_, agent)| agent.clone()).collect()
+    }
+
+    /// The record of one agent.
+    #[must_use]
+    pub fn get(&self, agent_id: &str) -> Option<Arc<AgentRecord>> {
+        self.read().agents.get(agent_id).map(|(_, agent)| agent.clone())
+    }
+
+    /// Finds agents as the registry would: the best match first, up to the query's limit, or all of them.
+    #[must_use]
+    pub fn search(&self, query: impl Into<SearchQuery>) -> Vec<CapabilityMatch> {
+        let query = query.into();
+        let mut found = self.candidates(&query.q);
+        found.retain(|one| query.status.is_none_or(|status| status == one.status()));
+        found.truncate(query.limit.unwrap_or(usize::MAX));
+        found.into_iter().filter_map(Candidate::into_match).collect()
+    }
+
+    /// The same, before the matches are written out.
+    pub(super) fn candidates(&self, q: &str) -> Vec<Candidate> {
+        let copy = self.read();
+        let candidate = |hit: crate::contract::Hit| {
+            let agent = copy.by_slot.get(hit.slot as usize)?.clone()?;
+            Some(Candidate::Copied { agent, place: hit.place, score: hit.score })
+        };
+        let mut found: Vec<_> = copy.index.find(q).into_iter().filter_map(candidate).collect();
+        found.sort_unstable_by(|one, other| one.rank().cmp(&other.rank()));
+        found
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Copy> {
+        self.copy.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps the copy until it is cancelled, or the watch has ended.
+async fn keep(client: RegistryClient, copy: Arc<RwLock<Copy>>, states: watch::Sender<State>) {
+    let mut watch = client.watch();
+    let mut last_error = None;
+    while let Some(event) = watch.next().await {
+        let mut copy = copy.write().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            WatchEvent::Listed(agents) => {
+                *copy = Copy::default();
+                for agent in agents {
+                    copy.put(agent);
+                }
+                states.send_replace(State::Current);
+            }
+            WatchEvent::Registered(agent) | WatchEvent::StatusChanged(agent) => copy.put(agent),
+            WatchEvent::Deregistered(agent) => copy.remove(&agent.agent_id),
+            WatchEvent::Resumed => {
+                states.send_replace(State::Current);
+            }
+            WatchEvent::Interrupted(error) => {
+                last_error = Some(error);
+                states.send_if_modified(|state| {
+                    let is_current = matches!(state, State::Current);
+                    if is_current {
+                        *state = State::Old(Instant::now());
+                    }
+                    is_current
+                });
+            }
+        }
+    }
+    if let Some(error) = last_error {
+        states.send_if_modified(|state| {
+            let is_empty = matches!(state, State::Empty);
+            if is_empty {
+                *state = State::Ended(error);
+            }
+            is_empty
+        });
+    }
+    // The copy stays, as old as it is.
+    states.closed().await;
+}
+
+impl Copy {
+    fn put(&mut self, agent: Arc<AgentRecord>) {
+        self.remove(&agent.agent_id);
+        let slot = self.index.add(&agent.capabilities);
+        if self.by_slot.len() <= slot as usize {
+            self.by_slot.resize(slot as usize + 1, None);
+        }
+        if let Some(place) = self.by_slot.get_mut(slot as usize) {
+            *place = Some(agent.clone());
+        }
+        self.agents.insert(agent.agent_id.clone(), (slot, agent));
+    }
+
+    fn remove(&mut self, agent_id: &str) {
+        let Some((slot, _)) = self.agents.remove(agent_id) else { return };
+        self.index.remove(slot);
+        if let Some(place) = self.by_slot.get_mut(slot as usize) {
+            *place = None;
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The agent's own `GET /health` (feature `axum`): what the registry's probes and orchestrators ask.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use futures_util::future::join_all;
+use tokio::time::{Instant, timeout};
+
+use crate::agent::{Agent, TaskCounter};
+use crate::contract::{FailedCheck, HealthStatus, OwnHealth};
+
+/// How long one check may take. Half of what a registry waits for the whole answer.
+const CHECK_LIMIT: Duration = Duration::from_secs(1);
+
+type Verdict = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+/// Answers how the agent is: 200 and `healthy` where all its checks pass, 503 and `unhealthy` with those that failed
+/// where one does not. Without a check it is healthy as long as it answers.
+///
+/// ```no_run
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use registry_sdk::{Agent, RegistryClient, contract::Registration};
+/// # let client = RegistryClient::new("http://127.0.0.1:8009")?;
+/// # let agent = Agent::new(client, Registration::new("a", "Agent", "http://a:8000"));
+/// use registry_sdk::HealthEndpoint;
+///
+/// let health = HealthEndpoint::new(&agent)
+///     .check("scratch space", || async {
+///         tokio::fs::write("/tmp/probe", "").await.map_err(|error| error.to_string())
+///     });
+/// let app = axum::Router::new(/* … the agent's own routes … */).merge(health.router());
+/// axum::serve(tokio::net::TcpListener::bind("0.0.0.0:8000").await?, app).await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct HealthEndpoint {
+    agent_id: String,
+    tasks: TaskCounter,
+    began: Instant,
+    checks: Vec<Check>,
+}
+
+struct Check {
+    name: String,
+    run: Box<dyn Fn() -> Verdict + Send + Sync>,
+}
+
+impl fmt::Debug for HealthEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let checks: Vec<_> = self.checks.iter().map(|check| &check.name).collect();
+        f.debug_struct("HealthEndpoint")
+            .field("agent_id", &self.agent_id)
+            .field("checks", &checks)
+            .finish_non_exhaustive()
+    }
+}
+
+impl HealthEndpoint {
+    /// The endpoint of an agent. Its uptime counts from now. It does not keep the agent's heartbeat loop alive.
+    #[must_use]
+    pub fn new(agent: &Agent) -> Self {
+        Self {
+            agent_id: agent.agent_id().to_owned(),
+            tasks: agent.tasks(),
+            began: Instant::now(),
+            checks: Vec::new(),
+        }
+    }
+
+    /// Adds a check, which says what is wrong where something is. All checks run side by side at each request; one
+    /// that takes longer than a second has failed.
+    #[must_use]
+    pub fn check<F>(mut self, name: impl Into<String>, check: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.checks.push(Check { name: name.into(), run: Box::new(move || Box::pin(check())) });
+        self
+    }
+
+    /// `GET /health`, to be merged into the agent's own router.
+    pub fn router<S: Clone + Send + Sync + 'static>(self) -> Router<S> {
+        Router::new().route("/health", get(answer)).with_state(Arc::new(self))
+    }
+
+    /// How the agent is now.
+    ///
+    /// May be cancelled: so are the checks.
+    pub async fn health(&self) -> OwnHealth {
+        let verdicts = self.checks.iter().map(|check| async {
+            let late = || format!("no answer within {CHECK_LIMIT:?}");
+            let verdict = timeout(CHECK_LIMIT, (check.run)()).await.unwrap_or_else(|_| Err(late()));
+            verdict.err().map(|detail| FailedCheck::new(&check.name, detail))
+        });
+        let failed: Vec<FailedCheck> = join_all(verdicts).await.into_iter().flatten().collect();
+        let status = if failed.is_empty() { HealthStatus::Healthy } else { HealthStatus::Unhealthy };
+        let mut health = OwnHealth::new(status, &self.agent_id);
+        health.active_tasks = self.tasks.active();
+        // In milliseconds, as all times here.
+        let uptime = self.began.elapsed();
+        health.uptime =
+            uptime.saturating_sub(Duration::from_nanos(u64::from(uptime.subsec_nanos() % 1_000_000)));
+        health.failed = failed;
+        health
+    }
+}
+
+async fn answer(State(endpoint): State<Arc<HealthEndpoint>>) -> (StatusCode, Json<OwnHealth>) {
+    let health = endpoint.health().await;
+    let status = match health.status {
+        HealthStatus::Healthy => StatusCode::OK,
+        HealthStatus::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, Json(health))
+}

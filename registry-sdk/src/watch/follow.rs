@@ -1,0 +1,184 @@
+//! The task behind a watch: connects, lists, follows, and begins again where it has to.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::Response;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use super::WatchEvent;
+use super::sse::{Block, Message, Parser};
+use crate::client::RegistryClient;
+use crate::contract::{AgentRecord, EventKind, OVERRUN_EVENT, RESET_EVENT};
+use crate::error::Error;
+use crate::query::ListQuery;
+
+/// A connection that says nothing for so long is lost: the registry sends a sign of life every 15 s.
+const SILENCE: Duration = Duration::from_secs(45);
+
+/// The longest pause before the next attempt. Drawn from nothing on, so that those who lost their connections at the
+/// same moment do not come back at the same moment.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The same for the first attempt after a connection was lost.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Follows until nobody listens any more, or no further attempt would be of use. May be cancelled at any await.
+pub(super) async fn run(client: RegistryClient, events: mpsc::Sender<WatchEvent>) {
+    let mut following =
+        Following { client, events, last_id: None, listed: HashMap::new(), is_interrupted: false };
+    let mut failures = 0;
+    loop {
+        let ended = following.follow(&mut failures).await;
+        let pause = match ended {
+            End::NobodyListens => return,
+            End::Lost => FIRST_PAUSE,
+            End::Failed(error) => {
+                let is_final = error.is_refused() || matches!(error, Error::Unsupported { .. });
+                if following.interrupted(&error).await.is_err() || is_final {
+                    return;
+                }
+                failures = (failures + 1).min(10);
+                let grown = FIRST_PAUSE.saturating_mul(1 << failures).min(LONGEST_PAUSE);
+                grown.max(error.retry_after().unwrap_or_default())
+            }
+        };
+        sleep(pause.mul_f64(fastrand::f64())).await;
+    }
+}
+
+/// Why a connection is not followed any more.
+enum End {
+    /// It was closed, or said nothing for too long.
+    Lost,
+    Failed(Error),
+    NobodyListens,
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<mpsc::error::SendError<WatchEvent>> for End {
+    fn from(_: mpsc::error::SendError<WatchEvent>) -> Self {
+        Self::NobodyListens
+    }
+}
+
+struct Following {
+    client: RegistryClient,
+    events: mpsc::Sender<WatchEvent>,
+    /// The last change that was seen; `None` where everything has to be listed.
+    last_id: Option<String>,
+    /// What the last list had of each agent, as long as older changes may follow it.
+    listed: HashMap<String, u64>,
+    is_interrupted: bool,
+}
+
+impl Following {
+    /// Follows one connection to its end.
+    async fn follow(&mut self, failures: &mut u32) -> End {
+        match self.try_follow(failures).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn try_follow(&mut self, failures: &mut u32) -> Result<std::convert::Infallible, End> {
+        let mut response = self.client.open_events(self.last_id.as_deref()).await?;
+        // From here on the registry sends every change, so a list that is read now misses none.
+        if self.last_id.is_none() {
+            self.list().await?;
+        }
+        let mut parser = Parser::default();
+        loop {
+            let bytes = read(&mut response).await?;
+            let blocks = parser.push(bytes.as_ref()).map_err(|_| nonsense("an event of it does not end"))?;
+            for block in blocks {
+                let is_reset = matches!(&block, Block::Message(message) if message.event == RESET_EVENT);
+                if self.is_interrupted && !is_reset {
+                    self.is_interrupted = false;
+                    self.events.send(WatchEvent::Resumed).await?;
+                }
+                *failures = 0;
+                match block {
+                    Block::Sign => {}
+                    Block::Message(_) if is_reset => self.list().await?,
+                    Block::Message(message) => self.tell(message).await?,
+                }
+            }
+            if let Some(id) = parser.last_id() {
+                self.last_id = Some(id.to_owned());
+            }
+        }
+    }
+
+    /// Reads everyone anew.
+    async fn list(&mut self) -> Result<(), End> {
+        self.last_id = None;
+        let page = self.client.list_agents(ListQuery::all()).await?;
+        let revision = |agent: &AgentRecord| Some((agent.agent_id.clone(), agent.revision?));
+        self.listed = page.agents.iter().filter_map(revision).collect();
+        self.is_interrupted = false;
+        let agents = page.agents.into_iter().map(Arc::new).collect();
+        self.events.send(WatchEvent::Listed(agents)).await?;
+        Ok(())
+    }
+
+    async fn tell(&mut self, message: Message) -> Result<(), End> {
+        if message.event == OVERRUN_EVENT {
+            return Err(End::Lost);
+        }
+        // Kinds of a later time say nothing here.
+        let Ok(kind) = message.event.parse::<EventKind>() else { return Ok(()) };
+        let agent: AgentRecord = serde_json::from_str(&message.data).map_err(nonsense)?;
+        if self.is_known(&agent) {
+            return Ok(());
+        }
+        let agent = Arc::new(agent);
+        let event = match kind {
+            EventKind::Registered => WatchEvent::Registered(agent),
+            EventKind::StatusChanged => WatchEvent::StatusChanged(agent),
+            EventKind::Deregistered => WatchEvent::Deregistered(agent),
+        };
+        Ok(self.events.send(event).await?)
+    }
+
+    /// Whether the list that was read meanwhile has a change already, or a later one of the same agent.
+    fn is_known(&mut self, agent: &AgentRecord) -> bool {
+        let Some(revision) = agent.revision else { return false };
+        if self.listed.values().all(|listed| *listed < revision) {
+            // Whatever follows is later than the list.
+            self.listed = HashMap::new();
+            return false;
+        }
+        self.listed.get(&agent.agent_id).is_some_and(|listed| *listed >= revision)
+    }
+
+    /// Tells an interruption, where it is news.
+    async fn interrupted(&mut self, error: &Error) -> Result<(), End> {
+        if !self.is_interrupted {
+            self.is_interrupted = true;
+            tracing::warn!(%error, "the registry cannot be followed: what is known may be out of date");
+            self.events.send(WatchEvent::Interrupted(error.clone())).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn read(response: &mut Response) -> Result<impl AsRef<[u8]>, End> {
+    match timeout(SILENCE, response.chunk()).await {
+        Ok(Ok(Some(bytes))) => Ok(bytes),
+        // Closed, broken off, or silent: all the same.
+        _ => Err(End::Lost),
+    }
+}
+
+fn nonsense(why: impl std::fmt::Display) -> End {
+    let detail = format!("the event stream cannot be read: {why}");
+    Error::UnexpectedAnswer { status: 200, detail }.into()
+}

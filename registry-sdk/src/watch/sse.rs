@@ -1,0 +1,135 @@
+//! Reading server-sent events (<https://html.spec.whatwg.org/multipage/server-sent-events.html>), with bounds: what
+//! the registry sends is held until the event is complete.
+
+/// The longest event that is read: several times the largest record.
+const LONGEST_EVENT: usize = 4 * 1_024 * 1_024;
+
+/// One event.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Message {
+    /// Its kind; empty where it has none.
+    pub(super) event: String,
+    pub(super) data: String,
+}
+
+/// What a complete block of lines was.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Block {
+    /// An event.
+    Message(Message),
+    /// Only an id, or a comment that keeps the connection alive.
+    Sign,
+}
+
+/// Takes bytes as they come, and gives blocks as they are complete.
+#[derive(Debug, Default)]
+pub(super) struct Parser {
+    /// What has come after the last complete line.
+    rest: Vec<u8>,
+    message: Message,
+    /// An id takes effect with its block.
+    id: Option<String>,
+    last_id: Option<String>,
+    any: bool,
+}
+
+/// An event that is longer than any can be.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TooLong;
+
+impl Parser {
+    /// The id of the last block that had one.
+    pub(super) fn last_id(&self) -> Option<&str> {
+        self.last_id.as_deref()
+    }
+
+    /// Takes over some bytes. Answers with the blocks that they complete, in order.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<Vec<Block>, TooLong> {
+        let mut blocks = Vec::new();
+        let mut bytes = bytes;
+        // Lines end with LF here. Ours always do, and a CR before it is cut off.
+        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+            self.rest.extend_from_slice(&bytes[..end]);
+            bytes = &bytes[end + 1..];
+            let line = std::mem::take(&mut self.rest);
+            let line = line.strip_suffix(b"\r").unwrap_or(&line);
+            blocks.extend(self.line(&String::from_utf8_lossy(line)));
+            self.check()?;
+        }
+        self.rest.extend_from_slice(bytes);
+        self.check()?;
+        Ok(blocks)
+    }
+
+    fn check(&self) -> Result<(), TooLong> {
+        let length = self.rest.len() + self.message.data.len();
+        if length > LONGEST_EVENT { Err(TooLong) } else { Ok(()) }
+    }
+
+    fn line(&mut self, line: &str) -> Option<Block> {
+        if line.is_empty() {
+            return self.end_of_block();
+        }
+        self.any = true;
+        let (field, value) = line.split_once(':').unwrap_or((line, ""));
+        let value = value.strip_prefix(' ').unwrap_or(value);
+        match field {
+            "event" => value.clone_into(&mut self.message.event),
+            "data" => {
+                self.message.data.push_str(value);
+                self.message.data.push('\n');
+            }
+            "id" if !value.contains('\0') => self.id = Some(value.to_owned()),
+            // A comment, or a field of a later time.
+            _ => {}
+        }
+        None
+    }
+
+    fn end_of_block(&mut self) -> Option<Block> {
+        if !std::mem::take(&mut self.any) {
+            return None;
+        }
+        self.last_id = self.id.take().or_else(|| self.last_id.take());
+        let mut message = std::mem::take(&mut self.message);
+        if message.data.pop().is_none() { Some(Block::Sign) } else { Some(Block::Message(message)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STREAM: &str = "id: 7\n\n: keep-alive\n\nid: 8\r\nevent: registered\r\ndata: {\"a\":1}\r\n\r\n\
+                          data:two\ndata: lines\nretry: 3\n\nid: 9\ndata: cut off";
+
+    fn message(event: &str, data: &str) -> Block {
+        Block::Message(Message { event: event.to_owned(), data: data.to_owned() })
+    }
+
+    #[test]
+    fn a_stream_is_read_the_same_however_it_is_cut() {
+        let expected =
+            vec![Block::Sign, Block::Sign, message("registered", "{\"a\":1}"), message("", "two\nlines")];
+        for size in 1..=STREAM.len() {
+            let mut parser = Parser::default();
+            let pieces = STREAM.as_bytes().chunks(size);
+            let blocks: Vec<_> = pieces.flat_map(|piece| parser.push(piece).unwrap()).collect();
+            assert_eq!(blocks, expected, "in pieces of {size}");
+            assert_eq!(parser.last_id(), Some("8"), "9 never came to its end");
+        }
+    }
+
+    #[test]
+    fn an_event_without_end_is_refused() {
+        let mut parser = Parser::default();
+        let endless = vec![b'x'; LONGEST_EVENT / 2];
+        assert_eq!(parser.push(&endless), Ok(Vec::new()));
+        assert_eq!(parser.push(&endless), Ok(Vec::new()));
+        assert_eq!(parser.push(&endless), Err(TooLong));
+        let mut parser = Parser::default();
+        let line = [b"data: ".as_slice(), &endless, b"\n"].concat();
+        assert_eq!(parser.push(&line), Ok(Vec::new()));
+        assert_eq!(parser.push(&line), Err(TooLong));
+    }
+}

@@ -1,0 +1,168 @@
+//! Watching a registry that comes and goes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use registry_sdk::contract::{AgentRecord, AgentStatus, Capability, Registration};
+use registry_sdk::discovery::{Directory, Freshness};
+use registry_sdk::testing::MockRegistry;
+use registry_sdk::{Error, RegistryClient, RetryPolicy, Watch, WatchEvent};
+use tokio::time::timeout;
+
+use crate::support::{Reply, Server, until};
+
+fn agent(id: &str) -> Registration {
+    Registration::new(id, id, "http://agent:8000").capability(Capability::new("work"))
+}
+
+/// The next event in short. Fails where none comes for an hour.
+async fn next(watch: &mut Watch) -> String {
+    let one = |agent: Arc<AgentRecord>| format!("{} {}", agent.agent_id, agent.status);
+    match timeout(Duration::from_secs(3_600), watch.next()).await.unwrap() {
+        Some(WatchEvent::Listed(agents)) => {
+            let ids: Vec<_> = agents.iter().map(|agent| agent.agent_id.as_str()).collect();
+            format!("listed {}", ids.join(" "))
+        }
+        Some(WatchEvent::Registered(agent)) => format!("registered {}", one(agent)),
+        Some(WatchEvent::StatusChanged(agent)) => format!("changed {}", one(agent)),
+        Some(WatchEvent::Deregistered(agent)) => format!("gone {}", one(agent)),
+        Some(WatchEvent::Interrupted(_)) => "interrupted".to_owned(),
+        Some(WatchEvent::Resumed) => "resumed".to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_change_is_told_in_order() {
+    let registry = MockRegistry::with_heartbeat_timeout(Duration::from_secs(60)).await;
+    let client = registry.client();
+    client.register(&agent("a")).await.unwrap();
+    let mut watch = client.watch();
+    assert_eq!(next(&mut watch).await, "listed a");
+    client.register(&agent("b")).await.unwrap();
+    client.heartbeat("a").await.unwrap();
+    client.update_status("b", AgentStatus::Busy).await.unwrap();
+    client.register(&agent("a").capability(Capability::new("rest"))).await.unwrap();
+    client.deregister("b").await.unwrap();
+    for expected in ["registered b active", "changed b busy", "registered a active", "gone b busy"] {
+        assert_eq!(next(&mut watch).await, expected);
+    }
+    // Who falls silent is told without anybody asking.
+    assert_eq!(next(&mut watch).await, "changed a offline");
+    client.heartbeat("a").await.unwrap();
+    assert_eq!(next(&mut watch).await, "changed a active");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_lost_connection_nothing_is_missed_and_nothing_told_twice() {
+    let registry = MockRegistry::start().await;
+    let client = registry.client();
+    let mut watch = client.watch();
+    assert_eq!(next(&mut watch).await, "listed ");
+    for round in 0..5 {
+        registry.cut_event_streams();
+        let id = format!("a{round}");
+        client.register(&agent(&id)).await.unwrap();
+        assert_eq!(next(&mut watch).await, format!("registered {id} active"));
+    }
+    // Where what was missed is not kept any more, everyone is listed.
+    registry.cut_event_streams();
+    client.deregister("a3").await.unwrap();
+    registry.forget_events();
+    assert_eq!(next(&mut watch).await, "listed a0 a1 a2 a4");
+    client.register(&agent("b")).await.unwrap();
+    assert_eq!(next(&mut watch).await, "registered b active");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_told_once_and_so_is_its_end() {
+    let registry = MockRegistry::start().await;
+    let client = registry.client();
+    let mut watch = client.watch();
+    assert_eq!(next(&mut watch).await, "listed ");
+    registry.outage(Duration::from_secs(120));
+    assert_eq!(next(&mut watch).await, "interrupted");
+    assert_eq!(next(&mut watch).await, "resumed");
+    client.register(&agent("a")).await.unwrap();
+    assert_eq!(next(&mut watch).await, "registered a active");
+    // From the very beginning, too.
+    registry.outage(Duration::from_secs(120));
+    let mut late = client.watch();
+    assert_eq!(next(&mut late).await, "interrupted");
+    assert_eq!(next(&mut late).await, "listed a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nonsense_is_an_outage_like_any_other() {
+    let registry = MockRegistry::start().await;
+    let client = registry.client();
+    client.register(&agent("a")).await.unwrap();
+    for harm in [MockRegistry::garbage_body, MockRegistry::hang, MockRegistry::drop_connections] {
+        harm(&registry, 3);
+        let mut watch = client.watch();
+        assert_eq!(next(&mut watch).await, "interrupted");
+        registry.heal();
+        assert_eq!(next(&mut watch).await, "listed a");
+    }
+    registry.fail_next(2, 503);
+    let mut watch = client.watch();
+    assert_eq!(next(&mut watch).await, "interrupted");
+    assert_eq!(next(&mut watch).await, "listed a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_no_attempt_would_help_the_watch_ends_and_says_why() {
+    for (status, body) in [(404, r#"{"detail":"Not Found"}"#), (403, "{}")] {
+        let server = Server::start(move |_, _| Reply::Answer(status, "", body)).await;
+        let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
+        let mut watch = client.watch();
+        let Some(WatchEvent::Interrupted(error)) = watch.next().await else { panic!("{status}") };
+        assert!(matches!(error, Error::Unsupported { .. } | Error::Denied { .. }), "{error}");
+        assert!(watch.next().await.is_none());
+        let directory = Directory::follow(&client);
+        assert!(directory.ready().await.is_err());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_watch_is_dropped_its_connection_ends() {
+    let registry = MockRegistry::start().await;
+    let client = registry.client();
+    let mut watch = client.watch();
+    next(&mut watch).await;
+    drop(watch);
+    registry.cut_event_streams();
+    let before = registry.seen().0.len();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(registry.seen().0.len(), before, "nobody comes back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_finds_what_the_registry_would() {
+    let registry = MockRegistry::start().await;
+    let client = registry.client();
+    let directory = Directory::follow(&client);
+    directory.ready().await.unwrap();
+    assert!(directory.is_empty() && directory.freshness() == Some(Freshness::Fresh));
+    let names = ["code_generation", "security_scanning", "codeReview", "documentation"];
+    for number in 0..40_usize {
+        let name = names[number % names.len()];
+        let mut registration = Registration::new(format!("a{number:02}"), "Agent", "http://agent:8000")
+            .capability(Capability::new(name).tag(names[(number / 4) % names.len()]));
+        if number.is_multiple_of(7) {
+            registration = registration.status(AgentStatus::Busy);
+        }
+        client.register(&registration).await.unwrap();
+    }
+    client.deregister("a05").await.unwrap();
+    client.update_status("a06", AgentStatus::Offline).await.unwrap();
+    until("all is told", || {
+        directory.get("a06").is_some_and(|agent| agent.status == AgentStatus::Offline)
+            && directory.len() == 39
+    })
+    .await;
+    for query in ["code", "code review", "scan", "documentation", "nothing"] {
+        let expected = client.search_capabilities(query).await.unwrap();
+        assert_eq!(directory.search(query), expected, "{query}");
+    }
+}
