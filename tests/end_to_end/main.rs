@@ -7,11 +7,14 @@
 mod agent_life;
 mod deadlines;
 mod errors;
+mod event_stream;
 mod lists;
 mod outages;
+mod probes;
 mod registration;
 mod replicas;
 mod replicas_agree;
 mod search;
 mod status;
 mod support;
+mod watching;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use registry_sdk::contract::AgentStatus;
+use registry_sdk::contract::{AgentStatus, Heartbeat};
 use registry_sdk::testing::Fault;
 use registry_sdk::{ListQuery, RegistryClient};
 use sqlx::Executor;
@@ -19,6 +19,7 @@ on_postgres!(
     a_replica_that_fell_far_behind_reads_everything_anew,
     heartbeats_of_the_same_agents_on_both_replicas_at_once,
     three_replicas_start_at_once,
+    a_load_that_one_replica_was_told_the_others_know,
 );
 
 /// A second for the announcement, and as much again for a slow machine.
@@ -197,4 +198,24 @@ async fn three_replicas_start_at_once(database: Database) {
     for server in [one, two, three] {
         server.shutdown().await;
     }
+}
+
+async fn a_load_that_one_replica_was_told_the_others_know(database: Database) {
+    let (one, two) = pair(&database, Duration::from_secs(60)).await;
+    let (one_client, two_client) = (client(&one), client(&two));
+    one_client.register(&agent("a", "work")).await.unwrap();
+    eventually("the other knows it", async || two_client.get_agent("a").await.is_ok()).await;
+    for tasks in 1..=5_u32 {
+        let beat = Heartbeat::default().load(f64::from(tasks) / 10.0).active_tasks(tasks);
+        one_client.heartbeat_with("a", &beat).await.unwrap();
+        let began = Instant::now();
+        let known = async || {
+            let found = two_client.search_capabilities("work").await.unwrap();
+            (found[0].load, found[0].active_tasks) == (beat.load, beat.active_tasks)
+        };
+        eventually("the other knows the load", known).await;
+        assert!(began.elapsed() < SOON, "after {:?}", began.elapsed());
+    }
+    one.shutdown().await;
+    two.shutdown().await;
 }

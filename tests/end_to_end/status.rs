@@ -1,6 +1,6 @@
 //! Heartbeats and statuses.
 
-use registry_sdk::contract::{AgentStatus, HealthStatus, Heartbeat, UnhealthyReason};
+use registry_sdk::contract::{AgentStatus, Capability, HealthStatus, Heartbeat, Problem, UnhealthyReason};
 
 use crate::support::{Database, agent, client, on_every_registry, status_of};
 
@@ -11,6 +11,7 @@ on_every_registry!(
     a_status_is_no_heartbeat,
     health_tells_why,
     many_heartbeats_at_once_are_all_heard,
+    heartbeats_tell_the_load,
 );
 
 async fn a_heartbeat_moves_the_time_forward(database: Database) {
@@ -94,5 +95,43 @@ async fn many_heartbeats_at_once_are_all_heard(database: Database) {
         // Every fifth of the ids is unknown: its neighbours in the batch must not notice.
         assert_eq!(heard.is_ok(), number % 25 < 20, "{heard:?}");
     }
+    server.shutdown().await;
+}
+
+async fn heartbeats_tell_the_load(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    client.register(&agent("a", "work").instance_id("one")).await.unwrap();
+    let known = async || {
+        let record = client.get_agent("a").await.unwrap();
+        let found = client.search_capabilities("work").await.unwrap();
+        assert_eq!((found[0].load, found[0].active_tasks), (record.load, record.active_tasks));
+        (record.load, record.active_tasks)
+    };
+    assert_eq!(known().await, (None, None));
+    client.heartbeat_with("a", &Heartbeat::default().load(0.25)).await.unwrap();
+    assert_eq!(known().await, (Some(0.25), None));
+    client.heartbeat_with("a", &Heartbeat::default().active_tasks(3)).await.unwrap();
+    assert_eq!(known().await, (Some(0.25), Some(3)), "what is not said stays");
+    let busy = Heartbeat::default().status(AgentStatus::Busy).load(1.0).active_tasks(12);
+    client.heartbeat_with("a", &busy).await.unwrap();
+    client.heartbeat("a").await.unwrap();
+    assert_eq!(known().await, (Some(1.0), Some(12)));
+    let again = agent("a", "work").instance_id("one").capability(Capability::new("more"));
+    let record = client.register(&again).await.unwrap();
+    assert_eq!((record.load, record.active_tasks), (Some(1.0), Some(12)), "the same process");
+    let record = client.register(&agent("a", "work").instance_id("two")).await.unwrap();
+    assert_eq!((record.load, record.active_tasks), (None, None), "another process");
+
+    for load in ["-0.1", "1.1", "\"much\"", "[]"] {
+        let body = format!(r#"{{"load": {load}, "active_tasks": -1, "instance_id": "two"}}"#);
+        let request = reqwest::Client::new().post(format!("{}/agents/a/heartbeat", server.url()));
+        let answer = request.header("content-type", "application/json").body(body).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 422, "{load}");
+        let problem: Problem = answer.json().await.unwrap();
+        let fields: Vec<_> = problem.errors.iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(fields, ["load", "active_tasks"]);
+    }
+    assert_eq!(known().await, (None, None));
     server.shutdown().await;
 }

@@ -8,6 +8,7 @@
 mod agent;
 mod event;
 mod health;
+mod heartbeat;
 mod index;
 mod problem;
 mod registration;
@@ -17,14 +18,12 @@ mod terms;
 mod time;
 mod validate;
 
-pub use agent::{
-    AgentRecord, AgentStatus, Capability, Heartbeat, HeartbeatAck, StatusUpdate, UnknownStatus,
-    heartbeat_timeout,
-};
+pub use agent::{AgentRecord, AgentStatus, Capability, UnknownStatus, heartbeat_timeout};
 pub use event::{EventKind, OVERRUN_EVENT, RESET_EVENT, UnknownEvent};
 pub use health::{
     AgentHealth, FailedCheck, HealthStatus, OwnHealth, ProbeResult, ServerHealth, UnhealthyReason, health_url,
 };
+pub use heartbeat::{Heartbeat, HeartbeatAck, StatusUpdate};
 pub use index::{Hit, SearchIndex};
 pub use problem::{FieldError, Invalid, Problem};
 pub use registration::Registration;

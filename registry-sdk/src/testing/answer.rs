@@ -7,8 +7,8 @@ use url::form_urlencoded;
 
 use super::book::{Book, Refusal};
 use crate::contract::{
-    AgentStatus, FieldError, HealthStatus, Heartbeat, Invalid, Problem, Registration, ServerHealth,
-    StatusUpdate, is_agent_id, limits, terms,
+    AgentStatus, HealthStatus, Heartbeat, Invalid, Problem, Registration, ServerHealth, StatusUpdate,
+    is_agent_id, limits, terms,
 };
 
 /// A whole answer.
@@ -108,24 +108,14 @@ fn register(book: &mut Book, body: &[u8]) -> Result<Answer, Answer> {
 }
 
 fn heartbeat(book: &mut Book, id: &str, body: &[u8]) -> Result<Answer, Answer> {
-    let beat = match body {
-        [] => Heartbeat::default(),
-        body => fields(body)?,
-    };
+    let beat = Heartbeat::from_json(body).map_err(|error| malformed(&error))?.map_err(Answer::invalid)?;
     Ok(Answer::ok(&book.beat(id, &beat)?))
 }
 
 fn set_status(book: &mut Book, id: &str, body: &[u8]) -> Result<Answer, Answer> {
-    let update: StatusUpdate = fields(body)?;
+    let update =
+        StatusUpdate::from_json(body).map_err(|error| malformed(&error))?.map_err(Answer::invalid)?;
     Ok(Answer::ok(&book.set_status(id, &update)?))
-}
-
-/// The fields of a small body: 400 where it is no object, 422 where they are wrong.
-fn fields<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Answer> {
-    let object: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(body).map_err(|error| malformed(&error))?;
-    serde_json::from_value(object.into())
-        .map_err(|error| Answer::invalid(Invalid(vec![FieldError::new("status", error.to_string())])))
 }
 
 fn malformed(error: &serde_json::Error) -> Answer {

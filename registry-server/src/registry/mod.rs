@@ -128,7 +128,7 @@ impl Registry {
         tasks.spawn(stop.clone().run_until_cancelled_owned(reports::listen(core)));
         tasks.spawn(stop.clone().run_until_cancelled_owned(sweep::run(registry.clone())));
         if let Some(interval) = registry.core.config.probe_interval {
-            tasks.spawn(stop.clone().run_until_cancelled_owned(probe::run(registry.clone(), interval)));
+            tasks.spawn(probe::run(registry.clone(), interval, stop.clone()));
         }
         Ok(registry)
     }

@@ -26,13 +26,7 @@ pub(super) async fn heartbeat(
     AgentId(id): AgentId,
     body: JsonBody,
 ) -> Answer<HeartbeatAck> {
-    let mut fields = body.fields()?;
-    let mut beat = Heartbeat::default();
-    beat.status = fields.status();
-    beat.instance_id = fields.instance_id();
-    beat.load = fields.load();
-    beat.active_tasks = fields.active_tasks();
-    fields.check()?;
+    let beat = Heartbeat::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     Ok(Json(registry.heartbeat(&id, beat).await?))
 }
 
@@ -41,14 +35,7 @@ pub(super) async fn set_status(
     AgentId(id): AgentId,
     body: JsonBody,
 ) -> Answer<AgentRecord> {
-    let mut fields = body.fields()?;
-    let (status, instance_id) = (fields.status(), fields.instance_id());
-    if status.is_none() {
-        fields.is_missing("status", "\"active\", \"busy\" or \"offline\"");
-    }
-    fields.check()?;
-    let mut update = StatusUpdate::new(status.unwrap_or_default());
-    update.instance_id = instance_id;
+    let update = StatusUpdate::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     Ok(Json(registry.set_status(&id, update).await?))
 }
 

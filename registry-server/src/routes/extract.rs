@@ -5,10 +5,8 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
-use registry_sdk::contract::{AgentStatus, FieldError, Invalid, is_agent_id, limits};
-use serde::Deserialize;
+use registry_sdk::contract::{AgentStatus, limits};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use super::problem::ApiError;
 
@@ -68,72 +66,6 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
 impl JsonBody {
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
-    }
-
-    /// The fields of the body's object, none where there is no body.
-    pub(super) fn fields(&self) -> Result<Fields, ApiError> {
-        if self.0.is_empty() {
-            return Ok(Fields::default());
-        }
-        let given = serde_json::from_slice(&self.0).map_err(|error| malformed(&error))?;
-        Ok(Fields { given, errors: Vec::new() })
-    }
-}
-
-/// The fields of a small body. What is wrong with them is gathered, and told by [`Fields::check`].
-#[derive(Default)]
-pub(super) struct Fields {
-    given: serde_json::Map<String, Value>,
-    errors: Vec<FieldError>,
-}
-
-impl Fields {
-    /// The status that it names.
-    pub(super) fn status(&mut self) -> Option<AgentStatus> {
-        self.read("status", "one of \"active\", \"busy\", \"offline\"", |value| {
-            AgentStatus::deserialize(value).ok()
-        })
-    }
-
-    /// The process that it names.
-    pub(super) fn instance_id(&mut self) -> Option<String> {
-        self.read("instance_id", "1 to 64 of A-Z a-z 0-9 . _ -", |value| {
-            value.as_str().filter(|id| is_agent_id(id)).map(str::to_owned)
-        })
-    }
-
-    /// The load that it tells.
-    pub(super) fn load(&mut self) -> Option<f64> {
-        self.read("load", "a number from 0 to 1", |value| {
-            value.as_f64().filter(|load| (0.0..=1.0).contains(load))
-        })
-    }
-
-    /// The number of tasks that it tells.
-    pub(super) fn active_tasks(&mut self) -> Option<u32> {
-        let wanted = "a whole number from 0 to 4294967295";
-        self.read("active_tasks", wanted, |value| u32::try_from(value.as_u64()?).ok())
-    }
-
-    /// Notes that a field is missing.
-    pub(super) fn is_missing(&mut self, field: &str, wanted: &str) {
-        if !self.errors.iter().any(|error| error.field == field) {
-            self.errors.push(FieldError::new(field, format!("is required: {wanted}")));
-        }
-    }
-
-    /// Refuses the body where a field that was read is not as it has to be.
-    pub(super) fn check(self) -> Result<(), ApiError> {
-        if self.errors.is_empty() { Ok(()) } else { Err(Invalid(self.errors).into()) }
-    }
-
-    fn read<T>(&mut self, field: &str, wanted: &str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
-        let value = self.given.get(field).filter(|value| !value.is_null())?;
-        let found = read(value);
-        if found.is_none() {
-            self.errors.push(FieldError::new(field, format!("must be {wanted}")));
-        }
-        found
     }
 }
 

@@ -238,7 +238,8 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// What processes tell, this one included. Ends at once where there are no others.
     fn news(&self) -> broadcast::Receiver<String>;
 
-    /// Takes or renews a lease, which is for one holder at a time. Whether the holder has it until then.
+    /// Takes or renews a lease, which is for one holder at a time; for no time, gives it back. Whether the holder has
+    /// it for that time.
     async fn hold_lease(&self, name: &str, holder: &str, time: Duration) -> Result<bool>;
 
     /// Closes all connections.

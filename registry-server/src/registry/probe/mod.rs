@@ -17,6 +17,7 @@ use registry_sdk::contract::{AgentStatus, ProbeResult};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::reports::Report;
 use super::rules::Change;
@@ -49,8 +50,11 @@ struct Failing {
     times: u32,
 }
 
-/// Asks all agents every interval. Never ends by itself; may be cancelled at any await.
-pub(super) async fn run(registry: Arc<Registry>, interval: Duration) {
+/// What the lease is called.
+const LEASE_NAME: &str = "probe";
+
+/// Asks all agents every interval, until it is told to stop. Then another server may take over at once.
+pub(super) async fn run(registry: Arc<Registry>, interval: Duration, stop: CancellationToken) {
     let config = &registry.core.config;
     let asker = match Asker::new(Guard::new(&config.probe_allow), config.probe_timeout) {
         Ok(asker) => asker,
@@ -65,15 +69,24 @@ pub(super) async fn run(registry: Arc<Registry>, interval: Duration) {
     let (leads, leading) = watch::channel(false);
     tokio::select! {
         () = lead(&core, leads) => {}
-        () = laps(&prober, interval, &at_once, leading) => {}
+        () = laps(&prober, interval, &at_once, leading.clone()) => {}
+        () = stop.cancelled() => {}
     }
+    if *leading.borrow() {
+        // Where it cannot be given back it runs out.
+        let _ = core.store.hold_lease(LEASE_NAME, &holder(&core), Duration::ZERO).await;
+    }
+}
+
+fn holder(core: &Core) -> String {
+    format!("{:016x}", core.server_id)
 }
 
 /// Asks for the lease again and again, and tells whether this server has it.
 async fn lead(core: &Core, leads: watch::Sender<bool>) {
-    let holder = format!("{:016x}", core.server_id);
+    let holder = holder(core);
     loop {
-        let held = core.store.hold_lease("probe", &holder, LEASE).await;
+        let held = core.store.hold_lease(LEASE_NAME, &holder, LEASE).await;
         core.noticed(&held);
         let held = held.unwrap_or(false);
         if leads.send_replace(held) != held {

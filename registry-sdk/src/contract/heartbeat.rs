@@ -1,0 +1,187 @@
+//! Signs of life: heartbeats, and statuses that are set.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::agent::AgentStatus;
+use super::problem::{FieldError, Invalid};
+use super::time::{Timestamp, optional_seconds};
+use super::validate::is_agent_id;
+
+/// The body of a heartbeat, which may be left out altogether.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Heartbeat {
+    /// Sets the status. Without it `busy` stays `busy`, and `offline` becomes `active`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<AgentStatus>,
+    /// Which process sends it. Where another one has registered since, the heartbeat is refused with 409.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
+    /// How much of its capacity is in use, from 0 to 1. Without it the registry goes by what it was told before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<f64>,
+    /// How many tasks it is at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active_tasks: Option<u32>,
+}
+
+impl Heartbeat {
+    /// A heartbeat that sets the status.
+    #[must_use]
+    pub fn status(mut self, status: AgentStatus) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// A heartbeat of one process among several.
+    #[must_use]
+    pub fn instance_id(mut self, instance_id: impl Into<String>) -> Self {
+        self.instance_id = Some(instance_id.into());
+        self
+    }
+
+    /// A heartbeat that tells the load: a part of the capacity, which is brought into 0 to 1.
+    #[must_use]
+    pub fn load(mut self, load: f64) -> Self {
+        self.load = Some(load.clamp(0.0, 1.0));
+        self
+    }
+
+    /// A heartbeat that tells the number of tasks.
+    #[must_use]
+    pub fn active_tasks(mut self, tasks: u32) -> Self {
+        self.active_tasks = Some(tasks);
+        self
+    }
+
+    /// Reads and checks the body of a heartbeat, which may be empty.
+    ///
+    /// The error has all the fields that are wrong. A body that is no JSON object at all is for the caller to tell
+    /// apart.
+    pub fn from_json(body: &[u8]) -> Result<Result<Self, Invalid>, serde_json::Error> {
+        let mut fields = Fields::read(body)?;
+        let beat = Self {
+            status: fields.status(),
+            instance_id: fields.instance_id(),
+            load: fields.get("load", "a number from 0 to 1", |value| {
+                value.as_f64().filter(|load| (0.0..=1.0).contains(load))
+            }),
+            active_tasks: fields.get("active_tasks", "a whole number from 0 to 4294967295", |value| {
+                u32::try_from(value.as_u64()?).ok()
+            }),
+        };
+        Ok(fields.check().map(|()| beat))
+    }
+}
+
+/// The answer to a heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct HeartbeatAck {
+    /// Who was heard.
+    pub agent_id: String,
+    /// Its status from now on.
+    pub status: AgentStatus,
+    /// When it was heard, by the registry's clock.
+    #[serde(default)]
+    pub last_heartbeat: Option<Timestamp>,
+    /// How long it may now be silent. `None` from a server that does not say.
+    #[serde(default, rename = "heartbeat_timeout_seconds", with = "optional_seconds")]
+    pub heartbeat_timeout: Option<Duration>,
+}
+
+impl HeartbeatAck {
+    /// What a registry answers to a heartbeat.
+    #[must_use]
+    pub fn new(agent_id: String, status: AgentStatus, heard: Timestamp, timeout: Duration) -> Self {
+        Self { agent_id, status, last_heartbeat: Some(heard), heartbeat_timeout: Some(timeout) }
+    }
+}
+
+/// The body of `PUT /agents/{id}/status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct StatusUpdate {
+    /// The status to set.
+    pub status: AgentStatus,
+    /// Which process sets it. Where another one has registered since, it is refused with 409: a process that
+    /// ends must not take its successor offline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
+}
+
+impl StatusUpdate {
+    /// Sets the status, whichever process is behind the agent.
+    #[must_use]
+    pub fn new(status: AgentStatus) -> Self {
+        Self { status, instance_id: None }
+    }
+
+    /// Sets the status as one process among several.
+    #[must_use]
+    pub fn instance_id(mut self, instance_id: impl Into<String>) -> Self {
+        self.instance_id = Some(instance_id.into());
+        self
+    }
+
+    /// Reads and checks the body of a status update.
+    ///
+    /// The errors are as those of [`Heartbeat::from_json`].
+    pub fn from_json(body: &[u8]) -> Result<Result<Self, Invalid>, serde_json::Error> {
+        let mut fields = Fields::read(body)?;
+        let (status, instance_id) = (fields.status(), fields.instance_id());
+        if status.is_none() {
+            fields.is_missing("status", STATUS);
+        }
+        Ok(fields.check().map(|()| Self { status: status.unwrap_or_default(), instance_id }))
+    }
+}
+
+/// What a status has to be.
+const STATUS: &str = "one of \"active\", \"busy\", \"offline\"";
+
+/// The fields of a small body. What is wrong with them is gathered.
+struct Fields {
+    given: Map<String, Value>,
+    errors: Vec<FieldError>,
+}
+
+impl Fields {
+    fn read(body: &[u8]) -> Result<Self, serde_json::Error> {
+        let given = if body.is_empty() { Map::new() } else { serde_json::from_slice(body)? };
+        Ok(Self { given, errors: Vec::new() })
+    }
+
+    fn status(&mut self) -> Option<AgentStatus> {
+        self.get("status", STATUS, |value| AgentStatus::deserialize(value).ok())
+    }
+
+    fn instance_id(&mut self) -> Option<String> {
+        self.get("instance_id", "1 to 64 of A-Z a-z 0-9 . _ -", |value| {
+            value.as_str().filter(|id| is_agent_id(id)).map(str::to_owned)
+        })
+    }
+
+    /// A field, where it is given. `null` counts as not given.
+    fn get<T>(&mut self, field: &str, wanted: &str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
+        let value = self.given.get(field).filter(|value| !value.is_null())?;
+        let found = read(value);
+        if found.is_none() {
+            self.errors.push(FieldError::new(field, format!("must be {wanted}")));
+        }
+        found
+    }
+
+    fn is_missing(&mut self, field: &str, wanted: &str) {
+        if !self.errors.iter().any(|error| error.field == field) {
+            self.errors.push(FieldError::new(field, format!("is required, and must be {wanted}")));
+        }
+    }
+
+    fn check(self) -> Result<(), Invalid> {
+        if self.errors.is_empty() { Ok(()) } else { Err(Invalid(self.errors)) }
+    }
+}

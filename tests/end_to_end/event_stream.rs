@@ -1,0 +1,156 @@
+//! `GET /events` on the wire: server-sent events as any client reads them.
+
+use std::time::Duration;
+
+use registry_sdk::contract::{Capability, Registration};
+use reqwest::header::CONTENT_TYPE;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::support::{Database, Registry, agent, client, on_both_databases, on_every_registry};
+
+on_every_registry!(a_stream_is_resumed_after_the_event_that_is_named, an_id_that_is_not_kept_means_reset,);
+
+/// What the mock does not have.
+mod lasting {
+    use super::*;
+
+    on_both_databases!(
+        an_id_that_is_none_is_refused,
+        a_quiet_stream_says_at_once_that_it_is_there,
+        who_reads_too_slowly_is_dropped_with_a_last_event,
+    );
+}
+
+/// A stream that is being read.
+struct Stream {
+    response: reqwest::Response,
+    text: String,
+}
+
+impl Stream {
+    async fn open(server: &Registry, last_event_id: Option<&str>) -> Self {
+        let mut request = reqwest::Client::new().get(format!("{}/events", server.url()));
+        if let Some(id) = last_event_id {
+            request = request.header("Last-Event-ID", id);
+        }
+        let response = request.send().await.unwrap();
+        assert_eq!(
+            (response.status().as_u16(), response.headers()[CONTENT_TYPE].as_bytes()),
+            (200, b"text/event-stream".as_slice())
+        );
+        Self { response, text: String::new() }
+    }
+
+    /// The lines of the next block: an event, or only an id.
+    async fn block(&mut self) -> Vec<String> {
+        loop {
+            if let Some(end) = self.text.find("\n\n") {
+                let block: String = self.text.drain(..end + 2).collect();
+                return block.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
+            }
+            let chunk = timeout(Duration::from_secs(10), self.response.chunk()).await.expect("in time");
+            self.text.push_str(std::str::from_utf8(&chunk.unwrap().expect("it goes on")).unwrap());
+        }
+    }
+
+    /// The next event: its id, its kind and its data.
+    async fn event(&mut self) -> (String, String, Value) {
+        loop {
+            let lines = self.block().await;
+            let field = |name: &str| lines.iter().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+            if let (Some(kind), Some(data)) = (field("event: "), field("data: ")) {
+                return (field("id: ").unwrap_or_default(), kind, serde_json::from_str(&data).unwrap());
+            }
+        }
+    }
+}
+
+async fn a_stream_is_resumed_after_the_event_that_is_named(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    let mut stream = Stream::open(&server, None).await;
+    for id in ["a", "b", "c"] {
+        client.register(&agent(id, "work")).await.unwrap();
+    }
+    let (first, kind, record) = stream.event().await;
+    assert_eq!((kind.as_str(), &record["agent_id"]), ("registered", &"a".into()));
+    assert_eq!(record["revision"].to_string(), first, "an event's id is the record's revision");
+    drop(stream);
+    let mut stream = Stream::open(&server, Some(&first)).await;
+    assert_eq!(stream.event().await.2["agent_id"], "b");
+    assert_eq!(stream.event().await.2["agent_id"], "c");
+    client.deregister("a").await.unwrap();
+    let (_, kind, record) = stream.event().await;
+    assert_eq!(
+        (kind.as_str(), &record["agent_id"], &record["status"]),
+        ("deregistered", &"a".into(), &"active".into())
+    );
+    drop(stream);
+    server.shutdown().await;
+}
+
+async fn an_id_that_is_not_kept_means_reset(database: Database) {
+    let server = database.start().await;
+    client(&server).register(&agent("a", "work")).await.unwrap();
+    let mut stream = Stream::open(&server, Some("999999")).await;
+    let (id, kind, data) = stream.event().await;
+    assert_eq!((kind.as_str(), data["revision"].to_string()), ("reset", id));
+    client(&server).register(&agent("b", "work")).await.unwrap();
+    assert_eq!(stream.event().await.2["agent_id"], "b");
+    drop(stream);
+    server.shutdown().await;
+}
+
+async fn an_id_that_is_none_is_refused(database: Database) {
+    let server = database.start().await;
+    for id in ["", "x", "-1", "1.5", "99999999999999999999"] {
+        let request =
+            reqwest::Client::new().get(format!("{}/events", server.url())).header("Last-Event-ID", id);
+        assert_eq!(request.send().await.unwrap().status().as_u16(), 400, "{id:?}");
+    }
+    server.shutdown().await;
+}
+
+async fn a_quiet_stream_says_at_once_that_it_is_there(database: Database) {
+    let server = database.start().await;
+    client(&server).register(&agent("a", "work")).await.unwrap();
+    let mut stream = Stream::open(&server, None).await;
+    let block = stream.block().await;
+    assert_eq!(block.len(), 1, "{block:?}");
+    let id = block[0].strip_prefix("id: ").unwrap().to_owned();
+    drop(stream);
+    // And with that id it goes on.
+    client(&server).register(&agent("b", "work")).await.unwrap();
+    assert_eq!(Stream::open(&server, Some(&id)).await.event().await.2["agent_id"], "b");
+    server.shutdown().await;
+}
+
+async fn who_reads_too_slowly_is_dropped_with_a_last_event(database: Database) {
+    let server = database.start().await;
+    let mut slow = TcpStream::connect(server.local_addr()).await.unwrap();
+    slow.write_all(b"GET /events HTTP/1.1\r\nhost: registry\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut begun = [0; 16];
+    slow.read_exact(&mut begun).await.unwrap();
+    // More than the server keeps, and the sockets hold, together: some 200 KB for each of 200 changes.
+    let client = client(&server);
+    for number in 0..200 {
+        let mut big = Registration::new("big", format!("Big {number}"), "http://big:8000");
+        for capability in 0..128 {
+            let description = format!("{number} {}", "x".repeat(1_000));
+            big = big.capability(Capability::new(format!("c{capability}")).description(description));
+        }
+        client.register(&big).await.unwrap();
+    }
+    let mut rest = Vec::new();
+    timeout(Duration::from_secs(30), slow.read_to_end(&mut rest)).await.expect("it is closed").unwrap();
+    let tail = String::from_utf8_lossy(&rest[rest.len() - 200..]).into_owned();
+    assert!(tail.contains("event: overrun\ndata: {\"revision\": "), "{tail}");
+    assert!(
+        !tail.rsplit("event: overrun").next().unwrap().contains("id:"),
+        "who comes back says where it was"
+    );
+    server.shutdown().await;
+}

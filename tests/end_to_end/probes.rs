@@ -1,0 +1,312 @@
+//! The server asks agents how they are, and is not to be misused for it.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Path;
+use axum::http::StatusCode;
+use axum::http::header::LOCATION;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use futures_util::stream;
+use registry_sdk::contract::{AgentHealth, AgentStatus, Capability, Registration, UnhealthyReason};
+use registry_sdk::{RegistryClient, WatchEvent};
+use registry_server::Config;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use crate::support::{Database, client, eventually, on_both_databases, on_postgres};
+
+on_both_databases!(
+    two_failures_make_an_agent_unhealthy_and_one_success_heals_it,
+    whatever_a_hostile_agent_answers_it_is_only_unhealthy,
+    no_connection_is_made_where_probes_may_not_go,
+    who_is_offline_is_not_asked,
+);
+
+/// What takes several servers.
+mod replicas {
+    use super::*;
+
+    on_postgres!(
+        one_replica_asks_and_all_know,
+        where_the_one_that_asks_stops_another_takes_over,
+        where_the_one_that_asks_is_lost_another_takes_over_when_its_lease_runs_out,
+    );
+}
+
+const EVERY: Duration = Duration::from_millis(100);
+const LIMIT: Duration = Duration::from_millis(400);
+
+fn probing(config: &mut Config) {
+    config.probe_interval = Some(EVERY);
+    config.probe_timeout = LIMIT;
+    config.probe_allow = vec!["127.0.0.1/32".parse().unwrap()];
+}
+
+/// Agents of every kind on one server: each answers below the path of its kind.
+struct Agents {
+    port: u16,
+    /// How often the agent `counted` was asked, and whether it is well.
+    asked: Arc<AtomicUsize>,
+    ill: Arc<AtomicUsize>,
+    _serving: JoinSet<()>,
+}
+
+impl Agents {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (asked, ill) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let counts = (asked.clone(), ill.clone());
+        let health = move |Path(kind): Path<String>| {
+            let (asked, ill) = counts.clone();
+            async move {
+                asked.fetch_add(1, Ordering::SeqCst);
+                answer(&kind, ill.load(Ordering::SeqCst) > 0).await
+            }
+        };
+        let app = Router::new().route("/{kind}/health", get(health));
+        let mut serving = JoinSet::new();
+        serving.spawn(async move { axum::serve(listener, app).await.unwrap() });
+        Self { port, asked, ill, _serving: serving }
+    }
+
+    async fn register(&self, client: &RegistryClient, kind: &str) {
+        self.register_at(client, kind, &format!("http://127.0.0.1:{}/{kind}", self.port)).await;
+    }
+
+    async fn register_at(&self, client: &RegistryClient, id: &str, base_url: &str) {
+        let registration = Registration::new(id, id, base_url).capability(Capability::new("work"));
+        client.register(&registration).await.unwrap();
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+async fn answer(kind: &str, ill: bool) -> Response {
+    match kind {
+        "endless" => {
+            let endless = stream::repeat_with(|| Ok::<_, Infallible>(vec![b'x'; 1_024]));
+            Body::from_stream(endless).into_response()
+        }
+        "long" => vec![b'x'; 65 * 1_024].into_response(),
+        "trickle" => {
+            let trickle = stream::unfold((), |()| async {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Some((Ok::<_, Infallible>("x"), ()))
+            });
+            Body::from_stream(trickle).into_response()
+        }
+        "silent" => std::future::pending().await,
+        "redirect" => {
+            (StatusCode::FOUND, [(LOCATION, "http://169.254.169.254/latest/meta-data/")]).into_response()
+        }
+        "failing" => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        "in-words" => r#"{"status":"unhealthy"}"#.into_response(),
+        _ if ill => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        _ => r#"{"status":"healthy"}"#.into_response(),
+    }
+}
+
+async fn health(client: &RegistryClient, id: &str) -> AgentHealth {
+    client.check_health(id).await.unwrap()
+}
+
+async fn two_failures_make_an_agent_unhealthy_and_one_success_heals_it(database: Database) {
+    let server = database.start_with(probing).await;
+    let (client, agents) = (client(&server), Agents::start().await);
+    let mut watch = client.watch();
+    agents.register(&client, "well").await;
+    let probed = async || health(&client, "well").await.probe.is_some_and(|probe| probe.ok);
+    eventually("it was asked", probed).await;
+    let before = health(&client, "well").await;
+    assert!(before.is_healthy() && before.reason.is_none(), "{before:?}");
+
+    let asked = agents.asked();
+    agents.ill.store(1, Ordering::SeqCst);
+    eventually("it is unhealthy", async || !health(&client, "well").await.is_healthy()).await;
+    assert!(agents.asked() >= asked + 2, "one failure is not enough");
+    let found = health(&client, "well").await;
+    assert_eq!(
+        (found.reason, found.agent_status),
+        (Some(UnhealthyReason::ProbeFailed), Some(AgentStatus::Active))
+    );
+    let probe = found.probe.unwrap();
+    assert!(!probe.ok && probe.detail.unwrap().contains("503"));
+    assert_eq!(client.search_capabilities("work").await.unwrap()[0].healthy, Some(false));
+    assert_eq!(client.get_agent("well").await.unwrap().healthy, Some(false));
+
+    agents.ill.store(0, Ordering::SeqCst);
+    eventually("it is healthy again", async || health(&client, "well").await.is_healthy()).await;
+    // Those who watch were told of both.
+    let mut told = Vec::new();
+    while told.len() < 2 {
+        if let WatchEvent::StatusChanged(agent) = watch.next().await.unwrap() {
+            told.push(agent.healthy);
+        }
+    }
+    assert_eq!(told, [Some(false), Some(true)]);
+    server.shutdown().await;
+
+    // A server that does not probe does not go by what probes found.
+    agents.ill.store(1, Ordering::SeqCst);
+    let server = database.start_with(probing).await;
+    let client = crate::support::client(&server);
+    eventually("it is unhealthy", async || !health(&client, "well").await.is_healthy()).await;
+    server.shutdown().await;
+    let server = database.start().await;
+    let found = health(&crate::support::client(&server), "well").await;
+    assert!(found.is_healthy() && found.probe.is_none(), "{found:?}");
+    server.shutdown().await;
+}
+
+async fn whatever_a_hostile_agent_answers_it_is_only_unhealthy(database: Database) {
+    let server = database.start_with(probing).await;
+    let (client, agents) = (client(&server), Agents::start().await);
+    let kinds = [
+        ("endless", "longer than 65536 bytes"),
+        ("long", "longer than 65536 bytes"),
+        ("trickle", "no complete answer within 400ms"),
+        ("silent", "no complete answer within 400ms"),
+        ("redirect", "it answered 302"),
+        ("failing", "it answered 500"),
+        ("in-words", "it says that it is unhealthy"),
+    ];
+    agents.register(&client, "well").await;
+    for (kind, _) in kinds {
+        agents.register(&client, kind).await;
+    }
+    // Nobody listens there.
+    agents.register_at(&client, "gone", "http://127.0.0.1:1").await;
+    for (kind, detail) in kinds.into_iter().chain([("gone", "refused")]) {
+        let failed = async || !health(&client, kind).await.is_healthy();
+        eventually(&format!("{kind} is unhealthy"), failed).await;
+        let probe = health(&client, kind).await.probe.unwrap();
+        let said = probe.detail.unwrap_or_default();
+        assert!(!probe.ok && said.contains(detail), "{kind}: {said}");
+        assert!(probe.latency < 2 * LIMIT, "{kind}: {:?}", probe.latency);
+    }
+    assert!(health(&client, "well").await.is_healthy(), "the others do not suffer");
+    server.shutdown().await;
+}
+
+async fn no_connection_is_made_where_probes_may_not_go(database: Database) {
+    let forbid = |config: &mut Config| {
+        probing(config);
+        config.probe_allow.clear();
+    };
+    let server = database.start_with(forbid).await;
+    let (client, agents) = (client(&server), Agents::start().await);
+    let port = agents.port;
+    for (id, host) in [
+        ("literal", "127.0.0.1"),
+        ("name", "localhost"),
+        ("decimal", "2130706433"),
+        ("mapped", "[::ffff:7f00:1]"),
+    ] {
+        agents.register_at(&client, id, &format!("http://{host}:{port}/well")).await;
+    }
+    agents.register_at(&client, "metadata", "http://169.254.169.254/latest").await;
+    for id in ["literal", "name", "decimal", "mapped", "metadata"] {
+        let failed = async || !health(&client, id).await.is_healthy();
+        eventually(&format!("{id} is unhealthy"), failed).await;
+        let said = health(&client, id).await.probe.unwrap().detail.unwrap();
+        assert!(said.contains("probes may not reach"), "{id}: {said}");
+    }
+    assert_eq!(agents.asked(), 0);
+    server.shutdown().await;
+}
+
+async fn who_is_offline_is_not_asked(database: Database) {
+    let server = database.start_with(probing).await;
+    let (client, agents) = (client(&server), Agents::start().await);
+    agents.register(&client, "well").await;
+    eventually("it was asked", async || agents.asked() > 0).await;
+    client.update_status("well", AgentStatus::Offline).await.unwrap();
+    // Those that are asked once more were about to be.
+    agents.register_at(&client, "other", &format!("http://127.0.0.1:{}/well", agents.port)).await;
+    client.deregister("other").await.unwrap();
+    let settled = async || {
+        let before = agents.asked();
+        tokio::time::sleep(4 * EVERY).await;
+        agents.asked() == before
+    };
+    eventually("nobody asks any more", settled).await;
+    client.heartbeat("well").await.unwrap();
+    let before = agents.asked();
+    eventually("it is asked again", async || agents.asked() > before).await;
+    server.shutdown().await;
+}
+
+async fn one_replica_asks_and_all_know(database: Database) {
+    let every = Duration::from_millis(200);
+    let start = || {
+        database.start_with(|config| {
+            probing(config);
+            config.probe_interval = Some(every);
+        })
+    };
+    let (one, two) = (start().await, start().await);
+    let clients = [client(&one), client(&two)];
+    let agents = Agents::start().await;
+    agents.register(&clients[0], "well").await;
+    for client in &clients {
+        let knows = async || {
+            let health = client.check_health("well").await;
+            health.is_ok_and(|health| health.probe.is_some_and(|probe| probe.ok))
+        };
+        eventually("it knows how the agent answered", knows).await;
+    }
+    let before = agents.asked();
+    let began = std::time::Instant::now();
+    tokio::time::sleep(10 * every).await;
+    let most = began.elapsed().as_millis() / every.as_millis() + 2;
+    assert!(((agents.asked() - before) as u128) <= most, "asked by both: {}", agents.asked() - before);
+    agents.ill.store(1, Ordering::SeqCst);
+    for client in &clients {
+        let knows = async || {
+            let health = health(client, "well").await;
+            health.reason == Some(UnhealthyReason::ProbeFailed) && health.probe.is_some_and(|probe| !probe.ok)
+        };
+        eventually("it knows that the agent failed", knows).await;
+    }
+    one.shutdown().await;
+    two.shutdown().await;
+}
+
+async fn where_the_one_that_asks_stops_another_takes_over(database: Database) {
+    let one = database.start_with(probing).await;
+    let agents = Agents::start().await;
+    agents.register(&client(&one), "well").await;
+    eventually("it was asked", async || agents.asked() > 0).await;
+    let two = database.start_with(probing).await;
+    one.shutdown().await;
+    let before = agents.asked();
+    eventually("it is asked again", async || agents.asked() > before + 3).await;
+    two.shutdown().await;
+}
+
+async fn where_the_one_that_asks_is_lost_another_takes_over_when_its_lease_runs_out(database: Database) {
+    let lost = "INSERT INTO agent_registry_lease VALUES ('probe', 'lost', now() + interval '1 second')
+                RETURNING extract(epoch FROM until)::float8";
+    let server = database.start_with(probing).await;
+    server.shutdown().await;
+    let mut connection = database.connect().await;
+    sqlx::query("DELETE FROM agent_registry_lease").execute(&mut connection).await.unwrap();
+    let until: f64 = sqlx::query_scalar(lost).fetch_one(&mut connection).await.unwrap();
+    let server = database.start_with(probing).await;
+    let agents = Agents::start().await;
+    agents.register(&client(&server), "well").await;
+    eventually("it is asked", async || agents.asked() > 0).await;
+    let now = "SELECT extract(epoch FROM now())::float8";
+    let now: f64 = sqlx::query_scalar(now).fetch_one(&mut connection).await.unwrap();
+    assert!(now > until, "asked {} s before the lease ran out", until - now);
+    server.shutdown().await;
+}
