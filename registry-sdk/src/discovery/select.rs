@@ -262,8 +262,10 @@ impl Orchestrator {
             let verdict = timeout(query.check_timeout, self.check(health_from, &agent)).await;
             (agent, verdict.unwrap_or(Err(Why::NoAnswer)))
         });
+        // What needs no request is not done ahead.
+        let at_once = if health_from == HealthFrom::Search { 1 } else { query.at_once.max(1) };
         // In the candidates' order, however the answers come in.
-        let mut checks = std::pin::pin!(checks.buffered(query.at_once.max(1)));
+        let mut checks = std::pin::pin!(checks.buffered(at_once));
         while let Some((agent, verdict)) = checks.next().await {
             match verdict {
                 Ok(()) => return Some(agent),

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::store::EventKind;
 
 /// How many changes are kept for watchers that are behind or come back.
-pub(super) const KEPT: i64 = 4_096;
+const KEPT: i64 = 16_384;
 
 /// How many bytes they may have.
 const KEPT_BYTES: usize = 16 * 1_024 * 1_024;

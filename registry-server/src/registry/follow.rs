@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Core;
-use super::events::KEPT;
 use crate::store::{Event, Store, StoreError};
 
 /// How often to look even where nothing was announced: an announcement may be lost with its connection, and
 /// a database that went away announces nothing.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How many of the latest changes are read at the start, for watchers that come back: enough for those of a minute
+/// or so, and few enough not to hold up the start.
+const RECALLED: i64 = 4_096;
 
 /// Follows the database. Wakes at each announcement and every half second; never ends by itself. It may be
 /// cancelled at any await: what is not yet taken over is read again by the next follower.
@@ -61,7 +64,7 @@ async fn reload(core: &Core, seen: i64) -> Result<(), StoreError> {
 /// The latest changes before a revision, as far as they are still there, so that watchers who come back find them.
 pub(super) async fn recent(store: &dyn Store, revision: i64) -> Result<Vec<Event>, StoreError> {
     let mut found: Vec<Event> = Vec::new();
-    let mut after = (revision - KEPT).max(0);
+    let mut after = (revision - RECALLED).max(0);
     while after < revision {
         let mut changed = store.follow(after).await?.changed;
         let Some(last) = changed.last() else { break };

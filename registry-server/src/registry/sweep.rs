@@ -16,7 +16,7 @@ use super::rules::Change;
 const AT_ONCE: usize = 500;
 
 /// How many changes a replica may fall behind before it has to read everything anew.
-const KEEP_EVENTS: i64 = 10_000;
+const KEEP_EVENTS: i64 = 20_000;
 
 /// Sweeps every sweep interval. Never ends by itself; may be cancelled at any await, since every change is
 /// whole.
