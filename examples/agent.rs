@@ -6,10 +6,13 @@
 
 use std::time::Duration;
 
-use axum::routing::{get, post};
+use axum::extract::State;
+use axum::routing::post;
 use axum::{Json, Router};
 use registry_sdk::contract::{Capability, Registration};
-use registry_sdk::{Agent, RegistrationOutcome, RegistryClient, shutdown_signal};
+use registry_sdk::{
+    Agent, HealthEndpoint, RegistrationOutcome, RegistryClient, TaskCounter, shutdown_signal,
+};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -36,10 +39,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     agent.start_heartbeat(Duration::from_secs(30))?;
 
-    let health = json!({"status": "healthy", "agent_id": agent_id});
-    let app = Router::new()
-        .route("/execute", post(execute))
-        .route("/health", get(async move || Json(health.clone())));
+    // Heartbeats tell how busy it is, and orchestrators may choose by that.
+    let tasks = agent.tasks();
+    tasks.set_capacity(8);
+    let health = HealthEndpoint::new(&agent);
+    let app = Router::new().route("/execute", post(execute)).with_state(tasks).merge(health.router());
     axum::serve(listener, app).with_graceful_shutdown(shutdown_signal()).await?;
 
     agent.shutdown().await;
@@ -48,6 +52,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// The agent's own work.
-async fn execute(Json(task): Json<Value>) -> Json<Value> {
+async fn execute(State(tasks): State<TaskCounter>, Json(task): Json<Value>) -> Json<Value> {
+    let _task = tasks.begin();
     Json(json!({"done": true, "task": task}))
 }

@@ -90,7 +90,9 @@ async fn lead(core: &Core, leads: watch::Sender<bool>) {
         core.noticed(&held);
         let held = held.unwrap_or(false);
         if leads.send_replace(held) != held {
-            tracing::info!(leads = held, "this server probes the agents, or no longer");
+            let what =
+                if held { "this server probes the agents" } else { "another server probes the agents" };
+            tracing::info!("{what}");
         }
         sleep(RENEW).await;
     }
@@ -151,7 +153,9 @@ impl Prober {
         let Some(failed) = failed.filter(|failed| *failed != held.agent.probe_failed) else { return };
         // Where it cannot be written now, the next probe finds the same.
         match self.registry.ask(agent_id, Change::Probed { failed }, std::time::Instant::now()).await {
-            Ok(_) => tracing::info!(agent_id, failed, detail = ?answered.outcome.err(), "probed"),
+            Ok(_) => {
+                tracing::info!(agent_id, failed, detail = ?answered.outcome.err(), "a probe found something new");
+            }
             Err(error) => tracing::debug!(agent_id, failed, %error, "could not write what a probe found"),
         }
     }
