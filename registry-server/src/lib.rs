@@ -22,6 +22,7 @@
 //! agent in memory, `store` makes it last.
 
 mod config;
+mod metrics;
 mod registry;
 mod routes;
 mod server;

@@ -12,6 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::routes;
 use crate::store::{PostgresStore, SqliteStore, Store};
@@ -75,6 +76,9 @@ pub enum StartError {
         "another registry-server serves {0}: one SQLite file serves one server; several can share PostgreSQL"
     )]
     DatabaseInUse(PathBuf),
+    /// The metrics cannot be set up: a defect.
+    #[error("cannot set up the metrics")]
+    Metrics(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The address cannot be listened on.
     #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] io::Error),
@@ -119,7 +123,8 @@ impl Server {
         let listener = TcpListener::bind(listen).await.map_err(|error| StartError::Listen(listen, error))?;
         let local_addr = listener.local_addr().map_err(|error| StartError::Listen(listen, error))?;
         let database = without_password(&config.database_url);
-        let registry = Registry::start(store.clone(), config, &tasks, &stop)
+        let metrics = Metrics::new().map_err(|error| StartError::Metrics(error.into()))?;
+        let registry = Registry::start(store.clone(), config, metrics, &tasks, &stop)
             .await
             .map_err(|error| StartError::Database { database, source: error.into() })?;
         tasks.spawn(serve(listener, registry, stop));

@@ -9,6 +9,7 @@ mod deadlines;
 mod errors;
 mod event_stream;
 mod lists;
+mod metrics;
 mod outages;
 mod probes;
 mod registration;

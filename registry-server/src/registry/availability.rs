@@ -63,6 +63,10 @@ impl Availability {
         self.state.lock().last_sweep = Instant::now();
     }
 
+    pub(crate) fn last_sweep_age(&self) -> Duration {
+        self.state.lock().last_sweep.elapsed()
+    }
+
     /// Healthy while the database answers and the sweeper runs.
     pub(crate) fn health(&self, sweep_interval: Duration) -> HealthStatus {
         let state = self.state.lock();

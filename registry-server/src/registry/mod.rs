@@ -16,6 +16,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use registry_sdk::contract::{
     AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, Heartbeat, HeartbeatAck, Registration,
     RegistryStats, ServerHealth, StatusUpdate, Timestamp, heartbeat_timeout, is_agent_id,
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::metrics::{Metrics, Now};
 use crate::store::{Event, EventKind, Store, StoreError, StoredAgent, Touch};
 use availability::Availability;
 use clock::Clock;
@@ -34,6 +36,9 @@ use reports::{Report, Untold};
 use rules::{Change, Outcome, Patience, is_instance};
 use view::{Held, Moment, Read, View};
 pub(crate) use view::{ListQuery, Page, SearchQuery};
+
+/// How long the figures for Prometheus are good.
+const FIGURES_FOR: Duration = Duration::from_secs(1);
 
 /// What the registry could not do.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -53,8 +58,8 @@ pub(crate) enum Error {
     /// The server is shutting down.
     #[error("the server is shutting down, nothing was changed; try again")]
     Stopping,
-    /// A defect: the database refused what passed the checks.
-    #[error("the registry could not store this")]
+    /// A defect: the database refused what passed the checks, for example.
+    #[error("the registry failed at this")]
     Internal,
 }
 
@@ -77,6 +82,9 @@ pub(crate) struct Core {
     started: Instant,
     events: EventLog,
     untold: Untold,
+    metrics: Metrics,
+    /// The figures for Prometheus, and when they were read: several may scrape.
+    figures: Mutex<Option<(RegistryStats, Instant)>>,
     /// Tells this server apart from others over the same database.
     server_id: u64,
 }
@@ -96,6 +104,7 @@ impl Registry {
     pub(crate) async fn start(
         store: Arc<dyn Store>,
         config: Config,
+        metrics: Metrics,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<Arc<Self>, StoreError> {
@@ -112,6 +121,8 @@ impl Registry {
             config,
             started: Instant::now(),
             untold: Untold::default(),
+            metrics,
+            figures: Mutex::default(),
             server_id: RandomState::new().hash_one(std::process::id()),
         });
         core.publish(&recent);
@@ -212,6 +223,29 @@ impl Registry {
 
     pub(crate) async fn stats(&self) -> RegistryStats {
         self.read(|moment| self.core.view.stats(moment)).await
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.core.metrics
+    }
+
+    /// The metrics, in Prometheus' text format.
+    pub(crate) async fn metrics_text(&self) -> Result<String, Error> {
+        let core = &self.core;
+        let known = *core.figures.lock();
+        let stats = if let Some((stats, _)) = known.filter(|(_, read)| read.elapsed() < FIGURES_FOR) {
+            stats
+        } else {
+            let stats = self.stats().await;
+            *core.figures.lock() = Some((stats, Instant::now()));
+            stats
+        };
+        let last_sweep_age = core.availability.last_sweep_age();
+        let database_is_up = core.availability.away_for().is_none();
+        core.metrics.text(&Now { stats, last_sweep_age, database_is_up }).map_err(|error| {
+            tracing::error!(%error, "the metrics cannot be written");
+            Error::Internal
+        })
     }
 
     /// The health of the registry itself.
@@ -322,7 +356,10 @@ impl Core {
     fn take_over(&self, events: &[Event]) {
         for Event { kind, agent } in events {
             match kind {
-                EventKind::Deregistered => self.view.remove(&agent.agent_id, agent.revision),
+                EventKind::Deregistered => {
+                    self.view.remove(&agent.agent_id, agent.revision);
+                    self.metrics.removed(&agent.agent_id);
+                }
                 _ => self.view.put(agent.clone()),
             }
         }

@@ -1,6 +1,7 @@
 //! Agents: registration, heartbeats, status, records and lists.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::extract::State;
@@ -27,7 +28,10 @@ pub(super) async fn heartbeat(
     body: JsonBody,
 ) -> Answer<HeartbeatAck> {
     let beat = Heartbeat::from_json(body.bytes()).map_err(|error| malformed(&error))??;
-    Ok(Json(registry.heartbeat(&id, beat).await?))
+    let began = Instant::now();
+    let heard = registry.heartbeat(&id, beat).await?;
+    registry.metrics().heard(&id, began.elapsed());
+    Ok(Json(heard))
 }
 
 pub(super) async fn set_status(

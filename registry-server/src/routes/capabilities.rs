@@ -28,5 +28,6 @@ pub(super) async fn search(
     }
     let status = check_status(params.status.as_deref())?;
     let limit = check_limit(params.limit)?.unwrap_or(limits::DEFAULT_MATCHES);
+    registry.metrics().searched(&params.q);
     Ok(Json(registry.search(&SearchQuery { q: params.q, status, limit }).await))
 }

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::problem::ApiError;
+use crate::metrics::Watching;
 use crate::registry::{Place, Registry, Step};
 
 /// How long nothing may be sent: proxies and clients take a longer silence for a lost connection.
@@ -28,7 +29,8 @@ pub(super) async fn watch(
     let after = last_event_id(&headers)?;
     let place = registry.events().place(after);
     let moved = registry.events().moved();
-    let watcher = Watcher { registry, place, moved, next: Next::Begin };
+    let counted = registry.metrics().watching();
+    let watcher = Watcher { registry, _counted: counted, place, moved, next: Next::Begin };
     let headers = [
         (CONTENT_TYPE, "text/event-stream"),
         (CACHE_CONTROL, "no-store"),
@@ -47,6 +49,7 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
 /// One who watches.
 struct Watcher {
     registry: Arc<Registry>,
+    _counted: Watching,
     place: Place,
     moved: watch::Receiver<()>,
     next: Next,

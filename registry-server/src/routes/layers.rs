@@ -4,9 +4,10 @@ use std::any::Any;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -29,6 +30,7 @@ pub(super) fn around(routes: Router<Arc<Registry>>, registry: &Arc<Registry>) ->
         .on_failure(DefaultOnFailure::new().level(Level::DEBUG));
     routes
         .layer(from_fn_with_state(registry.clone(), mark_stale))
+        .layer(from_fn_with_state(registry.clone(), measure))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(trace)
         .layer(PropagateRequestIdLayer::x_request_id())
@@ -40,6 +42,24 @@ fn span(request: &Request) -> Span {
     let id = request.extensions().get::<RequestId>();
     let id = id.and_then(|id| id.header_value().to_str().ok()).unwrap_or_default();
     tracing::info_span!("request", id, method = %request.method(), path = request.uri().path())
+}
+
+/// Notes how long an answer took, by the route and not by the path: there are as many paths as callers like.
+async fn measure(State(registry): State<Arc<Registry>>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let path = request.extensions().get::<MatchedPath>().cloned();
+    let method = match *request.method() {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    };
+    let response = next.run(request).await;
+    let route = path.as_ref().map_or("unmatched", MatchedPath::as_str);
+    registry.metrics().answered(method, route, response.status().as_str(), began.elapsed());
+    response
 }
 
 /// Says for how long the database has been away, where a read is answered from memory.

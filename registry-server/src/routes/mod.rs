@@ -6,6 +6,7 @@ mod events;
 mod extract;
 mod health;
 mod layers;
+mod metrics;
 mod problem;
 
 use std::sync::Arc;
@@ -30,6 +31,7 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .route("/health", get(health::server))
         .route("/health/{id}", get(health::agent))
         .route("/stats", get(health::stats))
+        .route("/metrics", get(metrics::scrape))
         .route("/events", get(events::watch))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)

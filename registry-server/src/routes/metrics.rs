@@ -1,0 +1,18 @@
+//! `GET /metrics`: Prometheus' text format
+//! (<https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>).
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::HeaderName;
+use axum::http::header::CONTENT_TYPE;
+
+use super::problem::ApiError;
+use crate::registry::Registry;
+
+pub(super) async fn scrape(
+    State(registry): State<Arc<Registry>>,
+) -> Result<([(HeaderName, &'static str); 1], String), ApiError> {
+    let text = registry.metrics_text().await?;
+    Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))
+}
