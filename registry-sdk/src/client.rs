@@ -11,6 +11,7 @@ use crate::contract::{
     AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, Heartbeat, HeartbeatAck, Registration,
     RegistryStats, ServerHealth, StatusUpdate,
 };
+use crate::credentials::Credentials;
 use crate::error::Error;
 use crate::query::{ListQuery, Page, SearchQuery};
 use crate::retry::RetryPolicy;
@@ -46,6 +47,7 @@ pub struct RegistryClientBuilder {
     url: String,
     timeout: Duration,
     connect_timeout: Duration,
+    credentials: Option<Credentials>,
     retry: RetryPolicy,
 }
 
@@ -64,6 +66,21 @@ impl RegistryClientBuilder {
         self
     }
 
+    /// Sends a token with every request to the registry: `Authorization: Bearer …`. It is never logged, and not sent to
+    /// agents. Default: none.
+    #[must_use]
+    pub fn token(self, token: impl Into<String>) -> Self {
+        let token = token.into();
+        self.token_provider(move || token.clone())
+    }
+
+    /// The same for tokens that are renewed: asks for the present one before every request. It must not block.
+    #[must_use]
+    pub fn token_provider(mut self, token: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        self.credentials = Some(Credentials::new(token));
+        self
+    }
+
     /// How failed calls are repeated. Default: [`RetryPolicy::discovery`].
     #[must_use]
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
@@ -76,7 +93,7 @@ impl RegistryClientBuilder {
     /// # Errors
     /// [`Error::Setup`] where the URL is none.
     pub fn build(self) -> Result<RegistryClient, Error> {
-        let transport = Transport::new(&self.url, self.timeout, self.connect_timeout)?;
+        let transport = Transport::new(&self.url, self.timeout, self.connect_timeout, self.credentials)?;
         Ok(RegistryClient { transport, retry: self.retry })
     }
 }
@@ -99,6 +116,7 @@ impl RegistryClient {
             url: url.into(),
             timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(2),
+            credentials: None,
             retry: RetryPolicy::discovery(),
         }
     }

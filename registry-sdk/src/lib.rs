@@ -78,6 +78,8 @@ mod agent;
 #[cfg(feature = "client")]
 mod client;
 #[cfg(feature = "client")]
+mod credentials;
+#[cfg(feature = "client")]
 mod error;
 #[cfg(feature = "axum")]
 mod health;

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use backon::Retryable;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode};
 use tokio::time::Instant;
 use tracing::Instrument;
 use url::Url;
 
 use crate::contract::{FieldError, Problem};
+use crate::credentials::Credentials;
 use crate::error::Error;
 use crate::metrics;
 use crate::retry::RetryPolicy;
@@ -29,6 +30,7 @@ pub(crate) struct Transport {
     http: reqwest::Client,
     targets: Targets,
     attempt_timeout: Duration,
+    credentials: Option<Credentials>,
 }
 
 /// A request, as it can be sent any number of times.
@@ -57,6 +59,7 @@ impl Transport {
         urls: &str,
         attempt_timeout: Duration,
         connect_timeout: Duration,
+        credentials: Option<Credentials>,
     ) -> Result<Self, Error> {
         let targets = Targets::parse(urls)?;
         let http = reqwest::Client::builder()
@@ -65,7 +68,7 @@ impl Transport {
             .user_agent(concat!("registry-sdk/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| Error::Setup(format!("the HTTP client cannot be set up: {}", chain(&error))))?;
-        Ok(Self { http, targets, attempt_timeout })
+        Ok(Self { http, targets, attempt_timeout, credentials })
     }
 
     pub(crate) fn http(&self) -> reqwest::Client {
@@ -168,6 +171,9 @@ impl Transport {
         let mut builder = self.http.request(request.method.clone(), request.url(base)?);
         if let Some(body) = &request.body {
             builder = builder.header(CONTENT_TYPE, "application/json").body(body.clone());
+        }
+        if let Some(credentials) = &self.credentials {
+            builder = builder.header(AUTHORIZATION, credentials.header()?);
         }
         if let Some(id) = &request.last_event_id {
             builder = builder.header("last-event-id", id);

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -55,6 +56,10 @@ pub struct Config {
     #[arg(long, value_name = "DUR", env = "REGISTRY_REMOVE_AFTER", value_parser = duration)]
     pub remove_after: Option<Duration>,
 
+    /// Ask every caller for a token, of those in this TOML file; SIGHUP reads it anew [default: nobody is asked].
+    #[arg(long, value_name = "FILE", env = "REGISTRY_TOKENS_FILE")]
+    pub tokens_file: Option<PathBuf>,
+
     /// Ask each agent itself how it is, at GET {base_url}/health, every so often [default: no agent is asked].
     ///
     /// Two failures in a row make an agent unhealthy, one success heals it. Of several servers over one database
@@ -96,6 +101,7 @@ impl Default for Config {
             heartbeat_timeout: Duration::from_secs(60),
             sweep_interval: Duration::from_secs(5),
             remove_after: None,
+            tokens_file: None,
             probe_interval: None,
             probe_timeout: Duration::from_secs(2),
             probe_concurrency: NonZeroUsize::MIN.saturating_add(63),

@@ -27,6 +27,8 @@ mod registry;
 mod routes;
 mod server;
 mod store;
+mod tokens;
 
 pub use config::Config;
 pub use server::{Server, StartError};
+pub use tokens::{NewToken, TokensError};

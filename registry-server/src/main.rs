@@ -5,15 +5,18 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use registry_server::{Config, Server};
+use registry_server::{Config, NewToken, Server};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// A registry of agents: they announce what they can do, and others find those that are alive.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version, about, args_conflicts_with_subcommands = true)]
 #[expect(clippy::doc_markdown, reason = "`--help` shows these comments as they are")]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     #[command(flatten)]
     config: Config,
 
@@ -24,6 +27,36 @@ struct Arguments {
     /// What to log: a level, or a filter such as registry_server=debug.
     #[arg(long, value_name = "FILTER", env = "REGISTRY_LOG", default_value = "info")]
     log: String,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Tokens for --tokens-file.
+    #[command(subcommand)]
+    Token(TokenCommand),
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum TokenCommand {
+    /// Makes a token, and the entry for the file: the token itself is shown this once.
+    New {
+        /// Whose it is.
+        #[arg(long, default_value = "a-name-of-its-own")]
+        name: String,
+        /// What it allows.
+        #[arg(long, value_enum, default_value_t = ScopeName::Read)]
+        scope: ScopeName,
+        /// For the scope agent: which agents it may register and speak for, such as team-a-*; repeatable.
+        #[arg(long = "agent", value_name = "PATTERN", required_if_eq("scope", "agent"))]
+        agents: Vec<String>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum ScopeName {
+    Read,
+    Agent,
+    Admin,
 }
 
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
@@ -38,9 +71,10 @@ enum LogFormat {
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = match start_log(&arguments) {
-        Ok(()) => run(arguments.config).await,
-        Err(error) => Err(error),
+    let outcome = match (&arguments.command, start_log(&arguments)) {
+        (_, Err(error)) => Err(error),
+        (Some(Command::Token(command)), Ok(())) => token(command),
+        (None, Ok(())) => run(arguments.config).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -61,16 +95,42 @@ async fn main() -> ExitCode {
 
 async fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
     let server = Server::bind(config).await?;
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("told to stop (SIGTERM)"),
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted?;
-            tracing::info!("told to stop (Ctrl-C)");
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {
+                tracing::info!("told to stop (SIGTERM)");
+                break;
+            }
+            interrupted = tokio::signal::ctrl_c() => {
+                interrupted?;
+                tracing::info!("told to stop (Ctrl-C)");
+                break;
+            }
+            _ = hang_up.recv() => {
+                if let Err(error) = server.reload_tokens() {
+                    tracing::error!(%error, "the tokens stay as they were");
+                }
+            }
         }
     }
     server.shutdown().await;
     tracing::info!("stopped");
+    Ok(())
+}
+
+fn token(TokenCommand::New { name, scope, agents }: &TokenCommand) -> Result<(), Box<dyn Error>> {
+    let NewToken { token, sha256 } = NewToken::draw()?;
+    let scope = match scope {
+        ScopeName::Read => "scope = \"read\"".to_owned(),
+        ScopeName::Admin => "scope = \"admin\"".to_owned(),
+        // Debug quotes texts as TOML reads them.
+        ScopeName::Agent => format!("scope = \"agent\"\nagents = {agents:?}"),
+    };
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "# The token, which is shown this once: {token}")?;
+    writeln!(out, "[[token]]\nname = {name:?}\nsha256 = \"{sha256}\"\n{scope}")?;
     Ok(())
 }
 

@@ -14,8 +14,9 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
-use crate::routes;
+use crate::routes::{self, Gate};
 use crate::store::{PostgresStore, SqliteStore, Store};
+use crate::tokens::TokensError;
 
 /// How long requests in flight may take to finish once the server has been told to stop.
 const GRACE: Duration = Duration::from_secs(10);
@@ -32,6 +33,7 @@ pub struct Server {
     /// Knows when they have.
     tasks: TaskTracker,
     store: StoreHandle,
+    gate: Arc<Gate>,
 }
 
 /// What the server closes last.
@@ -76,6 +78,9 @@ pub enum StartError {
         "another registry-server serves {0}: one SQLite file serves one server; several can share PostgreSQL"
     )]
     DatabaseInUse(PathBuf),
+    /// The tokens file cannot be used.
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
     /// The metrics cannot be set up: a defect.
     #[error("cannot set up the metrics")]
     Metrics(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -118,6 +123,7 @@ impl Server {
         let stop = CancellationToken::new();
         let guard = stop.clone().drop_guard();
         let tasks = TaskTracker::new();
+        let gate = Arc::new(Gate::open(config.tokens_file.clone())?);
         let store = open(&config.database_url, &tasks, &stop).await?;
         let listen = config.listen;
         let listener = TcpListener::bind(listen).await.map_err(|error| StartError::Listen(listen, error))?;
@@ -127,10 +133,24 @@ impl Server {
         let registry = Registry::start(store.clone(), config, metrics, &tasks, &stop)
             .await
             .map_err(|error| StartError::Database { database, source: error.into() })?;
-        tasks.spawn(serve(listener, registry, stop));
+        if gate.is_open() && !local_addr.ip().is_loopback() {
+            tracing::warn!(
+                %local_addr,
+                "whoever reaches this address may register and remove agents: see --tokens-file"
+            );
+        }
+        tasks.spawn(serve(listener, registry, gate.clone(), stop));
         tasks.close();
         tracing::info!(%local_addr, store = store.name(), "serving");
-        Ok(Self { local_addr, stop: guard, tasks, store: StoreHandle(store) })
+        Ok(Self { local_addr, stop: guard, tasks, store: StoreHandle(store), gate })
+    }
+
+    /// Reads the tokens file anew, where there is one. No request is dropped.
+    ///
+    /// # Errors
+    /// Where it cannot be used: then the tokens stay as they were.
+    pub fn reload_tokens(&self) -> Result<(), TokensError> {
+        self.gate.reload()
     }
 
     /// The address it listens on.
@@ -174,13 +194,13 @@ async fn open(
     }
 }
 
-async fn serve(listener: TcpListener, registry: Arc<Registry>, stop: CancellationToken) {
+async fn serve(listener: TcpListener, registry: Arc<Registry>, gate: Arc<Gate>, stop: CancellationToken) {
     let listener = listener.tap_io(|connection| {
         // Without it small answers wait for the client's acknowledgement. One that cannot be set costs speed.
         let _ = connection.set_nodelay(true);
     });
     let stopped = stop.clone();
-    let serving = axum::serve(listener, routes::router(registry.clone()))
+    let serving = axum::serve(listener, routes::router(registry.clone(), gate))
         .with_graceful_shutdown(async move { stopped.cancelled().await });
     let too_long = async {
         stop.cancelled().await;

@@ -22,20 +22,28 @@ fn run(arguments: &[&str]) -> Output {
 /// A running program. It is killed where the test fails.
 struct Running {
     child: Child,
+    url: String,
     client: RegistryClient,
 }
 
 impl Running {
     /// Starts it on a file, and reads from its log where it listens.
     fn start(database: &Path) -> Self {
+        Self::start_with(database, &[])
+    }
+
+    fn start_with(database: &Path, arguments: &[&str]) -> Self {
         let url = format!("sqlite://{}", database.display());
-        let mut child = program().args(["--listen", "127.0.0.1:0", "--database-url", &url]).spawn().unwrap();
+        let mut command = program();
+        command.args(["--listen", "127.0.0.1:0", "--database-url", &url]).args(arguments);
+        let mut child = command.spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
         let line = log.find(|line| line.as_ref().unwrap().contains("local_addr=")).unwrap().unwrap();
         let address = line.split("local_addr=").nth(1).unwrap().split_whitespace().next().unwrap();
         // The rest of the log is read to its end, so that the program never waits for a full pipe.
         std::thread::spawn(move || log.for_each(drop));
-        Self { child, client: RegistryClient::new(format!("http://{address}")).unwrap() }
+        let url = format!("http://{address}");
+        Self { child, client: RegistryClient::new(&url).unwrap(), url }
     }
 
     fn signal(&mut self, signal: &str) -> std::process::ExitStatus {
@@ -133,5 +141,49 @@ fn help_lists_every_flag_with_its_variable_and_default() {
         let (_, after) = help.split_once(flag).unwrap();
         let section = after.split("\n      --").next().unwrap();
         assert!(section.contains(variable) && section.contains(default), "{flag}: {section}");
+    }
+}
+
+#[tokio::test]
+async fn a_new_token_goes_into_the_file_and_a_hang_up_reads_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokens.toml");
+    std::fs::write(&file, "").unwrap();
+    let database = folder.path().join("registry.db");
+    let server = Running::start_with(&database, &["--tokens-file", &file.display().to_string()]);
+    let address = server.client.clone();
+    assert!(matches!(address.get_stats().await, Err(registry_sdk::Error::Denied { status: 401, .. })));
+
+    let made = run(&["token", "new", "--name", "ci", "--scope", "agent", "--agent", "agent-*"]);
+    let text = String::from_utf8(made.stdout).unwrap();
+    assert!(made.status.success() && text.contains("agents = [\"agent-*\"]"), "{text}");
+    let token = text.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned();
+    std::fs::write(&file, &text).unwrap();
+    let pid = server.child.id().to_string();
+    assert!(Command::new("kill").args(["-s", "HUP", &pid]).status().unwrap().success());
+
+    let client = RegistryClient::builder(server.url.clone()).token(token).build().unwrap();
+    while client.get_stats().await.is_err() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    client.register(&registration(1)).await.unwrap();
+
+    let refused = run(&["token", "new", "--scope", "agent"]);
+    assert!(!refused.status.success(), "an agent's token has to say for which agents");
+}
+
+#[test]
+fn a_tokens_file_that_cannot_be_used_is_said_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokens.toml").display().to_string();
+    let start =
+        || run(&["--listen", "127.0.0.1:0", "--database-url", "sqlite::memory:", "--tokens-file", &file]);
+    for (text, expected) in [(None, "cannot read the tokens file"), (Some("[[token]]"), "missing field")] {
+        if let Some(text) = text {
+            std::fs::write(&file, text).unwrap();
+        }
+        let ended = start();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert!(!ended.status.success() && said.contains(expected), "{said}");
     }
 }

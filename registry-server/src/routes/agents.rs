@@ -11,22 +11,30 @@ use axum::response::{IntoResponse, Response};
 use registry_sdk::contract::{AgentRecord, Heartbeat, HeartbeatAck, Registration, StatusUpdate, is_agent_id};
 use serde::Deserialize;
 
+use super::auth::Caller;
 use super::extract::{AgentId, JsonBody, Params, check_limit, check_status, malformed};
 use super::problem::ApiError;
 use crate::registry::{ListQuery, Registry};
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
-pub(super) async fn register(State(registry): State<Arc<Registry>>, body: JsonBody) -> Answer<AgentRecord> {
+pub(super) async fn register(
+    State(registry): State<Arc<Registry>>,
+    caller: Caller,
+    body: JsonBody,
+) -> Answer<AgentRecord> {
     let registration = Registration::from_json(body.bytes()).map_err(|error| malformed(&error))??;
+    caller.speaks_for(&registration.agent_id)?;
     Ok(Json(registry.register(registration).await?))
 }
 
 pub(super) async fn heartbeat(
     State(registry): State<Arc<Registry>>,
     AgentId(id): AgentId,
+    caller: Caller,
     body: JsonBody,
 ) -> Answer<HeartbeatAck> {
+    caller.speaks_for(&id)?;
     let beat = Heartbeat::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     let began = Instant::now();
     let heard = registry.heartbeat(&id, beat).await?;
@@ -37,8 +45,10 @@ pub(super) async fn heartbeat(
 pub(super) async fn set_status(
     State(registry): State<Arc<Registry>>,
     AgentId(id): AgentId,
+    caller: Caller,
     body: JsonBody,
 ) -> Answer<AgentRecord> {
+    caller.speaks_for(&id)?;
     let update = StatusUpdate::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     Ok(Json(registry.set_status(&id, update).await?))
 }
@@ -50,7 +60,9 @@ pub(super) async fn show(State(registry): State<Arc<Registry>>, AgentId(id): Age
 pub(super) async fn remove(
     State(registry): State<Arc<Registry>>,
     AgentId(id): AgentId,
+    caller: Caller,
 ) -> Result<StatusCode, ApiError> {
+    caller.speaks_for(&id)?;
     registry.remove(&id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

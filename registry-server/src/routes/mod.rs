@@ -1,6 +1,7 @@
 //! The whole API in one short router. A handler reads the request, calls the registry, answers.
 
 mod agents;
+mod auth;
 mod capabilities;
 mod events;
 mod extract;
@@ -14,13 +15,15 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, Uri};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post, put};
 use registry_sdk::contract::limits;
 
 use crate::registry::Registry;
+pub(crate) use auth::Gate;
 use problem::ApiError;
 
-pub(crate) fn router(registry: Arc<Registry>) -> Router {
+pub(crate) fn router(registry: Arc<Registry>, gate: Arc<Gate>) -> Router {
     let routes = Router::new()
         .route("/register", post(agents::register))
         .route("/agents", get(agents::list))
@@ -35,7 +38,8 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .route("/events", get(events::watch))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(DefaultBodyLimit::max(limits::BODY_BYTES));
+        .layer(DefaultBodyLimit::max(limits::BODY_BYTES))
+        .layer(from_fn_with_state(gate, auth::check));
     layers::around(routes, &registry).with_state(registry)
 }
 

@@ -1,0 +1,33 @@
+//! What a client shows to be let in.
+
+use std::fmt;
+use std::sync::Arc;
+
+use reqwest::header::HeaderValue;
+
+use crate::error::Error;
+
+/// Gives the token of the moment. Never shown, not even for debugging.
+#[derive(Clone)]
+pub(crate) struct Credentials(Arc<dyn Fn() -> String + Send + Sync>);
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(…)")
+    }
+}
+
+impl Credentials {
+    pub(crate) fn new(token: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        Self(Arc::new(token))
+    }
+
+    /// The value of an `Authorization` header (RFC 6750, section 2.1).
+    pub(crate) fn header(&self) -> Result<HeaderValue, Error> {
+        let wrong = |_| Error::Setup("the token has characters that no header can have".to_owned());
+        let mut value = HeaderValue::try_from(format!("Bearer {}", (self.0)())).map_err(wrong)?;
+        // So that nothing below logs it.
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}

@@ -1,0 +1,115 @@
+//! Who calls, and whether they may.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use parking_lot::RwLock;
+
+use super::problem::ApiError;
+use crate::tokens::{Token, Tokens, TokensError};
+
+/// What anybody may ask for: whether the server is well, since load balancers have no token.
+const OPEN: [&str; 1] = ["/health"];
+
+/// Checks credentials, where there is a file of tokens.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    file: Option<PathBuf>,
+    tokens: RwLock<Arc<Tokens>>,
+}
+
+/// Who calls. A handler that changes something asks whether they may.
+#[derive(Clone, Debug)]
+pub(super) enum Caller {
+    /// No credentials are asked for.
+    Anyone,
+    /// The bearer of a token.
+    Bearer(Arc<Token>),
+}
+
+impl Gate {
+    pub(crate) fn open(file: Option<PathBuf>) -> Result<Self, TokensError> {
+        let gate = Self { file, tokens: RwLock::default() };
+        gate.reload()?;
+        Ok(gate)
+    }
+
+    /// Reads the file anew. Requests under way go by what was read before; where it cannot be used, so do all.
+    pub(crate) fn reload(&self) -> Result<(), TokensError> {
+        if let Some(file) = &self.file {
+            let tokens = Tokens::read(file)?;
+            tracing::info!(file = %file.display(), tokens = tokens.len(), "read the tokens");
+            *self.tokens.write() = Arc::new(tokens);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.file.is_none()
+    }
+
+    fn admit(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+        if self.is_open() {
+            return Ok(Caller::Anyone);
+        }
+        let tokens = self.tokens.read().clone();
+        let presented =
+            bearer(headers).ok_or_else(|| unauthorized("send a token: Authorization: Bearer …"))?;
+        let token = tokens.find(presented, SystemTime::now());
+        token.map(Caller::Bearer).ok_or_else(|| unauthorized("the token is unknown, or has expired"))
+    }
+}
+
+/// Lets nobody through who has no token, where tokens are asked for.
+pub(super) async fn check(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
+    let caller =
+        if OPEN.contains(&request.uri().path()) { Ok(Caller::Anyone) } else { gate.admit(request.headers()) };
+    match caller {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(refused) => refused.into_response(),
+    }
+}
+
+impl Caller {
+    /// Refuses a change of an agent that is not theirs.
+    pub(super) fn speaks_for(&self, agent_id: &str) -> Result<(), ApiError> {
+        match self {
+            Self::Bearer(token) if !token.may_speak_for(agent_id) => {
+                let name = &token.name;
+                let detail = format!("the token {name:?} does not allow to change the agent {agent_id:?}");
+                Err(ApiError::new(StatusCode::FORBIDDEN, detail))
+            }
+            Self::Bearer(_) | Self::Anyone => Ok(()),
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        // A route that was forgotten behind the gate lets nobody through.
+        let caller = parts.extensions.get::<Self>().cloned();
+        caller.ok_or_else(|| unauthorized("nobody has looked at the credentials"))
+    }
+}
+
+/// The token in `Authorization: Bearer …` (RFC 6750, section 2.1).
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+fn unauthorized(detail: &str) -> ApiError {
+    ApiError::new(StatusCode::UNAUTHORIZED, detail)
+}
