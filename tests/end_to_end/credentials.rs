@@ -1,5 +1,6 @@
 //! Tokens: who is let in, and to what.
 
+use std::fmt::Write;
 use std::path::PathBuf;
 
 use registry_sdk::contract::AgentStatus;
@@ -36,7 +37,7 @@ impl File {
         let mut tokens = Vec::new();
         for (number, entry) in entries.iter().enumerate() {
             let NewToken { token, sha256, .. } = NewToken::draw().unwrap();
-            text += &format!("[[token]]\nname = \"token {number}\"\nsha256 = \"{sha256}\"\n{entry}\n");
+            writeln!(text, "[[token]]\nname = \"token {number}\"\nsha256 = \"{sha256}\"\n{entry}").unwrap();
             tokens.push(token);
         }
         std::fs::write(&self.path, text).unwrap();

@@ -1,0 +1,113 @@
+//! One function a command.
+
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+
+use registry_sdk::contract::{AgentStatus, CapabilityMatch, Invalid, Registration};
+use registry_sdk::{Error, ListQuery, RegistryClient, RetryPolicy, SearchQuery, WatchEvent};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::output::Output;
+use crate::{Answer, Command, Failure};
+
+/// How often it is looked for an agent that is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+pub(crate) async fn run(
+    command: Command,
+    client: &RegistryClient,
+    output: &Output,
+) -> Result<Answer, Failure> {
+    match command {
+        Command::Agents { status } => {
+            let query = ListQuery { status, ..ListQuery::all() };
+            output.agents(&client.list_agents(query).await?.agents)?;
+        }
+        Command::Show { id } => output.agent(&client.get_agent(&id).await?)?,
+        Command::Search { words, limit } => {
+            let mut query = SearchQuery::new(words.join(" "));
+            query.limit = limit;
+            let found = client.search_capabilities(query).await?;
+            output.matches(&found)?;
+            return Ok(if found.is_empty() { Answer::No } else { Answer::Yes });
+        }
+        Command::Health { id } => {
+            let health = client.check_health(&id).await?;
+            output.health(&health)?;
+            return Ok(if health.is_healthy() { Answer::Yes } else { Answer::No });
+        }
+        Command::Stats => output.stats(&client.get_stats().await?)?,
+        Command::Watch => return watch(client, output).await,
+        Command::Register { file } => output.agent(&client.register(&read(&file)?).await?)?,
+        Command::Offline { id } => output.agent(&client.update_status(&id, AgentStatus::Offline).await?)?,
+        Command::Remove { id } => {
+            client.deregister(&id).await?;
+            output.done(&format!("{id} is removed"))?;
+        }
+        Command::Wait { capability, timeout } => {
+            let Some(found) = wait(client, &capability.join(" "), timeout).await? else {
+                output.note(&format!("no healthy agent can do that after {timeout:?}"))?;
+                return Ok(Answer::No);
+            };
+            output.matches(&[found])?;
+        }
+        // Needs no registry, and was answered before.
+        Command::Completions { .. } => {}
+    }
+    Ok(Answer::Yes)
+}
+
+async fn watch(client: &RegistryClient, output: &Output) -> Result<Answer, Failure> {
+    let mut watch = client.watch();
+    let mut last = None;
+    while let Some(event) = watch.next().await {
+        output.event(&event)?;
+        if let WatchEvent::Interrupted(error) = event {
+            last = Some(error);
+        }
+    }
+    // It only ends where no further attempt would help, and says why before.
+    Err(last.unwrap_or_else(|| Error::Setup("the watch has ended".to_owned())).into())
+}
+
+fn read(file: &Path) -> Result<Registration, Failure> {
+    let name = file.display();
+    let mut body = Vec::new();
+    let read = if file == Path::new("-") {
+        std::io::stdin().read_to_end(&mut body)
+    } else {
+        std::fs::File::open(file).and_then(|mut file| file.read_to_end(&mut body))
+    };
+    read.map_err(|error| Failure::Input(format!("cannot read {name}: {error}")))?;
+    let parsed = Registration::from_json(&body)
+        .map_err(|error| Failure::Input(format!("{name} is no registration as JSON: {error}")))?;
+    parsed.map_err(|Invalid(errors)| {
+        let errors: Vec<String> = errors.iter().map(|error| format!("\n  {error}")).collect();
+        Failure::Input(format!("{name} cannot be registered:{}", errors.concat()))
+    })
+}
+
+/// The best healthy agent, as soon as there is one. A registry that is not there yet is waited for as well.
+async fn wait(client: &RegistryClient, q: &str, limit: Duration) -> Result<Option<CapabilityMatch>, Error> {
+    let deadline = Instant::now() + limit;
+    let client = client.with_retry(RetryPolicy::none());
+    loop {
+        match timeout_at(deadline, client.search_capabilities(q)).await {
+            Ok(Ok(found)) => {
+                let is_healthy =
+                    |one: &CapabilityMatch| one.healthy.unwrap_or(one.status != AgentStatus::Offline);
+                if let Some(found) = found.into_iter().find(is_healthy) {
+                    return Ok(Some(found));
+                }
+            }
+            Ok(Err(error)) if !error.is_retryable() => return Err(error),
+            Ok(Err(error)) if Instant::now() >= deadline => return Err(error),
+            Ok(Err(_)) | Err(_) => {}
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        sleep(LOOK_EVERY.min(deadline - Instant::now())).await;
+    }
+}

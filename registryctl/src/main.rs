@@ -1,0 +1,191 @@
+//! An agent registry's command line.
+
+mod commands;
+mod output;
+
+use std::error::Error as _;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use registry_sdk::contract::AgentStatus;
+use registry_sdk::{Error, RegistryClient};
+
+/// Look around in an agent registry, and change it.
+///
+/// Prints tables on a terminal and JSON elsewhere. Ends with 0 where all is well, 1 where something failed, 2 where it
+/// was called wrongly, 3 where the answer is no (unknown, unhealthy, nothing found, not in time), and 4 where the
+/// registry cannot be reached.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// The registry; several URLs of one with commas between.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "REGISTRY_URL",
+        default_value = "http://127.0.0.1:8009"
+    )]
+    registry_url: String,
+
+    /// The token to show.
+    #[arg(long, global = true, env = "REGISTRY_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+
+    /// Print JSON, also on a terminal.
+    #[arg(long, global = true)]
+    json: bool,
+
+    /// Print tables, also where it is no terminal.
+    #[arg(long, global = true, conflicts_with = "json")]
+    table: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List all agents.
+    Agents {
+        /// Only those that are active, busy or offline.
+        #[arg(long)]
+        status: Option<AgentStatus>,
+    },
+    /// Show one agent: what it is, what it can do, and when it was last heard of.
+    Show {
+        /// Its id.
+        id: String,
+    },
+    /// Find agents by what they can do, the best match first. Ends with 3 where there are none.
+    Search {
+        /// Words that their capabilities have to have.
+        #[arg(required = true)]
+        words: Vec<String>,
+        /// How many at most.
+        #[arg(long)]
+        limit: Option<usize>,
+    },
+    /// Say whether an agent is healthy. Ends with 3 where it is not.
+    Health {
+        /// Its id.
+        id: String,
+    },
+    /// Count agents and capabilities.
+    Stats,
+    /// Print every change as it happens, until Ctrl-C.
+    Watch,
+    /// Register an agent. Without heartbeats it goes offline after the registry's time-out.
+    Register {
+        /// A file with the registration as JSON; - is the standard input.
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Set an agent offline.
+    Offline {
+        /// Its id.
+        id: String,
+    },
+    /// Remove an agent from the registry.
+    Remove {
+        /// Its id.
+        id: String,
+    },
+    /// Wait until a healthy agent can do something, and print it. Ends with 3 where none can in time.
+    Wait {
+        /// What it has to be able to do, in words.
+        #[arg(required = true)]
+        capability: Vec<String>,
+        /// How long to wait, such as 30s or 2m.
+        #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+        timeout: Duration,
+    },
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which.
+        shell: Shell,
+    },
+}
+
+/// How it ended, where nothing failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Yes,
+    No,
+}
+
+/// What went wrong.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Registry(Error),
+    /// A file that cannot be read, or is not what it should be.
+    Input(String),
+    Output(io::Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Registry(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments).await {
+        Ok(Answer::Yes) => ExitCode::SUCCESS,
+        Ok(Answer::No) => ExitCode::from(3),
+        Err(failure) => explain(&failure),
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<Answer, Failure> {
+    if let Command::Completions { shell } = arguments.command {
+        clap_complete::generate(shell, &mut Arguments::command(), "registryctl", &mut io::stdout());
+        return Ok(Answer::Yes);
+    }
+    let mut builder = RegistryClient::builder(&arguments.registry_url);
+    if let Some(token) = arguments.token.as_deref() {
+        builder = builder.token(token);
+    }
+    let client = builder.build()?;
+    let output = output::Output::new(arguments.json, arguments.table);
+    commands::run(arguments.command, &client, &output).await
+}
+
+/// Says what went wrong, on standard error, and what that makes of the exit code.
+fn explain(failure: &Failure) -> ExitCode {
+    let (text, code) = match failure {
+        // Whoever read it has read enough.
+        Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
+        Failure::Output(error) => (format!("cannot print: {error}"), 1),
+        Failure::Input(text) => (text.clone(), 1),
+        Failure::Registry(error) => {
+            let mut text = error.to_string();
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                text.push_str(": ");
+                text.push_str(&error.to_string());
+                cause = error.source();
+            }
+            let code = match error {
+                Error::NotFound { .. } => 3,
+                error if error.is_retryable() => 4,
+                _ => 1,
+            };
+            (text, code)
+        }
+    };
+    let _ = writeln!(io::stderr(), "registryctl: {text}");
+    ExitCode::from(code)
+}

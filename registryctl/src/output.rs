@@ -1,0 +1,245 @@
+//! What is printed: tables for people, JSON for programs.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, SystemTime};
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table};
+use registry_sdk::WatchEvent;
+use registry_sdk::contract::{
+    AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, RegistryStats, Timestamp,
+};
+use serde::Serialize;
+use serde_json::json;
+
+/// How to print.
+#[derive(Debug)]
+pub(crate) struct Output {
+    json: bool,
+    /// On a terminal, unless `NO_COLOR` is set to something (<https://no-color.org>).
+    colours: bool,
+}
+
+impl Output {
+    pub(crate) fn new(json: bool, table: bool) -> Self {
+        let is_terminal = io::stdout().is_terminal();
+        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self { json: json || !(is_terminal || table), colours: is_terminal && !no_colour }
+    }
+
+    pub(crate) fn agents(&self, agents: &[AgentRecord]) -> io::Result<()> {
+        if self.json {
+            return print_json(agents);
+        }
+        let mut table = self.table(["ID", "NAME", "STATUS", "LAST HEARD", "CAPABILITIES", "URL"]);
+        for agent in agents {
+            let names: Vec<&str> = agent.capabilities.iter().map(|capability| &*capability.name).collect();
+            table.add_row([
+                Cell::new(shown(&agent.agent_id)),
+                Cell::new(shown(&agent.agent_name)),
+                self.status(agent.status, agent.healthy),
+                Cell::new(ago(agent.last_heartbeat)),
+                Cell::new(shown(&names.join(", "))),
+                Cell::new(shown(&agent.base_url)),
+            ]);
+        }
+        print(&table)
+    }
+
+    pub(crate) fn agent(&self, agent: &AgentRecord) -> io::Result<()> {
+        if self.json {
+            return print_json(agent);
+        }
+        let mut table = Self::rows();
+        let mut row = |name: &str, cell: Cell| {
+            table.add_row([Cell::new(name), cell]);
+        };
+        row("id", Cell::new(shown(&agent.agent_id)));
+        row("name", Cell::new(shown(&agent.agent_name)));
+        row("status", self.status(agent.status, agent.healthy));
+        row("url", Cell::new(shown(&agent.base_url)));
+        row("last heard", Cell::new(ago(agent.last_heartbeat)));
+        row("registered", Cell::new(agent.registered_at.map_or_else(String::new, |time| time.to_string())));
+        row("may be silent for", Cell::new(agent.heartbeat_timeout.map_or_else(String::new, whole_seconds)));
+        row("load", Cell::new(load(agent.load, agent.active_tasks)));
+        for (key, value) in &agent.metadata {
+            row(&format!("metadata {}", shown(key)), Cell::new(shown(&value.to_string())));
+        }
+        for capability in &agent.capabilities {
+            let mut text = shown(&capability.name);
+            for more in [&capability.description, &capability.tags.join(", ")] {
+                if !more.is_empty() {
+                    text.push('\n');
+                    text.push_str(&shown(more));
+                }
+            }
+            row("can do", Cell::new(text));
+        }
+        print(&table)
+    }
+
+    pub(crate) fn matches(&self, found: &[CapabilityMatch]) -> io::Result<()> {
+        if self.json {
+            return print_json(found);
+        }
+        let mut table = self.table(["SCORE", "ID", "CAPABILITY", "STATUS", "LOAD", "COST", "URL"]);
+        for one in found {
+            table.add_row([
+                Cell::new(one.score.map_or_else(String::new, |score| format!("{score:.2}"))),
+                Cell::new(shown(&one.agent_id)),
+                Cell::new(shown(&one.capability)),
+                self.status(one.status, one.healthy),
+                Cell::new(load(one.load, one.active_tasks)),
+                Cell::new(shown(one.cost_estimate.as_deref().unwrap_or_default())),
+                Cell::new(shown(&one.base_url)),
+            ]);
+        }
+        print(&table)
+    }
+
+    pub(crate) fn health(&self, health: &AgentHealth) -> io::Result<()> {
+        if self.json {
+            return print_json(health);
+        }
+        let mut table = Self::rows();
+        let status = health.agent_status.unwrap_or(AgentStatus::Offline);
+        table.add_row([Cell::new(shown(&health.agent_id)), self.status(status, Some(health.is_healthy()))]);
+        if let Some(reason) = health.reason.map(|reason| json!(reason)) {
+            table.add_row(["why", reason.as_str().unwrap_or_default()]);
+        }
+        table.add_row(["last heard", &ago(health.last_heartbeat)]);
+        if let Some(probe) = &health.probe {
+            let said = probe.detail.as_deref().unwrap_or("it answered well");
+            table.add_row(["last probe", &format!("{}: {}", ago(Some(probe.checked_at)), shown(said))]);
+        }
+        print(&table)
+    }
+
+    pub(crate) fn stats(&self, stats: &RegistryStats) -> io::Result<()> {
+        if self.json {
+            return print_json(stats);
+        }
+        let mut table = Self::rows();
+        for (name, count) in [
+            ("agents", stats.total_agents),
+            ("active", stats.active_agents),
+            ("busy", stats.busy_agents),
+            ("offline", stats.offline_agents),
+            ("of those fell silent", stats.stale_agents),
+            ("capabilities", stats.total_capabilities),
+            ("distinct", stats.distinct_capabilities),
+        ] {
+            table.add_row([name.to_owned(), count.to_string()]);
+        }
+        print(&table)
+    }
+
+    /// One line an event.
+    pub(crate) fn event(&self, event: &WatchEvent) -> io::Result<()> {
+        let (kind, agent, text) = match event {
+            WatchEvent::Listed(agents) => ("listed", None, format!("{} agents", agents.len())),
+            WatchEvent::Registered(agent) => ("registered", Some(agent), String::new()),
+            WatchEvent::StatusChanged(agent) => ("status_changed", Some(agent), String::new()),
+            WatchEvent::Deregistered(agent) => ("deregistered", Some(agent), String::new()),
+            WatchEvent::Interrupted(error) => ("interrupted", None, error.to_string()),
+            WatchEvent::Resumed => ("resumed", None, String::new()),
+            _ => return Ok(()),
+        };
+        let mut out = io::stdout().lock();
+        if self.json {
+            let line = match (event, agent) {
+                (WatchEvent::Listed(agents), _) => {
+                    json!({"event": kind, "agents": agents.iter().map(|agent| &**agent).collect::<Vec<_>>()})
+                }
+                (_, Some(agent)) => json!({"event": kind, "agent": **agent}),
+                _ => json!({"event": kind, "detail": text}),
+            };
+            writeln!(out, "{line}")?;
+        } else {
+            let now = Timestamp::from(SystemTime::now());
+            let about = agent.map_or_else(
+                || shown(&text),
+                |agent| {
+                    let ill = if agent.healthy == Some(false) { ", unhealthy" } else { "" };
+                    format!("{} ({}{ill})", shown(&agent.agent_id), agent.status)
+                },
+            );
+            writeln!(out, "{now}  {kind:<14}  {about}")?;
+        }
+        out.flush()
+    }
+
+    /// That something was done, for people; programs have the exit code.
+    pub(crate) fn done(&self, text: &str) -> io::Result<()> {
+        if self.json { Ok(()) } else { writeln!(io::stdout(), "{text}") }
+    }
+
+    /// Something beside the answer, on standard error.
+    pub(crate) fn note(&self, text: &str) -> io::Result<()> {
+        if self.json { Ok(()) } else { writeln!(io::stderr(), "{text}") }
+    }
+
+    fn status(&self, status: AgentStatus, healthy: Option<bool>) -> Cell {
+        let is_ill = healthy == Some(false) && status != AgentStatus::Offline;
+        let text = if is_ill { format!("{status}, unhealthy") } else { status.to_string() };
+        let colour = match (status, is_ill) {
+            (AgentStatus::Active, false) => Color::Green,
+            (AgentStatus::Busy, false) => Color::Yellow,
+            _ => Color::Red,
+        };
+        if self.colours { Cell::new(text).fg(colour) } else { Cell::new(text) }
+    }
+
+    fn rows() -> Table {
+        let mut table = Table::new();
+        table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        table
+    }
+
+    fn table<const N: usize>(&self, header: [&str; N]) -> Table {
+        let mut table = Self::rows();
+        let bold = |name: &str| {
+            let cell = Cell::new(name);
+            if self.colours { cell.add_attribute(Attribute::Bold) } else { cell }
+        };
+        table.set_header(header.map(bold));
+        table
+    }
+}
+
+fn print(table: &Table) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+fn print_json<T: Serialize + ?Sized>(value: &T) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, value)?;
+    writeln!(out)
+}
+
+/// A text of an agent's, fit for a terminal: without the control characters that could move the cursor or worse.
+fn shown(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
+}
+
+fn ago(time: Option<Timestamp>) -> String {
+    let since = |time| Timestamp::from(SystemTime::now()).since(time);
+    time.map_or_else(String::new, |time| format!("{} ago", whole_seconds(since(time))))
+}
+
+fn whole_seconds(time: Duration) -> String {
+    humantime::format_duration(Duration::from_secs(time.as_secs())).to_string()
+}
+
+fn load(load: Option<f64>, tasks: Option<u32>) -> String {
+    match (load, tasks) {
+        (Some(load), Some(tasks)) => format!("{:.0} %, {tasks} tasks", load * 100.0),
+        (Some(load), None) => format!("{:.0} %", load * 100.0),
+        (None, Some(tasks)) => format!("{tasks} tasks"),
+        (None, None) => String::new(),
+    }
+}

@@ -1,0 +1,173 @@
+//! The program as scripts and people call it, against a real server.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Output, Stdio};
+
+use registry_server::{Config, Server};
+use serde_json::{Value, json};
+
+struct Registry {
+    server: Server,
+}
+
+impl Registry {
+    async fn start() -> Self {
+        let database_url = "sqlite::memory:".to_owned();
+        let config = Config { listen: ([127, 0, 0, 1], 0).into(), database_url, ..Config::default() };
+        Self { server: Server::bind(config).await.unwrap() }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = program();
+        command.env("REGISTRY_URL", self.server.url()).args(arguments);
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs it, and reads what it prints as JSON.
+    fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.run(arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn register(&self, id: &str) {
+        let registration = json!({
+            "agent_id": id, "agent_name": format!("Agent {id}"), "base_url": "http://agent:8000",
+            "capabilities": [{"name": "code_review", "tags": ["rust"], "cost_estimate": "~10 tokens"}],
+            "metadata": {"evil": "\u{1b}[31mred"},
+        });
+        let mut running = self
+            .command(&["register", "-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        running.stdin.take().unwrap().write_all(registration.to_string().as_bytes()).unwrap();
+        assert!(running.wait().unwrap().success());
+    }
+}
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_registryctl"));
+    command.env_clear().stdin(Stdio::null());
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_get_json_and_exit_codes() {
+    let registry = Registry::start().await;
+    registry.register("a");
+    registry.register("b");
+    assert_eq!(registry.json(&["agents"]).as_array().unwrap().len(), 2);
+    assert_eq!(registry.json(&["agents", "--status", "busy"]), json!([]));
+    assert_eq!(registry.json(&["show", "a"])["agent_name"], "Agent a");
+    assert_eq!(registry.json(&["search", "code", "review"])[0]["capability"], "code_review");
+    assert_eq!(registry.json(&["health", "a"])["status"], "healthy");
+    assert_eq!(registry.json(&["stats"])["active_agents"], 2);
+    assert_eq!(registry.json(&["offline", "a"])["status"], "offline");
+    let code = |arguments: &[&str]| registry.run(arguments).status.code();
+    assert_eq!(code(&["health", "a"]), Some(3));
+    assert_eq!(code(&["remove", "a"]), Some(0));
+    for no in
+        [&["show", "a"][..], &["health", "a"], &["remove", "a"], &["offline", "a"], &["search", "nothing"]]
+    {
+        assert_eq!(code(no), Some(3), "{no:?}");
+    }
+    assert_eq!(code(&["agents", "--status", "asleep"]), Some(2));
+    assert_eq!(code(&["agents", "--registry-url", "nonsense"]), Some(1));
+    let unreachable = registry.run(&["stats", "--registry-url", "http://127.0.0.1:1"]);
+    assert_eq!(unreachable.status.code(), Some(4));
+    assert!(text(&unreachable.stderr).contains("http://127.0.0.1:1"), "{}", text(&unreachable.stderr));
+    registry.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn people_get_tables_without_what_could_harm_a_terminal() {
+    let registry = Registry::start().await;
+    registry.register("a");
+    let table = text(&registry.run(&["agents", "--table"]).stdout);
+    let lines: Vec<&str> = table.lines().collect();
+    assert!(lines[0].contains("STATUS") && lines[1].contains("code_review"), "{table}");
+    let shown = text(&registry.run(&["show", "a", "--table"]).stdout);
+    assert!(shown.contains("rust") && shown.contains("red"), "{shown}");
+    // No colour where it is no terminal, and none from an agent anywhere.
+    assert!(!table.contains('\u{1b}') && !shown.contains('\u{1b}'), "{shown}");
+    for command in ["stats", "search code", "health a"] {
+        let arguments: Vec<&str> = command.split(' ').chain(["--table"]).collect();
+        assert!(!text(&registry.run(&arguments).stdout).contains('{'), "{command}");
+    }
+    registry.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_file_is_explained_field_by_field() {
+    let registry = Registry::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("agent.json");
+    let path = file.to_str().unwrap();
+    let failed = |expected: &[&str]| {
+        let output = registry.run(&["register", "-f", path]);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(expected.iter().all(|part| said.contains(part)), "{said}");
+    };
+    failed(&["cannot read", path]);
+    std::fs::write(&file, "[").unwrap();
+    failed(&["no registration as JSON"]);
+    std::fs::write(&file, r#"{"agent_id": "-", "agent_name": "", "capabilities": []}"#).unwrap();
+    failed(&["agent_id", "agent_name", "base_url"]);
+    assert_eq!(registry.json(&["agents"]), json!([]));
+    registry.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_waits_for_an_agent_and_for_its_registry() {
+    let registry = Registry::start().await;
+    let late = registry.run(&["wait", "code review", "--timeout", "700ms"]);
+    assert_eq!(late.status.code(), Some(3));
+    let waiting = registry
+        .command(&["wait", "code", "review", "--timeout", "1m"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    registry.register("a");
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found[0]["agent_id"], "a");
+    registry.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_prints_a_line_for_every_change() {
+    let registry = Registry::start().await;
+    let mut watching = registry.command(&["watch"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(next()["event"], "listed");
+    registry.register("a");
+    let event = next();
+    assert_eq!((&event["event"], &event["agent"]["agent_id"]), (&json!("registered"), &json!("a")));
+    registry.run(&["remove", "a"]);
+    assert_eq!(next()["event"], "deregistered");
+    watching.kill().unwrap();
+    watching.wait().unwrap();
+    registry.server.shutdown().await;
+}
+
+#[test]
+fn it_completes_itself_in_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = program().args(["completions", shell]).output().unwrap();
+        assert!(output.status.success() && text(&output.stdout).contains("search"), "{shell}");
+    }
+}
