@@ -19,4 +19,5 @@ mod replicas_agree;
 mod search;
 mod status;
 mod support;
+mod taking_over;
 mod watching;

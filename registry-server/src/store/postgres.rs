@@ -111,8 +111,8 @@ impl PostgresStore {
         .await?;
         let mut agents = HashMap::with_capacity(rows.len());
         for row in &rows {
-            let agent = agent_from(row)?;
-            agents.insert(agent.agent_id.clone(), agent);
+            // One that cannot be read is as good as none: it may be registered anew.
+            agents.extend(readable(row)?.map(|agent| (agent.agent_id.clone(), agent)));
         }
         let writes = decide(Current { agents, revision, now });
         if writes.is_empty() {
@@ -216,7 +216,7 @@ impl Store for PostgresStore {
                 sqlx::query("SELECT * FROM agent_registry ORDER BY agent_id").fetch(&mut *transaction);
             let mut agents = Vec::new();
             while let Some(row) = rows.try_next().await? {
-                agents.push(agent_from(&row)?);
+                agents.extend(readable(&row)?);
             }
             Ok(Snapshot { agents, revision: head.try_get(0)?, now: timestamp(&head, 1)? })
         })
@@ -474,6 +474,18 @@ async fn put(connection: &mut PgConnection, agents: &[&StoredAgent]) -> std::res
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// The agent of a row, where it can be read. Another service may have written the row; it is left as it is.
+fn readable(row: &PgRow) -> std::result::Result<Option<StoredAgent>, sqlx::Error> {
+    match agent_from(row) {
+        Err(error @ (sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_))) => {
+            let agent_id: &str = row.try_get("agent_id")?;
+            tracing::error!(agent_id, %error, "an agent's row cannot be read: it is left out until it registers");
+            Ok(None)
+        }
+        outcome => outcome.map(Some),
+    }
 }
 
 fn agent_from(row: &PgRow) -> std::result::Result<StoredAgent, sqlx::Error> {
