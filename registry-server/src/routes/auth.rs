@@ -12,11 +12,15 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use parking_lot::RwLock;
 
+use super::dashboard;
 use super::problem::ApiError;
 use crate::tokens::{Token, Tokens, TokensError};
 
-/// What anybody may ask for: whether the server is well, since load balancers have no token.
-const OPEN: [&str; 1] = ["/health"];
+/// Whether anybody may ask for it: the dashboard's files, and whether the server is well, since load balancers have no
+/// token.
+fn is_open(path: &str) -> bool {
+    path == "/health" || dashboard::PATHS.contains(&path)
+}
 
 /// Checks credentials, where there is a file of tokens.
 #[derive(Debug, Default)]
@@ -70,7 +74,7 @@ impl Gate {
 /// Lets nobody through who has no token, where tokens are asked for.
 pub(super) async fn check(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
     let caller =
-        if OPEN.contains(&request.uri().path()) { Ok(Caller::Anyone) } else { gate.admit(request.headers()) };
+        if is_open(request.uri().path()) { Ok(Caller::Anyone) } else { gate.admit(request.headers()) };
     match caller {
         Ok(caller) => {
             request.extensions_mut().insert(caller);

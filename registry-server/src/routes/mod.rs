@@ -3,6 +3,7 @@
 mod agents;
 mod auth;
 mod capabilities;
+mod dashboard;
 mod events;
 mod extract;
 mod health;
@@ -25,6 +26,9 @@ use problem::ApiError;
 
 pub(crate) fn router(registry: Arc<Registry>, gate: Arc<Gate>) -> Router {
     let routes = Router::new()
+        .route("/", get(dashboard::page))
+        .route("/dashboard.js", get(dashboard::script))
+        .route("/dashboard.css", get(dashboard::style))
         .route("/register", post(agents::register))
         .route("/agents", get(agents::list))
         .route("/agents/{id}", get(agents::show).delete(agents::remove))

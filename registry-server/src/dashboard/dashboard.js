@@ -1,0 +1,446 @@
+"use strict";
+// Everything that comes from an agent is set as text, never as markup.
+
+const PAGE = 100;
+const EVENTS_KEPT = 200;
+const EVENTS_SHOWN = 30;
+
+const agents = new Map();
+const events = [];
+const view = { sort: "agent_id", descending: false, page: 0, status: "", q: "", ranked: null };
+// How far the registry's clock is ahead of this one, in milliseconds.
+let clockAhead = 0;
+let isLoaded = false;
+
+const $ = (id) => document.getElementById(id);
+
+function element(name, text, properties = {}) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text;
+  Object.assign(made, properties);
+  return made;
+}
+
+// ---- The registry
+
+function token() {
+  return sessionStorage.getItem("token");
+}
+
+async function ask(path, options = {}) {
+  const headers = { ...options.headers };
+  if (token()) headers.Authorization = `Bearer ${token()}`;
+  const answer = await fetch(path, { ...options, headers, cache: "no-store" });
+  if (answer.status === 401) {
+    $("sign-in").hidden = false;
+    throw new Error("a token is asked for");
+  }
+  if (!answer.ok) throw Object.assign(new Error(`the registry answered ${answer.status}`), { status: answer.status });
+  const date = Date.parse(answer.headers.get("date") ?? "");
+  if (!Number.isNaN(date)) clockAhead = date - Date.now();
+  return answer;
+}
+
+async function list() {
+  const known = await (await ask("/agents")).json();
+  agents.clear();
+  for (const agent of known) agents.set(agent.agent_id, agent);
+  // What happened while the list was on its way.
+  for (const event of events.toReversed()) takeOver(event);
+  isLoaded = true;
+  changed();
+}
+
+function takeOver({ kind, agent }) {
+  const known = agents.get(agent.agent_id);
+  if (known && known.revision >= agent.revision) return false;
+  if (kind === "deregistered") agents.delete(agent.agent_id);
+  else agents.set(agent.agent_id, agent);
+  return true;
+}
+
+/// Follows the changes, and comes back where the connection is lost.
+async function follow() {
+  let lastId = null;
+  for (let failures = 0; ; ) {
+    try {
+      const headers = lastId === null ? {} : { "Last-Event-ID": lastId };
+      const answer = await ask("/events", { headers });
+      // From here on every change comes, so a list that is read now misses none.
+      if (lastId === null) await list();
+      connection("live");
+      failures = 0;
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      let text = "";
+      for (let chunk; !(chunk = await reader.read()).done; ) {
+        text += chunk.value;
+        const blocks = text.split("\n\n");
+        text = blocks.pop();
+        for (const block of blocks) lastId = (await take(block)) ?? lastId;
+      }
+      connection("connection lost, trying again …");
+    } catch (error) {
+      connection(`${error.message}, trying again …`);
+      if (!$("sign-in").hidden) return;
+      failures += 1;
+    }
+    await new Promise((done) => setTimeout(done, Math.min(500 * 2 ** failures, 10000) * Math.random()));
+  }
+}
+
+/// Takes over one block of the stream. Gives its id.
+async function take(block) {
+  const fields = {};
+  for (const line of block.split("\n")) {
+    const colon = line.indexOf(": ");
+    if (colon > 0) fields[line.slice(0, colon)] = line.slice(colon + 2);
+  }
+  if (fields.event === "reset") {
+    await list();
+  } else if (fields.event !== undefined && fields.event !== "overrun") {
+    apply(fields.event, JSON.parse(fields.data));
+  }
+  return fields.id;
+}
+
+function apply(kind, agent) {
+  const event = { kind, agent, at: new Date() };
+  if (!takeOver(event)) return;
+  events.unshift(event);
+  events.length = Math.min(events.length, EVENTS_KEPT);
+  changed();
+}
+
+function connection(text) {
+  $("connection").textContent = text;
+}
+
+// ---- Rendering, at most every 200 ms however many changes come
+
+let isDue = false;
+function changed() {
+  if (isDue) return;
+  isDue = true;
+  setTimeout(() => {
+    isDue = false;
+    render();
+  }, 200);
+}
+
+function render() {
+  const id = shownAgent();
+  $("overview").hidden = id !== null || !isLoaded;
+  $("agent").hidden = id === null;
+  document.title = id === null ? "Agent registry" : `${id} · Agent registry`;
+  if (id === null) renderOverview();
+  else renderAgentEvents(id);
+}
+
+function renderOverview() {
+  const counts = { all: agents.size, active: 0, busy: 0, offline: 0, unhealthy: 0, capabilities: 0 };
+  for (const agent of agents.values()) {
+    counts[agent.status] += 1;
+    counts.capabilities += agent.capabilities.length;
+    if (state(agent) === "unhealthy") counts.unhealthy += 1;
+  }
+  $("counts").replaceChildren(
+    ...Object.entries(counts).map(([name, count]) => {
+      const pair = element("div");
+      pair.append(element("dt", name === "all" ? "agents" : name), element("dd", count.toLocaleString("en")));
+      return pair;
+    }),
+  );
+  $("empty").hidden = agents.size > 0;
+  $("agents").hidden = agents.size === 0;
+  renderRows();
+  renderEvents($("events"), events.slice(0, EVENTS_SHOWN), true);
+  $("no-events").hidden = events.length > 0;
+}
+
+/// The agents that the filters leave, in order.
+function chosen() {
+  const wanted = (agent) =>
+    view.status === "" || (view.status === "unhealthy" ? state(agent) === "unhealthy" : agent.status === view.status);
+  if (view.ranked !== null) {
+    return view.ranked.map((id) => agents.get(id)).filter((agent) => agent !== undefined && wanted(agent));
+  }
+  const found = [...agents.values()].filter(wanted);
+  const key = (agent) => agent[view.sort] ?? "";
+  const sign = view.descending ? -1 : 1;
+  found.sort((a, b) => {
+    const [one, other] = [key(a), key(b)];
+    const order = one < other ? -1 : one > other ? 1 : 0;
+    return order === 0 ? (a.agent_id < b.agent_id ? -1 : 1) : order * sign;
+  });
+  return found;
+}
+
+function renderRows() {
+  const found = chosen();
+  const pages = Math.max(1, Math.ceil(found.length / PAGE));
+  view.page = Math.min(view.page, pages - 1);
+  const from = view.page * PAGE;
+  $("rows").replaceChildren(...found.slice(from, from + PAGE).map(row));
+  const of = view.q === "" ? "" : ` that can do “${view.q}”, the best match first`;
+  $("shown").textContent = `${found.length.toLocaleString("en")} agents${of}`;
+  $("pages").hidden = pages === 1;
+  $("page").textContent = `page ${view.page + 1} of ${pages}`;
+  $("previous").disabled = view.page === 0;
+  $("next").disabled = view.page === pages - 1;
+  for (const head of document.querySelectorAll("th")) {
+    const sorts = head.querySelector("button")?.dataset.sort === view.sort && view.ranked === null;
+    if (sorts) head.setAttribute("aria-sort", view.descending ? "descending" : "ascending");
+    else head.removeAttribute("aria-sort");
+  }
+}
+
+function row(agent) {
+  // The roles are said because a phone shows each row as a card, and a browser takes that for no table.
+  const made = element("tr", undefined, { role: "row" });
+  const cell = (label, content, className = "") => {
+    const one = element("td", undefined, { className, role: "cell" });
+    one.dataset.label = label;
+    one.append(content);
+    made.append(one);
+  };
+  cell("Id", agentLink(agent.agent_id));
+  cell("Name", agent.agent_name);
+  cell("Status", statusOf(agent));
+  cell("Last heard", `${seconds(age(agent))} ago`, "number");
+  cell("Load", load(agent), "number");
+  const names = agent.capabilities.map((capability) => capability.name);
+  cell("Can do", names.slice(0, 6).join(", ") + (names.length > 6 ? `, and ${names.length - 6} more` : ""));
+  return made;
+}
+
+function renderEvents(listElement, some, withLink) {
+  listElement.replaceChildren(
+    ...some.map((event) => {
+      const item = element("li");
+      item.append(element("time", event.at.toLocaleTimeString("en-GB"), { dateTime: event.at.toISOString() }));
+      item.append(element("span", event.kind.replace("_", " ")));
+      const { agent_id: id } = event.agent;
+      const isGone = event.kind === "deregistered";
+      if (withLink) item.append(isGone ? element("span", id) : agentLink(id));
+      if (!isGone) item.append(statusOf(event.agent));
+      return item;
+    }),
+  );
+}
+
+// ---- One agent
+
+let shownRecord = null;
+
+function shownAgent() {
+  const match = /^#\/agents\/([^/]+)$/.exec(location.hash);
+  return match === null ? null : decodeURIComponent(match[1]);
+}
+
+async function renderAgent() {
+  const id = shownAgent();
+  if (id === null) return;
+  let agent, health;
+  try {
+    const path = encodeURIComponent(id);
+    agent = await (await ask(`/agents/${path}`)).json();
+    health = await (await ask(`/health/${path}`)).json();
+  } catch (error) {
+    if (error.status !== 404) return;
+  }
+  if (shownAgent() !== id) return;
+  if (agent === undefined) {
+    $("agent-title").textContent = `No agent is registered as ${id}`;
+    for (const part of ["facts", "capabilities", "metadata"]) $(part).replaceChildren();
+    shownRecord = null;
+    return;
+  }
+  // From the registry's own measure, whatever this host's clock says.
+  shownRecord = { agent, health, heardAt: performance.now() - health.seconds_since_heartbeat * 1000 };
+  $("agent-title").textContent = `${agent.agent_name} (${agent.agent_id})`;
+  $("capabilities").replaceChildren(
+    ...agent.capabilities.map((capability) => {
+      const item = element("li");
+      item.append(element("strong", capability.name));
+      if (capability.description) item.append(element("p", capability.description));
+      const more = [...capability.tags, capability.cost_estimate ?? ""].filter((text) => text !== "");
+      if (more.length > 0) item.append(element("p", more.join(" · "), { className: "tags" }));
+      return item;
+    }),
+  );
+  if (agent.capabilities.length === 0) $("capabilities").replaceChildren(element("li", "nothing that it tells"));
+  $("metadata").textContent = JSON.stringify(agent.metadata, null, 2);
+  tick();
+  renderAgentEvents(id);
+}
+
+/// What changes with every second.
+function tick() {
+  if (shownRecord === null || shownAgent() === null) return;
+  const { agent, health, heardAt } = shownRecord;
+  const silent = Math.max(0, (performance.now() - heardAt) / 1000);
+  const left = health.heartbeat_timeout_seconds - silent;
+  const facts = [
+    ["Status", statusOf(agent)],
+    ["Why", health.reason?.replace("_", " ")],
+    ["Last heartbeat", `${seconds(silent)} ago`],
+    ["Deadline", left > 0 ? `in ${seconds(left)}` : `missed ${seconds(-left)} ago`],
+    ["Heartbeats", agent.heartbeat_interval_seconds ? `every ${seconds(agent.heartbeat_interval_seconds)}` : null],
+    ["Load", load(agent)],
+    ["Last probe", health.probe ? health.probe.detail ?? `answered in ${Math.round(health.probe.latency_seconds * 1000)} ms` : null],
+    ["Works at", link(agent.base_url)],
+    ["Registered", agent.registered_at],
+    ["Instance", agent.instance_id],
+  ];
+  $("facts").replaceChildren(
+    ...facts.filter(([, value]) => value !== null && value !== undefined && value !== "").flatMap(([name, value]) => {
+      const fact = element("dd");
+      fact.append(value);
+      return [element("dt", name), fact];
+    }),
+  );
+}
+
+function renderAgentEvents(id) {
+  renderEvents($("agent-events"), events.filter((event) => event.agent.agent_id === id).slice(0, EVENTS_SHOWN), false);
+}
+
+// ---- Small parts
+
+function state(agent) {
+  return agent.healthy === false && agent.status !== "offline" ? "unhealthy" : agent.status;
+}
+
+function statusOf(agent) {
+  return element("span", state(agent), { className: `status ${state(agent)}` });
+}
+
+function agentLink(id) {
+  return element("a", id, { href: `#/agents/${encodeURIComponent(id)}` });
+}
+
+/// A link where that is what it is, and else only the text.
+function link(text) {
+  if (!/^https?:\/\//i.test(text)) return text;
+  return element("a", text, { href: text, rel: "noreferrer" });
+}
+
+function age(agent) {
+  return Math.max(0, (Date.now() + clockAhead - Date.parse(agent.last_heartbeat)) / 1000);
+}
+
+function seconds(count) {
+  if (count < 120) return `${Math.round(count)} s`;
+  if (count < 7200) return `${Math.round(count / 60)} min`;
+  if (count < 172800) return `${Math.round(count / 3600)} h`;
+  return `${Math.round(count / 86400)} days`;
+}
+
+function load(agent) {
+  const part = typeof agent.load === "number" ? `${Math.round(agent.load * 100)} %` : "";
+  const tasks = typeof agent.active_tasks === "number" ? `${agent.active_tasks} tasks` : "";
+  return [part, tasks].filter((text) => text !== "").join(", ");
+}
+
+// ---- What people do
+
+let searches = 0;
+async function search() {
+  const q = $("search").value.trim();
+  const number = ++searches;
+  let ranked = null;
+  // The registry's own search; it wants a letter or a digit.
+  if (/[\p{L}\p{N}]/u.test(q)) {
+    try {
+      const found = await (await ask(`/capabilities/search?limit=1000&q=${encodeURIComponent(q)}`)).json();
+      ranked = found.map((match) => match.agent_id);
+    } catch (error) {
+      return connection(error.message);
+    }
+  }
+  // A later one may have been answered before.
+  if (number !== searches) return;
+  Object.assign(view, { q: ranked === null ? "" : q, ranked, page: 0 });
+  renderRows();
+}
+
+function listen() {
+  let typed;
+  $("search").addEventListener("input", () => {
+    clearTimeout(typed);
+    typed = setTimeout(search, 150);
+  });
+  $("filters").addEventListener("submit", (event) => event.preventDefault());
+  $("status").addEventListener("change", () => {
+    Object.assign(view, { status: $("status").value, page: 0 });
+    renderRows();
+  });
+  for (const button of document.querySelectorAll("[data-sort]")) {
+    button.addEventListener("click", () => {
+      const { sort } = button.dataset;
+      Object.assign(view, { descending: view.sort === sort && !view.descending, sort, page: 0, q: "", ranked: null });
+      $("search").value = "";
+      renderRows();
+    });
+  }
+  for (const [id, step] of [["previous", -1], ["next", 1]]) {
+    $(id).addEventListener("click", () => {
+      view.page += step;
+      renderRows();
+    });
+  }
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText($(button.dataset.copy).textContent);
+      button.textContent = "Copied";
+      setTimeout(() => (button.textContent = "Copy"), 2000);
+    });
+  }
+  $("sign-in").addEventListener("submit", (event) => {
+    event.preventDefault();
+    sessionStorage.setItem("token", $("token").value);
+    $("token").value = "";
+    $("sign-in").hidden = true;
+    follow();
+  });
+  addEventListener("hashchange", () => {
+    render();
+    renderAgent();
+    if (shownAgent() !== null) $("agent-title").focus();
+  });
+}
+
+function samples() {
+  const registration = `{
+    "agent_id": "my-agent",
+    "agent_name": "My first agent",
+    "base_url": "http://localhost:8000",
+    "capabilities": [{"name": "code_generation", "tags": ["python"]}]
+  }`;
+  $("sample-curl").textContent =
+    `curl ${location.origin}/register \\\n  -H 'Content-Type: application/json' \\\n  -d '${registration}'`;
+  $("sample-rust").textContent = `let client = RegistryClient::new("${location.origin}")?;
+let registration = Registration::new("my-agent", "My first agent", "http://localhost:8000")
+    .capability(Capability::new("code_generation").tag("python"));
+let agent = Agent::new(client, registration);
+agent.register_with_retry().await?;
+agent.start_heartbeat(Duration::from_secs(30))?;`;
+}
+
+samples();
+listen();
+render();
+renderAgent();
+follow();
+setInterval(tick, 1000);
+setInterval(renderAgent, 2000);
+// Heartbeats are no events: what was last heard is read anew now and then, less often where that is much.
+setInterval(() => {
+  if (!document.hidden && shownAgent() === null) changed();
+}, 5000);
+(function refresh() {
+  setTimeout(() => {
+    const reading = document.hidden || shownAgent() !== null ? Promise.resolve() : list();
+    reading.catch(() => {}).finally(refresh);
+  }, agents.size > 1000 ? 60000 : 15000);
+})();

@@ -1,0 +1,112 @@
+//! A browser, and what tests do with it.
+
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use fantoccini::{Client, ClientBuilder, Locator};
+use serde_json::json;
+
+/// A browser of the test's own. It is gone when this is dropped.
+pub(crate) struct Browser {
+    client: Client,
+    _driver: Driver,
+    /// For what the browser leaves.
+    _folder: tempfile::TempDir,
+}
+
+struct Driver(Child);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // The browser is of the same process group, and would go on by itself.
+        let _ = Command::new("kill").args(["-s", "KILL", "--", &format!("-{}", self.0.id())]).status();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a browser; `None` where there is none and none is required.
+pub(crate) async fn browser() -> Option<Browser> {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let folder = tempfile::tempdir().unwrap();
+    let started = Command::new("chromedriver")
+        .env("TMPDIR", folder.path())
+        .arg(format!("--port={port}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn();
+    let driver = match started {
+        Ok(child) => Driver(child),
+        Err(error) if std::env::var_os("REQUIRE_BROWSER").is_none() => {
+            eprintln!("not tested in a browser: chromedriver cannot be started ({error})");
+            return None;
+        }
+        Err(error) => panic!("chromedriver cannot be started: {error}"),
+    };
+    // A container's root has no sandbox, and little shared memory.
+    let options = json!({"args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"]});
+    let capabilities = json!({"goog:chromeOptions": options}).as_object().unwrap().clone();
+    let connecting = async {
+        loop {
+            let mut builder = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new());
+            builder.capabilities(capabilities.clone());
+            match builder.connect(&format!("http://127.0.0.1:{port}")).await {
+                Ok(client) => return client,
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    };
+    let client = tokio::time::timeout(Duration::from_secs(60), connecting).await.expect("a browser starts");
+    Some(Browser { client, _driver: driver, _folder: folder })
+}
+
+/// The page that a browser shows.
+pub(crate) struct Page<'a>(&'a Browser);
+
+impl<'a> Page<'a> {
+    pub(crate) async fn open(browser: &'a Browser, url: &str) -> Self {
+        browser.client.goto(url).await.unwrap();
+        Self(browser)
+    }
+
+    pub(crate) async fn go(&self, url: &str) {
+        self.0.client.goto(url).await.unwrap();
+    }
+
+    /// Waits until an expression holds in the page.
+    pub(crate) async fn until(&self, expression: &str) {
+        let script = format!("return Boolean({expression})");
+        let waiting = async {
+            while self.0.client.execute(&script, Vec::new()).await.ok() != Some(json!(true)) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(30), waiting).await.is_err() {
+            let shown = self.0.client.execute("return document.body.innerText", Vec::new()).await;
+            panic!("never came true: {expression}\n{shown:?}");
+        }
+    }
+
+    pub(crate) async fn run(&self, script: &str) {
+        self.0.client.execute(script, Vec::new()).await.unwrap();
+    }
+
+    pub(crate) async fn text(&self, id: &str) -> String {
+        self.0.client.find(Locator::Id(id)).await.unwrap().text().await.unwrap()
+    }
+
+    pub(crate) async fn click(&self, id: &str) {
+        self.0.client.find(Locator::Id(id)).await.unwrap().click().await.unwrap();
+    }
+
+    pub(crate) async fn type_into(&self, id: &str, text: &str) {
+        self.0.client.find(Locator::Id(id)).await.unwrap().send_keys(text).await.unwrap();
+    }
+
+    pub(crate) async fn choose(&self, id: &str, label: &str) {
+        self.0.client.find(Locator::Id(id)).await.unwrap().select_by_label(label).await.unwrap();
+    }
+}

@@ -1,0 +1,153 @@
+//! The dashboard in a real browser: Chromium, driven through chromedriver.
+//!
+//! Where chromedriver is not installed these tests say so and pass, unless `REQUIRE_BROWSER` is set.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking"
+)]
+
+mod browser;
+
+use registry_sdk::RegistryClient;
+use registry_sdk::contract::{AgentStatus, Capability, Heartbeat, Registration};
+use registry_server::{Config, NewToken, Server};
+
+use browser::{Page, browser};
+
+async fn start(change: impl FnOnce(&mut Config)) -> (Server, RegistryClient) {
+    let database_url = "sqlite::memory:".to_owned();
+    let mut config = Config { listen: ([127, 0, 0, 1], 0).into(), database_url, ..Config::default() };
+    change(&mut config);
+    let server = Server::bind(config).await.unwrap();
+    let client = RegistryClient::new(server.url()).unwrap();
+    (server, client)
+}
+
+fn agent(id: &str, capability: &str) -> Registration {
+    Registration::new(id, format!("Agent {id}"), format!("http://{id}:8000"))
+        .capability(Capability::new(capability))
+}
+
+/// The ids in the table, as they are shown.
+const IDS: &str = "[...document.querySelectorAll('#rows tr')].map(row => row.cells[0].textContent).join()";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happens_is_shown_as_it_happens() {
+    let Some(browser) = browser().await else { return };
+    let (server, client) = start(|_| {}).await;
+    let page = Page::open(&browser, &server.url()).await;
+    page.until("document.getElementById('sample-curl').checkVisibility()").await;
+    assert!(page.text("sample-curl").await.contains(&format!("curl {}/register", server.url())));
+
+    client.register(&agent("a", "code_generation")).await.unwrap();
+    page.until(&format!("{IDS} === 'a'")).await;
+    page.until("!document.getElementById('empty').checkVisibility()").await;
+    client.register(&agent("b", "review").status(AgentStatus::Busy)).await.unwrap();
+    client.update_status("a", AgentStatus::Offline).await.unwrap();
+    page.until("document.querySelector('#rows tr:first-child .status').textContent === 'offline'").await;
+    page.until("document.getElementById('counts').innerText.replace(/\\s+/g, ' ').includes('agents 2 active 0 busy 1 offline 1')").await;
+    client.deregister("a").await.unwrap();
+    page.until(&format!("{IDS} === 'b'")).await;
+    page.until("document.getElementById('events').textContent.includes('deregistered')").await;
+    // Nothing of all this came from anywhere else.
+    let origin = server.url();
+    page.until(&format!(
+        "performance.getEntriesByType('resource').every(one => one.name.startsWith('{origin}/'))"
+    ))
+    .await;
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_are_searched_filtered_sorted_and_paged() {
+    let Some(browser) = browser().await else { return };
+    let (server, client) = start(|_| {}).await;
+    for number in 0..120 {
+        let capability = if number % 40 == 7 { "security_scanning" } else { "work" };
+        let mut registration = agent(&format!("a{number:03}"), capability);
+        if number == 47 {
+            registration = registration.status(AgentStatus::Busy);
+        }
+        client.register(&registration).await.unwrap();
+    }
+    let page = Page::open(&browser, &server.url()).await;
+    page.until("document.getElementById('shown').textContent === '120 agents'").await;
+    page.until("document.querySelectorAll('#rows tr').length === 100").await;
+    page.click("next").await;
+    page.until("document.querySelectorAll('#rows tr').length === 20").await;
+    page.until("document.getElementById('page').textContent === 'page 2 of 2'").await;
+
+    // By the registry's own search, active before busy.
+    page.type_into("search", "security scan").await;
+    page.until(&format!("{IDS} === 'a087,a007,a047'")).await;
+    page.choose("status", "busy").await;
+    page.until(&format!("{IDS} === 'a047'")).await;
+    page.choose("status", "any").await;
+    page.run("document.querySelector('[data-sort=agent_id]').click(); document.querySelector('[data-sort=agent_id]').click()").await;
+    page.until(&format!("{IDS}.startsWith('a000,') || {IDS}.startsWith('a119,')")).await;
+    page.until("document.querySelectorAll('th[aria-sort]').length === 1").await;
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agents_page_ticks() {
+    let Some(browser) = browser().await else { return };
+    let (server, client) = start(|_| {}).await;
+    let described = Capability::new("code_generation").description("Writes features").tag("python");
+    let registration =
+        Registration::new("a", "Agent", "http://a:8000").capability(described).metadata("team", "platform");
+    client.register(&registration).await.unwrap();
+    let page = Page::open(&browser, &format!("{}/#/agents/a", server.url())).await;
+    page.until("document.getElementById('agent-title').textContent === 'Agent (a)'").await;
+    for part in ["Writes features", "python", "\"team\": \"platform\""] {
+        assert!(page.text("agent").await.contains(part), "{part}");
+    }
+    let deadline = "[...document.querySelectorAll('#facts dt')].find(dt => dt.textContent === 'Deadline').nextSibling.textContent";
+    page.until(&format!("{deadline} === 'in 57 s'")).await;
+    client.heartbeat_with("a", &Heartbeat::default().load(0.5).active_tasks(2)).await.unwrap();
+    page.until(&format!("{deadline} === 'in 60 s' || {deadline} === 'in 59 s'")).await;
+    page.until("document.getElementById('facts').textContent.includes('50 %, 2 tasks')").await;
+    client.deregister("a").await.unwrap();
+    page.until("document.getElementById('agent-title').textContent.startsWith('No agent is registered')")
+        .await;
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_agents_say_is_text_and_never_markup() {
+    let Some(browser) = browser().await else { return };
+    let (server, client) = start(|_| {}).await;
+    let evil = "<img src=x onerror=\"window.harmed = 1\"><script>window.harmed = 1</script>";
+    let registration = Registration::new("evil", evil, "http://evil:8000")
+        .capability(Capability::new(evil).description(evil).tag("<b>tag</b>"))
+        .metadata("<i>key</i>", evil);
+    client.register(&registration).await.unwrap();
+    let page = Page::open(&browser, &server.url()).await;
+    page.until(&format!("{IDS} === 'evil'")).await;
+    page.until("document.querySelector('#rows td:nth-child(2)').textContent.startsWith('<img')").await;
+    page.go(&format!("{}/#/agents/evil", server.url())).await;
+    page.until("document.getElementById('agent-title').textContent.startsWith('<img')").await;
+    page.until("document.querySelectorAll('main img, main script, main b, main i').length === 0").await;
+    page.until("window.harmed === undefined").await;
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_token_is_asked_for_the_page_asks_for_it() {
+    let Some(browser) = browser().await else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokens.toml");
+    let NewToken { token, sha256, .. } = NewToken::draw().unwrap();
+    std::fs::write(&file, format!("[[token]]\nname = \"people\"\nsha256 = \"{sha256}\"\nscope = \"read\""))
+        .unwrap();
+    let (server, _) = start(|config| config.tokens_file = Some(file)).await;
+    let page = Page::open(&browser, &server.url()).await;
+    page.until("document.getElementById('sign-in').checkVisibility()").await;
+    page.type_into("token", &token).await;
+    page.run("document.querySelector('#sign-in button').click()").await;
+    page.until("document.getElementById('empty').checkVisibility()").await;
+    page.until("!document.getElementById('sign-in').checkVisibility()").await;
+    server.shutdown().await;
+}
