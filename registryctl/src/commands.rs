@@ -37,6 +37,7 @@ pub(crate) async fn run(
             output.health(&health)?;
             return Ok(if health.is_healthy() { Answer::Yes } else { Answer::No });
         }
+        Command::Ping => output.server(&client.server_health().await?)?,
         Command::Stats => output.stats(&client.get_stats().await?)?,
         Command::Watch => return watch(client, output).await,
         Command::Register { file } => output.agent(&client.register(&read(&file)?).await?)?,

@@ -75,6 +75,8 @@ enum Command {
         /// Its id.
         id: String,
     },
+    /// Say whether the registry itself is well. Needs no token. Ends with 4 where it is not.
+    Ping,
     /// Count agents and capabilities.
     Stats,
     /// Print every change as it happens, until Ctrl-C.

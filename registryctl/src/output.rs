@@ -7,7 +7,7 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table};
 use registry_sdk::WatchEvent;
 use registry_sdk::contract::{
-    AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, RegistryStats, Timestamp,
+    AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, RegistryStats, ServerHealth, Timestamp,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -112,6 +112,17 @@ impl Output {
             let said = probe.detail.as_deref().unwrap_or("it answered well");
             table.add_row(["last probe", &format!("{}: {}", ago(Some(probe.checked_at)), shown(said))]);
         }
+        print(&table)
+    }
+
+    pub(crate) fn server(&self, health: &ServerHealth) -> io::Result<()> {
+        if self.json {
+            return print_json(health);
+        }
+        let mut table = Self::rows();
+        table.add_row(["version", &shown(&health.version)]);
+        table.add_row(["store", &shown(&health.store)]);
+        table.add_row(["up", &health.uptime.map_or_else(String::new, whole_seconds)]);
         print(&table)
     }
 

@@ -73,6 +73,7 @@ async fn programs_get_json_and_exit_codes() {
     assert_eq!(registry.json(&["search", "code", "review"])[0]["capability"], "code_review");
     assert_eq!(registry.json(&["health", "a"])["status"], "healthy");
     assert_eq!(registry.json(&["stats"])["active_agents"], 2);
+    assert_eq!(registry.json(&["ping"])["store"], "sqlite");
     assert_eq!(registry.json(&["offline", "a"])["status"], "offline");
     let code = |arguments: &[&str]| registry.run(arguments).status.code();
     assert_eq!(code(&["health", "a"]), Some(3));
