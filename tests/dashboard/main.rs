@@ -151,3 +151,17 @@ async fn where_a_token_is_asked_for_the_page_asks_for_it() {
     page.until("!document.getElementById('sign-in').checkVisibility()").await;
     server.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_is_browsed_without_the_outside() {
+    let Some(browser) = browser().await else { return };
+    let (server, _) = start(|_| {}).await;
+    let page = Page::open(&browser, &format!("{}/docs/", server.url())).await;
+    page.until("document.body.innerText.includes('/capabilities/search')").await;
+    let origin = server.url();
+    page.until(&format!(
+        "performance.getEntriesByType('resource').every(one => one.name.startsWith('{origin}/'))"
+    ))
+    .await;
+    server.shutdown().await;
+}

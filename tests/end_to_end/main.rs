@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod agent_life;
+mod api_description;
 mod credentials;
 mod deadlines;
 mod errors;

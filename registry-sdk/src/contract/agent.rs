@@ -13,6 +13,7 @@ use super::time::{Timestamp, optional_seconds};
 
 /// Whether an agent takes work. In the order in which a search prefers them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum AgentStatus {
     /// Alive and free to take work.
@@ -70,19 +71,24 @@ impl FromStr for AgentStatus {
 /// assert_eq!(capability.tags, ["python"]);
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(description = "One thing an agent can do."))]
 #[serde(remote = "Self")]
 #[non_exhaustive]
 pub struct Capability {
     /// What it is found by; distinct within one agent, 1 to 128 characters.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 128, pattern = "^[^\\u0000]*$"))]
     pub name: String,
     /// For people, and searched as well; up to 1,024 characters.
     #[serde(default, deserialize_with = "null_is_default")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, max_length = 1024, pattern = "^[^\\u0000]*$"))]
     pub description: String,
     /// What a task costs, in the agent's own words; up to 128 characters.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(max_length = 128, pattern = "^[^\\u0000]*$"))]
     pub cost_estimate: Option<String>,
     /// Words it is found by as well: up to 32, each 1 to 64 characters.
     #[serde(default, deserialize_with = "null_is_default")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Tag>>, max_items = 32))]
     pub tags: Vec<String>,
 }
 
@@ -140,8 +146,16 @@ impl Serialize for Capability {
     }
 }
 
+/// A tag, for the description of the API alone.
+#[cfg(feature = "openapi")]
+#[derive(utoipa::ToSchema)]
+#[schema(min_length = 1, max_length = 64, pattern = "^[^\\u0000]*$")]
+#[expect(dead_code, reason = "it is never made: tags are strings")]
+struct Tag(String);
+
 /// What a registry knows of an agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct AgentRecord {
     /// Who it is.
@@ -159,9 +173,11 @@ pub struct AgentRecord {
     pub status: AgentStatus,
     /// Whatever it said of itself.
     #[serde(default, deserialize_with = "null_is_default")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     pub metadata: Map<String, Value>,
     /// How often it means to send a heartbeat, where it said so.
     #[serde(default, rename = "heartbeat_interval_seconds", with = "optional_seconds")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
     pub heartbeat_interval: Option<Duration>,
     /// Which process registered it last, where it said so.
     #[serde(default)]
@@ -174,6 +190,7 @@ pub struct AgentRecord {
     pub last_heartbeat: Option<Timestamp>,
     /// How long after its last heartbeat it counts as offline. `None` from a server that does not say.
     #[serde(default, rename = "heartbeat_timeout_seconds", with = "optional_seconds")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
     pub heartbeat_timeout: Option<Duration>,
     /// How much of its capacity is in use, from 0 to 1, as its last heartbeats said. `None` where they did not, or
     /// not since the server started.

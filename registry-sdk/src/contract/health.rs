@@ -10,6 +10,7 @@ use super::time::{Timestamp, optional_seconds, seconds};
 
 /// Whether an agent, or the registry, can be relied on now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum HealthStatus {
     /// It can.
@@ -20,6 +21,7 @@ pub enum HealthStatus {
 
 /// Why an agent is unhealthy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum UnhealthyReason {
@@ -33,12 +35,14 @@ pub enum UnhealthyReason {
 
 /// What the agent's own `GET {base_url}/health` last answered to the registry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct ProbeResult {
     /// When it was asked.
     pub checked_at: Timestamp,
     /// How long the answer took.
     #[serde(rename = "latency_seconds", with = "seconds")]
+    #[cfg_attr(feature = "openapi", schema(value_type = f64))]
     pub latency: Duration,
     /// Whether it answered well.
     pub ok: bool,
@@ -119,6 +123,7 @@ impl FailedCheck {
 
 /// The health record of one agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct AgentHealth {
     /// Whose health this is.
@@ -133,9 +138,11 @@ pub struct AgentHealth {
     pub last_heartbeat: Option<Timestamp>,
     /// How long ago that was, by the registry's clock.
     #[serde(default, rename = "seconds_since_heartbeat", with = "optional_seconds")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
     pub since_heartbeat: Option<Duration>,
     /// How long it may be silent.
     #[serde(default, rename = "heartbeat_timeout_seconds", with = "optional_seconds")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
     pub heartbeat_timeout: Option<Duration>,
     /// Why it is unhealthy, where it is.
     #[serde(default)]
@@ -170,6 +177,7 @@ impl AgentHealth {
 
 /// The health of the registry itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct ServerHealth {
     /// Healthy: its database answers and its sweeper runs.
@@ -182,6 +190,7 @@ pub struct ServerHealth {
     pub store: String,
     /// How long it has been running.
     #[serde(default, rename = "uptime_seconds", with = "optional_seconds")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
     pub uptime: Option<Duration>,
 }
 

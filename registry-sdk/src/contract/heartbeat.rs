@@ -12,6 +12,7 @@ use super::validate::is_agent_id;
 
 /// The body of a heartbeat, which may be left out altogether.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct Heartbeat {
     /// Sets the status. Without it `busy` stays `busy`, and `offline` becomes `active`.
@@ -19,12 +20,18 @@ pub struct Heartbeat {
     pub status: Option<AgentStatus>,
     /// Which process sends it. Where another one has registered since, the heartbeat is refused with 409.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    )]
     pub instance_id: Option<String>,
     /// How much of its capacity is in use, from 0 to 1. Without it the registry goes by what it was told before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 1))]
     pub load: Option<f64>,
     /// How many tasks it is at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(format = Int64, minimum = 0, maximum = 4_294_967_295_u32))]
     pub active_tasks: Option<u32>,
 }
 
@@ -70,7 +77,9 @@ impl Heartbeat {
                 value.as_f64().filter(|load| (0.0..=1.0).contains(load))
             }),
             active_tasks: fields.get("active_tasks", "a whole number from 0 to 4294967295", |value| {
-                u32::try_from(value.as_u64()?).ok()
+                // `2.0` is a whole number as well.
+                let whole = value.as_f64().filter(|number| number.fract() == 0.0);
+                whole.filter(|number| (0.0..=f64::from(u32::MAX)).contains(number)).map(to_u32)
             }),
         };
         Ok(fields.check().map(|()| beat))
@@ -79,6 +88,7 @@ impl Heartbeat {
 
 /// The answer to a heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct HeartbeatAck {
     /// Who was heard.
@@ -90,6 +100,7 @@ pub struct HeartbeatAck {
     pub last_heartbeat: Option<Timestamp>,
     /// How long it may now be silent. `None` from a server that does not say.
     #[serde(default, rename = "heartbeat_timeout_seconds", with = "optional_seconds")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
     pub heartbeat_timeout: Option<Duration>,
 }
 
@@ -103,6 +114,7 @@ impl HeartbeatAck {
 
 /// The body of `PUT /agents/{id}/status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct StatusUpdate {
     /// The status to set.
@@ -110,6 +122,10 @@ pub struct StatusUpdate {
     /// Which process sets it. Where another one has registered since, it is refused with 409: a process that
     /// ends must not take its successor offline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    )]
     pub instance_id: Option<String>,
 }
 
@@ -140,6 +156,12 @@ impl StatusUpdate {
     }
 }
 
+/// Of a whole number from 0 to the largest.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it was looked at before")]
+fn to_u32(number: f64) -> u32 {
+    number as u32
+}
+
 /// What a status has to be.
 const STATUS: &str = "one of \"active\", \"busy\", \"offline\"";
 
@@ -151,7 +173,9 @@ struct Fields {
 
 impl Fields {
     fn read(body: &[u8]) -> Result<Self, serde_json::Error> {
-        let given = if body.is_empty() { Map::new() } else { serde_json::from_slice(body)? };
+        // Nothing at all and `null` are no fields.
+        let given: Option<_> = if body.is_empty() { None } else { serde_json::from_slice(body)? };
+        let given = given.unwrap_or_default();
         Ok(Self { given, errors: Vec::new() })
     }
 

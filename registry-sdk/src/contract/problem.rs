@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// What is wrong with one field.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FieldError {
     /// Where it is, for example `capabilities[2].tags[0]`.
     pub field: String,
@@ -40,6 +41,11 @@ pub struct Invalid(pub Vec<FieldError>);
 /// assert_eq!(problem.kind, "about:blank");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(description = "An error's body, `application/problem+json` (RFC 9457).")
+)]
 #[non_exhaustive]
 pub struct Problem {
     /// What kind of problem: a URI, `about:blank` where the status says it all.

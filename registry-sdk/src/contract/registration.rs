@@ -25,21 +25,35 @@ use super::validate;
 /// # Ok::<(), registry_sdk::contract::Invalid>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(description = "What an agent says of itself.")
+)]
 #[non_exhaustive]
 pub struct Registration {
     /// Who it is: 1 to 64 of `A-Z a-z 0-9 . _ -`, the first a letter or digit.
+    #[cfg_attr(
+        feature = "openapi",
+        schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    )]
     pub agent_id: String,
     /// Its name, for people: 1 to 128 characters.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 128, pattern = "^[^\\u0000]*$"))]
     pub agent_name: String,
     /// Where it answers: an absolute `http` or `https` URL without user info, up to 256 characters.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 256, format = "uri"))]
     pub base_url: String,
     /// What it can do: up to 128, with distinct names.
+    #[cfg_attr(feature = "openapi", schema(max_items = 128))]
     pub capabilities: Vec<Capability>,
     /// The status to begin with.
     #[serde(default, deserialize_with = "null_is_default")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<AgentStatus>))]
     pub status: AgentStatus,
     /// Whatever else others should know: up to 16 KiB of JSON.
     #[serde(default, deserialize_with = "null_is_default")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub metadata: Map<String, Value>,
     /// How often it means to send a heartbeat: above 0, up to a day. The registry waits at least twice as
     /// long before it calls the agent offline.
@@ -49,10 +63,15 @@ pub struct Registration {
         with = "optional_seconds",
         skip_serializing_if = "Option::is_none"
     )]
+    #[cfg_attr(feature = "openapi", schema(exclusive_minimum = 0, maximum = 86400, value_type = Option<f64>))]
     pub heartbeat_interval: Option<Duration>,
     /// Which process this is, of those that may come up with one `agent_id`: 1 to 64 of the same characters.
     /// The newest registration wins; heartbeats of another instance are refused from then on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    )]
     pub instance_id: Option<String>,
 }
 

@@ -58,6 +58,7 @@ impl Eq for Rank<'_> {}
 
 /// An agent that can do what was asked for, by its best capability.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct CapabilityMatch {
     /// Who it is.

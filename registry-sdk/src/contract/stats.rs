@@ -6,6 +6,7 @@ use super::agent::AgentStatus;
 
 /// Counts over the whole registry, at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 #[non_exhaustive]
 pub struct RegistryStats {

@@ -43,6 +43,18 @@ impl Timestamp {
     }
 }
 
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for Timestamp {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
+        let date_time = SchemaFormat::KnownFormat(KnownFormat::DateTime);
+        ObjectBuilder::new().schema_type(Type::String).format(Some(date_time)).into()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for Timestamp {}
+
 impl From<SystemTime> for Timestamp {
     fn from(time: SystemTime) -> Self {
         Self::from_unix_millis(DateTime::<Utc>::from(time).timestamp_millis())
@@ -113,8 +125,10 @@ pub(crate) mod seconds {
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let seconds = f64::deserialize(deserializer)?;
-        Duration::try_from_secs_f64(seconds)
-            .map_err(|_| de::Error::custom(format_args!("{seconds} is no number of seconds from 0")))
+        let wrong = |_| de::Error::custom(format_args!("{seconds} is no number of seconds from 0"));
+        let read = Duration::try_from_secs_f64(seconds).map_err(wrong)?;
+        // What is above nothing stays above it.
+        Ok(if seconds > 0.0 { read.max(Duration::from_nanos(1)) } else { read })
     }
 }
 

@@ -8,16 +8,34 @@ use axum::extract::State;
 use axum::http::header::LINK;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use registry_sdk::contract::{AgentRecord, Heartbeat, HeartbeatAck, Registration, StatusUpdate, is_agent_id};
+use registry_sdk::contract::{
+    AgentRecord, AgentStatus, Heartbeat, HeartbeatAck, Problem, Registration, StatusUpdate, is_agent_id,
+};
 use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::auth::Caller;
+use super::describe::{Always, BadBody, BadQuery, Refused, Unknown};
 use super::extract::{AgentId, JsonBody, Params, check_limit, check_status, malformed};
 use super::problem::ApiError;
 use crate::registry::{ListQuery, Registry};
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
+/// Creates or updates an agent. Counts as a heartbeat.
+#[utoipa::path(
+    post, path = "/register", tag = "agents",
+    request_body(content = Registration, example = json!({"agent_id": "feature-dev", "agent_name": "Feature Development Agent", "base_url": "http://feature-dev:8002",
+        "capabilities": [{"name": "code_generation", "description": "Generates Python code", "cost_estimate": "~100 tokens",
+            "tags": ["coding", "python"]}],
+        "metadata": {"team": "platform"}, "heartbeat_interval_seconds": 30})),
+    responses((status = 200, body = AgentRecord, example = json!({"agent_id": "feature-dev", "agent_name": "Feature Development Agent", "base_url": "http://feature-dev:8002",
+        "capabilities": [{"name": "code_generation", "description": "Generates Python code", "cost_estimate": "~100 tokens",
+            "tags": ["coding", "python"]}],
+        "status": "active", "metadata": {"team": "platform"}, "heartbeat_interval_seconds": 30, "instance_id": null,
+        "registered_at": "2026-11-24T09:30:00.123Z", "last_heartbeat": "2026-11-24T09:31:00.456Z",
+        "heartbeat_timeout_seconds": 60, "load": 0.25, "active_tasks": 2, "healthy": true, "revision": 7})), BadBody, Refused, Always),
+)]
 pub(super) async fn register(
     State(registry): State<Arc<Registry>>,
     caller: Caller,
@@ -28,6 +46,20 @@ pub(super) async fn register(
     Ok(Json(registry.register(registration).await?))
 }
 
+/// Says that an agent is alive, and may say its status and its load.
+///
+/// A heartbeat makes an `offline` agent `active`; `busy` stays `busy`. The body may be empty.
+#[utoipa::path(
+    post, path = "/agents/{id}/heartbeat", tag = "agents",
+    params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
+    request_body(content = Option<Heartbeat>, example = json!({"status": "busy", "load": 0.5, "active_tasks": 2})),
+    responses(
+        (status = 200, body = HeartbeatAck, example = json!({"agent_id": "feature-dev", "status": "busy",
+            "last_heartbeat": "2026-11-24T09:31:00.456Z", "heartbeat_timeout_seconds": 60})),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "Another instance of the agent has registered since."),
+        BadBody, Unknown, Refused, Always,
+    ),
+)]
 pub(super) async fn heartbeat(
     State(registry): State<Arc<Registry>>,
     AgentId(id): AgentId,
@@ -42,6 +74,22 @@ pub(super) async fn heartbeat(
     Ok(Json(heard))
 }
 
+/// Sets an agent's status. Does not count as a heartbeat, and so does not bring back who has fallen silent.
+#[utoipa::path(
+    put, path = "/agents/{id}/status", tag = "agents",
+    params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
+    request_body(content = StatusUpdate, example = json!({"status": "busy"})),
+    responses(
+        (status = 200, body = AgentRecord, example = json!({"agent_id": "feature-dev", "agent_name": "Feature Development Agent", "base_url": "http://feature-dev:8002",
+        "capabilities": [{"name": "code_generation", "description": "Generates Python code", "cost_estimate": "~100 tokens",
+            "tags": ["coding", "python"]}],
+        "status": "active", "metadata": {"team": "platform"}, "heartbeat_interval_seconds": 30, "instance_id": null,
+        "registered_at": "2026-11-24T09:30:00.123Z", "last_heartbeat": "2026-11-24T09:31:00.456Z",
+        "heartbeat_timeout_seconds": 60, "load": 0.25, "active_tasks": 2, "healthy": true, "revision": 7})),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "Another instance of the agent has registered since."),
+        BadBody, Unknown, Refused, Always,
+    ),
+)]
 pub(super) async fn set_status(
     State(registry): State<Arc<Registry>>,
     AgentId(id): AgentId,
@@ -53,10 +101,25 @@ pub(super) async fn set_status(
     Ok(Json(registry.set_status(&id, update).await?))
 }
 
+/// The record of one agent.
+#[utoipa::path(
+    get, path = "/agents/{id}", tag = "agents", params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
+    responses((status = 200, body = AgentRecord, example = json!({"agent_id": "feature-dev", "agent_name": "Feature Development Agent", "base_url": "http://feature-dev:8002",
+        "capabilities": [{"name": "code_generation", "description": "Generates Python code", "cost_estimate": "~100 tokens",
+            "tags": ["coding", "python"]}],
+        "status": "active", "metadata": {"team": "platform"}, "heartbeat_interval_seconds": 30, "instance_id": null,
+        "registered_at": "2026-11-24T09:30:00.123Z", "last_heartbeat": "2026-11-24T09:31:00.456Z",
+        "heartbeat_timeout_seconds": 60, "load": 0.25, "active_tasks": 2, "healthy": true, "revision": 7})), Unknown, Always),
+)]
 pub(super) async fn show(State(registry): State<Arc<Registry>>, AgentId(id): AgentId) -> Answer<AgentRecord> {
     Ok(Json(registry.get(&id).await?))
 }
 
+/// Removes an agent.
+#[utoipa::path(
+    delete, path = "/agents/{id}", tag = "agents", params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
+    responses((status = 204, description = "It is removed."), Unknown, Refused, Always),
+)]
 pub(super) async fn remove(
     State(registry): State<Arc<Registry>>,
     AgentId(id): AgentId,
@@ -67,14 +130,28 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ListParams {
+    /// Only agents of this status.
+    #[param(value_type = Option<AgentStatus>)]
     status: Option<String>,
+    /// How many agents a page has.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
+    /// Where the page begins: from a `Link` header.
+    #[param(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     cursor: Option<String>,
 }
 
-/// The cursor is the last id of the page before: it stays good whatever is registered or removed meanwhile.
+/// All agents, ordered by id; with `limit` in pages.
+///
+/// While more follows, the answer has `Link: <…>; rel="next"`. The cursor is the last id of the page before: it stays good
+/// whatever is registered or removed meanwhile.
+#[utoipa::path(
+    get, path = "/agents", tag = "agents", params(ListParams),
+    responses((status = 200, body = Vec<AgentRecord>, example = json!([])), BadQuery, Always),
+)]
 pub(super) async fn list(
     State(registry): State<Arc<Registry>>,
     Params(params): Params<ListParams>,

@@ -16,10 +16,13 @@ use super::dashboard;
 use super::problem::ApiError;
 use crate::tokens::{Token, Tokens, TokensError};
 
-/// Whether anybody may ask for it: the dashboard's files, and whether the server is well, since load balancers have no
+/// Whether anybody may ask for it: the pages, what the API is, and whether the server is well, since load balancers have no
 /// token.
 fn is_open(path: &str) -> bool {
-    path == "/health" || dashboard::PATHS.contains(&path)
+    path == "/health"
+        || path == "/openapi.json"
+        || path.starts_with("/docs")
+        || dashboard::PATHS.contains(&path)
 }
 
 /// Checks credentials, where there is a file of tokens.

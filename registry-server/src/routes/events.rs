@@ -14,6 +14,7 @@ use registry_sdk::contract::{OVERRUN_EVENT, RESET_EVENT};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::describe::{Always, BadQuery};
 use super::problem::ApiError;
 use crate::metrics::Watching;
 use crate::registry::{Place, Registry, Step};
@@ -21,7 +22,20 @@ use crate::registry::{Place, Registry, Step};
 /// How long nothing may be sent: proxies and clients take a longer silence for a lost connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Sends every change from now on, or after the one that the header `Last-Event-ID` names.
+/// Every change from now on, or after the one that the header `Last-Event-ID` names, as server-sent events.
+///
+/// `registered`, `status_changed` and `deregistered` have the agent's record, as it was after the change, as their data,
+/// and the registry's revision as their id. `reset` says that changes were missed and everything has to be read anew;
+/// `overrun` is the last event for who reads too slowly.
+#[utoipa::path(
+    get, path = "/events", tag = "discovery",
+    params(("Last-Event-ID" = Option<i64>, Header, minimum = 0, description = "The last event that was seen")),
+    responses(
+        (status = 200, body = String, content_type = "text/event-stream",
+            example = "id: 7\nevent: registered\ndata: {\"agent_id\": \"feature-dev\", …}\n\n"),
+        BadQuery, Always,
+    ),
+)]
 pub(super) async fn watch(
     State(registry): State<Arc<Registry>>,
     headers: HeaderMap,

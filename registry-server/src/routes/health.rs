@@ -7,10 +7,20 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use registry_sdk::contract::{AgentHealth, HealthStatus, RegistryStats, ServerHealth};
 
+use super::describe::{Always, Unknown};
 use super::extract::AgentId;
 use super::problem::ApiError;
 use crate::registry::Registry;
 
+/// Whether an agent can be given work. An unhealthy agent is no error.
+#[utoipa::path(
+    get, path = "/health/{id}", tag = "discovery", params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
+    responses((status = 200, body = AgentHealth, example = json!({
+        "agent_id": "feature-dev", "status": "healthy", "agent_status": "active",
+        "last_heartbeat": "2026-11-24T09:31:00.456Z", "seconds_since_heartbeat": 3.2, "heartbeat_timeout_seconds": 60,
+        "reason": null, "probe": null,
+    })), Unknown, Always),
+)]
 pub(super) async fn agent(
     State(registry): State<Arc<Registry>>,
     AgentId(id): AgentId,
@@ -18,6 +28,15 @@ pub(super) async fn agent(
     Ok(Json(registry.health(&id).await?))
 }
 
+/// Whether the server itself is well. Asks for no token.
+#[utoipa::path(
+    get, path = "/health", tag = "server", security(()),
+    responses(
+        (status = 200, body = ServerHealth, example = json!({"status": "healthy", "version": "0.1.0",
+            "store": "sqlite", "uptime_seconds": 12.3})),
+        (status = 503, body = ServerHealth, description = "The database does not answer, or the sweeper has stopped."),
+    ),
+)]
 pub(super) async fn server(State(registry): State<Arc<Registry>>) -> (StatusCode, Json<ServerHealth>) {
     let health = registry.server_health();
     let status = match health.status {
@@ -27,6 +46,13 @@ pub(super) async fn server(State(registry): State<Arc<Registry>>) -> (StatusCode
     (status, Json(health))
 }
 
+/// How many agents and capabilities there are.
+#[utoipa::path(
+    get, path = "/stats", tag = "discovery",
+    responses((status = 200, body = RegistryStats, example = json!({"total_agents": 3, "active_agents": 2,
+        "busy_agents": 0, "offline_agents": 1, "stale_agents": 1, "total_capabilities": 5,
+        "distinct_capabilities": 4})), Always),
+)]
 pub(super) async fn stats(State(registry): State<Arc<Registry>>) -> Json<RegistryStats> {
     Json(registry.stats().await)
 }

@@ -7,9 +7,16 @@ use axum::extract::State;
 use axum::http::HeaderName;
 use axum::http::header::CONTENT_TYPE;
 
+use super::describe::Always;
 use super::problem::ApiError;
 use crate::registry::Registry;
 
+/// Metrics in Prometheus' text format.
+#[utoipa::path(
+    get, path = "/metrics", tag = "server",
+    responses((status = 200, body = String, content_type = "text/plain",
+        example = "agent_registry_agents_total{status=\"active\"} 2"), Always),
+)]
 pub(super) async fn scrape(
     State(registry): State<Arc<Registry>>,
 ) -> Result<([(HeaderName, &'static str); 1], String), ApiError> {

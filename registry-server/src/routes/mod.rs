@@ -4,6 +4,7 @@ mod agents;
 mod auth;
 mod capabilities;
 mod dashboard;
+mod describe;
 mod events;
 mod extract;
 mod health;
@@ -17,29 +18,35 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post, put};
+use axum::routing::get;
 use registry_sdk::contract::limits;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::registry::Registry;
 pub(crate) use auth::Gate;
 use problem::ApiError;
 
 pub(crate) fn router(registry: Arc<Registry>, gate: Arc<Gate>) -> Router {
-    let routes = Router::new()
+    let (routes, description) = OpenApiRouter::with_openapi(describe::Description::openapi())
+        .routes(routes!(agents::register))
+        .routes(routes!(agents::list))
+        .routes(routes!(agents::show, agents::remove))
+        .routes(routes!(agents::heartbeat))
+        .routes(routes!(agents::set_status))
+        .routes(routes!(capabilities::search))
+        .routes(routes!(health::server))
+        .routes(routes!(health::agent))
+        .routes(routes!(health::stats))
+        .routes(routes!(metrics::scrape))
+        .routes(routes!(events::watch))
+        .split_for_parts();
+    let routes = routes
         .route("/", get(dashboard::page))
         .route("/dashboard.js", get(dashboard::script))
         .route("/dashboard.css", get(dashboard::style))
-        .route("/register", post(agents::register))
-        .route("/agents", get(agents::list))
-        .route("/agents/{id}", get(agents::show).delete(agents::remove))
-        .route("/agents/{id}/heartbeat", post(agents::heartbeat))
-        .route("/agents/{id}/status", put(agents::set_status))
-        .route("/capabilities/search", get(capabilities::search))
-        .route("/health", get(health::server))
-        .route("/health/{id}", get(health::agent))
-        .route("/stats", get(health::stats))
-        .route("/metrics", get(metrics::scrape))
-        .route("/events", get(events::watch))
+        .merge(describe::pages(description))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(limits::BODY_BYTES))

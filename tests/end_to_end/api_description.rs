@@ -1,0 +1,71 @@
+//! `GET /openapi.json`: what it says is what there is.
+
+use registry_server::NewToken;
+use serde_json::Value;
+
+use crate::support::{Database, on_both_databases};
+
+on_both_databases!(every_operation_is_described_with_its_answers_and_an_example, it_is_there_without_a_token,);
+
+async fn every_operation_is_described_with_its_answers_and_an_example(database: Database) {
+    let server = database.start().await;
+    let description: Value =
+        reqwest::get(format!("{}/openapi.json", server.url())).await.unwrap().json().await.unwrap();
+    assert_eq!(description["openapi"], "3.1.0");
+    let mut found = Vec::new();
+    for (path, operations) in description["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let name = format!("{method} {path}");
+            let responses = operation["responses"].as_object().unwrap();
+            assert!(operation["summary"].as_str().is_some_and(|text| !text.is_empty()), "{name}");
+            // Nobody needs a token for the server's own health.
+            assert!(name == "get /health" || responses.contains_key("401"), "{name}");
+            let answer = responses.iter().find(|(status, _)| status.starts_with('2')).unwrap().1;
+            let has_example =
+                answer["content"].as_object().into_iter().flatten().all(|(_, one)| !one["example"].is_null());
+            assert!(has_example, "{name} has no example");
+            if let Some(body) = operation["requestBody"].as_object() {
+                assert!(
+                    !body["content"]["application/json"]["example"].is_null(),
+                    "{name} has no example of a body"
+                );
+                assert!(
+                    ["400", "413", "415", "422"].iter().all(|status| responses.contains_key(*status)),
+                    "{name}"
+                );
+            }
+            found.push(name);
+        }
+    }
+    found.sort();
+    let expected = [
+        "delete /agents/{id}",
+        "get /agents",
+        "get /agents/{id}",
+        "get /capabilities/search",
+        "get /events",
+        "get /health",
+        "get /health/{id}",
+        "get /metrics",
+        "get /stats",
+        "post /agents/{id}/heartbeat",
+        "post /register",
+        "put /agents/{id}/status",
+    ];
+    assert_eq!(found, expected);
+    server.shutdown().await;
+}
+
+async fn it_is_there_without_a_token(database: Database) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokens.toml");
+    let NewToken { sha256, .. } = NewToken::draw().unwrap();
+    std::fs::write(&file, format!("[[token]]\nname = \"a\"\nsha256 = \"{sha256}\"\nscope = \"read\""))
+        .unwrap();
+    let server = database.start_with(|config| config.tokens_file = Some(file)).await;
+    for (path, expected) in [("openapi.json", 200), ("docs/", 200), ("", 200), ("agents", 401)] {
+        let answer = reqwest::get(format!("{}/{path}", server.url())).await.unwrap();
+        assert_eq!(answer.status().as_u16(), expected, "/{path}");
+    }
+    server.shutdown().await;
+}

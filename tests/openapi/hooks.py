@@ -1,0 +1,35 @@
+"""What a schema cannot say of a registration, for schemathesis: see tests/README.md."""
+
+import json
+
+import schemathesis
+from hypothesis import strategies as st
+
+# A schema knows `format: uri`, and not that only http and https are taken.
+hosts = st.sampled_from(["agent", "agent.example.org", "10.1.2.3", "[2001:db8::7]", "feature-dev", "UPPER.example"])
+ports = st.one_of(st.just(""), st.integers(1, 65535).map(lambda port: f":{port}"))
+paths = st.sampled_from(["", "/", "/v1", "/v1/agents/"])
+schemathesis.openapi.format(
+    "uri", st.builds(lambda scheme, *rest: f"{scheme}://" + "".join(rest), st.sampled_from(["http", "https", "HTTP"]), hosts, ports, paths)
+)
+
+
+@schemathesis.hook
+def filter_query(context, query):
+    """A search needs a letter or a digit: `\\p{L}` is not known to every reader of a schema."""
+    q = query.get("q") if isinstance(query, dict) else None
+    return not (isinstance(q, str) and q and not any(letter.isalnum() for letter in q))
+
+
+@schemathesis.hook
+def filter_case(context, case):
+    """Names are distinct within an agent; metadata has no NUL in any depth, and up to 16 KiB."""
+    body = case.body
+    metadata = json.dumps(body.get("metadata")) if isinstance(body, dict) else ""
+    if "\\u0000" in metadata or len(metadata) > 16 * 1024:
+        return False
+    capabilities = body.get("capabilities") if isinstance(body, dict) else None
+    if not isinstance(capabilities, list):
+        return True
+    names = [one["name"] for one in capabilities if isinstance(one, dict) and isinstance(one.get("name"), str)]
+    return len(names) == len(set(names))
