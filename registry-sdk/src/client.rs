@@ -11,7 +11,7 @@ use crate::contract::{
     AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, Heartbeat, HeartbeatAck, Registration,
     RegistryStats, ServerHealth, StatusUpdate,
 };
-use crate::credentials::Credentials;
+use crate::credentials::{Certificates, Credentials};
 use crate::error::Error;
 use crate::query::{ListQuery, Page, SearchQuery};
 use crate::retry::RetryPolicy;
@@ -48,6 +48,7 @@ pub struct RegistryClientBuilder {
     timeout: Duration,
     connect_timeout: Duration,
     credentials: Option<Credentials>,
+    certificates: Certificates,
     retry: RetryPolicy,
 }
 
@@ -81,6 +82,21 @@ impl RegistryClientBuilder {
         self
     }
 
+    /// Trusts an authority beside those of the system: a PEM of one or several certificates. Also for agents that are
+    /// asked or given tasks.
+    #[must_use]
+    pub fn root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.certificates.roots.push(pem.into());
+        self
+    }
+
+    /// Shows a certificate to whoever asks for one (mutual TLS): a PEM of the certificate's chain and its private key.
+    #[must_use]
+    pub fn client_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.certificates.own = Some(pem.into());
+        self
+    }
+
     /// How failed calls are repeated. Default: [`RetryPolicy::discovery`].
     #[must_use]
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
@@ -91,9 +107,11 @@ impl RegistryClientBuilder {
     /// Makes the client. Nothing is sent yet.
     ///
     /// # Errors
-    /// [`Error::Setup`] where the URL is none.
+    /// [`Error::Setup`] where the URL is none, or a certificate cannot be used.
     pub fn build(self) -> Result<RegistryClient, Error> {
-        let transport = Transport::new(&self.url, self.timeout, self.connect_timeout, self.credentials)?;
+        let (url, certificates) = (&self.url, &self.certificates);
+        let transport =
+            Transport::new(url, self.timeout, self.connect_timeout, self.credentials, certificates)?;
         Ok(RegistryClient { transport, retry: self.retry })
     }
 }
@@ -117,6 +135,7 @@ impl RegistryClient {
             timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(2),
             credentials: None,
+            certificates: Certificates::default(),
             retry: RetryPolicy::discovery(),
         }
     }

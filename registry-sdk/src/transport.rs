@@ -11,7 +11,7 @@ use tracing::Instrument;
 use url::Url;
 
 use crate::contract::{FieldError, Problem};
-use crate::credentials::Credentials;
+use crate::credentials::{Certificates, Credentials};
 use crate::error::Error;
 use crate::metrics;
 use crate::retry::RetryPolicy;
@@ -60,9 +60,11 @@ impl Transport {
         attempt_timeout: Duration,
         connect_timeout: Duration,
         credentials: Option<Credentials>,
+        certificates: &Certificates,
     ) -> Result<Self, Error> {
         let targets = Targets::parse(urls)?;
-        let http = reqwest::Client::builder()
+        let http = certificates
+            .add_to(reqwest::Client::builder())?
             .connect_timeout(connect_timeout)
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("registry-sdk/", env!("CARGO_PKG_VERSION")))

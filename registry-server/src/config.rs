@@ -60,6 +60,18 @@ pub struct Config {
     #[arg(long, value_name = "FILE", env = "REGISTRY_TOKENS_FILE")]
     pub tokens_file: Option<PathBuf>,
 
+    /// Serve HTTPS with this certificate, a PEM file with the whole chain; SIGHUP reads it anew [default: HTTP].
+    #[arg(long, value_name = "FILE", env = "REGISTRY_TLS_CERT")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key, a PEM file.
+    #[arg(long, value_name = "FILE", env = "REGISTRY_TLS_KEY")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Let in only clients with a certificate of one of these authorities, a PEM file [default: any client].
+    #[arg(long, value_name = "FILE", env = "REGISTRY_TLS_CLIENT_CA")]
+    pub tls_client_ca: Option<PathBuf>,
+
     /// Ask each agent itself how it is, at GET {base_url}/health, every so often [default: no agent is asked].
     ///
     /// Two failures in a row make an agent unhealthy, one success heals it. Of several servers over one database
@@ -102,6 +114,9 @@ impl Default for Config {
             sweep_interval: Duration::from_secs(5),
             remove_after: None,
             tokens_file: None,
+            tls_cert: None,
+            tls_key: None,
+            tls_client_ca: None,
             probe_interval: None,
             probe_timeout: Duration::from_secs(2),
             probe_concurrency: NonZeroUsize::MIN.saturating_add(63),

@@ -27,8 +27,10 @@ mod registry;
 mod routes;
 mod server;
 mod store;
+mod tls;
 mod tokens;
 
 pub use config::Config;
 pub use server::{Server, StartError};
+pub use tls::TlsError;
 pub use tokens::{NewToken, TokensError};

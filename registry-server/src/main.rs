@@ -109,8 +109,8 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
                 break;
             }
             _ = hang_up.recv() => {
-                if let Err(error) = server.reload_tokens() {
-                    tracing::error!(%error, "the tokens stay as they were");
+                if let Err(error) = server.reload() {
+                    tracing::error!(%error, "it stays as it was");
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::ListenerExt;
+use axum::serve::{Listener, ListenerExt};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::routes::{self, Gate};
 use crate::store::{PostgresStore, SqliteStore, Store};
+use crate::tls::{Tls, TlsError, TlsListener};
 use crate::tokens::TokensError;
 
 /// How long requests in flight may take to finish once the server has been told to stop.
@@ -34,6 +35,7 @@ pub struct Server {
     tasks: TaskTracker,
     store: StoreHandle,
     gate: Arc<Gate>,
+    tls: Option<Tls>,
 }
 
 /// What the server closes last.
@@ -81,6 +83,9 @@ pub enum StartError {
     /// The tokens file cannot be used.
     #[error(transparent)]
     Tokens(#[from] TokensError),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The metrics cannot be set up: a defect.
     #[error("cannot set up the metrics")]
     Metrics(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -124,6 +129,7 @@ impl Server {
         let guard = stop.clone().drop_guard();
         let tasks = TaskTracker::new();
         let gate = Arc::new(Gate::open(config.tokens_file.clone())?);
+        let tls = Tls::open(&config)?;
         let store = open(&config.database_url, &tasks, &stop).await?;
         let listen = config.listen;
         let listener = TcpListener::bind(listen).await.map_err(|error| StartError::Listen(listen, error))?;
@@ -139,18 +145,29 @@ impl Server {
                 "whoever reaches this address may register and remove agents: see --tokens-file"
             );
         }
-        tasks.spawn(serve(listener, registry, gate.clone(), stop));
+        let serving = Serving { registry, gate: gate.clone(), stop };
+        match tls.clone() {
+            Some(tls) => tasks.spawn(serving.run(TlsListener::new(listener, tls))),
+            None => tasks.spawn(serving.run(listener.tap_io(|connection| {
+                // Without it small answers wait for the client's acknowledgement. One that cannot be set costs speed.
+                let _ = connection.set_nodelay(true);
+            }))),
+        };
         tasks.close();
         tracing::info!(%local_addr, store = store.name(), "serving");
-        Ok(Self { local_addr, stop: guard, tasks, store: StoreHandle(store), gate })
+        Ok(Self { local_addr, stop: guard, tasks, store: StoreHandle(store), gate, tls })
     }
 
-    /// Reads the tokens file anew, where there is one. No request is dropped.
+    /// Reads the tokens file and the certificate anew, where there are some. No request is dropped.
     ///
     /// # Errors
-    /// Where it cannot be used: then the tokens stay as they were.
-    pub fn reload_tokens(&self) -> Result<(), TokensError> {
-        self.gate.reload()
+    /// Where one cannot be used: then it stays as it was.
+    pub fn reload(&self) -> Result<(), StartError> {
+        self.gate.reload()?;
+        if let Some(tls) = &self.tls {
+            tls.reload()?;
+        }
+        Ok(())
     }
 
     /// The address it listens on.
@@ -170,7 +187,8 @@ impl Server {
             };
             address.set_ip(loopback);
         }
-        format!("http://{address}")
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{address}")
     }
 
     /// Stops accepting, lets the requests in flight finish for up to ten seconds, writes what they asked, and
@@ -194,22 +212,28 @@ async fn open(
     }
 }
 
-async fn serve(listener: TcpListener, registry: Arc<Registry>, gate: Arc<Gate>, stop: CancellationToken) {
-    let listener = listener.tap_io(|connection| {
-        // Without it small answers wait for the client's acknowledgement. One that cannot be set costs speed.
-        let _ = connection.set_nodelay(true);
-    });
-    let stopped = stop.clone();
-    let serving = axum::serve(listener, routes::router(registry.clone(), gate))
-        .with_graceful_shutdown(async move { stopped.cancelled().await });
-    let too_long = async {
-        stop.cancelled().await;
-        tokio::time::sleep(GRACE).await;
-    };
-    tokio::select! {
-        // It never fails: errors of single connections are its own matter.
-        _ = serving => {}
-        () = too_long => tracing::warn!("some requests did not finish in time"),
+/// What serves the connections that a listener gives.
+struct Serving {
+    registry: Arc<Registry>,
+    gate: Arc<Gate>,
+    stop: CancellationToken,
+}
+
+impl Serving {
+    async fn run<L: Listener<Addr: std::fmt::Debug>>(self, listener: L) {
+        let Self { registry, gate, stop } = self;
+        let stopped = stop.clone();
+        let serving = axum::serve(listener, routes::router(registry.clone(), gate))
+            .with_graceful_shutdown(async move { stopped.cancelled().await });
+        let too_long = async {
+            stop.cancelled().await;
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::select! {
+            // It never fails: errors of single connections are their own matter.
+            _ = serving => {}
+            () = too_long => tracing::warn!("some requests did not finish in time"),
+        }
+        registry.close();
     }
-    registry.close();
 }

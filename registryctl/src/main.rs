@@ -36,6 +36,14 @@ struct Arguments {
     #[arg(long, global = true, env = "REGISTRY_TOKEN", hide_env_values = true)]
     token: Option<String>,
 
+    /// A PEM file of an authority to trust beside those of the system.
+    #[arg(long, global = true, value_name = "FILE", env = "REGISTRY_CA_CERT")]
+    ca_cert: Option<PathBuf>,
+
+    /// A PEM file of a certificate to show, with its key.
+    #[arg(long, global = true, value_name = "FILE", env = "REGISTRY_CLIENT_CERT")]
+    client_cert: Option<PathBuf>,
+
     /// Print JSON, also on a terminal.
     #[arg(long, global = true)]
     json: bool,
@@ -159,6 +167,16 @@ async fn run(arguments: Arguments) -> Result<Answer, Failure> {
     let mut builder = RegistryClient::builder(&arguments.registry_url);
     if let Some(token) = arguments.token.as_deref() {
         builder = builder.token(token);
+    }
+    let read = |file: &PathBuf| {
+        std::fs::read(file)
+            .map_err(|error| Failure::Input(format!("cannot read {}: {error}", file.display())))
+    };
+    if let Some(file) = &arguments.ca_cert {
+        builder = builder.root_certificate(read(file)?);
+    }
+    if let Some(file) = &arguments.client_cert {
+        builder = builder.client_certificate(read(file)?);
     }
     let client = builder.build()?;
     let output = output::Output::new(arguments.json, arguments.table);

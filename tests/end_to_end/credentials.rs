@@ -138,16 +138,16 @@ async fn tokens_are_read_anew_without_a_restart(database: Database) {
     old.register(&agent("a", "work")).await.unwrap();
 
     let after = file.write(&["scope = \"read\""]);
-    server.reload_tokens().unwrap();
+    server.reload().unwrap();
     assert!(is_denied(old.heartbeat("a").await, 401));
     let new = bearer(&registry, &after[0]);
     new.get_agent("a").await.unwrap();
 
     // A file that cannot be used changes nothing.
     std::fs::write(&file.path, "[[token]]\nname = \"x\"").unwrap();
-    assert!(server.reload_tokens().unwrap_err().to_string().contains("missing field"));
+    assert!(server.reload().unwrap_err().to_string().contains("missing field"));
     std::fs::remove_file(&file.path).unwrap();
-    assert!(server.reload_tokens().is_err());
+    assert!(server.reload().is_err());
     new.get_agent("a").await.unwrap();
     registry.shutdown().await;
 }

@@ -8,6 +8,7 @@ mod agent_life;
 mod api_description;
 mod credentials;
 mod deadlines;
+mod encryption;
 mod errors;
 mod event_stream;
 mod lists;

@@ -92,7 +92,7 @@ impl Registry {
     }
 
     pub(crate) fn local_addr(&self) -> SocketAddr {
-        self.url().trim_start_matches("http://").parse().unwrap()
+        self.url().rsplit('/').next().unwrap().parse().unwrap()
     }
 
     pub(crate) async fn shutdown(self) {

@@ -1,0 +1,145 @@
+//! HTTPS on the server's own port, and clients that have to show a certificate.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use registry_sdk::{Error, RegistryClient, RetryPolicy, WatchEvent};
+use registry_server::Config;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::{Database, Registry, agent, on_both_databases};
+
+on_both_databases!(
+    clients_that_trust_the_authority_speak_https,
+    clients_have_to_show_a_certificate_where_that_is_wanted,
+    a_renewed_certificate_is_read_anew,
+    who_dawdles_or_speaks_plainly_holds_up_nobody,
+);
+
+/// An authority, and the files that it has signed.
+struct Authority {
+    folder: tempfile::TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        Self { folder: tempfile::tempdir().unwrap(), issuer }
+    }
+
+    fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// A certificate and its key.
+    fn sign(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+
+    fn write(&self, file: &str, text: &str) -> PathBuf {
+        let path = self.folder.path().join(file);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Signs a certificate for the loopback address, and has the server use it.
+    fn configure(&self, config: &mut Config) {
+        let (certificate, key) = self.sign("127.0.0.1");
+        config.tls_cert = Some(self.write("cert.pem", &certificate));
+        config.tls_key = Some(self.write("key.pem", &key));
+    }
+}
+
+fn trusting(server: &Registry, authority: &Authority) -> RegistryClient {
+    RegistryClient::builder(server.url())
+        .retry(RetryPolicy::none())
+        .root_certificate(authority.pem())
+        .build()
+        .unwrap()
+}
+
+async fn clients_that_trust_the_authority_speak_https(database: Database) {
+    let authority = Authority::new();
+    let server = database.start_with(|config| authority.configure(config)).await;
+    assert!(server.url().starts_with("https://"));
+    let client = trusting(&server, &authority);
+    client.register(&agent("a", "work")).await.unwrap();
+    client.heartbeat("a").await.unwrap();
+    let mut watch = client.watch();
+    assert!(matches!(watch.next().await, Some(WatchEvent::Listed(agents)) if agents.len() == 1));
+    drop(watch);
+
+    let stranger = RegistryClient::builder(server.url()).retry(RetryPolicy::none());
+    assert!(matches!(stranger.clone().build().unwrap().get_stats().await, Err(Error::Unreachable { .. })));
+    let other = stranger.clone().root_certificate(Authority::new().pem()).build().unwrap();
+    assert!(matches!(other.get_stats().await, Err(Error::Unreachable { .. })), "another authority");
+    for nonsense in ["", "-----BEGIN CERTIFICATE-----\nxx\n-----END CERTIFICATE-----"] {
+        assert!(
+            matches!(stranger.clone().root_certificate(nonsense).build(), Err(Error::Setup(_))),
+            "{nonsense}"
+        );
+    }
+    server.shutdown().await;
+}
+
+async fn clients_have_to_show_a_certificate_where_that_is_wanted(database: Database) {
+    let (authority, of_clients) = (Authority::new(), Authority::new());
+    let mutual = |config: &mut Config| {
+        authority.configure(config);
+        config.tls_client_ca = Some(of_clients.write("ca.pem", &of_clients.pem()));
+    };
+    let server = database.start_with(mutual).await;
+    let showing = |(certificate, key): (String, String)| {
+        let builder = RegistryClient::builder(server.url()).retry(RetryPolicy::none());
+        builder.root_certificate(authority.pem()).client_certificate(certificate + &key).build().unwrap()
+    };
+    showing(of_clients.sign("agent")).register(&agent("a", "work")).await.unwrap();
+    for client in [trusting(&server, &authority), showing(authority.sign("agent"))] {
+        assert!(matches!(client.get_stats().await, Err(Error::Unreachable { .. })));
+    }
+    server.shutdown().await;
+}
+
+async fn a_renewed_certificate_is_read_anew(database: Database) {
+    let (before, after) = (Authority::new(), Authority::new());
+    let registry = database.start_with(|config| before.configure(config)).await;
+    let Registry::Server(server) = &registry else { unreachable!("a database has a server") };
+    trusting(&registry, &before).get_stats().await.unwrap();
+
+    let (certificate, key) = after.sign("127.0.0.1");
+    before.write("cert.pem", &certificate);
+    // The key does not fit yet: all stays as it was.
+    assert!(server.reload().is_err());
+    trusting(&registry, &before).get_stats().await.unwrap();
+    before.write("key.pem", &key);
+    server.reload().unwrap();
+    trusting(&registry, &after).get_stats().await.unwrap();
+    assert!(trusting(&registry, &before).get_stats().await.is_err());
+    registry.shutdown().await;
+}
+
+async fn who_dawdles_or_speaks_plainly_holds_up_nobody(database: Database) {
+    let authority = Authority::new();
+    let server = database.start_with(|config| authority.configure(config)).await;
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        silent.push(TcpStream::connect(server.local_addr()).await.unwrap());
+    }
+    let mut plain = TcpStream::connect(server.local_addr()).await.unwrap();
+    plain.write_all(b"GET /stats HTTP/1.1\r\nhost: registry\r\n\r\n").await.unwrap();
+    let client = trusting(&server, &authority);
+    let answered = tokio::time::timeout(Duration::from_secs(5), client.get_stats());
+    answered.await.expect("it is not held up").unwrap();
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(5), plain.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok() && !rest.starts_with(b"HTTP"), "no answer in the clear");
+    drop(silent);
+    server.shutdown().await;
+}
