@@ -3,6 +3,7 @@
 
 mod availability;
 mod clock;
+mod core;
 mod events;
 mod follow;
 mod lanes;
@@ -26,14 +27,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::metrics::{Metrics, Now};
-use crate::store::{Event, EventKind, Store, StoreError, StoredAgent, Touch};
+use crate::store::{Store, StoreError, StoredAgent, Touch};
 use availability::Availability;
 use clock::Clock;
+use core::Core;
 use events::EventLog;
 pub(crate) use events::{Place, Step};
 use lanes::Lanes;
 use reports::{Report, Untold};
-use rules::{Change, Outcome, Patience, is_instance};
+use rules::{Change, Outcome, is_instance};
 use view::{Held, Moment, Read, View};
 pub(crate) use view::{ListQuery, Page, SearchQuery};
 
@@ -70,23 +72,6 @@ impl From<&StoreError> for Error {
             StoreError::Rejected(_) => Self::Internal,
         }
     }
-}
-
-/// What the registry's tasks share.
-pub(crate) struct Core {
-    store: Arc<dyn Store>,
-    view: View,
-    clock: Clock,
-    availability: Availability,
-    config: Config,
-    started: Instant,
-    events: EventLog,
-    untold: Untold,
-    metrics: Metrics,
-    /// The figures for Prometheus, and when they were read: several may scrape.
-    figures: Mutex<Option<(RegistryStats, Instant)>>,
-    /// Tells this server apart from others over the same database.
-    server_id: u64,
 }
 
 /// The registry. Its tasks end by the token of [`Registry::start`] and by [`Registry::close`].
@@ -316,88 +301,6 @@ impl Registry {
         }
         self.core.check_database()?;
         self.lanes.change(agent_id.to_owned(), change, arrived).await
-    }
-}
-
-impl Core {
-    fn patience(&self) -> Patience {
-        Patience {
-            timeout: self.config.heartbeat_timeout,
-            listening_since: self.availability.listening_since(),
-            margin: self.config.sweep_interval.min(Duration::from_secs(1)),
-            remove_after: self.config.remove_after,
-        }
-    }
-
-    fn moment(&self) -> Moment {
-        let probes = self.config.probe_interval.is_some();
-        Moment { now: self.clock.now(), patience: self.patience(), doubt: self.store.is_shared(), probes }
-    }
-
-    /// Refuses a write at once where the database is known to be away, rather than let it wait for that.
-    fn check_database(&self) -> Result<(), Error> {
-        if self.availability.away_for().is_some() { Err(Error::Unavailable) } else { Ok(()) }
-    }
-
-    /// The record of an agent as it was just stored.
-    fn record(&self, agent: &StoredAgent) -> AgentRecord {
-        let moment = self.moment();
-        let mut record = view::record(agent, &moment);
-        if moment.patience.is_overdue(agent.last_heartbeat, agent.heartbeat_interval, moment.now) {
-            (record.status, record.healthy) = (AgentStatus::Offline, Some(false));
-        }
-        if let Some(held) = self.view.held(&agent.agent_id) {
-            (record.load, record.active_tasks) = held.load();
-        }
-        record
-    }
-
-    /// Takes over changes into the view, and then tells those who watch.
-    fn take_over(&self, events: &[Event]) {
-        for Event { kind, agent } in events {
-            match kind {
-                EventKind::Deregistered => {
-                    self.view.remove(&agent.agent_id, agent.revision);
-                    self.metrics.removed(&agent.agent_id);
-                }
-                _ => self.view.put(agent.clone()),
-            }
-        }
-        self.publish(events);
-    }
-
-    /// Tells those who watch.
-    fn publish(&self, events: &[Event]) {
-        let moment = self.moment();
-        let frame = |Event { kind, agent }: &Event| {
-            (agent.revision, events::frame(*kind, &view::record(agent, &moment)))
-        };
-        self.events.offer(events.iter().map(frame));
-    }
-
-    /// Asks the database when agents were last heard of, by any process.
-    async fn confirm(&self, agent_ids: &[String]) {
-        let heard = self.store.heard(agent_ids).await;
-        self.noticed(&heard);
-        if let Ok(heard) = heard {
-            self.clock.observe(heard.now);
-            let moment = Moment { now: heard.now, ..self.moment() };
-            self.view.confirm(&heard.times, agent_ids, &moment);
-        }
-    }
-
-    /// Notes from a database operation's outcome that the database is away. Only the follower says when it
-    /// is back.
-    fn noticed<T>(&self, outcome: &Result<T, StoreError>) {
-        match outcome {
-            Ok(_) => {}
-            Err(error @ StoreError::Unavailable(source)) => {
-                if self.availability.lost() {
-                    tracing::error!(cause = %source, "{error}; answering reads from memory");
-                }
-            }
-            Err(error @ StoreError::Rejected(source)) => tracing::error!(cause = %source, "{error}"),
-        }
     }
 }
 

@@ -1,26 +1,28 @@
 //! PostgreSQL: for production, and for several servers over one database.
 
+mod rows;
+mod write;
+
 use std::collections::HashMap;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use registry_sdk::contract::Timestamp;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions, PgRow};
-use sqlx::types::Json;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions};
 use sqlx::{Connection, PgPool, Row};
 use tokio::sync::{Mutex, Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Current, Decide, Event, FOLLOW_BATCH, Followed, Heard, Result, Snapshot, Store, StoreError, StoredAgent,
-    Touch, Writes, interval_from_seconds, undecodable,
+    Current, Decide, Event, FOLLOW_BATCH, Followed, Heard, Result, Snapshot, Store, StoreError, Touch,
 };
 use crate::server::StartError;
+use rows::{readable, timestamp};
+use write::write;
 
 /// The channel on which replicas announce that something has changed.
 const CHANNEL: &str = "agent_registry";
@@ -377,148 +379,4 @@ impl Store for PostgresStore {
         self.beats.close().await;
         self.pool.close().await;
     }
-}
-
-async fn write(connection: &mut PgConnection, writes: &Writes) -> std::result::Result<(), sqlx::Error> {
-    let puts: Vec<&StoredAgent> = writes.puts().collect();
-    if !puts.is_empty() {
-        put(connection, &puts).await?;
-    }
-    if !writes.beats.is_empty() {
-        let (agent_ids, times): (Vec<&str>, Vec<_>) =
-            writes.beats.iter().map(|(id, time)| (id.as_str(), date_time(*time))).unzip();
-        sqlx::query(
-            "UPDATE agent_registry AS agent
-             SET last_heartbeat = greatest(least(agent.last_heartbeat, now()), beat.at)
-             FROM unnest($1::text[], $2::timestamptz[]) AS beat (id, at) WHERE agent.agent_id = beat.id",
-        )
-        .bind(agent_ids)
-        .bind(times)
-        .execute(&mut *connection)
-        .await?;
-    }
-    let removes = writes.removes();
-    if !removes.is_empty() {
-        sqlx::query("DELETE FROM agent_registry WHERE agent_id = ANY ($1)")
-            .bind(removes)
-            .execute(&mut *connection)
-            .await?;
-    }
-    if !writes.events.is_empty() {
-        announce(connection, writes).await?;
-    }
-    Ok(())
-}
-
-/// Numbers the changes and tells the other replicas, at the moment the transaction commits.
-async fn announce(connection: &mut PgConnection, writes: &Writes) -> std::result::Result<(), sqlx::Error> {
-    let revisions: Vec<i64> = writes.events.iter().map(|event| event.agent.revision).collect();
-    let kinds: Vec<&str> = writes.events.iter().map(|event| event.kind.as_str()).collect();
-    let agent_ids: Vec<&str> = writes.events.iter().map(|event| event.agent.agent_id.as_str()).collect();
-    let agents = writes.events.iter().map(Event::to_json).collect::<std::result::Result<Vec<_>, _>>()?;
-    sqlx::query(
-        "WITH event AS (
-             INSERT INTO agent_registry_event (revision, kind, agent_id, agent, at)
-             SELECT *, now() FROM unnest($1::int8[], $2::text[], $3::text[], $4::json[])
-         ), head AS (
-             UPDATE agent_registry_state SET revision = $5
-         )
-         SELECT pg_notify($6, '')",
-    )
-    .bind(&revisions)
-    .bind(kinds)
-    .bind(agent_ids)
-    .bind(agents)
-    .bind(revisions.last())
-    .bind(CHANNEL)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-async fn put(connection: &mut PgConnection, agents: &[&StoredAgent]) -> std::result::Result<(), sqlx::Error> {
-    fn each<T>(agents: &[&StoredAgent], column: impl Fn(&StoredAgent) -> T) -> Vec<T> {
-        agents.iter().map(|agent| column(agent)).collect()
-    }
-    sqlx::query(
-        "INSERT INTO agent_registry AS agent
-             (agent_id, agent_name, base_url, status, capabilities, metadata, last_heartbeat,
-              heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since,
-              probe_failed, revision)
-         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::json[],
-             $7::timestamptz[], $8::float8[], $9::text[], $10::timestamptz[], $11::bool[], $12::timestamptz[],
-             $13::bool[], $14::int8[])
-         ON CONFLICT (agent_id) DO UPDATE SET
-             agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
-             capabilities = excluded.capabilities, metadata = excluded.metadata,
-             last_heartbeat = greatest(least(agent.last_heartbeat, now()), excluded.last_heartbeat),
-             heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
-             instance_id = excluded.instance_id,
-             missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
-             probe_failed = excluded.probe_failed, revision = excluded.revision",
-    )
-    .bind(each(agents, |agent| agent.agent_id.clone()))
-    .bind(each(agents, |agent| agent.agent_name.clone()))
-    .bind(each(agents, |agent| agent.base_url.clone()))
-    .bind(each(agents, |agent| agent.status.as_str()))
-    .bind(each(agents, |agent| Json(agent.capabilities.clone())))
-    .bind(each(agents, |agent| Json(agent.metadata.clone())))
-    .bind(each(agents, |agent| date_time(agent.last_heartbeat)))
-    .bind(each(agents, |agent| agent.heartbeat_interval.map(|interval| interval.as_secs_f64())))
-    .bind(each(agents, |agent| agent.instance_id.clone()))
-    .bind(each(agents, |agent| date_time(agent.registered_at)))
-    .bind(each(agents, |agent| agent.missed_deadline))
-    .bind(each(agents, |agent| agent.offline_since.map(date_time)))
-    .bind(each(agents, |agent| agent.probe_failed))
-    .bind(each(agents, |agent| agent.revision))
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// The agent of a row, where it can be read. Another service may have written the row; it is left as it is.
-fn readable(row: &PgRow) -> std::result::Result<Option<StoredAgent>, sqlx::Error> {
-    match agent_from(row) {
-        Err(error @ (sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_))) => {
-            let agent_id: &str = row.try_get("agent_id")?;
-            tracing::error!(agent_id, %error, "an agent's row cannot be read: it is left out until it registers");
-            Ok(None)
-        }
-        outcome => outcome.map(Some),
-    }
-}
-
-fn agent_from(row: &PgRow) -> std::result::Result<StoredAgent, sqlx::Error> {
-    let status: &str = row.try_get("status")?;
-    let Json(capabilities) = row.try_get("capabilities")?;
-    let Json(metadata) = row.try_get("metadata")?;
-    let offline_since: Option<DateTime<Utc>> = row.try_get("offline_since")?;
-    Ok(StoredAgent {
-        agent_id: row.try_get("agent_id")?,
-        agent_name: row.try_get("agent_name")?,
-        base_url: row.try_get("base_url")?,
-        capabilities,
-        metadata,
-        status: status.parse().map_err(|error| undecodable("status", error))?,
-        missed_deadline: row.try_get("missed_deadline")?,
-        offline_since: offline_since.map(|time| Timestamp::from_unix_millis(time.timestamp_millis())),
-        probe_failed: row.try_get("probe_failed")?,
-        instance_id: row.try_get("instance_id")?,
-        heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
-        registered_at: timestamp(row, "registered_at")?,
-        last_heartbeat: timestamp(row, "last_heartbeat")?,
-        revision: row.try_get("revision")?,
-    })
-}
-
-fn timestamp<I: sqlx::ColumnIndex<PgRow>>(
-    row: &PgRow,
-    column: I,
-) -> std::result::Result<Timestamp, sqlx::Error> {
-    let time: DateTime<Utc> = row.try_get(column)?;
-    Ok(Timestamp::from_unix_millis(time.timestamp_millis()))
-}
-
-fn date_time(time: Timestamp) -> DateTime<Utc> {
-    DateTime::from(std::time::SystemTime::from(time))
 }

@@ -1,0 +1,123 @@
+//! What the registry's tasks share: the store, the view, and what follows from both.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use registry_sdk::contract::{AgentRecord, AgentStatus, RegistryStats};
+
+use super::Error;
+use super::availability::Availability;
+use super::clock::Clock;
+use super::events::{self, EventLog};
+use super::reports::Untold;
+use super::rules::Patience;
+use super::view::{self, Moment, View};
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::store::{Event, EventKind, Store, StoreError, StoredAgent};
+
+/// What the registry's tasks share.
+pub(super) struct Core {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) view: View,
+    pub(super) clock: Clock,
+    pub(super) availability: Availability,
+    pub(super) config: Config,
+    pub(super) started: Instant,
+    pub(super) events: EventLog,
+    pub(super) untold: Untold,
+    pub(super) metrics: Metrics,
+    /// The figures for Prometheus, and when they were read: several may scrape.
+    pub(super) figures: Mutex<Option<(RegistryStats, Instant)>>,
+    /// Tells this server apart from others over the same database.
+    pub(super) server_id: u64,
+}
+
+impl Core {
+    pub(super) fn patience(&self) -> Patience {
+        Patience {
+            timeout: self.config.heartbeat_timeout,
+            listening_since: self.availability.listening_since(),
+            margin: self.config.sweep_interval.min(Duration::from_secs(1)),
+            remove_after: self.config.remove_after,
+        }
+    }
+
+    pub(super) fn moment(&self) -> Moment {
+        let probes = self.config.probe_interval.is_some();
+        Moment { now: self.clock.now(), patience: self.patience(), doubt: self.store.is_shared(), probes }
+    }
+
+    /// Refuses a write at once where the database is known to be away, rather than let it wait for that.
+    pub(super) fn check_database(&self) -> Result<(), Error> {
+        if self.availability.away_for().is_some() { Err(Error::Unavailable) } else { Ok(()) }
+    }
+
+    /// The record of an agent as it was just stored.
+    pub(super) fn record(&self, agent: &StoredAgent) -> AgentRecord {
+        let moment = self.moment();
+        let mut record = view::record(agent, &moment);
+        if moment.patience.is_overdue(agent.last_heartbeat, agent.heartbeat_interval, moment.now) {
+            (record.status, record.healthy) = (AgentStatus::Offline, Some(false));
+        }
+        self.add_load(&mut record);
+        record
+    }
+
+    fn add_load(&self, record: &mut AgentRecord) {
+        if let Some(held) = self.view.held(&record.agent_id) {
+            (record.load, record.active_tasks) = held.load();
+        }
+    }
+
+    /// Takes over changes into the view, and then tells those who watch.
+    pub(super) fn take_over(&self, events: &[Event]) {
+        for Event { kind, agent } in events {
+            match kind {
+                EventKind::Deregistered => {
+                    self.view.remove(&agent.agent_id, agent.revision);
+                    self.metrics.removed(&agent.agent_id);
+                }
+                _ => self.view.put(agent.clone()),
+            }
+        }
+        self.publish(events);
+    }
+
+    /// Tells those who watch.
+    pub(super) fn publish(&self, events: &[Event]) {
+        let moment = self.moment();
+        let frame = |Event { kind, agent }: &Event| {
+            let mut record = view::record(agent, &moment);
+            self.add_load(&mut record);
+            (agent.revision, events::frame(*kind, &record))
+        };
+        self.events.offer(events.iter().map(frame));
+    }
+
+    /// Asks the database when agents were last heard of, by any process.
+    pub(super) async fn confirm(&self, agent_ids: &[String]) {
+        let heard = self.store.heard(agent_ids).await;
+        self.noticed(&heard);
+        if let Ok(heard) = heard {
+            self.clock.observe(heard.now);
+            let moment = Moment { now: heard.now, ..self.moment() };
+            self.view.confirm(&heard.times, agent_ids, &moment);
+        }
+    }
+
+    /// Notes from a database operation's outcome that the database is away. Only the follower says when it
+    /// is back.
+    pub(super) fn noticed<T>(&self, outcome: &Result<T, StoreError>) {
+        match outcome {
+            Ok(_) => {}
+            Err(error @ StoreError::Unavailable(source)) => {
+                if self.availability.lost() {
+                    tracing::error!(cause = %source, "{error}; answering reads from memory");
+                }
+            }
+            Err(error @ StoreError::Rejected(source)) => tracing::error!(cause = %source, "{error}"),
+        }
+    }
+}
