@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use registry_sdk::contract::{AgentStatus, Heartbeat};
 use registry_sdk::testing::Fault;
 use registry_sdk::{ListQuery, RegistryClient};
@@ -167,23 +168,23 @@ async fn heartbeats_of_the_same_agents_on_both_replicas_at_once(database: Databa
     let clients = [client(&one), client(&two)];
     let known = async || clients[1].get_stats().await.unwrap().total_agents == 50;
     eventually("both know all", known).await;
-    let beats: Vec<_> = (0..2_000)
-        .map(|number: usize| {
-            let client = clients[number % 2].clone();
-            // Forwards on one replica and backwards on the other, with registrations between.
-            let place = if number.is_multiple_of(2) { number / 2 % 50 } else { 49 - number / 2 % 50 };
-            tokio::spawn(async move {
-                let id = format!("a{place:02}");
-                if number.is_multiple_of(40) {
-                    client.register(&agent(&id, &format!("work-{number}"))).await.map(|_| ())
-                } else {
-                    client.heartbeat(&id).await.map(|_| ())
-                }
-            })
-        })
-        .collect();
-    for beat in beats {
-        beat.await.unwrap().unwrap();
+    let beats = (0..2_000).map(|number: usize| {
+        let client = clients[number % 2].clone();
+        // Forwards on one replica and backwards on the other, with registrations between.
+        let place = if number.is_multiple_of(2) { number / 2 % 50 } else { 49 - number / 2 % 50 };
+        async move {
+            let id = format!("a{place:02}");
+            if number.is_multiple_of(40) {
+                client.register(&agent(&id, &format!("work-{number}"))).await.map(|_| ())
+            } else {
+                client.heartbeat(&id).await.map(|_| ())
+            }
+        }
+    });
+    // Enough at once for every batch to have several, and not more connections than a busy machine can make.
+    let outcomes: Vec<_> = stream::iter(beats).buffer_unordered(64).collect().await;
+    for outcome in outcomes {
+        outcome.unwrap();
     }
     one.shutdown().await;
     two.shutdown().await;
