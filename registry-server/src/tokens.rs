@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use registry_sdk::contract::Timestamp;
 use serde::Deserialize;
@@ -122,6 +122,11 @@ impl Tokens {
 }
 
 impl Token {
+    /// How long it is still good; `None`: for ever.
+    pub(crate) fn expires_in(&self, now: SystemTime) -> Option<Duration> {
+        Some(self.expires?.since(now.into()))
+    }
+
     /// Whether it allows to register and speak for an agent.
     pub(crate) fn may_speak_for(&self, agent_id: &str) -> bool {
         match &self.scope {
@@ -220,8 +225,6 @@ fn matches(pattern: &str, id: &str) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn file(entry: &str) -> String {

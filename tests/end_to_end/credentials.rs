@@ -137,9 +137,14 @@ async fn tokens_are_read_anew_without_a_restart(database: Database) {
     let old = bearer(&registry, &before[0]);
     old.register(&agent("a", "work")).await.unwrap();
 
+    let mut watch = old.watch();
+    assert!(matches!(watch.next().await, Some(WatchEvent::Listed(_))));
+
     let after = file.write(&["scope = \"read\""]);
     server.reload().unwrap();
     assert!(is_denied(old.heartbeat("a").await, 401));
+    // Who watches is asked again as well.
+    assert!(matches!(watch.next().await, Some(WatchEvent::Interrupted(Error::Denied { status: 401, .. }))));
     let new = bearer(&registry, &after[0]);
     new.get_agent("a").await.unwrap();
 

@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use parking_lot::RwLock;
+use tokio::sync::watch;
 
 use super::dashboard;
 use super::problem::ApiError;
@@ -30,6 +31,7 @@ fn is_open(path: &str) -> bool {
 pub(crate) struct Gate {
     file: Option<PathBuf>,
     tokens: RwLock<Arc<Tokens>>,
+    reloaded: watch::Sender<()>,
 }
 
 /// Who calls. A handler that changes something asks whether they may.
@@ -37,13 +39,13 @@ pub(crate) struct Gate {
 pub(super) enum Caller {
     /// No credentials are asked for.
     Anyone,
-    /// The bearer of a token.
-    Bearer(Arc<Token>),
+    /// The bearer of a token. The other end tells when the tokens have been read anew.
+    Bearer(Arc<Token>, watch::Receiver<()>),
 }
 
 impl Gate {
     pub(crate) fn open(file: Option<PathBuf>) -> Result<Self, TokensError> {
-        let gate = Self { file, tokens: RwLock::default() };
+        let gate = Self { file, tokens: RwLock::default(), reloaded: watch::Sender::default() };
         gate.reload()?;
         Ok(gate)
     }
@@ -54,6 +56,7 @@ impl Gate {
             let tokens = Tokens::read(file)?;
             tracing::info!(file = %file.display(), tokens = tokens.len(), "read the tokens");
             *self.tokens.write() = Arc::new(tokens);
+            self.reloaded.send_replace(());
         }
         Ok(())
     }
@@ -70,7 +73,9 @@ impl Gate {
         let presented =
             bearer(headers).ok_or_else(|| unauthorized("send a token: Authorization: Bearer …"))?;
         let token = tokens.find(presented, SystemTime::now());
-        token.map(Caller::Bearer).ok_or_else(|| unauthorized("the token is unknown, or has expired"))
+        let reloaded = self.reloaded.subscribe();
+        let bearer = token.map(|token| Caller::Bearer(token, reloaded));
+        bearer.ok_or_else(|| unauthorized("the token is unknown, or has expired"))
     }
 }
 
@@ -91,12 +96,30 @@ impl Caller {
     /// Refuses a change of an agent that is not theirs.
     pub(super) fn speaks_for(&self, agent_id: &str) -> Result<(), ApiError> {
         match self {
-            Self::Bearer(token) if !token.may_speak_for(agent_id) => {
+            Self::Bearer(token, _) if !token.may_speak_for(agent_id) => {
                 let name = &token.name;
                 let detail = format!("the token {name:?} does not allow to change the agent {agent_id:?}");
                 Err(ApiError::new(StatusCode::FORBIDDEN, detail))
             }
-            Self::Bearer(_) | Self::Anyone => Ok(()),
+            Self::Bearer(..) | Self::Anyone => Ok(()),
+        }
+    }
+}
+
+impl Caller {
+    /// Waits until who was let in has to show a token again: it has expired, or the tokens were read anew.
+    pub(super) async fn has_to_show_again(&mut self) {
+        let Self::Bearer(token, reloaded) = self else { return std::future::pending().await };
+        let expires = async {
+            match token.expires_in(SystemTime::now()) {
+                Some(left) => tokio::time::sleep(left).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // It ends with the gate, which ends with the server.
+            _ = reloaded.changed() => {}
+            () = expires => {}
         }
     }
 }

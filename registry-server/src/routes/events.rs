@@ -14,6 +14,7 @@ use registry_sdk::contract::{OVERRUN_EVENT, RESET_EVENT};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::auth::Caller;
 use super::describe::{Always, BadQuery};
 use super::problem::ApiError;
 use crate::metrics::Watching;
@@ -38,13 +39,14 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 )]
 pub(super) async fn watch(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let after = last_event_id(&headers)?;
     let place = registry.events().place(after);
     let moved = registry.events().moved();
     let counted = registry.metrics().watching();
-    let watcher = Watcher { registry, _counted: counted, place, moved, next: Next::Begin };
+    let watcher = Watcher { registry, caller, _counted: counted, place, moved, next: Next::Begin };
     let headers = [
         (CONTENT_TYPE, "text/event-stream"),
         (CACHE_CONTROL, "no-store"),
@@ -63,6 +65,7 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
 /// One who watches.
 struct Watcher {
     registry: Arc<Registry>,
+    caller: Caller,
     _counted: Watching,
     place: Place,
     moved: watch::Receiver<()>,
@@ -115,6 +118,7 @@ impl Watcher {
                     return Some(b": keep-alive\n\n".to_vec());
                 },
                 () = self.registry.stopping() => return None,
+                () = self.caller.has_to_show_again() => return None,
             }
         }
     }
