@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::contract::{FieldError, Invalid};
+use crate::transport::chain;
 
 /// Shared, so that an error can be given to all who waited for the same answer.
 type Cause = Arc<dyn std::error::Error + Send + Sync>;
@@ -128,6 +129,12 @@ impl Error {
             Self::Unavailable { status, .. } => *status >= 500,
             _ => false,
         }
+    }
+
+    /// The error and its causes in one line, for a log or a terminal: the telling part is often in the causes.
+    #[must_use]
+    pub fn in_one_line(&self) -> String {
+        chain(self)
     }
 
     /// The fields that were wrong.

@@ -3,7 +3,6 @@
 mod commands;
 mod output;
 
-use std::error::Error as _;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -191,19 +190,12 @@ fn explain(failure: &Failure) -> ExitCode {
         Failure::Output(error) => (format!("cannot print: {error}"), 1),
         Failure::Input(text) => (text.clone(), 1),
         Failure::Registry(error) => {
-            let mut text = error.to_string();
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                text.push_str(": ");
-                text.push_str(&error.to_string());
-                cause = error.source();
-            }
             let code = match error {
                 Error::NotFound { .. } => 3,
                 error if error.is_retryable() => 4,
                 _ => 1,
             };
-            (text, code)
+            (error.in_one_line(), code)
         }
     };
     let _ = writeln!(io::stderr(), "registryctl: {text}");

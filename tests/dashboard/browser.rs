@@ -90,6 +90,12 @@ impl<'a> Page<'a> {
         }
     }
 
+    /// Waits until all that the page has loaded came from one place.
+    pub(crate) async fn until_all_is_from(&self, origin: &str) {
+        let resources = "performance.getEntriesByType('resource')";
+        self.until(&format!("{resources}.every(one => one.name.startsWith('{origin}/'))")).await;
+    }
+
     pub(crate) async fn run(&self, script: &str) {
         self.0.client.execute(script, Vec::new()).await.unwrap();
     }

@@ -52,11 +52,7 @@ async fn what_happens_is_shown_as_it_happens() {
     page.until(&format!("{IDS} === 'b'")).await;
     page.until("document.getElementById('events').textContent.includes('deregistered')").await;
     // Nothing of all this came from anywhere else.
-    let origin = server.url();
-    page.until(&format!(
-        "performance.getEntriesByType('resource').every(one => one.name.startsWith('{origin}/'))"
-    ))
-    .await;
+    page.until_all_is_from(&server.url()).await;
     server.shutdown().await;
 }
 
@@ -158,10 +154,6 @@ async fn the_api_is_browsed_without_the_outside() {
     let (server, _) = start(|_| {}).await;
     let page = Page::open(&browser, &format!("{}/docs/", server.url())).await;
     page.until("document.body.innerText.includes('/capabilities/search')").await;
-    let origin = server.url();
-    page.until(&format!(
-        "performance.getEntriesByType('resource').every(one => one.name.startsWith('{origin}/'))"
-    ))
-    .await;
+    page.until_all_is_from(&server.url()).await;
     server.shutdown().await;
 }

@@ -1,8 +1,8 @@
 //! `GET /openapi.json`: what it says is what there is.
 
-use registry_server::NewToken;
 use serde_json::Value;
 
+use crate::credentials::File;
 use crate::support::{Database, on_both_databases};
 
 on_both_databases!(every_operation_is_described_with_its_answers_and_an_example, it_is_there_without_a_token,);
@@ -57,12 +57,8 @@ async fn every_operation_is_described_with_its_answers_and_an_example(database: 
 }
 
 async fn it_is_there_without_a_token(database: Database) {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("tokens.toml");
-    let NewToken { sha256, .. } = NewToken::draw().unwrap();
-    std::fs::write(&file, format!("[[token]]\nname = \"a\"\nsha256 = \"{sha256}\"\nscope = \"read\""))
-        .unwrap();
-    let server = database.start_with(|config| config.tokens_file = Some(file)).await;
+    let (file, _) = File::new(&["scope = \"read\""]);
+    let server = database.start_with(|config| config.tokens_file = Some(file.path.clone())).await;
     for (path, expected) in [("openapi.json", 200), ("docs/", 200), ("", 200), ("agents", 401)] {
         let answer = reqwest::get(format!("{}/{path}", server.url())).await.unwrap();
         assert_eq!(answer.status().as_u16(), expected, "/{path}");

@@ -18,14 +18,14 @@ on_both_databases!(
 );
 
 /// A file of tokens, and the tokens.
-struct File {
+pub(crate) struct File {
     _folder: tempfile::TempDir,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 impl File {
     /// Each entry is what stands below a token's name and digest. Gives the tokens in the same order.
-    fn new(entries: &[&str]) -> (Self, Vec<String>) {
+    pub(crate) fn new(entries: &[&str]) -> (Self, Vec<String>) {
         let folder = tempfile::tempdir().unwrap();
         let file = Self { path: folder.path().join("tokens.toml"), _folder: folder };
         let tokens = file.write(entries);

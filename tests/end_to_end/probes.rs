@@ -230,9 +230,7 @@ async fn who_is_offline_is_not_asked(database: Database) {
     agents.register(&client, "well").await;
     eventually("it was asked", async || agents.asked() > 0).await;
     client.update_status("well", AgentStatus::Offline).await.unwrap();
-    // Those that are asked once more were about to be.
-    agents.register_at(&client, "other", &format!("http://127.0.0.1:{}/well", agents.port)).await;
-    client.deregister("other").await.unwrap();
+    // One question may still be on its way.
     let settled = async || {
         let before = agents.asked();
         tokio::time::sleep(4 * EVERY).await;

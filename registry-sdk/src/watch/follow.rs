@@ -1,6 +1,7 @@
 //! The task behind a watch: connects, lists, follows, and begins again where it has to.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,12 +28,17 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Follows until nobody listens any more, or no further attempt would be of use. May be cancelled at any await.
 pub(super) async fn run(client: RegistryClient, events: mpsc::Sender<WatchEvent>) {
-    let mut following =
-        Following { client, events, last_id: None, listed: HashMap::new(), is_interrupted: false };
-    let mut failures = 0;
+    let mut following = Following {
+        client,
+        events,
+        last_id: None,
+        listed: HashMap::new(),
+        is_interrupted: false,
+        failures: 0,
+    };
     loop {
-        let ended = following.follow(&mut failures).await;
-        let pause = match ended {
+        let Err(end) = following.follow().await;
+        let pause = match end {
             End::NobodyListens => return,
             End::Lost => FIRST_PAUSE,
             End::Failed(error) => {
@@ -40,8 +46,8 @@ pub(super) async fn run(client: RegistryClient, events: mpsc::Sender<WatchEvent>
                 if following.interrupted(&error).await.is_err() || is_final {
                     return;
                 }
-                failures = (failures + 1).min(10);
-                let grown = FIRST_PAUSE.saturating_mul(1 << failures).min(LONGEST_PAUSE);
+                following.failures = (following.failures + 1).min(10);
+                let grown = FIRST_PAUSE.saturating_mul(1 << following.failures).min(LONGEST_PAUSE);
                 grown.max(error.retry_after().unwrap_or_default())
             }
         };
@@ -77,18 +83,13 @@ struct Following {
     /// What the last list had of each agent, as long as older changes may follow it.
     listed: HashMap<String, u64>,
     is_interrupted: bool,
+    /// How many attempts in a row have failed.
+    failures: u32,
 }
 
 impl Following {
     /// Follows one connection to its end.
-    async fn follow(&mut self, failures: &mut u32) -> End {
-        match self.try_follow(failures).await {
-            Ok(never) => match never {},
-            Err(end) => end,
-        }
-    }
-
-    async fn try_follow(&mut self, failures: &mut u32) -> Result<std::convert::Infallible, End> {
+    async fn follow(&mut self) -> Result<Infallible, End> {
         let mut response = self.client.open_events(self.last_id.as_deref()).await?;
         // From here on the registry sends every change, so a list that is read now misses none.
         if self.last_id.is_none() {
@@ -104,7 +105,7 @@ impl Following {
                     self.is_interrupted = false;
                     self.events.send(WatchEvent::Resumed).await?;
                 }
-                *failures = 0;
+                self.failures = 0;
                 match block {
                     Block::Sign => {}
                     Block::Message(_) if is_reset => self.list().await?,

@@ -193,7 +193,9 @@ async fn commit(core: &Core, requests: &[Asked]) -> Result<Vec<Outcome>, StoreEr
     let began = Instant::now();
     let mut outcomes = Vec::new();
     let mut events = Vec::new();
+    let mut before = 0;
     let mut decide = |mut current: Current| {
+        before = current.revision;
         let writes = Writes::default();
         let mut judge = Judge { patience: &patience, now: current.now, revision: current.revision, writes };
         let decided = requests.iter().map(|Asked { agent_id, change, arrived }| {
@@ -207,12 +209,14 @@ async fn commit(core: &Core, requests: &[Asked]) -> Result<Vec<Outcome>, StoreEr
     let written = core.store.transact(&agent_ids, &mut decide).await;
     core.noticed(&written);
     written?;
-    // Also of those to whom nothing happened but a heartbeat.
+    core.take_over(&events);
+    // Also of those to whom nothing happened but a heartbeat: the database may know more of them than the view.
     for outcome in &outcomes {
-        if let Outcome::Done(agent) = outcome {
+        if let Outcome::Done(agent) = outcome
+            && agent.revision <= before
+        {
             core.view.put(agent.clone());
         }
     }
-    core.take_over(&events);
     Ok(outcomes)
 }

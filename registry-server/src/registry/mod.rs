@@ -120,8 +120,10 @@ impl Registry {
         tasks.spawn(lanes::run_changes(core.clone(), changes, closing.clone()));
         let registry = Arc::new(Self { core: core.clone(), lanes, closing, stop: stop.clone() });
         tasks.spawn(stop.clone().run_until_cancelled_owned(follow::run(core.clone())));
-        tasks.spawn(stop.clone().run_until_cancelled_owned(reports::tell(core.clone())));
-        tasks.spawn(stop.clone().run_until_cancelled_owned(reports::listen(core)));
+        if core.store.is_shared() {
+            tasks.spawn(stop.clone().run_until_cancelled_owned(reports::tell(core.clone())));
+            tasks.spawn(stop.clone().run_until_cancelled_owned(reports::listen(core)));
+        }
         tasks.spawn(stop.clone().run_until_cancelled_owned(sweep::run(registry.clone())));
         if let Some(interval) = registry.core.config.probe_interval {
             tasks.spawn(probe::run(registry.clone(), interval, stop.clone()));

@@ -104,9 +104,7 @@ impl Caller {
             Self::Bearer(..) | Self::Anyone => Ok(()),
         }
     }
-}
 
-impl Caller {
     /// Waits until who was let in has to show a token again: it has expired, or the tokens were read anew.
     pub(super) async fn has_to_show_again(&mut self) {
         let Self::Bearer(token, reloaded) = self else { return std::future::pending().await };

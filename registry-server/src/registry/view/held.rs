@@ -34,6 +34,12 @@ pub(super) struct Standing {
 }
 
 impl Standing {
+    /// As it was stored.
+    fn stored(agent: &StoredAgent, moment: &Moment) -> Self {
+        let StoredAgent { status, missed_deadline, probe_failed, .. } = *agent;
+        Self { status, missed_deadline, probe_failed: probe_failed && moment.probes }
+    }
+
     pub(super) fn is_healthy(self) -> bool {
         self.status != AgentStatus::Offline && !self.probe_failed
     }
@@ -108,8 +114,7 @@ impl Held {
     /// How it stands, as far as is known. Where its deadline seems missed and other processes may have heard
     /// of it, it is among the doubts.
     pub(super) fn standing(&self, moment: &Moment, doubts: &mut Vec<String>) -> Standing {
-        let StoredAgent { status, missed_deadline, probe_failed, .. } = *self.agent;
-        let stored = Standing { status, missed_deadline, probe_failed: probe_failed && moment.probes };
+        let stored = Standing::stored(&self.agent, moment);
         if stored.status == AgentStatus::Offline || !self.is_overdue(moment) {
             return stored;
         }
@@ -145,7 +150,7 @@ pub(crate) fn record(agent: &StoredAgent, moment: &Moment) -> AgentRecord {
     record.registered_at = Some(agent.registered_at);
     record.last_heartbeat = Some(agent.last_heartbeat);
     record.heartbeat_timeout = Some(heartbeat_timeout(moment.patience.timeout, agent.heartbeat_interval));
-    record.healthy = Some(agent.status != AgentStatus::Offline && !(agent.probe_failed && moment.probes));
+    record.healthy = Some(Standing::stored(agent, moment).is_healthy());
     record.revision = u64::try_from(agent.revision).ok();
     record
 }
