@@ -4,12 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{FromRequestParts, Request};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
@@ -65,30 +63,18 @@ impl Gate {
         self.file.is_none()
     }
 
-    fn admit(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
-        if self.is_open() {
+    /// Who calls, where they may at all.
+    pub(super) fn admit(&self, request: &Request) -> Result<Caller, ApiError> {
+        if self.is_open() || is_open(request.uri().path()) {
             return Ok(Caller::Anyone);
         }
         let tokens = self.tokens.read().clone();
         let presented =
-            bearer(headers).ok_or_else(|| unauthorized("send a token: Authorization: Bearer …"))?;
+            bearer(request.headers()).ok_or_else(|| unauthorized("send a token: Authorization: Bearer …"))?;
         let token = tokens.find(presented, SystemTime::now());
         let reloaded = self.reloaded.subscribe();
         let bearer = token.map(|token| Caller::Bearer(token, reloaded));
         bearer.ok_or_else(|| unauthorized("the token is unknown, or has expired"))
-    }
-}
-
-/// Lets nobody through who has no token, where tokens are asked for.
-pub(super) async fn check(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
-    let caller =
-        if is_open(request.uri().path()) { Ok(Caller::Anyone) } else { gate.admit(request.headers()) };
-    match caller {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
-            next.run(request).await
-        }
-        Err(refused) => refused.into_response(),
     }
 }
 

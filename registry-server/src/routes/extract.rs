@@ -1,10 +1,11 @@
 //! What handlers read from a request, with the contract's errors where it cannot be read.
 
-use axum::body::Bytes;
+use axum::body::{Bytes, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
+use http_body_util::LengthLimitError;
 use registry_sdk::contract::{AgentStatus, limits};
 use serde::de::DeserializeOwned;
 
@@ -40,15 +41,16 @@ pub(super) struct JsonBody(Bytes);
 impl<S: Send + Sync> FromRequest<S> for JsonBody {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let is_json = is_json(request.headers());
         let is_encoded = request.headers().get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
-        let body = Bytes::from_request(request, state).await.map_err(|error| match error.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                let most = limits::BODY_BYTES;
+        let most = limits::BODY_BYTES;
+        let body = to_bytes(request.into_body(), most).await.map_err(|error| {
+            if error.into_inner().is::<LengthLimitError>() {
                 ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body may have up to {most} bytes"))
+            } else {
+                ApiError::bad_request("the body could not be read to its end")
             }
-            _ => ApiError::bad_request("the body could not be read to its end"),
         })?;
         if body.is_empty() {
             Ok(Self(body))

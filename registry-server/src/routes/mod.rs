@@ -1,6 +1,7 @@
 //! The whole API in one short router. A handler reads the request, calls the registry, answers.
 
 mod agents;
+mod around;
 mod auth;
 mod capabilities;
 mod dashboard;
@@ -8,23 +9,21 @@ mod describe;
 mod events;
 mod extract;
 mod health;
-mod layers;
 mod metrics;
 mod problem;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::get;
-use registry_sdk::contract::limits;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::registry::Registry;
+use around::Around;
 pub(crate) use auth::Gate;
 use problem::ApiError;
 
@@ -49,9 +48,8 @@ pub(crate) fn router(registry: Arc<Registry>, gate: Arc<Gate>) -> Router {
         .merge(describe::pages(description))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(DefaultBodyLimit::max(limits::BODY_BYTES))
-        .layer(from_fn_with_state(gate, auth::check));
-    layers::around(routes, &registry).with_state(registry)
+        .layer(from_fn_with_state(Arc::new(Around::new(registry.clone(), gate)), around::handle));
+    routes.with_state(registry)
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {
