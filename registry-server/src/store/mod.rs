@@ -132,6 +132,10 @@ impl Writes {
         self.beats.is_empty() && self.events.is_empty()
     }
 
+    fn beats(&self) -> impl Iterator<Item = (&str, Timestamp)> {
+        self.beats.iter().map(|(agent_id, time)| (agent_id.as_str(), *time))
+    }
+
     fn puts(&self) -> impl Iterator<Item = &StoredAgent> {
         self.events.iter().filter(|event| event.kind != EventKind::Deregistered).map(|event| &*event.agent)
     }

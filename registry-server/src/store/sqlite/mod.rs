@@ -1,5 +1,7 @@
 //! SQLite: one file, one process, nothing to install.
 
+mod heartbeats;
+
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -26,6 +28,7 @@ use super::{
     Writes, interval_from_seconds, undecodable,
 };
 use crate::server::StartError;
+use heartbeats::Heartbeats;
 
 /// How long to wait for another program that holds the database, `sqlite3` for example.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,6 +39,7 @@ pub(crate) struct SqliteStore {
     /// Whether the connection waits for the disk at each commit.
     durable: AtomicBool,
     clock: AnchoredClock,
+    heartbeats: Mutex<Heartbeats>,
     changed: Arc<Notify>,
     /// Held until the store is closed, so that no second server opens the file and serves from a memory that
     /// does not follow it. `None` in memory.
@@ -63,15 +67,14 @@ impl SqliteStore {
             .await
             .map_err(StartError::database(url))?;
         sqlx::migrate!("../migrations/sqlite").run(&pool).await.map_err(StartError::migrations(url))?;
-        let clock = AnchoredClock::start();
-        // Where the host's clock went back between two runs, times in the future would keep the dead alive.
-        sqlx::query("UPDATE agent_registry SET last_heartbeat = ?1 WHERE last_heartbeat > ?1")
-            .bind(clock.now().unix_millis())
-            .execute(&pool)
-            .await
-            .map_err(StartError::database(url))?;
-        let durable = AtomicBool::new(true);
-        Ok(Self { pool, durable, clock, changed: Arc::default(), lock: Mutex::new(lock) })
+        Ok(Self {
+            pool,
+            durable: AtomicBool::new(true),
+            clock: AnchoredClock::start(),
+            heartbeats: Mutex::default(),
+            changed: Arc::default(),
+            lock: Mutex::new(lock),
+        })
     }
 
     /// The connection, set to survive a power cut or not: heartbeats may be lost in one, changes not.
@@ -84,6 +87,20 @@ impl SqliteStore {
             self.durable.store(durable, Ordering::Relaxed);
         }
         Ok(connection)
+    }
+
+    /// Replaces the log of heartbeats by what it amounts to, where it has become long.
+    async fn shorten_log(&self, connection: &mut SqliteConnection) -> Result<()> {
+        let rows = {
+            let heartbeats = self.heartbeats.lock();
+            if !heartbeats.is_long() {
+                return Ok(());
+            }
+            heartbeats.rows()?
+        };
+        heartbeats::replace(connection, &rows).await?;
+        self.heartbeats.lock().replaced_by(rows.len());
+        Ok(())
     }
 }
 
@@ -137,63 +154,53 @@ impl Store for SqliteStore {
             agents.push(agent_from(&row)?);
         }
         drop(rows);
+        let now = self.clock.now();
+        *self.heartbeats.lock() = Heartbeats::read(&mut transaction, &mut agents, now).await?;
         transaction.commit().await?;
-        Ok(Snapshot { agents, revision, now: self.clock.now() })
+        Ok(Snapshot { agents, revision, now })
     }
 
     async fn touch(&self, touches: &[Touch]) -> Result<Vec<Option<Timestamp>>> {
-        let now = self.clock.now().unix_millis();
-        let beats: Vec<_> = touches
-            .iter()
-            .map(|touch| json!([touch.agent_id, touch.revision, now - age_millis(touch)]))
-            .collect();
         let mut connection = self.connection(false).await?;
-        let rows = sqlx::query(
-            "UPDATE agent_registry SET last_heartbeat = max(last_heartbeat, beat.at)
-             FROM (SELECT value ->> 0 AS id, value ->> 1 AS revision, value ->> 2 AS at
-                   FROM json_each(?)) AS beat
-             WHERE agent_id = beat.id AND agent_registry.revision = beat.revision
-             RETURNING agent_id, agent_registry.revision, last_heartbeat",
-        )
-        .bind(json!(beats).to_string())
-        .fetch_all(&mut *connection)
-        .await?;
-        let mut heard = HashMap::with_capacity(rows.len());
-        for row in &rows {
-            let key: (&str, i64) = (row.try_get(0)?, row.try_get(1)?);
-            heard.insert(key, Timestamp::from_unix_millis(row.try_get(2)?));
+        let times = self.heartbeats.lock().judge(touches, self.clock.now());
+        let beats =
+            || touches.iter().zip(&times).filter_map(|(touch, time)| Some((&*touch.agent_id, (*time)?)));
+        if beats().next().is_some() {
+            heartbeats::append(&mut connection, beats()).await?;
+            self.heartbeats.lock().took(beats());
+            self.shorten_log(&mut connection).await?;
         }
-        Ok(touches.iter().map(|touch| heard.get(&(&*touch.agent_id, touch.revision)).copied()).collect())
+        Ok(times)
     }
 
     async fn transact(&self, agent_ids: &[String], decide: Decide<'_>) -> Result<()> {
         let mut connection = self.connection(true).await?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
         let revision = head(&mut transaction).await?;
-        let found = agents(&mut transaction, agent_ids).await?;
-        let by_id = found.into_iter().map(|agent| (agent.agent_id.clone(), agent)).collect();
+        let mut agents = agents(&mut transaction, agent_ids).await?;
+        for (agent_id, agent) in &mut agents {
+            let heard = self.heartbeats.lock().heard(agent_id);
+            agent.last_heartbeat = heard.unwrap_or(agent.last_heartbeat);
+        }
         let now = self.clock.now();
-        let writes = decide(Current { agents: by_id, revision, now });
+        let writes = decide(Current { agents, revision, now });
         if writes.is_empty() {
             return Ok(());
         }
         write(&mut transaction, &writes, now).await?;
-        Ok(transaction.commit().await?)
+        transaction.commit().await?;
+        let mut heartbeats = self.heartbeats.lock();
+        heartbeats.changed(&writes.events);
+        if !writes.beats.is_empty() {
+            heartbeats.took(writes.beats());
+        }
+        Ok(())
     }
 
     async fn heard(&self, agent_ids: &[String]) -> Result<Heard> {
-        let rows = sqlx::query(
-            "SELECT agent_id, last_heartbeat FROM agent_registry
-             WHERE agent_id IN (SELECT value FROM json_each(?))",
-        )
-        .bind(json!(agent_ids).to_string())
-        .fetch_all(&self.pool)
-        .await?;
-        let time = |row: &SqliteRow| {
-            Ok::<_, sqlx::Error>((row.try_get(0)?, Timestamp::from_unix_millis(row.try_get(1)?)))
-        };
-        let times = rows.iter().map(time).collect::<std::result::Result<_, _>>()?;
-        Ok(Heard { now: self.clock.now(), times })
+        let heartbeats = self.heartbeats.lock();
+        let time = |agent_id: &String| Some((agent_id.clone(), heartbeats.heard(agent_id)?));
+        Ok(Heard { now: self.clock.now(), times: agent_ids.iter().filter_map(time).collect() })
     }
 
     async fn follow(&self, after: i64) -> Result<Followed> {
@@ -259,12 +266,13 @@ async fn head(connection: &mut SqliteConnection) -> std::result::Result<i64, sql
 async fn agents(
     connection: &mut SqliteConnection,
     agent_ids: &[String],
-) -> std::result::Result<Vec<StoredAgent>, sqlx::Error> {
+) -> std::result::Result<HashMap<String, StoredAgent>, sqlx::Error> {
     let rows = sqlx::query("SELECT * FROM agent_registry WHERE agent_id IN (SELECT value FROM json_each(?))")
         .bind(json!(agent_ids).to_string())
         .fetch_all(connection)
         .await?;
-    rows.iter().map(agent_from).collect()
+    let agent = |row| agent_from(row).map(|agent| (agent.agent_id.clone(), agent));
+    rows.iter().map(agent).collect()
 }
 
 async fn write(
@@ -276,15 +284,7 @@ async fn write(
         put(connection, writes.puts()).await?;
     }
     if !writes.beats.is_empty() {
-        let beats: Vec<_> = writes.beats.iter().map(|(id, time)| json!([id, time.unix_millis()])).collect();
-        sqlx::query(
-            "UPDATE agent_registry SET last_heartbeat = max(last_heartbeat, beat.at)
-             FROM (SELECT value ->> 0 AS id, value ->> 1 AS at FROM json_each(?)) AS beat
-             WHERE agent_id = beat.id",
-        )
-        .bind(json!(beats).to_string())
-        .execute(&mut *connection)
-        .await?;
+        heartbeats::append(connection, writes.beats()).await?;
     }
     let removes = writes.removes();
     if !removes.is_empty() {
@@ -353,7 +353,7 @@ async fn put(
          ON CONFLICT (agent_id) DO UPDATE SET
              agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
              capabilities = excluded.capabilities, metadata = excluded.metadata,
-             last_heartbeat = max(agent_registry.last_heartbeat, excluded.last_heartbeat),
+             last_heartbeat = excluded.last_heartbeat,
              heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
              instance_id = excluded.instance_id,
              missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
@@ -385,8 +385,4 @@ fn agent_from(row: &SqliteRow) -> std::result::Result<StoredAgent, sqlx::Error> 
         last_heartbeat: Timestamp::from_unix_millis(row.try_get("last_heartbeat")?),
         revision: row.try_get("revision")?,
     })
-}
-
-fn age_millis(touch: &Touch) -> i64 {
-    i64::try_from(touch.arrived.elapsed().as_millis()).unwrap_or(i64::MAX)
 }
