@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
-use chrono::{DateTime, NaiveDateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Datelike, NaiveDateTime, SecondsFormat, Timelike, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A moment in UTC, to the millisecond, written as RFC 3339 (`2026-11-24T09:30:00.123Z`).
@@ -67,9 +67,36 @@ impl From<Timestamp> for SystemTime {
     }
 }
 
+impl Timestamp {
+    /// As it is written. Every answer has some of these, and chrono's own way of writing one takes as long as the rest of
+    /// a heartbeat's answer. `None` for a year of more or less than four digits.
+    fn to_ascii(self) -> Option<[u8; 24]> {
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        let mut put = |from: usize, to: usize, mut number: u32| {
+            for place in text.get_mut(from..to).unwrap_or_default().iter_mut().rev() {
+                // One digit: it fits.
+                *place += (number % 10) as u8;
+                number /= 10;
+            }
+        };
+        let (date, time) = (self.0.date_naive(), self.0.time());
+        put(0, 4, u32::try_from(date.year()).ok().filter(|year| *year <= 9_999)?);
+        put(5, 7, date.month());
+        put(8, 10, date.day());
+        put(11, 13, time.hour());
+        put(14, 16, time.minute());
+        put(17, 19, time.second());
+        put(20, 23, self.0.timestamp_subsec_millis());
+        Some(text)
+    }
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.to_rfc3339_opts(SecondsFormat::Millis, true))
+        match self.to_ascii() {
+            Some(text) => f.write_str(str::from_utf8(&text).unwrap_or_default()),
+            None => f.write_str(&self.0.to_rfc3339_opts(SecondsFormat::Millis, true)),
+        }
     }
 }
 
@@ -98,7 +125,10 @@ impl FromStr for Timestamp {
 
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        match self.to_ascii().as_ref().and_then(|text| str::from_utf8(text).ok()) {
+            Some(text) => serializer.serialize_str(text),
+            None => serializer.collect_str(self),
+        }
     }
 }
 
@@ -175,6 +205,18 @@ mod tests {
             assert_eq!(time.to_string(), "2026-11-24T09:30:00.123Z", "{text}");
         }
         assert!("yesterday".parse::<Timestamp>().is_err());
+    }
+
+    #[test]
+    fn any_time_is_written_as_chrono_writes_it() {
+        let far =
+            [i64::MIN, -62_167_219_200_001, -62_167_219_200_000, 253_402_300_799_999, 253_402_300_800_000];
+        let near = (0..2_000).map(|number| number * 97_654_321_987 - 90_000_000_000_000);
+        for millis in far.into_iter().chain(near).chain([0, 951_782_400_000, i64::MAX]) {
+            let time = Timestamp::from_unix_millis(millis);
+            assert_eq!(time.to_string(), time.0.to_rfc3339_opts(SecondsFormat::Millis, true));
+            assert_eq!(serde_json::to_string(&time).unwrap(), format!("\"{time}\""));
+        }
     }
 
     #[test]
