@@ -1,6 +1,7 @@
 //! What Prometheus scrapes: the metrics of the contract. Labels that come from outside are bounded.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -171,26 +172,31 @@ impl Drop for Watching {
 #[derive(Debug)]
 struct Bounded<M> {
     known: RwLock<HashMap<String, M>>,
+    other: OnceLock<M>,
 }
 
 impl<M> Default for Bounded<M> {
     fn default() -> Self {
-        Self { known: RwLock::default() }
+        Self { known: RwLock::default(), other: OnceLock::new() }
     }
 }
 
 impl<M> Bounded<M> {
     /// Counts with the series of a value, which is made where it is new and there is room for it.
     fn with(&self, value: &str, series: impl FnOnce(&str) -> M, count: impl FnOnce(&M)) {
-        if let Some(metric) = self.known.read().get(value) {
+        let known = self.known.read();
+        if let Some(metric) = known.get(value) {
             return count(metric);
         }
-        let mut known = self.known.write();
-        if known.len() >= MOST_VALUES && !known.contains_key(value) {
+        if known.len() < MOST_VALUES {
             drop(known);
-            return count(&series(OTHER));
+            let mut known = self.known.write();
+            // Others may have come first.
+            if known.len() < MOST_VALUES || known.contains_key(value) {
+                return count(known.entry(value.to_owned()).or_insert_with(|| series(value)));
+            }
         }
-        count(known.entry(value.to_owned()).or_insert_with(|| series(value)));
+        count(self.other.get_or_init(|| series(OTHER)));
     }
 
     /// Whether there was one.

@@ -2,8 +2,6 @@
 
 use std::str::FromStr;
 
-use super::agent::AgentRecord;
-
 /// What kind of change an event tells. It has the agent's record with it, as it was after the change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -37,12 +35,12 @@ impl EventKind {
     }
 
     /// A whole event as it is sent: a server-sent event
-    /// (<https://html.spec.whatwg.org/multipage/server-sent-events.html>) with the registry's revision as its id.
+    /// (<https://html.spec.whatwg.org/multipage/server-sent-events.html>) with the registry's revision as its id. The
+    /// record is one in compact JSON, which has no bare line break in it: so no text of an agent can end the event.
     #[must_use]
-    pub fn frame(self, revision: u64, record: &AgentRecord) -> Vec<u8> {
+    pub fn frame(self, revision: u64, record: &[u8]) -> Vec<u8> {
         let mut frame = format!("id: {revision}\nevent: {}\ndata: ", self.as_str()).into_bytes();
-        // JSON has no bare line break in it, so no text of an agent can end the event. A record always serializes.
-        frame.extend(serde_json::to_vec(record).unwrap_or_default());
+        frame.extend_from_slice(record);
         frame.extend_from_slice(b"\n\n");
         frame
     }

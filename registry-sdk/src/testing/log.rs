@@ -21,7 +21,9 @@ impl Log {
 
     /// Keeps the change that had the last number.
     pub(super) fn keep(&mut self, kind: EventKind, record: &AgentRecord) {
-        self.frames.push((self.revision, kind.frame(self.revision, record)));
+        // A record always serializes.
+        let record = serde_json::to_vec(record).unwrap_or_default();
+        self.frames.push((self.revision, kind.frame(self.revision, &record)));
     }
 
     pub(super) fn revision(&self) -> u64 {

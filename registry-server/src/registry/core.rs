@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use registry_sdk::contract::{AgentRecord, AgentStatus, RegistryStats};
+use registry_sdk::contract::RegistryStats;
 
 use super::Error;
 use super::availability::Availability;
@@ -12,7 +12,7 @@ use super::clock::Clock;
 use super::events::{self, EventLog};
 use super::reports::Untold;
 use super::rules::Patience;
-use super::view::{self, Moment, View};
+use super::view::{Json, Load, Moment, Record, View};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::store::{Event, EventKind, Store, StoreError, StoredAgent};
@@ -55,20 +55,14 @@ impl Core {
     }
 
     /// The record of an agent as it was just stored.
-    pub(super) fn record(&self, agent: &StoredAgent) -> AgentRecord {
+    pub(super) fn record(&self, agent: &StoredAgent) -> Json {
         let moment = self.moment();
-        let mut record = view::record(agent, &moment);
-        if moment.patience.is_overdue(agent.last_heartbeat, agent.heartbeat_interval, moment.now) {
-            (record.status, record.healthy) = (AgentStatus::Offline, Some(false));
-        }
-        self.add_load(&mut record);
-        record
+        let record = Record::at(agent, agent.last_heartbeat, self.load(agent), &moment);
+        record.json()
     }
 
-    fn add_load(&self, record: &mut AgentRecord) {
-        if let Some(held) = self.view.held(&record.agent_id) {
-            (record.load, record.active_tasks) = held.load();
-        }
+    fn load(&self, agent: &StoredAgent) -> Load {
+        self.view.held(&agent.agent_id).map(|held| held.pulse.load()).unwrap_or_default()
     }
 
     /// Takes over changes into the view, and then tells those who watch.
@@ -89,9 +83,8 @@ impl Core {
     pub(super) fn publish(&self, events: &[Event]) {
         let moment = self.moment();
         let frame = |Event { kind, agent }: &Event| {
-            let mut record = view::record(agent, &moment);
-            self.add_load(&mut record);
-            (agent.revision, events::frame(*kind, &record))
+            let record = Record::stored(agent, self.load(agent), &moment);
+            (agent.revision, events::frame(*kind, agent.revision, || record.json()))
         };
         self.events.offer(events.iter().map(frame));
     }

@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use parking_lot::RwLock;
-use registry_sdk::contract::{self, AgentRecord};
+use registry_sdk::contract;
 use tokio::sync::watch;
 
+use super::view::Json;
 use crate::store::EventKind;
 
 /// How many changes are kept for watchers that are behind or come back.
@@ -172,14 +173,14 @@ impl State {
 }
 
 /// A change as it is sent. `None` for one that nobody is to see.
-pub(super) fn frame(kind: EventKind, record: &AgentRecord) -> Option<Vec<u8>> {
+pub(super) fn frame(kind: EventKind, revision: i64, record: impl FnOnce() -> Json) -> Option<Vec<u8>> {
     let kind = match kind {
         EventKind::Registered => contract::EventKind::Registered,
         EventKind::StatusChanged => contract::EventKind::StatusChanged,
         EventKind::Deregistered => contract::EventKind::Deregistered,
         EventKind::Heard => return None,
     };
-    Some(kind.frame(record.revision?, record))
+    Some(kind.frame(u64::try_from(revision).ok()?, &record()))
 }
 
 #[cfg(test)]

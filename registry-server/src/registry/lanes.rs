@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::rules::{Change, Judge, Outcome};
+use super::view::Pulse;
 use super::{Core, Error};
 use crate::store::{Current, StoreError, Touch, Writes};
 
@@ -25,13 +26,25 @@ const QUEUE: usize = 16_384;
 /// How many heartbeats one statement writes.
 const BEATS_A_BATCH: usize = 1_000;
 
+/// How many times the lane of heartbeats lets the other tasks run while its batch is smaller than the last one: what a batch
+/// costs beside its heartbeats is more than what they wait.
+const LINGER: usize = 40;
+
 /// How many changes one transaction makes.
 const CHANGES_A_BATCH: usize = 500;
 
 /// A request in a lane, and where its answer goes.
 pub(super) struct Waiting<T, A> {
     request: T,
-    answer: oneshot::Sender<Result<A, Error>>,
+    answer: Answer<A>,
+}
+
+type Answer<A> = oneshot::Sender<Result<A, Error>>;
+
+/// A heartbeat that changes nothing but the time, and where that is noted.
+pub(super) struct Beat {
+    touch: Touch,
+    pulse: Arc<Pulse>,
 }
 
 /// A change of one agent.
@@ -43,13 +56,19 @@ pub(super) struct Asked {
 
 /// The ends of the lanes that callers hold.
 pub(super) struct Lanes {
-    beats: mpsc::Sender<Waiting<Touch, Option<Timestamp>>>,
+    beats: mpsc::Sender<Waiting<Beat, Option<Timestamp>>>,
     changes: mpsc::Sender<Waiting<Asked, Outcome>>,
 }
 
 /// The other ends, for [`run_beats`] and [`run_changes`].
-pub(super) type Beats = mpsc::Receiver<Waiting<Touch, Option<Timestamp>>>;
+pub(super) type Beats = mpsc::Receiver<Waiting<Beat, Option<Timestamp>>>;
 pub(super) type Changes = mpsc::Receiver<Waiting<Asked, Outcome>>;
+
+impl Beat {
+    fn agent_id(&self) -> &str {
+        &self.touch.agent.agent_id
+    }
+}
 
 impl Lanes {
     pub(super) fn new() -> (Self, Beats, Changes) {
@@ -59,8 +78,8 @@ impl Lanes {
     }
 
     /// Writes a heartbeat's time, unless the agent's revision in the database is another: then `None`.
-    pub(super) async fn beat(&self, touch: Touch) -> Result<Option<Timestamp>, Error> {
-        ask(&self.beats, touch).await
+    pub(super) async fn beat(&self, touch: Touch, pulse: Arc<Pulse>) -> Result<Option<Timestamp>, Error> {
+        ask(&self.beats, Beat { touch, pulse }).await
     }
 
     /// Makes a change.
@@ -101,36 +120,68 @@ async fn gather<T, A>(
 
 /// The lane of heartbeats.
 pub(super) async fn run_beats(core: Arc<Core>, mut lane: Beats, stop: CancellationToken) {
+    let mut last = 0;
     loop {
         let mut waiting = gather(&mut lane, BEATS_A_BATCH, &stop).await;
         if waiting.is_empty() {
             return;
         }
-        // In the order of ids, so that two replicas rarely wait for each other, and repeats stand together.
-        waiting.sort_unstable_by(|a, b| a.request.agent_id.cmp(&b.request.agent_id));
-        let mut touches: Vec<Touch> = Vec::with_capacity(waiting.len());
-        let mut answers = Vec::with_capacity(waiting.len());
-        for Waiting { request, answer } in waiting {
-            match touches.last_mut() {
-                Some(last) if last.agent_id == request.agent_id && last.revision == request.revision => {
-                    last.arrived = last.arrived.max(request.arrived);
-                }
-                _ => touches.push(request),
+        // Those of the last batch have just been answered, and come again at once where the load is high. Where it is not,
+        // nobody is let wait: there is nothing else to run.
+        for _ in 0..LINGER {
+            if waiting.len() + lane.len() >= last {
+                break;
             }
-            answers.push((touches.len() - 1, answer));
+            tokio::task::yield_now().await;
         }
-        let written = core.store.touch(&touches).await;
-        if let Ok(times) = &written {
-            let heard =
-                touches.iter().zip(times).filter_map(|(touch, time)| Some((&*touch.agent_id, (*time)?)));
-            core.view.heard(heard);
+        waiting.extend(std::iter::from_fn(|| lane.try_recv().ok()).take(BEATS_A_BATCH - waiting.len()));
+        last = waiting.len();
+        let batch = Batch::of(waiting);
+        let written = batch.write(&core).await;
+        batch.answer(&written);
+    }
+}
+
+/// Heartbeats that are written together.
+struct Batch {
+    touches: Vec<Touch>,
+    /// Who waits for which of them.
+    waiting: Vec<(usize, Arc<Pulse>, Answer<Option<Timestamp>>)>,
+}
+
+impl Batch {
+    fn of(mut beats: Vec<Waiting<Beat, Option<Timestamp>>>) -> Self {
+        let mut batch =
+            Self { touches: Vec::with_capacity(beats.len()), waiting: Vec::with_capacity(beats.len()) };
+        // In the order of ids, so that two replicas rarely wait for each other, and repeats stand together.
+        beats.sort_unstable_by(|a, b| a.request.agent_id().cmp(b.request.agent_id()));
+        for Waiting { request: Beat { touch, pulse }, answer } in beats {
+            match batch.touches.last_mut() {
+                Some(last) if Arc::ptr_eq(&last.agent, &touch.agent) => {
+                    last.arrived = last.arrived.max(touch.arrived);
+                }
+                _ => batch.touches.push(touch),
+            }
+            batch.waiting.push((batch.touches.len() - 1, pulse, answer));
         }
+        batch
+    }
+
+    async fn write(&self, core: &Core) -> Result<Vec<Option<Timestamp>>, Error> {
+        let written = core.store.touch(&self.touches).await;
         core.noticed(&written);
-        for (place, answer) in answers {
-            let outcome = match &written {
+        written.map_err(|error| (&error).into())
+    }
+
+    fn answer(self, written: &Result<Vec<Option<Timestamp>>, Error>) {
+        for (place, pulse, answer) in self.waiting {
+            let outcome = match written {
                 Ok(times) => Ok(times.get(place).copied().flatten()),
-                Err(error) => Err(error.into()),
+                Err(error) => Err(error.clone()),
             };
+            if let Ok(Some(time)) = outcome {
+                pulse.hear(time);
+            }
             // Who does not wait any more has lost nothing but the answer.
             let _ = answer.send(outcome);
         }

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use registry_sdk::contract::{
-    AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, Heartbeat, HeartbeatAck, Registration,
-    RegistryStats, ServerHealth, StatusUpdate, Timestamp, heartbeat_timeout, is_agent_id,
+    AgentHealth, AgentStatus, Heartbeat, HeartbeatAck, Registration, RegistryStats, ServerHealth,
+    StatusUpdate, Timestamp, heartbeat_timeout, is_agent_id,
 };
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,7 +37,7 @@ use lanes::Lanes;
 use reports::{Report, Untold};
 use rules::{Change, Outcome, is_instance};
 use view::{Held, Moment, Read, View};
-pub(crate) use view::{ListQuery, Page, SearchQuery};
+pub(crate) use view::{Json, ListQuery, Page, SearchQuery};
 
 /// How long the figures for Prometheus are good.
 const FIGURES_FOR: Duration = Duration::from_secs(1);
@@ -137,19 +137,20 @@ impl Registry {
     }
 
     /// Creates or updates an agent. One that says again what is known already costs no more than a heartbeat.
-    pub(crate) async fn register(&self, registration: Registration) -> Result<AgentRecord, Error> {
+    pub(crate) async fn register(&self, registration: Registration) -> Result<Json, Error> {
         let arrived = Instant::now();
-        if let Some(held) = self.core.view.held(&registration.agent_id)
-            && is_same(&held.agent, &registration)
+        let draft = StoredAgent::draft(registration).map_err(|error| {
+            tracing::error!(%error, "a registration cannot be encoded");
+            Error::Internal
+        })?;
+        if let Some(held) = self.core.view.held(&draft.agent_id)
+            && held.agent.says_the_same(&draft)
             && let Some(heard) = self.touch(&held, arrived).await?
         {
-            let mut record = self.core.record(&held.agent);
-            record.last_heartbeat = Some(heard);
-            return Ok(record);
+            return Ok(held.record(&self.core.moment(), heard));
         }
-        let agent_id = registration.agent_id.clone();
-        let change = Change::Register(Box::new(registration));
-        let agent = self.change(&agent_id, change, arrived).await?;
+        let agent_id = draft.agent_id.clone();
+        let agent = self.change(&agent_id, Change::Register(Box::new(draft)), arrived).await?;
         Ok(self.core.record(&agent))
     }
 
@@ -174,11 +175,7 @@ impl Registry {
         Ok(HeartbeatAck::new(agent_id.to_owned(), agent.status, agent.last_heartbeat, timeout))
     }
 
-    pub(crate) async fn set_status(
-        &self,
-        agent_id: &str,
-        update: StatusUpdate,
-    ) -> Result<AgentRecord, Error> {
+    pub(crate) async fn set_status(&self, agent_id: &str, update: StatusUpdate) -> Result<Json, Error> {
         let agent = self.change(agent_id, Change::SetStatus(update), Instant::now()).await?;
         Ok(self.core.record(&agent))
     }
@@ -190,7 +187,7 @@ impl Registry {
         }
     }
 
-    pub(crate) async fn get(&self, agent_id: &str) -> Result<AgentRecord, Error> {
+    pub(crate) async fn get(&self, agent_id: &str) -> Result<Json, Error> {
         let found = self.read(|moment| self.core.view.get(agent_id, moment)).await;
         found.ok_or_else(|| Error::NotFound(agent_id.to_owned()))
     }
@@ -204,7 +201,7 @@ impl Registry {
         self.read(|moment| self.core.view.list(query, moment)).await
     }
 
-    pub(crate) async fn search(&self, query: &SearchQuery) -> Vec<CapabilityMatch> {
+    pub(crate) async fn search(&self, query: &SearchQuery) -> Json {
         self.read(|moment| self.core.view.search(query, moment)).await
     }
 
@@ -272,15 +269,14 @@ impl Registry {
 
     /// Writes a heartbeat that changes nothing else, where that is all there is to it, and tells its time.
     async fn touch(&self, held: &Held, arrived: Instant) -> Result<Option<Timestamp>, Error> {
-        let (heard, interval) = (held.heard(), held.agent.heartbeat_interval);
+        let (heard, interval) = (held.pulse.heard(), held.agent.heartbeat_interval);
         let now = self.core.clock.now();
         if held.agent.missed_deadline || self.core.patience().is_nearly_overdue(heard, interval, now) {
             return Ok(None);
         }
         self.core.check_database()?;
-        let agent_id = held.agent.agent_id.clone();
-        let touch = Touch { agent_id, revision: held.agent.revision, arrived };
-        self.lanes.beat(touch).await
+        let touch = Touch { agent: held.agent.clone(), arrived };
+        self.lanes.beat(touch, held.pulse.clone()).await
     }
 
     async fn change(
@@ -304,15 +300,4 @@ impl Registry {
         self.core.check_database()?;
         self.lanes.change(agent_id.to_owned(), change, arrived).await
     }
-}
-
-/// Whether a registration says nothing new of an agent.
-fn is_same(agent: &StoredAgent, registration: &Registration) -> bool {
-    agent.status == registration.status
-        && agent.agent_name == registration.agent_name
-        && agent.base_url == registration.base_url
-        && agent.heartbeat_interval == registration.heartbeat_interval
-        && agent.instance_id == registration.instance_id
-        && agent.capabilities == registration.capabilities
-        && agent.metadata == registration.metadata
 }

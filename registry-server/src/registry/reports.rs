@@ -84,7 +84,7 @@ pub(super) async fn tell(core: Arc<Core>) {
             continue;
         }
         let known = untold.into_iter().filter_map(|agent_id| {
-            let report = core.view.held(&agent_id)?.report();
+            let report = core.view.held(&agent_id)?.pulse.report();
             Some((agent_id, report))
         });
         if let Err(error) = core.store.tell(&messages(core.server_id, known)).await {

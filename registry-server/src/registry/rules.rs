@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use registry_sdk::contract::{
-    AgentStatus, Heartbeat, Registration, StatusUpdate, Timestamp, heartbeat_timeout,
-};
+use registry_sdk::contract::{AgentStatus, Heartbeat, StatusUpdate, Timestamp, heartbeat_timeout};
 
 use crate::store::{Event, EventKind, StoredAgent, Writes};
 
@@ -16,7 +14,7 @@ const COMMIT_LAG: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) enum Change {
     /// Creates or replaces the agent, and counts as a heartbeat.
-    Register(Box<Registration>),
+    Register(Box<StoredAgent>),
     /// The agent is alive, and may say its status.
     Beat(Heartbeat),
     /// Sets the status.
@@ -105,7 +103,7 @@ impl Judge<'_> {
             self.now.unix_millis() - i64::try_from(age.as_millis()).unwrap_or(i64::MAX),
         );
         match (change, current) {
-            (Change::Register(registration), current) => self.register(registration, arrived, current),
+            (Change::Register(draft), current) => self.register(draft, arrived, current),
             (_, None) => Outcome::NotFound,
             (
                 Change::Beat(Heartbeat { instance_id, .. })
@@ -121,36 +119,17 @@ impl Judge<'_> {
         }
     }
 
-    fn register(
-        &mut self,
-        registration: &Registration,
-        arrived: Timestamp,
-        current: Option<StoredAgent>,
-    ) -> Outcome {
-        let given = registration.clone();
-        let (registered_at, heard, probe_failed) = current.map_or((arrived, arrived, false), |known| {
+    fn register(&mut self, draft: &StoredAgent, arrived: Timestamp, current: Option<StoredAgent>) -> Outcome {
+        let mut agent = draft.clone();
+        (agent.registered_at, agent.last_heartbeat) = (arrived, arrived);
+        if let Some(known) = current {
+            agent.registered_at = known.registered_at;
+            agent.last_heartbeat = self.later(known.last_heartbeat, arrived);
             // What was found at another address, or of another process, says nothing of this one.
-            let is_same = known.base_url == given.base_url && known.instance_id == given.instance_id;
-            let heard = self.later(known.last_heartbeat, arrived);
-            (known.registered_at, heard, known.probe_failed && is_same)
-        });
-        let mut agent = StoredAgent {
-            agent_id: given.agent_id,
-            agent_name: given.agent_name,
-            base_url: given.base_url,
-            capabilities: given.capabilities,
-            metadata: given.metadata,
-            status: AgentStatus::Active,
-            missed_deadline: false,
-            offline_since: None,
-            probe_failed,
-            heartbeat_interval: given.heartbeat_interval,
-            instance_id: given.instance_id,
-            registered_at,
-            last_heartbeat: heard,
-            revision: 0,
-        };
-        self.assign(&mut agent, given.status);
+            let is_same = known.base_url == agent.base_url && known.instance_id == agent.instance_id;
+            agent.probe_failed = known.probe_failed && is_same;
+        }
+        self.assign(&mut agent, draft.status);
         self.put(agent, EventKind::Registered)
     }
 
@@ -241,9 +220,10 @@ fn unchanged(agent: StoredAgent) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use registry_sdk::contract::Capability;
+    use registry_sdk::contract::{Capability, Registration};
 
     use super::*;
+    use crate::store::{Capabilities, Metadata};
 
     const TIMEOUT: Duration = Duration::from_secs(60);
     const MARGIN: Duration = Duration::from_secs(1);
@@ -267,8 +247,8 @@ mod tests {
             agent_id: "a".to_owned(),
             agent_name: "Agent".to_owned(),
             base_url: "http://agent:8000".to_owned(),
-            capabilities: vec![Capability::new("work")],
-            metadata: serde_json::Map::new(),
+            capabilities: Capabilities::new(&[Capability::new("work")]).unwrap(),
+            metadata: Metadata::new(&serde_json::Map::new()).unwrap(),
             status,
             missed_deadline: false,
             offline_since: (status == AgentStatus::Offline).then(|| at(100)),
@@ -411,7 +391,7 @@ mod tests {
             ("one", "http://b", false),
         ] {
             let again = Registration::new("a", "Agent", address).instance_id(instance);
-            let change = Change::Register(Box::new(again));
+            let change = Change::Register(Box::new(StoredAgent::draft(again).unwrap()));
             let (outcome, _) = decide(&change, failed.as_ref().clone(), at(120));
             let Outcome::Done(registered) = outcome else { panic!("{outcome:?}") };
             assert_eq!(registered.probe_failed, expected, "{instance} at {address}");

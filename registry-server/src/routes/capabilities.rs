@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use registry_sdk::contract::{AgentStatus, CapabilityMatch, limits, terms};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::describe::{Always, BadQuery};
-use super::extract::{Params, check_limit, check_status};
+use super::extract::{Params, check_limit, check_status, json};
 use super::problem::ApiError;
 use crate::registry::{Registry, SearchQuery};
 
@@ -41,12 +41,12 @@ pub(super) struct SearchParams {
 pub(super) async fn search(
     State(registry): State<Arc<Registry>>,
     Params(params): Params<SearchParams>,
-) -> Result<Json<Vec<CapabilityMatch>>, ApiError> {
+) -> Result<Response, ApiError> {
     if terms(&params.q).next().is_none() {
         return Err(ApiError::bad_request("q has to have at least one letter or digit to search for"));
     }
     let status = check_status(params.status.as_deref())?;
     let limit = check_limit(params.limit)?.unwrap_or(limits::DEFAULT_MATCHES);
     registry.metrics().searched(&params.q);
-    Ok(Json(registry.search(&SearchQuery { q: params.q, status, limit }).await))
+    Ok(json(registry.search(&SearchQuery { q: params.q, status, limit }).await))
 }

@@ -1,15 +1,17 @@
-//! What handlers read from a request, with the contract's errors where it cannot be read.
+//! What handlers read from a request, with the contract's errors where it cannot be read, and answers in JSON.
 
 use axum::body::{Bytes, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
 use http_body_util::LengthLimitError;
 use registry_sdk::contract::{AgentStatus, limits};
 use serde::de::DeserializeOwned;
 
 use super::problem::ApiError;
+use crate::registry::Json;
 
 /// The `{id}` of a path. One that cannot be an id at all is that of an unknown agent.
 pub(super) struct AgentId(pub(super) String);
@@ -69,6 +71,11 @@ impl JsonBody {
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
     }
+}
+
+/// An answer that is JSON already.
+pub(super) fn json(body: Json) -> Response {
+    ([(CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 /// What to say of a body that is not JSON.

@@ -9,6 +9,7 @@ mod describe;
 mod events;
 mod extract;
 mod health;
+mod list;
 mod metrics;
 mod problem;
 
@@ -30,7 +31,7 @@ use problem::ApiError;
 pub(crate) fn router(registry: Arc<Registry>, gate: Arc<Gate>) -> Router {
     let (routes, description) = OpenApiRouter::with_openapi(describe::Description::openapi())
         .routes(routes!(agents::register))
-        .routes(routes!(agents::list))
+        .routes(routes!(list::list))
         .routes(routes!(agents::show, agents::remove))
         .routes(routes!(agents::heartbeat))
         .routes(routes!(agents::set_status))

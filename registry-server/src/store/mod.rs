@@ -3,6 +3,7 @@
 //! A store knows no rules. It reads rows, hands them to the caller inside a transaction, and writes what the
 //! caller decided; so both databases behave alike.
 
+mod described;
 mod postgres;
 mod sqlite;
 
@@ -11,11 +12,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use registry_sdk::contract::{AgentStatus, Capability, Timestamp};
+use registry_sdk::contract::{AgentStatus, Registration, Timestamp};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use tokio::sync::{Notify, broadcast};
 
+pub(crate) use described::{Capabilities, Metadata};
 pub(crate) use postgres::PostgresStore;
 pub(crate) use sqlite::SqliteStore;
 
@@ -25,8 +26,8 @@ pub(crate) struct StoredAgent {
     pub(crate) agent_id: String,
     pub(crate) agent_name: String,
     pub(crate) base_url: String,
-    pub(crate) capabilities: Vec<Capability>,
-    pub(crate) metadata: Map<String, Value>,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) metadata: Metadata,
     pub(crate) status: AgentStatus,
     /// Offline because it missed its deadline, and not because it said so.
     pub(crate) missed_deadline: bool,
@@ -41,6 +42,40 @@ pub(crate) struct StoredAgent {
     pub(crate) last_heartbeat: Timestamp,
     /// The registry's revision at this agent's last change; heartbeats alone do not move it.
     pub(crate) revision: i64,
+}
+
+impl StoredAgent {
+    /// An agent as it says it is, without what the registry adds: times and a revision.
+    pub(crate) fn draft(given: Registration) -> serde_json::Result<Self> {
+        let never = Timestamp::from_unix_millis(0);
+        Ok(Self {
+            capabilities: Capabilities::new(&given.capabilities)?,
+            metadata: Metadata::new(&given.metadata)?,
+            agent_id: given.agent_id,
+            agent_name: given.agent_name,
+            base_url: given.base_url,
+            status: given.status,
+            missed_deadline: false,
+            offline_since: None,
+            probe_failed: false,
+            heartbeat_interval: given.heartbeat_interval,
+            instance_id: given.instance_id,
+            registered_at: never,
+            last_heartbeat: never,
+            revision: 0,
+        })
+    }
+
+    /// Whether an agent says nothing new of itself.
+    pub(crate) fn says_the_same(&self, draft: &Self) -> bool {
+        self.status == draft.status
+            && self.agent_name == draft.agent_name
+            && self.base_url == draft.base_url
+            && self.heartbeat_interval == draft.heartbeat_interval
+            && self.instance_id == draft.instance_id
+            && self.capabilities == draft.capabilities
+            && self.metadata == draft.metadata
+    }
 }
 
 /// What kind of change a revision was.
@@ -92,10 +127,9 @@ impl Event {
 /// A heartbeat that changes nothing but the time.
 #[derive(Clone, Debug)]
 pub(crate) struct Touch {
-    pub(crate) agent_id: String,
-    /// The agent's revision as the sender knows it. Where the database has another, the heartbeat may change
-    /// more than the time, and is not written.
-    pub(crate) revision: i64,
+    /// The agent as the sender knows it. Where the database has another revision, the heartbeat may change more than the
+    /// time, and is not written.
+    pub(crate) agent: Arc<StoredAgent>,
     /// When the heartbeat arrived, by the process's monotonic clock.
     pub(crate) arrived: Instant,
 }

@@ -5,24 +5,30 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use registry_sdk::contract::{AgentRecord, AgentStatus, Timestamp, heartbeat_timeout};
+use registry_sdk::contract::{AgentStatus, Timestamp};
 
+use super::record::{Json, Load, Record};
 use crate::registry::reports::Report;
 use crate::registry::rules::Patience;
 use crate::store::StoredAgent;
 
-/// One agent in memory. Only its last heartbeat and its report change in place; for any other change there is a
-/// new one.
+/// One agent in memory. For any change but a heartbeat or a report there is a new one.
 #[derive(Debug)]
 pub(crate) struct Held {
-    /// As it was stored; the time of the last heartbeat is in `heard`.
+    /// As it was stored; the time of the last heartbeat is in `pulse`.
     pub(crate) agent: Arc<StoredAgent>,
-    report: Mutex<Report>,
+    pub(crate) pulse: Arc<Pulse>,
+}
+
+/// What changes of an agent all the time. It stays the same through the agent's changes.
+#[derive(Debug)]
+pub(crate) struct Pulse {
     /// The last heartbeat, in milliseconds since the Unix epoch.
     heard: AtomicI64,
     /// A last heartbeat that the database confirmed as the last of all, after it had become too old. Where
     /// other processes write as well, only then is the agent believed to have missed its deadline.
     confirmed: AtomicI64,
+    report: Mutex<Report>,
 }
 
 /// An agent's status at one moment.
@@ -35,9 +41,19 @@ pub(super) struct Standing {
 
 impl Standing {
     /// As it was stored.
-    fn stored(agent: &StoredAgent, moment: &Moment) -> Self {
+    pub(super) fn stored(agent: &StoredAgent, moment: &Moment) -> Self {
         let StoredAgent { status, missed_deadline, probe_failed, .. } = *agent;
         Self { status, missed_deadline, probe_failed: probe_failed && moment.probes }
+    }
+
+    /// By when it was last heard.
+    pub(super) fn at(agent: &StoredAgent, heard: Timestamp, moment: &Moment) -> Self {
+        let stored = Self::stored(agent, moment);
+        if stored.status != AgentStatus::Offline && moment.is_overdue(agent, heard) {
+            Self { status: AgentStatus::Offline, missed_deadline: true, ..stored }
+        } else {
+            stored
+        }
     }
 
     pub(super) fn is_healthy(self) -> bool {
@@ -68,89 +84,71 @@ impl Moment {
     fn shifted(self, millis: i64) -> Self {
         Self { now: Timestamp::from_unix_millis(self.now.unix_millis().saturating_add(millis)), ..self }
     }
+
+    fn is_overdue(&self, agent: &StoredAgent, heard: Timestamp) -> bool {
+        self.patience.is_overdue(heard, agent.heartbeat_interval, self.now)
+    }
 }
 
-impl Held {
-    pub(super) fn new(agent: Arc<StoredAgent>, report: Report) -> Self {
-        let heard = AtomicI64::new(agent.last_heartbeat.unix_millis());
-        Self { agent, report: Mutex::new(report), heard, confirmed: AtomicI64::new(i64::MIN) }
-    }
-
-    pub(crate) fn report(&self) -> Report {
-        self.report.lock().clone()
-    }
-
-    /// How much of its capacity is in use, and how many tasks it is at.
-    pub(crate) fn load(&self) -> (Option<f64>, Option<u32>) {
-        let report = self.report.lock();
-        (report.load, report.active_tasks)
-    }
-
-    pub(super) fn update_report(&self, later: Report) {
-        self.report.lock().update(later);
+impl Pulse {
+    pub(super) fn new(heard: Timestamp) -> Self {
+        let heard = AtomicI64::new(heard.unix_millis());
+        Self { heard, confirmed: AtomicI64::new(i64::MIN), report: Mutex::default() }
     }
 
     /// Takes over a heartbeat, unless a later one is known.
-    pub(super) fn hear(&self, time: Timestamp) {
+    pub(crate) fn hear(&self, time: Timestamp) {
         self.heard.fetch_max(time.unix_millis(), Ordering::AcqRel);
-    }
-
-    /// Believes that the last heartbeat it knows is the last of all, where it is too old at that moment.
-    pub(super) fn believe(&self, moment: &Moment) {
-        let heard = self.heard();
-        if moment.patience.is_overdue(heard, self.agent.heartbeat_interval, moment.now) {
-            self.confirmed.store(heard.unix_millis(), Ordering::Release);
-        }
     }
 
     pub(crate) fn heard(&self) -> Timestamp {
         Timestamp::from_unix_millis(self.heard.load(Ordering::Acquire))
     }
 
+    pub(crate) fn report(&self) -> Report {
+        self.report.lock().clone()
+    }
+
+    pub(crate) fn load(&self) -> Load {
+        let report = self.report.lock();
+        Load { load: report.load, active_tasks: report.active_tasks }
+    }
+
+    pub(super) fn update_report(&self, later: Report) {
+        self.report.lock().update(later);
+    }
+}
+
+impl Held {
+    /// Believes that the last heartbeat it knows is the last of all, where it is too old at that moment.
+    pub(super) fn believe(&self, moment: &Moment) {
+        let heard = self.pulse.heard();
+        if moment.is_overdue(&self.agent, heard) {
+            self.pulse.confirmed.store(heard.unix_millis(), Ordering::Release);
+        }
+    }
+
     pub(crate) fn is_overdue(&self, moment: &Moment) -> bool {
-        moment.patience.is_overdue(self.heard(), self.agent.heartbeat_interval, moment.now)
+        moment.is_overdue(&self.agent, self.pulse.heard())
     }
 
     /// How it stands, as far as is known. Where its deadline seems missed and other processes may have heard
     /// of it, it is among the doubts.
     pub(super) fn standing(&self, moment: &Moment, doubts: &mut Vec<String>) -> Standing {
-        let stored = Standing::stored(&self.agent, moment);
-        if stored.status == AgentStatus::Offline || !self.is_overdue(moment) {
-            return stored;
-        }
-        if moment.doubt && self.confirmed.load(Ordering::Acquire) != self.heard.load(Ordering::Acquire) {
+        let heard = self.pulse.heard();
+        let standing = Standing::at(&self.agent, heard, moment);
+        if moment.doubt
+            && standing.missed_deadline
+            && !self.agent.missed_deadline
+            && self.pulse.confirmed.load(Ordering::Acquire) != heard.unix_millis()
+        {
             doubts.push(self.agent.agent_id.clone());
         }
-        Standing { status: AgentStatus::Offline, missed_deadline: true, ..stored }
+        standing
     }
 
-    pub(super) fn timeout(&self, moment: &Moment) -> Duration {
-        heartbeat_timeout(moment.patience.timeout, self.agent.heartbeat_interval)
+    /// Its record, where it was last heard at a time.
+    pub(crate) fn record(&self, moment: &Moment, heard: Timestamp) -> Json {
+        Record::at(&self.agent, heard, self.pulse.load(), moment).json()
     }
-
-    pub(super) fn record(&self, moment: &Moment, standing: Standing) -> AgentRecord {
-        let mut record = record(&self.agent, moment);
-        record.status = standing.status;
-        record.healthy = Some(standing.is_healthy());
-        record.last_heartbeat = Some(self.heard());
-        (record.load, record.active_tasks) = self.load();
-        record
-    }
-}
-
-/// The record of an agent as it was stored.
-pub(crate) fn record(agent: &StoredAgent, moment: &Moment) -> AgentRecord {
-    let mut record = AgentRecord::new(&*agent.agent_id, agent.status);
-    record.agent_name.clone_from(&agent.agent_name);
-    record.base_url.clone_from(&agent.base_url);
-    record.capabilities.clone_from(&agent.capabilities);
-    record.metadata.clone_from(&agent.metadata);
-    record.heartbeat_interval = agent.heartbeat_interval;
-    record.instance_id.clone_from(&agent.instance_id);
-    record.registered_at = Some(agent.registered_at);
-    record.last_heartbeat = Some(agent.last_heartbeat);
-    record.heartbeat_timeout = Some(heartbeat_timeout(moment.patience.timeout, agent.heartbeat_interval));
-    record.healthy = Some(Standing::stored(agent, moment).is_healthy());
-    record.revision = u64::try_from(agent.revision).ok();
-    record
 }

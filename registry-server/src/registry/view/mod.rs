@@ -1,7 +1,9 @@
 //! The view: every agent in memory. Here is how it is held and kept up to date; `reads` answers from it.
 
 mod held;
+mod json;
 mod reads;
+mod record;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -11,15 +13,18 @@ use registry_sdk::contract::{SearchIndex, Timestamp};
 
 use super::reports::Report;
 use crate::store::{Snapshot, StoredAgent};
-pub(crate) use held::{Held, Moment, record};
+pub(crate) use held::{Held, Moment, Pulse};
 pub(crate) use reads::{ListQuery, Page, Read, SearchQuery};
+pub(crate) use record::{Json, Load, Record};
 
 /// Where an agent stands, in the index as well.
 type Slot = u32;
 
 #[derive(Debug, Default)]
 struct Inner {
-    ids: BTreeMap<Arc<str>, Slot>,
+    ids: HashMap<Arc<str>, Slot>,
+    /// The same, for lists.
+    in_order: BTreeMap<Arc<str>, Slot>,
     slots: Vec<Option<Arc<Held>>>,
     index: SearchIndex,
     /// Agents that were removed, and at which revision, until the follower has passed it: a row that was
@@ -88,7 +93,7 @@ impl View {
         let inner = self.inner.read();
         for (agent_id, time) in times {
             if let Some(held) = inner.get(agent_id) {
-                held.hear(time);
+                held.pulse.hear(time);
             }
         }
     }
@@ -111,7 +116,7 @@ impl View {
     /// Takes over what is known of an agent for the moment.
     pub(crate) fn report(&self, agent_id: &str, report: Report) {
         if let Some(held) = self.inner.read().get(agent_id) {
-            held.update_report(report);
+            held.pulse.update_report(report);
         }
     }
 
@@ -138,29 +143,39 @@ impl Inner {
         if held.max(removed).is_none_or(|known| known < agent.revision) {
             self.put(agent);
         } else if let Some(held) = self.get(&agent.agent_id) {
-            held.hear(agent.last_heartbeat);
+            held.pulse.hear(agent.last_heartbeat);
         }
     }
 
     fn put(&mut self, agent: Arc<StoredAgent>) {
-        let before = self.get(&agent.agent_id).cloned();
-        self.remove(&agent.agent_id);
         self.removed.remove(&agent.agent_id);
-        let slot = self.index.add(&agent.capabilities);
+        let known = self.ids.get(agent.agent_id.as_str()).copied();
+        let before = known.and_then(|slot| self.slot(slot)).cloned();
+        // What was known of another process says nothing of this one.
+        let same = before.as_ref().filter(|before| before.agent.instance_id == agent.instance_id);
+        let pulse =
+            same.map_or_else(|| Pulse::new(agent.last_heartbeat).into(), |before| before.pulse.clone());
+        pulse.hear(agent.last_heartbeat);
+        if let Some(before) = &before {
+            // Of a heartbeat that the row does not have yet.
+            pulse.hear(before.pulse.heard());
+        }
+        let slot = match (known, before) {
+            (Some(slot), Some(before)) if before.agent.capabilities == agent.capabilities => slot,
+            _ => {
+                self.remove(&agent.agent_id);
+                let slot = self.index.add(&agent.capabilities.decode());
+                let id: Arc<str> = agent.agent_id.as_str().into();
+                self.ids.insert(id.clone(), slot);
+                self.in_order.insert(id, slot);
+                slot
+            }
+        };
         if self.slots.len() <= slot as usize {
             self.slots.resize(slot as usize + 1, None);
         }
-        self.ids.insert(agent.agent_id.as_str().into(), slot);
         if let Some(place) = self.slots.get_mut(slot as usize) {
-            // What was known of another process says nothing of this one.
-            let same = before.as_ref().filter(|before| before.agent.instance_id == agent.instance_id);
-            let report = same.map(|before| before.report()).unwrap_or_default();
-            let held = Held::new(agent, report);
-            // Of a heartbeat that the row does not have yet.
-            if let Some(before) = before {
-                held.hear(before.heard());
-            }
-            *place = Some(Arc::new(held));
+            *place = Some(Arc::new(Held { agent, pulse }));
         }
     }
 
@@ -168,6 +183,7 @@ impl Inner {
         let Some(slot) = self.ids.remove(agent_id) else {
             return;
         };
+        self.in_order.remove(agent_id);
         if let Some(held) = self.slots.get_mut(slot as usize) {
             *held = None;
         }

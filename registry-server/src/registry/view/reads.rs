@@ -1,12 +1,15 @@
 //! Answers from the view.
 
 use registry_sdk::contract::{
-    AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, HealthStatus, Rank, RegistryStats,
-    UnhealthyReason,
+    AgentHealth, AgentStatus, HealthStatus, Rank, RegistryStats, UnhealthyReason, heartbeat_timeout,
 };
 
 use super::View;
 use super::held::{Held, Moment, Standing};
+use super::record::{Json, Record};
+
+/// About how many bytes a match has.
+const MATCH_BYTES: usize = 400;
 
 /// A read's answer as far as the view knows, and the agents whose missed deadlines have to be confirmed
 /// before it is given.
@@ -17,18 +20,24 @@ pub(crate) struct Read<T> {
 }
 
 /// Which agents a list is to have.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct ListQuery {
     pub(crate) status: Option<AgentStatus>,
     /// Only agents after this id.
     pub(crate) after: Option<String>,
-    pub(crate) limit: Option<usize>,
+    /// How many agents at most.
+    pub(crate) limit: usize,
+    /// No further agent where the records have as many bytes.
+    pub(crate) enough: usize,
 }
 
 /// Part of a list.
 #[derive(Debug)]
 pub(crate) struct Page {
-    pub(crate) agents: Vec<AgentRecord>,
+    /// Records, with commas between them.
+    pub(crate) records: Json,
+    /// The last agent's id.
+    pub(crate) last: Option<String>,
     /// Whether more agents follow.
     pub(crate) more: bool,
 }
@@ -42,13 +51,14 @@ pub(crate) struct SearchQuery {
 }
 
 impl View {
-    pub(crate) fn get(&self, agent_id: &str, moment: &Moment) -> Read<Option<AgentRecord>> {
+    pub(crate) fn get(&self, agent_id: &str, moment: &Moment) -> Read<Option<Json>> {
         let mut doubts = Vec::new();
         let Some(held) = self.held(agent_id) else {
             return Read { answer: None, doubts };
         };
-        let standing = held.standing(moment, &mut doubts);
-        Read { answer: Some(held.record(moment, standing)), doubts }
+        // For the doubts alone: the record stands as it is heard now.
+        held.standing(moment, &mut doubts);
+        Read { answer: Some(held.record(moment, held.pulse.heard())), doubts }
     }
 
     pub(crate) fn health(&self, agent_id: &str, moment: &Moment) -> Read<Option<AgentHealth>> {
@@ -69,11 +79,13 @@ impl View {
         };
         let mut health = AgentHealth::new(agent_id, status);
         health.agent_status = Some(standing.status);
-        health.last_heartbeat = Some(held.heard());
-        health.since_heartbeat = Some(moment.now.since(held.heard()));
-        health.heartbeat_timeout = Some(held.timeout(moment));
+        let heard = held.pulse.heard();
+        health.last_heartbeat = Some(heard);
+        health.since_heartbeat = Some(moment.now.since(heard));
+        health.heartbeat_timeout =
+            Some(heartbeat_timeout(moment.patience.timeout, held.agent.heartbeat_interval));
         health.reason = reason;
-        health.probe = held.report().probe.filter(|_| moment.probes);
+        health.probe = if moment.probes { held.pulse.report().probe } else { None };
         Read { answer: Some(health), doubts }
     }
 
@@ -81,24 +93,33 @@ impl View {
         use std::ops::Bound::{Excluded, Unbounded};
         let inner = self.inner.read();
         let mut doubts = Vec::new();
-        let mut page = Page { agents: Vec::new(), more: false };
+        let mut page = Page { records: Vec::new(), last: None, more: false };
+        let (mut count, mut last) = (0, None);
         let start = query.after.as_deref().map_or(Unbounded, Excluded);
-        for slot in inner.ids.range::<str, _>((start, Unbounded)).map(|(_, slot)| *slot) {
+        for slot in inner.in_order.range::<str, _>((start, Unbounded)).map(|(_, slot)| *slot) {
             let Some(held) = inner.slot(slot) else { continue };
             let standing = held.standing(moment, &mut doubts);
             if query.status.is_some_and(|wanted| wanted != standing.status) {
                 continue;
             }
-            if query.limit.is_some_and(|limit| page.agents.len() == limit) {
+            if count == query.limit || page.records.len() >= query.enough {
                 page.more = true;
                 break;
             }
-            page.agents.push(held.record(moment, standing));
+            if count > 0 {
+                page.records.push(b',');
+            }
+            let pulse = &held.pulse;
+            Record::new(&held.agent, pulse.heard(), standing, pulse.load(), moment).write(&mut page.records);
+            last = Some(held);
+            count += 1;
         }
+        page.last = last.map(|held| held.agent.agent_id.clone());
         Read { answer: page, doubts }
     }
 
-    pub(crate) fn search(&self, query: &SearchQuery, moment: &Moment) -> Read<Vec<CapabilityMatch>> {
+    /// The matches, as a list.
+    pub(crate) fn search(&self, query: &SearchQuery, moment: &Moment) -> Read<Json> {
         let inner = self.inner.read();
         let mut doubts = Vec::new();
         let mut found: Vec<Found<'_>> = Vec::new();
@@ -107,15 +128,29 @@ impl View {
             let standing = held.standing(moment, &mut doubts);
             let status = standing.status;
             if query.status.is_none_or(|wanted| wanted == status) {
-                let last_heartbeat = Some(held.heard());
+                let last_heartbeat = Some(held.pulse.heard());
                 let agent_id = &held.agent.agent_id;
                 let rank = Rank { score: hit.score, status, last_heartbeat, agent_id };
-                found.push(Found { rank, place: hit.place, healthy: standing.is_healthy(), held });
+                found.push(Found { rank, place: hit.place.into(), standing, held });
             }
         }
+        if found.len() > query.limit {
+            found.select_nth_unstable_by(query.limit, |one, other| one.rank.cmp(&other.rank));
+            found.truncate(query.limit);
+        }
         found.sort_unstable_by(|one, other| one.rank.cmp(&other.rank));
-        found.truncate(query.limit);
-        Read { answer: found.iter().filter_map(Found::to_match).collect(), doubts }
+        let mut list = Vec::with_capacity(2 + found.len() * MATCH_BYTES);
+        list.push(b'[');
+        for (number, Found { rank, place, standing, held }) in found.iter().enumerate() {
+            if number > 0 {
+                list.push(b',');
+            }
+            let heard = rank.last_heartbeat.unwrap_or(held.agent.last_heartbeat);
+            let record = Record::new(&held.agent, heard, *standing, held.pulse.load(), moment);
+            record.write_match(&mut list, *place, rank.score);
+        }
+        list.push(b']');
+        Read { answer: list, doubts }
     }
 
     pub(crate) fn stats(&self, moment: &Moment) -> Read<RegistryStats> {
@@ -136,23 +171,7 @@ impl View {
 /// A match on its way to its place.
 struct Found<'a> {
     rank: Rank<'a>,
-    place: u16,
-    healthy: bool,
+    place: usize,
+    standing: Standing,
     held: &'a Held,
-}
-
-impl Found<'_> {
-    fn to_match(&self) -> Option<CapabilityMatch> {
-        let agent = &self.held.agent;
-        let capability = agent.capabilities.get(usize::from(self.place))?;
-        let status = self.rank.status;
-        let mut found = CapabilityMatch::new(agent.agent_id.clone(), status, capability.clone());
-        found.agent_name.clone_from(&agent.agent_name);
-        found.base_url.clone_from(&agent.base_url);
-        found.last_heartbeat = self.rank.last_heartbeat;
-        found.score = Some(self.rank.score);
-        found.healthy = Some(self.healthy);
-        (found.load, found.active_tasks) = self.held.load();
-        Some(found)
-    }
 }

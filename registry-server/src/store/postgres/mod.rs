@@ -1,12 +1,13 @@
 //! PostgreSQL: for production, and for several servers over one database.
 
+mod beats;
 mod rows;
 mod write;
 
 use std::collections::HashMap;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
@@ -21,6 +22,7 @@ use super::{
     Current, Decide, Event, FOLLOW_BATCH, Followed, Heard, Result, Snapshot, Store, StoreError, Touch,
 };
 use crate::server::StartError;
+use beats::Beats;
 use rows::{readable, timestamp};
 use write::write;
 
@@ -53,8 +55,7 @@ const LISTEN_AGAIN: Duration = Duration::from_millis(500);
 
 pub(crate) struct PostgresStore {
     pool: PgPool,
-    /// Connections for heartbeats that change nothing else, which need not wait for the disk.
-    beats: PgPool,
+    beats: Beats,
     changed: Arc<Notify>,
     news: broadcast::Sender<String>,
 }
@@ -80,17 +81,15 @@ impl PostgresStore {
         let first =
             first.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut)).map_err(StartError::database(url))?;
         first.close().await.map_err(StartError::database(url))?;
-        let pool = pool_options(CONNECTIONS)
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            .test_before_acquire(false)
             .connect_with(options.clone())
             .await
             .map_err(StartError::database(url))?;
         sqlx::migrate!("../migrations/postgres").run(&pool).await.map_err(StartError::migrations(url))?;
-        let unhurried = options.options([
-            ("synchronous_commit", "off"),
-            // Below `deadlock_timeout`, and so heartbeats give way before a change could.
-            ("lock_timeout", "250ms"),
-        ]);
-        let beats = pool_options(1).connect_with(unhurried).await.map_err(StartError::database(url))?;
+        let beats = Beats::open(options).await.map_err(StartError::database(url))?;
 
         let changed = Arc::new(Notify::new());
         let news = broadcast::Sender::new(NEWS_KEPT);
@@ -123,10 +122,6 @@ impl PostgresStore {
         write(&mut transaction, &writes).await?;
         Ok(transaction.commit().await?)
     }
-}
-
-fn pool_options(most: u32) -> PgPoolOptions {
-    PgPoolOptions::new().max_connections(most).acquire_timeout(CONNECT_TIMEOUT).test_before_acquire(false)
 }
 
 /// Passes on what other replicas announce, and makes a lost connection anew. Never ends by itself.
@@ -191,12 +186,6 @@ fn is_passing(error: &StoreError) -> bool {
     }
 }
 
-/// Whether heartbeats gave way to a change of the same agents.
-fn gave_way(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    matches!(code.as_deref(), Some("55P03" | "40P01"))
-}
-
 #[async_trait]
 impl Store for PostgresStore {
     fn name(&self) -> &'static str {
@@ -226,45 +215,7 @@ impl Store for PostgresStore {
     }
 
     async fn touch(&self, touches: &[Touch]) -> Result<Vec<Option<Timestamp>>> {
-        let order: Vec<i32> = (0..).take(touches.len()).collect();
-        let agent_ids: Vec<&str> = touches.iter().map(|touch| touch.agent_id.as_str()).collect();
-        let revisions: Vec<i64> = touches.iter().map(|touch| touch.revision).collect();
-        let sent = Instant::now();
-        let ages: Vec<f64> =
-            touches.iter().map(|touch| sent.duration_since(touch.arrived).as_secs_f64()).collect();
-        within(OPERATION_TIMEOUT, || async {
-            // `least`: a time in the future, from before somebody set the database's clock back, ends here.
-            let updated = sqlx::query(
-                "UPDATE agent_registry AS agent
-                 SET last_heartbeat = greatest(least(agent.last_heartbeat, now()),
-                     date_trunc('milliseconds', now() - make_interval(secs => beat.age)))
-                 FROM unnest($1::int4[], $2::text[], $3::int8[], $4::float8[]) AS beat (n, id, revision, age)
-                 WHERE agent.agent_id = beat.id AND agent.revision = beat.revision
-                 RETURNING beat.n, agent.last_heartbeat",
-            )
-            .bind(&order)
-            .bind(&agent_ids)
-            .bind(&revisions)
-            .bind(&ages)
-            .fetch_all(&self.beats)
-            .await;
-            let rows = match updated {
-                Ok(rows) => rows,
-                // Written one after another by the changes, then.
-                Err(error) if gave_way(&error) => Vec::new(),
-                Err(error) => return Err(error.into()),
-            };
-            let mut heard = vec![None; touches.len()];
-            for row in &rows {
-                let order: i32 = row.try_get(0)?;
-                let time = timestamp(row, 1)?;
-                if let Some(place) = usize::try_from(order).ok().and_then(|order| heard.get_mut(order)) {
-                    *place = Some(time);
-                }
-            }
-            Ok(heard)
-        })
-        .await
+        within(OPERATION_TIMEOUT, || async { Ok(self.beats.touch(touches).await?) }).await
     }
 
     async fn transact(&self, agent_ids: &[String], decide: Decide<'_>) -> Result<()> {

@@ -68,7 +68,7 @@ async fn announce(connection: &mut PgConnection, writes: &Writes) -> std::result
 }
 
 async fn put(connection: &mut PgConnection, agents: &[&StoredAgent]) -> std::result::Result<(), sqlx::Error> {
-    fn each<T>(agents: &[&StoredAgent], column: impl Fn(&StoredAgent) -> T) -> Vec<T> {
+    fn each<'a, T>(agents: &[&'a StoredAgent], column: impl Fn(&'a StoredAgent) -> T) -> Vec<T> {
         agents.iter().map(|agent| column(agent)).collect()
     }
     sqlx::query(
@@ -92,8 +92,8 @@ async fn put(connection: &mut PgConnection, agents: &[&StoredAgent]) -> std::res
     .bind(each(agents, |agent| agent.agent_name.clone()))
     .bind(each(agents, |agent| agent.base_url.clone()))
     .bind(each(agents, |agent| agent.status.as_str()))
-    .bind(each(agents, |agent| Json(agent.capabilities.clone())))
-    .bind(each(agents, |agent| Json(agent.metadata.clone())))
+    .bind(each(agents, |agent| Json(agent.capabilities.json())))
+    .bind(each(agents, |agent| Json(agent.metadata.json())))
     .bind(each(agents, |agent| date_time(agent.last_heartbeat)))
     .bind(each(agents, |agent| agent.heartbeat_interval.map(|interval| interval.as_secs_f64())))
     .bind(each(agents, |agent| agent.instance_id.clone()))

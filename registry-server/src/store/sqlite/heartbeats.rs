@@ -69,7 +69,10 @@ impl Heartbeats {
     /// they are written and [`Heartbeats::took`].
     pub(super) fn judge(&self, touches: &[Touch], now: Timestamp) -> Vec<Option<Timestamp>> {
         let time = |touch: &Touch| {
-            let known = self.known.get(&touch.agent_id).filter(|known| known.revision == touch.revision)?;
+            let known = self
+                .known
+                .get(&touch.agent.agent_id)
+                .filter(|known| known.revision == touch.agent.revision)?;
             let age = i64::try_from(touch.arrived.elapsed().as_millis()).unwrap_or(i64::MAX);
             Some(Timestamp::from_unix_millis(known.heard.max(now.unix_millis() - age)))
         };

@@ -1,49 +1,47 @@
 //! SQLite: one file, one process, nothing to install.
 
 mod heartbeats;
+mod rows;
 
-use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
-use parking_lot::Mutex;
 use registry_sdk::contract::Timestamp;
-use serde_json::json;
-use sqlx::pool::PoolConnection;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteRow,
-    SqliteSynchronous,
-};
-use sqlx::{Connection, Row, Sqlite, SqlitePool};
-use tokio::sync::{Notify, broadcast};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{Connection, Row};
+use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, Notify, broadcast};
 
 use super::{
-    Current, Decide, Event, FOLLOW_BATCH, Followed, Heard, Result, Snapshot, Store, StoredAgent, Touch,
-    Writes, interval_from_seconds, undecodable,
+    Current, Decide, Event, FOLLOW_BATCH, Followed, Heard, Result, Snapshot, Store, StoreError, Touch,
 };
 use crate::server::StartError;
 use heartbeats::Heartbeats;
+use rows::{agent_from, agents, head, write};
 
 /// How long to wait for another program that holds the database, `sqlite3` for example.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) struct SqliteStore {
-    /// A pool of one: SQLite has one writer at a time, and an in-memory database lives in its connection.
-    pool: SqlitePool,
-    /// Whether the connection waits for the disk at each commit.
-    durable: AtomicBool,
+    /// One: SQLite has one writer at a time, and an in-memory database lives in its connection. `None` once it is closed.
+    writer: Mutex<Option<Writer>>,
     clock: AnchoredClock,
-    heartbeats: Mutex<Heartbeats>,
     changed: Arc<Notify>,
     /// Held until the store is closed, so that no second server opens the file and serves from a memory that
     /// does not follow it. `None` in memory.
-    lock: Mutex<Option<File>>,
+    lock: parking_lot::Mutex<Option<File>>,
+}
+
+/// The connection, and what is known of the file.
+struct Writer {
+    connection: SqliteConnection,
+    /// Whether it waits for the disk at each commit.
+    durable: bool,
+    heartbeats: Heartbeats,
 }
 
 impl SqliteStore {
@@ -58,48 +56,46 @@ impl SqliteStore {
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true)
             .synchronous(SqliteSynchronous::Full);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(1)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .test_before_acquire(false)
-            .connect_with(options)
-            .await
-            .map_err(StartError::database(url))?;
-        sqlx::migrate!("../migrations/sqlite").run(&pool).await.map_err(StartError::migrations(url))?;
+        let connection = SqliteConnection::connect_with(&options).await;
+        let mut connection = connection.map_err(StartError::database(url))?;
+        let migrations = sqlx::migrate!("../migrations/sqlite").run(&mut connection).await;
+        migrations.map_err(StartError::migrations(url))?;
+        let writer = Writer { connection, durable: true, heartbeats: Heartbeats::default() };
         Ok(Self {
-            pool,
-            durable: AtomicBool::new(true),
+            writer: Mutex::new(Some(writer)),
             clock: AnchoredClock::start(),
-            heartbeats: Mutex::default(),
             changed: Arc::default(),
-            lock: Mutex::new(lock),
+            lock: parking_lot::Mutex::new(lock),
         })
     }
 
-    /// The connection, set to survive a power cut or not: heartbeats may be lost in one, changes not.
-    async fn connection(&self, durable: bool) -> Result<PoolConnection<Sqlite>> {
-        let mut connection = self.pool.acquire().await?;
-        // A new connection begins durable, so what is remembered here may only err on the safe side.
-        if self.durable.load(Ordering::Relaxed) != durable {
-            let pragma = if durable { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
-            sqlx::query(pragma).execute(&mut *connection).await?;
-            self.durable.store(durable, Ordering::Relaxed);
-        }
-        Ok(connection)
+    async fn writer(&self) -> Result<MappedMutexGuard<'_, Writer>> {
+        let closed = |_| StoreError::Unavailable("it has been closed".into());
+        MutexGuard::try_map(self.writer.lock().await, Option::as_mut).map_err(closed)
     }
 
+    /// The connection, set to survive a power cut or not: heartbeats may be lost in one, changes not.
+    async fn writer_that_is(&self, durable: bool) -> Result<MappedMutexGuard<'_, Writer>> {
+        let mut writer = self.writer().await?;
+        if writer.durable != durable {
+            let pragma = if durable { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
+            // Who is interrupted here leaves it set again rather than taken for durable.
+            writer.durable = false;
+            sqlx::query(pragma).execute(&mut writer.connection).await?;
+            writer.durable = durable;
+        }
+        Ok(writer)
+    }
+}
+
+impl Writer {
     /// Replaces the log of heartbeats by what it amounts to, where it has become long.
-    async fn shorten_log(&self, connection: &mut SqliteConnection) -> Result<()> {
-        let rows = {
-            let heartbeats = self.heartbeats.lock();
-            if !heartbeats.is_long() {
-                return Ok(());
-            }
-            heartbeats.rows()?
-        };
-        heartbeats::replace(connection, &rows).await?;
-        self.heartbeats.lock().replaced_by(rows.len());
+    async fn shorten_log(&mut self) -> Result<()> {
+        if self.heartbeats.is_long() {
+            let rows = self.heartbeats.rows()?;
+            heartbeats::replace(&mut self.connection, &rows).await?;
+            self.heartbeats.replaced_by(rows.len());
+        }
         Ok(())
     }
 }
@@ -146,7 +142,8 @@ impl Store for SqliteStore {
     }
 
     async fn load(&self) -> Result<Snapshot> {
-        let mut transaction = self.pool.begin().await?;
+        let mut writer = self.writer().await?;
+        let mut transaction = writer.connection.begin().await?;
         let revision = head(&mut transaction).await?;
         let mut rows = sqlx::query("SELECT * FROM agent_registry ORDER BY agent_id").fetch(&mut *transaction);
         let mut agents = Vec::new();
@@ -155,31 +152,34 @@ impl Store for SqliteStore {
         }
         drop(rows);
         let now = self.clock.now();
-        *self.heartbeats.lock() = Heartbeats::read(&mut transaction, &mut agents, now).await?;
+        let heartbeats = Heartbeats::read(&mut transaction, &mut agents, now).await?;
         transaction.commit().await?;
+        writer.heartbeats = heartbeats;
         Ok(Snapshot { agents, revision, now })
     }
 
     async fn touch(&self, touches: &[Touch]) -> Result<Vec<Option<Timestamp>>> {
-        let mut connection = self.connection(false).await?;
-        let times = self.heartbeats.lock().judge(touches, self.clock.now());
-        let beats =
-            || touches.iter().zip(&times).filter_map(|(touch, time)| Some((&*touch.agent_id, (*time)?)));
+        let mut writer = self.writer_that_is(false).await?;
+        let times = writer.heartbeats.judge(touches, self.clock.now());
+        let beats = || {
+            touches.iter().zip(&times).filter_map(|(touch, time)| Some((&*touch.agent.agent_id, (*time)?)))
+        };
         if beats().next().is_some() {
-            heartbeats::append(&mut connection, beats()).await?;
-            self.heartbeats.lock().took(beats());
-            self.shorten_log(&mut connection).await?;
+            heartbeats::append(&mut writer.connection, beats()).await?;
+            writer.heartbeats.took(beats());
+            writer.shorten_log().await?;
         }
         Ok(times)
     }
 
     async fn transact(&self, agent_ids: &[String], decide: Decide<'_>) -> Result<()> {
-        let mut connection = self.connection(true).await?;
+        let mut file = self.writer_that_is(true).await?;
+        let Writer { connection, heartbeats, .. } = &mut *file;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
         let revision = head(&mut transaction).await?;
         let mut agents = agents(&mut transaction, agent_ids).await?;
         for (agent_id, agent) in &mut agents {
-            let heard = self.heartbeats.lock().heard(agent_id);
+            let heard = heartbeats.heard(agent_id);
             agent.last_heartbeat = heard.unwrap_or(agent.last_heartbeat);
         }
         let now = self.clock.now();
@@ -189,7 +189,6 @@ impl Store for SqliteStore {
         }
         write(&mut transaction, &writes, now).await?;
         transaction.commit().await?;
-        let mut heartbeats = self.heartbeats.lock();
         heartbeats.changed(&writes.events);
         if !writes.beats.is_empty() {
             heartbeats.took(writes.beats());
@@ -198,8 +197,8 @@ impl Store for SqliteStore {
     }
 
     async fn heard(&self, agent_ids: &[String]) -> Result<Heard> {
-        let heartbeats = self.heartbeats.lock();
-        let time = |agent_id: &String| Some((agent_id.clone(), heartbeats.heard(agent_id)?));
+        let writer = self.writer().await?;
+        let time = |agent_id: &String| Some((agent_id.clone(), writer.heartbeats.heard(agent_id)?));
         Ok(Heard { now: self.clock.now(), times: agent_ids.iter().filter_map(time).collect() })
     }
 
@@ -211,7 +210,7 @@ impl Store for SqliteStore {
         )
         .bind(after)
         .bind(FOLLOW_BATCH)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut self.writer().await?.connection)
         .await?;
         let mut followed = Followed { revision: after, now: self.clock.now(), changed: Vec::new() };
         for row in &rows {
@@ -230,7 +229,7 @@ impl Store for SqliteStore {
              WHERE revision <= (SELECT revision FROM agent_registry_state) - ?",
         )
         .bind(keep)
-        .execute(&self.pool)
+        .execute(&mut self.writer().await?.connection)
         .await?;
         Ok(())
     }
@@ -253,136 +252,11 @@ impl Store for SqliteStore {
     }
 
     async fn close(&self) {
-        self.pool.close().await;
+        if let Some(writer) = self.writer.lock().await.take() {
+            // What it would fail at is done anew when the file is opened again.
+            let _ = writer.connection.close().await;
+        }
         // Here, and not where the store is dropped: somebody may hold on to it a little longer.
         self.lock.lock().take();
     }
-}
-
-async fn head(connection: &mut SqliteConnection) -> std::result::Result<i64, sqlx::Error> {
-    sqlx::query_scalar("SELECT revision FROM agent_registry_state").fetch_one(connection).await
-}
-
-async fn agents(
-    connection: &mut SqliteConnection,
-    agent_ids: &[String],
-) -> std::result::Result<HashMap<String, StoredAgent>, sqlx::Error> {
-    let rows = sqlx::query("SELECT * FROM agent_registry WHERE agent_id IN (SELECT value FROM json_each(?))")
-        .bind(json!(agent_ids).to_string())
-        .fetch_all(connection)
-        .await?;
-    let agent = |row| agent_from(row).map(|agent| (agent.agent_id.clone(), agent));
-    rows.iter().map(agent).collect()
-}
-
-async fn write(
-    connection: &mut SqliteConnection,
-    writes: &Writes,
-    now: Timestamp,
-) -> std::result::Result<(), sqlx::Error> {
-    if writes.puts().next().is_some() {
-        put(connection, writes.puts()).await?;
-    }
-    if !writes.beats.is_empty() {
-        heartbeats::append(connection, writes.beats()).await?;
-    }
-    let removes = writes.removes();
-    if !removes.is_empty() {
-        sqlx::query("DELETE FROM agent_registry WHERE agent_id IN (SELECT value FROM json_each(?))")
-            .bind(json!(removes).to_string())
-            .execute(&mut *connection)
-            .await?;
-    }
-    let Some(last) = writes.events.last() else {
-        return Ok(());
-    };
-    let event = |event: &Event| {
-        let Event { kind, agent } = event;
-        Ok(json!([agent.revision, kind.as_str(), agent.agent_id, event.to_json()?]))
-    };
-    let events = writes.events.iter().map(event).collect::<std::result::Result<Vec<_>, sqlx::Error>>()?;
-    sqlx::query(
-        "INSERT INTO agent_registry_event (revision, kind, agent_id, agent, at)
-         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, ? FROM json_each(?)",
-    )
-    .bind(now.unix_millis())
-    .bind(json!(events).to_string())
-    .execute(&mut *connection)
-    .await?;
-    sqlx::query("UPDATE agent_registry_state SET revision = ?")
-        .bind(last.agent.revision)
-        .execute(&mut *connection)
-        .await?;
-    Ok(())
-}
-
-async fn put(
-    connection: &mut SqliteConnection,
-    agents: impl Iterator<Item = &StoredAgent>,
-) -> std::result::Result<(), sqlx::Error> {
-    let rows: Vec<_> = agents
-        .map(|agent| {
-            json!({
-                "agent_id": agent.agent_id,
-                "agent_name": agent.agent_name,
-                "base_url": agent.base_url,
-                "status": agent.status,
-                "capabilities": agent.capabilities,
-                "last_heartbeat": agent.last_heartbeat.unix_millis(),
-                "metadata": agent.metadata,
-                "heartbeat_interval_seconds": agent.heartbeat_interval.map(|interval| interval.as_secs_f64()),
-                "instance_id": agent.instance_id,
-                "registered_at": agent.registered_at.unix_millis(),
-                "missed_deadline": agent.missed_deadline,
-                "offline_since": agent.offline_since.map(Timestamp::unix_millis),
-                "probe_failed": agent.probe_failed,
-                "revision": agent.revision,
-            })
-        })
-        .collect();
-    sqlx::query(
-        "INSERT INTO agent_registry
-             (agent_id, agent_name, base_url, status, capabilities, last_heartbeat, metadata,
-              heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since,
-              probe_failed, revision)
-         SELECT value ->> 'agent_id', value ->> 'agent_name', value ->> 'base_url', value ->> 'status',
-                value -> 'capabilities', value ->> 'last_heartbeat', value -> 'metadata',
-                value ->> 'heartbeat_interval_seconds', value ->> 'instance_id', value ->> 'registered_at',
-                value ->> 'missed_deadline', value ->> 'offline_since', value ->> 'probe_failed', value ->> 'revision'
-         FROM json_each(?) WHERE true
-         ON CONFLICT (agent_id) DO UPDATE SET
-             agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
-             capabilities = excluded.capabilities, metadata = excluded.metadata,
-             last_heartbeat = excluded.last_heartbeat,
-             heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
-             instance_id = excluded.instance_id,
-             missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
-             probe_failed = excluded.probe_failed, revision = excluded.revision",
-    )
-    .bind(json!(rows).to_string())
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-fn agent_from(row: &SqliteRow) -> std::result::Result<StoredAgent, sqlx::Error> {
-    let json = |column: &'static str| row.try_get::<&str, _>(column);
-    let status: &str = row.try_get("status")?;
-    Ok(StoredAgent {
-        agent_id: row.try_get("agent_id")?,
-        agent_name: row.try_get("agent_name")?,
-        base_url: row.try_get("base_url")?,
-        capabilities: serde_json::from_str(json("capabilities")?)
-            .map_err(|error| undecodable("capabilities", error))?,
-        metadata: serde_json::from_str(json("metadata")?).map_err(|error| undecodable("metadata", error))?,
-        status: status.parse().map_err(|error| undecodable("status", error))?,
-        missed_deadline: row.try_get("missed_deadline")?,
-        offline_since: row.try_get::<Option<i64>, _>("offline_since")?.map(Timestamp::from_unix_millis),
-        probe_failed: row.try_get("probe_failed")?,
-        instance_id: row.try_get("instance_id")?,
-        heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
-        registered_at: Timestamp::from_unix_millis(row.try_get("registered_at")?),
-        last_heartbeat: Timestamp::from_unix_millis(row.try_get("last_heartbeat")?),
-        revision: row.try_get("revision")?,
-    })
 }

@@ -1,0 +1,102 @@
+//! `GET /agents`: lists, in pages or as one stream.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderValue;
+use axum::http::header::{CONTENT_TYPE, LINK};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use registry_sdk::contract::{AgentRecord, AgentStatus, is_agent_id};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::describe::{Always, BadQuery};
+use super::extract::{Params, check_limit, check_status, json};
+use super::problem::ApiError;
+use crate::registry::{ListQuery, Page, Registry};
+
+/// About how many bytes of a list are in memory for one who reads all of it.
+const PIECE: usize = 64 * 1_024;
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListParams {
+    /// Only agents of this status.
+    #[param(value_type = Option<AgentStatus>)]
+    status: Option<String>,
+    /// How many agents a page has.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+    /// Where the page begins: from a `Link` header.
+    #[param(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    cursor: Option<String>,
+}
+
+/// All agents, ordered by id; with `limit` in pages.
+///
+/// While more follows, the answer has `Link: <…>; rel="next"`. The cursor is the last id of the page before: it stays good
+/// whatever is registered or removed meanwhile.
+#[utoipa::path(
+    get, path = "/agents", tag = "agents", params(ListParams),
+    responses((status = 200, body = Vec<AgentRecord>, example = json!([])), BadQuery, Always),
+)]
+pub(super) async fn list(
+    State(registry): State<Arc<Registry>>,
+    Params(params): Params<ListParams>,
+) -> Result<Response, ApiError> {
+    let status = check_status(params.status.as_deref())?;
+    let limit = check_limit(params.limit)?;
+    if params.cursor.as_deref().is_some_and(|cursor| !is_agent_id(cursor)) {
+        return Err(ApiError::bad_request("cursor has to be one that a Link header gave"));
+    }
+    let after = params.cursor;
+    let Some(limit) = limit else {
+        return Ok(everyone(registry, ListQuery { status, after, limit: usize::MAX, enough: PIECE }).await);
+    };
+    let page = registry.list(&ListQuery { status, after, limit, enough: usize::MAX }).await;
+    let next = page.last.as_ref().filter(|_| page.more).map(|last| {
+        let status = status.map_or_else(String::new, |status| format!("status={status}&"));
+        format!("</agents?{status}limit={limit}&cursor={last}>; rel=\"next\"")
+    });
+    let mut response = json(in_brackets(page.records));
+    // Ids and statuses are plain ASCII, so there always is a value.
+    if let Some(link) = next.and_then(|next| HeaderValue::try_from(next).ok()) {
+        response.headers_mut().insert(LINK, link);
+    }
+    Ok(response)
+}
+
+/// A whole list, piece by piece as it is read: however long it is, and however slowly it is read, little of it is in
+/// memory. Each agent is as it is when its piece is made.
+async fn everyone(registry: Arc<Registry>, query: ListQuery) -> Response {
+    let first = registry.list(&query).await;
+    if !first.more {
+        return json(in_brackets(first.records));
+    }
+    let pieces = stream::unfold(Some((registry, query, Some(first))), async |state| {
+        let (registry, mut query, first) = state?;
+        let before = if first.is_some() { b'[' } else { b',' };
+        let Page { mut records, last, more } = match first {
+            Some(page) => page,
+            None => registry.list(&query).await,
+        };
+        if !records.is_empty() {
+            records.insert(0, before);
+        }
+        if !more {
+            records.push(b']');
+        }
+        query.after = last;
+        Some((Ok::<_, Infallible>(records), more.then_some((registry, query, None))))
+    });
+    ([(CONTENT_TYPE, "application/json")], Body::from_stream(pieces)).into_response()
+}
+
+fn in_brackets(mut records: Vec<u8>) -> Vec<u8> {
+    records.insert(0, b'[');
+    records.push(b']');
+    records
+}

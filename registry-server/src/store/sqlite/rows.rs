@@ -1,0 +1,163 @@
+//! Rows, and the agents in them.
+
+use std::collections::HashMap;
+
+use registry_sdk::contract::{AgentStatus, Timestamp};
+use serde::Serialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+use sqlx::Row;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+
+use super::heartbeats;
+use crate::store::{Event, StoredAgent, Writes, interval_from_seconds, undecodable};
+
+pub(super) async fn head(connection: &mut SqliteConnection) -> std::result::Result<i64, sqlx::Error> {
+    sqlx::query_scalar("SELECT revision FROM agent_registry_state").fetch_one(connection).await
+}
+
+pub(super) async fn agents(
+    connection: &mut SqliteConnection,
+    agent_ids: &[String],
+) -> std::result::Result<HashMap<String, StoredAgent>, sqlx::Error> {
+    let rows = sqlx::query("SELECT * FROM agent_registry WHERE agent_id IN (SELECT value FROM json_each(?))")
+        .bind(json!(agent_ids).to_string())
+        .fetch_all(connection)
+        .await?;
+    let agent = |row| agent_from(row).map(|agent| (agent.agent_id.clone(), agent));
+    rows.iter().map(agent).collect()
+}
+
+pub(super) async fn write(
+    connection: &mut SqliteConnection,
+    writes: &Writes,
+    now: Timestamp,
+) -> std::result::Result<(), sqlx::Error> {
+    if writes.puts().next().is_some() {
+        put(connection, writes.puts()).await?;
+    }
+    if !writes.beats.is_empty() {
+        heartbeats::append(connection, writes.beats()).await?;
+    }
+    let removes = writes.removes();
+    if !removes.is_empty() {
+        sqlx::query("DELETE FROM agent_registry WHERE agent_id IN (SELECT value FROM json_each(?))")
+            .bind(json!(removes).to_string())
+            .execute(&mut *connection)
+            .await?;
+    }
+    let Some(last) = writes.events.last() else {
+        return Ok(());
+    };
+    let event = |event: &Event| {
+        let Event { kind, agent } = event;
+        Ok(json!([agent.revision, kind.as_str(), agent.agent_id, event.to_json()?]))
+    };
+    let events = writes.events.iter().map(event).collect::<std::result::Result<Vec<_>, sqlx::Error>>()?;
+    sqlx::query(
+        "INSERT INTO agent_registry_event (revision, kind, agent_id, agent, at)
+         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, ? FROM json_each(?)",
+    )
+    .bind(now.unix_millis())
+    .bind(json!(events).to_string())
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query("UPDATE agent_registry_state SET revision = ?")
+        .bind(last.agent.revision)
+        .execute(&mut *connection)
+        .await?;
+    Ok(())
+}
+
+/// An agent as its row is written.
+#[derive(Serialize)]
+struct NewRow<'a> {
+    agent_id: &'a str,
+    agent_name: &'a str,
+    base_url: &'a str,
+    status: AgentStatus,
+    capabilities: &'a RawValue,
+    last_heartbeat: i64,
+    metadata: &'a RawValue,
+    heartbeat_interval_seconds: Option<f64>,
+    instance_id: Option<&'a str>,
+    registered_at: i64,
+    missed_deadline: bool,
+    offline_since: Option<i64>,
+    probe_failed: bool,
+    revision: i64,
+}
+
+impl<'a> NewRow<'a> {
+    fn of(agent: &'a StoredAgent) -> Self {
+        Self {
+            agent_id: &agent.agent_id,
+            agent_name: &agent.agent_name,
+            base_url: &agent.base_url,
+            status: agent.status,
+            capabilities: agent.capabilities.json(),
+            last_heartbeat: agent.last_heartbeat.unix_millis(),
+            metadata: agent.metadata.json(),
+            heartbeat_interval_seconds: agent.heartbeat_interval.map(|interval| interval.as_secs_f64()),
+            instance_id: agent.instance_id.as_deref(),
+            registered_at: agent.registered_at.unix_millis(),
+            missed_deadline: agent.missed_deadline,
+            offline_since: agent.offline_since.map(Timestamp::unix_millis),
+            probe_failed: agent.probe_failed,
+            revision: agent.revision,
+        }
+    }
+}
+
+async fn put(
+    connection: &mut SqliteConnection,
+    agents: impl Iterator<Item = &StoredAgent>,
+) -> std::result::Result<(), sqlx::Error> {
+    let rows = agents.map(NewRow::of).collect::<Vec<_>>();
+    let rows = serde_json::to_string(&rows).map_err(|error| sqlx::Error::Encode(error.into()))?;
+    sqlx::query(
+        "INSERT INTO agent_registry
+             (agent_id, agent_name, base_url, status, capabilities, last_heartbeat, metadata,
+              heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since,
+              probe_failed, revision)
+         SELECT value ->> 'agent_id', value ->> 'agent_name', value ->> 'base_url', value ->> 'status',
+                value -> 'capabilities', value ->> 'last_heartbeat', value -> 'metadata',
+                value ->> 'heartbeat_interval_seconds', value ->> 'instance_id', value ->> 'registered_at',
+                value ->> 'missed_deadline', value ->> 'offline_since', value ->> 'probe_failed', value ->> 'revision'
+         FROM json_each(?) WHERE true
+         ON CONFLICT (agent_id) DO UPDATE SET
+             agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
+             capabilities = excluded.capabilities, metadata = excluded.metadata,
+             last_heartbeat = excluded.last_heartbeat,
+             heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
+             instance_id = excluded.instance_id,
+             missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
+             probe_failed = excluded.probe_failed, revision = excluded.revision",
+    )
+    .bind(rows)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+pub(super) fn agent_from(row: &SqliteRow) -> std::result::Result<StoredAgent, sqlx::Error> {
+    let json = |column: &'static str| row.try_get::<&str, _>(column);
+    let status: &str = row.try_get("status")?;
+    Ok(StoredAgent {
+        agent_id: row.try_get("agent_id")?,
+        agent_name: row.try_get("agent_name")?,
+        base_url: row.try_get("base_url")?,
+        capabilities: serde_json::from_str(json("capabilities")?)
+            .map_err(|error| undecodable("capabilities", error))?,
+        metadata: serde_json::from_str(json("metadata")?).map_err(|error| undecodable("metadata", error))?,
+        status: status.parse().map_err(|error| undecodable("status", error))?,
+        missed_deadline: row.try_get("missed_deadline")?,
+        offline_since: row.try_get::<Option<i64>, _>("offline_since")?.map(Timestamp::from_unix_millis),
+        probe_failed: row.try_get("probe_failed")?,
+        instance_id: row.try_get("instance_id")?,
+        heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
+        registered_at: Timestamp::from_unix_millis(row.try_get("registered_at")?),
+        last_heartbeat: Timestamp::from_unix_millis(row.try_get("last_heartbeat")?),
+        revision: row.try_get("revision")?,
+    })
+}
