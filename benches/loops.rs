@@ -1,4 +1,5 @@
-//! What ten thousand agents in one process cost: memory each, and a core's time at a heartbeat every 30 s.
+//! What ten thousand agents in one process cost: memory each, and a core's time at a heartbeat every 30 s; and how evenly
+//! their heartbeats come.
 //!
 //! `cargo bench --bench loops` (Linux). The registry runs in a process of its own, which is this program again.
 #![allow(clippy::print_stdout, reason = "it prints what it measured")]
@@ -45,12 +46,22 @@ async fn measure() -> Outcome {
     let agents: Vec<Agent> = agents.collect::<Vec<_>>().await.into_iter().collect::<Outcome<_>>()?;
     // The first heartbeats come within an interval.
     sleep(INTERVAL).await;
-    println!("{count} agents: {} bytes of resident memory each", (resident()? - before) / count);
+    println!("loop_bytes {} of resident memory for each of {count} agents", (resident()? - before) / count);
 
+    let metrics = format!("http://127.0.0.1:{port}/metrics");
     let (began, cpu) = (Instant::now(), cpu_seconds()?);
-    sleep(2 * INTERVAL).await;
+    let mut heard = vec![heartbeats(&metrics).await?];
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    seconds.tick().await;
+    while began.elapsed() < 2 * INTERVAL {
+        seconds.tick().await;
+        heard.push(heartbeats(&metrics).await?);
+    }
     let share = (cpu_seconds()? - cpu) / began.elapsed().as_secs_f64() * 100.0;
-    println!("a heartbeat every {INTERVAL:?} from each: {share:.1} % of a core");
+    println!("loops_core_percent {share:.2} of a core, at a heartbeat every {INTERVAL:?} from each");
+    let busiest = heard.windows(2).map(|two| two[1] - two[0]).fold(0.0, f64::max);
+    let mean = (heard[heard.len() - 1] - heard[0]) / began.elapsed().as_secs_f64();
+    println!("loops_burst {:.2} of the mean of {mean:.0} heartbeats a second in the busiest", busiest / mean);
     let stats = client.get_stats().await?;
     println!("the registry calls {} of them active", stats.active_agents);
     drop(agents);
@@ -66,6 +77,16 @@ async fn start(client: &RegistryClient, number: usize) -> Outcome<Agent> {
     agent.register().await?;
     agent.start_heartbeat(INTERVAL)?;
     Ok(agent)
+}
+
+/// How many heartbeats the registry has answered.
+async fn heartbeats(metrics: &str) -> Outcome<f64> {
+    let text = reqwest::get(metrics).await?.text().await?;
+    let answered = text.lines().filter(|line| {
+        line.starts_with("agent_registry_http_request_duration_seconds_count")
+            && line.contains("/heartbeat\"")
+    });
+    Ok(answered.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
 }
 
 /// The registry's process. It is killed when this is dropped.

@@ -1,0 +1,158 @@
+"""The lines of the table: what is measured, beside what, and what is wanted."""
+
+from dataclasses import dataclass
+from statistics import median
+
+from .servers import fill
+from .wrk import wrk, wrk_side_by_side
+
+SEARCH = "/capabilities/search?q=security"
+
+
+@dataclass
+class Line:
+    """One figure, with what is wanted of it: at least or, where `most`, less than that."""
+
+    what: str
+    database: str
+    figure: float
+    wanted: float
+    detail: str
+    unit: str = ""
+    most: bool = False
+
+    def is_met(self):
+        return self.figure < self.wanted if self.most else self.figure >= self.wanted
+
+
+class Table:
+    """Measures. Whatever is compared is measured in turns, round by round; the ratio is the median of the rounds' own."""
+
+    def __init__(self, rounds, seconds):
+        self.rounds, self.seconds, self.lines = rounds, seconds, []
+
+    def add(self, *arguments, **options):
+        line = Line(*arguments, **options)
+        self.lines.append(line)
+        print(f"{'ok  ' if line.is_met() else 'MISS'} {line.what:58} {line.database:11} {line.figure:10.2f}{line.unit:5}"
+              f" {'<' if line.most else '>='} {line.wanted:<6g} {line.detail}", flush=True)
+
+    def in_turns(self, loads):
+        """The rates of several loads, round by round: lists by name."""
+        rates = {name: [] for name in loads}
+        for _ in range(self.rounds):
+            for name, load in loads.items():
+                rates[name].append(load().rate)
+        return rates
+
+    def compare(self, what, ours, other, wanted):
+        """Compares our loads, by database, with another; `wanted` at least."""
+        rates = self.in_turns({"other": other} | ours)
+        for database in ours:
+            ratio = median(mine / base for mine, base in zip(rates[database], rates["other"]))
+            self.add(what, database, ratio, wanted[database] if isinstance(wanted, dict) else wanted, self.detail(rates, database))
+
+    @staticmethod
+    def detail(rates, database):
+        return f"{median(rates[database]):,.0f}/s beside {median(rates['other']):,.0f}/s"
+
+    def load(self, server, script, connections=64, **settings):
+        return lambda: wrk(server.url, script, connections, self.seconds, **settings)
+
+    def search(self, server):
+        return lambda: wrk(server.url + SEARCH, None, 64, self.seconds)
+
+
+def against_the_ceiling(table, ours, bare):
+    heartbeats = {database: table.load(server, "heartbeat.lua") for database, server in ours.items()}
+    wanted = {"PostgreSQL": 0.45, "SQLite": 0.5}
+    table.compare("heartbeats, against a bare route", heartbeats, table.load(bare, "heartbeat.lua"), wanted)
+    for path in ["/health/", "/agents/"]:
+        reads = {database: table.load(server, "read.lua", AT=path) for database, server in ours.items()}
+        table.compare(f"GET {path}{{id}}, against a bare route", reads, table.load(bare, "read.lua", AT=path), 0.75)
+
+
+def against_nacos(table, ours, nacos):
+    heartbeats = {database: table.load(server, "heartbeat.lua") for database, server in ours.items()}
+    table.compare("heartbeats, against r-nacos", heartbeats, table.load(nacos, "nacos_beat.lua"), 1.2)
+    searches = {database: table.search(server) for database, server in ours.items()}
+    table.compare("a search with 100 matches, against r-nacos's list of 100", searches, table.load(nacos, "nacos_list.lua"), 1.2)
+
+
+def against_python(table, ours, python):
+    for what, settings, wanted in [("unchanged", {}, 8), ("changed", {"CHANGE": 1}, 4)]:
+        registrations = {database: table.load(server, "register.lua", **settings) for database, server in ours.items()}
+        other = table.load(python, "register.lua", **settings)
+        table.compare(f"POST /register, {what}, against the Python service", registrations, other, wanted)
+
+
+def lists(table, ours):
+    for database, server in ours.items():
+        before = server.resident()[0]
+        measured = wrk(server.url + "/agents", None, 4, table.seconds)
+        now = server.resident()[0]
+        table.add("GET /agents of 10,000, 4 connections", database, measured.rate, 40, f"p99 {measured.p99:.0f} ms", "/s")
+        table.add("  and what it adds to the resident memory", database, now - before, 8, f"{before:.0f} to {now:.0f} MiB", " MiB", most=True)
+
+
+def at_a_hundred_thousand(table, ours, large):
+    for database, server in ours.items():
+        heartbeats = {database: table.load(large[database], "heartbeat.lua", AGENTS=100_000)}
+        table.compare("heartbeats at 100,000 agents, against 10,000", heartbeats, table.load(server, "heartbeat.lua"), 0.85)
+        table.compare("a search with 100 matches at 100,000, against 10,000", {database: table.search(large[database])}, table.search(server), 0.9)
+
+
+def replicas(table, first, others):
+    """The same connections on one server, and on all of them together."""
+    alone, together = [], []
+    urls = [server.url for server in [first, *others]]
+    for _ in range(table.rounds):
+        alone.append(wrk(first.url, "heartbeat.lua", 64, table.seconds).rate)
+        together.append(wrk_side_by_side(urls, "heartbeat.lua", 22, table.seconds))
+    ratio = median(all / one for all, one in zip(together, alone))
+    table.add("heartbeats on three replicas, against one", "PostgreSQL", ratio, 1, f"{median(together):,.0f}/s beside {median(alone):,.0f}/s")
+
+
+def by_load(table, ours):
+    """Latencies by load, up to the greatest: a list of (rate, p50, p99) by database."""
+    curves = {}
+    for database, server in ours.items():
+        greatest = wrk(server.url, "heartbeat.lua", 64, table.seconds)
+        curve = []
+        for share in [0.1, 0.25, 0.5, 0.75]:
+            # Each of them waits so long that together they ask at this rate.
+            measured = wrk(server.url, "heartbeat.lua", 256, table.seconds, PAUSE=256 / (share * greatest.rate) * 1_000)
+            curve.append((measured.rate, measured.p50, measured.p99))
+            if share == 0.5:
+                detail = f"{measured.rate:,.0f}/s of {greatest.rate:,.0f}/s, p50 {measured.p50:.1f} ms"
+                table.add("p99 of heartbeats at half the greatest load", database, measured.p99, 10, detail, " ms", most=True)
+        curves[database] = [*curve, (greatest.rate, greatest.p50, greatest.p99)]
+    return curves
+
+
+def memory(table, servers, agents, wanted):
+    for database, server in servers.items():
+        now, most = server.resident()
+        table.add(f"resident memory under load, {agents:,} agents", database, now, wanted, f"at most {most:.0f} MiB", " MiB", most=True)
+
+
+def starts(table, servers, agents, wanted):
+    for database, server in servers.items():
+        server.stop()
+        took = server.start("/agents/agent-1")
+        table.add(f"start to first answer, {agents:,} agents", database, took, wanted, "", " s", most=True)
+
+
+def by_agents(table, fresh):
+    """Heartbeats and searches by the number of agents, each on new servers: a list of (agents, rate) by what."""
+    curves = {}
+    for agents in [1_000, 3_000, 10_000, 30_000, 100_000]:
+        for database, server in fresh(agents).items():
+            server.start()
+            fill(server, agents)
+            beats = wrk(server.url, "heartbeat.lua", 64, table.seconds, AGENTS=agents).rate
+            searches = wrk(server.url + SEARCH, None, 64, table.seconds).rate
+            curves.setdefault(f"heartbeats, {database}", []).append((agents, beats))
+            curves.setdefault(f"searches with 100 matches, {database}", []).append((agents, searches))
+            server.stop()
+    return curves
