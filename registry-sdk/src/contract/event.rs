@@ -39,7 +39,10 @@ impl EventKind {
     /// record is one in compact JSON, which has no bare line break in it: so no text of an agent can end the event.
     #[must_use]
     pub fn frame(self, revision: u64, record: &[u8]) -> Vec<u8> {
-        let mut frame = format!("id: {revision}\nevent: {}\ndata: ", self.as_str()).into_bytes();
+        let head = format!("id: {revision}\nevent: {}\ndata: ", self.as_str());
+        // Registries keep many of these: no more than it takes.
+        let mut frame = Vec::with_capacity(head.len() + record.len() + 2);
+        frame.extend_from_slice(head.as_bytes());
         frame.extend_from_slice(record);
         frame.extend_from_slice(b"\n\n");
         frame

@@ -17,11 +17,13 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join;
 use parking_lot::Mutex;
 use registry_sdk::contract::{
     AgentHealth, AgentStatus, Heartbeat, HeartbeatAck, Registration, RegistryStats, ServerHealth,
     StatusUpdate, Timestamp, heartbeat_timeout, is_agent_id,
 };
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -94,15 +96,18 @@ impl Registry {
         stop: &CancellationToken,
     ) -> Result<Arc<Self>, StoreError> {
         let snapshot = store.load().await?;
-        let revision = snapshot.revision;
+        let (revision, now) = (snapshot.revision, snapshot.now);
         tracing::info!(agents = snapshot.agents.len(), revision, store = store.name(), "read the registry");
-        let recent = follow::recent(&*store, revision).await?;
+        // Both take their time, and neither needs the other.
+        let (view, recent) =
+            join(spawn_blocking(|| View::new(snapshot)), follow::recent(&*store, revision)).await;
+        let (recent, view) = (recent?, view.map_err(|error| StoreError::Unavailable(error.into()))?);
         let core = Arc::new(Core {
             store,
-            clock: Clock::new(snapshot.now),
-            availability: Availability::new(snapshot.now),
+            clock: Clock::new(now),
+            availability: Availability::new(now),
             events: EventLog::new(recent.first().map_or(revision, |oldest| oldest.agent.revision - 1)),
-            view: View::new(snapshot),
+            view,
             config,
             started: Instant::now(),
             untold: Untold::default(),

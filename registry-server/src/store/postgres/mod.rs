@@ -5,6 +5,7 @@ mod rows;
 mod write;
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +57,8 @@ const LISTEN_AGAIN: Duration = Duration::from_millis(500);
 pub(crate) struct PostgresStore {
     pool: PgPool,
     beats: Beats,
+    /// Tells this process's announcements apart: it knows already what they announce.
+    process: String,
     changed: Arc<Notify>,
     news: broadcast::Sender<String>,
 }
@@ -93,9 +96,10 @@ impl PostgresStore {
 
         let changed = Arc::new(Notify::new());
         let news = broadcast::Sender::new(NEWS_KEPT);
-        let listening = listen(pool.clone(), changed.clone(), news.clone());
+        let process = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
+        let listening = listen(pool.clone(), process.clone(), changed.clone(), news.clone());
         tasks.spawn(stop.clone().run_until_cancelled_owned(listening));
-        Ok(Self { pool, beats, changed, news })
+        Ok(Self { pool, beats, process, changed, news })
     }
 
     async fn transact_once(&self, agent_ids: &[String], decide: Decide<'_>) -> Result<()> {
@@ -119,13 +123,13 @@ impl PostgresStore {
         if writes.is_empty() {
             return Ok(transaction.rollback().await?);
         }
-        write(&mut transaction, &writes).await?;
+        write(&mut transaction, &writes, &self.process).await?;
         Ok(transaction.commit().await?)
     }
 }
 
 /// Passes on what other replicas announce, and makes a lost connection anew. Never ends by itself.
-async fn listen(pool: PgPool, changed: Arc<Notify>, news: broadcast::Sender<String>) {
+async fn listen(pool: PgPool, process: String, changed: Arc<Notify>, news: broadcast::Sender<String>) {
     loop {
         let listening = async {
             let mut listener = PgListener::connect_with(&pool).await?;
@@ -138,6 +142,7 @@ async fn listen(pool: PgPool, changed: Arc<Notify>, news: broadcast::Sender<Stri
                         // Where nobody listens, nobody has to know.
                         let _ = news.send(told.payload().to_owned());
                     }
+                    Some(told) if told.payload() == process => {}
                     // `None` is a connection that was lost and made anew.
                     Some(_) | None => changed.notify_one(),
                 }
@@ -251,10 +256,13 @@ impl Store for PostgresStore {
     async fn follow(&self, after: i64) -> Result<Followed> {
         within(FOLLOW_TIMEOUT, || async {
             let rows = sqlx::query(
-                "SELECT state.revision, now(), event.kind, event.agent::text
-                 FROM agent_registry_state AS state
-                     LEFT JOIN agent_registry_event AS event ON event.revision > $1
-                 ORDER BY event.revision LIMIT $2",
+                // Limited before it is joined: else the database would sort all that came since.
+                "SELECT state.revision, now(), event.kind, event.agent
+                 FROM agent_registry_state AS state LEFT JOIN (
+                     SELECT revision, kind, agent::text FROM agent_registry_event
+                     WHERE revision > $1 ORDER BY revision LIMIT $2
+                 ) AS event ON true
+                 ORDER BY event.revision",
             )
             .bind(after)
             .bind(FOLLOW_BATCH)

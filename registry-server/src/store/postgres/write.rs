@@ -10,6 +10,7 @@ use crate::store::{Event, StoredAgent, Writes};
 pub(super) async fn write(
     connection: &mut PgConnection,
     writes: &Writes,
+    process: &str,
 ) -> std::result::Result<(), sqlx::Error> {
     let puts: Vec<&StoredAgent> = writes.puts().collect();
     if !puts.is_empty() {
@@ -36,13 +37,17 @@ pub(super) async fn write(
             .await?;
     }
     if !writes.events.is_empty() {
-        announce(connection, writes).await?;
+        announce(connection, writes, process).await?;
     }
     Ok(())
 }
 
 /// Numbers the changes and tells the other replicas, at the moment the transaction commits.
-async fn announce(connection: &mut PgConnection, writes: &Writes) -> std::result::Result<(), sqlx::Error> {
+async fn announce(
+    connection: &mut PgConnection,
+    writes: &Writes,
+    process: &str,
+) -> std::result::Result<(), sqlx::Error> {
     let revisions: Vec<i64> = writes.events.iter().map(|event| event.agent.revision).collect();
     let kinds: Vec<&str> = writes.events.iter().map(|event| event.kind.as_str()).collect();
     let agent_ids: Vec<&str> = writes.events.iter().map(|event| event.agent.agent_id.as_str()).collect();
@@ -54,7 +59,7 @@ async fn announce(connection: &mut PgConnection, writes: &Writes) -> std::result
          ), head AS (
              UPDATE agent_registry_state SET revision = $5
          )
-         SELECT pg_notify($6, '')",
+         SELECT pg_notify($6, $7)",
     )
     .bind(&revisions)
     .bind(kinds)
@@ -62,6 +67,7 @@ async fn announce(connection: &mut PgConnection, writes: &Writes) -> std::result
     .bind(agents)
     .bind(revisions.last())
     .bind(CHANNEL)
+    .bind(process)
     .execute(connection)
     .await?;
     Ok(())

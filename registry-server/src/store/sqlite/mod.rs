@@ -205,8 +205,11 @@ impl Store for SqliteStore {
     async fn follow(&self, after: i64) -> Result<Followed> {
         let rows = sqlx::query(
             "SELECT state.revision, event.kind, event.agent
-             FROM agent_registry_state AS state LEFT JOIN agent_registry_event AS event ON event.revision > ?
-             ORDER BY event.revision LIMIT ?",
+             FROM agent_registry_state AS state LEFT JOIN (
+                 SELECT revision, kind, agent FROM agent_registry_event
+                 WHERE revision > ? ORDER BY revision LIMIT ?
+             ) AS event ON true
+             ORDER BY event.revision",
         )
         .bind(after)
         .bind(FOLLOW_BATCH)
