@@ -32,6 +32,13 @@ def both(name, port):
     }
 
 
+def settle(*some):
+    """Does at once what PostgreSQL would do in the middle of the measuring, after so many new rows."""
+    for server in some:
+        url = server["PostgreSQL"].command[-1]
+        subprocess.run([Path(os.environ["POSTGRES_BIN"]) / "psql", "-q", url, "-c", "VACUUM ANALYZE", "-c", "CHECKPOINT"], check=True)
+
+
 def machine():
     model = next((line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
     memory = int(Path("/proc/meminfo").read_text().split()[1]) / 1024**2
@@ -67,6 +74,7 @@ def measure(table, arguments, running):
         servers.fill(server, 10_000)
     for server in large.values():
         servers.fill(server, 100_000)
+    settle(ours, large)
 
     lines.against_the_ceiling(table, ours, bare)
     lines.lists(table, ours)
@@ -87,13 +95,13 @@ def measure(table, arguments, running):
         server.stop()
     for agents, some in {10_000: ours, 100_000: large}.items():
         lines.memory(table, some, agents, AT_MOST[agents][0])
+    for agents, some in {10_000: ours, 100_000: large}.items():
+        lines.starts(table, some, agents, AT_MOST[agents][1])
     python = servers.python(18_350, database("python", ROOT / "benches/baseline/schema.sql"), Path(sys.executable).parent)
     start(python)
     servers.fill(python, 10_000)
     lines.against_python(table, ours, python)
     python.stop()
-    for agents, some in {10_000: ours, 100_000: large}.items():
-        lines.starts(table, some, agents, AT_MOST[agents][1])
     for server in running:
         server.stop()
     if arguments.plots:

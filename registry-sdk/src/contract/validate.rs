@@ -1,6 +1,7 @@
 //! The contract's limits, checked in this one place.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -89,11 +90,12 @@ struct Check {
 }
 
 impl Check {
-    fn fail(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.errors.push(FieldError::new(field, message));
+    fn fail(&mut self, field: impl fmt::Display, message: impl Into<String>) {
+        self.errors.push(FieldError::new(field.to_string(), message));
     }
 
-    fn text(&mut self, field: &str, text: &str, least: usize, most: usize) {
+    /// The field is only written out where something is wrong with it.
+    fn text(&mut self, field: impl fmt::Display, text: &str, least: usize, most: usize) {
         let length = text.chars().count();
         if length < least || length > most {
             self.fail(field, format!("must have {least} to {most} characters, has {length}"));
@@ -126,20 +128,35 @@ impl Check {
         }
         let mut names = HashSet::new();
         for (index, capability) in all.iter().enumerate() {
-            let at = |field: &str| format!("capabilities[{index}].{field}");
-            self.text(&at("name"), &capability.name, 1, limits::CAPABILITY_NAME);
+            self.text(
+                format_args!("capabilities[{index}].name"),
+                &capability.name,
+                1,
+                limits::CAPABILITY_NAME,
+            );
             if !capability.name.is_empty() && !names.insert(capability.name.as_str()) {
-                self.fail(at("name"), format!("{:?} stands twice: names are distinct", capability.name));
+                self.fail(
+                    format_args!("capabilities[{index}].name"),
+                    format!("{:?} stands twice: names are distinct", capability.name),
+                );
             }
-            self.text(&at("description"), &capability.description, 0, limits::DESCRIPTION);
+            self.text(
+                format_args!("capabilities[{index}].description"),
+                &capability.description,
+                0,
+                limits::DESCRIPTION,
+            );
             let cost = capability.cost_estimate.as_deref().unwrap_or_default();
-            self.text(&at("cost_estimate"), cost, 0, limits::COST_ESTIMATE);
+            self.text(format_args!("capabilities[{index}].cost_estimate"), cost, 0, limits::COST_ESTIMATE);
             if capability.tags.len() > limits::TAGS {
                 let most = limits::TAGS;
-                self.fail(at("tags"), format!("must be up to {most}, are {}", capability.tags.len()));
+                self.fail(
+                    format_args!("capabilities[{index}].tags"),
+                    format!("must be up to {most}, are {}", capability.tags.len()),
+                );
             }
             for (position, tag) in capability.tags.iter().enumerate() {
-                self.text(&at(&format!("tags[{position}]")), tag, 1, limits::TAG);
+                self.text(format_args!("capabilities[{index}].tags[{position}]"), tag, 1, limits::TAG);
             }
         }
     }

@@ -26,8 +26,8 @@ const QUEUE: usize = 16_384;
 /// How many heartbeats one statement writes.
 const BEATS_A_BATCH: usize = 1_000;
 
-/// How many times the lane of heartbeats lets the other tasks run while its batch is smaller than the last one: what a batch
-/// costs beside its heartbeats is more than what they wait.
+/// How many times a lane lets the other tasks run while its batch is smaller than the last one: what a batch costs beside
+/// what is in it is more than that.
 const LINGER: usize = 40;
 
 /// How many changes one transaction makes.
@@ -102,39 +102,45 @@ async fn ask<T, A>(lane: &mpsc::Sender<Waiting<T, A>>, request: T) -> Result<A, 
     answered.await.unwrap_or(Err(Error::Stopping))
 }
 
-/// Waits for the next batch. Empty when the lane has ended.
+/// Fills the next batch, and waits for its first where there is none. It stays empty when the lane has ended.
+///
+/// Those of the last batch have just been answered, and come again at once where the load is high: it is worth waiting for
+/// about as many. Where the load is not high nobody is let wait, since there is nothing else to run.
 async fn gather<T, A>(
     lane: &mut mpsc::Receiver<Waiting<T, A>>,
+    batch: &mut Vec<Waiting<T, A>>,
     most: usize,
+    last: usize,
     stop: &CancellationToken,
-) -> Vec<Waiting<T, A>> {
-    let mut batch = Vec::new();
-    tokio::select! {
-        biased;
-        _ = lane.recv_many(&mut batch, most) => return batch,
-        () = stop.cancelled() => lane.close(),
+) {
+    if batch.is_empty() {
+        tokio::select! {
+            biased;
+            _ = lane.recv_many(batch, most) => {}
+            () = stop.cancelled() => {
+                lane.close();
+                lane.recv_many(batch, most).await;
+            }
+        }
     }
-    lane.recv_many(&mut batch, most).await;
-    batch
+    for _ in 0..LINGER {
+        if batch.len() + lane.len() >= last {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    batch.extend(std::iter::from_fn(|| lane.try_recv().ok()).take(most.saturating_sub(batch.len())));
 }
 
 /// The lane of heartbeats.
 pub(super) async fn run_beats(core: Arc<Core>, mut lane: Beats, stop: CancellationToken) {
     let mut last = 0;
     loop {
-        let mut waiting = gather(&mut lane, BEATS_A_BATCH, &stop).await;
+        let mut waiting = Vec::new();
+        gather(&mut lane, &mut waiting, BEATS_A_BATCH, last, &stop).await;
         if waiting.is_empty() {
             return;
         }
-        // Those of the last batch have just been answered, and come again at once where the load is high. Where it is not,
-        // nobody is let wait: there is nothing else to run.
-        for _ in 0..LINGER {
-            if waiting.len() + lane.len() >= last {
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
-        waiting.extend(std::iter::from_fn(|| lane.try_recv().ok()).take(BEATS_A_BATCH - waiting.len()));
         last = waiting.len();
         let batch = Batch::of(waiting);
         let written = batch.write(&core).await;
@@ -190,14 +196,13 @@ impl Batch {
 
 /// The lane of changes.
 pub(super) async fn run_changes(core: Arc<Core>, mut lane: Changes, stop: CancellationToken) {
-    let mut waiting = Vec::new();
+    let (mut waiting, mut last) = (Vec::new(), 0);
     loop {
+        gather(&mut lane, &mut waiting, CHANGES_A_BATCH, last / 2, &stop).await;
         if waiting.is_empty() {
-            waiting = gather(&mut lane, CHANGES_A_BATCH, &stop).await;
-            if waiting.is_empty() {
-                return;
-            }
+            return;
         }
+        last = waiting.len();
         let (requests, answers): (Vec<_>, Vec<_>) =
             one_an_agent(&mut waiting).into_iter().map(|waiting| (waiting.request, waiting.answer)).unzip();
         match commit(&core, &requests).await {
@@ -220,12 +225,6 @@ pub(super) async fn run_changes(core: Arc<Core>, mut lane: Changes, stop: Cancel
                     let _ = answer.send(Err((&error).into()));
                 }
             }
-        }
-        while !waiting.is_empty()
-            && waiting.len() < CHANGES_A_BATCH
-            && let Ok(next) = lane.try_recv()
-        {
-            waiting.push(next);
         }
     }
 }
