@@ -198,7 +198,7 @@ impl Batch {
 pub(super) async fn run_changes(core: Arc<Core>, mut lane: Changes, stop: CancellationToken) {
     let (mut waiting, mut last) = (Vec::new(), 0);
     loop {
-        gather(&mut lane, &mut waiting, CHANGES_A_BATCH, last / 2, &stop).await;
+        gather(&mut lane, &mut waiting, CHANGES_A_BATCH, last * 3 / 4, &stop).await;
         if waiting.is_empty() {
             return;
         }

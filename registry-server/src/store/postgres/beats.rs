@@ -27,8 +27,6 @@ impl Beats {
             ("synchronous_commit", "off"),
             // Below `deadlock_timeout`, and so heartbeats give way before a change could.
             ("lock_timeout", "250ms"),
-            // There is one statement, whose plan is the same for any batch: it need not be made for each anew.
-            ("plan_cache_mode", "force_generic_plan"),
         ]);
         let connection = Mutex::new(Some(connect(&options).await?));
         Ok(Self { options, connection })

@@ -78,6 +78,11 @@ impl PostgresStore {
                 // A server that was stopped inside a transaction must not hold up the others.
                 ("idle_in_transaction_session_timeout", "5s"),
                 ("statement_timeout", "60s"),
+                // Every statement finds its rows by a key, for any batch and however many agents there are: with a plan
+                // of its own for each batch, or by what the table was when it was still empty, it costs many times more.
+                ("plan_cache_mode", "force_generic_plan"),
+                ("enable_seqscan", "off"),
+                ("jit", "off"),
             ]);
         // A pool would only say that it waited for a connection in vain, and not why there is none.
         let first = tokio::time::timeout(OPERATION_TIMEOUT, PgConnection::connect_with(&options)).await;
@@ -104,7 +109,7 @@ impl PostgresStore {
 
     async fn transact_once(&self, agent_ids: &[String], decide: Decide<'_>) -> Result<()> {
         let mut transaction = self.pool.begin().await?;
-        let head = sqlx::query("SELECT revision, now() FROM agent_registry_state FOR UPDATE")
+        let head = sqlx::query("SELECT revision, now() FROM agent_registry_state WHERE singleton FOR UPDATE")
             .fetch_one(&mut *transaction)
             .await?;
         let (revision, now) = (head.try_get(0)?, timestamp(&head, 1)?);
@@ -205,7 +210,9 @@ impl Store for PostgresStore {
         within(LOAD_TIMEOUT, || async {
             let mut transaction =
                 self.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-            let head = sqlx::query("SELECT revision, now() FROM agent_registry_state")
+            // Here all rows are wanted.
+            sqlx::query("SET LOCAL enable_seqscan = on").execute(&mut *transaction).await?;
+            let head = sqlx::query("SELECT revision, now() FROM agent_registry_state WHERE singleton")
                 .fetch_one(&mut *transaction)
                 .await?;
             let mut rows =
@@ -262,7 +269,7 @@ impl Store for PostgresStore {
                      SELECT revision, kind, agent::text FROM agent_registry_event
                      WHERE revision > $1 ORDER BY revision LIMIT $2
                  ) AS event ON true
-                 ORDER BY event.revision",
+                 WHERE state.singleton ORDER BY event.revision",
             )
             .bind(after)
             .bind(FOLLOW_BATCH)
@@ -286,7 +293,7 @@ impl Store for PostgresStore {
         within(OPERATION_TIMEOUT, || async {
             sqlx::query(
                 "DELETE FROM agent_registry_event
-                 WHERE revision <= (SELECT revision FROM agent_registry_state) - $1",
+                 WHERE revision <= (SELECT revision FROM agent_registry_state WHERE singleton) - $1",
             )
             .bind(keep)
             .execute(&self.pool)

@@ -12,10 +12,6 @@ pub(super) async fn write(
     writes: &Writes,
     process: &str,
 ) -> std::result::Result<(), sqlx::Error> {
-    let puts: Vec<&StoredAgent> = writes.puts().collect();
-    if !puts.is_empty() {
-        put(connection, &puts).await?;
-    }
     if !writes.beats.is_empty() {
         let (agent_ids, times): (Vec<&str>, Vec<_>) =
             writes.beats.iter().map(|(id, time)| (id.as_str(), date_time(*time))).unzip();
@@ -29,38 +25,69 @@ pub(super) async fn write(
         .execute(&mut *connection)
         .await?;
     }
-    let removes = writes.removes();
-    if !removes.is_empty() {
-        sqlx::query("DELETE FROM agent_registry WHERE agent_id = ANY ($1)")
-            .bind(removes)
-            .execute(&mut *connection)
-            .await?;
-    }
     if !writes.events.is_empty() {
-        announce(connection, writes, process).await?;
+        change(connection, writes, process).await?;
     }
     Ok(())
 }
 
-/// Numbers the changes and tells the other replicas, at the moment the transaction commits.
-async fn announce(
+/// Puts and removes agents, numbers the changes, and tells the other replicas at the moment the transaction commits. One
+/// statement, since each takes the way to the database and back; no agent is in it twice.
+async fn change(
     connection: &mut PgConnection,
     writes: &Writes,
     process: &str,
 ) -> std::result::Result<(), sqlx::Error> {
+    fn each<'a, T>(agents: &[&'a StoredAgent], column: impl Fn(&'a StoredAgent) -> T) -> Vec<T> {
+        agents.iter().map(|agent| column(agent)).collect()
+    }
+    let puts: Vec<&StoredAgent> = writes.puts().collect();
     let revisions: Vec<i64> = writes.events.iter().map(|event| event.agent.revision).collect();
     let kinds: Vec<&str> = writes.events.iter().map(|event| event.kind.as_str()).collect();
     let agent_ids: Vec<&str> = writes.events.iter().map(|event| event.agent.agent_id.as_str()).collect();
     let agents = writes.events.iter().map(Event::to_json).collect::<std::result::Result<Vec<_>, _>>()?;
     sqlx::query(
-        "WITH event AS (
+        "WITH put AS (
+             INSERT INTO agent_registry AS agent
+                 (agent_id, agent_name, base_url, status, capabilities, metadata, last_heartbeat,
+                  heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since,
+                  probe_failed, revision)
+             SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::json[],
+                 $7::timestamptz[], $8::float8[], $9::text[], $10::timestamptz[], $11::bool[], $12::timestamptz[],
+                 $13::bool[], $14::int8[])
+             ON CONFLICT (agent_id) DO UPDATE SET
+                 agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
+                 capabilities = excluded.capabilities, metadata = excluded.metadata,
+                 last_heartbeat = greatest(least(agent.last_heartbeat, now()), excluded.last_heartbeat),
+                 heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
+                 instance_id = excluded.instance_id,
+                 missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
+                 probe_failed = excluded.probe_failed, revision = excluded.revision
+         ), removed AS (
+             DELETE FROM agent_registry WHERE agent_id = ANY ($15)
+         ), event AS (
              INSERT INTO agent_registry_event (revision, kind, agent_id, agent, at)
-             SELECT *, now() FROM unnest($1::int8[], $2::text[], $3::text[], $4::json[])
+             SELECT *, now() FROM unnest($16::int8[], $17::text[], $18::text[], $19::json[])
          ), head AS (
-             UPDATE agent_registry_state SET revision = $5
+             UPDATE agent_registry_state SET revision = $20 WHERE singleton
          )
-         SELECT pg_notify($6, $7)",
+         SELECT pg_notify($21, $22)",
     )
+    .bind(each(&puts, |agent| agent.agent_id.as_str()))
+    .bind(each(&puts, |agent| agent.agent_name.as_str()))
+    .bind(each(&puts, |agent| agent.base_url.as_str()))
+    .bind(each(&puts, |agent| agent.status.as_str()))
+    .bind(each(&puts, |agent| Json(agent.capabilities.json())))
+    .bind(each(&puts, |agent| Json(agent.metadata.json())))
+    .bind(each(&puts, |agent| date_time(agent.last_heartbeat)))
+    .bind(each(&puts, |agent| agent.heartbeat_interval.map(|interval| interval.as_secs_f64())))
+    .bind(each(&puts, |agent| agent.instance_id.as_deref()))
+    .bind(each(&puts, |agent| date_time(agent.registered_at)))
+    .bind(each(&puts, |agent| agent.missed_deadline))
+    .bind(each(&puts, |agent| agent.offline_since.map(date_time)))
+    .bind(each(&puts, |agent| agent.probe_failed))
+    .bind(each(&puts, |agent| agent.revision))
+    .bind(writes.removes())
     .bind(&revisions)
     .bind(kinds)
     .bind(agent_ids)
@@ -68,46 +95,6 @@ async fn announce(
     .bind(revisions.last())
     .bind(CHANNEL)
     .bind(process)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-async fn put(connection: &mut PgConnection, agents: &[&StoredAgent]) -> std::result::Result<(), sqlx::Error> {
-    fn each<'a, T>(agents: &[&'a StoredAgent], column: impl Fn(&'a StoredAgent) -> T) -> Vec<T> {
-        agents.iter().map(|agent| column(agent)).collect()
-    }
-    sqlx::query(
-        "INSERT INTO agent_registry AS agent
-             (agent_id, agent_name, base_url, status, capabilities, metadata, last_heartbeat,
-              heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since,
-              probe_failed, revision)
-         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::json[],
-             $7::timestamptz[], $8::float8[], $9::text[], $10::timestamptz[], $11::bool[], $12::timestamptz[],
-             $13::bool[], $14::int8[])
-         ON CONFLICT (agent_id) DO UPDATE SET
-             agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
-             capabilities = excluded.capabilities, metadata = excluded.metadata,
-             last_heartbeat = greatest(least(agent.last_heartbeat, now()), excluded.last_heartbeat),
-             heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
-             instance_id = excluded.instance_id,
-             missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
-             probe_failed = excluded.probe_failed, revision = excluded.revision",
-    )
-    .bind(each(agents, |agent| agent.agent_id.clone()))
-    .bind(each(agents, |agent| agent.agent_name.clone()))
-    .bind(each(agents, |agent| agent.base_url.clone()))
-    .bind(each(agents, |agent| agent.status.as_str()))
-    .bind(each(agents, |agent| Json(agent.capabilities.json())))
-    .bind(each(agents, |agent| Json(agent.metadata.json())))
-    .bind(each(agents, |agent| date_time(agent.last_heartbeat)))
-    .bind(each(agents, |agent| agent.heartbeat_interval.map(|interval| interval.as_secs_f64())))
-    .bind(each(agents, |agent| agent.instance_id.clone()))
-    .bind(each(agents, |agent| date_time(agent.registered_at)))
-    .bind(each(agents, |agent| agent.missed_deadline))
-    .bind(each(agents, |agent| agent.offline_since.map(date_time)))
-    .bind(each(agents, |agent| agent.probe_failed))
-    .bind(each(agents, |agent| agent.revision))
     .execute(connection)
     .await?;
     Ok(())
