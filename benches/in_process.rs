@@ -78,7 +78,7 @@ fn ranking(bench: &mut Criterion) {
 fn reading_and_writing(bench: &mut Criterion) {
     let registration = registration();
     bench.bench_function("validate a registration", |b| {
-        b.iter(|| black_box(&registration).validate().is_ok())
+        b.iter(|| black_box(&registration).validate().is_ok());
     });
     let body = serde_json::to_vec(&registration).unwrap_or_default();
     bench.bench_function("read and validate a registration", |b| {
@@ -91,7 +91,7 @@ fn reading_and_writing(bench: &mut Criterion) {
     bench.bench_function("write a time", |b| b.iter(|| black_box(heard).to_string()));
     let ack = HeartbeatAck::new("agent-1".to_owned(), AgentStatus::Active, heard, Duration::from_secs(60));
     bench.bench_function("write a heartbeat's answer", |b| {
-        b.iter(|| serde_json::to_vec(black_box(&ack)).map(|json| json.len()))
+        b.iter(|| serde_json::to_vec(black_box(&ack)).map(|json| json.len()));
     });
 }
 

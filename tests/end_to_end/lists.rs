@@ -1,13 +1,14 @@
 //! Lists, pages and counts.
 
 use registry_sdk::ListQuery;
-use registry_sdk::contract::AgentStatus;
+use registry_sdk::contract::{AgentRecord, AgentStatus, Capability};
 
 use crate::support::{Database, agent, client, on_every_registry};
 
 on_every_registry!(
     a_list_has_everyone_in_the_order_of_ids,
     pages_together_are_the_list,
+    a_long_list_is_whole,
     a_cursor_stays_good_when_its_agent_is_removed,
     stats_count_by_status,
 );
@@ -51,6 +52,26 @@ async fn pages_together_are_the_list(database: Database) {
             assert_eq!(gathered, whole, "pages of {size}");
         }
     }
+    server.shutdown().await;
+}
+
+/// Longer than one piece of what the server sends at a time.
+async fn a_long_list_is_whole(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    let mut expected: Vec<String> = (0..300).map(|number| format!("a{number}")).collect();
+    for id in &expected {
+        let long = Capability::new("work").description("x".repeat(1_000));
+        client.register(&agent(id, "more").capability(long)).await.unwrap();
+    }
+    expected.sort_unstable();
+    let ids = |agents: Vec<AgentRecord>| agents.into_iter().map(|agent| agent.agent_id).collect::<Vec<_>>();
+    assert_eq!(ids(client.list_agents(ListQuery::all()).await.unwrap().agents), expected);
+    // The last pieces have nobody in them.
+    let busy = expected.split_off(299);
+    client.update_status(&busy[0], AgentStatus::Busy).await.unwrap();
+    let active = client.list_agents(ListQuery::all().status(AgentStatus::Active)).await.unwrap();
+    assert_eq!(ids(active.agents), expected);
     server.shutdown().await;
 }
 

@@ -21,6 +21,7 @@ mod lasting {
 
     on_both_databases!(
         agents_survive_a_restart,
+        the_last_of_many_heartbeats_survives_a_restart,
         concurrent_registrations_are_all_stored,
         the_same_agent_registered_at_once_ends_as_one_of_them,
     );
@@ -99,6 +100,26 @@ async fn agents_survive_a_restart(database: Database) {
     let after = client(&server);
     assert_eq!(after.list_agents(ListQuery::all()).await.unwrap().agents, everyone);
     assert_eq!(after.search_capabilities("code").await.unwrap().len(), 1);
+    server.shutdown().await;
+}
+
+/// More than SQLite's log of heartbeats keeps before it is shortened.
+async fn the_last_of_many_heartbeats_survives_a_restart(database: Database) {
+    let server = database.start().await;
+    let before = client(&server);
+    for id in ["often", "once"] {
+        before.register(&agent(id, "work")).await.unwrap();
+        before.heartbeat(id).await.unwrap();
+    }
+    for _ in 0..4_200 {
+        before.heartbeat("often").await.unwrap();
+    }
+    let everyone = before.list_agents(ListQuery::all()).await.unwrap().agents;
+    server.shutdown().await;
+
+    let server = database.start().await;
+    let after = client(&server).list_agents(ListQuery::all()).await.unwrap().agents;
+    assert_eq!(after, everyone);
     server.shutdown().await;
 }
 
