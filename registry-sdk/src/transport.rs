@@ -54,6 +54,10 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
 }
 
+/// How long a connection is kept that is not used: less than the server keeps it, so that a request never takes one that the
+/// server is just closing.
+const IDLE_CONNECTION: Duration = Duration::from_secs(60);
+
 impl Transport {
     pub(crate) fn new(
         urls: &str,
@@ -66,6 +70,7 @@ impl Transport {
         let http = certificates
             .add_to(reqwest::Client::builder())?
             .connect_timeout(connect_timeout)
+            .pool_idle_timeout(IDLE_CONNECTION)
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("registry-sdk/", env!("CARGO_PKG_VERSION")))
             .build()

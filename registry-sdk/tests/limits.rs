@@ -143,6 +143,10 @@ fn metadata_has_up_to_16_kib_of_json() {
         assert_eq!(refused(&plain().metadata("k", nul)), ["metadata"]);
     }
     assert_eq!(refused(&plain().metadata("a\0", 1)), ["metadata"]);
+    // The object itself is one level.
+    let nested = |levels: usize| (1..levels).fold(Value::from(1), |inner, _| json!([inner]));
+    assert!(refused(&plain().metadata("a", nested(64))).is_empty());
+    assert_eq!(refused(&plain().metadata("a", nested(65))), ["metadata"]);
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub struct Registration {
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<AgentStatus>))]
     pub status: AgentStatus,
-    /// Whatever else others should know: up to 16 KiB of JSON.
+    /// Whatever else others should know: up to 16 KiB of JSON, nested up to 64 levels deep.
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub metadata: Map<String, Value>,

@@ -14,7 +14,12 @@ use super::search::Field;
 /// assert_eq!(cut("parseHTTPRequest v2"), ["parse", "http", "request", "v2"]);
 /// ```
 pub fn terms(text: &str) -> impl Iterator<Item = String> {
-    text.split(|character: char| !character.is_alphanumeric()).flat_map(humps).map(str::to_lowercase)
+    text.split(|character: char| !character.is_alphanumeric()).flat_map(humps).map(|hump| {
+        let mut term = hump.to_lowercase();
+        // İ becomes an i and a dot of its own, which is no letter.
+        term.retain(char::is_alphanumeric);
+        term
+    })
 }
 
 /// Cuts one word at its camelCase humps.

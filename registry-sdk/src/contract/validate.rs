@@ -35,6 +35,9 @@ pub mod limits {
     pub const TAG: usize = 64;
     /// Bytes of the metadata, as compact JSON.
     pub const METADATA_BYTES: usize = 16 * 1_024;
+    /// Levels of lists and objects in the metadata. Readers of JSON have limits of their own (128 is common), and the metadata
+    /// has to be readable inside of a list of agents, too.
+    pub const METADATA_DEPTH: usize = 64;
     /// Bytes of a request's body.
     pub const BODY_BYTES: usize = 256 * 1_024;
     /// The longest interval between two heartbeats.
@@ -171,6 +174,20 @@ impl Check {
         if has_nul {
             self.fail("metadata", "must not contain a NUL character");
         }
+        let depth = 1 + given.metadata.values().map(depth).max().unwrap_or_default();
+        if depth > limits::METADATA_DEPTH {
+            let most = limits::METADATA_DEPTH;
+            self.fail("metadata", format!("must be nested up to {most} levels deep, is nested {depth}"));
+        }
+    }
+}
+
+/// How many levels of lists and objects there are.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or_default(),
+        Value::Object(entries) => 1 + entries.values().map(depth).max().unwrap_or_default(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
     }
 }
 

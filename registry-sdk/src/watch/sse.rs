@@ -121,6 +121,21 @@ mod tests {
     }
 
     #[test]
+    fn no_stream_makes_it_panic() {
+        const PIECES: [&str; 12] =
+            ["id: ", "data: ", "event: ", "retry: ", ":", "\n", "\r\n", "\n\n", "\0", "7", "{", "\u{fffd}"];
+        bolero::check!().with_type::<(bool, Vec<u8>, u8)>().for_each(|(raw, input, cut)| {
+            let pieces = input.iter().flat_map(|byte| PIECES[usize::from(*byte) % PIECES.len()].bytes());
+            let stream: Vec<u8> = if *raw { input.clone() } else { pieces.collect() };
+            let (mut whole, mut cut_up) = (Parser::default(), Parser::default());
+            let expected = whole.push(&stream).unwrap();
+            let size = usize::from(*cut).max(1);
+            let blocks: Vec<_> = stream.chunks(size).flat_map(|piece| cut_up.push(piece).unwrap()).collect();
+            assert_eq!((blocks, cut_up.last_id()), (expected, whole.last_id()));
+        });
+    }
+
+    #[test]
     fn an_event_without_end_is_refused() {
         let mut parser = Parser::default();
         let endless = vec![b'x'; LONGEST_EVENT / 2];
