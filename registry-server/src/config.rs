@@ -1,7 +1,7 @@
 //! How a server is to run. Flags and environment variables are read here and nowhere else.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -72,6 +72,21 @@ pub struct Config {
     #[arg(long, value_name = "FILE", env = "REGISTRY_TLS_CLIENT_CA")]
     pub tls_client_ca: Option<PathBuf>,
 
+    /// How many connections there may be at once; further ones get 503. Bounded by what the system allows as well.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        env = "REGISTRY_MAX_CONNECTIONS",
+        default_value_t = Config::default().max_connections
+    )]
+    pub max_connections: NonZeroUsize,
+
+    /// How many requests a second a client may send: the bearer of a token, or an address [default: any number].
+    ///
+    /// As many may come at once after a second of silence. Further ones get 429; GET /health is not counted.
+    #[arg(long, value_name = "COUNT", env = "REGISTRY_RATE_LIMIT")]
+    pub rate_limit: Option<NonZeroU32>,
+
     /// Ask each agent itself how it is, at GET {base_url}/health, every so often [default: no agent is asked].
     ///
     /// Two failures in a row make an agent unhealthy, one success heals it. Of several servers over one database
@@ -117,6 +132,8 @@ impl Default for Config {
             tls_cert: None,
             tls_key: None,
             tls_client_ca: None,
+            max_connections: NonZeroUsize::MIN.saturating_add(16_383),
+            rate_limit: None,
             probe_interval: None,
             probe_timeout: Duration::from_secs(2),
             probe_concurrency: NonZeroUsize::MIN.saturating_add(63),

@@ -21,7 +21,10 @@
 //! The parts, and who calls whom: `routes` read requests and answer them, `registry` has the rules and every
 //! agent in memory, `store` makes it last.
 
+mod admission;
+mod bulkhead;
 mod config;
+mod connections;
 mod metrics;
 mod registry;
 mod routes;

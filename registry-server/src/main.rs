@@ -94,6 +94,8 @@ async fn main() -> ExitCode {
 }
 
 async fn run(config: Config) -> Result<(), Box<dyn Error>> {
+    // Each connection is an open file. Where more cannot be had, the server says so and serves fewer.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let server = Server::bind(config).await?;

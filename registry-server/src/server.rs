@@ -4,14 +4,15 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::serve::{Listener, ListenerExt};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use crate::bulkhead::Bulkhead;
 use crate::config::Config;
+use crate::connections::Connections;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::routes::{self, Gate};
@@ -19,8 +20,8 @@ use crate::store::{PostgresStore, SqliteStore, Store};
 use crate::tls::{Tls, TlsError, TlsListener};
 use crate::tokens::TokensError;
 
-/// How long requests in flight may take to finish once the server has been told to stop.
-const GRACE: Duration = Duration::from_secs(10);
+/// How many files the server has open beside its clients' connections, at most.
+const OTHER_FILES: u64 = 64;
 
 /// A running server.
 ///
@@ -89,6 +90,9 @@ pub enum StartError {
     /// The metrics cannot be set up: a defect.
     #[error("cannot set up the metrics")]
     Metrics(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The system gives no more threads.
+    #[error("cannot start a thread")]
+    Threads(#[source] io::Error),
     /// The address cannot be listened on.
     #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] io::Error),
@@ -135,8 +139,10 @@ impl Server {
         let listener = TcpListener::bind(listen).await.map_err(|error| StartError::Listen(listen, error))?;
         let local_addr = listener.local_addr().map_err(|error| StartError::Listen(listen, error))?;
         let database = without_password(&config.database_url);
+        let most = room_for_connections(&config);
         let metrics = Metrics::new().map_err(|error| StartError::Metrics(error.into()))?;
-        let registry = Registry::start(store.clone(), config, metrics, &tasks, &stop)
+        let bulkhead = Bulkhead::start().map_err(StartError::Threads)?;
+        let registry = Registry::start(store.clone(), config, metrics, bulkhead, &tasks, &stop)
             .await
             .map_err(|error| StartError::Database { database, source: error.into() })?;
         if gate.is_open() && !local_addr.ip().is_loopback() {
@@ -145,14 +151,17 @@ impl Server {
                 "whoever reaches this address may register and remove agents: see --tokens-file"
             );
         }
-        let serving = Serving { registry, gate: gate.clone(), stop };
-        match tls.clone() {
-            Some(tls) => tasks.spawn(serving.run(TlsListener::new(listener, tls))),
-            None => tasks.spawn(serving.run(listener.tap_io(|connection| {
+        let router = routes::router(registry.clone(), gate.clone());
+        let connections = Connections { router, most, stop };
+        if let Some(tls) = tls.clone() {
+            tasks.spawn(serve(connections, TlsListener::new(listener, tls), registry));
+        } else {
+            let listener = listener.tap_io(|connection| {
                 // Without it small answers wait for the client's acknowledgement. One that cannot be set costs speed.
                 let _ = connection.set_nodelay(true);
-            }))),
-        };
+            });
+            tasks.spawn(serve(connections, listener, registry));
+        }
         tasks.close();
         tracing::info!(%local_addr, store = store.name(), "serving");
         Ok(Self { local_addr, stop: guard, tasks, store: StoreHandle(store), gate, tls })
@@ -212,28 +221,28 @@ async fn open(
     }
 }
 
-/// What serves the connections that a listener gives.
-struct Serving {
-    registry: Arc<Registry>,
-    gate: Arc<Gate>,
-    stop: CancellationToken,
+/// As many connections as are wanted, or as many as the process may have open.
+fn room_for_connections(config: &Config) -> usize {
+    let wanted = config.max_connections.get();
+    // Where it cannot be found out, accepting fails and is tried again.
+    let files = rlimit::Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
+    let room = usize::try_from(files.saturating_sub(OTHER_FILES).max(1)).unwrap_or(usize::MAX);
+    if room < wanted {
+        tracing::warn!(
+            wanted,
+            room,
+            "the system allows fewer open files than --max-connections wants: see ulimit -n"
+        );
+    }
+    wanted.min(room)
 }
 
-impl Serving {
-    async fn run<L: Listener<Addr: std::fmt::Debug>>(self, listener: L) {
-        let Self { registry, gate, stop } = self;
-        let stopped = stop.clone();
-        let serving = axum::serve(listener, routes::router(registry.clone(), gate))
-            .with_graceful_shutdown(async move { stopped.cancelled().await });
-        let too_long = async {
-            stop.cancelled().await;
-            tokio::time::sleep(GRACE).await;
-        };
-        tokio::select! {
-            // It never fails: errors of single connections are their own matter.
-            _ = serving => {}
-            () = too_long => tracing::warn!("some requests did not finish in time"),
-        }
-        registry.close();
-    }
+/// Serves until the server is told to stop, and lets the registry's last writes end.
+async fn serve<L: Listener<Addr = SocketAddr>>(
+    connections: Connections,
+    listener: L,
+    registry: Arc<Registry>,
+) {
+    connections.serve(listener).await;
+    registry.close();
 }

@@ -59,6 +59,11 @@ impl Availability {
         state.away_since.is_none().then_some(state.listening_since)
     }
 
+    /// Nobody's silence before a time counts.
+    pub(crate) fn listens_from(&self, now: Timestamp) {
+        self.state.lock().listening_since = now;
+    }
+
     pub(crate) fn swept(&self) {
         self.state.lock().last_sweep = Instant::now();
     }

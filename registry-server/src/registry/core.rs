@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use registry_sdk::contract::RegistryStats;
+use registry_sdk::contract::{RegistryStats, Timestamp};
 
 use super::Error;
 use super::availability::Availability;
@@ -13,9 +13,14 @@ use super::events::{self, EventLog};
 use super::reports::Untold;
 use super::rules::Patience;
 use super::view::{Json, Load, Moment, Record, View};
+use crate::admission::Admission;
+use crate::bulkhead::Bulkhead;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::store::{Event, EventKind, Store, StoreError, StoredAgent};
+
+/// How far a reading of the database's clock may be off what is expected: it is as old as its transaction.
+const MOST_DRIFT: Duration = Duration::from_secs(10);
 
 /// What the registry's tasks share.
 pub(super) struct Core {
@@ -27,6 +32,8 @@ pub(super) struct Core {
     pub(super) started: Instant,
     pub(super) events: EventLog,
     pub(super) untold: Untold,
+    pub(super) admission: Admission,
+    pub(super) bulkhead: Bulkhead,
     pub(super) metrics: Metrics,
     /// The figures for Prometheus, and when they were read: several may scrape.
     pub(super) figures: Mutex<Option<(RegistryStats, Instant)>>,
@@ -42,6 +49,19 @@ impl Core {
             margin: self.config.sweep_interval.min(Duration::from_secs(1)),
             remove_after: self.config.remove_after,
         }
+    }
+
+    /// Takes over a reading of the database's clock. Where somebody has set that clock, the agents' silence is not known any
+    /// more: it counts from now on.
+    pub(super) fn observe(&self, reading: Timestamp) {
+        let expected = self.clock.now();
+        let off = reading.since(expected).max(expected.since(reading));
+        if off > MOST_DRIFT.min(self.config.heartbeat_timeout / 4) {
+            tracing::warn!(%expected, %reading, "the database's clock was set: all agents have a whole timeout from now on");
+            // Before the clock, which is read first: at no moment is a deadline judged by the new time alone.
+            self.availability.listens_from(reading);
+        }
+        self.clock.observe(reading);
     }
 
     pub(super) fn moment(&self) -> Moment {
@@ -94,7 +114,7 @@ impl Core {
         let heard = self.store.heard(agent_ids).await;
         self.noticed(&heard);
         if let Ok(heard) = heard {
-            self.clock.observe(heard.now);
+            self.observe(heard.now);
             let moment = Moment { now: heard.now, ..self.moment() };
             self.view.confirm(&heard.times, agent_ids, &moment);
         }

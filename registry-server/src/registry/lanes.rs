@@ -9,7 +9,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use registry_sdk::contract::Timestamp;
 use tokio::sync::{mpsc, oneshot};
@@ -20,15 +20,21 @@ use super::view::Pulse;
 use super::{Core, Error};
 use crate::store::{Current, StoreError, Touch, Writes};
 
-/// How many callers may wait in a lane before further ones are refused.
-const QUEUE: usize = 16_384;
+/// How many heartbeats may wait before further ones are refused.
+const BEATS_WAITING: usize = 16_384;
+
+/// How many changes may wait, and how many of those places only heartbeats get: one that changes something as well, or comes
+/// just in time, takes this lane, and no flood of registrations may make its agent offline.
+const CHANGES_WAITING: usize = 8_192;
+const RESERVED: usize = 2_048;
 
 /// How many heartbeats one statement writes.
 const BEATS_A_BATCH: usize = 1_000;
 
 /// How many times a lane lets the other tasks run while its batch is smaller than the last one: what a batch costs beside
-/// what is in it is more than that.
+/// what is in it is more than that. And for how long at most: under a flood letting them run once takes long.
 const LINGER: usize = 40;
+const LONGEST_LINGER: Duration = Duration::from_micros(500);
 
 /// How many changes one transaction makes.
 const CHANGES_A_BATCH: usize = 500;
@@ -72,8 +78,8 @@ impl Beat {
 
 impl Lanes {
     pub(super) fn new() -> (Self, Beats, Changes) {
-        let (beats, beats_end) = mpsc::channel(QUEUE);
-        let (changes, changes_end) = mpsc::channel(QUEUE);
+        let (beats, beats_end) = mpsc::channel(BEATS_WAITING);
+        let (changes, changes_end) = mpsc::channel(CHANGES_WAITING);
         (Self { beats, changes }, beats_end, changes_end)
     }
 
@@ -89,6 +95,9 @@ impl Lanes {
         change: Change,
         arrived: Instant,
     ) -> Result<Outcome, Error> {
+        if self.changes.capacity() <= RESERVED && !matches!(change, Change::Beat(_)) {
+            return Err(Error::Overloaded);
+        }
         ask(&self.changes, Asked { agent_id, change, arrived }).await
     }
 }
@@ -123,8 +132,9 @@ async fn gather<T, A>(
             }
         }
     }
+    let began = Instant::now();
     for _ in 0..LINGER {
-        if batch.len() + lane.len() >= last {
+        if batch.len() + lane.len() >= last || began.elapsed() > LONGEST_LINGER {
             break;
         }
         tokio::task::yield_now().await;
@@ -174,6 +184,8 @@ impl Batch {
     }
 
     async fn write(&self, core: &Core) -> Result<Vec<Option<Timestamp>>, Error> {
+        // Those that waited while the batch before came to nothing need not wait as long again.
+        core.check_database()?;
         let written = core.store.touch(&self.touches).await;
         core.noticed(&written);
         written.map_err(|error| (&error).into())
@@ -238,22 +250,24 @@ fn one_an_agent(waiting: &mut Vec<Waiting<Asked, Outcome>>) -> Vec<Waiting<Asked
 
 /// Makes a batch of changes, at most one an agent, and takes them over into the view.
 async fn commit(core: &Core, requests: &[Asked]) -> Result<Vec<Outcome>, StoreError> {
+    if core.availability.away_for().is_some() {
+        return Err(StoreError::Unavailable("it has been away since before".into()));
+    }
     let agent_ids: Vec<String> = requests.iter().map(|request| request.agent_id.clone()).collect();
-    let patience = core.patience();
     let began = Instant::now();
     let mut outcomes = Vec::new();
     let mut events = Vec::new();
     let mut before = 0;
     let mut decide = |mut current: Current| {
         before = current.revision;
-        let writes = Writes::default();
+        core.observe(current.now);
+        let (patience, writes) = (core.patience(), Writes::default());
         let mut judge = Judge { patience: &patience, now: current.now, revision: current.revision, writes };
         let decided = requests.iter().map(|Asked { agent_id, change, arrived }| {
             judge.decide(change, began.duration_since(*arrived), current.agents.remove(agent_id))
         });
         outcomes = decided.collect();
         events.clone_from(&judge.writes.events);
-        core.clock.observe(current.now);
         judge.writes
     };
     let written = core.store.transact(&agent_ids, &mut decide).await;

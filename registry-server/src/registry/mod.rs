@@ -27,6 +27,8 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::Admission;
+use crate::bulkhead::Bulkhead;
 use crate::config::Config;
 use crate::metrics::{Metrics, Now};
 use crate::store::{Store, StoreError, StoredAgent, Touch};
@@ -92,6 +94,7 @@ impl Registry {
         store: Arc<dyn Store>,
         config: Config,
         metrics: Metrics,
+        bulkhead: Bulkhead,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<Arc<Self>, StoreError> {
@@ -108,6 +111,8 @@ impl Registry {
             availability: Availability::new(now),
             events: EventLog::new(recent.first().map_or(revision, |oldest| oldest.agent.revision - 1)),
             view,
+            admission: Admission::new(config.rate_limit),
+            bulkhead,
             config,
             started: Instant::now(),
             untold: Untold::default(),
@@ -202,16 +207,27 @@ impl Registry {
         found.ok_or_else(|| Error::NotFound(agent_id.to_owned()))
     }
 
-    pub(crate) async fn list(&self, query: &ListQuery) -> Page {
+    /// The first part of a list.
+    pub(crate) async fn list(&self, query: ListQuery) -> Result<Page, Error> {
+        self.read_aside(move |view, moment| view.list(&query, moment)).await
+    }
+
+    /// A further part, which is short.
+    pub(crate) async fn list_on(&self, query: &ListQuery) -> Page {
         self.read(|moment| self.core.view.list(query, moment)).await
     }
 
-    pub(crate) async fn search(&self, query: &SearchQuery) -> Json {
-        self.read(|moment| self.core.view.search(query, moment)).await
+    pub(crate) async fn search(&self, query: SearchQuery) -> Result<Json, Error> {
+        self.read_aside(move |view, moment| view.search(&query, moment)).await
     }
 
-    pub(crate) async fn stats(&self) -> RegistryStats {
-        self.read(|moment| self.core.view.stats(moment)).await
+    pub(crate) async fn stats(&self) -> Result<RegistryStats, Error> {
+        self.read_aside(View::stats).await
+    }
+
+    /// Who may ask for how much.
+    pub(crate) fn admission(&self) -> &Admission {
+        &self.core.admission
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
@@ -225,7 +241,7 @@ impl Registry {
         let stats = if let Some((stats, _)) = known.filter(|(_, read)| read.elapsed() < FIGURES_FOR) {
             stats
         } else {
-            let stats = self.stats().await;
+            let stats = self.read(|moment| core.view.stats(moment)).await;
             *core.figures.lock() = Some((stats, Instant::now()));
             stats
         };
@@ -270,6 +286,26 @@ impl Registry {
         // By now the database has been asked, or it is away and no deadline counts.
         self.core.confirm(&first.doubts).await;
         read(&self.core.moment()).answer
+    }
+
+    /// The same for what costs much, which does not run among the heartbeats.
+    async fn read_aside<T, R>(&self, read: R) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        R: Fn(&View, &Moment) -> Read<T> + Send + Sync + 'static,
+    {
+        let read = Arc::new(read);
+        let aside = async || {
+            let (core, read) = (self.core.clone(), read.clone());
+            let done = self.core.bulkhead.run(move || read(&core.view, &core.moment())).await;
+            done.ok_or(Error::Internal)
+        };
+        let first = aside().await?;
+        if first.doubts.is_empty() {
+            return Ok(first.answer);
+        }
+        self.core.confirm(&first.doubts).await;
+        Ok(aside().await?.answer)
     }
 
     /// Writes a heartbeat that changes nothing else, where that is all there is to it, and tells its time.

@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
@@ -17,8 +17,10 @@ use futures_util::FutureExt;
 use registry_sdk::contract::STALE_HEADER;
 use tracing::Instrument;
 
-use super::auth::Gate;
+use super::auth::{Caller, Gate};
 use super::problem::ApiError;
+use crate::admission::Client;
+use crate::connections::Peer;
 use crate::registry::Registry;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -65,11 +67,25 @@ impl Around {
     async fn admit(&self, mut request: Request, next: Next) -> Response {
         match self.gate.admit(&request) {
             Ok(caller) => {
+                if let Err(too_early) = self.count(&request, &caller) {
+                    return ApiError::too_many_requests(too_early).into_response();
+                }
                 request.extensions_mut().insert(caller);
                 next.run(request).await
             }
             Err(refused) => refused.into_response(),
         }
+    }
+
+    /// Counts a request towards its client's rate, where rates are limited. Whether the server is well may always be asked.
+    fn count(&self, request: &Request, caller: &Caller) -> Result<(), Duration> {
+        let admission = self.registry.admission();
+        if !admission.limits_rates() || request.uri().path() == "/health" {
+            return Ok(());
+        }
+        let address = || request.extensions().get::<Peer>().map(|Peer(address)| Client::at(*address));
+        let client = caller.name().map(|name| Client::Token(name.to_owned())).or_else(address);
+        client.map_or(Ok(()), |client| admission.count(&client))
     }
 }
 

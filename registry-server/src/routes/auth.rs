@@ -91,6 +91,14 @@ impl Caller {
         }
     }
 
+    /// The name of the token that was shown, where one is asked for.
+    pub(super) fn name(&self) -> Option<&str> {
+        match self {
+            Self::Anyone => None,
+            Self::Bearer(token, _) => Some(&token.name),
+        }
+    }
+
     /// Waits until who was let in has to show a token again: it has expired, or the tokens were read anew.
     pub(super) async fn has_to_show_again(&mut self) {
         let Self::Bearer(token, reloaded) = self else { return std::future::pending().await };

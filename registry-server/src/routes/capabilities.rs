@@ -8,8 +8,8 @@ use registry_sdk::contract::{AgentStatus, CapabilityMatch, limits, terms};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::describe::{Always, BadQuery};
-use super::extract::{Params, check_limit, check_status, json};
+use super::describe::{Always, BadQuery, Busy};
+use super::extract::{Costly, Params, check_limit, check_status, long_json};
 use super::problem::ApiError;
 use crate::registry::{Registry, SearchQuery};
 
@@ -36,10 +36,11 @@ pub(super) struct SearchParams {
         "status": "active", "last_heartbeat": "2026-11-24T09:31:00.456Z", "capability": "code_generation",
         "description": "Generates Python code", "cost_estimate": "~100 tokens", "tags": ["coding", "python"],
         "score": 0.95, "healthy": true, "load": 0.25, "active_tasks": 2,
-    }])), BadQuery, Always),
+    }])), BadQuery, Busy, Always),
 )]
 pub(super) async fn search(
     State(registry): State<Arc<Registry>>,
+    place: Costly,
     Params(params): Params<SearchParams>,
 ) -> Result<Response, ApiError> {
     if terms(&params.q).next().is_none() {
@@ -48,5 +49,5 @@ pub(super) async fn search(
     let status = check_status(params.status.as_deref())?;
     let limit = check_limit(params.limit)?.unwrap_or(limits::DEFAULT_MATCHES);
     registry.metrics().searched(&params.q);
-    Ok(json(registry.search(&SearchQuery { q: params.q, status, limit }).await))
+    Ok(long_json(registry.search(SearchQuery { q: params.q, status, limit }).await?, place))
 }

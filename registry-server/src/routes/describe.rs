@@ -13,6 +13,9 @@ pub(super) enum Always {
     /// A token is asked for, and none was shown, or one that is unknown or has expired.
     #[response(status = 401, content_type = "application/problem+json")]
     Unauthorized(Problem),
+    /// The client sends more requests than it may; `Retry-After` says when to try again. Only where rates are limited.
+    #[response(status = 429, content_type = "application/problem+json")]
+    TooMany(Problem),
     /// A defect of the server. Its log says more.
     #[response(status = 500, content_type = "application/problem+json")]
     Internal(Problem),
@@ -37,6 +40,9 @@ pub(super) enum BadBody {
     /// The body is no JSON object.
     #[response(status = 400, content_type = "application/problem+json")]
     Malformed(Problem),
+    /// The body did not come in time.
+    #[response(status = 408, content_type = "application/problem+json")]
+    TooSlow(Problem),
     /// The body is longer than 256 KiB.
     #[response(status = 413, content_type = "application/problem+json")]
     TooLarge(Problem),
@@ -57,6 +63,16 @@ pub(super) enum BadBody {
 )]
 #[expect(dead_code, reason = "it describes an answer, which is made elsewhere")]
 pub(super) struct Unknown(Problem);
+
+/// Too many requests of this kind are worked on.
+#[derive(IntoResponses)]
+#[response(
+    status = 503,
+    description = "Too many requests of this kind are worked on; `Retry-After` says when to try again.",
+    content_type = "application/problem+json"
+)]
+#[expect(dead_code, reason = "it describes an answer, which is made elsewhere")]
+pub(super) struct Busy(Problem);
 
 /// The query cannot be read.
 #[derive(IntoResponses)]

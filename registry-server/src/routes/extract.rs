@@ -1,17 +1,27 @@
 //! What handlers read from a request, with the contract's errors where it cannot be read, and answers in JSON.
 
-use axum::body::{Bytes, to_bytes};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
-use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use futures_util::stream;
 use http_body_util::LengthLimitError;
 use registry_sdk::contract::{AgentStatus, limits};
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
 use super::problem::ApiError;
-use crate::registry::Json;
+use crate::admission::Place;
+use crate::registry::{Error, Json, Registry};
+
+/// About how many bytes of a long answer are in memory for one who reads it.
+pub(super) const PIECE: usize = 64 * 1_024;
 
 /// The `{id}` of a path. One that cannot be an id at all is that of an unknown agent.
 pub(super) struct AgentId(pub(super) String);
@@ -37,29 +47,53 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     }
 }
 
-/// A body of JSON, or nothing.
-pub(super) struct JsonBody(Bytes);
+/// How long a body may take.
+const BODY_TIME: Duration = Duration::from_secs(10);
 
-impl<S: Send + Sync> FromRequest<S> for JsonBody {
+/// A place among the costly requests.
+pub(super) struct Costly(pub(super) Place);
+
+impl FromRequestParts<Arc<Registry>> for Costly {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+    async fn from_request_parts(_: &mut Parts, registry: &Arc<Registry>) -> Result<Self, ApiError> {
+        registry.admission().costly().map(Self).ok_or_else(|| Error::Overloaded.into())
+    }
+}
+
+/// A body of JSON, or nothing, and its room until it is dropped.
+pub(super) struct JsonBody {
+    bytes: Bytes,
+    _room: Place,
+}
+
+impl FromRequest<Arc<Registry>> for JsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, registry: &Arc<Registry>) -> Result<Self, ApiError> {
+        let length = request.body().size_hint().exact();
+        let room = registry.admission().body(length).ok_or(Error::Overloaded)?;
         let is_json = is_json(request.headers());
         let is_encoded = request.headers().get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
         let most = limits::BODY_BYTES;
-        let body = to_bytes(request.into_body(), most).await.map_err(|error| {
+        let reading = timeout(BODY_TIME, to_bytes(request.into_body(), most)).await;
+        let read = reading.map_err(|_| {
+            let seconds = BODY_TIME.as_secs();
+            ApiError::new(StatusCode::REQUEST_TIMEOUT, format!("the body did not come within {seconds} s"))
+        })?;
+        let bytes = read.map_err(|error| {
             if error.into_inner().is::<LengthLimitError>() {
                 ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body may have up to {most} bytes"))
             } else {
                 ApiError::bad_request("the body could not be read to its end")
             }
         })?;
-        if body.is_empty() {
-            Ok(Self(body))
+        if bytes.is_empty() {
+            Ok(Self { bytes, _room: room })
         } else if is_encoded {
             Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send the body without a Content-Encoding"))
         } else if is_json {
-            Ok(Self(body))
+            Ok(Self { bytes, _room: room })
         } else {
             let detail = "send the body as JSON, with the header Content-Type: application/json";
             Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))
@@ -69,13 +103,31 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
 
 impl JsonBody {
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 }
 
 /// An answer that is JSON already.
 pub(super) fn json(body: Json) -> Response {
     ([(CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// The same for an answer that may be long: it is given to the connection in pieces as the client reads them, and until
+/// the last it keeps its place, so that clients which do not read bound what waits for them.
+pub(super) fn long_json(body: Json, Costly(place): Costly) -> Response {
+    if body.len() <= PIECE {
+        return json(body);
+    }
+    let length = body.len();
+    let pieces = stream::unfold((Bytes::from(body), place), async |(mut rest, place)| {
+        let piece = rest.split_to(rest.len().min(PIECE));
+        (!piece.is_empty()).then_some((Ok::<_, Infallible>(piece), (rest, place)))
+    });
+    let headers = [
+        (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (CONTENT_LENGTH, HeaderValue::from(length)),
+    ];
+    (headers, Body::from_stream(pieces)).into_response()
 }
 
 /// What to say of a body that is not JSON.

@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use registry_sdk::contract::{AgentHealth, HealthStatus, RegistryStats, ServerHealth};
 
-use super::describe::{Always, Unknown};
-use super::extract::AgentId;
+use super::describe::{Always, Busy, Unknown};
+use super::extract::{AgentId, Costly};
 use super::problem::ApiError;
 use crate::registry::Registry;
 
@@ -51,8 +51,11 @@ pub(super) async fn server(State(registry): State<Arc<Registry>>) -> (StatusCode
     get, path = "/stats", tag = "discovery",
     responses((status = 200, body = RegistryStats, example = json!({"total_agents": 3, "active_agents": 2,
         "busy_agents": 0, "offline_agents": 1, "stale_agents": 1, "total_capabilities": 5,
-        "distinct_capabilities": 4})), Always),
+        "distinct_capabilities": 4})), Busy, Always),
 )]
-pub(super) async fn stats(State(registry): State<Arc<Registry>>) -> Json<RegistryStats> {
-    Json(registry.stats().await)
+pub(super) async fn stats(
+    State(registry): State<Arc<Registry>>,
+    _place: Costly,
+) -> Result<Json<RegistryStats>, ApiError> {
+    Ok(Json(registry.stats().await?))
 }

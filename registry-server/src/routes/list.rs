@@ -13,13 +13,10 @@ use registry_sdk::contract::{AgentRecord, AgentStatus, is_agent_id};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::describe::{Always, BadQuery};
-use super::extract::{Params, check_limit, check_status, json};
+use super::describe::{Always, BadQuery, Busy};
+use super::extract::{Costly, PIECE, Params, check_limit, check_status, json, long_json};
 use super::problem::ApiError;
 use crate::registry::{ListQuery, Page, Registry};
-
-/// About how many bytes of a list are in memory for one who reads all of it.
-const PIECE: usize = 64 * 1_024;
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -41,10 +38,11 @@ pub(super) struct ListParams {
 /// whatever is registered or removed meanwhile.
 #[utoipa::path(
     get, path = "/agents", tag = "agents", params(ListParams),
-    responses((status = 200, body = Vec<AgentRecord>, example = json!([])), BadQuery, Always),
+    responses((status = 200, body = Vec<AgentRecord>, example = json!([])), BadQuery, Busy, Always),
 )]
 pub(super) async fn list(
     State(registry): State<Arc<Registry>>,
+    place: Costly,
     Params(params): Params<ListParams>,
 ) -> Result<Response, ApiError> {
     let status = check_status(params.status.as_deref())?;
@@ -54,14 +52,15 @@ pub(super) async fn list(
     }
     let after = params.cursor;
     let Some(limit) = limit else {
-        return Ok(everyone(registry, ListQuery { status, after, limit: usize::MAX, enough: PIECE }).await);
+        return everyone(registry, ListQuery { status, after, limit: usize::MAX, enough: PIECE }, place)
+            .await;
     };
-    let page = registry.list(&ListQuery { status, after, limit, enough: usize::MAX }).await;
+    let page = registry.list(ListQuery { status, after, limit, enough: usize::MAX }).await?;
     let next = page.last.as_ref().filter(|_| page.more).map(|last| {
         let status = status.map_or_else(String::new, |status| format!("status={status}&"));
         format!("</agents?{status}limit={limit}&cursor={last}>; rel=\"next\"")
     });
-    let mut response = json(in_brackets(page.records));
+    let mut response = long_json(in_brackets(page.records), place);
     // Ids and statuses are plain ASCII, so there always is a value.
     if let Some(link) = next.and_then(|next| HeaderValue::try_from(next).ok()) {
         response.headers_mut().insert(LINK, link);
@@ -71,17 +70,17 @@ pub(super) async fn list(
 
 /// A whole list, piece by piece as it is read: however long it is, and however slowly it is read, little of it is in
 /// memory. Each agent is as it is when its piece is made.
-async fn everyone(registry: Arc<Registry>, query: ListQuery) -> Response {
-    let first = registry.list(&query).await;
+async fn everyone(registry: Arc<Registry>, query: ListQuery, place: Costly) -> Result<Response, ApiError> {
+    let first = registry.list(query.clone()).await?;
     if !first.more {
-        return json(in_brackets(first.records));
+        return Ok(json(in_brackets(first.records)));
     }
-    let pieces = stream::unfold(Some((registry, query, Some(first))), async |state| {
-        let (registry, mut query, first) = state?;
+    let pieces = stream::unfold(Some((registry, query, Some(first), place)), async |state| {
+        let (registry, mut query, first, place) = state?;
         let before = if first.is_some() { b'[' } else { b',' };
         let Page { mut records, last, more } = match first {
             Some(page) => page,
-            None => registry.list(&query).await,
+            None => registry.list_on(&query).await,
         };
         if !records.is_empty() {
             records.insert(0, before);
@@ -90,9 +89,9 @@ async fn everyone(registry: Arc<Registry>, query: ListQuery) -> Response {
             records.push(b']');
         }
         query.after = last;
-        Some((Ok::<_, Infallible>(records), more.then_some((registry, query, None))))
+        Some((Ok::<_, Infallible>(records), more.then_some((registry, query, None, place))))
     });
-    ([(CONTENT_TYPE, "application/json")], Body::from_stream(pieces)).into_response()
+    Ok(([(CONTENT_TYPE, "application/json")], Body::from_stream(pieces)).into_response())
 }
 
 fn in_brackets(mut records: Vec<u8>) -> Vec<u8> {

@@ -8,6 +8,8 @@ mod dashboard;
 mod describe;
 mod events;
 mod extract;
+#[cfg(test)]
+mod fuzz;
 mod health;
 mod list;
 mod metrics;

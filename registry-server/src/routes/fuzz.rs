@@ -1,0 +1,120 @@
+//! Whatever is asked of the router: it answers, and never by a defect.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderValue, Request, StatusCode, Uri};
+use bolero::check;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_service::Service;
+
+use super::{Gate, router};
+use crate::bulkhead::Bulkhead;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::registry::Registry;
+use crate::store::SqliteStore;
+
+const METHODS: [&str; 6] = ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH"];
+
+/// What targets are put together from, so that many of them are nearly good.
+const PIECES: [&str; 40] = [
+    "/",
+    "/agents",
+    "/agents/",
+    "/register",
+    "/health",
+    "/health/",
+    "/capabilities/search",
+    "/stats",
+    "/status",
+    "/heartbeat",
+    "/metrics",
+    "/events",
+    "/docs",
+    "?",
+    "&",
+    "=",
+    "q=",
+    "status=",
+    "limit=",
+    "cursor=",
+    "a",
+    "busy",
+    "0",
+    "1",
+    "1000",
+    "-1",
+    "99999999999999999999",
+    "%",
+    "%00",
+    "%2F",
+    "%2e%2e",
+    "..",
+    "%ff",
+    "%F0%9F%A6%80",
+    "+",
+    ";",
+    "//",
+    "'",
+    "*",
+    "~",
+];
+
+const BODIES: [&str; 8] = [
+    "",
+    "{}",
+    "{\"status\":\"busy\"}",
+    "{\"status\":\"offline\",\"instance_id\":\"x\"}",
+    "[",
+    "{\"agent_id\":\"a\",\"agent_name\":\"A\",\"base_url\":\"http://a\",\"capabilities\":[{\"name\":\"work\"}]}",
+    "{\"agent_id\":\"b\",\"agent_name\":\"\\u0007\",\"base_url\":\"http://b\",\"capabilities\":[],\"metadata\":{\"a\":[[1]]}}",
+    "{\"load\":1e300}",
+];
+
+/// A method, the pieces of a target, a body, and the values of headers.
+type Input = (u8, Vec<u8>, u8, Vec<u8>, Vec<u8>);
+
+#[test]
+fn no_request_meets_a_defect() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let stop = CancellationToken::new();
+    let router = runtime.block_on(async {
+        let store = Arc::new(SqliteStore::open("sqlite::memory:").await.unwrap());
+        let (config, metrics, tasks) = (Config::default(), Metrics::new().unwrap(), TaskTracker::new());
+        let registry =
+            Registry::start(store, config, metrics, Bulkhead::start().unwrap(), &tasks, &stop).await.unwrap();
+        router(registry, Arc::new(Gate::open(None).unwrap()))
+    });
+    // A panic ends the test, so nothing is looked at after it.
+    let shared = AssertUnwindSafe((&router, &runtime));
+    check!().with_type::<Input>().for_each(move |(method, target, body, event_id, request_id)| {
+        let (router, runtime) = *shared;
+        let target: String = target.iter().map(|byte| PIECES[usize::from(*byte) % PIECES.len()]).collect();
+        let Ok(uri) = format!("/{target}").parse::<Uri>() else { return };
+        let mut request = Request::new(Body::from(BODIES[usize::from(*body) % BODIES.len()]));
+        *request.uri_mut() = uri;
+        *request.method_mut() = METHODS[usize::from(*method) % METHODS.len()].parse().unwrap();
+        let headers = request.headers_mut();
+        headers.insert("content-type", HeaderValue::from_static("application/json"));
+        for (name, value) in [("last-event-id", event_id), ("x-request-id", request_id)] {
+            if let Ok(value) = HeaderValue::from_bytes(value) {
+                headers.insert(name, value);
+            }
+        }
+        runtime.block_on(async {
+            let response = router.clone().call(request).await.unwrap();
+            assert_ne!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            let endless =
+                response.headers().get("content-type").is_some_and(|kind| kind == "text/event-stream");
+            if !endless && !response.status().is_success() {
+                let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+                let problem: Result<serde_json::Value, _> = serde_json::from_slice(&body);
+                assert!(body.is_empty() || problem.is_ok(), "{body:?}");
+            }
+        });
+    });
+    stop.cancel();
+}
