@@ -280,6 +280,19 @@ mod tests {
     }
 
     #[test]
+    fn no_file_makes_it_panic() {
+        let good = file("scope = \"agent\"\nagents = [\"a-*\"]");
+        bolero::check!().with_type::<(u8, Vec<u8>)>().for_each(|(place, input)| {
+            // Good up to somewhere, and then anything.
+            let cut = usize::from(*place) % good.len();
+            let text = format!("{}{}", &good[..cut], String::from_utf8_lossy(input));
+            if let Ok(tokens) = Tokens::parse(&text) {
+                assert!(tokens.find(&text, SystemTime::now()).is_none());
+            }
+        });
+    }
+
+    #[test]
     fn what_is_wrong_with_a_file_is_said() {
         for (entry, expected) in [
             ("", "missing field `scope`"),

@@ -31,7 +31,11 @@ async fn catch_up(core: &Core) -> Result<(), StoreError> {
     loop {
         let seen = core.events.head();
         let followed = core.store.follow(seen).await?;
-        core.clock.observe(followed.now);
+        core.observe(followed.now);
+        if core.availability.away_for().is_some() {
+            // Its disk may be full, say: then it answers, but takes nothing.
+            core.store.check_writing().await?;
+        }
         if let Some(away) = core.availability.found(followed.now) {
             tracing::info!(away_seconds = away.as_secs_f64(), "the database is back");
         }
@@ -55,7 +59,7 @@ async fn reload(core: &Core, seen: i64) -> Result<(), StoreError> {
     let snapshot = core.store.load().await?;
     let revision = snapshot.revision;
     tracing::warn!(seen, revision, "too much has changed to follow step by step: read everything anew");
-    core.clock.observe(snapshot.now);
+    core.observe(snapshot.now);
     core.view.replace(snapshot, revision < seen);
     core.events.break_off(revision);
     Ok(())

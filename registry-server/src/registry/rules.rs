@@ -10,6 +10,9 @@ use crate::store::{Event, EventKind, StoredAgent, Writes};
 /// How long a heartbeat may take from its arrival until every replica would find it in the database.
 const COMMIT_LAG: Duration = Duration::from_millis(500);
 
+/// A heartbeat so far in the future is from before somebody set the database's clock back.
+pub(crate) const AHEAD: Duration = Duration::from_secs(60);
+
 /// A change that somebody asks for.
 #[derive(Debug)]
 pub(crate) enum Change {
@@ -62,7 +65,10 @@ impl Patience {
     }
 
     fn silence(&self, heard: Timestamp, now: Timestamp) -> Duration {
-        self.listening_since.map_or(Duration::ZERO, |since| now.since(heard.max(since)))
+        let Some(since) = self.listening_since else { return Duration::ZERO };
+        // What is of another time says nothing: silence counts from when that was noticed.
+        let heard = if heard.since(now) > AHEAD { since } else { heard.max(since) };
+        now.since(heard)
     }
 }
 

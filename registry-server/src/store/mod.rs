@@ -262,6 +262,9 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// What changed after a revision, up to a batch of it. Also tells whether the database answers at all.
     async fn follow(&self, after: i64) -> Result<Followed>;
 
+    /// Whether it can write now: it does, and changes nothing.
+    async fn check_writing(&self) -> Result<()>;
+
     /// Removes events that are more than `keep` revisions old.
     async fn prune_events(&self, keep: i64) -> Result<()>;
 
@@ -283,6 +286,20 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// Closes all connections.
     async fn close(&self);
 }
+
+/// The columns of an agent, by name: a later version may have added others.
+macro_rules! select_agents {
+    ($($rest:literal)*) => {
+        concat!(
+            "SELECT agent_id, agent_name, base_url, status, capabilities, metadata, last_heartbeat,
+                 heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since, probe_failed,
+                 revision
+             FROM agent_registry ",
+            $($rest),*
+        )
+    };
+}
+use select_agents;
 
 /// How many events one [`Store::follow`] reads.
 const FOLLOW_BATCH: i64 = 1_000;

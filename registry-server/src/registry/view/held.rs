@@ -9,7 +9,7 @@ use registry_sdk::contract::{AgentStatus, Timestamp};
 
 use super::record::{Json, Load, Record};
 use crate::registry::reports::Report;
-use crate::registry::rules::Patience;
+use crate::registry::rules::{AHEAD, Patience};
 use crate::store::StoredAgent;
 
 /// One agent in memory. For any change but a heartbeat or a report there is a new one.
@@ -96,9 +96,14 @@ impl Pulse {
         Self { heard, confirmed: AtomicI64::new(i64::MIN), report: Mutex::default() }
     }
 
-    /// Takes over a heartbeat, unless a later one is known.
+    /// Takes over a heartbeat, unless a later one is known. One that is much later is from before the clock was set back.
     pub(crate) fn hear(&self, time: Timestamp) {
-        self.heard.fetch_max(time.unix_millis(), Ordering::AcqRel);
+        let later = |known: i64| {
+            let is_ahead = Timestamp::from_unix_millis(known).since(time) > AHEAD;
+            Some(if is_ahead { time.unix_millis() } else { known.max(time.unix_millis()) })
+        };
+        // It always has a value to set.
+        let _ = self.heard.fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
     }
 
     pub(crate) fn heard(&self) -> Timestamp {

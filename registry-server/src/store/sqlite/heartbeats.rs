@@ -13,8 +13,10 @@ use sqlx::{Connection, Row};
 
 use crate::store::{Event, EventKind, StoredAgent, Touch};
 
-/// How many batches the log may have before it is replaced by what it amounts to.
-const MOST_BATCHES: usize = 4_096;
+/// How many heartbeats the log may have before it is replaced by what it amounts to; where there are more agents, a few of
+/// each. What is logged has to be read at the next start.
+const MOST_LOGGED: usize = 4_096;
+const MOST_LOGGED_EACH: usize = 4;
 
 /// How many agents one row then has.
 const AGENTS_A_ROW: usize = 1_000;
@@ -25,7 +27,7 @@ type Result<T> = std::result::Result<T, sqlx::Error>;
 #[derive(Debug, Default)]
 pub(super) struct Heartbeats {
     known: HashMap<String, Known>,
-    batches: usize,
+    logged: usize,
 }
 
 #[derive(Debug)]
@@ -47,9 +49,11 @@ impl Heartbeats {
             .fetch_all(connection)
             .await?;
         let mut heard: HashMap<String, i64> = HashMap::with_capacity(agents.len());
+        let mut logged = 0;
         for row in &log {
             let batch: HashMap<String, i64> = serde_json::from_str(row.try_get(0)?)
                 .map_err(|error| crate::store::undecodable("heard", error))?;
+            logged += batch.len();
             heard.extend(batch);
         }
         for agent in &mut *agents {
@@ -57,7 +61,7 @@ impl Heartbeats {
             agent.last_heartbeat = agent.last_heartbeat.max(logged.unwrap_or(agent.last_heartbeat)).min(now);
         }
         let known = agents.iter().map(|agent| (agent.agent_id.clone(), Known::of(agent))).collect();
-        Ok(Self { known, batches: log.len() })
+        Ok(Self { known, logged })
     }
 
     /// When an agent was last heard, where it is there.
@@ -81,8 +85,8 @@ impl Heartbeats {
 
     /// Takes over heartbeats that were written.
     pub(super) fn took<'a>(&mut self, beats: impl IntoIterator<Item = (&'a str, Timestamp)>) {
-        self.batches += 1;
         for (agent_id, time) in beats {
+            self.logged += 1;
             if let Some(known) = self.known.get_mut(agent_id) {
                 known.heard = known.heard.max(time.unix_millis());
             }
@@ -101,7 +105,7 @@ impl Heartbeats {
     }
 
     pub(super) fn is_long(&self) -> bool {
-        self.batches >= MOST_BATCHES
+        self.logged >= MOST_LOGGED.max(MOST_LOGGED_EACH * self.known.len())
     }
 
     /// What the log amounts to, as rows of a new one.
@@ -110,9 +114,9 @@ impl Heartbeats {
         all.chunks(AGENTS_A_ROW).map(|some| object(some.iter().copied())).collect()
     }
 
-    /// The log was replaced by so many rows.
-    pub(super) fn replaced_by(&mut self, rows: usize) {
-        self.batches = rows;
+    /// The log was replaced by what it amounts to.
+    pub(super) fn replaced(&mut self) {
+        self.logged = 0;
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, Notify, broadcast};
 
 use super::{
     Current, Decide, Event, FOLLOW_BATCH, Followed, Heard, Result, Snapshot, Store, StoreError, Touch,
+    select_agents,
 };
 use crate::server::StartError;
 use heartbeats::Heartbeats;
@@ -89,13 +90,11 @@ impl SqliteStore {
 }
 
 impl Writer {
-    /// Replaces the log of heartbeats by what it amounts to, where it has become long.
+    /// Replaces the log of heartbeats by what it amounts to.
     async fn shorten_log(&mut self) -> Result<()> {
-        if self.heartbeats.is_long() {
-            let rows = self.heartbeats.rows()?;
-            heartbeats::replace(&mut self.connection, &rows).await?;
-            self.heartbeats.replaced_by(rows.len());
-        }
+        let rows = self.heartbeats.rows()?;
+        heartbeats::replace(&mut self.connection, &rows).await?;
+        self.heartbeats.replaced();
         Ok(())
     }
 }
@@ -145,7 +144,7 @@ impl Store for SqliteStore {
         let mut writer = self.writer().await?;
         let mut transaction = writer.connection.begin().await?;
         let revision = head(&mut transaction).await?;
-        let mut rows = sqlx::query("SELECT * FROM agent_registry ORDER BY agent_id").fetch(&mut *transaction);
+        let mut rows = sqlx::query(select_agents!("ORDER BY agent_id")).fetch(&mut *transaction);
         let mut agents = Vec::new();
         while let Some(row) = rows.try_next().await? {
             agents.push(agent_from(&row)?);
@@ -167,7 +166,9 @@ impl Store for SqliteStore {
         if beats().next().is_some() {
             heartbeats::append(&mut writer.connection, beats()).await?;
             writer.heartbeats.took(beats());
-            writer.shorten_log().await?;
+            if writer.heartbeats.is_long() {
+                writer.shorten_log().await?;
+            }
         }
         Ok(times)
     }
@@ -226,6 +227,14 @@ impl Store for SqliteStore {
         Ok(followed)
     }
 
+    async fn check_writing(&self) -> Result<()> {
+        let mut writer = self.writer_that_is(true).await?;
+        sqlx::query("UPDATE agent_registry_state SET revision = revision")
+            .execute(&mut writer.connection)
+            .await?;
+        Ok(())
+    }
+
     async fn prune_events(&self, keep: i64) -> Result<()> {
         sqlx::query(
             "DELETE FROM agent_registry_event
@@ -255,8 +264,9 @@ impl Store for SqliteStore {
     }
 
     async fn close(&self) {
-        if let Some(writer) = self.writer.lock().await.take() {
-            // What it would fail at is done anew when the file is opened again.
+        if let Some(mut writer) = self.writer.lock().await.take() {
+            // What it fails at is done when the file is opened again, or costs that start a little time.
+            let _ = writer.shorten_log().await;
             let _ = writer.connection.close().await;
         }
         // Here, and not where the store is dropped: somebody may hold on to it a little longer.

@@ -10,7 +10,7 @@ use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::heartbeats;
-use crate::store::{Event, StoredAgent, Writes, interval_from_seconds, undecodable};
+use crate::store::{Event, StoredAgent, Writes, interval_from_seconds, select_agents, undecodable};
 
 pub(super) async fn head(connection: &mut SqliteConnection) -> std::result::Result<i64, sqlx::Error> {
     sqlx::query_scalar("SELECT revision FROM agent_registry_state").fetch_one(connection).await
@@ -20,7 +20,7 @@ pub(super) async fn agents(
     connection: &mut SqliteConnection,
     agent_ids: &[String],
 ) -> std::result::Result<HashMap<String, StoredAgent>, sqlx::Error> {
-    let rows = sqlx::query("SELECT * FROM agent_registry WHERE agent_id IN (SELECT value FROM json_each(?))")
+    let rows = sqlx::query(select_agents!("WHERE agent_id IN (SELECT value FROM json_each(?))"))
         .bind(json!(agent_ids).to_string())
         .fetch_all(connection)
         .await?;
