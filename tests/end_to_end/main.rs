@@ -11,6 +11,7 @@ mod deadlines;
 mod encryption;
 mod errors;
 mod event_stream;
+mod hostile;
 mod lists;
 mod metrics;
 mod outages;

@@ -1,0 +1,154 @@
+//! Whatever comes over the wire: nothing that anybody sends makes the contract's code panic, or lets through what the limits
+//! forbid.
+//!
+//! Each test runs for a moment on random input; with `cargo bolero` or `BOLERO_RANDOM_ITERATIONS` for as long as one likes.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use registry_sdk::contract::{
+    AgentRecord, CapabilityMatch, Heartbeat, Problem, Registration, StatusUpdate, is_agent_id, terms,
+};
+use serde_json::{Map, Value, json};
+
+/// What inputs are put together from, so that many of them are nearly good.
+const PIECES: [&str; 48] = [
+    "{",
+    "}",
+    "[",
+    "]",
+    ":",
+    ",",
+    "\"",
+    "\\",
+    "\\u0000",
+    "\\ud800",
+    "null",
+    "true",
+    "0",
+    "-1",
+    "1e999",
+    "0.1",
+    " ",
+    "\n",
+    "\"agent_id\":",
+    "\"agent_name\":",
+    "\"base_url\":",
+    "\"capabilities\":",
+    "\"name\":",
+    "\"description\":",
+    "\"cost_estimate\":",
+    "\"tags\":",
+    "\"metadata\":",
+    "\"status\":",
+    "\"heartbeat_interval_seconds\":",
+    "\"instance_id\":",
+    "\"load\":",
+    "\"active_tasks\":",
+    "\"a\"",
+    "\"a-b.c_d\"",
+    "\"http://a\"",
+    "\"https://[::1]:8000/x\"",
+    "\"http://u:p@a\"",
+    "\"busy\"",
+    "\"active\"",
+    "{\"name\":\"work\",\"tags\":[\"fast\"]}",
+    "[]",
+    "{}",
+    "{\"agent_id\":\"a\",\"agent_name\":\"A\",\"base_url\":\"http://a\",\"capabilities\":[",
+    "]}",
+    "codeGen",
+    "é",
+    "\u{0}",
+    "🦀",
+];
+
+/// Bytes as they are, or as the numbers of pieces.
+fn text_of(input: &[u8]) -> Vec<u8> {
+    match input.split_first() {
+        Some((first, rest)) if first % 4 != 0 => {
+            rest.iter().flat_map(|byte| PIECES[usize::from(*byte) % PIECES.len()].bytes()).collect()
+        }
+        _ => input.to_vec(),
+    }
+}
+
+#[test]
+fn registrations() {
+    bolero::check!().for_each(|input: &[u8]| {
+        let Ok(Ok(registration)) = Registration::from_json(&text_of(input)) else { return };
+        registration.validate().unwrap();
+        assert!(is_agent_id(&registration.agent_id));
+        let again = serde_json::to_vec(&registration).unwrap();
+        assert_eq!(Registration::from_json(&again).unwrap().unwrap(), registration);
+    });
+}
+
+/// An id, a name, an address, capabilities with their tags, metadata, and what to spoil where.
+type Nearly = (String, String, u8, Vec<(String, Vec<String>)>, Vec<(String, String)>, Option<(u16, u8)>);
+
+#[test]
+fn nearly_good_registrations() {
+    const ADDRESSES: [&str; 8] = [
+        "http://a",
+        "https://a.b:1/c?d",
+        "http://[::1]",
+        "http://a:99999",
+        "ftp://a",
+        "http://a@b",
+        "http://é",
+        "//a",
+    ];
+    bolero::check!().with_type::<Nearly>().for_each(|(id, name, address, capabilities, metadata, spoilt)| {
+        // One letter more makes most of them good.
+        let capabilities: Vec<_> =
+            capabilities.iter().map(|(name, tags)| json!({"name": format!("{name}x"), "tags": tags})).collect();
+        let metadata: Map<String, Value> =
+            metadata.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect();
+        let id: String = id.chars().filter(char::is_ascii_alphanumeric).collect();
+        let mut text = json!({
+            "agent_id": format!("a{id}"), "agent_name": format!("{name}x"), "base_url": ADDRESSES[usize::from(*address) % 8],
+            "capabilities": capabilities, "metadata": metadata,
+        })
+        .to_string()
+        .into_bytes();
+        if let Some((place, byte)) = spoilt {
+            let place = usize::from(*place) % text.len();
+            text[place] = *byte;
+        }
+        let Ok(Ok(registration)) = Registration::from_json(&text) else { return };
+        registration.validate().unwrap();
+        let again = serde_json::to_vec(&registration).unwrap();
+        assert_eq!(Registration::from_json(&again).unwrap().unwrap(), registration);
+    });
+}
+
+#[test]
+fn heartbeats_and_statuses() {
+    bolero::check!().for_each(|input: &[u8]| {
+        let text = text_of(input);
+        if let Ok(Ok(beat)) = Heartbeat::from_json(&text) {
+            assert!(beat.load.is_none_or(f64::is_finite));
+        }
+        let _ = StatusUpdate::from_json(&text);
+    });
+}
+
+#[test]
+fn answers() {
+    bolero::check!().for_each(|input: &[u8]| {
+        let text = text_of(input);
+        let _ = serde_json::from_slice::<Vec<AgentRecord>>(&text);
+        let _ = serde_json::from_slice::<Vec<CapabilityMatch>>(&text);
+        let _ = serde_json::from_slice::<Problem>(&text);
+    });
+}
+
+#[test]
+fn searches() {
+    bolero::check!().for_each(|input: &[u8]| {
+        let text = String::from_utf8_lossy(&text_of(input)).into_owned();
+        for term in terms(&text) {
+            assert!(!term.is_empty() && term.chars().all(char::is_alphanumeric), "{term:?}");
+            assert_eq!(terms(&term).collect::<Vec<_>>().concat(), term, "a term is its own");
+        }
+    });
+}

@@ -1,0 +1,143 @@
+//! A PostgreSQL of a scenario's own, to be stopped, killed, paused and filled.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use sqlx::{Connection, PgConnection};
+
+use super::server::free_port;
+
+/// A cluster in a folder. It is killed where this is dropped.
+pub(crate) struct Cluster {
+    binaries: PathBuf,
+    data: PathBuf,
+    port: u16,
+    environment: Vec<(String, String)>,
+    /// Its own, which goes with it.
+    folder: Option<tempfile::TempDir>,
+}
+
+impl Cluster {
+    /// Makes and starts one; `None`, said aloud, where PostgreSQL's binaries are not known.
+    pub(crate) async fn start(environment: &[(&str, &str)]) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let mut cluster = Self::start_in(folder.path(), environment).await?;
+        cluster.folder = Some(folder);
+        Some(cluster)
+    }
+
+    /// The same in a folder of somebody else's.
+    pub(crate) async fn start_in(folder: &Path, environment: &[(&str, &str)]) -> Option<Self> {
+        let Ok(binaries) = std::env::var("POSTGRES_BIN") else {
+            println!("not run: POSTGRES_BIN does not say where PostgreSQL's binaries are");
+            return None;
+        };
+        let data = folder.join("postgres");
+        std::fs::create_dir(&data).unwrap();
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let cluster = Self {
+            binaries: binaries.into(),
+            data,
+            port: free_port(),
+            environment: environment.iter().map(owned).collect(),
+            folder: None,
+        };
+        if is_root() {
+            // PostgreSQL refuses to run as root, and its user passes through the folder to its own.
+            run(Command::new("chmod").arg("711").arg(folder));
+            run(Command::new("chown").arg("postgres").arg(&cluster.data));
+        }
+        run(cluster.program("initdb").args([
+            "-U",
+            "registry",
+            "-A",
+            "trust",
+            "--no-sync",
+            "-E",
+            "UTF8",
+            "--locale=C",
+        ]));
+        cluster.begin().await;
+        Some(cluster)
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("postgres://registry@127.0.0.1:{}/postgres", self.port)
+    }
+
+    pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        PgConnection::connect(&self.url()).await
+    }
+
+    /// Starts it, again where it had ended, and waits until it answers.
+    pub(crate) async fn begin(&self) {
+        let options = format!(
+            "-p {} -c unix_socket_directories= -c listen_addresses=127.0.0.1 -c max_wal_size=32MB -c min_wal_size=32MB",
+            self.port
+        );
+        let log = self.data.join("log");
+        let mut start = self.program("pg_ctl");
+        start.args(["-w", "start", "-o", &options, "-l"]).arg(log);
+        tokio::task::spawn_blocking(move || run(&mut start)).await.unwrap();
+    }
+
+    /// Stops it as an operator would.
+    pub(crate) async fn stop(&self) {
+        let mut stop = self.program("pg_ctl");
+        stop.args(["-w", "-m", "fast", "stop"]);
+        tokio::task::spawn_blocking(move || run(&mut stop)).await.unwrap();
+    }
+
+    /// Ends all its processes at once, as a power cut would.
+    pub(crate) fn kill(&self) {
+        self.signal("KILL");
+    }
+
+    pub(crate) fn pause(&self) {
+        self.signal("STOP");
+    }
+
+    pub(crate) fn go_on(&self) {
+        self.signal("CONT");
+    }
+
+    /// To the postmaster, and then to those it has started.
+    fn signal(&self, signal: &str) {
+        let Ok(file) = std::fs::read_to_string(self.data.join("postmaster.pid")) else { return };
+        let Some(postmaster) = file.lines().next() else { return };
+        let children = Command::new("ps").args(["-o", "pid=", "--ppid", postmaster]).output().unwrap();
+        let children = String::from_utf8(children.stdout).unwrap();
+        let pids = std::iter::once(postmaster).chain(children.split_whitespace());
+        // Some may have ended by themselves.
+        let _ = Command::new("kill").args(["-s", signal]).args(pids).stderr(Stdio::null()).status();
+    }
+
+    fn program(&self, name: &str) -> Command {
+        let path = self.binaries.join(name);
+        let mut command = if is_root() {
+            let mut command = Command::new("runuser");
+            command.args(["-u", "postgres", "--"]).arg(path);
+            command
+        } else {
+            Command::new(path)
+        };
+        command.arg("-D").arg(&self.data).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+pub(crate) fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n")
+}
+
+fn run(command: &mut Command) {
+    let status = command.status().unwrap();
+    assert!(status.success(), "{command:?}: {status}");
+}

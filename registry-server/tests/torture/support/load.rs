@@ -1,0 +1,160 @@
+//! Load: plain HTTP/1.1 over a socket, which costs the machine as little as it can, and what it saw.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+/// One connection, for one request after another.
+pub(crate) struct Connection {
+    address: String,
+    stream: Option<TcpStream>,
+    buffer: Vec<u8>,
+}
+
+impl Connection {
+    pub(crate) fn to(address: &str) -> Self {
+        Self { address: address.to_owned(), stream: None, buffer: Vec::new() }
+    }
+
+    /// Sends a request, and reads its answer to the end. Tells the status.
+    pub(crate) async fn send(&mut self, method: &str, target: &str, body: &str) -> io::Result<u16> {
+        let answer = self.exchange(method, target, body).await;
+        if answer.is_err() {
+            self.stream = None;
+        }
+        answer
+    }
+
+    async fn exchange(&mut self, method: &str, target: &str, body: &str) -> io::Result<u16> {
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            none => {
+                let stream = TcpStream::connect(&self.address).await?;
+                stream.set_nodelay(true)?;
+                none.insert(stream)
+            }
+        };
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nhost: registry\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(format!("{head}{body}").as_bytes()).await?;
+        self.buffer.clear();
+        let (head, length) = loop {
+            if let Some(head) = self.buffer.windows(4).position(|end| end == b"\r\n\r\n") {
+                break (head + 4, content_length(&self.buffer[..head])?);
+            }
+            if stream.read_buf(&mut self.buffer).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        };
+        while self.buffer.len() < head + length {
+            if stream.read_buf(&mut self.buffer).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        let status = std::str::from_utf8(&self.buffer[9..12]).ok().and_then(|status| status.parse().ok());
+        status.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+}
+
+fn content_length(head: &[u8]) -> io::Result<usize> {
+    let head = std::str::from_utf8(head).map_err(io::Error::other)?.to_ascii_lowercase();
+    let line = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+    line.map_or(Ok(0), |length| length.trim().parse().map_err(io::Error::other))
+}
+
+/// How long answers took, those that were good.
+#[derive(Debug, Default)]
+pub(crate) struct Latencies(Mutex<Vec<Duration>>);
+
+impl Latencies {
+    pub(crate) fn add(&self, took: Duration) {
+        self.0.lock().push(took);
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.lock().len()
+    }
+
+    /// The longest of all but so many of a thousand.
+    pub(crate) fn quantile(&self, thousandths: usize) -> Duration {
+        let mut all = self.0.lock();
+        all.sort_unstable();
+        let place = (all.len() * thousandths / 1_000).min(all.len().saturating_sub(1));
+        all.get(place).copied().unwrap_or_default()
+    }
+}
+
+/// One kind of request from many connections, until it is dropped.
+pub(crate) struct Load {
+    pub(crate) good: Arc<Latencies>,
+    pub(crate) refused: Arc<AtomicU64>,
+    pub(crate) failed: Arc<AtomicU64>,
+    began: Instant,
+    _senders: JoinSet<()>,
+}
+
+impl Load {
+    /// Sends `a_second` requests a second over so many connections, or as many as they carry: a connection that waits for
+    /// its answer sends nothing. Each request comes from `request`, by its number: method, target and body.
+    pub(crate) fn start(
+        address: &str,
+        connections: u32,
+        a_second: f64,
+        request: impl Fn(u64) -> (&'static str, String, String) + Send + Sync + 'static,
+    ) -> Self {
+        let (request, number) = (Arc::new(request), Arc::new(AtomicU64::new(0)));
+        let (good, refused, failed) = (Arc::<Latencies>::default(), Arc::default(), Arc::default());
+        let every = Duration::from_secs_f64(f64::from(connections) / a_second);
+        let mut senders = JoinSet::new();
+        for _ in 0..connections {
+            let (request, number, address) = (request.clone(), number.clone(), address.to_owned());
+            let (good, refused, failed): (Arc<Latencies>, Arc<AtomicU64>, Arc<AtomicU64>) =
+                (good.clone(), Arc::clone(&refused), Arc::clone(&failed));
+            senders.spawn(async move {
+                let mut connection = Connection::to(&address);
+                let mut turns = tokio::time::interval(every.max(Duration::from_micros(1)));
+                // What it is late with is not made up for.
+                turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+                tokio::time::sleep(every.mul_f64(fastrand::f64())).await;
+                loop {
+                    if every > Duration::from_millis(1) {
+                        turns.tick().await;
+                    }
+                    let (method, target, body) = request(number.fetch_add(1, Ordering::Relaxed));
+                    let began = Instant::now();
+                    match connection.send(method, &target, &body).await {
+                        Ok(200..300) => good.add(began.elapsed()),
+                        Ok(429 | 503) => drop(refused.fetch_add(1, Ordering::Relaxed)),
+                        _ => drop(failed.fetch_add(1, Ordering::Relaxed)),
+                    }
+                }
+            });
+        }
+        Self { good, refused, failed, began: Instant::now(), _senders: senders }
+    }
+
+    /// As many requests as so many connections carry, for some time: how many were answered well a second.
+    pub(crate) async fn most(
+        address: &str,
+        connections: u32,
+        time: Duration,
+        request: impl Fn(u64) -> (&'static str, String, String) + Send + Sync + 'static,
+    ) -> f64 {
+        let load = Self::start(address, connections, 1e9, request);
+        tokio::time::sleep(time).await;
+        load.rate()
+    }
+
+    /// Good answers a second.
+    pub(crate) fn rate(&self) -> f64 {
+        self.good.count() as f64 / self.began.elapsed().as_secs_f64()
+    }
+}

@@ -1,0 +1,67 @@
+//! Servers, databases, load and measures for the scenarios.
+
+mod cluster;
+mod load;
+mod server;
+mod store;
+
+use std::time::{Duration, Instant};
+
+use registry_sdk::contract::{Capability, Registration};
+use registry_sdk::{RegistryClient, RetryPolicy};
+
+pub(crate) use cluster::{Cluster, is_root};
+pub(crate) use load::Load;
+pub(crate) use server::Server;
+pub(crate) use store::Store;
+
+/// Whether the scenarios run at full length.
+pub(crate) fn is_long() -> bool {
+    std::env::var("TORTURE").is_ok_and(|length| length == "long")
+}
+
+/// The one at full length, the other among the tests.
+pub(crate) fn length<T>(long: T, short: T) -> T {
+    if is_long() { long } else { short }
+}
+
+/// A client that gives its errors at once.
+pub(crate) fn client(url: &str) -> RegistryClient {
+    let builder = RegistryClient::builder(url).timeout(Duration::from_secs(10));
+    builder.retry(RetryPolicy::none()).build().unwrap()
+}
+
+pub(crate) fn agent(agent_id: &str, capability: &str) -> Registration {
+    Registration::new(agent_id, agent_id, "http://agents.example:8000")
+        .capability(Capability::new(capability))
+}
+
+/// Waits until something holds, and says how long that took. Fails after a minute, which only a defect takes.
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) -> Duration {
+    let began = Instant::now();
+    while !holds().await {
+        assert!(began.elapsed() < Duration::from_secs(60), "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    began.elapsed()
+}
+
+/// Makes a test of a scenario on each database: `async fn(Store)`.
+macro_rules! on_both {
+    ($name:ident) => {
+        mod $name {
+            #[tokio::test(flavor = "multi_thread")]
+            async fn sqlite() {
+                super::$name(crate::support::Store::sqlite()).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn postgres() {
+                let store = crate::support::Store::postgres().await;
+                super::$name(store.clone()).await;
+                store.remove().await;
+            }
+        }
+    };
+}
+pub(crate) use on_both;

@@ -1,0 +1,129 @@
+//! The server as a process of its own, which can be killed.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use registry_sdk::RegistryClient;
+
+use super::client;
+
+/// A server at a port that stays its own over restarts. Ends with this.
+pub(crate) struct Server {
+    port: u16,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    process: Option<Child>,
+    log: tempfile::NamedTempFile,
+}
+
+impl Server {
+    /// One that does not run yet.
+    pub(crate) fn new(database_url: &str, arguments: &[&str]) -> Self {
+        let port = free_port();
+        let listen = format!("127.0.0.1:{port}");
+        let own = ["--listen", &listen, "--database-url", database_url];
+        Self {
+            port,
+            arguments: own.iter().chain(arguments).map(|&argument| argument.to_owned()).collect(),
+            environment: Vec::new(),
+            process: None,
+            log: tempfile::NamedTempFile::new().unwrap(),
+        }
+    }
+
+    pub(crate) async fn running(database_url: &str, arguments: &[&str]) -> Self {
+        let mut server = Self::new(database_url, arguments);
+        server.start().await;
+        server
+    }
+
+    pub(crate) fn with_environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts it, and waits until it answers.
+    pub(crate) async fn start(&mut self) {
+        let log = || Stdio::from(File::options().append(true).open(self.log.path()).unwrap());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_registry-server"));
+        command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        self.process = Some(command.stdin(Stdio::null()).stdout(log()).stderr(log()).spawn().unwrap());
+        let client = self.client();
+        let ended = |server: &mut Self| server.process.as_mut().and_then(|child| child.try_wait().unwrap());
+        let mut waited = Duration::ZERO;
+        while client.server_health().await.is_err() {
+            if let Some(status) = ended(self) {
+                panic!("the server ended with {status}: {}", self.log());
+            }
+            assert!(waited < Duration::from_secs(60), "the server does not answer: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            waited += Duration::from_millis(10);
+        }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.log.path()).unwrap()
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// A client that gives its errors at once.
+    pub(crate) fn client(&self) -> RegistryClient {
+        client(&self.url())
+    }
+
+    /// As a crash would end it.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    /// As an operator would end it. Fails where it does not end well.
+    pub(crate) async fn stop(&mut self) {
+        let Some(mut process) = self.process.take() else { return };
+        assert!(Command::new("kill").arg(process.id().to_string()).status().unwrap().success());
+        let ended = tokio::task::spawn_blocking(move || process.wait().unwrap());
+        let status =
+            tokio::time::timeout(Duration::from_secs(30), ended).await.expect("it does not end").unwrap();
+        assert!(status.success(), "{}", self.log());
+    }
+
+    fn pid(&self) -> u32 {
+        self.process.as_ref().unwrap().id()
+    }
+
+    /// Its resident memory, in KiB.
+    pub(crate) fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// How many files and connections it has open.
+    pub(crate) fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// One below those that the system gives to connections on its own.
+pub(crate) fn free_port() -> u16 {
+    std::iter::repeat_with(|| fastrand::u16(10_000..20_000))
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .unwrap()
+}
