@@ -7,6 +7,7 @@
 
 mod clocks;
 mod database;
+mod dawdlers;
 mod history;
 mod overload;
 mod replicas;
