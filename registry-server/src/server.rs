@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::serve::{Listener, ListenerExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -136,7 +136,7 @@ impl Server {
         let tls = Tls::open(&config)?;
         let store = open(&config.database_url, &tasks, &stop).await?;
         let listen = config.listen;
-        let listener = TcpListener::bind(listen).await.map_err(|error| StartError::Listen(listen, error))?;
+        let listener = listen_on(listen).map_err(|error| StartError::Listen(listen, error))?;
         let local_addr = listener.local_addr().map_err(|error| StartError::Listen(listen, error))?;
         let database = without_password(&config.database_url);
         let most = room_for_connections(&config);
@@ -219,6 +219,18 @@ async fn open(
         Some("postgres" | "postgresql") => Ok(Arc::new(PostgresStore::open(url, tasks, stop).await?)),
         _ => Err(StartError::UnknownDatabase),
     }
+}
+
+/// Room for all the agents that come back at once after a restart: what does not fit has to be sent again by the client's
+/// system, a second or more later.
+const BACKLOG: u32 = 4_096;
+
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A server that is started again takes its port back at once.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// As many connections as are wanted, or as many as the process may have open.
