@@ -1,9 +1,9 @@
 //! Admission: what may be asked for at once, so that a flood costs those who flood and nobody else.
 //!
-//! Heartbeats keep a reserve. What costs much (searches, lists, counts) has a bounded number of places and threads of its own
-//! (`bulkhead`), and what finds no place is refused at once rather than let wait; the bodies of requests have so many bytes together. Neither takes from heartbeats,
-//! whose requests are small and whose lane is their own. Load shedding of this kind: "Handling Overload", in Site
-//! Reliability Engineering (<https://sre.google/sre-book/handling-overload/>).
+//! Heartbeats keep a reserve. What costs much (searches, lists, counts) has a bounded number of places and threads of its
+//! own (`bulkhead`), and what finds no place is refused at once rather than let wait; the bodies of requests have so many
+//! bytes together. Neither takes from heartbeats, whose requests are small and whose lane is their own. Load shedding of
+//! this kind: "Handling Overload", in Site Reliability Engineering (<https://sre.google/sre-book/handling-overload/>).
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -14,10 +14,9 @@ use governor::clock::{Clock, MonotonicClock};
 use governor::state::keyed::HashMapStateStore;
 use governor::{Quota, RateLimiter};
 use parking_lot::Mutex;
+use registry_sdk::contract::limits;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
-
-use registry_sdk::contract::limits;
 
 /// How many costly requests may be worked on or be on their way to their clients.
 const COSTLY: usize = 256;
@@ -40,7 +39,7 @@ pub(crate) struct Admission {
 }
 
 /// A place, until it is dropped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Place {
     /// None is needed for what is small.
     _permit: Option<OwnedSemaphorePermit>,
@@ -75,7 +74,7 @@ impl Admission {
     pub(crate) fn body(&self, length: Option<u64>) -> Option<Place> {
         let length = length.and_then(|length| usize::try_from(length).ok()).unwrap_or(limits::BODY_BYTES);
         if length <= SMALL_BODY {
-            return Some(Place { _permit: None });
+            return Some(Place::default());
         }
         let length = u32::try_from(length.min(limits::BODY_BYTES)).unwrap_or(u32::MAX);
         let permit = self.bodies.clone().try_acquire_many_owned(length).ok()?;
