@@ -134,3 +134,38 @@ impl Rates {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn costly_requests_and_long_bodies_have_so_much_room_and_small_bodies_always_some() {
+        let admission = Admission::new(None);
+        let mut places: Vec<_> = (0..COSTLY).map(|_| admission.costly().unwrap()).collect();
+        assert!(admission.costly().is_none());
+        places.pop();
+        assert!(admission.costly().is_some(), "one has left");
+
+        // Of those that do not say their length, each counts as the longest.
+        let bodies: Vec<_> =
+            (0..BODIES / limits::BODY_BYTES).map(|_| admission.body(None).unwrap()).collect();
+        assert!(admission.body(Some(5_000)).is_none());
+        assert!(admission.body(Some(4_096)).is_some() && admission.body(Some(0)).is_some());
+        drop(bodies);
+        assert!(admission.body(Some(5_000)).is_some());
+    }
+
+    #[test]
+    fn each_client_has_a_rate_of_its_own() {
+        let admission = Admission::new(NonZeroU32::new(2));
+        let client = |text: &str| Client::at(text.parse().unwrap());
+        let (first, neighbour, other) = (client("2001:db8::1"), client("2001:db8::2"), client("192.0.2.1"));
+        assert!(admission.count(&first).is_ok() && admission.count(&neighbour).is_ok());
+        let wait = admission.count(&first).unwrap_err();
+        assert!(wait <= Duration::from_millis(500), "{wait:?}");
+        assert!(admission.count(&other).is_ok());
+        assert!(admission.count(&Client::Token("a".to_owned())).is_ok());
+    }
+}
