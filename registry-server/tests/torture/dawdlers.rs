@@ -59,7 +59,7 @@ async fn dawdlers() {
     assert!(peak.1 <= files + most + 70, "{peak:?}");
     assert!(refused.load(Ordering::Relaxed) > 0 && failed == 0);
     assert!(
-        over < Duration::from_secs(45) && (!is_long() || p99 < Duration::from_secs(1)),
+        !is_long() || over < Duration::from_secs(45) && p99 < Duration::from_secs(1),
         "{over:?}, {p99:?}"
     );
 }

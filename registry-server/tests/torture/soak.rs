@@ -25,7 +25,7 @@ struct Taken {
 async fn soak(store: Store) {
     let agents: usize = length(5_000, 100);
     let time = Duration::from_secs(length(1_800, 6));
-    let flags = ["--heartbeat-timeout", "15s", "--sweep-interval", "1s"];
+    let flags = ["--heartbeat-timeout", length("15s", "60s"), "--sweep-interval", "1s"];
     let server = Server::running(&store.url, &flags).await;
     let files_before = server.open_files();
     // A tenth of the agents, and half of the watchers, lose their connections again and again.
