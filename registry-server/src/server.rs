@@ -152,7 +152,9 @@ impl Server {
             );
         }
         let router = routes::router(registry.clone(), gate.clone());
-        let connections = Connections { router, most, stop };
+        // Only who limits rates asks for them.
+        let peers = registry.admission().limits_rates();
+        let connections = Connections { router, peers, most, stop };
         if let Some(tls) = tls.clone() {
             tasks.spawn(serve(connections, TlsListener::new(listener, tls), registry));
         } else {

@@ -57,6 +57,8 @@ pub(crate) struct Peer(pub(crate) IpAddr);
 /// What serves the connections that a listener gives.
 pub(crate) struct Connections {
     pub(crate) router: Router,
+    /// Whether requests have their [`Peer`] with them.
+    pub(crate) peers: bool,
     /// How many there may be at once.
     pub(crate) most: usize,
     /// No further ones are taken, and those that are there end with their present request.
@@ -77,7 +79,7 @@ impl Connections {
             };
             if let Ok(place) = places.clone().try_acquire_owned() {
                 full = false;
-                open.spawn(converse(io, peer, self.router.clone(), self.stop.clone(), place));
+                open.spawn(converse(io, peer, self.peers, self.router.clone(), self.stop.clone(), place));
             } else {
                 if !std::mem::replace(&mut full, true) {
                     tracing::warn!(connections = self.most, "no room for more: see --max-connections");
@@ -99,6 +101,7 @@ impl Connections {
 async fn converse<I: AsyncRead + AsyncWrite + Unpin>(
     io: I,
     peer: SocketAddr,
+    tells_peer: bool,
     router: Router,
     stop: CancellationToken,
     _place: OwnedSemaphorePermit,
@@ -109,7 +112,9 @@ async fn converse<I: AsyncRead + AsyncWrite + Unpin>(
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         answering.begins_to_answer();
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(Peer(peer.ip().to_canonical()));
+        if tells_peer {
+            request.extensions_mut().insert(Peer(peer.ip().to_canonical()));
+        }
         let answer = service.call(request);
         let answering = answering.clone();
         async move {

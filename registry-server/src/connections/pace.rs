@@ -125,6 +125,11 @@ impl<I> Paced<I> {
         self.pace.wrote(outcome.is_ready());
         outcome
     }
+
+    /// Nothing to flush is no progress: only what is held up counts.
+    fn flushed(&self, outcome: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+        if outcome.is_pending() { self.wrote(outcome) } else { outcome }
+    }
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Paced<I> {
@@ -162,13 +167,12 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Paced<I> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Nothing to flush is no progress: only what is held up counts.
         let outcome = Pin::new(&mut self.io).poll_flush(cx);
-        if outcome.is_pending() { self.wrote(outcome) } else { outcome }
+        self.flushed(outcome)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.io).poll_shutdown(cx);
-        if outcome.is_pending() { self.wrote(outcome) } else { outcome }
+        self.flushed(outcome)
     }
 }

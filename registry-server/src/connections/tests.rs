@@ -21,7 +21,7 @@ fn connect() -> DuplexStream {
     let (client, server) = duplex(1_024);
     let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
     let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-    tokio::spawn(converse(server, peer, router, CancellationToken::new(), place));
+    tokio::spawn(converse(server, peer, false, router, CancellationToken::new(), place));
     client
 }
 

@@ -32,22 +32,13 @@ async fn database_goes_away() {
     let traffic = Traffic::start(&server).await;
     for _ in 0..length(5, 1) {
         cluster.stop().await;
-        let noticed = unhealthy(&server).await;
-        hold(&traffic).await;
-        cluster.begin().await;
-        report("stopped", noticed, healthy(&server).await);
+        outlast("stopped", &server, &traffic, cluster.begin()).await;
 
         cluster.kill();
-        let noticed = unhealthy(&server).await;
-        hold(&traffic).await;
-        cluster.begin().await;
-        report("killed (SIGKILL)", noticed, healthy(&server).await);
+        outlast("killed (SIGKILL)", &server, &traffic, cluster.begin()).await;
 
         cluster.pause();
-        let noticed = unhealthy(&server).await;
-        hold(&traffic).await;
-        cluster.go_on();
-        report("paused (SIGSTOP)", noticed, healthy(&server).await);
+        outlast("paused (SIGSTOP)", &server, &traffic, async { cluster.go_on() }).await;
 
         let mut connection = cluster.connect().await.unwrap();
         for _ in 0..length(20, 5) {
@@ -69,16 +60,16 @@ async fn disk_full_on_postgres() {
     let traffic = Traffic::start(&server).await;
     for _ in 0..length(5, 1) {
         disk.fill();
-        let noticed = unhealthy(&server).await;
-        hold(&traffic).await;
-        disk.make_room();
-        // Where it could not write its log, PostgreSQL ends: then somebody has to start it again.
-        if cluster.connect().await.is_err() {
-            println!("PostgreSQL has ended, and is started again");
-            cluster.kill();
-            cluster.begin().await;
-        }
-        report("disk full", noticed, healthy(&server).await);
+        let mend = async {
+            disk.make_room();
+            // Where it could not write its log, PostgreSQL ends: then somebody has to start it again.
+            if cluster.connect().await.is_err() {
+                println!("PostgreSQL has ended, and is started again");
+                cluster.kill();
+                cluster.begin().await;
+            }
+        };
+        outlast("disk full", &server, &traffic, mend).await;
     }
     traffic.settle(&mut server).await;
     server.stop().await;
@@ -93,24 +84,22 @@ async fn disk_full_on_sqlite() {
     let traffic = Traffic::start(&server).await;
     for _ in 0..length(5, 1) {
         disk.fill();
-        let noticed = unhealthy(&server).await;
-        hold(&traffic).await;
-        disk.make_room();
-        report("disk full", noticed, healthy(&server).await);
+        outlast("disk full", &server, &traffic, async { disk.make_room() }).await;
     }
     traffic.settle(&mut server).await;
     server.stop().await;
 }
 
-fn report(fault: &str, noticed: Duration, healed: Duration) {
+/// Waits until a fault is noticed, lets it last, mends it, and waits until the server is well again.
+async fn outlast(fault: &str, server: &Server, traffic: &Traffic, mend: impl Future<Output = ()>) {
+    let client = server.client();
+    let noticed = eventually("the server is unhealthy", async || client.server_health().await.is_err()).await;
+    hold(traffic).await;
+    mend.await;
+    let healed = healthy(server).await;
     println!("{fault}: unhealthy after {noticed:.2?}, healthy again {healed:.2?} after its end");
     assert!(!is_long() || noticed < Duration::from_secs(2), "{fault}: /health said so after {noticed:?}");
     assert!(!is_long() || healed < Duration::from_secs(5), "{fault}: healthy again after {healed:?}");
-}
-
-async fn unhealthy(server: &Server) -> Duration {
-    let client = server.client();
-    eventually("the server is unhealthy", async || client.server_health().await.is_err()).await
 }
 
 async fn healthy(server: &Server) -> Duration {
