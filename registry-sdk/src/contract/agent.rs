@@ -206,6 +206,10 @@ pub struct AgentRecord {
     /// records of an agent the one with the greater number is the later. `None` from a server that does not say.
     #[serde(default)]
     pub revision: Option<u64>,
+    /// An opaque tag of what the agent registered, which heartbeats are answered with as well: as long as it is the same, the
+    /// registry has the same registration. `None` from a server that does not say.
+    #[serde(default)]
+    pub registration_tag: Option<String>,
 }
 
 impl AgentRecord {
@@ -228,6 +232,7 @@ impl AgentRecord {
             active_tasks: None,
             healthy: None,
             revision: None,
+            registration_tag: None,
         }
     }
 }

@@ -102,13 +102,24 @@ pub struct HeartbeatAck {
     #[serde(default, rename = "heartbeat_timeout_seconds", with = "optional_seconds")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
     pub heartbeat_timeout: Option<Duration>,
+    /// The tag of the registration that the registry has: see [`AgentRecord::registration_tag`](super::AgentRecord).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registration_tag: Option<String>,
 }
 
 impl HeartbeatAck {
     /// What a registry answers to a heartbeat.
     #[must_use]
     pub fn new(agent_id: String, status: AgentStatus, heard: Timestamp, timeout: Duration) -> Self {
-        Self { agent_id, status, last_heartbeat: Some(heard), heartbeat_timeout: Some(timeout) }
+        let (last_heartbeat, heartbeat_timeout) = (Some(heard), Some(timeout));
+        Self { agent_id, status, last_heartbeat, heartbeat_timeout, registration_tag: None }
+    }
+
+    /// Adds the tag of the registration that the registry has.
+    #[must_use]
+    pub fn registration_tag(mut self, tag: String) -> Self {
+        self.registration_tag = Some(tag);
+        self
     }
 }
 
@@ -127,13 +138,24 @@ pub struct StatusUpdate {
         schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")
     )]
     pub instance_id: Option<String>,
+    /// Whether the process was shut down. Its late requests are then refused with 409, until a process that starts later
+    /// registers with the same `instance_id`. Needs the status `offline` and an `instance_id`.
+    #[serde(default, rename = "final", skip_serializing_if = "std::ops::Not::not")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<bool>))]
+    pub is_final: bool,
 }
 
 impl StatusUpdate {
     /// Sets the status, whichever process is behind the agent.
     #[must_use]
     pub fn new(status: AgentStatus) -> Self {
-        Self { status, instance_id: None }
+        Self { status, instance_id: None, is_final: false }
+    }
+
+    /// Says that a process was shut down: the agent is `offline`, and the process will send nothing more.
+    #[must_use]
+    pub fn shut_down(instance_id: impl Into<String>) -> Self {
+        Self { status: AgentStatus::Offline, instance_id: Some(instance_id.into()), is_final: true }
     }
 
     /// Sets the status as one process among several.
@@ -152,7 +174,11 @@ impl StatusUpdate {
         if status.is_none() {
             fields.is_missing("status", STATUS);
         }
-        Ok(fields.check().map(|()| Self { status: status.unwrap_or_default(), instance_id }))
+        let is_final = fields.get("final", "true or false", Value::as_bool).unwrap_or_default();
+        if is_final && (status != Some(AgentStatus::Offline) || instance_id.is_none()) {
+            fields.fail("final", "needs the status \"offline\" and an instance_id");
+        }
+        Ok(fields.check().map(|()| Self { status: status.unwrap_or_default(), instance_id, is_final }))
     }
 }
 
@@ -194,15 +220,19 @@ impl Fields {
         let value = self.given.get(field).filter(|value| !value.is_null())?;
         let found = read(value);
         if found.is_none() {
-            self.errors.push(FieldError::new(field, format!("must be {wanted}")));
+            self.fail(field, format!("must be {wanted}"));
         }
         found
     }
 
     fn is_missing(&mut self, field: &str, wanted: &str) {
         if !self.errors.iter().any(|error| error.field == field) {
-            self.errors.push(FieldError::new(field, format!("is required, and must be {wanted}")));
+            self.fail(field, format!("is required, and must be {wanted}"));
         }
+    }
+
+    fn fail(&mut self, field: &str, message: impl Into<String>) {
+        self.errors.push(FieldError::new(field, message));
     }
 
     fn check(self) -> Result<(), Invalid> {

@@ -10,6 +10,7 @@ mod event;
 mod health;
 mod heartbeat;
 mod index;
+mod instances;
 mod problem;
 mod registration;
 mod search;
@@ -25,6 +26,7 @@ pub use health::{
 };
 pub use heartbeat::{Heartbeat, HeartbeatAck, StatusUpdate};
 pub use index::{Hit, SearchIndex};
+pub use instances::{Instances, Owner};
 pub use problem::{FieldError, Invalid, Problem};
 pub use registration::Registration;
 pub use search::{CapabilityMatch, Field, Rank};

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::instances::Owner;
+
 /// What is wrong with one field.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -61,13 +63,23 @@ pub struct Problem {
     /// The fields that were wrong.
     #[serde(default)]
     pub errors: Vec<FieldError>,
+    /// The process that owns the agent's id, in a 409.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
 }
 
 impl Problem {
     /// A problem that its status describes, without fields.
     #[must_use]
     pub fn new(status: u16, title: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { kind: about_blank(), title: title.into(), status, detail: detail.into(), errors: Vec::new() }
+        Self {
+            kind: about_blank(),
+            title: title.into(),
+            status,
+            detail: detail.into(),
+            errors: Vec::new(),
+            owner: None,
+        }
     }
 }
 

@@ -66,13 +66,23 @@ pub struct Registration {
     #[cfg_attr(feature = "openapi", schema(exclusive_minimum = 0, maximum = 86400, value_type = Option<f64>))]
     pub heartbeat_interval: Option<Duration>,
     /// Which process this is, of those that may come up with one `agent_id`: 1 to 64 of the same characters.
-    /// The newest registration wins; heartbeats of another instance are refused from then on.
+    /// The youngest living process owns the id; heartbeats of another instance are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
         schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")
     )]
     pub instance_id: Option<String>,
+    /// How long ago the process started, by a monotonic clock. Needs an `instance_id`. A registration of an older process
+    /// than the living owner of the id is refused with 409; one without an age is always granted.
+    #[serde(
+        default,
+        rename = "instance_age_seconds",
+        with = "optional_seconds",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 1_000_000_000, value_type = Option<f64>))]
+    pub instance_age: Option<Duration>,
 }
 
 impl Registration {
@@ -92,6 +102,7 @@ impl Registration {
             metadata: Map::new(),
             heartbeat_interval: None,
             instance_id: None,
+            instance_age: None,
         }
     }
 
@@ -127,6 +138,13 @@ impl Registration {
     #[must_use]
     pub fn instance_id(mut self, instance_id: impl Into<String>) -> Self {
         self.instance_id = Some(instance_id.into());
+        self
+    }
+
+    /// Sets how long ago the process started. [`Agent`](crate::Agent) does so by itself, each time it registers.
+    #[must_use]
+    pub fn instance_age(mut self, age: Duration) -> Self {
+        self.instance_age = Some(age);
         self
     }
 
@@ -167,6 +185,7 @@ struct Draft<'a> {
     metadata: Option<&'a RawValue>,
     heartbeat_interval_seconds: Option<&'a RawValue>,
     instance_id: Option<&'a RawValue>,
+    instance_age_seconds: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -204,6 +223,12 @@ impl Draft<'_> {
             self.heartbeat_interval_seconds,
         );
         let instance_id = optional(&mut errors, "instance_id", "a string", self.instance_id);
+        let age = optional::<Seconds>(
+            &mut errors,
+            "instance_age_seconds",
+            "a number of seconds from 0 to 1000000000",
+            self.instance_age_seconds,
+        );
         let registration = Registration {
             agent_id: agent_id.unwrap_or_default(),
             agent_name: agent_name.unwrap_or_default(),
@@ -213,6 +238,7 @@ impl Draft<'_> {
             metadata: metadata.unwrap_or_default(),
             heartbeat_interval: interval.map(|Seconds(duration)| duration),
             instance_id,
+            instance_age: age.map(|Seconds(duration)| duration),
         };
         // What could be read is checked against its limits as well; what could not has its error already.
         if let Err(Invalid(limits)) = registration.validate() {

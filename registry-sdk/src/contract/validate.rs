@@ -42,6 +42,8 @@ pub mod limits {
     pub const BODY_BYTES: usize = 256 * 1_024;
     /// The longest interval between two heartbeats.
     pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(86_400);
+    /// The longest time that a process can say it has been running.
+    pub const INSTANCE_AGE: Duration = Duration::from_secs(1_000_000_000);
     /// Entries of one page of a list, or of one search.
     pub const PAGE: usize = 1_000;
     /// Matches of a search that names no limit.
@@ -82,6 +84,11 @@ pub(super) fn registration(given: &Registration) -> Result<(), Invalid> {
     }
     if given.instance_id.as_deref().is_some_and(|instance_id| !is_agent_id(instance_id)) {
         check.fail("instance_id", NO_ID);
+    }
+    if given.instance_age.is_some_and(|age| age > limits::INSTANCE_AGE) {
+        check.fail("instance_age_seconds", "must be from 0 to 1000000000");
+    } else if given.instance_age.is_some() && given.instance_id.is_none() {
+        check.fail("instance_age_seconds", "needs an instance_id: it is the age of that process");
     }
     if check.errors.is_empty() { Ok(()) } else { Err(Invalid(check.errors)) }
 }

@@ -1,0 +1,217 @@
+//! Which process owns an agent's id, when several come up with the same one.
+//!
+//! The youngest living process owns the id, in whatever order requests arrive. Ages are compared and not the clocks of
+//! the processes' hosts: a process says how long ago it started, and the registry turns that into a time by its own
+//! clock when it first sees the process.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::time::Timestamp;
+
+/// Maximum number of processes that are remembered for one agent.
+const REMEMBERED: usize = 8;
+
+/// The process that owns an agent's id, named in a 409.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[non_exhaustive]
+pub struct Owner {
+    /// Its `instance_id`. `None` if it registered without one.
+    #[serde(default)]
+    pub instance_id: Option<String>,
+    /// Where it answers.
+    #[serde(default)]
+    pub base_url: String,
+}
+
+impl Owner {
+    /// The owner of an id.
+    #[must_use]
+    pub fn new(instance_id: Option<String>, base_url: impl Into<String>) -> Self {
+        Self { instance_id, base_url: base_url.into() }
+    }
+}
+
+/// One process that came up with the agent's id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Instance {
+    id: String,
+    started_at: Timestamp,
+    /// When it was shut down. Its late requests change nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ended_at: Option<Timestamp>,
+}
+
+/// The last few processes that came up with one agent's id. The server and the mock registry judge by it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Instances(Vec<Instance>);
+
+impl Instances {
+    /// Judges a registration, and remembers the process that sent it. Returns whether it may have the id.
+    ///
+    /// `age` is how long ago the process started; without it the registration is always granted. `owner` is the
+    /// process that has the id now, unless it is past its deadline.
+    #[must_use]
+    pub fn claim(
+        &mut self,
+        claimant: &str,
+        age: Option<Duration>,
+        owner: Option<&str>,
+        now: Timestamp,
+    ) -> bool {
+        // What lies in the future was noted before somebody set the clock back, and can be compared with nothing.
+        self.0.retain(|one| one.started_at.max(one.ended_at.unwrap_or(one.started_at)) <= now);
+        let age_millis = i64::try_from(age.unwrap_or_default().as_millis()).unwrap_or(i64::MAX);
+        let started = Timestamp::from_unix_millis(now.unix_millis().saturating_sub(age_millis));
+        let started_at = match self.find(claimant) {
+            None => started,
+            Some(Instance { ended_at: None, started_at, .. }) => *started_at,
+            // A late request of the process that ended, and not a later start with the same id.
+            Some(Instance { ended_at: Some(ended_at), .. }) if age.is_some() && started <= *ended_at => {
+                return false;
+            }
+            Some(_) => started,
+        };
+        let rival = owner.filter(|owner| *owner != claimant && !self.has_ended(owner));
+        let rival = rival.and_then(|owner| self.find(owner));
+        let is_older = rival.is_some_and(|rival| started_at <= rival.started_at);
+        self.remember(Instance { id: claimant.to_owned(), started_at, ended_at: None }, owner);
+        age.is_none() || !is_older
+    }
+
+    /// Notes that a process was shut down.
+    pub fn end(&mut self, instance_id: &str, now: Timestamp) {
+        let started_at = self.find(instance_id).map_or(now, |known| known.started_at);
+        self.remember(
+            Instance { id: instance_id.to_owned(), started_at, ended_at: Some(now) },
+            Some(instance_id),
+        );
+    }
+
+    /// Whether a process was shut down.
+    #[must_use]
+    pub fn has_ended(&self, instance_id: &str) -> bool {
+        self.find(instance_id).is_some_and(|known| known.ended_at.is_some())
+    }
+
+    /// Whether a process was seen, and has not been shut down.
+    #[must_use]
+    pub fn is_running(&self, instance_id: &str) -> bool {
+        self.find(instance_id).is_some_and(|known| known.ended_at.is_none())
+    }
+
+    fn find(&self, instance_id: &str) -> Option<&Instance> {
+        self.0.iter().find(|one| one.id == instance_id)
+    }
+
+    /// Replaces what was known of a process. Forgets the one that was heard of least lately, but never the owner.
+    fn remember(&mut self, instance: Instance, owner: Option<&str>) {
+        self.0.retain(|one| one.id != instance.id);
+        self.0.push(instance);
+        if self.0.len() > REMEMBERED
+            && let Some(oldest) = self.0.iter().position(|one| Some(one.id.as_str()) != owner)
+        {
+            self.0.remove(oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_unix_millis(seconds * 1_000)
+    }
+
+    fn age(seconds: u64) -> Option<Duration> {
+        Some(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn the_younger_process_wins_in_either_order() {
+        let mut instances = Instances::default();
+        assert!(instances.claim("old", age(50), None, at(100)));
+        assert!(instances.claim("young", age(10), Some("old"), at(100)));
+        assert!(!instances.claim("old", age(60), Some("young"), at(110)));
+        let mut instances = Instances::default();
+        assert!(instances.claim("young", age(10), None, at(100)));
+        assert!(!instances.claim("old", age(50), Some("young"), at(100)));
+    }
+
+    #[test]
+    fn on_a_tie_the_owner_stays() {
+        let mut instances = Instances::default();
+        assert!(instances.claim("one", age(10), None, at(100)));
+        assert!(!instances.claim("two", age(10), Some("one"), at(100)));
+        assert!(instances.claim("one", age(10), Some("one"), at(100)));
+    }
+
+    #[test]
+    fn the_start_of_a_process_is_never_moved_also_if_it_was_refused() {
+        let mut instances = Instances::default();
+        assert!(instances.claim("one", age(50), None, at(100)));
+        assert!(instances.claim("one", age(0), Some("one"), at(100)));
+        assert!(instances.claim("two", age(30), Some("one"), at(100)), "one started before two");
+        assert!(!instances.claim("three", age(40), Some("two"), at(100)));
+        assert!(!instances.claim("three", age(0), Some("two"), at(100)), "it was seen with another age");
+    }
+
+    #[test]
+    fn a_process_that_is_gone_or_says_no_age_gives_way() {
+        let mut instances = Instances::default();
+        assert!(instances.claim("young", age(10), None, at(100)));
+        assert!(instances.claim("old", age(50), None, at(100)), "the owner is past its deadline");
+        assert!(!instances.claim("older", age(60), Some("old"), at(100)));
+        assert!(instances.claim("older", None, Some("old"), at(100)), "it says no age");
+        assert!(instances.claim("any", age(90), Some("never-seen"), at(100)), "the owner's age is not known");
+    }
+
+    #[test]
+    fn a_process_that_was_shut_down_stays_so_until_it_starts_anew() {
+        let mut instances = Instances::default();
+        assert!(instances.claim("pod-0", age(10), None, at(100)));
+        instances.end("pod-0", at(110));
+        assert!(instances.has_ended("pod-0") && !instances.is_running("pod-0"));
+        assert!(!instances.claim("pod-0", age(20), Some("pod-0"), at(110)), "a late request");
+        assert!(!instances.claim("pod-0", age(15), Some("pod-0"), at(125)), "it started as the other ended");
+        assert!(instances.claim("pod-0", age(14), Some("pod-0"), at(125)), "a later start");
+        assert!(instances.is_running("pod-0"));
+        instances.end("pod-0", at(130));
+        assert!(instances.claim("old", age(100), Some("pod-0"), at(130)), "the owner has ended");
+        assert!(instances.claim("pod-0", None, Some("old"), at(131)), "it says no age");
+        assert!(instances.is_running("pod-0"));
+    }
+
+    #[test]
+    fn a_process_that_was_never_seen_can_be_shut_down() {
+        let mut instances = Instances::default();
+        instances.end("one", at(100));
+        assert!(!instances.claim("one", age(5), None, at(101)));
+        assert!(instances.claim("one", age(0), None, at(101)));
+    }
+
+    #[test]
+    fn a_few_are_remembered_and_the_owner_always() {
+        let mut instances = Instances::default();
+        assert!(instances.claim("owner", age(1), None, at(100)));
+        for number in 0..20 {
+            assert!(!instances.claim(&format!("old-{number}"), age(50), Some("owner"), at(100)));
+        }
+        assert_eq!(instances.0.len(), REMEMBERED);
+        assert!(instances.is_running("owner") && instances.is_running("old-19"));
+        assert!(!instances.is_running("old-0"));
+    }
+
+    #[test]
+    fn what_was_noted_before_the_clock_was_set_back_counts_for_nothing() {
+        let mut instances = Instances::default();
+        assert!(instances.claim("owner", age(1), None, at(5_000)));
+        instances.end("ended", at(5_000));
+        assert!(instances.claim("young", age(0), Some("owner"), at(100)));
+        assert!(instances.claim("ended", age(50), None, at(100)));
+    }
+}
