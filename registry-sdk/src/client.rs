@@ -5,6 +5,7 @@ use std::time::Duration;
 use reqwest::Method;
 use reqwest::header::{HeaderMap, LINK};
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 use url::Url;
 
 use crate::contract::{
@@ -13,9 +14,10 @@ use crate::contract::{
 };
 use crate::credentials::{Certificates, Credentials};
 use crate::error::Error;
+use crate::lenient;
 use crate::query::{ListQuery, Page, SearchQuery};
 use crate::retry::RetryPolicy;
-use crate::transport::{Answer, Request, Transport};
+use crate::transport::{Body, Request, Transport};
 
 /// Speaks to a registry: one method an operation.
 ///
@@ -146,13 +148,19 @@ impl RegistryClient {
         Self { transport: self.transport.clone(), retry: policy }
     }
 
+    pub(crate) fn retry_policy(&self) -> RetryPolicy {
+        self.retry.clone()
+    }
+
     /// Registers an agent, or updates its registration. Counts as a heartbeat.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with all the fields that are out of their limits, before anything is sent.
+    /// [`Error::Invalid`] with all the fields that are out of their limits, before anything is sent;
+    /// [`Error::Superseded`] if the registration has an age, and a younger process owns the id.
     pub async fn register(&self, registration: &Registration) -> Result<AgentRecord, Error> {
-        let request = Self::registration(registration)?;
-        Self::registered(registration, &self.transport.send(&request, &self.retry).await?)
+        registration.validate()?;
+        let request = Self::registration(Body::Fixed(encode(registration)?));
+        lenient::record(registration, &self.transport.send(&request, &self.retry).await?)
     }
 
     /// Says that an agent is alive.
@@ -166,9 +174,10 @@ impl RegistryClient {
     /// Says that an agent is alive, and more: its status, or which process this is.
     ///
     /// # Errors
-    /// As [`RegistryClient::heartbeat`], and [`Error::Superseded`] where another process has registered since.
+    /// As [`RegistryClient::heartbeat`], and [`Error::Superseded`] if another process owns the id.
     pub async fn heartbeat_with(&self, agent_id: &str, beat: &Heartbeat) -> Result<HeartbeatAck, Error> {
-        self.ask(Self::heartbeat_of(agent_id, beat)?).await
+        let request = Self::heartbeat_of(agent_id, beat)?;
+        lenient::ack(agent_id, beat.status, &self.transport.send(&request, &self.retry).await?)
     }
 
     /// Lists agents, ordered by id.
@@ -223,18 +232,14 @@ impl RegistryClient {
     /// Sets an agent's status as one process among several.
     ///
     /// # Errors
-    /// As [`RegistryClient::update_status`], and [`Error::Superseded`] where another process has registered
-    /// since.
+    /// As [`RegistryClient::update_status`], and [`Error::Superseded`] if another process owns the
+    /// id.
     pub async fn update_status_with(
         &self,
         agent_id: &str,
         update: &StatusUpdate,
     ) -> Result<AgentRecord, Error> {
-        let mut request = get(["agents", known_form(agent_id)?, "status"]);
-        request.method = Method::PUT;
-        request.body = Some(encode(update)?);
-        request.optional = Some("PUT /agents/{id}/status");
-        self.ask(request).await
+        self.ask(Self::status_update(agent_id, update)?).await
     }
 
     /// Removes an agent from the registry.
@@ -287,14 +292,19 @@ impl RegistryClient {
         self.transport.attempt_timeout()
     }
 
-    /// Registers in one attempt of limited length.
+    /// Registers the process that started at a moment, in one attempt of limited length.
     pub(crate) async fn register_once(
         &self,
         registration: &Registration,
+        started: Instant,
         limit: Duration,
     ) -> Result<AgentRecord, Error> {
-        let request = Self::registration(registration)?;
-        Self::registered(registration, &self.transport.send_once(&request, limit).await?)
+        registration.validate()?;
+        let sent = registration.clone();
+        // Where the first URL cannot be reached and the next is tried, the process has grown older.
+        let body = Body::Fresh(Box::new(move || encode(&sent.clone().instance_age(started.elapsed()))));
+        let answer = self.transport.send_once(&Self::registration(body), limit).await?;
+        lenient::record(registration, &answer)
     }
 
     /// Sends a heartbeat in one attempt of limited length.
@@ -304,34 +314,50 @@ impl RegistryClient {
         beat: &Heartbeat,
         limit: Duration,
     ) -> Result<HeartbeatAck, Error> {
-        self.transport.send_once(&Self::heartbeat_of(agent_id, beat)?, limit).await?.decode()
+        let answer = self.transport.send_once(&Self::heartbeat_of(agent_id, beat)?, limit).await?;
+        lenient::ack(agent_id, beat.status, &answer)
     }
 
-    fn registration(registration: &Registration) -> Result<Request, Error> {
-        registration.validate()?;
+    /// Sets an agent's status in one attempt of limited length. Any success counts, whatever its body.
+    pub(crate) async fn update_status_once(
+        &self,
+        agent_id: &str,
+        update: &StatusUpdate,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        self.transport.send_once(&Self::status_update(agent_id, update)?, limit).await.map(|_| ())
+    }
+
+    /// Sets an agent's status. Any success counts, whatever its body.
+    pub(crate) async fn tell_status(&self, agent_id: &str, update: &StatusUpdate) -> Result<(), Error> {
+        self.transport.send(&Self::status_update(agent_id, update)?, &self.retry).await.map(|_| ())
+    }
+
+    /// The record of an agent, in one attempt of limited length.
+    pub(crate) async fn get_agent_once(&self, agent_id: &str, limit: Duration) -> Result<AgentRecord, Error> {
+        self.transport.send_once(&get(["agents", known_form(agent_id)?]), limit).await?.decode()
+    }
+
+    fn registration(body: Body) -> Request {
         let mut request = get(["register"]);
         request.method = Method::POST;
-        request.body = Some(encode(registration)?);
-        Ok(request)
+        request.body = Some(body);
+        request
     }
 
-    /// Reads the answer to a registration. What a plain server leaves out of it is known from what was sent.
-    fn registered(sent: &Registration, answer: &Answer) -> Result<AgentRecord, Error> {
-        let mut record: AgentRecord = answer.decode()?;
-        if record.agent_name.is_empty() {
-            record.agent_name.clone_from(&sent.agent_name);
-            record.base_url.clone_from(&sent.base_url);
-            record.capabilities.clone_from(&sent.capabilities);
-            record.metadata.clone_from(&sent.metadata);
-        }
-        Ok(record)
+    fn status_update(agent_id: &str, update: &StatusUpdate) -> Result<Request, Error> {
+        let mut request = get(["agents", known_form(agent_id)?, "status"]);
+        request.method = Method::PUT;
+        request.body = Some(Body::Fixed(encode(update)?));
+        request.optional = Some("PUT /agents/{id}/status");
+        Ok(request)
     }
 
     fn heartbeat_of(agent_id: &str, beat: &Heartbeat) -> Result<Request, Error> {
         let mut request = get(["agents", known_form(agent_id)?, "heartbeat"]);
         request.method = Method::POST;
         if *beat != Heartbeat::default() {
-            request.body = Some(encode(beat)?);
+            request.body = Some(Body::Fixed(encode(beat)?));
         }
         Ok(request)
     }

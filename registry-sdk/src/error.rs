@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::contract::{FieldError, Invalid};
+use crate::contract::{FieldError, Invalid, Owner};
 use crate::transport::chain;
 
 /// Shared, so that an error can be given to all who waited for the same answer.
@@ -63,11 +63,32 @@ pub enum Error {
         detail: String,
     },
 
-    /// Another process has registered with the agent's id since (409).
+    /// Another process owns the agent's id (409).
     #[error("{detail}")]
     Superseded {
-        /// What it said.
+        /// What the registry said.
         detail: String,
+        /// The process that owns the id. `None` from a registry that knows no ages: there the newest registration wins.
+        owner: Option<Owner>,
+    },
+
+    /// The agent was shut down, and sends nothing more.
+    #[error("the agent was shut down")]
+    ShutDown,
+
+    /// The process itself stood still, so the agent could not be heard within its deadline.
+    #[error("no heartbeat could be sent for {silent:?}: the runtime was blocked, or the process suspended")]
+    Stalled {
+        /// How long the registry has heard nothing of the agent.
+        silent: Duration,
+    },
+
+    /// The work that was given to [`Agent::run_until`](crate::Agent::run_until) failed.
+    #[error("the agent's own work failed")]
+    Work {
+        /// The work's own error.
+        #[source]
+        source: Cause,
     },
 
     /// The credentials are missing, or not enough (401, 403).
@@ -86,8 +107,8 @@ pub enum Error {
         operation: &'static str,
     },
 
-    /// The answer is not one that the contract knows: a page of HTML from something in between, perhaps.
-    #[error("the registry gave an answer that makes no sense ({status}): {detail}")]
+    /// The answer is not one that the contract knows: a page of HTML, perhaps, or a refusal by something in between.
+    #[error("unexpected answer in place of the registry's ({status}): {detail}")]
     UnexpectedAnswer {
         /// The HTTP status.
         status: u16,
@@ -109,14 +130,15 @@ impl Error {
         matches!(self, Self::NotFound { .. })
     }
 
-    /// Whether the registry understood the request and refused it for good: trying again is of no use before
-    /// the fields or the credentials are mended.
+    /// Whether the registry itself understood the request and refused it for good: trying again is of no use before
+    /// the fields or the credentials are mended. A refusal in any other form than the contract's
+    /// (`application/problem+json`) does not count: it comes from something in between, and may pass.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         matches!(self, Self::Invalid { .. } | Self::Denied { .. } | Self::Setup(_))
     }
 
-    /// Whether another process has taken over the agent's id.
+    /// Whether another process owns the agent's id.
     #[must_use]
     pub fn is_superseded(&self) -> bool {
         matches!(self, Self::Superseded { .. })

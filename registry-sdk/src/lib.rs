@@ -84,6 +84,8 @@ mod error;
 #[cfg(feature = "axum")]
 mod health;
 #[cfg(feature = "client")]
+mod lenient;
+#[cfg(feature = "client")]
 mod metrics;
 #[cfg(feature = "client")]
 mod monitor;
@@ -102,7 +104,10 @@ mod watch;
 pub mod testing;
 
 #[cfg(feature = "client")]
-pub use agent::{Agent, AgentState, RegistrationOutcome, TaskCounter, TaskGuard, shutdown_signal};
+pub use agent::{
+    Agent, AgentState, OnSuperseded, RegistrationOutcome, TaskCounter, TaskGuard, WorkOutcome,
+    shutdown_signal,
+};
 #[cfg(feature = "client")]
 pub use client::{RegistryClient, RegistryClientBuilder};
 #[cfg(feature = "client")]

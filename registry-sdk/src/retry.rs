@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
+use crate::error::Error;
+
 /// How a call is repeated where that is safe and useful: after a failed connection, a time-out, and the
 /// statuses 408, 425, 429, 500, 502, 503 and 504.
 ///
@@ -94,25 +98,50 @@ impl RetryPolicy {
         self
     }
 
-    pub(crate) const fn limit(&self) -> Option<Duration> {
-        self.time_limit
+    /// Begins a call: its time counts from now.
+    pub(crate) fn begin(&self) -> Attempts {
+        let deadline = self.time_limit.and_then(|limit| Instant::now().checked_add(limit));
+        Attempts { delays: self.delays(), deadline }
     }
 
     /// The pauses between the attempts.
-    pub(crate) fn delays(&self) -> Delays {
+    fn delays(&self) -> Delays {
         Delays { left: self.attempts.saturating_sub(1), next: self.first_delay, policy: self.clone() }
     }
 
     /// The pause before the next attempt, where the registry asked for one. The drawn pause is added, so that
     /// not all who were told the same come back at the same moment.
-    pub(crate) fn obeying(&self, retry_after: Option<Duration>, drawn: Duration) -> Duration {
+    fn obeying(&self, retry_after: Option<Duration>, drawn: Duration) -> Duration {
         retry_after.map_or(drawn, |asked| asked.saturating_add(drawn).min(self.longest_delay))
+    }
+}
+
+/// The attempts of one call.
+#[derive(Debug)]
+pub(crate) struct Attempts {
+    delays: Delays,
+    deadline: Option<Instant>,
+}
+
+impl Attempts {
+    /// How long the next attempt may take.
+    pub(crate) fn time_left(&self, most: Duration) -> Duration {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        left.map_or(most, |left| left.min(most))
+    }
+
+    /// The pause before the next attempt; `None` if there is none: the error is the call's.
+    pub(crate) fn pause_after(&mut self, error: &Error) -> Option<Duration> {
+        let drawn = self.delays.next().filter(|_| error.is_retryable())?;
+        let pause = self.delays.policy.obeying(error.retry_after(), drawn);
+        let in_time = self.deadline.is_none_or(|deadline| Instant::now() + pause < deadline);
+        in_time.then_some(pause)
     }
 }
 
 /// Draws one pause after another.
 #[derive(Debug)]
-pub(crate) struct Delays {
+struct Delays {
     left: u32,
     /// The longest that the next pause may be.
     next: Duration,

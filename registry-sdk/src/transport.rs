@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use backon::Retryable;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode};
-use tokio::time::Instant;
+use serde_json::{Map, Value};
+use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 use url::Url;
 
-use crate::contract::{FieldError, Problem};
+use crate::contract::{FieldError, Owner};
 use crate::credentials::{Certificates, Credentials};
 use crate::error::Error;
 use crate::metrics;
-use crate::retry::RetryPolicy;
+use crate::retry::{Attempts, RetryPolicy};
 use crate::targets::Targets;
 
 /// The longest answer that is read. 100,000 agents are some 80 MB; what is longer is no registry's answer.
@@ -34,16 +34,23 @@ pub(crate) struct Transport {
 }
 
 /// A request, as it can be sent any number of times.
-#[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) method: Method,
     pub(crate) path: Vec<String>,
     pub(crate) query: Vec<(&'static str, String)>,
-    pub(crate) body: Option<Vec<u8>>,
+    pub(crate) body: Option<Body>,
     /// After which event a stream of them is to go on.
     pub(crate) last_event_id: Option<String>,
     /// The method and the path as the contract writes them, where not every registry has the operation.
     pub(crate) optional: Option<&'static str>,
+}
+
+/// The body of a request.
+pub(crate) enum Body {
+    /// The same each time it is sent.
+    Fixed(Vec<u8>),
+    /// Encoded anew each time it is sent, because it says how much time has passed.
+    Fresh(Box<dyn Fn() -> Result<Vec<u8>, Error> + Send + Sync>),
 }
 
 /// A good answer.
@@ -91,28 +98,23 @@ impl Transport {
     /// Cancel safe in so far as nothing is left running; whether the registry had got the request is then
     /// unknown.
     pub(crate) async fn send(&self, request: &Request, policy: &RetryPolicy) -> Result<Answer, Error> {
-        let deadline = policy.limit().map(|limit| Instant::now() + limit);
         let path = request.path.join("/");
         let span = tracing::debug_span!("registry_request", method = %request.method, path);
-        let attempt = || async {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            self.send_once(request, left.map_or(self.attempt_timeout, |left| left.min(self.attempt_timeout)))
-                .await
-        };
-        attempt
-            .retry(policy.delays())
-            .when(Error::is_retryable)
-            .adjust(|error, drawn| {
-                let pause = policy.obeying(error.retry_after(), drawn?);
-                let in_time = deadline.is_none_or(|deadline| Instant::now() + pause < deadline);
-                in_time.then_some(pause)
-            })
-            .notify(|error, pause| {
-                metrics::retried();
-                tracing::debug!(%error, ?pause, "trying again");
-            })
-            .instrument(span)
-            .await
+        self.send_until(request, policy.begin()).instrument(span).await
+    }
+
+    async fn send_until(&self, request: &Request, mut attempts: Attempts) -> Result<Answer, Error> {
+        loop {
+            let limit = attempts.time_left(self.attempt_timeout);
+            let error = match self.send_once(request, limit).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let Some(pause) = attempts.pause_after(&error) else { return Err(error) };
+            metrics::retried();
+            tracing::debug!(%error, ?pause, "trying again");
+            sleep(pause).await;
+        }
     }
 
     /// Sends a request once, and waits no longer than `limit` for the complete answer. Where not even a
@@ -165,11 +167,14 @@ impl Transport {
         let response = self.open(request, target).await?;
         let status = response.status();
         let answer = self.read(response, target).await?;
-        match status {
-            StatusCode::NO_CONTENT => Ok(answer),
-            _ if !status.is_success() => Err(failure(status, &answer, request.optional).into()),
-            _ if matches!(answer.body.trim_ascii_start().first(), Some(b'{' | b'[')) => Ok(answer),
-            _ => Err(answer.nonsense("no JSON").into()),
+        if !status.is_success() {
+            return Err(failure(status, &answer, request.optional).into());
+        }
+        // JSON, or nothing where the status says that nothing follows.
+        match answer.body.trim_ascii_start().first() {
+            Some(b'{' | b'[' | b'"' | b'n' | b't' | b'f') => Ok(answer),
+            None if answer.may_be_empty() => Ok(answer),
+            _ => Err(answer.unexpected("no JSON").into()),
         }
     }
 
@@ -177,7 +182,11 @@ impl Transport {
         let base = self.targets.url(target);
         let mut builder = self.http.request(request.method.clone(), request.url(base)?);
         if let Some(body) = &request.body {
-            builder = builder.header(CONTENT_TYPE, "application/json").body(body.clone());
+            let body = match body {
+                Body::Fixed(body) => body.clone(),
+                Body::Fresh(encode) => encode()?,
+            };
+            builder = builder.header(CONTENT_TYPE, "application/json").body(body);
         }
         if let Some(credentials) = &self.credentials {
             builder = builder.header(AUTHORIZATION, credentials.header()?);
@@ -246,27 +255,66 @@ impl Request {
 impl Answer {
     /// Reads the body as JSON of the contract.
     pub(crate) fn decode<T: serde::de::DeserializeOwned>(&self) -> Result<T, Error> {
-        serde_json::from_slice(&self.body).map_err(|error| self.nonsense(error))
+        serde_json::from_slice(&self.body).map_err(|error| self.unexpected(error))
     }
 
-    fn nonsense(&self, why: impl std::fmt::Display) -> Error {
+    /// The body's fields, whatever they are: none if it is empty, or JSON but no object.
+    pub(crate) fn fields(&self) -> Result<Map<String, Value>, Error> {
+        if self.body.trim_ascii().is_empty() && self.may_be_empty() {
+            return Ok(Map::new());
+        }
+        match self.decode()? {
+            Value::Object(fields) => Ok(fields),
+            _ => Ok(Map::new()),
+        }
+    }
+
+    /// An empty 200 is more likely cut off than meant so.
+    fn may_be_empty(&self) -> bool {
+        matches!(self.status, 201 | 202 | 204)
+    }
+
+    fn unexpected(&self, why: impl std::fmt::Display) -> Error {
         Error::UnexpectedAnswer { status: self.status, detail: format!("{why} in {}", quote(&self.body)) }
     }
+
+    /// The error that the body is, if it has the contract's own form. All of RFC 9457's members may be missing.
+    fn problem(&self) -> Option<Refusal> {
+        let kind = self.headers.get(CONTENT_TYPE)?.to_str().ok()?;
+        let is_problem = kind
+            .split(';')
+            .next()
+            .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/problem+json"));
+        is_problem.then(|| serde_json::from_slice(&self.body).ok()).flatten()
+    }
+}
+
+/// What is read of a problem (RFC 9457).
+#[derive(Default, serde::Deserialize)]
+struct Refusal {
+    detail: Option<String>,
+    title: Option<String>,
+    #[serde(default)]
+    errors: Vec<FieldError>,
+    owner: Option<Owner>,
 }
 
 /// What an answer that is no success means.
 fn failure(status: StatusCode, answer: &Answer, optional: Option<&'static str>) -> Error {
-    let (detail, fields, is_problem) = explain(&answer.body);
+    let problem = answer.problem();
+    let is_own = problem.is_some();
+    let Refusal { detail, title, errors: fields, owner } = problem.unwrap_or_default();
+    let detail = detail.or(title).unwrap_or_else(|| plain_detail(&answer.body));
     let code = status.as_u16();
     match code {
         // Where the operation is missing, a server knows no such path, and does not say it as ours does.
-        404 | 405 | 501 if optional.is_some() && (code != 404 || !is_problem) => {
+        404 | 405 | 501 if optional.is_some() && (code != 404 || !is_own) => {
             Error::Unsupported { operation: optional.unwrap_or_default() }
         }
         404 => Error::NotFound { detail },
-        409 => Error::Superseded { detail },
-        401 | 403 => Error::Denied { status: code, detail },
-        400 | 413 | 415 | 422 => Error::Invalid { detail, fields },
+        409 => Error::Superseded { detail, owner },
+        401 | 403 if is_own => Error::Denied { status: code, detail },
+        400 | 413 | 415 | 422 if is_own => Error::Invalid { detail, fields },
         408 | 425 | 429 | 500 | 502 | 503 | 504 => {
             Error::Unavailable { status: code, detail, retry_after: retry_after(&answer.headers) }
         }
@@ -274,20 +322,16 @@ fn failure(status: StatusCode, answer: &Answer, optional: Option<&'static str>) 
     }
 }
 
-/// What an error's body says, the fields it names, and whether it is a problem as the contract has it.
-fn explain(body: &[u8]) -> (String, Vec<FieldError>, bool) {
+/// What an error of another service says. FastAPI writes the detail alone, a text or a list.
+fn plain_detail(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Plain {
-        detail: serde_json::Value,
+        detail: Value,
     }
-    if let Ok(problem) = serde_json::from_slice::<Problem>(body) {
-        return (problem.detail, problem.errors, true);
-    }
-    // As FastAPI writes errors: the detail alone, a text or a list.
     match serde_json::from_slice::<Plain>(body) {
-        Ok(Plain { detail: serde_json::Value::String(text) }) => (text, Vec::new(), false),
-        Ok(Plain { detail }) => (detail.to_string(), Vec::new(), false),
-        Err(_) => (quote(body), Vec::new(), false),
+        Ok(Plain { detail: Value::String(text) }) => text,
+        Ok(Plain { detail }) => detail.to_string(),
+        Err(_) => quote(body),
     }
 }
 
@@ -345,9 +389,8 @@ mod tests {
 
     #[test]
     fn errors_of_other_services_are_understood() {
-        let (detail, _, is_problem) = explain(br#"{"detail": "Agent not found"}"#);
-        assert_eq!((detail.as_str(), is_problem), ("Agent not found", false));
-        let (detail, _, _) = explain(b"<html>\n502 Bad Gateway</html>");
-        assert_eq!(detail, r#""<html>\n502 Bad Gateway</html>""#);
+        assert_eq!(plain_detail(br#"{"detail": "Agent not found"}"#), "Agent not found");
+        assert_eq!(plain_detail(br#"{"detail": [1]}"#), "[1]");
+        assert_eq!(plain_detail(b"<html>\n502 Bad Gateway</html>"), r#""<html>\n502 Bad Gateway</html>""#);
     }
 }

@@ -1,74 +1,141 @@
 //! An agent's whole life in one call.
 
-use std::time::Duration;
+use std::pin::pin;
 
-use super::Agent;
+use futures_util::future::join;
+use tokio::time::{Instant, sleep_until};
+
+use super::{Agent, DEFAULT_INTERVAL, SHUTDOWN_LIMIT};
 use crate::error::Error;
 
-/// How often heartbeats come where the registration declares nothing.
-const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
+/// What the work that is given to [`Agent::run_until`] may end with: nothing, or a `Result`.
+#[diagnostic::on_unimplemented(
+    message = "the work of an agent ends with `()` or `Result<(), E>`, and not with `{Self}`",
+    note = "end an `async` block that loops for ever with `Ok::<(), std::io::Error>(())`"
+)]
+pub trait WorkOutcome {
+    /// The work's error, if it failed.
+    fn into_result(self) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+}
+
+impl WorkOutcome for () {
+    fn into_result(self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(())
+    }
+}
+
+impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> WorkOutcome for Result<(), E> {
+    fn into_result(self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.map_err(Into::into)
+    }
+}
 
 impl Agent {
-    /// Registers, sends heartbeats at the declared interval (30 s where none is declared) while `work` runs,
-    /// and shuts down in order when it ends. Answers with what `work` gave.
+    /// Runs the agent's own work, and keeps the agent registered meanwhile, until the work ends or the process is asked to
+    /// end (Ctrl-C or SIGTERM). Then it shuts the agent down in good order.
     ///
-    /// `work` may be the agent's server, or [`shutdown_signal`] where that runs in a task of its own.
+    /// The work starts at once; the agent registers beside it, and sends heartbeats at the declared interval (30 s if none
+    /// is declared). `work` is a future or, like `axum::serve(..)`, becomes one. It may be [`shutdown_signal`] if the work
+    /// is done elsewhere.
+    ///
+    /// After a signal the work has five seconds to end by itself, as `axum::serve(..).with_graceful_shutdown(..)` does;
+    /// then, or at a second signal, it is dropped.
     ///
     /// # Errors
-    /// As [`Agent::register_with_retry`]: only what no further attempt would mend. Then `work` has not begun.
+    /// [`Error::Work`] with the work's own error. [`Error::Invalid`] and [`Error::Denied`] if the registry refuses the
+    /// agent in the contract's own form when it starts: that ends the work, too.
     ///
     /// # Cancel safety
-    /// Where it is dropped, so are `work` and the heartbeat loop, without a word to the registry.
+    /// If it is dropped, so is the work. Heartbeats go on until the agent is dropped or shut down.
     ///
     /// ```no_run
+    /// # #[cfg(feature = "axum")]
     /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), registry_sdk::Error> {
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use registry_sdk::contract::{Capability, Registration};
-    /// use registry_sdk::{Agent, RegistryClient, shutdown_signal};
+    /// use registry_sdk::{Agent, RegistryClient};
     ///
     /// let client = RegistryClient::new("http://127.0.0.1:8009")?;
     /// let registration = Registration::new("docs", "Documentation Writer", "http://docs:8004")
     ///     .capability(Capability::new("documentation"));
-    /// Agent::new(client, registration).run_until(shutdown_signal()).await
+    /// let listener = tokio::net::TcpListener::bind("0.0.0.0:8004").await?;
+    /// let app = axum::Router::new(/* … the agent's own routes … */);
+    /// Agent::new(client, registration).run_until(axum::serve(listener, app)).await?;
+    /// # Ok(())
     /// # }
+    /// # #[cfg(not(feature = "axum"))]
+    /// # fn main() {}
     /// ```
-    pub async fn run_until<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
-        self.register_with_retry().await?;
+    pub async fn run_until<W>(&self, work: W) -> Result<(), Error>
+    where
+        W: IntoFuture,
+        W::Output: WorkOutcome,
+    {
+        let signalled = shutdown_signal();
         self.start_heartbeat(self.registration().heartbeat_interval.unwrap_or(DEFAULT_INTERVAL))?;
-        let outcome = work.await;
+        let mut work = pin!(work.into_future());
+        let refused = pin!(self.refused());
+        let outcome = tokio::select! {
+            outcome = &mut work => Some(outcome),
+            () = signalled => {
+                tracing::info!(agent_id = self.agent_id(), "asked to end: shutting down");
+                let deadline = Instant::now() + SHUTDOWN_LIMIT;
+                let last_of_work = async {
+                    tokio::select! {
+                        outcome = &mut work => Some(outcome),
+                        () = sleep_until(deadline) => None,
+                        () = shutdown_signal() => None,
+                    }
+                };
+                join(self.shutdown(), last_of_work).await.1
+            }
+            error = refused => {
+                self.shutdown().await;
+                return Err(error);
+            }
+        };
         self.shutdown().await;
-        Ok(outcome)
+        let outcome = outcome.map_or(Ok(()), WorkOutcome::into_result);
+        outcome.map_err(|error| Error::Work { source: error.into() })
+    }
+
+    /// Ends with an error if the registry refuses the agent when it starts, and otherwise never.
+    async fn refused(&self) -> Error {
+        match self.register_with_retry().await {
+            // Whoever shut the agent down may still have work to end.
+            Ok(_) | Err(Error::ShutDown) => std::future::pending().await,
+            Err(error) => error,
+        }
     }
 }
 
-/// Waits for Ctrl-C or, on Unix, SIGTERM. Where neither can be waited for it never ends, which is logged.
-pub async fn shutdown_signal() {
-    let interrupted = async {
-        if let Err(error) = tokio::signal::ctrl_c().await {
-            tracing::error!(%error, "cannot wait for Ctrl-C");
-            std::future::pending::<()>().await;
-        }
+/// Waits for Ctrl-C or, on Unix, SIGTERM. A signal counts from this call on, also before the future is first polled. If
+/// neither can be waited for, it never ends, which is logged.
+///
+/// # Panics
+/// Outside of a Tokio runtime.
+pub fn shutdown_signal() -> impl Future<Output = ()> + Send + 'static {
+    #[cfg(unix)]
+    let signals = {
+        use tokio::signal::unix::{SignalKind, signal};
+        [("Ctrl-C", signal(SignalKind::interrupt())), ("SIGTERM", signal(SignalKind::terminate()))]
     };
-    tokio::select! {
-        () = interrupted => {}
-        () = terminated() => {}
+    #[cfg(windows)]
+    let signals = [("Ctrl-C", tokio::signal::windows::ctrl_c())];
+    async move {
+        let waiting = signals.map(|(name, signal)| {
+            Box::pin(async move {
+                match signal {
+                    Ok(mut signal) => {
+                        signal.recv().await;
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "cannot wait for {name}");
+                        std::future::pending::<()>().await;
+                    }
+                }
+            })
+        });
+        futures_util::future::select_all(waiting).await;
     }
-}
-
-#[cfg(unix)]
-async fn terminated() {
-    match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        Ok(mut signal) => {
-            signal.recv().await;
-        }
-        Err(error) => {
-            tracing::error!(%error, "cannot wait for SIGTERM");
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-#[cfg(not(unix))]
-async fn terminated() {
-    std::future::pending::<()>().await;
 }

@@ -67,13 +67,12 @@ impl Instances {
         let age_millis = i64::try_from(age.unwrap_or_default().as_millis()).unwrap_or(i64::MAX);
         let started = Timestamp::from_unix_millis(now.unix_millis().saturating_sub(age_millis));
         let started_at = match self.find(claimant) {
-            None => started,
             Some(Instance { ended_at: None, started_at, .. }) => *started_at,
             // A late request of the process that ended, and not a later start with the same id.
             Some(Instance { ended_at: Some(ended_at), .. }) if age.is_some() && started <= *ended_at => {
                 return false;
             }
-            Some(_) => started,
+            _ => started,
         };
         let rival = owner.filter(|owner| *owner != claimant && !self.has_ended(owner));
         let rival = rival.and_then(|owner| self.find(owner));
@@ -127,6 +126,7 @@ mod tests {
         Timestamp::from_unix_millis(seconds * 1_000)
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "an age may be missing")]
     fn age(seconds: u64) -> Option<Duration> {
         Some(Duration::from_secs(seconds))
     }

@@ -48,7 +48,12 @@ impl From<Refusal> for Answer {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Unknown => Self::problem(404, "no such agent is registered"),
-            Refusal::Superseded => Self::problem(409, "another instance of the agent has registered since"),
+            Refusal::Superseded(owner) => {
+                let detail = "another process owns the agent's id, or this one was shut down";
+                let mut problem = Problem::new(409, title(409), detail);
+                problem.owner = Some(owner);
+                Self { status: 409, ..Self::ok(&problem) }
+            }
         }
     }
 }
@@ -104,7 +109,7 @@ fn events(book: &mut Book, last_event_id: Option<&str>) -> Result<Answer, Answer
 
 fn register(book: &mut Book, body: &[u8]) -> Result<Answer, Answer> {
     let read = Registration::from_json(body).map_err(|error| malformed(&error))?;
-    Ok(Answer::ok(&book.register(read.map_err(Answer::invalid)?)))
+    Ok(Answer::ok(&book.register(read.map_err(Answer::invalid)?)?))
 }
 
 fn heartbeat(book: &mut Book, id: &str, body: &[u8]) -> Result<Answer, Answer> {

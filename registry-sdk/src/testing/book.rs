@@ -1,6 +1,8 @@
 //! What the mock registry knows: its agents, by the contract's rules, and what has arrived.
 
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -8,8 +10,8 @@ use tokio::time::Instant;
 use super::log::Log;
 use crate::contract::{
     AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, EventKind, HealthStatus, Heartbeat, HeartbeatAck,
-    Rank, Registration, RegistryStats, SearchIndex, StatusUpdate, Timestamp, UnhealthyReason,
-    heartbeat_timeout,
+    Instances, Owner, Rank, Registration, RegistryStats, SearchIndex, StatusUpdate, Timestamp,
+    UnhealthyReason, heartbeat_timeout,
 };
 
 /// A request that arrived.
@@ -55,6 +57,8 @@ impl Seen {
 #[derive(Clone, Debug)]
 struct Entry {
     registration: Registration,
+    /// The processes that came up with its id.
+    instances: Instances,
     status: AgentStatus,
     /// Offline because it missed its deadline.
     missed: bool,
@@ -66,11 +70,31 @@ struct Entry {
     revision: u64,
 }
 
+impl Entry {
+    /// Depends on all that was registered but the status.
+    fn tag(&self) -> String {
+        let registration = Registration { status: AgentStatus::Active, ..self.registration.clone() };
+        let mut hasher = DefaultHasher::new();
+        // The contract's types always serialize.
+        serde_json::to_string(&registration).unwrap_or_default().hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
+    }
+
+    fn superseded(&self) -> Refusal {
+        let Registration { instance_id, base_url, .. } = &self.registration;
+        Refusal::Superseded(Owner::new(instance_id.clone(), base_url))
+    }
+}
+
 /// Why the book refuses.
 pub(super) enum Refusal {
     Unknown,
-    Superseded,
+    Superseded(Owner),
 }
+
+/// The agents of a [`MockRegistry`](super::MockRegistry) at one moment, to be restored later.
+#[derive(Clone, Debug)]
+pub struct Backup(BTreeMap<String, Entry>);
 
 /// The agents.
 #[derive(Debug)]
@@ -99,8 +123,19 @@ impl Book {
         &mut self.log
     }
 
-    pub(super) fn register(&mut self, registration: Registration) -> AgentRecord {
+    pub(super) fn backup(&self) -> Backup {
+        Backup(self.agents.clone())
+    }
+
+    pub(super) fn restore(&mut self, Backup(agents): &Backup) {
+        self.agents.clone_from(agents);
+        self.log.forget();
+    }
+
+    pub(super) fn register(&mut self, mut registration: Registration) -> Result<AgentRecord, Refusal> {
         self.expire();
+        let age = registration.instance_age.take();
+        let instances = self.claim(&registration, age)?;
         let now = Instant::now();
         let known = self.agents.get(&registration.agent_id);
         let is_news = known.is_none_or(|entry| {
@@ -110,6 +145,7 @@ impl Book {
         let (agent_id, status) = (registration.agent_id.clone(), registration.status);
         let entry = Entry {
             registration,
+            instances,
             status,
             missed: false,
             registered: known.map_or(now, |entry| entry.registered),
@@ -119,7 +155,24 @@ impl Book {
             revision: known.map_or(0, |entry| entry.revision),
         };
         self.agents.insert(agent_id.clone(), entry);
-        if is_news { self.changed(&agent_id, EventKind::Registered) } else { self.known(&agent_id) }
+        Ok(if is_news { self.changed(&agent_id, EventKind::Registered) } else { self.known(&agent_id) })
+    }
+
+    /// Judges whether a process may register, and answers with the processes that are known then.
+    fn claim(&mut self, registration: &Registration, age: Option<Duration>) -> Result<Instances, Refusal> {
+        let now = self.timestamp(Instant::now());
+        let is_overdue = |entry: &Entry| entry.heard.elapsed() > self.limit(entry);
+        let known = self.agents.get(&registration.agent_id);
+        let mut instances = known.map(|entry| entry.instances.clone()).unwrap_or_default();
+        let Some(claimant) = registration.instance_id.as_deref() else { return Ok(instances) };
+        let living = known.filter(|entry| !is_overdue(entry));
+        let owner = living.and_then(|entry| entry.registration.instance_id.clone());
+        if instances.claim(claimant, age, owner.as_deref(), now) {
+            return Ok(instances);
+        }
+        let Some(entry) = self.agents.get_mut(&registration.agent_id) else { return Ok(instances) };
+        entry.instances = instances;
+        Err(entry.superseded())
     }
 
     pub(super) fn beat(&mut self, agent_id: &str, beat: &Heartbeat) -> Result<HeartbeatAck, Refusal> {
@@ -131,12 +184,13 @@ impl Book {
         (entry.missed, entry.heard) = (false, Instant::now());
         entry.load = beat.load.or(entry.load);
         entry.active_tasks = beat.active_tasks.or(entry.active_tasks);
-        let (status, heard) = (entry.status, entry.heard);
+        let (status, heard, tag) = (entry.status, entry.heard, entry.tag());
         let timeout = heartbeat_timeout(timeout, entry.registration.heartbeat_interval);
         if status != before {
             self.changed(agent_id, EventKind::StatusChanged);
         }
-        Ok(HeartbeatAck::new(agent_id.to_owned(), status, self.timestamp(heard), timeout))
+        let ack = HeartbeatAck::new(agent_id.to_owned(), status, self.timestamp(heard), timeout);
+        Ok(ack.registration_tag(tag))
     }
 
     pub(super) fn set_status(
@@ -144,7 +198,19 @@ impl Book {
         agent_id: &str,
         update: &StatusUpdate,
     ) -> Result<AgentRecord, Refusal> {
+        let now = self.timestamp(Instant::now());
+        let ended = update.instance_id.as_deref().filter(|_| update.is_final);
+        if let (Some(instance_id), Some(entry)) = (ended, self.agents.get(agent_id))
+            && entry.instances.has_ended(instance_id)
+            && entry.registration.instance_id.as_deref() == Some(instance_id)
+        {
+            // It is said again, because the first answer was lost.
+            return Ok(self.known(agent_id));
+        }
         let entry = self.entry(agent_id, update.instance_id.as_deref())?;
+        if let Some(instance_id) = ended {
+            entry.instances.end(instance_id, now);
+        }
         // Only a heartbeat brings back who has fallen silent.
         let is_taken = !entry.missed || update.status == AgentStatus::Offline;
         if !is_taken || (entry.status == update.status && !entry.missed) {
@@ -258,13 +324,19 @@ impl Book {
         self.expire();
         let entry = self.agents.get_mut(agent_id).ok_or(Refusal::Unknown)?;
         let registered = entry.registration.instance_id.as_deref();
-        if instance_id.is_some() && registered.is_some() && instance_id != registered {
-            return Err(Refusal::Superseded);
+        let is_other = instance_id.is_some() && registered.is_some() && instance_id != registered;
+        if is_other || instance_id.is_some_and(|instance_id| entry.instances.has_ended(instance_id)) {
+            return Err(entry.superseded());
         }
         Ok(entry)
     }
 
+    fn limit(&self, entry: &Entry) -> Duration {
+        heartbeat_timeout(self.timeout, entry.registration.heartbeat_interval)
+    }
+
     fn record(&self, entry: &Entry) -> AgentRecord {
+        let limit = self.limit(entry);
         let given = entry.registration.clone();
         let mut record = AgentRecord::new(given.agent_id, entry.status);
         record.agent_name = given.agent_name;
@@ -275,10 +347,11 @@ impl Book {
         record.instance_id = given.instance_id;
         record.registered_at = Some(self.timestamp(entry.registered));
         record.last_heartbeat = Some(self.timestamp(entry.heard));
-        record.heartbeat_timeout = Some(heartbeat_timeout(self.timeout, given.heartbeat_interval));
+        record.heartbeat_timeout = Some(limit);
         (record.load, record.active_tasks) = (entry.load, entry.active_tasks);
         record.healthy = Some(entry.status != AgentStatus::Offline);
         record.revision = Some(entry.revision);
+        record.registration_tag = Some(entry.tag());
         record
     }
 

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::answer::{Answer, Asked, answer};
-use super::book::{Book, Received, Seen};
+use super::book::{Backup, Book, Received, Seen};
 use crate::client::RegistryClient;
 use crate::contract::AgentRecord;
 use crate::retry::RetryPolicy;
@@ -74,6 +74,8 @@ enum Harm {
     Truncated,
     /// It is never answered.
     Hang,
+    /// It is cut off, and done so much later: something in between had held it back.
+    Late(Duration),
 }
 
 impl MockRegistry {
@@ -148,6 +150,12 @@ impl MockRegistry {
         self.harm(count, Harm::Hang);
     }
 
+    /// Cuts off the next requests without an answer, and does what they ask after a delay, as a proxy may that had held
+    /// them back.
+    pub fn deliver_late(&self, count: usize, delay: Duration) {
+        self.harm(count, Harm::Late(delay));
+    }
+
     /// Waits before every answer from now on. [`Duration::ZERO`] ends it.
     pub fn delay(&self, delay: Duration) {
         self.state().delay = delay;
@@ -179,6 +187,17 @@ impl MockRegistry {
     /// Forgets all agents, as a registry that lost its database: their heartbeats are answered 404.
     pub fn forget_agents(&self) {
         self.state().book.forget();
+    }
+
+    /// Copies all agents, to be restored later.
+    #[must_use]
+    pub fn backup(&self) -> Backup {
+        self.state().book.backup()
+    }
+
+    /// Replaces all agents by those of a backup, as an operator may who lost the database.
+    pub fn restore(&self, backup: &Backup) {
+        self.state().book.restore(backup);
     }
 
     /// The record of an agent, as a client would get it.
@@ -244,6 +263,17 @@ async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<
             Ok(response(answer, &shared))
         }
         Err(Harm::Hang) => std::future::pending().await,
+        Err(Harm::Late(delay)) => {
+            let (method, path, query) = (method.to_owned(), path.to_owned(), query.to_owned());
+            tokio::spawn(async move {
+                sleep(delay).await;
+                let (method, path, query) = (method.as_str(), path.as_str(), query.as_str());
+                let asked = Asked { method, path, query, last_event_id: None, body: &body };
+                let status = answer(&mut shared.lock().book, &asked).status;
+                shared.record(method, path, &body, Some(status));
+            });
+            Err(io::Error::other("cut off on purpose"))
+        }
         Err(_) => Err(io::Error::other("cut off on purpose")),
     }
 }
@@ -262,7 +292,7 @@ impl Shared {
         }
         let outcome = match state.faults.pop_front() {
             Some(Harm::Status(status)) => Ok(Answer::problem(status, "failed on purpose")),
-            Some(harm @ (Harm::Drop | Harm::Hang)) => Err(harm),
+            Some(harm @ (Harm::Drop | Harm::Hang | Harm::Late(_))) => Err(harm),
             Some(Harm::Garbage) => {
                 let answer = answer(&mut state.book, asked);
                 Ok(Answer { status: 200, body: GARBAGE.into(), follow: None, ..answer })

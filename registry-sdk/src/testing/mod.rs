@@ -30,6 +30,6 @@ mod log;
 mod mock;
 mod proxy;
 
-pub use book::{Received, Seen};
+pub use book::{Backup, Received, Seen};
 pub use mock::MockRegistry;
 pub use proxy::{Fault, FaultProxy};

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 const INTERVAL: Duration = Duration::from_secs(30);
 const HEARTBEAT: &str = "POST /agents/a/heartbeat";
 const REGISTER: &str = "POST /register";
+const PROBLEM: &str = "content-type: application/problem+json\r\n";
 
 fn agent(server: &Server) -> Agent {
     let registration = Registration::new("a", "Agent", "http://agent:8000").heartbeat_interval(INTERVAL);
@@ -143,12 +144,39 @@ async fn what_the_registry_does_is_seen_in_the_state() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_an_error_at_once() {
-    for status in [401, 403, 422] {
-        let server = Server::start(move |_, _| Reply::Answer(status, "", r#"{"detail":"no"}"#)).await;
+async fn a_refusal_in_the_contracts_own_form_is_an_error_at_once() {
+    for status in [400, 401, 403, 422] {
+        let server = Server::start(move |_, _| Reply::Answer(status, PROBLEM, r#"{"detail":"no"}"#)).await;
         let error = agent(&server).register_with_retry().await.unwrap_err();
-        assert!(error.is_refused(), "{error}");
+        assert!(error.is_refused() && error.to_string().contains("no"), "{error}");
         assert_eq!(server.arrived().len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_by_something_in_between_does_not_keep_the_agent_from_starting() {
+    for status in [400, 401, 403, 413, 422] {
+        for (kind, body) in [
+            ("content-type: text/html\r\n", "<html>Request blocked</html>"),
+            ("content-type: application/json\r\n", r#"{"message":"Forbidden"}"#),
+            ("content-type: application/json\r\n", r#"{"detail":"Not authenticated"}"#),
+            ("", ""),
+            (PROBLEM, "<html>cut off"),
+        ] {
+            let mended = Arc::new(AtomicBool::new(false));
+            let is_mended = mended.clone();
+            let script = move |_: &str, _| {
+                if is_mended.load(Ordering::SeqCst) { ACK } else { Reply::Answer(status, kind, body) }
+            };
+            let server = Server::start(script).await;
+            let agent = agent(&server);
+            let outcome = agent.register_with_retry().await.unwrap();
+            assert!(matches!(outcome, RegistrationOutcome::Degraded(_)), "{status} {body}: {outcome:?}");
+            agent.start_heartbeat(INTERVAL).unwrap();
+            until("it goes on trying", || server.times(REGISTER).len() >= 3).await;
+            mended.store(true, Ordering::SeqCst);
+            agent.watch().wait_for(AgentState::is_registered).await.unwrap();
+        }
     }
 }
 
@@ -346,23 +374,6 @@ async fn an_older_process_with_news_does_not_win_over_its_successor() {
         assert!(agent.state().is_superseded());
         assert_eq!(server.times(REGISTER).len(), registrations);
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_agents_life_in_one_call() {
-    let server = Server::start(|_, _| ACK).await;
-    let agent = agent(&server);
-    let answer = agent.run_until(async {
-        until("it beats", || server.times(HEARTBEAT).len() >= 3).await;
-        "done"
-    });
-    assert_eq!(answer.await.unwrap(), "done");
-    let what: Vec<_> = server.arrived().into_iter().map(|one| one.what).collect();
-    assert_eq!(what, [REGISTER, HEARTBEAT, HEARTBEAT, HEARTBEAT, "PUT /agents/a/status"]);
-
-    let refusing = Server::start(|_, _| Reply::Answer(401, "", "")).await;
-    let refused = self::agent(&refusing);
-    assert!(refused.run_until(async { unreachable!("it must not begin") }).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]

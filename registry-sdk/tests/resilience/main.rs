@@ -14,14 +14,23 @@ mod delegate;
 mod health;
 #[cfg(feature = "testing")]
 mod life;
+mod logs;
 #[cfg(feature = "testing")]
 mod matrix;
+mod minimal;
 #[cfg(feature = "testing")]
 mod monitor;
 #[cfg(feature = "testing")]
 mod orchestrate;
 #[cfg(feature = "testing")]
+mod ownership;
+#[cfg(feature = "testing")]
+mod reconcile;
+mod run;
+#[cfg(feature = "testing")]
 mod scene;
+#[cfg(feature = "testing")]
+mod shutdown;
 mod support;
 #[cfg(feature = "testing")]
 mod watch;

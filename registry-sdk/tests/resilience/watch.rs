@@ -112,8 +112,9 @@ async fn nonsense_is_an_outage_like_any_other() {
 
 #[tokio::test(start_paused = true)]
 async fn where_no_attempt_would_help_the_watch_ends_and_says_why() {
-    for (status, body) in [(404, r#"{"detail":"Not Found"}"#), (403, "{}")] {
-        let server = Server::start(move |_, _| Reply::Answer(status, "", body)).await;
+    let problem = "content-type: application/problem+json\r\n";
+    for (status, headers, body) in [(404, "", r#"{"detail":"Not Found"}"#), (403, problem, "{}")] {
+        let server = Server::start(move |_, _| Reply::Answer(status, headers, body)).await;
         let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
         let mut watch = client.watch();
         let Some(WatchEvent::Interrupted(error)) = watch.next().await else { panic!("{status}") };

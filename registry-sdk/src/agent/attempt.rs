@@ -1,0 +1,101 @@
+//! What the loop sends: one request, with what the agent wants at that moment.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::heartbeat_limit;
+use super::reconcile::{Answered, Loop, Phase, Request};
+use super::shared::{Shared, Wants};
+use super::state::AgentState;
+use crate::contract::{AgentStatus, Heartbeat, StatusUpdate};
+use crate::error::Error;
+use crate::metrics;
+
+impl Loop {
+    /// Takes the calls into the attempt that it is made for. Returns how long it may take, and the version it tells.
+    pub(super) fn begin(&mut self, request: Request) -> (Duration, u64) {
+        let now = Instant::now();
+        let most = self.shared.client.attempt_timeout();
+        let mut limit = self.interval.map_or(most, |interval| heartbeat_limit(interval).min(most));
+        let by_registering = self.phase == Phase::Unregistered && self.tells_status_by_registering();
+        let mut inner = self.shared.lock();
+        for call in &mut inner.calls {
+            let is_concerned = match (request, call.wants) {
+                (Request::Register, Wants::Registration) | (Request::Status, Wants::Status) => true,
+                // The heartbeat without which the registration may not be sent.
+                (Request::Heartbeat, Wants::Registration) => call.due <= now,
+                (Request::Register, Wants::Status) => by_registering,
+                _ => false,
+            };
+            call.is_concerned = false;
+            if is_concerned {
+                limit = limit.max(call.take_part(most));
+            }
+        }
+        if request == Request::Register {
+            self.may_be_known = true;
+        }
+        (limit, inner.desired.version)
+    }
+
+    pub(super) async fn attempt(&self, request: Request, limit: Duration) -> Result<Answered, Error> {
+        let Shared { agent_id, instance_id, client, .. } = &*self.shared;
+        match request {
+            Request::Register => {
+                let registration = self.shared.lock().desired.registration.clone();
+                let outcome = client.register_once(&registration, self.started, limit).await;
+                metrics::registered(&outcome);
+                outcome.map(|record| Answered::Registered(Box::new(record)))
+            }
+            Request::Heartbeat => {
+                let outcome = client.heartbeat_once(agent_id, &self.heartbeat(), limit).await;
+                metrics::beat(&outcome);
+                outcome.map(Answered::Heard)
+            }
+            Request::Status => {
+                let status = self.shared.lock().desired.status.unwrap_or_default();
+                let update = StatusUpdate::new(status).instance_id(instance_id);
+                match client.update_status_once(agent_id, &update, limit).await {
+                    // A registry without the operation may still take the status with a heartbeat.
+                    Err(Error::Unsupported { .. }) if status != AgentStatus::Offline => client
+                        .heartbeat_once(agent_id, &self.heartbeat(), limit)
+                        .await
+                        .map(|_| Answered::Told),
+                    outcome => outcome.map(|()| Answered::Told),
+                }
+            }
+            Request::Look => {
+                let seen = client.get_agent_once(agent_id, limit).await;
+                seen.map(|record| Answered::Seen(Box::new(record)))
+            }
+        }
+    }
+
+    fn heartbeat(&self) -> Heartbeat {
+        let beat = self.shared.tasks.tell(Heartbeat::default().instance_id(&self.shared.instance_id));
+        let status = self.shared.lock().desired.status;
+        status.into_iter().fold(beat, Heartbeat::status)
+    }
+
+    /// Says that the agent is offline, for good. The last request of the loop.
+    pub(super) async fn shut_down(&mut self, deadline: Instant) {
+        let Shared { agent_id, instance_id, client, .. } = &*self.shared;
+        let calls = [Wants::Registration, Wants::Status, Wants::Quiet];
+        self.shared.lock().answer(&calls, &Err(Error::ShutDown));
+        if self.may_be_known {
+            let update = StatusUpdate::shut_down(instance_id);
+            match timeout_at(deadline, client.tell_status(agent_id, &update)).await {
+                Ok(
+                    Ok(())
+                    | Err(Error::Unsupported { .. } | Error::NotFound { .. } | Error::Superseded { .. }),
+                ) => tracing::info!(agent_id, "shut down"),
+                Ok(Err(error)) => {
+                    tracing::warn!(agent_id, %error, "shut down without telling the registry");
+                }
+                Err(_) => tracing::warn!(agent_id, "shut down; the registry did not answer in time"),
+            }
+        }
+        self.shared.change_state(|_| AgentState::Stopped);
+    }
+}

@@ -1,0 +1,206 @@
+//! What comes of a request: the next phase, when its request is due, and the answers to the calls that waited for it. The
+//! table is in `reconcile`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::DEFAULT_INTERVAL;
+use super::reconcile::{Acked, Loop, Phase, Request};
+use super::shared::Wants;
+use super::state::AgentState;
+use super::timer::Timer;
+use crate::contract::{AgentRecord, AgentStatus, HeartbeatAck, Owner};
+use crate::error::Error;
+
+impl Loop {
+    pub(super) fn acknowledged(&mut self, version: u64, began: Instant, record: AgentRecord) {
+        tracing::info!(agent_id = self.shared.agent_id, "registered");
+        let interval = self.interval.unwrap_or_default();
+        // Agents that were started together do not send their heartbeats together.
+        let part = if self.heard.acked.is_none() { fastrand::f64() } else { 1.0 };
+        self.pulse = Timer::at((began + interval.mul_f64(part)).max(Instant::now()));
+        self.news.failures = 0;
+        self.heard.knows_ages |= record.registration_tag.is_some();
+        self.heard.acked = Some(Acked { version, tag: record.registration_tag.clone() });
+        (self.phase, self.is_reborn) = (Phase::Registered, false);
+        (self.heard.last_success, self.heard.timeout) = (Some(Instant::now()), record.heartbeat_timeout);
+        self.shared.registered(record.last_heartbeat);
+        self.shared.lock().answer_concerned(&Ok(Some(record)));
+    }
+
+    pub(super) fn was_heard(&mut self, began: Instant, ack: &HeartbeatAck) {
+        tracing::debug!(agent_id = self.shared.agent_id, "heartbeat");
+        let was_failing = self.pulse.failures > 0;
+        let interval = self.interval.unwrap_or_default();
+        // From when the request began: a slow answer does not make heartbeats drift. After a suspended host wakes,
+        // those that were missed are not made up for.
+        self.pulse = Timer::at((began + interval).max(Instant::now()));
+        self.heard.knows_ages |= ack.registration_tag.is_some();
+        self.heard.last_success = Some(Instant::now());
+        self.heard.timeout = ack.heartbeat_timeout.or(self.heard.timeout);
+        self.is_confirmed = true;
+        self.shared.registered(ack.last_heartbeat);
+        let acked = self.heard.acked.as_ref().and_then(|acked| acked.tag.as_ref());
+        match &ack.registration_tag {
+            // What is about to be told anyway may have arrived, and only the answer was lost.
+            Some(tag) if acked.is_some_and(|acked| acked != tag) && !self.has_news() => {
+                tracing::warn!(
+                    agent_id = self.shared.agent_id,
+                    "the registry has another registration of this agent than the last one: registering again"
+                );
+                self.register_soon();
+                self.shared.change_state(|_| AgentState::Registering);
+            }
+            // It may have been restored, or have missed a change, and could not say so.
+            None if was_failing => self.register_soon(),
+            _ => {}
+        }
+    }
+
+    /// Another process owned the id: it may be gone.
+    pub(super) fn saw(&mut self, record: &AgentRecord) {
+        self.heard.knows_ages |= record.registration_tag.is_some();
+        let is_own = record.instance_id.as_deref() == Some(&self.shared.instance_id);
+        if record.status == AgentStatus::Offline || is_own {
+            self.take_over();
+        } else {
+            let owner = Owner::new(record.instance_id.clone(), &record.base_url);
+            self.look_later();
+            self.shared.change_state(|_| AgentState::Superseded { owner: Some(owner) });
+        }
+    }
+
+    fn take_over(&mut self) {
+        if self.heard.knows_ages {
+            tracing::debug!(agent_id = self.shared.agent_id, "the id seems to have no owner: registering");
+            self.register_soon();
+        } else {
+            self.look_later();
+        }
+    }
+
+    fn look_later(&mut self) {
+        self.pulse = Timer::at(Instant::now() + self.interval.unwrap_or_default());
+    }
+
+    fn register_soon(&mut self) {
+        self.phase = Phase::Unregistered;
+        self.pulse = Timer::soon(self.interval.unwrap_or_default());
+    }
+
+    pub(super) fn failed(&mut self, request: Request, error: Error) {
+        match (request, &error) {
+            (Request::Look, Error::NotFound { .. }) => self.take_over(),
+            (Request::Look, _) => {
+                tracing::debug!(agent_id = self.shared.agent_id, %error, "cannot see who owns the id");
+                self.look_later();
+            }
+            (Request::Register, Error::Superseded { owner, .. }) => self.refused(owner.clone(), error),
+            (Request::Heartbeat | Request::Status, Error::Superseded { owner: None, .. }) => {
+                self.superseded(None, &error);
+            }
+            (Request::Heartbeat | Request::Status, Error::Superseded { owner: Some(_), .. }) => {
+                tracing::debug!(agent_id = self.shared.agent_id, %error, "registering, so that its age decides");
+                self.heard.knows_ages = true;
+                (self.phase, self.pulse) = (Phase::Unregistered, Timer::at(Instant::now()));
+                self.shared.change_state(|_| AgentState::Registering);
+            }
+            (Request::Heartbeat, Error::NotFound { .. }) => self.forgotten(),
+            (Request::Status, Error::NotFound { .. }) if self.tells_status_by_registering() => {
+                self.forgotten();
+            }
+            (Request::Status, _) => self.shared.lock().settle(&error),
+            (Request::Register, _) if self.phase == Phase::Registered => self.not_told(&error),
+            (Request::Register, _) if self.phase == Phase::Superseded => self.shared.lock().settle(&error),
+            (Request::Register | Request::Heartbeat, _) => self.degraded(error),
+        }
+    }
+
+    /// The registry does not know the agent any more.
+    fn forgotten(&mut self) {
+        tracing::warn!(
+            agent_id = self.shared.agent_id,
+            "the registry does not know this agent: registering again"
+        );
+        self.register_soon();
+        self.shared.change_state(|_| AgentState::Registering);
+    }
+
+    /// The registration was refused for another process, or for this one as it was.
+    fn refused(&mut self, owner: Option<Owner>, error: Error) {
+        let owner_id = owner.as_ref().and_then(|owner| owner.instance_id.as_deref());
+        if owner_id != Some(&self.shared.instance_id) {
+            return self.superseded(owner, &error);
+        }
+        // A process of the same instance, a pod's name for example, was shut down, and that was heard only after this
+        // one had started.
+        if self.is_reborn {
+            return self.degraded(error);
+        }
+        (self.is_reborn, self.phase) = (true, Phase::Unregistered);
+        // Later than the end of the other by the registry's clock, which counts milliseconds.
+        let due = Instant::now() + Duration::from_millis(10);
+        (self.started, self.pulse) = (due, Timer::at(due));
+        for call in &mut self.shared.lock().calls {
+            call.due = due;
+        }
+    }
+
+    fn superseded(&mut self, owner: Option<Owner>, error: &Error) {
+        self.phase = Phase::Superseded;
+        self.heard.knows_ages |= owner.is_some();
+        self.may_be_known = false;
+        self.look_later();
+        if !self.shared.state.borrow().is_superseded() {
+            let (owner_id, owner_url) =
+                owner.as_ref().map(|owner| (owner.instance_id.as_deref(), &*owner.base_url)).unzip();
+            tracing::warn!(
+                agent_id = self.shared.agent_id,
+                instance_id = self.shared.instance_id,
+                owner_instance_id = owner_id.flatten(),
+                owner_base_url = owner_url,
+                "another process owns this agent's id, no heartbeats are sent; if this is a different agent, give it its \
+                 own id"
+            );
+        }
+        self.shared.change_state(|_| AgentState::Superseded { owner });
+        self.shared.lock().answer(&[Wants::Registration, Wants::Status], &Err(error.clone()));
+    }
+
+    /// What a call gets that comes while another process owns the id.
+    pub(super) fn superseded_error(&self) -> Error {
+        let owner = match &*self.shared.state.borrow() {
+            AgentState::Superseded { owner } => owner.clone(),
+            _ => None,
+        };
+        Error::Superseded { detail: "another process owns this agent's id".to_owned(), owner }
+    }
+
+    /// A change could not be told. The agent stays registered, as it was.
+    fn not_told(&mut self, error: &Error) {
+        let pause = self.news.failed(error, self.interval.unwrap_or(DEFAULT_INTERVAL));
+        if self.news.failures == 1 {
+            tracing::warn!(
+                agent_id = self.shared.agent_id, %error, ?pause,
+                "a change of the registration could not be told, trying again; heartbeats go on"
+            );
+        }
+        self.shared.lock().settle(error);
+    }
+
+    fn degraded(&mut self, error: Error) {
+        let pause = self.pulse.failed(&error, self.interval.unwrap_or(DEFAULT_INTERVAL));
+        if self.shared.state.borrow().is_degraded() {
+            tracing::debug!(agent_id = self.shared.agent_id, %error, ?pause, "the registry still fails");
+        } else {
+            tracing::warn!(
+                agent_id = self.shared.agent_id, %error, ?pause,
+                "the registry fails: running on without it"
+            );
+        }
+        self.shared.lock().settle(&error);
+        self.shared.degraded(Arc::new(error));
+    }
+}

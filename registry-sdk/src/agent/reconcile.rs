@@ -1,0 +1,304 @@
+//! The agent's one loop. It alone sends what the agent writes, one request at a time, until what the registry has
+//! acknowledged is what the agent wants.
+//!
+//! | phase | request | outcome | next phase |
+//! |---|---|---|---|
+//! | `Unregistered` | register | acknowledged | `Registered`; the next heartbeat comes one interval after this request began, the first one after a random part of it |
+//! | | | a younger process owns the id (409) | `Superseded` |
+//! | | | "this instance was shut down" (409 that names the agent itself) | `Unregistered`, once more as a process that starts now |
+//! | | | failed | `Unregistered`, after a pause that grows |
+//! | `Registered` | heartbeat | heard | `Registered`, one interval later |
+//! | | | heard, but the tag is that of another registration | `Unregistered`, within a tenth of the interval |
+//! | | | heard after failures, by a registry without tags | `Unregistered`, within a tenth of the interval: it may have lost a change |
+//! | | heartbeat or status | unknown (404) | `Unregistered`, within a tenth of the interval |
+//! | | | another process owns the id (409), and ages are known | `Unregistered`, at once: its age decides |
+//! | | | the same, and ages are not known | `Superseded` |
+//! | | heartbeat | failed | `Registered`, after a pause that grows |
+//! | | register, because something changed | acknowledged | `Registered` |
+//! | | | a younger process owns the id (409) | `Superseded` |
+//! | | | failed | `Registered`; heartbeats go on, and the change is told again after a pause that grows |
+//! | `Superseded` | look at the record | the owner is offline or gone, and ages are known | `Unregistered`, within a tenth of the interval |
+//! | | | anything else | `Superseded`, one interval later |
+//!
+//! A registry that knows no ages lets the newest registration win, so there a change is told only right after a heartbeat
+//! was heard: an older process learns in time that it was superseded, and never takes the id back.
+//!
+//! While heartbeats are off, the loop sends only what a caller waits for. In every phase a shutdown ends it: the request
+//! under way gets up to half of the time, then `offline` is said, for good, unless the registry cannot know the agent or
+//! another process owns the id.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::Instrument;
+
+use super::shared::{Desired, Inner, Shared, Stop, Wants};
+use super::state::OnSuperseded;
+use super::timer::Timer;
+use crate::contract::{AgentRecord, HeartbeatAck};
+use crate::error::Error;
+
+/// How long the loop rests after a panic, of a token provider for example.
+const REST_AFTER_PANIC: Duration = Duration::from_secs(1);
+
+/// What the agent knows of its standing with the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The registry does not have the registration, or another one.
+    Unregistered,
+    /// The registry has acknowledged a registration.
+    Registered,
+    /// Another process owns the id.
+    Superseded,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    Register,
+    Heartbeat,
+    /// Sets the status now.
+    Status,
+    /// Reads the record, to see whether the owner of the id is alive.
+    Look,
+}
+
+/// What the loop does next.
+enum Plan {
+    Send(Request),
+    Wait(Option<Instant>),
+    /// Ends in good order, by then.
+    ShutDown(Instant),
+    Abandon,
+}
+
+/// The answer to a request.
+pub(super) enum Answered {
+    Registered(Box<AgentRecord>),
+    Heard(HeartbeatAck),
+    Told,
+    Seen(Box<AgentRecord>),
+}
+
+/// The last registration that the registry acknowledged.
+pub(super) struct Acked {
+    pub(super) version: u64,
+    pub(super) tag: Option<String>,
+}
+
+/// What the registry has said so far.
+#[derive(Default)]
+pub(super) struct Heard {
+    pub(super) acked: Option<Acked>,
+    /// Whether the registry lets the youngest process own the id.
+    pub(super) knows_ages: bool,
+    /// When the registry last heard of the agent, and how long it may be silent.
+    pub(super) last_success: Option<Instant>,
+    pub(super) timeout: Option<Duration>,
+}
+
+pub(super) struct Loop {
+    pub(super) shared: Arc<Shared>,
+    pub(super) phase: Phase,
+    /// The phase's own request, while heartbeats are on.
+    pub(super) pulse: Timer,
+    /// A change that only a registration tells.
+    pub(super) news: Timer,
+    /// The interval and the version that the timers are set for.
+    pub(super) interval: Option<Duration>,
+    pub(super) version: u64,
+    pub(super) heard: Heard,
+    /// Whether a heartbeat was heard just now: then this process is the one that the registry goes by.
+    pub(super) is_confirmed: bool,
+    /// When the process started.
+    pub(super) started: Instant,
+    /// Whether it counts as started anew, since its registration was last refused.
+    pub(super) is_reborn: bool,
+    /// Whether the registry may know this process as the agent's, so that it has to hear of the end.
+    pub(super) may_be_known: bool,
+}
+
+/// Runs until the agent is shut down, or nobody holds it any more. Wakes once an interval, and when something changes.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let span = tracing::info_span!("heartbeat_loop", agent_id = shared.agent_id);
+    let mut agent = Loop::new(shared);
+    async {
+        while AssertUnwindSafe(agent.live()).catch_unwind().await.is_err() {
+            tracing::error!(
+                agent_id = agent.shared.agent_id,
+                "a panic in the heartbeat loop, perhaps of a token provider: the loop goes on"
+            );
+            sleep(REST_AFTER_PANIC).await;
+        }
+    }
+    .instrument(span)
+    .await;
+}
+
+impl Loop {
+    fn new(shared: Arc<Shared>) -> Self {
+        let now = Instant::now();
+        Self {
+            phase: Phase::Unregistered,
+            pulse: Timer::at(now),
+            news: Timer::at(now),
+            interval: None,
+            version: 0,
+            heard: Heard::default(),
+            is_confirmed: false,
+            started: shared.created,
+            is_reborn: false,
+            may_be_known: false,
+            shared,
+        }
+    }
+
+    async fn live(&mut self) {
+        loop {
+            match self.plan() {
+                Plan::Send(request) => self.send(request).await,
+                Plan::Wait(None) => self.shared.changed().await,
+                Plan::Wait(Some(due)) => {
+                    tokio::select! {
+                        () = sleep_until(due) => {}
+                        () = self.shared.changed() => {}
+                    }
+                    self.notice_stall(due);
+                }
+                Plan::ShutDown(deadline) => return self.shut_down(deadline).await,
+                Plan::Abandon => return,
+            }
+        }
+    }
+
+    /// Decides what is next. The one place that looks at what handles have changed.
+    fn plan(&mut self) -> Plan {
+        let shared = self.shared.clone();
+        let mut inner = shared.lock();
+        match inner.stop {
+            Stop::No => {}
+            Stop::By { deadline, .. } => return Plan::ShutDown(deadline),
+            Stop::Abandoned => return Plan::Abandon,
+        }
+        inner.forget_cancelled();
+        inner.answer(&[Wants::Quiet], &Ok(None));
+        self.follow(&inner.desired);
+        let next = self.candidates(&mut inner).into_iter().flatten().min_by_key(|(due, _)| *due);
+        let next = next.map(|(due, request)| (due, request, due <= Instant::now()));
+        if !matches!(next, Some((_, Request::Register, true))) {
+            self.is_confirmed = false;
+        }
+        match next {
+            Some((_, request, true)) => Plan::Send(request),
+            next => Plan::Wait(next.map(|(due, ..)| due)),
+        }
+    }
+
+    /// Sets the timers for what handles have changed.
+    fn follow(&mut self, desired: &Desired) {
+        let now = Instant::now();
+        if self.interval != desired.interval {
+            self.interval = desired.interval;
+            let interval = self.interval.unwrap_or_default();
+            self.pulse = Timer::at(match self.phase {
+                Phase::Unregistered => now,
+                // Agents that started together do not send together; and if heartbeats were started anew, the
+                // one that was due comes no later for it.
+                Phase::Registered => {
+                    let drawn = now + interval.mul_f64(fastrand::f64());
+                    self.heard.last_success.map_or(drawn, |last_success| drawn.min(last_success + interval))
+                }
+                Phase::Superseded => now + interval,
+            });
+        }
+        if self.version != desired.version {
+            self.version = desired.version;
+            self.news = Timer::at(now);
+        }
+    }
+
+    /// The requests that may be next, and when each is due. Of those due at the same time the first goes first.
+    fn candidates(&self, inner: &mut Inner) -> [Option<(Instant, Request)>; 3] {
+        let pulse = self.interval.map(|_| self.pulse.due);
+        let (registration, status) = (inner.due(Wants::Registration), inner.due(Wants::Status));
+        let at = |request| move |due| (due, request);
+        match self.phase {
+            Phase::Unregistered if self.tells_status_by_registering() => {
+                let register = [pulse, registration, status].into_iter().flatten().min();
+                [register.map(at(Request::Register)), None, None]
+            }
+            Phase::Unregistered => {
+                let register = [pulse, registration].into_iter().flatten().min();
+                [register.map(at(Request::Register)), status.map(at(Request::Status)), None]
+            }
+            Phase::Registered => {
+                // While the registry fails, heartbeats find out when it is back.
+                let has_news = self.has_news() && self.interval.is_some() && self.pulse.failures == 0;
+                let told = registration.into_iter().chain(has_news.then_some(self.news.due)).min();
+                let may_register = self.heard.knows_ages || self.is_confirmed;
+                let request = if may_register { Request::Register } else { Request::Heartbeat };
+                [told.map(at(request)), pulse.map(at(Request::Heartbeat)), status.map(at(Request::Status))]
+            }
+            Phase::Superseded => {
+                let looks = inner.on_superseded == OnSuperseded::StandBy;
+                let look = pulse.filter(|_| looks).map(at(Request::Look));
+                let refused: &[Wants] = if self.heard.knows_ages {
+                    &[Wants::Status]
+                } else {
+                    &[Wants::Status, Wants::Registration]
+                };
+                if registration.or(status).is_some() {
+                    inner.answer(refused, &Err(self.superseded_error()));
+                }
+                [registration.filter(|_| self.heard.knows_ages).map(at(Request::Register)), look, None]
+            }
+        }
+    }
+
+    /// Whether the registry lacks a change that only a registration tells.
+    pub(super) fn has_news(&self) -> bool {
+        self.heard.acked.as_ref().is_none_or(|acked| acked.version != self.version)
+    }
+
+    /// Whether a status is told by registering, as long as the agent is not registered.
+    pub(super) fn tells_status_by_registering(&self) -> bool {
+        self.interval.is_some() || self.may_be_known
+    }
+
+    async fn send(&mut self, request: Request) {
+        let (limit, version) = self.begin(request);
+        let (began, shared) = (Instant::now(), self.shared.clone());
+        let outcome = tokio::select! {
+            outcome = self.attempt(request, limit) => outcome,
+            () = shared.cut_off() => {
+                tracing::warn!(agent_id = shared.agent_id, "the last request was cut off by the shutdown");
+                return;
+            }
+        };
+        self.notice_stall(began + limit);
+        match outcome {
+            Ok(Answered::Registered(record)) => self.acknowledged(version, began, *record),
+            Ok(Answered::Heard(ack)) => self.was_heard(began, &ack),
+            Ok(Answered::Told) => self.shared.lock().answer_concerned(&Ok(None)),
+            Ok(Answered::Seen(record)) => self.saw(&record),
+            Err(error) => self.failed(request, error),
+        }
+    }
+
+    /// Warns if the loop runs again much later than it had to.
+    fn notice_stall(&self, expected: Instant) {
+        let late = Instant::now().saturating_duration_since(expected);
+        let Some(interval) = self.interval.filter(|interval| late > *interval / 2) else { return };
+        tracing::warn!(
+            agent_id = self.shared.agent_id,
+            ?late,
+            "a heartbeat is late: the runtime was blocked, or the process suspended; keep blocking work off the runtime"
+        );
+        let silent = self.heard.last_success.map(|last_success| last_success.elapsed()).unwrap_or_default();
+        if self.phase == Phase::Registered && silent > self.heard.timeout.unwrap_or(interval * 2) {
+            self.shared.degraded(Arc::new(Error::Stalled { silent }));
+        }
+    }
+}

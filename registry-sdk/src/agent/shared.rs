@@ -1,0 +1,330 @@
+//! What an agent's handles and its loop share: the state that the agent wants, and the calls that wait for it.
+//!
+//! Handles write what they want here, wake the loop and wait. Only the loop sends anything.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+
+use super::reconcile;
+use super::state::{AgentState, OnSuperseded};
+use super::tasks::TaskCounter;
+use crate::client::RegistryClient;
+use crate::contract::{AgentRecord, AgentStatus, Registration, Timestamp};
+use crate::error::Error;
+use crate::metrics;
+use crate::retry::{Attempts, RetryPolicy};
+
+/// What all handles of an agent and its loop share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) agent_id: String,
+    /// Tells this process apart from others that come up with the same id.
+    pub(super) instance_id: String,
+    /// When the agent was made: the origin of its age.
+    pub(super) created: Instant,
+    pub(super) client: RegistryClient,
+    pub(super) tasks: TaskCounter,
+    pub(super) state: watch::Sender<AgentState>,
+    inner: Mutex<Inner>,
+    /// Wakes the loop when `inner` has changed. Only the loop waits for it.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) desired: Desired,
+    pub(super) on_superseded: OnSuperseded,
+    pub(super) calls: Vec<Call>,
+    pub(super) stop: Stop,
+    /// The loop. `None` until it is first needed.
+    task: Option<JoinHandle<()>>,
+}
+
+/// What the registry is to know, and how.
+#[derive(Debug)]
+pub(super) struct Desired {
+    /// With the latest capabilities and status.
+    pub(super) registration: Registration,
+    /// Counts the changes that only a registration tells.
+    pub(super) version: u64,
+    /// The status that the agent said itself, which its heartbeats carry. `None` until it says one: then
+    /// heartbeats leave alone what others may have set.
+    pub(super) status: Option<AgentStatus>,
+    /// The interval of heartbeats. `None` while none are to be sent.
+    pub(super) interval: Option<Duration>,
+}
+
+/// Whether the loop has to end.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Stop {
+    No,
+    /// In good order.
+    By {
+        /// When a request that is under way is cut off, so that there is time left to say `offline`.
+        cut_off: Instant,
+        /// When all has to be over.
+        deadline: Instant,
+    },
+    /// Nobody holds the agent any more.
+    Abandoned,
+}
+
+/// A caller that waits until the registry has acknowledged what it wants.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) wants: Wants,
+    /// When the next attempt for this call is due.
+    pub(super) due: Instant,
+    /// Whether the attempt that is under way is also made for this call.
+    pub(super) is_concerned: bool,
+    policy: RetryPolicy,
+    /// `None` until its first attempt: the call's time does not run while another request is under way.
+    attempts: Option<Attempts>,
+    reply: oneshot::Sender<Answer>,
+}
+
+/// The record, for a registration.
+pub(super) type Answer = Result<Option<AgentRecord>, Error>;
+
+/// What a call waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wants {
+    /// The registration as it is now.
+    Registration,
+    /// The status as it is now.
+    Status,
+    /// That no request is under way.
+    Quiet,
+}
+
+impl Shared {
+    pub(super) fn new(client: RegistryClient, mut registration: Registration) -> Self {
+        let status = (registration.status != AgentStatus::Active).then_some(registration.status);
+        let instance_id =
+            registration.instance_id.get_or_insert_with(|| format!("{:032x}", fastrand::u128(..))).clone();
+        // The loop knows it at each attempt.
+        registration.instance_age = None;
+        let agent_id = registration.agent_id.clone();
+        let desired = Desired { registration, version: 0, status, interval: None };
+        let inner = Inner {
+            desired,
+            on_superseded: OnSuperseded::default(),
+            calls: Vec::new(),
+            stop: Stop::No,
+            task: None,
+        };
+        Self {
+            agent_id,
+            instance_id,
+            created: Instant::now(),
+            client,
+            tasks: TaskCounter::default(),
+            state: watch::Sender::new(AgentState::Registering),
+            inner: Mutex::new(inner),
+            changed: Notify::new(),
+        }
+    }
+
+    /// None of its guards is held over an await.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what the agent wants, and wakes the loop.
+    pub(super) fn desire(&self, change: impl FnOnce(&mut Desired)) {
+        change(&mut self.lock().desired);
+        self.changed.notify_one();
+    }
+
+    /// Waits until the registry has acknowledged what the call wants, or the policy gives up.
+    ///
+    /// Cancel safe: the loop makes no further attempt for a caller that is gone.
+    pub(super) async fn call(self: &Arc<Self>, wants: Wants, policy: &RetryPolicy) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        let (due, policy) = (Instant::now(), policy.clone());
+        let call = Call { wants, due, is_concerned: false, policy, attempts: None, reply };
+        self.with_loop(|inner| inner.calls.push(call))?;
+        // A call is dropped only with the loop.
+        answer.await.unwrap_or(Err(Error::ShutDown))
+    }
+
+    /// Changes something for the loop, which is started unless it runs. Fails once the agent is shut down.
+    pub(super) fn with_loop(self: &Arc<Self>, change: impl FnOnce(&mut Inner)) -> Result<(), Error> {
+        let mut inner = self.lock();
+        if !matches!(inner.stop, Stop::No) {
+            return Err(Error::ShutDown);
+        }
+        change(&mut inner);
+        // It may have ended with the runtime that it was started in.
+        if inner.task.as_ref().is_none_or(JoinHandle::is_finished) {
+            inner.task = Some(tokio::spawn(reconcile::run(self.clone())));
+        }
+        drop(inner);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Tells the loop to end, in good order and within a limit. The earliest deadline counts.
+    pub(super) fn stop_within(&self, limit: Duration) {
+        let now = Instant::now();
+        let far = now + Duration::from_secs(86_400);
+        let (mut cut_off, mut deadline) =
+            (now.checked_add(limit / 2).unwrap_or(far), now.checked_add(limit).unwrap_or(far));
+        let mut inner = self.lock();
+        if let Stop::By { cut_off: other_cut_off, deadline: other_deadline } = inner.stop {
+            (cut_off, deadline) = (cut_off.min(other_cut_off), deadline.min(other_deadline));
+        }
+        inner.stop = Stop::By { cut_off, deadline };
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    pub(super) fn abandon(&self) {
+        let mut inner = self.lock();
+        if matches!(inner.stop, Stop::No) {
+            inner.stop = Stop::Abandoned;
+        }
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    /// Waits until the loop has ended. Where it does not in time, because the runtime is blocked, it is aborted.
+    pub(super) async fn ended(&self, limit: Duration) {
+        let is_running = self.lock().task.as_ref().is_some_and(|task| !task.is_finished());
+        let mut state = self.state.subscribe();
+        let stopped = state.wait_for(AgentState::is_stopped);
+        if !is_running || tokio::time::timeout(limit + ABORT_AFTER, stopped).await.is_err() {
+            let mut inner = self.lock();
+            if let Some(task) = &inner.task {
+                task.abort();
+            }
+            inner.answer_where(|_| true, &Err(Error::ShutDown));
+            drop(inner);
+            self.change_state(|_| AgentState::Stopped);
+        }
+    }
+
+    /// Waits for a change.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Waits until a request that is under way has to be cut off.
+    pub(super) async fn cut_off(&self) {
+        loop {
+            let stop = self.lock().stop;
+            match stop {
+                Stop::By { cut_off, .. } => tokio::select! {
+                    () = sleep_until(cut_off) => return,
+                    () = self.changed() => {}
+                },
+                Stop::No | Stop::Abandoned => self.changed().await,
+            }
+        }
+    }
+
+    pub(super) fn registered(&self, last_heartbeat: Option<Timestamp>) {
+        self.change_state(|before| {
+            let since = match before {
+                AgentState::Registered { since, .. } => *since,
+                _ => Instant::now().into_std(),
+            };
+            AgentState::Registered { since, last_heartbeat }
+        });
+    }
+
+    pub(super) fn degraded(&self, last_error: Arc<Error>) {
+        self.change_state(|before| {
+            let (since, attempts) = match before {
+                AgentState::Degraded { since, attempts, .. } => (*since, attempts.saturating_add(1)),
+                _ => (Instant::now().into_std(), 1),
+            };
+            AgentState::Degraded { since, attempts, last_error }
+        });
+    }
+
+    /// The one place that changes the state. An agent that was stopped stays so.
+    pub(super) fn change_state(&self, next: impl FnOnce(&AgentState) -> AgentState) {
+        self.state.send_if_modified(|state| {
+            let changes = !state.is_stopped();
+            if changes {
+                *state = next(state);
+                metrics::in_state(&self.agent_id, state);
+            }
+            changes
+        });
+    }
+}
+
+/// How long after its own deadline the loop is aborted.
+const ABORT_AFTER: Duration = Duration::from_millis(50);
+
+impl Desired {
+    /// Changes the registration. The status is not part of that: see [`Desired::say`].
+    pub(super) fn amend(&mut self, change: impl FnOnce(&mut Registration)) {
+        let before = self.registration.clone();
+        change(&mut self.registration);
+        if self.registration != before {
+            self.version += 1;
+        }
+    }
+
+    /// Sets the status. That is no new version of the registration, because heartbeats carry it as well.
+    pub(super) fn say(&mut self, status: AgentStatus) {
+        self.status = Some(status);
+        self.registration.status = status;
+    }
+}
+
+impl Inner {
+    /// Forgets the calls whose callers are gone.
+    pub(super) fn forget_cancelled(&mut self) {
+        self.calls.retain(|call| !call.reply.is_closed());
+    }
+
+    /// When the next attempt for a call of a kind is due.
+    pub(super) fn due(&self, wants: Wants) -> Option<Instant> {
+        self.calls.iter().filter(|call| call.wants == wants).map(|call| call.due).min()
+    }
+
+    /// Answers all calls of some kinds.
+    pub(super) fn answer(&mut self, kinds: &[Wants], answer: &Answer) {
+        self.answer_where(|call| kinds.contains(&call.wants), answer);
+    }
+
+    /// Answers the calls for which the last attempt was made.
+    pub(super) fn answer_concerned(&mut self, answer: &Answer) {
+        self.answer_where(|call| call.is_concerned, answer);
+    }
+
+    fn answer_where(&mut self, chosen: impl Fn(&Call) -> bool, answer: &Answer) {
+        for call in self.calls.extract_if(.., |call| chosen(call)) {
+            // A caller that gave up only loses the answer.
+            let _ = call.reply.send(answer.clone());
+        }
+    }
+
+    /// Decides which of the calls get another attempt after the last one failed, and answers the others.
+    pub(super) fn settle(&mut self, error: &Error) {
+        let now = Instant::now();
+        for call in self.calls.iter_mut().filter(|call| call.is_concerned) {
+            if let Some(pause) = call.attempts.as_mut().and_then(|attempts| attempts.pause_after(error)) {
+                metrics::retried();
+                (call.due, call.is_concerned) = (now + pause, false);
+            }
+        }
+        self.answer_concerned(&Err(error.clone()));
+    }
+}
+
+impl Call {
+    /// Takes part in the next attempt, and says how long that may take.
+    pub(super) fn take_part(&mut self, most: Duration) -> Duration {
+        self.is_concerned = true;
+        self.attempts.get_or_insert_with(|| self.policy.begin()).time_left(most)
+    }
+}

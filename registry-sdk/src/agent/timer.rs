@@ -1,0 +1,88 @@
+//! When something is due, and how long to wait after failures.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::Error;
+
+/// The first pause after a failure, as a part of the interval.
+const FIRST_PAUSE: f64 = 0.1;
+
+/// Factor by which pauses grow.
+const PAUSE_FACTOR: f64 = 2.0;
+
+/// A moment that is put off after each failure.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timer {
+    pub(super) due: Instant,
+    /// Number of failures in a row.
+    pub(super) failures: u32,
+}
+
+impl Timer {
+    /// Due at a moment, without a failure so far.
+    pub(super) fn at(due: Instant) -> Self {
+        Self { due, failures: 0 }
+    }
+
+    /// Due within a tenth of the interval, at random: many agents may have the same reason at the same time.
+    pub(super) fn soon(interval: Duration) -> Self {
+        Self::at(Instant::now() + interval.mul_f64(FIRST_PAUSE * fastrand::f64()))
+    }
+
+    /// Puts the next attempt off: by a tenth of the interval at first, growing up to the interval. `Retry-After` is
+    /// obeyed up to the interval. Returns the pause.
+    pub(super) fn failed(&mut self, error: &Error, interval: Duration) -> Duration {
+        let grown = PAUSE_FACTOR.powi(i32::try_from(self.failures).unwrap_or(i32::MAX).min(30));
+        self.failures = self.failures.saturating_add(1);
+        let longest = interval.mul_f64((FIRST_PAUSE * grown).min(1.0));
+        let asked = error.retry_after().unwrap_or_default().min(interval);
+        // Half of it is fixed: pauses that may be as short as nothing could use up the attempts at once.
+        let pause = longest.mul_f64(0.5 + 0.5 * fastrand::f64()).max(asked);
+        self.due = Instant::now() + pause;
+        pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(100);
+
+    fn failure(retry_after: Option<u64>) -> Error {
+        let retry_after = retry_after.map(Duration::from_secs);
+        Error::Unavailable { status: 503, detail: String::new(), retry_after }
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_interval_and_half_of_each_is_random() {
+        let pauses = |_| {
+            let mut timer = Timer::at(Instant::now());
+            (0..6).map(|_| timer.failed(&failure(None), INTERVAL).as_secs_f64()).collect::<Vec<_>>()
+        };
+        let drawn: Vec<Vec<f64>> = (0..500).map(pauses).collect();
+        for (number, longest) in [10.0, 20.0, 40.0, 80.0, 100.0, 100.0].into_iter().enumerate() {
+            let of_number = || drawn.iter().map(|pauses| pauses[number]);
+            assert!(of_number().all(|pause| (longest * 0.5..=longest).contains(&pause)), "{number}");
+            assert!(of_number().any(|pause| pause < longest * 0.6), "{number}");
+            assert!(of_number().any(|pause| pause > longest * 0.9), "{number}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_obeyed_up_to_the_interval() {
+        let pause = |seconds| Timer::at(Instant::now()).failed(&failure(Some(seconds)), INTERVAL).as_secs();
+        assert_eq!((pause(50), pause(3_600)), (50, 100));
+    }
+
+    #[test]
+    fn soon_is_spread_over_a_tenth_of_the_interval() {
+        let now = Instant::now();
+        let drawn: Vec<_> = (0..500).map(|_| Timer::soon(INTERVAL).due - now).collect();
+        assert!(drawn.iter().all(|pause| *pause < Duration::from_millis(10_500)));
+        assert!(drawn.iter().any(|pause| *pause < Duration::from_secs(2)));
+        assert!(drawn.iter().any(|pause| *pause > Duration::from_secs(8)));
+    }
+}

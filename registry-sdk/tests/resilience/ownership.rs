@@ -1,0 +1,366 @@
+//! Several processes with one agent id: the youngest that lives owns it, and no other takes it.
+
+use std::time::Duration;
+
+use registry_sdk::contract::{AgentStatus, Capability, Heartbeat, Registration};
+use registry_sdk::testing::{Fault, FaultProxy, MockRegistry};
+use registry_sdk::{
+    Agent, AgentState, Error, OnSuperseded, RegistrationOutcome, RegistryClient, RetryPolicy,
+};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::logs::Logs;
+use crate::support::{Reply, Server, until};
+
+const INTERVAL: Duration = Duration::from_secs(10);
+/// The registry's own, which is longer than twice the interval.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A process: the capability says which one.
+fn process(client: RegistryClient, name: &str) -> Agent {
+    let registration = Registration::new("a", "Agent", format!("http://{name}:8000"))
+        .capability(Capability::new(name))
+        .heartbeat_interval(INTERVAL);
+    Agent::new(client, registration)
+}
+
+/// A running process with heartbeats.
+async fn started(registry: &MockRegistry, name: &str) -> Agent {
+    let agent = process(registry.client(), name);
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    // Two processes do not start in the same millisecond.
+    sleep(Duration::from_millis(5)).await;
+    agent
+}
+
+fn owner(registry: &MockRegistry) -> String {
+    registry.agent("a").unwrap().capabilities[0].name.clone()
+}
+
+async fn superseded(agent: &Agent) {
+    let mut state = agent.watch();
+    timeout(2 * INTERVAL, state.wait_for(AgentState::is_superseded)).await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_superseded_process_never_takes_its_id_back_from_the_living_owner() {
+    let registry = MockRegistry::start().await;
+    let old = started(&registry, "old").await;
+    let new = started(&registry, "new").await;
+    superseded(&old).await;
+    let AgentState::Superseded { owner: Some(by) } = old.state() else { panic!("{:?}", old.state()) };
+    assert_eq!((by.instance_id.as_deref(), &*by.base_url), (Some(new.instance_id()), "http://new:8000"));
+    for _ in 0..3 {
+        for error in [
+            old.register().await.map(|_| ()).unwrap_err(),
+            old.update_capabilities(vec![Capability::new("old")]).await.map(|_| ()).unwrap_err(),
+            old.update_status(AgentStatus::Busy).await.unwrap_err(),
+        ] {
+            let Error::Superseded { owner: Some(by), .. } = error else { panic!("{error}") };
+            assert_eq!(by.instance_id.as_deref(), Some(new.instance_id()));
+        }
+        let outcome = old.register_with_retry().await.unwrap();
+        assert!(matches!(outcome, RegistrationOutcome::Superseded(_)), "{outcome:?}");
+        old.start_heartbeat(INTERVAL).unwrap();
+        sleep(5 * INTERVAL).await;
+        assert!(old.state().is_superseded() && new.state().is_registered());
+        assert_eq!(
+            (owner(&registry).as_str(), registry.agent("a").unwrap().status),
+            ("new", AgentStatus::Active)
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_cannot_know_yet_that_it_is_superseded_does_not_take_the_id_back_either() {
+    let registry = MockRegistry::start().await;
+    let proxy = FaultProxy::before(registry.url().trim_start_matches("http://")).await;
+    let url = format!("http://{}", proxy.address());
+    let old = process(RegistryClient::builder(url).retry(RetryPolicy::none()).build().unwrap(), "old");
+    old.register().await.unwrap();
+    old.start_heartbeat(INTERVAL).unwrap();
+    sleep(Duration::from_millis(5)).await;
+    proxy.set(Fault::Refuse);
+    old.watch().wait_for(AgentState::is_degraded).await.unwrap();
+    let _new = started(&registry, "new").await;
+    proxy.set(Fault::None);
+    assert!(old.state().is_degraded());
+    let error = old.update_capabilities(vec![Capability::new("old")]).await.unwrap_err();
+    assert!(error.is_superseded(), "{error}");
+    assert!(old.state().is_superseded());
+    assert_eq!(owner(&registry), "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_owner_dies_the_process_that_stood_by_takes_over_within_two_intervals() {
+    let registry = MockRegistry::with_heartbeat_timeout(TIMEOUT).await;
+    let old = started(&registry, "old").await;
+    let new = started(&registry, "new").await;
+    superseded(&old).await;
+    // As SIGKILL would: no word to the registry.
+    drop(new);
+    while registry.agent("a").unwrap().status != AgentStatus::Offline {
+        sleep(Duration::from_millis(100)).await;
+    }
+    let offline = Instant::now();
+    old.watch().wait_for(AgentState::is_registered).await.unwrap();
+    assert!(offline.elapsed() <= 2 * INTERVAL, "{:?}", offline.elapsed());
+    sleep(5 * TIMEOUT).await;
+    assert_eq!(
+        (owner(&registry).as_str(), registry.agent("a").unwrap().status),
+        ("old", AgentStatus::Active)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_owner_is_shut_down_or_removed_the_process_that_stood_by_takes_over() {
+    for is_removed in [false, true] {
+        let registry = MockRegistry::start().await;
+        let old = started(&registry, "old").await;
+        let new = started(&registry, "new").await;
+        superseded(&old).await;
+        if is_removed {
+            drop(new);
+            registry.client().deregister("a").await.unwrap();
+        } else {
+            new.shutdown().await;
+        }
+        let gone = Instant::now();
+        old.watch().wait_for(AgentState::is_registered).await.unwrap();
+        assert!(gone.elapsed() <= 2 * INTERVAL, "{:?}", gone.elapsed());
+        assert_eq!(owner(&registry), "old");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_calls_itself_offline_but_lives_keeps_the_id() {
+    let registry = MockRegistry::start().await;
+    let (logs, _guard) = Logs::record();
+    let old = started(&registry, "old").await;
+    let new = started(&registry, "new").await;
+    superseded(&old).await;
+    new.update_status(AgentStatus::Offline).await.unwrap();
+    sleep(10 * INTERVAL).await;
+    assert_eq!(owner(&registry), "new");
+    assert!(old.state().is_superseded() && new.state().is_registered());
+    assert_eq!(logs.with("another process owns this agent's id").len(), 1, "it is news only once");
+    new.update_status(AgentStatus::Active).await.unwrap();
+    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Active);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_younger_process_owns_the_id_in_whatever_order_their_requests_arrive() {
+    for trial in 0..100 {
+        let registry = MockRegistry::start().await;
+        registry.outage(Duration::from_secs(3_600));
+        let old = process(registry.client(), "old");
+        sleep(Duration::from_millis(fastrand::u64(1..50))).await;
+        let new = process(registry.client(), "new");
+        // Each tries on its own, and the outage ends at any moment.
+        for agent in if trial % 2 == 0 { [&old, &new] } else { [&new, &old] } {
+            agent.start_heartbeat(INTERVAL).unwrap();
+        }
+        sleep(Duration::from_millis(fastrand::u64(..60_000))).await;
+        registry.heal();
+        let settled = async {
+            while !(old.state().is_superseded() && new.state().is_registered()) {
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        timeout(3 * INTERVAL, settled)
+            .await
+            .unwrap_or_else(|_| panic!("{:?} {:?}", old.state(), new.state()));
+        assert_eq!(owner(&registry), "new", "trial {trial}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_ran_through_an_outage_gives_way_to_one_that_started_in_it() {
+    for _ in 0..50 {
+        let registry = MockRegistry::start().await;
+        let old = started(&registry, "old").await;
+        registry.outage(Duration::from_secs(3_600));
+        sleep(Duration::from_millis(fastrand::u64(..60_000))).await;
+        let new = process(registry.client(), "new");
+        new.start_heartbeat(INTERVAL).unwrap();
+        sleep(Duration::from_millis(fastrand::u64(..60_000))).await;
+        registry.heal();
+        let settled = async {
+            while !(old.state().is_superseded() && new.state().is_registered()) {
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        timeout(3 * INTERVAL, settled)
+            .await
+            .unwrap_or_else(|_| panic!("{:?} {:?}", old.state(), new.state()));
+        assert_eq!(owner(&registry), "new");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_age_is_that_of_the_moment_when_it_is_sent() {
+    let registry = MockRegistry::start().await;
+    let agent = process(registry.client(), "a");
+    let ages = || -> Vec<f64> {
+        let sent = registry.seen().0.into_iter().filter(|one| one.path == "/register");
+        let body = |one: registry_sdk::testing::Received| serde_json::from_str(&one.body).unwrap();
+        sent.map(body).map(|body: serde_json::Value| body["instance_age_seconds"].as_f64().unwrap()).collect()
+    };
+    sleep(Duration::from_secs(100)).await;
+    registry.fail_next(1, 503);
+    agent.register_with_retry().await.unwrap();
+    sleep(Duration::from_secs(1_000)).await;
+    agent.register().await.unwrap();
+    let ages = ages();
+    assert!((100.0..100.5).contains(&ages[0]), "{ages:?}");
+    assert!(ages[1] > ages[0] && ages[1] < 103.0, "{ages:?}");
+    assert!((1_100.0..1_104.0).contains(&ages[2]), "{ages:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_told_to_stop_sends_nothing_more_once_it_is_superseded() {
+    let registry = MockRegistry::start().await;
+    let old = process(registry.client(), "old").on_superseded(OnSuperseded::Stop);
+    old.register().await.unwrap();
+    old.start_heartbeat(INTERVAL).unwrap();
+    sleep(Duration::from_millis(5)).await;
+    let new = started(&registry, "new").await;
+    superseded(&old).await;
+    new.shutdown().await;
+    let sent = registry.seen().0.len();
+    sleep(100 * INTERVAL).await;
+    assert_eq!(registry.seen().0.len(), sent);
+    assert!(old.state().is_superseded());
+    // Whoever asks for it may still have it registered: nobody owns the id now.
+    old.register().await.unwrap();
+    assert_eq!(owner(&registry), "old");
+    registry.wait_until(|seen| seen.0.len() > sent + 3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_starts_with_the_instance_id_of_one_that_ended_opens_it_again() {
+    let registry = MockRegistry::start().await;
+    let pod = || {
+        let registration = Registration::new("a", "Agent", "http://pod:8000").instance_id("pod-0");
+        Agent::new(registry.client(), registration.heartbeat_interval(INTERVAL))
+    };
+    // At once, later, and within the same millisecond: before the end of the first was heard, say.
+    for pause in [Duration::from_millis(2), Duration::from_secs(60), Duration::ZERO] {
+        let first = pod();
+        first.register().await.unwrap();
+        first.shutdown().await;
+        sleep(pause).await;
+        let second = pod();
+        second.register().await.unwrap();
+        second.start_heartbeat(INTERVAL).unwrap();
+        sleep(5 * INTERVAL).await;
+        assert!(second.state().is_registered());
+        assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Active);
+        second.shutdown().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_started_before_its_predecessor_of_the_same_name_ended_registers_all_the_same() {
+    let registry = MockRegistry::start().await;
+    let registration = Registration::new("a", "Agent", "http://pod:8000").instance_id("pod-0");
+    let first = Agent::new(registry.client(), registration.clone());
+    let second = Agent::new(registry.client(), registration.heartbeat_interval(INTERVAL));
+    first.register().await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    first.shutdown().await;
+    second.register().await.unwrap();
+    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Active);
+    second.start_heartbeat(INTERVAL).unwrap();
+    sleep(5 * INTERVAL).await;
+    assert!(second.state().is_registered());
+}
+
+/// A registry of another kind, or of an earlier version: the newest registration wins, and a 409 names nobody.
+#[tokio::test(start_paused = true)]
+async fn where_ages_are_not_known_a_superseded_process_never_takes_the_id_back() {
+    let script = |what: &str, _| match what {
+        "POST /agents/a/heartbeat" => Reply::Answer(409, "", r#"{"detail":"another instance"}"#),
+        // Even if it seems that nobody has it.
+        "GET /agents/a" => Reply::Answer(200, "", r#"{"agent_id":"a","status":"offline"}"#),
+        _ => crate::support::ACK,
+    };
+    for (status, body) in [(200, r#"{"agent_id":"a","status":"offline"}"#), (404, ""), (500, "")] {
+        let server = Server::start(move |what: &str, number| match what {
+            "GET /agents/a" => Reply::Answer(status, "", body),
+            _ => script(what, number),
+        })
+        .await;
+        let old = process(RegistryClient::new(server.url()).unwrap(), "old");
+        old.register().await.unwrap();
+        old.start_heartbeat(INTERVAL).unwrap();
+        superseded(&old).await;
+        assert!(matches!(old.state(), AgentState::Superseded { owner: None }));
+        until("it looks", || server.times("GET /agents/a").len() >= 5).await;
+        assert!(old.register().await.unwrap_err().is_superseded());
+        assert!(old.update_capabilities(vec![Capability::new("more")]).await.unwrap_err().is_superseded());
+        sleep(10 * INTERVAL).await;
+        assert_eq!(server.times("POST /register").len(), 1, "{status}");
+        assert_eq!(server.times("POST /agents/a/heartbeat").len(), 1);
+    }
+}
+
+/// The registry is brought to a version that knows ages, under a process that stands by.
+#[tokio::test(start_paused = true)]
+async fn a_process_that_stands_by_learns_that_ages_are_known_now() {
+    let script = |what: &str, number: usize| match what {
+        "POST /agents/a/heartbeat" if number < 10 => Reply::Answer(409, "", ""),
+        "GET /agents/a" => Reply::Answer(
+            200,
+            "",
+            r#"{"agent_id":"a","status":"offline","registration_tag":"1","instance_id":"other"}"#,
+        ),
+        _ => crate::support::ACK,
+    };
+    let server = Server::start(script).await;
+    let old = process(RegistryClient::new(server.url()).unwrap(), "old");
+    old.register().await.unwrap();
+    old.start_heartbeat(INTERVAL).unwrap();
+    superseded(&old).await;
+    old.watch().wait_for(AgentState::is_registered).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_registration_with_the_age_follows_a_409_to_a_heartbeat_and_decides() {
+    let registry = MockRegistry::start().await;
+    let old = started(&registry, "old").await;
+    let young = started(&registry, "young").await;
+    superseded(&old).await;
+    // Somebody registers without an age, and so takes the id from the youngest.
+    let plain = Registration::new("a", "Agent", "http://plain:8000")
+        .capability(Capability::new("plain"))
+        .instance_id(old.instance_id());
+    let sent = registry.seen().registrations("a");
+    registry.client().register(&plain).await.unwrap();
+    assert_eq!(owner(&registry), "plain");
+    registry.wait_until(|seen| seen.registrations("a") == sent + 2).await;
+    young.watch().wait_for(AgentState::is_registered).await.unwrap();
+    assert_eq!(owner(&registry), "young");
+    sleep(5 * INTERVAL).await;
+    assert_eq!((owner(&registry).as_str(), registry.seen().registrations("a")), ("young", sent + 2));
+    let beat =
+        registry.client().heartbeat_with("a", &Heartbeat::default().instance_id(old.instance_id())).await;
+    assert!(beat.unwrap_err().is_superseded());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_says_who_owns_the_id_and_what_to_do() {
+    let registry = MockRegistry::start().await;
+    let (logs, _guard) = Logs::record();
+    let old = started(&registry, "old").await;
+    let new = started(&registry, "new").await;
+    superseded(&old).await;
+    let lines = logs.with("another process owns this agent's id");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    for part in
+        ["WARN", "if this is a different agent, give it its own id", new.instance_id(), "http://new:8000"]
+    {
+        assert!(lines[0].contains(part), "{part} is not in {}", lines[0]);
+    }
+}

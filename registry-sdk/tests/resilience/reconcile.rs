@@ -1,0 +1,398 @@
+//! What the registry has becomes what the agent wants: one request at a time, over lost answers and restored registries.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use registry_sdk::contract::{AgentStatus, Capability, Registration};
+use registry_sdk::testing::MockRegistry;
+use registry_sdk::{Agent, AgentState, Error, RegistryClient, RetryPolicy};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::logs::Logs;
+use crate::support::{ACK, Reply, Server, until};
+
+const INTERVAL: Duration = Duration::from_secs(30);
+const HEARTBEAT: &str = "POST /agents/a/heartbeat";
+const REGISTER: &str = "POST /register";
+
+fn agent(client: RegistryClient) -> Agent {
+    Agent::new(client, Registration::new("a", "Agent", "http://agent:8000").heartbeat_interval(INTERVAL))
+}
+
+fn can(names: &[&str]) -> Vec<Capability> {
+    names.iter().map(|name| Capability::new(*name)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_older_registration_that_arrives_after_a_newer_one_does_not_stay() {
+    let registry = MockRegistry::start().await;
+    let agent = agent(registry.client().with_retry(RetryPolicy::registration()));
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    // The first is held back on the way; its second attempt, and the next change, overtake it.
+    registry.deliver_late(1, Duration::from_secs(20));
+    agent.update_capabilities(can(&["older"])).await.unwrap();
+    agent.update_capabilities(can(&["newer"])).await.unwrap();
+    let late = Instant::now() + Duration::from_secs(21);
+    tokio::time::sleep_until(late).await;
+    registry.wait_until(|_| true).await;
+    let arrived_late = registry.agent("a").unwrap().capabilities;
+    timeout(2 * INTERVAL, async {
+        while registry.agent("a").unwrap().capabilities != can(&["newer"]) {
+            sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(arrived_late, can(&["older"]), "it did arrive late");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_that_was_restored_hears_of_the_latest_registration() {
+    let registry = MockRegistry::start().await;
+    let (logs, _guard) = Logs::record();
+    let agent = agent(registry.client());
+    agent.update_capabilities(can(&["old"])).await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    let backup = registry.backup();
+    agent.update_capabilities(can(&["old", "new"])).await.unwrap();
+    sleep(2 * INTERVAL).await;
+    registry.restore(&backup);
+    let (beats, registrations) = (registry.heartbeats("a"), registry.seen().registrations("a"));
+    registry.wait_until(|seen| seen.heartbeats("a") > beats).await;
+    let heard = Instant::now();
+    registry.wait_until(|seen| seen.registrations("a") > registrations).await;
+    assert!(heard.elapsed() <= INTERVAL / 10, "{:?}", heard.elapsed());
+    assert_eq!(registry.agent("a").unwrap().capabilities, can(&["old", "new"]));
+    assert_eq!(logs.with("the registry has another registration of this agent").len(), 1);
+    // Once is enough.
+    agent.watch().wait_for(AgentState::is_registered).await.unwrap();
+    sleep(10 * INTERVAL).await;
+    assert_eq!(registry.seen().registrations("a"), registrations + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn agents_of_a_restored_registry_do_not_all_register_at_the_same_moment() {
+    let registry = MockRegistry::start().await;
+    let agents: Vec<_> = (0..60)
+        .map(|number| {
+            let id = format!("agent-{number}");
+            Agent::new(registry.client(), Registration::new(&id, &id, "http://agent:8000"))
+        })
+        .collect();
+    for agent in &agents {
+        agent.register().await.unwrap();
+    }
+    let backup = registry.backup();
+    for agent in &agents {
+        agent.update_capabilities(can(&["new"])).await.unwrap();
+        agent.start_heartbeat(INTERVAL).unwrap();
+    }
+    sleep(2 * INTERVAL).await;
+    registry.restore(&backup);
+    let arrival = |one: &registry_sdk::testing::Received, path: String, after: Instant| {
+        (one.path == path && one.at >= after).then_some(one.at)
+    };
+    let restored = Instant::now();
+    sleep(2 * INTERVAL).await;
+    let seen = registry.seen();
+    let pauses: Vec<Duration> = agents
+        .iter()
+        .map(|agent| {
+            let path = format!("/agents/{}/heartbeat", agent.agent_id());
+            let beat = seen.0.iter().find_map(|one| arrival(one, path.clone(), restored)).unwrap();
+            let own = |one: &&registry_sdk::testing::Received| {
+                one.body.contains(&format!("\"{}\"", agent.agent_id()))
+            };
+            let again = seen.0.iter().filter(own).find_map(|one| arrival(one, "/register".to_owned(), beat));
+            again.unwrap() - beat
+        })
+        .collect();
+    assert!(pauses.iter().all(|pause| *pause <= INTERVAL / 10 + Duration::from_millis(50)), "{pauses:?}");
+    assert!(pauses.iter().filter(|pause| **pause < INTERVAL / 20).count() >= 10, "{pauses:?}");
+    assert!(pauses.iter().filter(|pause| **pause > INTERVAL / 20).count() >= 10, "{pauses:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unchanged_registration_is_not_sent_again_after_an_outage_if_the_tag_says_that_it_is_there() {
+    let registry = MockRegistry::start().await;
+    let agent = agent(registry.client());
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    registry.outage(3 * INTERVAL);
+    let mut state = agent.watch();
+    state.wait_for(AgentState::is_degraded).await.unwrap();
+    state.wait_for(AgentState::is_registered).await.unwrap();
+    sleep(5 * INTERVAL).await;
+    assert_eq!(registry.seen().registrations("a"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_writes_are_never_under_way_at_once() {
+    let registry = MockRegistry::start().await;
+    let (under_way, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (now, peak) = (under_way.clone(), most.clone());
+    // Counts what passes on its way to the registry.
+    let front = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", front.local_addr().unwrap());
+    let behind = registry.url().trim_start_matches("http://").to_owned();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = front.accept().await {
+            let (behind, now, peak) = (behind.clone(), now.clone(), peak.clone());
+            tokio::spawn(count(client, behind, now, peak));
+        }
+    });
+    registry.delay(Duration::from_millis(300));
+    let agent = agent(RegistryClient::new(url).unwrap());
+    agent.start_heartbeat(Duration::from_secs(2)).unwrap();
+    let calls = (0..30).map(|number| {
+        let agent = agent.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(fastrand::u64(..15_000))).await;
+            match number % 3 {
+                0 => drop(agent.register().await),
+                1 => drop(agent.update_capabilities(can(&[&format!("c{number}")])).await),
+                _ => drop(agent.update_status(AgentStatus::Busy).await),
+            }
+        })
+    });
+    for call in calls.collect::<Vec<_>>() {
+        call.await.unwrap();
+    }
+    agent.shutdown().await;
+    assert!(registry.seen().0.len() >= 20);
+    assert_eq!(most.load(Ordering::SeqCst), 1);
+}
+
+/// Passes one connection on, and counts the requests that are not answered yet. Each is one small write.
+async fn count(
+    mut client: tokio::net::TcpStream,
+    behind: String,
+    under_way: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut server = tokio::net::TcpStream::connect(behind).await.unwrap();
+    let (mut asked, mut answered) = ([0; 16_384], [0; 16_384]);
+    let mut is_open = false;
+    loop {
+        tokio::select! {
+            read = client.read(&mut asked) => {
+                let Ok(count @ 1..) = read else { break };
+                if !std::mem::replace(&mut is_open, true) {
+                    most.fetch_max(under_way.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                }
+                server.write_all(&asked[..count]).await.unwrap();
+            }
+            read = server.read(&mut answered) => {
+                let Ok(count @ 1..) = read else { break };
+                if std::mem::replace(&mut is_open, false) {
+                    under_way.fetch_sub(1, Ordering::SeqCst);
+                }
+                client.write_all(&answered[..count]).await.unwrap();
+            }
+        }
+    }
+    under_way.fetch_sub(usize::from(is_open), Ordering::SeqCst);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_the_registry_refuses_does_not_stop_the_heartbeats() {
+    let registry = MockRegistry::start().await;
+    let (logs, _guard) = Logs::record();
+    let server = Server::start(|what: &str, number| match what {
+        REGISTER if number > 0 => {
+            Reply::Answer(422, "content-type: application/problem+json\r\n", r#"{"detail":"too many"}"#)
+        }
+        _ => Reply::Answer(200, "", r#"{"agent_id":"a","status":"active","registration_tag":"1"}"#),
+    })
+    .await;
+    drop(registry);
+    let agent = agent(RegistryClient::new(server.url()).unwrap());
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    let error = agent.update_capabilities(can(&["more"])).await.unwrap_err();
+    assert!(error.is_refused(), "{error}");
+    let (began, refused) = (Instant::now(), server.times(REGISTER).len());
+    sleep(20 * INTERVAL).await;
+    assert!(server.times(HEARTBEAT).len() >= 19, "{}", server.times(HEARTBEAT).len());
+    let tried: Vec<_> = server.times(REGISTER)[refused..].iter().map(|at| *at - began).collect();
+    assert!((15..=30).contains(&tried.len()), "with pauses up to the interval: {tried:?}");
+    assert!(agent.state().is_registered());
+    assert_eq!(logs.with("could not be told").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_is_told_at_once_and_not_with_the_next_heartbeat() {
+    let registry = MockRegistry::start().await;
+    let agent = agent(registry.client());
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    sleep(2 * INTERVAL).await;
+    // The call fails, and the loop tells it as soon as the registry is well: without waiting for a heartbeat.
+    registry.fail_next(1, 503);
+    assert!(agent.update_capabilities(can(&["new"])).await.is_err());
+    let failed = Instant::now();
+    let sent = registry.seen().registrations("a");
+    registry.wait_until(|seen| seen.registrations("a") > sent).await;
+    assert!(failed.elapsed() <= INTERVAL / 10 + Duration::from_millis(50), "{:?}", failed.elapsed());
+    // And another interval is a change, too.
+    let (declared, sent) = (Instant::now(), registry.seen().registrations("a"));
+    agent.start_heartbeat(INTERVAL / 2).unwrap();
+    registry.wait_until(|seen| seen.registrations("a") > sent).await;
+    assert!(declared.elapsed() <= Duration::from_millis(50), "{:?}", declared.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_during_an_outage_waits_for_the_heartbeat_that_finds_the_registry_well() {
+    let registry = MockRegistry::start().await;
+    let agent = agent(registry.client());
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    registry.outage(10 * INTERVAL);
+    agent.watch().wait_for(AgentState::is_degraded).await.unwrap();
+    assert!(agent.update_capabilities(can(&["new"])).await.is_err());
+    let sent = registry.seen().registrations("a");
+    agent.watch().wait_for(AgentState::is_registered).await.unwrap();
+    let back = Instant::now();
+    assert_eq!(registry.seen().registrations("a"), sent, "heartbeats find out");
+    registry.wait_until(|seen| seen.registrations("a") > sent).await;
+    assert!(back.elapsed() <= Duration::from_millis(50), "{:?}", back.elapsed());
+    assert_eq!(registry.agent("a").unwrap().capabilities, can(&["new"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_is_told_by_registering_where_the_registry_forgot_the_agent() {
+    let registry = MockRegistry::start().await;
+    let agent = agent(registry.client());
+    agent.register().await.unwrap();
+    registry.forget_agents();
+    agent.update_status(AgentStatus::Busy).await.unwrap();
+    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Busy);
+    // An agent that never registered is not registered by that.
+    let unknown = self::agent(registry.client());
+    registry.forget_agents();
+    assert!(unknown.update_status(AgentStatus::Busy).await.unwrap_err().is_not_found());
+    assert!(registry.agent("a").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_gives_up_has_changed_what_the_agent_wants_and_is_forgotten() {
+    let registry = MockRegistry::start().await;
+    let agent = agent(registry.client().with_retry(RetryPolicy::registration().attempts(100)));
+    agent.register().await.unwrap();
+    registry.fail_next(1_000, 503);
+    assert!(timeout(Duration::from_secs(3), agent.update_capabilities(can(&["new"]))).await.is_err());
+    let sent = registry.seen().0.len();
+    sleep(100 * INTERVAL).await;
+    assert!(registry.seen().0.len() <= sent + 1, "nobody waits for it, and heartbeats are off");
+    registry.heal();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    registry.wait_until(|seen| seen.0.last().is_some_and(|one| one.body.contains("new"))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_is_tried_as_often_as_its_policy_says() {
+    for attempts in [1, 2, 5] {
+        let registry = MockRegistry::start().await;
+        let policy = RetryPolicy::registration().attempts(attempts);
+        let agent = agent(registry.client().with_retry(policy));
+        registry.fail_next(1_000, 503);
+        assert!(matches!(agent.register().await, Err(Error::Unavailable { status: 503, .. })));
+        assert_eq!(registry.seen().registrations("a"), attempts as usize);
+        assert!(agent.update_status(AgentStatus::Busy).await.is_err());
+        assert_eq!(registry.seen().0.len(), 2 * attempts as usize);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_waits_for_the_request_under_way_without_losing_its_own_time() {
+    let registry = MockRegistry::start().await;
+    let agent = agent(registry.client().with_retry(RetryPolicy::none().time_limit(Duration::from_secs(2))));
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    registry.hang(1);
+    registry.wait_until(|seen| seen.heartbeats("a") == 1).await;
+    let began = Instant::now();
+    agent.update_status(AgentStatus::Busy).await.unwrap();
+    assert!(began.elapsed() >= Duration::from_secs(7), "a quarter of the interval: {:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blocked_runtime_is_named_and_seen() {
+    let registry = MockRegistry::with_heartbeat_timeout(Duration::from_secs(3)).await;
+    let (logs, _guard) = Logs::record();
+    let second = Duration::from_secs(1);
+    let agent = agent(registry.client());
+    agent.start_heartbeat(second).unwrap();
+    registry.wait_until(|seen| seen.heartbeats("a") == 5).await;
+    let AgentState::Registered { since, .. } = agent.state() else { panic!("{:?}", agent.state()) };
+    assert!(logs.with("a heartbeat is late").is_empty());
+    let mut state = agent.watch();
+    let degraded =
+        tokio::spawn(async move { state.wait_for(AgentState::is_degraded).await.unwrap().clone() });
+    tokio::task::yield_now().await;
+    // The clock goes on, and nothing runs.
+    tokio::time::advance(Duration::from_secs(10)).await;
+    let seen = degraded.await.unwrap();
+    let AgentState::Degraded { last_error, .. } = seen else { panic!("{seen:?}") };
+    assert!(matches!(*last_error, Error::Stalled { silent } if silent >= Duration::from_secs(10)));
+    agent.watch().wait_for(AgentState::is_registered).await.unwrap();
+    let AgentState::Registered { since: again, .. } = agent.state() else { panic!("{:?}", agent.state()) };
+    assert!(again > since, "it was not so without a break");
+    let lines = logs.with("a heartbeat is late: the runtime was blocked, or the process suspended");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("WARN") && lines[0].contains("late=9"), "{lines:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_heartbeat_that_is_a_little_late_is_no_warning() {
+    let registry = MockRegistry::start().await;
+    let (logs, _guard) = Logs::record();
+    let agent = agent(registry.client());
+    agent.start_heartbeat(INTERVAL).unwrap();
+    for (late, warnings) in [(0.45, 0), (0.6, 1)] {
+        let beats = registry.heartbeats("a");
+        registry.wait_until(|seen| seen.heartbeats("a") > beats).await;
+        sleep(INTERVAL.saturating_sub(Duration::from_millis(10))).await;
+        tokio::time::advance(INTERVAL.mul_f64(late)).await;
+        sleep(Duration::from_millis(100)).await;
+        assert_eq!(logs.with("a heartbeat is late").len(), warnings, "{late} of an interval");
+        assert!(agent.state().is_registered(), "its deadline has not passed");
+    }
+}
+
+/// As when a token provider panics: that is not the loop's end.
+#[tokio::test(start_paused = true)]
+async fn a_panic_does_not_end_the_heartbeats() {
+    let registry = MockRegistry::start().await;
+    let (logs, _guard) = Logs::record();
+    let asked = AtomicUsize::new(0);
+    let client = RegistryClient::builder(registry.url())
+        .token_provider(move || {
+            assert_ne!(asked.fetch_add(1, Ordering::SeqCst), 3, "on purpose");
+            "token".to_owned()
+        })
+        .build()
+        .unwrap();
+    let agent = agent(client);
+    agent.start_heartbeat(INTERVAL).unwrap();
+    registry.wait_until(|seen| seen.heartbeats("a") == 5).await;
+    assert_eq!(logs.with("a panic in the heartbeat loop").len(), 1);
+    agent.shutdown().await;
+    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
+}
+
+#[tokio::test(start_paused = true)]
+async fn agents_that_start_by_their_heartbeats_alone_do_not_beat_together() {
+    let server = Server::start(|_, _| ACK).await;
+    let began = Instant::now();
+    let agents: Vec<_> = (0..60).map(|_| agent(RegistryClient::new(server.url()).unwrap())).collect();
+    for agent in &agents {
+        agent.start_heartbeat(INTERVAL).unwrap();
+    }
+    until("all have beaten", || server.times(HEARTBEAT).len() >= agents.len()).await;
+    let early = server.times(HEARTBEAT).iter().filter(|at| **at - began < INTERVAL / 2).count();
+    assert!((10..=50).contains(&early), "{early} of 60 in the first half");
+}

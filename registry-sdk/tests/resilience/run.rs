@@ -1,0 +1,83 @@
+//! An agent's whole life in one call.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use registry_sdk::contract::Registration;
+use registry_sdk::{Agent, Error, RegistryClient};
+use tokio::time::{Instant, sleep};
+
+use crate::support::{ACK, Reply, Server, until};
+
+const INTERVAL: Duration = Duration::from_secs(30);
+const HEARTBEAT: &str = "POST /agents/a/heartbeat";
+const REGISTER: &str = "POST /register";
+const PROBLEM: &str = "content-type: application/problem+json\r\n";
+
+fn agent(server: &Server) -> Agent {
+    let registration = Registration::new("a", "Agent", "http://agent:8000").heartbeat_interval(INTERVAL);
+    Agent::new(RegistryClient::new(server.url()).unwrap(), registration)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_agent_is_registered_while_its_work_runs_and_offline_after_it() {
+    let server = Server::start(|_, _| ACK).await;
+    let work = until("it beats", || server.times(HEARTBEAT).len() >= 3);
+    agent(&server).run_until(work).await.unwrap();
+    let what: Vec<_> = server.arrived().into_iter().map(|one| one.what).collect();
+    assert_eq!(what, [REGISTER, HEARTBEAT, HEARTBEAT, HEARTBEAT, "PUT /agents/a/status"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_work_begins_at_once_whatever_the_registry_does() {
+    for reply in [Reply::Hang, Reply::Close, Reply::Answer(503, "", ""), Reply::Answer(403, "", "<html>")] {
+        let server = Server::start(move |_, _| reply.clone()).await;
+        let began = Instant::now();
+        let has_begun = Arc::new(AtomicBool::new(false));
+        let begins = has_begun.clone();
+        let work = async move {
+            assert!(began.elapsed() < Duration::from_millis(10), "{:?}", began.elapsed());
+            begins.store(true, Ordering::SeqCst);
+            sleep(100 * INTERVAL).await;
+        };
+        agent(&server).run_until(work).await.unwrap();
+        assert!(has_begun.load(Ordering::SeqCst));
+        assert!(server.times(REGISTER).len() > 50, "it goes on trying");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_by_the_registry_ends_the_work() {
+    let server = Server::start(|_, _| Reply::Answer(401, PROBLEM, r#"{"detail":"no token"}"#)).await;
+    let error = agent(&server).run_until(std::future::pending::<()>()).await.unwrap_err();
+    assert!(matches!(error, Error::Denied { status: 401, .. }), "{error}");
+    let invalid = Agent::new(RegistryClient::new(server.url()).unwrap(), Registration::new("", "", "x"));
+    let error = invalid.run_until(std::future::pending::<()>()).await.unwrap_err();
+    assert_eq!(error.fields().len(), 3, "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_the_work_is_handed_out() {
+    let server = Server::start(|_, _| ACK).await;
+    let work = async {
+        sleep(INTERVAL).await;
+        Err::<(), _>(std::io::Error::other("the disk is full"))
+    };
+    let error = agent(&server).run_until(work).await.unwrap_err();
+    assert_eq!(error.in_one_line(), "the agent's own work failed: the disk is full");
+    assert_eq!(server.arrived().last().unwrap().what, "PUT /agents/a/status");
+}
+
+/// As people write it: without a graceful shutdown of its own.
+#[cfg(feature = "axum")]
+#[tokio::test(start_paused = true)]
+async fn a_server_of_axum_is_work() {
+    let server = Server::start(|_, _| ACK).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let agent = agent(&server);
+    tokio::select! {
+        ended = agent.run_until(axum::serve(listener, axum::Router::new())) => panic!("{ended:?}"),
+        () = until("it beats", || server.times(HEARTBEAT).len() >= 3) => {}
+    }
+}

@@ -1,0 +1,241 @@
+//! A shutdown is final: when it returns, nothing more is sent, whatever the agent was doing.
+
+use std::time::Duration;
+
+use registry_sdk::contract::{AgentStatus, Capability, Registration};
+use registry_sdk::testing::MockRegistry;
+use registry_sdk::{Agent, AgentState, Error, RetryPolicy};
+use tokio::time::{Instant, sleep, timeout};
+
+const INTERVAL: Duration = Duration::from_secs(10);
+
+fn agent(registry: &MockRegistry) -> Agent {
+    let registration = Registration::new("a", "Agent", "http://agent:8000").heartbeat_interval(INTERVAL);
+    let patient = RetryPolicy::registration().attempts(50);
+    Agent::new(registry.client().with_retry(patient), registration)
+}
+
+/// Fails if anything is sent within a long time.
+async fn is_silent(registry: &MockRegistry) {
+    let sent = registry.seen().0.len();
+    sleep(1_000 * INTERVAL).await;
+    let seen = registry.seen();
+    assert_eq!(seen.0.len(), sent, "sent after the shutdown: {:?}", seen.0.last());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_being_retried_ends_with_the_shutdown() {
+    let registry = MockRegistry::start().await;
+    for _ in 0..20 {
+        let agent = agent(&registry);
+        agent.register().await.unwrap();
+        agent.start_heartbeat(INTERVAL).unwrap();
+        registry.fail_next(1_000, 503);
+        let calls = ["register", "capabilities", "status"].map(|call| {
+            let agent = agent.clone();
+            tokio::spawn(async move {
+                match call {
+                    "register" => agent.register().await.map(|_| ()),
+                    "capabilities" => {
+                        agent.update_capabilities(vec![Capability::new("more")]).await.map(|_| ())
+                    }
+                    _ => agent.update_status(AgentStatus::Busy).await,
+                }
+            })
+        });
+        sleep(Duration::from_millis(fastrand::u64(1..20_000))).await;
+        registry.heal();
+        agent.shutdown().await;
+        for call in calls {
+            // It may have got through after the registry was well again.
+            let outcome = call.await.unwrap();
+            assert!(matches!(outcome, Ok(()) | Err(Error::ShutDown)), "{outcome:?}");
+        }
+        is_silent(&registry).await;
+        assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_shutdowns_at_once_neither_returns_before_the_agent_is_offline() {
+    let registry = MockRegistry::start().await;
+    let agent = agent(&registry);
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    registry.delay(Duration::from_secs(1));
+    let first = tokio::spawn({
+        let agent = agent.clone();
+        async move { agent.shutdown().await }
+    });
+    // The first has begun, and waits for the registry.
+    tokio::task::yield_now().await;
+    let began = Instant::now();
+    agent.shutdown().await;
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
+    assert!(matches!(agent.state(), AgentState::Stopped));
+    first.await.unwrap();
+    is_silent(&registry).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_that_was_given_up_goes_on_and_can_be_waited_for_again() {
+    let registry = MockRegistry::start().await;
+    let agent = agent(&registry);
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    registry.delay(Duration::from_secs(1));
+    assert!(timeout(Duration::from_millis(500), agent.shutdown()).await.is_err());
+    agent.shutdown().await;
+    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
+    is_silent(&registry).await;
+
+    // Nobody waits for it at all.
+    registry.delay(Duration::ZERO);
+    let agent = self::agent(&registry);
+    agent.register().await.unwrap();
+    registry.delay(Duration::from_secs(1));
+    assert!(timeout(Duration::from_millis(1), agent.shutdown()).await.is_err());
+    agent.watch().wait_for(|state| matches!(state, AgentState::Stopped)).await.unwrap();
+    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_starts_anew_after_or_beside_a_shutdown() {
+    let registry = MockRegistry::start().await;
+    for _ in 0..50 {
+        let agent = agent(&registry);
+        agent.register().await.unwrap();
+        let racing = tokio::spawn({
+            let agent = agent.clone();
+            async move {
+                for _ in 0..10 {
+                    let _ = agent.start_heartbeat(Duration::from_millis(1));
+                    sleep(Duration::from_millis(fastrand::u64(..3))).await;
+                }
+            }
+        });
+        sleep(Duration::from_millis(fastrand::u64(..10))).await;
+        agent.shutdown().await;
+        is_silent(&registry).await;
+        racing.await.unwrap();
+        assert!(matches!(agent.start_heartbeat(INTERVAL), Err(Error::ShutDown)));
+        assert!(matches!(agent.register().await, Err(Error::ShutDown)));
+        assert!(matches!(agent.register_with_retry().await, Err(Error::ShutDown)));
+        assert!(matches!(agent.update_status(AgentStatus::Busy).await, Err(Error::ShutDown)));
+        assert!(matches!(agent.update_capabilities(Vec::new()).await, Err(Error::ShutDown)));
+        agent.stop_heartbeat().await;
+        is_silent(&registry).await;
+        assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_arrive_after_the_shutdown_change_nothing() {
+    let registry = MockRegistry::start().await;
+    let late = Duration::from_secs(30);
+    for number in 0..3 {
+        let agent = agent(&registry);
+        agent.register().await.unwrap();
+        // What is held back for longer than a process lived cannot be told from a later process of the same name.
+        sleep(2 * late).await;
+        // Held back on the way, and delivered when the agent is gone.
+        registry.deliver_late(1, late);
+        let _ = timeout(Duration::from_millis(500), async {
+            match number {
+                0 => drop(agent.register().await),
+                1 => drop(agent.update_status(AgentStatus::Busy).await),
+                _ => {
+                    agent.start_heartbeat(Duration::from_millis(100)).unwrap();
+                    std::future::pending::<()>().await;
+                }
+            }
+        })
+        .await;
+        agent.shutdown().await;
+        let arrived = registry.seen().0.len();
+        registry.wait_until(|seen| seen.0.len() > arrived).await;
+        assert_eq!(registry.seen().0.last().unwrap().status, Some(409));
+        assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_takes_no_longer_than_its_limit_also_if_another_has_a_longer_one() {
+    let registry = MockRegistry::start().await;
+    let agent = agent(&registry);
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    registry.hang(1_000);
+    registry.wait_until(|seen| seen.heartbeats("a") >= 1).await;
+    let began = Instant::now();
+    let long = tokio::spawn({
+        let agent = agent.clone();
+        async move { agent.shutdown_within(Duration::from_secs(60)).await }
+    });
+    sleep(Duration::from_millis(100)).await;
+    agent.shutdown_within(Duration::from_secs(1)).await;
+    assert!(began.elapsed() <= Duration::from_millis(1_200), "{:?}", began.elapsed());
+    long.await.unwrap();
+    assert!(began.elapsed() <= Duration::from_millis(1_200), "{:?}", began.elapsed());
+    is_silent(&registry).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_request_under_way_gets_half_of_the_time_and_offline_the_other_half() {
+    let registry = MockRegistry::start().await;
+    let agent = agent(&registry);
+    agent.register().await.unwrap();
+    agent.start_heartbeat(INTERVAL).unwrap();
+    registry.hang(1);
+    registry.wait_until(|seen| seen.heartbeats("a") >= 1).await;
+    let began = Instant::now();
+    agent.shutdown_within(Duration::from_secs(2)).await;
+    assert_eq!(began.elapsed().as_secs(), 1, "{:?}", began.elapsed());
+    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_the_registry_cannot_know_says_nothing() {
+    let registry = MockRegistry::start().await;
+    let unused = agent(&registry);
+    unused.shutdown().await;
+    assert!(matches!(unused.state(), AgentState::Stopped));
+    assert!(registry.seen().0.is_empty());
+    // One whose registration may have arrived does, however that was answered.
+    let unsure = agent(&registry);
+    registry.truncated_body(1);
+    let _ = timeout(Duration::from_millis(1), unsure.register()).await;
+    unsure.shutdown().await;
+    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_superseded_process_shuts_down_without_touching_its_successor() {
+    let registry = MockRegistry::start().await;
+    let old = agent(&registry);
+    old.register().await.unwrap();
+    old.start_heartbeat(INTERVAL).unwrap();
+    sleep(Duration::from_millis(5)).await;
+    let new = agent(&registry);
+    new.register().await.unwrap();
+    old.watch().wait_for(AgentState::is_superseded).await.unwrap();
+    let sent = registry.seen().0.len();
+    old.shutdown().await;
+    assert_eq!(registry.seen().0.len(), sent);
+    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Active);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_stop_heartbeat_nothing_is_sent_until_it_is_asked_for() {
+    let registry = MockRegistry::start().await;
+    for _ in 0..20 {
+        let agent = agent(&registry);
+        agent.start_heartbeat(Duration::from_millis(200)).unwrap();
+        registry.delay(Duration::from_millis(50));
+        sleep(Duration::from_millis(fastrand::u64(..2_000))).await;
+        agent.stop_heartbeat().await;
+        is_silent(&registry).await;
+        agent.shutdown().await;
+    }
+}
