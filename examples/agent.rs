@@ -4,15 +4,11 @@
 //! `curl 'http://127.0.0.1:8009/capabilities/search?q=code'`. Ctrl-C ends it in good order.
 #![allow(clippy::print_stdout, reason = "it tells what it does")]
 
-use std::time::Duration;
-
 use axum::extract::State;
 use axum::routing::post;
 use axum::{Json, Router};
 use registry_sdk::contract::{Capability, Registration};
-use registry_sdk::{
-    Agent, HealthEndpoint, RegistrationOutcome, RegistryClient, TaskCounter, shutdown_signal,
-};
+use registry_sdk::{Agent, HealthEndpoint, RegistryClient, TaskCounter, shutdown_signal};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -33,20 +29,15 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         )
         .metadata("version", env!("CARGO_PKG_VERSION"));
     let agent = Agent::new(RegistryClient::new(registry_url)?, registration);
-    match agent.register_with_retry().await? {
-        RegistrationOutcome::Registered(_) => println!("{agent_id} is registered, and works at {base_url}"),
-        outcome => println!("{agent_id} works at {base_url}, without its registry for now: {outcome:?}"),
-    }
-    agent.start_heartbeat(Duration::from_secs(30))?;
 
     // Heartbeats tell how busy it is, and orchestrators may choose by that.
     let tasks = agent.tasks();
     tasks.set_capacity(8);
     let health = HealthEndpoint::new(&agent);
     let app = Router::new().route("/execute", post(execute)).with_state(tasks).merge(health.router());
-    axum::serve(listener, app).with_graceful_shutdown(shutdown_signal()).await?;
-
-    agent.shutdown().await;
+    println!("{agent_id} works at {base_url}");
+    // It works at once, and registers beside that, whether the registry answers or not.
+    agent.run_until(axum::serve(listener, app).with_graceful_shutdown(shutdown_signal())).await?;
     println!("{agent_id} has said goodbye");
     Ok(())
 }

@@ -12,14 +12,17 @@
 //! let client = RegistryClient::new("http://127.0.0.1:8009")?;
 //! let registration = Registration::new("sec-scan", "Security Scanner", "http://sec-scan:8003")
 //!     .capability(Capability::new("security_scanning").tag("sast"));
-//! let agent = Agent::new(client.clone(), registration);
-//! agent.register_with_retry().await?;
-//! agent.start_heartbeat(Duration::from_secs(30))?;
+//! let agent = Agent::new(client, registration);
+//! agent.start_heartbeat(Duration::from_secs(30))?; // registers, whenever the registry is there
+//! // … the agent's own work …
+//! agent.shutdown().await;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! An orchestrator finds the best healthy agent for a task, and hands the task over, to the next where that fails:
+//! [`Agent::run_until`] does all of that around the agent's own server, and handles Ctrl-C and SIGTERM.
+//!
+//! An orchestrator finds the best healthy agent for a task and delegates the task, failing over to the next candidate:
 //!
 //! ```no_run
 //! # #[tokio::main(flavor = "current_thread")]
@@ -46,8 +49,13 @@
 //! | `the registry fails: running on without it` | warn, at the first failure | `agent_id`, `error`, `pause` |
 //! | `the registry still fails` | debug, at each further one | `agent_id`, `error`, `pause` |
 //! | `the registry does not know this agent: registering again` | warn | `agent_id` |
-//! | `another process has registered with this agent's id: …` | warn | `agent_id`, `instance_id` |
-//! | `shut down` | info | `agent_id` |
+//! | `the registry has another registration of this agent …: registering again` | warn | `agent_id` |
+//! | `a change of the registration could not be told, trying again; heartbeats go on` | warn, at the first failure | `agent_id`, `error`, `pause` |
+//! | `another process owns this agent's id, no heartbeats are sent; …` | warn, once | `agent_id`, `instance_id`, `owner_instance_id`, `owner_base_url` |
+//! | `a heartbeat is late: the runtime was blocked, or the process suspended; …` | warn | `agent_id`, `late` |
+//! | `a panic in the heartbeat loop …: the loop goes on` | error | `agent_id` |
+//! | `asked to end: shutting down` | info | `agent_id` |
+//! | `shut down` | info; warn if the registry could not be told | `agent_id`, `error` |
 //! | `trying again` | debug | `error`, `pause` |
 //! | `the registry cannot be followed: …` | warn, once an outage | `error` |
 //!

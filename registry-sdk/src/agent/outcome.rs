@@ -59,14 +59,17 @@ impl Loop {
         }
     }
 
-    /// Another process owned the id: it may be gone.
+    /// Another process owned the id. It may be gone, or a third one may have the id, which is perhaps older than this one.
     pub(super) fn saw(&mut self, record: &AgentRecord) {
         self.heard.knows_ages |= record.registration_tag.is_some();
-        let is_own = record.instance_id.as_deref() == Some(&self.shared.instance_id);
-        if record.status == AgentStatus::Offline || is_own {
+        let owner = Owner::new(record.instance_id.clone(), &record.base_url);
+        let is_known = match &*self.shared.state.borrow() {
+            AgentState::Superseded { owner: Some(known) } => known.instance_id == owner.instance_id,
+            _ => false,
+        };
+        if record.status == AgentStatus::Offline || (self.heard.knows_ages && !is_known) {
             self.take_over();
         } else {
-            let owner = Owner::new(record.instance_id.clone(), &record.base_url);
             self.look_later();
             self.shared.change_state(|_| AgentState::Superseded { owner: Some(owner) });
         }
@@ -74,7 +77,10 @@ impl Loop {
 
     fn take_over(&mut self) {
         if self.heard.knows_ages {
-            tracing::debug!(agent_id = self.shared.agent_id, "the id seems to have no owner: registering");
+            tracing::debug!(
+                agent_id = self.shared.agent_id,
+                "the owner of the id is gone, or another one: registering"
+            );
             self.register_soon();
         } else {
             self.look_later();
@@ -97,15 +103,19 @@ impl Loop {
                 tracing::debug!(agent_id = self.shared.agent_id, %error, "cannot see who owns the id");
                 self.look_later();
             }
-            (Request::Register, Error::Superseded { owner, .. }) => self.refused(owner.clone(), error),
-            (Request::Heartbeat | Request::Status, Error::Superseded { owner: None, .. }) => {
-                self.superseded(None, &error);
+            (Request::Register, Error::Superseded { owner: Some(owner), .. }) => {
+                self.refused(owner.clone(), error);
             }
-            (Request::Heartbeat | Request::Status, Error::Superseded { owner: Some(_), .. }) => {
-                tracing::debug!(agent_id = self.shared.agent_id, %error, "registering, so that its age decides");
-                self.heard.knows_ages = true;
-                (self.phase, self.pulse) = (Phase::Unregistered, Timer::at(Instant::now()));
-                self.shared.change_state(|_| AgentState::Registering);
+            // No registry answers that: something in between does.
+            (Request::Register, Error::Superseded { owner: None, detail }) => {
+                self.degraded(Error::UnexpectedAnswer { status: 409, detail: detail.clone() });
+            }
+            (Request::Heartbeat | Request::Status, Error::Superseded { owner, .. }) => {
+                if owner.is_some() || self.heard.knows_ages {
+                    self.contested(&error);
+                } else {
+                    self.superseded(None, &error);
+                }
             }
             (Request::Heartbeat, Error::NotFound { .. }) => self.forgotten(),
             (Request::Status, Error::NotFound { .. }) if self.tells_status_by_registering() => {
@@ -128,11 +138,18 @@ impl Loop {
         self.shared.change_state(|_| AgentState::Registering);
     }
 
+    /// Another process seems to own the id. One registration, with its age, decides.
+    fn contested(&mut self, error: &Error) {
+        tracing::debug!(agent_id = self.shared.agent_id, %error, "registering, so that the age decides");
+        self.heard.knows_ages = true;
+        (self.phase, self.pulse) = (Phase::Unregistered, Timer::at(Instant::now()));
+        self.shared.change_state(|_| AgentState::Registering);
+    }
+
     /// The registration was refused for another process, or for this one as it was.
-    fn refused(&mut self, owner: Option<Owner>, error: Error) {
-        let owner_id = owner.as_ref().and_then(|owner| owner.instance_id.as_deref());
-        if owner_id != Some(&self.shared.instance_id) {
-            return self.superseded(owner, &error);
+    fn refused(&mut self, owner: Owner, error: Error) {
+        if owner.instance_id.as_deref() != Some(&self.shared.instance_id) {
+            return self.superseded(Some(owner), &error);
         }
         // A process of the same instance, a pod's name for example, was shut down, and that was heard only after this
         // one had started.

@@ -17,7 +17,7 @@
 //! | | register, because something changed | acknowledged | `Registered` |
 //! | | | a younger process owns the id (409) | `Superseded` |
 //! | | | failed | `Registered`; heartbeats go on, and the change is told again after a pause that grows |
-//! | `Superseded` | look at the record | the owner is offline or gone, and ages are known | `Unregistered`, within a tenth of the interval |
+//! | `Superseded` | look at the record | the owner is offline, gone or another one, and ages are known | `Unregistered`, within a tenth of the interval |
 //! | | | anything else | `Superseded`, one interval later |
 //!
 //! A registry that knows no ages lets the newest registration win, so there a change is told only right after a heartbeat

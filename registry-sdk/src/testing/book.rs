@@ -28,6 +28,8 @@ pub struct Received {
     pub at: Instant,
     /// The status it was answered with; `None` where the connection was harmed instead.
     pub status: Option<u16>,
+    /// Whether it had been held back on its way: see [`MockRegistry::deliver_late`](super::MockRegistry::deliver_late).
+    pub is_late: bool,
 }
 
 /// All that has arrived, the oldest first.

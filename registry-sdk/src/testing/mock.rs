@@ -256,7 +256,7 @@ async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<
     let last_event_id = parts.headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let query = parts.uri.query().unwrap_or_default();
     let (outcome, delay) = shared.decide(&Asked { method, path, query, last_event_id, body: &body });
-    shared.record(method, path, &body, outcome.as_ref().ok().map(|answer| answer.status));
+    shared.record(method, path, &body, outcome.as_ref().ok().map(|answer| answer.status), false);
     match outcome {
         Ok(answer) => {
             sleep(delay).await;
@@ -270,7 +270,7 @@ async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<
                 let (method, path, query) = (method.as_str(), path.as_str(), query.as_str());
                 let asked = Asked { method, path, query, last_event_id: None, body: &body };
                 let status = answer(&mut shared.lock().book, &asked).status;
-                shared.record(method, path, &body, Some(status));
+                shared.record(method, path, &body, Some(status), true);
             });
             Err(io::Error::other("cut off on purpose"))
         }
@@ -308,13 +308,14 @@ impl Shared {
         (outcome, delay)
     }
 
-    fn record(&self, method: &str, path: &str, body: &[u8], status: Option<u16>) {
+    fn record(&self, method: &str, path: &str, body: &[u8], status: Option<u16>, is_late: bool) {
         let received = Received {
             method: method.to_owned(),
             path: path.to_owned(),
             body: String::from_utf8_lossy(body).into_owned(),
             at: Instant::now(),
             status,
+            is_late,
         };
         self.seen.send_modify(|seen| seen.0.push(received));
     }

@@ -1,12 +1,15 @@
-//! Random scripts of faults and calls: what an agent promises holds through all of them.
+//! Random scripts of calls, faults, twin processes, kills and shutdowns: what an agent promises holds through all of them.
+//!
+//! `LIFE_CASES=20000 cargo test … life` runs more than the usual number of scripts.
 
 use std::time::Duration;
 
 use proptest::prelude::{Just, Strategy, prop_oneof};
 use proptest::test_runner::{Config, TestRunner};
 use registry_sdk::contract::{AgentStatus, Capability, Registration};
-use registry_sdk::testing::MockRegistry;
-use registry_sdk::{Agent, AgentState};
+use registry_sdk::testing::{Backup, MockRegistry, Received, Seen};
+use registry_sdk::{Agent, AgentState, RegistryClient, RetryPolicy};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -14,54 +17,113 @@ const INTERVAL: Duration = Duration::from_secs(30);
 /// The larger of the registry's own time-out and twice the interval.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The longest pause, an attempt that hangs, and the pause before registering again.
-const BACK_WITHIN: Duration = Duration::from_secs(30 + 8 + 3 + 1);
+/// How long a request may be held back on its way.
+const LATE: Duration = Duration::from_secs(40);
+
+/// The longest pause and an attempt that hangs. Requests that were held back may arrive, and even give the id to a process
+/// that is dead: then its deadline, the next look and the pause before registering come on top.
+const SETTLED_AFTER: Duration = Duration::from_secs(30 + 10 + 40 + 60 + 30 + 10 + 5);
+
+/// Fewer than a registry remembers.
+const MOST_PROCESSES: usize = 6;
 
 #[derive(Clone, Debug)]
 enum Step {
     Wait(Duration),
+    // Faults of the registry, and of the way to it.
     Fail(usize, u16),
     Drop(usize),
     Hang(usize),
     Garbage(usize),
     Truncated(usize),
+    Late(usize, Duration),
     Delay(Duration),
     Outage(Duration),
     Forget,
+    Backup,
+    Restore,
     Heal,
-    Say(AgentStatus),
+    /// Another process with the same id starts.
+    Start,
+    /// Of a process that is alive, by a number that is brought into range.
+    Of(usize, Act),
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Kill,
+    ShutDown,
+    /// Several at once, the first of them given up.
+    ShutDownTwice,
+    /// A caller waits, however long it takes.
+    Call(Call),
+    /// A caller gives up after a while.
+    GiveUp(Call, Duration),
+    /// Nobody waits for it.
+    Background(Call),
     SetStatus(AgentStatus),
-    Change(u8),
+    Restart(u64),
+    Pause,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Call {
     Register,
-    Restart,
+    RegisterWithRetry,
+    Change(u8),
+    Status(AgentStatus),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let seconds = |most: u64| (0..most).prop_map(Duration::from_secs);
-    let status = || prop_oneof![Just(AgentStatus::Active), Just(AgentStatus::Busy)];
+    let status = || prop_oneof![Just(500_u16), Just(503), Just(429), Just(404), Just(401), Just(409)];
     prop_oneof![
         6 => seconds(90).prop_map(Step::Wait),
-        2 => (1..6_usize, prop_oneof![Just(500_u16), Just(503), Just(429), Just(404), Just(401)])
-            .prop_map(|(count, status)| Step::Fail(count, status)),
+        2 => (1..6_usize, status()).prop_map(|(count, status)| Step::Fail(count, status)),
         1 => (1..6_usize).prop_map(Step::Drop),
         1 => (1..6_usize).prop_map(Step::Hang),
         1 => (1..6_usize).prop_map(Step::Garbage),
         1 => (1..6_usize).prop_map(Step::Truncated),
+        1 => (1..4_usize, seconds(LATE.as_secs())).prop_map(|(count, late)| Step::Late(count, late)),
         1 => seconds(20).prop_map(Step::Delay),
         1 => seconds(600).prop_map(Step::Outage),
-        2 => Just(Step::Forget),
+        1 => Just(Step::Forget),
+        1 => Just(Step::Backup),
+        1 => Just(Step::Restore),
         2 => Just(Step::Heal),
-        1 => status().prop_map(Step::Say),
-        1 => status().prop_map(Step::SetStatus),
-        1 => (0..9_u8).prop_map(Step::Change),
-        1 => Just(Step::Register),
-        1 => Just(Step::Restart),
+        2 => Just(Step::Start),
+        10 => (0..MOST_PROCESSES, act()).prop_map(|(number, act)| Step::Of(number, act)),
+    ]
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let status =
+        || prop_oneof![Just(AgentStatus::Active), Just(AgentStatus::Busy), Just(AgentStatus::Offline)];
+    let call = move || {
+        prop_oneof![
+            Just(Call::Register),
+            Just(Call::RegisterWithRetry),
+            (0..9_u8).prop_map(Call::Change),
+            status().prop_map(Call::Status),
+        ]
+    };
+    prop_oneof![
+        1 => Just(Act::Kill),
+        1 => Just(Act::ShutDown),
+        1 => Just(Act::ShutDownTwice),
+        2 => call().prop_map(Act::Call),
+        2 => (call(), 0..5_000_u64).prop_map(|(call, most)| Act::GiveUp(call, Duration::from_millis(most))),
+        4 => call().prop_map(Act::Background),
+        1 => status().prop_map(Act::SetStatus),
+        1 => (10..60_u64).prop_map(Act::Restart),
+        1 => Just(Act::Pause),
     ]
 }
 
 #[test]
 fn an_agent_keeps_its_promises_through_any_script() {
-    let config = Config { cases: 200, failure_persistence: None, ..Config::default() };
+    let cases = std::env::var("LIFE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(2_000);
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
     let script = proptest::collection::vec(step(), 1..40);
     TestRunner::new(config)
         .run(&script, |script| {
@@ -70,85 +132,254 @@ fn an_agent_keeps_its_promises_through_any_script() {
                 .start_paused(true)
                 .build()
                 .unwrap();
-            runtime.block_on(live(script));
+            runtime.block_on(World::live(script));
             Ok(())
         })
         .unwrap();
 }
 
-async fn live(script: Vec<Step>) {
-    let registry = MockRegistry::start().await;
-    let registration = Registration::new("a", "Agent", "http://agent:8000").heartbeat_interval(INTERVAL);
-    let agent = Agent::new(registry.client(), registration);
-    agent.start_heartbeat(INTERVAL).unwrap();
-    let mut latest = Vec::new();
-    for step in script {
-        take(step, &registry, &agent, &mut latest).await;
-        check(&registry, &agent);
-    }
-
-    registry.heal();
-    let healed = Instant::now();
-    let back = async {
-        // The agent believes it, and it is so.
-        while !(agent.state().is_registered() && registry.agent("a").is_some()) {
-            sleep(Duration::from_millis(100)).await;
-            check(&registry, &agent);
-        }
-    };
-    timeout(BACK_WITHIN, back)
-        .await
-        .unwrap_or_else(|_| panic!("after {:?}: {:?}", healed.elapsed(), agent.state()));
-    // What could not be told when it changed is told after the next heartbeat.
-    sleep(INTERVAL + Duration::from_secs(1)).await;
-    assert_eq!(registry.agent("a").unwrap().capabilities, latest);
-
-    agent.shutdown().await;
-    let sent = registry.seen().0.len();
-    sleep(100 * INTERVAL).await;
-    assert_eq!(registry.seen().0.len(), sent, "something was sent after the shutdown");
-    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
+/// A process that is alive, and what it wants the registry to know.
+struct Process {
+    agent: Agent,
+    capabilities: Vec<Capability>,
+    status: AgentStatus,
+    calls: JoinSet<()>,
+    /// Since when heartbeats are on.
+    beating_since: Option<Instant>,
 }
 
-async fn take(step: Step, registry: &MockRegistry, agent: &Agent, latest: &mut Vec<Capability>) {
-    match step {
-        Step::Wait(time) => {
-            // In pieces, so that what holds is looked at between.
-            let end = Instant::now() + time;
-            while Instant::now() < end {
-                sleep(Duration::from_secs(1)).await;
-                check(registry, agent);
+/// The registry, and all processes that ever had the id.
+struct World {
+    registry: MockRegistry,
+    client: RegistryClient,
+    /// The youngest last.
+    alive: Vec<Process>,
+    /// Instances that were shut down, and how many requests of theirs had arrived when that was over.
+    ended: Vec<(String, usize)>,
+    started: usize,
+    backup: Option<Backup>,
+    /// Whether the age of a process may be known wrongly: its first registration came late.
+    ages_are_unsure: bool,
+}
+
+impl World {
+    async fn live(script: Vec<Step>) {
+        let registry = MockRegistry::start().await;
+        let client = registry.client().with_retry(RetryPolicy::discovery());
+        let (alive, ended) = (Vec::new(), Vec::new());
+        let mut world =
+            Self { registry, client, alive, ended, started: 0, backup: None, ages_are_unsure: false };
+        world.start().await;
+        for step in script {
+            world.take(step).await;
+            world.check();
+        }
+        world.settle().await;
+        world.end().await;
+    }
+
+    async fn start(&mut self) {
+        if self.started == MOST_PROCESSES {
+            return;
+        }
+        self.started += 1;
+        let registration = Registration::new("a", "Agent", "http://agent:8000").heartbeat_interval(INTERVAL);
+        let agent = Agent::new(self.client.clone(), registration);
+        agent.start_heartbeat(INTERVAL).unwrap();
+        let (capabilities, status) = (Vec::new(), AgentStatus::Active);
+        self.alive.push(Process {
+            agent,
+            capabilities,
+            status,
+            calls: JoinSet::new(),
+            beating_since: Some(Instant::now()),
+        });
+        // No two are of the same age.
+        sleep(Duration::from_millis(10)).await;
+    }
+
+    async fn take(&mut self, step: Step) {
+        let registry = &self.registry;
+        match step {
+            Step::Wait(time) => {
+                // In pieces, so that what holds is looked at between.
+                let end = Instant::now() + time;
+                while Instant::now() < end {
+                    sleep(Duration::from_secs(5)).await;
+                    self.check();
+                }
+            }
+            Step::Fail(count, status) => registry.fail_next(count, status),
+            Step::Drop(count) => registry.drop_connections(count),
+            Step::Hang(count) => registry.hang(count),
+            Step::Garbage(count) => registry.garbage_body(count),
+            Step::Truncated(count) => registry.truncated_body(count),
+            Step::Late(count, late) => {
+                registry.deliver_late(count, late);
+                self.ages_are_unsure = true;
+            }
+            Step::Delay(time) => registry.delay(time),
+            Step::Outage(time) => registry.outage(time),
+            Step::Forget => registry.forget_agents(),
+            Step::Backup => self.backup = Some(registry.backup()),
+            Step::Restore => self.backup.iter().for_each(|backup| registry.restore(backup)),
+            Step::Heal => registry.heal(),
+            Step::Start => self.start().await,
+            Step::Of(number, act) => {
+                if !self.alive.is_empty() {
+                    let number = number % self.alive.len();
+                    self.act(number, act).await;
+                }
             }
         }
-        Step::Fail(count, status) => registry.fail_next(count, status),
-        Step::Drop(count) => registry.drop_connections(count),
-        Step::Hang(count) => registry.hang(count),
-        Step::Garbage(count) => registry.garbage_body(count),
-        Step::Truncated(count) => registry.truncated_body(count),
-        Step::Delay(time) => registry.delay(time),
-        Step::Outage(time) => registry.outage(time),
-        Step::Forget => registry.forget_agents(),
-        Step::Heal => registry.heal(),
-        // Calls may fail: what they set is kept all the same.
-        Step::Say(status) => drop(agent.update_status(status).await),
-        Step::SetStatus(status) => agent.set_status(status),
-        Step::Change(number) => {
-            *latest = vec![Capability::new(format!("capability-{number}"))];
-            drop(agent.update_capabilities(latest.clone()).await);
+    }
+
+    async fn act(&mut self, number: usize, act: Act) {
+        let process = &mut self.alive[number];
+        match act {
+            Act::Kill => drop(self.alive.remove(number)),
+            Act::ShutDown => {
+                process.agent.shutdown().await;
+                self.has_ended(number);
+            }
+            Act::ShutDownTwice => {
+                let agent = process.agent.clone();
+                let _ = timeout(Duration::from_millis(1), agent.shutdown()).await;
+                tokio::join!(agent.shutdown(), agent.shutdown_within(Duration::from_secs(3)));
+                self.has_ended(number);
+            }
+            Act::Call(call) => process.call(call).await,
+            Act::GiveUp(call, most) => drop(timeout(most, process.call(call)).await),
+            Act::Background(call) => process.in_background(call),
+            Act::SetStatus(status) => {
+                process.status = status;
+                process.agent.set_status(status);
+            }
+            Act::Restart(seconds) => {
+                process.agent.start_heartbeat(Duration::from_secs(seconds)).unwrap();
+                process.beats();
+            }
+            Act::Pause => {
+                process.agent.stop_heartbeat().await;
+                process.beating_since = None;
+            }
         }
-        Step::Register => drop(agent.register().await),
-        Step::Restart => agent.start_heartbeat(INTERVAL).unwrap(),
+    }
+
+    fn has_ended(&mut self, number: usize) {
+        let process = self.alive.remove(number);
+        assert!(matches!(process.agent.state(), AgentState::Stopped));
+        let instance_id = process.agent.instance_id().to_owned();
+        let arrived = sent_by(&instance_id, &self.registry.seen()).count();
+        self.ended.push((instance_id, arrived));
+    }
+
+    /// Who was shut down sends nothing; whoever calls itself registered was heard within its deadline.
+    fn check(&self) {
+        let seen = self.registry.seen();
+        for (instance_id, arrived) in &self.ended {
+            let sent: Vec<_> = sent_by(instance_id, &seen).skip(*arrived).collect();
+            assert!(sent.is_empty(), "sent after the shutdown: {sent:?}");
+        }
+        for process in &self.alive {
+            let is_beating = process.beating_since.is_some_and(|since| since.elapsed() > INTERVAL);
+            if !is_beating || !process.agent.state().is_registered() {
+                continue;
+            }
+            let heard = |one: &&Received| {
+                one.status == Some(200) && (one.path == "/register" || one.path.ends_with("/heartbeat"))
+            };
+            let last = sent_by(process.agent.instance_id(), &seen).filter(heard).last().unwrap();
+            let silent = last.at.elapsed();
+            assert!(silent <= DEADLINE, "registered, and not heard for {silent:?}");
+        }
+    }
+
+    /// When all is well, the registry knows what the youngest process wants, and the others stand by.
+    async fn settle(&mut self) {
+        self.registry.heal();
+        for process in &mut self.alive {
+            process.beats();
+        }
+        sleep(SETTLED_AFTER).await;
+        self.check();
+        let registered: Vec<_> =
+            self.alive.iter().filter(|process| process.agent.state().is_registered()).collect();
+        let standing: Vec<_> = self.alive.iter().map(|process| process.agent.state()).collect();
+        assert_eq!(registered.len(), usize::from(!self.alive.is_empty()), "{standing:?}");
+        let others = self.alive.iter().filter(|process| process.agent.state().is_superseded()).count();
+        assert_eq!(others + registered.len(), self.alive.len(), "{standing:?}");
+        let (Some(owner), Some(youngest)) = (registered.first(), self.alive.last()) else { return };
+        let record = self.registry.agent("a").unwrap();
+        assert_eq!(record.instance_id.as_deref(), Some(owner.agent.instance_id()));
+        assert_eq!((&record.capabilities, record.status), (&owner.capabilities, owner.status));
+        if !self.ages_are_unsure {
+            assert_eq!(owner.agent.instance_id(), youngest.agent.instance_id());
+        }
+    }
+
+    /// In the end all are shut down, and the agent is offline for good.
+    async fn end(&mut self) {
+        let was_known = !self.alive.is_empty();
+        while !self.alive.is_empty() {
+            self.alive[0].agent.shutdown().await;
+            self.has_ended(0);
+        }
+        let sent = self.registry.seen().0.len();
+        for _ in 0..20 {
+            sleep(10 * INTERVAL).await;
+            self.check();
+        }
+        assert_eq!(self.registry.seen().0.len(), sent, "somebody is left who sends");
+        let record = self.registry.agent("a");
+        assert!(record.is_some() || !was_known);
+        assert!(record.is_none_or(|record| record.status == AgentStatus::Offline));
     }
 }
 
-/// Whoever calls itself registered has been heard within its deadline.
-fn check(registry: &MockRegistry, agent: &Agent) {
-    if let AgentState::Registered { .. } = agent.state() {
-        let seen = registry.seen();
-        let heard = |one: &&registry_sdk::testing::Received| {
-            one.status == Some(200) && (one.path == "/register" || one.path.ends_with("/heartbeat"))
-        };
-        let last = seen.0.iter().rfind(heard).unwrap();
-        assert!(last.at.elapsed() <= DEADLINE, "registered, and not heard for {:?}", last.at.elapsed());
+/// What a process has sent, without what came late.
+fn sent_by<'a>(instance_id: &str, seen: &'a Seen) -> impl Iterator<Item = &'a Received> {
+    let own = format!("\"{instance_id}\"");
+    seen.0.iter().filter(move |one| !one.is_late && one.body.contains(&own))
+}
+
+impl Process {
+    fn beats(&mut self) {
+        self.agent.start_heartbeat(INTERVAL).unwrap();
+        self.beating_since.get_or_insert_with(Instant::now);
+    }
+
+    /// What is wanted is wanted even if the call fails.
+    fn wants(&mut self, call: Call) {
+        match call {
+            Call::Register | Call::RegisterWithRetry => {}
+            Call::Change(number) => {
+                self.capabilities = vec![Capability::new(format!("capability-{number}"))];
+            }
+            Call::Status(status) => self.status = status,
+        }
+    }
+
+    async fn call(&mut self, call: Call) {
+        self.wants(call);
+        perform(self.agent.clone(), call, self.capabilities.clone()).await;
+    }
+
+    fn in_background(&mut self, call: Call) {
+        self.wants(call);
+        let mut call = Box::pin(perform(self.agent.clone(), call, self.capabilities.clone()));
+        // What it changes is changed in the order of the script.
+        if futures_util::FutureExt::now_or_never(&mut call).is_none() {
+            self.calls.spawn(call);
+        }
+    }
+}
+
+async fn perform(agent: Agent, call: Call, capabilities: Vec<Capability>) {
+    match call {
+        Call::Register => drop(agent.register().await),
+        Call::RegisterWithRetry => drop(agent.register_with_retry().await),
+        Call::Change(_) => drop(agent.update_capabilities(capabilities).await),
+        Call::Status(status) => drop(agent.update_status(status).await),
     }
 }

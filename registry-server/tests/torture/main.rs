@@ -13,3 +13,4 @@ mod overload;
 mod replicas;
 mod soak;
 mod support;
+mod twins;

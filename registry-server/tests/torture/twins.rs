@@ -1,0 +1,377 @@
+//! Several processes with one agent id, each a real one: superseded, killed, started against a dead registry, shut down in
+//! the middle of a retry; and a registry that is restored from a backup under them.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use registry_sdk::contract::{AgentRecord, AgentStatus, Capability, Registration};
+use registry_sdk::{Agent, RegistryClient, RetryPolicy};
+use sqlx::Executor;
+
+use crate::support::{Server, Store, eventually, length, on_both};
+
+on_both!(twins_superseded);
+on_both!(twins_killed);
+on_both!(twins_against_a_dead_registry);
+on_both!(twins_shut_down);
+on_both!(twins_restored);
+
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Long enough that no agent misses its deadline because the machine is busy.
+const FLAGS: [&str; 4] = ["--heartbeat-timeout", "6s", "--sweep-interval", "200ms"];
+
+/// How much younger the second process is: more than a request may be late on a busy machine.
+const YOUNGER_BY: Duration = Duration::from_secs(1);
+
+/// A process with the agent `a`, which is told what to do by lines. It is killed when this is dropped.
+struct Twin {
+    child: Child,
+    commands: Option<ChildStdin>,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Twin {
+    fn start(url: &str, name: &str, mode: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "twins::an_agent_in_a_process_of_its_own", "--ignored", "--nocapture"])
+            .envs([("TWIN_REGISTRY", url), ("TWIN_NAME", name), ("TWIN_MODE", mode)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            let said = output
+                .lines()
+                .map_while(Result::ok)
+                .filter_map(|line| line.split_once("twin: ").map(|(_, said)| said.to_owned()));
+            for line in said {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let twin = Self { commands: child.stdin.take(), child, lines };
+        twin.says("ready");
+        twin
+    }
+
+    /// Waits until it has said a line, and skips those before.
+    fn says(&self, wanted: &str) {
+        let mut said = Vec::new();
+        while said.last().is_none_or(|last| last != wanted) {
+            let line = self.lines.recv_timeout(Duration::from_secs(60));
+            said.push(line.unwrap_or_else(|_| panic!("it did not say {wanted:?}, but {said:?}")));
+        }
+    }
+
+    fn tell(&mut self, command: &str) {
+        writeln!(self.commands.as_mut().unwrap(), "{command}").unwrap();
+    }
+
+    /// Tells it something, and waits for its answer.
+    fn asked(&mut self, command: &str, answer: &str) {
+        self.tell(command);
+        self.says(&format!("{command}: {answer}"));
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Twin {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+async fn record(client: &RegistryClient) -> AgentRecord {
+    client.get_agent("a").await.unwrap()
+}
+
+async fn owner_is(client: &RegistryClient, name: &str) -> Duration {
+    eventually(&format!("{name} owns the id"), async || {
+        let record = client.get_agent("a").await;
+        record.is_ok_and(|record| record.capabilities[0].name == name && record.status == AgentStatus::Active)
+    })
+    .await
+}
+
+/// Nothing changes for some heartbeats.
+async fn stays(client: &RegistryClient, name: &str, status: AgentStatus) {
+    let until = Instant::now() + 4 * INTERVAL;
+    while Instant::now() < until {
+        let record = record(client).await;
+        assert_eq!((record.capabilities[0].name.as_str(), record.status), (name, status));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A superseded process does not take the id back, whether it knows that it is superseded or not.
+async fn twins_superseded(store: Store) {
+    let mut server = Server::running(&store.url, &FLAGS).await;
+    let client = server.client();
+    let mut old = Twin::start(&server.url(), "old", "beat");
+    old.says("registered");
+    tokio::time::sleep(YOUNGER_BY).await;
+    let new = Twin::start(&server.url(), "new", "beat");
+    old.says("superseded");
+    for command in ["update old", "register"] {
+        old.asked(command, "superseded");
+    }
+    stays(&client, "new", AgentStatus::Active).await;
+
+    // The same through an outage: the third starts in it, and the second does not know.
+    let mut new = new;
+    server.kill();
+    new.says("degraded");
+    let third = Twin::start(&server.url(), "third", "beat");
+    server.start().await;
+    new.tell("update new");
+    new.says("superseded");
+    owner_is(&client, "third").await;
+    stays(&client, "third", AgentStatus::Active).await;
+    for twin in [&mut old, &mut new] {
+        twin.asked("register", "superseded");
+    }
+    drop(third);
+    println!("two superseded processes tried to take the id back, and did not");
+}
+
+/// A rollout whose new process dies leaves the old one in charge.
+async fn twins_killed(store: Store) {
+    let server = Server::running(&store.url, &FLAGS).await;
+    let client = server.client();
+    let old = Twin::start(&server.url(), "old", "beat");
+    old.says("registered");
+    tokio::time::sleep(YOUNGER_BY).await;
+    let mut new = Twin::start(&server.url(), "new", "beat");
+    owner_is(&client, "new").await;
+    old.says("superseded");
+    new.kill();
+    eventually("it is offline", async || record(&client).await.status == AgentStatus::Offline).await;
+    let took = owner_is(&client, "old").await;
+    old.says("registered");
+    stays(&client, "old", AgentStatus::Active).await;
+    println!(
+        "the old process took over {took:.1?} after the new one was offline, with {INTERVAL:?} intervals"
+    );
+}
+
+/// The younger process wins, in whatever order the two find out that the registry is there.
+async fn twins_against_a_dead_registry(store: Store) {
+    let mut server = Server::running(&store.url, &FLAGS).await;
+    let client = server.client();
+    let trials = length(60, 2);
+    for trial in 0..trials {
+        let runs_through = trial % 2 == 0;
+        if !runs_through {
+            server.kill();
+        }
+        let old = Twin::start(&server.url(), "old", "beat");
+        if runs_through {
+            old.says("registered");
+            server.kill();
+        }
+        old.says("degraded");
+        tokio::time::sleep(YOUNGER_BY).await;
+        let new = Twin::start(&server.url(), "new", "beat");
+        new.says("degraded");
+        server.start().await;
+        new.says("registered");
+        owner_is(&client, "new").await;
+        old.says("superseded");
+        stays(&client, "new", AgentStatus::Active).await;
+        drop((old, new));
+        client.deregister("a").await.unwrap();
+    }
+    println!("the younger process won in {trials} of {trials} trials");
+}
+
+/// A shutdown in the middle of a retry is final.
+async fn twins_shut_down(store: Store) {
+    let mut server = Server::running(&store.url, &FLAGS).await;
+    let client = server.client();
+    for round in 0..length(20, 2) {
+        let mut agent = Twin::start(&server.url(), "agent", "beat");
+        agent.says("registered");
+        server.kill();
+        agent.says("degraded");
+        // It is retried for a minute.
+        agent.tell("update changed");
+        if round % 2 == 0 {
+            server.start().await;
+        }
+        agent.asked("shutdown", "over");
+        if round % 2 == 1 {
+            server.start().await;
+        }
+        let before = record(&client).await;
+        tokio::time::sleep(4 * INTERVAL).await;
+        let after = record(&client).await;
+        assert_eq!(after.last_heartbeat, before.last_heartbeat, "it was heard after its shutdown");
+        assert_eq!(after.capabilities, before.capabilities);
+        drop(agent);
+        client.deregister("a").await.unwrap();
+    }
+    println!("nothing arrived after a shutdown in the middle of a retry");
+}
+
+/// The registry is restored from a backup that is older than the agent's last registration.
+async fn twins_restored(store: Store) {
+    let mut server = Server::running(&store.url, &FLAGS).await;
+    let client = server.client();
+    let mut agent = Twin::start(&server.url(), "older", "beat");
+    agent.says("registered");
+    server.stop().await;
+    let backup = Backup::of(&store).await;
+    server.start().await;
+    agent.says("registered");
+    agent.asked("update newer", "ok");
+    owner_is(&client, "newer").await;
+    server.stop().await;
+    backup.restore(&store).await;
+    server.start().await;
+    let took = owner_is(&client, "newer").await;
+    stays(&client, "newer", AgentStatus::Active).await;
+    println!("{took:.1?} after the restored registry was there it had the latest registration again");
+}
+
+/// A database that nobody uses at the moment, as it was.
+enum Backup {
+    Sqlite(Vec<(String, Vec<u8>)>),
+    /// Copies of its tables, in a schema beside them.
+    Postgres,
+}
+
+impl Backup {
+    const TABLES: [&str; 3] = ["agent_registry", "agent_registry_state", "agent_registry_event"];
+
+    async fn of(store: &Store) -> Self {
+        if store.is_postgres() {
+            let mut connection = store.connect().await;
+            connection.execute("CREATE SCHEMA backup").await.unwrap();
+            for table in Self::TABLES {
+                let copy = format!("CREATE TABLE backup.{table} AS TABLE {table}");
+                connection.execute(sqlx::AssertSqlSafe(copy)).await.unwrap();
+            }
+            return Self::Postgres;
+        }
+        let files = Self::files(store);
+        Self::Sqlite(files.filter_map(|file| Some((file.clone(), std::fs::read(file).ok()?))).collect())
+    }
+
+    async fn restore(self, store: &Store) {
+        match self {
+            Self::Postgres => {
+                let mut connection = store.connect().await;
+                for table in Self::TABLES {
+                    let replace =
+                        format!("TRUNCATE {table}; INSERT INTO {table} SELECT * FROM backup.{table}");
+                    connection.execute(sqlx::AssertSqlSafe(replace)).await.unwrap();
+                }
+            }
+            Self::Sqlite(kept) => {
+                Self::files(store).for_each(|file| drop(std::fs::remove_file(file)));
+                kept.into_iter().for_each(|(file, bytes)| std::fs::write(file, bytes).unwrap());
+            }
+        }
+    }
+
+    fn files(store: &Store) -> impl Iterator<Item = String> {
+        let file = store.url.trim_start_matches("sqlite://").to_owned();
+        ["", "-wal", "-shm"].into_iter().map(move |end| format!("{file}{end}"))
+    }
+}
+
+/// A registry that accepts and never answers keeps no agent from its work, and SIGTERM ends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_works_while_the_registry_hangs_and_ends_at_sigterm() {
+    let hanging = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", hanging.local_addr().unwrap());
+    let mut agent = Twin::start(&url, "agent", "run");
+    agent.says("working");
+    let pid = agent.child.id().to_string();
+    assert!(Command::new("kill").args(["-s", "TERM", &pid]).status().unwrap().success());
+    let began = Instant::now();
+    agent.says("ended: true");
+    println!("ended {:.1?} after SIGTERM", began.elapsed());
+    assert!(agent.child.wait().unwrap().success());
+}
+
+#[tokio::test]
+#[ignore = "it is the process of other tests"]
+async fn an_agent_in_a_process_of_its_own() {
+    let setting = |name: &str| std::env::var(name).unwrap();
+    let name = setting("TWIN_NAME");
+    let registration = Registration::new("a", "Agent", format!("http://{name}:8000"))
+        .capability(Capability::new(&name))
+        .heartbeat_interval(INTERVAL);
+    let policy = RetryPolicy::registration().attempts(100).time_limit(Duration::from_secs(60));
+    let client = RegistryClient::builder(setting("TWIN_REGISTRY")).retry(policy).build().unwrap();
+    let agent = Agent::new(client, registration);
+    say("ready");
+    if setting("TWIN_MODE") == "run" {
+        let work = async {
+            say("working");
+            std::future::pending::<()>().await;
+        };
+        say(&format!("ended: {}", agent.run_until(work).await.is_ok()));
+        return;
+    }
+    tokio::spawn(tell_states(agent.clone()));
+    agent.start_heartbeat(INTERVAL).unwrap();
+    let (sender, mut commands) = tokio::sync::mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    while let Some(command) = commands.recv().await {
+        tokio::spawn(obey(agent.clone(), command));
+    }
+}
+
+async fn obey(agent: Agent, command: String) {
+    let outcome = match command.split_once(' ') {
+        Some(("update", name)) => agent.update_capabilities(vec![Capability::new(name)]).await.map(|_| "ok"),
+        None if command == "register" => agent.register().await.map(|_| "ok"),
+        None if command == "shutdown" => {
+            agent.shutdown().await;
+            Ok("over")
+        }
+        _ => panic!("what is {command:?}?"),
+    };
+    let outcome = outcome.unwrap_or_else(|error| if error.is_superseded() { "superseded" } else { "failed" });
+    say(&format!("{command}: {outcome}"));
+}
+
+async fn tell_states(agent: Agent) {
+    let mut states = agent.watch();
+    let mut before = "";
+    loop {
+        let state = states.borrow_and_update().clone();
+        let now = match () {
+            () if state.is_registered() => "registered",
+            () if state.is_degraded() => "degraded",
+            () if state.is_superseded() => "superseded",
+            () => "other",
+        };
+        if std::mem::replace(&mut before, now) != now {
+            say(now);
+        }
+        if states.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn say(line: &str) {
+    println!("twin: {line}");
+}
