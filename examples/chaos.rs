@@ -68,9 +68,7 @@ async fn play() -> Outcome {
     println!(
         "{AGENTS} agents, a heartbeat every {INTERVAL:?}, offline after {TIMEOUT:?}; down for {DOWN:?} each time"
     );
-    println!(
-        "restart   all heard again after   most requests in 100 ms   false offline   false active"
-    );
+    println!("restart   all heard again after   most requests in 100 ms   false offline   false active");
     let mut ended = HashSet::new();
     for round in 1..=RESTARTS {
         for agent in agents.drain(..ENDING) {

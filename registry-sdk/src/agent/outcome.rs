@@ -110,12 +110,11 @@ impl Loop {
             (Request::Register, Error::Superseded { owner: None, detail }) => {
                 self.degraded(Error::UnexpectedAnswer { status: 409, detail: detail.clone() });
             }
-            (Request::Heartbeat | Request::Status, Error::Superseded { owner, .. }) => {
-                if owner.is_some() || self.heard.knows_ages {
-                    self.contested(&error);
-                } else {
-                    self.superseded(None, &error);
-                }
+            (Request::Heartbeat | Request::Status, Error::Superseded { owner: Some(_), .. }) => {
+                self.contested(&error);
+            }
+            (Request::Heartbeat | Request::Status, Error::Superseded { owner: None, .. }) => {
+                self.superseded(None, &error);
             }
             (Request::Heartbeat, Error::NotFound { .. }) => self.forgotten(),
             (Request::Status, Error::NotFound { .. }) if self.tells_status_by_registering() => {
@@ -167,7 +166,8 @@ impl Loop {
 
     fn superseded(&mut self, owner: Option<Owner>, error: &Error) {
         self.phase = Phase::Superseded;
-        self.heard.knows_ages |= owner.is_some();
+        // Of several servers behind one name some may be of an earlier version.
+        self.heard.knows_ages = owner.is_some();
         self.may_be_known = false;
         self.look_later();
         if !self.shared.state.borrow().is_superseded() {

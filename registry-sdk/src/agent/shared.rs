@@ -197,7 +197,7 @@ impl Shared {
         let is_running = self.lock().task.as_ref().is_some_and(|task| !task.is_finished());
         let mut state = self.state.subscribe();
         let stopped = state.wait_for(AgentState::is_stopped);
-        if !is_running || tokio::time::timeout(limit + ABORT_AFTER, stopped).await.is_err() {
+        if !is_running || tokio::time::timeout(limit.saturating_add(ABORT_AFTER), stopped).await.is_err() {
             let mut inner = self.lock();
             if let Some(task) = &inner.task {
                 task.abort();
