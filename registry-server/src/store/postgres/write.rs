@@ -78,7 +78,8 @@ async fn change(
     .bind(each(&puts, |agent| agent.base_url.as_str()))
     .bind(each(&puts, |agent| agent.status.as_str()))
     .bind(each(&puts, |agent| Json(agent.capabilities.json())))
-    .bind(each(&puts, |agent| Json(agent.metadata.json())))
+    // As text: as `Json` it would pass through `jsonb`, which knows no negative zero.
+    .bind(each(&puts, |agent| agent.metadata.json().get()))
     .bind(each(&puts, |agent| date_time(agent.last_heartbeat)))
     .bind(each(&puts, |agent| agent.heartbeat_interval.map(|interval| interval.as_secs_f64())))
     .bind(each(&puts, |agent| agent.instance_id.as_deref()))
