@@ -5,7 +5,11 @@ use serde_json::Value;
 use crate::credentials::File;
 use crate::support::{Database, on_both_databases};
 
-on_both_databases!(every_operation_is_described_with_its_answers_and_an_example, it_is_there_without_a_token,);
+on_both_databases!(
+    every_operation_is_described_with_its_answers_and_an_example,
+    every_schema_that_is_referred_to_is_there,
+    it_is_there_without_a_token,
+);
 
 async fn every_operation_is_described_with_its_answers_and_an_example(database: Database) {
     let server = database.start().await;
@@ -53,6 +57,34 @@ async fn every_operation_is_described_with_its_answers_and_an_example(database: 
         "put /agents/{id}/status",
     ];
     assert_eq!(found, expected);
+    server.shutdown().await;
+}
+
+/// All values of `$ref`, at any depth.
+fn references(value: &Value) -> Vec<&str> {
+    match value {
+        Value::Array(all) => all.iter().flat_map(references).collect(),
+        Value::Object(fields) => {
+            let own = fields.get("$ref").and_then(Value::as_str);
+            own.into_iter().chain(fields.values().flat_map(references)).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+async fn every_schema_that_is_referred_to_is_there(database: Database) {
+    let server = database.start().await;
+    let description: Value =
+        reqwest::get(format!("{}/openapi.json", server.url())).await.unwrap().json().await.unwrap();
+    let references = references(&description);
+    for name in ["AgentRecord", "Problem", "Owner"] {
+        let reference = format!("#/components/schemas/{name}");
+        assert!(references.contains(&reference.as_str()), "nothing refers to {name}");
+    }
+    for reference in references {
+        let pointer = reference.strip_prefix('#').unwrap();
+        assert!(description.pointer(pointer).is_some(), "{reference} is not there");
+    }
     server.shutdown().await;
 }
 

@@ -12,6 +12,7 @@ mod encryption;
 mod errors;
 mod event_stream;
 mod hostile;
+mod instances;
 mod lists;
 mod metrics;
 mod outages;

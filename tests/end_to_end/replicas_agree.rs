@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestRunner};
-use registry_sdk::contract::{AgentRecord, AgentStatus, Heartbeat};
+use registry_sdk::contract::{AgentRecord, AgentStatus, Heartbeat, StatusUpdate};
 use registry_sdk::{ListQuery, RegistryClient};
 use sqlx::{Connection, Executor, Row};
 
@@ -20,9 +20,13 @@ enum Step {
     Register {
         capability: u8,
         status: AgentStatus,
+        /// Which process registers, and how old it is.
+        process: Option<(u8, Option<u64>)>,
     },
     Beat(Option<AgentStatus>),
     SetStatus(AgentStatus),
+    /// A process says that it was shut down.
+    ShutDown(u8),
     Deregister,
     /// Cuts off what tells the replicas of each other's changes.
     CutListening,
@@ -34,9 +38,11 @@ fn status() -> impl Strategy<Value = AgentStatus> {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (0..3_u8, status()).prop_map(|(capability, status)| Step::Register { capability, status }),
+        6 => (0..3_u8, status(), proptest::option::of((0..3_u8, proptest::option::of(0..3_u64))))
+            .prop_map(|(capability, status, process)| Step::Register { capability, status, process }),
         4 => proptest::option::of(status()).prop_map(Step::Beat),
         3 => status().prop_map(Step::SetStatus),
+        2 => (0..3_u8).prop_map(Step::ShutDown),
         2 => Just(Step::Deregister),
         1 => Just(Step::CutListening),
     ]
@@ -96,8 +102,12 @@ async fn run(database: &Database, script: Vec<(Step, u8, bool, bool)>) {
 
 async fn take(client: RegistryClient, id: String, step: Step) {
     let outcome = match step {
-        Step::Register { capability, status } => {
-            let registration = agent(&id, &format!("capability-{capability}")).status(status);
+        Step::Register { capability, status, process } => {
+            let mut registration = agent(&id, &format!("capability-{capability}")).status(status);
+            if let Some((instance, age)) = process {
+                registration = registration.instance_id(format!("i{instance}"));
+                registration.instance_age = age.map(|age| Duration::from_secs(age * 1_000));
+            }
             client.register(&registration).await.map(|_| ())
         }
         Step::Beat(None) => client.heartbeat(&id).await.map(|_| ()),
@@ -105,28 +115,35 @@ async fn take(client: RegistryClient, id: String, step: Step) {
             client.heartbeat_with(&id, &Heartbeat::default().status(status)).await.map(|_| ())
         }
         Step::SetStatus(status) => client.update_status(&id, status).await.map(|_| ()),
+        Step::ShutDown(instance) => {
+            let end = StatusUpdate::shut_down(format!("i{instance}"));
+            client.update_status_with(&id, &end).await.map(|_| ())
+        }
         Step::Deregister => client.deregister(&id).await,
         Step::CutListening => Ok(()),
     };
     if let Err(error) = outcome {
-        assert!(error.is_not_found(), "{error}");
+        assert!(error.is_not_found() || error.is_superseded(), "{error}");
     }
 }
 
-/// Each agent's status and capability. The time of the last heartbeat may lag on the other replica.
-type Summary = BTreeMap<String, (AgentStatus, String)>;
+/// Each agent's status, capability, process and revision. The time of the last heartbeat may lag on the other replica.
+type Summary = BTreeMap<String, (AgentStatus, String, Option<String>, Option<u64>)>;
 
 fn summary(agents: Vec<AgentRecord>) -> Summary {
     let each = agents.into_iter().map(|agent| {
         assert!(agent.heartbeat_timeout >= Some(Duration::from_secs(60)));
-        (agent.agent_id, (agent.status, agent.capabilities[0].name.clone()))
+        let capability = agent.capabilities[0].name.clone();
+        (agent.agent_id, (agent.status, capability, agent.instance_id, agent.revision))
     });
     each.collect()
 }
 
 async fn stored(connection: &mut sqlx::PgConnection) -> Summary {
-    let query = "SELECT agent_id, status, capabilities -> 0 ->> 'name' FROM agent_registry";
+    let query =
+        "SELECT agent_id, status, capabilities -> 0 ->> 'name', instance_id, revision FROM agent_registry";
     let rows = sqlx::query(query).fetch_all(connection).await.unwrap();
     let status = |row: &sqlx::postgres::PgRow| row.get::<&str, _>(1).parse().unwrap();
-    rows.iter().map(|row| (row.get(0), (status(row), row.get(2)))).collect()
+    let revision = |row: &sqlx::postgres::PgRow| u64::try_from(row.get::<i64, _>(4)).ok();
+    rows.iter().map(|row| (row.get(0), (status(row), row.get(2), row.get(3), revision(row)))).collect()
 }

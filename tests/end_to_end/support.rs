@@ -176,6 +176,20 @@ impl Database {
         }
     }
 
+    /// Runs a statement on the database itself.
+    pub(crate) async fn execute(&self, sql: &'static str) {
+        match self.kind {
+            Kind::Sqlite { .. } => {
+                let mut connection = SqliteConnection::connect(&self.url).await.unwrap();
+                connection.execute(sql).await.unwrap();
+            }
+            Kind::Mock => unreachable!("the mock has no database"),
+            Kind::Postgres { .. } => {
+                self.connect().await.execute(sql).await.unwrap();
+            }
+        }
+    }
+
     /// The same database, through a proxy.
     pub(crate) fn through(&self, proxy: &FaultProxy) -> Self {
         let mut url = url::Url::parse(&self.url).unwrap();

@@ -1,4 +1,4 @@
-"""What a schema cannot say of a registration, for schemathesis: see tests/README.md."""
+"""What a schema cannot say of registrations and statuses, for schemathesis: see tests/README.md."""
 
 import json
 
@@ -23,8 +23,14 @@ def filter_query(context, query):
 
 @schemathesis.hook
 def filter_case(context, case):
-    """Names are distinct within an agent; metadata has no NUL in any depth, and up to 16 KiB."""
+    """Names are distinct within an agent; metadata has no NUL in any depth, and up to 16 KiB. An age and an end are those of
+    an instance, and a process that was shut down is offline."""
     body = case.body
+    if isinstance(body, dict) and body.get("instance_id") is None:
+        if body.get("instance_age_seconds") is not None or body.get("final"):
+            return False
+    if isinstance(body, dict) and body.get("final") and body.get("status") != "offline":
+        return False
     metadata = json.dumps(body.get("metadata")) if isinstance(body, dict) else ""
     if "\\u0000" in metadata or len(metadata) > 16 * 1024:
         return False

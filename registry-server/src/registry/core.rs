@@ -78,7 +78,7 @@ impl Core {
     pub(super) fn record(&self, agent: &StoredAgent) -> Json {
         let moment = self.moment();
         let record = Record::at(agent, agent.last_heartbeat, self.load(agent), &moment);
-        record.json()
+        record.json(agent.registration_tag())
     }
 
     fn load(&self, agent: &StoredAgent) -> Load {
@@ -104,7 +104,7 @@ impl Core {
         let moment = self.moment();
         let frame = |Event { kind, agent }: &Event| {
             let record = Record::stored(agent, self.load(agent), &moment);
-            (agent.revision, events::frame(*kind, agent.revision, || record.json()))
+            (agent.revision, events::frame(*kind, agent.revision, || record.json(agent.registration_tag())))
         };
         self.events.offer(events.iter().map(frame));
     }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join;
 use parking_lot::Mutex;
 use registry_sdk::contract::{
-    AgentHealth, AgentStatus, Heartbeat, HeartbeatAck, Registration, RegistryStats, ServerHealth,
+    AgentHealth, AgentStatus, Heartbeat, HeartbeatAck, Owner, Registration, RegistryStats, ServerHealth,
     StatusUpdate, Timestamp, heartbeat_timeout, is_agent_id,
 };
 use tokio::task::spawn_blocking;
@@ -52,9 +52,18 @@ pub(crate) enum Error {
     /// There is no such agent.
     #[error("no agent {0:?} is registered")]
     NotFound(String),
-    /// Another process has registered with the agent's id since.
-    #[error("another instance of agent {0:?} has registered since: this one is superseded")]
-    Superseded(String),
+    /// Another process owns the agent's id.
+    #[error(
+        "agent {agent_id:?} is owned by another process ({}): if this is a different agent, give it its own id",
+        describe(owner)
+    )]
+    Superseded { agent_id: String, owner: Owner },
+    /// The process that asked was shut down, by its own word.
+    #[error(
+        "this instance of agent {agent_id:?} was shut down: a process that started after that has to register first, \
+         with its age"
+    )]
+    ShutDown { agent_id: String, owner: Owner },
     /// The database is away.
     #[error("the registry's database does not answer, nothing was changed; try again")]
     Unavailable,
@@ -67,6 +76,13 @@ pub(crate) enum Error {
     /// A defect: the database refused what passed the checks, for example.
     #[error("the registry failed at this")]
     Internal,
+}
+
+fn describe(Owner { instance_id, base_url, .. }: &Owner) -> String {
+    match instance_id {
+        Some(instance_id) => format!("instance {instance_id} at {base_url}"),
+        None => format!("at {base_url}"),
+    }
 }
 
 impl From<&StoreError> for Error {
@@ -149,18 +165,23 @@ impl Registry {
     /// Creates or updates an agent. One that says again what is known already costs no more than a heartbeat.
     pub(crate) async fn register(&self, registration: Registration) -> Result<Json, Error> {
         let arrived = Instant::now();
+        let instance_age = registration.instance_age;
         let draft = StoredAgent::draft(registration).map_err(|error| {
             tracing::error!(%error, "a registration cannot be encoded");
             Error::Internal
         })?;
         if let Some(held) = self.core.view.held(&draft.agent_id)
             && held.agent.says_the_same(&draft)
+            // Not the first sight of a process, whose start has to be noted, nor a late request of one that was shut down.
+            && draft.instance_id.as_deref().is_none_or(|id| held.agent.instances.is_running(id))
             && let Some(heard) = self.touch(&held, arrived).await?
         {
             return Ok(held.record(&self.core.moment(), heard));
         }
         let agent_id = draft.agent_id.clone();
-        let agent = self.change(&agent_id, Change::Register(Box::new(draft)), arrived).await?;
+        let agent = self
+            .change(&agent_id, Change::Register { draft: Box::new(draft), instance_age }, arrived)
+            .await?;
         Ok(self.core.record(&agent))
     }
 
@@ -177,12 +198,14 @@ impl Registry {
         {
             self.core.report(agent_id, report);
             let (status, interval) = (held.agent.status, held.agent.heartbeat_interval);
-            return Ok(HeartbeatAck::new(agent_id.to_owned(), status, heard, timeout(interval)));
+            let ack = HeartbeatAck::new(agent_id.to_owned(), status, heard, timeout(interval));
+            return Ok(ack.registration_tag(held.registration_tag().to_string()));
         }
         let agent = self.change(agent_id, Change::Beat(beat), arrived).await?;
         self.core.report(agent_id, report);
         let timeout = timeout(agent.heartbeat_interval);
-        Ok(HeartbeatAck::new(agent_id.to_owned(), agent.status, agent.last_heartbeat, timeout))
+        let ack = HeartbeatAck::new(agent_id.to_owned(), agent.status, agent.last_heartbeat, timeout);
+        Ok(ack.registration_tag(agent.registration_tag().to_string()))
     }
 
     pub(crate) async fn set_status(&self, agent_id: &str, update: StatusUpdate) -> Result<Json, Error> {
@@ -193,7 +216,7 @@ impl Registry {
     pub(crate) async fn remove(&self, agent_id: &str) -> Result<(), Error> {
         match self.ask(agent_id, Change::Remove, Instant::now()).await? {
             Outcome::NotFound => Err(Error::NotFound(agent_id.to_owned())),
-            Outcome::Done(_) | Outcome::Removed | Outcome::Superseded => Ok(()),
+            Outcome::Done(_) | Outcome::Removed | Outcome::Superseded { .. } => Ok(()),
         }
     }
 
@@ -328,7 +351,12 @@ impl Registry {
     ) -> Result<Arc<StoredAgent>, Error> {
         match self.ask(agent_id, change, arrived).await? {
             Outcome::Done(agent) => Ok(agent),
-            Outcome::Superseded => Err(Error::Superseded(agent_id.to_owned())),
+            Outcome::Superseded { owner, has_ended: false } => {
+                Err(Error::Superseded { agent_id: agent_id.to_owned(), owner })
+            }
+            Outcome::Superseded { owner, has_ended: true } => {
+                Err(Error::ShutDown { agent_id: agent_id.to_owned(), owner })
+            }
             Outcome::Removed | Outcome::NotFound => Err(Error::NotFound(agent_id.to_owned())),
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use registry_sdk::contract::{AgentStatus, Heartbeat, StatusUpdate, Timestamp, heartbeat_timeout};
+use registry_sdk::contract::{AgentStatus, Heartbeat, Owner, StatusUpdate, Timestamp, heartbeat_timeout};
 
 use crate::store::{Event, EventKind, StoredAgent, Writes};
 
@@ -13,11 +13,19 @@ const COMMIT_LAG: Duration = Duration::from_millis(500);
 /// A heartbeat so far in the future is from before somebody set the database's clock back.
 pub(crate) const AHEAD: Duration = Duration::from_secs(60);
 
+/// How long a transaction may have waited for others after its clock was read. What those noted meanwhile is ahead of its own
+/// time. As long as the store waits at most.
+const TRANSACTION_WAIT: Duration = Duration::from_secs(5);
+
 /// A change that somebody asks for.
 #[derive(Debug)]
 pub(crate) enum Change {
     /// Creates or replaces the agent, and counts as a heartbeat.
-    Register(Box<StoredAgent>),
+    Register {
+        draft: Box<StoredAgent>,
+        /// How long before the request arrived its process had started.
+        instance_age: Option<Duration>,
+    },
     /// The agent is alive, and may say its status.
     Beat(Heartbeat),
     /// Sets the status.
@@ -72,10 +80,12 @@ impl Patience {
     }
 }
 
-/// Whether a process may speak for an agent: the one that registered it, or one that does not say which it is.
+/// Whether a process may speak for an agent: the one that registered it unless it was shut down, or one that does not say
+/// which it is. Where the agent was registered without an instance, any that was not shut down may.
 pub(crate) fn is_instance(agent: &StoredAgent, instance_id: Option<&str>) -> bool {
-    let registered = agent.instance_id.as_deref();
-    instance_id.is_none() || registered.is_none() || instance_id == registered
+    let Some(instance_id) = instance_id else { return true };
+    agent.instance_id.as_deref().is_none_or(|registered| registered == instance_id)
+        && !agent.instances.has_ended(instance_id)
 }
 
 /// What became of a change.
@@ -85,8 +95,12 @@ pub(crate) enum Outcome {
     Done(Arc<StoredAgent>),
     /// The agent is not there any more.
     Removed,
-    /// Nothing: another process has registered with the agent's id since.
-    Superseded,
+    /// Nothing that anybody sees: the process that asked may not speak for the agent.
+    Superseded {
+        owner: Owner,
+        /// Whether the process that asked was shut down, and not superseded by another.
+        has_ended: bool,
+    },
     /// There is no such agent.
     NotFound,
 }
@@ -109,15 +123,18 @@ impl Judge<'_> {
             self.now.unix_millis() - i64::try_from(age.as_millis()).unwrap_or(i64::MAX),
         );
         match (change, current) {
-            (Change::Register(draft), current) => self.register(draft, arrived, current),
+            (Change::Register { draft, instance_age }, current) => {
+                self.register(draft, *instance_age, arrived, current)
+            }
             (_, None) => Outcome::NotFound,
+            (Change::SetStatus(update), Some(agent)) if is_repeated_end(&agent, update) => unchanged(agent),
             (
                 Change::Beat(Heartbeat { instance_id, .. })
                 | Change::SetStatus(StatusUpdate { instance_id, .. }),
                 Some(agent),
-            ) if !is_instance(&agent, instance_id.as_deref()) => Outcome::Superseded,
+            ) if !is_instance(&agent, instance_id.as_deref()) => superseded(&agent, instance_id.as_deref()),
             (Change::Beat(beat), Some(agent)) => self.beat(agent, beat.status, arrived),
-            (Change::SetStatus(update), Some(agent)) => self.set_status(agent, update.status),
+            (Change::SetStatus(update), Some(agent)) => self.set_status(agent, update),
             (Change::Expire, Some(agent)) => self.expire(agent),
             (Change::Probed { failed }, Some(agent)) => self.probed(agent, *failed),
             (Change::Purge, Some(agent)) if !self.is_purgeable(&agent) => unchanged(agent),
@@ -125,8 +142,32 @@ impl Judge<'_> {
         }
     }
 
-    fn register(&mut self, draft: &StoredAgent, arrived: Timestamp, current: Option<StoredAgent>) -> Outcome {
+    fn register(
+        &mut self,
+        draft: &StoredAgent,
+        instance_age: Option<Duration>,
+        arrived: Timestamp,
+        current: Option<StoredAgent>,
+    ) -> Outcome {
         let mut agent = draft.clone();
+        agent.instances = current.as_ref().map(|known| known.instances.clone()).unwrap_or_default();
+        if let Some(claimant) = &draft.instance_id {
+            let living = current.as_ref().filter(|known| !self.is_silent(known));
+            let owner = living.and_then(|known| known.instance_id.as_deref());
+            let (age, now) = self.as_seen_later(instance_age, arrived);
+            if !agent.instances.claim(claimant, age, owner, now)
+                && let Some(mut known) = current
+            {
+                // One that is noted already may only have moved to the end of the list, which is worth no write.
+                let is_news = !known.instances.is_running(claimant) && known.instances != agent.instances;
+                known.instances = agent.instances;
+                let refused = superseded(&known, Some(claimant));
+                if is_news {
+                    self.put(known, EventKind::Heard);
+                }
+                return refused;
+            }
+        }
         (agent.registered_at, agent.last_heartbeat) = (arrived, arrived);
         if let Some(known) = current {
             agent.registered_at = known.registered_at;
@@ -137,6 +178,17 @@ impl Judge<'_> {
         }
         self.assign(&mut agent, draft.status);
         self.put(agent, EventKind::Registered)
+    }
+
+    /// The age that a process will have, and the time, when no other transaction can still be ahead: the start that follows
+    /// from both is the same. Judged by the arrival of its request or by this transaction's clock, what others have noted
+    /// since would lie in the future, and not count; a process that was shut down would come back.
+    fn as_seen_later(&self, age: Option<Duration>, arrived: Timestamp) -> (Option<Duration>, Timestamp) {
+        // Without an age it is granted anyway, and starts now.
+        let Some(age) = age else { return (None, self.now) };
+        let wait = i64::try_from(TRANSACTION_WAIT.as_millis()).unwrap_or(i64::MAX);
+        let later = Timestamp::from_unix_millis(self.now.unix_millis().saturating_add(wait));
+        (Some(age + later.since(arrived)), later)
     }
 
     fn beat(&mut self, mut agent: StoredAgent, status: Option<AgentStatus>, arrived: Timestamp) -> Outcome {
@@ -156,15 +208,26 @@ impl Judge<'_> {
         }
     }
 
-    fn set_status(&mut self, mut agent: StoredAgent, status: AgentStatus) -> Outcome {
-        let overdue = self.patience.is_overdue(agent.last_heartbeat, agent.heartbeat_interval, self.now);
-        let silent = overdue || agent.missed_deadline;
-        // Only a heartbeat brings back who has fallen silent.
-        if agent.status == status && !agent.missed_deadline || silent && status != AgentStatus::Offline {
-            return unchanged(agent);
+    fn set_status(&mut self, mut agent: StoredAgent, update: &StatusUpdate) -> Outcome {
+        let status = update.status;
+        let end = update.instance_id.as_deref().filter(|_| update.is_final);
+        if let Some(instance_id) = end {
+            agent.instances.end(instance_id, self.now);
+        }
+        let is_known = agent.status == status && !agent.missed_deadline;
+        // Only a heartbeat brings back an agent that has fallen silent.
+        if is_known || self.is_silent(&agent) && status != AgentStatus::Offline {
+            return if end.is_some() { self.put(agent, EventKind::Heard) } else { unchanged(agent) };
         }
         self.assign(&mut agent, status);
         self.put(agent, EventKind::StatusChanged)
+    }
+
+    /// Whether an agent is past its deadline, or was marked so. The mark outlives a restart of the server, after which
+    /// silence counts anew.
+    fn is_silent(&self, agent: &StoredAgent) -> bool {
+        agent.missed_deadline
+            || self.patience.is_overdue(agent.last_heartbeat, agent.heartbeat_interval, self.now)
     }
 
     fn expire(&mut self, mut agent: StoredAgent) -> Outcome {
@@ -220,13 +283,26 @@ impl Judge<'_> {
     }
 }
 
+/// Whether the agent's process says again that it was shut down: it may have got no answer the first time.
+fn is_repeated_end(agent: &StoredAgent, update: &StatusUpdate) -> bool {
+    let is_owner = |instance_id| agent.instance_id.as_deref() == Some(instance_id);
+    update.is_final
+        && update.instance_id.as_deref().is_some_and(|id| is_owner(id) && agent.instances.has_ended(id))
+}
+
+/// Refuses a process that may not speak for the agent.
+fn superseded(agent: &StoredAgent, instance_id: Option<&str>) -> Outcome {
+    let owner = Owner::new(agent.instance_id.clone(), agent.base_url.clone());
+    Outcome::Superseded { owner, has_ended: instance_id.is_some_and(|id| agent.instances.has_ended(id)) }
+}
+
 fn unchanged(agent: StoredAgent) -> Outcome {
     Outcome::Done(Arc::new(agent))
 }
 
 #[cfg(test)]
 mod tests {
-    use registry_sdk::contract::{Capability, Registration};
+    use registry_sdk::contract::{Capability, Instances, Registration};
 
     use super::*;
     use crate::store::{Capabilities, Metadata};
@@ -261,6 +337,7 @@ mod tests {
             probe_failed: false,
             heartbeat_interval: None,
             instance_id: Some("one".to_owned()),
+            instances: Instances::default(),
             registered_at: at(50),
             last_heartbeat: at(100),
             revision: 7,
@@ -285,6 +362,11 @@ mod tests {
 
     fn beat() -> Change {
         Change::Beat(Heartbeat::default())
+    }
+
+    fn register(given: Registration) -> Change {
+        let instance_age = given.instance_age;
+        Change::Register { draft: Box::new(StoredAgent::draft(given).unwrap()), instance_age }
     }
 
     fn kinds(writes: &Writes) -> Vec<(i64, EventKind)> {
@@ -361,7 +443,7 @@ mod tests {
             update.instance_id = instance_id;
             for change in [Change::Beat(heartbeat), Change::SetStatus(update)] {
                 let (outcome, writes) = decide(&change, agent(AgentStatus::Active), at(110));
-                assert_eq!(matches!(outcome, Outcome::Superseded), expected, "{change:?}");
+                assert_eq!(matches!(outcome, Outcome::Superseded { .. }), expected, "{change:?}");
                 assert_eq!(writes.is_empty(), expected, "{change:?}");
             }
         }
@@ -397,10 +479,184 @@ mod tests {
             ("one", "http://b", false),
         ] {
             let again = Registration::new("a", "Agent", address).instance_id(instance);
-            let change = Change::Register(Box::new(StoredAgent::draft(again).unwrap()));
-            let (outcome, _) = decide(&change, failed.as_ref().clone(), at(120));
+            let (outcome, _) = decide(&register(again), failed.as_ref().clone(), at(120));
             let Outcome::Done(registered) = outcome else { panic!("{outcome:?}") };
             assert_eq!(registered.probe_failed, expected, "{instance} at {address}");
         }
+    }
+
+    /// A registration of a process that started at a second, sent at another.
+    fn started(instance_id: &str, start: i64, sent: i64) -> Change {
+        let age = Duration::from_secs(u64::try_from(sent - start).unwrap());
+        register(Registration::new("a", "Agent", "http://b").instance_id(instance_id).instance_age(age))
+    }
+
+    fn shut_down(instance_id: &str) -> Change {
+        Change::SetStatus(StatusUpdate::shut_down(instance_id))
+    }
+
+    fn beat_of(instance_id: &str) -> Change {
+        Change::Beat(Heartbeat::default().instance_id(instance_id))
+    }
+
+    /// The agent of instance "one", which started at ninety seconds and was last heard of at a hundred.
+    fn owned(status: AgentStatus) -> StoredAgent {
+        let mut agent = agent(status);
+        assert!(agent.instances.claim("one", Some(Duration::from_secs(10)), None, at(100)));
+        agent
+    }
+
+    fn done((outcome, _): (Outcome, Writes)) -> StoredAgent {
+        let Outcome::Done(agent) = outcome else { panic!("{outcome:?}") };
+        agent.as_ref().clone()
+    }
+
+    /// The owner that a refusal names, and whether the process was shut down.
+    fn refused(outcome: &Outcome) -> (Option<&str>, &str, bool) {
+        let Outcome::Superseded { owner, has_ended } = outcome else { panic!("{outcome:?}") };
+        (owner.instance_id.as_deref(), &owner.base_url, *has_ended)
+    }
+
+    #[test]
+    fn younger_process_takes_the_id_and_an_older_one_is_refused() {
+        let younger = done(decide(&started("two", 95, 110), owned(AgentStatus::Busy), at(110)));
+        assert_eq!((younger.instance_id.as_deref(), younger.base_url.as_str()), (Some("two"), "http://b"));
+        let (outcome, _) = decide(&started("two", 85, 110), owned(AgentStatus::Busy), at(110));
+        assert_eq!(refused(&outcome), (Some("one"), "http://agent:8000", false));
+        let (tie, _) = decide(&started("two", 90, 110), owned(AgentStatus::Busy), at(110));
+        assert_eq!(refused(&tie).0, Some("one"));
+    }
+
+    #[test]
+    fn refused_process_is_noted_once_and_nobody_sees_it() {
+        let before = owned(AgentStatus::Busy);
+        let (_, writes) = decide(&started("two", 85, 110), before.clone(), at(110));
+        assert_eq!(kinds(&writes), [(8, EventKind::Heard)]);
+        let noted = writes.events[0].agent.as_ref().clone();
+        assert!(noted.instances.is_running("two"));
+        assert_eq!(StoredAgent { instances: before.instances.clone(), revision: 7, ..noted.clone() }, before);
+        let (outcome, writes) = decide(&started("two", 85, 111), noted.clone(), at(111));
+        assert!(refused(&outcome).0 == Some("one") && writes.is_empty());
+        // Its start does not move, whatever it says later.
+        let (outcome, _) = decide(&started("two", 112, 112), noted, at(112));
+        assert_eq!(refused(&outcome).0, Some("one"));
+    }
+
+    #[test]
+    fn registration_without_an_age_or_an_instance_is_granted() {
+        let no_age = register(Registration::new("a", "Agent", "http://b").instance_id("two"));
+        assert_eq!(
+            done(decide(&no_age, owned(AgentStatus::Busy), at(110))).instance_id.as_deref(),
+            Some("two")
+        );
+        let no_instance = register(Registration::new("a", "Agent", "http://b"));
+        let anonymous = done(decide(&no_instance, owned(AgentStatus::Busy), at(110)));
+        assert_eq!(anonymous.instance_id, None);
+        assert_eq!(anonymous.instances, owned(AgentStatus::Busy).instances);
+    }
+
+    #[test]
+    fn owner_gives_way_past_its_deadline_and_not_for_being_offline() {
+        let older = |now| decide(&started("two", 50, now), owned(AgentStatus::Offline), at(now));
+        assert_eq!(refused(&older(160).0).0, Some("one"));
+        assert_eq!(done(older(161)).instance_id.as_deref(), Some("two"));
+        // One that was marked stays dead after a restart of the server, from which silence counts anew.
+        let back = Patience { listening_since: Some(at(500)), ..patience() };
+        let marked = StoredAgent { missed_deadline: true, ..owned(AgentStatus::Offline) };
+        for (owner, is_granted) in [(owned(AgentStatus::Active), false), (marked, true)] {
+            let (outcome, _) = decide_under(&back, &started("two", 50, 510), owner, at(510));
+            assert_eq!(matches!(outcome, Outcome::Done(_)), is_granted, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn owner_whose_start_is_not_known_gives_way() {
+        let older = decide(&started("two", 50, 110), agent(AgentStatus::Active), at(110));
+        assert_eq!(done(older).instance_id.as_deref(), Some("two"));
+    }
+
+    #[test]
+    fn instance_that_was_shut_down_may_not_speak_until_it_starts_again() {
+        let (outcome, writes) = decide(&shut_down("one"), owned(AgentStatus::Busy), at(110));
+        assert_eq!(kinds(&writes), [(8, EventKind::StatusChanged)]);
+        let ended = done((outcome, writes));
+        assert!(ended.status == AgentStatus::Offline && ended.instances.has_ended("one"));
+        for late in [
+            beat_of("one"),
+            Change::SetStatus(StatusUpdate::new(AgentStatus::Busy).instance_id("one")),
+            started("one", 90, 111),
+        ] {
+            let (outcome, writes) = decide(&late, ended.clone(), at(111));
+            assert_eq!(refused(&outcome), (Some("one"), "http://agent:8000", true), "{late:?}");
+            assert!(writes.is_empty(), "{late:?}");
+        }
+        let again = done(decide(&started("one", 111, 112), ended.clone(), at(112)));
+        assert!(again.status == AgentStatus::Active && again.instances.is_running("one"));
+        let no_age = register(Registration::new("a", "Agent", "http://b").instance_id("one"));
+        assert!(done(decide(&no_age, ended.clone(), at(112))).instances.is_running("one"));
+        // Nobody has to wait for its deadline.
+        let older = done(decide(&started("two", 10, 112), ended, at(112)));
+        assert_eq!(older.instance_id.as_deref(), Some("two"));
+    }
+
+    #[test]
+    fn end_of_an_agent_that_is_offline_already_is_recorded_and_nobody_sees_it() {
+        let (outcome, writes) = decide(&shut_down("one"), owned(AgentStatus::Offline), at(110));
+        assert_eq!(kinds(&writes), [(8, EventKind::Heard)]);
+        let ended = done((outcome, writes));
+        assert!(ended.instances.has_ended("one"));
+        let (outcome, writes) = decide(&shut_down("one"), ended, at(111));
+        assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+        assert!(writes.is_empty());
+    }
+
+    #[test]
+    fn end_of_another_instance_is_refused_also_if_it_is_repeated() {
+        let (outcome, writes) = decide(&shut_down("two"), owned(AgentStatus::Active), at(110));
+        assert_eq!(refused(&outcome), (Some("one"), "http://agent:8000", false));
+        assert!(writes.is_empty());
+        let ended = done(decide(&shut_down("one"), owned(AgentStatus::Active), at(110)));
+        let succeeded = done(decide(&started("two", 50, 111), ended, at(111)));
+        let (outcome, _) = decide(&shut_down("one"), succeeded, at(112));
+        assert_eq!(refused(&outcome), (Some("two"), "http://b", true));
+    }
+
+    #[test]
+    fn instance_that_was_shut_down_may_not_speak_for_an_agent_without_an_instance() {
+        let mut anonymous = agent(AgentStatus::Active);
+        anonymous.instance_id = None;
+        let ended = done(decide(&shut_down("one"), anonymous, at(110)));
+        assert_eq!(refused(&decide(&beat_of("one"), ended.clone(), at(111)).0).0, None);
+        done(decide(&beat_of("two"), ended, at(111)));
+    }
+
+    #[test]
+    fn request_that_waited_is_judged_by_what_was_noted_meanwhile() {
+        let judge = |change: &Change, waited: u64, current: StoredAgent| {
+            let (patience, writes) = (patience(), Writes::default());
+            let mut judge = Judge { patience: &patience, now: at(120), revision: 7, writes };
+            judge.decide(change, Duration::from_secs(waited), Some(current))
+        };
+        // It arrived at 110; at 115 the process was shut down, through another server for example.
+        let ended = done(decide(&shut_down("one"), owned(AgentStatus::Active), at(115)));
+        assert!(refused(&judge(&started("one", 90, 110), 10, ended)).2);
+        // And so for a younger process, whose start lies behind the arrival.
+        let younger = done(decide(&started("two", 115, 116), owned(AgentStatus::Active), at(116)));
+        assert_eq!(refused(&judge(&started("three", 100, 110), 10, younger)).0, Some("two"));
+        // And where it was noted by a transaction whose clock was read later.
+        let ended = done(decide(&shut_down("one"), owned(AgentStatus::Active), at(122)));
+        assert!(refused(&judge(&started("one", 90, 110), 10, ended)).2);
+        // What is further ahead is from before the clock was set back.
+        let ended = done(decide(&shut_down("one"), owned(AgentStatus::Active), at(126)));
+        assert!(matches!(judge(&started("one", 90, 110), 10, ended), Outcome::Done(_)));
+        // What waited is as old as it was: three is younger than one, who started at ninety.
+        let Outcome::Done(third) = judge(&started("three", 91, 110), 10, owned(AgentStatus::Active)) else {
+            panic!("it is younger")
+        };
+        assert_eq!(third.instance_id.as_deref(), Some("three"));
+        assert!(matches!(
+            judge(&started("three", 89, 110), 10, owned(AgentStatus::Active)),
+            Outcome::Superseded { .. }
+        ));
     }
 }

@@ -7,27 +7,53 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use registry_sdk::contract::{AgentRecord, Heartbeat, HeartbeatAck, Problem, Registration, StatusUpdate};
+use registry_sdk::contract::{AgentRecord, Heartbeat, HeartbeatAck, Registration, StatusUpdate};
+use serde_json::Value;
 
 use super::auth::Caller;
-use super::describe::{Always, BadBody, Refused, Unknown};
+use super::describe::{Always, BadBody, Refused, Superseded, Unknown};
 use super::extract::{AgentId, JsonBody, json, malformed};
 use super::problem::ApiError;
 use crate::registry::Registry;
 
+/// The agent in the examples.
+fn example_record() -> Value {
+    serde_json::json!({
+        "agent_id": "feature-dev",
+        "agent_name": "Feature Development Agent",
+        "base_url": "http://feature-dev:8002",
+        "capabilities": [{"name": "code_generation", "description": "Generates Python code",
+            "cost_estimate": "~100 tokens", "tags": ["coding", "python"]}],
+        "status": "active",
+        "metadata": {"team": "platform"},
+        "heartbeat_interval_seconds": 30,
+        "instance_id": "0f8fad5bd9cb469fa16570867728950e",
+        "registered_at": "2026-11-24T09:30:00.123Z",
+        "last_heartbeat": "2026-11-24T09:31:00.456Z",
+        "heartbeat_timeout_seconds": 60,
+        "load": 0.25,
+        "active_tasks": 2,
+        "healthy": true,
+        "revision": 7,
+        "registration_tag": "6f3bd1a20c94e857",
+    })
+}
+
 /// Creates or updates an agent. Counts as a heartbeat.
+///
+/// Of the living processes that come up with one `agent_id` the youngest owns it: a registration with an
+/// `instance_age_seconds` is refused with 409 while a younger process has the id. One without an age never is.
 #[utoipa::path(
     post, path = "/register", tag = "agents",
     request_body(content = Registration, example = json!({"agent_id": "feature-dev", "agent_name": "Feature Development Agent", "base_url": "http://feature-dev:8002",
         "capabilities": [{"name": "code_generation", "description": "Generates Python code", "cost_estimate": "~100 tokens",
             "tags": ["coding", "python"]}],
-        "metadata": {"team": "platform"}, "heartbeat_interval_seconds": 30})),
-    responses((status = 200, body = AgentRecord, example = json!({"agent_id": "feature-dev", "agent_name": "Feature Development Agent", "base_url": "http://feature-dev:8002",
-        "capabilities": [{"name": "code_generation", "description": "Generates Python code", "cost_estimate": "~100 tokens",
-            "tags": ["coding", "python"]}],
-        "status": "active", "metadata": {"team": "platform"}, "heartbeat_interval_seconds": 30, "instance_id": null,
-        "registered_at": "2026-11-24T09:30:00.123Z", "last_heartbeat": "2026-11-24T09:31:00.456Z",
-        "heartbeat_timeout_seconds": 60, "load": 0.25, "active_tasks": 2, "healthy": true, "revision": 7})), BadBody, Refused, Always),
+        "metadata": {"team": "platform"}, "heartbeat_interval_seconds": 30,
+        "instance_id": "0f8fad5bd9cb469fa16570867728950e", "instance_age_seconds": 12.5})),
+    responses(
+        (status = 200, body = AgentRecord, example = json!(example_record())),
+        BadBody, Superseded, Refused, Always,
+    ),
 )]
 pub(super) async fn register(
     State(registry): State<Arc<Registry>>,
@@ -48,9 +74,9 @@ pub(super) async fn register(
     request_body(content = Option<Heartbeat>, example = json!({"status": "busy", "load": 0.5, "active_tasks": 2})),
     responses(
         (status = 200, body = HeartbeatAck, example = json!({"agent_id": "feature-dev", "status": "busy",
-            "last_heartbeat": "2026-11-24T09:31:00.456Z", "heartbeat_timeout_seconds": 60})),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "Another instance of the agent has registered since."),
-        BadBody, Unknown, Refused, Always,
+            "last_heartbeat": "2026-11-24T09:31:00.456Z", "heartbeat_timeout_seconds": 60,
+            "registration_tag": "6f3bd1a20c94e857"})),
+        BadBody, Unknown, Superseded, Refused, Always,
     ),
 )]
 pub(super) async fn heartbeat(
@@ -67,20 +93,18 @@ pub(super) async fn heartbeat(
     Ok(Json(heard))
 }
 
-/// Sets an agent's status. Does not count as a heartbeat, and so does not bring back who has fallen silent.
+/// Sets an agent's status. Does not count as a heartbeat, and so does not bring back an agent that has fallen silent.
+///
+/// `"final": true` says that the process was shut down, and needs the status `offline` and an `instance_id`. From then on
+/// requests of that instance are refused with 409, until a process that started later registers with the same
+/// `instance_id`, or one registers without an age.
 #[utoipa::path(
     put, path = "/agents/{id}/status", tag = "agents",
     params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
     request_body(content = StatusUpdate, example = json!({"status": "busy"})),
     responses(
-        (status = 200, body = AgentRecord, example = json!({"agent_id": "feature-dev", "agent_name": "Feature Development Agent", "base_url": "http://feature-dev:8002",
-        "capabilities": [{"name": "code_generation", "description": "Generates Python code", "cost_estimate": "~100 tokens",
-            "tags": ["coding", "python"]}],
-        "status": "active", "metadata": {"team": "platform"}, "heartbeat_interval_seconds": 30, "instance_id": null,
-        "registered_at": "2026-11-24T09:30:00.123Z", "last_heartbeat": "2026-11-24T09:31:00.456Z",
-        "heartbeat_timeout_seconds": 60, "load": 0.25, "active_tasks": 2, "healthy": true, "revision": 7})),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "Another instance of the agent has registered since."),
-        BadBody, Unknown, Refused, Always,
+        (status = 200, body = AgentRecord, example = json!(example_record())),
+        BadBody, Unknown, Superseded, Refused, Always,
     ),
 )]
 pub(super) async fn set_status(
@@ -97,12 +121,7 @@ pub(super) async fn set_status(
 /// The record of one agent.
 #[utoipa::path(
     get, path = "/agents/{id}", tag = "agents", params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
-    responses((status = 200, body = AgentRecord, example = json!({"agent_id": "feature-dev", "agent_name": "Feature Development Agent", "base_url": "http://feature-dev:8002",
-        "capabilities": [{"name": "code_generation", "description": "Generates Python code", "cost_estimate": "~100 tokens",
-            "tags": ["coding", "python"]}],
-        "status": "active", "metadata": {"team": "platform"}, "heartbeat_interval_seconds": 30, "instance_id": null,
-        "registered_at": "2026-11-24T09:30:00.123Z", "last_heartbeat": "2026-11-24T09:31:00.456Z",
-        "heartbeat_timeout_seconds": 60, "load": 0.25, "active_tasks": 2, "healthy": true, "revision": 7})), Unknown, Always),
+    responses((status = 200, body = AgentRecord, example = json!(example_record())), Unknown, Always),
 )]
 pub(super) async fn show(
     State(registry): State<Arc<Registry>>,

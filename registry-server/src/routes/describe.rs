@@ -64,6 +64,16 @@ pub(super) enum BadBody {
 #[expect(dead_code, reason = "it describes an answer, which is made elsewhere")]
 pub(super) struct Unknown(Problem);
 
+/// The process that asks may not speak for the agent.
+#[derive(IntoResponses)]
+#[response(
+    status = 409,
+    description = "Another process owns the agent's id, or this one was shut down. `owner` is the process that has the id.",
+    content_type = "application/problem+json"
+)]
+#[expect(dead_code, reason = "it describes an answer, which is made elsewhere")]
+pub(super) struct Superseded(Problem);
+
 /// Too many requests of this kind are worked on.
 #[derive(IntoResponses)]
 #[response(
@@ -94,6 +104,8 @@ pub(super) struct BadQuery(Problem);
                        end in `_seconds`. Unknown fields are ignored. Errors are `application/problem+json` (RFC 9457).",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
     ),
+    // Answers that are derived, as those above, do not bring the schema of their body along.
+    components(schemas(Problem)),
     modifiers(&Bearer),
     security((), ("token" = []))
 )]

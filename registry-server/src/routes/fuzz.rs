@@ -63,7 +63,7 @@ const PIECES: [&str; 40] = [
     "~",
 ];
 
-const BODIES: [&str; 8] = [
+const BODIES: [&str; 11] = [
     "",
     "{}",
     "{\"status\":\"busy\"}",
@@ -72,6 +72,9 @@ const BODIES: [&str; 8] = [
     "{\"agent_id\":\"a\",\"agent_name\":\"A\",\"base_url\":\"http://a\",\"capabilities\":[{\"name\":\"work\"}]}",
     "{\"agent_id\":\"b\",\"agent_name\":\"\\u0007\",\"base_url\":\"http://b\",\"capabilities\":[],\"metadata\":{\"a\":[[1]]}}",
     "{\"load\":1e300}",
+    "{\"status\":\"offline\",\"instance_id\":\"x\",\"final\":true}",
+    "{\"agent_id\":\"a\",\"agent_name\":\"A\",\"base_url\":\"http://a\",\"capabilities\":[],\"instance_id\":\"x\",\"instance_age_seconds\":9}",
+    "{\"agent_id\":\"a\",\"agent_name\":\"A\",\"base_url\":\"http://a\",\"capabilities\":[],\"instance_id\":\"y\",\"instance_age_seconds\":1e9}",
 ];
 
 /// A method, the pieces of a target, a body, and the values of headers.

@@ -16,7 +16,8 @@ const RETRY_AFTER_SECONDS: u32 = 1;
 #[derive(Debug)]
 pub(crate) struct ApiError {
     status: StatusCode,
-    problem: Problem,
+    /// Boxed, since every fallible handler returns it by value.
+    problem: Box<Problem>,
     /// After how many seconds it is worth another try, where it is.
     retry_after: Option<u32>,
 }
@@ -25,7 +26,8 @@ impl ApiError {
     pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         let title = status.canonical_reason().unwrap_or("Error");
         let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_AFTER_SECONDS);
-        Self { status, problem: Problem::new(status.as_u16(), title, detail), retry_after }
+        let problem = Problem::new(status.as_u16(), title, detail).into();
+        Self { status, problem, retry_after }
     }
 
     pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
@@ -49,13 +51,18 @@ impl ApiError {
 
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
-        let status = match error {
+        let detail = error.to_string();
+        let status = match &error {
             Error::NotFound(_) => StatusCode::NOT_FOUND,
-            Error::Superseded(_) => StatusCode::CONFLICT,
+            Error::Superseded { .. } | Error::ShutDown { .. } => StatusCode::CONFLICT,
             Error::Unavailable | Error::Overloaded | Error::Stopping => StatusCode::SERVICE_UNAVAILABLE,
             Error::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self::new(status, error.to_string())
+        let mut answer = Self::new(status, detail);
+        if let Error::Superseded { owner, .. } | Error::ShutDown { owner, .. } = error {
+            answer.problem.owner = Some(owner);
+        }
+        answer
     }
 }
 

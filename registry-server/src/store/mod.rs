@@ -6,19 +6,21 @@
 mod described;
 mod postgres;
 mod sqlite;
+mod tag;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use registry_sdk::contract::{AgentStatus, Registration, Timestamp};
+use registry_sdk::contract::{AgentStatus, Instances, Registration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast};
 
 pub(crate) use described::{Capabilities, Metadata};
 pub(crate) use postgres::PostgresStore;
 pub(crate) use sqlite::SqliteStore;
+pub(crate) use tag::RegistrationTag;
 
 /// One agent, as it is stored, and as its events have it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,6 +40,9 @@ pub(crate) struct StoredAgent {
     pub(crate) heartbeat_interval: Option<Duration>,
     /// Which process registered it last, where it said so.
     pub(crate) instance_id: Option<String>,
+    /// The last few processes that came up with its id. Events of an older version lack it.
+    #[serde(default)]
+    pub(crate) instances: Instances,
     pub(crate) registered_at: Timestamp,
     pub(crate) last_heartbeat: Timestamp,
     /// The registry's revision at this agent's last change; heartbeats alone do not move it.
@@ -45,7 +50,7 @@ pub(crate) struct StoredAgent {
 }
 
 impl StoredAgent {
-    /// An agent as it says it is, without what the registry adds: times and a revision.
+    /// An agent as it says it is, without what the registry adds: its instances, times and a revision.
     pub(crate) fn draft(given: Registration) -> serde_json::Result<Self> {
         let never = Timestamp::from_unix_millis(0);
         Ok(Self {
@@ -60,10 +65,16 @@ impl StoredAgent {
             probe_failed: false,
             heartbeat_interval: given.heartbeat_interval,
             instance_id: given.instance_id,
+            instances: Instances::default(),
             registered_at: never,
             last_heartbeat: never,
             revision: 0,
         })
+    }
+
+    /// The tag of what the agent registered.
+    pub(crate) fn registration_tag(&self) -> RegistrationTag {
+        RegistrationTag::of(self)
     }
 
     /// Whether an agent says nothing new of itself.
@@ -84,7 +95,8 @@ pub(crate) enum EventKind {
     Registered,
     StatusChanged,
     Deregistered,
-    /// No change that anybody sees: a heartbeat so late that other replicas might not hear of it in time.
+    /// No change that anybody sees, but one that every replica has to know: a heartbeat so late that the others might not
+    /// hear of it in time, or a process that came up with the agent's id or was shut down.
     Heard,
 }
 
@@ -292,8 +304,8 @@ macro_rules! select_agents {
     ($($rest:literal)*) => {
         concat!(
             "SELECT agent_id, agent_name, base_url, status, capabilities, metadata, last_heartbeat,
-                 heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since, probe_failed,
-                 revision
+                 heartbeat_interval_seconds, instance_id, instances, registered_at, missed_deadline, offline_since,
+                 probe_failed, revision
              FROM agent_registry ",
             $($rest),*
         )
@@ -311,4 +323,31 @@ fn undecodable(column: &'static str, error: impl std::fmt::Display) -> sqlx::Err
 
 fn interval_from_seconds(seconds: Option<f64>) -> Option<Duration> {
     seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    /// An event as it is written now, after a change of its JSON.
+    fn read(change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>)) -> Option<StoredAgent> {
+        let mut agent =
+            StoredAgent::draft(Registration::new("a", "A", "http://a").instance_id("one")).unwrap();
+        assert!(agent.instances.claim("one", None, None, Timestamp::from_unix_millis(1)));
+        let event = Event { kind: EventKind::Registered, agent: agent.into() };
+        let mut json = serde_json::from_str(&event.to_json().unwrap()).unwrap();
+        change(&mut json);
+        let event = Event::from_json("registered", &serde_json::to_string(&json).unwrap())?;
+        Some(event.agent.as_ref().clone())
+    }
+
+    #[test]
+    fn events_of_other_versions_are_read() {
+        assert!(read(|_| {}).unwrap().instances.is_running("one"));
+        let older = read(|event| assert!(event.remove("instances").is_some()));
+        assert_eq!(older.unwrap().instances, Instances::default());
+        let later = read(|event| assert!(event.insert("added_later".to_owned(), 1.into()).is_none()));
+        assert!(later.unwrap().instances.is_running("one"));
+    }
 }

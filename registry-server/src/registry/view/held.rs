@@ -1,7 +1,7 @@
 //! One agent in memory, and how it stands at a moment.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -10,7 +10,7 @@ use registry_sdk::contract::{AgentStatus, Timestamp};
 use super::record::{Json, Load, Record};
 use crate::registry::reports::Report;
 use crate::registry::rules::{AHEAD, Patience};
-use crate::store::StoredAgent;
+use crate::store::{RegistrationTag, StoredAgent};
 
 /// One agent in memory. For any change but a heartbeat or a report there is a new one.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub(crate) struct Held {
     /// As it was stored; the time of the last heartbeat is in `pulse`.
     pub(crate) agent: Arc<StoredAgent>,
     pub(crate) pulse: Arc<Pulse>,
+    /// Computed when it is first wanted: at the start of the server it would cost a hash for each agent.
+    tag: OnceLock<RegistrationTag>,
 }
 
 /// What changes of an agent all the time. It stays the same through the agent's changes.
@@ -125,6 +127,15 @@ impl Pulse {
 }
 
 impl Held {
+    pub(super) fn new(agent: Arc<StoredAgent>, pulse: Arc<Pulse>) -> Self {
+        Self { agent, pulse, tag: OnceLock::new() }
+    }
+
+    /// The tag of what the agent registered.
+    pub(crate) fn registration_tag(&self) -> RegistrationTag {
+        *self.tag.get_or_init(|| self.agent.registration_tag())
+    }
+
     /// Believes that the last heartbeat it knows is the last of all, where it is too old at that moment.
     pub(super) fn believe(&self, moment: &Moment) {
         let heard = self.pulse.heard();
@@ -154,6 +165,6 @@ impl Held {
 
     /// Its record, where it was last heard at a time.
     pub(crate) fn record(&self, moment: &Moment, heard: Timestamp) -> Json {
-        Record::at(&self.agent, heard, self.pulse.load(), moment).json()
+        Record::at(&self.agent, heard, self.pulse.load(), moment).json(self.registration_tag())
     }
 }

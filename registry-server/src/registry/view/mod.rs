@@ -175,7 +175,7 @@ impl Inner {
             self.slots.resize(slot as usize + 1, None);
         }
         if let Some(place) = self.slots.get_mut(slot as usize) {
-            *place = Some(Arc::new(Held { agent, pulse }));
+            *place = Some(Arc::new(Held::new(agent, pulse)));
         }
     }
 

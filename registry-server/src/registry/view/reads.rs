@@ -110,7 +110,8 @@ impl View {
                 page.records.push(b',');
             }
             let pulse = &held.pulse;
-            Record::new(&held.agent, pulse.heard(), standing, pulse.load(), moment).write(&mut page.records);
+            let record = Record::new(&held.agent, pulse.heard(), standing, pulse.load(), moment);
+            record.write(held.registration_tag(), &mut page.records);
             last = Some(held);
             count += 1;
         }

@@ -9,7 +9,7 @@ use registry_sdk::contract::{Timestamp, heartbeat_timeout};
 
 use super::held::{Moment, Standing};
 use super::json::Object;
-use crate::store::StoredAgent;
+use crate::store::{RegistrationTag, StoredAgent};
 
 /// Compact JSON.
 pub(crate) type Json = Vec<u8>;
@@ -54,17 +54,18 @@ impl<'a> Record<'a> {
         Self { agent, heard, timeout, standing, load }
     }
 
-    pub(crate) fn json(&self) -> Json {
+    /// The record, with the tag of what the agent registered.
+    pub(crate) fn json(&self, tag: RegistrationTag) -> Json {
         let agent = self.agent;
         let mut out = Vec::with_capacity(
             512 + agent.capabilities.json().get().len() + agent.metadata.json().get().len(),
         );
-        self.write(&mut out);
+        self.write(tag, &mut out);
         out
     }
 
     /// Writes the record.
-    pub(super) fn write(&self, out: &mut Json) {
+    pub(super) fn write(&self, tag: RegistrationTag, out: &mut Json) {
         let agent = self.agent;
         let mut record = Object::begin(out);
         record
@@ -82,7 +83,8 @@ impl<'a> Record<'a> {
             .field("load", &self.load.load)
             .field("active_tasks", &self.load.active_tasks)
             .field("healthy", &self.standing.is_healthy())
-            .field("revision", &agent.revision);
+            .field("revision", &agent.revision)
+            .field("registration_tag", &tag);
         record.end();
     }
 
@@ -137,10 +139,11 @@ mod tests {
         for agent in agents() {
             let load = Load { load: Some(0.25), active_tasks: Some(3) };
             for load in [load, Load::default()] {
-                let json = Record::stored(&agent, load, &moment()).json();
+                let json = Record::stored(&agent, load, &moment()).json(agent.registration_tag());
                 let read: AgentRecord = serde_json::from_slice(&json).unwrap();
                 assert_eq!(read.capabilities, agent.capabilities.decode());
                 assert_eq!((read.load, read.active_tasks), (load.load, load.active_tasks));
+                assert_eq!(read.registration_tag, Some(agent.registration_tag().to_string()));
                 // Nothing is missing, and nothing is there that the contract does not know.
                 let written = serde_json::to_string(&read).unwrap();
                 assert_eq!(String::from_utf8(json).unwrap(), written);

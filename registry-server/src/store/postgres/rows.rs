@@ -24,6 +24,7 @@ pub(super) fn agent_from(row: &PgRow) -> std::result::Result<StoredAgent, sqlx::
     let status: &str = row.try_get("status")?;
     let Json(capabilities) = row.try_get("capabilities")?;
     let Json(metadata) = row.try_get("metadata")?;
+    let Json(instances) = row.try_get("instances")?;
     let offline_since: Option<DateTime<Utc>> = row.try_get("offline_since")?;
     Ok(StoredAgent {
         agent_id: row.try_get("agent_id")?,
@@ -36,6 +37,7 @@ pub(super) fn agent_from(row: &PgRow) -> std::result::Result<StoredAgent, sqlx::
         offline_since: offline_since.map(|time| Timestamp::from_unix_millis(time.timestamp_millis())),
         probe_failed: row.try_get("probe_failed")?,
         instance_id: row.try_get("instance_id")?,
+        instances,
         heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
         registered_at: timestamp(row, "registered_at")?,
         last_heartbeat: timestamp(row, "last_heartbeat")?,

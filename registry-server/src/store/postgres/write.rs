@@ -51,10 +51,10 @@ async fn change(
              INSERT INTO agent_registry AS agent
                  (agent_id, agent_name, base_url, status, capabilities, metadata, last_heartbeat,
                   heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since,
-                  probe_failed, revision)
+                  probe_failed, revision, instances)
              SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::json[],
                  $7::timestamptz[], $8::float8[], $9::text[], $10::timestamptz[], $11::bool[], $12::timestamptz[],
-                 $13::bool[], $14::int8[])
+                 $13::bool[], $14::int8[], $15::json[])
              ON CONFLICT (agent_id) DO UPDATE SET
                  agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
                  capabilities = excluded.capabilities, metadata = excluded.metadata,
@@ -62,23 +62,24 @@ async fn change(
                  heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
                  instance_id = excluded.instance_id,
                  missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
-                 probe_failed = excluded.probe_failed, revision = excluded.revision
+                 probe_failed = excluded.probe_failed, revision = excluded.revision, instances = excluded.instances
          ), removed AS (
-             DELETE FROM agent_registry WHERE agent_id = ANY ($15)
+             DELETE FROM agent_registry WHERE agent_id = ANY ($16)
          ), event AS (
              INSERT INTO agent_registry_event (revision, kind, agent_id, agent, at)
-             SELECT *, now() FROM unnest($16::int8[], $17::text[], $18::text[], $19::json[])
+             SELECT *, now() FROM unnest($17::int8[], $18::text[], $19::text[], $20::json[])
          ), head AS (
-             UPDATE agent_registry_state SET revision = $20 WHERE singleton
+             UPDATE agent_registry_state SET revision = $21 WHERE singleton
          )
-         SELECT pg_notify($21, $22)",
+         SELECT pg_notify($22, $23)",
     )
     .bind(each(&puts, |agent| agent.agent_id.as_str()))
     .bind(each(&puts, |agent| agent.agent_name.as_str()))
     .bind(each(&puts, |agent| agent.base_url.as_str()))
     .bind(each(&puts, |agent| agent.status.as_str()))
     .bind(each(&puts, |agent| Json(agent.capabilities.json())))
-    .bind(each(&puts, |agent| Json(agent.metadata.json())))
+    // As text: as `Json` it would pass through `jsonb`, which knows no negative zero.
+    .bind(each(&puts, |agent| agent.metadata.json().get()))
     .bind(each(&puts, |agent| date_time(agent.last_heartbeat)))
     .bind(each(&puts, |agent| agent.heartbeat_interval.map(|interval| interval.as_secs_f64())))
     .bind(each(&puts, |agent| agent.instance_id.as_deref()))
@@ -87,6 +88,7 @@ async fn change(
     .bind(each(&puts, |agent| agent.offline_since.map(date_time)))
     .bind(each(&puts, |agent| agent.probe_failed))
     .bind(each(&puts, |agent| agent.revision))
+    .bind(each(&puts, |agent| Json(&agent.instances)))
     .bind(writes.removes())
     .bind(&revisions)
     .bind(kinds)

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use registry_sdk::contract::{AgentStatus, Timestamp};
+use registry_sdk::contract::{AgentStatus, Instances, Timestamp};
 use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -81,6 +81,7 @@ struct NewRow<'a> {
     metadata: &'a RawValue,
     heartbeat_interval_seconds: Option<f64>,
     instance_id: Option<&'a str>,
+    instances: &'a Instances,
     registered_at: i64,
     missed_deadline: bool,
     offline_since: Option<i64>,
@@ -100,6 +101,7 @@ impl<'a> NewRow<'a> {
             metadata: agent.metadata.json(),
             heartbeat_interval_seconds: agent.heartbeat_interval.map(|interval| interval.as_secs_f64()),
             instance_id: agent.instance_id.as_deref(),
+            instances: &agent.instances,
             registered_at: agent.registered_at.unix_millis(),
             missed_deadline: agent.missed_deadline,
             offline_since: agent.offline_since.map(Timestamp::unix_millis),
@@ -118,19 +120,19 @@ async fn put(
     sqlx::query(
         "INSERT INTO agent_registry
              (agent_id, agent_name, base_url, status, capabilities, last_heartbeat, metadata,
-              heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since,
+              heartbeat_interval_seconds, instance_id, instances, registered_at, missed_deadline, offline_since,
               probe_failed, revision)
          SELECT value ->> 'agent_id', value ->> 'agent_name', value ->> 'base_url', value ->> 'status',
                 value -> 'capabilities', value ->> 'last_heartbeat', value -> 'metadata',
-                value ->> 'heartbeat_interval_seconds', value ->> 'instance_id', value ->> 'registered_at',
-                value ->> 'missed_deadline', value ->> 'offline_since', value ->> 'probe_failed', value ->> 'revision'
+                value ->> 'heartbeat_interval_seconds', value ->> 'instance_id', value -> 'instances',
+                value ->> 'registered_at', value ->> 'missed_deadline', value ->> 'offline_since', value ->> 'probe_failed', value ->> 'revision'
          FROM json_each(?) WHERE true
          ON CONFLICT (agent_id) DO UPDATE SET
              agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
              capabilities = excluded.capabilities, metadata = excluded.metadata,
              last_heartbeat = excluded.last_heartbeat,
              heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
-             instance_id = excluded.instance_id,
+             instance_id = excluded.instance_id, instances = excluded.instances,
              missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
              probe_failed = excluded.probe_failed, revision = excluded.revision",
     )
@@ -155,6 +157,8 @@ pub(super) fn agent_from(row: &SqliteRow) -> std::result::Result<StoredAgent, sq
         offline_since: row.try_get::<Option<i64>, _>("offline_since")?.map(Timestamp::from_unix_millis),
         probe_failed: row.try_get("probe_failed")?,
         instance_id: row.try_get("instance_id")?,
+        instances: serde_json::from_str(json("instances")?)
+            .map_err(|error| undecodable("instances", error))?,
         heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
         registered_at: Timestamp::from_unix_millis(row.try_get("registered_at")?),
         last_heartbeat: Timestamp::from_unix_millis(row.try_get("last_heartbeat")?),

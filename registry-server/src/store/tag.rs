@@ -1,0 +1,135 @@
+//! The tag of a registration, by which an agent notices that the registry lost its latest one.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+use sha2::{Digest, Sha256};
+
+use super::StoredAgent;
+
+/// Identifies what an agent registered. The same on every replica, with both databases, and in every version of the
+/// server: with a tag that differed between two replicas, agents would register again with each heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RegistrationTag(u64);
+
+impl RegistrationTag {
+    pub(super) fn of(agent: &StoredAgent) -> Self {
+        let mut hash = Hash(Sha256::new());
+        hash.field(Some(agent.agent_name.as_bytes()));
+        hash.field(Some(agent.base_url.as_bytes()));
+        // As text, which both databases give back in the same form: it is encoded anew when a row is read.
+        hash.field(Some(agent.capabilities.json().get().as_bytes()));
+        hash.field(Some(agent.metadata.json().get().as_bytes()));
+        let interval = agent.heartbeat_interval.map(|interval| interval.as_nanos().to_be_bytes());
+        hash.field(interval.as_ref().map(<[u8; 16]>::as_slice));
+        hash.field(agent.instance_id.as_deref().map(str::as_bytes));
+        let digest = hash.0.finalize();
+        // A SHA-256 has 32 bytes.
+        Self(digest.first_chunk().copied().map_or(0, u64::from_be_bytes))
+    }
+}
+
+impl fmt::Display for RegistrationTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl Serialize for RegistrationTag {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+struct Hash(Sha256);
+
+impl Hash {
+    /// Adds a field after its length, so that no two lists of fields are the same bytes.
+    fn field(&mut self, field: Option<&[u8]>) {
+        let Some(bytes) = field else {
+            // Longer than any field.
+            return self.0.update(u64::MAX.to_be_bytes());
+        };
+        self.0.update((bytes.len() as u64).to_be_bytes());
+        self.0.update(bytes);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::time::Duration;
+
+    use registry_sdk::contract::{AgentStatus, Capability, Registration};
+
+    use super::*;
+
+    fn registration() -> Registration {
+        Registration::new("a", "Agent ä", "http://a:8000")
+            .capability(Capability::new("work").tag("b").tag("a"))
+            .metadata("nested", serde_json::json!({"z": [1, 2.5e-7, null], "a": {"\u{1f980}": "é"}}))
+            .heartbeat_interval(Duration::from_millis(100))
+            .instance_id("one")
+    }
+
+    fn tag(registration: Registration) -> String {
+        StoredAgent::draft(registration).unwrap().registration_tag().to_string()
+    }
+
+    #[test]
+    fn tag_is_the_same_in_every_version() {
+        assert_eq!(tag(registration()), "880af82e0d922f14");
+        assert_eq!(tag(Registration::new("b", "B", "http://b")), "aae9e6a0634762d2");
+    }
+
+    #[test]
+    fn every_registered_field_but_the_status_and_the_age_changes_the_tag() {
+        let mut seen = vec![tag(registration())];
+        let changes: [fn(&mut Registration); 8] = [
+            |given| given.agent_name.push('x'),
+            |given| given.base_url.push('x'),
+            |given| given.capabilities[0].tags.reverse(),
+            |given| drop(given.metadata.insert("more".to_owned(), 1.into())),
+            |given| given.heartbeat_interval = Some(Duration::from_nanos(100_000_001)),
+            |given| given.heartbeat_interval = None,
+            |given| given.instance_id = Some("two".to_owned()),
+            |given| given.instance_id = None,
+        ];
+        for change in changes {
+            let mut other = registration();
+            change(&mut other);
+            seen.push(tag(other));
+        }
+        let count = seen.len();
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), count);
+        let busy = registration().status(AgentStatus::Busy).instance_age(Duration::from_secs(5));
+        assert_eq!(tag(busy), tag(registration()));
+    }
+
+    #[test]
+    fn text_that_moves_to_the_next_field_changes_the_tag() {
+        assert_ne!(
+            tag(Registration::new("a", "Ahttp://a", "http://b")),
+            tag(Registration::new("a", "A", "http://ahttp://b"))
+        );
+    }
+
+    #[test]
+    fn tag_survives_being_encoded_and_read_again() {
+        // Floats that an inexact parser reads one step off.
+        let floats = serde_json::json!([
+            2.003_039_774_426_776_2e-253,
+            7.101_215_824_554_616e260,
+            1.769_268_377_902_049e74,
+            -1.672_751_781_854_207_5e58,
+            3.928_753_217_337_331_5e299,
+            -0.0,
+            1e21
+        ]);
+        let agent = StoredAgent::draft(registration().metadata("floats", floats)).unwrap();
+        let again: StoredAgent = serde_json::from_str(&serde_json::to_string(&agent).unwrap()).unwrap();
+        assert_eq!(again.registration_tag(), agent.registration_tag());
+    }
+}
