@@ -140,7 +140,7 @@ async fn a_shut_down_agent_is_offline_and_stays_so(database: Database) {
     let last = client.get_agent("a").await.unwrap();
     assert_eq!(last.status, AgentStatus::Offline);
     assert!(matches!(ending.state(), AgentState::Stopped));
-    assert!(matches!(ending.start_heartbeat(INTERVAL), Err(Error::Setup(_))));
+    assert!(matches!(ending.start_heartbeat(INTERVAL), Err(Error::ShutDown)));
     // Nothing of its own runs any more that could change this.
     assert_eq!(client.get_agent("a").await.unwrap(), last);
     server.shutdown().await;

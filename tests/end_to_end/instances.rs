@@ -10,9 +10,11 @@ use reqwest::header::CONTENT_TYPE;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Database, Registry, agent, client, eventually, on_both_databases, on_postgres};
+use crate::support::{
+    Database, Registry, agent, client, eventually, on_both_databases, on_every_registry, on_postgres,
+};
 
-on_both_databases!(
+on_every_registry!(
     younger_process_owns_the_id_in_either_order,
     youngest_of_many_at_once_owns_the_id,
     start_of_a_process_is_noted_once_and_never_moved,

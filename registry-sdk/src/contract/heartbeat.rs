@@ -18,7 +18,7 @@ pub struct Heartbeat {
     /// Sets the status. Without it `busy` stays `busy`, and `offline` becomes `active`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<AgentStatus>,
-    /// Which process sends it. Where another one has registered since, the heartbeat is refused with 409.
+    /// Which process sends it. If another one owns the id, the heartbeat is refused with 409.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
@@ -130,8 +130,8 @@ impl HeartbeatAck {
 pub struct StatusUpdate {
     /// The status to set.
     pub status: AgentStatus,
-    /// Which process sets it. Where another one has registered since, it is refused with 409: a process that
-    /// ends must not take its successor offline.
+    /// Which process sets it. If another one owns the id, it is refused with 409: a process that ends must not take its
+    /// successor offline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",

@@ -13,6 +13,10 @@ use super::time::Timestamp;
 /// Maximum number of processes that are remembered for one agent.
 const REMEMBERED: usize = 8;
 
+/// What lies so far in the future was noted before somebody set the clock back. Less is what another server noted while
+/// this request was on its way.
+const AHEAD: Duration = Duration::from_secs(60);
+
 /// The process that owns an agent's id, named in a 409.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -53,19 +57,18 @@ impl Instances {
     /// Judges a registration, and remembers the process that sent it. Returns whether it may have the id.
     ///
     /// `age` is how long ago the process started; without it the registration is always granted. `owner` is the
-    /// process that has the id now, unless it is past its deadline.
+    /// process that has the id now, unless it is past its deadline. `arrived` is when the request arrived.
     #[must_use]
     pub fn claim(
         &mut self,
         claimant: &str,
         age: Option<Duration>,
         owner: Option<&str>,
-        now: Timestamp,
+        arrived: Timestamp,
     ) -> bool {
-        // What lies in the future was noted before somebody set the clock back, and can be compared with nothing.
-        self.0.retain(|one| one.started_at.max(one.ended_at.unwrap_or(one.started_at)) <= now);
+        self.0.retain(|one| one.ended_at.unwrap_or(one.started_at).since(arrived) <= AHEAD);
         let age_millis = i64::try_from(age.unwrap_or_default().as_millis()).unwrap_or(i64::MAX);
-        let started = Timestamp::from_unix_millis(now.unix_millis().saturating_sub(age_millis));
+        let started = Timestamp::from_unix_millis(arrived.unix_millis().saturating_sub(age_millis));
         let started_at = match self.find(claimant) {
             Some(Instance { ended_at: None, started_at, .. }) => *started_at,
             // A late request of the process that ended, and not a later start with the same id.
@@ -209,9 +212,18 @@ mod tests {
     #[test]
     fn what_was_noted_before_the_clock_was_set_back_counts_for_nothing() {
         let mut instances = Instances::default();
-        assert!(instances.claim("owner", age(1), None, at(5_000)));
-        instances.end("ended", at(5_000));
+        assert!(instances.claim("owner", age(1), None, at(162)));
+        instances.end("ended", at(161));
         assert!(instances.claim("young", age(0), Some("owner"), at(100)));
         assert!(instances.claim("ended", age(50), None, at(100)));
+    }
+
+    #[test]
+    fn what_another_server_noted_while_a_request_was_on_its_way_counts() {
+        let mut instances = Instances::default();
+        assert!(instances.claim("owner", age(1), None, at(161)));
+        instances.end("ended", at(160));
+        assert!(!instances.claim("ended", age(50), None, at(100)));
+        assert!(!instances.claim("old", age(0), Some("owner"), at(101)));
     }
 }

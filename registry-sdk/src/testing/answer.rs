@@ -7,7 +7,7 @@ use url::form_urlencoded;
 
 use super::book::{Book, Refusal};
 use crate::contract::{
-    AgentStatus, HealthStatus, Heartbeat, Invalid, Problem, Registration, ServerHealth, StatusUpdate,
+    AgentStatus, HealthStatus, Heartbeat, Invalid, Owner, Problem, Registration, ServerHealth, StatusUpdate,
     is_agent_id, limits, terms,
 };
 
@@ -32,6 +32,12 @@ impl Answer {
         Self { status, ..Self::ok(&Problem::new(status, title(status), detail)) }
     }
 
+    fn conflict(detail: impl Into<String>, owner: Owner) -> Self {
+        let mut problem = Problem::new(409, title(409), detail);
+        problem.owner = Some(owner);
+        Self { status: 409, ..Self::ok(&problem) }
+    }
+
     fn invalid(Invalid(errors): Invalid) -> Self {
         let mut problem = Problem::new(422, title(422), "fields are not as they have to be");
         problem.errors = errors;
@@ -49,11 +55,15 @@ impl From<Refusal> for Answer {
         match refusal {
             Refusal::Unknown => Self::problem(404, "no such agent is registered"),
             Refusal::Superseded(owner) => {
-                let detail = "another process owns the agent's id, or this one was shut down";
-                let mut problem = Problem::new(409, title(409), detail);
-                problem.owner = Some(owner);
-                Self { status: 409, ..Self::ok(&problem) }
+                let instance = owner.instance_id.as_deref().unwrap_or_default();
+                let detail = format!(
+                    "the agent is owned by another process (instance {instance} at {}): if this is a different agent, \
+                     give it its own id",
+                    owner.base_url
+                );
+                Self::conflict(detail, owner)
             }
+            Refusal::ShutDown(owner) => Self::conflict("this instance of the agent was shut down", owner),
         }
     }
 }

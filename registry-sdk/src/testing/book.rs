@@ -82,16 +82,24 @@ impl Entry {
         format!("{:016x}", hasher.finish())
     }
 
-    fn superseded(&self) -> Refusal {
-        let Registration { instance_id, base_url, .. } = &self.registration;
-        Refusal::Superseded(Owner::new(instance_id.clone(), base_url))
+    fn refuse(&self, instance_id: &str) -> Refusal {
+        let Registration { instance_id: owner, base_url, .. } = &self.registration;
+        let owner = Owner::new(owner.clone(), base_url);
+        if self.instances.has_ended(instance_id) {
+            Refusal::ShutDown(owner)
+        } else {
+            Refusal::Superseded(owner)
+        }
     }
 }
 
 /// Why the book refuses.
 pub(super) enum Refusal {
     Unknown,
+    /// Another process owns the id.
     Superseded(Owner),
+    /// The process was shut down.
+    ShutDown(Owner),
 }
 
 /// The agents of a [`MockRegistry`](super::MockRegistry) at one moment, to be restored later.
@@ -174,7 +182,7 @@ impl Book {
         }
         let Some(entry) = self.agents.get_mut(&registration.agent_id) else { return Ok(instances) };
         entry.instances = instances;
-        Err(entry.superseded())
+        Err(entry.refuse(claimant))
     }
 
     pub(super) fn beat(&mut self, agent_id: &str, beat: &Heartbeat) -> Result<HeartbeatAck, Refusal> {
@@ -326,11 +334,15 @@ impl Book {
         self.expire();
         let entry = self.agents.get_mut(agent_id).ok_or(Refusal::Unknown)?;
         let registered = entry.registration.instance_id.as_deref();
-        let is_other = instance_id.is_some() && registered.is_some() && instance_id != registered;
-        if is_other || instance_id.is_some_and(|instance_id| entry.instances.has_ended(instance_id)) {
-            return Err(entry.superseded());
+        match instance_id {
+            Some(instance_id)
+                if registered.is_some_and(|registered| registered != instance_id)
+                    || entry.instances.has_ended(instance_id) =>
+            {
+                Err(entry.refuse(instance_id))
+            }
+            _ => Ok(entry),
         }
-        Ok(entry)
     }
 
     fn limit(&self, entry: &Entry) -> Duration {

@@ -13,10 +13,6 @@ const COMMIT_LAG: Duration = Duration::from_millis(500);
 /// A heartbeat so far in the future is from before somebody set the database's clock back.
 pub(crate) const AHEAD: Duration = Duration::from_secs(60);
 
-/// How long a transaction may have waited for others after its clock was read. What those noted meanwhile is ahead of its own
-/// time. As long as the store waits at most.
-const TRANSACTION_WAIT: Duration = Duration::from_secs(5);
-
 /// A change that somebody asks for.
 #[derive(Debug)]
 pub(crate) enum Change {
@@ -154,8 +150,7 @@ impl Judge<'_> {
         if let Some(claimant) = &draft.instance_id {
             let living = current.as_ref().filter(|known| !self.is_silent(known));
             let owner = living.and_then(|known| known.instance_id.as_deref());
-            let (age, now) = self.as_seen_later(instance_age, arrived);
-            if !agent.instances.claim(claimant, age, owner, now)
+            if !agent.instances.claim(claimant, instance_age, owner, arrived)
                 && let Some(mut known) = current
             {
                 // One that is noted already may only have moved to the end of the list, which is worth no write.
@@ -178,17 +173,6 @@ impl Judge<'_> {
         }
         self.assign(&mut agent, draft.status);
         self.put(agent, EventKind::Registered)
-    }
-
-    /// The age that a process will have, and the time, when no other transaction can still be ahead: the start that follows
-    /// from both is the same. Judged by the arrival of its request or by this transaction's clock, what others have noted
-    /// since would lie in the future, and not count; a process that was shut down would come back.
-    fn as_seen_later(&self, age: Option<Duration>, arrived: Timestamp) -> (Option<Duration>, Timestamp) {
-        // Without an age it is granted anyway, and starts now.
-        let Some(age) = age else { return (None, self.now) };
-        let wait = i64::try_from(TRANSACTION_WAIT.as_millis()).unwrap_or(i64::MAX);
-        let later = Timestamp::from_unix_millis(self.now.unix_millis().saturating_add(wait));
-        (Some(age + later.since(arrived)), later)
     }
 
     fn beat(&mut self, mut agent: StoredAgent, status: Option<AgentStatus>, arrived: Timestamp) -> Outcome {
