@@ -232,7 +232,6 @@ async fn twins_restored(store: Store) {
     server.stop().await;
     let backup = Backup::of(&store).await;
     server.start().await;
-    agent.says("registered");
     agent.asked("update newer", "ok");
     owner_is(&client, "newer").await;
     server.stop().await;
