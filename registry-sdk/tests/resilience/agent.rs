@@ -4,19 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::support::{ACK, Reply, Server, until};
+use crate::support::{self, ACK, HEARTBEAT, PROBLEM, REGISTER, Reply, Server, until};
 use registry_sdk::contract::{AgentStatus, Capability, Registration};
 use registry_sdk::{Agent, AgentState, RegistrationOutcome, RegistryClient};
 use tokio::time::Instant;
 
 const INTERVAL: Duration = Duration::from_secs(30);
-const HEARTBEAT: &str = "POST /agents/a/heartbeat";
-const REGISTER: &str = "POST /register";
-const PROBLEM: &str = "content-type: application/problem+json\r\n";
 
 fn agent(server: &Server) -> Agent {
-    let registration = Registration::new("a", "Agent", "http://agent:8000").heartbeat_interval(INTERVAL);
-    Agent::new(RegistryClient::new(server.url()).unwrap(), registration)
+    support::agent(server, INTERVAL)
 }
 
 #[tokio::test(start_paused = true)]

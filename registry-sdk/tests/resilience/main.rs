@@ -14,6 +14,7 @@ mod delegate;
 mod health;
 #[cfg(feature = "testing")]
 mod life;
+#[cfg(feature = "testing")]
 mod logs;
 #[cfg(feature = "testing")]
 mod matrix;

@@ -5,11 +5,9 @@ use std::time::Duration;
 use registry_sdk::contract::{AgentStatus, Capability, Registration};
 use registry_sdk::{Agent, RegistryClient, RetryPolicy};
 
-use crate::support::{Reply, Server, until};
+use crate::support::{HEARTBEAT, REGISTER, Reply, Server, until};
 
 const INTERVAL: Duration = Duration::from_secs(30);
-const HEARTBEAT: &str = "POST /agents/a/heartbeat";
-const REGISTER: &str = "POST /register";
 
 const LITTLE: [(u16, &str); 12] = [
     (200, "{}"),

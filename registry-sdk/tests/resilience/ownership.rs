@@ -10,7 +10,7 @@ use registry_sdk::{
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::logs::Logs;
-use crate::support::{Reply, Server, until};
+use crate::support::{ACK, HEARTBEAT, REGISTER, Reply, Server, until};
 
 const INTERVAL: Duration = Duration::from_secs(10);
 /// The registry's own, which is longer than twice the interval.
@@ -41,6 +41,16 @@ fn owner(registry: &MockRegistry) -> String {
 async fn superseded(agent: &Agent) {
     let mut state = agent.watch();
     timeout(2 * INTERVAL, state.wait_for(AgentState::is_superseded)).await.unwrap().unwrap();
+}
+
+/// Waits until the one stands by and the other is registered.
+async fn settle(old: &Agent, new: &Agent) {
+    let settled = async {
+        while !(old.state().is_superseded() && new.state().is_registered()) {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(3 * INTERVAL, settled).await.unwrap_or_else(|_| panic!("{:?} {:?}", old.state(), new.state()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -163,14 +173,7 @@ async fn the_younger_process_owns_the_id_in_whatever_order_their_requests_arrive
         }
         sleep(Duration::from_millis(fastrand::u64(..60_000))).await;
         registry.heal();
-        let settled = async {
-            while !(old.state().is_superseded() && new.state().is_registered()) {
-                sleep(Duration::from_millis(100)).await;
-            }
-        };
-        timeout(3 * INTERVAL, settled)
-            .await
-            .unwrap_or_else(|_| panic!("{:?} {:?}", old.state(), new.state()));
+        settle(&old, &new).await;
         assert_eq!(owner(&registry), "new", "trial {trial}");
     }
 }
@@ -186,14 +189,7 @@ async fn a_process_that_ran_through_an_outage_gives_way_to_one_that_started_in_i
         new.start_heartbeat(INTERVAL).unwrap();
         sleep(Duration::from_millis(fastrand::u64(..60_000))).await;
         registry.heal();
-        let settled = async {
-            while !(old.state().is_superseded() && new.state().is_registered()) {
-                sleep(Duration::from_millis(100)).await;
-            }
-        };
-        timeout(3 * INTERVAL, settled)
-            .await
-            .unwrap_or_else(|_| panic!("{:?} {:?}", old.state(), new.state()));
+        settle(&old, &new).await;
         assert_eq!(owner(&registry), "new");
     }
 }
@@ -281,10 +277,10 @@ async fn a_process_that_started_before_its_predecessor_of_the_same_name_ended_re
 #[tokio::test(start_paused = true)]
 async fn where_ages_are_not_known_a_superseded_process_never_takes_the_id_back() {
     let script = |what: &str, _| match what {
-        "POST /agents/a/heartbeat" => Reply::Answer(409, "", r#"{"detail":"another instance"}"#),
+        HEARTBEAT => Reply::Answer(409, "", r#"{"detail":"another instance"}"#),
         // Even if it seems that nobody has it.
         "GET /agents/a" => Reply::Answer(200, "", r#"{"agent_id":"a","status":"offline"}"#),
-        _ => crate::support::ACK,
+        _ => ACK,
     };
     for (status, body) in [(200, r#"{"agent_id":"a","status":"offline"}"#), (404, ""), (500, "")] {
         let server = Server::start(move |what: &str, number| match what {
@@ -301,8 +297,8 @@ async fn where_ages_are_not_known_a_superseded_process_never_takes_the_id_back()
         assert!(old.register().await.unwrap_err().is_superseded());
         assert!(old.update_capabilities(vec![Capability::new("more")]).await.unwrap_err().is_superseded());
         sleep(10 * INTERVAL).await;
-        assert_eq!(server.times("POST /register").len(), 1, "{status}");
-        assert_eq!(server.times("POST /agents/a/heartbeat").len(), 1);
+        assert_eq!(server.times(REGISTER).len(), 1, "{status}");
+        assert_eq!(server.times(HEARTBEAT).len(), 1);
     }
 }
 
@@ -310,13 +306,13 @@ async fn where_ages_are_not_known_a_superseded_process_never_takes_the_id_back()
 #[tokio::test(start_paused = true)]
 async fn a_process_that_stands_by_learns_that_ages_are_known_now() {
     let script = |what: &str, number: usize| match what {
-        "POST /agents/a/heartbeat" if number < 10 => Reply::Answer(409, "", ""),
+        HEARTBEAT if number < 10 => Reply::Answer(409, "", ""),
         "GET /agents/a" => Reply::Answer(
             200,
             "",
             r#"{"agent_id":"a","status":"offline","registration_tag":"1","instance_id":"other"}"#,
         ),
-        _ => crate::support::ACK,
+        _ => ACK,
     };
     let server = Server::start(script).await;
     let old = process(RegistryClient::new(server.url()).unwrap(), "old");

@@ -10,11 +10,9 @@ use registry_sdk::{Agent, AgentState, Error, RegistryClient, RetryPolicy};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::logs::Logs;
-use crate::support::{ACK, Reply, Server, until};
+use crate::support::{ACK, HEARTBEAT, PROBLEM, REGISTER, Reply, Server, until};
 
 const INTERVAL: Duration = Duration::from_secs(30);
-const HEARTBEAT: &str = "POST /agents/a/heartbeat";
-const REGISTER: &str = "POST /register";
 
 fn agent(client: RegistryClient) -> Agent {
     Agent::new(client, Registration::new("a", "Agent", "http://agent:8000").heartbeat_interval(INTERVAL))
@@ -202,9 +200,7 @@ async fn a_change_that_the_registry_refuses_does_not_stop_the_heartbeats() {
     let registry = MockRegistry::start().await;
     let (logs, _guard) = Logs::record();
     let server = Server::start(|what: &str, number| match what {
-        REGISTER if number > 0 => {
-            Reply::Answer(422, "content-type: application/problem+json\r\n", r#"{"detail":"too many"}"#)
-        }
+        REGISTER if number > 0 => Reply::Answer(422, PROBLEM, r#"{"detail":"too many"}"#),
         _ => Reply::Answer(200, "", r#"{"agent_id":"a","status":"active","registration_tag":"1"}"#),
     })
     .await;

@@ -8,16 +8,12 @@ use registry_sdk::contract::Registration;
 use registry_sdk::{Agent, Error, RegistryClient};
 use tokio::time::{Instant, sleep};
 
-use crate::support::{ACK, Reply, Server, until};
+use crate::support::{self, ACK, HEARTBEAT, PROBLEM, REGISTER, Reply, Server, until};
 
 const INTERVAL: Duration = Duration::from_secs(30);
-const HEARTBEAT: &str = "POST /agents/a/heartbeat";
-const REGISTER: &str = "POST /register";
-const PROBLEM: &str = "content-type: application/problem+json\r\n";
 
 fn agent(server: &Server) -> Agent {
-    let registration = Registration::new("a", "Agent", "http://agent:8000").heartbeat_interval(INTERVAL);
-    Agent::new(RegistryClient::new(server.url()).unwrap(), registration)
+    support::agent(server, INTERVAL)
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use registry_sdk::contract::Registration;
+use registry_sdk::{Agent, RegistryClient};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -35,6 +37,12 @@ pub(crate) struct Server {
     arrived: Arc<Mutex<Vec<Arrived>>>,
     _tasks: JoinSet<()>,
 }
+
+pub(crate) const HEARTBEAT: &str = "POST /agents/a/heartbeat";
+pub(crate) const REGISTER: &str = "POST /register";
+
+/// The header of an error in the contract's own form.
+pub(crate) const PROBLEM: &str = "content-type: application/problem+json\r\n";
 
 pub(crate) const ACK: Reply = Reply::Answer(200, "", r#"{"agent_id":"a","status":"active"}"#);
 
@@ -123,6 +131,12 @@ async fn read(connection: &mut TcpStream) -> Option<(String, String)> {
     let line = String::from_utf8_lossy(&bytes[..head]).lines().next()?.to_owned();
     let what = line.trim_end_matches(" HTTP/1.1").to_owned();
     Some((what, String::from_utf8_lossy(&bytes[head + 4..head + 4 + length]).into_owned()))
+}
+
+/// The agent `a` of a server, with a declared interval.
+pub(crate) fn agent(server: &Server, interval: Duration) -> Agent {
+    let registration = Registration::new("a", "Agent", "http://agent:8000").heartbeat_interval(interval);
+    Agent::new(RegistryClient::new(server.url()).unwrap(), registration)
 }
 
 /// Lets time pass until something holds. On a paused clock that takes no time.
