@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::heartbeat_limit;
-use super::reconcile::{Answered, Loop, Phase, Request};
+use super::reconcile::{Answered, Loop, Request};
 use super::shared::{Shared, Wants};
 use super::state::AgentState;
 use crate::contract::{AgentStatus, Heartbeat, StatusUpdate};
@@ -18,7 +18,7 @@ impl Loop {
         let now = Instant::now();
         let most = self.shared.client.attempt_timeout();
         let mut limit = self.interval.map_or(most, |interval| heartbeat_limit(interval).min(most));
-        let by_registering = self.phase == Phase::Unregistered && self.tells_status_by_registering();
+        let by_registering = self.tells_status_by_registering();
         let mut inner = self.shared.lock();
         for call in &mut inner.calls {
             let is_concerned = match (request, call.wants) {

@@ -1,23 +1,33 @@
 //! What an operator would read in the log.
 
+use std::cell::RefCell;
 use std::fmt::{Debug, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 
 use tracing::field::{Field, Visit};
-use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+thread_local! {
+    /// Where the events of this thread go. A test's runtime has no other.
+    static RECORDED: RefCell<Option<Logs>> = const { RefCell::new(None) };
+}
 
 /// Every event of this thread at `info` and above, a line each: level, message and fields.
 #[derive(Clone, Default)]
 pub(crate) struct Logs(Arc<Mutex<Vec<String>>>);
 
 impl Logs {
-    /// Records until the guard is dropped.
-    pub(crate) fn record() -> (Self, DefaultGuard) {
+    /// Records until the end of the thread, which is that of the test.
+    pub(crate) fn record() -> Self {
+        // One for all tests: subscribers of single threads would switch each other's events off.
+        static INSTALLED: Once = Once::new();
+        INSTALLED.call_once(|| {
+            tracing::subscriber::set_global_default(tracing_subscriber::registry().with(Recorder)).unwrap();
+        });
         let logs = Self::default();
-        let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(logs.clone()));
-        (logs, guard)
+        RECORDED.set(Some(logs.clone()));
+        logs
     }
 
     /// The lines that contain a text.
@@ -26,14 +36,20 @@ impl Logs {
     }
 }
 
-impl<S: Subscriber> Layer<S> for Logs {
+struct Recorder;
+
+impl<S: Subscriber> Layer<S> for Recorder {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
-        if *metadata.level() <= Level::INFO && metadata.target().starts_with("registry_sdk") {
+        if *metadata.level() > Level::INFO || !metadata.target().starts_with("registry_sdk") {
+            return;
+        }
+        RECORDED.with_borrow(|recorded| {
+            let Some(Logs(lines)) = recorded else { return };
             let mut line = Line(metadata.level().to_string());
             event.record(&mut line);
-            self.0.lock().unwrap().push(line.0);
-        }
+            lines.lock().unwrap().push(line.0);
+        });
     }
 }
 

@@ -146,7 +146,7 @@ async fn when_the_owner_is_shut_down_or_removed_the_process_that_stood_by_takes_
 #[tokio::test(start_paused = true)]
 async fn an_owner_that_calls_itself_offline_but_lives_keeps_the_id() {
     let registry = MockRegistry::start().await;
-    let (logs, _guard) = Logs::record();
+    let logs = Logs::record();
     let old = started(&registry, "old").await;
     let new = started(&registry, "new").await;
     superseded(&old).await;
@@ -348,7 +348,7 @@ async fn one_registration_with_the_age_follows_a_409_to_a_heartbeat_and_decides(
 #[tokio::test(start_paused = true)]
 async fn the_log_says_who_owns_the_id_and_what_to_do() {
     let registry = MockRegistry::start().await;
-    let (logs, _guard) = Logs::record();
+    let logs = Logs::record();
     let old = started(&registry, "old").await;
     let new = started(&registry, "new").await;
     superseded(&old).await;

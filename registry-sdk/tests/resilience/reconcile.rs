@@ -49,7 +49,7 @@ async fn an_older_registration_that_arrives_after_a_newer_one_does_not_stay() {
 #[tokio::test(start_paused = true)]
 async fn a_registry_that_was_restored_hears_of_the_latest_registration() {
     let registry = MockRegistry::start().await;
-    let (logs, _guard) = Logs::record();
+    let logs = Logs::record();
     let agent = agent(registry.client());
     agent.update_capabilities(can(&["old"])).await.unwrap();
     agent.start_heartbeat(INTERVAL).unwrap();
@@ -198,7 +198,7 @@ async fn count(
 #[tokio::test(start_paused = true)]
 async fn a_change_that_the_registry_refuses_does_not_stop_the_heartbeats() {
     let registry = MockRegistry::start().await;
-    let (logs, _guard) = Logs::record();
+    let logs = Logs::record();
     let server = Server::start(|what: &str, number| match what {
         REGISTER if number > 0 => Reply::Answer(422, PROBLEM, r#"{"detail":"too many"}"#),
         _ => Reply::Answer(200, "", r#"{"agent_id":"a","status":"active","registration_tag":"1"}"#),
@@ -318,7 +318,7 @@ async fn a_call_waits_for_the_request_under_way_without_losing_its_own_time() {
 #[tokio::test(start_paused = true)]
 async fn a_blocked_runtime_is_named_and_seen() {
     let registry = MockRegistry::with_heartbeat_timeout(Duration::from_secs(3)).await;
-    let (logs, _guard) = Logs::record();
+    let logs = Logs::record();
     let second = Duration::from_secs(1);
     let agent = agent(registry.client());
     agent.start_heartbeat(second).unwrap();
@@ -345,7 +345,7 @@ async fn a_blocked_runtime_is_named_and_seen() {
 #[tokio::test(start_paused = true)]
 async fn a_heartbeat_that_is_a_little_late_is_no_warning() {
     let registry = MockRegistry::start().await;
-    let (logs, _guard) = Logs::record();
+    let logs = Logs::record();
     let agent = agent(registry.client());
     agent.start_heartbeat(INTERVAL).unwrap();
     for (late, warnings) in [(0.45, 0), (0.6, 1)] {
@@ -363,7 +363,7 @@ async fn a_heartbeat_that_is_a_little_late_is_no_warning() {
 #[tokio::test(start_paused = true)]
 async fn a_panic_does_not_end_the_heartbeats() {
     let registry = MockRegistry::start().await;
-    let (logs, _guard) = Logs::record();
+    let logs = Logs::record();
     let asked = AtomicUsize::new(0);
     let client = RegistryClient::builder(registry.url())
         .token_provider(move || {
