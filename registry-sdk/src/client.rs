@@ -329,7 +329,7 @@ impl RegistryClient {
     }
 
     /// Sets an agent's status. Any success counts, whatever its body.
-    pub(crate) async fn tell_status(&self, agent_id: &str, update: &StatusUpdate) -> Result<(), Error> {
+    pub(crate) async fn send_status(&self, agent_id: &str, update: &StatusUpdate) -> Result<(), Error> {
         self.transport.send(&Self::status_update(agent_id, update)?, &self.retry).await.map(|_| ())
     }
 

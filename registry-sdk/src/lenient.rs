@@ -1,4 +1,4 @@
-//! Reads the answers that an agent's life depends on, also from registries that say little or nothing in them.
+//! Reading the answers to registrations and heartbeats, also of registries that say little or nothing in them.
 //!
 //! Any success that is JSON counts, and so does an empty one with 201, 202 or 204. A field that is missing, or not as the
 //! contract has it, is known from what was sent, or stays unknown.

@@ -50,7 +50,7 @@
 //! | `the registry still fails` | debug, at each further one | `agent_id`, `error`, `pause` |
 //! | `the registry does not know this agent: registering again` | warn | `agent_id` |
 //! | `the registry has another registration of this agent …: registering again` | warn | `agent_id` |
-//! | `a change of the registration could not be told, trying again; heartbeats go on` | warn, at the first failure | `agent_id`, `error`, `pause` |
+//! | `the registry did not take a changed registration, trying again; heartbeats go on` | warn, at the first failure | `agent_id`, `error`, `pause` |
 //! | `another process owns this agent's id, no heartbeats are sent; …` | warn, once | `agent_id`, `instance_id`, `owner_instance_id`, `owner_base_url` |
 //! | `a heartbeat is late: the runtime was blocked, or the process suspended; …` | warn | `agent_id`, `late` |
 //! | `a panic in the heartbeat loop …: the loop goes on` | error | `agent_id` |

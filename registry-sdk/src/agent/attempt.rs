@@ -1,4 +1,4 @@
-//! What the loop sends: one request, with what the agent wants at that moment.
+//! Sending one request, with the state that the agent wants at that moment.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use crate::error::Error;
 use crate::metrics;
 
 impl Loop {
-    /// Takes the calls into the attempt that it is made for. Returns how long it may take, and the version it tells.
+    /// Marks the calls that the next attempt is made for. Returns the attempt's time limit, and the version it sends.
     pub(super) fn begin(&mut self, request: Request) -> (Duration, u64) {
         let now = Instant::now();
         let most = self.shared.client.attempt_timeout();
         let mut limit = self.interval.map_or(most, |interval| heartbeat_limit(interval).min(most));
-        let by_registering = self.tells_status_by_registering();
+        let by_registering = self.status_needs_registration();
         let mut inner = self.shared.lock();
         for call in &mut inner.calls {
             let is_concerned = match (request, call.wants) {
@@ -34,7 +34,7 @@ impl Loop {
             }
         }
         if request == Request::Register {
-            self.may_be_known = true;
+            self.may_be_registered = true;
         }
         (limit, inner.desired.version)
     }
@@ -51,7 +51,7 @@ impl Loop {
             Request::Heartbeat => {
                 let outcome = client.heartbeat_once(agent_id, &self.heartbeat(), limit).await;
                 metrics::beat(&outcome);
-                outcome.map(Answered::Heard)
+                outcome.map(Answered::Heartbeat)
             }
             Request::Status => {
                 let status = self.shared.lock().desired.status.unwrap_or_default();
@@ -61,19 +61,19 @@ impl Loop {
                     Err(Error::Unsupported { .. }) if status != AgentStatus::Offline => client
                         .heartbeat_once(agent_id, &self.heartbeat(), limit)
                         .await
-                        .map(|_| Answered::Told),
-                    outcome => outcome.map(|()| Answered::Told),
+                        .map(|_| Answered::StatusSet),
+                    outcome => outcome.map(|()| Answered::StatusSet),
                 }
             }
             Request::Look => {
                 let seen = client.get_agent_once(agent_id, limit).await;
-                seen.map(|record| Answered::Seen(Box::new(record)))
+                seen.map(|record| Answered::Record(Box::new(record)))
             }
         }
     }
 
     fn heartbeat(&self) -> Heartbeat {
-        let beat = self.shared.tasks.tell(Heartbeat::default().instance_id(&self.shared.instance_id));
+        let beat = self.shared.tasks.add_to(Heartbeat::default().instance_id(&self.shared.instance_id));
         let status = self.shared.lock().desired.status;
         status.into_iter().fold(beat, Heartbeat::status)
     }
@@ -83,15 +83,15 @@ impl Loop {
         let Shared { agent_id, instance_id, client, .. } = &*self.shared;
         let calls = [Wants::Registration, Wants::Status, Wants::Quiet];
         self.shared.lock().answer(&calls, &Err(Error::ShutDown));
-        if self.may_be_known {
+        if self.may_be_registered {
             let update = StatusUpdate::shut_down(instance_id);
-            match timeout_at(deadline, client.tell_status(agent_id, &update)).await {
+            match timeout_at(deadline, client.send_status(agent_id, &update)).await {
                 Ok(
                     Ok(())
                     | Err(Error::Unsupported { .. } | Error::NotFound { .. } | Error::Superseded { .. }),
                 ) => tracing::info!(agent_id, "shut down"),
                 Ok(Err(error)) => {
-                    tracing::warn!(agent_id, %error, "shut down without telling the registry");
+                    tracing::warn!(agent_id, %error, "shut down, but the registry did not take the status");
                 }
                 Err(_) => tracing::warn!(agent_id, "shut down; the registry did not answer in time"),
             }

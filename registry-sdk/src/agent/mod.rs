@@ -1,7 +1,7 @@
 //! An agent's life: registration, heartbeats, registering again, and an orderly end.
 //!
-//! Handles write down what the agent wants the registry to know (`shared`); one loop reconciles that with what the registry
-//! has acknowledged (`reconcile`), and is the only one that sends anything.
+//! Handles change the state that the registry is to have (`shared`). One loop reconciles it with the state that the registry
+//! has acknowledged (`reconcile`); nothing else sends anything.
 
 mod attempt;
 mod outcome;
@@ -45,10 +45,10 @@ fn heartbeat_limit(interval: Duration) -> Duration {
 
 /// An agent, as its registry sees it: a [`RegistryClient`] with an identity.
 ///
-/// Cheap to clone; all clones are one agent. Its methods change what the registry is to know, and wait until the registry
-/// has acknowledged it; one loop sends it all, one request at a time, and goes on trying as long as heartbeats are on. The
-/// registry never takes the agent down: [`Agent::watch`] tells how the two stand. When the last clone is dropped, the loop
-/// ends without a word; [`Agent::shutdown`] ends it in good order.
+/// Cheap to clone; all clones are one agent. Its methods change the state that the registry is to have, and wait
+/// until the registry has acknowledged it; one loop sends it all, one request at a time, and goes on trying as long as heartbeats are on. The
+/// registry never takes the agent down: [`Agent::watch`] shows its state. When the last clone is dropped, the loop ends and
+/// the registry finds out at the deadline; [`Agent::shutdown`] ends it in good order.
 ///
 /// Every method may be cancelled: the change is kept, and no further attempt is made for the caller that is gone.
 ///
@@ -192,16 +192,16 @@ impl Agent {
     /// Sets the agent's status, at the registry and for its next heartbeats.
     ///
     /// # Errors
-    /// Whatever kept the registry from taking it now. The next heartbeat tells it all the same.
+    /// Whatever kept the registry from taking it now. The next heartbeat carries it all the same.
     /// [`Error::Superseded`] while another process owns the id.
     pub async fn update_status(&self, status: AgentStatus) -> Result<(), Error> {
         self.set_status(status);
         self.shared().call(Wants::Status, &self.shared().client.retry_policy()).await.map(|_| ())
     }
 
-    /// Sets the agent's status without a request of its own: the next heartbeat tells it.
+    /// Sets the agent's status without a request of its own: the next heartbeat carries it.
     pub fn set_status(&self, status: AgentStatus) {
-        self.shared().desire(|desired| desired.say(status));
+        self.shared().desire(|desired| desired.set_status(status));
     }
 
     /// Sets what the agent can do, and registers it anew. Whenever it registers again, that is what it says.
@@ -220,20 +220,19 @@ impl Agent {
         self.register().await
     }
 
-    /// Counts the agent's tasks, which heartbeats then tell.
+    /// Counter of the agent's tasks, which heartbeats report.
     #[must_use]
     pub fn tasks(&self) -> TaskCounter {
         self.shared().tasks.clone()
     }
 
-    /// Tells this process apart from others that come up with the same id: random, unless the registration
-    /// names one.
+    /// Id that tells this process apart from others with the same agent id: random, unless the registration names one.
     #[must_use]
     pub fn instance_id(&self) -> &str {
         &self.shared().instance_id
     }
 
-    /// What the agent says of itself when it registers.
+    /// The registration as it would be sent now.
     #[must_use]
     pub fn registration(&self) -> Registration {
         self.shared().lock().desired.registration.clone()
@@ -245,8 +244,8 @@ impl Agent {
     }
 
     /// Ends the agent's life at the registry, in order and in bounded time: calls that wait fail with
-    /// [`Error::ShutDown`], the request under way ends, then `offline` is said, for good. What could not be told is logged;
-    /// the registry finds out by itself when the deadline has passed.
+    /// [`Error::ShutDown`], the request under way ends, then the status is set to `offline`, for good. If the registry
+    /// cannot be reached, that is logged, and the registry finds out at the agent's deadline.
     ///
     /// It is a barrier for all clones and tasks: when any call of it returns, nothing more is sent. Of several at once the
     /// shortest limit counts.

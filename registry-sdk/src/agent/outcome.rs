@@ -1,5 +1,5 @@
-//! What comes of a request: the next phase, when its request is due, and the answers to the calls that waited for it. The
-//! table is in `reconcile`.
+//! Handling the outcome of a request: the next phase and when its request is due, and the answers to the calls that waited.
+//! The table of transitions is in `reconcile`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,33 +19,33 @@ impl Loop {
         tracing::info!(agent_id = self.shared.agent_id, "registered");
         let interval = self.interval.unwrap_or_default();
         // Agents that were started together do not send their heartbeats together.
-        let part = if self.heard.acked.is_none() { fastrand::f64() } else { 1.0 };
-        self.pulse = Timer::at((began + interval.mul_f64(part)).max(Instant::now()));
-        self.news.failures = 0;
-        self.heard.knows_ages |= record.registration_tag.is_some();
-        self.heard.acked = Some(Acked { version, tag: record.registration_tag.clone() });
+        let part = if self.known.acked.is_none() { fastrand::f64() } else { 1.0 };
+        self.phase_timer = Timer::at((began + interval.mul_f64(part)).max(Instant::now()));
+        self.update_timer.failures = 0;
+        self.known.knows_ages |= record.registration_tag.is_some();
+        self.known.acked = Some(Acked { version, tag: record.registration_tag.clone() });
         (self.phase, self.is_reborn) = (Phase::Registered, false);
-        (self.heard.last_success, self.heard.timeout) = (Some(Instant::now()), record.heartbeat_timeout);
+        (self.known.last_success, self.known.timeout) = (Some(Instant::now()), record.heartbeat_timeout);
         self.shared.registered(record.last_heartbeat);
         self.shared.lock().answer_concerned(&Ok(Some(record)));
     }
 
-    pub(super) fn was_heard(&mut self, began: Instant, ack: &HeartbeatAck) {
+    pub(super) fn heartbeat_acknowledged(&mut self, began: Instant, ack: &HeartbeatAck) {
         tracing::debug!(agent_id = self.shared.agent_id, "heartbeat");
-        let was_failing = self.pulse.failures > 0;
+        let was_failing = self.phase_timer.failures > 0;
         let interval = self.interval.unwrap_or_default();
         // From when the request began: a slow answer does not make heartbeats drift. After a suspended host wakes,
         // those that were missed are not made up for.
-        self.pulse = Timer::at((began + interval).max(Instant::now()));
-        self.heard.knows_ages |= ack.registration_tag.is_some();
-        self.heard.last_success = Some(Instant::now());
-        self.heard.timeout = ack.heartbeat_timeout.or(self.heard.timeout);
+        self.phase_timer = Timer::at((began + interval).max(Instant::now()));
+        self.known.knows_ages |= ack.registration_tag.is_some();
+        self.known.last_success = Some(Instant::now());
+        self.known.timeout = ack.heartbeat_timeout.or(self.known.timeout);
         self.is_confirmed = true;
         self.shared.registered(ack.last_heartbeat);
-        let acked = self.heard.acked.as_ref().and_then(|acked| acked.tag.as_ref());
+        let acked = self.known.acked.as_ref().and_then(|acked| acked.tag.as_ref());
         match &ack.registration_tag {
-            // What is about to be told anyway may have arrived, and only the answer was lost.
-            Some(tag) if acked.is_some_and(|acked| acked != tag) && !self.has_news() => {
+            // While an update is pending, the registry may have it already: perhaps only the answer was lost.
+            Some(tag) if acked.is_some_and(|acked| acked != tag) && !self.is_dirty() => {
                 tracing::warn!(
                     agent_id = self.shared.agent_id,
                     "the registry has another registration of this agent than the last one: registering again"
@@ -53,21 +53,22 @@ impl Loop {
                 self.register_soon();
                 self.shared.change_state(|_| AgentState::Registering);
             }
-            // It may have been restored, or have missed a change, and could not say so.
+            // A registry without tags may have been restored or have missed an update, and cannot show it.
             None if was_failing => self.register_soon(),
             _ => {}
         }
     }
 
-    /// Another process owned the id. It may be gone, or a third one may have the id, which is perhaps older than this one.
-    pub(super) fn saw(&mut self, record: &AgentRecord) {
-        self.heard.knows_ages |= record.registration_tag.is_some();
+    /// The record was read while another process owned the id. Registers if that process is gone, or if a third one owns the
+    /// id, which may be older than this one.
+    pub(super) fn record_read(&mut self, record: &AgentRecord) {
+        self.known.knows_ages |= record.registration_tag.is_some();
         let owner = Owner::new(record.instance_id.clone(), &record.base_url);
         let is_known = match &*self.shared.state.borrow() {
             AgentState::Superseded { owner: Some(known) } => known.instance_id == owner.instance_id,
             _ => false,
         };
-        if record.status == AgentStatus::Offline || (self.heard.knows_ages && !is_known) {
+        if record.status == AgentStatus::Offline || (self.known.knows_ages && !is_known) {
             self.take_over();
         } else {
             self.look_later();
@@ -76,10 +77,10 @@ impl Loop {
     }
 
     fn take_over(&mut self) {
-        if self.heard.knows_ages {
+        if self.known.knows_ages {
             tracing::debug!(
                 agent_id = self.shared.agent_id,
-                "the owner of the id is gone, or another one: registering"
+                "the owner of the id is gone or has changed: registering"
             );
             self.register_soon();
         } else {
@@ -88,12 +89,12 @@ impl Loop {
     }
 
     fn look_later(&mut self) {
-        self.pulse = Timer::at(Instant::now() + self.interval.unwrap_or_default());
+        self.phase_timer = Timer::at(Instant::now() + self.interval.unwrap_or_default());
     }
 
     fn register_soon(&mut self) {
         self.phase = Phase::Unregistered;
-        self.pulse = Timer::soon(self.interval.unwrap_or_default());
+        self.phase_timer = Timer::soon(self.interval.unwrap_or_default());
     }
 
     pub(super) fn failed(&mut self, request: Request, error: Error) {
@@ -106,7 +107,7 @@ impl Loop {
             (Request::Register, Error::Superseded { owner: Some(owner), .. }) => {
                 self.refused(owner.clone(), error);
             }
-            // No registry answers that: something in between does.
+            // No registry answers that, so it comes from something in between.
             (Request::Register, Error::Superseded { owner: None, detail }) => {
                 self.degraded(Error::UnexpectedAnswer { status: 409, detail: detail.clone() });
             }
@@ -117,11 +118,11 @@ impl Loop {
                 self.superseded(None, &error);
             }
             (Request::Heartbeat, Error::NotFound { .. }) => self.forgotten(),
-            (Request::Status, Error::NotFound { .. }) if self.tells_status_by_registering() => {
+            (Request::Status, Error::NotFound { .. }) if self.status_needs_registration() => {
                 self.forgotten();
             }
             (Request::Status, _) => self.shared.lock().settle(&error),
-            (Request::Register, _) if self.phase == Phase::Registered => self.not_told(&error),
+            (Request::Register, _) if self.phase == Phase::Registered => self.update_failed(&error),
             (Request::Register, _) if self.phase == Phase::Superseded => self.shared.lock().settle(&error),
             (Request::Register | Request::Heartbeat, _) => self.degraded(error),
         }
@@ -137,28 +138,29 @@ impl Loop {
         self.shared.change_state(|_| AgentState::Registering);
     }
 
-    /// Another process seems to own the id. One registration, with its age, decides.
+    /// Another process seems to own the id. One registration with this process's age decides.
     fn contested(&mut self, error: &Error) {
-        tracing::debug!(agent_id = self.shared.agent_id, %error, "registering, so that the age decides");
-        self.heard.knows_ages = true;
-        (self.phase, self.pulse) = (Phase::Unregistered, Timer::at(Instant::now()));
+        tracing::debug!(agent_id = self.shared.agent_id, %error, "another process seems to own the id: registering, so that the age decides");
+        self.known.knows_ages = true;
+        (self.phase, self.phase_timer) = (Phase::Unregistered, Timer::at(Instant::now()));
         self.shared.change_state(|_| AgentState::Registering);
     }
 
-    /// The registration was refused for another process, or for this one as it was.
+    /// The registration was refused in favour of a younger process, or because an earlier process with the same
+    /// `instance_id` was shut down.
     fn refused(&mut self, owner: Owner, error: Error) {
         if owner.instance_id.as_deref() != Some(&self.shared.instance_id) {
             return self.superseded(Some(owner), &error);
         }
-        // A process of the same instance, a pod's name for example, was shut down, and that was heard only after this
-        // one had started.
+        // The end of that earlier process (of the same pod, for example) reached the registry only after this one had
+        // started. From now on this one counts as started later.
         if self.is_reborn {
             return self.degraded(error);
         }
         (self.is_reborn, self.phase) = (true, Phase::Unregistered);
-        // Later than the end of the other by the registry's clock, which counts milliseconds.
+        // The registry's clock has a resolution of a millisecond.
         let due = Instant::now() + Duration::from_millis(10);
-        (self.started, self.pulse) = (due, Timer::at(due));
+        (self.started, self.phase_timer) = (due, Timer::at(due));
         for call in &mut self.shared.lock().calls {
             call.due = due;
         }
@@ -166,9 +168,9 @@ impl Loop {
 
     fn superseded(&mut self, owner: Option<Owner>, error: &Error) {
         self.phase = Phase::Superseded;
-        // Of several servers behind one name some may be of an earlier version.
-        self.heard.knows_ages = owner.is_some();
-        self.may_be_known = false;
+        // Some of several servers behind one name may be of an earlier version.
+        self.known.knows_ages = owner.is_some();
+        self.may_be_registered = false;
         self.look_later();
         if !self.shared.state.borrow().is_superseded() {
             let (owner_id, owner_url) =
@@ -186,7 +188,7 @@ impl Loop {
         self.shared.lock().answer(&[Wants::Registration, Wants::Status], &Err(error.clone()));
     }
 
-    /// What a call gets that comes while another process owns the id.
+    /// The error of a call that comes while another process owns the id.
     pub(super) fn superseded_error(&self) -> Error {
         let owner = match &*self.shared.state.borrow() {
             AgentState::Superseded { owner } => owner.clone(),
@@ -195,20 +197,20 @@ impl Loop {
         Error::Superseded { detail: "another process owns this agent's id".to_owned(), owner }
     }
 
-    /// A change could not be told. The agent stays registered, as it was.
-    fn not_told(&mut self, error: &Error) {
-        let pause = self.news.failed(error, self.interval.unwrap_or(DEFAULT_INTERVAL));
-        if self.news.failures == 1 {
+    /// The registry did not take an update. The agent stays registered as it was.
+    fn update_failed(&mut self, error: &Error) {
+        let pause = self.update_timer.failed(error, self.interval.unwrap_or(DEFAULT_INTERVAL));
+        if self.update_timer.failures == 1 {
             tracing::warn!(
                 agent_id = self.shared.agent_id, %error, ?pause,
-                "a change of the registration could not be told, trying again; heartbeats go on"
+                "the registry did not take a changed registration, trying again; heartbeats go on"
             );
         }
         self.shared.lock().settle(error);
     }
 
     fn degraded(&mut self, error: Error) {
-        let pause = self.pulse.failed(&error, self.interval.unwrap_or(DEFAULT_INTERVAL));
+        let pause = self.phase_timer.failed(&error, self.interval.unwrap_or(DEFAULT_INTERVAL));
         if self.shared.state.borrow().is_degraded() {
             tracing::debug!(agent_id = self.shared.agent_id, %error, ?pause, "the registry still fails");
         } else {

@@ -1,27 +1,27 @@
-//! The agent's one loop. It alone sends what the agent writes, one request at a time, until what the registry has
-//! acknowledged is what the agent wants.
+//! The agent's loop. It sends one request at a time, until the registry has acknowledged the state that the agent wants.
+//! Nothing else sends writes of the agent.
 //!
 //! | phase | request | outcome | next phase |
 //! |---|---|---|---|
 //! | `Unregistered` | register | acknowledged | `Registered`; the next heartbeat comes one interval after this request began, the first one after a random part of it |
 //! | | | a younger process owns the id (409) | `Superseded` |
-//! | | | "this instance was shut down" (409 that names the agent itself) | `Unregistered`, once more as a process that starts now |
+//! | | | an earlier process with the same `instance_id` was shut down (409 that names the agent itself) | `Unregistered`, once more, as a process that starts now |
 //! | | | failed | `Unregistered`, after a pause that grows |
-//! | `Registered` | heartbeat | heard | `Registered`, one interval later |
-//! | | | heard, but the tag is that of another registration | `Unregistered`, within a tenth of the interval |
-//! | | | heard after failures, by a registry without tags | `Unregistered`, within a tenth of the interval: it may have lost a change |
+//! | `Registered` | heartbeat | acknowledged | `Registered`, one interval later |
+//! | | | acknowledged, but the tag is that of another registration | `Unregistered`, within a tenth of the interval |
+//! | | | acknowledged after failures, by a registry without tags | `Unregistered`, within a tenth of the interval: it may have lost an update |
 //! | | heartbeat or status | unknown (404) | `Unregistered`, within a tenth of the interval |
 //! | | | another process owns the id (409), and ages are known | `Unregistered`, at once: its age decides |
 //! | | | the same, and ages are not known | `Superseded` |
 //! | | heartbeat | failed | `Registered`, after a pause that grows |
-//! | | register, because something changed | acknowledged | `Registered` |
+//! | | register, to send an update | acknowledged | `Registered` |
 //! | | | a younger process owns the id (409) | `Superseded` |
-//! | | | failed | `Registered`; heartbeats go on, and the change is told again after a pause that grows |
-//! | `Superseded` | look at the record | the owner is offline, gone or another one, and ages are known | `Unregistered`, within a tenth of the interval |
+//! | | | failed | `Registered`; heartbeats go on, and the update is sent again after a pause that grows |
+//! | `Superseded` | read the record | the owner is offline, gone or another one, and ages are known | `Unregistered`, within a tenth of the interval |
 //! | | | anything else | `Superseded`, one interval later |
 //!
-//! A registry that knows no ages lets the newest registration win, so there a change is told only right after a heartbeat
-//! was heard: an older process learns in time that it was superseded, and never takes the id back.
+//! A registry that knows no ages lets the newest registration win. There an update is sent only right after a heartbeat was
+//! acknowledged: so an older process finds out in time that it was superseded, and never takes the id back.
 //!
 //! While heartbeats are off, the loop sends only what a caller waits for. In every phase a shutdown ends it: the request
 //! under way gets up to half of the time, then `offline` is said, for good, unless the registry cannot know the agent or
@@ -61,7 +61,7 @@ pub(super) enum Request {
     Heartbeat,
     /// Sets the status now.
     Status,
-    /// Reads the record, to see whether the owner of the id is alive.
+    /// Reads the record, to see whether the owner of the id lives.
     Look,
 }
 
@@ -77,9 +77,9 @@ enum Plan {
 /// The answer to a request.
 pub(super) enum Answered {
     Registered(Box<AgentRecord>),
-    Heard(HeartbeatAck),
-    Told,
-    Seen(Box<AgentRecord>),
+    Heartbeat(HeartbeatAck),
+    StatusSet,
+    Record(Box<AgentRecord>),
 }
 
 /// The last registration that the registry acknowledged.
@@ -90,7 +90,7 @@ pub(super) struct Acked {
 
 /// What the registry has said so far.
 #[derive(Default)]
-pub(super) struct Heard {
+pub(super) struct Known {
     pub(super) acked: Option<Acked>,
     /// Whether the registry lets the youngest process own the id.
     pub(super) knows_ages: bool,
@@ -102,22 +102,22 @@ pub(super) struct Heard {
 pub(super) struct Loop {
     pub(super) shared: Arc<Shared>,
     pub(super) phase: Phase,
-    /// The phase's own request, while heartbeats are on.
-    pub(super) pulse: Timer,
-    /// A change that only a registration tells.
-    pub(super) news: Timer,
-    /// The interval and the version that the timers are set for.
+    /// When the phase's own request is due, as long as heartbeats are on.
+    pub(super) phase_timer: Timer,
+    /// An update of the registration.
+    pub(super) update_timer: Timer,
+    /// The interval and the version for which the timers are set.
     pub(super) interval: Option<Duration>,
     pub(super) version: u64,
-    pub(super) heard: Heard,
-    /// Whether a heartbeat was heard just now: then this process is the one that the registry goes by.
+    pub(super) known: Known,
+    /// Whether a heartbeat was acknowledged just now, which proves that this process owns the id.
     pub(super) is_confirmed: bool,
     /// When the process started.
     pub(super) started: Instant,
     /// Whether it counts as started anew, since its registration was last refused.
     pub(super) is_reborn: bool,
-    /// Whether the registry may know this process as the agent's, so that it has to hear of the end.
-    pub(super) may_be_known: bool,
+    /// Whether the registry may have this process registered, and so has to be notified of its end.
+    pub(super) may_be_registered: bool,
 }
 
 /// Runs until the agent is shut down, or nobody holds it any more. Wakes once an interval, and when something changes.
@@ -142,15 +142,15 @@ impl Loop {
         let now = Instant::now();
         Self {
             phase: Phase::Unregistered,
-            pulse: Timer::at(now),
-            news: Timer::at(now),
+            phase_timer: Timer::at(now),
+            update_timer: Timer::at(now),
             interval: None,
             version: 0,
-            heard: Heard::default(),
+            known: Known::default(),
             is_confirmed: false,
             started: shared.created,
             is_reborn: false,
-            may_be_known: false,
+            may_be_registered: false,
             shared,
         }
     }
@@ -173,7 +173,7 @@ impl Loop {
         }
     }
 
-    /// Decides what is next. The one place that looks at what handles have changed.
+    /// Decides what is next. The one place that looks at what the handles have changed.
     fn plan(&mut self) -> Plan {
         let shared = self.shared.clone();
         let mut inner = shared.lock();
@@ -196,55 +196,57 @@ impl Loop {
         }
     }
 
-    /// Sets the timers for what handles have changed.
+    /// Sets the timers for what the handles have changed.
     fn follow(&mut self, desired: &Desired) {
         let now = Instant::now();
         if self.interval != desired.interval {
             self.interval = desired.interval;
             let interval = self.interval.unwrap_or_default();
-            self.pulse = Timer::at(match self.phase {
+            self.phase_timer = Timer::at(match self.phase {
                 Phase::Unregistered => now,
                 // Agents that started together do not send together; and if heartbeats were started anew, the
                 // one that was due comes no later for it.
                 Phase::Registered => {
                     let drawn = now + interval.mul_f64(fastrand::f64());
-                    self.heard.last_success.map_or(drawn, |last_success| drawn.min(last_success + interval))
+                    self.known.last_success.map_or(drawn, |last_success| drawn.min(last_success + interval))
                 }
                 Phase::Superseded => now + interval,
             });
         }
         if self.version != desired.version {
             self.version = desired.version;
-            self.news = Timer::at(now);
+            self.update_timer = Timer::at(now);
         }
     }
 
     /// The requests that may be next, and when each is due. Of those due at the same time the first goes first.
     fn candidates(&self, inner: &mut Inner) -> [Option<(Instant, Request)>; 3] {
-        let pulse = self.interval.map(|_| self.pulse.due);
+        let own = self.interval.map(|_| self.phase_timer.due);
         let (registration, status) = (inner.due(Wants::Registration), inner.due(Wants::Status));
         let at = |request| move |due| (due, request);
         match self.phase {
-            Phase::Unregistered if self.tells_status_by_registering() => {
-                let register = [pulse, registration, status].into_iter().flatten().min();
+            Phase::Unregistered if self.status_needs_registration() => {
+                let register = [own, registration, status].into_iter().flatten().min();
                 [register.map(at(Request::Register)), None, None]
             }
             Phase::Unregistered => {
-                let register = [pulse, registration].into_iter().flatten().min();
+                let register = [own, registration].into_iter().flatten().min();
                 [register.map(at(Request::Register)), status.map(at(Request::Status)), None]
             }
             Phase::Registered => {
-                // While the registry fails, heartbeats find out when it is back.
-                let has_news = self.has_news() && self.interval.is_some() && self.pulse.failures == 0;
-                let told = registration.into_iter().chain(has_news.then_some(self.news.due)).min();
-                let may_register = self.heard.knows_ages || self.is_confirmed;
+                // While the registry fails, only heartbeats are tried: they find out when it is back.
+                let must_update =
+                    self.is_dirty() && self.interval.is_some() && self.phase_timer.failures == 0;
+                let update =
+                    registration.into_iter().chain(must_update.then_some(self.update_timer.due)).min();
+                let may_register = self.known.knows_ages || self.is_confirmed;
                 let request = if may_register { Request::Register } else { Request::Heartbeat };
-                [told.map(at(request)), pulse.map(at(Request::Heartbeat)), status.map(at(Request::Status))]
+                [update.map(at(request)), own.map(at(Request::Heartbeat)), status.map(at(Request::Status))]
             }
             Phase::Superseded => {
                 let looks = inner.on_superseded == OnSuperseded::StandBy;
-                let look = pulse.filter(|_| looks).map(at(Request::Look));
-                let refused: &[Wants] = if self.heard.knows_ages {
+                let look = own.filter(|_| looks).map(at(Request::Look));
+                let refused: &[Wants] = if self.known.knows_ages {
                     &[Wants::Status]
                 } else {
                     &[Wants::Status, Wants::Registration]
@@ -252,19 +254,19 @@ impl Loop {
                 if registration.or(status).is_some() {
                     inner.answer(refused, &Err(self.superseded_error()));
                 }
-                [registration.filter(|_| self.heard.knows_ages).map(at(Request::Register)), look, None]
+                [registration.filter(|_| self.known.knows_ages).map(at(Request::Register)), look, None]
             }
         }
     }
 
-    /// Whether the registry lacks a change that only a registration tells.
-    pub(super) fn has_news(&self) -> bool {
-        self.heard.acked.as_ref().is_none_or(|acked| acked.version != self.version)
+    /// Whether the registry lacks an update of the registration.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.known.acked.as_ref().is_none_or(|acked| acked.version != self.version)
     }
 
-    /// Whether a status is told by registering, as long as the agent is not registered.
-    pub(super) fn tells_status_by_registering(&self) -> bool {
-        self.interval.is_some() || self.may_be_known
+    /// Whether an agent that is not registered sets its status by registering.
+    pub(super) fn status_needs_registration(&self) -> bool {
+        self.interval.is_some() || self.may_be_registered
     }
 
     async fn send(&mut self, request: Request) {
@@ -280,9 +282,9 @@ impl Loop {
         self.notice_stall(began + limit);
         match outcome {
             Ok(Answered::Registered(record)) => self.acknowledged(version, began, *record),
-            Ok(Answered::Heard(ack)) => self.was_heard(began, &ack),
-            Ok(Answered::Told) => self.shared.lock().answer_concerned(&Ok(None)),
-            Ok(Answered::Seen(record)) => self.saw(&record),
+            Ok(Answered::Heartbeat(ack)) => self.heartbeat_acknowledged(began, &ack),
+            Ok(Answered::StatusSet) => self.shared.lock().answer_concerned(&Ok(None)),
+            Ok(Answered::Record(record)) => self.record_read(&record),
             Err(error) => self.failed(request, error),
         }
     }
@@ -296,8 +298,8 @@ impl Loop {
             ?late,
             "a heartbeat is late: the runtime was blocked, or the process suspended; keep blocking work off the runtime"
         );
-        let silent = self.heard.last_success.map(|last_success| last_success.elapsed()).unwrap_or_default();
-        if self.phase == Phase::Registered && silent > self.heard.timeout.unwrap_or(interval * 2) {
+        let silent = self.known.last_success.map(|last_success| last_success.elapsed()).unwrap_or_default();
+        if self.phase == Phase::Registered && silent > self.known.timeout.unwrap_or(interval * 2) {
             self.shared.degraded(Arc::new(Error::Stalled { silent }));
         }
     }

@@ -1,6 +1,6 @@
-//! What an agent's handles and its loop share: the state that the agent wants, and the calls that wait for it.
+//! The state that an agent's handles and its loop share: what the registry is to know, and the calls that wait for that.
 //!
-//! Handles write what they want here, wake the loop and wait. Only the loop sends anything.
+//! Handles change it, wake the loop and wait. Only the loop sends anything.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::metrics;
 use crate::retry::{Attempts, RetryPolicy};
 
-/// What all handles of an agent and its loop share.
+/// State that all handles of an agent and its loop share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) agent_id: String,
@@ -44,17 +44,17 @@ pub(super) struct Inner {
     task: Option<JoinHandle<()>>,
 }
 
-/// What the registry is to know, and how.
+/// The state that the registry is to have.
 #[derive(Debug)]
 pub(super) struct Desired {
     /// With the latest capabilities and status.
     pub(super) registration: Registration,
-    /// Counts the changes that only a registration tells.
+    /// Counts the updates, which only a registration sends.
     pub(super) version: u64,
-    /// The status that the agent said itself, which its heartbeats carry. `None` until it says one: then
-    /// heartbeats leave alone what others may have set.
+    /// The status that the agent set, which its heartbeats carry. `None` until it sets one: until then heartbeats leave
+    /// alone what others may have set.
     pub(super) status: Option<AgentStatus>,
-    /// The interval of heartbeats. `None` while none are to be sent.
+    /// Interval of the heartbeats. `None` while they are off.
     pub(super) interval: Option<Duration>,
 }
 
@@ -64,7 +64,7 @@ pub(super) enum Stop {
     No,
     /// In good order.
     By {
-        /// When a request that is under way is cut off, so that there is time left to say `offline`.
+        /// When a request that is under way is cut off, so that there is time left to set `offline`.
         cut_off: Instant,
         /// When all has to be over.
         deadline: Instant,
@@ -134,13 +134,13 @@ impl Shared {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes what the agent wants, and wakes the loop.
+    /// Changes the desired state, and wakes the loop.
     pub(super) fn desire(&self, change: impl FnOnce(&mut Desired)) {
         change(&mut self.lock().desired);
         self.changed.notify_one();
     }
 
-    /// Waits until the registry has acknowledged what the call wants, or the policy gives up.
+    /// Waits until the registry has acknowledged the desired state, or the policy gives up.
     ///
     /// Cancel safe: the loop makes no further attempt for a caller that is gone.
     pub(super) async fn call(self: &Arc<Self>, wants: Wants, policy: &RetryPolicy) -> Answer {
@@ -168,7 +168,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Tells the loop to end, in good order and within a limit. The earliest deadline counts.
+    /// Asks the loop to end in good order within a limit. The earliest deadline counts.
     pub(super) fn stop_within(&self, limit: Duration) {
         let now = Instant::now();
         let far = now + Duration::from_secs(86_400);
@@ -264,7 +264,7 @@ impl Shared {
 const ABORT_AFTER: Duration = Duration::from_millis(50);
 
 impl Desired {
-    /// Changes the registration. The status is not part of that: see [`Desired::say`].
+    /// Changes the registration. The status is not part of that: see [`Desired::set_status`].
     pub(super) fn amend(&mut self, change: impl FnOnce(&mut Registration)) {
         let before = self.registration.clone();
         change(&mut self.registration);
@@ -274,7 +274,7 @@ impl Desired {
     }
 
     /// Sets the status. That is no new version of the registration, because heartbeats carry it as well.
-    pub(super) fn say(&mut self, status: AgentStatus) {
+    pub(super) fn set_status(&mut self, status: AgentStatus) {
         self.status = Some(status);
         self.registration.status = status;
     }

@@ -78,8 +78,8 @@ impl TaskCounter {
         counts.load.or_else(|| counts.capacity.map(of_capacity))
     }
 
-    /// Adds to a heartbeat what there is to tell.
-    pub(super) fn tell(&self, mut beat: Heartbeat) -> Heartbeat {
+    /// Adds the load and the number of tasks to a heartbeat, as far as they are known.
+    pub(super) fn add_to(&self, mut beat: Heartbeat) -> Heartbeat {
         beat.load = self.load();
         let counts = self.counts();
         beat.active_tasks = (counts.is_used || counts.capacity.is_some()).then_some(counts.active);

@@ -1,4 +1,4 @@
-//! Which process owns an agent's id, when several come up with the same one.
+//! Ownership of an agent's id, when several processes come up with the same one.
 //!
 //! The youngest living process owns the id, in whatever order requests arrive. Ages are compared and not the clocks of
 //! the processes' hosts: a process says how long ago it started, and the registry turns that into a time by its own

@@ -216,7 +216,7 @@ async fn a_change_that_the_registry_refuses_does_not_stop_the_heartbeats() {
     let tried: Vec<_> = server.times(REGISTER)[refused..].iter().map(|at| *at - began).collect();
     assert!((15..=30).contains(&tried.len()), "with pauses up to the interval: {tried:?}");
     assert!(agent.state().is_registered());
-    assert_eq!(logs.with("could not be told").len(), 1);
+    assert_eq!(logs.with("did not take a changed registration").len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
