@@ -46,11 +46,14 @@ async fn a_call_that_is_being_retried_ends_with_the_shutdown() {
         sleep(Duration::from_millis(fastrand::u64(1..20_000))).await;
         registry.heal();
         agent.shutdown().await;
+        let sent = registry.seen().0.len();
+        assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
         for call in calls {
             // It may have got through after the registry was well again.
             let outcome = call.await.unwrap();
             assert!(matches!(outcome, Ok(()) | Err(Error::ShutDown)), "{outcome:?}");
         }
+        assert_eq!(registry.seen().0.len(), sent, "sent by a call after the shutdown");
         is_silent(&registry).await;
         assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
     }
@@ -81,23 +84,24 @@ async fn of_two_shutdowns_at_once_neither_returns_before_the_agent_is_offline() 
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_that_was_given_up_goes_on_and_can_be_waited_for_again() {
     let registry = MockRegistry::start().await;
-    let agent = agent(&registry);
-    agent.register().await.unwrap();
-    agent.start_heartbeat(INTERVAL).unwrap();
-    registry.delay(Duration::from_secs(1));
-    assert!(timeout(Duration::from_millis(500), agent.shutdown()).await.is_err());
-    agent.shutdown().await;
-    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
-    is_silent(&registry).await;
-
-    // Nobody waits for it at all.
-    registry.delay(Duration::ZERO);
-    let agent = self::agent(&registry);
-    agent.register().await.unwrap();
-    registry.delay(Duration::from_secs(1));
-    assert!(timeout(Duration::from_millis(1), agent.shutdown()).await.is_err());
-    agent.watch().wait_for(|state| matches!(state, AgentState::Stopped)).await.unwrap();
-    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
+    for is_waited_for_again in [true, false] {
+        let agent = agent(&registry);
+        agent.register().await.unwrap();
+        agent.start_heartbeat(INTERVAL).unwrap();
+        // The shutdown waits for this heartbeat before it says offline.
+        let beats = registry.heartbeats("a");
+        registry.hang(1);
+        registry.wait_until(|seen| seen.heartbeats("a") > beats).await;
+        assert!(timeout(Duration::from_millis(500), agent.shutdown()).await.is_err());
+        assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Active);
+        if is_waited_for_again {
+            agent.shutdown().await;
+        } else {
+            agent.watch().wait_for(|state| matches!(state, AgentState::Stopped)).await.unwrap();
+        }
+        assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
+        is_silent(&registry).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
