@@ -630,8 +630,8 @@ mod tests {
         // And where it was noted by a transaction whose clock was read later.
         let ended = done(decide(&shut_down("one"), owned(AgentStatus::Active), at(122)));
         assert!(refused(&judge(&started("one", 90, 110), 10, ended)).2);
-        // What is further ahead is from before the clock was set back.
-        let ended = done(decide(&shut_down("one"), owned(AgentStatus::Active), at(126)));
+        // What is further ahead than a minute is from before the clock was set back.
+        let ended = done(decide(&shut_down("one"), owned(AgentStatus::Active), at(171)));
         assert!(matches!(judge(&started("one", 90, 110), 10, ended), Outcome::Done(_)));
         // What waited is as old as it was: three is younger than one, who started at ninety.
         let Outcome::Done(third) = judge(&started("three", 91, 110), 10, owned(AgentStatus::Active)) else {
