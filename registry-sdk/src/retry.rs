@@ -6,6 +6,12 @@ use tokio::time::Instant;
 
 use crate::error::Error;
 
+/// The moment so much later. Durations that reach beyond what the clock can count are as good as for ever.
+pub(crate) fn deadline_after(now: Instant, duration: Duration) -> Instant {
+    const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 86_400);
+    now.checked_add(duration).unwrap_or_else(|| now + FOR_EVER)
+}
+
 /// How a call is repeated where that is safe and useful: after a failed connection, a time-out, and the
 /// statuses 408, 425, 429, 500, 502, 503 and 504.
 ///
@@ -100,7 +106,7 @@ impl RetryPolicy {
 
     /// Begins a call: its time counts from now.
     pub(crate) fn begin(&self) -> Attempts {
-        let deadline = self.time_limit.and_then(|limit| Instant::now().checked_add(limit));
+        let deadline = self.time_limit.map(|limit| deadline_after(Instant::now(), limit));
         Attempts { delays: self.delays(), deadline }
     }
 
@@ -134,7 +140,7 @@ impl Attempts {
     pub(crate) fn pause_after(&mut self, error: &Error) -> Option<Duration> {
         let drawn = self.delays.next().filter(|_| error.is_retryable())?;
         let pause = self.delays.policy.obeying(error.retry_after(), drawn);
-        let in_time = self.deadline.is_none_or(|deadline| Instant::now() + pause < deadline);
+        let in_time = self.deadline.is_none_or(|deadline| deadline_after(Instant::now(), pause) < deadline);
         in_time.then_some(pause)
     }
 }

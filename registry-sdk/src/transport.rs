@@ -14,11 +14,14 @@ use crate::contract::{FieldError, Owner};
 use crate::credentials::{Certificates, Credentials};
 use crate::error::Error;
 use crate::metrics;
-use crate::retry::{Attempts, RetryPolicy};
+use crate::retry::{Attempts, RetryPolicy, deadline_after};
 use crate::targets::Targets;
 
 /// The longest answer that is read. 100,000 agents are some 80 MB; what is longer is no registry's answer.
 const LONGEST_ANSWER: usize = 256 * 1_024 * 1_024;
+
+/// Maximum length of an error's text in bytes.
+const LONGEST_DETAIL: usize = 2_000;
 
 /// How much of an answer that makes no sense is quoted.
 const QUOTED: usize = 200;
@@ -146,7 +149,7 @@ impl Transport {
     where
         F: Future<Output = Result<T, Failed>>,
     {
-        let deadline = Instant::now() + limit;
+        let deadline = deadline_after(Instant::now(), limit);
         let mut left = self.targets.count();
         loop {
             left -= 1;
@@ -304,7 +307,7 @@ fn failure(status: StatusCode, answer: &Answer, optional: Option<&'static str>) 
     let problem = answer.problem();
     let is_own = problem.is_some();
     let Refusal { detail, title, errors: fields, owner } = problem.unwrap_or_default();
-    let detail = detail.or(title).unwrap_or_else(|| plain_detail(&answer.body));
+    let detail = shorten(detail.or(title).unwrap_or_else(|| plain_detail(&answer.body)));
     let code = status.as_u16();
     match code {
         // Where the operation is missing, a server knows no such path, and does not say it as ours does.
@@ -312,7 +315,7 @@ fn failure(status: StatusCode, answer: &Answer, optional: Option<&'static str>) 
             Error::Unsupported { operation: optional.unwrap_or_default() }
         }
         404 => Error::NotFound { detail },
-        409 => Error::Superseded { detail, owner },
+        409 if is_own => Error::Superseded { detail, owner },
         401 | 403 if is_own => Error::Denied { status: code, detail },
         400 | 413 | 415 | 422 if is_own => Error::Invalid { detail, fields },
         408 | 425 | 429 | 500 | 502 | 503 | 504 => {
@@ -320,6 +323,12 @@ fn failure(status: StatusCode, answer: &Answer, optional: Option<&'static str>) 
         }
         _ => Error::UnexpectedAnswer { status: code, detail },
     }
+}
+
+/// Cuts off what nobody would read: an error stands in log lines, and is kept in states.
+fn shorten(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(LONGEST_DETAIL));
+    text
 }
 
 /// What an error of another service says. FastAPI writes the detail alone, a text or a list.

@@ -27,6 +27,8 @@ on_every_registry!(
     instance_that_was_shut_down_comes_back_without_an_age,
     shut_down_instance_gives_way_to_an_older_one,
     end_of_an_offline_agent_is_recorded,
+    end_of_a_process_that_does_not_own_the_id_is_recorded,
+    late_registration_does_not_make_its_process_younger,
     repeated_end_is_granted_and_writes_nothing,
     late_registration_that_says_nothing_new_is_refused,
     final_status_needs_offline_and_an_instance,
@@ -308,6 +310,35 @@ async fn shut_down_instance_gives_way_to_an_older_one(database: Database) {
     assert!(is_granted(&client, &process("old", 60)).await);
     assert!(!is_granted(&client, &process("young", 10)).await, "a late request");
     assert!(may_speak(&client, "old").await);
+    server.shutdown().await;
+}
+
+async fn end_of_a_process_that_does_not_own_the_id_is_recorded(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    client.register(&process("old", 60)).await.unwrap();
+    client.register(&process("young", 10)).await.unwrap();
+    let before = client.get_agent("a").await.unwrap();
+    let end = client.update_status_with("a", &StatusUpdate::shut_down("old")).await;
+    assert!(end.unwrap_err().is_superseded());
+    let after = client.get_agent("a").await.unwrap();
+    assert_eq!((after.status, after.last_heartbeat), (before.status, before.last_heartbeat));
+    client.update_status_with("a", &StatusUpdate::shut_down("young")).await.unwrap();
+    // Nobody owns the id now, and a registration arrives late.
+    assert!(!is_granted(&client, &process("old", 61)).await);
+    assert_eq!(client.get_agent("a").await.unwrap().status, AgentStatus::Offline);
+    server.shutdown().await;
+}
+
+async fn late_registration_does_not_make_its_process_younger(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    // It was on its way for a while, so its age is too low. The next one is in time.
+    client.register(&process("old", 10)).await.unwrap();
+    client.register(&process("old", 60)).await.unwrap();
+    client.register(&process("young", 30)).await.unwrap();
+    assert!(!is_granted(&client, &process("old", 10)).await);
+    assert_eq!(client.get_agent("a").await.unwrap().instance_id.as_deref(), Some("young"));
     server.shutdown().await;
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::heartbeat_limit;
-use super::reconcile::{Answered, Loop, Request};
+use super::reconcile::{Answered, Loop, Phase, Request};
 use super::shared::{Shared, Wants};
 use super::state::AgentState;
 use crate::contract::{AgentStatus, Heartbeat, StatusUpdate};
@@ -17,7 +17,8 @@ impl Loop {
     pub(super) fn begin(&mut self, request: Request) -> (Duration, u64) {
         let now = Instant::now();
         let most = self.shared.client.attempt_timeout();
-        let mut limit = self.interval.map_or(most, |interval| heartbeat_limit(interval).min(most));
+        let own = self.interval.map_or(most, |_| heartbeat_limit(self.pace()).min(most));
+        let mut limit = own;
         let by_registering = self.status_needs_registration();
         let mut inner = self.shared.lock();
         for call in &mut inner.calls {
@@ -33,10 +34,24 @@ impl Loop {
                 limit = limit.max(call.take_part(most));
             }
         }
+        let version = inner.desired.version;
+        drop(inner);
         if request == Request::Register {
-            self.may_be_registered = true;
+            self.shared.set_may_be_registered(true);
         }
-        (limit, inner.desired.version)
+        (limit.min(self.spare_time().max(own)), version)
+    }
+
+    /// How long a caller's request may take without the registry missing a heartbeat. There is time left for two attempts.
+    fn spare_time(&self) -> Duration {
+        let (Phase::Registered, Some(interval), Some(last_success)) =
+            (self.phase, self.interval, self.known.last_success)
+        else {
+            return Duration::MAX;
+        };
+        let timeout = self.known.timeout.unwrap_or(interval * 2);
+        let silent = last_success.elapsed() + 2 * heartbeat_limit(self.pace());
+        timeout.saturating_sub(silent)
     }
 
     pub(super) async fn attempt(&self, request: Request, limit: Duration) -> Result<Answered, Error> {
@@ -83,7 +98,7 @@ impl Loop {
         let Shared { agent_id, instance_id, client, .. } = &*self.shared;
         let calls = [Wants::Registration, Wants::Status, Wants::Quiet];
         self.shared.lock().answer(&calls, &Err(Error::ShutDown));
-        if self.may_be_registered {
+        if self.shared.may_be_registered() {
             let update = StatusUpdate::shut_down(instance_id);
             match timeout_at(deadline, client.send_status(agent_id, &update)).await {
                 Ok(
@@ -96,6 +111,7 @@ impl Loop {
                 Err(_) => tracing::warn!(agent_id, "shut down; the registry did not answer in time"),
             }
         }
+        self.shared.set_may_be_registered(false);
         self.shared.change_state(|_| AgentState::Stopped);
     }
 }

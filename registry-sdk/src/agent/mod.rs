@@ -32,6 +32,9 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 /// The interval of heartbeats if the registration declares none.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Below this, heartbeats would be a flood.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
+
 /// How long the loop's own attempts may take, as a part of the interval: a hung connection must leave time for two more
 /// attempts before the deadline.
 const ATTEMPT: f64 = 0.25;
@@ -51,6 +54,9 @@ fn heartbeat_limit(interval: Duration) -> Duration {
 /// the registry finds out at the deadline; [`Agent::shutdown`] ends it in good order.
 ///
 /// Every method may be cancelled: the change is kept, and no further attempt is made for the caller that is gone.
+///
+/// The methods that wait, and [`Agent::start_heartbeat`], have to be called within a Tokio runtime. The loop runs in the runtime
+/// of the first such call; if that runtime ends, the next call starts the loop anew in its own.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
@@ -99,7 +105,7 @@ impl Agent {
     /// Sets what the agent does when a younger process owns its id. Default: [`OnSuperseded::StandBy`].
     #[must_use]
     pub fn on_superseded(self, choice: OnSuperseded) -> Self {
-        self.shared().lock().on_superseded = choice;
+        self.shared().choose(choice);
         self
     }
 
@@ -165,14 +171,14 @@ impl Agent {
     /// offline.
     ///
     /// # Errors
-    /// [`Error::Setup`] if the interval is zero or longer than a day; [`Error::ShutDown`] after a shutdown.
+    /// [`Error::Setup`] if the interval is shorter than a millisecond or longer than a day; [`Error::ShutDown`] after a shutdown.
     ///
     /// # Panics
     /// Outside of a Tokio runtime.
     pub fn start_heartbeat(&self, interval: Duration) -> Result<(), Error> {
-        if interval.is_zero() || interval > limits::HEARTBEAT_INTERVAL {
+        if interval < SHORTEST_INTERVAL || interval > limits::HEARTBEAT_INTERVAL {
             return Err(Error::Setup(format!(
-                "a heartbeat interval of {interval:?} is not above 0 and up to a day"
+                "a heartbeat interval of {interval:?} is not between a millisecond and a day"
             )));
         }
         self.shared().with_loop(|inner| {

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::DEFAULT_INTERVAL;
 use super::reconcile::{Acked, Loop, Phase, Request};
 use super::shared::Wants;
 use super::state::AgentState;
@@ -17,15 +16,15 @@ use crate::error::Error;
 impl Loop {
     pub(super) fn acknowledged(&mut self, version: u64, began: Instant, record: AgentRecord) {
         tracing::info!(agent_id = self.shared.agent_id, "registered");
-        let interval = self.interval.unwrap_or_default();
+        let is_first = self.known.last_success.is_none();
+        (self.known.last_success, self.known.timeout) = (Some(Instant::now()), record.heartbeat_timeout);
         // Agents that were started together do not send their heartbeats together.
-        let part = if self.known.acked.is_none() { fastrand::f64() } else { 1.0 };
-        self.phase_timer = Timer::at((began + interval.mul_f64(part)).max(Instant::now()));
+        let part = if is_first { fastrand::f64() } else { 1.0 };
+        self.phase_timer = Timer::at((began + self.pace().mul_f64(part)).max(Instant::now()));
         self.update_timer.failures = 0;
         self.known.knows_ages |= record.registration_tag.is_some();
         self.known.acked = Some(Acked { version, tag: record.registration_tag.clone() });
         (self.phase, self.is_reborn) = (Phase::Registered, false);
-        (self.known.last_success, self.known.timeout) = (Some(Instant::now()), record.heartbeat_timeout);
         self.shared.registered(record.last_heartbeat);
         self.shared.lock().answer_concerned(&Ok(Some(record)));
     }
@@ -33,13 +32,12 @@ impl Loop {
     pub(super) fn heartbeat_acknowledged(&mut self, began: Instant, ack: &HeartbeatAck) {
         tracing::debug!(agent_id = self.shared.agent_id, "heartbeat");
         let was_failing = self.phase_timer.failures > 0;
-        let interval = self.interval.unwrap_or_default();
-        // From when the request began: a slow answer does not make heartbeats drift. After a suspended host wakes,
-        // those that were missed are not made up for.
-        self.phase_timer = Timer::at((began + interval).max(Instant::now()));
         self.known.knows_ages |= ack.registration_tag.is_some();
         self.known.last_success = Some(Instant::now());
         self.known.timeout = ack.heartbeat_timeout.or(self.known.timeout);
+        // From when the request began: a slow answer does not make heartbeats drift. After a suspended host wakes,
+        // those that were missed are not made up for.
+        self.phase_timer = Timer::at((began + self.pace()).max(Instant::now()));
         self.is_confirmed = true;
         self.shared.registered(ack.last_heartbeat);
         let acked = self.known.acked.as_ref().and_then(|acked| acked.tag.as_ref());
@@ -50,11 +48,10 @@ impl Loop {
                     agent_id = self.shared.agent_id,
                     "the registry has another registration of this agent than the last one: registering again"
                 );
-                self.register_soon();
-                self.shared.change_state(|_| AgentState::Registering);
+                self.update_soon();
             }
             // A registry without tags may have been restored or have missed an update, and cannot show it.
-            None if was_failing => self.register_soon(),
+            None if was_failing => self.update_soon(),
             _ => {}
         }
     }
@@ -62,13 +59,18 @@ impl Loop {
     /// The record was read while another process owned the id. Registers if that process is gone, or if a third one owns the
     /// id, which may be older than this one.
     pub(super) fn record_read(&mut self, record: &AgentRecord) {
-        self.known.knows_ages |= record.registration_tag.is_some();
+        let has_learned = !self.known.knows_ages && record.registration_tag.is_some();
+        self.known.knows_ages |= has_learned;
+        let is_own = record.instance_id.as_deref() == Some(&self.shared.instance_id);
         let owner = Owner::new(record.instance_id.clone(), &record.base_url);
         let is_known = match &*self.shared.state.borrow() {
             AgentState::Superseded { owner: Some(known) } => known.instance_id == owner.instance_id,
             _ => false,
         };
-        if record.status == AgentStatus::Offline || (self.known.knows_ages && !is_known) {
+        if is_own {
+            self.register_soon();
+        } else if record.status == AgentStatus::Offline || has_learned || (self.known.knows_ages && !is_known)
+        {
             self.take_over();
         } else {
             self.look_later();
@@ -97,6 +99,12 @@ impl Loop {
         self.phase_timer = Timer::soon(self.interval.unwrap_or_default());
     }
 
+    /// Sends the registration again. Meanwhile heartbeats go on: the registry knows the agent.
+    fn update_soon(&mut self) {
+        self.known.acked = None;
+        self.update_timer = Timer::soon(self.pace());
+    }
+
     pub(super) fn failed(&mut self, request: Request, error: Error) {
         match (request, &error) {
             (Request::Look, Error::NotFound { .. }) => self.take_over(),
@@ -110,6 +118,10 @@ impl Loop {
             // No registry answers that, so it comes from something in between.
             (Request::Register, Error::Superseded { owner: None, detail }) => {
                 self.degraded(Error::UnexpectedAnswer { status: 409, detail: detail.clone() });
+            }
+            // A process that never registered does not do so by setting a status.
+            (Request::Status, Error::Superseded { .. }) if !self.status_needs_registration() => {
+                self.shared.lock().settle(&error);
             }
             (Request::Heartbeat | Request::Status, Error::Superseded { owner: Some(_), .. }) => {
                 self.contested(&error);
@@ -153,11 +165,13 @@ impl Loop {
             return self.superseded(Some(owner), &error);
         }
         // The end of that earlier process (of the same pod, for example) reached the registry only after this one had
-        // started. From now on this one counts as started later.
-        if self.is_reborn {
-            return self.degraded(error);
+        // started, or its clock was set back. This one counts as started anew at each attempt until it is granted.
+        self.phase = Phase::Unregistered;
+        if std::mem::replace(&mut self.is_reborn, true) {
+            self.degraded(error);
+            self.started = self.phase_timer.due;
+            return;
         }
-        (self.is_reborn, self.phase) = (true, Phase::Unregistered);
         // The registry's clock has a resolution of a millisecond.
         let due = Instant::now() + Duration::from_millis(10);
         (self.started, self.phase_timer) = (due, Timer::at(due));
@@ -170,7 +184,10 @@ impl Loop {
         self.phase = Phase::Superseded;
         // Some of several servers behind one name may be of an earlier version.
         self.known.knows_ages = owner.is_some();
-        self.may_be_registered = false;
+        if !self.known.knows_ages {
+            // There is nothing that such a registry could be notified of.
+            self.shared.set_may_be_registered(false);
+        }
         self.look_later();
         if !self.shared.state.borrow().is_superseded() {
             let (owner_id, owner_url) =
@@ -199,7 +216,7 @@ impl Loop {
 
     /// The registry did not take an update. The agent stays registered as it was.
     fn update_failed(&mut self, error: &Error) {
-        let pause = self.update_timer.failed(error, self.interval.unwrap_or(DEFAULT_INTERVAL));
+        let pause = self.update_timer.failed(error, self.pace());
         if self.update_timer.failures == 1 {
             tracing::warn!(
                 agent_id = self.shared.agent_id, %error, ?pause,
@@ -210,7 +227,7 @@ impl Loop {
     }
 
     fn degraded(&mut self, error: Error) {
-        let pause = self.phase_timer.failed(&error, self.interval.unwrap_or(DEFAULT_INTERVAL));
+        let pause = self.phase_timer.failed(&error, self.pace());
         if self.shared.state.borrow().is_degraded() {
             tracing::debug!(agent_id = self.shared.agent_id, %error, ?pause, "the registry still fails");
         } else {

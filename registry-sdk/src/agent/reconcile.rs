@@ -8,8 +8,8 @@
 //! | | | an earlier process with the same `instance_id` was shut down (409 that names the agent itself) | `Unregistered`, once more, as a process that starts now |
 //! | | | failed | `Unregistered`, after a pause that grows |
 //! | `Registered` | heartbeat | acknowledged | `Registered`, one interval later |
-//! | | | acknowledged, but the tag is that of another registration | `Unregistered`, within a tenth of the interval |
-//! | | | acknowledged after failures, by a registry without tags | `Unregistered`, within a tenth of the interval: it may have lost an update |
+//! | | | acknowledged, but the tag is that of another registration | `Registered`; the registration is sent again within a tenth of the interval |
+//! | | | acknowledged after failures, by a registry without tags | the same, because the registry may have lost an update |
 //! | | heartbeat or status | unknown (404) | `Unregistered`, within a tenth of the interval |
 //! | | | another process owns the id (409), and ages are known | `Unregistered`, at once: its age decides |
 //! | | | the same, and ages are not known | `Superseded` |
@@ -32,17 +32,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
+use super::DEFAULT_INTERVAL;
 use super::shared::{Desired, Inner, Shared, Stop, Wants};
 use super::state::OnSuperseded;
 use super::timer::Timer;
 use crate::contract::{AgentRecord, HeartbeatAck};
 use crate::error::Error;
+use crate::retry::deadline_after;
 
-/// How long the loop rests after a panic, of a token provider for example.
-const REST_AFTER_PANIC: Duration = Duration::from_secs(1);
+/// Shortest time between two heartbeats that a registry can demand.
+const SHORTEST_PACE: Duration = Duration::from_secs(1);
 
 /// What the agent knows of its standing with the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,25 +118,19 @@ pub(super) struct Loop {
     pub(super) started: Instant,
     /// Whether it counts as started anew, since its registration was last refused.
     pub(super) is_reborn: bool,
-    /// Whether the registry may have this process registered, and so has to be notified of its end.
-    pub(super) may_be_registered: bool,
 }
 
 /// Runs until the agent is shut down, or nobody holds it any more. Wakes once an interval, and when something changes.
 pub(super) async fn run(shared: Arc<Shared>) {
     let span = tracing::info_span!("heartbeat_loop", agent_id = shared.agent_id);
-    let mut agent = Loop::new(shared);
-    async {
-        while AssertUnwindSafe(agent.live()).catch_unwind().await.is_err() {
-            tracing::error!(
-                agent_id = agent.shared.agent_id,
-                "a panic in the heartbeat loop, perhaps of a token provider: the loop goes on"
-            );
-            sleep(REST_AFTER_PANIC).await;
-        }
+    Loop::new(shared).live().instrument(span).await;
+}
+
+/// However the loop ends, nobody waits for it in vain.
+impl Drop for Loop {
+    fn drop(&mut self) {
+        self.shared.loop_ended();
     }
-    .instrument(span)
-    .await;
 }
 
 impl Loop {
@@ -150,12 +146,11 @@ impl Loop {
             is_confirmed: false,
             started: shared.created,
             is_reborn: false,
-            may_be_registered: false,
             shared,
         }
     }
 
-    async fn live(&mut self) {
+    async fn live(mut self) {
         loop {
             match self.plan() {
                 Plan::Send(request) => self.send(request).await,
@@ -201,7 +196,7 @@ impl Loop {
         let now = Instant::now();
         if self.interval != desired.interval {
             self.interval = desired.interval;
-            let interval = self.interval.unwrap_or_default();
+            let interval = self.pace();
             self.phase_timer = Timer::at(match self.phase {
                 Phase::Unregistered => now,
                 // Agents that started together do not send together; and if heartbeats were started anew, the
@@ -259,6 +254,13 @@ impl Loop {
         }
     }
 
+    /// The time between two heartbeats: the interval, unless the registry expects to hear of the agent more often. It does
+    /// so, for example, until it has acknowledged a longer interval.
+    pub(super) fn pace(&self) -> Duration {
+        let interval = self.interval.unwrap_or(DEFAULT_INTERVAL);
+        self.known.timeout.map_or(interval, |timeout| interval.min((timeout / 2).max(SHORTEST_PACE)))
+    }
+
     /// Whether the registry lacks an update of the registration.
     pub(super) fn is_dirty(&self) -> bool {
         self.known.acked.as_ref().is_none_or(|acked| acked.version != self.version)
@@ -266,20 +268,23 @@ impl Loop {
 
     /// Whether an agent that is not registered sets its status by registering.
     pub(super) fn status_needs_registration(&self) -> bool {
-        self.interval.is_some() || self.may_be_registered
+        self.interval.is_some() || self.shared.may_be_registered()
     }
 
     async fn send(&mut self, request: Request) {
         let (limit, version) = self.begin(request);
         let (began, shared) = (Instant::now(), self.shared.clone());
+        // A token provider may panic, which must not end the loop.
+        let attempt = AssertUnwindSafe(self.attempt(request, limit)).catch_unwind();
+        let panicked = |_| Err(Error::Setup("a panic, perhaps of the token provider".to_owned()));
         let outcome = tokio::select! {
-            outcome = self.attempt(request, limit) => outcome,
+            outcome = attempt => outcome.unwrap_or_else(panicked),
             () = shared.cut_off() => {
                 tracing::warn!(agent_id = shared.agent_id, "the last request was cut off by the shutdown");
                 return;
             }
         };
-        self.notice_stall(began + limit);
+        self.notice_stall(deadline_after(began, limit));
         match outcome {
             Ok(Answered::Registered(record)) => self.acknowledged(version, began, *record),
             Ok(Answered::Heartbeat(ack)) => self.heartbeat_acknowledged(began, &ack),

@@ -1,7 +1,9 @@
 //! An agent's whole life in one call.
 
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::pin::pin;
 
+use futures_util::FutureExt;
 use futures_util::future::join;
 use tokio::time::{Instant, sleep_until};
 
@@ -45,6 +47,9 @@ impl Agent {
     /// [`Error::Work`] with the work's own error. [`Error::Invalid`] and [`Error::Denied`] if the registry refuses the
     /// agent in the contract's own form when it starts: that ends the work, too.
     ///
+    /// # Panics
+    /// With the panic of the work, after the agent was shut down.
+    ///
     /// # Cancel safety
     /// If it is dropped, so is the work. Heartbeats go on until the agent is dropped or shut down.
     ///
@@ -73,7 +78,7 @@ impl Agent {
     {
         let signalled = shutdown_signal();
         self.start_heartbeat(self.registration().heartbeat_interval.unwrap_or(DEFAULT_INTERVAL))?;
-        let mut work = pin!(work.into_future());
+        let mut work = pin!(AssertUnwindSafe(work.into_future()).catch_unwind());
         let refused = pin!(self.refused());
         let outcome = tokio::select! {
             outcome = &mut work => Some(outcome),
@@ -95,7 +100,11 @@ impl Agent {
             }
         };
         self.shutdown().await;
-        let outcome = outcome.map_or(Ok(()), WorkOutcome::into_result);
+        let outcome = match outcome {
+            Some(Err(panic)) => resume_unwind(panic),
+            Some(Ok(outcome)) => outcome.into_result(),
+            None => Ok(()),
+        };
         outcome.map_err(|error| Error::Work { source: error.into() })
     }
 

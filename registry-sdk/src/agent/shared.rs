@@ -2,6 +2,7 @@
 //!
 //! Handles change it, wake the loop and wait. Only the loop sends anything.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::client::RegistryClient;
 use crate::contract::{AgentRecord, AgentStatus, Registration, Timestamp};
 use crate::error::Error;
 use crate::metrics;
-use crate::retry::{Attempts, RetryPolicy};
+use crate::retry::{Attempts, RetryPolicy, deadline_after};
 
 /// State that all handles of an agent and its loop share.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(super) struct Shared {
     pub(super) client: RegistryClient,
     pub(super) tasks: TaskCounter,
     pub(super) state: watch::Sender<AgentState>,
+    /// Whether the registry may have this process registered, and so has to be notified of its end.
+    may_be_registered: AtomicBool,
     inner: Mutex<Inner>,
     /// Wakes the loop when `inner` has changed. Only the loop waits for it.
     changed: Notify,
@@ -124,6 +127,7 @@ impl Shared {
             client,
             tasks: TaskCounter::default(),
             state: watch::Sender::new(AgentState::Registering),
+            may_be_registered: AtomicBool::new(false),
             inner: Mutex::new(inner),
             changed: Notify::new(),
         }
@@ -132,6 +136,11 @@ impl Shared {
     /// None of its guards is held over an await.
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn choose(&self, on_superseded: OnSuperseded) {
+        self.lock().on_superseded = on_superseded;
+        self.changed.notify_one();
     }
 
     /// Changes the desired state, and wakes the loop.
@@ -148,7 +157,7 @@ impl Shared {
         let (due, policy) = (Instant::now(), policy.clone());
         let call = Call { wants, due, is_concerned: false, policy, attempts: None, reply };
         self.with_loop(|inner| inner.calls.push(call))?;
-        // A call is dropped only with the loop.
+        // The loop answers all calls, however it ends.
         answer.await.unwrap_or(Err(Error::ShutDown))
     }
 
@@ -159,26 +168,57 @@ impl Shared {
             return Err(Error::ShutDown);
         }
         change(&mut inner);
-        // It may have ended with the runtime that it was started in.
-        if inner.task.as_ref().is_none_or(JoinHandle::is_finished) {
-            inner.task = Some(tokio::spawn(reconcile::run(self.clone())));
-        }
+        self.ensure_loop(&mut inner);
         drop(inner);
         self.changed.notify_one();
         Ok(())
     }
 
+    /// Starts the loop unless it runs. It may have ended with the runtime that it was started in.
+    fn ensure_loop(self: &Arc<Self>, inner: &mut Inner) {
+        if inner.task.as_ref().is_none_or(JoinHandle::is_finished) {
+            inner.task = Some(tokio::spawn(reconcile::run(self.clone())));
+        }
+    }
+
+    /// The loop has ended, after a shutdown or with its runtime. Nobody waits for it in vain.
+    pub(super) fn loop_ended(&self) {
+        let stop = self.lock().stop;
+        match stop {
+            Stop::By { .. } => {
+                self.lock().answer_where(|_| true, &Err(Error::ShutDown));
+                self.change_state(|_| AgentState::Stopped);
+            }
+            Stop::Abandoned => {}
+            Stop::No => {
+                let error = Error::Setup("the runtime that the agent was started in has ended".to_owned());
+                tracing::error!(agent_id = self.agent_id, %error, "no more heartbeats are sent until the agent is used again");
+                self.lock().answer_where(|_| true, &Err(error.clone()));
+                self.degraded(Arc::new(error));
+            }
+        }
+    }
+
+    pub(super) fn may_be_registered(&self) -> bool {
+        self.may_be_registered.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_may_be_registered(&self, may_be: bool) {
+        self.may_be_registered.store(may_be, Ordering::Release);
+    }
+
     /// Asks the loop to end in good order within a limit. The earliest deadline counts.
-    pub(super) fn stop_within(&self, limit: Duration) {
+    pub(super) fn stop_within(self: &Arc<Self>, limit: Duration) {
         let now = Instant::now();
-        let far = now + Duration::from_secs(86_400);
-        let (mut cut_off, mut deadline) =
-            (now.checked_add(limit / 2).unwrap_or(far), now.checked_add(limit).unwrap_or(far));
+        let (mut cut_off, mut deadline) = (deadline_after(now, limit / 2), deadline_after(now, limit));
         let mut inner = self.lock();
         if let Stop::By { cut_off: other_cut_off, deadline: other_deadline } = inner.stop {
             (cut_off, deadline) = (cut_off.min(other_cut_off), deadline.min(other_deadline));
         }
         inner.stop = Stop::By { cut_off, deadline };
+        if self.may_be_registered() {
+            self.ensure_loop(&mut inner);
+        }
         drop(inner);
         self.changed.notify_one();
     }
@@ -314,7 +354,7 @@ impl Inner {
         for call in self.calls.iter_mut().filter(|call| call.is_concerned) {
             if let Some(pause) = call.attempts.as_mut().and_then(|attempts| attempts.pause_after(error)) {
                 metrics::retried();
-                (call.due, call.is_concerned) = (now + pause, false);
+                (call.due, call.is_concerned) = (deadline_after(now, pause), false);
             }
         }
         self.answer_concerned(&Err(error.clone()));

@@ -13,6 +13,9 @@ use super::time::Timestamp;
 /// Maximum number of processes that are remembered for one agent.
 const REMEMBERED: usize = 8;
 
+/// How much too young a process may be noted before that is worth a write.
+const TOLERANCE: Duration = Duration::from_millis(100);
+
 /// What lies so far in the future was noted before somebody set the clock back. Less is what another server noted while
 /// this request was on its way.
 const AHEAD: Duration = Duration::from_secs(60);
@@ -67,10 +70,10 @@ impl Instances {
         arrived: Timestamp,
     ) -> bool {
         self.0.retain(|one| one.ended_at.unwrap_or(one.started_at).since(arrived) <= AHEAD);
-        let age_millis = i64::try_from(age.unwrap_or_default().as_millis()).unwrap_or(i64::MAX);
-        let started = Timestamp::from_unix_millis(arrived.unix_millis().saturating_sub(age_millis));
+        let started = before(arrived, age.unwrap_or_default());
         let started_at = match self.find(claimant) {
-            Some(Instance { ended_at: None, started_at, .. }) => *started_at,
+            // A request that was late on its way makes its process look younger, and none makes it look older.
+            Some(Instance { ended_at: None, started_at, .. }) => *started_at.min(&started),
             // A late request of the process that ended, and not a later start with the same id.
             Some(Instance { ended_at: Some(ended_at), .. }) if age.is_some() && started <= *ended_at => {
                 return false;
@@ -84,7 +87,7 @@ impl Instances {
         age.is_none() || !is_older
     }
 
-    /// Notes that a process was shut down.
+    /// Notes that a process was shut down. It need not be the owner.
     pub fn end(&mut self, instance_id: &str, now: Timestamp) {
         let started_at = self.find(instance_id).map_or(now, |known| known.started_at);
         self.remember(
@@ -99,6 +102,15 @@ impl Instances {
         self.find(instance_id).is_some_and(|known| known.ended_at.is_some())
     }
 
+    /// Whether a registration of this age, which arrived then, shows nothing new of its process.
+    #[must_use]
+    pub fn is_noted(&self, instance_id: &str, age: Option<Duration>, arrived: Timestamp) -> bool {
+        self.find(instance_id).is_some_and(|known| {
+            let too_young = age.map_or(Duration::ZERO, |age| known.started_at.since(before(arrived, age)));
+            known.ended_at.is_none() && too_young <= TOLERANCE
+        })
+    }
+
     /// Whether a process was seen, and has not been shut down.
     #[must_use]
     pub fn is_running(&self, instance_id: &str) -> bool {
@@ -109,16 +121,23 @@ impl Instances {
         self.0.iter().find(|one| one.id == instance_id)
     }
 
-    /// Replaces what was known of a process. Forgets the one that was heard of least lately, but never the owner.
+    /// Replaces what was known of a process. Forgets the one that was seen first, but never the owner.
     fn remember(&mut self, instance: Instance, owner: Option<&str>) {
-        self.0.retain(|one| one.id != instance.id);
-        self.0.push(instance);
+        match self.0.iter_mut().find(|one| one.id == instance.id) {
+            Some(known) => *known = instance,
+            None => self.0.push(instance),
+        }
         if self.0.len() > REMEMBERED
             && let Some(oldest) = self.0.iter().position(|one| Some(one.id.as_str()) != owner)
         {
             self.0.remove(oldest);
         }
     }
+}
+
+fn before(time: Timestamp, duration: Duration) -> Timestamp {
+    let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+    Timestamp::from_unix_millis(time.unix_millis().saturating_sub(millis))
 }
 
 #[cfg(test)]
@@ -154,13 +173,31 @@ mod tests {
     }
 
     #[test]
-    fn the_start_of_a_process_is_never_moved_also_if_it_was_refused() {
+    fn the_start_of_a_process_is_never_moved_to_later_also_if_it_was_refused() {
         let mut instances = Instances::default();
         assert!(instances.claim("one", age(50), None, at(100)));
         assert!(instances.claim("one", age(0), Some("one"), at(100)));
         assert!(instances.claim("two", age(30), Some("one"), at(100)), "one started before two");
         assert!(!instances.claim("three", age(40), Some("two"), at(100)));
         assert!(!instances.claim("three", age(0), Some("two"), at(100)), "it was seen with another age");
+        // The first registration of this one was late, and the next one shows it.
+        assert!(instances.claim("late", age(10), Some("two"), at(100)));
+        assert!(instances.claim("late", age(60), Some("late"), at(110)));
+        assert!(instances.claim("two", age(40), Some("late"), at(110)));
+    }
+
+    #[test]
+    fn a_registration_shows_something_new_if_its_process_is_older_than_noted() {
+        let mut instances = Instances::default();
+        assert!(!instances.is_noted("one", age(10), at(100)), "it was never seen");
+        assert!(instances.claim("one", age(10), None, at(100)));
+        for (age, is_noted) in [(None, true), (age(10), true), (age(5), true), (age(11), false)] {
+            assert_eq!(instances.is_noted("one", age, at(100)), is_noted, "{age:?}");
+        }
+        assert!(instances.is_noted("one", Some(Duration::from_millis(10_100)), at(100)));
+        assert!(!instances.is_noted("one", Some(Duration::from_millis(10_101)), at(100)));
+        instances.end("one", at(101));
+        assert!(!instances.is_noted("one", None, at(102)));
     }
 
     #[test]

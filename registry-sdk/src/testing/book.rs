@@ -208,19 +208,15 @@ impl Book {
         agent_id: &str,
         update: &StatusUpdate,
     ) -> Result<AgentRecord, Refusal> {
-        let now = self.timestamp(Instant::now());
-        let ended = update.instance_id.as_deref().filter(|_| update.is_final);
-        if let (Some(instance_id), Some(entry)) = (ended, self.agents.get(agent_id))
-            && entry.instances.has_ended(instance_id)
-            && entry.registration.instance_id.as_deref() == Some(instance_id)
-        {
-            // It is said again, because the first answer was lost.
-            return Ok(self.known(agent_id));
-        }
-        let entry = self.entry(agent_id, update.instance_id.as_deref())?;
-        if let Some(instance_id) = ended {
-            entry.instances.end(instance_id, now);
-        }
+        let instance_id = update.instance_id.as_deref();
+        let entry = match instance_id.filter(|_| update.is_final) {
+            Some(instance_id) => match self.end(agent_id, instance_id)? {
+                Some(entry) => entry,
+                // It is said again, because the first answer was lost.
+                None => return Ok(self.known(agent_id)),
+            },
+            None => self.entry(agent_id, instance_id)?,
+        };
         // Only a heartbeat brings back who has fallen silent.
         let is_taken = !entry.missed || update.status == AgentStatus::Offline;
         if !is_taken || (entry.status == update.status && !entry.missed) {
@@ -228,6 +224,20 @@ impl Book {
         }
         (entry.status, entry.missed) = (update.status, false);
         Ok(self.changed(agent_id, EventKind::StatusChanged))
+    }
+
+    /// Notes that a process was shut down. Only the owner's end is the agent's: `None` if it was noted before.
+    fn end(&mut self, agent_id: &str, instance_id: &str) -> Result<Option<&mut Entry>, Refusal> {
+        let now = self.timestamp(Instant::now());
+        let entry = self.entry(agent_id, None)?;
+        let owner = entry.registration.instance_id.as_deref();
+        let (is_other, has_ended) =
+            (owner.is_some_and(|owner| owner != instance_id), entry.instances.has_ended(instance_id));
+        let refusal = entry.refuse(instance_id);
+        if entry.instances.is_running(instance_id) || !(is_other || has_ended) {
+            entry.instances.end(instance_id, now);
+        }
+        if is_other { Err(refusal) } else { Ok((!has_ended).then_some(entry)) }
     }
 
     pub(super) fn remove(&mut self, agent_id: &str) -> Result<(), Refusal> {

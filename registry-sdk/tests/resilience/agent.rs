@@ -309,7 +309,7 @@ async fn every_request_of_an_agent_says_which_process_it_is() {
 #[tokio::test(start_paused = true)]
 async fn a_superseded_agent_sends_nothing_more_and_does_not_take_its_successor_offline() {
     let script = |what: &str, _| match what {
-        HEARTBEAT => Reply::Answer(409, "", r#"{"detail":"another instance has registered"}"#),
+        HEARTBEAT => Reply::Answer(409, PROBLEM, r#"{"detail":"another instance has registered"}"#),
         _ => ACK,
     };
     let server = Server::start(script).await;
@@ -349,7 +349,7 @@ async fn an_older_process_with_news_does_not_win_over_its_successor() {
     let superseded = Arc::new(AtomicBool::new(false));
     let is_superseded = superseded.clone();
     let script = move |what: &str, _| match what {
-        HEARTBEAT if is_superseded.load(Ordering::SeqCst) => Reply::Answer(409, "", ""),
+        HEARTBEAT if is_superseded.load(Ordering::SeqCst) => Reply::Answer(409, PROBLEM, "{}"),
         _ => ACK,
     };
     let server = Server::start(script).await;

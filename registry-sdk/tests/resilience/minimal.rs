@@ -78,6 +78,34 @@ async fn well_formed_fields_are_read_beside_others_that_are_not() {
     assert_eq!((ack.registration_tag.as_deref(), ack.last_heartbeat), (Some("t"), record.last_heartbeat));
 }
 
+/// Something in between answers 409 once, as if another process owned the id.
+#[tokio::test(start_paused = true)]
+async fn a_conflict_that_no_registry_speaks_of_does_not_end_the_heartbeats() {
+    for body in ["<html>", r#"{"error":"conflict"}"#, ""] {
+        let server = Server::start(move |what, number| match what {
+            HEARTBEAT if number == 3 => Reply::Answer(409, "content-type: text/html\r\n", body),
+            _ => Reply::Answer(200, "", "{}"),
+        })
+        .await;
+        let agent = Agent::new(RegistryClient::new(server.url()).unwrap(), registration());
+        agent.start_heartbeat(INTERVAL).unwrap();
+        until("it beats on", || server.times(HEARTBEAT).len() >= 20).await;
+        assert!(agent.state().is_registered(), "{:?}", agent.state());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_any_length_is_cut_to_what_a_log_line_holds() {
+    let long: &'static str =
+        Box::leak(format!("{{\"detail\":\"{}\"}}", "ä".repeat(1_000_000)).into_boxed_str());
+    for status in [500, 422, 418] {
+        let server = Server::start(move |_, _| Reply::Answer(status, "", long)).await;
+        let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
+        let error = client.heartbeat("a").await.unwrap_err();
+        assert!(error.to_string().len() < 3_000, "{}", error.to_string().len());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_no_json_or_cut_off_is_not_believed() {
     for (status, body) in [(200, ""), (200, "OK"), (201, "<html>"), (200, "{\"agent_"), (204, "nul")] {

@@ -10,7 +10,7 @@ use registry_sdk::{
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::logs::Logs;
-use crate::support::{ACK, HEARTBEAT, REGISTER, Reply, Server, until};
+use crate::support::{ACK, HEARTBEAT, PROBLEM, REGISTER, Reply, Server, until};
 
 const INTERVAL: Duration = Duration::from_secs(10);
 /// The registry's own, which is longer than twice the interval.
@@ -194,6 +194,86 @@ async fn a_process_that_ran_through_an_outage_gives_way_to_one_that_started_in_i
     }
 }
 
+/// A first registration that was held back makes its process look younger, and the next one shows that.
+#[tokio::test(start_paused = true)]
+async fn a_registration_that_was_late_on_its_way_does_not_make_its_process_the_younger_one() {
+    let registry = MockRegistry::start().await;
+    let old = process(registry.client(), "old");
+    registry.deliver_late(1, Duration::from_secs(20));
+    assert!(old.register().await.is_err());
+    sleep(Duration::from_secs(10)).await;
+    let new = process(registry.client(), "new");
+    sleep(Duration::from_secs(15)).await;
+    assert_eq!(owner(&registry), "old", "it has arrived");
+    old.start_heartbeat(INTERVAL).unwrap();
+    old.watch().wait_for(AgentState::is_registered).await.unwrap();
+    new.start_heartbeat(INTERVAL).unwrap();
+    settle(&old, &new).await;
+    assert_eq!(owner(&registry), "new");
+}
+
+/// Whoever asks for a status only is not registered by that, and does not ask for ever.
+#[tokio::test(start_paused = true)]
+async fn a_process_that_never_registered_does_not_set_the_status_of_the_owner() {
+    let registry = MockRegistry::start().await;
+    let new = started(&registry, "new").await;
+    let stranger = process(registry.client(), "stranger");
+    let sent = registry.seen().0.len();
+    assert!(stranger.update_status(AgentStatus::Busy).await.unwrap_err().is_superseded());
+    assert_eq!(registry.seen().0.len(), sent + 1);
+    assert_eq!(
+        (owner(&registry).as_str(), registry.agent("a").unwrap().status),
+        ("new", AgentStatus::Active)
+    );
+    assert!(new.state().is_registered());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_was_told_to_stop_may_be_told_to_stand_by_later() {
+    let registry = MockRegistry::start().await;
+    let old = process(registry.client(), "old").on_superseded(OnSuperseded::Stop);
+    old.register().await.unwrap();
+    old.start_heartbeat(INTERVAL).unwrap();
+    sleep(Duration::from_millis(5)).await;
+    let new = started(&registry, "new").await;
+    superseded(&old).await;
+    sleep(10 * INTERVAL).await;
+    let old = old.on_superseded(OnSuperseded::StandBy);
+    new.shutdown().await;
+    timeout(3 * INTERVAL, old.watch().wait_for(AgentState::is_registered)).await.unwrap().unwrap();
+}
+
+/// As when the registry's clock is set back between the two.
+#[tokio::test(start_paused = true)]
+async fn a_process_that_seems_to_have_started_before_its_predecessor_ended_tries_until_it_is_granted() {
+    let refused = r#"{"detail":"shut down","owner":{"instance_id":"pod-0","base_url":"http://pod:8000"}}"#;
+    let server = Server::start(move |what, number| match what {
+        REGISTER if number < 5 => Reply::Answer(409, PROBLEM, refused),
+        _ => ACK,
+    })
+    .await;
+    let registration = Registration::new("a", "Agent", "http://pod:8000").instance_id("pod-0");
+    let agent = Agent::new(RegistryClient::new(server.url()).unwrap(), registration);
+    sleep(Duration::from_secs(100)).await;
+    agent.start_heartbeat(INTERVAL).unwrap();
+    agent.watch().wait_for(AgentState::is_registered).await.unwrap();
+    let age = |one: &crate::support::Arrived| {
+        let body: serde_json::Value = serde_json::from_str(&one.body).unwrap();
+        body["instance_age_seconds"].as_f64().unwrap()
+    };
+    let arrived = server.arrived();
+    let ages: Vec<_> = arrived.iter().filter(|one| one.what == REGISTER).map(age).collect();
+    assert!(
+        ages[0] >= 100.0 && ages[1..].iter().all(|age| *age < 0.1),
+        "it counts as started anew: {ages:?}"
+    );
+    let times = server.times(REGISTER);
+    assert!(
+        times[2] - times[1] >= INTERVAL / 20 && times[4] - times[3] >= INTERVAL / 5,
+        "and is in no hurry"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_age_is_that_of_the_moment_when_it_is_sent() {
     let registry = MockRegistry::start().await;
@@ -277,7 +357,7 @@ async fn a_process_that_started_before_its_predecessor_of_the_same_name_ended_re
 #[tokio::test(start_paused = true)]
 async fn where_ages_are_not_known_a_superseded_process_never_takes_the_id_back() {
     let script = |what: &str, _| match what {
-        HEARTBEAT => Reply::Answer(409, "", r#"{"detail":"another instance"}"#),
+        HEARTBEAT => Reply::Answer(409, PROBLEM, r#"{"detail":"another instance"}"#),
         // Even if it seems that nobody has it.
         "GET /agents/a" => Reply::Answer(200, "", r#"{"agent_id":"a","status":"offline"}"#),
         _ => ACK,
@@ -306,7 +386,7 @@ async fn where_ages_are_not_known_a_superseded_process_never_takes_the_id_back()
 #[tokio::test(start_paused = true)]
 async fn a_process_that_stands_by_learns_that_ages_are_known_now() {
     let script = |what: &str, number: usize| match what {
-        HEARTBEAT if number < 10 => Reply::Answer(409, "", ""),
+        HEARTBEAT if number < 10 => Reply::Answer(409, PROBLEM, "{}"),
         "GET /agents/a" => Reply::Answer(
             200,
             "",

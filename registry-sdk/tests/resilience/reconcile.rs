@@ -219,6 +219,88 @@ async fn a_change_that_the_registry_refuses_does_not_stop_the_heartbeats() {
     assert_eq!(logs.with("did not take a changed registration").len(), 1);
 }
 
+/// Whatever keeps the agent from registering again: the registry knows it, and hears of it.
+#[tokio::test(start_paused = true)]
+async fn heartbeats_go_on_while_registering_again_fails() {
+    // The registry was restored, or answers after a failure and has no tags.
+    for (first, later) in [(r#"{"registration_tag":"1"}"#, r#"{"registration_tag":"2"}"#), ("{}", "{}")] {
+        let server = Server::start(move |what: &str, number| match what {
+            REGISTER if number > 0 => Reply::Answer(503, "", ""),
+            HEARTBEAT if number == 2 => Reply::Answer(503, "", ""),
+            HEARTBEAT if number > 2 => Reply::Answer(200, "", later),
+            _ => Reply::Answer(200, "", first),
+        })
+        .await;
+        let agent = agent(RegistryClient::new(server.url()).unwrap());
+        agent.start_heartbeat(INTERVAL).unwrap();
+        sleep(30 * INTERVAL).await;
+        let times = server.times(HEARTBEAT);
+        let longest = times.windows(2).map(|two| two[1] - two[0]).max().unwrap();
+        assert!(longest <= INTERVAL + Duration::from_secs(1), "{longest:?}");
+        let tried = server.times(REGISTER).len();
+        assert!((15..=60).contains(&tried), "{tried} registrations in thirty intervals");
+    }
+}
+
+/// The registry still expects the shorter interval, and would call the agent offline.
+#[tokio::test(start_paused = true)]
+async fn a_longer_interval_counts_when_the_registry_has_acknowledged_it() {
+    let registry = MockRegistry::with_heartbeat_timeout(Duration::from_secs(1)).await;
+    let agent = agent(registry.client());
+    agent.start_heartbeat(Duration::from_secs(5)).unwrap();
+    registry.wait_until(|seen| seen.heartbeats("a") == 2).await;
+    registry.fail_next(3, 503);
+    agent.start_heartbeat(Duration::from_secs(3_600)).unwrap();
+    let until = Instant::now() + Duration::from_secs(600);
+    while Instant::now() < until {
+        sleep(Duration::from_millis(500)).await;
+        assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Active);
+    }
+    assert_eq!(registry.agent("a").unwrap().heartbeat_interval, Some(Duration::from_secs(3_600)));
+    let beats = registry.heartbeats("a");
+    sleep(Duration::from_secs(3_000)).await;
+    assert!(registry.heartbeats("a") <= beats + 1, "an hour is an hour then");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_hangs_does_not_make_the_agent_miss_its_deadline() {
+    let registry = MockRegistry::with_heartbeat_timeout(Duration::from_secs(3)).await;
+    let agent = agent(registry.client().with_retry(RetryPolicy::registration().attempts(20)));
+    agent.start_heartbeat(Duration::from_secs(1)).unwrap();
+    registry.wait_until(|seen| seen.heartbeats("a") == 2).await;
+    for _ in 0..20 {
+        registry.hang(1);
+        let call = tokio::spawn({
+            let agent = agent.clone();
+            async move { agent.update_status(AgentStatus::Busy).await }
+        });
+        while !call.is_finished() {
+            sleep(Duration::from_millis(50)).await;
+            assert_ne!(registry.agent("a").unwrap().status, AgentStatus::Offline);
+        }
+        call.await.unwrap().unwrap();
+        sleep(Duration::from_millis(fastrand::u64(..1_000))).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn durations_without_end_are_as_good_as_for_ever() {
+    let registry = MockRegistry::start().await;
+    let client = RegistryClient::builder(registry.url()).timeout(Duration::MAX);
+    let policy = RetryPolicy::registration().time_limit(Duration::MAX).longest_delay(Duration::MAX);
+    let agent = agent(client.retry(policy).build().unwrap());
+    agent.start_heartbeat(INTERVAL).unwrap();
+    agent.register_with_retry().await.unwrap();
+    agent.register().await.unwrap();
+    registry.wait_until(|seen| seen.heartbeats("a") == 3).await;
+    agent.shutdown_within(Duration::MAX).await;
+    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
+    for interval in [Duration::ZERO, Duration::from_nanos(999_999), Duration::from_secs(86_401)] {
+        let refused = self::agent(registry.client()).start_heartbeat(interval);
+        assert!(matches!(refused, Err(Error::Setup(_))), "{interval:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_change_is_told_at_once_and_not_with_the_next_heartbeat() {
     let registry = MockRegistry::start().await;
@@ -359,7 +441,7 @@ async fn a_heartbeat_that_is_a_little_late_is_no_warning() {
     }
 }
 
-/// As when a token provider panics: that is not the loop's end.
+/// As when a token provider panics: no caller waits in vain, and that is not the loop's end.
 #[tokio::test(start_paused = true)]
 async fn a_panic_does_not_end_the_heartbeats() {
     let registry = MockRegistry::start().await;
@@ -375,7 +457,7 @@ async fn a_panic_does_not_end_the_heartbeats() {
     let agent = agent(client);
     agent.start_heartbeat(INTERVAL).unwrap();
     registry.wait_until(|seen| seen.heartbeats("a") == 5).await;
-    assert_eq!(logs.with("a panic in the heartbeat loop").len(), 1);
+    assert_eq!(logs.with("a panic, perhaps of the token provider").len(), 1);
     agent.shutdown().await;
     assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
 }
@@ -391,4 +473,21 @@ async fn agents_that_start_by_their_heartbeats_alone_do_not_beat_together() {
     until("all have beaten", || server.times(HEARTBEAT).len() >= agents.len()).await;
     let early = server.times(HEARTBEAT).iter().filter(|at| **at - began < INTERVAL / 2).count();
     assert!((10..=50).contains(&early), "{early} of 60 in the first half");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_is_a_failure_like_any_other() {
+    let registry = MockRegistry::start().await;
+    let client =
+        RegistryClient::builder(registry.url()).token_provider(|| panic!("on purpose")).build().unwrap();
+    let agent = agent(client);
+    let outcome = timeout(Duration::from_secs(60), agent.register_with_retry()).await.unwrap();
+    assert!(matches!(outcome, Err(Error::Setup(_))), "{outcome:?}");
+    assert!(agent.state().is_degraded());
+    agent.start_heartbeat(INTERVAL).unwrap();
+    let began = Instant::now();
+    sleep(10 * INTERVAL).await;
+    agent.shutdown().await;
+    assert!(began.elapsed() < 11 * INTERVAL);
+    assert!(matches!(agent.state(), AgentState::Stopped));
 }

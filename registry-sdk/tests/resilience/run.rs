@@ -65,6 +65,27 @@ async fn an_error_of_the_work_is_handed_out() {
     assert_eq!(server.arrived().last().unwrap().what, "PUT /agents/a/status");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_the_work_shuts_the_agent_down_and_goes_on() {
+    let server = Server::start(|_, _| ACK).await;
+    let (agent, heartbeats) = (agent(&server), || server.times(HEARTBEAT).len());
+    let running = tokio::spawn({
+        let agent = agent.clone();
+        async move {
+            let work = async {
+                sleep(3 * INTERVAL).await;
+                panic!("on purpose");
+            };
+            agent.run_until::<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>>(Box::pin(work)).await
+        }
+    });
+    assert!(running.await.unwrap_err().is_panic());
+    assert_eq!(server.arrived().last().unwrap().what, "PUT /agents/a/status");
+    let before = heartbeats();
+    sleep(10 * INTERVAL).await;
+    assert_eq!(heartbeats(), before);
+}
+
 /// As people write it: without a graceful shutdown of its own.
 #[cfg(feature = "axum")]
 #[tokio::test(start_paused = true)]

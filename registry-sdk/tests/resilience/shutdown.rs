@@ -224,10 +224,58 @@ async fn a_superseded_process_shuts_down_without_touching_its_successor() {
     let new = agent(&registry);
     new.register().await.unwrap();
     old.watch().wait_for(AgentState::is_superseded).await.unwrap();
-    let sent = registry.seen().0.len();
+    let before = registry.agent("a").unwrap();
     old.shutdown().await;
-    assert_eq!(registry.seen().0.len(), sent);
-    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Active);
+    let after = registry.agent("a").unwrap();
+    assert_eq!((after.status, after.last_heartbeat), (AgentStatus::Active, before.last_heartbeat));
+}
+
+/// Both are gone, and a registration of the one that did not own the id arrives.
+#[tokio::test(start_paused = true)]
+async fn a_late_request_of_a_superseded_process_does_not_bring_the_agent_back() {
+    let registry = MockRegistry::start().await;
+    let old = agent(&registry);
+    old.register().await.unwrap();
+    old.start_heartbeat(INTERVAL).unwrap();
+    sleep(Duration::from_secs(100)).await;
+    let new = agent(&registry);
+    new.register().await.unwrap();
+    old.watch().wait_for(AgentState::is_superseded).await.unwrap();
+    registry.deliver_late(1, Duration::from_secs(30));
+    let _ = timeout(Duration::from_millis(500), old.register()).await;
+    old.shutdown().await;
+    new.shutdown().await;
+    let arrived = registry.seen().0.len();
+    registry.wait_until(|seen| seen.0.len() > arrived).await;
+    assert_eq!(registry.seen().0.last().unwrap().status, Some(409));
+    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
+}
+
+/// As when a test or a service makes a runtime for each of its parts.
+#[test]
+fn a_shutdown_in_another_runtime_than_the_first_says_offline_all_the_same() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (of_registry, first) = (runtime(), runtime());
+    let registry = of_registry.block_on(MockRegistry::start());
+    let agent = agent(&registry);
+    first.block_on(async {
+        agent.register().await.unwrap();
+        agent.start_heartbeat(INTERVAL).unwrap();
+    });
+    let second = runtime();
+    registry.hang(1);
+    // A caller elsewhere waits when the runtime of the loop ends.
+    let waiting = second.spawn({
+        let agent = agent.clone();
+        async move { agent.register().await }
+    });
+    second.block_on(registry.wait_until(|seen| seen.registrations("a") == 2));
+    first.shutdown_background();
+    assert!(second.block_on(waiting).unwrap().is_err(), "it is not left waiting");
+    assert!(agent.state().is_degraded(), "{:?}", agent.state());
+    second.block_on(agent.shutdown());
+    assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
 }
 
 #[tokio::test(start_paused = true)]

@@ -173,7 +173,9 @@ impl Registry {
         if let Some(held) = self.core.view.held(&draft.agent_id)
             && held.agent.says_the_same(&draft)
             // Not the first sight of a process, whose start has to be noted, nor a late request of one that was shut down.
-            && draft.instance_id.as_deref().is_none_or(|id| held.agent.instances.is_running(id))
+            && draft.instance_id.as_deref().is_none_or(|id| {
+                held.agent.instances.is_noted(id, instance_age, self.core.clock.now())
+            })
             && let Some(heard) = self.touch(&held, arrived).await?
         {
             return Ok(held.record(&self.core.moment(), heard));

@@ -128,7 +128,13 @@ impl Judge<'_> {
                 Change::Beat(Heartbeat { instance_id, .. })
                 | Change::SetStatus(StatusUpdate { instance_id, .. }),
                 Some(agent),
-            ) if !is_instance(&agent, instance_id.as_deref()) => superseded(&agent, instance_id.as_deref()),
+            ) if !is_instance(&agent, instance_id.as_deref()) => {
+                let refused = superseded(&agent, instance_id.as_deref());
+                if let Change::SetStatus(update) = change {
+                    self.end_of_another(agent, update);
+                }
+                refused
+            }
             (Change::Beat(beat), Some(agent)) => self.beat(agent, beat.status, arrived),
             (Change::SetStatus(update), Some(agent)) => self.set_status(agent, update),
             (Change::Expire, Some(agent)) => self.expire(agent),
@@ -153,8 +159,7 @@ impl Judge<'_> {
             if !agent.instances.claim(claimant, instance_age, owner, arrived)
                 && let Some(mut known) = current
             {
-                // One that is noted already may only have moved to the end of the list, which is worth no write.
-                let is_news = !known.instances.is_running(claimant) && known.instances != agent.instances;
+                let is_news = known.instances != agent.instances;
                 known.instances = agent.instances;
                 let refused = superseded(&known, Some(claimant));
                 if is_news {
@@ -205,6 +210,15 @@ impl Judge<'_> {
         }
         self.assign(&mut agent, status);
         self.put(agent, EventKind::StatusChanged)
+    }
+
+    /// Notes the end of a process that does not own the id: its late requests change nothing either.
+    fn end_of_another(&mut self, mut agent: StoredAgent, update: &StatusUpdate) {
+        let running = update.instance_id.as_deref().filter(|id| agent.instances.is_running(id));
+        if let Some(instance_id) = running.filter(|_| update.is_final) {
+            agent.instances.end(instance_id, self.now);
+            self.put(agent, EventKind::Heard);
+        }
     }
 
     /// Whether an agent is past its deadline, or was marked so. The mark outlives a restart of the server, after which
@@ -599,6 +613,15 @@ mod tests {
         let (outcome, writes) = decide(&shut_down("two"), owned(AgentStatus::Active), at(110));
         assert_eq!(refused(&outcome), (Some("one"), "http://agent:8000", false));
         assert!(writes.is_empty());
+        // One that was never seen is not worth a place. One that was is noted, for its late requests.
+        let two = done(decide(&started("two", 100, 110), owned(AgentStatus::Active), at(110)));
+        let (outcome, writes) = decide(&shut_down("one"), two, at(111));
+        assert_eq!(refused(&outcome), (Some("two"), "http://b", false));
+        assert_eq!(kinds(&writes), [(8, EventKind::Heard)]);
+        let noted = writes.events[0].agent.as_ref().clone();
+        assert!(noted.instances.has_ended("one") && noted.status == AgentStatus::Active);
+        let (_, again) = decide(&shut_down("one"), noted, at(112));
+        assert!(again.is_empty());
         let ended = done(decide(&shut_down("one"), owned(AgentStatus::Active), at(110)));
         let succeeded = done(decide(&started("two", 50, 111), ended, at(111)));
         let (outcome, _) = decide(&shut_down("one"), succeeded, at(112));
