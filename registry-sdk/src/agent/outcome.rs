@@ -59,18 +59,14 @@ impl Loop {
     /// The record was read while another process owned the id. Registers if that process is gone, or if a third one owns the
     /// id, which may be older than this one.
     pub(super) fn record_read(&mut self, record: &AgentRecord) {
-        let has_learned = !self.known.knows_ages && record.registration_tag.is_some();
-        self.known.knows_ages |= has_learned;
+        self.known.knows_ages |= record.registration_tag.is_some();
         let is_own = record.instance_id.as_deref() == Some(&self.shared.instance_id);
         let owner = Owner::new(record.instance_id.clone(), &record.base_url);
-        let is_known = match &*self.shared.state.borrow() {
-            AgentState::Superseded { owner: Some(known) } => known.instance_id == owner.instance_id,
-            _ => false,
-        };
+        // Twice: the first time, requests that were late on their way may have made the owner look younger than it is.
+        let is_decided = self.known.refused_for == owner.instance_id && self.known.refusals >= 2;
         if is_own {
             self.register_soon();
-        } else if record.status == AgentStatus::Offline || has_learned || (self.known.knows_ages && !is_known)
-        {
+        } else if record.status == AgentStatus::Offline || (self.known.knows_ages && !is_decided) {
             self.take_over();
         } else {
             self.look_later();
@@ -184,6 +180,10 @@ impl Loop {
         self.phase = Phase::Superseded;
         // Some of several servers behind one name may be of an earlier version.
         self.known.knows_ages = owner.is_some();
+        let owner_id = owner.as_ref().and_then(|owner| owner.instance_id.clone());
+        let is_same = self.known.refused_for == owner_id;
+        self.known.refusals = if is_same { self.known.refusals.saturating_add(1) } else { 1 };
+        self.known.refused_for = owner_id;
         if !self.known.knows_ages {
             // There is nothing that such a registry could be notified of.
             self.shared.set_may_be_registered(false);

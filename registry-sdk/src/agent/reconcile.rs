@@ -18,6 +18,7 @@
 //! | | | a younger process owns the id (409) | `Superseded` |
 //! | | | failed | `Registered`; heartbeats go on, and the update is sent again after a pause that grows |
 //! | `Superseded` | read the record | the owner is offline, gone or another one, and ages are known | `Unregistered`, within a tenth of the interval |
+//! | | | another process owns the id, which has won only once | the same: requests that were late may have made it look younger than it is |
 //! | | | anything else | `Superseded`, one interval later |
 //!
 //! A registry that knows no ages lets the newest registration win. There an update is sent only right after a heartbeat was
@@ -99,6 +100,9 @@ pub(super) struct Known {
     /// When the registry last heard of the agent, and how long it may be silent.
     pub(super) last_success: Option<Instant>,
     pub(super) timeout: Option<Duration>,
+    /// The owner in whose favour the last registration was refused, and how often in a row.
+    pub(super) refused_for: Option<String>,
+    pub(super) refusals: u32,
 }
 
 pub(super) struct Loop {

@@ -294,6 +294,30 @@ async fn an_age_is_that_of_the_moment_when_it_is_sent() {
     assert!((1_100.0..1_104.0).contains(&ages[2]), "{ages:?}");
 }
 
+/// The first answer may have been about requests that were late on their way. The second is not.
+#[tokio::test(start_paused = true)]
+async fn a_superseded_process_asks_once_more_and_then_only_reads() {
+    let registry = MockRegistry::start().await;
+    let old = started(&registry, "old").await;
+    let new = started(&registry, "new").await;
+    superseded(&old).await;
+    let sent_by_old = || {
+        let own = format!("\"{}\"", old.instance_id());
+        registry.seen().0.iter().filter(|one| one.path == "/register" && one.body.contains(&own)).count()
+    };
+    let refused = sent_by_old();
+    sleep(2 * INTERVAL).await;
+    assert_eq!(sent_by_old(), refused + 1);
+    sleep(50 * INTERVAL).await;
+    assert_eq!(sent_by_old(), refused + 1);
+    // A third process is another question.
+    drop(new);
+    let third = started(&registry, "third").await;
+    sleep(10 * INTERVAL).await;
+    assert!(third.state().is_registered() && old.state().is_superseded());
+    assert_eq!(sent_by_old(), refused + 3);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_process_told_to_stop_sends_nothing_more_once_it_is_superseded() {
     let registry = MockRegistry::start().await;
@@ -408,6 +432,8 @@ async fn one_registration_with_the_age_follows_a_409_to_a_heartbeat_and_decides(
     let old = started(&registry, "old").await;
     let young = started(&registry, "young").await;
     superseded(&old).await;
+    // Until it is decided between the two.
+    sleep(3 * INTERVAL).await;
     // Somebody registers without an age, and so takes the id from the youngest.
     let plain = Registration::new("a", "Agent", "http://plain:8000")
         .capability(Capability::new("plain"))

@@ -15,6 +15,7 @@ use crate::support::{Server, Store, eventually, length, on_both};
 on_both!(twins_superseded);
 on_both!(twins_killed);
 on_both!(twins_against_a_dead_registry);
+on_both!(twins_against_a_hanging_registry);
 on_both!(twins_shut_down);
 on_both!(twins_restored);
 
@@ -162,6 +163,29 @@ async fn twins_killed(store: Store) {
     println!(
         "the old process took over {took:.1?} after the new one was offline, with {INTERVAL:?} intervals"
     );
+}
+
+/// The younger process wins also if the registry hangs when the two start, and then reads what they sent meanwhile.
+async fn twins_against_a_hanging_registry(store: Store) {
+    let server = Server::running(&store.url, &FLAGS).await;
+    let client = server.client();
+    let trials = length(20, 2);
+    for _ in 0..trials {
+        server.signal("STOP");
+        let old = Twin::start(&server.url(), "old", "beat");
+        old.says("degraded");
+        tokio::time::sleep(YOUNGER_BY).await;
+        let new = Twin::start(&server.url(), "new", "beat");
+        new.says("degraded");
+        server.signal("CONT");
+        new.says("registered");
+        owner_is(&client, "new").await;
+        old.says("superseded");
+        stays(&client, "new", AgentStatus::Active).await;
+        drop((old, new));
+        client.deregister("a").await.unwrap();
+    }
+    println!("the younger process won in {trials} of {trials} trials against a registry that hung");
 }
 
 /// The younger process wins, in whatever order the two find out that the registry is there.

@@ -88,6 +88,12 @@ impl Server {
         }
     }
 
+    /// Stops it in its tracks: it accepts connections, and answers nothing. With `CONT` it goes on.
+    pub(crate) fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args(["-s", signal, &self.pid().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
     /// As an operator would end it. Fails where it does not end well.
     pub(crate) async fn stop(&mut self) {
         let Some(mut process) = self.process.take() else { return };
