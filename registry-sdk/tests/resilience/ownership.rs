@@ -429,12 +429,13 @@ async fn a_process_that_stands_by_learns_that_ages_are_known_now() {
 #[tokio::test(start_paused = true)]
 async fn one_registration_with_the_age_follows_a_409_to_a_heartbeat_and_decides() {
     let registry = MockRegistry::start().await;
-    let old = started(&registry, "old").await;
+    let old = process(registry.client(), "old").on_superseded(OnSuperseded::Stop);
+    old.register().await.unwrap();
+    old.start_heartbeat(INTERVAL).unwrap();
+    sleep(Duration::from_millis(5)).await;
     let young = started(&registry, "young").await;
     superseded(&old).await;
-    // Until it is decided between the two.
-    sleep(3 * INTERVAL).await;
-    // Somebody registers without an age, and so takes the id from the youngest.
+    // Somebody registers without an age, as the older process, and so takes the id from the youngest.
     let plain = Registration::new("a", "Agent", "http://plain:8000")
         .capability(Capability::new("plain"))
         .instance_id(old.instance_id());
