@@ -53,7 +53,7 @@
 //! | `the registry did not take a changed registration, trying again; heartbeats go on` | warn, at the first failure | `agent_id`, `error`, `pause` |
 //! | `another process owns this agent's id, no heartbeats are sent; …` | warn, once | `agent_id`, `instance_id`, `owner_instance_id`, `owner_base_url` |
 //! | `a heartbeat is late: the runtime was blocked, or the process suspended; …` | warn | `agent_id`, `late` |
-//! | `a panic in the heartbeat loop …: the loop goes on` | error | `agent_id` |
+//! | `no heartbeats are sent until the agent is used again` | error, if the agent's runtime has ended | `agent_id`, `error` |
 //! | `asked to end: shutting down` | info | `agent_id` |
 //! | `shut down` | info; warn if the registry could not be told | `agent_id`, `error` |
 //! | `trying again` | debug | `error`, `pause` |

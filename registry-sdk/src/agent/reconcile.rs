@@ -25,8 +25,8 @@
 //! acknowledged: so an older process finds out in time that it was superseded, and never takes the id back.
 //!
 //! While heartbeats are off, the loop sends only what a caller waits for. In every phase a shutdown ends it: the request
-//! under way gets up to half of the time, then `offline` is said, for good, unless the registry cannot know the agent or
-//! another process owns the id.
+//! under way gets up to half of the time, then the status is set to `offline`, for good, unless the registry cannot have the
+//! process registered.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -130,7 +130,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
     Loop::new(shared).live().instrument(span).await;
 }
 
-/// However the loop ends, nobody waits for it in vain.
+/// However the loop ends, its callers get an answer.
 impl Drop for Loop {
     fn drop(&mut self) {
         self.shared.loop_ended();

@@ -183,19 +183,21 @@ impl Shared {
 
     /// The loop has ended, after a shutdown or with its runtime. Nobody waits for it in vain.
     pub(super) fn loop_ended(&self) {
-        let stop = self.lock().stop;
-        match stop {
-            Stop::By { .. } => {
-                self.lock().answer_where(|_| true, &Err(Error::ShutDown));
-                self.change_state(|_| AgentState::Stopped);
-            }
-            Stop::Abandoned => {}
-            Stop::No => {
-                let error = Error::Setup("the runtime that the agent was started in has ended".to_owned());
-                tracing::error!(agent_id = self.agent_id, %error, "no more heartbeats are sent until the agent is used again");
-                self.lock().answer_where(|_| true, &Err(error.clone()));
-                self.degraded(Arc::new(error));
-            }
+        let mut inner = self.lock();
+        let error = match inner.stop {
+            Stop::Abandoned => return,
+            Stop::By { .. } => Error::ShutDown,
+            Stop::No => Error::Setup("the runtime that the agent was started in has ended".to_owned()),
+        };
+        // Whoever calls from now on starts another.
+        inner.task = None;
+        inner.answer_where(|_| true, &Err(error.clone()));
+        drop(inner);
+        if matches!(error, Error::ShutDown) {
+            self.change_state(|_| AgentState::Stopped);
+        } else {
+            tracing::error!(agent_id = self.agent_id, %error, "no heartbeats are sent until the agent is used again");
+            self.degraded(Arc::new(error));
         }
     }
 
@@ -232,7 +234,7 @@ impl Shared {
         self.changed.notify_one();
     }
 
-    /// Waits until the loop has ended. Where it does not in time, because the runtime is blocked, it is aborted.
+    /// Waits until the loop has ended. If it does not end in time, because the runtime is blocked, it is aborted.
     pub(super) async fn ended(&self, limit: Duration) {
         let is_running = self.lock().task.as_ref().is_some_and(|task| !task.is_finished());
         let mut state = self.state.subscribe();
