@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::support::{self, ACK, HEARTBEAT, PROBLEM, REGISTER, Reply, Server, until};
 use registry_sdk::contract::{AgentStatus, Capability, Registration};
-use registry_sdk::{Agent, AgentState, RegistrationOutcome, RegistryClient};
+use registry_sdk::{Agent, AgentState, Error, RegistrationOutcome, RegistryClient};
 use tokio::time::Instant;
 
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -339,6 +339,9 @@ async fn an_agent_lives_well_with_a_plain_service() {
     agent.update_status(AgentStatus::Busy).await.unwrap();
     assert!(server.arrived().last().unwrap().body.contains(r#""status":"busy""#));
     let beats = server.times(HEARTBEAT).len();
+    // A heartbeat that says offline would rather make the agent active there.
+    let error = agent.update_status(AgentStatus::Offline).await.unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
     agent.shutdown().await;
     tokio::time::sleep(100 * INTERVAL).await;
     assert_eq!(server.times(HEARTBEAT).len(), beats);

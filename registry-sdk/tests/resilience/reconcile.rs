@@ -283,6 +283,43 @@ async fn a_call_that_hangs_does_not_make_the_agent_miss_its_deadline() {
     }
 }
 
+/// As long as no heartbeat is missed for it. The registry may say how long that is, or not.
+#[tokio::test(start_paused = true)]
+async fn a_call_may_take_longer_than_a_heartbeat() {
+    for body in ["{}", r#"{"heartbeat_timeout_seconds":60}"#] {
+        let server = Server::start(move |what, number| match what {
+            HEARTBEAT => Reply::Answer(200, "", body),
+            _ if number == 0 => Reply::Answer(200, "", body),
+            _ => Reply::Late(Duration::from_secs(9), body),
+        })
+        .await;
+        let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
+        let agent = agent(client);
+        agent.start_heartbeat(INTERVAL).unwrap();
+        until("it beats", || server.times(HEARTBEAT).len() == 2).await;
+        agent.update_status(AgentStatus::Busy).await.unwrap();
+        agent.update_capabilities(can(&["more"])).await.unwrap();
+        let times = server.times(HEARTBEAT);
+        assert!(times.windows(2).all(|two| two[1] - two[0] <= INTERVAL + Duration::from_secs(10)));
+    }
+}
+
+/// A registry that knows no ages is asked by a heartbeat first. If that fails, so does the call, in its own time.
+#[tokio::test(start_paused = true)]
+async fn a_call_fails_with_the_heartbeat_that_it_has_to_wait_for() {
+    let server = Server::start(|what, _| match what {
+        HEARTBEAT => Reply::Answer(503, "", ""),
+        _ => ACK,
+    })
+    .await;
+    let policy = RetryPolicy::registration().attempts(3);
+    let agent = agent(RegistryClient::builder(server.url()).retry(policy).build().unwrap());
+    agent.register().await.unwrap();
+    let error = timeout(Duration::from_secs(60), agent.update_capabilities(can(&["more"]))).await.unwrap();
+    assert!(matches!(error, Err(Error::Unavailable { status: 503, .. })), "{error:?}");
+    assert_eq!((server.times(HEARTBEAT).len(), server.times(REGISTER).len()), (3, 1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn durations_without_end_are_as_good_as_for_ever() {
     let registry = MockRegistry::start().await;

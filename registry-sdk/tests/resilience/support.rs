@@ -16,6 +16,8 @@ use tokio::time::Instant;
 pub(crate) enum Reply {
     /// A whole answer: a status, further header lines, a body.
     Answer(u16, &'static str, &'static str),
+    /// The same after a while, with 200 and no headers.
+    Late(Duration, &'static str),
     /// Never answers, and keeps the connection.
     Hang,
     /// Says less than it promised, and closes.
@@ -91,6 +93,10 @@ async fn serve(
         let text = match script(&what, before) {
             Reply::Answer(status, headers, body) => {
                 format!("HTTP/1.1 {status} x\r\n{headers}content-length: {}\r\n\r\n{body}", body.len())
+            }
+            Reply::Late(pause, body) => {
+                tokio::time::sleep(pause).await;
+                format!("HTTP/1.1 200 x\r\ncontent-length: {}\r\n\r\n{body}", body.len())
             }
             Reply::Hang => {
                 std::future::pending::<()>().await;
