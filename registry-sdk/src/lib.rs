@@ -55,7 +55,7 @@
 //! | `a heartbeat is late: the runtime was blocked, or the process suspended; …` | warn | `agent_id`, `late` |
 //! | `no heartbeats are sent until the agent is used again` | error, if the agent's runtime has ended | `agent_id`, `error` |
 //! | `asked to end: shutting down` | info | `agent_id` |
-//! | `shut down` | info; warn if the registry could not be told | `agent_id`, `error` |
+//! | `shut down` | info; warn if the registry did not take the status | `agent_id`, `error` |
 //! | `trying again` | debug | `error`, `pause` |
 //! | `the registry cannot be followed: …` | warn, once an outage | `error` |
 //!

@@ -173,7 +173,7 @@ impl Transport {
         if !status.is_success() {
             return Err(failure(status, &answer, request.optional).into());
         }
-        // JSON, or nothing where the status says that nothing follows.
+        // JSON, or nothing if the status allows that.
         match answer.body.trim_ascii_start().first() {
             Some(b'{' | b'[' | b'"' | b'n' | b't' | b'f') => Ok(answer),
             None if answer.may_be_empty() => Ok(answer),
@@ -292,7 +292,7 @@ impl Answer {
     }
 }
 
-/// What is read of a problem (RFC 9457).
+/// The members of a problem that are read (RFC 9457).
 #[derive(Default, serde::Deserialize)]
 struct Refusal {
     detail: Option<String>,

@@ -274,7 +274,7 @@ impl World {
         self.ended.push((instance_id, arrived));
     }
 
-    /// Who was shut down sends nothing; whoever calls itself registered was heard within its deadline.
+    /// A process that was shut down sends nothing, and one that calls itself registered was heard within its deadline.
     fn check(&self) {
         let seen = self.registry.seen();
         for (instance_id, arrived) in &self.ended {
@@ -349,7 +349,7 @@ impl Process {
         self.beating_since.get_or_insert_with(Instant::now);
     }
 
-    /// What is wanted is wanted even if the call fails.
+    /// Sets what the registry is to have, whether the call succeeds or not.
     fn wants(&mut self, call: Call) {
         match call {
             Call::Register | Call::RegisterWithRetry => {}
@@ -368,7 +368,7 @@ impl Process {
     fn in_background(&mut self, call: Call) {
         self.wants(call);
         let mut call = Box::pin(perform(self.agent.clone(), call, self.capabilities.clone()));
-        // What it changes is changed in the order of the script.
+        // Polled once, so that its change is made in the order of the script.
         if futures_util::FutureExt::now_or_never(&mut call).is_none() {
             self.calls.spawn(call);
         }

@@ -5,6 +5,8 @@
 mod agent;
 #[cfg(feature = "cache")]
 mod cache;
+#[cfg(feature = "testing")]
+mod calls;
 mod client;
 #[cfg(all(feature = "metrics", feature = "testing"))]
 mod counts;

@@ -26,7 +26,11 @@ fn process(client: RegistryClient, name: &str) -> Agent {
 
 /// A running process with heartbeats.
 async fn started(registry: &MockRegistry, name: &str) -> Agent {
-    let agent = process(registry.client(), name);
+    started_to(OnSuperseded::StandBy, registry, name).await
+}
+
+async fn started_to(choice: OnSuperseded, registry: &MockRegistry, name: &str) -> Agent {
+    let agent = process(registry.client(), name).on_superseded(choice);
     agent.register().await.unwrap();
     agent.start_heartbeat(INTERVAL).unwrap();
     // Two processes do not start in the same millisecond.
@@ -231,10 +235,7 @@ async fn a_process_that_never_registered_does_not_set_the_status_of_the_owner() 
 #[tokio::test(start_paused = true)]
 async fn a_process_that_was_told_to_stop_may_be_told_to_stand_by_later() {
     let registry = MockRegistry::start().await;
-    let old = process(registry.client(), "old").on_superseded(OnSuperseded::Stop);
-    old.register().await.unwrap();
-    old.start_heartbeat(INTERVAL).unwrap();
-    sleep(Duration::from_millis(5)).await;
+    let old = started_to(OnSuperseded::Stop, &registry, "old").await;
     let new = started(&registry, "new").await;
     superseded(&old).await;
     sleep(10 * INTERVAL).await;
@@ -321,10 +322,7 @@ async fn a_superseded_process_asks_once_more_and_then_only_reads() {
 #[tokio::test(start_paused = true)]
 async fn a_process_told_to_stop_sends_nothing_more_once_it_is_superseded() {
     let registry = MockRegistry::start().await;
-    let old = process(registry.client(), "old").on_superseded(OnSuperseded::Stop);
-    old.register().await.unwrap();
-    old.start_heartbeat(INTERVAL).unwrap();
-    sleep(Duration::from_millis(5)).await;
+    let old = started_to(OnSuperseded::Stop, &registry, "old").await;
     let new = started(&registry, "new").await;
     superseded(&old).await;
     new.shutdown().await;
@@ -429,10 +427,7 @@ async fn a_process_that_stands_by_learns_that_ages_are_known_now() {
 #[tokio::test(start_paused = true)]
 async fn one_registration_with_the_age_follows_a_409_to_a_heartbeat_and_decides() {
     let registry = MockRegistry::start().await;
-    let old = process(registry.client(), "old").on_superseded(OnSuperseded::Stop);
-    old.register().await.unwrap();
-    old.start_heartbeat(INTERVAL).unwrap();
-    sleep(Duration::from_millis(5)).await;
+    let old = started_to(OnSuperseded::Stop, &registry, "old").await;
     let young = started(&registry, "young").await;
     superseded(&old).await;
     // Somebody registers without an age, as the older process, and so takes the id from the youngest.

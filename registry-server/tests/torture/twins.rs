@@ -165,6 +165,16 @@ async fn twins_killed(store: Store) {
     );
 }
 
+/// Both have found the registry, and are ended after it is decided.
+async fn younger_wins(client: &RegistryClient, old: Twin, new: Twin) {
+    new.says("registered");
+    owner_is(client, "new").await;
+    old.says("superseded");
+    stays(client, "new", AgentStatus::Active).await;
+    drop((old, new));
+    client.deregister("a").await.unwrap();
+}
+
 /// The younger process wins also if the registry hangs when the two start, and then reads what they sent meanwhile.
 async fn twins_against_a_hanging_registry(store: Store) {
     let server = Server::running(&store.url, &FLAGS).await;
@@ -178,12 +188,7 @@ async fn twins_against_a_hanging_registry(store: Store) {
         let new = Twin::start(&server.url(), "new", "beat");
         new.says("degraded");
         server.signal("CONT");
-        new.says("registered");
-        owner_is(&client, "new").await;
-        old.says("superseded");
-        stays(&client, "new", AgentStatus::Active).await;
-        drop((old, new));
-        client.deregister("a").await.unwrap();
+        younger_wins(&client, old, new).await;
     }
     println!("the younger process won in {trials} of {trials} trials against a registry that hung");
 }
@@ -208,12 +213,7 @@ async fn twins_against_a_dead_registry(store: Store) {
         let new = Twin::start(&server.url(), "new", "beat");
         new.says("degraded");
         server.start().await;
-        new.says("registered");
-        owner_is(&client, "new").await;
-        old.says("superseded");
-        stays(&client, "new", AgentStatus::Active).await;
-        drop((old, new));
-        client.deregister("a").await.unwrap();
+        younger_wins(&client, old, new).await;
     }
     println!("the younger process won in {trials} of {trials} trials");
 }
