@@ -302,7 +302,9 @@ impl Backup {
             }
             Self::Sqlite(kept) => {
                 Self::files(store).for_each(|file| drop(std::fs::remove_file(file)));
-                kept.into_iter().for_each(|(file, bytes)| std::fs::write(file, bytes).unwrap());
+                for (file, bytes) in kept {
+                    std::fs::write(file, bytes).unwrap();
+                }
             }
         }
     }
