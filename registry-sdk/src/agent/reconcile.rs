@@ -166,7 +166,7 @@ impl Loop {
                     }
                     self.notice_stall(due);
                 }
-                Plan::ShutDown(deadline) => return self.shut_down(deadline).await,
+                Plan::ShutDown(deadline) => return Box::pin(self.shut_down(deadline)).await,
                 Plan::Abandon => return,
             }
         }
@@ -278,8 +278,9 @@ impl Loop {
     async fn send(&mut self, request: Request) {
         let (limit, version) = self.begin(request);
         let (began, shared) = (Instant::now(), self.shared.clone());
-        // A token provider may panic, which must not end the loop.
-        let attempt = AssertUnwindSafe(self.attempt(request, limit)).catch_unwind();
+        // Boxed, because an agent mostly waits, and then needs no room for a request. A token provider may panic, which must
+        // not end the loop.
+        let attempt = AssertUnwindSafe(Box::pin(self.attempt(request, limit))).catch_unwind();
         let panicked = |_| Err(Error::Setup("a panic, perhaps of the token provider".to_owned()));
         let outcome = tokio::select! {
             outcome = attempt => outcome.unwrap_or_else(panicked),

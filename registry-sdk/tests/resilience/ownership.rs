@@ -76,6 +76,8 @@ async fn a_superseded_process_never_takes_its_id_back_from_the_living_owner() {
         }
         let outcome = old.register_with_retry().await.unwrap();
         assert!(matches!(outcome, RegistrationOutcome::Superseded(_)), "{outcome:?}");
+        registry.fail_next(1, 503);
+        assert!(matches!(old.register().await, Err(Error::Unavailable { .. })));
         old.start_heartbeat(INTERVAL).unwrap();
         sleep(5 * INTERVAL).await;
         assert!(old.state().is_superseded() && new.state().is_registered());
@@ -445,6 +447,23 @@ async fn one_registration_with_the_age_follows_a_409_to_a_heartbeat_and_decides(
     let beat =
         registry.client().heartbeat_with("a", &Heartbeat::default().instance_id(old.instance_id())).await;
     assert!(beat.unwrap_err().is_superseded());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_age_decides_also_after_a_409_to_a_status() {
+    let registry = MockRegistry::start().await;
+    let old = started_to(OnSuperseded::Stop, &registry, "old").await;
+    let young = started(&registry, "young").await;
+    superseded(&old).await;
+    let plain = Registration::new("a", "Agent", "http://plain:8000")
+        .capability(Capability::new("plain"))
+        .instance_id(old.instance_id());
+    registry.client().register(&plain).await.unwrap();
+    young.update_status(AgentStatus::Busy).await.unwrap();
+    assert_eq!(
+        (owner(&registry).as_str(), registry.agent("a").unwrap().status),
+        ("young", AgentStatus::Busy)
+    );
 }
 
 #[tokio::test(start_paused = true)]
