@@ -356,10 +356,16 @@ async fn an_older_process_with_news_does_not_win_over_its_successor() {
         _ => ACK,
     };
     let server = Server::start(script).await;
-    for change_itself in [true, false] {
+    for (was_heard, change_itself) in [(false, true), (false, false), (true, true)] {
         superseded.store(false, Ordering::SeqCst);
         let agent = agent(&server);
         agent.register().await.unwrap();
+        if was_heard {
+            let beats = server.times(HEARTBEAT).len();
+            agent.start_heartbeat(INTERVAL).unwrap();
+            until("a heartbeat", || server.times(HEARTBEAT).len() > beats).await;
+            tokio::time::sleep(INTERVAL / 10).await;
+        }
         superseded.store(true, Ordering::SeqCst);
         let registrations = server.times(REGISTER).len();
         if change_itself {

@@ -286,6 +286,20 @@ async fn a_change_is_told_at_once_and_not_with_the_next_heartbeat() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn heartbeats_with_another_interval_do_not_come_at_once() {
+    let registry = MockRegistry::start().await;
+    let agent = agent(registry.client());
+    agent.register().await.unwrap();
+    for number in 0..20_u32 {
+        agent.start_heartbeat(INTERVAL * (1 + number % 2)).unwrap();
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(registry.heartbeats("a") <= 2, "{}", registry.heartbeats("a"));
+    // But no later than before.
+    registry.wait_until(|seen| seen.heartbeats("a") >= 3).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_change_during_an_outage_waits_for_the_heartbeat_that_finds_the_registry_well() {
     let registry = MockRegistry::start().await;
     let agent = agent(registry.client());
