@@ -78,6 +78,7 @@ async fn a_superseded_process_never_takes_its_id_back_from_the_living_owner() {
         assert!(matches!(outcome, RegistrationOutcome::Superseded(_)), "{outcome:?}");
         registry.fail_next(1, 503);
         assert!(matches!(old.register().await, Err(Error::Unavailable { .. })));
+        assert!(old.state().is_superseded(), "{:?}", old.state());
         old.start_heartbeat(INTERVAL).unwrap();
         sleep(5 * INTERVAL).await;
         assert!(old.state().is_superseded() && new.state().is_registered());

@@ -286,6 +286,24 @@ async fn a_change_is_told_at_once_and_not_with_the_next_heartbeat() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn heartbeats_come_as_often_as_the_registry_expects_them() {
+    let ack = r#"{"heartbeat_timeout_seconds":10}"#;
+    let server = Server::start(move |what, number| match what {
+        REGISTER if number > 0 => Reply::Answer(503, "", ""),
+        _ => Reply::Answer(200, "", ack),
+    })
+    .await;
+    let agent = agent(RegistryClient::new(server.url()).unwrap());
+    agent.start_heartbeat(Duration::from_secs(5)).unwrap();
+    until("it beats", || server.times(HEARTBEAT).len() == 2).await;
+    agent.start_heartbeat(Duration::from_secs(3_600)).unwrap();
+    sleep(Duration::from_secs(600)).await;
+    let times = server.times(HEARTBEAT);
+    let longest = times.windows(2).map(|two| two[1] - two[0]).max().unwrap();
+    assert!(times.len() > 100 && longest < Duration::from_millis(5_500), "{longest:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn heartbeats_with_another_interval_do_not_come_at_once() {
     let registry = MockRegistry::start().await;
     let agent = agent(registry.client());
