@@ -407,6 +407,17 @@ async fn where_ages_are_not_known_a_superseded_process_never_takes_the_id_back()
     }
 }
 
+/// The 409 names no owner, and then the registry loses its agents: but it showed before that it knows ages.
+#[tokio::test(start_paused = true)]
+async fn a_process_that_stands_by_for_nobody_registers_where_the_id_is_gone() {
+    let registry = MockRegistry::start().await;
+    let agent = started(&registry, "a").await;
+    registry.fail_next(1, 409);
+    superseded(&agent).await;
+    registry.forget_agents();
+    timeout(3 * INTERVAL, agent.watch().wait_for(AgentState::is_registered)).await.unwrap().unwrap();
+}
+
 /// The registry is brought to a version that knows ages, under a process that stands by.
 #[tokio::test(start_paused = true)]
 async fn a_process_that_stands_by_learns_that_ages_are_known_now() {
