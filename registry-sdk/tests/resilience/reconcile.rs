@@ -214,7 +214,8 @@ async fn a_change_that_the_registry_refuses_does_not_stop_the_heartbeats() {
     sleep(20 * INTERVAL).await;
     assert!(server.times(HEARTBEAT).len() >= 19, "{}", server.times(HEARTBEAT).len());
     let tried: Vec<_> = server.times(REGISTER)[refused..].iter().map(|at| *at - began).collect();
-    assert!((15..=30).contains(&tried.len()), "with pauses up to the interval: {tried:?}");
+    // A pause is at least half of the interval, once it has grown.
+    assert!((20..=45).contains(&tried.len()), "with pauses up to the interval: {tried:?}");
     assert!(agent.state().is_registered());
     assert_eq!(logs.with("did not take a changed registration").len(), 1);
 }
@@ -238,7 +239,7 @@ async fn heartbeats_go_on_while_registering_again_fails() {
         let longest = times.windows(2).map(|two| two[1] - two[0]).max().unwrap();
         assert!(longest <= INTERVAL + Duration::from_secs(1), "{longest:?}");
         let tried = server.times(REGISTER).len();
-        assert!((15..=60).contains(&tried), "{tried} registrations in thirty intervals");
+        assert!((15..=66).contains(&tried), "{tried} registrations in thirty intervals");
     }
 }
 
