@@ -47,6 +47,13 @@ async fn superseded(agent: &Agent) {
     timeout(2 * INTERVAL, state.wait_for(AgentState::is_superseded)).await.unwrap().unwrap();
 }
 
+/// An older process, which stands by, and the younger one that owns the id.
+async fn twins(registry: &MockRegistry) -> (Agent, Agent) {
+    let (old, new) = (started(registry, "old").await, started(registry, "new").await);
+    superseded(&old).await;
+    (old, new)
+}
+
 /// Waits until the one stands by and the other is registered.
 async fn settle(old: &Agent, new: &Agent) {
     let settled = async {
@@ -60,9 +67,7 @@ async fn settle(old: &Agent, new: &Agent) {
 #[tokio::test(start_paused = true)]
 async fn a_superseded_process_never_takes_its_id_back_from_the_living_owner() {
     let registry = MockRegistry::start().await;
-    let old = started(&registry, "old").await;
-    let new = started(&registry, "new").await;
-    superseded(&old).await;
+    let (old, new) = twins(&registry).await;
     let AgentState::Superseded { owner: Some(by) } = old.state() else { panic!("{:?}", old.state()) };
     assert_eq!((by.instance_id.as_deref(), &*by.base_url), (Some(new.instance_id()), "http://new:8000"));
     for _ in 0..3 {
@@ -112,9 +117,7 @@ async fn a_process_that_cannot_know_yet_that_it_is_superseded_does_not_take_the_
 #[tokio::test(start_paused = true)]
 async fn when_the_owner_dies_the_process_that_stood_by_takes_over_within_two_intervals() {
     let registry = MockRegistry::with_heartbeat_timeout(TIMEOUT).await;
-    let old = started(&registry, "old").await;
-    let new = started(&registry, "new").await;
-    superseded(&old).await;
+    let (old, new) = twins(&registry).await;
     // As SIGKILL would: no word to the registry.
     drop(new);
     while registry.agent("a").unwrap().status != AgentStatus::Offline {
@@ -134,9 +137,7 @@ async fn when_the_owner_dies_the_process_that_stood_by_takes_over_within_two_int
 async fn when_the_owner_is_shut_down_or_removed_the_process_that_stood_by_takes_over() {
     for is_removed in [false, true] {
         let registry = MockRegistry::start().await;
-        let old = started(&registry, "old").await;
-        let new = started(&registry, "new").await;
-        superseded(&old).await;
+        let (old, new) = twins(&registry).await;
         if is_removed {
             drop(new);
             registry.client().deregister("a").await.unwrap();
@@ -154,9 +155,7 @@ async fn when_the_owner_is_shut_down_or_removed_the_process_that_stood_by_takes_
 async fn an_owner_that_calls_itself_offline_but_lives_keeps_the_id() {
     let registry = MockRegistry::start().await;
     let logs = Logs::record();
-    let old = started(&registry, "old").await;
-    let new = started(&registry, "new").await;
-    superseded(&old).await;
+    let (old, new) = twins(&registry).await;
     new.update_status(AgentStatus::Offline).await.unwrap();
     sleep(10 * INTERVAL).await;
     assert_eq!(owner(&registry), "new");
@@ -302,9 +301,7 @@ async fn an_age_is_that_of_the_moment_when_it_is_sent() {
 #[tokio::test(start_paused = true)]
 async fn a_superseded_process_asks_once_more_and_then_only_reads() {
     let registry = MockRegistry::start().await;
-    let old = started(&registry, "old").await;
-    let new = started(&registry, "new").await;
-    superseded(&old).await;
+    let (old, new) = twins(&registry).await;
     let sent_by_old = || {
         let own = format!("\"{}\"", old.instance_id());
         registry.seen().0.iter().filter(|one| one.path == "/register" && one.body.contains(&own)).count()
@@ -482,9 +479,7 @@ async fn the_age_decides_also_after_a_409_to_a_status() {
 async fn the_log_says_who_owns_the_id_and_what_to_do() {
     let registry = MockRegistry::start().await;
     let logs = Logs::record();
-    let old = started(&registry, "old").await;
-    let new = started(&registry, "new").await;
-    superseded(&old).await;
+    let (_old, new) = twins(&registry).await;
     let lines = logs.with("another process owns this agent's id");
     assert_eq!(lines.len(), 1, "{lines:?}");
     for part in

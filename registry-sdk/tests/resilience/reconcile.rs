@@ -4,22 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use registry_sdk::contract::{AgentStatus, Capability, Registration};
+use registry_sdk::contract::{AgentStatus, Registration};
 use registry_sdk::testing::MockRegistry;
 use registry_sdk::{Agent, AgentState, Error, RegistryClient, RetryPolicy};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::logs::Logs;
-use crate::support::{ACK, HEARTBEAT, PROBLEM, REGISTER, Reply, Server, until};
+use crate::support::{ACK, HEARTBEAT, PROBLEM, REGISTER, Reply, Server, agent_of, can, until};
 
 const INTERVAL: Duration = Duration::from_secs(30);
 
 fn agent(client: RegistryClient) -> Agent {
-    Agent::new(client, Registration::new("a", "Agent", "http://agent:8000").heartbeat_interval(INTERVAL))
-}
-
-fn can(names: &[&str]) -> Vec<Capability> {
-    names.iter().map(|name| Capability::new(*name)).collect()
+    agent_of(client, INTERVAL)
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+#[cfg(feature = "testing")]
+use registry_sdk::contract::Capability;
 use registry_sdk::contract::Registration;
 use registry_sdk::{Agent, RegistryClient};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,6 +19,7 @@ pub(crate) enum Reply {
     /// A whole answer: a status, further header lines, a body.
     Answer(u16, &'static str, &'static str),
     /// The same after a while, with 200 and no headers.
+    #[cfg(feature = "testing")]
     Late(Duration, &'static str),
     /// Never answers, and keeps the connection.
     Hang,
@@ -94,6 +97,7 @@ async fn serve(
             Reply::Answer(status, headers, body) => {
                 format!("HTTP/1.1 {status} x\r\n{headers}content-length: {}\r\n\r\n{body}", body.len())
             }
+            #[cfg(feature = "testing")]
             Reply::Late(pause, body) => {
                 tokio::time::sleep(pause).await;
                 format!("HTTP/1.1 200 x\r\ncontent-length: {}\r\n\r\n{body}", body.len())
@@ -141,8 +145,18 @@ async fn read(connection: &mut TcpStream) -> Option<(String, String)> {
 
 /// The agent `a` of a server, with a declared interval.
 pub(crate) fn agent(server: &Server, interval: Duration) -> Agent {
-    let registration = Registration::new("a", "Agent", "http://agent:8000").heartbeat_interval(interval);
-    Agent::new(RegistryClient::new(server.url()).unwrap(), registration)
+    agent_of(RegistryClient::new(server.url()).unwrap(), interval)
+}
+
+/// The same, with a client of the test's own.
+pub(crate) fn agent_of(client: RegistryClient, interval: Duration) -> Agent {
+    Agent::new(client, Registration::new("a", "Agent", "http://agent:8000").heartbeat_interval(interval))
+}
+
+/// Capabilities of which only the names matter.
+#[cfg(feature = "testing")]
+pub(crate) fn can(names: &[&str]) -> Vec<Capability> {
+    names.iter().map(|name| Capability::new(*name)).collect()
 }
 
 /// Lets time pass until something holds. On a paused clock that takes no time.
