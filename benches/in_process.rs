@@ -7,9 +7,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use registry_sdk::contract::{
-    AgentStatus, Capability, Heartbeat, HeartbeatAck, Rank, Registration, SearchIndex, Timestamp, terms,
-};
+use registry_sdk::contract::{AgentStatus, Capability, Heartbeat, HeartbeatAck, Registration, Timestamp};
 
 const AGENTS: usize = 10_000;
 const VERBS: [&str; 10] =
@@ -45,17 +43,19 @@ fn searching(bench: &mut Criterion) {
         b.iter(|| terms(black_box("Can translate HTTPRequests for the team")).count());
     });
     let mut index = SearchIndex::default();
-    let slots: Vec<u32> = (0..AGENTS).map(|agent| index.add(&capabilities(agent))).collect();
-    bench.bench_function("find 100 of 10,000 agents", |b| b.iter(|| index.find(black_box("security")).len()));
+    let slots: Vec<u32> = (0..AGENTS).map(|agent| index.insert(&capabilities(agent))).collect();
+    bench.bench_function("find 100 of 10,000 agents", |b| {
+        b.iter(|| index.search(black_box("security")).len())
+    });
     bench.bench_function("find 100 of 10,000 agents by two terms", |b| {
-        b.iter(|| index.find(black_box("code security")).len());
+        b.iter(|| index.search(black_box("code security")).len());
     });
     let again = capabilities(7);
     bench.bench_function("index an agent anew among 10,000", |b| {
         let mut slot = slots[7];
         b.iter(|| {
             index.remove(slot);
-            slot = index.add(&again);
+            slot = index.insert(&again);
         });
     });
 }

@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use axum::{Router, routing::get};
 use registry_sdk::RegistryClient;
 use registry_sdk::contract::{Capability, Registration};
-use registry_sdk::discovery::{Directory, HealthFrom, Orchestrator, TaskQuery};
+use registry_sdk::discovery::{Directory, HealthSource, Orchestrator, TaskQuery};
 use registry_server::{Config, Server};
 use tokio::net::TcpListener;
 
@@ -94,7 +94,7 @@ async fn from_a_directory(client: &RegistryClient) -> Outcome {
     let orchestrator = Orchestrator::new(client.clone()).with_directory(directory.clone());
     let mut times = Vec::with_capacity(SELECTIONS);
     for number in 0..SELECTIONS {
-        let query = TaskQuery::new(format!("task-{}", number % 100)).health_from(HealthFrom::Search);
+        let query = TaskQuery::new(format!("task-{}", number % 100)).health_source(HealthSource::Search);
         let began = Instant::now();
         orchestrator.select(&query).await?;
         times.push(began.elapsed());
@@ -111,10 +111,10 @@ async fn register(client: &RegistryClient, id: &str, base_url: &str, capability:
     Ok(())
 }
 
-async fn select(orchestrator: &Orchestrator, capability: &str, passed_over: usize) -> Outcome {
-    let query = TaskQuery::new(capability).health_from(HealthFrom::Agent);
+async fn select(orchestrator: &Orchestrator, capability: &str, skipped: usize) -> Outcome {
+    let query = TaskQuery::new(capability).health_source(HealthSource::Agent);
     let selection = orchestrator.select(&query).await?;
-    assert_eq!(selection.passed_over.len(), passed_over);
+    assert_eq!(selection.skipped.len(), skipped);
     Ok(())
 }
 

@@ -52,7 +52,7 @@ async fn measure() -> Outcome {
     let mut through = Vec::new();
     for server in &servers {
         clients.push(RegistryClient::new(server.url())?);
-        let proxy = FaultProxy::before(format!("127.0.0.1:{}", server.port)).await;
+        let proxy = FaultProxy::start(format!("127.0.0.1:{}", server.port)).await;
         through.push(RegistryClient::new(format!("http://{}", proxy.address()))?);
         proxies.push(proxy);
     }

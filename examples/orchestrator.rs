@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::routing::post;
 use axum::{Json, Router};
 use registry_sdk::contract::{Capability, Registration};
-use registry_sdk::discovery::{Directory, HealthFrom, Orchestrator, Policy, TaskQuery};
+use registry_sdk::discovery::{Directory, HealthSource, Orchestrator, Policy, TaskQuery};
 use registry_sdk::{Agent, HealthEndpoint, RegistryClient, Rule, StatsMonitor};
 use registry_server::{Config, Server};
 use serde_json::{Value, json};
@@ -63,7 +63,8 @@ async fn orchestrate(client: &RegistryClient, agents: Option<Vec<Worker>>) -> Ou
         .start();
 
     println!("{} agents are there. Who would do it?", directory.len());
-    let query = TaskQuery::new("code generation").health_from(HealthFrom::Search).policy(Policy::RoundRobin);
+    let query =
+        TaskQuery::new("code generation").health_source(HealthSource::Search).policy(Policy::RoundRobin);
     let selection = orchestrator.select(&query).await?;
     println!("  {} ({:?})", selection.agent.agent_id, selection.freshness);
 
@@ -106,7 +107,7 @@ async fn hand_over(orchestrator: &Orchestrator, query: &TaskQuery, number: usize
         .post_json::<Value>("/execute", &json!({"task": number}))
         .await?;
     let by = &done.selection.agent.agent_id;
-    let how = if done.selection.by_fallback { " (a fallback)" } else { "" };
+    let how = if done.selection.is_fallback { " (a fallback)" } else { "" };
     match done.failed.as_slice() {
         [] => println!("  task {number}: {by}{how}"),
         failed => println!("  task {number}: {by}{how}, after {} failed", failed.join(", ")),

@@ -109,7 +109,7 @@ impl RegistryClientBuilder {
     /// Makes the client. Nothing is sent yet.
     ///
     /// # Errors
-    /// [`Error::Setup`] where the URL is none, or a certificate cannot be used.
+    /// [`Error::Config`] where the URL is none, or a certificate cannot be used.
     pub fn build(self) -> Result<RegistryClient, Error> {
         let (url, certificates) = (&self.url, &self.certificates);
         let transport =
@@ -124,7 +124,7 @@ impl RegistryClient {
     /// the next, and after half a minute the first is tried again.
     ///
     /// # Errors
-    /// [`Error::Setup`] where the URL is none.
+    /// [`Error::Config`] where the URL is none.
     pub fn new(url: impl Into<String>) -> Result<Self, Error> {
         Self::builder(url).build()
     }
@@ -386,7 +386,7 @@ fn add(request: &mut Request, name: &'static str, value: Option<impl ToString>) 
 }
 
 fn encode(body: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
-    serde_json::to_vec(body).map_err(|error| Error::Setup(format!("the request cannot be written: {error}")))
+    serde_json::to_vec(body).map_err(|error| Error::Config(format!("the request cannot be written: {error}")))
 }
 
 /// The cursor in a `Link: <…&cursor=…>; rel="next"` header (RFC 8288).

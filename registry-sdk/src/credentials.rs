@@ -1,4 +1,4 @@
-//! What a client shows to be let in.
+//! Client credentials: tokens and certificates.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,10 +6,9 @@ use std::sync::Arc;
 use reqwest::header::HeaderValue;
 use reqwest::{Certificate, Identity};
 
-use crate::error::Error;
-use crate::transport::chain;
+use crate::error::{Error, with_causes};
 
-/// Gives the token of the moment. Never shown, not even for debugging.
+/// Source of the current token. Never shown, not even for debugging.
 #[derive(Clone)]
 pub(crate) struct Credentials(Arc<dyn Fn() -> String + Send + Sync>);
 
@@ -26,7 +25,7 @@ impl Credentials {
 
     /// The value of an `Authorization` header (RFC 6750, section 2.1).
     pub(crate) fn header(&self) -> Result<HeaderValue, Error> {
-        let wrong = |_| Error::Setup("the token has characters that no header can have".to_owned());
+        let wrong = |_| Error::Config("the token has characters that no header can have".to_owned());
         let mut value = HeaderValue::try_from(format!("Bearer {}", (self.0)())).map_err(wrong)?;
         // So that nothing below logs it.
         value.set_sensitive(true);
@@ -57,12 +56,13 @@ impl Certificates {
         &self,
         mut builder: reqwest::ClientBuilder,
     ) -> Result<reqwest::ClientBuilder, Error> {
-        let wrong = |what: &str, error: &reqwest::Error| Error::Setup(format!("{what}: {}", chain(error)));
+        let wrong =
+            |what: &str, error: &reqwest::Error| Error::Config(format!("{what}: {}", with_causes(error)));
         for pem in &self.roots {
             let found = Certificate::from_pem_bundle(pem)
                 .map_err(|error| wrong("the root certificate cannot be used", &error))?;
             if found.is_empty() {
-                return Err(Error::Setup("the root certificate has none in it".to_owned()));
+                return Err(Error::Config("the root certificate has none in it".to_owned()));
             }
             builder = builder.tls_certs_merge(found);
         }

@@ -4,18 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::contract::{FieldError, Invalid, Owner};
-use crate::transport::chain;
 
 /// Shared, so that an error can be given to all who waited for the same answer.
 type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
-/// Why an operation failed.
+/// SkipReason an operation failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The client or the agent was set up wrongly. Nothing was sent.
     #[error("{0}")]
-    Setup(String),
+    Config(String),
 
     /// Fields are out of their limits; the registry said so, or it was found before sending.
     #[error("{detail}{}", list(fields))]
@@ -109,7 +108,7 @@ pub enum Error {
 
     /// The answer is not one that the contract knows: a page of HTML, perhaps, or a refusal by something in between.
     #[error("unexpected answer in place of the registry's ({status}): {detail}")]
-    UnexpectedAnswer {
+    InvalidResponse {
         /// The HTTP status.
         status: u16,
         /// What is wrong with it.
@@ -135,7 +134,7 @@ impl Error {
     /// (`application/problem+json`) does not count: it comes from something in between, and may pass.
     #[must_use]
     pub fn is_refused(&self) -> bool {
-        matches!(self, Self::Invalid { .. } | Self::Denied { .. } | Self::Setup(_))
+        matches!(self, Self::Invalid { .. } | Self::Denied { .. } | Self::Config(_))
     }
 
     /// Whether another process owns the agent's id.
@@ -145,9 +144,9 @@ impl Error {
     }
 
     /// Whether another server may do better with the same request.
-    pub(crate) fn is_of_the_server(&self) -> bool {
+    pub(crate) fn is_endpoint_failure(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::UnexpectedAnswer { .. } => true,
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::InvalidResponse { .. } => true,
             Self::Unavailable { status, .. } => *status >= 500,
             _ => false,
         }
@@ -155,8 +154,8 @@ impl Error {
 
     /// The error and its causes in one line, for a log or a terminal: the telling part is often in the causes.
     #[must_use]
-    pub fn in_one_line(&self) -> String {
-        chain(self)
+    pub fn full_message(&self) -> String {
+        with_causes(self)
     }
 
     /// The fields that were wrong.
@@ -176,6 +175,18 @@ impl From<Invalid> for Error {
     fn from(Invalid(fields): Invalid) -> Self {
         Self::Invalid { detail: "not sent".to_owned(), fields }
     }
+}
+
+/// An error and its causes on one line: libraries keep the telling part in the causes.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
 }
 
 fn list(fields: &[FieldError]) -> String {

@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout};
 
 use crate::agent::{Agent, TaskCounter};
-use crate::contract::{FailedCheck, HealthStatus, OwnHealth};
+use crate::contract::{FailedCheck, HealthReport, HealthStatus};
 
 /// How long one check may take. Half of what a registry waits for the whole answer.
 const CHECK_LIMIT: Duration = Duration::from_secs(1);
@@ -93,7 +93,7 @@ impl HealthEndpoint {
     /// How the agent is now.
     ///
     /// May be cancelled: so are the checks.
-    pub async fn health(&self) -> OwnHealth {
+    pub async fn health(&self) -> HealthReport {
         let verdicts = self.checks.iter().map(|check| async {
             let late = || format!("no answer within {CHECK_LIMIT:?}");
             let verdict = timeout(CHECK_LIMIT, (check.run)()).await.unwrap_or_else(|_| Err(late()));
@@ -101,7 +101,7 @@ impl HealthEndpoint {
         });
         let failed: Vec<FailedCheck> = join_all(verdicts).await.into_iter().flatten().collect();
         let status = if failed.is_empty() { HealthStatus::Healthy } else { HealthStatus::Unhealthy };
-        let mut health = OwnHealth::new(status, &self.agent_id);
+        let mut health = HealthReport::new(status, &self.agent_id);
         health.active_tasks = self.tasks.active();
         // In milliseconds, as all times here.
         let uptime = self.began.elapsed();
@@ -112,7 +112,7 @@ impl HealthEndpoint {
     }
 }
 
-async fn answer(State(endpoint): State<Arc<HealthEndpoint>>) -> (StatusCode, Json<OwnHealth>) {
+async fn answer(State(endpoint): State<Arc<HealthEndpoint>>) -> (StatusCode, Json<HealthReport>) {
     let health = endpoint.health().await;
     let status = match health.status {
         HealthStatus::Healthy => StatusCode::OK,

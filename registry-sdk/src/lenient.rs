@@ -10,12 +10,12 @@ use serde_json::{Map, Value};
 
 use crate::contract::{AgentRecord, AgentStatus, HeartbeatAck, Registration};
 use crate::error::Error;
-use crate::transport::Answer;
+use crate::response::ApiResponse;
 
 /// Reads the answer to a registration.
-pub(crate) fn record(sent: &Registration, answer: &Answer) -> Result<AgentRecord, Error> {
-    let fields = answer.fields()?;
-    let mut record = answer.decode::<AgentRecord>().unwrap_or_else(|_| {
+pub(crate) fn record(sent: &Registration, response: &ApiResponse) -> Result<AgentRecord, Error> {
+    let fields = response.fields()?;
+    let mut record = response.decode::<AgentRecord>().unwrap_or_else(|_| {
         let mut record = AgentRecord::new(&sent.agent_id, read(&fields, "status").unwrap_or(sent.status));
         record.last_heartbeat = read(&fields, "last_heartbeat");
         record.registered_at = read(&fields, "registered_at");
@@ -36,8 +36,12 @@ pub(crate) fn record(sent: &Registration, answer: &Answer) -> Result<AgentRecord
 }
 
 /// Reads the answer to a heartbeat that said a status, or none.
-pub(crate) fn ack(agent_id: &str, said: Option<AgentStatus>, answer: &Answer) -> Result<HeartbeatAck, Error> {
-    let fields = answer.fields()?;
+pub(crate) fn ack(
+    agent_id: &str,
+    said: Option<AgentStatus>,
+    response: &ApiResponse,
+) -> Result<HeartbeatAck, Error> {
+    let fields = response.fields()?;
     Ok(HeartbeatAck {
         agent_id: agent_id.to_owned(),
         status: read(&fields, "status").or(said).unwrap_or_default(),

@@ -77,6 +77,7 @@
 #![warn(missing_docs)]
 
 pub mod contract;
+pub mod search;
 
 #[cfg(feature = "client")]
 pub mod discovery;
@@ -87,6 +88,8 @@ mod agent;
 mod client;
 #[cfg(feature = "client")]
 mod credentials;
+#[cfg(feature = "client")]
+mod endpoints;
 #[cfg(feature = "client")]
 mod error;
 #[cfg(feature = "axum")]
@@ -100,9 +103,9 @@ mod monitor;
 #[cfg(feature = "client")]
 mod query;
 #[cfg(feature = "client")]
-mod retry;
+mod response;
 #[cfg(feature = "client")]
-mod targets;
+mod retry;
 #[cfg(feature = "client")]
 mod transport;
 #[cfg(feature = "client")]

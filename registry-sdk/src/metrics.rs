@@ -9,11 +9,10 @@
 //!
 //! The gauge has the agent's id as `agent_id`, too: a process runs few agents.
 
-use crate::agent::AgentState;
 use crate::error::Error;
 
-/// A registration was tried.
-pub(crate) fn registered<T>(outcome: &Result<T, Error>) {
+/// A registration was sent.
+pub(crate) fn registration_sent<T>(outcome: &Result<T, Error>) {
     count(
         "agent_registry_sdk_registrations_total",
         match outcome {
@@ -25,7 +24,7 @@ pub(crate) fn registered<T>(outcome: &Result<T, Error>) {
 }
 
 /// A heartbeat was sent.
-pub(crate) fn beat<T>(outcome: &Result<T, Error>) {
+pub(crate) fn heartbeat_sent<T>(outcome: &Result<T, Error>) {
     count(
         "agent_registry_sdk_heartbeats_total",
         match outcome {
@@ -51,13 +50,13 @@ pub(crate) fn retried() {
     metrics::counter!("agent_registry_sdk_retries_total").increment(1);
 }
 
-/// An agent has come into a state.
+/// The agent's state has changed to the one of this name.
 #[cfg_attr(not(feature = "metrics"), expect(unused_variables, reason = "nobody records it"))]
-pub(crate) fn in_state(agent_id: &str, state: &AgentState) {
+pub(crate) fn state_changed(agent_id: &str, current: &str) {
     #[cfg(feature = "metrics")]
-    for name in AgentState::NAMES {
+    for name in ["registering", "registered", "degraded", "superseded", "stopped"] {
         let gauge =
             metrics::gauge!("agent_registry_sdk_state", "agent_id" => agent_id.to_owned(), "state" => name);
-        gauge.set(if state.name() == name { 1.0 } else { 0.0 });
+        gauge.set(if name == current { 1.0 } else { 0.0 });
     }
 }

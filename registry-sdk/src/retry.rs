@@ -27,8 +27,8 @@ pub(crate) fn deadline_after(now: Instant, duration: Duration) -> Instant {
 #[derive(Clone, Debug, PartialEq)]
 pub struct RetryPolicy {
     attempts: u32,
-    first_delay: Duration,
-    longest_delay: Duration,
+    min_delay: Duration,
+    max_delay: Duration,
     factor: f64,
     time_limit: Option<Duration>,
 }
@@ -39,8 +39,8 @@ impl RetryPolicy {
     pub const fn registration() -> Self {
         Self {
             attempts: 3,
-            first_delay: Duration::from_secs(1),
-            longest_delay: Duration::from_secs(5),
+            min_delay: Duration::from_secs(1),
+            max_delay: Duration::from_secs(5),
             factor: 2.0,
             time_limit: None,
         }
@@ -51,8 +51,8 @@ impl RetryPolicy {
     pub const fn discovery() -> Self {
         Self {
             attempts: 3,
-            first_delay: Duration::from_millis(100),
-            longest_delay: Duration::from_secs(1),
+            min_delay: Duration::from_millis(100),
+            max_delay: Duration::from_secs(1),
             factor: 2.0,
             time_limit: Some(Duration::from_secs(5)),
         }
@@ -78,15 +78,15 @@ impl RetryPolicy {
 
     /// The longest that the first pause may be.
     #[must_use]
-    pub const fn first_delay(mut self, delay: Duration) -> Self {
-        self.first_delay = delay;
+    pub const fn min_delay(mut self, delay: Duration) -> Self {
+        self.min_delay = delay;
         self
     }
 
     /// The longest that any pause may be, also one that the registry asks for.
     #[must_use]
-    pub const fn longest_delay(mut self, delay: Duration) -> Self {
-        self.longest_delay = delay;
+    pub const fn max_delay(mut self, delay: Duration) -> Self {
+        self.max_delay = delay;
         self
     }
 
@@ -112,13 +112,13 @@ impl RetryPolicy {
 
     /// The pauses between the attempts.
     fn delays(&self) -> Delays {
-        Delays { left: self.attempts.saturating_sub(1), next: self.first_delay, policy: self.clone() }
+        Delays { left: self.attempts.saturating_sub(1), next: self.min_delay, policy: self.clone() }
     }
 
     /// The pause before the next attempt, where the registry asked for one. The drawn pause is added, so that
     /// not all who were told the same come back at the same moment.
     fn obeying(&self, retry_after: Option<Duration>, drawn: Duration) -> Duration {
-        retry_after.map_or(drawn, |asked| asked.saturating_add(drawn).min(self.longest_delay))
+        retry_after.map_or(drawn, |asked| asked.saturating_add(drawn).min(self.max_delay))
     }
 }
 
@@ -159,7 +159,7 @@ impl Iterator for Delays {
 
     fn next(&mut self) -> Option<Duration> {
         self.left = self.left.checked_sub(1)?;
-        let most = self.next.min(self.policy.longest_delay);
+        let most = self.next.min(self.policy.max_delay);
         self.next = Duration::try_from_secs_f64(most.as_secs_f64() * self.policy.factor).unwrap_or(most);
         Some(most.mul_f64(fastrand::f64()))
     }
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn no_pause_is_longer_than_the_longest() {
         let longest = Duration::from_secs(3);
-        let policy = RetryPolicy::registration().attempts(50).longest_delay(longest);
+        let policy = RetryPolicy::registration().attempts(50).max_delay(longest);
         assert!(policy.delays().all(|delay| delay <= longest));
         assert_eq!(policy.obeying(Some(Duration::from_secs(3_600)), Duration::ZERO), longest);
         assert_eq!(policy.obeying(Some(Duration::from_secs(2)), Duration::ZERO), Duration::from_secs(2));

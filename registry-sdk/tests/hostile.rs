@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use registry_sdk::contract::{
-    AgentRecord, CapabilityMatch, Heartbeat, Problem, Registration, StatusUpdate, is_agent_id, terms,
+    AgentRecord, CapabilityMatch, Heartbeat, Problem, Registration, StatusUpdate, is_valid_agent_id, terms,
 };
 use serde_json::{Map, Value, json};
 
@@ -76,7 +76,7 @@ fn registrations() {
     bolero::check!().for_each(|input: &[u8]| {
         let Ok(Ok(registration)) = Registration::from_json(&text_of(input)) else { return };
         registration.validate().unwrap();
-        assert!(is_agent_id(&registration.agent_id));
+        assert!(is_valid_agent_id(&registration.agent_id));
         let again = serde_json::to_vec(&registration).unwrap();
         assert_eq!(Registration::from_json(&again).unwrap().unwrap(), registration);
     });

@@ -69,7 +69,7 @@ async fn watch(client: &RegistryClient, output: &Output) -> Result<Answer, Failu
         }
     }
     // It only ends where no further attempt would help, and says why before.
-    Err(last.unwrap_or_else(|| Error::Setup("the watch has ended".to_owned())).into())
+    Err(last.unwrap_or_else(|| Error::Config("the watch has ended".to_owned())).into())
 }
 
 fn read(file: &Path) -> Result<Registration, Failure> {

@@ -195,7 +195,7 @@ fn explain(failure: &Failure) -> ExitCode {
                 error if error.is_retryable() => 4,
                 _ => 1,
             };
-            (error.in_one_line(), code)
+            (error.full_message(), code)
         }
     };
     let _ = writeln!(io::stderr(), "registryctl: {text}");

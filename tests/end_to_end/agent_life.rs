@@ -84,7 +84,7 @@ async fn an_agent_outlives_its_registry(database: Database) {
 
 async fn an_agent_outlives_every_fault_between_it_and_its_registry(database: Database) {
     let server = database.start().await;
-    let proxy = FaultProxy::before(server.local_addr().to_string()).await;
+    let proxy = FaultProxy::start(server.local_addr().to_string()).await;
     let through = RegistryClient::builder(format!("http://{}", proxy.address()))
         .timeout(Duration::from_millis(200))
         .retry(RetryPolicy::none())
@@ -181,7 +181,7 @@ async fn a_bad_registration_is_an_error_at_once(database: Database) {
     let bad = Agent::new(client(&server), agent("a", ""));
     let error = bad.register_with_retry().await.unwrap_err();
     assert_eq!(error.fields()[0].field, "capabilities[0].name");
-    assert!(matches!(bad.start_heartbeat(Duration::ZERO), Err(Error::Setup(_))));
+    assert!(matches!(bad.start_heartbeat(Duration::ZERO), Err(Error::Config(_))));
     server.shutdown().await;
 }
 

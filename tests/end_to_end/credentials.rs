@@ -175,6 +175,6 @@ async fn a_token_may_be_renewed_while_the_client_runs(database: Database) {
         assert!(!format!("{client:?}").contains(&token));
     }
     "a\nb".clone_into(&mut present.lock().unwrap());
-    assert!(matches!(client.get_stats().await, Err(Error::Setup(_))));
+    assert!(matches!(client.get_stats().await, Err(Error::Config(_))));
     registry.shutdown().await;
 }

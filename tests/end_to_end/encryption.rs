@@ -82,7 +82,7 @@ async fn clients_that_trust_the_authority_speak_https(database: Database) {
     assert!(matches!(other.get_stats().await, Err(Error::Unreachable { .. })), "another authority");
     for nonsense in ["", "-----BEGIN CERTIFICATE-----\nxx\n-----END CERTIFICATE-----"] {
         assert!(
-            matches!(stranger.clone().root_certificate(nonsense).build(), Err(Error::Setup(_))),
+            matches!(stranger.clone().root_certificate(nonsense).build(), Err(Error::Config(_))),
             "{nonsense}"
         );
     }

@@ -1,6 +1,7 @@
 //! Finding agents by what they can do.
 
-use registry_sdk::contract::{AgentStatus, Capability, Registration, terms};
+use registry_sdk::contract::{AgentStatus, Capability, Registration};
+use registry_sdk::search::terms;
 use registry_sdk::{RegistryClient, SearchQuery};
 
 use crate::support::{Database, agent, client, on_every_registry};

@@ -153,9 +153,9 @@ impl Database {
         };
         change(&mut config);
         match self.kind {
-            Kind::Mock => {
-                Registry::Mock(MockRegistry::with_heartbeat_timeout(config.heartbeat_timeout).await)
-            }
+            Kind::Mock => Registry::Mock(
+                MockRegistry::builder().heartbeat_timeout(config.heartbeat_timeout).start().await,
+            ),
             _ => Registry::Server(Server::bind(config).await.unwrap()),
         }
     }
@@ -238,5 +238,5 @@ pub(crate) async fn status_of(client: &RegistryClient, agent_id: &str) -> AgentS
 /// A proxy in front of the database.
 pub(crate) async fn proxy_before(database: &Database) -> FaultProxy {
     let options = PgConnectOptions::from_str(&database.url).unwrap();
-    FaultProxy::before(format!("{}:{}", options.get_host(), options.get_port())).await
+    FaultProxy::start(format!("{}:{}", options.get_host(), options.get_port())).await
 }

@@ -215,7 +215,7 @@ async fn watchers_on_two_replicas_see_every_change_in_order_also_over_lost_conne
     let mut watchers = JoinSet::new();
     let mut proxies = Vec::new();
     for server in servers {
-        let proxy = FaultProxy::before(server.local_addr().to_string()).await;
+        let proxy = FaultProxy::start(server.local_addr().to_string()).await;
         let through = RegistryClient::builder(format!("http://{}", proxy.address())).build().unwrap();
         for number in 0..50 {
             let client = if number % 5 == 0 { through.clone() } else { client(server) };

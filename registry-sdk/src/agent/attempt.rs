@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::heartbeat_limit;
 use super::reconcile::{Answered, Loop, Phase, Request};
 use super::shared::{Shared, Wants};
 use super::state::AgentState;
+use super::timer::heartbeat_limit;
 use crate::contract::{AgentStatus, Heartbeat, StatusUpdate};
 use crate::error::Error;
 use crate::metrics;
@@ -60,12 +60,12 @@ impl Loop {
             Request::Register => {
                 let registration = self.shared.lock().desired.registration.clone();
                 let outcome = client.register_once(&registration, self.started, limit).await;
-                metrics::registered(&outcome);
+                metrics::registration_sent(&outcome);
                 outcome.map(|record| Answered::Registered(Box::new(record)))
             }
             Request::Heartbeat => {
                 let outcome = client.heartbeat_once(agent_id, &self.heartbeat(), limit).await;
-                metrics::beat(&outcome);
+                metrics::heartbeat_sent(&outcome);
                 outcome.map(Answered::Heartbeat)
             }
             Request::Status => {

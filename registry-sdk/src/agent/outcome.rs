@@ -117,7 +117,7 @@ impl Loop {
             }
             // No registry answers that, so it comes from something in between.
             (Request::Register, Error::Superseded { owner: None, detail }) => {
-                self.degraded(Error::UnexpectedAnswer { status: 409, detail: detail.clone() });
+                self.degraded(Error::InvalidResponse { status: 409, detail: detail.clone() });
             }
             // A process that never registered does not do so by setting a status.
             (Request::Status, Error::Superseded { .. }) if !self.status_needs_registration() => {

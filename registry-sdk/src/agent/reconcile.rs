@@ -36,16 +36,15 @@ use futures_util::FutureExt;
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
-use super::DEFAULT_INTERVAL;
 use super::shared::{Desired, Inner, Shared, Stop, Wants};
 use super::state::OnSuperseded;
-use super::timer::Timer;
+use super::timer::{DEFAULT_INTERVAL, Timer};
 use crate::contract::{AgentRecord, HeartbeatAck};
 use crate::error::Error;
 use crate::retry::deadline_after;
 
 /// Shortest time between two heartbeats that a registry can demand.
-const SHORTEST_PACE: Duration = Duration::from_secs(1);
+const MIN_PACE: Duration = Duration::from_secs(1);
 
 /// What the agent knows of its standing with the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -262,7 +261,7 @@ impl Loop {
     /// so, for example, until it has acknowledged a longer interval.
     pub(super) fn pace(&self) -> Duration {
         let interval = self.interval.unwrap_or(DEFAULT_INTERVAL);
-        self.known.timeout.map_or(interval, |timeout| interval.min((timeout / 2).max(SHORTEST_PACE)))
+        self.known.timeout.map_or(interval, |timeout| interval.min((timeout / 2).max(MIN_PACE)))
     }
 
     /// Whether the registry lacks an update of the registration.
@@ -281,7 +280,7 @@ impl Loop {
         // Boxed, because an agent mostly waits, and then needs no room for a request. A token provider may panic, which must
         // not end the loop.
         let attempt = AssertUnwindSafe(Box::pin(self.attempt(request, limit))).catch_unwind();
-        let panicked = |_| Err(Error::Setup("a panic, perhaps of the token provider".to_owned()));
+        let panicked = |_| Err(Error::Config("a panic, perhaps of the token provider".to_owned()));
         let outcome = tokio::select! {
             outcome = attempt => outcome.unwrap_or_else(panicked),
             () = shared.cut_off() => {

@@ -7,7 +7,8 @@ use futures_util::FutureExt;
 use futures_util::future::join;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Agent, DEFAULT_INTERVAL, SHUTDOWN_LIMIT};
+use super::handle::{Agent, SHUTDOWN_LIMIT};
+use super::timer::DEFAULT_INTERVAL;
 use crate::error::Error;
 
 /// What the work that is given to [`Agent::run_until`] may end with: nothing, or a `Result`.

@@ -10,7 +10,6 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use super::reconcile;
 use super::state::{AgentState, OnSuperseded};
 use super::tasks::TaskCounter;
 use crate::client::RegistryClient;
@@ -44,7 +43,7 @@ pub(super) struct Inner {
     pub(super) calls: Vec<Call>,
     pub(super) stop: Stop,
     /// The loop. `None` until it is first needed.
-    task: Option<JoinHandle<()>>,
+    pub(super) task: Option<JoinHandle<()>>,
 }
 
 /// The state that the registry is to have.
@@ -84,10 +83,10 @@ pub(super) struct Call {
     pub(super) due: Instant,
     /// Whether the attempt that is under way is also made for this call.
     pub(super) is_concerned: bool,
-    policy: RetryPolicy,
+    pub(super) policy: RetryPolicy,
     /// `None` until its first attempt: the call's time does not run while another request is under way.
-    attempts: Option<Attempts>,
-    reply: oneshot::Sender<Answer>,
+    pub(super) attempts: Option<Attempts>,
+    pub(super) reply: oneshot::Sender<Answer>,
 }
 
 /// The record, for a registration.
@@ -140,45 +139,13 @@ impl Shared {
 
     pub(super) fn choose(&self, on_superseded: OnSuperseded) {
         self.lock().on_superseded = on_superseded;
-        self.changed.notify_one();
+        self.wake();
     }
 
     /// Changes the desired state, and wakes the loop.
     pub(super) fn desire(&self, change: impl FnOnce(&mut Desired)) {
         change(&mut self.lock().desired);
-        self.changed.notify_one();
-    }
-
-    /// Waits until the registry has acknowledged the desired state, or the policy gives up.
-    ///
-    /// Cancel safe: the loop makes no further attempt for a caller that is gone.
-    pub(super) async fn call(self: &Arc<Self>, wants: Wants, policy: &RetryPolicy) -> Answer {
-        let (reply, answer) = oneshot::channel();
-        let (due, policy) = (Instant::now(), policy.clone());
-        let call = Call { wants, due, is_concerned: false, policy, attempts: None, reply };
-        self.with_loop(|inner| inner.calls.push(call))?;
-        // The loop answers all calls, however it ends.
-        answer.await.unwrap_or(Err(Error::ShutDown))
-    }
-
-    /// Changes something for the loop, which is started unless it runs. Fails once the agent is shut down.
-    pub(super) fn with_loop(self: &Arc<Self>, change: impl FnOnce(&mut Inner)) -> Result<(), Error> {
-        let mut inner = self.lock();
-        if !matches!(inner.stop, Stop::No) {
-            return Err(Error::ShutDown);
-        }
-        change(&mut inner);
-        self.ensure_loop(&mut inner);
-        drop(inner);
-        self.changed.notify_one();
-        Ok(())
-    }
-
-    /// Starts the loop unless it runs. It may have ended with the runtime that it was started in.
-    fn ensure_loop(self: &Arc<Self>, inner: &mut Inner) {
-        if inner.task.as_ref().is_none_or(JoinHandle::is_finished) {
-            inner.task = Some(tokio::spawn(reconcile::run(self.clone())));
-        }
+        self.wake();
     }
 
     /// The loop has ended, after a shutdown or with its runtime. Nobody waits for it in vain.
@@ -187,7 +154,7 @@ impl Shared {
         let error = match inner.stop {
             Stop::Abandoned => return,
             Stop::By { .. } => Error::ShutDown,
-            Stop::No => Error::Setup("the runtime that the agent was started in has ended".to_owned()),
+            Stop::No => Error::Config("the runtime that the agent was started in has ended".to_owned()),
         };
         // Whoever calls from now on starts another.
         inner.task = None;
@@ -209,45 +176,18 @@ impl Shared {
         self.may_be_registered.store(may_be, Ordering::Release);
     }
 
-    /// Asks the loop to end in good order within a limit. The earliest deadline counts.
-    pub(super) fn stop_within(self: &Arc<Self>, limit: Duration) {
-        let now = Instant::now();
-        let (mut cut_off, mut deadline) = (deadline_after(now, limit / 2), deadline_after(now, limit));
-        let mut inner = self.lock();
-        if let Stop::By { cut_off: other_cut_off, deadline: other_deadline } = inner.stop {
-            (cut_off, deadline) = (cut_off.min(other_cut_off), deadline.min(other_deadline));
-        }
-        inner.stop = Stop::By { cut_off, deadline };
-        if self.may_be_registered() {
-            self.ensure_loop(&mut inner);
-        }
-        drop(inner);
-        self.changed.notify_one();
-    }
-
     pub(super) fn abandon(&self) {
         let mut inner = self.lock();
         if matches!(inner.stop, Stop::No) {
             inner.stop = Stop::Abandoned;
         }
         drop(inner);
-        self.changed.notify_one();
+        self.wake();
     }
 
-    /// Waits until the loop has ended. If it does not end in time, because the runtime is blocked, it is aborted.
-    pub(super) async fn ended(&self, limit: Duration) {
-        let is_running = self.lock().task.as_ref().is_some_and(|task| !task.is_finished());
-        let mut state = self.state.subscribe();
-        let stopped = state.wait_for(AgentState::is_stopped);
-        if !is_running || tokio::time::timeout(limit.saturating_add(ABORT_AFTER), stopped).await.is_err() {
-            let mut inner = self.lock();
-            if let Some(task) = &inner.task {
-                task.abort();
-            }
-            inner.answer_where(|_| true, &Err(Error::ShutDown));
-            drop(inner);
-            self.change_state(|_| AgentState::Stopped);
-        }
+    /// Tells the loop that something has changed.
+    pub(super) fn wake(&self) {
+        self.changed.notify_one();
     }
 
     /// Waits for a change.
@@ -295,15 +235,12 @@ impl Shared {
             let changes = !state.is_stopped();
             if changes {
                 *state = next(state);
-                metrics::in_state(&self.agent_id, state);
+                metrics::state_changed(&self.agent_id, state.name());
             }
             changes
         });
     }
 }
-
-/// How long after its own deadline the loop is aborted.
-const ABORT_AFTER: Duration = Duration::from_millis(50);
 
 impl Desired {
     /// Changes the registration. The status is not part of that: see [`Desired::set_status`].
@@ -343,7 +280,7 @@ impl Inner {
         self.answer_where(|call| call.is_concerned, answer);
     }
 
-    fn answer_where(&mut self, chosen: impl Fn(&Call) -> bool, answer: &Answer) {
+    pub(super) fn answer_where(&mut self, chosen: impl Fn(&Call) -> bool, answer: &Answer) {
         for call in self.calls.extract_if(.., |call| chosen(call)) {
             // A caller that gave up only loses the answer.
             let _ = call.reply.send(answer.clone());

@@ -40,7 +40,7 @@ pub enum AgentState {
         since: Instant,
         /// Number of attempts that have failed since then.
         attempts: u32,
-        /// Why the last one failed.
+        /// SkipReason the last one failed.
         last_error: Arc<Error>,
     },
     /// Another process owns the agent's id. No heartbeats are sent. What happens next is the choice of
@@ -85,13 +85,8 @@ impl AgentState {
         matches!(self, Self::Superseded { .. })
     }
 
-    /// All names, for a gauge of each.
-    #[cfg(feature = "metrics")]
-    pub(crate) const NAMES: [&str; 5] = ["registering", "registered", "degraded", "superseded", "stopped"];
-
-    /// Its name, for metrics.
-    #[cfg(feature = "metrics")]
-    pub(crate) const fn name(&self) -> &'static str {
+    /// Its name in metrics.
+    pub(super) const fn name(&self) -> &'static str {
         match self {
             Self::Registering => "registering",
             Self::Registered { .. } => "registered",

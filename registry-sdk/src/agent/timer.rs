@@ -1,10 +1,28 @@
-//! When something is due, and how long to wait after failures.
+//! Intervals of heartbeats: when the next request is due, and how long to wait after failures.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::error::Error;
+
+/// The interval of heartbeats if the registration declares none.
+pub(super) const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Below this, heartbeats would be a flood.
+pub(super) const MIN_INTERVAL: Duration = Duration::from_millis(1);
+
+/// How long the loop's own attempts may take, as a part of the interval: a hung connection must leave time for two more
+/// attempts before the deadline.
+const ATTEMPT_SHARE: f64 = 0.25;
+
+/// No attempt is cut shorter than this.
+const MIN_ATTEMPT: Duration = Duration::from_millis(100);
+
+/// Time limit of the loop's own attempts.
+pub(super) fn heartbeat_limit(interval: Duration) -> Duration {
+    interval.mul_f64(ATTEMPT_SHARE).max(MIN_ATTEMPT)
+}
 
 /// The first pause after a failure, as a part of the interval.
 const FIRST_PAUSE: f64 = 0.1;

@@ -49,14 +49,14 @@ impl fmt::Display for AgentStatus {
 /// A word that is no [`AgentStatus`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no status: use active, busy or offline")]
-pub struct UnknownStatus(pub String);
+pub struct ParseStatusError(pub String);
 
 impl FromStr for AgentStatus {
-    type Err = UnknownStatus;
+    type Err = ParseStatusError;
 
     fn from_str(word: &str) -> Result<Self, Self::Err> {
         let found = Self::ALL.into_iter().find(|status| status.as_str() == word);
-        found.ok_or_else(|| UnknownStatus(word.to_owned()))
+        found.ok_or_else(|| ParseStatusError(word.to_owned()))
     }
 }
 

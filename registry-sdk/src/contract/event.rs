@@ -52,13 +52,13 @@ impl EventKind {
 /// A word that is no [`EventKind`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no kind of event")]
-pub struct UnknownEvent(pub String);
+pub struct ParseEventKindError(pub String);
 
 impl FromStr for EventKind {
-    type Err = UnknownEvent;
+    type Err = ParseEventKindError;
 
     fn from_str(word: &str) -> Result<Self, Self::Err> {
         let found = Self::ALL.into_iter().find(|kind| kind.as_str() == word);
-        found.ok_or_else(|| UnknownEvent(word.to_owned()))
+        found.ok_or_else(|| ParseEventKindError(word.to_owned()))
     }
 }

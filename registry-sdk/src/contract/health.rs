@@ -19,7 +19,7 @@ pub enum HealthStatus {
     Unhealthy,
 }
 
-/// Why an agent is unhealthy.
+/// SkipReason an agent is unhealthy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
@@ -78,7 +78,7 @@ pub fn health_url(base_url: &str) -> Option<Url> {
 /// What an agent says of itself at its own `GET {base_url}/health`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct OwnHealth {
+pub struct HealthReport {
     /// Whether it can be given work. An unhealthy agent answers with 503.
     pub status: HealthStatus,
     /// Who it is.
@@ -94,7 +94,7 @@ pub struct OwnHealth {
     pub failed: Vec<FailedCheck>,
 }
 
-impl OwnHealth {
+impl HealthReport {
     /// Of an agent without tasks that has just begun.
     #[must_use]
     pub fn new(status: HealthStatus, agent_id: impl Into<String>) -> Self {
@@ -144,7 +144,7 @@ pub struct AgentHealth {
     #[serde(default, rename = "heartbeat_timeout_seconds", with = "optional_seconds")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
     pub heartbeat_timeout: Option<Duration>,
-    /// Why it is unhealthy, where it is.
+    /// SkipReason it is unhealthy, where it is.
     #[serde(default)]
     pub reason: Option<UnhealthyReason>,
     /// The last probe, where the registry probes.

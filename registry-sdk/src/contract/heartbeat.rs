@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::agent::AgentStatus;
 use super::problem::{FieldError, Invalid};
 use super::time::{Timestamp, optional_seconds};
-use super::validate::is_agent_id;
+use super::validate::is_valid_agent_id;
 
 /// The body of a heartbeat, which may be left out altogether.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -211,7 +211,7 @@ impl Fields {
 
     fn instance_id(&mut self) -> Option<String> {
         self.get("instance_id", "1 to 64 of A-Z a-z 0-9 . _ -", |value| {
-            value.as_str().filter(|id| is_agent_id(id)).map(str::to_owned)
+            value.as_str().filter(|id| is_valid_agent_id(id)).map(str::to_owned)
         })
     }
 

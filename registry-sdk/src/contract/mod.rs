@@ -6,34 +6,31 @@
 //! project's server sends are optional here, so that a plainer server's answers decode as well.
 
 mod agent;
+mod capability_match;
 mod event;
 mod health;
 mod heartbeat;
-mod index;
 mod instances;
 mod problem;
 mod registration;
-mod search;
 mod stats;
-mod terms;
 mod time;
 mod validate;
 
-pub use agent::{AgentRecord, AgentStatus, Capability, UnknownStatus, heartbeat_timeout};
-pub use event::{EventKind, OVERRUN_EVENT, RESET_EVENT, UnknownEvent};
+pub use agent::{AgentRecord, AgentStatus, Capability, ParseStatusError, heartbeat_timeout};
+pub use capability_match::CapabilityMatch;
+pub use event::{EventKind, OVERRUN_EVENT, ParseEventKindError, RESET_EVENT};
 pub use health::{
-    AgentHealth, FailedCheck, HealthStatus, OwnHealth, ProbeResult, ServerHealth, UnhealthyReason, health_url,
+    AgentHealth, FailedCheck, HealthReport, HealthStatus, ProbeResult, ServerHealth, UnhealthyReason,
+    health_url,
 };
 pub use heartbeat::{Heartbeat, HeartbeatAck, StatusUpdate};
-pub use index::{Hit, SearchIndex};
 pub use instances::{Instances, Owner};
 pub use problem::{FieldError, Invalid, Problem};
 pub use registration::Registration;
-pub use search::{CapabilityMatch, Field, Rank};
 pub use stats::RegistryStats;
-pub use terms::{score, terms};
-pub use time::{InvalidTimestamp, Timestamp};
-pub use validate::{is_agent_id, limits};
+pub use time::{ParseTimestampError, Timestamp};
+pub use validate::{is_valid_agent_id, limits};
 
 /// The port a registry listens on unless told otherwise.
 pub const DEFAULT_PORT: u16 = 8009;

@@ -10,7 +10,6 @@ use serde_json::{Map, Value};
 use super::agent::{AgentStatus, Capability, null_is_default};
 use super::problem::{FieldError, Invalid};
 use super::time::{optional_seconds, seconds};
-use super::validate;
 
 /// The body of `POST /register`.
 ///
@@ -146,13 +145,6 @@ impl Registration {
     pub fn instance_age(mut self, age: Duration) -> Self {
         self.instance_age = Some(age);
         self
-    }
-
-    /// Checks every limit of the contract.
-    ///
-    /// The error has all the fields that are wrong, not only the first.
-    pub fn validate(&self) -> Result<(), Invalid> {
-        validate::registration(self)
     }
 
     /// Reads and checks the body of a registration.

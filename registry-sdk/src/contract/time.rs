@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// use registry_sdk::contract::Timestamp;
 /// let time: Timestamp = "2026-11-24T10:30:00.123456+01:00".parse()?;
 /// assert_eq!(time.to_string(), "2026-11-24T09:30:00.123Z");
-/// # Ok::<(), registry_sdk::contract::InvalidTimestamp>(())
+/// # Ok::<(), registry_sdk::contract::ParseTimestampError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(DateTime<Utc>);
@@ -103,20 +103,20 @@ impl fmt::Display for Timestamp {
 /// A text that is no [`Timestamp`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is no RFC 3339 time: {why}")]
-pub struct InvalidTimestamp {
+pub struct ParseTimestampError {
     text: String,
     why: String,
 }
 
 impl FromStr for Timestamp {
-    type Err = InvalidTimestamp;
+    type Err = ParseTimestampError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let with_offset = DateTime::parse_from_rfc3339(text).map(|time| time.timestamp_millis());
         let millis = with_offset.or_else(|error| {
             let naive = text
                 .parse::<NaiveDateTime>()
-                .map_err(|_| InvalidTimestamp { text: text.to_owned(), why: error.to_string() })?;
+                .map_err(|_| ParseTimestampError { text: text.to_owned(), why: error.to_string() })?;
             Ok(naive.and_utc().timestamp_millis())
         })?;
         Ok(Self::from_unix_millis(millis))
@@ -169,7 +169,7 @@ pub(crate) mod optional_seconds {
     use serde::{Deserialize, Deserializer, Serializer};
 
     #[derive(Deserialize)]
-    struct Seconds(#[serde(with = "super::seconds")] Duration);
+    struct Seconds(#[serde(with = "crate::contract::time::seconds")] Duration);
 
     #[expect(clippy::ref_option, reason = "serde passes the field by reference")]
     pub(crate) fn serialize<S: Serializer>(
@@ -177,7 +177,7 @@ pub(crate) mod optional_seconds {
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         match value {
-            Some(duration) => super::seconds::serialize(duration, serializer),
+            Some(duration) => crate::contract::time::seconds::serialize(duration, serializer),
             None => serializer.serialize_none(),
         }
     }

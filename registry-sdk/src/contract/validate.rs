@@ -53,44 +53,50 @@ pub mod limits {
 /// Whether a text can be an `agent_id`.
 ///
 /// ```
-/// use registry_sdk::contract::is_agent_id;
-/// assert!(is_agent_id("feature-dev"));
-/// assert!(!is_agent_id("-dev") && !is_agent_id("") && !is_agent_id("a b"));
+/// use registry_sdk::contract::is_valid_agent_id;
+/// assert!(is_valid_agent_id("feature-dev"));
+/// assert!(!is_valid_agent_id("-dev") && !is_valid_agent_id("") && !is_valid_agent_id("a b"));
 /// ```
 #[must_use]
-pub fn is_agent_id(text: &str) -> bool {
+pub fn is_valid_agent_id(text: &str) -> bool {
     let ordinary = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     text.len() <= limits::AGENT_ID
         && text.bytes().all(ordinary)
         && text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
 }
 
-/// What to say of a text that [`is_agent_id`] refuses.
+/// What to say of a text that [`is_valid_agent_id`] refuses.
 const NO_ID: &str = "must be 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit";
 
-pub(super) fn registration(given: &Registration) -> Result<(), Invalid> {
-    let mut check = Check::default();
-    if !is_agent_id(&given.agent_id) {
-        check.fail("agent_id", NO_ID);
+impl Registration {
+    /// Checks every limit of the contract.
+    ///
+    /// # Errors
+    /// All fields that are wrong, not only the first.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        let mut check = Check::default();
+        if !is_valid_agent_id(&self.agent_id) {
+            check.fail("agent_id", NO_ID);
+        }
+        check.text("agent_name", &self.agent_name, 1, limits::AGENT_NAME);
+        check.base_url(&self.base_url);
+        check.capabilities(&self.capabilities);
+        check.metadata(self);
+        if let Some(interval) = self.heartbeat_interval
+            && (interval == Duration::ZERO || interval > limits::HEARTBEAT_INTERVAL)
+        {
+            check.fail("heartbeat_interval_seconds", "must be above 0, up to 86400");
+        }
+        if self.instance_id.as_deref().is_some_and(|instance_id| !is_valid_agent_id(instance_id)) {
+            check.fail("instance_id", NO_ID);
+        }
+        if self.instance_age.is_some_and(|age| age > limits::INSTANCE_AGE) {
+            check.fail("instance_age_seconds", "must be from 0 to 1000000000");
+        } else if self.instance_age.is_some() && self.instance_id.is_none() {
+            check.fail("instance_age_seconds", "needs an instance_id: it is the age of that process");
+        }
+        if check.errors.is_empty() { Ok(()) } else { Err(Invalid(check.errors)) }
     }
-    check.text("agent_name", &given.agent_name, 1, limits::AGENT_NAME);
-    check.base_url(&given.base_url);
-    check.capabilities(&given.capabilities);
-    check.metadata(given);
-    if let Some(interval) = given.heartbeat_interval
-        && (interval == Duration::ZERO || interval > limits::HEARTBEAT_INTERVAL)
-    {
-        check.fail("heartbeat_interval_seconds", "must be above 0, up to 86400");
-    }
-    if given.instance_id.as_deref().is_some_and(|instance_id| !is_agent_id(instance_id)) {
-        check.fail("instance_id", NO_ID);
-    }
-    if given.instance_age.is_some_and(|age| age > limits::INSTANCE_AGE) {
-        check.fail("instance_age_seconds", "must be from 0 to 1000000000");
-    } else if given.instance_age.is_some() && given.instance_id.is_none() {
-        check.fail("instance_age_seconds", "needs an instance_id: it is the age of that process");
-    }
-    if check.errors.is_empty() { Ok(()) } else { Err(Invalid(check.errors)) }
 }
 
 /// Gathers what is wrong.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::shelf::{Cached, Shelf, Times};
+use super::response_cache::{Cached, ResponseCache, Times};
 use crate::client::RegistryClient;
 use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch};
 use crate::error::Error;
@@ -34,9 +34,9 @@ use crate::query::{ListQuery, Page, SearchQuery};
 #[derive(Clone, Debug)]
 pub struct DiscoveryCache {
     client: RegistryClient,
-    searches: Shelf<SearchQuery, Vec<CapabilityMatch>>,
-    lists: Shelf<ListQuery, Page>,
-    agents: Shelf<String, AgentRecord>,
+    searches: ResponseCache<SearchQuery, Vec<CapabilityMatch>>,
+    lists: ResponseCache<ListQuery, Page>,
+    agents: ResponseCache<String, AgentRecord>,
 }
 
 /// Sets up a [`DiscoveryCache`].
@@ -77,9 +77,9 @@ impl DiscoveryCacheBuilder {
         let Self { client, times, capacity } = self;
         DiscoveryCache {
             client,
-            searches: Shelf::new(capacity, times),
-            lists: Shelf::new(capacity, times),
-            agents: Shelf::new(capacity, times),
+            searches: ResponseCache::new(capacity, times),
+            lists: ResponseCache::new(capacity, times),
+            agents: ResponseCache::new(capacity, times),
         }
     }
 }
@@ -94,15 +94,15 @@ pub enum SafeSearch {
     Everyone {
         /// The agents, by id.
         agents: Cached<Page>,
-        /// Why it came to that.
-        why: WhyEveryone,
+        /// SkipReason it came to that.
+        why: FallbackReason,
     },
 }
 
-/// Why a search fell back to everyone.
+/// SkipReason a search fell back to everyone.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum WhyEveryone {
+pub enum FallbackReason {
     /// Fewer agents can do it than were wanted.
     TooFew {
         /// How many can.
@@ -176,8 +176,8 @@ impl DiscoveryCache {
     ) -> Result<SafeSearch, Error> {
         let why = match self.search_capabilities(capability).await {
             Ok(found) if found.len() >= min_agents => return Ok(SafeSearch::Found(found)),
-            Ok(found) => WhyEveryone::TooFew { found: found.len(), wanted: min_agents },
-            Err(error) => WhyEveryone::SearchFailed(error),
+            Ok(found) => FallbackReason::TooFew { found: found.len(), wanted: min_agents },
+            Err(error) => FallbackReason::SearchFailed(error),
         };
         let agents = self.list_agents(ListQuery::all().status(AgentStatus::Active)).await?;
         Ok(SafeSearch::Everyone { agents, why })

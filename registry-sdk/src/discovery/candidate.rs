@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
-use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch, Rank};
+use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch};
+use crate::search::Rank;
 
 #[derive(Debug)]
 pub(super) enum Candidate {
     Given(Box<CapabilityMatch>),
-    Copied { agent: Arc<AgentRecord>, place: u16, score: f64 },
+    Copied { agent: Arc<AgentRecord>, position: u16, score: f64 },
 }
 
 impl Candidate {
@@ -36,8 +37,8 @@ impl Candidate {
     pub(super) fn tags(&self) -> &[String] {
         match self {
             Self::Given(found) => &found.tags,
-            Self::Copied { agent, place, .. } => {
-                agent.capabilities.get(usize::from(*place)).map_or(&[], |capability| &capability.tags)
+            Self::Copied { agent, position, .. } => {
+                agent.capabilities.get(usize::from(*position)).map_or(&[], |capability| &capability.tags)
             }
         }
     }
@@ -70,7 +71,7 @@ impl Candidate {
     pub(super) fn into_match(self) -> Option<CapabilityMatch> {
         match self {
             Self::Given(found) => Some(*found),
-            Self::Copied { agent, place, score } => CapabilityMatch::of(&agent, place.into(), score),
+            Self::Copied { agent, position, score } => CapabilityMatch::of(&agent, position.into(), score),
         }
     }
 }

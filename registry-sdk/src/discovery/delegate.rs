@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::query::TaskQuery;
 use super::select::{Orchestrator, SelectError, Selection};
 use crate::contract::CapabilityMatch;
-use crate::transport::chain;
+use crate::error::with_causes;
 
 /// How long a whole delegation may take unless told otherwise.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
@@ -58,19 +58,19 @@ pub enum TaskError<E> {
     Permanent(E),
 }
 
-/// Why a task was not done.
+/// SkipReason a task was not done.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DelegateError<E> {
     /// No agent could be chosen, or none is left after those that failed.
     #[error("no agent is there to do it; {} failed at it", failed.len())]
     NoAgent {
-        /// Why none was chosen.
+        /// SkipReason none was chosen.
         #[source]
         source: SelectError,
         /// Who got the task, and failed.
         failed: Vec<String>,
-        /// Why the last of those failed.
+        /// SkipReason the last of those failed.
         last: Option<E>,
     },
     /// As many agents as were allowed got the task, and failed.
@@ -78,7 +78,7 @@ pub enum DelegateError<E> {
     Failed {
         /// Who got the task.
         failed: Vec<String>,
-        /// Why the last of those failed.
+        /// SkipReason the last of those failed.
         last: E,
     },
     /// The task cannot be done.
@@ -86,7 +86,7 @@ pub enum DelegateError<E> {
     Permanent {
         /// Who says so.
         agent_id: String,
-        /// Why.
+        /// SkipReason.
         error: E,
     },
     /// It was not done in time.
@@ -99,7 +99,7 @@ pub enum DelegateError<E> {
     },
 }
 
-/// Why a task that was sent over HTTP failed.
+/// SkipReason a task that was sent over HTTP failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HttpTaskError {
@@ -116,7 +116,7 @@ pub enum HttpTaskError {
     },
     /// It answered something else than what was expected.
     #[error("the agent's answer makes no sense: {0}")]
-    Nonsense(String),
+    InvalidResponse(String),
     /// The task cannot be written as JSON.
     #[error("the task cannot be sent: {0}")]
     Payload(String),
@@ -228,7 +228,7 @@ impl Delegation<'_> {
         let mut begun = 0;
         let mut hedge_at = None;
         let mut last = None;
-        // Why no further agent can be chosen.
+        // SkipReason no further agent can be chosen.
         let mut nobody = None;
         loop {
             let may_begin = selecting.is_none() && nobody.is_none() && begun < attempts;
@@ -241,7 +241,7 @@ impl Delegation<'_> {
                             hedge_at = hedge_after.map(|delay| Instant::now() + delay);
                             let agent = selection.agent.clone();
                             // Whoever has had the task does not get it again.
-                            query.leave_out.insert(agent.agent_id.clone());
+                            query.exclude.insert(agent.agent_id.clone());
                             progress.at_it.push(agent.agent_id.clone());
                             let task = task(agent);
                             running.push(async move { (task.await, selection) });
@@ -329,14 +329,15 @@ async fn send<T: DeserializeOwned>(
     url: String,
     body: Vec<u8>,
 ) -> Result<T, TaskError<HttpTaskError>> {
-    let unreachable =
-        |error: reqwest::Error| TaskError::Transient(HttpTaskError::Unreachable(chain(&error.without_url())));
+    let unreachable = |error: reqwest::Error| {
+        TaskError::Transient(HttpTaskError::Unreachable(with_causes(&error.without_url())))
+    };
     let request = http.post(url).header(CONTENT_TYPE, "application/json").body(body);
     let answer = request.send().await.map_err(unreachable)?;
     let status = answer.status();
     let body = answer.bytes().await.map_err(unreachable)?;
     if status.is_success() {
-        let nonsense = |error: serde_json::Error| HttpTaskError::Nonsense(error.to_string());
+        let nonsense = |error: serde_json::Error| HttpTaskError::InvalidResponse(error.to_string());
         return serde_json::from_slice(&body).map_err(|error| TaskError::Transient(nonsense(error)));
     }
     let said = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();

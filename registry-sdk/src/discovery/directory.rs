@@ -10,9 +10,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::candidate::Candidate;
 use super::freshness::Freshness;
 use crate::client::RegistryClient;
-use crate::contract::{AgentRecord, CapabilityMatch, SearchIndex};
+use crate::contract::{AgentRecord, CapabilityMatch};
 use crate::error::Error;
 use crate::query::SearchQuery;
+use crate::search::{Hit, SearchIndex};
 use crate::watch::WatchEvent;
 
 /// Every agent of a registry, kept up to date by watching it (as a Kubernetes reflector does): searches and look-ups
@@ -25,14 +26,14 @@ use crate::watch::WatchEvent;
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use registry_sdk::RegistryClient;
-/// use registry_sdk::discovery::{Directory, HealthFrom, Orchestrator, TaskQuery};
+/// use registry_sdk::discovery::{Directory, HealthSource, Orchestrator, TaskQuery};
 ///
 /// let client = RegistryClient::new("http://127.0.0.1:8009")?;
 /// let directory = Directory::follow(&client);
 /// directory.ready().await?;
 /// let orchestrator = Orchestrator::new(client).with_directory(directory);
 /// // Not a single request:
-/// let query = TaskQuery::new("code_review").health_from(HealthFrom::Search);
+/// let query = TaskQuery::new("code_review").health_source(HealthSource::Search);
 /// println!("{}", orchestrator.select(&query).await?.agent.base_url);
 /// # Ok(())
 /// # }
@@ -91,7 +92,7 @@ impl Directory {
         match there.as_deref() {
             Ok(State::Ended(error)) => Err(error.clone()),
             Ok(_) => Ok(()),
-            Err(_) => Err(Error::Setup("the task that follows the registry has ended".to_owned())),
+            Err(_) => Err(Error::Config("the task that follows the registry has ended".to_owned())),
         }
     }
 
@@ -142,11 +143,11 @@ impl Directory {
     /// The same, before the matches are written out.
     pub(super) fn candidates(&self, q: &str) -> Vec<Candidate> {
         let copy = self.read();
-        let candidate = |hit: crate::contract::Hit| {
+        let candidate = |hit: Hit| {
             let agent = copy.by_slot.get(hit.slot as usize)?.clone()?;
-            Some(Candidate::Copied { agent, place: hit.place, score: hit.score })
+            Some(Candidate::Copied { agent, position: hit.position, score: hit.score })
         };
-        let mut found: Vec<_> = copy.index.find(q).into_iter().filter_map(candidate).collect();
+        let mut found: Vec<_> = copy.index.search(q).into_iter().filter_map(candidate).collect();
         found.sort_unstable_by(|one, other| one.rank().cmp(&other.rank()));
         found
     }
@@ -203,7 +204,7 @@ async fn keep(client: RegistryClient, copy: Arc<RwLock<Copy>>, states: watch::Se
 impl Copy {
     fn put(&mut self, agent: Arc<AgentRecord>) {
         self.remove(&agent.agent_id);
-        let slot = self.index.add(&agent.capabilities);
+        let slot = self.index.insert(&agent.capabilities);
         if self.by_slot.len() <= slot as usize {
             self.by_slot.resize(slot as usize + 1, None);
         }

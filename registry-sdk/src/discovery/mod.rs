@@ -9,17 +9,17 @@ mod directory;
 mod freshness;
 mod order;
 mod query;
-mod select;
 #[cfg(feature = "cache")]
-mod shelf;
+mod response_cache;
+mod select;
 
 pub use breaker::{BreakerSettings, CircuitState};
 #[cfg(feature = "cache")]
-pub use cache::{DiscoveryCache, DiscoveryCacheBuilder, SafeSearch, WhyEveryone};
+pub use cache::{DiscoveryCache, DiscoveryCacheBuilder, FallbackReason, SafeSearch};
 pub use delegate::{DelegateError, Delegated, Delegation, HttpTaskError, TaskError};
 pub use directory::Directory;
 pub use freshness::Freshness;
-pub use query::{HealthFrom, Policy, TaskQuery};
-pub use select::{Orchestrator, PassedOver, SelectError, Selection, Why};
+pub use query::{HealthSource, Policy, TaskQuery};
 #[cfg(feature = "cache")]
-pub use shelf::Cached;
+pub use response_cache::Cached;
+pub use select::{Orchestrator, SelectError, Selection, SkipReason, Skipped};

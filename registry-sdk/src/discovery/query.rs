@@ -25,7 +25,7 @@ pub enum Policy {
 /// Whose word on an agent's health counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum HealthFrom {
+pub enum HealthSource {
     /// What the search said: no further request.
     Search,
     /// The registry's `GET /health/{id}`.
@@ -52,13 +52,13 @@ pub struct TaskQuery {
     /// Tags that the capability has to have, all of them.
     pub tags: Vec<String>,
     /// Agents that are not wanted.
-    pub leave_out: HashSet<String>,
+    pub exclude: HashSet<String>,
     /// Who is asked first.
     pub policy: Policy,
     /// Whose word on health counts.
-    pub health_from: HealthFrom,
+    pub health_source: HealthSource,
     /// How many agents are asked for their health at once. Default: 32.
-    pub at_once: usize,
+    pub max_concurrent_checks: usize,
     /// How long one health check may take. Default: 2 s.
     pub check_timeout: Duration,
 }
@@ -71,10 +71,10 @@ impl TaskQuery {
             capability: capability.into(),
             fallbacks: Vec::new(),
             tags: Vec::new(),
-            leave_out: HashSet::new(),
+            exclude: HashSet::new(),
             policy: Policy::Rank,
-            health_from: HealthFrom::Registry,
-            at_once: 32,
+            health_source: HealthSource::Registry,
+            max_concurrent_checks: 32,
             check_timeout: Duration::from_secs(2),
         }
     }
@@ -95,8 +95,8 @@ impl TaskQuery {
 
     /// Leaves an agent out.
     #[must_use]
-    pub fn leave_out(mut self, agent_id: impl Into<String>) -> Self {
-        self.leave_out.insert(agent_id.into());
+    pub fn exclude(mut self, agent_id: impl Into<String>) -> Self {
+        self.exclude.insert(agent_id.into());
         self
     }
 
@@ -109,15 +109,15 @@ impl TaskQuery {
 
     /// Sets whose word on health counts.
     #[must_use]
-    pub fn health_from(mut self, source: HealthFrom) -> Self {
-        self.health_from = source;
+    pub fn health_source(mut self, source: HealthSource) -> Self {
+        self.health_source = source;
         self
     }
 
     /// Sets how many agents are asked for their health at once; at least one.
     #[must_use]
-    pub fn at_once(mut self, agents: usize) -> Self {
-        self.at_once = agents.max(1);
+    pub fn max_concurrent_checks(mut self, agents: usize) -> Self {
+        self.max_concurrent_checks = agents.max(1);
         self
     }
 

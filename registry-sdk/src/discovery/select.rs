@@ -10,7 +10,7 @@ use super::candidate::Candidate;
 use super::directory::Directory;
 use super::freshness::Freshness;
 use super::order::Order;
-use super::query::{HealthFrom, Policy, TaskQuery};
+use super::query::{HealthSource, Policy, TaskQuery};
 use crate::client::RegistryClient;
 use crate::contract::{AgentStatus, CapabilityMatch, health_url, limits};
 use crate::error::Error;
@@ -48,11 +48,11 @@ pub struct Selection {
     /// The agent, by the capability that matched.
     pub agent: CapabilityMatch,
     /// Which of the capabilities that were asked for it was found by.
-    pub found_by: String,
+    pub matched_capability: String,
     /// Whether that was a fallback.
-    pub by_fallback: bool,
+    pub is_fallback: bool,
     /// Who came before it and was not chosen.
-    pub passed_over: Vec<PassedOver>,
+    pub skipped: Vec<Skipped>,
     /// How much that it was there, and was healthy, can be relied on.
     pub freshness: Freshness,
 }
@@ -60,21 +60,21 @@ pub struct Selection {
 /// An agent that was not chosen.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct PassedOver {
+pub struct Skipped {
     /// Who.
     pub agent_id: String,
-    /// Why.
-    pub why: Why,
+    /// SkipReason.
+    pub why: SkipReason,
 }
 
-/// Why an agent was passed over.
+/// SkipReason an agent was passed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Why {
+pub enum SkipReason {
     /// It was to be left out.
-    LeftOut,
+    Excluded,
     /// Its capability has not all the tags.
-    NoSuchTag,
+    MissingTag,
     /// It failed too often lately.
     CircuitOpen,
     /// It is not healthy.
@@ -83,17 +83,17 @@ pub enum Why {
     NoAnswer,
 }
 
-/// Why no agent was chosen.
+/// SkipReason no agent was chosen.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SelectError {
     /// No healthy agent can do it.
-    #[error("no healthy agent can do {capability:?}: {} were passed over", passed_over.len())]
+    #[error("no healthy agent can do {capability:?}: {} were passed over", skipped.len())]
     NoAgent {
         /// What was looked for first.
         capability: String,
         /// Everyone who could do it, or a fallback, and why it was not chosen.
-        passed_over: Vec<PassedOver>,
+        skipped: Vec<Skipped>,
     },
     /// The registry could not be searched.
     #[error("the registry could not be searched")]
@@ -159,28 +159,34 @@ impl Orchestrator {
     /// [`SelectError::NoAgent`] with everyone who was passed over; [`SelectError::Registry`] where the search
     /// itself failed.
     pub async fn select(&self, query: &TaskQuery) -> Result<Selection, SelectError> {
-        let mut passed_over = Vec::new();
+        let mut skipped = Vec::new();
         let wanted = std::iter::once(&query.capability).chain(&query.fallbacks);
         for (place, capability) in wanted.enumerate() {
             let (mut found, freshness) = self.search(query, capability).await?;
             // Those who are offline would only be asked in vain.
             found.retain(|agent| {
-                agent.status() != AgentStatus::Offline || query.health_from == HealthFrom::Agent
+                agent.status() != AgentStatus::Offline || query.health_source == HealthSource::Agent
             });
-            let candidates = self.admissible(query, found, &mut passed_over);
+            let candidates = self.admissible(query, found, &mut skipped);
             // What the registry would say of them is not to be had while it does not answer.
-            let health_from = match query.health_from {
-                HealthFrom::Registry if freshness.is_stale() => HealthFrom::Search,
+            let health_source = match query.health_source {
+                HealthSource::Registry if freshness.is_stale() => HealthSource::Search,
                 source => source,
             };
-            let chosen = self.first_healthy(query, health_from, candidates, &mut passed_over).await;
+            let chosen = self.first_healthy(query, health_source, candidates, &mut skipped).await;
             if let Some(agent) = chosen.and_then(Candidate::into_match) {
                 self.lock_order().note(&agent.agent_id);
-                let found_by = capability.clone();
-                return Ok(Selection { agent, found_by, by_fallback: place > 0, passed_over, freshness });
+                let matched_capability = capability.clone();
+                return Ok(Selection {
+                    agent,
+                    matched_capability,
+                    is_fallback: place > 0,
+                    skipped,
+                    freshness,
+                });
             }
         }
-        Err(SelectError::NoAgent { capability: query.capability.clone(), passed_over })
+        Err(SelectError::NoAgent { capability: query.capability.clone(), skipped })
     }
 
     /// The same, and the agent's circuit lets the task through. Where it is half open, this task is the trial.
@@ -191,7 +197,7 @@ impl Orchestrator {
             if self.breakers.admit(agent_id) {
                 return Ok(selection);
             }
-            query.leave_out.insert(agent_id.clone());
+            query.exclude.insert(agent_id.clone());
         }
     }
 
@@ -213,7 +219,7 @@ impl Orchestrator {
             (Ok(found), _) => {
                 Ok((found.into_iter().map(Box::new).map(Candidate::Given).collect(), Freshness::Fresh))
             }
-            (Err(error), Some((directory, freshness))) if error.is_of_the_server() => {
+            (Err(error), Some((directory, freshness))) if error.is_endpoint_failure() => {
                 Ok((directory.candidates(capability), freshness))
             }
             (Err(error), _) => Err(error),
@@ -225,16 +231,16 @@ impl Orchestrator {
         &self,
         query: &TaskQuery,
         found: Vec<Candidate>,
-        passed_over: &mut Vec<PassedOver>,
+        skipped: &mut Vec<Skipped>,
     ) -> Vec<Candidate> {
         let refused = |agent: &Candidate| {
             let has = |tag: &String| agent.tags().contains(tag);
-            if query.leave_out.contains(agent.agent_id()) {
-                Some(Why::LeftOut)
+            if query.exclude.contains(agent.agent_id()) {
+                Some(SkipReason::Excluded)
             } else if !query.tags.iter().all(has) {
-                Some(Why::NoSuchTag)
+                Some(SkipReason::MissingTag)
             } else if self.breakers.state(agent.agent_id()) == CircuitState::Open {
-                Some(Why::CircuitOpen)
+                Some(SkipReason::CircuitOpen)
             } else {
                 None
             }
@@ -242,7 +248,7 @@ impl Orchestrator {
         let mut candidates = Vec::with_capacity(found.len());
         for agent in found {
             match refused(&agent) {
-                Some(why) => passed_over.push(PassedOver { agent_id: agent.agent_id().to_owned(), why }),
+                Some(why) => skipped.push(Skipped { agent_id: agent.agent_id().to_owned(), why }),
                 None => candidates.push(agent),
             }
         }
@@ -254,45 +260,46 @@ impl Orchestrator {
     async fn first_healthy(
         &self,
         query: &TaskQuery,
-        health_from: HealthFrom,
+        health_source: HealthSource,
         candidates: Vec<Candidate>,
-        passed_over: &mut Vec<PassedOver>,
+        skipped: &mut Vec<Skipped>,
     ) -> Option<Candidate> {
         let checks = stream::iter(candidates).map(|agent| async {
-            let verdict = timeout(query.check_timeout, self.check(health_from, &agent)).await;
-            (agent, verdict.unwrap_or(Err(Why::NoAnswer)))
+            let verdict = timeout(query.check_timeout, self.check(health_source, &agent)).await;
+            (agent, verdict.unwrap_or(Err(SkipReason::NoAnswer)))
         });
         // What needs no request is not done ahead.
-        let at_once = if health_from == HealthFrom::Search { 1 } else { query.at_once.max(1) };
+        let max_concurrent_checks =
+            if health_source == HealthSource::Search { 1 } else { query.max_concurrent_checks.max(1) };
         // In the candidates' order, however the answers come in.
-        let mut checks = std::pin::pin!(checks.buffered(at_once));
+        let mut checks = std::pin::pin!(checks.buffered(max_concurrent_checks));
         while let Some((agent, verdict)) = checks.next().await {
             match verdict {
                 Ok(()) => return Some(agent),
-                Err(why) => passed_over.push(PassedOver { agent_id: agent.agent_id().to_owned(), why }),
+                Err(why) => skipped.push(Skipped { agent_id: agent.agent_id().to_owned(), why }),
             }
         }
         None
     }
 
-    async fn check(&self, source: HealthFrom, agent: &Candidate) -> Result<(), Why> {
+    async fn check(&self, source: HealthSource, agent: &Candidate) -> Result<(), SkipReason> {
         let healthy = match source {
-            HealthFrom::Search => agent.is_said_healthy(),
-            HealthFrom::Registry => {
+            HealthSource::Search => agent.is_said_healthy(),
+            HealthSource::Registry => {
                 let health = self.client.check_health(agent.agent_id()).await;
-                health.map_err(|_| Why::NoAnswer)?.is_healthy()
+                health.map_err(|_| SkipReason::NoAnswer)?.is_healthy()
             }
-            HealthFrom::Agent => {
-                let url = health_url(agent.base_url()).ok_or(Why::NoAnswer)?;
-                let answer = self.http.get(url).send().await.map_err(|_| Why::NoAnswer)?;
+            HealthSource::Agent => {
+                let url = health_url(agent.base_url()).ok_or(SkipReason::NoAnswer)?;
+                let answer = self.http.get(url).send().await.map_err(|_| SkipReason::NoAnswer)?;
                 let is_success = answer.status().is_success();
                 // Some say it only in words.
-                let said = answer.bytes().await.map_err(|_| Why::NoAnswer)?;
+                let said = answer.bytes().await.map_err(|_| SkipReason::NoAnswer)?;
                 let said = serde_json::from_slice::<serde_json::Value>(&said).unwrap_or_default();
                 is_success && said["status"] != "unhealthy"
             }
         };
-        if healthy { Ok(()) } else { Err(Why::Unhealthy) }
+        if healthy { Ok(()) } else { Err(SkipReason::Unhealthy) }
     }
 
     fn lock_order(&self) -> MutexGuard<'_, Order> {

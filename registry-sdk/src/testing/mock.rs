@@ -19,8 +19,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::answer::{Answer, Asked, answer};
-use super::book::{Backup, Book, Received, Seen};
+use super::routes::{MockRequest, MockResponse, answer};
+use super::state::{Backup, MockState, ReceivedRequest, RequestLog};
 use crate::client::RegistryClient;
 use crate::contract::AgentRecord;
 use crate::retry::RetryPolicy;
@@ -29,12 +29,12 @@ use crate::retry::RetryPolicy;
 const GARBAGE: &str = "<!doctype html><title>Sign in</title><p>This is not the registry.</p>";
 
 /// How often it is looked for missed deadlines while somebody watches.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A registry for tests: it behaves as the contract says, keeps its agents in memory, and misbehaves when told
 /// to. When it is dropped, it is gone.
 ///
-/// Faults that are counted are used up by requests in the order in which they were asked for.
+/// Faults that are counted are used up by requests in the order in which they were request for.
 #[derive(Debug)]
 pub struct MockRegistry {
     address: SocketAddr,
@@ -44,18 +44,18 @@ pub struct MockRegistry {
 
 #[derive(Debug)]
 struct Shared {
-    state: Mutex<State>,
+    inner: Mutex<Inner>,
     /// What has arrived, for whoever waits for it.
-    seen: watch::Sender<Seen>,
+    request_log: watch::Sender<RequestLog>,
     /// Counts how often all event streams were cut off.
     cuts: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
-struct State {
-    book: Book,
+struct Inner {
+    state: MockState,
     /// What befalls the next requests.
-    faults: VecDeque<Harm>,
+    faults: VecDeque<InjectedFault>,
     delay: Duration,
     /// Until when every request is cut off.
     outage: Option<Instant>,
@@ -63,7 +63,7 @@ struct State {
 
 /// What befalls one request.
 #[derive(Clone, Copy, Debug)]
-enum Harm {
+enum InjectedFault {
     /// It is answered with this status, and nothing is done.
     Status(u16),
     /// It is cut off without an answer, and nothing is done.
@@ -78,33 +78,58 @@ enum Harm {
     Late(Duration),
 }
 
-impl MockRegistry {
-    /// Starts a registry with a heartbeat timeout of a minute.
-    ///
-    /// # Panics
-    /// Where no port of the loopback address can be had, or outside of a Tokio runtime.
-    pub async fn start() -> Self {
-        Self::with_heartbeat_timeout(Duration::from_secs(60)).await
+/// Sets up a [`MockRegistry`].
+#[derive(Clone, Debug)]
+pub struct MockRegistryBuilder {
+    heartbeat_timeout: Duration,
+}
+
+impl MockRegistryBuilder {
+    /// Sets how long an agent may be silent before it counts as offline. Default: 1 minute.
+    #[must_use]
+    pub fn heartbeat_timeout(mut self, timeout: Duration) -> Self {
+        self.heartbeat_timeout = timeout;
+        self
     }
 
-    /// Starts a registry with a heartbeat timeout of one's own.
+    /// Starts the registry.
     ///
     /// # Panics
-    /// As [`MockRegistry::start`].
+    /// If no port of the loopback address is free, or outside of a Tokio runtime.
     #[expect(clippy::expect_used, reason = "a test that cannot have its registry has failed")]
-    pub async fn with_heartbeat_timeout(timeout: Duration) -> Self {
+    pub async fn start(self) -> MockRegistry {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port on loopback");
         let address = listener.local_addr().expect("a bound listener has an address");
-        let state =
-            State { book: Book::new(timeout), faults: VecDeque::new(), delay: Duration::ZERO, outage: None };
+        let inner = Inner {
+            state: MockState::new(self.heartbeat_timeout),
+            faults: VecDeque::new(),
+            delay: Duration::ZERO,
+            outage: None,
+        };
         let shared = Arc::new(Shared {
-            state: Mutex::new(state),
-            seen: watch::Sender::default(),
+            inner: Mutex::new(inner),
+            request_log: watch::Sender::default(),
             cuts: watch::Sender::default(),
         });
         let mut serving = JoinSet::new();
         serving.spawn(serve(listener, shared.clone()));
-        Self { address, shared, _serving: serving }
+        MockRegistry { address, shared, _serving: serving }
+    }
+}
+
+impl MockRegistry {
+    /// Starts a registry with the default settings: [`MockRegistry::builder`].
+    ///
+    /// # Panics
+    /// If no port of the loopback address is free, or outside of a Tokio runtime.
+    pub async fn start() -> Self {
+        Self::builder().start().await
+    }
+
+    /// Sets up a registry.
+    #[must_use]
+    pub fn builder() -> MockRegistryBuilder {
+        MockRegistryBuilder { heartbeat_timeout: Duration::from_secs(60) }
     }
 
     /// Where it answers.
@@ -127,43 +152,43 @@ impl MockRegistry {
     /// Answers the next requests with a status, without doing what they ask. With 429 and 503 comes a
     /// `Retry-After` of a second.
     pub fn fail_next(&self, count: usize, status: u16) {
-        self.harm(count, Harm::Status(status));
+        self.fault(count, InjectedFault::Status(status));
     }
 
     /// Cuts off the next requests without an answer, and without doing what they ask.
     pub fn drop_connections(&self, count: usize) {
-        self.harm(count, Harm::Drop);
+        self.fault(count, InjectedFault::Drop);
     }
 
     /// Does what the next requests ask, and answers with a page of HTML and the status 200.
     pub fn garbage_body(&self, count: usize) {
-        self.harm(count, Harm::Garbage);
+        self.fault(count, InjectedFault::Garbage);
     }
 
     /// Does what the next requests ask, and answers with half of a body.
     pub fn truncated_body(&self, count: usize) {
-        self.harm(count, Harm::Truncated);
+        self.fault(count, InjectedFault::Truncated);
     }
 
     /// Never answers the next requests.
     pub fn hang(&self, count: usize) {
-        self.harm(count, Harm::Hang);
+        self.fault(count, InjectedFault::Hang);
     }
 
     /// Cuts off the next requests without an answer, and does what they ask after a delay, as a proxy may that had held
     /// them back.
     pub fn deliver_late(&self, count: usize, delay: Duration) {
-        self.harm(count, Harm::Late(delay));
+        self.fault(count, InjectedFault::Late(delay));
     }
 
     /// Waits before every answer from now on. [`Duration::ZERO`] ends it.
     pub fn delay(&self, delay: Duration) {
-        self.state().delay = delay;
+        self.lock().delay = delay;
     }
 
     /// Cuts off every request from now on and for so long, and the event streams that are open.
     pub fn outage(&self, duration: Duration) {
-        self.state().outage = Some(Instant::now() + duration);
+        self.lock().outage = Some(Instant::now() + duration);
         self.cut_event_streams();
     }
 
@@ -174,62 +199,62 @@ impl MockRegistry {
 
     /// Keeps no past changes: watchers are told to read all anew.
     pub fn forget_events(&self) {
-        self.state().book.log().forget();
+        self.lock().state.log().forget();
     }
 
     /// Ends all faults: those that are counted, the delay and the outage.
     pub fn heal(&self) {
-        let mut state = self.state();
-        state.faults.clear();
-        (state.delay, state.outage) = (Duration::ZERO, None);
+        let mut inner = self.lock();
+        inner.faults.clear();
+        (inner.delay, inner.outage) = (Duration::ZERO, None);
     }
 
     /// Forgets all agents, as a registry that lost its database: their heartbeats are answered 404.
     pub fn forget_agents(&self) {
-        self.state().book.forget();
+        self.lock().state.forget();
     }
 
     /// Copies all agents, to be restored later.
     #[must_use]
     pub fn backup(&self) -> Backup {
-        self.state().book.backup()
+        self.lock().state.backup()
     }
 
     /// Replaces all agents by those of a backup, as an operator may who lost the database.
     pub fn restore(&self, backup: &Backup) {
-        self.state().book.restore(backup);
+        self.lock().state.restore(backup);
     }
 
     /// The record of an agent, as a client would get it.
     #[must_use]
     pub fn agent(&self, agent_id: &str) -> Option<AgentRecord> {
-        self.state().book.get(agent_id).ok()
+        self.lock().state.get(agent_id).ok()
     }
 
     /// All that has arrived so far.
     #[must_use]
-    pub fn seen(&self) -> Seen {
-        self.shared.seen.borrow().clone()
+    pub fn request_log(&self) -> RequestLog {
+        self.shared.request_log.borrow().clone()
     }
 
     /// How many heartbeats of an agent have arrived, well answered or not.
     #[must_use]
     pub fn heartbeats(&self, agent_id: &str) -> usize {
-        self.shared.seen.borrow().heartbeats(agent_id)
+        self.shared.request_log.borrow().heartbeats(agent_id)
     }
 
     /// Waits until what has arrived is as it should be. Never ends where it does not come to that: put a
     /// time-out around it where that may be.
-    pub async fn wait_until(&self, holds: impl FnMut(&Seen) -> bool) {
+    pub async fn wait_until(&self, holds: impl FnMut(&RequestLog) -> bool) {
         // The sender is here, so it cannot be gone.
-        let _ = self.shared.seen.subscribe().wait_for(holds).await;
+        let _ = self.shared.request_log.subscribe().wait_for(holds).await;
     }
 
-    fn harm(&self, count: usize, harm: Harm) {
-        self.state().faults.extend(std::iter::repeat_n(harm, count));
+    fn fault(&self, count: usize, fault: InjectedFault) {
+        self.lock().faults.extend(std::iter::repeat_n(fault, count));
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
         self.shared.lock()
     }
 }
@@ -255,21 +280,21 @@ async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<
     let (method, path) = (parts.method.as_str(), parts.uri.path());
     let last_event_id = parts.headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let query = parts.uri.query().unwrap_or_default();
-    let (outcome, delay) = shared.decide(&Asked { method, path, query, last_event_id, body: &body });
+    let (outcome, delay) = shared.decide(&MockRequest { method, path, query, last_event_id, body: &body });
     shared.record(method, path, &body, outcome.as_ref().ok().map(|answer| answer.status), false);
     match outcome {
         Ok(answer) => {
             sleep(delay).await;
             Ok(response(answer, &shared))
         }
-        Err(Harm::Hang) => std::future::pending().await,
-        Err(Harm::Late(delay)) => {
+        Err(InjectedFault::Hang) => std::future::pending().await,
+        Err(InjectedFault::Late(delay)) => {
             let (method, path, query) = (method.to_owned(), path.to_owned(), query.to_owned());
             tokio::spawn(async move {
                 sleep(delay).await;
                 let (method, path, query) = (method.as_str(), path.as_str(), query.as_str());
-                let asked = Asked { method, path, query, last_event_id: None, body: &body };
-                let status = answer(&mut shared.lock().book, &asked).status;
+                let request = MockRequest { method, path, query, last_event_id: None, body: &body };
+                let status = answer(&mut shared.lock().state, &request).status;
                 shared.record(method, path, &body, Some(status), true);
             });
             Err(io::Error::other("cut off on purpose"))
@@ -279,37 +304,37 @@ async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What becomes of a request, and how long the answer takes.
-    fn decide(&self, asked: &Asked<'_>) -> (Result<Answer, Harm>, Duration) {
-        let mut state = self.lock();
-        let delay = state.delay;
-        if state.outage.is_some_and(|until| Instant::now() < until) {
-            return (Err(Harm::Drop), delay);
+    fn decide(&self, request: &MockRequest<'_>) -> (Result<MockResponse, InjectedFault>, Duration) {
+        let mut inner = self.lock();
+        let delay = inner.delay;
+        if inner.outage.is_some_and(|until| Instant::now() < until) {
+            return (Err(InjectedFault::Drop), delay);
         }
-        let outcome = match state.faults.pop_front() {
-            Some(Harm::Status(status)) => Ok(Answer::problem(status, "failed on purpose")),
-            Some(harm @ (Harm::Drop | Harm::Hang | Harm::Late(_))) => Err(harm),
-            Some(Harm::Garbage) => {
-                let answer = answer(&mut state.book, asked);
-                Ok(Answer { status: 200, body: GARBAGE.into(), follow: None, ..answer })
+        let outcome = match inner.faults.pop_front() {
+            Some(InjectedFault::Status(status)) => Ok(MockResponse::problem(status, "failed on purpose")),
+            Some(fault @ (InjectedFault::Drop | InjectedFault::Hang | InjectedFault::Late(_))) => Err(fault),
+            Some(InjectedFault::Garbage) => {
+                let answer = answer(&mut inner.state, request);
+                Ok(MockResponse { status: 200, body: GARBAGE.into(), follow: None, ..answer })
             }
-            Some(Harm::Truncated) => {
-                let mut answer = answer(&mut state.book, asked);
+            Some(InjectedFault::Truncated) => {
+                let mut answer = answer(&mut inner.state, request);
                 answer.follow = None;
                 answer.body.truncate(answer.body.len() / 2);
                 Ok(answer)
             }
-            None => Ok(answer(&mut state.book, asked)),
+            None => Ok(answer(&mut inner.state, request)),
         };
         (outcome, delay)
     }
 
     fn record(&self, method: &str, path: &str, body: &[u8], status: Option<u16>, is_late: bool) {
-        let received = Received {
+        let received = ReceivedRequest {
             method: method.to_owned(),
             path: path.to_owned(),
             body: String::from_utf8_lossy(body).into_owned(),
@@ -317,13 +342,13 @@ impl Shared {
             status,
             is_late,
         };
-        self.seen.send_modify(|seen| seen.0.push(received));
+        self.request_log.send_modify(|seen| seen.0.push(received));
     }
 }
 
 type Body = BoxBody<Bytes, io::Error>;
 
-fn response(answer: Answer, shared: &Arc<Shared>) -> Response<Body> {
+fn response(answer: MockResponse, shared: &Arc<Shared>) -> Response<Body> {
     let kind = match (answer.status, answer.follow) {
         (..400, Some(_)) => "text/event-stream",
         (..400, None) => "application/json",
@@ -353,17 +378,17 @@ fn follow(
     shared: Arc<Shared>,
     after: u64,
 ) -> impl futures_util::Stream<Item = io::Result<Frame<Bytes>>> + Send + Sync {
-    let (seen, cuts) = (shared.seen.subscribe(), shared.cuts.subscribe());
+    let (seen, cuts) = (shared.request_log.subscribe(), shared.cuts.subscribe());
     stream::unfold((shared, after, seen, cuts), |(shared, after, mut seen, mut cuts)| async move {
         loop {
-            let (news, last) = shared.lock().book.log().after(after);
+            let (news, last) = shared.lock().state.log().after(after);
             if !news.is_empty() {
                 return Some((Ok(Frame::data(Bytes::from(news))), (shared, last, seen, cuts)));
             }
             tokio::select! {
                 // Only requests change anything, or time does.
                 _ = seen.changed() => {}
-                () = sleep(LOOK_EVERY) => {}
+                () = sleep(EXPIRY_CHECK_INTERVAL) => {}
                 _ = cuts.changed() => {
                     return Some((Err(io::Error::other("cut off on purpose")), (shared, last, seen, cuts)));
                 }

@@ -24,12 +24,12 @@
 //! # }
 //! ```
 
-mod answer;
-mod book;
 mod log;
 mod mock;
 mod proxy;
+mod routes;
+mod state;
 
-pub use book::{Backup, Received, Seen};
-pub use mock::MockRegistry;
+pub use mock::{MockRegistry, MockRegistryBuilder};
 pub use proxy::{Fault, FaultProxy};
+pub use state::{Backup, ReceivedRequest, RequestLog};

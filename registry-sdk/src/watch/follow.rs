@@ -9,7 +9,7 @@ use reqwest::Response;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::WatchEvent;
+use super::event::WatchEvent;
 use super::sse::{Block, Message, Parser};
 use crate::client::RegistryClient;
 use crate::contract::{AgentRecord, EventKind, OVERRUN_EVENT, RESET_EVENT};
@@ -21,7 +21,7 @@ const SILENCE: Duration = Duration::from_secs(45);
 
 /// The longest pause before the next attempt. Drawn from nothing on, so that those who lost their connections at the
 /// same moment do not come back at the same moment.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// The same for the first attempt after a connection was lost.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -47,7 +47,7 @@ pub(super) async fn run(client: RegistryClient, events: mpsc::Sender<WatchEvent>
                     return;
                 }
                 following.failures = (following.failures + 1).min(10);
-                let grown = FIRST_PAUSE.saturating_mul(1 << following.failures).min(LONGEST_PAUSE);
+                let grown = FIRST_PAUSE.saturating_mul(1 << following.failures).min(MAX_PAUSE);
                 grown.max(error.retry_after().unwrap_or_default())
             }
         };
@@ -55,7 +55,7 @@ pub(super) async fn run(client: RegistryClient, events: mpsc::Sender<WatchEvent>
     }
 }
 
-/// Why a connection is not followed any more.
+/// SkipReason a connection is not followed any more.
 enum End {
     /// It was closed, or said nothing for too long.
     Lost,
@@ -181,5 +181,5 @@ async fn read(response: &mut Response) -> Result<impl AsRef<[u8]>, End> {
 
 fn nonsense(why: impl std::fmt::Display) -> End {
     let detail = format!("the event stream cannot be read: {why}");
-    Error::UnexpectedAnswer { status: 200, detail }.into()
+    Error::InvalidResponse { status: 200, detail }.into()
 }

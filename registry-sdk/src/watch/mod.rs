@@ -1,43 +1,23 @@
 //! Watching the registry: every change as it happens, over lost connections and restarts.
 
+mod event;
 mod follow;
 mod sse;
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::Stream;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use event::WatchEvent;
+
 use crate::client::RegistryClient;
-use crate::contract::AgentRecord;
-use crate::error::Error;
 
 /// How many changes may wait for a slow consumer before the connection is no longer read. The registry then drops
 /// it at some point, and the watch comes back and goes on.
 const BACKLOG: usize = 256;
-
-/// What a watch tells.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum WatchEvent {
-    /// Everyone there is: at the beginning, and again where changes were missed. It replaces whatever was known.
-    Listed(Vec<Arc<AgentRecord>>),
-    /// An agent registered, for the first time or with something new.
-    Registered(Arc<AgentRecord>),
-    /// An agent's status changed, or whether it is healthy.
-    StatusChanged(Arc<AgentRecord>),
-    /// An agent was removed. The record is as it was last.
-    Deregistered(Arc<AgentRecord>),
-    /// The registry cannot be followed now, and what is known may be out of date. Told once an outage: the watch goes
-    /// on trying.
-    Interrupted(Error),
-    /// After an interruption: it goes on, and nothing was missed. Where something was, there is a
-    /// [`WatchEvent::Listed`] instead.
-    Resumed,
-}
 
 /// Follows all agents of a registry. Made by [`RegistryClient::watch`].
 ///

@@ -2,7 +2,7 @@
 //! the registry sends is held until the event is complete.
 
 /// The longest event that is read: several times the largest record.
-const LONGEST_EVENT: usize = 4 * 1_024 * 1_024;
+const MAX_EVENT: usize = 4 * 1_024 * 1_024;
 
 /// One event.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Parser {
 
     fn check(&self) -> Result<(), TooLong> {
         let length = self.rest.len() + self.message.data.len();
-        if length > LONGEST_EVENT { Err(TooLong) } else { Ok(()) }
+        if length > MAX_EVENT { Err(TooLong) } else { Ok(()) }
     }
 
     fn line(&mut self, line: &str) -> Option<Block> {
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn an_event_without_end_is_refused() {
         let mut parser = Parser::default();
-        let endless = vec![b'x'; LONGEST_EVENT / 2];
+        let endless = vec![b'x'; MAX_EVENT / 2];
         assert_eq!(parser.push(&endless), Ok(Vec::new()));
         assert_eq!(parser.push(&endless), Ok(Vec::new()));
         assert_eq!(parser.push(&endless), Err(TooLong));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use registry_sdk::discovery::{DiscoveryCache, Freshness, SafeSearch, WhyEveryone};
+use registry_sdk::discovery::{DiscoveryCache, FallbackReason, Freshness, SafeSearch};
 use registry_sdk::{RegistryClient, RetryPolicy};
 
 use crate::support::{Reply, Server};
@@ -146,8 +146,8 @@ async fn a_safe_search_finds_or_says_why_it_gives_everyone() {
     let everyone = cache.safe_search("work", 2).await.unwrap();
     let SafeSearch::Everyone { agents, why } = everyone else { panic!("{everyone:?}") };
     assert_eq!(agents.agents.len(), 2);
-    assert!(matches!(why, WhyEveryone::TooFew { found: 1, wanted: 2 }));
+    assert!(matches!(why, FallbackReason::TooFew { found: 1, wanted: 2 }));
     mood.store(AWAY, Ordering::SeqCst);
     let everyone = cache.safe_search("never asked before", 1).await.unwrap();
-    assert!(matches!(everyone, SafeSearch::Everyone { why: WhyEveryone::SearchFailed(_), .. }));
+    assert!(matches!(everyone, SafeSearch::Everyone { why: FallbackReason::SearchFailed(_), .. }));
 }

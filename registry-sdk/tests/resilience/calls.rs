@@ -19,7 +19,7 @@ fn agent(client: RegistryClient) -> Agent {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_hangs_does_not_make_the_agent_miss_its_deadline() {
-    let registry = MockRegistry::with_heartbeat_timeout(Duration::from_secs(3)).await;
+    let registry = MockRegistry::builder().heartbeat_timeout(Duration::from_secs(3)).start().await;
     let agent = agent(registry.client().with_retry(RetryPolicy::registration().attempts(20)));
     agent.start_heartbeat(Duration::from_secs(1)).unwrap();
     registry.wait_until(|seen| seen.heartbeats("a") == 2).await;
@@ -77,7 +77,7 @@ async fn a_call_fails_with_the_heartbeat_that_it_has_to_wait_for() {
 async fn durations_without_end_are_as_good_as_for_ever() {
     let registry = MockRegistry::start().await;
     let client = RegistryClient::builder(registry.url()).timeout(Duration::MAX);
-    let policy = RetryPolicy::registration().time_limit(Duration::MAX).longest_delay(Duration::MAX);
+    let policy = RetryPolicy::registration().time_limit(Duration::MAX).max_delay(Duration::MAX);
     let agent = agent(client.retry(policy).build().unwrap());
     agent.start_heartbeat(INTERVAL).unwrap();
     agent.register_with_retry().await.unwrap();
@@ -87,7 +87,7 @@ async fn durations_without_end_are_as_good_as_for_ever() {
     assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
     for interval in [Duration::ZERO, Duration::from_nanos(999_999), Duration::from_secs(86_401)] {
         let refused = self::agent(registry.client()).start_heartbeat(interval);
-        assert!(matches!(refused, Err(Error::Setup(_))), "{interval:?}");
+        assert!(matches!(refused, Err(Error::Config(_))), "{interval:?}");
     }
 }
 
@@ -113,9 +113,9 @@ async fn a_caller_that_gives_up_has_changed_what_the_agent_wants_and_is_forgotte
     agent.register().await.unwrap();
     registry.fail_next(1_000, 503);
     assert!(timeout(Duration::from_secs(3), agent.update_capabilities(can(&["new"]))).await.is_err());
-    let sent = registry.seen().0.len();
+    let sent = registry.request_log().0.len();
     sleep(100 * INTERVAL).await;
-    assert!(registry.seen().0.len() <= sent + 1, "nobody waits for it, and heartbeats are off");
+    assert!(registry.request_log().0.len() <= sent + 1, "nobody waits for it, and heartbeats are off");
     registry.heal();
     agent.start_heartbeat(INTERVAL).unwrap();
     registry.wait_until(|seen| seen.0.last().is_some_and(|one| one.body.contains("new"))).await;
@@ -129,9 +129,9 @@ async fn a_call_is_tried_as_often_as_its_policy_says() {
         let agent = agent(registry.client().with_retry(policy));
         registry.fail_next(1_000, 503);
         assert!(matches!(agent.register().await, Err(Error::Unavailable { status: 503, .. })));
-        assert_eq!(registry.seen().registrations("a"), attempts as usize);
+        assert_eq!(registry.request_log().registrations("a"), attempts as usize);
         assert!(agent.update_status(AgentStatus::Busy).await.is_err());
-        assert_eq!(registry.seen().0.len(), 2 * attempts as usize);
+        assert_eq!(registry.request_log().0.len(), 2 * attempts as usize);
     }
 }
 
@@ -175,7 +175,7 @@ async fn a_panic_is_a_failure_like_any_other() {
         RegistryClient::builder(registry.url()).token_provider(|| panic!("on purpose")).build().unwrap();
     let agent = agent(client);
     let outcome = timeout(Duration::from_secs(60), agent.register_with_retry()).await.unwrap();
-    assert!(matches!(outcome, Err(Error::Setup(_))), "{outcome:?}");
+    assert!(matches!(outcome, Err(Error::Config(_))), "{outcome:?}");
     assert!(agent.state().is_degraded());
     agent.start_heartbeat(INTERVAL).unwrap();
     let began = Instant::now();

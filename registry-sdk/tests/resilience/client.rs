@@ -77,7 +77,7 @@ async fn an_answer_that_makes_no_sense_is_told_as_such() {
     for body in [page, "", "{\"agent_id\": ", "[]", "{\"agent_id\": 7}", "\u{fffd}\0"] {
         let server = Server::start(move |_, _| Reply::Answer(200, "", body)).await;
         let error = client(&server).check_health("a").await.unwrap_err();
-        assert!(matches!(error, Error::UnexpectedAnswer { status: 200, .. }), "{body:?}: {error}");
+        assert!(matches!(error, Error::InvalidResponse { status: 200, .. }), "{body:?}: {error}");
         assert!(!error.to_string().contains('\0'));
     }
 }
@@ -153,7 +153,7 @@ fn a_url_that_is_none_is_refused_when_the_client_is_made() {
     for url in
         ["", "registry:8009", "ftp://registry", "unix:/run/registry", "http://", "http://a,", "http://a,b"]
     {
-        assert!(matches!(RegistryClient::new(url), Err(Error::Setup(_))), "{url}");
+        assert!(matches!(RegistryClient::new(url), Err(Error::Config(_))), "{url}");
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use registry_sdk::contract::CapabilityMatch;
 use registry_sdk::discovery::{
-    BreakerSettings, CircuitState, DelegateError, HttpTaskError, Orchestrator, SelectError, TaskError, Why,
+    BreakerSettings, CircuitState, DelegateError, HttpTaskError, Orchestrator, SelectError, SkipReason,
+    TaskError,
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -138,7 +139,7 @@ async fn an_agent_that_keeps_failing_is_left_alone_and_tried_again() {
     assert_eq!(orchestrator.clone().circuit("only"), CircuitState::Open);
     let error = orchestrator.find_best_agent("work").await.unwrap_err();
     assert!(
-        matches!(error, SelectError::NoAgent { passed_over, .. } if passed_over[0].why == Why::CircuitOpen)
+        matches!(error, SelectError::NoAgent { skipped, .. } if skipped[0].why == SkipReason::CircuitOpen)
     );
     sleep(Duration::from_secs(30)).await;
     assert_eq!(orchestrator.circuit("only"), CircuitState::HalfOpen);

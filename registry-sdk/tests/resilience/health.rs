@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use registry_sdk::contract::{HealthStatus, OwnHealth, Registration};
+use registry_sdk::contract::{HealthReport, HealthStatus, Registration};
 use registry_sdk::testing::MockRegistry;
 use registry_sdk::{Agent, HealthEndpoint};
 use tokio::net::TcpListener;
@@ -24,7 +24,7 @@ async fn serve(endpoint: HealthEndpoint) -> (String, JoinSet<()>) {
     (url, serving)
 }
 
-async fn ask(url: &str) -> (u16, OwnHealth) {
+async fn ask(url: &str) -> (u16, HealthReport) {
     let answer = reqwest::get(url).await.unwrap();
     let status = answer.status().as_u16();
     (status, serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap())

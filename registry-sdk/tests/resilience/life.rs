@@ -276,13 +276,13 @@ impl World {
         let process = self.alive.remove(number);
         assert!(matches!(process.agent.state(), AgentState::Stopped));
         let instance_id = process.agent.instance_id().to_owned();
-        let arrived = sent_by(&instance_id, &self.registry.seen()).count();
+        let arrived = sent_by(&instance_id, &self.registry.request_log()).count();
         self.ended.push((instance_id, arrived));
     }
 
     /// A process that was shut down sends nothing, and one that calls itself registered was heard within its deadline.
     fn check(&self) {
-        let seen = self.registry.seen();
+        let seen = self.registry.request_log();
         for (instance_id, arrived) in &self.ended {
             let sent: Vec<_> = sent_by(instance_id, &seen).skip(*arrived).collect();
             assert!(sent.is_empty(), "sent after the shutdown: {sent:?}");
@@ -331,12 +331,12 @@ impl World {
             self.alive[0].agent.shutdown().await;
             self.has_ended(0);
         }
-        let sent = self.registry.seen().0.len();
+        let sent = self.registry.request_log().0.len();
         for _ in 0..20 {
             sleep(10 * INTERVAL).await;
             self.check();
         }
-        assert_eq!(self.registry.seen().0.len(), sent, "somebody is left who sends");
+        assert_eq!(self.registry.request_log().0.len(), sent, "somebody is left who sends");
         let record = self.registry.agent("a");
         assert!(record.is_some() || !was_known);
         assert!(record.is_none_or(|record| record.status == AgentStatus::Offline));

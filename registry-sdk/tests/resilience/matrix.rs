@@ -39,7 +39,7 @@ enum Outcome {
     Unavailable,
     /// The same, and the registry says when to come back.
     UnavailableFor(Duration),
-    Nonsense,
+    InvalidResponse,
     Unknown,
     /// The shutdown was over in its time.
     Over,
@@ -68,7 +68,7 @@ fn expected(harm: Harm, operation: Operation) -> Outcome {
         (Harm::Hung, _) => Outcome::TimedOut,
         (Harm::Status500, _) => Outcome::Unavailable,
         (Harm::Status503, _) => Outcome::UnavailableFor(Duration::from_secs(1)),
-        (Harm::Html | Harm::TruncatedJson, _) => Outcome::Nonsense,
+        (Harm::Html | Harm::TruncatedJson, _) => Outcome::InvalidResponse,
         (Harm::Forgotten, Operation::Heartbeat | Operation::Health) => Outcome::Unknown,
         (Harm::Slow | Harm::Forgotten, _) => Outcome::Good,
     }
@@ -81,7 +81,7 @@ fn outcome<T>(result: Result<T, Error>) -> Outcome {
         Err(Error::TimedOut { .. }) => Outcome::TimedOut,
         Err(Error::Unavailable { retry_after: Some(wait), .. }) => Outcome::UnavailableFor(wait),
         Err(Error::Unavailable { .. }) => Outcome::Unavailable,
-        Err(Error::UnexpectedAnswer { .. }) => Outcome::Nonsense,
+        Err(Error::InvalidResponse { .. }) => Outcome::InvalidResponse,
         Err(Error::NotFound { .. }) => Outcome::Unknown,
         Err(error) => panic!("{error}"),
     }
@@ -97,7 +97,7 @@ struct Scene {
 impl Scene {
     async fn new(harm: Harm) -> Self {
         let registry = MockRegistry::start().await;
-        let proxy = FaultProxy::before(registry.url().trim_start_matches("http://")).await;
+        let proxy = FaultProxy::start(registry.url().trim_start_matches("http://")).await;
         let mut agent = agent(client(&format!("http://{}", proxy.address())));
         agent.register().await.unwrap();
         if harm == Harm::DnsGone {
@@ -134,9 +134,13 @@ impl Scene {
                 // Some heartbeats meet the fault first.
                 tokio::time::sleep(Duration::from_secs(10)).await;
                 timeout(Duration::from_millis(5_050), self.agent.shutdown()).await.unwrap();
-                let seen = self.registry.seen().0.len();
+                let seen = self.registry.request_log().0.len();
                 tokio::time::sleep(Duration::from_secs(3_600)).await;
-                assert_eq!(self.registry.seen().0.len(), seen, "something was sent after the shutdown");
+                assert_eq!(
+                    self.registry.request_log().0.len(),
+                    seen,
+                    "something was sent after the shutdown"
+                );
                 assert!(matches!(self.agent.state(), AgentState::Stopped));
                 Outcome::Over
             }

@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 const EVERY: Duration = Duration::from_secs(10);
 
 async fn registry() -> MockRegistry {
-    let registry = MockRegistry::with_heartbeat_timeout(Duration::from_secs(1_000_000)).await;
+    let registry = MockRegistry::builder().heartbeat_timeout(Duration::from_secs(1_000_000)).start().await;
     for number in 0..10 {
         let id = format!("a{number}");
         let registration =
@@ -112,7 +112,7 @@ async fn it_ends_when_it_is_stopped_or_dropped() {
     first.stop().await;
     drop(second);
     assert!(alerts.recv().await.is_err());
-    let seen = registry.seen().0.len();
+    let seen = registry.request_log().0.len();
     sleep(100 * EVERY).await;
-    assert_eq!(registry.seen().0.len(), seen);
+    assert_eq!(registry.request_log().0.len(), seen);
 }

@@ -7,7 +7,7 @@ use proptest::prelude::{Just, prop_oneof};
 use proptest::test_runner::{Config, TestRunner};
 use registry_sdk::contract::{Capability, Heartbeat, Registration};
 use registry_sdk::discovery::{
-    Directory, Freshness, HealthFrom, Orchestrator, Policy, SelectError, TaskQuery, Why,
+    Directory, Freshness, HealthSource, Orchestrator, Policy, SelectError, SkipReason, TaskQuery,
 };
 use registry_sdk::testing::MockRegistry;
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use crate::support::{Reply, until};
 const CHECK: Duration = Duration::from_secs(2);
 
 fn query() -> TaskQuery {
-    TaskQuery::new("work").health_from(HealthFrom::Agent).check_timeout(CHECK)
+    TaskQuery::new("work").health_source(HealthSource::Agent).check_timeout(CHECK)
 }
 
 #[tokio::test(start_paused = true)]
@@ -30,14 +30,14 @@ async fn the_best_ranked_healthy_agent_is_found() {
     let order: Vec<_> = scene.registry.client().search_capabilities("work").await.unwrap();
     let selection = orchestrator.find_best_agent("work").await.unwrap();
     assert_eq!(selection.agent.agent_id, order[0].agent_id);
-    assert!(!selection.by_fallback && selection.passed_over.is_empty());
+    assert!(!selection.is_fallback && selection.skipped.is_empty());
 
     scene.set(&order[0].agent_id, ILL);
     scene.set(&order[1].agent_id, Reply::Hang);
     let selection = orchestrator.select(&query()).await.unwrap();
     assert_eq!(selection.agent.agent_id, order[2].agent_id);
-    let why: Vec<_> = selection.passed_over.into_iter().map(|one| one.why).collect();
-    assert_eq!(why, [Why::Unhealthy, Why::NoAnswer]);
+    let why: Vec<_> = selection.skipped.into_iter().map(|one| one.why).collect();
+    assert_eq!(why, [SkipReason::Unhealthy, SkipReason::NoAnswer]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -45,14 +45,17 @@ async fn what_is_not_wanted_is_passed_over_with_the_reason() {
     let scene = Scene::new(&["a", "b", "c"]).await;
     scene.register("tagged", Capability::new("work").tag("rust")).await;
     let orchestrator = scene.orchestrator();
-    let selection = orchestrator.select(&query().tag("rust").leave_out("a")).await.unwrap();
+    let selection = orchestrator.select(&query().tag("rust").exclude("a")).await.unwrap();
     assert_eq!(selection.agent.agent_id, "tagged");
-    let error = orchestrator.select(&query().tag("cobol").leave_out("tagged")).await.unwrap_err();
-    let SelectError::NoAgent { passed_over, .. } = error else { panic!("{error}") };
-    let mut why: Vec<_> = passed_over.into_iter().map(|one| (one.agent_id, one.why)).collect();
+    let error = orchestrator.select(&query().tag("cobol").exclude("tagged")).await.unwrap_err();
+    let SelectError::NoAgent { skipped, .. } = error else { panic!("{error}") };
+    let mut why: Vec<_> = skipped.into_iter().map(|one| (one.agent_id, one.why)).collect();
     why.sort_by(|a, b| a.0.cmp(&b.0));
     let reasons: Vec<_> = why.into_iter().map(|(_, why)| why).collect();
-    assert_eq!(reasons, [Why::NoSuchTag, Why::NoSuchTag, Why::NoSuchTag, Why::LeftOut]);
+    assert_eq!(
+        reasons,
+        [SkipReason::MissingTag, SkipReason::MissingTag, SkipReason::MissingTag, SkipReason::Excluded]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -61,8 +64,8 @@ async fn a_fallback_serves_where_nobody_healthy_has_the_first_capability() {
     scene.register("spare", Capability::new("spare_work")).await;
     let orchestrator = scene.orchestrator();
     let selection = orchestrator.delegate_with_fallback("missing", "spare_work").await.unwrap();
-    assert_eq!((selection.agent.agent_id.as_str(), selection.by_fallback), ("spare", true));
-    assert_eq!(selection.found_by, "spare_work");
+    assert_eq!((selection.agent.agent_id.as_str(), selection.is_fallback), ("spare", true));
+    assert_eq!(selection.matched_capability, "spare_work");
     scene.set("a", ILL);
     let selection = orchestrator.select(&query().fallback("spare_work")).await.unwrap();
     assert_eq!(selection.agent.agent_id, "spare");
@@ -125,19 +128,19 @@ fn whoever_is_chosen_is_the_first_who_is_well() {
     let scenes = (proptest::collection::vec(health, 1..12), 1..5_usize);
     let config = Config { cases: 60, failure_persistence: None, ..Config::default() };
     TestRunner::new(config)
-        .run(&scenes, |(healths, at_once)| {
+        .run(&scenes, |(healths, max_concurrent_checks)| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .start_paused(true)
                 .build()
                 .unwrap();
-            runtime.block_on(choose(healths, at_once));
+            runtime.block_on(choose(healths, max_concurrent_checks));
             Ok(())
         })
         .unwrap();
 }
 
-async fn choose(healths: Vec<Health>, at_once: usize) {
+async fn choose(healths: Vec<Health>, max_concurrent_checks: usize) {
     let ids: Vec<String> = (0..healths.len()).map(|number| format!("a{number}")).collect();
     let scene = Scene::new(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let order = scene.registry.client().search_capabilities("work").await.unwrap();
@@ -150,16 +153,16 @@ async fn choose(healths: Vec<Health>, at_once: usize) {
         };
         scene.set(&agent.agent_id, reply);
     }
-    let chosen = scene.orchestrator().select(&query().at_once(at_once)).await;
+    let chosen = scene.orchestrator().select(&query().max_concurrent_checks(max_concurrent_checks)).await;
     match healths.iter().position(|health| *health == Health::Well) {
         Some(place) => {
             let selection = chosen.unwrap();
             assert_eq!(selection.agent.agent_id, order[place].agent_id);
-            let passed: Vec<_> = selection.passed_over.iter().map(|one| &one.agent_id).collect();
+            let passed: Vec<_> = selection.skipped.iter().map(|one| &one.agent_id).collect();
             assert_eq!(passed, order[..place].iter().map(|agent| &agent.agent_id).collect::<Vec<_>>());
         }
-        None => assert!(matches!(chosen, Err(SelectError::NoAgent { passed_over, .. })
-            if passed_over.len() == healths.len())),
+        None => assert!(matches!(chosen, Err(SelectError::NoAgent { skipped, .. })
+            if skipped.len() == healths.len())),
     }
 }
 
@@ -172,7 +175,7 @@ async fn the_less_loaded_of_two_is_chosen_and_never_the_most_loaded_of_all() {
         let load = f64::from(number) / 10.0;
         client.heartbeat_with(id, &Heartbeat::default().load(load)).await.unwrap();
     }
-    let query = query().policy(Policy::LeastLoaded).health_from(HealthFrom::Search);
+    let query = query().policy(Policy::LeastLoaded).health_source(HealthSource::Search);
     let mut counts = HashMap::<String, usize>::new();
     let orchestrator = scene.orchestrator().with_seed(7);
     for _ in 0..400 {
@@ -195,7 +198,7 @@ async fn the_less_loaded_of_two_is_chosen_and_never_the_most_loaded_of_all() {
     }
     // Whoever is ill is passed over all the same.
     scene.set("few", ILL);
-    let query = query.health_from(HealthFrom::Agent);
+    let query = query.health_source(HealthSource::Agent);
     assert_eq!(orchestrator.select(&query).await.unwrap().agent.agent_id, "many");
 }
 
@@ -222,9 +225,7 @@ async fn who_says_in_words_that_it_is_unhealthy_is_not_chosen() {
     let scene = Scene::new(&["a"]).await;
     scene.set("a", Reply::Answer(200, "", r#"{"status":"unhealthy"}"#));
     let error = scene.orchestrator().select(&query()).await.unwrap_err();
-    assert!(
-        matches!(error, SelectError::NoAgent { passed_over, .. } if passed_over[0].why == Why::Unhealthy)
-    );
+    assert!(matches!(error, SelectError::NoAgent { skipped, .. } if skipped[0].why == SkipReason::Unhealthy));
 }
 
 #[tokio::test(start_paused = true)]
@@ -234,8 +235,8 @@ async fn with_a_directory_selection_needs_no_request_and_outlives_the_registry()
     let directory = Directory::follow(&client);
     directory.ready().await.unwrap();
     let orchestrator = scene.orchestrator().with_directory(directory.clone());
-    let from_search = query().health_from(HealthFrom::Search);
-    let asked = || scene.registry.seen().0.len();
+    let from_search = query().health_source(HealthSource::Search);
+    let asked = || scene.registry.request_log().0.len();
 
     let before = asked();
     let selection = orchestrator.select(&from_search).await.unwrap();

@@ -97,7 +97,7 @@ async fn a_superseded_process_never_takes_its_id_back_from_the_living_owner() {
 #[tokio::test(start_paused = true)]
 async fn a_process_that_cannot_know_yet_that_it_is_superseded_does_not_take_the_id_back_either() {
     let registry = MockRegistry::start().await;
-    let proxy = FaultProxy::before(registry.url().trim_start_matches("http://")).await;
+    let proxy = FaultProxy::start(registry.url().trim_start_matches("http://")).await;
     let url = format!("http://{}", proxy.address());
     let old = process(RegistryClient::builder(url).retry(RetryPolicy::none()).build().unwrap(), "old");
     old.register().await.unwrap();
@@ -116,7 +116,7 @@ async fn a_process_that_cannot_know_yet_that_it_is_superseded_does_not_take_the_
 
 #[tokio::test(start_paused = true)]
 async fn when_the_owner_dies_the_process_that_stood_by_takes_over_within_two_intervals() {
-    let registry = MockRegistry::with_heartbeat_timeout(TIMEOUT).await;
+    let registry = MockRegistry::builder().heartbeat_timeout(TIMEOUT).start().await;
     let (old, new) = twins(&registry).await;
     // As SIGKILL would: no word to the registry.
     drop(new);
@@ -224,9 +224,9 @@ async fn a_process_that_never_registered_does_not_set_the_status_of_the_owner() 
     let registry = MockRegistry::start().await;
     let new = started(&registry, "new").await;
     let stranger = process(registry.client(), "stranger");
-    let sent = registry.seen().0.len();
+    let sent = registry.request_log().0.len();
     assert!(stranger.update_status(AgentStatus::Busy).await.unwrap_err().is_superseded());
-    assert_eq!(registry.seen().0.len(), sent + 1);
+    assert_eq!(registry.request_log().0.len(), sent + 1);
     assert_eq!(
         (owner(&registry).as_str(), registry.agent("a").unwrap().status),
         ("new", AgentStatus::Active)
@@ -282,7 +282,7 @@ async fn an_age_is_that_of_the_moment_when_it_is_sent() {
     let registry = MockRegistry::start().await;
     let agent = process(registry.client(), "a");
     let ages = || -> Vec<f64> {
-        let sent = registry.seen().0.into_iter().filter(|one| one.path == "/register");
+        let sent = registry.request_log().0.into_iter().filter(|one| one.path == "/register");
         let body = |one: registry_sdk::testing::Received| serde_json::from_str(&one.body).unwrap();
         sent.map(body).map(|body: serde_json::Value| body["instance_age_seconds"].as_f64().unwrap()).collect()
     };
@@ -304,7 +304,12 @@ async fn a_superseded_process_asks_once_more_and_then_only_reads() {
     let (old, new) = twins(&registry).await;
     let sent_by_old = || {
         let own = format!("\"{}\"", old.instance_id());
-        registry.seen().0.iter().filter(|one| one.path == "/register" && one.body.contains(&own)).count()
+        registry
+            .request_log()
+            .0
+            .iter()
+            .filter(|one| one.path == "/register" && one.body.contains(&own))
+            .count()
     };
     let refused = sent_by_old();
     sleep(2 * INTERVAL).await;
@@ -326,9 +331,9 @@ async fn a_process_told_to_stop_sends_nothing_more_once_it_is_superseded() {
     let new = started(&registry, "new").await;
     superseded(&old).await;
     new.shutdown().await;
-    let sent = registry.seen().0.len();
+    let sent = registry.request_log().0.len();
     sleep(100 * INTERVAL).await;
-    assert_eq!(registry.seen().0.len(), sent);
+    assert_eq!(registry.request_log().0.len(), sent);
     assert!(old.state().is_superseded());
     // Whoever asks for it may still have it registered: nobody owns the id now.
     old.register().await.unwrap();
@@ -445,14 +450,14 @@ async fn one_registration_with_the_age_follows_a_409_to_a_heartbeat_and_decides(
     let plain = Registration::new("a", "Agent", "http://plain:8000")
         .capability(Capability::new("plain"))
         .instance_id(old.instance_id());
-    let sent = registry.seen().registrations("a");
+    let sent = registry.request_log().registrations("a");
     registry.client().register(&plain).await.unwrap();
     assert_eq!(owner(&registry), "plain");
     registry.wait_until(|seen| seen.registrations("a") == sent + 2).await;
     young.watch().wait_for(AgentState::is_registered).await.unwrap();
     assert_eq!(owner(&registry), "young");
     sleep(5 * INTERVAL).await;
-    assert_eq!((owner(&registry).as_str(), registry.seen().registrations("a")), ("young", sent + 2));
+    assert_eq!((owner(&registry).as_str(), registry.request_log().registrations("a")), ("young", sent + 2));
     let beat =
         registry.client().heartbeat_with("a", &Heartbeat::default().instance_id(old.instance_id())).await;
     assert!(beat.unwrap_err().is_superseded());

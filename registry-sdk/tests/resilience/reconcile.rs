@@ -53,7 +53,7 @@ async fn a_registry_that_was_restored_hears_of_the_latest_registration() {
     agent.update_capabilities(can(&["old", "new"])).await.unwrap();
     sleep(2 * INTERVAL).await;
     registry.restore(&backup);
-    let (beats, registrations) = (registry.heartbeats("a"), registry.seen().registrations("a"));
+    let (beats, registrations) = (registry.heartbeats("a"), registry.request_log().registrations("a"));
     registry.wait_until(|seen| seen.heartbeats("a") > beats).await;
     let heard = Instant::now();
     registry.wait_until(|seen| seen.registrations("a") > registrations).await;
@@ -63,7 +63,7 @@ async fn a_registry_that_was_restored_hears_of_the_latest_registration() {
     // Once is enough.
     agent.watch().wait_for(AgentState::is_registered).await.unwrap();
     sleep(10 * INTERVAL).await;
-    assert_eq!(registry.seen().registrations("a"), registrations + 1);
+    assert_eq!(registry.request_log().registrations("a"), registrations + 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -90,7 +90,7 @@ async fn agents_of_a_restored_registry_do_not_all_register_at_the_same_moment() 
     };
     let restored = Instant::now();
     sleep(2 * INTERVAL).await;
-    let seen = registry.seen();
+    let seen = registry.request_log();
     let pauses: Vec<Duration> = agents
         .iter()
         .map(|agent| {
@@ -119,7 +119,7 @@ async fn an_unchanged_registration_is_not_sent_again_after_an_outage_if_the_tag_
     state.wait_for(AgentState::is_degraded).await.unwrap();
     state.wait_for(AgentState::is_registered).await.unwrap();
     sleep(5 * INTERVAL).await;
-    assert_eq!(registry.seen().registrations("a"), 1);
+    assert_eq!(registry.request_log().registrations("a"), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -155,7 +155,7 @@ async fn two_writes_are_never_under_way_at_once() {
         call.await.unwrap();
     }
     agent.shutdown().await;
-    assert!(registry.seen().0.len() >= 20);
+    assert!(registry.request_log().0.len() >= 20);
     assert_eq!(most.load(Ordering::SeqCst), 1);
 }
 
@@ -242,7 +242,7 @@ async fn heartbeats_go_on_while_registering_again_fails() {
 /// The registry still expects the shorter interval, and would call the agent offline.
 #[tokio::test(start_paused = true)]
 async fn a_longer_interval_counts_when_the_registry_has_acknowledged_it() {
-    let registry = MockRegistry::with_heartbeat_timeout(Duration::from_secs(1)).await;
+    let registry = MockRegistry::builder().heartbeat_timeout(Duration::from_secs(1)).start().await;
     let agent = agent(registry.client());
     agent.start_heartbeat(Duration::from_secs(5)).unwrap();
     registry.wait_until(|seen| seen.heartbeats("a") == 2).await;
@@ -272,11 +272,11 @@ async fn a_change_is_told_at_once_and_not_with_the_next_heartbeat() {
     registry.fail_next(1, 503);
     assert!(agent.update_capabilities(can(&["new"])).await.is_err());
     let failed = Instant::now();
-    let sent = registry.seen().registrations("a");
+    let sent = registry.request_log().registrations("a");
     registry.wait_until(|seen| seen.registrations("a") > sent).await;
     assert!(failed.elapsed() <= INTERVAL / 10 + Duration::from_millis(50), "{:?}", failed.elapsed());
     // And another interval is a change, too.
-    let (declared, sent) = (Instant::now(), registry.seen().registrations("a"));
+    let (declared, sent) = (Instant::now(), registry.request_log().registrations("a"));
     agent.start_heartbeat(INTERVAL / 2).unwrap();
     registry.wait_until(|seen| seen.registrations("a") > sent).await;
     assert!(declared.elapsed() <= Duration::from_millis(50), "{:?}", declared.elapsed());
@@ -323,10 +323,10 @@ async fn a_change_during_an_outage_waits_for_the_heartbeat_that_finds_the_regist
     registry.outage(10 * INTERVAL);
     agent.watch().wait_for(AgentState::is_degraded).await.unwrap();
     assert!(agent.update_capabilities(can(&["new"])).await.is_err());
-    let sent = registry.seen().registrations("a");
+    let sent = registry.request_log().registrations("a");
     agent.watch().wait_for(AgentState::is_registered).await.unwrap();
     let back = Instant::now();
-    assert_eq!(registry.seen().registrations("a"), sent, "heartbeats find out");
+    assert_eq!(registry.request_log().registrations("a"), sent, "heartbeats find out");
     registry.wait_until(|seen| seen.registrations("a") > sent).await;
     assert!(back.elapsed() <= Duration::from_millis(50), "{:?}", back.elapsed());
     assert_eq!(registry.agent("a").unwrap().capabilities, can(&["new"]));
@@ -334,7 +334,7 @@ async fn a_change_during_an_outage_waits_for_the_heartbeat_that_finds_the_regist
 
 #[tokio::test(start_paused = true)]
 async fn a_blocked_runtime_is_named_and_seen() {
-    let registry = MockRegistry::with_heartbeat_timeout(Duration::from_secs(3)).await;
+    let registry = MockRegistry::builder().heartbeat_timeout(Duration::from_secs(3)).start().await;
     let logs = Logs::record();
     let second = Duration::from_secs(1);
     let agent = agent(registry.client());

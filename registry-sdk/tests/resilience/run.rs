@@ -61,7 +61,7 @@ async fn an_error_of_the_work_is_handed_out() {
         Err::<(), _>(std::io::Error::other("the disk is full"))
     };
     let error = agent(&server).run_until(work).await.unwrap_err();
-    assert_eq!(error.in_one_line(), "the agent's own work failed: the disk is full");
+    assert_eq!(error.full_message(), "the agent's own work failed: the disk is full");
     assert_eq!(server.arrived().last().unwrap().what, "PUT /agents/a/status");
 }
 

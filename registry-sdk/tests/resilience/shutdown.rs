@@ -17,9 +17,9 @@ fn agent(registry: &MockRegistry) -> Agent {
 
 /// Fails if anything is sent within a long time.
 async fn is_silent(registry: &MockRegistry) {
-    let sent = registry.seen().0.len();
+    let sent = registry.request_log().0.len();
     sleep(1_000 * INTERVAL).await;
-    let seen = registry.seen();
+    let seen = registry.request_log();
     assert_eq!(seen.0.len(), sent, "sent after the shutdown: {:?}", seen.0.last());
 }
 
@@ -46,14 +46,14 @@ async fn a_call_that_is_being_retried_ends_with_the_shutdown() {
         sleep(Duration::from_millis(fastrand::u64(1..20_000))).await;
         registry.heal();
         agent.shutdown().await;
-        let sent = registry.seen().0.len();
+        let sent = registry.request_log().0.len();
         assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
         for call in calls {
             // It may have got through after the registry was well again.
             let outcome = call.await.unwrap();
             assert!(matches!(outcome, Ok(()) | Err(Error::ShutDown)), "{outcome:?}");
         }
-        assert_eq!(registry.seen().0.len(), sent, "sent by a call after the shutdown");
+        assert_eq!(registry.request_log().0.len(), sent, "sent by a call after the shutdown");
         is_silent(&registry).await;
         assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
     }
@@ -157,9 +157,9 @@ async fn requests_that_arrive_after_the_shutdown_change_nothing() {
         })
         .await;
         agent.shutdown().await;
-        let arrived = registry.seen().0.len();
+        let arrived = registry.request_log().0.len();
         registry.wait_until(|seen| seen.0.len() > arrived).await;
-        assert_eq!(registry.seen().0.last().unwrap().status, Some(409));
+        assert_eq!(registry.request_log().0.last().unwrap().status, Some(409));
         assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
     }
 }
@@ -205,7 +205,7 @@ async fn an_agent_that_the_registry_cannot_know_says_nothing() {
     let unused = agent(&registry);
     unused.shutdown().await;
     assert!(matches!(unused.state(), AgentState::Stopped));
-    assert!(registry.seen().0.is_empty());
+    assert!(registry.request_log().0.is_empty());
     // One whose registration may have arrived does, however that was answered.
     let unsure = agent(&registry);
     registry.truncated_body(1);
@@ -245,9 +245,9 @@ async fn a_late_request_of_a_superseded_process_does_not_bring_the_agent_back() 
     let _ = timeout(Duration::from_millis(500), old.register()).await;
     old.shutdown().await;
     new.shutdown().await;
-    let arrived = registry.seen().0.len();
+    let arrived = registry.request_log().0.len();
     registry.wait_until(|seen| seen.0.len() > arrived).await;
-    assert_eq!(registry.seen().0.last().unwrap().status, Some(409));
+    assert_eq!(registry.request_log().0.last().unwrap().status, Some(409));
     assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
 }
 

@@ -34,7 +34,7 @@ async fn next(watch: &mut Watch) -> String {
 
 #[tokio::test(start_paused = true)]
 async fn every_change_is_told_in_order() {
-    let registry = MockRegistry::with_heartbeat_timeout(Duration::from_secs(60)).await;
+    let registry = MockRegistry::builder().heartbeat_timeout(Duration::from_secs(60)).start().await;
     let client = registry.client();
     client.register(&agent("a")).await.unwrap();
     let mut watch = client.watch();
@@ -133,9 +133,9 @@ async fn when_the_watch_is_dropped_its_connection_ends() {
     next(&mut watch).await;
     drop(watch);
     registry.cut_event_streams();
-    let before = registry.seen().0.len();
+    let before = registry.request_log().0.len();
     tokio::time::sleep(Duration::from_secs(600)).await;
-    assert_eq!(registry.seen().0.len(), before, "nobody comes back");
+    assert_eq!(registry.request_log().0.len(), before, "nobody comes back");
 }
 
 #[tokio::test(start_paused = true)]

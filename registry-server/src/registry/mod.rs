@@ -21,7 +21,7 @@ use futures_util::future::join;
 use parking_lot::Mutex;
 use registry_sdk::contract::{
     AgentHealth, AgentStatus, Heartbeat, HeartbeatAck, Owner, Registration, RegistryStats, ServerHealth,
-    StatusUpdate, Timestamp, heartbeat_timeout, is_agent_id,
+    StatusUpdate, Timestamp, heartbeat_timeout, is_valid_agent_id,
 };
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -365,7 +365,7 @@ impl Registry {
 
     async fn ask(&self, agent_id: &str, change: Change, arrived: Instant) -> Result<Outcome, Error> {
         // No such id can have been registered, so the database need not be asked.
-        if !is_agent_id(agent_id) {
+        if !is_valid_agent_id(agent_id) {
             return Ok(Outcome::NotFound);
         }
         self.core.check_database()?;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
-use registry_sdk::contract::{AgentStatus, CapabilityMatch, limits, terms};
+use registry_sdk::contract::{AgentStatus, CapabilityMatch, limits};
+use registry_sdk::search::terms;
 use serde::Deserialize;
 use utoipa::IntoParams;
 

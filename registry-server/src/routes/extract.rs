@@ -153,7 +153,7 @@ pub(super) fn check_limit(limit: Option<usize>) -> Result<Option<usize>, ApiErro
 /// The `status` of a list or a search.
 pub(super) fn check_status(status: Option<&str>) -> Result<Option<AgentStatus>, ApiError> {
     let read = status.map(str::parse).transpose();
-    read.map_err(|error: registry_sdk::contract::UnknownStatus| ApiError::bad_request(error.to_string()))
+    read.map_err(|error: registry_sdk::contract::ParseStatusError| ApiError::bad_request(error.to_string()))
 }
 
 /// `application/json` or any type that ends in `+json`, whatever its parameters.

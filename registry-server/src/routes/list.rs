@@ -9,7 +9,7 @@ use axum::http::HeaderValue;
 use axum::http::header::{CONTENT_TYPE, LINK};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use registry_sdk::contract::{AgentRecord, AgentStatus, is_agent_id};
+use registry_sdk::contract::{AgentRecord, AgentStatus, is_valid_agent_id};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -47,7 +47,7 @@ pub(super) async fn list(
 ) -> Result<Response, ApiError> {
     let status = check_status(params.status.as_deref())?;
     let limit = check_limit(params.limit)?;
-    if params.cursor.as_deref().is_some_and(|cursor| !is_agent_id(cursor)) {
+    if params.cursor.as_deref().is_some_and(|cursor| !is_valid_agent_id(cursor)) {
         return Err(ApiError::bad_request("cursor has to be one that a Link header gave"));
     }
     let after = params.cursor;

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use registry_sdk::contract::{SearchIndex, Timestamp};
+use registry_sdk::contract::Timestamp;
+use registry_sdk::search::SearchIndex;
 
 use super::reports::Report;
 use crate::store::{Snapshot, StoredAgent};
@@ -164,7 +165,7 @@ impl Inner {
             (Some(slot), Some(before)) if before.agent.capabilities == agent.capabilities => slot,
             _ => {
                 self.remove(&agent.agent_id);
-                let slot = self.index.add(&agent.capabilities.decode());
+                let slot = self.index.insert(&agent.capabilities.decode());
                 let id: Arc<str> = agent.agent_id.as_str().into();
                 self.ids.insert(id.clone(), slot);
                 self.in_order.insert(id, slot);

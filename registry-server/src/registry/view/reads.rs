@@ -1,7 +1,7 @@
 //! Answers from the view.
 
 use registry_sdk::contract::{
-    AgentHealth, AgentStatus, HealthStatus, Rank, RegistryStats, UnhealthyReason, heartbeat_timeout,
+    AgentHealth, AgentStatus, HealthStatus, RegistryStats, UnhealthyReason, heartbeat_timeout,
 };
 
 use super::View;
@@ -124,7 +124,7 @@ impl View {
         let inner = self.inner.read();
         let mut doubts = Vec::new();
         let mut found: Vec<Found<'_>> = Vec::new();
-        for hit in inner.index.find(&query.q) {
+        for hit in inner.index.search(&query.q) {
             let Some(held) = inner.slot(hit.slot) else { continue };
             let standing = held.standing(moment, &mut doubts);
             let status = standing.status;
@@ -132,7 +132,7 @@ impl View {
                 let last_heartbeat = Some(held.pulse.heard());
                 let agent_id = &held.agent.agent_id;
                 let rank = Rank { score: hit.score, status, last_heartbeat, agent_id };
-                found.push(Found { rank, place: hit.place.into(), standing, held });
+                found.push(Found { rank, place: hit.position.into(), standing, held });
             }
         }
         if found.len() > query.limit {

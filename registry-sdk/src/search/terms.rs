@@ -1,6 +1,6 @@
 //! How texts are cut into terms, and how well terms match.
 
-use super::search::Field;
+use super::rank::Field;
 
 /// Cuts a text into its terms: lower case, cut at every character that is neither letter nor digit, and at
 /// camelCase humps.
@@ -8,7 +8,7 @@ use super::search::Field;
 /// A run of capitals is one term, and the last of them begins the next term where a small letter follows.
 ///
 /// ```
-/// use registry_sdk::contract::terms;
+/// use registry_sdk::search::terms;
 /// let cut = |text| terms(text).collect::<Vec<_>>();
 /// assert_eq!(cut("security_scanning"), ["security", "scanning"]);
 /// assert_eq!(cut("parseHTTPRequest v2"), ["parse", "http", "request", "v2"]);
@@ -49,7 +49,7 @@ fn humps(word: &str) -> impl Iterator<Item = &str> {
 /// `found` has the best place of every term of the query.
 ///
 /// ```
-/// use registry_sdk::contract::{Field, score};
+/// use registry_sdk::search::{Field, score};
 /// let whole_name = score(true, &[Field::Name]);
 /// let name = score(false, &[Field::Name]);
 /// let tag = score(false, &[Field::Tag]);

@@ -47,12 +47,12 @@ pub(super) struct Times {
 
 /// The answers to one kind of question. Clones share them.
 #[derive(Debug)]
-pub(super) struct Shelf<K, T> {
+pub(super) struct ResponseCache<K, T> {
     slots: Arc<Cache<K, Arc<Slot<T>>>>,
     times: Times,
 }
 
-impl<K, T> Clone for Shelf<K, T> {
+impl<K, T> Clone for ResponseCache<K, T> {
     fn clone(&self) -> Self {
         Self { slots: self.slots.clone(), times: self.times }
     }
@@ -78,7 +78,7 @@ enum Last<T> {
     Failed(Error, Instant, Option<(Arc<T>, Instant)>),
 }
 
-impl<K: Hash + Eq + Clone, T> Shelf<K, T> {
+impl<K: Hash + Eq + Clone, T> ResponseCache<K, T> {
     pub(super) fn new(capacity: usize, times: Times) -> Self {
         Self { slots: Arc::new(Cache::new(capacity)), times }
     }
@@ -154,7 +154,7 @@ impl<T> Last<T> {
         match (outcome, before) {
             (Ok(value), _) => Self::Answered(Arc::new(value), now),
             // A registry that answers "no" is not away: what it said before counts no longer.
-            (Err(error), _) if !error.is_of_the_server() => Self::Failed(error, now, None),
+            (Err(error), _) if !error.is_endpoint_failure() => Self::Failed(error, now, None),
             (Err(error), Some(Self::Answered(value, at))) => Self::Failed(error, now, Some((value, at))),
             (Err(error), Some(Self::Failed(_, _, before))) => Self::Failed(error, now, before),
             (Err(error), None) => Self::Failed(error, now, None),

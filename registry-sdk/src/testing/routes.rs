@@ -5,15 +5,16 @@ use std::borrow::Cow;
 use serde::Serialize;
 use url::form_urlencoded;
 
-use super::book::{Book, Refusal};
+use super::state::{MockState, Refusal};
 use crate::contract::{
     AgentStatus, HealthStatus, Heartbeat, Invalid, Owner, Problem, Registration, ServerHealth, StatusUpdate,
-    is_agent_id, limits, terms,
+    is_valid_agent_id, limits,
 };
+use crate::search::terms;
 
 /// A whole answer.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct MockResponse {
     pub(super) status: u16,
     pub(super) body: Vec<u8>,
     /// The target of a `Link` header to the next page.
@@ -22,7 +23,7 @@ pub(super) struct Answer {
     pub(super) follow: Option<u64>,
 }
 
-impl Answer {
+impl MockResponse {
     fn ok(body: &impl Serialize) -> Self {
         // The contract's types always serialize.
         Self { status: 200, body: serde_json::to_vec(body).unwrap_or_default(), next: None, follow: None }
@@ -50,7 +51,7 @@ fn title(status: u16) -> String {
     known.unwrap_or("Error").to_owned()
 }
 
-impl From<Refusal> for Answer {
+impl From<Refusal> for MockResponse {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Unknown => Self::problem(404, "no such agent is registered"),
@@ -70,7 +71,7 @@ impl From<Refusal> for Answer {
 
 /// A request.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked<'a> {
+pub(super) struct MockRequest<'a> {
     pub(super) method: &'a str,
     pub(super) path: &'a str,
     pub(super) query: &'a str,
@@ -79,75 +80,81 @@ pub(super) struct Asked<'a> {
 }
 
 /// Answers a request, as the contract says.
-pub(super) fn answer(book: &mut Book, asked: &Asked<'_>) -> Answer {
-    let Asked { method, path, query, last_event_id, body } = *asked;
+pub(super) fn answer(state: &mut MockState, request: &MockRequest<'_>) -> MockResponse {
+    let MockRequest { method, path, query, last_event_id, body } = *request;
     let outcome = match (method, path.split('/').skip(1).collect::<Vec<_>>().as_slice()) {
-        ("POST", ["register"]) => register(book, body),
-        ("GET", ["agents"]) => list(book, &Query::new(query)),
-        ("GET", ["agents", id]) => book.get(id).map(|record| Answer::ok(&record)).map_err(Answer::from),
-        ("DELETE", ["agents", id]) => {
-            let removed = book.remove(id).map_err(Answer::from);
-            removed.map(|()| Answer { status: 204, body: Vec::new(), next: None, follow: None })
+        ("POST", ["register"]) => register(state, body),
+        ("GET", ["agents"]) => list(state, &Query::new(query)),
+        ("GET", ["agents", id]) => {
+            state.get(id).map(|record| MockResponse::ok(&record)).map_err(MockResponse::from)
         }
-        ("POST", ["agents", id, "heartbeat"]) => heartbeat(book, id, body),
-        ("PUT", ["agents", id, "status"]) => set_status(book, id, body),
-        ("GET", ["capabilities", "search"]) => search(book, &Query::new(query)),
-        ("GET", ["health", id]) => book.health(id).map(|health| Answer::ok(&health)).map_err(Answer::from),
+        ("DELETE", ["agents", id]) => {
+            let removed = state.remove(id).map_err(MockResponse::from);
+            removed.map(|()| MockResponse { status: 204, body: Vec::new(), next: None, follow: None })
+        }
+        ("POST", ["agents", id, "heartbeat"]) => heartbeat(state, id, body),
+        ("PUT", ["agents", id, "status"]) => set_status(state, id, body),
+        ("GET", ["capabilities", "search"]) => search(state, &Query::new(query)),
+        ("GET", ["health", id]) => {
+            state.health(id).map(|health| MockResponse::ok(&health)).map_err(MockResponse::from)
+        }
         ("GET", ["health"]) => {
             let version = env!("CARGO_PKG_VERSION");
-            Ok(Answer::ok(&ServerHealth::new(
+            Ok(MockResponse::ok(&ServerHealth::new(
                 HealthStatus::Healthy,
                 version,
                 "mock",
                 std::time::Duration::ZERO,
             )))
         }
-        ("GET", ["events"]) => events(book, last_event_id),
-        ("GET", ["stats"]) => Ok(Answer::ok(&book.stats())),
-        _ => Err(Answer::problem(404, format!("there is nothing at {path}"))),
+        ("GET", ["events"]) => events(state, last_event_id),
+        ("GET", ["stats"]) => Ok(MockResponse::ok(&state.stats())),
+        _ => Err(MockResponse::problem(404, format!("there is nothing at {path}"))),
     };
     outcome.unwrap_or_else(|refused| refused)
 }
 
-fn events(book: &mut Book, last_event_id: Option<&str>) -> Result<Answer, Answer> {
+fn events(state: &mut MockState, last_event_id: Option<&str>) -> Result<MockResponse, MockResponse> {
     let after = last_event_id.map(str::parse).transpose();
-    let after = after.map_err(|_| Answer::problem(400, "Last-Event-ID has to be the id of an event"))?;
-    let head = book.log().revision();
+    let after =
+        after.map_err(|_| MockResponse::problem(400, "Last-Event-ID has to be the id of an event"))?;
+    let head = state.log().revision();
     let body = format!("id: {}\n\n", after.unwrap_or(head)).into_bytes();
-    Ok(Answer { status: 200, body, next: None, follow: Some(after.unwrap_or(head)) })
+    Ok(MockResponse { status: 200, body, next: None, follow: Some(after.unwrap_or(head)) })
 }
 
-fn register(book: &mut Book, body: &[u8]) -> Result<Answer, Answer> {
+fn register(state: &mut MockState, body: &[u8]) -> Result<MockResponse, MockResponse> {
     let read = Registration::from_json(body).map_err(|error| malformed(&error))?;
-    Ok(Answer::ok(&book.register(read.map_err(Answer::invalid)?)?))
+    Ok(MockResponse::ok(&state.register(read.map_err(MockResponse::invalid)?)?))
 }
 
-fn heartbeat(book: &mut Book, id: &str, body: &[u8]) -> Result<Answer, Answer> {
-    let beat = Heartbeat::from_json(body).map_err(|error| malformed(&error))?.map_err(Answer::invalid)?;
-    Ok(Answer::ok(&book.beat(id, &beat)?))
+fn heartbeat(state: &mut MockState, id: &str, body: &[u8]) -> Result<MockResponse, MockResponse> {
+    let beat =
+        Heartbeat::from_json(body).map_err(|error| malformed(&error))?.map_err(MockResponse::invalid)?;
+    Ok(MockResponse::ok(&state.heartbeat(id, &beat)?))
 }
 
-fn set_status(book: &mut Book, id: &str, body: &[u8]) -> Result<Answer, Answer> {
+fn set_status(state: &mut MockState, id: &str, body: &[u8]) -> Result<MockResponse, MockResponse> {
     let update =
-        StatusUpdate::from_json(body).map_err(|error| malformed(&error))?.map_err(Answer::invalid)?;
-    Ok(Answer::ok(&book.set_status(id, &update)?))
+        StatusUpdate::from_json(body).map_err(|error| malformed(&error))?.map_err(MockResponse::invalid)?;
+    Ok(MockResponse::ok(&state.set_status(id, &update)?))
 }
 
-fn malformed(error: &serde_json::Error) -> Answer {
-    Answer::problem(400, format!("the body has to be a JSON object: {error}"))
+fn malformed(error: &serde_json::Error) -> MockResponse {
+    MockResponse::problem(400, format!("the body has to be a JSON object: {error}"))
 }
 
-fn list(book: &mut Book, query: &Query<'_>) -> Result<Answer, Answer> {
+fn list(state: &mut MockState, query: &Query<'_>) -> Result<MockResponse, MockResponse> {
     let (status, limit) = (query.status()?, query.limit()?);
     let after = query.get("cursor");
-    if after.is_some_and(|cursor| !is_agent_id(cursor)) {
-        return Err(Answer::problem(400, "cursor has to be one that a Link header gave"));
+    if after.is_some_and(|cursor| !is_valid_agent_id(cursor)) {
+        return Err(MockResponse::problem(400, "cursor has to be one that a Link header gave"));
     }
-    let mut agents = book.list(status);
+    let mut agents = state.list(status);
     agents.retain(|agent| after.is_none_or(|after| agent.agent_id.as_str() > after));
     let more = limit.is_some_and(|limit| agents.len() > limit);
     agents.truncate(limit.unwrap_or(usize::MAX));
-    let mut answer = Answer::ok(&agents);
+    let mut answer = MockResponse::ok(&agents);
     if let (true, Some(limit), Some(last)) = (more, limit, agents.last()) {
         let status = status.map_or_else(String::new, |status| format!("status={status}&"));
         answer.next = Some(format!("/agents?{status}limit={limit}&cursor={}", last.agent_id));
@@ -155,14 +162,14 @@ fn list(book: &mut Book, query: &Query<'_>) -> Result<Answer, Answer> {
     Ok(answer)
 }
 
-fn search(book: &mut Book, query: &Query<'_>) -> Result<Answer, Answer> {
+fn search(state: &mut MockState, query: &Query<'_>) -> Result<MockResponse, MockResponse> {
     let q = query.get("q").unwrap_or_default();
     if terms(q).next().is_none() {
-        return Err(Answer::problem(400, "q has to have at least one letter or digit to search for"));
+        return Err(MockResponse::problem(400, "q has to have at least one letter or digit to search for"));
     }
-    let mut found = book.search(q, query.status()?);
+    let mut found = state.search(q, query.status()?);
     found.truncate(query.limit()?.unwrap_or(limits::DEFAULT_MATCHES));
-    Ok(Answer::ok(&found))
+    Ok(MockResponse::ok(&found))
 }
 
 /// The parameters of a query.
@@ -177,16 +184,16 @@ impl<'a> Query<'a> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| &**value)
     }
 
-    fn status(&self) -> Result<Option<AgentStatus>, Answer> {
+    fn status(&self) -> Result<Option<AgentStatus>, MockResponse> {
         let read = self.get("status").map(str::parse).transpose();
-        read.map_err(|error: crate::contract::UnknownStatus| Answer::problem(400, error.to_string()))
+        read.map_err(|error: crate::contract::ParseStatusError| MockResponse::problem(400, error.to_string()))
     }
 
-    fn limit(&self) -> Result<Option<usize>, Answer> {
+    fn limit(&self) -> Result<Option<usize>, MockResponse> {
         let Some(text) = self.get("limit") else { return Ok(None) };
         match text.parse() {
             Ok(limit @ 1..=limits::PAGE) => Ok(Some(limit)),
-            _ => Err(Answer::problem(400, format!("limit has to be 1 to {}", limits::PAGE))),
+            _ => Err(MockResponse::problem(400, format!("limit has to be 1 to {}", limits::PAGE))),
         }
     }
 }

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::agent::Capability;
-use super::search::Field;
+use super::rank::Field;
 use super::terms::{score, terms};
+use crate::contract::Capability;
 
-/// One capability of one agent: the agent's slot and the capability's place in its list. In this order, all
+/// One capability of one agent: the agent's slot and the capability's position in its list. In this order, all
 /// capabilities of an agent come one after another.
 type Posting = (u32, u16);
 
@@ -18,10 +18,10 @@ type TermId = u32;
 /// An agent that was found, by its best capability.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Hit {
-    /// The agent's number, as [`SearchIndex::add`] gave it.
+    /// The agent's number, as [`SearchIndex::insert`] gave it.
     pub slot: u32,
-    /// The place of the capability among those of the agent.
-    pub place: u16,
+    /// The position of the capability among those of the agent.
+    pub position: u16,
     /// How well it matches: see [`score`].
     pub score: f64,
 }
@@ -30,13 +30,14 @@ pub struct Hit {
 /// terms with a prefix stand side by side.
 ///
 /// ```
-/// use registry_sdk::contract::{Capability, SearchIndex};
+/// use registry_sdk::contract::Capability;
+/// use registry_sdk::search::SearchIndex;
 /// let mut index = SearchIndex::default();
-/// let slot = index.add(&[Capability::new("documentation"), Capability::new("security_scanning")]);
-/// let found = index.find("security scan");
-/// assert_eq!((found[0].slot, found[0].place), (slot, 1));
+/// let slot = index.insert(&[Capability::new("documentation"), Capability::new("security_scanning")]);
+/// let found = index.search("security scan");
+/// assert_eq!((found[0].slot, found[0].position), (slot, 1));
 /// index.remove(slot);
-/// assert!(index.find("security scan").is_empty());
+/// assert!(index.search("security scan").is_empty());
 /// ```
 #[derive(Debug, Default)]
 pub struct SearchIndex {
@@ -69,13 +70,13 @@ struct Indexed {
 impl SearchIndex {
     /// Adds an agent with all its capabilities. Answers with its number, which may be that of an agent that was
     /// removed before.
-    pub fn add(&mut self, capabilities: &[Capability]) -> u32 {
+    pub fn insert(&mut self, capabilities: &[Capability]) -> u32 {
         let slot = self.free_slots.pop().unwrap_or_else(|| {
             self.agents.push(None);
             u32::try_from(self.agents.len() - 1).unwrap_or(u32::MAX)
         });
         let indexed =
-            (0..).zip(capabilities).map(|(place, capability)| self.index((slot, place), capability));
+            (0..).zip(capabilities).map(|(position, capability)| self.index((slot, position), capability));
         let indexed = indexed.collect();
         if let Some(agent) = self.agents.get_mut(slot as usize) {
             *agent = Some(indexed);
@@ -88,7 +89,7 @@ impl SearchIndex {
         let Some(indexed) = self.agents.get_mut(slot as usize).and_then(Option::take) else {
             return;
         };
-        for (place, capability) in (0..).zip(&indexed) {
+        for (position, capability) in (0..).zip(&indexed) {
             self.capabilities -= 1;
             if let Some(count) = self.names.get_mut(&capability.name) {
                 *count -= 1;
@@ -100,7 +101,7 @@ impl SearchIndex {
                 let Some(term) = self.terms.get_mut(*id as usize) else {
                     continue;
                 };
-                let was_there = term.postings.remove(&(slot, place));
+                let was_there = term.postings.remove(&(slot, position));
                 if was_there && term.postings.is_empty() {
                     self.ids.remove(&term.text);
                     self.free_terms.push(*id);
@@ -113,22 +114,22 @@ impl SearchIndex {
     /// All agents with a capability in which every term of the query begins a term, each by its best one; of
     /// equals the first that it named. In no order that means anything. A query without a term finds nobody.
     #[must_use]
-    pub fn find(&self, query: &str) -> Vec<Hit> {
+    pub fn search(&self, query: &str) -> Vec<Hit> {
         let wanted: Vec<String> = terms(query).collect();
         let mut found: Vec<Hit> = Vec::new();
-        for (slot, place) in self.candidates(&wanted) {
+        for (slot, position) in self.candidates(&wanted) {
             let indexed = self.agents.get(slot as usize).and_then(Option::as_ref);
-            let indexed = indexed.and_then(|capabilities| capabilities.get(usize::from(place)));
+            let indexed = indexed.and_then(|capabilities| capabilities.get(usize::from(position)));
             let Some(score) = indexed.and_then(|capability| self.score(&wanted, capability)) else {
                 continue;
             };
             match found.last_mut() {
                 Some(last) if last.slot == slot => {
                     if score > last.score {
-                        *last = Hit { slot, place, score };
+                        *last = Hit { slot, position, score };
                     }
                 }
-                _ => found.push(Hit { slot, place, score }),
+                _ => found.push(Hit { slot, position, score }),
             }
         }
         found
@@ -211,8 +212,8 @@ impl SearchIndex {
         let text: Arc<str> = text.into();
         let term = Term { text: text.clone(), postings: BTreeSet::new() };
         let id = if let Some(id) = self.free_terms.pop() {
-            if let Some(place) = self.terms.get_mut(id as usize) {
-                *place = term;
+            if let Some(free) = self.terms.get_mut(id as usize) {
+                *free = term;
             }
             id
         } else {

@@ -13,13 +13,13 @@ const REST: Duration = Duration::from_secs(30);
 
 /// The registry URLs, in the order in which they are preferred. Clones share what is known of them.
 #[derive(Clone, Debug)]
-pub(crate) struct Targets {
+pub(crate) struct Endpoints {
     urls: Arc<[Url]>,
     /// When each of them last failed, where it has not answered since.
     failed: Arc<Mutex<Vec<Option<Instant>>>>,
 }
 
-impl Targets {
+impl Endpoints {
     /// Reads one URL, or several with commas between.
     pub(crate) fn parse(text: &str) -> Result<Self, Error> {
         let urls = text.split(',').map(|url| parse(url.trim())).collect::<Result<Arc<[_]>, _>>()?;
@@ -50,7 +50,7 @@ impl Targets {
 }
 
 fn parse(text: &str) -> Result<Url, Error> {
-    let wrong = |why: &str| Error::Setup(format!("{text:?} cannot be a registry's URL: {why}"));
+    let wrong = |why: &str| Error::Config(format!("{text:?} cannot be a registry's URL: {why}"));
     let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
     if matches!(url.scheme(), "http" | "https") {
         Ok(url)

@@ -10,14 +10,15 @@ use tokio::time::Instant;
 use super::log::Log;
 use crate::contract::{
     AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, EventKind, HealthStatus, Heartbeat, HeartbeatAck,
-    Instances, Owner, Rank, Registration, RegistryStats, SearchIndex, StatusUpdate, Timestamp,
-    UnhealthyReason, heartbeat_timeout,
+    Instances, Owner, Registration, RegistryStats, StatusUpdate, Timestamp, UnhealthyReason,
+    heartbeat_timeout,
 };
+use crate::search::{Rank, SearchIndex};
 
 /// A request that arrived.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Received {
+pub struct ReceivedRequest {
     /// The HTTP method.
     pub method: String,
     /// The path, without the query.
@@ -34,9 +35,9 @@ pub struct Received {
 
 /// All that has arrived, the oldest first.
 #[derive(Clone, Debug, Default)]
-pub struct Seen(pub Vec<Received>);
+pub struct RequestLog(pub Vec<ReceivedRequest>);
 
-impl Seen {
+impl RequestLog {
     /// How many heartbeats of an agent arrived, well answered or not.
     #[must_use]
     pub fn heartbeats(&self, agent_id: &str) -> usize {
@@ -47,7 +48,7 @@ impl Seen {
     /// How many registrations of an agent arrived.
     #[must_use]
     pub fn registrations(&self, agent_id: &str) -> usize {
-        let of_agent = |one: &&Received| {
+        let of_agent = |one: &&ReceivedRequest| {
             let body = serde_json::from_str::<serde_json::Value>(&one.body).unwrap_or_default();
             one.path == "/register" && body["agent_id"] == agent_id
         };
@@ -55,7 +56,7 @@ impl Seen {
     }
 }
 
-/// One agent in the book.
+/// One agent in the state.
 #[derive(Clone, Debug)]
 struct Entry {
     registration: Registration,
@@ -93,7 +94,7 @@ impl Entry {
     }
 }
 
-/// Why the book refuses.
+/// SkipReason the state refuses.
 pub(super) enum Refusal {
     Unknown,
     /// Another process owns the id.
@@ -108,7 +109,7 @@ pub struct Backup(BTreeMap<String, Entry>);
 
 /// The agents.
 #[derive(Debug)]
-pub(super) struct Book {
+pub(super) struct MockState {
     agents: BTreeMap<String, Entry>,
     timeout: Duration,
     log: Log,
@@ -116,7 +117,7 @@ pub(super) struct Book {
     began: (Instant, SystemTime),
 }
 
-impl Book {
+impl MockState {
     pub(super) fn new(timeout: Duration) -> Self {
         let began = (Instant::now(), SystemTime::now());
         Self { agents: BTreeMap::new(), timeout, log: Log::default(), began }
@@ -185,7 +186,7 @@ impl Book {
         Err(entry.refuse(claimant))
     }
 
-    pub(super) fn beat(&mut self, agent_id: &str, beat: &Heartbeat) -> Result<HeartbeatAck, Refusal> {
+    pub(super) fn heartbeat(&mut self, agent_id: &str, beat: &Heartbeat) -> Result<HeartbeatAck, Refusal> {
         let timeout = self.timeout;
         let entry = self.entry(agent_id, beat.instance_id.as_deref())?;
         let before = entry.status;
@@ -281,11 +282,11 @@ impl Book {
         let agents = self.list(status);
         let mut index = SearchIndex::default();
         let slots: HashMap<u32, &AgentRecord> =
-            agents.iter().map(|agent| (index.add(&agent.capabilities), agent)).collect();
+            agents.iter().map(|agent| (index.insert(&agent.capabilities), agent)).collect();
         let mut found: Vec<(Rank<'_>, CapabilityMatch)> = Vec::new();
-        for hit in index.find(q) {
+        for hit in index.search(q) {
             let Some(agent) = slots.get(&hit.slot) else { continue };
-            found.extend(CapabilityMatch::of(agent, hit.place.into(), hit.score).map(|found| {
+            found.extend(CapabilityMatch::of(agent, hit.position.into(), hit.score).map(|found| {
                 let AgentRecord { agent_id, status, last_heartbeat, .. } = agent;
                 let (status, last_heartbeat) = (*status, *last_heartbeat);
                 (Rank { score: hit.score, status, last_heartbeat, agent_id }, found)

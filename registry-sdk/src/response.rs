@@ -1,0 +1,157 @@
+//! Responses: reading the contract's JSON, and the errors that failures become.
+
+use std::time::{Duration, SystemTime};
+
+use reqwest::StatusCode;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::contract::{FieldError, Owner};
+use crate::error::Error;
+
+/// How much of an answer that makes no sense is quoted.
+const QUOTED: usize = 200;
+
+/// Maximum length of an error's text in bytes.
+const MAX_DETAIL: usize = 2_000;
+
+/// A response that was read to its end.
+#[derive(Debug)]
+pub(crate) struct ApiResponse {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
+}
+
+impl ApiResponse {
+    /// Reads the body as JSON of the contract.
+    pub(crate) fn decode<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        serde_json::from_slice(&self.body).map_err(|error| self.invalid(error))
+    }
+
+    /// The body's fields, whatever they are: none if it is empty, or JSON but no object.
+    pub(crate) fn fields(&self) -> Result<Map<String, Value>, Error> {
+        if self.body.trim_ascii().is_empty() && self.may_be_empty() {
+            return Ok(Map::new());
+        }
+        match self.decode()? {
+            Value::Object(fields) => Ok(fields),
+            _ => Ok(Map::new()),
+        }
+    }
+
+    /// An empty 200 is more likely cut off than meant so.
+    pub(crate) fn may_be_empty(&self) -> bool {
+        matches!(self.status, 201 | 202 | 204)
+    }
+
+    pub(crate) fn invalid(&self, why: impl std::fmt::Display) -> Error {
+        Error::InvalidResponse { status: self.status, detail: format!("{why} in {}", quote(&self.body)) }
+    }
+
+    /// The error that the body is, if it has the contract's own form. All of RFC 9457's members may be missing.
+    fn problem(&self) -> Option<Refusal> {
+        let kind = self.headers.get(CONTENT_TYPE)?.to_str().ok()?;
+        let is_problem = kind
+            .split(';')
+            .next()
+            .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/problem+json"));
+        is_problem.then(|| serde_json::from_slice(&self.body).ok()).flatten()
+    }
+}
+
+/// The members of a problem that are read (RFC 9457).
+#[derive(Default, serde::Deserialize)]
+struct Refusal {
+    detail: Option<String>,
+    title: Option<String>,
+    #[serde(default)]
+    errors: Vec<FieldError>,
+    owner: Option<Owner>,
+}
+
+/// The error that a response without success means.
+pub(crate) fn failure(status: StatusCode, response: &ApiResponse, optional: Option<&'static str>) -> Error {
+    let problem = response.problem();
+    let is_own = problem.is_some();
+    let Refusal { detail, title, errors: fields, owner } = problem.unwrap_or_default();
+    let detail = shorten(detail.or(title).unwrap_or_else(|| plain_detail(&response.body)));
+    let code = status.as_u16();
+    match code {
+        // Where the operation is missing, a server knows no such path, and does not say it as ours does.
+        404 | 405 | 501 if optional.is_some() && (code != 404 || !is_own) => {
+            Error::Unsupported { operation: optional.unwrap_or_default() }
+        }
+        404 => Error::NotFound { detail },
+        409 if is_own => Error::Superseded { detail, owner },
+        401 | 403 if is_own => Error::Denied { status: code, detail },
+        400 | 413 | 415 | 422 if is_own => Error::Invalid { detail, fields },
+        408 | 425 | 429 | 500 | 502 | 503 | 504 => {
+            Error::Unavailable { status: code, detail, retry_after: retry_after(&response.headers) }
+        }
+        _ => Error::InvalidResponse { status: code, detail },
+    }
+}
+
+/// Cuts off what nobody would read: an error stands in log lines, and is kept in states.
+fn shorten(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_DETAIL));
+    text
+}
+
+/// What an error of another service says. FastAPI writes the detail alone, a text or a list.
+fn plain_detail(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Plain {
+        detail: Value,
+    }
+    match serde_json::from_slice::<Plain>(body) {
+        Ok(Plain { detail: Value::String(text) }) => text,
+        Ok(Plain { detail }) => detail.to_string(),
+        Err(_) => quote(body),
+    }
+}
+
+/// The header in either of its forms: seconds, or an HTTP date (RFC 9110, section 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+/// The beginning of a body, fit to stand in a log line.
+fn quote(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(QUOTED)]);
+    if body.is_empty() { "an empty body".to_owned() } else { format!("{text:?}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_read_in_both_forms() {
+        let read = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, value.parse().unwrap());
+            retry_after(&headers)
+        };
+        assert_eq!(read("7"), Some(Duration::from_secs(7)));
+        let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60));
+        let wait = read(&date).unwrap();
+        assert!(wait > Duration::from_secs(50) && wait <= Duration::from_secs(60), "{wait:?}");
+        assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        assert_eq!(read("soon"), None);
+    }
+
+    #[test]
+    fn errors_of_other_services_are_understood() {
+        assert_eq!(plain_detail(br#"{"detail": "Agent not found"}"#), "Agent not found");
+        assert_eq!(plain_detail(br#"{"detail": [1]}"#), "[1]");
+        assert_eq!(plain_detail(b"<html>\n502 Bad Gateway</html>"), r#""<html>\n502 Bad Gateway</html>""#);
+    }
+}

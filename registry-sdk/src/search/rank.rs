@@ -1,0 +1,54 @@
+//! The order of matches.
+
+use std::cmp::Ordering;
+
+use crate::contract::{AgentStatus, Timestamp};
+
+/// Where in a capability a term was found, the best place first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Field {
+    /// In its name.
+    Name,
+    /// In one of its tags.
+    Tag,
+    /// In its description.
+    Description,
+}
+
+/// A match's place in the contract's order; the lesser comes first. By the score, the greatest first; then `active`
+/// before `busy` before `offline`; then the most recent heartbeat; then the id.
+#[derive(Clone, Copy, Debug)]
+pub struct Rank<'a> {
+    /// How well it matched.
+    pub score: f64,
+    /// The agent's status.
+    pub status: AgentStatus,
+    /// When the agent was last heard of.
+    pub last_heartbeat: Option<Timestamp>,
+    /// Who it is.
+    pub agent_id: &'a str,
+}
+
+impl Ord for Rank<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let by_score = other.score.total_cmp(&self.score);
+        by_score
+            .then_with(|| self.status.cmp(&other.status))
+            .then_with(|| other.last_heartbeat.cmp(&self.last_heartbeat))
+            .then_with(|| self.agent_id.cmp(other.agent_id))
+    }
+}
+
+impl PartialOrd for Rank<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Rank<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Rank<'_> {}
