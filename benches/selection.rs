@@ -91,7 +91,7 @@ async fn from_a_directory(client: &RegistryClient) -> Outcome {
     }
     let directory = Directory::follow(client);
     directory.ready().await?;
-    let orchestrator = Orchestrator::new(client.clone()).with_directory(directory.clone());
+    let orchestrator = Orchestrator::builder(client.clone()).directory(directory.clone()).build();
     let mut times = Vec::with_capacity(SELECTIONS);
     for number in 0..SELECTIONS {
         let query = TaskQuery::new(format!("task-{}", number % 100)).health_source(HealthSource::Search);

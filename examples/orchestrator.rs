@@ -10,7 +10,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 use registry_sdk::contract::{Capability, Registration};
 use registry_sdk::discovery::{Directory, HealthSource, Orchestrator, Policy, TaskQuery};
-use registry_sdk::{Agent, HealthEndpoint, RegistryClient, Rule, StatsMonitor};
+use registry_sdk::{Agent, AlertRule, HealthEndpoint, RegistryClient, StatsMonitor};
 use registry_server::{Config, Server};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -52,13 +52,13 @@ async fn orchestrate(client: &RegistryClient, agents: Option<Vec<Worker>>) -> Ou
     // A copy of the registry that a watch keeps: choosing costs no request, and goes on while the registry is away.
     let directory = Directory::follow(client);
     directory.ready().await?;
-    let orchestrator = Orchestrator::new(client.clone()).with_directory(directory.clone());
+    let orchestrator = Orchestrator::builder(client.clone()).directory(directory.clone()).build();
 
     // Alerts, here after one broken round; the default is two.
     let monitor = StatsMonitor::builder(client.clone())
-        .every(INTERVAL)
+        .interval(INTERVAL)
         .hysteresis(1, 1)
-        .rule(Rule::TooFew { capability: "code generation".to_owned(), at_least: 2 })
+        .rule(AlertRule::TooFew { capability: "code generation".to_owned(), at_least: 2 })
         .on_alert(|alert| println!("  [monitor] {}", alert.detail))
         .start();
 

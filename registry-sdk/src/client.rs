@@ -187,7 +187,7 @@ impl RegistryClient {
         add(&mut request, "limit", query.limit);
         add(&mut request, "cursor", query.cursor);
         let answer = self.transport.send(&request, &self.retry).await?;
-        Ok(Page { agents: answer.decode()?, next: next_cursor(&answer.headers) })
+        Ok(Page { agents: answer.decode()?, next_cursor: next_cursor(&answer.headers) })
     }
 
     /// The record of one agent.
@@ -268,7 +268,7 @@ impl RegistryClient {
     /// # Errors
     /// [`Error::Unavailable`] where it is unhealthy; [`Error::Unsupported`] where it has only the six basic
     /// operations.
-    pub async fn server_health(&self) -> Result<ServerHealth, Error> {
+    pub async fn get_server_health(&self) -> Result<ServerHealth, Error> {
         let mut request = get(["health"]);
         request.optional = Some("GET /health");
         self.ask(request).await

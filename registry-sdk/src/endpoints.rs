@@ -1,4 +1,4 @@
-//! Which of several registry URLs to use.
+//! The URLs of a registry, and which of them to use.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use url::Url;
 use crate::error::Error;
 
 /// How long a registry that failed is left alone while another one answers.
-const REST: Duration = Duration::from_secs(30);
+const COOL_DOWN: Duration = Duration::from_secs(30);
 
 /// The registry URLs, in the order in which they are preferred. Clones share what is known of them.
 #[derive(Clone, Debug)]
@@ -30,12 +30,12 @@ impl Endpoints {
     /// The first that has not failed lately; where all have, the one whose failure is the longest ago.
     pub(crate) fn pick(&self) -> usize {
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        let rested = failed.iter().position(|at| at.is_none_or(|at| at.elapsed() >= REST));
-        rested.unwrap_or_else(|| (0..failed.len()).min_by_key(|place| failed[*place]).unwrap_or_default())
+        let rested = failed.iter().position(|at| at.is_none_or(|at| at.elapsed() >= COOL_DOWN));
+        rested.unwrap_or_else(|| (0..failed.len()).min_by_key(|index| failed[*index]).unwrap_or_default())
     }
 
-    pub(crate) fn url(&self, place: usize) -> &Url {
-        &self.urls[place]
+    pub(crate) fn url(&self, index: usize) -> &Url {
+        &self.urls[index]
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -43,9 +43,9 @@ impl Endpoints {
     }
 
     /// Notes whether a registry answered.
-    pub(crate) fn note(&self, place: usize, answered: bool) {
+    pub(crate) fn record(&self, index: usize, answered: bool) {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed[place] = if answered { None } else { Some(Instant::now()) };
+        failed[index] = if answered { None } else { Some(Instant::now()) };
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::contract::{FieldError, Invalid, Owner};
+use crate::contract::{FieldError, Owner, ValidationError};
 
 /// Shared, so that an error can be given to all who waited for the same answer.
 type Cause = Arc<dyn std::error::Error + Send + Sync>;
@@ -171,8 +171,8 @@ impl Error {
     }
 }
 
-impl From<Invalid> for Error {
-    fn from(Invalid(fields): Invalid) -> Self {
+impl From<ValidationError> for Error {
+    fn from(ValidationError(fields): ValidationError) -> Self {
         Self::Invalid { detail: "not sent".to_owned(), fields }
     }
 }

@@ -107,7 +107,7 @@ impl HealthEndpoint {
         let uptime = self.began.elapsed();
         health.uptime =
             uptime.saturating_sub(Duration::from_nanos(u64::from(uptime.subsec_nanos() % 1_000_000)));
-        health.failed = failed;
+        health.failed_checks = failed;
         health
     }
 }

@@ -6,8 +6,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), registry_sdk::Error> {
 //! use std::time::Duration;
-//! use registry_sdk::contract::{Capability, Registration};
-//! use registry_sdk::{Agent, RegistryClient};
+//! use registry_sdk::{Agent, Capability, Registration, RegistryClient};
 //!
 //! let client = RegistryClient::new("http://127.0.0.1:8009")?;
 //! let registration = Registration::new("sec-scan", "Security Scanner", "http://sec-scan:8003")
@@ -28,7 +27,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let client = registry_sdk::RegistryClient::new("http://127.0.0.1:8009")?;
-//! use registry_sdk::discovery::Orchestrator;
+//! use registry_sdk::Orchestrator;
 //!
 //! let orchestrator = Orchestrator::new(client);
 //! let task = serde_json::json!({"repository": "https://example.org/code.git"});
@@ -114,6 +113,8 @@ mod watch;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use contract::{AgentRecord, AgentStatus, Capability, CapabilityMatch, Registration};
+
 #[cfg(feature = "client")]
 pub use agent::{
     Agent, AgentState, OnSuperseded, RegistrationOutcome, TaskCounter, TaskGuard, WorkOutcome,
@@ -121,12 +122,18 @@ pub use agent::{
 };
 #[cfg(feature = "client")]
 pub use client::{RegistryClient, RegistryClientBuilder};
+#[cfg(feature = "cache")]
+pub use discovery::DiscoveryCache;
+#[cfg(feature = "client")]
+pub use discovery::{
+    Directory, Freshness, HealthSource, Orchestrator, Policy, Selection, TaskError, TaskQuery,
+};
 #[cfg(feature = "client")]
 pub use error::Error;
 #[cfg(feature = "axum")]
 pub use health::HealthEndpoint;
 #[cfg(feature = "client")]
-pub use monitor::{Alert, Rule, StatsMonitor, StatsMonitorBuilder};
+pub use monitor::{Alert, AlertRule, StatsMonitor, StatsMonitorBuilder};
 #[cfg(feature = "client")]
 pub use query::{ListQuery, Page, SearchQuery};
 #[cfg(feature = "client")]

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::client::RegistryClient;
@@ -19,7 +19,7 @@ const BACKLOG: usize = 256;
 /// What is watched for.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub enum Rule {
+pub enum AlertRule {
     /// More agents are offline than this share of those that are active.
     OfflineAbove(f64),
     /// The registry does not answer.
@@ -40,15 +40,15 @@ pub enum Rule {
 #[non_exhaustive]
 pub struct Alert {
     /// The rule.
-    pub rule: Rule,
+    pub rule: AlertRule,
     /// When it began.
-    pub began: SystemTime,
+    pub started_at: SystemTime,
     /// When it was over; `None` where it has just begun.
-    pub cleared: Option<SystemTime>,
+    pub cleared_at: Option<SystemTime>,
     /// What was found, in words.
     pub detail: String,
     /// The registry's figures at that moment; `None` where it did not answer.
-    pub figures: Option<RegistryStats>,
+    pub stats: Option<RegistryStats>,
 }
 
 /// Asks a registry for its statistics every so often, and tells when a rule is broken and when it holds again.
@@ -59,16 +59,16 @@ pub struct Alert {
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), registry_sdk::Error> {
 /// use std::time::Duration;
-/// use registry_sdk::{RegistryClient, Rule, StatsMonitor};
+/// use registry_sdk::{RegistryClient, AlertRule, StatsMonitor};
 ///
 /// let client = RegistryClient::new("http://127.0.0.1:8009")?;
 /// let monitor = StatsMonitor::builder(client)
-///     .every(Duration::from_secs(10))
-///     .rule(Rule::TooFew { capability: "code_review".to_owned(), at_least: 2 })
+///     .interval(Duration::from_secs(10))
+///     .rule(AlertRule::TooFew { capability: "code_review".to_owned(), at_least: 2 })
 ///     .start();
 /// let mut alerts = monitor.alerts();
 /// while let Ok(alert) = alerts.recv().await {
-///     println!("{}: {}", if alert.cleared.is_some() { "over" } else { "alert" }, alert.detail);
+///     println!("{}: {}", if alert.cleared_at.is_some() { "over" } else { "alert" }, alert.detail);
 /// }
 /// # Ok(())
 /// # }
@@ -80,7 +80,7 @@ pub struct StatsMonitor {
     /// Tells when it has.
     task: JoinHandle<()>,
     alerts: broadcast::Sender<Alert>,
-    figures: watch::Receiver<Option<RegistryStats>>,
+    stats: watch::Receiver<Option<RegistryStats>>,
 }
 
 type Callback = Arc<dyn Fn(&Alert) + Send + Sync>;
@@ -88,8 +88,8 @@ type Callback = Arc<dyn Fn(&Alert) + Send + Sync>;
 /// Sets up a [`StatsMonitor`].
 pub struct StatsMonitorBuilder {
     client: RegistryClient,
-    every: Duration,
-    rules: Vec<Rule>,
+    interval: Duration,
+    rules: Vec<AlertRule>,
     raise_after: u32,
     clear_after: u32,
     callback: Option<Callback>,
@@ -98,7 +98,7 @@ pub struct StatsMonitorBuilder {
 impl std::fmt::Debug for StatsMonitorBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("StatsMonitorBuilder")
-            .field("every", &self.every)
+            .field("interval", &self.interval)
             .field("rules", &self.rules)
             .finish_non_exhaustive()
     }
@@ -107,21 +107,21 @@ impl std::fmt::Debug for StatsMonitorBuilder {
 impl StatsMonitorBuilder {
     /// How often to ask. Default: 30 s.
     #[must_use]
-    pub fn every(mut self, interval: Duration) -> Self {
-        self.every = interval.max(Duration::from_millis(1));
+    pub fn interval(mut self, interval: Duration) -> Self {
+        self.interval = interval.max(Duration::from_millis(1));
         self
     }
 
     /// Adds a rule to the default one, that offline agents are up to 30 % of the active ones.
     #[must_use]
-    pub fn rule(mut self, rule: Rule) -> Self {
+    pub fn rule(mut self, rule: AlertRule) -> Self {
         self.rules.push(rule);
         self
     }
 
     /// Replaces all rules.
     #[must_use]
-    pub fn rules(mut self, rules: impl IntoIterator<Item = Rule>) -> Self {
+    pub fn rules(mut self, rules: impl IntoIterator<Item = AlertRule>) -> Self {
         self.rules = rules.into_iter().collect();
         self
     }
@@ -149,18 +149,18 @@ impl StatsMonitorBuilder {
     pub fn start(self) -> StatsMonitor {
         let stop = CancellationToken::new();
         let alerts = broadcast::Sender::new(BACKLOG);
-        let (figures, latest) = watch::channel(None);
-        let watching = Watching {
+        let (stats, latest) = watch::channel(None);
+        let monitor = MonitorTask {
             client: self.client,
-            rules: self.rules.into_iter().map(|rule| (rule, Standing::default())).collect(),
+            rules: self.rules.into_iter().map(|rule| (rule, RuleState::default())).collect(),
             raise_after: self.raise_after,
             clear_after: self.clear_after,
             callback: self.callback,
             alerts: alerts.clone(),
-            figures,
+            stats,
         };
-        let task = tokio::spawn(watching.run(self.every, stop.clone()));
-        StatsMonitor { stop: stop.drop_guard(), task, alerts, figures: latest }
+        let task = tokio::spawn(monitor.run(self.interval, stop.clone()));
+        StatsMonitor { stop: stop.drop_guard(), task, alerts, stats: latest }
     }
 }
 
@@ -170,8 +170,8 @@ impl StatsMonitor {
     pub fn builder(client: RegistryClient) -> StatsMonitorBuilder {
         StatsMonitorBuilder {
             client,
-            every: Duration::from_secs(30),
-            rules: vec![Rule::OfflineAbove(0.3)],
+            interval: Duration::from_secs(30),
+            rules: vec![AlertRule::OfflineAbove(0.3)],
             raise_after: 2,
             clear_after: 2,
             callback: None,
@@ -186,8 +186,8 @@ impl StatsMonitor {
 
     /// The latest figures; `None` until there are some, and while the registry does not answer.
     #[must_use]
-    pub fn figures(&self) -> watch::Receiver<Option<RegistryStats>> {
-        self.figures.clone()
+    pub fn stats(&self) -> watch::Receiver<Option<RegistryStats>> {
+        self.stats.clone()
     }
 
     /// Ends it; a round that is under way is dropped.
@@ -199,31 +199,32 @@ impl StatsMonitor {
     }
 }
 
-/// How a rule stands.
+/// State of one rule.
 #[derive(Debug, Default)]
-struct Standing {
-    /// How often in a row it was found otherwise than it is told.
-    otherwise: u32,
-    /// Since when it is told to be broken.
+struct RuleState {
+    /// Number of rounds in a row that found otherwise than was last reported.
+    contrary_rounds: u32,
+    /// Since when the rule is reported as broken.
     broken_since: Option<SystemTime>,
 }
 
-struct Watching {
+/// The monitor's task.
+struct MonitorTask {
     client: RegistryClient,
-    rules: Vec<(Rule, Standing)>,
+    rules: Vec<(AlertRule, RuleState)>,
     raise_after: u32,
     clear_after: u32,
     callback: Option<Callback>,
     alerts: broadcast::Sender<Alert>,
-    figures: watch::Sender<Option<RegistryStats>>,
+    stats: watch::Sender<Option<RegistryStats>>,
 }
 
-/// What one round found of a rule: whether it is broken, in words; or nothing, where that could not be told.
+/// What one round found of a rule, in words: that it holds, or (`Err`) that it is broken. `None` if that is unknown.
 type Finding = Option<Result<String, String>>;
 
-impl Watching {
-    async fn run(mut self, every: Duration, stop: CancellationToken) {
-        let mut ticks = interval(every);
+impl MonitorTask {
+    async fn run(mut self, interval: Duration, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let rounds = async {
             loop {
@@ -235,76 +236,76 @@ impl Watching {
     }
 
     async fn round(&mut self) {
-        let stats = self.client.get_stats().await;
-        let figures = stats.as_ref().ok().copied();
-        self.figures.send_replace(figures);
-        for place in 0..self.rules.len() {
-            if let Some(finding) = self.look(&self.rules[place].0, &stats).await {
-                self.judge(place, &finding, figures);
+        let outcome = self.client.get_stats().await;
+        let stats = outcome.as_ref().ok().copied();
+        self.stats.send_replace(stats);
+        for index in 0..self.rules.len() {
+            if let Some(finding) = self.check(&self.rules[index].0, &outcome).await {
+                self.apply(index, &finding, stats);
             }
         }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a registry has fewer agents than that")]
-    async fn look(&self, rule: &Rule, stats: &Result<RegistryStats, Error>) -> Finding {
-        let found = match (rule, stats) {
-            (Rule::Unreachable, Err(error)) => Err(error.to_string()),
-            (Rule::Unreachable, Ok(_)) => Ok("the registry answers".to_owned()),
-            (Rule::OfflineAbove(share), Ok(stats)) => {
+    async fn check(&self, rule: &AlertRule, stats: &Result<RegistryStats, Error>) -> Finding {
+        let finding = match (rule, stats) {
+            (AlertRule::Unreachable, Err(error)) => Err(error.to_string()),
+            (AlertRule::Unreachable, Ok(_)) => Ok("the registry answers".to_owned()),
+            (AlertRule::OfflineAbove(share), Ok(stats)) => {
                 let (offline, active) = (stats.offline_agents, stats.active_agents);
-                let said = format!("{offline} agents are offline, {active} are active");
-                if offline as f64 > share * active as f64 { Err(said) } else { Ok(said) }
+                let detail = format!("{offline} agents are offline, {active} are active");
+                if offline as f64 > share * active as f64 { Err(detail) } else { Ok(detail) }
             }
-            (Rule::OfflineAbove(_), Err(_)) => return None,
-            (Rule::AgentMissing(agent_id), _) => match self.client.check_health(agent_id).await {
+            (AlertRule::OfflineAbove(_), Err(_)) => return None,
+            (AlertRule::AgentMissing(agent_id), _) => match self.client.check_health(agent_id).await {
                 Ok(health) if health.is_healthy() => Ok(format!("{agent_id} is healthy")),
                 Ok(_) => Err(format!("{agent_id} is not healthy")),
                 Err(error) if error.is_not_found() => Err(format!("{agent_id} is not registered")),
                 Err(_) => return None,
             },
-            (Rule::TooFew { capability, at_least }, _) => {
+            (AlertRule::TooFew { capability, at_least }, _) => {
                 let found = self.client.search_capabilities(SearchQuery::new(capability)).await.ok()?;
                 let healthy = found.iter().filter(|agent| agent.healthy.unwrap_or(true)).count();
-                let said = format!("{healthy} healthy agents can do {capability:?}, of {at_least} wanted");
-                if healthy < *at_least { Err(said) } else { Ok(said) }
+                let detail = format!("{healthy} healthy agents can do {capability:?}, of {at_least} wanted");
+                if healthy < *at_least { Err(detail) } else { Ok(detail) }
             }
         };
-        Some(found)
+        Some(finding)
     }
 
-    fn judge(&mut self, place: usize, finding: &Result<String, String>, figures: Option<RegistryStats>) {
+    /// Counts a finding, and reports it once it was the same often enough.
+    fn apply(&mut self, index: usize, finding: &Result<String, String>, stats: Option<RegistryStats>) {
         let (raise_after, clear_after) = (self.raise_after, self.clear_after);
-        let Some((rule, standing)) = self.rules.get_mut(place) else { return };
-        let told_broken = standing.broken_since.is_some();
-        if finding.is_err() == told_broken {
-            standing.otherwise = 0;
+        let Some((rule, state)) = self.rules.get_mut(index) else { return };
+        let was_broken = state.broken_since.is_some();
+        if finding.is_err() == was_broken {
+            state.contrary_rounds = 0;
             return;
         }
-        standing.otherwise += 1;
-        if standing.otherwise < if told_broken { clear_after } else { raise_after } {
+        state.contrary_rounds += 1;
+        if state.contrary_rounds < if was_broken { clear_after } else { raise_after } {
             return;
         }
-        standing.otherwise = 0;
+        state.contrary_rounds = 0;
         let now = SystemTime::now();
-        let began = standing.broken_since.unwrap_or(now);
-        standing.broken_since = if told_broken { None } else { Some(now) };
+        let started_at = state.broken_since.unwrap_or(now);
+        state.broken_since = if was_broken { None } else { Some(now) };
         let (Ok(detail) | Err(detail)) = finding;
-        let alert = Alert {
-            rule: rule.clone(),
-            began,
-            cleared: told_broken.then_some(now),
-            detail: detail.clone(),
-            figures,
-        };
-        if told_broken {
-            tracing::info!(rule = ?alert.rule, detail, "alert is over");
+        let (rule, detail) = (rule.clone(), detail.clone());
+        self.report(&Alert { rule, started_at, cleared_at: was_broken.then_some(now), detail, stats });
+    }
+
+    fn report(&self, alert: &Alert) {
+        let detail = &alert.detail;
+        if alert.cleared_at.is_some() {
+            tracing::info!(rule = ?alert.rule, detail, "alert cleared");
         } else {
-            tracing::warn!(rule = ?alert.rule, detail, "alert");
+            tracing::warn!(rule = ?alert.rule, detail, "alert raised");
         }
         if let Some(callback) = &self.callback {
-            callback(&alert);
+            callback(alert);
         }
-        // Nobody has to listen.
-        let _ = self.alerts.send(alert);
+        // There may be no subscriber.
+        let _ = self.alerts.send(alert.clone());
     }
 }

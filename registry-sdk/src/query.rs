@@ -9,7 +9,7 @@ pub struct ListQuery {
     pub status: Option<AgentStatus>,
     /// At most so many, up to 1,000; the rest follows on further pages.
     pub limit: Option<usize>,
-    /// Where the page before ended: [`Page::next`].
+    /// Where the page before ended: [`Page::next_cursor`].
     pub cursor: Option<String>,
 }
 
@@ -49,7 +49,7 @@ pub struct Page {
     /// The agents, by id.
     pub agents: Vec<AgentRecord>,
     /// Where the next page begins; `None` after the last.
-    pub next: Option<String>,
+    pub next_cursor: Option<String>,
 }
 
 /// What to search for. A text alone is one, too.

@@ -110,16 +110,16 @@ impl Transport {
     /// Sends a request once, and waits no longer than `limit` for the complete answer. Where not even a
     /// connection can be made, the next URL is tried at once: the request cannot have arrived twice.
     pub(crate) async fn send_once(&self, request: &Request, limit: Duration) -> Result<ApiResponse, Error> {
-        self.on_a_target(limit, |target| self.attempt(request, target)).await
+        self.on_an_endpoint(limit, |endpoint| self.attempt(request, endpoint)).await
     }
 
     /// Sends a request once, and gives its answer, a stream of events, before it has come to its end.
     pub(crate) async fn open_events(&self, request: &Request) -> Result<Response, Error> {
-        let opened = |target| async move {
-            let response = self.open(request, target).await?;
+        let opened = |endpoint| async move {
+            let response = self.open(request, endpoint).await?;
             let status = response.status();
             if !status.is_success() {
-                return Err(failure(status, &self.read(response, target).await?, request.optional).into());
+                return Err(failure(status, &self.read(response, endpoint).await?, request.optional).into());
             }
             let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
             if kind.is_some_and(|kind| kind.starts_with("text/event-stream")) {
@@ -129,10 +129,10 @@ impl Transport {
                 Err(Error::InvalidResponse { status: status.as_u16(), detail }.into())
             }
         };
-        self.on_a_target(self.attempt_timeout, opened).await
+        self.on_an_endpoint(self.attempt_timeout, opened).await
     }
 
-    async fn on_a_target<T, F>(&self, limit: Duration, attempt: impl Fn(usize) -> F) -> Result<T, Error>
+    async fn on_an_endpoint<T, F>(&self, limit: Duration, attempt: impl Fn(usize) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Failed>>,
     {
@@ -140,13 +140,13 @@ impl Transport {
         let mut left = self.endpoints.count();
         loop {
             left -= 1;
-            let target = self.endpoints.pick();
-            let outcome = tokio::time::timeout_at(deadline, attempt(target)).await.unwrap_or_else(|_| {
-                let url = self.endpoints.url(target).to_string();
+            let endpoint = self.endpoints.pick();
+            let outcome = tokio::time::timeout_at(deadline, attempt(endpoint)).await.unwrap_or_else(|_| {
+                let url = self.endpoints.url(endpoint).to_string();
                 Err(Failed::after(Error::TimedOut { url, after: limit }))
             });
             self.endpoints
-                .note(target, !outcome.as_ref().is_err_and(|failed| failed.error.is_endpoint_failure()));
+                .record(endpoint, !outcome.as_ref().is_err_and(|failed| failed.error.is_endpoint_failure()));
             match outcome {
                 Err(Failed { sent: false, .. }) if left > 0 => {}
                 outcome => return outcome.map_err(|failed| failed.error),
@@ -154,10 +154,10 @@ impl Transport {
         }
     }
 
-    async fn attempt(&self, request: &Request, target: usize) -> Result<ApiResponse, Failed> {
-        let response = self.open(request, target).await?;
+    async fn attempt(&self, request: &Request, endpoint: usize) -> Result<ApiResponse, Failed> {
+        let response = self.open(request, endpoint).await?;
         let status = response.status();
-        let answer = self.read(response, target).await?;
+        let answer = self.read(response, endpoint).await?;
         if !status.is_success() {
             return Err(failure(status, &answer, request.optional).into());
         }
@@ -169,8 +169,8 @@ impl Transport {
         }
     }
 
-    async fn open(&self, request: &Request, target: usize) -> Result<Response, Failed> {
-        let base = self.endpoints.url(target);
+    async fn open(&self, request: &Request, endpoint: usize) -> Result<Response, Failed> {
+        let base = self.endpoints.url(endpoint);
         let mut builder = self.http.request(request.method.clone(), request.url(base)?);
         if let Some(body) = &request.body {
             let body = match body {
@@ -188,8 +188,8 @@ impl Transport {
         builder.send().await.map_err(|error| unreachable(base, error))
     }
 
-    async fn read(&self, mut response: Response, target: usize) -> Result<ApiResponse, Failed> {
-        let base = self.endpoints.url(target);
+    async fn read(&self, mut response: Response, endpoint: usize) -> Result<ApiResponse, Failed> {
+        let base = self.endpoints.url(endpoint);
         let status = response.status().as_u16();
         let headers = std::mem::take(response.headers_mut());
         let mut body = Vec::new();

@@ -5,8 +5,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use registry_sdk::contract::{
-    AgentRecord, CapabilityMatch, Heartbeat, Problem, Registration, StatusUpdate, is_valid_agent_id, terms,
+    AgentRecord, CapabilityMatch, Heartbeat, Problem, Registration, StatusUpdate, is_valid_agent_id,
 };
+use registry_sdk::search::terms;
 use serde_json::{Map, Value, json};
 
 /// What inputs are put together from, so that many of them are nearly good.

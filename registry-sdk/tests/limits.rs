@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use registry_sdk::contract::{Capability, Invalid, Registration};
+use registry_sdk::contract::{Capability, Registration, ValidationError};
 use serde_json::{Value, json};
 
 fn plain() -> Registration {
@@ -14,7 +14,7 @@ fn plain() -> Registration {
 fn refused(registration: &Registration) -> Vec<String> {
     match registration.validate() {
         Ok(()) => Vec::new(),
-        Err(Invalid(errors)) => errors.into_iter().map(|error| error.field).collect(),
+        Err(ValidationError(errors)) => errors.into_iter().map(|error| error.field).collect(),
     }
 }
 
@@ -22,7 +22,7 @@ fn refused(registration: &Registration) -> Vec<String> {
 fn refused_json(body: &Value) -> Vec<String> {
     match Registration::from_json(body.to_string().as_bytes()).unwrap() {
         Ok(_) => Vec::new(),
-        Err(Invalid(errors)) => errors.into_iter().map(|error| error.field).collect(),
+        Err(ValidationError(errors)) => errors.into_iter().map(|error| error.field).collect(),
     }
 }
 
@@ -218,6 +218,6 @@ fn what_is_no_json_object_is_an_error_of_its_own() {
 #[test]
 fn json_that_is_nested_too_deep_is_refused() {
     let deep = format!("{{\"metadata\": {{\"a\": {}1{}}}}}", "[".repeat(100_000), "]".repeat(100_000));
-    let Invalid(errors) = Registration::from_json(deep.as_bytes()).unwrap().unwrap_err();
+    let ValidationError(errors) = Registration::from_json(deep.as_bytes()).unwrap().unwrap_err();
     assert!(errors.iter().any(|error| error.field == "metadata"));
 }

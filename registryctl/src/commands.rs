@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
-use registry_sdk::contract::{AgentStatus, CapabilityMatch, Invalid, Registration};
+use registry_sdk::contract::{AgentStatus, CapabilityMatch, Registration, ValidationError};
 use registry_sdk::{Error, ListQuery, RegistryClient, RetryPolicy, SearchQuery, WatchEvent};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -37,7 +37,7 @@ pub(crate) async fn run(
             output.health(&health)?;
             return Ok(if health.is_healthy() { Answer::Yes } else { Answer::No });
         }
-        Command::Ping => output.server(&client.server_health().await?)?,
+        Command::Ping => output.server(&client.get_server_health().await?)?,
         Command::Stats => output.stats(&client.get_stats().await?)?,
         Command::Watch => return watch(client, output).await,
         Command::Register { file } => output.agent(&client.register(&read(&file)?).await?)?,
@@ -83,7 +83,7 @@ fn read(file: &Path) -> Result<Registration, Failure> {
     read.map_err(|error| Failure::Input(format!("cannot read {name}: {error}")))?;
     let parsed = Registration::from_json(&body)
         .map_err(|error| Failure::Input(format!("{name} is no registration as JSON: {error}")))?;
-    parsed.map_err(|Invalid(errors)| {
+    parsed.map_err(|ValidationError(errors)| {
         let errors: Vec<String> = errors.iter().map(|error| format!("\n  {error}")).collect();
         Failure::Input(format!("{name} cannot be registered:{}", errors.concat()))
     })

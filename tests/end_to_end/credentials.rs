@@ -125,7 +125,7 @@ async fn who_has_no_token_is_told_and_changes_nothing(database: Database) {
         }
     }
     // A load balancer has no token.
-    nobody.server_health().await.unwrap();
+    nobody.get_server_health().await.unwrap();
     assert!(bearer(&server, &tokens[0]).list_agents(ListQuery::all()).await.unwrap().agents.is_empty());
     server.shutdown().await;
 }

@@ -145,7 +145,7 @@ async fn who_sends_too_much_is_slowed_down_and_nobody_else(database: Database) {
     assert!(refused.is_retryable() && refused.retry_after() == Some(Duration::from_secs(1)), "{refused:?}");
     // Whoever watches over the server is answered all the same.
     for _ in 0..20 {
-        hasty.server_health().await.unwrap();
+        hasty.get_server_health().await.unwrap();
     }
     let answer = reqwest::get(format!("{}/agents", server.url())).await.unwrap();
     assert!(answer.status() == 200 || answer.headers()[RETRY_AFTER] == "1");

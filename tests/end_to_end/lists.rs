@@ -21,7 +21,7 @@ async fn a_list_has_everyone_in_the_order_of_ids(database: Database) {
     }
     let page = client.list_agents(ListQuery::all()).await.unwrap();
     let ids: Vec<_> = page.agents.iter().map(|agent| agent.agent_id.as_str()).collect();
-    assert_eq!((ids, page.next), (vec!["10", "C", "a", "a.1", "b"], None));
+    assert_eq!((ids, page.next_cursor), (vec!["10", "C", "a", "a.1", "b"], None));
     server.shutdown().await;
 }
 
@@ -44,7 +44,7 @@ async fn pages_together_are_the_list(database: Database) {
                 let page = client.list_agents(query).await.unwrap();
                 assert!(page.agents.len() <= size && !page.agents.is_empty());
                 gathered.extend(page.agents);
-                next = page.next;
+                next = page.next_cursor;
                 if next.is_none() {
                     break;
                 }
@@ -83,9 +83,10 @@ async fn a_cursor_stays_good_when_its_agent_is_removed(database: Database) {
     }
     let first = client.list_agents(ListQuery::all().limit(2)).await.unwrap();
     client.deregister("b").await.unwrap();
-    let second = client.list_agents(ListQuery::all().limit(2).after(first.next.unwrap())).await.unwrap();
+    let second =
+        client.list_agents(ListQuery::all().limit(2).after(first.next_cursor.unwrap())).await.unwrap();
     let ids: Vec<_> = second.agents.iter().map(|agent| agent.agent_id.as_str()).collect();
-    assert_eq!((ids, second.next), (vec!["c", "d"], None));
+    assert_eq!((ids, second.next_cursor), (vec!["c", "d"], None));
     server.shutdown().await;
 }
 

@@ -27,7 +27,7 @@ async fn while_the_database_is_away_reads_go_on_and_writes_are_refused(database:
     assert_eq!(stale().await, None);
 
     proxy.set(Fault::Refuse);
-    eventually("the server is unhealthy", async || client.server_health().await.is_err()).await;
+    eventually("the server is unhealthy", async || client.get_server_health().await.is_err()).await;
     for error in [
         client.heartbeat("a").await.map(|_| ()).unwrap_err(),
         client.register(&agent("a", "rest")).await.map(|_| ()).unwrap_err(),
@@ -44,7 +44,7 @@ async fn while_the_database_is_away_reads_go_on_and_writes_are_refused(database:
     assert_eq!(client.get_stats().await.unwrap().active_agents, 1);
 
     proxy.set(Fault::None);
-    eventually("the server is healthy", async || client.server_health().await.is_ok()).await;
+    eventually("the server is healthy", async || client.get_server_health().await.is_ok()).await;
     assert_eq!(stale().await, None);
     client.heartbeat("a").await.unwrap();
     // What was refused changed nothing.

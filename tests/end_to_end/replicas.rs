@@ -146,7 +146,7 @@ async fn a_replica_that_fell_far_behind_reads_everything_anew(database: Database
     let everyone = async |client: &RegistryClient| client.list_agents(ListQuery::all()).await.unwrap().agents;
     eventually("the other knows all", async || everyone(&two_client).await.len() == 3).await;
     proxy.set(Fault::Refuse);
-    eventually("the other is cut off", async || two_client.server_health().await.is_err()).await;
+    eventually("the other is cut off", async || two_client.get_server_health().await.is_err()).await;
     one_client.deregister("removed").await.unwrap();
     one_client.register(&agent("changed", "rest")).await.unwrap();
     one_client.register(&agent("new", "work")).await.unwrap();

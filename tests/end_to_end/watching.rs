@@ -264,7 +264,7 @@ async fn a_replica_that_fell_far_behind_tells_its_watchers_to_begin_anew(databas
     let mut watch = client(&two).watch();
     assert!(listed(&mut watch).await.is_empty());
     proxy.set(Fault::Refuse);
-    eventually("the other is cut off", async || client(&two).server_health().await.is_err()).await;
+    eventually("the other is cut off", async || client(&two).get_server_health().await.is_err()).await;
     client(&one).register(&agent("a", "work")).await.unwrap();
     database.connect().await.execute("DELETE FROM agent_registry_event").await.unwrap();
     proxy.set(Fault::None);

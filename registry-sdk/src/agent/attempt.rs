@@ -80,7 +80,7 @@ impl Loop {
                     outcome => outcome.map(|()| Answered::StatusSet),
                 }
             }
-            Request::Look => {
+            Request::ReadOwner => {
                 let seen = client.get_agent_once(agent_id, limit).await;
                 seen.map(|record| Answered::Record(Box::new(record)))
             }
@@ -96,7 +96,7 @@ impl Loop {
     /// Says that the agent is offline, for good. The last request of the loop.
     pub(super) async fn shut_down(&mut self, deadline: Instant) {
         let Shared { agent_id, instance_id, client, .. } = &*self.shared;
-        let calls = [Wants::Registration, Wants::Status, Wants::Quiet];
+        let calls = [Wants::Registration, Wants::Status, Wants::Idle];
         self.shared.lock().answer(&calls, &Err(Error::ShutDown));
         if self.shared.may_be_registered() {
             let update = StatusUpdate::shut_down(instance_id);

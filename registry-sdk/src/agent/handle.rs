@@ -163,7 +163,7 @@ impl Agent {
     pub async fn stop_heartbeat(&self) {
         self.shared().desire(|desired| desired.interval = None);
         // After a shutdown nothing is sent anyway.
-        let _ = self.shared().call(Wants::Quiet, &RetryPolicy::none()).await;
+        let _ = self.shared().call(Wants::Idle, &RetryPolicy::none()).await;
     }
 
     /// Sets the agent's status, at the registry and for its next heartbeats.

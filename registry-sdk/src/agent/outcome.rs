@@ -103,12 +103,12 @@ impl Loop {
 
     pub(super) fn failed(&mut self, request: Request, error: Error) {
         match (request, &error) {
-            (Request::Look, Error::NotFound { .. }) => {
+            (Request::ReadOwner, Error::NotFound { .. }) => {
                 // That shows no tag. The last acknowledged registration did, if this registry knows ages.
                 self.known.knows_ages |= self.known.acked.as_ref().is_some_and(|acked| acked.tag.is_some());
                 self.take_over();
             }
-            (Request::Look, _) => {
+            (Request::ReadOwner, _) => {
                 tracing::debug!(agent_id = self.shared.agent_id, %error, "cannot see who owns the id");
                 self.look_later();
             }

@@ -64,7 +64,7 @@ pub(super) enum Request {
     /// Sets the status now.
     Status,
     /// Reads the record, to see whether the owner of the id lives.
-    Look,
+    ReadOwner,
 }
 
 /// What the loop does next.
@@ -181,7 +181,7 @@ impl Loop {
             Stop::Abandoned => return Plan::Abandon,
         }
         inner.forget_cancelled();
-        inner.answer(&[Wants::Quiet], &Ok(None));
+        inner.answer(&[Wants::Idle], &Ok(None));
         self.follow(&inner.desired);
         let next = self.candidates(&mut inner).into_iter().flatten().min_by_key(|(due, _)| *due);
         let next = next.map(|(due, request)| (due, request, due <= Instant::now()));
@@ -243,7 +243,7 @@ impl Loop {
             }
             Phase::Superseded => {
                 let looks = inner.on_superseded == OnSuperseded::StandBy;
-                let look = own.filter(|_| looks).map(at(Request::Look));
+                let look = own.filter(|_| looks).map(at(Request::ReadOwner));
                 let refused: &[Wants] = if self.known.knows_ages {
                     &[Wants::Status]
                 } else {

@@ -100,7 +100,7 @@ pub(super) enum Wants {
     /// The status as it is now.
     Status,
     /// That no request is under way.
-    Quiet,
+    Idle,
 }
 
 impl Shared {

@@ -15,6 +15,7 @@ use super::time::{Timestamp, optional_seconds};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum AgentStatus {
     /// Alive and free to take work.
     #[default]

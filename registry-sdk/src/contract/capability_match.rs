@@ -70,10 +70,11 @@ impl CapabilityMatch {
         }
     }
 
-    /// The match of an agent's record by the capability at a place of its list; `None` where it has none there.
+    /// The match of an agent's record by the capability at a position of its list; `None` if there is none.
     #[must_use]
-    pub fn of(record: &AgentRecord, place: usize, score: f64) -> Option<Self> {
-        let mut found = Self::new(&*record.agent_id, record.status, record.capabilities.get(place)?.clone());
+    pub fn from_record(record: &AgentRecord, position: usize, score: f64) -> Option<Self> {
+        let mut found =
+            Self::new(&*record.agent_id, record.status, record.capabilities.get(position)?.clone());
         found.agent_name.clone_from(&record.agent_name);
         found.base_url.clone_from(&record.base_url);
         found.last_heartbeat = record.last_heartbeat;

@@ -12,6 +12,7 @@ use super::time::{Timestamp, optional_seconds, seconds};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum HealthStatus {
     /// It can.
     Healthy,
@@ -90,8 +91,8 @@ pub struct HealthReport {
     #[serde(default, rename = "uptime_seconds", with = "seconds")]
     pub uptime: Duration,
     /// The checks of its own that failed.
-    #[serde(default, rename = "failed_checks", skip_serializing_if = "Vec::is_empty")]
-    pub failed: Vec<FailedCheck>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed_checks: Vec<FailedCheck>,
 }
 
 impl HealthReport {
@@ -99,7 +100,7 @@ impl HealthReport {
     #[must_use]
     pub fn new(status: HealthStatus, agent_id: impl Into<String>) -> Self {
         let agent_id = agent_id.into();
-        Self { status, agent_id, active_tasks: 0, uptime: Duration::ZERO, failed: Vec::new() }
+        Self { status, agent_id, active_tasks: 0, uptime: Duration::ZERO, failed_checks: Vec::new() }
     }
 }
 

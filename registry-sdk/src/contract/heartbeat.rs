@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::agent::AgentStatus;
-use super::problem::{FieldError, Invalid};
+use super::problem::{FieldError, ValidationError};
 use super::time::{Timestamp, optional_seconds};
 use super::validate::is_valid_agent_id;
 
@@ -68,7 +68,7 @@ impl Heartbeat {
     ///
     /// The error has all the fields that are wrong. A body that is no JSON object at all is for the caller to tell
     /// apart.
-    pub fn from_json(body: &[u8]) -> Result<Result<Self, Invalid>, serde_json::Error> {
+    pub fn from_json(body: &[u8]) -> Result<Result<Self, ValidationError>, serde_json::Error> {
         let mut fields = Fields::read(body)?;
         let beat = Self {
             status: fields.status(),
@@ -168,7 +168,7 @@ impl StatusUpdate {
     /// Reads and checks the body of a status update.
     ///
     /// The errors are as those of [`Heartbeat::from_json`].
-    pub fn from_json(body: &[u8]) -> Result<Result<Self, Invalid>, serde_json::Error> {
+    pub fn from_json(body: &[u8]) -> Result<Result<Self, ValidationError>, serde_json::Error> {
         let mut fields = Fields::read(body)?;
         let (status, instance_id) = (fields.status(), fields.instance_id());
         if status.is_none() {
@@ -235,7 +235,7 @@ impl Fields {
         self.errors.push(FieldError::new(field, message));
     }
 
-    fn check(self) -> Result<(), Invalid> {
-        if self.errors.is_empty() { Ok(()) } else { Err(Invalid(self.errors)) }
+    fn check(self) -> Result<(), ValidationError> {
+        if self.errors.is_empty() { Ok(()) } else { Err(ValidationError(self.errors)) }
     }
 }

@@ -26,7 +26,7 @@ pub use health::{
 };
 pub use heartbeat::{Heartbeat, HeartbeatAck, StatusUpdate};
 pub use instances::{Instances, Owner};
-pub use problem::{FieldError, Invalid, Problem};
+pub use problem::{FieldError, Problem, ValidationError};
 pub use registration::Registration;
 pub use stats::RegistryStats;
 pub use time::{ParseTimestampError, Timestamp};

@@ -33,7 +33,7 @@ impl fmt::Display for FieldError {
 /// All that is wrong with a request's fields, at once.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-pub struct Invalid(pub Vec<FieldError>);
+pub struct ValidationError(pub Vec<FieldError>);
 
 /// An error's body, `application/problem+json` (RFC 9457).
 ///

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::agent::{AgentStatus, Capability, null_is_default};
-use super::problem::{FieldError, Invalid};
+use super::problem::{FieldError, ValidationError};
 use super::time::{optional_seconds, seconds};
 
 /// The body of `POST /register`.
@@ -21,7 +21,7 @@ use super::time::{optional_seconds, seconds};
 ///     .capability(Capability::new("code_generation").tag("python"))
 ///     .heartbeat_interval(Duration::from_secs(30));
 /// registration.validate()?;
-/// # Ok::<(), registry_sdk::contract::Invalid>(())
+/// # Ok::<(), registry_sdk::contract::ValidationError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(
@@ -151,7 +151,7 @@ impl Registration {
     ///
     /// The error has all the fields that are missing, of a wrong type or out of their limits. A body that is
     /// no JSON object at all is for the caller to tell apart: see [`serde_json::from_slice`].
-    pub fn from_json(body: &[u8]) -> Result<Result<Self, Invalid>, serde_json::Error> {
+    pub fn from_json(body: &[u8]) -> Result<Result<Self, ValidationError>, serde_json::Error> {
         // Serde would take a list of the fields' values for a struct; the contract does not.
         let object = body.trim_ascii_start().first() == Some(&b'{');
         if !object && serde_json::from_slice::<IgnoredAny>(body).is_ok() {
@@ -184,7 +184,7 @@ struct Draft<'a> {
 struct Seconds(#[serde(with = "seconds")] Duration);
 
 impl Draft<'_> {
-    fn check(self) -> Result<Registration, Invalid> {
+    fn check(self) -> Result<Registration, ValidationError> {
         let mut errors = Vec::new();
         let agent_id = required(&mut errors, "agent_id", "a string", self.agent_id);
         let agent_name = required(&mut errors, "agent_name", "a string", self.agent_name);
@@ -233,7 +233,7 @@ impl Draft<'_> {
             instance_age: age.map(|Seconds(duration)| duration),
         };
         // What could be read is checked against its limits as well; what could not has its error already.
-        if let Err(Invalid(limits)) = registration.validate() {
+        if let Err(ValidationError(limits)) = registration.validate() {
             let told = |field: &str| {
                 errors.iter().any(|error| error.field == field)
                     || unread
@@ -243,7 +243,7 @@ impl Draft<'_> {
             let untold: Vec<_> = limits.into_iter().filter(|error| !told(&error.field)).collect();
             errors.extend(untold);
         }
-        if errors.is_empty() { Ok(registration) } else { Err(Invalid(errors)) }
+        if errors.is_empty() { Ok(registration) } else { Err(ValidationError(errors)) }
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::agent::Capability;
-use super::problem::{FieldError, Invalid};
+use super::problem::{FieldError, ValidationError};
 use super::registration::Registration;
 
 /// The largest values the contract allows.
@@ -73,7 +73,7 @@ impl Registration {
     ///
     /// # Errors
     /// All fields that are wrong, not only the first.
-    pub fn validate(&self) -> Result<(), Invalid> {
+    pub fn validate(&self) -> Result<(), ValidationError> {
         let mut check = Check::default();
         if !is_valid_agent_id(&self.agent_id) {
             check.fail("agent_id", NO_ID);
@@ -95,7 +95,7 @@ impl Registration {
         } else if self.instance_age.is_some() && self.instance_id.is_none() {
             check.fail("instance_age_seconds", "needs an instance_id: it is the age of that process");
         }
-        if check.errors.is_empty() { Ok(()) } else { Err(Invalid(check.errors)) }
+        if check.errors.is_empty() { Ok(()) } else { Err(ValidationError(check.errors)) }
     }
 }
 

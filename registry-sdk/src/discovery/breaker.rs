@@ -1,4 +1,4 @@
-//! Circuit breakers: an agent that failed is left alone for a while (Michael Nygard, "Release It!", 2007).
+//! Circuit breakers: an agent that failed too often gets no tasks for a while (Michael Nygard, "Release It!", 2007).
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,43 +9,44 @@ use tokio::time::Instant;
 /// When an agent's circuit opens, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerSettings {
-    failures: usize,
+    failure_threshold: usize,
     window: Duration,
-    open_for: Duration,
+    open_duration: Duration,
 }
 
 impl Default for BreakerSettings {
     /// Opens after 3 failures within 30 s, for 30 s.
     fn default() -> Self {
-        Self { failures: 3, window: Duration::from_secs(30), open_for: Duration::from_secs(30) }
+        Self { failure_threshold: 3, window: Duration::from_secs(30), open_duration: Duration::from_secs(30) }
     }
 }
 
 impl BreakerSettings {
-    /// How many failures within the window open it; at least one.
+    /// Sets how many failures within the window open the circuit; at least one. Default: 3.
     #[must_use]
-    pub fn failures(mut self, failures: usize) -> Self {
-        self.failures = failures.max(1);
+    pub fn failure_threshold(mut self, failures: usize) -> Self {
+        self.failure_threshold = failures.max(1);
         self
     }
 
-    /// How long a failure counts.
+    /// Sets how long a failure counts. Default: 30 s.
     #[must_use]
     pub fn window(mut self, window: Duration) -> Self {
         self.window = window;
         self
     }
 
-    /// How long it stays open before one trial is let through.
+    /// Sets how long the circuit stays open before it admits one trial. Default: 30 s.
     #[must_use]
-    pub fn open_for(mut self, time: Duration) -> Self {
-        self.open_for = time;
+    pub fn open_duration(mut self, duration: Duration) -> Self {
+        self.open_duration = duration;
         self
     }
 }
 
-/// How an agent's circuit stands.
+/// State of an agent's circuit breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CircuitState {
     /// Tasks go to the agent.
     Closed,
@@ -77,8 +78,8 @@ impl Circuit {
         match (self.opened, self.trial) {
             (None, _) => CircuitState::Closed,
             // A trial that never ended, since its caller went away, does not keep the agent out for ever.
-            (Some(_), Some(trial)) if trial.elapsed() < settings.open_for => CircuitState::Open,
-            (Some(opened), _) if opened.elapsed() < settings.open_for => CircuitState::Open,
+            (Some(_), Some(trial)) if trial.elapsed() < settings.open_duration => CircuitState::Open,
+            (Some(opened), _) if opened.elapsed() < settings.open_duration => CircuitState::Open,
             (Some(_), _) => CircuitState::HalfOpen,
         }
     }
@@ -123,7 +124,7 @@ impl Breakers {
             circuit.failures.pop_front();
         }
         let was_trial = circuit.trial.take().is_some();
-        if was_trial || circuit.failures.len() >= self.settings.failures {
+        if was_trial || circuit.failures.len() >= self.settings.failure_threshold {
             circuit.opened = Some(now);
         }
     }
@@ -178,7 +179,7 @@ mod tests {
             }
             let expected = match opened {
                 None => CircuitState::Closed,
-                Some(at) if at.elapsed() < settings.open_for => CircuitState::Open,
+                Some(at) if at.elapsed() < settings.open_duration => CircuitState::Open,
                 Some(_) => CircuitState::HalfOpen,
             };
             assert_eq!(breakers.state("a"), expected);
@@ -197,7 +198,7 @@ mod tests {
             breakers.failed("a");
             failures.push(Instant::now());
             failures.retain(|at| at.elapsed() < settings.window);
-            if expected == CircuitState::HalfOpen || failures.len() >= settings.failures {
+            if expected == CircuitState::HalfOpen || failures.len() >= settings.failure_threshold {
                 opened = Some(Instant::now());
             }
         }
@@ -205,12 +206,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_trial_that_never_ends_does_not_keep_the_agent_out_for_ever() {
-        let settings = BreakerSettings::default().failures(1);
+        let settings = BreakerSettings::default().failure_threshold(1);
         let breakers = Breakers::new(settings);
         breakers.failed("a");
-        sleep(settings.open_for).await;
+        sleep(settings.open_duration).await;
         assert!(breakers.admit("a") && !breakers.admit("a"));
-        sleep(settings.open_for).await;
+        sleep(settings.open_duration).await;
         assert!(breakers.admit("a"));
     }
 }

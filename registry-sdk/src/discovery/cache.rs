@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::response_cache::{Cached, ResponseCache, Times};
+use super::response_cache::{Cached, Lifetimes, ResponseCache};
 use crate::client::RegistryClient;
 use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch};
 use crate::error::Error;
@@ -43,7 +43,7 @@ pub struct DiscoveryCache {
 #[derive(Clone, Debug)]
 pub struct DiscoveryCacheBuilder {
     client: RegistryClient,
-    times: Times,
+    lifetimes: Lifetimes,
     capacity: usize,
 }
 
@@ -52,15 +52,15 @@ impl DiscoveryCacheBuilder {
     ///
     /// After a failure the last good answer is used as long before the registry is asked again.
     #[must_use]
-    pub fn fresh_for(mut self, time: Duration) -> Self {
-        self.times.fresh_for = time;
+    pub fn ttl(mut self, time: Duration) -> Self {
+        self.lifetimes.ttl = time;
         self
     }
 
     /// How old an answer may be that is given while the registry cannot be reached. Default: 10 minutes.
     #[must_use]
-    pub fn stale_for(mut self, time: Duration) -> Self {
-        self.times.stale_for = time;
+    pub fn stale_if_error(mut self, time: Duration) -> Self {
+        self.lifetimes.stale_if_error = time;
         self
     }
 
@@ -74,12 +74,12 @@ impl DiscoveryCacheBuilder {
     /// Makes the cache.
     #[must_use]
     pub fn build(self) -> DiscoveryCache {
-        let Self { client, times, capacity } = self;
+        let Self { client, lifetimes, capacity } = self;
         DiscoveryCache {
             client,
-            searches: ResponseCache::new(capacity, times),
-            lists: ResponseCache::new(capacity, times),
-            agents: ResponseCache::new(capacity, times),
+            searches: ResponseCache::new(capacity, lifetimes),
+            lists: ResponseCache::new(capacity, lifetimes),
+            agents: ResponseCache::new(capacity, lifetimes),
         }
     }
 }
@@ -91,11 +91,11 @@ pub enum SafeSearch {
     /// Enough agents that can do it, the best first.
     Found(Cached<Vec<CapabilityMatch>>),
     /// All active agents, because not enough were found.
-    Everyone {
+    AllActive {
         /// The agents, by id.
         agents: Cached<Page>,
         /// SkipReason it came to that.
-        why: FallbackReason,
+        reason: FallbackReason,
     },
 }
 
@@ -108,24 +108,24 @@ pub enum FallbackReason {
         /// How many can.
         found: usize,
         /// How many were wanted.
-        wanted: usize,
+        required: usize,
     },
     /// The search failed, and no earlier answer is kept.
     SearchFailed(Error),
 }
 
 impl DiscoveryCache {
-    /// A cache with the default times in front of a client.
+    /// A cache with the default settings in front of a client.
     #[must_use]
     pub fn new(client: RegistryClient) -> Self {
         Self::builder(client).build()
     }
 
-    /// A cache in front of a client, with times of one's own.
+    /// A cache in front of a client, with other settings.
     #[must_use]
     pub fn builder(client: RegistryClient) -> DiscoveryCacheBuilder {
-        let times = Times { fresh_for: Duration::from_secs(2), stale_for: Duration::from_secs(600) };
-        DiscoveryCacheBuilder { client, times, capacity: 1_000 }
+        let lifetimes = Lifetimes { ttl: Duration::from_secs(2), stale_if_error: Duration::from_secs(600) };
+        DiscoveryCacheBuilder { client, lifetimes, capacity: 1_000 }
     }
 
     /// The client behind it, for what must not come from a cache.
@@ -174,12 +174,12 @@ impl DiscoveryCache {
         capability: impl Into<SearchQuery>,
         min_agents: usize,
     ) -> Result<SafeSearch, Error> {
-        let why = match self.search_capabilities(capability).await {
+        let reason = match self.search_capabilities(capability).await {
             Ok(found) if found.len() >= min_agents => return Ok(SafeSearch::Found(found)),
-            Ok(found) => FallbackReason::TooFew { found: found.len(), wanted: min_agents },
+            Ok(found) => FallbackReason::TooFew { found: found.len(), required: min_agents },
             Err(error) => FallbackReason::SearchFailed(error),
         };
         let agents = self.list_agents(ListQuery::all().status(AgentStatus::Active)).await?;
-        Ok(SafeSearch::Everyone { agents, why })
+        Ok(SafeSearch::AllActive { agents, reason })
     }
 }

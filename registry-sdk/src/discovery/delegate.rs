@@ -51,6 +51,7 @@ pub struct Delegated<T> {
 
 /// What the caller's task says of a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum TaskError<E> {
     /// The agent's fault: another agent may do better.
     Transient(E),

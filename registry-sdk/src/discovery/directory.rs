@@ -1,4 +1,4 @@
-//! A copy of the registry that a watch keeps: discovery without a request.
+//! A snapshot of the registry that a watch keeps: discovery without a request.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -19,7 +19,7 @@ use crate::watch::WatchEvent;
 /// Every agent of a registry, kept up to date by watching it (as a Kubernetes reflector does): searches and look-ups
 /// cost no request, and go on while the registry is away.
 ///
-/// Cheap to clone; clones share the copy, and the task that keeps it ends with the last of them. Heartbeats alone are
+/// Cheap to clone; clones share the snapshot, and the task that keeps it ends with the last of them. Heartbeats alone are
 /// not told to those who watch, so an agent's last heartbeat and its load are as of its last change.
 ///
 /// ```no_run
@@ -31,7 +31,7 @@ use crate::watch::WatchEvent;
 /// let client = RegistryClient::new("http://127.0.0.1:8009")?;
 /// let directory = Directory::follow(&client);
 /// directory.ready().await?;
-/// let orchestrator = Orchestrator::new(client).with_directory(directory);
+/// let orchestrator = Orchestrator::builder(client).directory(directory).build();
 /// // Not a single request:
 /// let query = TaskQuery::new("code_review").health_source(HealthSource::Search);
 /// println!("{}", orchestrator.select(&query).await?.agent.base_url);
@@ -40,12 +40,12 @@ use crate::watch::WatchEvent;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Directory {
-    copy: Arc<RwLock<Copy>>,
+    snapshot: Arc<RwLock<Snapshot>>,
     state: watch::Receiver<State>,
     _stop: Arc<DropGuard>,
 }
 
-/// How the copy stands.
+/// How the snapshot stands.
 #[derive(Clone, Debug)]
 enum State {
     /// There is none yet.
@@ -60,7 +60,7 @@ enum State {
 
 /// The agents, and the index by which they are found.
 #[derive(Debug, Default)]
-struct Copy {
+struct Snapshot {
     agents: BTreeMap<String, (u32, Arc<AgentRecord>)>,
     by_slot: Vec<Option<Arc<AgentRecord>>>,
     index: SearchIndex,
@@ -73,14 +73,18 @@ impl Directory {
     /// Outside of a Tokio runtime.
     #[must_use]
     pub fn follow(client: &RegistryClient) -> Self {
-        let copy = Arc::<RwLock<Copy>>::default();
+        let snapshot = Arc::<RwLock<Snapshot>>::default();
         let (states, state) = watch::channel(State::Empty);
         let stop = CancellationToken::new();
-        tokio::spawn(stop.clone().run_until_cancelled_owned(keep(client.clone(), copy.clone(), states)));
-        Self { copy, state, _stop: Arc::new(stop.drop_guard()) }
+        tokio::spawn(stop.clone().run_until_cancelled_owned(follow(
+            client.clone(),
+            snapshot.clone(),
+            states,
+        )));
+        Self { snapshot, state, _stop: Arc::new(stop.drop_guard()) }
     }
 
-    /// Waits until there is a copy.
+    /// Waits until there is a snapshot.
     ///
     /// Cancel safe.
     ///
@@ -96,7 +100,7 @@ impl Directory {
         }
     }
 
-    /// How much the copy can be relied on; `None` where there is none yet.
+    /// How much the snapshot can be relied on; `None` where there is none yet.
     #[must_use]
     pub fn freshness(&self) -> Option<Freshness> {
         match &*self.state.borrow() {
@@ -142,37 +146,37 @@ impl Directory {
 
     /// The same, before the matches are written out.
     pub(super) fn candidates(&self, q: &str) -> Vec<Candidate> {
-        let copy = self.read();
+        let snapshot = self.read();
         let candidate = |hit: Hit| {
-            let agent = copy.by_slot.get(hit.slot as usize)?.clone()?;
-            Some(Candidate::Copied { agent, position: hit.position, score: hit.score })
+            let agent = snapshot.by_slot.get(hit.slot as usize)?.clone()?;
+            Some(Candidate::FromDirectory { agent, position: hit.position, score: hit.score })
         };
-        let mut found: Vec<_> = copy.index.search(q).into_iter().filter_map(candidate).collect();
+        let mut found: Vec<_> = snapshot.index.search(q).into_iter().filter_map(candidate).collect();
         found.sort_unstable_by(|one, other| one.rank().cmp(&other.rank()));
         found
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Copy> {
-        self.copy.read().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> RwLockReadGuard<'_, Snapshot> {
+        self.snapshot.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Keeps the copy until it is cancelled, or the watch has ended.
-async fn keep(client: RegistryClient, copy: Arc<RwLock<Copy>>, states: watch::Sender<State>) {
+/// Keeps the snapshot until it is cancelled, or the watch has ended.
+async fn follow(client: RegistryClient, snapshot: Arc<RwLock<Snapshot>>, states: watch::Sender<State>) {
     let mut watch = client.watch();
     let mut last_error = None;
     while let Some(event) = watch.next().await {
-        let mut copy = copy.write().unwrap_or_else(PoisonError::into_inner);
+        let mut snapshot = snapshot.write().unwrap_or_else(PoisonError::into_inner);
         match event {
             WatchEvent::Listed(agents) => {
-                *copy = Copy::default();
+                *snapshot = Snapshot::default();
                 for agent in agents {
-                    copy.put(agent);
+                    snapshot.insert(agent);
                 }
                 states.send_replace(State::Current);
             }
-            WatchEvent::Registered(agent) | WatchEvent::StatusChanged(agent) => copy.put(agent),
-            WatchEvent::Deregistered(agent) => copy.remove(&agent.agent_id),
+            WatchEvent::Registered(agent) | WatchEvent::StatusChanged(agent) => snapshot.insert(agent),
+            WatchEvent::Deregistered(agent) => snapshot.remove(&agent.agent_id),
             WatchEvent::Resumed => {
                 states.send_replace(State::Current);
             }
@@ -197,12 +201,12 @@ async fn keep(client: RegistryClient, copy: Arc<RwLock<Copy>>, states: watch::Se
             is_empty
         });
     }
-    // The copy stays, as old as it is.
+    // The snapshot stays, as old as it is.
     states.closed().await;
 }
 
-impl Copy {
-    fn put(&mut self, agent: Arc<AgentRecord>) {
+impl Snapshot {
+    fn insert(&mut self, agent: Arc<AgentRecord>) {
         self.remove(&agent.agent_id);
         let slot = self.index.insert(&agent.capabilities);
         if self.by_slot.len() <= slot as usize {

@@ -1,21 +1,22 @@
-//! How much an answer can be relied on.
+//! Freshness of discovered data.
 
 use std::time::Duration;
 
-/// How much an answer can be relied on.
+/// How fresh discovered data is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Freshness {
-    /// It is the registry's, or was within the time that answers count as fresh.
+    /// The registry's present answer, or one that is younger than the cache's time to live.
     Fresh,
-    /// The registry does not answer, and this is what it said last.
+    /// The registry does not answer; this is its last answer.
     Stale {
-        /// How long ago it said so.
+        /// Age of that answer.
         age: Duration,
     },
 }
 
 impl Freshness {
-    /// Whether the registry does not answer.
+    /// Whether this is an earlier answer, because the registry does not answer now.
     #[must_use]
     pub fn is_stale(self) -> bool {
         matches!(self, Self::Stale { .. })

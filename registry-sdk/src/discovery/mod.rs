@@ -1,4 +1,4 @@
-//! Finding agents for tasks, and handing the tasks over.
+//! Discovery: finding agents for tasks, and delegating the tasks.
 
 mod breaker;
 #[cfg(feature = "cache")]
@@ -22,4 +22,4 @@ pub use freshness::Freshness;
 pub use query::{HealthSource, Policy, TaskQuery};
 #[cfg(feature = "cache")]
 pub use response_cache::Cached;
-pub use select::{Orchestrator, SelectError, Selection, SkipReason, Skipped};
+pub use select::{Orchestrator, OrchestratorBuilder, SelectError, Selection, SkipReason, Skipped};

@@ -1,4 +1,4 @@
-//! Answers that are kept, of one kind of question.
+//! Answers that are cached, of one kind of question.
 
 use std::hash::Hash;
 use std::ops::Deref;
@@ -38,40 +38,40 @@ impl<T> Deref for Cached<T> {
 
 /// How long answers are used.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Times {
-    /// Without asking again.
-    pub(super) fresh_for: Duration,
-    /// Where asking again fails.
-    pub(super) stale_for: Duration,
+pub(super) struct Lifetimes {
+    /// Without refresh again.
+    pub(super) ttl: Duration,
+    /// Where refresh again fails.
+    pub(super) stale_if_error: Duration,
 }
 
 /// The answers to one kind of question. Clones share them.
 #[derive(Debug)]
 pub(super) struct ResponseCache<K, T> {
     slots: Arc<Cache<K, Arc<Slot<T>>>>,
-    times: Times,
+    lifetimes: Lifetimes,
 }
 
 impl<K, T> Clone for ResponseCache<K, T> {
     fn clone(&self) -> Self {
-        Self { slots: self.slots.clone(), times: self.times }
+        Self { slots: self.slots.clone(), lifetimes: self.lifetimes }
     }
 }
 
 /// The answer to one question.
 #[derive(Debug)]
 struct Slot<T> {
-    /// `None` until somebody has asked to the end.
-    last: Mutex<Option<Last<T>>>,
+    /// `None` until somebody has completed to the end.
+    last: Mutex<Option<LastOutcome<T>>>,
     /// Held by the one who asks, while the others wait.
-    asking: tokio::sync::Mutex<()>,
-    /// How often the registry has been asked to the end.
-    asked: AtomicU64,
+    refresh: tokio::sync::Mutex<()>,
+    /// How often the registry has been completed to the end.
+    completed: AtomicU64,
 }
 
-/// What came of asking.
+/// What came of refresh.
 #[derive(Debug)]
-enum Last<T> {
+enum LastOutcome<T> {
     /// The registry answered.
     Answered(Arc<T>, Instant),
     /// It failed: why, when, and what it had answered before that still counts.
@@ -79,35 +79,35 @@ enum Last<T> {
 }
 
 impl<K: Hash + Eq + Clone, T> ResponseCache<K, T> {
-    pub(super) fn new(capacity: usize, times: Times) -> Self {
-        Self { slots: Arc::new(Cache::new(capacity)), times }
+    pub(super) fn new(capacity: usize, lifetimes: Lifetimes) -> Self {
+        Self { slots: Arc::new(Cache::new(capacity)), lifetimes }
     }
 
-    /// The answer to a question: from the shelf while it is fresh, else from `ask`, which runs once however
+    /// The answer to a question: from the shelf while it is fresh, else from `fetch`, which runs once however
     /// many callers wait. Where it fails, the last good answer, up to its time.
     ///
     /// May be cancelled: where the one who asks goes away, one of those who wait asks instead.
-    pub(super) async fn get<F>(&self, key: &K, ask: impl FnOnce() -> F) -> Result<Cached<T>, Error>
+    pub(super) async fn get<F>(&self, key: &K, fetch: impl FnOnce() -> F) -> Result<Cached<T>, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
         let slot = self.slot(key);
-        let asked_before = slot.asked.load(Ordering::Acquire);
-        if let Some(kept) = slot.last().as_ref().and_then(|last| last.without_asking(&self.times)) {
-            return Ok(kept);
+        let completed_before = slot.completed.load(Ordering::Acquire);
+        if let Some(cached) = slot.last().as_ref().and_then(|last| last.usable_now(&self.lifetimes)) {
+            return Ok(cached);
         }
-        let _asking = slot.asking.lock().await;
-        // Somebody else may have asked meanwhile: then that is the answer, also where it failed.
-        if slot.asked.load(Ordering::Acquire) > asked_before
+        let _refresh = slot.refresh.lock().await;
+        // Somebody else may have completed meanwhile: then that is the answer, also where it failed.
+        if slot.completed.load(Ordering::Acquire) > completed_before
             && let Some(last) = &*slot.last()
         {
-            return last.told(&self.times);
+            return last.to_result(&self.lifetimes);
         }
-        let outcome = ask().await;
+        let outcome = fetch().await;
         let mut last = slot.last();
-        let next = Last::new(outcome, last.take());
-        slot.asked.fetch_add(1, Ordering::AcqRel);
-        last.insert(next).told(&self.times)
+        let next = LastOutcome::new(outcome, last.take());
+        slot.completed.fetch_add(1, Ordering::AcqRel);
+        last.insert(next).to_result(&self.lifetimes)
     }
 
     fn slot(&self, key: &K) -> Arc<Slot<T>> {
@@ -119,29 +119,33 @@ impl<K: Hash + Eq + Clone, T> ResponseCache<K, T> {
 
 impl<T> Default for Slot<T> {
     fn default() -> Self {
-        Self { last: Mutex::default(), asking: tokio::sync::Mutex::default(), asked: AtomicU64::default() }
+        Self {
+            last: Mutex::default(),
+            refresh: tokio::sync::Mutex::default(),
+            completed: AtomicU64::default(),
+        }
     }
 }
 
 impl<T> Slot<T> {
-    fn last(&self) -> MutexGuard<'_, Option<Last<T>>> {
+    fn last(&self) -> MutexGuard<'_, Option<LastOutcome<T>>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<T> Last<T> {
-    /// What can be said without asking. After a failure the last good answer is as good as a fresh one for the
+impl<T> LastOutcome<T> {
+    /// What can be said without refresh. After a failure the last good answer is as good as a fresh one for the
     /// same time, so that callers need not wait for the registry to fail each time.
-    fn without_asking(&self, times: &Times) -> Option<Cached<T>> {
+    fn usable_now(&self, lifetimes: &Lifetimes) -> Option<Cached<T>> {
         let (Self::Answered(_, at) | Self::Failed(_, at, _)) = self;
-        if at.elapsed() < times.fresh_for { self.told(times).ok() } else { None }
+        if at.elapsed() < lifetimes.ttl { self.to_result(lifetimes).ok() } else { None }
     }
 
-    /// What those are told who waited for it, however short the time is that it counts as fresh.
-    fn told(&self, times: &Times) -> Result<Cached<T>, Error> {
+    /// What those are to_result who waited for it, however short the time is that it counts as fresh.
+    fn to_result(&self, lifetimes: &Lifetimes) -> Result<Cached<T>, Error> {
         match self {
             Self::Answered(value, _) => Ok(Cached { value: value.clone(), freshness: Freshness::Fresh }),
-            Self::Failed(_, _, Some((value, at))) if at.elapsed() <= times.stale_for => {
+            Self::Failed(_, _, Some((value, at))) if at.elapsed() <= lifetimes.stale_if_error => {
                 let freshness = Freshness::Stale { age: at.elapsed() };
                 Ok(Cached { value: value.clone(), freshness })
             }

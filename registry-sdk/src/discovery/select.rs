@@ -1,4 +1,4 @@
-//! Choosing an agent: the best-ranked healthy one, with health asked side by side.
+//! Selection: the best-ranked healthy agent, with health checks side by side.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,15 +16,14 @@ use crate::contract::{AgentStatus, CapabilityMatch, health_url, limits};
 use crate::error::Error;
 use crate::query::SearchQuery;
 
-/// Finds living agents for tasks, and hands tasks over to them.
+/// Finds living agents for tasks, and delegates tasks to them.
 ///
-/// Cheap to clone; clones share what is known of the agents: who failed lately, and who was chosen when.
+/// Cheap to clone; clones share the circuit breakers and the memory of earlier selections.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use registry_sdk::RegistryClient;
-/// use registry_sdk::discovery::Orchestrator;
+/// use registry_sdk::{Orchestrator, RegistryClient};
 ///
 /// let orchestrator = Orchestrator::new(RegistryClient::new("http://127.0.0.1:8009")?);
 /// let selection = orchestrator.find_best_agent("code_review").await?;
@@ -41,58 +40,105 @@ pub struct Orchestrator {
     order: Arc<Mutex<Order>>,
 }
 
-/// The agent that was chosen, and how it came to that.
+/// Sets up an [`Orchestrator`].
+#[derive(Clone, Debug)]
+pub struct OrchestratorBuilder {
+    client: RegistryClient,
+    breakers: BreakerSettings,
+    directory: Option<Directory>,
+    seed: Option<u64>,
+}
+
+impl OrchestratorBuilder {
+    /// Sets when circuit breakers open, and for how long. Default: [`BreakerSettings::default`].
+    #[must_use]
+    pub fn breakers(mut self, settings: BreakerSettings) -> Self {
+        self.breakers = settings;
+        self
+    }
+
+    /// Finds agents in a directory, which is kept up to date by a watch, instead of searching the registry. While the
+    /// directory is out of date the registry is asked; if that fails, the directory is used all the same. Default: none.
+    #[must_use]
+    pub fn directory(mut self, directory: Directory) -> Self {
+        self.directory = Some(directory);
+        self
+    }
+
+    /// Makes random choices repeatable, for tests. Default: a random seed.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Makes the orchestrator. Nothing is sent yet.
+    #[must_use]
+    pub fn build(self) -> Orchestrator {
+        let Self { client, breakers, directory, seed } = self;
+        let random = seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
+        Orchestrator {
+            http: client.http(),
+            client,
+            breakers: Breakers::new(breakers),
+            directory,
+            order: Arc::new(Mutex::new(Order::new(random))),
+        }
+    }
+}
+
+/// The selected agent, and how it was selected.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Selection {
     /// The agent, by the capability that matched.
     pub agent: CapabilityMatch,
-    /// Which of the capabilities that were asked for it was found by.
+    /// Which of the requested capabilities it was found by.
     pub matched_capability: String,
     /// Whether that was a fallback.
     pub is_fallback: bool,
-    /// Who came before it and was not chosen.
+    /// The agents that ranked higher and were skipped.
     pub skipped: Vec<Skipped>,
-    /// How much that it was there, and was healthy, can be relied on.
+    /// How fresh the data behind this selection is.
     pub freshness: Freshness,
 }
 
-/// An agent that was not chosen.
+/// An agent that was skipped.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Skipped {
-    /// Who.
+    /// Its id.
     pub agent_id: String,
-    /// SkipReason.
-    pub why: SkipReason,
+    /// Why it was skipped.
+    pub reason: SkipReason,
 }
 
-/// SkipReason an agent was passed over.
+/// Why an agent was skipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SkipReason {
-    /// It was to be left out.
+    /// The query excludes it.
     Excluded,
-    /// Its capability has not all the tags.
+    /// Its capability lacks one of the tags.
     MissingTag,
-    /// It failed too often lately.
+    /// Its circuit breaker is open: it failed too often lately.
     CircuitOpen,
     /// It is not healthy.
     Unhealthy,
-    /// Its health could not be told, or not in time.
+    /// Its health check failed, or took too long.
     NoAnswer,
 }
 
-/// SkipReason no agent was chosen.
+/// Why no agent was selected.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SelectError {
     /// No healthy agent can do it.
-    #[error("no healthy agent can do {capability:?}: {} were passed over", skipped.len())]
+    #[error("no healthy agent can do {capability:?}: {} were skipped", skipped.len())]
     NoAgent {
-        /// What was looked for first.
+        /// The capability that was wanted first.
         capability: String,
-        /// Everyone who could do it, or a fallback, and why it was not chosen.
+        /// All agents that can do it, or a fallback, and why each was skipped.
         skipped: Vec<Skipped>,
     },
     /// The registry could not be searched.
@@ -101,48 +147,31 @@ pub enum SelectError {
 }
 
 impl Orchestrator {
-    /// With the default circuit breakers.
+    /// An orchestrator with the default settings.
     #[must_use]
     pub fn new(client: RegistryClient) -> Self {
-        Self::with_breakers(client, BreakerSettings::default())
+        Self::builder(client).build()
     }
 
-    /// With circuit breakers of one's own.
+    /// Sets up an orchestrator.
     #[must_use]
-    pub fn with_breakers(client: RegistryClient, settings: BreakerSettings) -> Self {
-        let http = client.http();
-        let order = Arc::new(Mutex::new(Order::new(fastrand::Rng::new())));
-        Self { client, http, breakers: Breakers::new(settings), directory: None, order }
+    pub fn builder(client: RegistryClient) -> OrchestratorBuilder {
+        OrchestratorBuilder { client, breakers: BreakerSettings::default(), directory: None, seed: None }
     }
 
-    /// Finds agents in a directory that is kept up to date by watching, and not by a search. While it is out of date
-    /// the registry is asked, and where that does not answer, the directory serves all the same.
-    #[must_use]
-    pub fn with_directory(mut self, directory: Directory) -> Self {
-        self.directory = Some(directory);
-        self
-    }
-
-    /// Makes the choices that are left to chance the same every time: for tests.
-    #[must_use]
-    pub fn with_seed(self, seed: u64) -> Self {
-        let order = Arc::new(Mutex::new(Order::new(fastrand::Rng::with_seed(seed))));
-        Self { order, ..self }
-    }
-
-    /// The client behind it.
+    /// The client that the orchestrator searches with.
     #[must_use]
     pub fn client(&self) -> &RegistryClient {
         &self.client
     }
 
-    /// How an agent's circuit stands.
+    /// State of an agent's circuit breaker.
     #[must_use]
     pub fn circuit(&self, agent_id: &str) -> CircuitState {
         self.breakers.state(agent_id)
     }
 
-    /// The best-ranked healthy agent that can do something.
+    /// Selects the best-ranked healthy agent with a capability.
     ///
     /// # Errors
     /// As [`Orchestrator::select`].
@@ -150,37 +179,38 @@ impl Orchestrator {
         self.select(&TaskQuery::new(capability)).await
     }
 
-    /// An agent for a query. Health is asked side by side, and the answer comes as soon as everyone who comes
-    /// before the chosen one is known not to do.
-    ///
-    /// May be cancelled: nothing is left running.
+    /// Selects an agent for a query. Health checks run side by side, and the selection returns as soon as every
+    /// higher-ranked candidate has been ruled out.
     ///
     /// # Errors
-    /// [`SelectError::NoAgent`] with everyone who was passed over; [`SelectError::Registry`] where the search
-    /// itself failed.
+    /// [`SelectError::NoAgent`] with all agents that were skipped; [`SelectError::Registry`] if the search itself
+    /// failed.
+    ///
+    /// # Cancel safety
+    /// Nothing is left running.
     pub async fn select(&self, query: &TaskQuery) -> Result<Selection, SelectError> {
         let mut skipped = Vec::new();
         let wanted = std::iter::once(&query.capability).chain(&query.fallbacks);
-        for (place, capability) in wanted.enumerate() {
+        for (index, capability) in wanted.enumerate() {
             let (mut found, freshness) = self.search(query, capability).await?;
-            // Those who are offline would only be asked in vain.
+            // Health checks of offline agents would fail.
             found.retain(|agent| {
                 agent.status() != AgentStatus::Offline || query.health_source == HealthSource::Agent
             });
             let candidates = self.admissible(query, found, &mut skipped);
-            // What the registry would say of them is not to be had while it does not answer.
+            // While the registry does not answer, its health checks would fail.
             let health_source = match query.health_source {
                 HealthSource::Registry if freshness.is_stale() => HealthSource::Search,
                 source => source,
             };
-            let chosen = self.first_healthy(query, health_source, candidates, &mut skipped).await;
-            if let Some(agent) = chosen.and_then(Candidate::into_match) {
+            let selected = self.first_healthy(query, health_source, candidates, &mut skipped).await;
+            if let Some(agent) = selected.and_then(Candidate::into_match) {
                 self.lock_order().note(&agent.agent_id);
                 let matched_capability = capability.clone();
                 return Ok(Selection {
                     agent,
                     matched_capability,
-                    is_fallback: place > 0,
+                    is_fallback: index > 0,
                     skipped,
                     freshness,
                 });
@@ -189,7 +219,7 @@ impl Orchestrator {
         Err(SelectError::NoAgent { capability: query.capability.clone(), skipped })
     }
 
-    /// The same, and the agent's circuit lets the task through. Where it is half open, this task is the trial.
+    /// Selects an agent whose circuit breaker admits the task. If it is half open, this task is the trial.
     pub(super) async fn select_admitted(&self, mut query: TaskQuery) -> Result<Selection, SelectError> {
         loop {
             let selection = self.select(&query).await?;
@@ -201,23 +231,23 @@ impl Orchestrator {
         }
     }
 
-    /// Who can do something, in the registry's order: from the directory, where there is one that is up to date.
+    /// The agents with a capability, in the registry's order: from the directory if it is up to date.
     async fn search(
         &self,
         query: &TaskQuery,
         capability: &str,
     ) -> Result<(Vec<Candidate>, Freshness), Error> {
-        let copied = self.directory.as_ref().and_then(|directory| Some((directory, directory.freshness()?)));
-        // Loads come with heartbeats, which a directory does not hear of.
-        if let Some((directory, Freshness::Fresh)) = copied
+        let cached = self.directory.as_ref().and_then(|directory| Some((directory, directory.freshness()?)));
+        // Loads come with heartbeats, which no event reports.
+        if let Some((directory, Freshness::Fresh)) = cached
             && query.policy != Policy::LeastLoaded
         {
             return Ok((directory.candidates(capability), Freshness::Fresh));
         }
         let search = SearchQuery::new(capability).limit(limits::PAGE);
-        match (self.client.search_capabilities(search).await, copied) {
+        match (self.client.search_capabilities(search).await, cached) {
             (Ok(found), _) => {
-                Ok((found.into_iter().map(Box::new).map(Candidate::Given).collect(), Freshness::Fresh))
+                Ok((found.into_iter().map(Box::new).map(Candidate::FromRegistry).collect(), Freshness::Fresh))
             }
             (Err(error), Some((directory, freshness))) if error.is_endpoint_failure() => {
                 Ok((directory.candidates(capability), freshness))
@@ -226,14 +256,14 @@ impl Orchestrator {
         }
     }
 
-    /// Those that may be chosen, in the policy's order.
+    /// The candidates that may be selected, in the policy's order.
     fn admissible(
         &self,
         query: &TaskQuery,
         found: Vec<Candidate>,
         skipped: &mut Vec<Skipped>,
     ) -> Vec<Candidate> {
-        let refused = |agent: &Candidate| {
+        let skip_reason = |agent: &Candidate| {
             let has = |tag: &String| agent.tags().contains(tag);
             if query.exclude.contains(agent.agent_id()) {
                 Some(SkipReason::Excluded)
@@ -247,8 +277,8 @@ impl Orchestrator {
         };
         let mut candidates = Vec::with_capacity(found.len());
         for agent in found {
-            match refused(&agent) {
-                Some(why) => skipped.push(Skipped { agent_id: agent.agent_id().to_owned(), why }),
+            match skip_reason(&agent) {
+                Some(reason) => skipped.push(Skipped { agent_id: agent.agent_id().to_owned(), reason }),
                 None => candidates.push(agent),
             }
         }
@@ -256,7 +286,7 @@ impl Orchestrator {
         candidates
     }
 
-    /// The first that is healthy. Those after it are asked at the same time, and their answers dropped.
+    /// The first healthy candidate. Later ones are checked at the same time, and their results dropped.
     async fn first_healthy(
         &self,
         query: &TaskQuery,
@@ -268,15 +298,15 @@ impl Orchestrator {
             let verdict = timeout(query.check_timeout, self.check(health_source, &agent)).await;
             (agent, verdict.unwrap_or(Err(SkipReason::NoAnswer)))
         });
-        // What needs no request is not done ahead.
-        let max_concurrent_checks =
+        // Checks that need no request are not worth doing ahead.
+        let max_concurrent =
             if health_source == HealthSource::Search { 1 } else { query.max_concurrent_checks.max(1) };
-        // In the candidates' order, however the answers come in.
-        let mut checks = std::pin::pin!(checks.buffered(max_concurrent_checks));
+        // In the candidates' order, whatever the order of the responses.
+        let mut checks = std::pin::pin!(checks.buffered(max_concurrent));
         while let Some((agent, verdict)) = checks.next().await {
             match verdict {
                 Ok(()) => return Some(agent),
-                Err(why) => skipped.push(Skipped { agent_id: agent.agent_id().to_owned(), why }),
+                Err(reason) => skipped.push(Skipped { agent_id: agent.agent_id().to_owned(), reason }),
             }
         }
         None
@@ -284,7 +314,7 @@ impl Orchestrator {
 
     async fn check(&self, source: HealthSource, agent: &Candidate) -> Result<(), SkipReason> {
         let healthy = match source {
-            HealthSource::Search => agent.is_said_healthy(),
+            HealthSource::Search => agent.is_reported_healthy(),
             HealthSource::Registry => {
                 let health = self.client.check_health(agent.agent_id()).await;
                 health.map_err(|_| SkipReason::NoAnswer)?.is_healthy()
@@ -293,10 +323,10 @@ impl Orchestrator {
                 let url = health_url(agent.base_url()).ok_or(SkipReason::NoAnswer)?;
                 let answer = self.http.get(url).send().await.map_err(|_| SkipReason::NoAnswer)?;
                 let is_success = answer.status().is_success();
-                // Some say it only in words.
-                let said = answer.bytes().await.map_err(|_| SkipReason::NoAnswer)?;
-                let said = serde_json::from_slice::<serde_json::Value>(&said).unwrap_or_default();
-                is_success && said["status"] != "unhealthy"
+                // Some agents answer 200 and say it only in the body.
+                let body = answer.bytes().await.map_err(|_| SkipReason::NoAnswer)?;
+                let health = serde_json::from_slice::<serde_json::Value>(&body).unwrap_or_default();
+                is_success && health["status"] != "unhealthy"
             }
         };
         if healthy { Ok(()) } else { Err(SkipReason::Unhealthy) }

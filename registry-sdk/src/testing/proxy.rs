@@ -40,7 +40,7 @@ const PIECE: usize = 16;
 /// use registry_sdk::testing::{Fault, FaultProxy, MockRegistry};
 ///
 /// let registry = MockRegistry::start().await;
-/// let proxy = FaultProxy::before(registry.url().trim_start_matches("http://")).await;
+/// let proxy = FaultProxy::start(registry.url().trim_start_matches("http://")).await;
 /// proxy.set(Fault::ResetAfter(20));
 /// let client = RegistryClient::new(format!("http://{}", proxy.address())).unwrap();
 /// assert!(client.get_stats().await.unwrap_err().is_retryable());
@@ -59,7 +59,7 @@ impl FaultProxy {
     /// # Panics
     /// Where no port of the loopback address can be had, or outside of a Tokio runtime.
     #[expect(clippy::expect_used, reason = "a test that cannot have its proxy has failed")]
-    pub async fn before(server: impl Into<String>) -> Self {
+    pub async fn start(server: impl Into<String>) -> Self {
         let server = server.into();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port on loopback");
         let address = listener.local_addr().expect("a bound listener has an address");

@@ -7,8 +7,8 @@ use url::form_urlencoded;
 
 use super::state::{MockState, Refusal};
 use crate::contract::{
-    AgentStatus, HealthStatus, Heartbeat, Invalid, Owner, Problem, Registration, ServerHealth, StatusUpdate,
-    is_valid_agent_id, limits,
+    AgentStatus, HealthStatus, Heartbeat, Owner, Problem, Registration, ServerHealth, StatusUpdate,
+    ValidationError, is_valid_agent_id, limits,
 };
 use crate::search::terms;
 
@@ -39,7 +39,7 @@ impl MockResponse {
         Self { status: 409, ..Self::ok(&problem) }
     }
 
-    fn invalid(Invalid(errors): Invalid) -> Self {
+    fn invalid(ValidationError(errors): ValidationError) -> Self {
         let mut problem = Problem::new(422, title(422), "fields are not as they have to be");
         problem.errors = errors;
         Self { status: 422, ..Self::ok(&problem) }

@@ -286,7 +286,7 @@ impl MockState {
         let mut found: Vec<(Rank<'_>, CapabilityMatch)> = Vec::new();
         for hit in index.search(q) {
             let Some(agent) = slots.get(&hit.slot) else { continue };
-            found.extend(CapabilityMatch::of(agent, hit.position.into(), hit.score).map(|found| {
+            found.extend(CapabilityMatch::from_record(agent, hit.position.into(), hit.score).map(|found| {
                 let AgentRecord { agent_id, status, last_heartbeat, .. } = agent;
                 let (status, last_heartbeat) = (*status, *last_heartbeat);
                 (Rank { score: hit.score, status, last_heartbeat, agent_id }, found)

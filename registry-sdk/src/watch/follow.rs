@@ -17,18 +17,18 @@ use crate::error::Error;
 use crate::query::ListQuery;
 
 /// A connection that says nothing for so long is lost: the registry sends a sign of life every 15 s.
-const SILENCE: Duration = Duration::from_secs(45);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// The longest pause before the next attempt. Drawn from nothing on, so that those who lost their connections at the
 /// same moment do not come back at the same moment.
-const MAX_PAUSE: Duration = Duration::from_secs(5);
+const MAX_DELAY: Duration = Duration::from_secs(5);
 
 /// The same for the first attempt after a connection was lost.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const MIN_DELAY: Duration = Duration::from_millis(500);
 
 /// Follows until nobody listens any more, or no further attempt would be of use. May be cancelled at any await.
 pub(super) async fn run(client: RegistryClient, events: mpsc::Sender<WatchEvent>) {
-    let mut following = Following {
+    let mut follower = Follower {
         client,
         events,
         last_id: None,
@@ -37,17 +37,17 @@ pub(super) async fn run(client: RegistryClient, events: mpsc::Sender<WatchEvent>
         failures: 0,
     };
     loop {
-        let Err(end) = following.follow().await;
+        let Err(end) = follower.follow().await;
         let pause = match end {
-            End::NobodyListens => return,
-            End::Lost => FIRST_PAUSE,
-            End::Failed(error) => {
+            Disconnect::ReceiverDropped => return,
+            Disconnect::Lost => MIN_DELAY,
+            Disconnect::Failed(error) => {
                 let is_final = error.is_refused() || matches!(error, Error::Unsupported { .. });
-                if following.interrupted(&error).await.is_err() || is_final {
+                if follower.interrupted(&error).await.is_err() || is_final {
                     return;
                 }
-                following.failures = (following.failures + 1).min(10);
-                let grown = FIRST_PAUSE.saturating_mul(1 << following.failures).min(MAX_PAUSE);
+                follower.failures = (follower.failures + 1).min(10);
+                let grown = MIN_DELAY.saturating_mul(1 << follower.failures).min(MAX_DELAY);
                 grown.max(error.retry_after().unwrap_or_default())
             }
         };
@@ -56,26 +56,26 @@ pub(super) async fn run(client: RegistryClient, events: mpsc::Sender<WatchEvent>
 }
 
 /// SkipReason a connection is not followed any more.
-enum End {
+enum Disconnect {
     /// It was closed, or said nothing for too long.
     Lost,
     Failed(Error),
-    NobodyListens,
+    ReceiverDropped,
 }
 
-impl From<Error> for End {
+impl From<Error> for Disconnect {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
 }
 
-impl From<mpsc::error::SendError<WatchEvent>> for End {
+impl From<mpsc::error::SendError<WatchEvent>> for Disconnect {
     fn from(_: mpsc::error::SendError<WatchEvent>) -> Self {
-        Self::NobodyListens
+        Self::ReceiverDropped
     }
 }
 
-struct Following {
+struct Follower {
     client: RegistryClient,
     events: mpsc::Sender<WatchEvent>,
     /// The last change that was seen; `None` where everything has to be listed.
@@ -87,9 +87,9 @@ struct Following {
     failures: u32,
 }
 
-impl Following {
+impl Follower {
     /// Follows one connection to its end.
-    async fn follow(&mut self) -> Result<Infallible, End> {
+    async fn follow(&mut self) -> Result<Infallible, Disconnect> {
         let mut response = self.client.open_events(self.last_id.as_deref()).await?;
         // From here on the registry sends every change, so a list that is read now misses none.
         if self.last_id.is_none() {
@@ -98,7 +98,8 @@ impl Following {
         let mut parser = Parser::default();
         loop {
             let bytes = read(&mut response).await?;
-            let blocks = parser.push(bytes.as_ref()).map_err(|_| nonsense("an event of it does not end"))?;
+            let blocks =
+                parser.push(bytes.as_ref()).map_err(|_| invalid_stream("an event of it does not end"))?;
             for block in blocks {
                 let is_reset = matches!(&block, Block::Message(message) if message.event == RESET_EVENT);
                 if self.is_interrupted && !is_reset {
@@ -107,9 +108,9 @@ impl Following {
                 }
                 self.failures = 0;
                 match block {
-                    Block::Sign => {}
+                    Block::KeepAlive => {}
                     Block::Message(_) if is_reset => self.list().await?,
-                    Block::Message(message) => self.tell(message).await?,
+                    Block::Message(message) => self.publish(message).await?,
                 }
             }
             if let Some(id) = parser.last_id() {
@@ -119,7 +120,7 @@ impl Following {
     }
 
     /// Reads everyone anew.
-    async fn list(&mut self) -> Result<(), End> {
+    async fn list(&mut self) -> Result<(), Disconnect> {
         self.last_id = None;
         let page = self.client.list_agents(ListQuery::all()).await?;
         let revision = |agent: &AgentRecord| Some((agent.agent_id.clone(), agent.revision?));
@@ -130,14 +131,14 @@ impl Following {
         Ok(())
     }
 
-    async fn tell(&mut self, message: Message) -> Result<(), End> {
+    async fn publish(&mut self, message: Message) -> Result<(), Disconnect> {
         if message.event == OVERRUN_EVENT {
-            return Err(End::Lost);
+            return Err(Disconnect::Lost);
         }
         // Kinds of a later time say nothing here.
         let Ok(kind) = message.event.parse::<EventKind>() else { return Ok(()) };
-        let agent: AgentRecord = serde_json::from_str(&message.data).map_err(nonsense)?;
-        if self.is_known(&agent) {
+        let agent: AgentRecord = serde_json::from_str(&message.data).map_err(invalid_stream)?;
+        if self.is_listed(&agent) {
             return Ok(());
         }
         let agent = Arc::new(agent);
@@ -150,7 +151,7 @@ impl Following {
     }
 
     /// Whether the list that was read meanwhile has a change already, or a later one of the same agent.
-    fn is_known(&mut self, agent: &AgentRecord) -> bool {
+    fn is_listed(&mut self, agent: &AgentRecord) -> bool {
         let Some(revision) = agent.revision else { return false };
         if self.listed.values().all(|listed| *listed < revision) {
             // Whatever follows is later than the list.
@@ -161,7 +162,7 @@ impl Following {
     }
 
     /// Tells an interruption, where it is news.
-    async fn interrupted(&mut self, error: &Error) -> Result<(), End> {
+    async fn interrupted(&mut self, error: &Error) -> Result<(), Disconnect> {
         if !self.is_interrupted {
             self.is_interrupted = true;
             tracing::warn!(%error, "the registry cannot be followed: what is known may be out of date");
@@ -171,15 +172,15 @@ impl Following {
     }
 }
 
-async fn read(response: &mut Response) -> Result<impl AsRef<[u8]>, End> {
-    match timeout(SILENCE, response.chunk()).await {
+async fn read(response: &mut Response) -> Result<impl AsRef<[u8]>, Disconnect> {
+    match timeout(SILENCE_TIMEOUT, response.chunk()).await {
         Ok(Ok(Some(bytes))) => Ok(bytes),
         // Closed, broken off, or silent: all the same.
-        _ => Err(End::Lost),
+        _ => Err(Disconnect::Lost),
     }
 }
 
-fn nonsense(why: impl std::fmt::Display) -> End {
+fn invalid_stream(why: impl std::fmt::Display) -> Disconnect {
     let detail = format!("the event stream cannot be read: {why}");
     Error::InvalidResponse { status: 200, detail }.into()
 }

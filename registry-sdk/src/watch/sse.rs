@@ -18,7 +18,7 @@ pub(super) enum Block {
     /// An event.
     Message(Message),
     /// Only an id, or a comment that keeps the connection alive.
-    Sign,
+    KeepAlive,
 }
 
 /// Takes bytes as they come, and gives blocks as they are complete.
@@ -92,7 +92,7 @@ impl Parser {
         }
         self.last_id = self.id.take().or_else(|| self.last_id.take());
         let mut message = std::mem::take(&mut self.message);
-        if message.data.pop().is_none() { Some(Block::Sign) } else { Some(Block::Message(message)) }
+        if message.data.pop().is_none() { Some(Block::KeepAlive) } else { Some(Block::Message(message)) }
     }
 }
 
@@ -109,8 +109,12 @@ mod tests {
 
     #[test]
     fn a_stream_is_read_the_same_however_it_is_cut() {
-        let expected =
-            vec![Block::Sign, Block::Sign, message("registered", "{\"a\":1}"), message("", "two\nlines")];
+        let expected = vec![
+            Block::KeepAlive,
+            Block::KeepAlive,
+            message("registered", "{\"a\":1}"),
+            message("", "two\nlines"),
+        ];
         for size in 1..=STREAM.len() {
             let mut parser = Parser::default();
             let pieces = STREAM.as_bytes().chunks(size);

@@ -34,7 +34,7 @@ async fn registry() -> (Server, Arc<AtomicUsize>) {
 
 fn cache(server: &Server) -> DiscoveryCache {
     let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
-    DiscoveryCache::builder(client).fresh_for(FRESH).stale_for(STALE).build()
+    DiscoveryCache::builder(client).ttl(FRESH).stale_if_error(STALE).build()
 }
 
 #[tokio::test(start_paused = true)]
@@ -144,10 +144,10 @@ async fn a_safe_search_finds_or_says_why_it_gives_everyone() {
     let found = cache.safe_search("work", 1).await.unwrap();
     assert!(matches!(found, SafeSearch::Found(found) if found.len() == 1));
     let everyone = cache.safe_search("work", 2).await.unwrap();
-    let SafeSearch::Everyone { agents, why } = everyone else { panic!("{everyone:?}") };
+    let SafeSearch::AllActive { agents, reason } = everyone else { panic!("{everyone:?}") };
     assert_eq!(agents.agents.len(), 2);
-    assert!(matches!(why, FallbackReason::TooFew { found: 1, wanted: 2 }));
+    assert!(matches!(reason, FallbackReason::TooFew { found: 1, required: 2 }));
     mood.store(AWAY, Ordering::SeqCst);
     let everyone = cache.safe_search("never asked before", 1).await.unwrap();
-    assert!(matches!(everyone, SafeSearch::Everyone { why: FallbackReason::SearchFailed(_), .. }));
+    assert!(matches!(everyone, SafeSearch::AllActive { reason: FallbackReason::SearchFailed(_), .. }));
 }

@@ -207,7 +207,7 @@ async fn a_plain_service_is_enough() {
         client.update_status("a", AgentStatus::Busy).await.map(|_| ()).unwrap_err(),
         client.deregister("a").await.unwrap_err(),
         client.get_stats().await.map(|_| ()).unwrap_err(),
-        client.server_health().await.map(|_| ()).unwrap_err(),
+        client.get_server_health().await.map(|_| ()).unwrap_err(),
     ] {
         assert!(matches!(error, Error::Unsupported { .. }), "{error}");
     }

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use registry_sdk::contract::CapabilityMatch;
 use registry_sdk::discovery::{
-    BreakerSettings, CircuitState, DelegateError, HttpTaskError, Orchestrator, SelectError, SkipReason,
-    TaskError,
+    BreakerSettings, CircuitState, DelegateError, HttpTaskError, SelectError, SkipReason, TaskError,
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -120,8 +119,8 @@ async fn tasks_are_sent_as_json() {
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_keeps_failing_is_left_alone_and_tried_again() {
     let scene = Scene::new(&["only"]).await;
-    let settings = BreakerSettings::default().failures(3);
-    let orchestrator = Orchestrator::with_breakers(scene.registry.client(), settings);
+    let settings = BreakerSettings::default().failure_threshold(3);
+    let orchestrator = scene.orchestrator_builder().breakers(settings).build();
     let works = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let attempt = || async {
         let works = works.load(Ordering::SeqCst);
@@ -139,7 +138,7 @@ async fn an_agent_that_keeps_failing_is_left_alone_and_tried_again() {
     assert_eq!(orchestrator.clone().circuit("only"), CircuitState::Open);
     let error = orchestrator.find_best_agent("work").await.unwrap_err();
     assert!(
-        matches!(error, SelectError::NoAgent { skipped, .. } if skipped[0].why == SkipReason::CircuitOpen)
+        matches!(error, SelectError::NoAgent { skipped, .. } if skipped[0].reason == SkipReason::CircuitOpen)
     );
     sleep(Duration::from_secs(30)).await;
     assert_eq!(orchestrator.circuit("only"), CircuitState::HalfOpen);

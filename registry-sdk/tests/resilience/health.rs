@@ -55,7 +55,7 @@ async fn where_a_check_fails_or_takes_too_long_it_is_unhealthy_and_says_which() 
     let (url, _serving) = serve(endpoint).await;
     let (status, health) = ask(&url).await;
     assert_eq!((status, health.status), (503, HealthStatus::Unhealthy));
-    let failed: Vec<_> = health.failed.iter().map(|check| (&*check.name, &*check.detail)).collect();
+    let failed: Vec<_> = health.failed_checks.iter().map(|check| (&*check.name, &*check.detail)).collect();
     assert_eq!(failed, [("disk", "full"), ("model", "no answer within 1s")]);
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::{Just, Strategy, prop_oneof};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use registry_sdk::contract::{AgentStatus, Capability, Registration};
-use registry_sdk::testing::{Backup, MockRegistry, Received, Seen};
+use registry_sdk::testing::{Backup, MockRegistry, ReceivedRequest, RequestLog};
 use registry_sdk::{Agent, AgentState, RegistryClient, RetryPolicy};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -292,7 +292,7 @@ impl World {
             if !is_beating || !process.agent.state().is_registered() {
                 continue;
             }
-            let heard = |one: &&Received| {
+            let heard = |one: &&ReceivedRequest| {
                 one.status == Some(200) && (one.path == "/register" || one.path.ends_with("/heartbeat"))
             };
             let last = sent_by(process.agent.instance_id(), &seen).filter(heard).last().unwrap();
@@ -344,7 +344,7 @@ impl World {
 }
 
 /// What a process has sent, without what came late.
-fn sent_by<'a>(instance_id: &str, seen: &'a Seen) -> impl Iterator<Item = &'a Received> {
+fn sent_by<'a>(instance_id: &str, seen: &'a RequestLog) -> impl Iterator<Item = &'a ReceivedRequest> {
     let own = format!("\"{instance_id}\"");
     seen.0.iter().filter(move |one| !one.is_late && one.body.contains(&own))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use registry_sdk::contract::{AgentStatus, Capability, Registration};
 use registry_sdk::testing::MockRegistry;
-use registry_sdk::{Rule, StatsMonitor, StatsMonitorBuilder};
+use registry_sdk::{AlertRule, StatsMonitor, StatsMonitorBuilder};
 use tokio::time::{sleep, timeout};
 
 const EVERY: Duration = Duration::from_secs(10);
@@ -22,7 +22,7 @@ async fn registry() -> MockRegistry {
 }
 
 fn monitor(registry: &MockRegistry) -> StatsMonitorBuilder {
-    StatsMonitor::builder(registry.client()).every(EVERY)
+    StatsMonitor::builder(registry.client()).interval(EVERY)
 }
 
 async fn set(registry: &MockRegistry, numbers: std::ops::Range<usize>, status: AgentStatus) {
@@ -37,7 +37,7 @@ async fn too_many_offline_agents_raise_an_alert_that_ends_when_they_are_back() {
     let called = Arc::<Mutex<Vec<bool>>>::default();
     let calls = called.clone();
     let monitor =
-        monitor(&registry).on_alert(move |alert| calls.lock().unwrap().push(alert.cleared.is_some()));
+        monitor(&registry).on_alert(move |alert| calls.lock().unwrap().push(alert.cleared_at.is_some()));
     let monitor = monitor.start();
     let mut alerts = monitor.alerts();
     // Two of eight are a quarter, three of seven more than 30 %.
@@ -45,13 +45,13 @@ async fn too_many_offline_agents_raise_an_alert_that_ends_when_they_are_back() {
     assert!(timeout(5 * EVERY, alerts.recv()).await.is_err());
     set(&registry, 0..3, AgentStatus::Offline).await;
     let raised = alerts.recv().await.unwrap();
-    assert_eq!((raised.rule, raised.cleared), (Rule::OfflineAbove(0.3), None));
-    assert_eq!(raised.figures.unwrap().offline_agents, 3);
+    assert_eq!((raised.rule, raised.cleared_at), (AlertRule::OfflineAbove(0.3), None));
+    assert_eq!(raised.stats.unwrap().offline_agents, 3);
     assert!(timeout(5 * EVERY, alerts.recv()).await.is_err(), "once is enough");
     set(&registry, 0..3, AgentStatus::Active).await;
     let over = alerts.recv().await.unwrap();
-    assert_eq!(over.began, raised.began);
-    assert!(over.cleared.is_some());
+    assert_eq!(over.started_at, raised.started_at);
+    assert!(over.cleared_at.is_some());
     assert_eq!(*called.lock().unwrap(), [false, true]);
     monitor.stop().await;
 }
@@ -59,7 +59,7 @@ async fn too_many_offline_agents_raise_an_alert_that_ends_when_they_are_back() {
 #[tokio::test(start_paused = true)]
 async fn what_comes_and_goes_raises_no_alert() {
     let registry = registry().await;
-    let monitor = monitor(&registry).rules([Rule::Unreachable]).hysteresis(3, 2).start();
+    let monitor = monitor(&registry).rules([AlertRule::Unreachable]).hysteresis(3, 2).start();
     let mut alerts = monitor.alerts();
     for _ in 0..5 {
         registry.fail_next(2, 503);
@@ -67,20 +67,20 @@ async fn what_comes_and_goes_raises_no_alert() {
     }
     assert!(alerts.try_recv().is_err());
     registry.fail_next(3, 503);
-    assert!(alerts.recv().await.unwrap().cleared.is_none());
-    assert!(alerts.recv().await.unwrap().cleared.is_some());
+    assert!(alerts.recv().await.unwrap().cleared_at.is_none());
+    assert!(alerts.recv().await.unwrap().cleared_at.is_some());
 }
 
 #[tokio::test(start_paused = true)]
 async fn missing_agents_and_capabilities_are_told() {
     let registry = registry().await;
-    let too_few = Rule::TooFew { capability: "work".to_owned(), at_least: 9 };
-    let rules = [Rule::AgentMissing("a0".to_owned()), too_few.clone()];
+    let too_few = AlertRule::TooFew { capability: "work".to_owned(), at_least: 9 };
+    let rules = [AlertRule::AgentMissing("a0".to_owned()), too_few.clone()];
     let monitor = monitor(&registry).rules(rules).hysteresis(1, 1).start();
     let mut alerts = monitor.alerts();
     registry.client().deregister("a0").await.unwrap();
     let missing = alerts.recv().await.unwrap();
-    assert_eq!(missing.rule, Rule::AgentMissing("a0".to_owned()));
+    assert_eq!(missing.rule, AlertRule::AgentMissing("a0".to_owned()));
     set(&registry, 1..2, AgentStatus::Offline).await;
     let few = alerts.recv().await.unwrap();
     assert_eq!(few.rule, too_few);
@@ -90,16 +90,17 @@ async fn missing_agents_and_capabilities_are_told() {
 #[tokio::test(start_paused = true)]
 async fn while_the_registry_is_away_only_that_is_told() {
     let registry = registry().await;
-    let rules = [Rule::Unreachable, Rule::AgentMissing("a0".to_owned()), Rule::OfflineAbove(0.0)];
+    let rules =
+        [AlertRule::Unreachable, AlertRule::AgentMissing("a0".to_owned()), AlertRule::OfflineAbove(0.0)];
     let monitor = monitor(&registry).rules(rules).hysteresis(1, 1).start();
     let mut alerts = monitor.alerts();
-    let mut figures = monitor.figures();
+    let mut figures = monitor.stats();
     figures.wait_for(Option::is_some).await.unwrap();
     registry.outage(10 * EVERY);
-    assert_eq!(alerts.recv().await.unwrap().rule, Rule::Unreachable);
+    assert_eq!(alerts.recv().await.unwrap().rule, AlertRule::Unreachable);
     assert!(figures.borrow().is_none());
     let over = alerts.recv().await.unwrap();
-    assert!(over.rule == Rule::Unreachable && over.cleared.is_some());
+    assert!(over.rule == AlertRule::Unreachable && over.cleared_at.is_some());
 }
 
 #[tokio::test(start_paused = true)]

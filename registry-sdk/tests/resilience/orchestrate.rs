@@ -36,8 +36,8 @@ async fn the_best_ranked_healthy_agent_is_found() {
     scene.set(&order[1].agent_id, Reply::Hang);
     let selection = orchestrator.select(&query()).await.unwrap();
     assert_eq!(selection.agent.agent_id, order[2].agent_id);
-    let why: Vec<_> = selection.skipped.into_iter().map(|one| one.why).collect();
-    assert_eq!(why, [SkipReason::Unhealthy, SkipReason::NoAnswer]);
+    let reasons: Vec<_> = selection.skipped.into_iter().map(|one| one.reason).collect();
+    assert_eq!(reasons, [SkipReason::Unhealthy, SkipReason::NoAnswer]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -49,9 +49,9 @@ async fn what_is_not_wanted_is_passed_over_with_the_reason() {
     assert_eq!(selection.agent.agent_id, "tagged");
     let error = orchestrator.select(&query().tag("cobol").exclude("tagged")).await.unwrap_err();
     let SelectError::NoAgent { skipped, .. } = error else { panic!("{error}") };
-    let mut why: Vec<_> = skipped.into_iter().map(|one| (one.agent_id, one.why)).collect();
-    why.sort_by(|a, b| a.0.cmp(&b.0));
-    let reasons: Vec<_> = why.into_iter().map(|(_, why)| why).collect();
+    let mut skipped: Vec<_> = skipped.into_iter().map(|one| (one.agent_id, one.reason)).collect();
+    skipped.sort_by(|a, b| a.0.cmp(&b.0));
+    let reasons: Vec<_> = skipped.into_iter().map(|(_, reason)| reason).collect();
     assert_eq!(
         reasons,
         [SkipReason::MissingTag, SkipReason::MissingTag, SkipReason::MissingTag, SkipReason::Excluded]
@@ -177,7 +177,7 @@ async fn the_less_loaded_of_two_is_chosen_and_never_the_most_loaded_of_all() {
     }
     let query = query().policy(Policy::LeastLoaded).health_source(HealthSource::Search);
     let mut counts = HashMap::<String, usize>::new();
-    let orchestrator = scene.orchestrator().with_seed(7);
+    let orchestrator = scene.orchestrator_builder().seed(7).build();
     for _ in 0..400 {
         let selection = orchestrator.select(&query).await.unwrap();
         *counts.entry(selection.agent.agent_id).or_default() += 1;
@@ -208,7 +208,7 @@ async fn with_a_seed_the_same_is_drawn() {
     for policy in [Policy::Random, Policy::LeastLoaded] {
         let mut drawn = Vec::new();
         for _ in 0..2 {
-            let orchestrator = scene.orchestrator().with_seed(11);
+            let orchestrator = scene.orchestrator_builder().seed(11).build();
             let mut ids = Vec::new();
             for _ in 0..20 {
                 ids.push(orchestrator.select(&query().policy(policy)).await.unwrap().agent.agent_id);
@@ -225,7 +225,9 @@ async fn who_says_in_words_that_it_is_unhealthy_is_not_chosen() {
     let scene = Scene::new(&["a"]).await;
     scene.set("a", Reply::Answer(200, "", r#"{"status":"unhealthy"}"#));
     let error = scene.orchestrator().select(&query()).await.unwrap_err();
-    assert!(matches!(error, SelectError::NoAgent { skipped, .. } if skipped[0].why == SkipReason::Unhealthy));
+    assert!(
+        matches!(error, SelectError::NoAgent { skipped, .. } if skipped[0].reason == SkipReason::Unhealthy)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -234,7 +236,7 @@ async fn with_a_directory_selection_needs_no_request_and_outlives_the_registry()
     let client = scene.registry.client();
     let directory = Directory::follow(&client);
     directory.ready().await.unwrap();
-    let orchestrator = scene.orchestrator().with_directory(directory.clone());
+    let orchestrator = scene.orchestrator_builder().directory(directory.clone()).build();
     let from_search = query().health_source(HealthSource::Search);
     let asked = || scene.registry.request_log().0.len();
 

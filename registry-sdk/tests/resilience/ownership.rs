@@ -283,7 +283,7 @@ async fn an_age_is_that_of_the_moment_when_it_is_sent() {
     let agent = process(registry.client(), "a");
     let ages = || -> Vec<f64> {
         let sent = registry.request_log().0.into_iter().filter(|one| one.path == "/register");
-        let body = |one: registry_sdk::testing::Received| serde_json::from_str(&one.body).unwrap();
+        let body = |one: registry_sdk::testing::ReceivedRequest| serde_json::from_str(&one.body).unwrap();
         sent.map(body).map(|body: serde_json::Value| body["instance_age_seconds"].as_f64().unwrap()).collect()
     };
     sleep(Duration::from_secs(100)).await;

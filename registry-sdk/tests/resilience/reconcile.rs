@@ -85,7 +85,7 @@ async fn agents_of_a_restored_registry_do_not_all_register_at_the_same_moment() 
     }
     sleep(2 * INTERVAL).await;
     registry.restore(&backup);
-    let arrival = |one: &registry_sdk::testing::Received, path: String, after: Instant| {
+    let arrival = |one: &registry_sdk::testing::ReceivedRequest, path: String, after: Instant| {
         (one.path == path && one.at >= after).then_some(one.at)
     };
     let restored = Instant::now();
@@ -96,7 +96,7 @@ async fn agents_of_a_restored_registry_do_not_all_register_at_the_same_moment() 
         .map(|agent| {
             let path = format!("/agents/{}/heartbeat", agent.agent_id());
             let beat = seen.0.iter().find_map(|one| arrival(one, path.clone(), restored)).unwrap();
-            let own = |one: &&registry_sdk::testing::Received| {
+            let own = |one: &&registry_sdk::testing::ReceivedRequest| {
                 one.body.contains(&format!("\"{}\"", agent.agent_id()))
             };
             let again = seen.0.iter().filter(own).find_map(|one| arrival(one, "/register".to_owned(), beat));

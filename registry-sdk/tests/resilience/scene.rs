@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use registry_sdk::contract::{Capability, Registration};
-use registry_sdk::discovery::Orchestrator;
+use registry_sdk::discovery::{Orchestrator, OrchestratorBuilder};
 use registry_sdk::testing::MockRegistry;
 
 use crate::support::{Reply, Server};
@@ -47,6 +47,10 @@ impl Scene {
     }
 
     pub(crate) fn orchestrator(&self) -> Orchestrator {
-        Orchestrator::new(self.registry.client())
+        self.orchestrator_builder().build()
+    }
+
+    pub(crate) fn orchestrator_builder(&self) -> OrchestratorBuilder {
+        Orchestrator::builder(self.registry.client())
     }
 }

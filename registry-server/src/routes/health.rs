@@ -41,7 +41,7 @@ pub(super) async fn server(State(registry): State<Arc<Registry>>) -> (StatusCode
     let health = registry.server_health();
     let status = match health.status {
         HealthStatus::Healthy => StatusCode::OK,
-        HealthStatus::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
     };
     (status, Json(health))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use registry_sdk::contract::{Invalid, Problem};
+use registry_sdk::contract::{Problem, ValidationError};
 
 use crate::registry::Error;
 
@@ -66,8 +66,8 @@ impl From<Error> for ApiError {
     }
 }
 
-impl From<Invalid> for ApiError {
-    fn from(Invalid(errors): Invalid) -> Self {
+impl From<ValidationError> for ApiError {
+    fn from(ValidationError(errors): ValidationError) -> Self {
         let detail = match errors.len() {
             1 => "one field is not as it has to be".to_owned(),
             count => format!("{count} fields are not as they have to be"),

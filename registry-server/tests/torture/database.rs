@@ -93,7 +93,8 @@ async fn disk_full_on_sqlite() {
 /// Waits until a fault is noticed, lets it last, mends it, and waits until the server is well again.
 async fn outlast(fault: &str, server: &Server, traffic: &Traffic, mend: impl Future<Output = ()>) {
     let client = server.client();
-    let noticed = eventually("the server is unhealthy", async || client.server_health().await.is_err()).await;
+    let noticed =
+        eventually("the server is unhealthy", async || client.get_server_health().await.is_err()).await;
     hold(traffic).await;
     mend.await;
     let healed = healthy(server).await;
@@ -104,7 +105,7 @@ async fn outlast(fault: &str, server: &Server, traffic: &Traffic, mend: impl Fut
 
 async fn healthy(server: &Server) -> Duration {
     let client = server.client();
-    eventually("the server is healthy", async || client.server_health().await.is_ok()).await
+    eventually("the server is healthy", async || client.get_server_health().await.is_ok()).await
 }
 
 /// Lets the fault last beyond the agents' time-out, and looks at what they and the readers get.

@@ -29,7 +29,7 @@ async fn soak(store: Store) {
     let server = Server::running(&store.url, &flags).await;
     let files_before = server.open_files();
     // A tenth of the agents, and half of the watchers, lose their connections again and again.
-    let proxy = FaultProxy::before(server.address()).await;
+    let proxy = FaultProxy::start(server.address()).await;
     let direct = RegistryClient::new(server.url()).unwrap();
     let cut = RegistryClient::new(format!("http://{}", proxy.address())).unwrap();
     let mut live = Vec::new();

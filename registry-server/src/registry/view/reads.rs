@@ -3,6 +3,7 @@
 use registry_sdk::contract::{
     AgentHealth, AgentStatus, HealthStatus, RegistryStats, UnhealthyReason, heartbeat_timeout,
 };
+use registry_sdk::search::Rank;
 
 use super::View;
 use super::held::{Held, Moment, Standing};

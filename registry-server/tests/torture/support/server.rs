@@ -53,7 +53,7 @@ impl Server {
         let client = self.client();
         let ended = |server: &mut Self| server.process.as_mut().and_then(|child| child.try_wait().unwrap());
         let mut waited = Duration::ZERO;
-        while client.server_health().await.is_err() {
+        while client.get_server_health().await.is_err() {
             if let Some(status) = ended(self) {
                 panic!("the server ended with {status}: {}", self.log());
             }
