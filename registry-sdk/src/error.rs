@@ -8,7 +8,7 @@ use crate::contract::{FieldError, Owner, ValidationError};
 /// Shared, so that an error can be given to all who waited for the same answer.
 type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
-/// SkipReason an operation failed.
+/// Why an operation failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -59,7 +59,7 @@ pub struct Alert {
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), registry_sdk::Error> {
 /// use std::time::Duration;
-/// use registry_sdk::{RegistryClient, AlertRule, StatsMonitor};
+/// use registry_sdk::{AlertRule, RegistryClient, StatsMonitor};
 ///
 /// let client = RegistryClient::new("http://127.0.0.1:8009")?;
 /// let monitor = StatsMonitor::builder(client)
@@ -276,20 +276,20 @@ impl MonitorTask {
     /// Counts a finding, and reports it once it was the same often enough.
     fn apply(&mut self, index: usize, finding: &Result<String, String>, stats: Option<RegistryStats>) {
         let (raise_after, clear_after) = (self.raise_after, self.clear_after);
-        let Some((rule, state)) = self.rules.get_mut(index) else { return };
-        let was_broken = state.broken_since.is_some();
+        let Some((rule, progress)) = self.rules.get_mut(index) else { return };
+        let was_broken = progress.broken_since.is_some();
         if finding.is_err() == was_broken {
-            state.contrary_rounds = 0;
+            progress.contrary_rounds = 0;
             return;
         }
-        state.contrary_rounds += 1;
-        if state.contrary_rounds < if was_broken { clear_after } else { raise_after } {
+        progress.contrary_rounds += 1;
+        if progress.contrary_rounds < if was_broken { clear_after } else { raise_after } {
             return;
         }
-        state.contrary_rounds = 0;
+        progress.contrary_rounds = 0;
         let now = SystemTime::now();
-        let started_at = state.broken_since.unwrap_or(now);
-        state.broken_since = if was_broken { None } else { Some(now) };
+        let started_at = progress.broken_since.unwrap_or(now);
+        progress.broken_since = if was_broken { None } else { Some(now) };
         let (Ok(detail) | Err(detail)) = finding;
         let (rule, detail) = (rule.clone(), detail.clone());
         self.report(&Alert { rule, started_at, cleared_at: was_broken.then_some(now), detail, stats });

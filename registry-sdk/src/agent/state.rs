@@ -40,7 +40,7 @@ pub enum AgentState {
         since: Instant,
         /// Number of attempts that have failed since then.
         attempts: u32,
-        /// SkipReason the last one failed.
+        /// Why the last one failed.
         last_error: Arc<Error>,
     },
     /// Another process owns the agent's id. No heartbeats are sent. What happens next is the choice of

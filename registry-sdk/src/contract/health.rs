@@ -20,7 +20,7 @@ pub enum HealthStatus {
     Unhealthy,
 }
 
-/// SkipReason an agent is unhealthy.
+/// Why an agent is unhealthy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
@@ -145,7 +145,7 @@ pub struct AgentHealth {
     #[serde(default, rename = "heartbeat_timeout_seconds", with = "optional_seconds")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
     pub heartbeat_timeout: Option<Duration>,
-    /// SkipReason it is unhealthy, where it is.
+    /// Why it is unhealthy, where it is.
     #[serde(default)]
     pub reason: Option<UnhealthyReason>,
     /// The last probe, where the registry probes.

@@ -94,12 +94,12 @@ pub enum SafeSearch {
     AllActive {
         /// The agents, by id.
         agents: Cached<Page>,
-        /// SkipReason it came to that.
+        /// Why it came to that.
         reason: FallbackReason,
     },
 }
 
-/// SkipReason a search fell back to everyone.
+/// Why a search fell back to everyone.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum FallbackReason {

@@ -59,19 +59,19 @@ pub enum TaskError<E> {
     Permanent(E),
 }
 
-/// SkipReason a task was not done.
+/// Why a task was not done.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DelegateError<E> {
     /// No agent could be chosen, or none is left after those that failed.
     #[error("no agent is there to do it; {} failed at it", failed.len())]
     NoAgent {
-        /// SkipReason none was chosen.
+        /// Why none was selected.
         #[source]
         source: SelectError,
         /// Who got the task, and failed.
         failed: Vec<String>,
-        /// SkipReason the last of those failed.
+        /// Why the last of those failed.
         last: Option<E>,
     },
     /// As many agents as were allowed got the task, and failed.
@@ -79,7 +79,7 @@ pub enum DelegateError<E> {
     Failed {
         /// Who got the task.
         failed: Vec<String>,
-        /// SkipReason the last of those failed.
+        /// Why the last of those failed.
         last: E,
     },
     /// The task cannot be done.
@@ -87,7 +87,7 @@ pub enum DelegateError<E> {
     Permanent {
         /// Who says so.
         agent_id: String,
-        /// SkipReason.
+        /// The reason.
         error: E,
     },
     /// It was not done in time.
@@ -100,7 +100,7 @@ pub enum DelegateError<E> {
     },
 }
 
-/// SkipReason a task that was sent over HTTP failed.
+/// Why a task that was sent over HTTP failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HttpTaskError {
@@ -229,7 +229,7 @@ impl Delegation<'_> {
         let mut begun = 0;
         let mut hedge_at = None;
         let mut last = None;
-        // SkipReason no further agent can be chosen.
+        // Why no further agent can be chosen.
         let mut nobody = None;
         loop {
             let may_begin = selecting.is_none() && nobody.is_none() && begun < attempts;

@@ -1,4 +1,4 @@
-//! A snapshot of the registry that a watch keeps: discovery without a request.
+//! A directory: a snapshot of the registry that a watch keeps up to date.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -45,7 +45,7 @@ pub struct Directory {
     _stop: Arc<DropGuard>,
 }
 
-/// How the snapshot stands.
+/// State of the snapshot.
 #[derive(Clone, Debug)]
 enum State {
     /// There is none yet.
@@ -100,7 +100,7 @@ impl Directory {
         }
     }
 
-    /// How much the snapshot can be relied on; `None` where there is none yet.
+    /// How fresh the snapshot is; `None` if there is none yet.
     #[must_use]
     pub fn freshness(&self) -> Option<Freshness> {
         match &*self.state.borrow() {
@@ -161,7 +161,7 @@ impl Directory {
     }
 }
 
-/// Keeps the snapshot until it is cancelled, or the watch has ended.
+/// Keeps the snapshot up to date until it is cancelled or the watch has ended.
 async fn follow(client: RegistryClient, snapshot: Arc<RwLock<Snapshot>>, states: watch::Sender<State>) {
     let mut watch = client.watch();
     let mut last_error = None;

@@ -1,4 +1,4 @@
-//! Answers that are cached, of one kind of question.
+//! A cache of responses to one kind of query.
 
 use std::hash::Hash;
 use std::ops::Deref;
@@ -12,13 +12,13 @@ use tokio::time::Instant;
 use super::freshness::Freshness;
 use crate::error::Error;
 
-/// An answer, and whether it is the registry's present one. Reads like the answer itself.
+/// A response, and how fresh it is. Dereferences to the response itself.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Cached<T> {
-    /// The answer, shared with the cache.
+    /// The response, shared with the cache.
     pub value: Arc<T>,
-    /// How much it can be relied on.
+    /// How fresh it is.
     pub freshness: Freshness,
 }
 
@@ -36,88 +36,88 @@ impl<T> Deref for Cached<T> {
     }
 }
 
-/// How long answers are used.
+/// How long responses are used.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lifetimes {
-    /// Without refresh again.
+    /// Without asking the registry again.
     pub(super) ttl: Duration,
-    /// Where refresh again fails.
+    /// If asking again fails.
     pub(super) stale_if_error: Duration,
 }
 
-/// The answers to one kind of question. Clones share them.
+/// Responses to one kind of query. Clones share them.
 #[derive(Debug)]
 pub(super) struct ResponseCache<K, T> {
-    slots: Arc<Cache<K, Arc<Slot<T>>>>,
+    entries: Arc<Cache<K, Arc<Entry<T>>>>,
     lifetimes: Lifetimes,
 }
 
 impl<K, T> Clone for ResponseCache<K, T> {
     fn clone(&self) -> Self {
-        Self { slots: self.slots.clone(), lifetimes: self.lifetimes }
+        Self { entries: self.entries.clone(), lifetimes: self.lifetimes }
     }
 }
 
-/// The answer to one question.
+/// The entry of one query.
 #[derive(Debug)]
-struct Slot<T> {
-    /// `None` until somebody has completed to the end.
+struct Entry<T> {
+    /// `None` until the first request has completed.
     last: Mutex<Option<LastOutcome<T>>>,
-    /// Held by the one who asks, while the others wait.
+    /// Held by the caller whose request is under way; the others wait for it.
     refresh: tokio::sync::Mutex<()>,
-    /// How often the registry has been completed to the end.
+    /// Number of completed requests.
     completed: AtomicU64,
 }
 
-/// What came of refresh.
+/// Outcome of the last request.
 #[derive(Debug)]
 enum LastOutcome<T> {
     /// The registry answered.
     Answered(Arc<T>, Instant),
-    /// It failed: why, when, and what it had answered before that still counts.
+    /// The request failed: why, when, and the last good response with its time.
     Failed(Error, Instant, Option<(Arc<T>, Instant)>),
 }
 
 impl<K: Hash + Eq + Clone, T> ResponseCache<K, T> {
     pub(super) fn new(capacity: usize, lifetimes: Lifetimes) -> Self {
-        Self { slots: Arc::new(Cache::new(capacity)), lifetimes }
+        Self { entries: Arc::new(Cache::new(capacity)), lifetimes }
     }
 
-    /// The answer to a question: from the shelf while it is fresh, else from `fetch`, which runs once however
-    /// many callers wait. Where it fails, the last good answer, up to its time.
+    /// The response to a query: from the cache while it is fresh, else from `fetch`, which runs once however many callers
+    /// wait. If it fails, the last good response, up to its maximum age.
     ///
-    /// May be cancelled: where the one who asks goes away, one of those who wait asks instead.
+    /// Cancel safe: if the caller that fetches goes away, one of those that wait fetches instead.
     pub(super) async fn get<F>(&self, key: &K, fetch: impl FnOnce() -> F) -> Result<Cached<T>, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let slot = self.slot(key);
-        let completed_before = slot.completed.load(Ordering::Acquire);
-        if let Some(cached) = slot.last().as_ref().and_then(|last| last.usable_now(&self.lifetimes)) {
+        let entry = self.entry(key);
+        let completed_before = entry.completed.load(Ordering::Acquire);
+        if let Some(cached) = entry.last().as_ref().and_then(|last| last.usable_now(&self.lifetimes)) {
             return Ok(cached);
         }
-        let _refresh = slot.refresh.lock().await;
-        // Somebody else may have completed meanwhile: then that is the answer, also where it failed.
-        if slot.completed.load(Ordering::Acquire) > completed_before
-            && let Some(last) = &*slot.last()
+        let _refresh = entry.refresh.lock().await;
+        // Another caller may have completed a request meanwhile: its outcome counts, even a failure.
+        if entry.completed.load(Ordering::Acquire) > completed_before
+            && let Some(last) = &*entry.last()
         {
             return last.to_result(&self.lifetimes);
         }
         let outcome = fetch().await;
-        let mut last = slot.last();
+        let mut last = entry.last();
         let next = LastOutcome::new(outcome, last.take());
-        slot.completed.fetch_add(1, Ordering::AcqRel);
+        entry.completed.fetch_add(1, Ordering::AcqRel);
         last.insert(next).to_result(&self.lifetimes)
     }
 
-    fn slot(&self, key: &K) -> Arc<Slot<T>> {
-        let new = || Ok::<_, std::convert::Infallible>(Arc::new(Slot::default()));
-        let Ok(slot) = self.slots.get_or_insert_with(key, new);
-        slot
+    fn entry(&self, key: &K) -> Arc<Entry<T>> {
+        let new = || Ok::<_, std::convert::Infallible>(Arc::new(Entry::default()));
+        let Ok(entry) = self.entries.get_or_insert_with(key, new);
+        entry
     }
 }
 
-impl<T> Default for Slot<T> {
+impl<T> Default for Entry<T> {
     fn default() -> Self {
         Self {
             last: Mutex::default(),
@@ -127,21 +127,21 @@ impl<T> Default for Slot<T> {
     }
 }
 
-impl<T> Slot<T> {
+impl<T> Entry<T> {
     fn last(&self) -> MutexGuard<'_, Option<LastOutcome<T>>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<T> LastOutcome<T> {
-    /// What can be said without refresh. After a failure the last good answer is as good as a fresh one for the
-    /// same time, so that callers need not wait for the registry to fail each time.
+    /// What can be returned without a request. After a failure the last good response counts as fresh for the same time, so
+    /// that callers need not wait for the registry to fail each time.
     fn usable_now(&self, lifetimes: &Lifetimes) -> Option<Cached<T>> {
         let (Self::Answered(_, at) | Self::Failed(_, at, _)) = self;
         if at.elapsed() < lifetimes.ttl { self.to_result(lifetimes).ok() } else { None }
     }
 
-    /// What those are to_result who waited for it, however short the time is that it counts as fresh.
+    /// The result for callers that waited for this outcome, however short its time to live is.
     fn to_result(&self, lifetimes: &Lifetimes) -> Result<Cached<T>, Error> {
         match self {
             Self::Answered(value, _) => Ok(Cached { value: value.clone(), freshness: Freshness::Fresh }),
@@ -157,7 +157,7 @@ impl<T> LastOutcome<T> {
         let now = Instant::now();
         match (outcome, before) {
             (Ok(value), _) => Self::Answered(Arc::new(value), now),
-            // A registry that answers "no" is not away: what it said before counts no longer.
+            // A registry that refuses is not away: its earlier response no longer counts.
             (Err(error), _) if !error.is_endpoint_failure() => Self::Failed(error, now, None),
             (Err(error), Some(Self::Answered(value, at))) => Self::Failed(error, now, Some((value, at))),
             (Err(error), Some(Self::Failed(_, _, before))) => Self::Failed(error, now, before),

@@ -56,7 +56,7 @@ impl RequestLog {
     }
 }
 
-/// One agent in the state.
+/// One agent.
 #[derive(Clone, Debug)]
 struct Entry {
     registration: Registration,
@@ -94,7 +94,7 @@ impl Entry {
     }
 }
 
-/// SkipReason the state refuses.
+/// Why a request is refused.
 pub(super) enum Refusal {
     Unknown,
     /// Another process owns the id.

@@ -55,7 +55,7 @@ pub(super) async fn run(client: RegistryClient, events: mpsc::Sender<WatchEvent>
     }
 }
 
-/// SkipReason a connection is not followed any more.
+/// Why a connection is not followed any more.
 enum Disconnect {
     /// It was closed, or said nothing for too long.
     Lost,
