@@ -46,7 +46,7 @@ fn searching(bench: &mut Criterion) {
     let mut index = SearchIndex::default();
     let slots: Vec<u32> = (0..AGENTS).map(|agent| index.insert(&capabilities(agent))).collect();
     bench.bench_function("find 100 of 10,000 agents", |b| {
-        b.iter(|| index.search(black_box("security")).len())
+        b.iter(|| index.search(black_box("security")).len());
     });
     bench.bench_function("find 100 of 10,000 agents by two terms", |b| {
         b.iter(|| index.search(black_box("code security")).len());

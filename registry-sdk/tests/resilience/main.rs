@@ -37,3 +37,4 @@ mod shutdown;
 mod support;
 #[cfg(feature = "testing")]
 mod watch;
+mod wiremock_server;
