@@ -1,4 +1,4 @@
-//! One function a command.
+//! The commands.
 
 use std::io::Read;
 use std::path::Path;
@@ -9,16 +9,16 @@ use registry_sdk::{Error, ListQuery, RegistryClient, RetryPolicy, SearchQuery, W
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::output::Output;
-use crate::{Answer, Command, Failure};
+use crate::{Command, Failure, Outcome};
 
-/// How often it is looked for an agent that is waited for.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often `wait` searches.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(
     command: Command,
     client: &RegistryClient,
     output: &Output,
-) -> Result<Answer, Failure> {
+) -> Result<Outcome, Failure> {
     match command {
         Command::Agents { status } => {
             let query = ListQuery { status, ..ListQuery::all() };
@@ -30,12 +30,12 @@ pub(crate) async fn run(
             query.limit = limit;
             let found = client.search_capabilities(query).await?;
             output.matches(&found)?;
-            return Ok(if found.is_empty() { Answer::No } else { Answer::Yes });
+            return Ok(if found.is_empty() { Outcome::Negative } else { Outcome::Positive });
         }
         Command::Health { id } => {
             let health = client.check_health(&id).await?;
             output.health(&health)?;
-            return Ok(if health.is_healthy() { Answer::Yes } else { Answer::No });
+            return Ok(if health.is_healthy() { Outcome::Positive } else { Outcome::Negative });
         }
         Command::Ping => output.server(&client.get_server_health().await?)?,
         Command::Stats => output.stats(&client.get_stats().await?)?,
@@ -49,17 +49,17 @@ pub(crate) async fn run(
         Command::Wait { capability, timeout } => {
             let Some(found) = wait(client, &capability.join(" "), timeout).await? else {
                 output.note(&format!("no healthy agent can do that after {timeout:?}"))?;
-                return Ok(Answer::No);
+                return Ok(Outcome::Negative);
             };
             output.matches(&[found])?;
         }
-        // Needs no registry, and was answered before.
+        // Handled before, since it needs no registry.
         Command::Completions { .. } => {}
     }
-    Ok(Answer::Yes)
+    Ok(Outcome::Positive)
 }
 
-async fn watch(client: &RegistryClient, output: &Output) -> Result<Answer, Failure> {
+async fn watch(client: &RegistryClient, output: &Output) -> Result<Outcome, Failure> {
     let mut watch = client.watch();
     let mut last = None;
     while let Some(event) = watch.next().await {
@@ -68,7 +68,7 @@ async fn watch(client: &RegistryClient, output: &Output) -> Result<Answer, Failu
             last = Some(error);
         }
     }
-    // It only ends where no further attempt would help, and says why before.
+    // It only ends if no further attempt would help, and reports why before.
     Err(last.unwrap_or_else(|| Error::Config("the watch has ended".to_owned())).into())
 }
 
@@ -89,7 +89,7 @@ fn read(file: &Path) -> Result<Registration, Failure> {
     })
 }
 
-/// The best healthy agent, as soon as there is one. A registry that is not there yet is waited for as well.
+/// Waits for a healthy agent, and for the registry itself if it is not reachable yet. Returns the best match.
 async fn wait(client: &RegistryClient, q: &str, limit: Duration) -> Result<Option<CapabilityMatch>, Error> {
     let deadline = Instant::now() + limit;
     let client = client.with_retry(RetryPolicy::none());
@@ -109,6 +109,6 @@ async fn wait(client: &RegistryClient, q: &str, limit: Duration) -> Result<Optio
         if Instant::now() >= deadline {
             return Ok(None);
         }
-        sleep(LOOK_EVERY.min(deadline - Instant::now())).await;
+        sleep(POLL_INTERVAL.min(deadline - Instant::now())).await;
     }
 }

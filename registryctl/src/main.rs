@@ -120,18 +120,19 @@ enum Command {
     },
 }
 
-/// How it ended, where nothing failed.
+/// How a command ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    Yes,
-    No,
+pub(crate) enum Outcome {
+    Positive,
+    /// Not found, not healthy, or not in time.
+    Negative,
 }
 
 /// What went wrong.
 #[derive(Debug)]
 pub(crate) enum Failure {
     Registry(Error),
-    /// A file that cannot be read, or is not what it should be.
+    /// A file that cannot be read or is invalid.
     Input(String),
     Output(io::Error),
 }
@@ -152,16 +153,16 @@ impl From<io::Error> for Failure {
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(arguments).await {
-        Ok(Answer::Yes) => ExitCode::SUCCESS,
-        Ok(Answer::No) => ExitCode::from(3),
+        Ok(Outcome::Positive) => ExitCode::SUCCESS,
+        Ok(Outcome::Negative) => ExitCode::from(3),
         Err(failure) => explain(&failure),
     }
 }
 
-async fn run(arguments: Arguments) -> Result<Answer, Failure> {
+async fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     if let Command::Completions { shell } = arguments.command {
         clap_complete::generate(shell, &mut Arguments::command(), "registryctl", &mut io::stdout());
-        return Ok(Answer::Yes);
+        return Ok(Outcome::Positive);
     }
     let mut builder = RegistryClient::builder(&arguments.registry_url);
     if let Some(token) = arguments.token.as_deref() {
@@ -182,10 +183,10 @@ async fn run(arguments: Arguments) -> Result<Answer, Failure> {
     commands::run(arguments.command, &client, &output).await
 }
 
-/// Says what went wrong, on standard error, and what that makes of the exit code.
+/// Prints what went wrong to standard error. Returns the exit code.
 fn explain(failure: &Failure) -> ExitCode {
     let (text, code) = match failure {
-        // Whoever read it has read enough.
+        // The reader, such as `head`, has read enough.
         Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
         Failure::Output(error) => (format!("cannot print: {error}"), 1),
         Failure::Input(text) => (text.clone(), 1),

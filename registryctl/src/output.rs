@@ -1,4 +1,4 @@
-//! What is printed: tables for people, JSON for programs.
+//! Output: tables for people, JSON for programs.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, SystemTime};
@@ -12,7 +12,7 @@ use registry_sdk::contract::{
 use serde::Serialize;
 use serde_json::json;
 
-/// How to print.
+/// Prints results.
 #[derive(Debug)]
 pub(crate) struct Output {
     json: bool,
@@ -31,16 +31,16 @@ impl Output {
         if self.json {
             return print_json(agents);
         }
-        let mut table = self.table(["ID", "NAME", "STATUS", "LAST HEARD", "CAPABILITIES", "URL"]);
+        let mut table = self.table(["ID", "NAME", "STATUS", "LAST HEARTBEAT", "CAPABILITIES", "URL"]);
         for agent in agents {
             let names: Vec<&str> = agent.capabilities.iter().map(|capability| &*capability.name).collect();
             table.add_row([
-                Cell::new(shown(&agent.agent_id)),
-                Cell::new(shown(&agent.agent_name)),
+                Cell::new(sanitized(&agent.agent_id)),
+                Cell::new(sanitized(&agent.agent_name)),
                 self.status(agent.status, agent.healthy),
                 Cell::new(ago(agent.last_heartbeat)),
-                Cell::new(shown(&names.join(", "))),
-                Cell::new(shown(&agent.base_url)),
+                Cell::new(sanitized(&names.join(", "))),
+                Cell::new(sanitized(&agent.base_url)),
             ]);
         }
         print(&table)
@@ -54,26 +54,26 @@ impl Output {
         let mut row = |name: &str, cell: Cell| {
             table.add_row([Cell::new(name), cell]);
         };
-        row("id", Cell::new(shown(&agent.agent_id)));
-        row("name", Cell::new(shown(&agent.agent_name)));
+        row("id", Cell::new(sanitized(&agent.agent_id)));
+        row("name", Cell::new(sanitized(&agent.agent_name)));
         row("status", self.status(agent.status, agent.healthy));
-        row("url", Cell::new(shown(&agent.base_url)));
-        row("last heard", Cell::new(ago(agent.last_heartbeat)));
+        row("url", Cell::new(sanitized(&agent.base_url)));
+        row("last heartbeat", Cell::new(ago(agent.last_heartbeat)));
         row("registered", Cell::new(agent.registered_at.map_or_else(String::new, |time| time.to_string())));
-        row("may be silent for", Cell::new(agent.heartbeat_timeout.map_or_else(String::new, whole_seconds)));
+        row("heartbeat timeout", Cell::new(agent.heartbeat_timeout.map_or_else(String::new, whole_seconds)));
         row("load", Cell::new(load(agent.load, agent.active_tasks)));
         for (key, value) in &agent.metadata {
-            row(&format!("metadata {}", shown(key)), Cell::new(shown(&value.to_string())));
+            row(&format!("metadata {}", sanitized(key)), Cell::new(sanitized(&value.to_string())));
         }
         for capability in &agent.capabilities {
-            let mut text = shown(&capability.name);
+            let mut text = sanitized(&capability.name);
             for more in [&capability.description, &capability.tags.join(", ")] {
                 if !more.is_empty() {
                     text.push('\n');
-                    text.push_str(&shown(more));
+                    text.push_str(&sanitized(more));
                 }
             }
-            row("can do", Cell::new(text));
+            row("capability", Cell::new(text));
         }
         print(&table)
     }
@@ -86,12 +86,12 @@ impl Output {
         for one in found {
             table.add_row([
                 Cell::new(one.score.map_or_else(String::new, |score| format!("{score:.2}"))),
-                Cell::new(shown(&one.agent_id)),
-                Cell::new(shown(&one.capability)),
+                Cell::new(sanitized(&one.agent_id)),
+                Cell::new(sanitized(&one.capability)),
                 self.status(one.status, one.healthy),
                 Cell::new(load(one.load, one.active_tasks)),
-                Cell::new(shown(one.cost_estimate.as_deref().unwrap_or_default())),
-                Cell::new(shown(&one.base_url)),
+                Cell::new(sanitized(one.cost_estimate.as_deref().unwrap_or_default())),
+                Cell::new(sanitized(&one.base_url)),
             ]);
         }
         print(&table)
@@ -103,14 +103,17 @@ impl Output {
         }
         let mut table = Self::rows();
         let status = health.agent_status.unwrap_or(AgentStatus::Offline);
-        table.add_row([Cell::new(shown(&health.agent_id)), self.status(status, Some(health.is_healthy()))]);
+        table.add_row([
+            Cell::new(sanitized(&health.agent_id)),
+            self.status(status, Some(health.is_healthy())),
+        ]);
         if let Some(reason) = health.reason.map(|reason| json!(reason)) {
-            table.add_row(["why", reason.as_str().unwrap_or_default()]);
+            table.add_row(["reason", reason.as_str().unwrap_or_default()]);
         }
-        table.add_row(["last heard", &ago(health.last_heartbeat)]);
+        table.add_row(["last heartbeat", &ago(health.last_heartbeat)]);
         if let Some(probe) = &health.probe {
-            let said = probe.detail.as_deref().unwrap_or("it answered well");
-            table.add_row(["last probe", &format!("{}: {}", ago(Some(probe.checked_at)), shown(said))]);
+            let detail = probe.detail.as_deref().unwrap_or("it answered well");
+            table.add_row(["last probe", &format!("{}: {}", ago(Some(probe.checked_at)), sanitized(detail))]);
         }
         print(&table)
     }
@@ -120,9 +123,9 @@ impl Output {
             return print_json(health);
         }
         let mut table = Self::rows();
-        table.add_row(["version", &shown(&health.version)]);
-        table.add_row(["store", &shown(&health.store)]);
-        table.add_row(["up", &health.uptime.map_or_else(String::new, whole_seconds)]);
+        table.add_row(["version", &sanitized(&health.version)]);
+        table.add_row(["store", &sanitized(&health.store)]);
+        table.add_row(["uptime", &health.uptime.map_or_else(String::new, whole_seconds)]);
         print(&table)
     }
 
@@ -136,16 +139,16 @@ impl Output {
             ("active", stats.active_agents),
             ("busy", stats.busy_agents),
             ("offline", stats.offline_agents),
-            ("of those fell silent", stats.stale_agents),
+            ("stale", stats.stale_agents),
             ("capabilities", stats.total_capabilities),
-            ("distinct", stats.distinct_capabilities),
+            ("distinct capabilities", stats.distinct_capabilities),
         ] {
             table.add_row([name.to_owned(), count.to_string()]);
         }
         print(&table)
     }
 
-    /// One line an event.
+    /// Prints an event on one line.
     pub(crate) fn event(&self, event: &WatchEvent) -> io::Result<()> {
         let (kind, agent, text) = match event {
             WatchEvent::Listed(agents) => ("listed", None, format!("{} agents", agents.len())),
@@ -169,10 +172,10 @@ impl Output {
         } else {
             let now = Timestamp::from(SystemTime::now());
             let about = agent.map_or_else(
-                || shown(&text),
+                || sanitized(&text),
                 |agent| {
-                    let ill = if agent.healthy == Some(false) { ", unhealthy" } else { "" };
-                    format!("{} ({}{ill})", shown(&agent.agent_id), agent.status)
+                    let suffix = if agent.healthy == Some(false) { ", unhealthy" } else { "" };
+                    format!("{} ({}{suffix})", sanitized(&agent.agent_id), agent.status)
                 },
             );
             writeln!(out, "{now}  {kind:<14}  {about}")?;
@@ -180,20 +183,20 @@ impl Output {
         out.flush()
     }
 
-    /// That something was done, for people; programs have the exit code.
+    /// Prints a confirmation, for people; programs have the exit code.
     pub(crate) fn done(&self, text: &str) -> io::Result<()> {
         if self.json { Ok(()) } else { writeln!(io::stdout(), "{text}") }
     }
 
-    /// Something beside the answer, on standard error.
+    /// Prints a remark to standard error.
     pub(crate) fn note(&self, text: &str) -> io::Result<()> {
         if self.json { Ok(()) } else { writeln!(io::stderr(), "{text}") }
     }
 
     fn status(&self, status: AgentStatus, healthy: Option<bool>) -> Cell {
-        let is_ill = healthy == Some(false) && status != AgentStatus::Offline;
-        let text = if is_ill { format!("{status}, unhealthy") } else { status.to_string() };
-        let colour = match (status, is_ill) {
+        let is_unhealthy = healthy == Some(false) && status != AgentStatus::Offline;
+        let text = if is_unhealthy { format!("{status}, unhealthy") } else { status.to_string() };
+        let colour = match (status, is_unhealthy) {
             (AgentStatus::Active, false) => Color::Green,
             (AgentStatus::Busy, false) => Color::Yellow,
             _ => Color::Red,
@@ -232,8 +235,8 @@ fn print_json<T: Serialize + ?Sized>(value: &T) -> io::Result<()> {
     writeln!(out)
 }
 
-/// A text of an agent's, fit for a terminal: without the control characters that could move the cursor or worse.
-fn shown(text: &str) -> String {
+/// An agent's text without control characters, which could move the cursor or worse.
+fn sanitized(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
 }
 
