@@ -8,6 +8,7 @@ mod agent_life;
 mod api_description;
 mod credentials;
 mod deadlines;
+mod described_errors;
 mod encryption;
 mod errors;
 mod event_stream;

@@ -24,8 +24,11 @@ def filter_query(context, query):
 @schemathesis.hook
 def filter_case(context, case):
     """Names are distinct within an agent; metadata has no NUL in any depth, and up to 16 KiB. An age and an end are those of
-    an instance, and a process that was shut down is offline."""
+    an instance, and a process that was shut down is offline. A heartbeat's body may be left out, and `null` counts as left
+    out: saying so in the schema would make generated clients send a body that they do not have."""
     body = case.body
+    if body is None and case.path.endswith("/heartbeat"):
+        return False
     if isinstance(body, dict) and body.get("instance_id") is None:
         if body.get("instance_age_seconds") is not None or body.get("final"):
             return False

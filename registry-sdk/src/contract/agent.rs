@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::time::{Timestamp, optional_seconds};
 
-/// Whether an agent takes work. In the order in which a search prefers them.
+/// Whether an agent takes work, in the order that a search prefers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
@@ -20,9 +20,9 @@ pub enum AgentStatus {
     /// Alive and free to take work.
     #[default]
     Active,
-    /// Alive, and at work already.
+    /// Alive, and already working.
     Busy,
-    /// Not to be given work: it said so, or it missed its deadline.
+    /// Takes no work: it said so, or it missed its deadline.
     Offline,
 }
 
@@ -76,18 +76,18 @@ impl FromStr for AgentStatus {
 #[serde(remote = "Self")]
 #[non_exhaustive]
 pub struct Capability {
-    /// What it is found by; distinct within one agent, 1 to 128 characters.
+    /// The name that the capability is found by: distinct within one agent, 1 to 128 characters.
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 128, pattern = "^[^\\u0000]*$"))]
     pub name: String,
-    /// For people, and searched as well; up to 1,024 characters.
+    /// A description for people, which is searched as well: up to 1,024 characters.
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, max_length = 1024, pattern = "^[^\\u0000]*$"))]
     pub description: String,
-    /// What a task costs, in the agent's own words; up to 128 characters.
+    /// The cost of a task, in the agent's own words: up to 128 characters.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(max_length = 128, pattern = "^[^\\u0000]*$"))]
     pub cost_estimate: Option<String>,
-    /// Words it is found by as well: up to 32, each 1 to 64 characters.
+    /// Words that the capability is found by as well: up to 32, each 1 to 64 characters.
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Tag>>, max_items = 32))]
     pub tags: Vec<String>,
@@ -150,66 +150,112 @@ impl Serialize for Capability {
 /// A tag, for the description of the API alone.
 #[cfg(feature = "openapi")]
 #[derive(utoipa::ToSchema)]
-#[schema(min_length = 1, max_length = 64, pattern = "^[^\\u0000]*$")]
+#[schema(
+    description = "A word that a capability is found by.",
+    min_length = 1,
+    max_length = 64,
+    pattern = "^[^\\u0000]*$"
+)]
 #[expect(dead_code, reason = "it is never made: tags are strings")]
 struct Tag(String);
 
-/// What a registry knows of an agent.
+/// Metadata, for the description of the API alone: generated clients then have one type for it, with a name.
+#[cfg(feature = "openapi")]
+#[derive(utoipa::ToSchema)]
+#[schema(description = "Whatever else others should know about the agent.", value_type = Object)]
+#[expect(dead_code, reason = "it is never made: metadata is a map")]
+pub(super) struct Metadata(Map<String, Value>);
+
+/// A capability in an answer, for the description of the API alone: a registration may leave fields out, an answer has
+/// all of them.
+#[cfg(feature = "openapi")]
+#[derive(utoipa::ToSchema)]
+#[schema(description = "A capability of a registered agent.")]
+#[expect(dead_code, reason = "it is never made: answers have `Capability`")]
+struct RegisteredCapability {
+    /// The name that the capability is found by, distinct within one agent.
+    name: String,
+    /// A description for people, which is searched as well.
+    description: String,
+    /// The cost of a task, in the agent's own words.
+    #[schema(required)]
+    cost_estimate: Option<String>,
+    /// Words that the capability is found by as well.
+    tags: Vec<String>,
+}
+
+/// Everything that the registry knows about one agent.
+///
+/// A field that the server did not send is `None`, or its type's default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(description = "Everything that the registry knows about one agent.")
+)]
 #[non_exhaustive]
 pub struct AgentRecord {
-    /// Who it is.
+    /// The agent's id.
     pub agent_id: String,
-    /// Its name, for people.
+    /// The agent's name, for people.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub agent_name: String,
-    /// Where it answers.
+    /// The URL at which the agent answers.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub base_url: String,
-    /// What it can do.
+    /// What the agent can do.
     #[serde(default, deserialize_with = "null_is_default")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<RegisteredCapability>, required))]
     pub capabilities: Vec<Capability>,
-    /// Its status at the moment of the answer: past its deadline it is `offline`.
+    /// The status at the time of the answer; `offline` past the agent's deadline.
     pub status: AgentStatus,
-    /// Whatever it said of itself.
+    /// Whatever else the agent registered.
     #[serde(default, deserialize_with = "null_is_default")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Metadata, required))]
     pub metadata: Map<String, Value>,
-    /// How often it means to send a heartbeat, where it said so.
+    /// The interval at which the agent intends to send heartbeats, if it declared one.
     #[serde(default, rename = "heartbeat_interval_seconds", with = "optional_seconds")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>, required))]
     pub heartbeat_interval: Option<Duration>,
-    /// Which process registered it last, where it said so.
+    /// The process that registered the agent last, if it named itself.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub instance_id: Option<String>,
-    /// When it first registered. `None` from a server that does not say.
+    /// When the agent first registered.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Timestamp, required))]
     pub registered_at: Option<Timestamp>,
-    /// When it was last heard of. `None` from a server that does not say.
+    /// When the agent was last heard from.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Timestamp, required))]
     pub last_heartbeat: Option<Timestamp>,
-    /// How long after its last heartbeat it counts as offline. `None` from a server that does not say.
+    /// How long after its last heartbeat the agent counts as offline.
     #[serde(default, rename = "heartbeat_timeout_seconds", with = "optional_seconds")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = f64, required))]
     pub heartbeat_timeout: Option<Duration>,
-    /// How much of its capacity is in use, from 0 to 1, as its last heartbeats said. `None` where they did not, or
-    /// not since the server started.
+    /// The part of the agent's capacity in use, from 0 to 1, if a heartbeat has reported it since the server started.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 1, required))]
     pub load: Option<f64>,
-    /// How many tasks it is at, as its last heartbeats said.
+    /// The number of tasks that the agent works on, if a heartbeat has reported it since the server started.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(format = Int64, minimum = 0, maximum = 4_294_967_295_u32, required))]
     pub active_tasks: Option<u32>,
-    /// What a health check would have said at that moment. `None` from a server that does not say.
+    /// Whether a health check would have called the agent healthy at that time.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = bool, required))]
     pub healthy: Option<bool>,
-    /// The number of the registry's change that this agent's last one was; plain heartbeats are none. Of two
-    /// records of an agent the one with the greater number is the later. `None` from a server that does not say.
+    /// The revision of the agent's last change; plain heartbeats do not count. Of two records of an agent, the one with
+    /// the greater revision is the later.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = u64, required))]
     pub revision: Option<u64>,
-    /// An opaque tag of what the agent registered, which heartbeats are answered with as well: as long as it is the same, the
-    /// registry has the same registration. `None` from a server that does not say.
+    /// An opaque tag of the registration, also sent in the answer to a heartbeat. As long as it stays the same, the
+    /// registry has the same registration.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, required))]
     pub registration_tag: Option<String>,
 }
 

@@ -5,47 +5,62 @@ use serde::{Deserialize, Serialize};
 use super::agent::{AgentRecord, AgentStatus, Capability, null_is_default};
 use super::time::Timestamp;
 
-/// An agent that can do what was asked for, by its best capability.
+/// An agent that matches a search, with its best capability.
+///
+/// A field that the server did not send is `None`, or its type's default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(description = "An agent that matches a search, with its best capability.")
+)]
 #[non_exhaustive]
 pub struct CapabilityMatch {
-    /// Who it is.
+    /// The agent's id.
     pub agent_id: String,
-    /// Its name, for people.
+    /// The agent's name, for people.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub agent_name: String,
-    /// Where it answers.
+    /// The URL at which the agent answers.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub base_url: String,
-    /// Its status at the moment of the answer.
+    /// The agent's status at the time of the answer.
     pub status: AgentStatus,
-    /// When it was last heard of.
+    /// When the agent was last heard from.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Timestamp, required))]
     pub last_heartbeat: Option<Timestamp>,
     /// The name of the capability that matched.
     pub capability: String,
-    /// Its description.
+    /// The capability's description.
     #[serde(default, deserialize_with = "null_is_default")]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub description: String,
-    /// What a task costs, in the agent's own words.
+    /// The cost of a task, in the agent's own words.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub cost_estimate: Option<String>,
-    /// Its tags.
+    /// The capability's tags.
     #[serde(default, deserialize_with = "null_is_default")]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub tags: Vec<String>,
-    /// How well it matched: above 0, and 1 where the whole name was asked for. `None` from a server that
-    /// does not rank.
+    /// How well the capability matches: above 0, and 1 if the query is its whole name.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = f64, required))]
     pub score: Option<f64>,
-    /// What a health check would have said at that moment. `None` from a server that does not say.
+    /// Whether a health check would have called the agent healthy at that time.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = bool, required))]
     pub healthy: Option<bool>,
-    /// How much of its capacity is in use, from 0 to 1, as its last heartbeats said.
+    /// The part of the agent's capacity in use, from 0 to 1, if a heartbeat has reported it since the server started.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 1, required))]
     pub load: Option<f64>,
-    /// How many tasks it is at, as its last heartbeats said.
+    /// The number of tasks that the agent works on, if a heartbeat has reported it since the server started.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(format = Int64, minimum = 0, maximum = 4_294_967_295_u32, required))]
     pub active_tasks: Option<u32>,
 }
 

@@ -8,19 +8,19 @@ use url::Url;
 use super::agent::AgentStatus;
 use super::time::{Timestamp, optional_seconds, seconds};
 
-/// Whether an agent, or the registry, can be relied on now.
+/// The health of an agent or of the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum HealthStatus {
-    /// It can.
+    /// Can be relied on now.
     Healthy,
-    /// It cannot.
+    /// Cannot be relied on now.
     Unhealthy,
 }
 
-/// Why an agent is unhealthy.
+/// The reason why an agent is unhealthy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
@@ -34,21 +34,22 @@ pub enum UnhealthyReason {
     ProbeFailed,
 }
 
-/// What the agent's own `GET {base_url}/health` last answered to the registry.
+/// The result of the registry's last request to the agent's own `GET {base_url}/health`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct ProbeResult {
-    /// When it was asked.
+    /// When the agent was asked.
     pub checked_at: Timestamp,
-    /// How long the answer took.
+    /// How long the agent took to answer.
     #[serde(rename = "latency_seconds", with = "seconds")]
     #[cfg_attr(feature = "openapi", schema(value_type = f64))]
     pub latency: Duration,
-    /// Whether it answered well.
+    /// Whether the agent said that it is healthy.
     pub ok: bool,
-    /// What went wrong, where it did not.
+    /// What went wrong, if the probe failed.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub detail: Option<String>,
 }
 
@@ -122,34 +123,40 @@ impl FailedCheck {
     }
 }
 
-/// The health record of one agent.
+/// The health of one agent.
+///
+/// A field that the server did not send is `None`, or its type's default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(description = "The health of one agent."))]
 #[non_exhaustive]
 pub struct AgentHealth {
-    /// Whose health this is.
+    /// The agent's id.
     pub agent_id: String,
     /// Healthy: active or busy, inside its deadline, and not failed by a probe.
     pub status: HealthStatus,
-    /// The agent's status. `None` from a server that does not say.
+    /// The agent's status.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = AgentStatus, required))]
     pub agent_status: Option<AgentStatus>,
-    /// When it was last heard of.
+    /// When the agent was last heard from.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Timestamp, required))]
     pub last_heartbeat: Option<Timestamp>,
     /// How long ago that was, by the registry's clock.
     #[serde(default, rename = "seconds_since_heartbeat", with = "optional_seconds")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = f64, required))]
     pub since_heartbeat: Option<Duration>,
-    /// How long it may be silent.
+    /// How long after its last heartbeat the agent counts as offline.
     #[serde(default, rename = "heartbeat_timeout_seconds", with = "optional_seconds")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = f64, required))]
     pub heartbeat_timeout: Option<Duration>,
-    /// Why it is unhealthy, where it is.
+    /// Why the agent is unhealthy, if it is.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub reason: Option<UnhealthyReason>,
-    /// The last probe, where the registry probes.
+    /// The last probe, if the registry probes agents and has probed this one.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub probe: Option<ProbeResult>,
 }
 
@@ -185,13 +192,15 @@ pub struct ServerHealth {
     pub status: HealthStatus,
     /// The server's version.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub version: String,
-    /// What keeps the records: `sqlite` or `postgres`.
+    /// The kind of database: `sqlite` or `postgres`.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub store: String,
-    /// How long it has been running.
+    /// How long the server has been running.
     #[serde(default, rename = "uptime_seconds", with = "optional_seconds")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = f64, required))]
     pub uptime: Option<Duration>,
 }
 

@@ -15,21 +15,21 @@ use super::validate::is_valid_agent_id;
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct Heartbeat {
-    /// Sets the status. Without it `busy` stays `busy`, and `offline` becomes `active`.
+    /// The status from now on. Without it, `busy` stays `busy` and `offline` becomes `active`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<AgentStatus>,
-    /// Which process sends it. If another one owns the id, the heartbeat is refused with 409.
+    /// The process that sends the heartbeat. If another one owns the id, the heartbeat is refused with 409.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
         schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")
     )]
     pub instance_id: Option<String>,
-    /// How much of its capacity is in use, from 0 to 1. Without it the registry goes by what it was told before.
+    /// The part of the agent's capacity in use, from 0 to 1. Without it, the last one reported stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 1))]
     pub load: Option<f64>,
-    /// How many tasks it is at.
+    /// The number of tasks that the agent works on. Without it, the last one reported stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(format = Int64, minimum = 0, maximum = 4_294_967_295_u32))]
     pub active_tasks: Option<u32>,
@@ -87,23 +87,27 @@ impl Heartbeat {
 }
 
 /// The answer to a heartbeat.
+///
+/// A field that the server did not send is `None`, or its type's default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(description = "The answer to a heartbeat."))]
 #[non_exhaustive]
 pub struct HeartbeatAck {
-    /// Who was heard.
+    /// The agent's id.
     pub agent_id: String,
-    /// Its status from now on.
+    /// The agent's status from now on.
     pub status: AgentStatus,
-    /// When it was heard, by the registry's clock.
+    /// When the heartbeat arrived, by the registry's clock.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Timestamp, required))]
     pub last_heartbeat: Option<Timestamp>,
-    /// How long it may now be silent. `None` from a server that does not say.
+    /// How long after this heartbeat the agent counts as offline.
     #[serde(default, rename = "heartbeat_timeout_seconds", with = "optional_seconds")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = f64, required))]
     pub heartbeat_timeout: Option<Duration>,
-    /// The tag of the registration that the registry has: see [`AgentRecord::registration_tag`](super::AgentRecord).
+    /// The tag of the registration that the registry has, as in `AgentRecord`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, required))]
     pub registration_tag: Option<String>,
 }
 
@@ -130,8 +134,8 @@ impl HeartbeatAck {
 pub struct StatusUpdate {
     /// The status to set.
     pub status: AgentStatus,
-    /// Which process sets it. If another one owns the id, it is refused with 409: a process that ends must not take its
-    /// successor offline.
+    /// The process that sets the status. If another one owns the id, the update is refused with 409: a process that ends
+    /// must not take its successor offline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
@@ -139,7 +143,7 @@ pub struct StatusUpdate {
     )]
     pub instance_id: Option<String>,
     /// Whether the process was shut down. Its late requests are then refused with 409, until a process that starts later
-    /// registers with the same `instance_id`. Needs the status `offline` and an `instance_id`.
+    /// registers with the same `instance_id`. Requires the status `offline` and an `instance_id`.
     #[serde(default, rename = "final", skip_serializing_if = "std::ops::Not::not")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<bool>))]
     pub is_final: bool,

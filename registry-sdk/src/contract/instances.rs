@@ -25,11 +25,13 @@ const AHEAD: Duration = Duration::from_secs(60);
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct Owner {
-    /// Its `instance_id`. `None` if it registered without one.
+    /// The process's `instance_id`, if it registered with one.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub instance_id: Option<String>,
-    /// Where it answers.
+    /// The URL at which the process answers.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub base_url: String,
 }
 

@@ -50,21 +50,25 @@ pub struct ValidationError(pub Vec<FieldError>);
 )]
 #[non_exhaustive]
 pub struct Problem {
-    /// What kind of problem: a URI, `about:blank` where the status says it all.
+    /// The kind of problem, a URI: `about:blank` if the status says it all.
     #[serde(rename = "type", default = "about_blank")]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub kind: String,
-    /// The status in words.
+    /// The name of the status.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub title: String,
     /// The HTTP status code.
     pub status: u16,
-    /// What happened this time, and what to do.
+    /// What happened this time, and what to do about it.
     pub detail: String,
-    /// The fields that were wrong.
+    /// The invalid fields, all of them, in a 422; otherwise empty.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub errors: Vec<FieldError>,
     /// The process that owns the agent's id, in a 409.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Owner, required = false))]
     pub owner: Option<Owner>,
 }
 

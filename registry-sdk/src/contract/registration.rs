@@ -27,35 +27,35 @@ use super::time::{optional_seconds, seconds};
 #[cfg_attr(
     feature = "openapi",
     derive(utoipa::ToSchema),
-    schema(description = "What an agent says of itself.")
+    schema(description = "An agent that registers, or registers again.")
 )]
 #[non_exhaustive]
 pub struct Registration {
-    /// Who it is: 1 to 64 of `A-Z a-z 0-9 . _ -`, the first a letter or digit.
+    /// The agent's id: 1 to 64 of `A-Z a-z 0-9 . _ -`, the first a letter or digit.
     #[cfg_attr(
         feature = "openapi",
         schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")
     )]
     pub agent_id: String,
-    /// Its name, for people: 1 to 128 characters.
+    /// The agent's name, for people: 1 to 128 characters.
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 128, pattern = "^[^\\u0000]*$"))]
     pub agent_name: String,
-    /// Where it answers: an absolute `http` or `https` URL without user info, up to 256 characters.
+    /// The URL at which the agent answers: absolute, `http` or `https`, without user info, up to 256 characters.
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 256, format = "uri"))]
     pub base_url: String,
-    /// What it can do: up to 128, with distinct names.
+    /// What the agent can do: up to 128 capabilities with distinct names.
     #[cfg_attr(feature = "openapi", schema(max_items = 128))]
     pub capabilities: Vec<Capability>,
-    /// The status to begin with.
+    /// The initial status, `active` by default.
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<AgentStatus>))]
     pub status: AgentStatus,
-    /// Whatever else others should know: up to 16 KiB of JSON, nested up to 64 levels deep.
+    /// Whatever else others should know about the agent: up to 16 KiB of JSON, nested up to 64 levels deep.
     #[serde(default, deserialize_with = "null_is_default")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<super::agent::Metadata>))]
     pub metadata: Map<String, Value>,
-    /// How often it means to send a heartbeat: above 0, up to a day. The registry waits at least twice as
-    /// long before it calls the agent offline.
+    /// The interval at which the agent intends to send heartbeats: above 0, up to a day. The registry waits at least
+    /// twice as long before the agent counts as offline.
     #[serde(
         default,
         rename = "heartbeat_interval_seconds",
@@ -64,16 +64,16 @@ pub struct Registration {
     )]
     #[cfg_attr(feature = "openapi", schema(exclusive_minimum = 0, maximum = 86400, value_type = Option<f64>))]
     pub heartbeat_interval: Option<Duration>,
-    /// Which process this is, of those that may come up with one `agent_id`: 1 to 64 of the same characters.
-    /// The youngest living process owns the id; heartbeats of another instance are refused.
+    /// The process, of those that may start with the same `agent_id`: 1 to 64 of the same characters. The youngest
+    /// living process owns the id; heartbeats of another instance are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
         schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")
     )]
     pub instance_id: Option<String>,
-    /// How long ago the process started, by a monotonic clock. Needs an `instance_id`. A registration of an older process
-    /// than the living owner of the id is refused with 409; one without an age is always granted.
+    /// How long ago the process started, by a monotonic clock. Requires an `instance_id`. A registration is refused with
+    /// 409 if its process is older than the living owner of the id; one without an age is always granted.
     #[serde(
         default,
         rename = "instance_age_seconds",

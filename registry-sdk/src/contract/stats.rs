@@ -7,22 +7,35 @@ use super::agent::AgentStatus;
 /// Counts over the whole registry, at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(default)]
 #[non_exhaustive]
 pub struct RegistryStats {
     /// Agents of every status.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub total_agents: u64,
-    /// Those that take work.
+    /// Active agents.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub active_agents: u64,
-    /// Those that are at work.
+    /// Busy agents.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub busy_agents: u64,
-    /// Those that are neither.
+    /// Offline agents.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub offline_agents: u64,
-    /// Those that are offline because they missed their deadline.
+    /// Agents that are offline because they missed their deadline.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub stale_agents: u64,
     /// Capabilities of all agents together.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub total_capabilities: u64,
-    /// Distinct names among those.
+    /// Distinct names of those capabilities.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub distinct_capabilities: u64,
 }
 

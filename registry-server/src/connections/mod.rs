@@ -46,9 +46,9 @@ const REFUSAL: Duration = Duration::from_secs(2);
 
 /// What they are told.
 const REFUSED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
-    content-type: application/problem+json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 132\r\n\r\n\
+    content-type: application/problem+json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 144\r\n\r\n\
     {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
-    \"detail\":\"the server has as many connections as it may; try again\"}";
+    \"detail\":\"the server has as many connections as it may; try again\",\"errors\":[]}";
 
 /// The address of who sent a request, in its extensions.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@ use registry_sdk::contract::{AgentRecord, Heartbeat, HeartbeatAck, Registration,
 use serde_json::Value;
 
 use super::auth::Caller;
-use super::describe::{Always, BadBody, Refused, Superseded, Unknown};
+use super::describe::{Always, BadBody, Busy, Refused, Superseded, Unknown};
 use super::extract::{AgentId, JsonBody, json, malformed};
 use super::problem::ApiError;
 use crate::registry::Registry;
@@ -51,7 +51,7 @@ fn example_record() -> Value {
         "metadata": {"team": "platform"}, "heartbeat_interval_seconds": 30,
         "instance_id": "0f8fad5bd9cb469fa16570867728950e", "instance_age_seconds": 12.5})),
     responses(
-        (status = 200, body = AgentRecord, example = json!(example_record())),
+        (status = 200, description = "The agent's record.", body = AgentRecord, example = json!(example_record())),
         BadBody, Superseded, Refused, Always,
     ),
 )]
@@ -65,15 +65,16 @@ pub(super) async fn register(
     Ok(json(registry.register(registration).await?))
 }
 
-/// Says that an agent is alive, and may say its status and its load.
+/// Reports that an agent is alive, and optionally its status and load.
 ///
 /// A heartbeat makes an `offline` agent `active`; `busy` stays `busy`. The body may be empty.
 #[utoipa::path(
     post, path = "/agents/{id}/heartbeat", tag = "agents",
     params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
-    request_body(content = Option<Heartbeat>, example = json!({"status": "busy", "load": 0.5, "active_tasks": 2})),
+    request_body(content = ref("#/components/schemas/Heartbeat"), content_type = "application/json",
+        description = "May be left out.", example = json!({"status": "busy", "load": 0.5, "active_tasks": 2})),
     responses(
-        (status = 200, body = HeartbeatAck, example = json!({"agent_id": "feature-dev", "status": "busy",
+        (status = 200, description = "The heartbeat counts.", body = HeartbeatAck, example = json!({"agent_id": "feature-dev", "status": "busy",
             "last_heartbeat": "2026-11-24T09:31:00.456Z", "heartbeat_timeout_seconds": 60,
             "registration_tag": "6f3bd1a20c94e857"})),
         BadBody, Unknown, Superseded, Refused, Always,
@@ -103,11 +104,11 @@ pub(super) async fn heartbeat(
     params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
     request_body(content = StatusUpdate, example = json!({"status": "busy"})),
     responses(
-        (status = 200, body = AgentRecord, example = json!(example_record())),
+        (status = 200, description = "The agent's record.", body = AgentRecord, example = json!(example_record())),
         BadBody, Unknown, Superseded, Refused, Always,
     ),
 )]
-pub(super) async fn set_status(
+pub(super) async fn update_status(
     State(registry): State<Arc<Registry>>,
     AgentId(id): AgentId,
     caller: Caller,
@@ -118,12 +119,15 @@ pub(super) async fn set_status(
     Ok(json(registry.set_status(&id, update).await?))
 }
 
-/// The record of one agent.
+/// Returns one agent's record.
 #[utoipa::path(
     get, path = "/agents/{id}", tag = "agents", params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
-    responses((status = 200, body = AgentRecord, example = json!(example_record())), Unknown, Always),
+    responses(
+        (status = 200, description = "The agent's record.", body = AgentRecord, example = json!(example_record())),
+        Unknown, Busy, Always,
+    ),
 )]
-pub(super) async fn show(
+pub(super) async fn get_agent(
     State(registry): State<Arc<Registry>>,
     AgentId(id): AgentId,
 ) -> Result<Response, ApiError> {
@@ -133,9 +137,9 @@ pub(super) async fn show(
 /// Removes an agent.
 #[utoipa::path(
     delete, path = "/agents/{id}", tag = "agents", params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
-    responses((status = 204, description = "It is removed."), Unknown, Refused, Always),
+    responses((status = 204, description = "The agent is removed."), Unknown, Refused, Always),
 )]
-pub(super) async fn remove(
+pub(super) async fn deregister(
     State(registry): State<Arc<Registry>>,
     AgentId(id): AgentId,
     caller: Caller,

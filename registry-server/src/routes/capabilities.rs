@@ -9,7 +9,7 @@ use registry_sdk::search::terms;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::describe::{Always, BadQuery, Busy};
+use super::describe::{Always, BadParameter, Busy};
 use super::extract::{Costly, Params, check_limit, check_status, long_json};
 use super::problem::ApiError;
 use crate::registry::{Registry, SearchQuery};
@@ -17,29 +17,29 @@ use crate::registry::{Registry, SearchQuery};
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct SearchParams {
-    /// Words that a capability has to have, each at the beginning of one of its own: at least one letter or digit.
+    /// Terms that a capability must contain, each as the prefix of a word: at least one letter or digit.
     #[serde(default)]
     #[param(required, min_length = 1, example = "code gen")]
     q: String,
-    /// Only agents of this status.
+    /// Only agents with this status.
     #[param(value_type = Option<AgentStatus>)]
     status: Option<String>,
-    /// How many matches at most; 100 where it is left out.
+    /// Maximum number of matches, 100 by default.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 
-/// Agents by what they can do, the best match first, one match an agent.
+/// Finds agents by what they can do: the best match first, one match for each agent.
 #[utoipa::path(
     get, path = "/capabilities/search", tag = "discovery", params(SearchParams),
-    responses((status = 200, body = Vec<CapabilityMatch>, example = json!([{
+    responses((status = 200, description = "The matches, best first.", body = Vec<CapabilityMatch>, example = json!([{
         "agent_id": "feature-dev", "agent_name": "Feature Development Agent", "base_url": "http://feature-dev:8002",
         "status": "active", "last_heartbeat": "2026-11-24T09:31:00.456Z", "capability": "code_generation",
         "description": "Generates Python code", "cost_estimate": "~100 tokens", "tags": ["coding", "python"],
         "score": 0.95, "healthy": true, "load": 0.25, "active_tasks": 2,
-    }])), BadQuery, Busy, Always),
+    }])), BadParameter, Busy, Always),
 )]
-pub(super) async fn search(
+pub(super) async fn search_capabilities(
     State(registry): State<Arc<Registry>>,
     place: Costly,
     Params(params): Params<SearchParams>,

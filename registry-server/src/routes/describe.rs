@@ -1,55 +1,58 @@
 //! `GET /openapi.json` and `GET /docs`: what the API is, told by the handlers themselves.
 
 use axum::Router;
-use registry_sdk::contract::Problem;
+use registry_sdk::contract::{Heartbeat, Problem};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{IntoResponses, Modify, OpenApi};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-/// What every operation may answer beside its own.
+/// Errors of every operation that asks for a token.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "it describes answers, which are made elsewhere")]
 pub(super) enum Always {
-    /// A token is asked for, and none was shown, or one that is unknown or has expired.
-    #[response(status = 401, content_type = "application/problem+json")]
+    /// The server requires a token, and the request has none, or one that is unknown or expired.
+    #[response(status = 401, content_type = "application/problem+json",
+        headers(("WWW-Authenticate" = String, description = "`Bearer`")))]
     Unauthorized(Problem),
-    /// The client sends more requests than it may; `Retry-After` says when to try again. Only where rates are limited.
-    #[response(status = 429, content_type = "application/problem+json")]
+    /// The client exceeds its request rate, on a server that limits rates.
+    #[response(status = 429, content_type = "application/problem+json",
+        headers(("Retry-After" = u32, description = "Seconds to wait before the next attempt.")))]
     TooMany(Problem),
-    /// A defect of the server. Its log says more.
+    /// The server has a defect. Its log says more.
     #[response(status = 500, content_type = "application/problem+json")]
     Internal(Problem),
 }
 
-/// What every operation that changes something may answer beside its own.
+/// Errors of every operation that changes an agent.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "it describes answers, which are made elsewhere")]
 pub(super) enum Refused {
-    /// The token does not allow to change this agent.
+    /// The token may not change this agent.
     #[response(status = 403, content_type = "application/problem+json")]
     Forbidden(Problem),
-    /// The database is away, or too many requests wait. Nothing was changed; `Retry-After` says when to try again.
-    #[response(status = 503, content_type = "application/problem+json")]
+    /// The database does not answer, the server has too many requests or connections, or it is shutting down.
+    #[response(status = 503, content_type = "application/problem+json",
+        headers(("Retry-After" = u32, description = "Seconds to wait before the next attempt.")))]
     Unavailable(Problem),
 }
 
-/// What every operation with a body may answer beside its own.
+/// Errors of every operation with a body.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "it describes answers, which are made elsewhere")]
 pub(super) enum BadBody {
-    /// The body is no JSON object.
+    /// The body is not a JSON object.
     #[response(status = 400, content_type = "application/problem+json")]
     Malformed(Problem),
-    /// The body did not come in time.
+    /// The body did not arrive within 10 seconds.
     #[response(status = 408, content_type = "application/problem+json")]
     TooSlow(Problem),
     /// The body is longer than 256 KiB.
     #[response(status = 413, content_type = "application/problem+json")]
     TooLarge(Problem),
-    /// The body is not declared as JSON, or is encoded.
+    /// The body is not declared as JSON, or has a `Content-Encoding`.
     #[response(status = 415, content_type = "application/problem+json")]
     NotJson(Problem),
-    /// Fields are missing, of a wrong type or out of their limits: all of them are named.
+    /// Fields are missing, have the wrong type or exceed their limits. `errors` lists all of them.
     #[response(status = 422, content_type = "application/problem+json")]
     Invalid(Problem),
 }
@@ -64,35 +67,36 @@ pub(super) enum BadBody {
 #[expect(dead_code, reason = "it describes an answer, which is made elsewhere")]
 pub(super) struct Unknown(Problem);
 
-/// The process that asks may not speak for the agent.
+/// The calling process may not speak for the agent.
 #[derive(IntoResponses)]
 #[response(
     status = 409,
-    description = "Another process owns the agent's id, or this one was shut down. `owner` is the process that has the id.",
+    description = "Another process owns the agent's id, or this process was shut down. `owner` names the owner.",
     content_type = "application/problem+json"
 )]
 #[expect(dead_code, reason = "it describes an answer, which is made elsewhere")]
 pub(super) struct Superseded(Problem);
 
-/// Too many requests of this kind are worked on.
+/// The server has no capacity for another read.
 #[derive(IntoResponses)]
 #[response(
     status = 503,
-    description = "Too many requests of this kind are worked on; `Retry-After` says when to try again.",
-    content_type = "application/problem+json"
+    description = "The server has too many connections, or too many requests of this kind.",
+    content_type = "application/problem+json",
+    headers(("Retry-After" = u32, description = "Seconds to wait before the next attempt."))
 )]
 #[expect(dead_code, reason = "it describes an answer, which is made elsewhere")]
 pub(super) struct Busy(Problem);
 
-/// The query cannot be read.
+/// A parameter is invalid.
 #[derive(IntoResponses)]
 #[response(
     status = 400,
-    description = "The query cannot be read.",
+    description = "A parameter is missing or invalid.",
     content_type = "application/problem+json"
 )]
 #[expect(dead_code, reason = "it describes an answer, which is made elsewhere")]
-pub(super) struct BadQuery(Problem);
+pub(super) struct BadParameter(Problem);
 
 /// The description, to which the routes add themselves.
 #[derive(OpenApi)]
@@ -101,11 +105,25 @@ pub(super) struct BadQuery(Problem);
         title = "Agent registry",
         description = "Agents announce themselves and what they can do; orchestrators find one that can do a task.\n\n\
                        Times are RFC 3339 in UTC with milliseconds; durations are numbers of seconds, in fields that \
-                       end in `_seconds`. Unknown fields are ignored. Errors are `application/problem+json` (RFC 9457).",
+                       end in `_seconds`. Unknown fields in a request are ignored, and later versions may add fields to \
+                       answers. Errors are `application/problem+json` (RFC 9457).\n\n\
+                       A request that HTTP itself cannot read is answered without a body before it reaches an operation, \
+                       and the connection is closed: 400 if it is malformed, 431 if its head has more than 64 fields or \
+                       32 KiB.\n\n\
+                       While the database does not answer, reads are answered from memory. They then have the header \
+                       `Registry-Stale-Seconds`, the number of seconds since the database last answered.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
     ),
-    // Answers that are derived, as those above, do not bring the schema of their body along.
-    components(schemas(Problem)),
+    // The server that sends this description.
+    servers((url = "/")),
+    tags(
+        (name = "agents", description = "Registration, heartbeats, status and records"),
+        (name = "discovery", description = "Search, health, counts and changes"),
+        (name = "server", description = "The server itself"),
+    ),
+    // Derived responses, such as those above, do not add the schema of their body; nor does a body that may be left out,
+    // which would otherwise be described as one that may also be `null`.
+    components(schemas(Heartbeat, Problem)),
     modifiers(&Bearer),
     security((), ("token" = []))
 )]

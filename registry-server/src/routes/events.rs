@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::auth::Caller;
-use super::describe::{Always, BadQuery};
+use super::describe::{Always, BadParameter, Busy};
 use super::problem::ApiError;
 use crate::metrics::Watching;
 use crate::registry::{Place, Registry, Step};
@@ -23,21 +23,21 @@ use crate::registry::{Place, Registry, Step};
 /// How long nothing may be sent: proxies and clients take a longer silence for a lost connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Every change from now on, or after the one that the header `Last-Event-ID` names, as server-sent events.
+/// Streams every change from now on, or after the event in `Last-Event-ID`, as server-sent events.
 ///
 /// `registered`, `status_changed` and `deregistered` have the agent's record, as it was after the change, as their data,
 /// and the registry's revision as their id. `reset` says that changes were missed and everything has to be read anew;
 /// `overrun` is the last event for who reads too slowly.
 #[utoipa::path(
     get, path = "/events", tag = "discovery",
-    params(("Last-Event-ID" = Option<i64>, Header, minimum = 0, description = "The last event that was seen")),
+    params(("Last-Event-ID" = Option<i64>, Header, minimum = 0, description = "Id of the last event that was seen")),
     responses(
-        (status = 200, body = String, content_type = "text/event-stream",
+        (status = 200, description = "The stream, which does not end.", body = String, content_type = "text/event-stream",
             example = "id: 7\nevent: registered\ndata: {\"agent_id\": \"feature-dev\", …}\n\n"),
-        BadQuery, Always,
+        BadParameter, Busy, Always,
     ),
 )]
-pub(super) async fn watch(
+pub(super) async fn watch_events(
     State(registry): State<Arc<Registry>>,
     caller: Caller,
     headers: HeaderMap,

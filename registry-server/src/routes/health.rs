@@ -5,39 +5,45 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use registry_sdk::contract::{AgentHealth, HealthStatus, RegistryStats, ServerHealth};
+use registry_sdk::contract::{AgentHealth, HealthStatus, Problem, RegistryStats, ServerHealth};
 
 use super::describe::{Always, Busy, Unknown};
 use super::extract::{AgentId, Costly};
 use super::problem::ApiError;
 use crate::registry::Registry;
 
-/// Whether an agent can be given work. An unhealthy agent is no error.
+/// Checks whether an agent can be given work.
 #[utoipa::path(
     get, path = "/health/{id}", tag = "discovery", params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
-    responses((status = 200, body = AgentHealth, example = json!({
+    responses((status = 200, description = "The agent's health, also if it is unhealthy.", body = AgentHealth, example = json!({
         "agent_id": "feature-dev", "status": "healthy", "agent_status": "active",
         "last_heartbeat": "2026-11-24T09:31:00.456Z", "seconds_since_heartbeat": 3.2, "heartbeat_timeout_seconds": 60,
         "reason": null, "probe": null,
-    })), Unknown, Always),
+    })), Unknown, Busy, Always),
 )]
-pub(super) async fn agent(
+pub(super) async fn check_health(
     State(registry): State<Arc<Registry>>,
     AgentId(id): AgentId,
 ) -> Result<Json<AgentHealth>, ApiError> {
     Ok(Json(registry.health(&id).await?))
 }
 
-/// Whether the server itself is well. Asks for no token.
+/// Returns the server's own health, without asking for a token.
 #[utoipa::path(
     get, path = "/health", tag = "server", security(()),
     responses(
-        (status = 200, body = ServerHealth, example = json!({"status": "healthy", "version": "0.1.0",
+        (status = 200, description = "The server is healthy.", body = ServerHealth, example = json!({"status": "healthy", "version": "0.1.0",
             "store": "sqlite", "uptime_seconds": 12.3})),
-        (status = 503, body = ServerHealth, description = "The database does not answer, or the sweeper has stopped."),
+        (status = 500, description = "The server has a defect. Its log says more.",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The database does not answer, or the sweeper has stopped; a problem if the server \
+            has too many connections.",
+            content((ServerHealth = "application/json"), (Problem = "application/problem+json"))),
     ),
 )]
-pub(super) async fn server(State(registry): State<Arc<Registry>>) -> (StatusCode, Json<ServerHealth>) {
+pub(super) async fn get_server_health(
+    State(registry): State<Arc<Registry>>,
+) -> (StatusCode, Json<ServerHealth>) {
     let health = registry.server_health();
     let status = match health.status {
         HealthStatus::Healthy => StatusCode::OK,
@@ -46,14 +52,14 @@ pub(super) async fn server(State(registry): State<Arc<Registry>>) -> (StatusCode
     (status, Json(health))
 }
 
-/// How many agents and capabilities there are.
+/// Counts agents and capabilities.
 #[utoipa::path(
     get, path = "/stats", tag = "discovery",
-    responses((status = 200, body = RegistryStats, example = json!({"total_agents": 3, "active_agents": 2,
+    responses((status = 200, description = "The counts.", body = RegistryStats, example = json!({"total_agents": 3, "active_agents": 2,
         "busy_agents": 0, "offline_agents": 1, "stale_agents": 1, "total_capabilities": 5,
         "distinct_capabilities": 4})), Busy, Always),
 )]
-pub(super) async fn stats(
+pub(super) async fn get_stats(
     State(registry): State<Arc<Registry>>,
     _place: Costly,
 ) -> Result<Json<RegistryStats>, ApiError> {

@@ -13,7 +13,7 @@ use registry_sdk::contract::{AgentRecord, AgentStatus, is_valid_agent_id};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::describe::{Always, BadQuery, Busy};
+use super::describe::{Always, BadParameter, Busy};
 use super::extract::{Costly, PIECE, Params, check_limit, check_status, json, long_json};
 use super::problem::ApiError;
 use crate::registry::{ListQuery, Page, Registry};
@@ -21,26 +21,31 @@ use crate::registry::{ListQuery, Page, Registry};
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ListParams {
-    /// Only agents of this status.
+    /// Only agents with this status.
     #[param(value_type = Option<AgentStatus>)]
     status: Option<String>,
-    /// How many agents a page has.
+    /// Maximum number of agents in a page.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
-    /// Where the page begins: from a `Link` header.
+    /// Start of the page, from a `Link` header.
     #[param(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     cursor: Option<String>,
 }
 
-/// All agents, ordered by id; with `limit` in pages.
+/// Lists all agents in the order of their ids, in pages if `limit` is given.
 ///
-/// While more follows, the answer has `Link: <…>; rel="next"`. The cursor is the last id of the page before: it stays good
+/// While more follow, the answer has `Link: <…>; rel="next"`. The cursor is the last id of the page before, and stays valid
 /// whatever is registered or removed meanwhile.
 #[utoipa::path(
     get, path = "/agents", tag = "agents", params(ListParams),
-    responses((status = 200, body = Vec<AgentRecord>, example = json!([])), BadQuery, Busy, Always),
+    responses(
+        (status = 200, description = "The agents, or one page of them.", body = Vec<AgentRecord>,
+            headers(("Link" = String, description = "The next page, while more agents follow: `<…>; rel=\"next\"`.")),
+            example = json!([])),
+        BadParameter, Busy, Always,
+    ),
 )]
-pub(super) async fn list(
+pub(super) async fn list_agents(
     State(registry): State<Arc<Registry>>,
     place: Costly,
     Params(params): Params<ListParams>,

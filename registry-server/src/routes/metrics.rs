@@ -7,17 +7,17 @@ use axum::extract::State;
 use axum::http::HeaderName;
 use axum::http::header::CONTENT_TYPE;
 
-use super::describe::Always;
+use super::describe::{Always, Busy};
 use super::problem::ApiError;
 use crate::registry::Registry;
 
-/// Metrics in Prometheus' text format.
+/// Returns the metrics in Prometheus' text format.
 #[utoipa::path(
     get, path = "/metrics", tag = "server",
-    responses((status = 200, body = String, content_type = "text/plain",
-        example = "agent_registry_agents_total{status=\"active\"} 2"), Always),
+    responses((status = 200, description = "The metrics.", body = String, content_type = "text/plain",
+        example = "agent_registry_agents_total{status=\"active\"} 2"), Busy, Always),
 )]
-pub(super) async fn scrape(
+pub(super) async fn get_metrics(
     State(registry): State<Arc<Registry>>,
 ) -> Result<([(HeaderName, &'static str); 1], String), ApiError> {
     let text = registry.metrics_text().await?;
