@@ -1,7 +1,6 @@
 //! The whole API in one short router. A handler reads the request, calls the registry, answers.
 
 mod agents;
-mod around;
 mod auth;
 mod capabilities;
 mod dashboard;
@@ -13,6 +12,7 @@ mod fuzz;
 mod health;
 mod list;
 mod metrics;
+mod middleware;
 mod problem;
 
 use std::sync::Arc;
@@ -26,8 +26,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::registry::Registry;
-use around::Around;
 pub(crate) use auth::Gate;
+use middleware::Middleware;
 use problem::ApiError;
 
 pub(crate) fn router(registry: Arc<Registry>, gate: Arc<Gate>) -> Router {
@@ -51,7 +51,7 @@ pub(crate) fn router(registry: Arc<Registry>, gate: Arc<Gate>) -> Router {
         .merge(describe::pages(description))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(from_fn_with_state(Arc::new(Around::new(registry.clone(), gate)), around::handle));
+        .layer(from_fn_with_state(Arc::new(Middleware::new(registry.clone(), gate)), middleware::handle));
     routes.with_state(registry)
 }
 

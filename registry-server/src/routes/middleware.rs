@@ -1,6 +1,7 @@
-//! What happens around every request: its id, who calls, its log, its metrics, the mark of stale answers, and panics.
+//! The middleware of every request: request id, authentication, rate limit, log, metrics, stale marker,
+//! panics.
 //!
-//! All in one layer, since each costs every request something.
+//! One layer does all of it, since every layer adds a cost to every request.
 
 use std::any::Any;
 use std::hash::{BuildHasher, RandomState};
@@ -25,60 +26,66 @@ use crate::registry::Registry;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What is needed around every request.
-pub(super) struct Around {
+/// State of the middleware.
+pub(super) struct Middleware {
     registry: Arc<Registry>,
     gate: Arc<Gate>,
-    ids: RequestIds,
+    request_ids: RequestIds,
 }
 
-impl Around {
+impl Middleware {
     pub(super) fn new(registry: Arc<Registry>, gate: Arc<Gate>) -> Self {
-        Self { registry, gate, ids: RequestIds::default() }
+        Self { registry, gate, request_ids: RequestIds::default() }
     }
 }
 
-pub(super) async fn handle(State(around): State<Arc<Around>>, request: Request, next: Next) -> Response {
-    let began = Instant::now();
-    let id = request.headers().get(REQUEST_ID).cloned().or_else(|| around.ids.next());
+pub(super) async fn handle(
+    State(middleware): State<Arc<Middleware>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let started = Instant::now();
+    let id = request.headers().get(REQUEST_ID).cloned().or_else(|| middleware.request_ids.next());
     let path = request.extensions().get::<MatchedPath>().cloned();
-    let method = method(request.method());
+    let method = method_label(request.method());
     let span = tracing::debug_span!("request", id = ?id, method, path = request.uri().path());
-    let answered =
-        AssertUnwindSafe(around.admit(request, next)).catch_unwind().instrument(span.clone()).await;
-    let mut response = answered.unwrap_or_else(|cause| panicked(id.as_ref(), &*cause));
+    let outcome =
+        AssertUnwindSafe(middleware.admit(request, next)).catch_unwind().instrument(span.clone()).await;
+    let mut response = outcome.unwrap_or_else(|cause| panic_response(id.as_ref(), &*cause));
     let status = response.status();
-    if let Some(stale) = around.registry.stale_for().filter(|_| matches!(method, "GET" | "HEAD")) {
+    if let Some(stale) = middleware.registry.stale_for().filter(|_| matches!(method, "GET" | "HEAD")) {
         response.headers_mut().insert(STALE_HEADER, stale.as_secs().into());
     }
     if let Some(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
     }
-    let took = began.elapsed();
-    // By the route and not by the path: there are as many paths as callers like.
+    let elapsed = started.elapsed();
+    // Labelled by route, not by path: callers can make up any number of paths.
     let route = path.as_ref().map_or("unmatched", MatchedPath::as_str);
-    around.registry.metrics().answered(method, route, status.as_str(), took);
-    tracing::debug!(parent: &span, status = status.as_u16(), ?took, "answered");
+    middleware.registry.metrics().answered(method, route, status.as_str(), elapsed);
+    tracing::debug!(parent: &span, status = status.as_u16(), ?elapsed, "request finished");
     response
 }
 
-impl Around {
-    /// Lets nobody through who has no token, where tokens are asked for.
+impl Middleware {
+    /// Runs the handler if the credentials and the rate limit allow it.
     async fn admit(&self, mut request: Request, next: Next) -> Response {
         match self.gate.admit(&request) {
             Ok(caller) => {
-                if let Err(too_early) = self.count(&request, &caller) {
-                    return ApiError::too_many_requests(too_early).into_response();
+                if let Err(wait) = self.check_rate(&request, &caller) {
+                    return ApiError::too_many_requests(wait).into_response();
                 }
                 request.extensions_mut().insert(caller);
                 next.run(request).await
             }
-            Err(refused) => refused.into_response(),
+            Err(rejection) => rejection.into_response(),
         }
     }
 
-    /// Counts a request towards its client's rate, where rates are limited. Whether the server is well may always be asked.
-    fn count(&self, request: &Request, caller: &Caller) -> Result<(), Duration> {
+    /// Counts the request towards its client's rate limit.
+    ///
+    /// `/health` is exempt, so that monitoring always gets an answer.
+    fn check_rate(&self, request: &Request, caller: &Caller) -> Result<(), Duration> {
         let admission = self.registry.admission();
         if !admission.limits_rates() || request.uri().path() == "/health" {
             return Ok(());
@@ -89,7 +96,7 @@ impl Around {
     }
 }
 
-fn method(method: &Method) -> &'static str {
+fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
         Method::HEAD => "HEAD",
@@ -100,14 +107,14 @@ fn method(method: &Method) -> &'static str {
     }
 }
 
-fn panicked(request_id: Option<&HeaderValue>, cause: &(dyn Any + Send)) -> Response {
+fn panic_response(request_id: Option<&HeaderValue>, cause: &(dyn Any + Send)) -> Response {
     let message = cause.downcast_ref::<String>().map(String::as_str);
     let message = message.or_else(|| cause.downcast_ref::<&str>().copied()).unwrap_or("unknown");
-    tracing::error!(?request_id, message, "a request failed by a defect");
+    tracing::error!(?request_id, message, "a request handler panicked, answering 500");
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed at this request").into_response()
 }
 
-/// Ids for requests that have none: a number that is random for this process, and a running one.
+/// Generates ids for requests without one: a random prefix per process, then a sequence number.
 struct RequestIds {
     process: String,
     next: AtomicU64,
