@@ -153,7 +153,7 @@ impl Server {
         }
         let router = routes::router(registry.clone(), gate.clone());
         // Only who limits rates asks for them.
-        let peers = registry.admission().limits_rates();
+        let peers = registry.admission().has_rate_limit();
         let connections = Connections { router, peers, most, stop };
         if let Some(tls) = tls.clone() {
             tasks.spawn(serve(connections, TlsListener::new(listener, tls), registry));

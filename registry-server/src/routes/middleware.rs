@@ -20,7 +20,7 @@ use tracing::Instrument;
 
 use super::auth::{Caller, Gate};
 use super::problem::ApiError;
-use crate::admission::Client;
+use crate::admission::ClientKey;
 use crate::connections::Peer;
 use crate::registry::Registry;
 
@@ -87,12 +87,13 @@ impl Middleware {
     /// `/health` is exempt, so that monitoring always gets an answer.
     fn check_rate(&self, request: &Request, caller: &Caller) -> Result<(), Duration> {
         let admission = self.registry.admission();
-        if !admission.limits_rates() || request.uri().path() == "/health" {
+        if !admission.has_rate_limit() || request.uri().path() == "/health" {
             return Ok(());
         }
-        let address = || request.extensions().get::<Peer>().map(|Peer(address)| Client::at(*address));
-        let client = caller.name().map(|name| Client::Token(name.to_owned())).or_else(address);
-        client.map_or(Ok(()), |client| admission.count(&client))
+        let address =
+            || request.extensions().get::<Peer>().map(|Peer(address)| ClientKey::from_address(*address));
+        let client = caller.name().map(|name| ClientKey::Token(name.to_owned())).or_else(address);
+        client.map_or(Ok(()), |client| admission.check_rate(&client))
     }
 }
 
