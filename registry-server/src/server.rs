@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::bulkhead::Bulkhead;
 use crate::config::Config;
-use crate::connections::Connections;
+use crate::connections::ConnectionServer;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::routes::{self, Gate};
@@ -139,7 +139,7 @@ impl Server {
         let listener = listen_on(listen).map_err(|error| StartError::Listen(listen, error))?;
         let local_addr = listener.local_addr().map_err(|error| StartError::Listen(listen, error))?;
         let database = without_password(&config.database_url);
-        let most = room_for_connections(&config);
+        let max_connections = room_for_connections(&config);
         let metrics = Metrics::new().map_err(|error| StartError::Metrics(error.into()))?;
         let bulkhead = Bulkhead::start().map_err(StartError::Threads)?;
         let registry = Registry::start(store.clone(), config, metrics, bulkhead, &tasks, &stop)
@@ -153,8 +153,8 @@ impl Server {
         }
         let router = routes::router(registry.clone(), gate.clone());
         // Only who limits rates asks for them.
-        let peers = registry.admission().has_rate_limit();
-        let connections = Connections { router, peers, most, stop };
+        let insert_peer = registry.admission().has_rate_limit();
+        let connections = ConnectionServer { router, insert_peer, max_connections, shutdown: stop };
         if let Some(tls) = tls.clone() {
             tasks.spawn(serve(connections, TlsListener::new(listener, tls), registry));
         } else {
@@ -253,7 +253,7 @@ fn room_for_connections(config: &Config) -> usize {
 
 /// Serves until the server is told to stop, and lets the registry's last writes end.
 async fn serve<L: Listener<Addr = SocketAddr>>(
-    connections: Connections,
+    connections: ConnectionServer,
     listener: L,
     registry: Arc<Registry>,
 ) {

@@ -21,7 +21,7 @@ use tracing::Instrument;
 use super::auth::{Caller, Gate};
 use super::problem::ApiError;
 use crate::admission::ClientKey;
-use crate::connections::Peer;
+use crate::connections::PeerAddr;
 use crate::registry::Registry;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -90,8 +90,9 @@ impl Middleware {
         if !admission.has_rate_limit() || request.uri().path() == "/health" {
             return Ok(());
         }
-        let address =
-            || request.extensions().get::<Peer>().map(|Peer(address)| ClientKey::from_address(*address));
+        let address = || {
+            request.extensions().get::<PeerAddr>().map(|PeerAddr(address)| ClientKey::from_address(*address))
+        };
         let client = caller.name().map(|name| ClientKey::Token(name.to_owned())).or_else(address);
         client.map_or(Ok(()), |client| admission.check_rate(&client))
     }
