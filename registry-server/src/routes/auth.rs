@@ -82,7 +82,7 @@ impl Caller {
     /// Refuses a change of an agent that is not theirs.
     pub(super) fn speaks_for(&self, agent_id: &str) -> Result<(), ApiError> {
         match self {
-            Self::Bearer(token, _) if !token.may_speak_for(agent_id) => {
+            Self::Bearer(token, _) if !token.may_act_for(agent_id) => {
                 let name = &token.name;
                 let detail = format!("the token {name:?} does not allow to change the agent {agent_id:?}");
                 Err(ApiError::new(StatusCode::FORBIDDEN, detail))

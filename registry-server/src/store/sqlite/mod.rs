@@ -104,7 +104,7 @@ impl Writer {
 fn lock(database: &Path) -> std::result::Result<File, StartError> {
     let mut companion = database.as_os_str().to_owned();
     companion.push("-lock");
-    let failed = |error| StartError::DatabaseFile(database.to_path_buf(), error);
+    let failed = |error| StartError::LockDatabase(database.to_path_buf(), error);
     let file = File::options().create(true).truncate(false).write(true).open(&companion).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
