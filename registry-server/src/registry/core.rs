@@ -91,7 +91,7 @@ impl Core {
             match kind {
                 EventKind::Deregistered => {
                     self.view.remove(&agent.agent_id, agent.revision);
-                    self.metrics.removed(&agent.agent_id);
+                    self.metrics.remove_agent(&agent.agent_id);
                 }
                 _ => self.view.put(agent.clone()),
             }

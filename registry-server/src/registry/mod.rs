@@ -30,7 +30,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::Admission;
 use crate::bulkhead::Bulkhead;
 use crate::config::Config;
-use crate::metrics::{Metrics, Now};
+use crate::metrics::{Gauges, Metrics};
 use crate::store::{Store, StoreError, StoredAgent, Touch};
 use availability::Availability;
 use clock::Clock;
@@ -271,9 +271,9 @@ impl Registry {
             stats
         };
         let last_sweep_age = core.availability.last_sweep_age();
-        let database_is_up = core.availability.away_for().is_none();
-        core.metrics.text(&Now { stats, last_sweep_age, database_is_up }).map_err(|error| {
-            tracing::error!(%error, "the metrics cannot be written");
+        let is_database_up = core.availability.away_for().is_none();
+        core.metrics.encode(&Gauges { stats, last_sweep_age, is_database_up }).map_err(|error| {
+            tracing::error!(%error, "cannot encode the metrics, answering 500");
             Error::Internal
         })
     }

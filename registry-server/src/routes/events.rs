@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::auth::Caller;
 use super::describe::{Always, BadQuery};
 use super::problem::ApiError;
-use crate::metrics::Watching;
+use crate::metrics::WatcherGuard;
 use crate::registry::{Place, Registry, Step};
 
 /// How long nothing may be sent: proxies and clients take a longer silence for a lost connection.
@@ -45,7 +45,7 @@ pub(super) async fn watch(
     let after = last_event_id(&headers)?;
     let place = registry.events().place(after);
     let moved = registry.events().moved();
-    let counted = registry.metrics().watching();
+    let counted = registry.metrics().track_watcher();
     let watcher = Watcher { registry, caller, _counted: counted, place, moved, next: Next::Begin };
     let headers = [
         (CONTENT_TYPE, "text/event-stream"),
@@ -66,7 +66,7 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
 struct Watcher {
     registry: Arc<Registry>,
     caller: Caller,
-    _counted: Watching,
+    _counted: WatcherGuard,
     place: Place,
     moved: watch::Receiver<()>,
     next: Next,

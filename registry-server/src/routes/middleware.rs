@@ -62,7 +62,7 @@ pub(super) async fn handle(
     let elapsed = started.elapsed();
     // Labelled by route, not by path: callers can make up any number of paths.
     let route = path.as_ref().map_or("unmatched", MatchedPath::as_str);
-    middleware.registry.metrics().answered(method, route, status.as_str(), elapsed);
+    middleware.registry.metrics().record_request(method, route, status.as_str(), elapsed);
     tracing::debug!(parent: &span, status = status.as_u16(), ?elapsed, "request finished");
     response
 }
