@@ -111,7 +111,7 @@ impl Core {
 
     /// Asks the database when agents were last heard of, by any process.
     pub(super) async fn confirm(&self, agent_ids: &[String]) {
-        let heard = self.store.heard(agent_ids).await;
+        let heard = self.store.last_heartbeats(agent_ids).await;
         self.noticed(&heard);
         if let Ok(heard) = heard {
             self.observe(heard.now);

@@ -178,7 +178,7 @@ pub(super) fn frame(kind: EventKind, revision: i64, record: impl FnOnce() -> Jso
         EventKind::Registered => contract::EventKind::Registered,
         EventKind::StatusChanged => contract::EventKind::StatusChanged,
         EventKind::Deregistered => contract::EventKind::Deregistered,
-        EventKind::Heard => return None,
+        EventKind::Internal => return None,
     };
     Some(kind.frame(u64::try_from(revision).ok()?, &record()))
 }

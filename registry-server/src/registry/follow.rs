@@ -17,7 +17,7 @@ const RECALLED: i64 = 4_096;
 /// Follows the database. Wakes at each announcement and every half second; never ends by itself. It may be
 /// cancelled at any await: what is not yet taken over is read again by the next follower.
 pub(super) async fn run(core: Arc<Core>) {
-    let changed = core.store.changed();
+    let changed = core.store.change_notify();
     loop {
         // Whichever comes first; which of them it was does not matter.
         let _ = tokio::time::timeout(LOOK_EVERY, changed.notified()).await;
@@ -30,26 +30,26 @@ pub(super) async fn run(core: Arc<Core>) {
 async fn catch_up(core: &Core) -> Result<(), StoreError> {
     loop {
         let seen = core.events.head();
-        let followed = core.store.follow(seen).await?;
-        core.observe(followed.now);
+        let batch = core.store.read_events(seen).await?;
+        core.observe(batch.now);
         if core.availability.away_for().is_some() {
             // Its disk may be full, say: then it answers, but takes nothing.
-            core.store.check_writing().await?;
+            core.store.check_writable().await?;
         }
-        if let Some(away) = core.availability.found(followed.now) {
+        if let Some(away) = core.availability.found(batch.now) {
             tracing::info!(away_seconds = away.as_secs_f64(), "the database is back");
         }
-        let next = followed.changed.first().map(|event| event.agent.revision);
+        let next = batch.events.first().map(|event| event.agent.revision);
         // Revisions have no gaps: where the next one is not there, it was removed as too old, or it cannot be
         // read, or the database was set back.
-        if next.map_or(followed.revision != seen, |next| next != seen + 1) {
+        if next.map_or(batch.revision != seen, |next| next != seen + 1) {
             reload(core, seen).await?;
             continue;
         }
-        core.take_over(&followed.changed);
+        core.take_over(&batch.events);
         let seen = core.events.head();
         core.view.forget_removed(seen);
-        if seen >= followed.revision {
+        if seen >= batch.revision {
             return Ok(());
         }
     }
@@ -70,10 +70,10 @@ pub(super) async fn recent(store: &dyn Store, revision: i64) -> Result<Vec<Event
     let mut found: Vec<Event> = Vec::new();
     let mut after = (revision - RECALLED).max(0);
     while after < revision {
-        let mut changed = store.follow(after).await?.changed;
-        let Some(last) = changed.last() else { break };
+        let mut events = store.read_events(after).await?.events;
+        let Some(last) = events.last() else { break };
         after = last.agent.revision;
-        found.append(&mut changed);
+        found.append(&mut events);
     }
     // Others may have gone on writing.
     found.retain(|event| event.agent.revision <= revision);

@@ -6,7 +6,7 @@ mod clock;
 mod core;
 mod events;
 mod follow;
-mod lanes;
+mod group_commit;
 mod probe;
 mod reports;
 mod rules;
@@ -31,13 +31,13 @@ use crate::admission::Admission;
 use crate::bulkhead::Bulkhead;
 use crate::config::Config;
 use crate::metrics::{Gauges, Metrics};
-use crate::store::{Store, StoreError, StoredAgent, Touch};
+use crate::store::{HeartbeatWrite, Store, StoreError, StoredAgent};
 use availability::Availability;
 use clock::Clock;
 use core::Core;
 use events::EventLog;
 pub(crate) use events::{Place, Step};
-use lanes::Lanes;
+use group_commit::WriteQueues;
 use reports::{Report, Untold};
 use rules::{Change, Outcome, is_instance};
 use view::{Held, Moment, Read, View};
@@ -97,11 +97,11 @@ impl From<&StoreError> for Error {
 /// The registry. Its tasks end by the token of [`Registry::start`] and by [`Registry::close`].
 pub(crate) struct Registry {
     core: Arc<Core>,
-    lanes: Lanes,
+    queues: WriteQueues,
     /// No more writes are taken.
     closing: CancellationToken,
     /// The server is about to stop: what never ends by itself has to.
-    stop: CancellationToken,
+    shutdown: CancellationToken,
 }
 
 impl Registry {
@@ -112,7 +112,7 @@ impl Registry {
         metrics: Metrics,
         bulkhead: Bulkhead,
         tasks: &TaskTracker,
-        stop: &CancellationToken,
+        shutdown: &CancellationToken,
     ) -> Result<Arc<Self>, StoreError> {
         let snapshot = store.load().await?;
         let (revision, now) = (snapshot.revision, snapshot.now);
@@ -140,19 +140,19 @@ impl Registry {
         if core.events.head() != revision {
             core.events.break_off(revision);
         }
-        let (lanes, beats, changes) = Lanes::new();
+        let (queues, heartbeats, changes) = WriteQueues::new();
         let closing = CancellationToken::new();
-        tasks.spawn(lanes::run_beats(core.clone(), beats, closing.clone()));
-        tasks.spawn(lanes::run_changes(core.clone(), changes, closing.clone()));
-        let registry = Arc::new(Self { core: core.clone(), lanes, closing, stop: stop.clone() });
-        tasks.spawn(stop.clone().run_until_cancelled_owned(follow::run(core.clone())));
+        tasks.spawn(group_commit::run_heartbeats(core.clone(), heartbeats, closing.clone()));
+        tasks.spawn(group_commit::run_changes(core.clone(), changes, closing.clone()));
+        let registry = Arc::new(Self { core: core.clone(), queues, closing, shutdown: shutdown.clone() });
+        tasks.spawn(shutdown.clone().run_until_cancelled_owned(follow::run(core.clone())));
         if core.store.is_shared() {
-            tasks.spawn(stop.clone().run_until_cancelled_owned(reports::tell(core.clone())));
-            tasks.spawn(stop.clone().run_until_cancelled_owned(reports::listen(core)));
+            tasks.spawn(shutdown.clone().run_until_cancelled_owned(reports::tell(core.clone())));
+            tasks.spawn(shutdown.clone().run_until_cancelled_owned(reports::listen(core)));
         }
-        tasks.spawn(stop.clone().run_until_cancelled_owned(sweep::run(registry.clone())));
+        tasks.spawn(shutdown.clone().run_until_cancelled_owned(sweep::run(registry.clone())));
         if let Some(interval) = registry.core.config.probe_interval {
-            tasks.spawn(probe::run(registry.clone(), interval, stop.clone()));
+            tasks.spawn(probe::run(registry.clone(), interval, shutdown.clone()));
         }
         Ok(registry)
     }
@@ -166,17 +166,17 @@ impl Registry {
     pub(crate) async fn register(&self, registration: Registration) -> Result<Json, Error> {
         let arrived = Instant::now();
         let instance_age = registration.instance_age;
-        let draft = StoredAgent::draft(registration).map_err(|error| {
+        let draft = StoredAgent::from_registration(registration).map_err(|error| {
             tracing::error!(%error, "a registration cannot be encoded");
             Error::Internal
         })?;
         if let Some(held) = self.core.view.held(&draft.agent_id)
-            && held.agent.says_the_same(&draft)
+            && held.agent.has_same_registration(&draft)
             // Not the first sight of a process, whose start has to be noted, nor a late request of one that was shut down.
             && draft.instance_id.as_deref().is_none_or(|id| {
                 held.agent.instances.is_noted(id, instance_age, self.core.clock.now())
             })
-            && let Some(heard) = self.touch(&held, arrived).await?
+            && let Some(heard) = self.write_heartbeat(&held, arrived).await?
         {
             return Ok(held.record(&self.core.moment(), heard));
         }
@@ -196,14 +196,14 @@ impl Registry {
             && held.agent.status != AgentStatus::Offline
             && beat.status.is_none_or(|status| status == held.agent.status)
             && is_instance(&held.agent, beat.instance_id.as_deref())
-            && let Some(heard) = self.touch(&held, arrived).await?
+            && let Some(heard) = self.write_heartbeat(&held, arrived).await?
         {
             self.core.report(agent_id, report);
             let (status, interval) = (held.agent.status, held.agent.heartbeat_interval);
             let ack = HeartbeatAck::new(agent_id.to_owned(), status, heard, timeout(interval));
             return Ok(ack.registration_tag(held.registration_tag().to_string()));
         }
-        let agent = self.change(agent_id, Change::Beat(beat), arrived).await?;
+        let agent = self.change(agent_id, Change::Heartbeat(beat), arrived).await?;
         self.core.report(agent_id, report);
         let timeout = timeout(agent.heartbeat_interval);
         let ack = HeartbeatAck::new(agent_id.to_owned(), agent.status, agent.last_heartbeat, timeout);
@@ -216,9 +216,9 @@ impl Registry {
     }
 
     pub(crate) async fn remove(&self, agent_id: &str) -> Result<(), Error> {
-        match self.ask(agent_id, Change::Remove, Instant::now()).await? {
+        match self.submit(agent_id, Change::Remove, Instant::now()).await? {
             Outcome::NotFound => Err(Error::NotFound(agent_id.to_owned())),
-            Outcome::Done(_) | Outcome::Removed | Outcome::Superseded { .. } => Ok(()),
+            Outcome::Applied(_) | Outcome::Removed | Outcome::Superseded { .. } => Ok(()),
         }
     }
 
@@ -293,8 +293,8 @@ impl Registry {
     }
 
     /// Waits until the server is about to stop.
-    pub(crate) async fn stopping(&self) {
-        self.stop.cancelled().await;
+    pub(crate) async fn shutdown_requested(&self) {
+        self.shutdown.cancelled().await;
     }
 
     /// For how long the database has been away, where it is.
@@ -334,15 +334,15 @@ impl Registry {
     }
 
     /// Writes a heartbeat that changes nothing else, where that is all there is to it, and tells its time.
-    async fn touch(&self, held: &Held, arrived: Instant) -> Result<Option<Timestamp>, Error> {
+    async fn write_heartbeat(&self, held: &Held, arrived: Instant) -> Result<Option<Timestamp>, Error> {
         let (heard, interval) = (held.pulse.heard(), held.agent.heartbeat_interval);
         let now = self.core.clock.now();
         if held.agent.missed_deadline || self.core.patience().is_nearly_overdue(heard, interval, now) {
             return Ok(None);
         }
         self.core.check_database()?;
-        let touch = Touch { agent: held.agent.clone(), arrived };
-        self.lanes.beat(touch, held.pulse.clone()).await
+        let heartbeat = HeartbeatWrite { agent: held.agent.clone(), arrived };
+        self.queues.heartbeat(heartbeat, held.pulse.clone()).await
     }
 
     async fn change(
@@ -351,8 +351,8 @@ impl Registry {
         change: Change,
         arrived: Instant,
     ) -> Result<Arc<StoredAgent>, Error> {
-        match self.ask(agent_id, change, arrived).await? {
-            Outcome::Done(agent) => Ok(agent),
+        match self.submit(agent_id, change, arrived).await? {
+            Outcome::Applied(agent) => Ok(agent),
             Outcome::Superseded { owner, has_ended: false } => {
                 Err(Error::Superseded { agent_id: agent_id.to_owned(), owner })
             }
@@ -363,12 +363,12 @@ impl Registry {
         }
     }
 
-    async fn ask(&self, agent_id: &str, change: Change, arrived: Instant) -> Result<Outcome, Error> {
+    async fn submit(&self, agent_id: &str, change: Change, arrived: Instant) -> Result<Outcome, Error> {
         // No such id can have been registered, so the database need not be asked.
         if !is_agent_id(agent_id) {
             return Ok(Outcome::NotFound);
         }
         self.core.check_database()?;
-        self.lanes.change(agent_id.to_owned(), change, arrived).await
+        self.queues.change(agent_id.to_owned(), change, arrived).await
     }
 }

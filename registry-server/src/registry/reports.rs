@@ -87,7 +87,7 @@ pub(super) async fn tell(core: Arc<Core>) {
             let report = core.view.held(&agent_id)?.pulse.report();
             Some((agent_id, report))
         });
-        if let Err(error) = core.store.tell(&messages(core.server_id, known)).await {
+        if let Err(error) = core.store.broadcast(&messages(core.server_id, known)).await {
             // The next heartbeats tell it again.
             tracing::debug!(%error, "could not tell the other replicas the agents' loads");
         }
@@ -96,7 +96,7 @@ pub(super) async fn tell(core: Arc<Core>) {
 
 /// Takes over what the other replicas tell. Ends where there are none.
 pub(super) async fn listen(core: Arc<Core>) {
-    let mut news = core.store.news();
+    let mut news = core.store.subscribe();
     loop {
         match news.recv().await {
             Ok(text) => {

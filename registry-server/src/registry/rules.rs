@@ -11,7 +11,7 @@ use crate::store::{Event, EventKind, StoredAgent, Writes};
 const COMMIT_LAG: Duration = Duration::from_millis(500);
 
 /// A heartbeat so far in the future is from before somebody set the database's clock back.
-pub(crate) const AHEAD: Duration = Duration::from_secs(60);
+pub(crate) const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// A change that somebody asks for.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(crate) enum Change {
         instance_age: Option<Duration>,
     },
     /// The agent is alive, and may say its status.
-    Beat(Heartbeat),
+    Heartbeat(Heartbeat),
     /// Sets the status.
     SetStatus(StatusUpdate),
     /// Removes the agent.
@@ -71,7 +71,7 @@ impl Patience {
     fn silence(&self, heard: Timestamp, now: Timestamp) -> Duration {
         let Some(since) = self.listening_since else { return Duration::ZERO };
         // What is of another time says nothing: silence counts from when that was noticed.
-        let heard = if heard.since(now) > AHEAD { since } else { heard.max(since) };
+        let heard = if heard.since(now) > MAX_CLOCK_SKEW { since } else { heard.max(since) };
         now.since(heard)
     }
 }
@@ -88,7 +88,7 @@ pub(crate) fn is_instance(agent: &StoredAgent, instance_id: Option<&str>) -> boo
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
     /// The agent as it is now.
-    Done(Arc<StoredAgent>),
+    Applied(Arc<StoredAgent>),
     /// The agent is not there any more.
     Removed,
     /// Nothing that anybody sees: the process that asked may not speak for the agent.
@@ -102,7 +102,7 @@ pub(crate) enum Outcome {
 }
 
 /// Decides one change after another within one transaction, and gathers what has to be written.
-pub(crate) struct Judge<'a> {
+pub(crate) struct Transition<'a> {
     pub(crate) patience: &'a Patience,
     /// The database's clock.
     pub(crate) now: Timestamp,
@@ -111,7 +111,7 @@ pub(crate) struct Judge<'a> {
     pub(crate) writes: Writes,
 }
 
-impl Judge<'_> {
+impl Transition<'_> {
     /// Decides what a change that arrived `age` ago does to an agent. At most one change an agent: what was
     /// decided before is not in `current`.
     pub(crate) fn decide(&mut self, change: &Change, age: Duration, current: Option<StoredAgent>) -> Outcome {
@@ -125,7 +125,7 @@ impl Judge<'_> {
             (_, None) => Outcome::NotFound,
             (Change::SetStatus(update), Some(agent)) if is_repeated_end(&agent, update) => unchanged(agent),
             (
-                Change::Beat(Heartbeat { instance_id, .. })
+                Change::Heartbeat(Heartbeat { instance_id, .. })
                 | Change::SetStatus(StatusUpdate { instance_id, .. }),
                 Some(agent),
             ) if !is_instance(&agent, instance_id.as_deref()) => {
@@ -135,7 +135,7 @@ impl Judge<'_> {
                 }
                 refused
             }
-            (Change::Beat(beat), Some(agent)) => self.beat(agent, beat.status, arrived),
+            (Change::Heartbeat(beat), Some(agent)) => self.heartbeat(agent, beat.status, arrived),
             (Change::SetStatus(update), Some(agent)) => self.set_status(agent, update),
             (Change::Expire, Some(agent)) => self.expire(agent),
             (Change::Probed { failed }, Some(agent)) => self.probed(agent, *failed),
@@ -163,7 +163,7 @@ impl Judge<'_> {
                 known.instances = agent.instances;
                 let refused = superseded(&known, Some(claimant));
                 if is_news {
-                    self.put(known, EventKind::Heard);
+                    self.put(known, EventKind::Internal);
                 }
                 return refused;
             }
@@ -180,7 +180,12 @@ impl Judge<'_> {
         self.put(agent, EventKind::Registered)
     }
 
-    fn beat(&mut self, mut agent: StoredAgent, status: Option<AgentStatus>, arrived: Timestamp) -> Outcome {
+    fn heartbeat(
+        &mut self,
+        mut agent: StoredAgent,
+        status: Option<AgentStatus>,
+        arrived: Timestamp,
+    ) -> Outcome {
         let (heard, interval) = (agent.last_heartbeat, agent.heartbeat_interval);
         let overdue = self.patience.is_overdue(heard, interval, arrived);
         let was_offline = agent.status == AgentStatus::Offline || overdue;
@@ -190,9 +195,9 @@ impl Judge<'_> {
             self.assign(&mut agent, next);
             self.put(agent, EventKind::StatusChanged)
         } else if self.patience.is_nearly_overdue(heard, interval, self.now) {
-            self.put(agent, EventKind::Heard)
+            self.put(agent, EventKind::Internal)
         } else {
-            self.writes.beats.push((agent.agent_id.clone(), agent.last_heartbeat));
+            self.writes.heartbeats.push((agent.agent_id.clone(), agent.last_heartbeat));
             unchanged(agent)
         }
     }
@@ -206,7 +211,7 @@ impl Judge<'_> {
         let is_known = agent.status == status && !agent.missed_deadline;
         // Only a heartbeat brings back an agent that has fallen silent.
         if is_known || self.is_silent(&agent) && status != AgentStatus::Offline {
-            return if end.is_some() { self.put(agent, EventKind::Heard) } else { unchanged(agent) };
+            return if end.is_some() { self.put(agent, EventKind::Internal) } else { unchanged(agent) };
         }
         self.assign(&mut agent, status);
         self.put(agent, EventKind::StatusChanged)
@@ -217,7 +222,7 @@ impl Judge<'_> {
         let running = update.instance_id.as_deref().filter(|id| agent.instances.is_running(id));
         if let Some(instance_id) = running.filter(|_| update.is_final) {
             agent.instances.end(instance_id, self.now);
-            self.put(agent, EventKind::Heard);
+            self.put(agent, EventKind::Internal);
         }
     }
 
@@ -277,7 +282,7 @@ impl Judge<'_> {
         agent.revision = self.revision;
         let agent = Arc::new(agent);
         self.writes.events.push(Event { kind, agent: agent.clone() });
-        Outcome::Done(agent)
+        Outcome::Applied(agent)
     }
 }
 
@@ -295,7 +300,7 @@ fn superseded(agent: &StoredAgent, instance_id: Option<&str>) -> Outcome {
 }
 
 fn unchanged(agent: StoredAgent) -> Outcome {
-    Outcome::Done(Arc::new(agent))
+    Outcome::Applied(Arc::new(agent))
 }
 
 #[cfg(test)]

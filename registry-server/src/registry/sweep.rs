@@ -70,7 +70,8 @@ async fn look_ahead(registry: &Registry) {
 async fn change_all(registry: &Registry, agent_ids: Vec<String>, change: impl Fn() -> Change, what: &str) {
     let mut changed = 0;
     for some in agent_ids.chunks(AT_ONCE) {
-        let asked = some.iter().map(|agent_id| registry.ask(agent_id, change(), std::time::Instant::now()));
+        let asked =
+            some.iter().map(|agent_id| registry.submit(agent_id, change(), std::time::Instant::now()));
         changed += join_all(asked).await.into_iter().flatten().count();
     }
     if changed > 0 {

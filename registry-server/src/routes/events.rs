@@ -117,7 +117,7 @@ impl Watcher {
                 moved = timeout(KEEP_ALIVE, self.moved.changed()) => if moved.is_err() {
                     return Some(b": keep-alive\n\n".to_vec());
                 },
-                () = self.registry.stopping() => return None,
+                () = self.registry.shutdown_requested() => return None,
                 () = self.caller.has_to_show_again() => return None,
             }
         }

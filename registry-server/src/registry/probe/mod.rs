@@ -74,7 +74,7 @@ pub(super) async fn run(registry: Arc<Registry>, interval: Duration, stop: Cance
     }
     if *leading.borrow() {
         // Where it cannot be given back it runs out.
-        let _ = core.store.hold_lease(LEASE_NAME, &holder(&core), Duration::ZERO).await;
+        let _ = core.store.acquire_lease(LEASE_NAME, &holder(&core), Duration::ZERO).await;
     }
 }
 
@@ -86,7 +86,7 @@ fn holder(core: &Core) -> String {
 async fn lead(core: &Core, leads: watch::Sender<bool>) {
     let holder = holder(core);
     loop {
-        let held = core.store.hold_lease(LEASE_NAME, &holder, LEASE).await;
+        let held = core.store.acquire_lease(LEASE_NAME, &holder, LEASE).await;
         core.noticed(&held);
         let held = held.unwrap_or(false);
         if leads.send_replace(held) != held {
@@ -152,7 +152,7 @@ impl Prober {
         core.report(agent_id, Report { probe: Some(result(&answered, core)), ..Report::default() });
         let Some(failed) = failed.filter(|failed| *failed != held.agent.probe_failed) else { return };
         // Where it cannot be written now, the next probe finds the same.
-        match self.registry.ask(agent_id, Change::Probed { failed }, std::time::Instant::now()).await {
+        match self.registry.submit(agent_id, Change::Probed { failed }, std::time::Instant::now()).await {
             Ok(_) => {
                 tracing::info!(agent_id, failed, detail = ?answered.outcome.err(), "a probe found something new");
             }

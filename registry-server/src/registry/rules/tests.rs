@@ -53,18 +53,18 @@ fn decide_under(
     current: StoredAgent,
     now: Timestamp,
 ) -> (Outcome, Writes) {
-    let mut judge = Judge { patience, now, revision: 7, writes: Writes::default() };
-    let outcome = judge.decide(change, Duration::ZERO, Some(current));
-    (outcome, judge.writes)
+    let mut transition = Transition { patience, now, revision: 7, writes: Writes::default() };
+    let outcome = transition.decide(change, Duration::ZERO, Some(current));
+    (outcome, transition.writes)
 }
 
 fn beat() -> Change {
-    Change::Beat(Heartbeat::default())
+    Change::Heartbeat(Heartbeat::default())
 }
 
 fn register(given: Registration) -> Change {
     let instance_age = given.instance_age;
-    Change::Register { draft: Box::new(StoredAgent::draft(given).unwrap()), instance_age }
+    Change::Register { draft: Box::new(StoredAgent::from_registration(given).unwrap()), instance_age }
 }
 
 fn kinds(writes: &Writes) -> Vec<(i64, EventKind)> {
@@ -97,7 +97,7 @@ fn who_is_past_the_deadline_by_the_margin_is_marked() {
     assert!(early.is_empty());
     let (outcome, writes) = decide(&Change::Expire, agent(AgentStatus::Busy), at(162));
     assert_eq!(kinds(&writes), [(8, EventKind::StatusChanged)]);
-    let Outcome::Done(marked) = outcome else { panic!("{outcome:?}") };
+    let Outcome::Applied(marked) = outcome else { panic!("{outcome:?}") };
     assert_eq!((marked.status, marked.missed_deadline), (AgentStatus::Offline, true));
     assert_eq!((marked.offline_since, marked.revision), (Some(at(162)), 8));
     // Once is enough.
@@ -108,27 +108,28 @@ fn who_is_past_the_deadline_by_the_margin_is_marked() {
 #[test]
 fn a_plain_heartbeat_writes_the_time_and_nothing_else() {
     let (_, writes) = decide(&beat(), agent(AgentStatus::Busy), at(130));
-    assert_eq!(writes.beats, [("a".to_owned(), at(130))]);
+    assert_eq!(writes.heartbeats, [("a".to_owned(), at(130))]);
     assert!(writes.events.is_empty());
 }
 
 #[test]
 fn a_heartbeat_that_comes_too_late_is_told_to_all() {
     let (_, writes) = decide(&beat(), agent(AgentStatus::Active), at(200));
-    assert_eq!(kinds(&writes), [(8, EventKind::Heard)]);
+    assert_eq!(kinds(&writes), [(8, EventKind::Internal)]);
     let (outcome, writes) = decide(&beat(), agent(AgentStatus::Busy), at(200));
     assert_eq!(kinds(&writes), [(8, EventKind::StatusChanged)]);
-    let Outcome::Done(back) = outcome else { panic!("{outcome:?}") };
+    let Outcome::Applied(back) = outcome else { panic!("{outcome:?}") };
     assert_eq!((back.status, back.last_heartbeat), (AgentStatus::Active, at(200)));
 }
 
 #[test]
 fn time_never_goes_back_and_the_future_ends_now() {
     let (_, writes) = decide(&beat(), agent(AgentStatus::Active), at(90));
-    assert_eq!(writes.beats, [("a".to_owned(), at(90))], "its clock was set back: now is 90");
-    let mut judge = Judge { patience: &patience(), now: at(130), revision: 7, writes: Writes::default() };
-    judge.decide(&beat(), Duration::from_secs(40), Some(agent(AgentStatus::Active)));
-    assert_eq!(judge.writes.beats, [("a".to_owned(), at(100))], "a later one is known");
+    assert_eq!(writes.heartbeats, [("a".to_owned(), at(90))], "its clock was set back: now is 90");
+    let mut transition =
+        Transition { patience: &patience(), now: at(130), revision: 7, writes: Writes::default() };
+    transition.decide(&beat(), Duration::from_secs(40), Some(agent(AgentStatus::Active)));
+    assert_eq!(transition.writes.heartbeats, [("a".to_owned(), at(100))], "a later one is known");
 }
 
 #[test]
@@ -139,7 +140,7 @@ fn only_the_instance_that_registered_last_may_speak_for_the_agent() {
         heartbeat.instance_id.clone_from(&instance_id);
         let mut update = StatusUpdate::new(AgentStatus::Offline);
         update.instance_id = instance_id;
-        for change in [Change::Beat(heartbeat), Change::SetStatus(update)] {
+        for change in [Change::Heartbeat(heartbeat), Change::SetStatus(update)] {
             let (outcome, writes) = decide(&change, agent(AgentStatus::Active), at(110));
             assert_eq!(matches!(outcome, Outcome::Superseded { .. }), expected, "{change:?}");
             assert_eq!(writes.is_empty(), expected, "{change:?}");
@@ -168,7 +169,7 @@ fn a_probe_changes_an_agent_only_where_it_found_something_new() {
     assert!(same.is_empty());
     let (outcome, writes) = decide(&Change::Probed { failed: true }, agent(AgentStatus::Busy), at(110));
     assert_eq!(kinds(&writes), [(8, EventKind::StatusChanged)]);
-    let Outcome::Done(failed) = outcome else { panic!("{outcome:?}") };
+    let Outcome::Applied(failed) = outcome else { panic!("{outcome:?}") };
     assert_eq!((failed.status, failed.probe_failed), (AgentStatus::Busy, true));
     // The same process at the same address is no better for registering again; another may be.
     for (instance, address, expected) in
@@ -176,7 +177,7 @@ fn a_probe_changes_an_agent_only_where_it_found_something_new() {
     {
         let again = Registration::new("a", "Agent", address).instance_id(instance);
         let (outcome, _) = decide(&register(again), failed.as_ref().clone(), at(120));
-        let Outcome::Done(registered) = outcome else { panic!("{outcome:?}") };
+        let Outcome::Applied(registered) = outcome else { panic!("{outcome:?}") };
         assert_eq!(registered.probe_failed, expected, "{instance} at {address}");
     }
 }
@@ -192,7 +193,7 @@ fn shut_down(instance_id: &str) -> Change {
 }
 
 fn beat_of(instance_id: &str) -> Change {
-    Change::Beat(Heartbeat::default().instance_id(instance_id))
+    Change::Heartbeat(Heartbeat::default().instance_id(instance_id))
 }
 
 /// The agent of instance "one", which started at ninety seconds and was last heard of at a hundred.
@@ -203,7 +204,7 @@ fn owned(status: AgentStatus) -> StoredAgent {
 }
 
 fn done((outcome, _): (Outcome, Writes)) -> StoredAgent {
-    let Outcome::Done(agent) = outcome else { panic!("{outcome:?}") };
+    let Outcome::Applied(agent) = outcome else { panic!("{outcome:?}") };
     agent.as_ref().clone()
 }
 
@@ -227,7 +228,7 @@ fn younger_process_takes_the_id_and_an_older_one_is_refused() {
 fn refused_process_is_noted_once_and_nobody_sees_it() {
     let before = owned(AgentStatus::Busy);
     let (_, writes) = decide(&started("two", 85, 110), before.clone(), at(110));
-    assert_eq!(kinds(&writes), [(8, EventKind::Heard)]);
+    assert_eq!(kinds(&writes), [(8, EventKind::Internal)]);
     let noted = writes.events[0].agent.as_ref().clone();
     assert!(noted.instances.is_running("two"));
     assert_eq!(StoredAgent { instances: before.instances.clone(), revision: 7, ..noted.clone() }, before);
@@ -258,7 +259,7 @@ fn owner_gives_way_past_its_deadline_and_not_for_being_offline() {
     let marked = StoredAgent { missed_deadline: true, ..owned(AgentStatus::Offline) };
     for (owner, is_granted) in [(owned(AgentStatus::Active), false), (marked, true)] {
         let (outcome, _) = decide_under(&back, &started("two", 50, 510), owner, at(510));
-        assert_eq!(matches!(outcome, Outcome::Done(_)), is_granted, "{outcome:?}");
+        assert_eq!(matches!(outcome, Outcome::Applied(_)), is_granted, "{outcome:?}");
     }
 }
 
@@ -295,11 +296,11 @@ fn instance_that_was_shut_down_may_not_speak_until_it_starts_again() {
 #[test]
 fn end_of_an_agent_that_is_offline_already_is_recorded_and_nobody_sees_it() {
     let (outcome, writes) = decide(&shut_down("one"), owned(AgentStatus::Offline), at(110));
-    assert_eq!(kinds(&writes), [(8, EventKind::Heard)]);
+    assert_eq!(kinds(&writes), [(8, EventKind::Internal)]);
     let ended = done((outcome, writes));
     assert!(ended.instances.has_ended("one"));
     let (outcome, writes) = decide(&shut_down("one"), ended, at(111));
-    assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+    assert!(matches!(outcome, Outcome::Applied(_)), "{outcome:?}");
     assert!(writes.is_empty());
 }
 
@@ -312,7 +313,7 @@ fn end_of_another_instance_is_refused_also_if_it_is_repeated() {
     let two = done(decide(&started("two", 100, 110), owned(AgentStatus::Active), at(110)));
     let (outcome, writes) = decide(&shut_down("one"), two, at(111));
     assert_eq!(refused(&outcome), (Some("two"), "http://b", false));
-    assert_eq!(kinds(&writes), [(8, EventKind::Heard)]);
+    assert_eq!(kinds(&writes), [(8, EventKind::Internal)]);
     let noted = writes.events[0].agent.as_ref().clone();
     assert!(noted.instances.has_ended("one") && noted.status == AgentStatus::Active);
     let (_, again) = decide(&shut_down("one"), noted, at(112));
@@ -334,30 +335,31 @@ fn instance_that_was_shut_down_may_not_speak_for_an_agent_without_an_instance() 
 
 #[test]
 fn request_that_waited_is_judged_by_what_was_noted_meanwhile() {
-    let judge = |change: &Change, waited: u64, current: StoredAgent| {
+    let transition = |change: &Change, waited: u64, current: StoredAgent| {
         let (patience, writes) = (patience(), Writes::default());
-        let mut judge = Judge { patience: &patience, now: at(120), revision: 7, writes };
-        judge.decide(change, Duration::from_secs(waited), Some(current))
+        let mut transition = Transition { patience: &patience, now: at(120), revision: 7, writes };
+        transition.decide(change, Duration::from_secs(waited), Some(current))
     };
     // It arrived at 110; at 115 the process was shut down, through another server for example.
     let ended = done(decide(&shut_down("one"), owned(AgentStatus::Active), at(115)));
-    assert!(refused(&judge(&started("one", 90, 110), 10, ended)).2);
+    assert!(refused(&transition(&started("one", 90, 110), 10, ended)).2);
     // And so for a younger process, whose start lies behind the arrival.
     let younger = done(decide(&started("two", 115, 116), owned(AgentStatus::Active), at(116)));
-    assert_eq!(refused(&judge(&started("three", 100, 110), 10, younger)).0, Some("two"));
+    assert_eq!(refused(&transition(&started("three", 100, 110), 10, younger)).0, Some("two"));
     // And where it was noted by a transaction whose clock was read later.
     let ended = done(decide(&shut_down("one"), owned(AgentStatus::Active), at(122)));
-    assert!(refused(&judge(&started("one", 90, 110), 10, ended)).2);
+    assert!(refused(&transition(&started("one", 90, 110), 10, ended)).2);
     // What is further ahead than a minute is from before the clock was set back.
     let ended = done(decide(&shut_down("one"), owned(AgentStatus::Active), at(171)));
-    assert!(matches!(judge(&started("one", 90, 110), 10, ended), Outcome::Done(_)));
+    assert!(matches!(transition(&started("one", 90, 110), 10, ended), Outcome::Applied(_)));
     // What waited is as old as it was: three is younger than one, who started at ninety.
-    let Outcome::Done(third) = judge(&started("three", 91, 110), 10, owned(AgentStatus::Active)) else {
+    let Outcome::Applied(third) = transition(&started("three", 91, 110), 10, owned(AgentStatus::Active))
+    else {
         panic!("it is younger")
     };
     assert_eq!(third.instance_id.as_deref(), Some("three"));
     assert!(matches!(
-        judge(&started("three", 89, 110), 10, owned(AgentStatus::Active)),
+        transition(&started("three", 89, 110), 10, owned(AgentStatus::Active)),
         Outcome::Superseded { .. }
     ));
 }

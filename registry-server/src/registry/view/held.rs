@@ -9,7 +9,7 @@ use registry_sdk::contract::{AgentStatus, Timestamp};
 
 use super::record::{Json, Load, Record};
 use crate::registry::reports::Report;
-use crate::registry::rules::{AHEAD, Patience};
+use crate::registry::rules::{MAX_CLOCK_SKEW, Patience};
 use crate::store::{RegistrationTag, StoredAgent};
 
 /// One agent in memory. For any change but a heartbeat or a report there is a new one.
@@ -101,7 +101,7 @@ impl Pulse {
     /// Takes over a heartbeat, unless a later one is known. One that is much later is from before the clock was set back.
     pub(crate) fn hear(&self, time: Timestamp) {
         let later = |known: i64| {
-            let is_ahead = Timestamp::from_unix_millis(known).since(time) > AHEAD;
+            let is_ahead = Timestamp::from_unix_millis(known).since(time) > MAX_CLOCK_SKEW;
             Some(if is_ahead { time.unix_millis() } else { known.max(time.unix_millis()) })
         };
         // It always has a value to set.

@@ -131,7 +131,7 @@ mod tests {
             .metadata("deep", serde_json::json!({"list": [1, 2.5, null], "text": "\u{0}"}))
             .heartbeat_interval(Duration::from_millis(45_500))
             .instance_id("i-1");
-        [bare, full].map(|given| StoredAgent::draft(given).unwrap()).into()
+        [bare, full].map(|given| StoredAgent::from_registration(given).unwrap()).into()
     }
 
     #[test]

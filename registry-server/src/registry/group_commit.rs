@@ -1,0 +1,301 @@
+//! Group commit: while one write is under way the next batch gathers, and each caller is answered after its
+//! own batch is in the database and in the view.
+//!
+//! There are two lanes. Heartbeats that change nothing but the time take the fast one: one statement a batch,
+//! which need not wait for the disk. Everything else takes the lane of changes: one transaction a batch,
+//! which commits fully and numbers its changes.
+//!
+//! A lane ends when its [`WriteQueues`] are gone or its token is cancelled, and what waits by then is written.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use registry_sdk::contract::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::rules::{Change, Outcome, Transition};
+use super::view::Pulse;
+use super::{Core, Error};
+use crate::store::{HeartbeatWrite, LockedState, StoreError, Writes};
+
+/// How many heartbeats may wait before further ones are refused.
+const MAX_QUEUED_HEARTBEATS: usize = 16_384;
+
+/// How many changes may wait, and how many of those places only heartbeats get: one that changes something as well, or comes
+/// just in time, takes this lane, and no flood of registrations may make its agent offline.
+const MAX_QUEUED_CHANGES: usize = 8_192;
+const RESERVED_FOR_HEARTBEATS: usize = 2_048;
+
+/// How many heartbeats one statement writes.
+const MAX_HEARTBEAT_BATCH: usize = 1_000;
+
+/// How many times a lane lets the other tasks run while its batch is smaller than the last one: what a batch costs beside
+/// what is in it is more than that. And for how long at most: under a flood letting them run once takes long.
+const MAX_YIELDS: usize = 40;
+const MAX_LINGER: Duration = Duration::from_micros(500);
+
+/// How many changes one transaction makes.
+const MAX_CHANGE_BATCH: usize = 500;
+
+/// A request in a lane, and where its answer goes.
+pub(super) struct Pending<T, A> {
+    request: T,
+    reply: Reply<A>,
+}
+
+type Reply<A> = oneshot::Sender<Result<A, Error>>;
+
+/// A heartbeat that changes nothing but the time, and where that is noted.
+pub(super) struct QueuedHeartbeat {
+    heartbeat: HeartbeatWrite,
+    pulse: Arc<Pulse>,
+}
+
+/// A change of one agent.
+pub(super) struct ChangeRequest {
+    agent_id: String,
+    change: Change,
+    arrived: Instant,
+}
+
+/// The ends of the lanes that callers hold.
+pub(super) struct WriteQueues {
+    heartbeats: mpsc::Sender<Pending<QueuedHeartbeat, Option<Timestamp>>>,
+    changes: mpsc::Sender<Pending<ChangeRequest, Outcome>>,
+}
+
+/// The other ends, for [`run_heartbeats`] and [`run_changes`].
+pub(super) type HeartbeatReceiver = mpsc::Receiver<Pending<QueuedHeartbeat, Option<Timestamp>>>;
+pub(super) type ChangeReceiver = mpsc::Receiver<Pending<ChangeRequest, Outcome>>;
+
+impl QueuedHeartbeat {
+    fn agent_id(&self) -> &str {
+        &self.heartbeat.agent.agent_id
+    }
+}
+
+impl WriteQueues {
+    pub(super) fn new() -> (Self, HeartbeatReceiver, ChangeReceiver) {
+        let (heartbeats, heartbeats_rx) = mpsc::channel(MAX_QUEUED_HEARTBEATS);
+        let (changes, changes_rx) = mpsc::channel(MAX_QUEUED_CHANGES);
+        (Self { heartbeats, changes }, heartbeats_rx, changes_rx)
+    }
+
+    /// Writes a heartbeat's time, unless the agent's revision in the database is another: then `None`.
+    pub(super) async fn heartbeat(
+        &self,
+        heartbeat: HeartbeatWrite,
+        pulse: Arc<Pulse>,
+    ) -> Result<Option<Timestamp>, Error> {
+        submit(&self.heartbeats, QueuedHeartbeat { heartbeat, pulse }).await
+    }
+
+    /// Makes a change.
+    pub(super) async fn change(
+        &self,
+        agent_id: String,
+        change: Change,
+        arrived: Instant,
+    ) -> Result<Outcome, Error> {
+        if self.changes.capacity() <= RESERVED_FOR_HEARTBEATS && !matches!(change, Change::Heartbeat(_)) {
+            return Err(Error::Overloaded);
+        }
+        submit(&self.changes, ChangeRequest { agent_id, change, arrived }).await
+    }
+}
+
+async fn submit<T, A>(queue: &mpsc::Sender<Pending<T, A>>, request: T) -> Result<A, Error> {
+    let (reply, response) = oneshot::channel();
+    queue.try_send(Pending { request, reply }).map_err(|error| match error {
+        mpsc::error::TrySendError::Full(_) => Error::Overloaded,
+        mpsc::error::TrySendError::Closed(_) => Error::Stopping,
+    })?;
+    response.await.unwrap_or(Err(Error::Stopping))
+}
+
+/// Fills the next batch, and waits for its first where there is none. It stays empty when the lane has ended.
+///
+/// Those of the last batch have just been answered, and come again at once where the load is high: it is worth waiting for
+/// about as many. Where the load is not high nobody is let wait, since there is nothing else to run.
+async fn next_batch<T, A>(
+    queue: &mut mpsc::Receiver<Pending<T, A>>,
+    batch: &mut Vec<Pending<T, A>>,
+    max: usize,
+    last: usize,
+    shutdown: &CancellationToken,
+) {
+    if batch.is_empty() {
+        tokio::select! {
+            biased;
+            _ = queue.recv_many(batch, max) => {}
+            () = shutdown.cancelled() => {
+                queue.close();
+                queue.recv_many(batch, max).await;
+            }
+        }
+    }
+    let started = Instant::now();
+    for _ in 0..MAX_YIELDS {
+        if batch.len() + queue.len() >= last || started.elapsed() > MAX_LINGER {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    batch.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(max.saturating_sub(batch.len())));
+}
+
+/// The lane of heartbeats.
+pub(super) async fn run_heartbeats(
+    core: Arc<Core>,
+    mut queue: HeartbeatReceiver,
+    shutdown: CancellationToken,
+) {
+    let mut last = 0;
+    loop {
+        let mut pending = Vec::new();
+        next_batch(&mut queue, &mut pending, MAX_HEARTBEAT_BATCH, last, &shutdown).await;
+        if pending.is_empty() {
+            return;
+        }
+        last = pending.len();
+        let batch = HeartbeatBatch::new(pending);
+        let written = batch.write(&core).await;
+        batch.reply(&written);
+    }
+}
+
+/// Heartbeats that are written together.
+struct HeartbeatBatch {
+    heartbeats: Vec<HeartbeatWrite>,
+    /// Who waits for which of them.
+    pending: Vec<(usize, Arc<Pulse>, Reply<Option<Timestamp>>)>,
+}
+
+impl HeartbeatBatch {
+    fn new(mut heartbeats: Vec<Pending<QueuedHeartbeat, Option<Timestamp>>>) -> Self {
+        let mut batch = Self {
+            heartbeats: Vec::with_capacity(heartbeats.len()),
+            pending: Vec::with_capacity(heartbeats.len()),
+        };
+        // In the order of ids, so that two replicas rarely wait for each other, and repeats stand together.
+        heartbeats.sort_unstable_by(|a, b| a.request.agent_id().cmp(b.request.agent_id()));
+        for Pending { request: QueuedHeartbeat { heartbeat, pulse }, reply } in heartbeats {
+            match batch.heartbeats.last_mut() {
+                Some(last) if Arc::ptr_eq(&last.agent, &heartbeat.agent) => {
+                    last.arrived = last.arrived.max(heartbeat.arrived);
+                }
+                _ => batch.heartbeats.push(heartbeat),
+            }
+            batch.pending.push((batch.heartbeats.len() - 1, pulse, reply));
+        }
+        batch
+    }
+
+    async fn write(&self, core: &Core) -> Result<Vec<Option<Timestamp>>, Error> {
+        // Those that waited while the batch before came to nothing need not wait as long again.
+        core.check_database()?;
+        let written = core.store.write_heartbeats(&self.heartbeats).await;
+        core.noticed(&written);
+        written.map_err(|error| (&error).into())
+    }
+
+    fn reply(self, written: &Result<Vec<Option<Timestamp>>, Error>) {
+        for (index, pulse, reply) in self.pending {
+            let outcome = match written {
+                Ok(times) => Ok(times.get(index).copied().flatten()),
+                Err(error) => Err(error.clone()),
+            };
+            if let Ok(Some(time)) = outcome {
+                pulse.hear(time);
+            }
+            // Who does not wait any more has lost nothing but the answer.
+            let _ = reply.send(outcome);
+        }
+    }
+}
+
+/// The lane of changes.
+pub(super) async fn run_changes(core: Arc<Core>, mut queue: ChangeReceiver, shutdown: CancellationToken) {
+    let (mut pending, mut last) = (Vec::new(), 0);
+    loop {
+        next_batch(&mut queue, &mut pending, MAX_CHANGE_BATCH, last * 3 / 4, &shutdown).await;
+        if pending.is_empty() {
+            return;
+        }
+        last = pending.len();
+        let (requests, replies): (Vec<_>, Vec<_>) = take_one_per_agent(&mut pending)
+            .into_iter()
+            .map(|pending| (pending.request, pending.reply))
+            .unzip();
+        match commit(&core, &requests).await {
+            // One of them spoils it for all: each by itself, then.
+            Err(StoreError::Rejected(_)) if requests.len() > 1 => {
+                for (request, reply) in requests.iter().zip(replies) {
+                    let outcome = commit(&core, std::slice::from_ref(request)).await;
+                    let outcome =
+                        outcome.map(|outcomes| outcomes.into_iter().next().unwrap_or(Outcome::NotFound));
+                    let _ = reply.send(outcome.map_err(|error| (&error).into()));
+                }
+            }
+            Ok(outcomes) => {
+                for (outcome, reply) in outcomes.into_iter().zip(replies) {
+                    let _ = reply.send(Ok(outcome));
+                }
+            }
+            Err(error) => {
+                for reply in replies {
+                    let _ = reply.send(Err((&error).into()));
+                }
+            }
+        }
+    }
+}
+
+/// Takes the first change of each agent; later ones of the same agent stay, in their order.
+fn take_one_per_agent(
+    pending: &mut Vec<Pending<ChangeRequest, Outcome>>,
+) -> Vec<Pending<ChangeRequest, Outcome>> {
+    let mut taken = HashSet::new();
+    let is_first = |next: &mut Pending<ChangeRequest, Outcome>| taken.insert(next.request.agent_id.clone());
+    pending.extract_if(.., is_first).collect()
+}
+
+/// Makes a batch of changes, at most one an agent, and takes them over into the view.
+async fn commit(core: &Core, requests: &[ChangeRequest]) -> Result<Vec<Outcome>, StoreError> {
+    if core.availability.away_for().is_some() {
+        return Err(StoreError::Unavailable("known to be unavailable".into()));
+    }
+    let agent_ids: Vec<String> = requests.iter().map(|request| request.agent_id.clone()).collect();
+    let started = Instant::now();
+    let mut outcomes = Vec::new();
+    let mut events = Vec::new();
+    let mut previous_revision = 0;
+    let mut decide = |mut state: LockedState| {
+        previous_revision = state.revision;
+        core.observe(state.now);
+        let (patience, writes) = (core.patience(), Writes::default());
+        let mut transition =
+            Transition { patience: &patience, now: state.now, revision: state.revision, writes };
+        let decided = requests.iter().map(|ChangeRequest { agent_id, change, arrived }| {
+            transition.decide(change, started.duration_since(*arrived), state.agents.remove(agent_id))
+        });
+        outcomes = decided.collect();
+        events.clone_from(&transition.writes.events);
+        transition.writes
+    };
+    let written = core.store.transact(&agent_ids, &mut decide).await;
+    core.noticed(&written);
+    written?;
+    core.take_over(&events);
+    // Also of those to whom nothing happened but a heartbeat: the database may know more of them than the view.
+    for outcome in &outcomes {
+        if let Outcome::Applied(agent) = outcome
+            && agent.revision <= previous_revision
+        {
+            core.view.put(agent.clone());
+        }
+    }
+    Ok(outcomes)
+}
