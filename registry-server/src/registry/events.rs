@@ -14,20 +14,20 @@ use super::view::Json;
 use crate::store::EventKind;
 
 /// How many changes are kept for watchers that are behind or come back.
-const KEPT: i64 = 16_384;
+const MAX_RETAINED_EVENTS: i64 = 16_384;
 
 /// How many bytes they may have.
-const KEPT_BYTES: usize = 16 * 1_024 * 1_024;
+const MAX_RETAINED_BYTES: usize = 16 * 1_024 * 1_024;
 
 /// About how many bytes one step gives to a watcher.
-const STEP_BYTES: usize = 64 * 1_024;
+const READ_BYTES: usize = 64 * 1_024;
 
 /// The changes in order.
 #[derive(Debug)]
 pub(crate) struct EventLog {
     state: RwLock<State>,
     /// Changes whenever there is something new to read.
-    moved: watch::Sender<()>,
+    changed: watch::Sender<()>,
 }
 
 #[derive(Debug)]
@@ -37,7 +37,7 @@ struct State {
     /// Everything after this revision, up to `head`, is in `frames`.
     base: i64,
     /// How often the history was broken off: revisions of one history say nothing in another.
-    history: u64,
+    epoch: u64,
     /// What came before its turn.
     pending: BTreeMap<i64, Option<Vec<u8>>>,
     frames: VecDeque<(i64, Vec<u8>)>,
@@ -46,12 +46,12 @@ struct State {
 
 /// A watcher's place in the log.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
+pub(crate) struct Cursor {
     after: i64,
-    history: u64,
+    epoch: u64,
 }
 
-impl Place {
+impl Cursor {
     /// The revision up to which the watcher has seen everything.
     pub(crate) fn revision(&self) -> i64 {
         self.after
@@ -60,30 +60,24 @@ impl Place {
 
 /// What a watcher finds at its place.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum LogRead {
     /// Nothing new yet.
-    Wait,
+    UpToDate,
     /// The next changes, as they are sent.
     Frames(Vec<u8>),
     /// The watcher is so far behind that what comes next is not kept any more. It would go on after this
     /// revision.
-    Behind(i64),
+    Lagged(i64),
     /// Its place is of another history than the present one. It goes on after this revision.
-    Broken(i64),
+    Reset(i64),
 }
 
 impl EventLog {
     /// An empty log, at a revision.
     pub(super) fn new(head: i64) -> Self {
-        let state = State {
-            head,
-            base: head,
-            history: 0,
-            pending: BTreeMap::new(),
-            frames: VecDeque::new(),
-            bytes: 0,
-        };
-        Self { state: RwLock::new(state), moved: watch::Sender::new(()) }
+        let state =
+            State { head, base: head, epoch: 0, pending: BTreeMap::new(), frames: VecDeque::new(), bytes: 0 };
+        Self { state: RwLock::new(state), changed: watch::Sender::new(()) }
     }
 
     /// The revision up to which everything is published.
@@ -93,66 +87,66 @@ impl EventLog {
 
     /// Takes over changes, and publishes those whose turn it is. What is published already is left alone. A change
     /// that nobody is to see has no frame.
-    pub(super) fn offer(&self, changes: impl IntoIterator<Item = (i64, Option<Vec<u8>>)>) {
+    pub(super) fn append(&self, events: impl IntoIterator<Item = (i64, Option<Vec<u8>>)>) {
         let mut state = self.state.write();
-        let before = state.head;
-        for (revision, frame) in changes {
+        let previous_head = state.head;
+        for (revision, frame) in events {
             if revision > state.head {
                 state.pending.insert(revision, frame);
             }
         }
         state.publish();
-        let has_moved = state.head > before;
+        let has_changed = state.head > previous_head;
         drop(state);
-        if has_moved {
-            self.moved.send_replace(());
+        if has_changed {
+            self.changed.send_replace(());
         }
     }
 
     /// Breaks off: what was between is not known, and everything was read anew at a revision.
-    pub(super) fn break_off(&self, head: i64) {
+    pub(super) fn reset(&self, head: i64) {
         let mut state = self.state.write();
-        let set_back = head < state.head;
-        (state.head, state.base, state.history) = (head, head, state.history + 1);
+        let is_rolled_back = head < state.head;
+        (state.head, state.base, state.epoch) = (head, head, state.epoch + 1);
         state.frames.clear();
         state.bytes = 0;
         // Of a history that was set back nothing counts any more.
-        state.pending.retain(|revision, _| *revision > head && !set_back);
+        state.pending.retain(|revision, _| *revision > head && !is_rolled_back);
         state.publish();
         drop(state);
-        self.moved.send_replace(());
+        self.changed.send_replace(());
     }
 
     /// A place for a watcher who has seen everything up to a revision, or who begins now.
-    pub(crate) fn place(&self, after: Option<i64>) -> Place {
+    pub(crate) fn cursor(&self, after: Option<i64>) -> Cursor {
         let state = self.state.read();
-        Place { after: after.unwrap_or(state.head), history: state.history }
+        Cursor { after: after.unwrap_or(state.head), epoch: state.epoch }
     }
 
     /// Wakes when there may be more to read.
-    pub(crate) fn moved(&self) -> watch::Receiver<()> {
-        self.moved.subscribe()
+    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// What comes after a place, which moves on.
-    pub(crate) fn read(&self, place: &mut Place) -> Step {
+    pub(crate) fn read(&self, cursor: &mut Cursor) -> LogRead {
         let state = self.state.read();
-        let is_broken = place.history != state.history || place.after > state.head;
-        if is_broken || place.after < state.base {
-            *place = Place { after: state.head, history: state.history };
-            return if is_broken { Step::Broken(state.head) } else { Step::Behind(state.head) };
+        let is_stale = cursor.epoch != state.epoch || cursor.after > state.head;
+        if is_stale || cursor.after < state.base {
+            *cursor = Cursor { after: state.head, epoch: state.epoch };
+            return if is_stale { LogRead::Reset(state.head) } else { LogRead::Lagged(state.head) };
         }
-        let from = state.frames.partition_point(|(revision, _)| *revision <= place.after);
-        let mut found = Vec::new();
-        for (revision, frame) in state.frames.range(from..) {
-            found.extend_from_slice(frame);
-            place.after = *revision;
-            if found.len() >= STEP_BYTES {
-                return Step::Frames(found);
+        let start = state.frames.partition_point(|(revision, _)| *revision <= cursor.after);
+        let mut frames = Vec::new();
+        for (revision, frame) in state.frames.range(start..) {
+            frames.extend_from_slice(frame);
+            cursor.after = *revision;
+            if frames.len() >= READ_BYTES {
+                return LogRead::Frames(frames);
             }
         }
-        place.after = state.head;
-        if found.is_empty() { Step::Wait } else { Step::Frames(found) }
+        cursor.after = state.head;
+        if frames.is_empty() { LogRead::UpToDate } else { LogRead::Frames(frames) }
     }
 }
 
@@ -164,7 +158,9 @@ impl State {
                 self.bytes += frame.len();
                 self.frames.push_back((self.head, frame));
             }
-            while self.bytes > KEPT_BYTES || self.frames.front().is_some_and(|(r, _)| self.head - r >= KEPT) {
+            while self.bytes > MAX_RETAINED_BYTES
+                || self.frames.front().is_some_and(|(r, _)| self.head - r >= MAX_RETAINED_EVENTS)
+            {
                 let Some((revision, frame)) = self.frames.pop_front() else { break };
                 (self.base, self.bytes) = (revision, self.bytes - frame.len());
             }
@@ -173,7 +169,7 @@ impl State {
 }
 
 /// A change as it is sent. `None` for one that nobody is to see.
-pub(super) fn frame(kind: EventKind, revision: i64, record: impl FnOnce() -> Json) -> Option<Vec<u8>> {
+pub(super) fn encode_frame(kind: EventKind, revision: i64, record: impl FnOnce() -> Json) -> Option<Vec<u8>> {
     let kind = match kind {
         EventKind::Registered => contract::EventKind::Registered,
         EventKind::StatusChanged => contract::EventKind::StatusChanged,
@@ -187,57 +183,61 @@ pub(super) fn frame(kind: EventKind, revision: i64, record: impl FnOnce() -> Jso
 mod tests {
     use super::*;
 
-    fn change(revision: i64) -> (i64, Option<Vec<u8>>) {
+    fn event(revision: i64) -> (i64, Option<Vec<u8>>) {
         (revision, Some(format!("{revision};").into_bytes()))
     }
 
-    fn read(log: &EventLog, place: &mut Place) -> String {
-        match log.read(place) {
-            Step::Wait => "wait".to_owned(),
-            Step::Frames(frames) => String::from_utf8(frames).unwrap(),
-            Step::Behind(head) => format!("behind {head}"),
-            Step::Broken(head) => format!("broken {head}"),
+    fn read(log: &EventLog, cursor: &mut Cursor) -> String {
+        match log.read(cursor) {
+            LogRead::UpToDate => "up to date".to_owned(),
+            LogRead::Frames(frames) => String::from_utf8(frames).unwrap(),
+            LogRead::Lagged(head) => format!("lagged {head}"),
+            LogRead::Reset(head) => format!("reset {head}"),
         }
     }
 
     #[test]
-    fn changes_are_published_in_order_once_and_without_gaps() {
+    fn events_are_published_in_order_once_and_without_gaps() {
         let log = EventLog::new(10);
-        let mut place = log.place(None);
-        log.offer([change(12), change(13)]);
-        assert_eq!(read(&log, &mut place), "wait", "11 is missing");
-        log.offer([change(11), change(12), change(9)]);
-        assert_eq!(read(&log, &mut place), "11;12;13;");
-        assert_eq!((read(&log, &mut place).as_str(), log.head()), ("wait", 13));
-        log.offer([(14, None), change(15)]);
-        assert_eq!(read(&log, &mut place), "15;", "14 is nothing to see");
-        assert_eq!(read(&log, &mut log.place(Some(12))), "13;15;", "who comes back goes on");
+        let mut cursor = log.cursor(None);
+        log.append([event(12), event(13)]);
+        assert_eq!(read(&log, &mut cursor), "up to date", "11 is missing");
+        log.append([event(11), event(12), event(9)]);
+        assert_eq!(read(&log, &mut cursor), "11;12;13;");
+        assert_eq!((read(&log, &mut cursor).as_str(), log.head()), ("up to date", 13));
+        log.append([(14, None), event(15)]);
+        assert_eq!(read(&log, &mut cursor), "15;", "14 is not visible");
+        assert_eq!(read(&log, &mut log.cursor(Some(12))), "13;15;", "a resumed watcher continues");
     }
 
     #[test]
-    fn who_is_too_far_behind_or_of_another_history_is_told() {
+    fn lagging_watcher_and_one_of_another_epoch_are_told() {
         let log = EventLog::new(0);
-        let (mut slow, mut ahead) = (log.place(None), log.place(Some(99)));
-        assert_eq!(read(&log, &mut ahead), "broken 0");
-        log.offer((1..=KEPT).map(change));
+        let (mut slow, mut ahead) = (log.cursor(None), log.cursor(Some(99)));
+        assert_eq!(read(&log, &mut ahead), "reset 0");
+        log.append((1..=MAX_RETAINED_EVENTS).map(event));
         assert!(read(&log, &mut slow.clone()).starts_with("1;2;"), "just in time");
-        log.offer([change(KEPT + 1)]);
-        assert_eq!(read(&log, &mut slow), format!("behind {}", KEPT + 1));
-        log.offer([change(KEPT + 2)]);
-        assert_eq!(read(&log, &mut slow), format!("{};", KEPT + 2), "and goes on from there");
+        log.append([event(MAX_RETAINED_EVENTS + 1)]);
+        assert_eq!(read(&log, &mut slow), format!("lagged {}", MAX_RETAINED_EVENTS + 1));
+        log.append([event(MAX_RETAINED_EVENTS + 2)]);
+        assert_eq!(
+            read(&log, &mut slow),
+            format!("{};", MAX_RETAINED_EVENTS + 2),
+            "and continues from there"
+        );
 
-        log.break_off(50);
-        assert_eq!(read(&log, &mut slow), "broken 50", "the database was set back");
-        log.offer([change(51)]);
+        log.reset(50);
+        assert_eq!(read(&log, &mut slow), "reset 50", "the database was rolled back");
+        log.append([event(51)]);
         assert_eq!(read(&log, &mut slow), "51;");
     }
 
     #[test]
-    fn big_changes_are_kept_up_to_their_bytes() {
+    fn retained_bytes_are_bounded() {
         let log = EventLog::new(0);
-        let mut place = log.place(None);
-        log.offer((1..=17).map(|revision| (revision, Some(vec![b'x'; 1_024 * 1_024]))));
-        assert_eq!(read(&log, &mut place), "behind 17");
-        assert_eq!(log.read(&mut log.place(Some(1))), Step::Frames(vec![b'x'; 1_024 * 1_024]));
+        let mut cursor = log.cursor(None);
+        log.append((1..=17).map(|revision| (revision, Some(vec![b'x'; 1_024 * 1_024]))));
+        assert_eq!(read(&log, &mut cursor), "lagged 17");
+        assert_eq!(log.read(&mut log.cursor(Some(1))), LogRead::Frames(vec![b'x'; 1_024 * 1_024]));
     }
 }

@@ -16,8 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::rules::{Change, Outcome, Transition};
-use super::view::Pulse;
-use super::{Core, Error};
+use super::view::Liveness;
+use super::{Error, Shared};
 use crate::store::{HeartbeatWrite, LockedState, StoreError, Writes};
 
 /// How many heartbeats may wait before further ones are refused.
@@ -50,7 +50,7 @@ type Reply<A> = oneshot::Sender<Result<A, Error>>;
 /// A heartbeat that changes nothing but the time, and where that is noted.
 pub(super) struct QueuedHeartbeat {
     heartbeat: HeartbeatWrite,
-    pulse: Arc<Pulse>,
+    liveness: Arc<Liveness>,
 }
 
 /// A change of one agent.
@@ -87,9 +87,9 @@ impl WriteQueues {
     pub(super) async fn heartbeat(
         &self,
         heartbeat: HeartbeatWrite,
-        pulse: Arc<Pulse>,
+        liveness: Arc<Liveness>,
     ) -> Result<Option<Timestamp>, Error> {
-        submit(&self.heartbeats, QueuedHeartbeat { heartbeat, pulse }).await
+        submit(&self.heartbeats, QueuedHeartbeat { heartbeat, liveness }).await
     }
 
     /// Makes a change.
@@ -110,9 +110,9 @@ async fn submit<T, A>(queue: &mpsc::Sender<Pending<T, A>>, request: T) -> Result
     let (reply, response) = oneshot::channel();
     queue.try_send(Pending { request, reply }).map_err(|error| match error {
         mpsc::error::TrySendError::Full(_) => Error::Overloaded,
-        mpsc::error::TrySendError::Closed(_) => Error::Stopping,
+        mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
     })?;
-    response.await.unwrap_or(Err(Error::Stopping))
+    response.await.unwrap_or(Err(Error::ShuttingDown))
 }
 
 /// Fills the next batch, and waits for its first where there is none. It stays empty when the lane has ended.
@@ -148,7 +148,7 @@ async fn next_batch<T, A>(
 
 /// The lane of heartbeats.
 pub(super) async fn run_heartbeats(
-    core: Arc<Core>,
+    shared: Arc<Shared>,
     mut queue: HeartbeatReceiver,
     shutdown: CancellationToken,
 ) {
@@ -161,7 +161,7 @@ pub(super) async fn run_heartbeats(
         }
         last = pending.len();
         let batch = HeartbeatBatch::new(pending);
-        let written = batch.write(&core).await;
+        let written = batch.write(&shared).await;
         batch.reply(&written);
     }
 }
@@ -170,7 +170,7 @@ pub(super) async fn run_heartbeats(
 struct HeartbeatBatch {
     heartbeats: Vec<HeartbeatWrite>,
     /// Who waits for which of them.
-    pending: Vec<(usize, Arc<Pulse>, Reply<Option<Timestamp>>)>,
+    pending: Vec<(usize, Arc<Liveness>, Reply<Option<Timestamp>>)>,
 }
 
 impl HeartbeatBatch {
@@ -181,34 +181,34 @@ impl HeartbeatBatch {
         };
         // In the order of ids, so that two replicas rarely wait for each other, and repeats stand together.
         heartbeats.sort_unstable_by(|a, b| a.request.agent_id().cmp(b.request.agent_id()));
-        for Pending { request: QueuedHeartbeat { heartbeat, pulse }, reply } in heartbeats {
+        for Pending { request: QueuedHeartbeat { heartbeat, liveness }, reply } in heartbeats {
             match batch.heartbeats.last_mut() {
                 Some(last) if Arc::ptr_eq(&last.agent, &heartbeat.agent) => {
                     last.arrived = last.arrived.max(heartbeat.arrived);
                 }
                 _ => batch.heartbeats.push(heartbeat),
             }
-            batch.pending.push((batch.heartbeats.len() - 1, pulse, reply));
+            batch.pending.push((batch.heartbeats.len() - 1, liveness, reply));
         }
         batch
     }
 
-    async fn write(&self, core: &Core) -> Result<Vec<Option<Timestamp>>, Error> {
+    async fn write(&self, shared: &Shared) -> Result<Vec<Option<Timestamp>>, Error> {
         // Those that waited while the batch before came to nothing need not wait as long again.
-        core.check_database()?;
-        let written = core.store.write_heartbeats(&self.heartbeats).await;
-        core.noticed(&written);
+        shared.check_database()?;
+        let written = shared.store.write_heartbeats(&self.heartbeats).await;
+        shared.record_outcome(&written);
         written.map_err(|error| (&error).into())
     }
 
     fn reply(self, written: &Result<Vec<Option<Timestamp>>, Error>) {
-        for (index, pulse, reply) in self.pending {
+        for (index, liveness, reply) in self.pending {
             let outcome = match written {
                 Ok(times) => Ok(times.get(index).copied().flatten()),
                 Err(error) => Err(error.clone()),
             };
             if let Ok(Some(time)) = outcome {
-                pulse.hear(time);
+                liveness.record_heartbeat(time);
             }
             // Who does not wait any more has lost nothing but the answer.
             let _ = reply.send(outcome);
@@ -217,7 +217,7 @@ impl HeartbeatBatch {
 }
 
 /// The lane of changes.
-pub(super) async fn run_changes(core: Arc<Core>, mut queue: ChangeReceiver, shutdown: CancellationToken) {
+pub(super) async fn run_changes(shared: Arc<Shared>, mut queue: ChangeReceiver, shutdown: CancellationToken) {
     let (mut pending, mut last) = (Vec::new(), 0);
     loop {
         next_batch(&mut queue, &mut pending, MAX_CHANGE_BATCH, last * 3 / 4, &shutdown).await;
@@ -229,11 +229,11 @@ pub(super) async fn run_changes(core: Arc<Core>, mut queue: ChangeReceiver, shut
             .into_iter()
             .map(|pending| (pending.request, pending.reply))
             .unzip();
-        match commit(&core, &requests).await {
+        match commit(&shared, &requests).await {
             // One of them spoils it for all: each by itself, then.
             Err(StoreError::Rejected(_)) if requests.len() > 1 => {
                 for (request, reply) in requests.iter().zip(replies) {
-                    let outcome = commit(&core, std::slice::from_ref(request)).await;
+                    let outcome = commit(&shared, std::slice::from_ref(request)).await;
                     let outcome =
                         outcome.map(|outcomes| outcomes.into_iter().next().unwrap_or(Outcome::NotFound));
                     let _ = reply.send(outcome.map_err(|error| (&error).into()));
@@ -263,8 +263,8 @@ fn take_one_per_agent(
 }
 
 /// Makes a batch of changes, at most one an agent, and takes them over into the view.
-async fn commit(core: &Core, requests: &[ChangeRequest]) -> Result<Vec<Outcome>, StoreError> {
-    if core.availability.away_for().is_some() {
+async fn commit(shared: &Shared, requests: &[ChangeRequest]) -> Result<Vec<Outcome>, StoreError> {
+    if shared.availability.unavailable_for().is_some() {
         return Err(StoreError::Unavailable("known to be unavailable".into()));
     }
     let agent_ids: Vec<String> = requests.iter().map(|request| request.agent_id.clone()).collect();
@@ -274,10 +274,9 @@ async fn commit(core: &Core, requests: &[ChangeRequest]) -> Result<Vec<Outcome>,
     let mut previous_revision = 0;
     let mut decide = |mut state: LockedState| {
         previous_revision = state.revision;
-        core.observe(state.now);
-        let (patience, writes) = (core.patience(), Writes::default());
-        let mut transition =
-            Transition { patience: &patience, now: state.now, revision: state.revision, writes };
+        shared.observe_clock(state.now);
+        let (policy, writes) = (shared.deadline_policy(), Writes::default());
+        let mut transition = Transition { policy: &policy, now: state.now, revision: state.revision, writes };
         let decided = requests.iter().map(|ChangeRequest { agent_id, change, arrived }| {
             transition.decide(change, started.duration_since(*arrived), state.agents.remove(agent_id))
         });
@@ -285,16 +284,16 @@ async fn commit(core: &Core, requests: &[ChangeRequest]) -> Result<Vec<Outcome>,
         events.clone_from(&transition.writes.events);
         transition.writes
     };
-    let written = core.store.transact(&agent_ids, &mut decide).await;
-    core.noticed(&written);
+    let written = shared.store.transact(&agent_ids, &mut decide).await;
+    shared.record_outcome(&written);
     written?;
-    core.take_over(&events);
+    shared.apply(&events);
     // Also of those to whom nothing happened but a heartbeat: the database may know more of them than the view.
     for outcome in &outcomes {
         if let Outcome::Applied(agent) = outcome
             && agent.revision <= previous_revision
         {
-            core.view.put(agent.clone());
+            shared.view.put(agent.clone());
         }
     }
     Ok(outcomes)

@@ -3,14 +3,14 @@
 
 mod availability;
 mod clock;
-mod core;
 mod events;
-mod follow;
+mod follower;
 mod group_commit;
 mod probe;
 mod reports;
 mod rules;
-mod sweep;
+mod shared;
+mod sweeper;
 mod view;
 
 use std::hash::{BuildHasher, RandomState};
@@ -33,18 +33,18 @@ use crate::config::Config;
 use crate::metrics::{Gauges, Metrics};
 use crate::store::{HeartbeatWrite, Store, StoreError, StoredAgent};
 use availability::Availability;
-use clock::Clock;
-use core::Core;
+use clock::DatabaseClock;
 use events::EventLog;
-pub(crate) use events::{Place, Step};
+pub(crate) use events::{Cursor, LogRead};
 use group_commit::WriteQueues;
-use reports::{Report, Untold};
-use rules::{Change, Outcome, is_instance};
-use view::{Held, Moment, Read, View};
+use reports::{DirtyReports, Report};
+use rules::{Change, Outcome, accepts_instance};
+use shared::Shared;
+use view::{Entry, Read, ReadContext, View};
 pub(crate) use view::{Json, ListQuery, Page, SearchQuery};
 
 /// How long the figures for Prometheus are good.
-const FIGURES_FOR: Duration = Duration::from_secs(1);
+const STATS_TTL: Duration = Duration::from_secs(1);
 
 /// What the registry could not do.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -55,7 +55,7 @@ pub(crate) enum Error {
     /// Another process owns the agent's id.
     #[error(
         "agent {agent_id:?} is owned by another process ({}): if this is a different agent, give it its own id",
-        describe(owner)
+        describe_owner(owner)
     )]
     Superseded { agent_id: String, owner: Owner },
     /// The process that asked was shut down, by its own word.
@@ -72,13 +72,13 @@ pub(crate) enum Error {
     Overloaded,
     /// The server is shutting down.
     #[error("the server is shutting down, nothing was changed; try again")]
-    Stopping,
+    ShuttingDown,
     /// A defect: the database refused what passed the checks, for example.
-    #[error("the registry failed at this")]
+    #[error("the request failed because of an internal error")]
     Internal,
 }
 
-fn describe(Owner { instance_id, base_url, .. }: &Owner) -> String {
+fn describe_owner(Owner { instance_id, base_url, .. }: &Owner) -> String {
     match instance_id {
         Some(instance_id) => format!("instance {instance_id} at {base_url}"),
         None => format!("at {base_url}"),
@@ -96,7 +96,7 @@ impl From<&StoreError> for Error {
 
 /// The registry. Its tasks end by the token of [`Registry::start`] and by [`Registry::close`].
 pub(crate) struct Registry {
-    core: Arc<Core>,
+    shared: Arc<Shared>,
     queues: WriteQueues,
     /// No more writes are taken.
     closing: CancellationToken,
@@ -116,42 +116,42 @@ impl Registry {
     ) -> Result<Arc<Self>, StoreError> {
         let snapshot = store.load().await?;
         let (revision, now) = (snapshot.revision, snapshot.now);
-        tracing::info!(agents = snapshot.agents.len(), revision, store = store.name(), "read the registry");
+        tracing::info!(agents = snapshot.agents.len(), revision, store = store.name(), "loaded all agents");
         // Both take their time, and neither needs the other.
         let (view, recent) =
-            join(spawn_blocking(|| View::new(snapshot)), follow::recent(&*store, revision)).await;
+            join(spawn_blocking(|| View::new(snapshot)), follower::recent_events(&*store, revision)).await;
         let (recent, view) = (recent?, view.map_err(|error| StoreError::Unavailable(error.into()))?);
-        let core = Arc::new(Core {
+        let shared = Arc::new(Shared {
             store,
-            clock: Clock::new(now),
+            clock: DatabaseClock::new(now),
             availability: Availability::new(now),
             events: EventLog::new(recent.first().map_or(revision, |oldest| oldest.agent.revision - 1)),
             view,
             admission: Admission::new(config.rate_limit),
             bulkhead,
             config,
-            started: Instant::now(),
-            untold: Untold::default(),
+            started_at: Instant::now(),
+            dirty_reports: DirtyReports::default(),
             metrics,
-            figures: Mutex::default(),
+            cached_stats: Mutex::default(),
             server_id: RandomState::new().hash_one(std::process::id()),
         });
-        core.publish(&recent);
-        if core.events.head() != revision {
-            core.events.break_off(revision);
+        shared.publish(&recent);
+        if shared.events.head() != revision {
+            shared.events.reset(revision);
         }
         let (queues, heartbeats, changes) = WriteQueues::new();
         let closing = CancellationToken::new();
-        tasks.spawn(group_commit::run_heartbeats(core.clone(), heartbeats, closing.clone()));
-        tasks.spawn(group_commit::run_changes(core.clone(), changes, closing.clone()));
-        let registry = Arc::new(Self { core: core.clone(), queues, closing, shutdown: shutdown.clone() });
-        tasks.spawn(shutdown.clone().run_until_cancelled_owned(follow::run(core.clone())));
-        if core.store.is_shared() {
-            tasks.spawn(shutdown.clone().run_until_cancelled_owned(reports::tell(core.clone())));
-            tasks.spawn(shutdown.clone().run_until_cancelled_owned(reports::listen(core)));
+        tasks.spawn(group_commit::run_heartbeats(shared.clone(), heartbeats, closing.clone()));
+        tasks.spawn(group_commit::run_changes(shared.clone(), changes, closing.clone()));
+        let registry = Arc::new(Self { shared: shared.clone(), queues, closing, shutdown: shutdown.clone() });
+        tasks.spawn(shutdown.clone().run_until_cancelled_owned(follower::run(shared.clone())));
+        if shared.store.is_shared() {
+            tasks.spawn(shutdown.clone().run_until_cancelled_owned(reports::broadcast(shared.clone())));
+            tasks.spawn(shutdown.clone().run_until_cancelled_owned(reports::receive(shared)));
         }
-        tasks.spawn(shutdown.clone().run_until_cancelled_owned(sweep::run(registry.clone())));
-        if let Some(interval) = registry.core.config.probe_interval {
+        tasks.spawn(shutdown.clone().run_until_cancelled_owned(sweeper::run(registry.clone())));
+        if let Some(interval) = registry.shared.config.probe_interval {
             tasks.spawn(probe::run(registry.clone(), interval, shutdown.clone()));
         }
         Ok(registry)
@@ -167,112 +167,117 @@ impl Registry {
         let arrived = Instant::now();
         let instance_age = registration.instance_age;
         let draft = StoredAgent::from_registration(registration).map_err(|error| {
-            tracing::error!(%error, "a registration cannot be encoded");
+            tracing::error!(%error, "cannot encode a registration, answering 500");
             Error::Internal
         })?;
-        if let Some(held) = self.core.view.held(&draft.agent_id)
-            && held.agent.has_same_registration(&draft)
+        if let Some(entry) = self.shared.view.entry(&draft.agent_id)
+            && entry.agent.has_same_registration(&draft)
             // Not the first sight of a process, whose start has to be noted, nor a late request of one that was shut down.
             && draft.instance_id.as_deref().is_none_or(|id| {
-                held.agent.instances.is_noted(id, instance_age, self.core.clock.now())
+                entry.agent.instances.is_noted(id, instance_age, self.shared.clock.now())
             })
-            && let Some(heard) = self.write_heartbeat(&held, arrived).await?
+            && let Some(last_heartbeat) = self.write_heartbeat(&entry, arrived).await?
         {
-            return Ok(held.record(&self.core.moment(), heard));
+            return Ok(entry.record(&self.shared.read_context(), last_heartbeat));
         }
         let agent_id = draft.agent_id.clone();
         let agent = self
-            .change(&agent_id, Change::Register { draft: Box::new(draft), instance_age }, arrived)
+            .submit_and_get(&agent_id, Change::Register { draft: Box::new(draft), instance_age }, arrived)
             .await?;
-        Ok(self.core.record(&agent))
+        Ok(self.shared.record(&agent))
     }
 
     /// An agent is alive, and may say its status.
-    pub(crate) async fn heartbeat(&self, agent_id: &str, beat: Heartbeat) -> Result<HeartbeatAck, Error> {
+    pub(crate) async fn heartbeat(
+        &self,
+        agent_id: &str,
+        heartbeat: Heartbeat,
+    ) -> Result<HeartbeatAck, Error> {
         let arrived = Instant::now();
-        let report = Report { load: beat.load, active_tasks: beat.active_tasks, probe: None };
-        let timeout = |interval| heartbeat_timeout(self.core.config.heartbeat_timeout, interval);
-        if let Some(held) = self.core.view.held(agent_id)
-            && held.agent.status != AgentStatus::Offline
-            && beat.status.is_none_or(|status| status == held.agent.status)
-            && is_instance(&held.agent, beat.instance_id.as_deref())
-            && let Some(heard) = self.write_heartbeat(&held, arrived).await?
+        let report = Report { load: heartbeat.load, active_tasks: heartbeat.active_tasks, probe: None };
+        let timeout = |interval| heartbeat_timeout(self.shared.config.heartbeat_timeout, interval);
+        if let Some(entry) = self.shared.view.entry(agent_id)
+            && entry.agent.status != AgentStatus::Offline
+            && heartbeat.status.is_none_or(|status| status == entry.agent.status)
+            && accepts_instance(&entry.agent, heartbeat.instance_id.as_deref())
+            && let Some(last_heartbeat) = self.write_heartbeat(&entry, arrived).await?
         {
-            self.core.report(agent_id, report);
-            let (status, interval) = (held.agent.status, held.agent.heartbeat_interval);
-            let ack = HeartbeatAck::new(agent_id.to_owned(), status, heard, timeout(interval));
-            return Ok(ack.registration_tag(held.registration_tag().to_string()));
+            self.shared.report(agent_id, report);
+            let (status, interval) = (entry.agent.status, entry.agent.heartbeat_interval);
+            let ack = HeartbeatAck::new(agent_id.to_owned(), status, last_heartbeat, timeout(interval));
+            return Ok(ack.registration_tag(entry.registration_tag().to_string()));
         }
-        let agent = self.change(agent_id, Change::Heartbeat(beat), arrived).await?;
-        self.core.report(agent_id, report);
+        let agent = self.submit_and_get(agent_id, Change::Heartbeat(heartbeat), arrived).await?;
+        self.shared.report(agent_id, report);
         let timeout = timeout(agent.heartbeat_interval);
         let ack = HeartbeatAck::new(agent_id.to_owned(), agent.status, agent.last_heartbeat, timeout);
         Ok(ack.registration_tag(agent.registration_tag().to_string()))
     }
 
-    pub(crate) async fn set_status(&self, agent_id: &str, update: StatusUpdate) -> Result<Json, Error> {
-        let agent = self.change(agent_id, Change::SetStatus(update), Instant::now()).await?;
-        Ok(self.core.record(&agent))
+    pub(crate) async fn update_status(&self, agent_id: &str, update: StatusUpdate) -> Result<Json, Error> {
+        let agent = self.submit_and_get(agent_id, Change::SetStatus(update), Instant::now()).await?;
+        Ok(self.shared.record(&agent))
     }
 
-    pub(crate) async fn remove(&self, agent_id: &str) -> Result<(), Error> {
+    pub(crate) async fn deregister(&self, agent_id: &str) -> Result<(), Error> {
         match self.submit(agent_id, Change::Remove, Instant::now()).await? {
             Outcome::NotFound => Err(Error::NotFound(agent_id.to_owned())),
             Outcome::Applied(_) | Outcome::Removed | Outcome::Superseded { .. } => Ok(()),
         }
     }
 
-    pub(crate) async fn get(&self, agent_id: &str) -> Result<Json, Error> {
-        let found = self.read(|moment| self.core.view.get(agent_id, moment)).await;
+    pub(crate) async fn get_agent(&self, agent_id: &str) -> Result<Json, Error> {
+        let found = self.read(|context| self.shared.view.get(agent_id, context)).await;
         found.ok_or_else(|| Error::NotFound(agent_id.to_owned()))
     }
 
-    pub(crate) async fn health(&self, agent_id: &str) -> Result<AgentHealth, Error> {
-        let found = self.read(|moment| self.core.view.health(agent_id, moment)).await;
+    pub(crate) async fn check_health(&self, agent_id: &str) -> Result<AgentHealth, Error> {
+        let found = self.read(|context| self.shared.view.health(agent_id, context)).await;
         found.ok_or_else(|| Error::NotFound(agent_id.to_owned()))
     }
 
     /// The first part of a list.
-    pub(crate) async fn list(&self, query: ListQuery) -> Result<Page, Error> {
-        self.read_aside(move |view, moment| view.list(&query, moment)).await
+    pub(crate) async fn list_agents(&self, query: ListQuery) -> Result<Page, Error> {
+        self.read_on_bulkhead(move |view, context| view.list(&query, context)).await
     }
 
     /// A further part, which is short.
-    pub(crate) async fn list_on(&self, query: &ListQuery) -> Page {
-        self.read(|moment| self.core.view.list(query, moment)).await
+    pub(crate) async fn list_next_page(&self, query: &ListQuery) -> Page {
+        self.read(|context| self.shared.view.list(query, context)).await
     }
 
-    pub(crate) async fn search(&self, query: SearchQuery) -> Result<Json, Error> {
-        self.read_aside(move |view, moment| view.search(&query, moment)).await
+    pub(crate) async fn search_capabilities(&self, query: SearchQuery) -> Result<Json, Error> {
+        self.read_on_bulkhead(move |view, context| view.search(&query, context)).await
     }
 
-    pub(crate) async fn stats(&self) -> Result<RegistryStats, Error> {
-        self.read_aside(View::stats).await
+    pub(crate) async fn get_stats(&self) -> Result<RegistryStats, Error> {
+        self.read_on_bulkhead(View::stats).await
     }
 
     /// Who may ask for how much.
     pub(crate) fn admission(&self) -> &Admission {
-        &self.core.admission
+        &self.shared.admission
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
-        &self.core.metrics
+        &self.shared.metrics
     }
 
     /// The metrics, in Prometheus' text format.
     pub(crate) async fn metrics_text(&self) -> Result<String, Error> {
-        let core = &self.core;
-        let known = *core.figures.lock();
-        let stats = if let Some((stats, _)) = known.filter(|(_, read)| read.elapsed() < FIGURES_FOR) {
-            stats
-        } else {
-            let stats = self.read(|moment| core.view.stats(moment)).await;
-            *core.figures.lock() = Some((stats, Instant::now()));
-            stats
-        };
-        let last_sweep_age = core.availability.last_sweep_age();
-        let is_database_up = core.availability.away_for().is_none();
-        core.metrics.encode(&Gauges { stats, last_sweep_age, is_database_up }).map_err(|error| {
+        let shared = &self.shared;
+        let cached = *shared.cached_stats.lock();
+        let stats =
+            if let Some((stats, _)) = cached.filter(|(_, computed_at)| computed_at.elapsed() < STATS_TTL) {
+                stats
+            } else {
+                let stats = self.read(|context| shared.view.stats(context)).await;
+                *shared.cached_stats.lock() = Some((stats, Instant::now()));
+                stats
+            };
+        let last_sweep_age = shared.availability.last_sweep_age();
+        let is_database_up = shared.availability.unavailable_for().is_none();
+        shared.metrics.encode(&Gauges { stats, last_sweep_age, is_database_up }).map_err(|error| {
             tracing::error!(%error, "cannot encode the metrics, answering 500");
             Error::Internal
         })
@@ -280,16 +285,16 @@ impl Registry {
 
     /// The health of the registry itself.
     pub(crate) fn server_health(&self) -> ServerHealth {
-        let core = &self.core;
-        let status = core.availability.health(core.config.sweep_interval);
+        let shared = &self.shared;
+        let status = shared.availability.health(shared.config.sweep_interval);
         let uptime =
-            Duration::from_millis(u64::try_from(core.started.elapsed().as_millis()).unwrap_or(u64::MAX));
-        ServerHealth::new(status, env!("CARGO_PKG_VERSION"), core.store.name(), uptime)
+            Duration::from_millis(u64::try_from(shared.started_at.elapsed().as_millis()).unwrap_or(u64::MAX));
+        ServerHealth::new(status, env!("CARGO_PKG_VERSION"), shared.store.name(), uptime)
     }
 
     /// The changes, for those who watch.
     pub(crate) fn events(&self) -> &EventLog {
-        &self.core.events
+        &self.shared.events
     }
 
     /// Waits until the server is about to stop.
@@ -299,53 +304,55 @@ impl Registry {
 
     /// For how long the database has been away, where it is.
     pub(crate) fn stale_for(&self) -> Option<Duration> {
-        self.core.availability.away_for()
+        self.shared.availability.unavailable_for()
     }
 
     /// Answers from the view, after asking the database about agents that seem to have missed their deadline.
-    async fn read<T>(&self, read: impl Fn(&Moment) -> Read<T>) -> T {
-        let first = read(&self.core.moment());
-        if first.doubts.is_empty() {
-            return first.answer;
+    async fn read<T>(&self, read: impl Fn(&ReadContext) -> Read<T>) -> T {
+        let first = read(&self.shared.read_context());
+        if first.unconfirmed.is_empty() {
+            return first.value;
         }
         // By now the database has been asked, or it is away and no deadline counts.
-        self.core.confirm(&first.doubts).await;
-        read(&self.core.moment()).answer
+        self.shared.confirm_deadlines(&first.unconfirmed).await;
+        read(&self.shared.read_context()).value
     }
 
     /// The same for what costs much, which does not run among the heartbeats.
-    async fn read_aside<T, R>(&self, read: R) -> Result<T, Error>
+    async fn read_on_bulkhead<T, R>(&self, read: R) -> Result<T, Error>
     where
         T: Send + 'static,
-        R: Fn(&View, &Moment) -> Read<T> + Send + Sync + 'static,
+        R: Fn(&View, &ReadContext) -> Read<T> + Send + Sync + 'static,
     {
         let read = Arc::new(read);
-        let aside = async || {
-            let (core, read) = (self.core.clone(), read.clone());
-            let done = self.core.bulkhead.run(move || read(&core.view, &core.moment())).await;
-            done.ok_or(Error::Internal)
+        let run = async || {
+            let (shared, read) = (self.shared.clone(), read.clone());
+            let value = self.shared.bulkhead.run(move || read(&shared.view, &shared.read_context())).await;
+            value.ok_or(Error::Internal)
         };
-        let first = aside().await?;
-        if first.doubts.is_empty() {
-            return Ok(first.answer);
+        let first = run().await?;
+        if first.unconfirmed.is_empty() {
+            return Ok(first.value);
         }
-        self.core.confirm(&first.doubts).await;
-        Ok(aside().await?.answer)
+        self.shared.confirm_deadlines(&first.unconfirmed).await;
+        Ok(run().await?.value)
     }
 
     /// Writes a heartbeat that changes nothing else, where that is all there is to it, and tells its time.
-    async fn write_heartbeat(&self, held: &Held, arrived: Instant) -> Result<Option<Timestamp>, Error> {
-        let (heard, interval) = (held.pulse.heard(), held.agent.heartbeat_interval);
-        let now = self.core.clock.now();
-        if held.agent.missed_deadline || self.core.patience().is_nearly_overdue(heard, interval, now) {
+    async fn write_heartbeat(&self, entry: &Entry, arrived: Instant) -> Result<Option<Timestamp>, Error> {
+        let (last_heartbeat, interval) = (entry.liveness.last_heartbeat(), entry.agent.heartbeat_interval);
+        let now = self.shared.clock.now();
+        if entry.agent.missed_deadline
+            || self.shared.deadline_policy().is_nearly_overdue(last_heartbeat, interval, now)
+        {
             return Ok(None);
         }
-        self.core.check_database()?;
-        let heartbeat = HeartbeatWrite { agent: held.agent.clone(), arrived };
-        self.queues.heartbeat(heartbeat, held.pulse.clone()).await
+        self.shared.check_database()?;
+        let heartbeat = HeartbeatWrite { agent: entry.agent.clone(), arrived };
+        self.queues.heartbeat(heartbeat, entry.liveness.clone()).await
     }
 
-    async fn change(
+    async fn submit_and_get(
         &self,
         agent_id: &str,
         change: Change,
@@ -368,7 +375,7 @@ impl Registry {
         if !is_agent_id(agent_id) {
             return Ok(Outcome::NotFound);
         }
-        self.core.check_database()?;
+        self.shared.check_database()?;
         self.queues.change(agent_id.to_owned(), change, arrived).await
     }
 }

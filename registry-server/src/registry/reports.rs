@@ -13,13 +13,13 @@ use registry_sdk::contract::ProbeResult;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::Core;
+use super::Shared;
 
 /// How often other replicas are told.
-const TELL_EVERY: Duration = Duration::from_millis(250);
+const BROADCAST_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The longest message: PostgreSQL takes less than 8,000 bytes.
-const LONGEST_MESSAGE: usize = 7_000;
+const MAX_MESSAGE_BYTES: usize = 7_000;
 
 /// What is known of an agent for the moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -52,7 +52,7 @@ impl Report {
 
 /// Whose reports the other replicas have to be told.
 #[derive(Debug, Default)]
-pub(crate) struct Untold(Mutex<HashSet<String>>);
+pub(crate) struct DirtyReports(Mutex<HashSet<String>>);
 
 /// A message to the other replicas.
 #[derive(Debug, Serialize, Deserialize)]
@@ -62,7 +62,7 @@ struct Message {
     reports: Vec<(String, Report)>,
 }
 
-impl Core {
+impl Shared {
     /// Takes over what this server was told of an agent.
     pub(super) fn report(&self, agent_id: &str, report: Report) {
         if report.is_empty() {
@@ -70,41 +70,41 @@ impl Core {
         }
         self.view.report(agent_id, report);
         if self.store.is_shared() {
-            self.untold.0.lock().insert(agent_id.to_owned());
+            self.dirty_reports.0.lock().insert(agent_id.to_owned());
         }
     }
 }
 
 /// Tells the other replicas what is new. Never ends by itself; may be cancelled at any await.
-pub(super) async fn tell(core: Arc<Core>) {
+pub(super) async fn broadcast(shared: Arc<Shared>) {
     loop {
-        tokio::time::sleep(TELL_EVERY).await;
-        let untold = std::mem::take(&mut *core.untold.0.lock());
-        if untold.is_empty() || core.availability.away_for().is_some() {
+        tokio::time::sleep(BROADCAST_INTERVAL).await;
+        let dirty = std::mem::take(&mut *shared.dirty_reports.0.lock());
+        if dirty.is_empty() || shared.availability.unavailable_for().is_some() {
             continue;
         }
-        let known = untold.into_iter().filter_map(|agent_id| {
-            let report = core.view.held(&agent_id)?.pulse.report();
+        let reports = dirty.into_iter().filter_map(|agent_id| {
+            let report = shared.view.entry(&agent_id)?.liveness.report();
             Some((agent_id, report))
         });
-        if let Err(error) = core.store.broadcast(&messages(core.server_id, known)).await {
+        if let Err(error) = shared.store.broadcast(&messages(shared.server_id, reports)).await {
             // The next heartbeats tell it again.
-            tracing::debug!(%error, "could not tell the other replicas the agents' loads");
+            tracing::debug!(%error, "cannot broadcast reports to the other servers, the next heartbeats send them again");
         }
     }
 }
 
 /// Takes over what the other replicas tell. Ends where there are none.
-pub(super) async fn listen(core: Arc<Core>) {
-    let mut news = core.store.subscribe();
+pub(super) async fn receive(shared: Arc<Shared>) {
+    let mut broadcasts = shared.store.subscribe();
     loop {
-        match news.recv().await {
+        match broadcasts.recv().await {
             Ok(text) => {
                 // What another version of the server says may not be understood.
                 let Ok(message) = serde_json::from_str::<Message>(&text) else { continue };
-                if message.from != core.server_id {
+                if message.from != shared.server_id {
                     for (agent_id, report) in message.reports {
-                        core.view.report(&agent_id, report);
+                        shared.view.report(&agent_id, report);
                     }
                 }
             }
@@ -119,13 +119,13 @@ fn messages(from: u64, reports: impl Iterator<Item = (String, Report)>) -> Vec<S
     let mut messages: Vec<String> = Vec::new();
     for report in reports {
         // Strings and numbers: it cannot fail to serialize.
-        let one = serde_json::to_string(&report).unwrap_or_default();
+        let encoded = serde_json::to_string(&report).unwrap_or_default();
         match messages.last_mut() {
-            Some(message) if message.len() + one.len() < LONGEST_MESSAGE => {
+            Some(message) if message.len() + encoded.len() < MAX_MESSAGE_BYTES => {
                 message.push(',');
-                message.push_str(&one);
+                message.push_str(&encoded);
             }
-            _ => messages.push(format!(r#"{{"from":{from},"reports":[{one}"#)),
+            _ => messages.push(format!(r#"{{"from":{from},"reports":[{encoded}"#)),
         }
     }
     for message in &mut messages {
@@ -139,11 +139,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_report_is_in_a_message_of_bounded_length() {
+    fn every_report_is_sent_in_a_message_of_bounded_size() {
         let report = Report { load: Some(0.25), active_tasks: Some(3), probe: None };
         let sent: Vec<_> = (0..1_000).map(|number| (format!("agent-{number}"), report.clone())).collect();
         let messages = messages(7, sent.iter().cloned());
-        assert!(messages.iter().all(|message| message.len() < LONGEST_MESSAGE + 10));
+        assert!(messages.iter().all(|message| message.len() < MAX_MESSAGE_BYTES + 10));
         let read: Vec<Message> = messages.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
         assert!(read.iter().all(|message| message.from == 7));
         assert_eq!(read.into_iter().flat_map(|message| message.reports).collect::<Vec<_>>(), sent);

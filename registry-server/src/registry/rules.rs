@@ -38,47 +38,53 @@ pub(crate) enum Change {
 
 /// How long agents may be silent, and since when that counts.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct DeadlinePolicy {
     /// The registry's own heartbeat timeout.
     pub(crate) timeout: Duration,
     /// Nobody's silence before this counts: the agents could not have been heard. `None` while they still
     /// cannot.
-    pub(crate) listening_since: Option<Timestamp>,
+    pub(crate) reachable_since: Option<Timestamp>,
     /// How far past the deadline an agent has to be before that is written down. A heartbeat that arrived in
     /// time may still be on its way to the database.
-    pub(crate) margin: Duration,
+    pub(crate) expiry_margin: Duration,
     /// How long an agent stays offline before it is removed; `None`: it is kept.
     pub(crate) remove_after: Option<Duration>,
 }
 
-impl Patience {
+impl DeadlinePolicy {
     /// Whether an agent that was last heard at `heard` is past its deadline.
-    pub(crate) fn is_overdue(&self, heard: Timestamp, interval: Option<Duration>, now: Timestamp) -> bool {
-        self.silence(heard, now) > heartbeat_timeout(self.timeout, interval)
+    pub(crate) fn is_overdue(
+        &self,
+        last_heartbeat: Timestamp,
+        interval: Option<Duration>,
+        now: Timestamp,
+    ) -> bool {
+        self.silence(last_heartbeat, now) > heartbeat_timeout(self.timeout, interval)
     }
 
     /// Whether others may call the agent offline before a heartbeat that arrives now is committed. Such a
     /// heartbeat has to be announced, so that they hear of it.
     pub(crate) fn is_nearly_overdue(
         &self,
-        heard: Timestamp,
+        last_heartbeat: Timestamp,
         interval: Option<Duration>,
         now: Timestamp,
     ) -> bool {
-        self.silence(heard, now) + COMMIT_LAG > heartbeat_timeout(self.timeout, interval)
+        self.silence(last_heartbeat, now) + COMMIT_LAG > heartbeat_timeout(self.timeout, interval)
     }
 
-    fn silence(&self, heard: Timestamp, now: Timestamp) -> Duration {
-        let Some(since) = self.listening_since else { return Duration::ZERO };
+    fn silence(&self, last_heartbeat: Timestamp, now: Timestamp) -> Duration {
+        let Some(since) = self.reachable_since else { return Duration::ZERO };
         // What is of another time says nothing: silence counts from when that was noticed.
-        let heard = if heard.since(now) > MAX_CLOCK_SKEW { since } else { heard.max(since) };
-        now.since(heard)
+        let last_heartbeat =
+            if last_heartbeat.since(now) > MAX_CLOCK_SKEW { since } else { last_heartbeat.max(since) };
+        now.since(last_heartbeat)
     }
 }
 
 /// Whether a process may speak for an agent: the one that registered it unless it was shut down, or one that does not say
 /// which it is. Where the agent was registered without an instance, any that was not shut down may.
-pub(crate) fn is_instance(agent: &StoredAgent, instance_id: Option<&str>) -> bool {
+pub(crate) fn accepts_instance(agent: &StoredAgent, instance_id: Option<&str>) -> bool {
     let Some(instance_id) = instance_id else { return true };
     agent.instance_id.as_deref().is_none_or(|registered| registered == instance_id)
         && !agent.instances.has_ended(instance_id)
@@ -103,7 +109,7 @@ pub(crate) enum Outcome {
 
 /// Decides one change after another within one transaction, and gathers what has to be written.
 pub(crate) struct Transition<'a> {
-    pub(crate) patience: &'a Patience,
+    pub(crate) policy: &'a DeadlinePolicy,
     /// The database's clock.
     pub(crate) now: Timestamp,
     /// The registry's revision so far.
@@ -123,19 +129,21 @@ impl Transition<'_> {
                 self.register(draft, *instance_age, arrived, current)
             }
             (_, None) => Outcome::NotFound,
-            (Change::SetStatus(update), Some(agent)) if is_repeated_end(&agent, update) => unchanged(agent),
+            (Change::SetStatus(update), Some(agent)) if is_repeated_shutdown(&agent, update) => {
+                unchanged(agent)
+            }
             (
                 Change::Heartbeat(Heartbeat { instance_id, .. })
                 | Change::SetStatus(StatusUpdate { instance_id, .. }),
                 Some(agent),
-            ) if !is_instance(&agent, instance_id.as_deref()) => {
-                let refused = superseded(&agent, instance_id.as_deref());
+            ) if !accepts_instance(&agent, instance_id.as_deref()) => {
+                let rejection = superseded(&agent, instance_id.as_deref());
                 if let Change::SetStatus(update) = change {
-                    self.end_of_another(agent, update);
+                    self.end_other_instance(agent, update);
                 }
-                refused
+                rejection
             }
-            (Change::Heartbeat(beat), Some(agent)) => self.heartbeat(agent, beat.status, arrived),
+            (Change::Heartbeat(heartbeat), Some(agent)) => self.heartbeat(agent, heartbeat.status, arrived),
             (Change::SetStatus(update), Some(agent)) => self.set_status(agent, update),
             (Change::Expire, Some(agent)) => self.expire(agent),
             (Change::Probed { failed }, Some(agent)) => self.probed(agent, *failed),
@@ -152,32 +160,33 @@ impl Transition<'_> {
         current: Option<StoredAgent>,
     ) -> Outcome {
         let mut agent = draft.clone();
-        agent.instances = current.as_ref().map(|known| known.instances.clone()).unwrap_or_default();
+        agent.instances = current.as_ref().map(|previous| previous.instances.clone()).unwrap_or_default();
         if let Some(claimant) = &draft.instance_id {
-            let living = current.as_ref().filter(|known| !self.is_silent(known));
-            let owner = living.and_then(|known| known.instance_id.as_deref());
+            let live_agent = current.as_ref().filter(|previous| !self.is_past_deadline(previous));
+            let owner = live_agent.and_then(|previous| previous.instance_id.as_deref());
             if !agent.instances.claim(claimant, instance_age, owner, arrived)
-                && let Some(mut known) = current
+                && let Some(mut previous) = current
             {
-                let is_news = known.instances != agent.instances;
-                known.instances = agent.instances;
-                let refused = superseded(&known, Some(claimant));
-                if is_news {
-                    self.put(known, EventKind::Internal);
+                let has_changed = previous.instances != agent.instances;
+                previous.instances = agent.instances;
+                let rejection = superseded(&previous, Some(claimant));
+                if has_changed {
+                    self.emit(previous, EventKind::Internal);
                 }
-                return refused;
+                return rejection;
             }
         }
         (agent.registered_at, agent.last_heartbeat) = (arrived, arrived);
-        if let Some(known) = current {
-            agent.registered_at = known.registered_at;
-            agent.last_heartbeat = self.later(known.last_heartbeat, arrived);
+        if let Some(previous) = current {
+            agent.registered_at = previous.registered_at;
+            agent.last_heartbeat = self.latest_heartbeat(previous.last_heartbeat, arrived);
             // What was found at another address, or of another process, says nothing of this one.
-            let is_same = known.base_url == agent.base_url && known.instance_id == agent.instance_id;
-            agent.probe_failed = known.probe_failed && is_same;
+            let is_same_process =
+                previous.base_url == agent.base_url && previous.instance_id == agent.instance_id;
+            agent.probe_failed = previous.probe_failed && is_same_process;
         }
-        self.assign(&mut agent, draft.status);
-        self.put(agent, EventKind::Registered)
+        self.assign_status(&mut agent, draft.status);
+        self.emit(agent, EventKind::Registered)
     }
 
     fn heartbeat(
@@ -186,16 +195,16 @@ impl Transition<'_> {
         status: Option<AgentStatus>,
         arrived: Timestamp,
     ) -> Outcome {
-        let (heard, interval) = (agent.last_heartbeat, agent.heartbeat_interval);
-        let overdue = self.patience.is_overdue(heard, interval, arrived);
-        let was_offline = agent.status == AgentStatus::Offline || overdue;
+        let (last_heartbeat, interval) = (agent.last_heartbeat, agent.heartbeat_interval);
+        let is_overdue = self.policy.is_overdue(last_heartbeat, interval, arrived);
+        let was_offline = agent.status == AgentStatus::Offline || is_overdue;
         let next = status.unwrap_or(if was_offline { AgentStatus::Active } else { agent.status });
-        agent.last_heartbeat = self.later(heard, arrived);
+        agent.last_heartbeat = self.latest_heartbeat(last_heartbeat, arrived);
         if next != agent.status || agent.missed_deadline {
-            self.assign(&mut agent, next);
-            self.put(agent, EventKind::StatusChanged)
-        } else if self.patience.is_nearly_overdue(heard, interval, self.now) {
-            self.put(agent, EventKind::Internal)
+            self.assign_status(&mut agent, next);
+            self.emit(agent, EventKind::StatusChanged)
+        } else if self.policy.is_nearly_overdue(last_heartbeat, interval, self.now) {
+            self.emit(agent, EventKind::Internal)
         } else {
             self.writes.heartbeats.push((agent.agent_id.clone(), agent.last_heartbeat));
             unchanged(agent)
@@ -204,51 +213,56 @@ impl Transition<'_> {
 
     fn set_status(&mut self, mut agent: StoredAgent, update: &StatusUpdate) -> Outcome {
         let status = update.status;
-        let end = update.instance_id.as_deref().filter(|_| update.is_final);
-        if let Some(instance_id) = end {
+        let ended_instance = update.instance_id.as_deref().filter(|_| update.is_final);
+        if let Some(instance_id) = ended_instance {
             agent.instances.end(instance_id, self.now);
         }
-        let is_known = agent.status == status && !agent.missed_deadline;
+        let is_unchanged = agent.status == status && !agent.missed_deadline;
         // Only a heartbeat brings back an agent that has fallen silent.
-        if is_known || self.is_silent(&agent) && status != AgentStatus::Offline {
-            return if end.is_some() { self.put(agent, EventKind::Internal) } else { unchanged(agent) };
+        if is_unchanged || self.is_past_deadline(&agent) && status != AgentStatus::Offline {
+            return if ended_instance.is_some() {
+                self.emit(agent, EventKind::Internal)
+            } else {
+                unchanged(agent)
+            };
         }
-        self.assign(&mut agent, status);
-        self.put(agent, EventKind::StatusChanged)
+        self.assign_status(&mut agent, status);
+        self.emit(agent, EventKind::StatusChanged)
     }
 
     /// Notes the end of a process that does not own the id: its late requests change nothing either.
-    fn end_of_another(&mut self, mut agent: StoredAgent, update: &StatusUpdate) {
+    fn end_other_instance(&mut self, mut agent: StoredAgent, update: &StatusUpdate) {
         let running = update.instance_id.as_deref().filter(|id| agent.instances.is_running(id));
         if let Some(instance_id) = running.filter(|_| update.is_final) {
             agent.instances.end(instance_id, self.now);
-            self.put(agent, EventKind::Internal);
+            self.emit(agent, EventKind::Internal);
         }
     }
 
     /// Whether an agent is past its deadline, or was marked so. The mark outlives a restart of the server, after which
     /// silence counts anew.
-    fn is_silent(&self, agent: &StoredAgent) -> bool {
+    fn is_past_deadline(&self, agent: &StoredAgent) -> bool {
         agent.missed_deadline
-            || self.patience.is_overdue(agent.last_heartbeat, agent.heartbeat_interval, self.now)
+            || self.policy.is_overdue(agent.last_heartbeat, agent.heartbeat_interval, self.now)
     }
 
     fn expire(&mut self, mut agent: StoredAgent) -> Outcome {
-        let limit = heartbeat_timeout(self.patience.timeout, agent.heartbeat_interval) + self.patience.margin;
-        let expired = self.patience.silence(agent.last_heartbeat, self.now) > limit;
-        if agent.status == AgentStatus::Offline || !expired {
+        let limit =
+            heartbeat_timeout(self.policy.timeout, agent.heartbeat_interval) + self.policy.expiry_margin;
+        let is_expired = self.policy.silence(agent.last_heartbeat, self.now) > limit;
+        if agent.status == AgentStatus::Offline || !is_expired {
             return unchanged(agent);
         }
-        self.assign(&mut agent, AgentStatus::Offline);
+        self.assign_status(&mut agent, AgentStatus::Offline);
         agent.missed_deadline = true;
-        self.put(agent, EventKind::StatusChanged)
+        self.emit(agent, EventKind::StatusChanged)
     }
 
     fn is_purgeable(&self, agent: &StoredAgent) -> bool {
-        let (Some(since), Some(limit)) = (agent.offline_since, self.patience.remove_after) else {
+        let (Some(since), Some(limit)) = (agent.offline_since, self.policy.remove_after) else {
             return false;
         };
-        agent.status == AgentStatus::Offline && self.patience.silence(since, self.now) > limit
+        agent.status == AgentStatus::Offline && self.policy.silence(since, self.now) > limit
     }
 
     fn probed(&mut self, mut agent: StoredAgent, failed: bool) -> Outcome {
@@ -256,28 +270,28 @@ impl Transition<'_> {
             return unchanged(agent);
         }
         agent.probe_failed = failed;
-        self.put(agent, EventKind::StatusChanged)
+        self.emit(agent, EventKind::StatusChanged)
     }
 
     fn remove(&mut self, agent: StoredAgent) -> Outcome {
-        self.put(agent, EventKind::Deregistered);
+        self.emit(agent, EventKind::Deregistered);
         Outcome::Removed
     }
 
     /// The later of two heartbeats. One in the future, from before somebody set the clock back, is now.
-    fn later(&self, known: Timestamp, arrived: Timestamp) -> Timestamp {
-        known.min(self.now).max(arrived)
+    fn latest_heartbeat(&self, previous: Timestamp, arrived: Timestamp) -> Timestamp {
+        previous.min(self.now).max(arrived)
     }
 
     /// Sets a status that somebody said, and what follows from it.
-    fn assign(&self, agent: &mut StoredAgent, status: AgentStatus) {
+    fn assign_status(&self, agent: &mut StoredAgent, status: AgentStatus) {
         agent.offline_since =
             (status == AgentStatus::Offline).then(|| agent.offline_since.unwrap_or(self.now));
         agent.status = status;
         agent.missed_deadline = false;
     }
 
-    fn put(&mut self, mut agent: StoredAgent, kind: EventKind) -> Outcome {
+    fn emit(&mut self, mut agent: StoredAgent, kind: EventKind) -> Outcome {
         self.revision += 1;
         agent.revision = self.revision;
         let agent = Arc::new(agent);
@@ -287,7 +301,7 @@ impl Transition<'_> {
 }
 
 /// Whether the agent's process says again that it was shut down: it may have got no answer the first time.
-fn is_repeated_end(agent: &StoredAgent, update: &StatusUpdate) -> bool {
+fn is_repeated_shutdown(agent: &StoredAgent, update: &StatusUpdate) -> bool {
     let is_owner = |instance_id| agent.instance_id.as_deref() == Some(instance_id);
     update.is_final
         && update.instance_id.as_deref().is_some_and(|id| is_owner(id) && agent.instances.has_ended(id))

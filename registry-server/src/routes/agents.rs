@@ -115,7 +115,7 @@ pub(super) async fn set_status(
 ) -> Result<Response, ApiError> {
     caller.speaks_for(&id)?;
     let update = StatusUpdate::from_json(body.bytes()).map_err(|error| malformed(&error))??;
-    Ok(json(registry.set_status(&id, update).await?))
+    Ok(json(registry.update_status(&id, update).await?))
 }
 
 /// The record of one agent.
@@ -127,7 +127,7 @@ pub(super) async fn show(
     State(registry): State<Arc<Registry>>,
     AgentId(id): AgentId,
 ) -> Result<Response, ApiError> {
-    Ok(json(registry.get(&id).await?))
+    Ok(json(registry.get_agent(&id).await?))
 }
 
 /// Removes an agent.
@@ -141,6 +141,6 @@ pub(super) async fn remove(
     caller: Caller,
 ) -> Result<StatusCode, ApiError> {
     caller.speaks_for(&id)?;
-    registry.remove(&id).await?;
+    registry.deregister(&id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

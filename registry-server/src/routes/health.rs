@@ -25,7 +25,7 @@ pub(super) async fn agent(
     State(registry): State<Arc<Registry>>,
     AgentId(id): AgentId,
 ) -> Result<Json<AgentHealth>, ApiError> {
-    Ok(Json(registry.health(&id).await?))
+    Ok(Json(registry.check_health(&id).await?))
 }
 
 /// Whether the server itself is well. Asks for no token.
@@ -57,5 +57,5 @@ pub(super) async fn stats(
     State(registry): State<Arc<Registry>>,
     _place: Costly,
 ) -> Result<Json<RegistryStats>, ApiError> {
-    Ok(Json(registry.stats().await?))
+    Ok(Json(registry.get_stats().await?))
 }

@@ -6,17 +6,17 @@ use super::*;
 use crate::store::{Capabilities, Metadata};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
-const MARGIN: Duration = Duration::from_secs(1);
+const EXPIRY_MARGIN: Duration = Duration::from_secs(1);
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_unix_millis(seconds * 1_000)
 }
 
-fn patience() -> Patience {
-    Patience {
+fn deadline_policy() -> DeadlinePolicy {
+    DeadlinePolicy {
         timeout: TIMEOUT,
-        listening_since: Some(at(0)),
-        margin: MARGIN,
+        reachable_since: Some(at(0)),
+        expiry_margin: EXPIRY_MARGIN,
         remove_after: Some(Duration::from_secs(600)),
     }
 }
@@ -44,16 +44,16 @@ fn agent(status: AgentStatus) -> StoredAgent {
 
 /// What a change does to an agent at a moment, and what is written.
 fn decide(change: &Change, current: StoredAgent, now: Timestamp) -> (Outcome, Writes) {
-    decide_under(&patience(), change, current, now)
+    decide_under(&deadline_policy(), change, current, now)
 }
 
 fn decide_under(
-    patience: &Patience,
+    policy: &DeadlinePolicy,
     change: &Change,
     current: StoredAgent,
     now: Timestamp,
 ) -> (Outcome, Writes) {
-    let mut transition = Transition { patience, now, revision: 7, writes: Writes::default() };
+    let mut transition = Transition { policy, now, revision: 7, writes: Writes::default() };
     let outcome = transition.decide(change, Duration::ZERO, Some(current));
     (outcome, transition.writes)
 }
@@ -73,21 +73,21 @@ fn kinds(writes: &Writes) -> Vec<(i64, EventKind)> {
 
 #[test]
 fn a_deadline_is_missed_after_it_and_not_at_it() {
-    let patience = patience();
-    assert!(!patience.is_overdue(at(100), None, at(160)));
-    assert!(patience.is_overdue(at(100), None, Timestamp::from_unix_millis(160_001)));
+    let policy = deadline_policy();
+    assert!(!policy.is_overdue(at(100), None, at(160)));
+    assert!(policy.is_overdue(at(100), None, Timestamp::from_unix_millis(160_001)));
     // Twice the agent's own interval where that is longer; shorter ones change nothing.
-    assert!(!patience.is_overdue(at(100), Some(Duration::from_secs(120)), at(340)));
-    assert!(patience.is_overdue(at(100), Some(Duration::from_secs(120)), at(341)));
-    assert!(!patience.is_overdue(at(100), Some(Duration::from_secs(1)), at(160)));
+    assert!(!policy.is_overdue(at(100), Some(Duration::from_secs(120)), at(340)));
+    assert!(policy.is_overdue(at(100), Some(Duration::from_secs(120)), at(341)));
+    assert!(!policy.is_overdue(at(100), Some(Duration::from_secs(1)), at(160)));
 }
 
 #[test]
 fn silence_counts_from_when_agents_could_be_heard() {
-    let back = Patience { listening_since: Some(at(500)), ..patience() };
+    let back = DeadlinePolicy { reachable_since: Some(at(500)), ..deadline_policy() };
     assert!(!back.is_overdue(at(100), None, at(560)));
     assert!(back.is_overdue(at(100), None, at(561)));
-    let away = Patience { listening_since: None, ..patience() };
+    let away = DeadlinePolicy { reachable_since: None, ..deadline_policy() };
     assert!(!away.is_overdue(at(100), None, at(1_000_000)));
 }
 
@@ -127,7 +127,7 @@ fn time_never_goes_back_and_the_future_ends_now() {
     let (_, writes) = decide(&beat(), agent(AgentStatus::Active), at(90));
     assert_eq!(writes.heartbeats, [("a".to_owned(), at(90))], "its clock was set back: now is 90");
     let mut transition =
-        Transition { patience: &patience(), now: at(130), revision: 7, writes: Writes::default() };
+        Transition { policy: &deadline_policy(), now: at(130), revision: 7, writes: Writes::default() };
     transition.decide(&beat(), Duration::from_secs(40), Some(agent(AgentStatus::Active)));
     assert_eq!(transition.writes.heartbeats, [("a".to_owned(), at(100))], "a later one is known");
 }
@@ -158,7 +158,7 @@ fn who_stays_offline_is_removed_after_the_time_and_not_before() {
     assert!(matches!(outcome, Outcome::Removed));
     assert_eq!(kinds(&writes), [(8, EventKind::Deregistered)]);
     // Nobody is removed for what passed while the server was down.
-    let back = Patience { listening_since: Some(at(10_000)), ..patience() };
+    let back = DeadlinePolicy { reachable_since: Some(at(10_000)), ..deadline_policy() };
     let (_, writes) = decide_under(&back, &Change::Purge, agent(AgentStatus::Offline), at(10_600));
     assert!(writes.is_empty());
 }
@@ -255,7 +255,7 @@ fn owner_gives_way_past_its_deadline_and_not_for_being_offline() {
     assert_eq!(refused(&older(160).0).0, Some("one"));
     assert_eq!(done(older(161)).instance_id.as_deref(), Some("two"));
     // One that was marked stays dead after a restart of the server, from which silence counts anew.
-    let back = Patience { listening_since: Some(at(500)), ..patience() };
+    let back = DeadlinePolicy { reachable_since: Some(at(500)), ..deadline_policy() };
     let marked = StoredAgent { missed_deadline: true, ..owned(AgentStatus::Offline) };
     for (owner, is_granted) in [(owned(AgentStatus::Active), false), (marked, true)] {
         let (outcome, _) = decide_under(&back, &started("two", 50, 510), owner, at(510));
@@ -336,8 +336,8 @@ fn instance_that_was_shut_down_may_not_speak_for_an_agent_without_an_instance() 
 #[test]
 fn request_that_waited_is_judged_by_what_was_noted_meanwhile() {
     let transition = |change: &Change, waited: u64, current: StoredAgent| {
-        let (patience, writes) = (patience(), Writes::default());
-        let mut transition = Transition { patience: &patience, now: at(120), revision: 7, writes };
+        let (policy, writes) = (deadline_policy(), Writes::default());
+        let mut transition = Transition { policy: &policy, now: at(120), revision: 7, writes };
         transition.decide(change, Duration::from_secs(waited), Some(current))
     };
     // It arrived at 110; at 115 the process was shut down, through another server for example.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use registry_sdk::contract::{Timestamp, heartbeat_timeout};
 
-use super::held::{Moment, Standing};
-use super::json::Object;
+use super::entry::{EffectiveStatus, ReadContext};
+use super::json::JsonObject;
 use crate::store::{RegistrationTag, StoredAgent};
 
 /// Compact JSON.
@@ -26,32 +26,43 @@ pub(crate) struct Load {
 #[derive(Debug)]
 pub(crate) struct Record<'a> {
     agent: &'a StoredAgent,
-    heard: Timestamp,
+    last_heartbeat: Timestamp,
     timeout: Duration,
-    standing: Standing,
+    effective: EffectiveStatus,
     load: Load,
 }
 
 impl<'a> Record<'a> {
     /// By when it was last heard.
-    pub(crate) fn at(agent: &'a StoredAgent, heard: Timestamp, load: Load, moment: &Moment) -> Self {
-        Self::new(agent, heard, Standing::at(agent, heard, moment), load, moment)
+    pub(crate) fn current(
+        agent: &'a StoredAgent,
+        last_heartbeat: Timestamp,
+        load: Load,
+        context: &ReadContext,
+    ) -> Self {
+        Self::new(
+            agent,
+            last_heartbeat,
+            EffectiveStatus::current(agent, last_heartbeat, context),
+            load,
+            context,
+        )
     }
 
     /// As it was stored.
-    pub(crate) fn stored(agent: &'a StoredAgent, load: Load, moment: &Moment) -> Self {
-        Self::new(agent, agent.last_heartbeat, Standing::stored(agent, moment), load, moment)
+    pub(crate) fn stored(agent: &'a StoredAgent, load: Load, context: &ReadContext) -> Self {
+        Self::new(agent, agent.last_heartbeat, EffectiveStatus::stored(agent, context), load, context)
     }
 
     pub(super) fn new(
         agent: &'a StoredAgent,
-        heard: Timestamp,
-        standing: Standing,
+        last_heartbeat: Timestamp,
+        effective: EffectiveStatus,
         load: Load,
-        moment: &Moment,
+        context: &ReadContext,
     ) -> Self {
-        let timeout = heartbeat_timeout(moment.patience.timeout, agent.heartbeat_interval);
-        Self { agent, heard, timeout, standing, load }
+        let timeout = heartbeat_timeout(context.policy.timeout, agent.heartbeat_interval);
+        Self { agent, last_heartbeat, timeout, effective, load }
     }
 
     /// The record, with the tag of what the agent registered.
@@ -67,45 +78,45 @@ impl<'a> Record<'a> {
     /// Writes the record.
     pub(super) fn write(&self, tag: RegistrationTag, out: &mut Json) {
         let agent = self.agent;
-        let mut record = Object::begin(out);
-        record
+        let mut object = JsonObject::start(out);
+        object
             .field("agent_id", &agent.agent_id)
             .field("agent_name", &agent.agent_name)
             .field("base_url", &agent.base_url)
-            .encoded("capabilities", agent.capabilities.json().get())
-            .field("status", &self.standing.status)
-            .encoded("metadata", agent.metadata.json().get())
+            .raw("capabilities", agent.capabilities.json().get())
+            .field("status", &self.effective.status)
+            .raw("metadata", agent.metadata.json().get())
             .seconds("heartbeat_interval_seconds", agent.heartbeat_interval)
             .field("instance_id", &agent.instance_id)
             .field("registered_at", &agent.registered_at)
-            .field("last_heartbeat", &self.heard)
+            .field("last_heartbeat", &self.last_heartbeat)
             .seconds("heartbeat_timeout_seconds", Some(self.timeout))
             .field("load", &self.load.load)
             .field("active_tasks", &self.load.active_tasks)
-            .field("healthy", &self.standing.is_healthy())
+            .field("healthy", &self.effective.is_healthy())
             .field("revision", &agent.revision)
             .field("registration_tag", &tag);
-        record.end();
+        object.finish();
     }
 
     /// Writes the match of the capability at a place.
-    pub(super) fn write_match(&self, out: &mut Json, place: usize, score: f64) {
+    pub(super) fn write_match(&self, out: &mut Json, index: usize, score: f64) {
         let agent = self.agent;
         // It begins with the capability's name, which a match calls otherwise.
-        let fields = agent.capabilities.fields(place).and_then(|fields| fields.strip_prefix("\"name\":"));
-        let mut found = Object::begin(out);
-        found
+        let fields = agent.capabilities.fields(index).and_then(|fields| fields.strip_prefix("\"name\":"));
+        let mut object = JsonObject::start(out);
+        object
             .field("agent_id", &agent.agent_id)
             .field("agent_name", &agent.agent_name)
             .field("base_url", &agent.base_url)
-            .field("status", &self.standing.status)
-            .field("last_heartbeat", &self.heard)
-            .encoded("capability", fields.unwrap_or("\"\""))
+            .field("status", &self.effective.status)
+            .field("last_heartbeat", &self.last_heartbeat)
+            .raw("capability", fields.unwrap_or("\"\""))
             .field("score", &score)
-            .field("healthy", &self.standing.is_healthy())
+            .field("healthy", &self.effective.is_healthy())
             .field("load", &self.load.load)
             .field("active_tasks", &self.load.active_tasks);
-        found.end();
+        object.finish();
     }
 }
 
@@ -115,12 +126,17 @@ mod tests {
     use registry_sdk::contract::{AgentRecord, Capability, CapabilityMatch, Registration};
 
     use super::*;
-    use crate::registry::rules::Patience;
+    use crate::registry::rules::DeadlinePolicy;
 
-    fn moment() -> Moment {
-        let (timeout, margin) = (Duration::from_secs(60), Duration::from_secs(1));
-        let patience = Patience { timeout, listening_since: None, margin, remove_after: None };
-        Moment { now: Timestamp::from_unix_millis(0), patience, doubt: false, probes: true }
+    fn read_context() -> ReadContext {
+        let (timeout, expiry_margin) = (Duration::from_secs(60), Duration::from_secs(1));
+        let policy = DeadlinePolicy { timeout, reachable_since: None, expiry_margin, remove_after: None };
+        ReadContext {
+            now: Timestamp::from_unix_millis(0),
+            policy,
+            needs_confirmation: false,
+            is_probing: true,
+        }
     }
 
     fn agents() -> Vec<StoredAgent> {
@@ -131,7 +147,7 @@ mod tests {
             .metadata("deep", serde_json::json!({"list": [1, 2.5, null], "text": "\u{0}"}))
             .heartbeat_interval(Duration::from_millis(45_500))
             .instance_id("i-1");
-        [bare, full].map(|given| StoredAgent::from_registration(given).unwrap()).into()
+        [bare, full].map(|registration| StoredAgent::from_registration(registration).unwrap()).into()
     }
 
     #[test]
@@ -139,7 +155,7 @@ mod tests {
         for agent in agents() {
             let load = Load { load: Some(0.25), active_tasks: Some(3) };
             for load in [load, Load::default()] {
-                let json = Record::stored(&agent, load, &moment()).json(agent.registration_tag());
+                let json = Record::stored(&agent, load, &read_context()).json(agent.registration_tag());
                 let read: AgentRecord = serde_json::from_slice(&json).unwrap();
                 assert_eq!(read.capabilities, agent.capabilities.decode());
                 assert_eq!((read.load, read.active_tasks), (load.load, load.active_tasks));
@@ -155,7 +171,7 @@ mod tests {
     fn a_match_is_written_as_the_contract_has_it() {
         let agent = agents().pop().unwrap();
         let mut json = Vec::new();
-        Record::stored(&agent, Load::default(), &moment()).write_match(&mut json, 1, 0.9);
+        Record::stored(&agent, Load::default(), &read_context()).write_match(&mut json, 1, 0.9);
         let read: CapabilityMatch = serde_json::from_slice(&json).unwrap();
         assert_eq!(
             (read.capability.as_str(), &*read.tags),

@@ -20,52 +20,52 @@ const METADATA_V6: [Ipv6Addr; 2] = [
 /// Lets probes reach what is not refused, and what is allowed all the same. It also resolves names, so that the
 /// address that was checked is the one that is dialled.
 #[derive(Clone, Debug)]
-pub(super) struct Guard {
+pub(super) struct AddressFilter {
     allowed: Arc<[IpNet]>,
 }
 
 /// An address that a probe may not reach.
 #[derive(Debug, thiserror::Error)]
-#[error("probes may not reach {0}: see --probe-allow")]
-pub(super) struct Refused(IpAddr);
+#[error("is_probing may not reach {0}: see --probe-allow")]
+pub(super) struct ForbiddenAddress(IpAddr);
 
-impl Guard {
+impl AddressFilter {
     pub(super) fn new(allowed: &[IpNet]) -> Self {
         Self { allowed: allowed.into() }
     }
 
-    pub(super) fn check(&self, address: IpAddr) -> Result<(), Refused> {
+    pub(super) fn check(&self, address: IpAddr) -> Result<(), ForbiddenAddress> {
         let address = address.to_canonical();
-        if self.allowed.iter().any(|net| net.contains(&address)) || !is_refused(address) {
+        if self.allowed.iter().any(|net| net.contains(&address)) || !is_forbidden(address) {
             Ok(())
         } else {
-            Err(Refused(address))
+            Err(ForbiddenAddress(address))
         }
     }
 }
 
-impl Resolve for Guard {
+impl Resolve for AddressFilter {
     fn resolve(&self, name: Name) -> Resolving {
-        let guard = self.clone();
+        let filter = self.clone();
         Box::pin(async move {
             let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
             // One bad address is reason enough: who gives a name several means to have one of them slip through.
             for address in &found {
-                guard.check(address.ip())?;
+                filter.check(address.ip())?;
             }
             Ok(Box::new(found.into_iter()) as Addrs)
         })
     }
 }
 
-fn is_refused(address: IpAddr) -> bool {
+fn is_forbidden(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(address) => is_refused_v4(address),
-        IpAddr::V6(address) => is_refused_v6(address) || embedded(address).is_some_and(is_refused_v4),
+        IpAddr::V4(address) => is_forbidden_v4(address),
+        IpAddr::V6(address) => is_forbidden_v6(address) || embedded_v4(address).is_some_and(is_forbidden_v4),
     }
 }
 
-fn is_refused_v4(address: Ipv4Addr) -> bool {
+fn is_forbidden_v4(address: Ipv4Addr) -> bool {
     address.is_loopback()
         || address.is_link_local()
         || address.is_multicast()
@@ -75,7 +75,7 @@ fn is_refused_v4(address: Ipv4Addr) -> bool {
         || METADATA_V4.contains(&address)
 }
 
-fn is_refused_v6(address: Ipv6Addr) -> bool {
+fn is_forbidden_v6(address: Ipv6Addr) -> bool {
     address.is_loopback()
         || address.is_unspecified()
         || address.is_multicast()
@@ -85,7 +85,7 @@ fn is_refused_v6(address: Ipv6Addr) -> bool {
 
 /// The IPv4 address that a translator would make of an IPv6 one: NAT64 (RFC 6052), 6to4 (RFC 3056), and the
 /// old "compatible" form (RFC 4291, section 2.5.5.1).
-fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let halves = address.segments();
     let v4 = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
     match halves {
@@ -100,15 +100,15 @@ fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
 mod tests {
     use super::*;
 
-    fn may(guard: &Guard, address: &str) -> bool {
-        guard.check(address.parse().unwrap()).is_ok()
+    fn may(filter: &AddressFilter, address: &str) -> bool {
+        filter.check(address.parse().unwrap()).is_ok()
     }
 
     #[test]
     fn a_probe_reaches_ordinary_addresses_and_no_others() {
-        let guard = Guard::new(&[]);
+        let filter = AddressFilter::new(&[]);
         for address in ["10.1.2.3", "192.168.0.7", "172.16.0.1", "93.184.216.34", "2001:db8::7", "fd12::1"] {
-            assert!(may(&guard, address), "{address}");
+            assert!(may(&filter, address), "{address}");
         }
         for address in [
             "127.0.0.1",
@@ -137,14 +137,14 @@ mod tests {
             "2002:7f00:1::",
             "2002:a9fe:a9fe::1",
         ] {
-            assert!(!may(&guard, address), "{address}");
+            assert!(!may(&filter, address), "{address}");
         }
     }
 
     #[test]
     fn what_is_allowed_is_reached_all_the_same() {
-        let guard = Guard::new(&["127.0.0.0/8".parse().unwrap()]);
-        assert!(may(&guard, "127.0.0.1") && may(&guard, "::ffff:127.0.0.1"));
-        assert!(!may(&guard, "::1") && !may(&guard, "169.254.169.254"));
+        let filter = AddressFilter::new(&["127.0.0.0/8".parse().unwrap()]);
+        assert!(may(&filter, "127.0.0.1") && may(&filter, "::ffff:127.0.0.1"));
+        assert!(!may(&filter, "::1") && !may(&filter, "169.254.169.254"));
     }
 }

@@ -1,0 +1,146 @@
+//! What the registry's tasks share: the store, the view, and what follows from both.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use registry_sdk::contract::{RegistryStats, Timestamp};
+
+use super::Error;
+use super::availability::Availability;
+use super::clock::DatabaseClock;
+use super::events::{self, EventLog};
+use super::reports::DirtyReports;
+use super::rules::DeadlinePolicy;
+use super::view::{Json, Load, ReadContext, Record, View};
+use crate::admission::Admission;
+use crate::bulkhead::Bulkhead;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::store::{Event, EventKind, Store, StoreError, StoredAgent};
+
+/// How far a reading of the database's clock may be off what is expected: it is as old as its transaction.
+const MAX_CLOCK_DRIFT: Duration = Duration::from_secs(10);
+
+/// What the registry's tasks share.
+pub(super) struct Shared {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) view: View,
+    pub(super) clock: DatabaseClock,
+    pub(super) availability: Availability,
+    pub(super) config: Config,
+    pub(super) started_at: Instant,
+    pub(super) events: EventLog,
+    pub(super) dirty_reports: DirtyReports,
+    pub(super) admission: Admission,
+    pub(super) bulkhead: Bulkhead,
+    pub(super) metrics: Metrics,
+    /// The figures for Prometheus, and when they were read: several may scrape.
+    pub(super) cached_stats: Mutex<Option<(RegistryStats, Instant)>>,
+    /// Tells this server apart from others over the same database.
+    pub(super) server_id: u64,
+}
+
+impl Shared {
+    pub(super) fn deadline_policy(&self) -> DeadlinePolicy {
+        DeadlinePolicy {
+            timeout: self.config.heartbeat_timeout,
+            reachable_since: self.availability.reachable_since(),
+            expiry_margin: self.config.sweep_interval.min(Duration::from_secs(1)),
+            remove_after: self.config.remove_after,
+        }
+    }
+
+    /// Takes over a reading of the database's clock. Where somebody has set that clock, the agents' silence is not known any
+    /// more: it counts from now on.
+    pub(super) fn observe_clock(&self, reading: Timestamp) {
+        let expected = self.clock.now();
+        let drift = reading.since(expected).max(expected.since(reading));
+        if drift > MAX_CLOCK_DRIFT.min(self.config.heartbeat_timeout / 4) {
+            tracing::warn!(%expected, %reading, "the database's clock was set, restarting the heartbeat timeout of all agents");
+            // Before the clock, which is read first: at no moment is a deadline judged by the new time alone.
+            self.availability.set_reachable_since(reading);
+        }
+        self.clock.observe(reading);
+    }
+
+    pub(super) fn read_context(&self) -> ReadContext {
+        let is_probing = self.config.probe_interval.is_some();
+        ReadContext {
+            now: self.clock.now(),
+            policy: self.deadline_policy(),
+            needs_confirmation: self.store.is_shared(),
+            is_probing,
+        }
+    }
+
+    /// Refuses a write at once where the database is known to be away, rather than let it wait for that.
+    pub(super) fn check_database(&self) -> Result<(), Error> {
+        if self.availability.unavailable_for().is_some() { Err(Error::Unavailable) } else { Ok(()) }
+    }
+
+    /// The record of an agent as it was just stored.
+    pub(super) fn record(&self, agent: &StoredAgent) -> Json {
+        let context = self.read_context();
+        let record = Record::current(agent, agent.last_heartbeat, self.load_of(agent), &context);
+        record.json(agent.registration_tag())
+    }
+
+    fn load_of(&self, agent: &StoredAgent) -> Load {
+        self.view.entry(&agent.agent_id).map(|entry| entry.liveness.load()).unwrap_or_default()
+    }
+
+    /// Takes over changes into the view, and then tells those who watch.
+    pub(super) fn apply(&self, events: &[Event]) {
+        for Event { kind, agent } in events {
+            match kind {
+                EventKind::Deregistered => {
+                    self.view.remove(&agent.agent_id, agent.revision);
+                    self.metrics.remove_agent(&agent.agent_id);
+                }
+                _ => self.view.put(agent.clone()),
+            }
+        }
+        self.publish(events);
+    }
+
+    /// Tells those who watch.
+    pub(super) fn publish(&self, events: &[Event]) {
+        let context = self.read_context();
+        let encode = |Event { kind, agent }: &Event| {
+            let record = Record::stored(agent, self.load_of(agent), &context);
+            (
+                agent.revision,
+                events::encode_frame(*kind, agent.revision, || record.json(agent.registration_tag())),
+            )
+        };
+        self.events.append(events.iter().map(encode));
+    }
+
+    /// Asks the database when agents were last heard of, by any process.
+    pub(super) async fn confirm_deadlines(&self, agent_ids: &[String]) {
+        let last_heartbeats = self.store.last_heartbeats(agent_ids).await;
+        self.record_outcome(&last_heartbeats);
+        if let Ok(last_heartbeats) = last_heartbeats {
+            self.observe_clock(last_heartbeats.now);
+            let context = ReadContext { now: last_heartbeats.now, ..self.read_context() };
+            self.view.confirm(&last_heartbeats.times, agent_ids, &context);
+        }
+    }
+
+    /// Notes from a database operation's outcome that the database is away. Only the follower says when it
+    /// is back.
+    pub(super) fn record_outcome<T>(&self, outcome: &Result<T, StoreError>) {
+        match outcome {
+            Ok(_) => {}
+            Err(error @ StoreError::Unavailable(source)) => {
+                if self.availability.mark_unavailable() {
+                    tracing::error!(cause = %source, "{error}; answering reads from memory and rejecting writes until it is available again");
+                }
+            }
+            Err(error @ StoreError::Rejected(source)) => {
+                tracing::error!(cause = %source, "{error}; rejecting the write")
+            }
+        }
+    }
+}
