@@ -1,14 +1,14 @@
-//! Whether the database answers, whether the sweeper runs, and since when agents can be heard.
+//! Tracks whether the database is available and the sweeper runs, and since when silence of agents counts.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use registry_sdk::contract::{HealthStatus, Timestamp};
 
-/// How many sweep intervals may pass without a sweep before the server calls itself unhealthy.
+/// Number of sweep intervals without a sweep after which the server is unhealthy.
 const MAX_MISSED_SWEEPS: u32 = 3;
 
-/// At least this long may pass without a sweep, however short the interval.
+/// Minimum time without a sweep after which the server is unhealthy, however short the interval.
 const SWEEP_GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
@@ -18,21 +18,21 @@ pub(crate) struct Availability {
 
 #[derive(Debug)]
 struct State {
-    /// Since when the database has been away, where it is.
+    /// Start of the current outage.
     unavailable_since: Option<Instant>,
-    /// Since when agents can be heard, by the database's clock.
+    /// Database time since which agents can reach the registry. Silence before it does not count.
     reachable_since: Timestamp,
     last_sweep: Instant,
 }
 
 impl Availability {
-    /// The database has just answered.
+    /// Starts as available at database time `now`.
     pub(crate) fn new(now: Timestamp) -> Self {
         let state = State { unavailable_since: None, reachable_since: now, last_sweep: Instant::now() };
         Self { state: Mutex::new(state) }
     }
 
-    /// The database does not answer. Whether that is news.
+    /// Records that the database is unavailable; returns whether it was available until now.
     pub(crate) fn mark_unavailable(&self) -> bool {
         let mut state = self.state.lock();
         let is_news = state.unavailable_since.is_none();
@@ -40,11 +40,12 @@ impl Availability {
         is_news
     }
 
-    /// The database answers, and its clock reads `now`. For how long it was away, where it was.
+    /// Records that the database is available at its time `now`; returns the length of the outage that this
+    /// ends.
     pub(crate) fn mark_available(&self, now: Timestamp) -> Option<Duration> {
         let mut state = self.state.lock();
         let since = state.unavailable_since.take()?;
-        // The agents could not have been heard meanwhile: each has one whole timeout from now on.
+        // Agents could not report during the outage, so each gets one whole timeout from now on.
         state.reachable_since = now;
         Some(since.elapsed())
     }
@@ -53,13 +54,13 @@ impl Availability {
         self.state.lock().unavailable_since.map(|since| since.elapsed())
     }
 
-    /// Since when agents can be heard; `None` where they cannot.
+    /// Returns the database time since which silence counts, or `None` during an outage.
     pub(crate) fn reachable_since(&self) -> Option<Timestamp> {
         let state = self.state.lock();
         state.unavailable_since.is_none().then_some(state.reachable_since)
     }
 
-    /// Nobody's silence before a time counts.
+    /// Lets silence count only from `now` on.
     pub(crate) fn set_reachable_since(&self, now: Timestamp) {
         self.state.lock().reachable_since = now;
     }
@@ -72,7 +73,7 @@ impl Availability {
         self.state.lock().last_sweep.elapsed()
     }
 
-    /// Healthy while the database answers and the sweeper runs.
+    /// Returns `Healthy` while the database is available and the sweeper runs.
     pub(crate) fn health(&self, sweep_interval: Duration) -> HealthStatus {
         let state = self.state.lock();
         let limit = (sweep_interval * MAX_MISSED_SWEEPS).max(SWEEP_GRACE);

@@ -1,15 +1,15 @@
-//! The database's clock, as this process knows it between two answers.
+//! Estimates the database's clock between two readings.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
 
 use registry_sdk::contract::Timestamp;
 
-/// What the database's clock reads now: its last reading, carried on by the monotonic clock.
+/// The database's clock: its last reading, advanced by the monotonic clock.
 #[derive(Debug)]
 pub(crate) struct DatabaseClock {
     start: Instant,
-    /// The database's time at `start`, in milliseconds.
+    /// Database time at `start`, in milliseconds.
     millis_at_start: AtomicI64,
 }
 
@@ -18,8 +18,9 @@ impl DatabaseClock {
         Self { start: Instant::now(), millis_at_start: AtomicI64::new(reading.unix_millis()) }
     }
 
-    /// Takes a reading that has just come in. It is a little old by then, which errs on the side of the
-    /// agents: no deadline comes too early.
+    /// Adopts a reading that has just arrived.
+    ///
+    /// The reading is slightly old by then, so the estimate lags behind: no deadline comes too early.
     pub(crate) fn observe(&self, reading: Timestamp) {
         self.millis_at_start.store(reading.unix_millis() - self.elapsed(), Ordering::Relaxed);
     }

@@ -1,8 +1,9 @@
-//! The registry's changes in one order, for all who follow them: `GET /events`.
+//! The event log behind `GET /events`.
 //!
-//! Changes come from this server's own lane and from those of other replicas, whichever is first. The log puts
-//! them in the order of their revisions, which have no gaps, and keeps the latest as they are sent. A watcher
-//! has no buffer of its own: it has a place in the log, and where the log has moved on beyond it, it is told so.
+//! Events come from this server's commits and from the follower, in any order. The log sorts them by
+//! revision, which has no gaps, and retains the latest ones in encoded form. A watcher has no buffer of its
+//! own, only a cursor into the log; if the events after the cursor are no longer retained, the watcher has
+//! lagged.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,38 +14,38 @@ use tokio::sync::watch;
 use super::view::Json;
 use crate::store::EventKind;
 
-/// How many changes are kept for watchers that are behind or come back.
+/// Maximum number of events retained for slow and resuming watchers.
 const MAX_RETAINED_EVENTS: i64 = 16_384;
 
-/// How many bytes they may have.
+/// Maximum size of the retained events.
 const MAX_RETAINED_BYTES: usize = 16 * 1_024 * 1_024;
 
-/// About how many bytes one step gives to a watcher.
+/// Size at which one read ends.
 const READ_BYTES: usize = 64 * 1_024;
 
-/// The changes in order.
+/// The latest events, in the order of their revisions.
 #[derive(Debug)]
 pub(crate) struct EventLog {
     state: RwLock<State>,
-    /// Changes whenever there is something new to read.
+    /// Signals that there may be more to read.
     changed: watch::Sender<()>,
 }
 
 #[derive(Debug)]
 struct State {
-    /// Everything up to this revision is published.
+    /// Revision up to which all events are published.
     head: i64,
-    /// Everything after this revision, up to `head`, is in `frames`.
+    /// Revision after which all published events are in `frames`.
     base: i64,
-    /// How often the history was broken off: revisions of one history say nothing in another.
+    /// Number of resets. Revisions of different epochs cannot be compared.
     epoch: u64,
-    /// What came before its turn.
+    /// Events that wait for the ones before them.
     pending: BTreeMap<i64, Option<Vec<u8>>>,
     frames: VecDeque<(i64, Vec<u8>)>,
     bytes: usize,
 }
 
-/// A watcher's place in the log.
+/// A watcher's position in the log.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cursor {
     after: i64,
@@ -52,41 +53,41 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
-    /// The revision up to which the watcher has seen everything.
+    /// Returns the revision up to which the watcher has read.
     pub(crate) fn revision(&self) -> i64 {
         self.after
     }
 }
 
-/// What a watcher finds at its place.
+/// The result of a read.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum LogRead {
-    /// Nothing new yet.
+    /// There are no new events.
     UpToDate,
-    /// The next changes, as they are sent.
+    /// The next events, encoded.
     Frames(Vec<u8>),
-    /// The watcher is so far behind that what comes next is not kept any more. It would go on after this
-    /// revision.
+    /// The next events are no longer retained. Contains the revision at which the cursor continues.
     Lagged(i64),
-    /// Its place is of another history than the present one. It goes on after this revision.
+    /// The cursor belongs to another epoch. Contains the revision at which the cursor continues.
     Reset(i64),
 }
 
 impl EventLog {
-    /// An empty log, at a revision.
+    /// Creates an empty log at a revision.
     pub(super) fn new(head: i64) -> Self {
         let state =
             State { head, base: head, epoch: 0, pending: BTreeMap::new(), frames: VecDeque::new(), bytes: 0 };
         Self { state: RwLock::new(state), changed: watch::Sender::new(()) }
     }
 
-    /// The revision up to which everything is published.
+    /// Returns the revision up to which all events are published.
     pub(super) fn head(&self) -> i64 {
         self.state.read().head
     }
 
-    /// Takes over changes, and publishes those whose turn it is. What is published already is left alone. A change
-    /// that nobody is to see has no frame.
+    /// Adds events, and publishes those whose predecessors are all there.
+    ///
+    /// Published revisions are ignored. An internal event has no frame.
     pub(super) fn append(&self, events: impl IntoIterator<Item = (i64, Option<Vec<u8>>)>) {
         let mut state = self.state.write();
         let previous_head = state.head;
@@ -103,32 +104,32 @@ impl EventLog {
         }
     }
 
-    /// Breaks off: what was between is not known, and everything was read anew at a revision.
+    /// Starts a new epoch at `head`, after all agents were reloaded. The events in between are unknown.
     pub(super) fn reset(&self, head: i64) {
         let mut state = self.state.write();
         let is_rolled_back = head < state.head;
         (state.head, state.base, state.epoch) = (head, head, state.epoch + 1);
         state.frames.clear();
         state.bytes = 0;
-        // Of a history that was set back nothing counts any more.
+        // After a rollback, pending events belong to a history that no longer exists.
         state.pending.retain(|revision, _| *revision > head && !is_rolled_back);
         state.publish();
         drop(state);
         self.changed.send_replace(());
     }
 
-    /// A place for a watcher who has seen everything up to a revision, or who begins now.
+    /// Returns a cursor after a revision, or at the head.
     pub(crate) fn cursor(&self, after: Option<i64>) -> Cursor {
         let state = self.state.read();
         Cursor { after: after.unwrap_or(state.head), epoch: state.epoch }
     }
 
-    /// Wakes when there may be more to read.
+    /// Returns a receiver that is notified when there may be more to read.
     pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
-    /// What comes after a place, which moves on.
+    /// Reads the events after the cursor, and advances it.
     pub(crate) fn read(&self, cursor: &mut Cursor) -> LogRead {
         let state = self.state.read();
         let is_stale = cursor.epoch != state.epoch || cursor.after > state.head;
@@ -168,7 +169,7 @@ impl State {
     }
 }
 
-/// A change as it is sent. `None` for one that nobody is to see.
+/// Encodes an event for the stream; `None` for an internal one.
 pub(super) fn encode_frame(kind: EventKind, revision: i64, record: impl FnOnce() -> Json) -> Option<Vec<u8>> {
     let kind = match kind {
         EventKind::Registered => contract::EventKind::Registered,

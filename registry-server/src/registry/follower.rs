@@ -1,4 +1,4 @@
-//! Keeps the view up to what other replicas change, and notices when the database goes away and comes back.
+//! Follows the changes of other replicas, and detects when the database becomes available again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,34 +6,38 @@ use std::time::Duration;
 use super::Shared;
 use crate::store::{Event, Store, StoreError};
 
-/// How often to look even where nothing was announced: an announcement may be lost with its connection, and
-/// a database that went away announces nothing.
+/// Interval at which events are polled even without a notification.
+///
+/// Notifications can get lost, and an unavailable database sends none.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How many of the latest changes are read at the start, for watchers that come back: enough for those of a minute
-/// or so, and few enough not to hold up the start.
+/// Maximum number of events replayed at start for resuming watchers.
+///
+/// Enough for about a minute of changes, and few enough not to delay the start.
 const MAX_REPLAYED_EVENTS: i64 = 4_096;
 
-/// Follows the database. Wakes at each announcement and every half second; never ends by itself. It may be
-/// cancelled at any await: what is not yet taken over is read again by the next follower.
+/// Follows the database: wakes at each notification and at every poll interval. Never returns.
+///
+/// # Cancel safety
+/// Cancel safe: events that were not applied are read again by the next follower.
 pub(super) async fn run(shared: Arc<Shared>) {
     let changed = shared.store.change_notify();
     loop {
-        // Whichever comes first; which of them it was does not matter.
+        // A notification and the timeout mean the same: look for events.
         let _ = tokio::time::timeout(POLL_INTERVAL, changed.notified()).await;
         let caught_up = catch_up(&shared).await;
         shared.record_outcome(&caught_up);
     }
 }
 
-/// Takes over all changes that are not known yet: those that this server made itself mostly are.
+/// Applies all events that are not known yet. Most of this server's own events are.
 async fn catch_up(shared: &Shared) -> Result<(), StoreError> {
     loop {
         let head = shared.events.head();
         let batch = shared.store.read_events(head).await?;
         shared.observe_clock(batch.now);
         if shared.availability.unavailable_for().is_some() {
-            // Its disk may be full, say: then it answers, but takes nothing.
+            // A database with a full disk, for example, answers reads but rejects writes.
             shared.store.check_writable().await?;
         }
         if let Some(outage) = shared.availability.mark_available(batch.now) {
@@ -43,8 +47,8 @@ async fn catch_up(shared: &Shared) -> Result<(), StoreError> {
             );
         }
         let next = batch.events.first().map(|event| event.agent.revision);
-        // Revisions have no gaps: where the next one is not there, it was removed as too old, or it cannot be
-        // read, or the database was set back.
+        // Revisions have no gaps. If the next one is missing, it was pruned or cannot be decoded, or the
+        // database was rolled back.
         if next.map_or(batch.revision != head, |next| next != head + 1) {
             reload(shared, head).await?;
             continue;
@@ -72,7 +76,7 @@ async fn reload(shared: &Shared, head: i64) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The latest changes before a revision, as far as they are still there, so that watchers who come back find them.
+/// Reads the latest events up to a revision that are still stored, for watchers that resume.
 pub(super) async fn recent_events(store: &dyn Store, revision: i64) -> Result<Vec<Event>, StoreError> {
     let mut replayed: Vec<Event> = Vec::new();
     let mut after = (revision - MAX_REPLAYED_EVENTS).max(0);
@@ -82,7 +86,7 @@ pub(super) async fn recent_events(store: &dyn Store, revision: i64) -> Result<Ve
         after = last.agent.revision;
         replayed.append(&mut events);
     }
-    // Others may have gone on writing.
+    // Other replicas may have written more in the meantime.
     replayed.retain(|event| event.agent.revision <= revision);
     Ok(replayed)
 }

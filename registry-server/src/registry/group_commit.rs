@@ -1,11 +1,12 @@
-//! Group commit: while one write is under way the next batch gathers, and each caller is answered after its
-//! own batch is in the database and in the view.
+//! Group commit: while one batch is written the next one gathers.
 //!
-//! There are two lanes. Heartbeats that change nothing but the time take the fast one: one statement a batch,
-//! which need not wait for the disk. Everything else takes the lane of changes: one transaction a batch,
-//! which commits fully and numbers its changes.
+//! Each caller gets its response after its batch is in the database and in the view. There are two queues.
+//! Plain heartbeats take the fast one: one statement per batch, which does not wait for the disk. Everything
+//! else takes the queue of changes: one transaction per batch, which is fully durable and numbers its
+//! changes.
 //!
-//! A lane ends when its [`WriteQueues`] are gone or its token is cancelled, and what waits by then is written.
+//! A queue's task ends when all [`WriteQueues`] are dropped or its token is cancelled, after writing what is
+//! queued.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,26 +21,30 @@ use super::view::Liveness;
 use super::{Error, Shared};
 use crate::store::{HeartbeatWrite, LockedState, StoreError, Writes};
 
-/// How many heartbeats may wait before further ones are refused.
+/// Maximum number of queued heartbeats; further ones are rejected.
 const MAX_QUEUED_HEARTBEATS: usize = 16_384;
 
-/// How many changes may wait, and how many of those places only heartbeats get: one that changes something as well, or comes
-/// just in time, takes this lane, and no flood of registrations may make its agent offline.
+/// Maximum number of queued changes, and how many of these slots are reserved for heartbeats.
+///
+/// A heartbeat near its deadline is queued here, and a flood of registrations must not take its agent
+/// offline.
 const MAX_QUEUED_CHANGES: usize = 8_192;
 const RESERVED_FOR_HEARTBEATS: usize = 2_048;
 
-/// How many heartbeats one statement writes.
+/// Maximum number of heartbeats per statement.
 const MAX_HEARTBEAT_BATCH: usize = 1_000;
 
-/// How many times a lane lets the other tasks run while its batch is smaller than the last one: what a batch costs beside
-/// what is in it is more than that. And for how long at most: under a flood letting them run once takes long.
+/// Maximum number of yields, and maximum time, while a batch fills up to the size of the last one.
+///
+/// A larger batch saves more than that, since each has a fixed cost. The time limit matters under a flood,
+/// where one yield takes long.
 const MAX_YIELDS: usize = 40;
 const MAX_LINGER: Duration = Duration::from_micros(500);
 
-/// How many changes one transaction makes.
+/// Maximum number of changes per transaction.
 const MAX_CHANGE_BATCH: usize = 500;
 
-/// A request in a lane, and where its answer goes.
+/// A queued request and the channel for its result.
 pub(super) struct Pending<T, A> {
     request: T,
     reply: Reply<A>,
@@ -47,7 +52,7 @@ pub(super) struct Pending<T, A> {
 
 type Reply<A> = oneshot::Sender<Result<A, Error>>;
 
-/// A heartbeat that changes nothing but the time, and where that is noted.
+/// A plain heartbeat, and where its time is recorded in memory.
 pub(super) struct QueuedHeartbeat {
     heartbeat: HeartbeatWrite,
     liveness: Arc<Liveness>,
@@ -60,13 +65,13 @@ pub(super) struct ChangeRequest {
     arrived: Instant,
 }
 
-/// The ends of the lanes that callers hold.
+/// The sending halves of the queues.
 pub(super) struct WriteQueues {
     heartbeats: mpsc::Sender<Pending<QueuedHeartbeat, Option<Timestamp>>>,
     changes: mpsc::Sender<Pending<ChangeRequest, Outcome>>,
 }
 
-/// The other ends, for [`run_heartbeats`] and [`run_changes`].
+/// The receiving halves, for [`run_heartbeats`] and [`run_changes`].
 pub(super) type HeartbeatReceiver = mpsc::Receiver<Pending<QueuedHeartbeat, Option<Timestamp>>>;
 pub(super) type ChangeReceiver = mpsc::Receiver<Pending<ChangeRequest, Outcome>>;
 
@@ -83,7 +88,7 @@ impl WriteQueues {
         (Self { heartbeats, changes }, heartbeats_rx, changes_rx)
     }
 
-    /// Writes a heartbeat's time, unless the agent's revision in the database is another: then `None`.
+    /// Writes a heartbeat; returns `None` if the agent is at another revision in the database.
     pub(super) async fn heartbeat(
         &self,
         heartbeat: HeartbeatWrite,
@@ -115,10 +120,11 @@ async fn submit<T, A>(queue: &mpsc::Sender<Pending<T, A>>, request: T) -> Result
     response.await.unwrap_or(Err(Error::ShuttingDown))
 }
 
-/// Fills the next batch, and waits for its first where there is none. It stays empty when the lane has ended.
+/// Fills the next batch, waiting for the first request if necessary. The batch stays empty once the queue is
+/// closed.
 ///
-/// Those of the last batch have just been answered, and come again at once where the load is high: it is worth waiting for
-/// about as many. Where the load is not high nobody is let wait, since there is nothing else to run.
+/// Callers of the last batch have just got their responses, and under load send the next request at once. So
+/// it pays to wait for about as many. Without load nobody waits, since yielding returns at once.
 async fn next_batch<T, A>(
     queue: &mut mpsc::Receiver<Pending<T, A>>,
     batch: &mut Vec<Pending<T, A>>,
@@ -146,7 +152,7 @@ async fn next_batch<T, A>(
     batch.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(max.saturating_sub(batch.len())));
 }
 
-/// The lane of heartbeats.
+/// Writes queued heartbeats until the queue is closed.
 pub(super) async fn run_heartbeats(
     shared: Arc<Shared>,
     mut queue: HeartbeatReceiver,
@@ -169,7 +175,7 @@ pub(super) async fn run_heartbeats(
 /// Heartbeats that are written together.
 struct HeartbeatBatch {
     heartbeats: Vec<HeartbeatWrite>,
-    /// Who waits for which of them.
+    /// The callers, each with the index of its heartbeat in the batch.
     pending: Vec<(usize, Arc<Liveness>, Reply<Option<Timestamp>>)>,
 }
 
@@ -179,7 +185,8 @@ impl HeartbeatBatch {
             heartbeats: Vec::with_capacity(heartbeats.len()),
             pending: Vec::with_capacity(heartbeats.len()),
         };
-        // In the order of ids, so that two replicas rarely wait for each other, and repeats stand together.
+        // Sorted by id, so that replicas lock rows in the same order, and heartbeats of one agent are
+        // adjacent.
         heartbeats.sort_unstable_by(|a, b| a.request.agent_id().cmp(b.request.agent_id()));
         for Pending { request: QueuedHeartbeat { heartbeat, liveness }, reply } in heartbeats {
             match batch.heartbeats.last_mut() {
@@ -194,7 +201,7 @@ impl HeartbeatBatch {
     }
 
     async fn write(&self, shared: &Shared) -> Result<Vec<Option<Timestamp>>, Error> {
-        // Those that waited while the batch before came to nothing need not wait as long again.
+        // These callers have waited for the previous batch already. If that failed, fail at once.
         shared.check_database()?;
         let written = shared.store.write_heartbeats(&self.heartbeats).await;
         shared.record_outcome(&written);
@@ -210,13 +217,13 @@ impl HeartbeatBatch {
             if let Ok(Some(time)) = outcome {
                 liveness.record_heartbeat(time);
             }
-            // Who does not wait any more has lost nothing but the answer.
+            // A caller that gave up only loses the response.
             let _ = reply.send(outcome);
         }
     }
 }
 
-/// The lane of changes.
+/// Commits queued changes until the queue is closed.
 pub(super) async fn run_changes(shared: Arc<Shared>, mut queue: ChangeReceiver, shutdown: CancellationToken) {
     let (mut pending, mut last) = (Vec::new(), 0);
     loop {
@@ -230,7 +237,7 @@ pub(super) async fn run_changes(shared: Arc<Shared>, mut queue: ChangeReceiver, 
             .map(|pending| (pending.request, pending.reply))
             .unzip();
         match commit(&shared, &requests).await {
-            // One of them spoils it for all: each by itself, then.
+            // The database rejected one of them. Commit them one by one, so that only that one fails.
             Err(StoreError::Rejected(_)) if requests.len() > 1 => {
                 for (request, reply) in requests.iter().zip(replies) {
                     let outcome = commit(&shared, std::slice::from_ref(request)).await;
@@ -253,7 +260,7 @@ pub(super) async fn run_changes(shared: Arc<Shared>, mut queue: ChangeReceiver, 
     }
 }
 
-/// Takes the first change of each agent; later ones of the same agent stay, in their order.
+/// Takes the first change of each agent. Later ones of the same agent stay queued, in order.
 fn take_one_per_agent(
     pending: &mut Vec<Pending<ChangeRequest, Outcome>>,
 ) -> Vec<Pending<ChangeRequest, Outcome>> {
@@ -262,7 +269,7 @@ fn take_one_per_agent(
     pending.extract_if(.., is_first).collect()
 }
 
-/// Makes a batch of changes, at most one an agent, and takes them over into the view.
+/// Commits a batch of changes, at most one per agent, and applies it to the view.
 async fn commit(shared: &Shared, requests: &[ChangeRequest]) -> Result<Vec<Outcome>, StoreError> {
     if shared.availability.unavailable_for().is_some() {
         return Err(StoreError::Unavailable("known to be unavailable".into()));
@@ -288,7 +295,7 @@ async fn commit(shared: &Shared, requests: &[ChangeRequest]) -> Result<Vec<Outco
     shared.record_outcome(&written);
     written?;
     shared.apply(&events);
-    // Also of those to whom nothing happened but a heartbeat: the database may know more of them than the view.
+    // Also update agents that did not change: the database may have a later state than the view.
     for outcome in &outcomes {
         if let Outcome::Applied(agent) = outcome
             && agent.revision <= previous_revision

@@ -1,5 +1,6 @@
-//! The registry: its rules, and the view of every agent in memory. Writes go to the database first; reads
-//! come from memory.
+//! The registry: its rules, and a view of every agent in memory.
+//!
+//! Writes go to the database first; reads come from memory.
 
 mod availability;
 mod clock;
@@ -43,13 +44,13 @@ use shared::Shared;
 use view::{Entry, Read, ReadContext, View};
 pub(crate) use view::{Json, ListQuery, Page, SearchQuery};
 
-/// How long the figures for Prometheus are good.
+/// Time for which the statistics of `GET /metrics` are cached.
 const STATS_TTL: Duration = Duration::from_secs(1);
 
-/// What the registry could not do.
+/// An error of a registry operation.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// There is no such agent.
+    /// The agent is not registered.
     #[error("no agent {0:?} is registered")]
     NotFound(String),
     /// Another process owns the agent's id.
@@ -58,22 +59,22 @@ pub(crate) enum Error {
         describe_owner(owner)
     )]
     Superseded { agent_id: String, owner: Owner },
-    /// The process that asked was shut down, by its own word.
+    /// The calling process has reported its own shutdown.
     #[error(
         "this instance of agent {agent_id:?} was shut down: a process that started after that has to register first, \
          with its age"
     )]
     ShutDown { agent_id: String, owner: Owner },
-    /// The database is away.
+    /// The database is unavailable.
     #[error("the registry's database does not answer, nothing was changed; try again")]
     Unavailable,
-    /// Too many requests wait already.
+    /// A queue is full, or there are no permits left.
     #[error("too many requests are waiting, nothing was changed; try again")]
     Overloaded,
     /// The server is shutting down.
     #[error("the server is shutting down, nothing was changed; try again")]
     ShuttingDown,
-    /// A defect: the database refused what passed the checks, for example.
+    /// A bug, for example if the database rejects data that passed validation.
     #[error("the request failed because of an internal error")]
     Internal,
 }
@@ -94,18 +95,18 @@ impl From<&StoreError> for Error {
     }
 }
 
-/// The registry. Its tasks end by the token of [`Registry::start`] and by [`Registry::close`].
+/// The registry. Its tasks end with the token passed to [`Registry::start`] and with [`Registry::close`].
 pub(crate) struct Registry {
     shared: Arc<Shared>,
     queues: WriteQueues,
-    /// No more writes are taken.
+    /// Closes the write queues.
     closing: CancellationToken,
-    /// The server is about to stop: what never ends by itself has to.
+    /// Ends the tasks and streams that never end on their own.
     shutdown: CancellationToken,
 }
 
 impl Registry {
-    /// Reads all agents and starts the registry's tasks: those that follow and sweep end by `stop`.
+    /// Loads all agents and starts the registry's tasks, most of which end when `shutdown` is cancelled.
     pub(crate) async fn start(
         store: Arc<dyn Store>,
         config: Config,
@@ -117,7 +118,7 @@ impl Registry {
         let snapshot = store.load().await?;
         let (revision, now) = (snapshot.revision, snapshot.now);
         tracing::info!(agents = snapshot.agents.len(), revision, store = store.name(), "loaded all agents");
-        // Both take their time, and neither needs the other.
+        // Both take long and are independent.
         let (view, recent) =
             join(spawn_blocking(|| View::new(snapshot)), follower::recent_events(&*store, revision)).await;
         let (recent, view) = (recent?, view.map_err(|error| StoreError::Unavailable(error.into()))?);
@@ -157,12 +158,12 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Takes no more writes, and lets those end that were asked for.
+    /// Rejects new writes, and completes those that are queued.
     pub(crate) fn close(&self) {
         self.closing.cancel();
     }
 
-    /// Creates or updates an agent. One that says again what is known already costs no more than a heartbeat.
+    /// Creates or updates an agent. A registration that changes nothing is as cheap as a heartbeat.
     pub(crate) async fn register(&self, registration: Registration) -> Result<Json, Error> {
         let arrived = Instant::now();
         let instance_age = registration.instance_age;
@@ -172,7 +173,7 @@ impl Registry {
         })?;
         if let Some(entry) = self.shared.view.entry(&draft.agent_id)
             && entry.agent.has_same_registration(&draft)
-            // Not the first sight of a process, whose start has to be noted, nor a late request of one that was shut down.
+            // The start of a new instance has to be stored, and a late request of an ended one rejected.
             && draft.instance_id.as_deref().is_none_or(|id| {
                 entry.agent.instances.is_noted(id, instance_age, self.shared.clock.now())
             })
@@ -187,7 +188,7 @@ impl Registry {
         Ok(self.shared.record(&agent))
     }
 
-    /// An agent is alive, and may say its status.
+    /// Records a heartbeat, with an optional status and load.
     pub(crate) async fn heartbeat(
         &self,
         agent_id: &str,
@@ -236,12 +237,12 @@ impl Registry {
         found.ok_or_else(|| Error::NotFound(agent_id.to_owned()))
     }
 
-    /// The first part of a list.
+    /// Returns the first page of a list.
     pub(crate) async fn list_agents(&self, query: ListQuery) -> Result<Page, Error> {
         self.read_on_bulkhead(move |view, context| view.list(&query, context)).await
     }
 
-    /// A further part, which is short.
+    /// Returns a further page of a list, which is short.
     pub(crate) async fn list_next_page(&self, query: &ListQuery) -> Page {
         self.read(|context| self.shared.view.list(query, context)).await
     }
@@ -254,7 +255,7 @@ impl Registry {
         self.read_on_bulkhead(View::stats).await
     }
 
-    /// Who may ask for how much.
+    /// Returns the limits for expensive requests, bodies and clients.
     pub(crate) fn admission(&self) -> &Admission {
         &self.shared.admission
     }
@@ -263,7 +264,7 @@ impl Registry {
         &self.shared.metrics
     }
 
-    /// The metrics, in Prometheus' text format.
+    /// Returns the metrics in Prometheus' text format.
     pub(crate) async fn metrics_text(&self) -> Result<String, Error> {
         let shared = &self.shared;
         let cached = *shared.cached_stats.lock();
@@ -283,7 +284,7 @@ impl Registry {
         })
     }
 
-    /// The health of the registry itself.
+    /// Returns the health of the server itself.
     pub(crate) fn server_health(&self) -> ServerHealth {
         let shared = &self.shared;
         let status = shared.availability.health(shared.config.sweep_interval);
@@ -292,33 +293,33 @@ impl Registry {
         ServerHealth::new(status, env!("CARGO_PKG_VERSION"), shared.store.name(), uptime)
     }
 
-    /// The changes, for those who watch.
+    /// Returns the log of events, for watchers.
     pub(crate) fn events(&self) -> &EventLog {
         &self.shared.events
     }
 
-    /// Waits until the server is about to stop.
+    /// Waits until a shutdown is requested.
     pub(crate) async fn shutdown_requested(&self) {
         self.shutdown.cancelled().await;
     }
 
-    /// For how long the database has been away, where it is.
+    /// Returns how long the database has been unavailable, if it is.
     pub(crate) fn stale_for(&self) -> Option<Duration> {
         self.shared.availability.unavailable_for()
     }
 
-    /// Answers from the view, after asking the database about agents that seem to have missed their deadline.
+    /// Reads from the view. Missed deadlines are confirmed by the database before they are believed.
     async fn read<T>(&self, read: impl Fn(&ReadContext) -> Read<T>) -> T {
         let first = read(&self.shared.read_context());
         if first.unconfirmed.is_empty() {
             return first.value;
         }
-        // By now the database has been asked, or it is away and no deadline counts.
+        // Afterwards the deadlines are confirmed, or the database is unavailable and no deadline counts.
         self.shared.confirm_deadlines(&first.unconfirmed).await;
         read(&self.shared.read_context()).value
     }
 
-    /// The same for what costs much, which does not run among the heartbeats.
+    /// Like `read`, for expensive reads: runs on the bulkhead's threads.
     async fn read_on_bulkhead<T, R>(&self, read: R) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -338,7 +339,7 @@ impl Registry {
         Ok(run().await?.value)
     }
 
-    /// Writes a heartbeat that changes nothing else, where that is all there is to it, and tells its time.
+    /// Writes a plain heartbeat and returns its time, or `None` if the heartbeat changes more than the time.
     async fn write_heartbeat(&self, entry: &Entry, arrived: Instant) -> Result<Option<Timestamp>, Error> {
         let (last_heartbeat, interval) = (entry.liveness.last_heartbeat(), entry.agent.heartbeat_interval);
         let now = self.shared.clock.now();
@@ -371,7 +372,7 @@ impl Registry {
     }
 
     async fn submit(&self, agent_id: &str, change: Change, arrived: Instant) -> Result<Outcome, Error> {
-        // No such id can have been registered, so the database need not be asked.
+        // An invalid id cannot be registered, so the database need not be asked.
         if !is_agent_id(agent_id) {
             return Ok(Outcome::NotFound);
         }

@@ -1,4 +1,4 @@
-//! What a change does to an agent. Pure: the same rules for both databases, in one place.
+//! The effect of a change on an agent: pure functions, shared by both databases.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,52 +7,54 @@ use registry_sdk::contract::{AgentStatus, Heartbeat, Owner, StatusUpdate, Timest
 
 use crate::store::{Event, EventKind, StoredAgent, Writes};
 
-/// How long a heartbeat may take from its arrival until every replica would find it in the database.
+/// Maximum time from a heartbeat's arrival until every replica finds it in the database.
 const COMMIT_LAG: Duration = Duration::from_millis(500);
 
-/// A heartbeat so far in the future is from before somebody set the database's clock back.
+/// Maximum clock skew of a heartbeat. One further in the future predates a database clock that was set back.
 pub(crate) const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
 
-/// A change that somebody asks for.
+/// A requested change of one agent.
 #[derive(Debug)]
 pub(crate) enum Change {
-    /// Creates or replaces the agent, and counts as a heartbeat.
+    /// Creates or replaces the agent. Counts as a heartbeat.
     Register {
         draft: Box<StoredAgent>,
-        /// How long before the request arrived its process had started.
+        /// Age of the agent's process when the request arrived.
         instance_age: Option<Duration>,
     },
-    /// The agent is alive, and may say its status.
+    /// Records a heartbeat, with an optional status.
     Heartbeat(Heartbeat),
     /// Sets the status.
     SetStatus(StatusUpdate),
     /// Removes the agent.
     Remove,
-    /// Marks the agent offline where it has missed its deadline by a margin.
+    /// Marks the agent offline if it has missed its deadline by a margin.
     Expire,
-    /// Removes the agent where it has been offline long enough.
+    /// Removes the agent if it has been offline for long enough.
     Purge,
-    /// The agent itself was asked how it is, and failed at it, or did not.
+    /// Records whether the registry's probes of the agent fail.
     Probed { failed: bool },
 }
 
-/// How long agents may be silent, and since when that counts.
+/// How long agents may be silent, and since when silence counts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DeadlinePolicy {
     /// The registry's own heartbeat timeout.
     pub(crate) timeout: Duration,
-    /// Nobody's silence before this counts: the agents could not have been heard. `None` while they still
-    /// cannot.
+    /// Database time since which agents can reach the registry; `None` if they cannot.
+    ///
+    /// Silence before it does not count.
     pub(crate) reachable_since: Option<Timestamp>,
-    /// How far past the deadline an agent has to be before that is written down. A heartbeat that arrived in
-    /// time may still be on its way to the database.
+    /// Time past the deadline after which it is persisted as missed.
+    ///
+    /// A heartbeat that arrived in time may still be on its way to the database.
     pub(crate) expiry_margin: Duration,
-    /// How long an agent stays offline before it is removed; `None`: it is kept.
+    /// Time after which an offline agent is removed; `None` keeps it.
     pub(crate) remove_after: Option<Duration>,
 }
 
 impl DeadlinePolicy {
-    /// Whether an agent that was last heard at `heard` is past its deadline.
+    /// Whether an agent is past its deadline.
     pub(crate) fn is_overdue(
         &self,
         last_heartbeat: Timestamp,
@@ -62,8 +64,9 @@ impl DeadlinePolicy {
         self.silence(last_heartbeat, now) > heartbeat_timeout(self.timeout, interval)
     }
 
-    /// Whether others may call the agent offline before a heartbeat that arrives now is committed. Such a
-    /// heartbeat has to be announced, so that they hear of it.
+    /// Whether other replicas may see a missed deadline before a heartbeat that arrives now is committed.
+    ///
+    /// Such a heartbeat needs an event, so that the replicas learn of it.
     pub(crate) fn is_nearly_overdue(
         &self,
         last_heartbeat: Timestamp,
@@ -75,51 +78,55 @@ impl DeadlinePolicy {
 
     fn silence(&self, last_heartbeat: Timestamp, now: Timestamp) -> Duration {
         let Some(since) = self.reachable_since else { return Duration::ZERO };
-        // What is of another time says nothing: silence counts from when that was noticed.
+        // A time from before the clock was set back is unusable, so silence counts from when that was
+        // noticed.
         let last_heartbeat =
             if last_heartbeat.since(now) > MAX_CLOCK_SKEW { since } else { last_heartbeat.max(since) };
         now.since(last_heartbeat)
     }
 }
 
-/// Whether a process may speak for an agent: the one that registered it unless it was shut down, or one that does not say
-/// which it is. Where the agent was registered without an instance, any that was not shut down may.
+/// Whether an instance may act for an agent.
+///
+/// It may if it registered the agent, or if either the caller or the registration named no instance. It may not if
+/// it was shut down.
 pub(crate) fn accepts_instance(agent: &StoredAgent, instance_id: Option<&str>) -> bool {
     let Some(instance_id) = instance_id else { return true };
     agent.instance_id.as_deref().is_none_or(|registered| registered == instance_id)
         && !agent.instances.has_ended(instance_id)
 }
 
-/// What became of a change.
+/// The result of a change.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
-    /// The agent as it is now.
+    /// The change was applied, or changed nothing. Contains the agent as it is now.
     Applied(Arc<StoredAgent>),
-    /// The agent is not there any more.
+    /// The agent was removed.
     Removed,
-    /// Nothing that anybody sees: the process that asked may not speak for the agent.
+    /// The calling process does not own the agent's id; nothing visible was changed.
     Superseded {
         owner: Owner,
-        /// Whether the process that asked was shut down, and not superseded by another.
+        /// Whether the calling process was shut down rather than superseded.
         has_ended: bool,
     },
-    /// There is no such agent.
+    /// The agent is not registered.
     NotFound,
 }
 
-/// Decides one change after another within one transaction, and gathers what has to be written.
+/// Applies changes within one transaction, and collects the resulting writes.
 pub(crate) struct Transition<'a> {
     pub(crate) policy: &'a DeadlinePolicy,
-    /// The database's clock.
+    /// Database time.
     pub(crate) now: Timestamp,
-    /// The registry's revision so far.
+    /// Revision of the last change.
     pub(crate) revision: i64,
     pub(crate) writes: Writes,
 }
 
 impl Transition<'_> {
-    /// Decides what a change that arrived `age` ago does to an agent. At most one change an agent: what was
-    /// decided before is not in `current`.
+    /// Decides the effect of a change that arrived `age` ago, and adds its writes.
+    ///
+    /// At most one change per agent: `current` does not include earlier decisions.
     pub(crate) fn decide(&mut self, change: &Change, age: Duration, current: Option<StoredAgent>) -> Outcome {
         let arrived = Timestamp::from_unix_millis(
             self.now.unix_millis() - i64::try_from(age.as_millis()).unwrap_or(i64::MAX),
@@ -180,7 +187,7 @@ impl Transition<'_> {
         if let Some(previous) = current {
             agent.registered_at = previous.registered_at;
             agent.last_heartbeat = self.latest_heartbeat(previous.last_heartbeat, arrived);
-            // What was found at another address, or of another process, says nothing of this one.
+            // Probe results of another address or process say nothing about this one.
             let is_same_process =
                 previous.base_url == agent.base_url && previous.instance_id == agent.instance_id;
             agent.probe_failed = previous.probe_failed && is_same_process;
@@ -218,7 +225,7 @@ impl Transition<'_> {
             agent.instances.end(instance_id, self.now);
         }
         let is_unchanged = agent.status == status && !agent.missed_deadline;
-        // Only a heartbeat brings back an agent that has fallen silent.
+        // Only a heartbeat revives an agent that is past its deadline.
         if is_unchanged || self.is_past_deadline(&agent) && status != AgentStatus::Offline {
             return if ended_instance.is_some() {
                 self.emit(agent, EventKind::Internal)
@@ -230,7 +237,7 @@ impl Transition<'_> {
         self.emit(agent, EventKind::StatusChanged)
     }
 
-    /// Notes the end of a process that does not own the id: its late requests change nothing either.
+    /// Records the shutdown of a process that does not own the id, so that its late requests are rejected.
     fn end_other_instance(&mut self, mut agent: StoredAgent, update: &StatusUpdate) {
         let running = update.instance_id.as_deref().filter(|id| agent.instances.is_running(id));
         if let Some(instance_id) = running.filter(|_| update.is_final) {
@@ -239,8 +246,9 @@ impl Transition<'_> {
         }
     }
 
-    /// Whether an agent is past its deadline, or was marked so. The mark outlives a restart of the server, after which
-    /// silence counts anew.
+    /// Whether an agent is past its deadline or was marked so.
+    ///
+    /// The mark outlives a restart of the server, after which silence starts anew.
     fn is_past_deadline(&self, agent: &StoredAgent) -> bool {
         agent.missed_deadline
             || self.policy.is_overdue(agent.last_heartbeat, agent.heartbeat_interval, self.now)
@@ -278,12 +286,13 @@ impl Transition<'_> {
         Outcome::Removed
     }
 
-    /// The later of two heartbeats. One in the future, from before somebody set the clock back, is now.
+    /// Returns the later of two heartbeats. One in the future, from before the clock was set back, counts as
+    /// now.
     fn latest_heartbeat(&self, previous: Timestamp, arrived: Timestamp) -> Timestamp {
         previous.min(self.now).max(arrived)
     }
 
-    /// Sets a status that somebody said, and what follows from it.
+    /// Sets a reported status and the fields that depend on it.
     fn assign_status(&self, agent: &mut StoredAgent, status: AgentStatus) {
         agent.offline_since =
             (status == AgentStatus::Offline).then(|| agent.offline_since.unwrap_or(self.now));
@@ -300,14 +309,14 @@ impl Transition<'_> {
     }
 }
 
-/// Whether the agent's process says again that it was shut down: it may have got no answer the first time.
+/// Whether the owner repeats the report of its own shutdown, for example because it missed the response.
 fn is_repeated_shutdown(agent: &StoredAgent, update: &StatusUpdate) -> bool {
     let is_owner = |instance_id| agent.instance_id.as_deref() == Some(instance_id);
     update.is_final
         && update.instance_id.as_deref().is_some_and(|id| is_owner(id) && agent.instances.has_ended(id))
 }
 
-/// Refuses a process that may not speak for the agent.
+/// Rejects a process that may not act for the agent.
 fn superseded(agent: &StoredAgent, instance_id: Option<&str>) -> Outcome {
     let owner = Owner::new(agent.instance_id.clone(), agent.base_url.clone());
     Outcome::Superseded { owner, has_ended: instance_id.is_some_and(|id| agent.instances.has_ended(id)) }

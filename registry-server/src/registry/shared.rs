@@ -1,4 +1,4 @@
-//! What the registry's tasks share: the store, the view, and what follows from both.
+//! State that all tasks of the registry share.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,10 +19,10 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::store::{Event, EventKind, Store, StoreError, StoredAgent};
 
-/// How far a reading of the database's clock may be off what is expected: it is as old as its transaction.
+/// Maximum deviation of a reading of the database's clock: a reading is as old as its transaction.
 const MAX_CLOCK_DRIFT: Duration = Duration::from_secs(10);
 
-/// What the registry's tasks share.
+/// State that all tasks of the registry share.
 pub(super) struct Shared {
     pub(super) store: Arc<dyn Store>,
     pub(super) view: View,
@@ -35,9 +35,9 @@ pub(super) struct Shared {
     pub(super) admission: Admission,
     pub(super) bulkhead: Bulkhead,
     pub(super) metrics: Metrics,
-    /// The figures for Prometheus, and when they were read: several may scrape.
+    /// Statistics for `GET /metrics`, with the time of their computation: several Prometheus servers may scrape.
     pub(super) cached_stats: Mutex<Option<(RegistryStats, Instant)>>,
-    /// Tells this server apart from others over the same database.
+    /// Distinguishes this server from others over the same database.
     pub(super) server_id: u64,
 }
 
@@ -51,14 +51,16 @@ impl Shared {
         }
     }
 
-    /// Takes over a reading of the database's clock. Where somebody has set that clock, the agents' silence is not known any
-    /// more: it counts from now on.
+    /// Adopts a reading of the database's clock.
+    ///
+    /// If somebody has set that clock, the past silence of agents is unknown, so it counts from now on.
     pub(super) fn observe_clock(&self, reading: Timestamp) {
         let expected = self.clock.now();
         let drift = reading.since(expected).max(expected.since(reading));
         if drift > MAX_CLOCK_DRIFT.min(self.config.heartbeat_timeout / 4) {
-            tracing::warn!(%expected, %reading, "the database's clock was set, restarting the heartbeat timeout of all agents");
-            // Before the clock, which is read first: at no moment is a deadline judged by the new time alone.
+            tracing::warn!(%expected, %reading, "the database's clock was set, restarting all heartbeat timeouts");
+            // Readers read the clock first, so this has to be set before the clock: otherwise they could
+            // judge a deadline by the new time and the old start of silence.
             self.availability.set_reachable_since(reading);
         }
         self.clock.observe(reading);
@@ -74,12 +76,12 @@ impl Shared {
         }
     }
 
-    /// Refuses a write at once where the database is known to be away, rather than let it wait for that.
+    /// Rejects a write at once if the database is known to be unavailable, instead of waiting for a timeout.
     pub(super) fn check_database(&self) -> Result<(), Error> {
         if self.availability.unavailable_for().is_some() { Err(Error::Unavailable) } else { Ok(()) }
     }
 
-    /// The record of an agent as it was just stored.
+    /// Returns the record of an agent that was just stored.
     pub(super) fn record(&self, agent: &StoredAgent) -> Json {
         let context = self.read_context();
         let record = Record::current(agent, agent.last_heartbeat, self.load_of(agent), &context);
@@ -90,7 +92,7 @@ impl Shared {
         self.view.entry(&agent.agent_id).map(|entry| entry.liveness.load()).unwrap_or_default()
     }
 
-    /// Takes over changes into the view, and then tells those who watch.
+    /// Applies committed events to the view, then publishes them to watchers.
     pub(super) fn apply(&self, events: &[Event]) {
         for Event { kind, agent } in events {
             match kind {
@@ -104,7 +106,7 @@ impl Shared {
         self.publish(events);
     }
 
-    /// Tells those who watch.
+    /// Publishes events to watchers.
     pub(super) fn publish(&self, events: &[Event]) {
         let context = self.read_context();
         let encode = |Event { kind, agent }: &Event| {
@@ -117,7 +119,7 @@ impl Shared {
         self.events.append(events.iter().map(encode));
     }
 
-    /// Asks the database when agents were last heard of, by any process.
+    /// Reads the agents' last heartbeats from the database, as written by any process, and updates the view.
     pub(super) async fn confirm_deadlines(&self, agent_ids: &[String]) {
         let last_heartbeats = self.store.last_heartbeats(agent_ids).await;
         self.record_outcome(&last_heartbeats);
@@ -128,18 +130,19 @@ impl Shared {
         }
     }
 
-    /// Notes from a database operation's outcome that the database is away. Only the follower says when it
-    /// is back.
+    /// Records from the outcome of a database operation that the database is unavailable.
+    ///
+    /// Only the follower records that it is available again.
     pub(super) fn record_outcome<T>(&self, outcome: &Result<T, StoreError>) {
         match outcome {
             Ok(_) => {}
             Err(error @ StoreError::Unavailable(source)) => {
                 if self.availability.mark_unavailable() {
-                    tracing::error!(cause = %source, "{error}; answering reads from memory and rejecting writes until it is available again");
+                    tracing::error!(cause = %source, "{error}; answering reads from memory, rejecting writes until it is");
                 }
             }
             Err(error @ StoreError::Rejected(source)) => {
-                tracing::error!(cause = %source, "{error}; rejecting the write")
+                tracing::error!(cause = %source, "{error}");
             }
         }
     }

@@ -1,7 +1,7 @@
-//! Writes down who has missed its deadline, and removes who has been offline long enough.
+//! Persists missed deadlines, and removes agents that have been offline for long enough.
 //!
-//! Readers do not wait for the sweeper: for them a missed deadline counts at once. The sweeper makes it last,
-//! and announces it.
+//! Readers do not depend on the sweeper: for them a missed deadline counts at once. The sweeper persists and
+//! announces it.
 
 use std::sync::Arc;
 
@@ -12,14 +12,16 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use super::Registry;
 use super::rules::Change;
 
-/// How many changes are asked for at once, so that those of agents find room among them.
+/// Maximum number of changes submitted at a time, so that the queue has room for those of clients.
 const MAX_CONCURRENT_CHANGES: usize = 500;
 
-/// How many changes a replica may fall behind before it has to read everything anew.
+/// Number of revisions whose events are kept: a replica further behind reloads everything.
 const RETAINED_REVISIONS: i64 = 20_000;
 
-/// Sweeps every sweep interval. Never ends by itself; may be cancelled at any await, since every change is
-/// whole.
+/// Sweeps at every sweep interval. Never returns.
+///
+/// # Cancel safety
+/// Cancel safe: every change is complete or not made at all.
 pub(super) async fn run(registry: Arc<Registry>) {
     let interval = registry.shared.config.sweep_interval;
     let mut ticks = interval_at(Instant::now() + interval, interval);
@@ -33,7 +35,7 @@ pub(super) async fn run(registry: Arc<Registry>) {
 async fn sweep(registry: &Registry) {
     let shared = &registry.shared;
     if shared.availability.unavailable_for().is_some() {
-        // Nothing can be written, and nobody's silence counts.
+        // During an outage nothing can be written, and silence does not count.
         shared.availability.record_sweep();
         return;
     }
@@ -62,8 +64,7 @@ async fn sweep(registry: &Registry) {
     shared.availability.record_sweep();
 }
 
-/// Asks the database about agents whose deadline comes before the next sweep, as far as this process knows:
-/// then readers rarely have to.
+/// Confirms deadlines that fall before the next sweep, so that readers rarely have to.
 async fn confirm_upcoming(registry: &Registry) {
     let shared = &registry.shared;
     let next_sweep = shared.read_context().later(shared.config.sweep_interval);

@@ -1,4 +1,4 @@
-//! One question to one agent: how are you?
+//! Probes one agent over HTTP.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use url::Host;
 use super::address_filter::AddressFilter;
 use registry_sdk::contract::health_url;
 
-/// The longest answer that is read.
+/// Maximum size of a response.
 const MAX_RESPONSE_BYTES: usize = 64 * 1_024;
 
-/// How much of what went wrong is kept.
+/// Maximum length of a failure's detail, in characters.
 const MAX_DETAIL_CHARS: usize = 200;
 
-/// Asks agents. They are not trusted: no redirect is followed, and an answer is bounded in length and time.
+/// An HTTP client for untrusted agents: follows no redirects, and limits the response in size and time.
 #[derive(Clone, Debug)]
 pub(super) struct ProbeClient {
     http: reqwest::Client,
@@ -24,21 +24,23 @@ pub(super) struct ProbeClient {
     timeout: Duration,
 }
 
-/// What came of a question.
+/// The outcome of a probe.
 #[derive(Debug)]
 pub(super) struct ProbeOutcome {
-    /// Why it does not count as healthy, where it does not.
+    /// The reason if the agent does not count as healthy.
     pub(super) result: Result<(), String>,
     pub(super) elapsed: Duration,
 }
 
 impl ProbeClient {
+    /// Creates a client with a timeout per probe.
+    ///
     /// # Errors
-    /// Where the system's TLS cannot be set up.
+    /// Fails if the system's TLS cannot be set up.
     pub(super) fn new(filter: AddressFilter, timeout: Duration) -> Result<Self, reqwest::Error> {
         let http = reqwest::Client::builder()
             .dns_resolver(filter.clone())
-            // A proxy would resolve names by itself, and dial what it likes.
+            // A proxy would resolve names itself and connect to any address.
             .no_proxy()
             .redirect(Policy::none())
             .pool_max_idle_per_host(0)
@@ -57,7 +59,7 @@ impl ProbeClient {
 
     async fn check(&self, base_url: &str) -> Result<(), String> {
         let url = health_url(base_url).ok_or("its base_url cannot be asked")?;
-        // Names are checked where they are resolved; an address is not resolved.
+        // Names are checked when they are resolved. A literal address is not resolved.
         let address = match url.host() {
             Some(Host::Ipv4(address)) => Some(address.into()),
             Some(Host::Ipv6(address)) => Some(address.into()),
@@ -83,13 +85,13 @@ impl ProbeClient {
             }
             body.extend_from_slice(&chunk);
         }
-        // Most say it with the status of the answer alone; some only in words.
+        // Most agents use the response status alone; some only report it in the body.
         let health = serde_json::from_slice::<serde_json::Value>(&body).unwrap_or_default();
         if health["status"] == "unhealthy" { Err("it says that it is unhealthy".to_owned()) } else { Ok(()) }
     }
 }
 
-/// The innermost cause of an error: the telling part.
+/// Returns the innermost cause of an error, which is the most specific.
 fn root_cause(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut innermost: &dyn std::error::Error = &error;

@@ -1,8 +1,8 @@
-//! Active probing: the server asks each agent itself how it is. Two failures in a row make an agent unhealthy, one
-//! success heals it.
+//! Active probing: the server requests each agent's health endpoint.
 //!
-//! Of several servers over one database one asks: whoever holds the lease. Agents are asked in laps of one
-//! interval, each at its own moment of the lap, so that there are no bursts.
+//! Two failures in a row make an agent unhealthy, one success makes it healthy again. Of several servers over
+//! one database only the holder of a lease probes. Probes run in rounds of one interval; each agent has its
+//! own offset in the round, so that there are no bursts.
 
 mod address_filter;
 mod client;
@@ -26,34 +26,34 @@ use super::{Registry, Shared};
 use address_filter::AddressFilter;
 use client::{ProbeClient, ProbeOutcome};
 
-/// For how long a server may ask before it has to renew its lease.
+/// Lifetime of the lease unless it is renewed.
 const LEASE_DURATION: Duration = Duration::from_secs(10);
 
-/// How often the lease is renewed, or asked for.
+/// Interval at which the lease is renewed or requested.
 const LEASE_RENEW_INTERVAL: Duration = Duration::from_secs(3);
 
-/// How many failures in a row make an agent unhealthy.
+/// Number of failures in a row that make an agent unhealthy.
 const FAILURE_THRESHOLD: u32 = 2;
 
-/// What one who asks agents needs.
+/// Probes agents, and counts their failures.
 struct Prober {
     registry: Arc<Registry>,
     client: ProbeClient,
-    /// Who failed lately, and how often in a row.
+    /// Current failure streaks, by agent id.
     failures: Mutex<HashMap<String, FailureStreak>>,
 }
 
 struct FailureStreak {
-    /// What was asked: another address, or another process, begins anew.
+    /// The probed address. A new address or process starts a new streak.
     base_url: String,
     instance_id: Option<String>,
     count: u32,
 }
 
-/// What the lease is called.
+/// Name of the lease.
 const LEASE_NAME: &str = "probe";
 
-/// Asks all agents every interval, until it is told to stop. Then another server may take over at once.
+/// Probes all agents at every interval until shutdown, then releases the lease for another server.
 pub(super) async fn run(registry: Arc<Registry>, interval: Duration, shutdown: CancellationToken) {
     let config = &registry.shared.config;
     let client = match ProbeClient::new(AddressFilter::new(&config.probe_allow), config.probe_timeout) {
@@ -73,7 +73,7 @@ pub(super) async fn run(registry: Arc<Registry>, interval: Duration, shutdown: C
         () = shutdown.cancelled() => {}
     }
     if *is_leader.borrow() {
-        // Where it cannot be given back it runs out.
+        // If that fails, the lease expires.
         let _ = shared.store.acquire_lease(LEASE_NAME, &lease_holder(&shared), Duration::ZERO).await;
     }
 }
@@ -82,7 +82,7 @@ fn lease_holder(shared: &Shared) -> String {
     format!("{:016x}", shared.server_id)
 }
 
-/// Asks for the lease again and again, and tells whether this server has it.
+/// Requests and renews the lease, and publishes whether this server holds it. Never returns.
 async fn hold_lease(shared: &Shared, leader_tx: watch::Sender<bool>) {
     let holder = lease_holder(shared);
     loop {
@@ -108,7 +108,7 @@ async fn run_rounds(
     mut is_leader: watch::Receiver<bool>,
 ) {
     let hasher = RandomState::new();
-    let mut probes = JoinSet::new();
+    let mut running_probes = JoinSet::new();
     loop {
         if is_leader.wait_for(|is_leader| *is_leader).await.is_err() {
             return;
@@ -121,18 +121,18 @@ async fn run_rounds(
                 break;
             }
             let prober = prober.clone();
-            probes.spawn(async move {
+            running_probes.spawn(async move {
                 prober.probe(&agent_id).await;
                 drop(permit);
             });
-            while probes.try_join_next().is_some() {}
+            while running_probes.try_join_next().is_some() {}
         }
         sleep_until(start + interval).await;
     }
 }
 
 impl Prober {
-    /// Whom to ask, and how long after the lap's beginning.
+    /// Returns the agents to probe, each with its offset from the start of the round.
     fn schedule(&self, interval: Duration, hasher: &RandomState) -> Vec<(Duration, String)> {
         let view = &self.registry.shared.view;
         let agent_ids = view.ids_where(should_probe);
@@ -150,24 +150,25 @@ impl Prober {
         let Some(probed) = shared.view.entry(agent_id).filter(|entry| should_probe(entry)) else { return };
         let outcome = self.client.probe(&probed.agent.base_url).await;
         let current = shared.view.entry(agent_id);
-        // Where it has registered anew meanwhile, with another address perhaps, this is not about it.
+        // If the agent has registered again, the outcome may concern another address.
         let Some(entry) = current.filter(|current| is_same_process(current, &probed)) else { return };
         let failed = self.count(&entry, &outcome);
         shared.report(agent_id, Report { probe: Some(probe_result(&outcome, shared)), ..Report::default() });
         let Some(failed) = failed.filter(|failed| *failed != entry.agent.probe_failed) else { return };
-        // Where it cannot be written now, the next probe finds the same.
+        // If the change cannot be stored, the next probe tries again.
         match self.registry.submit(agent_id, Change::Probed { failed }, std::time::Instant::now()).await {
             Ok(_) => {
                 tracing::info!(agent_id, failed, detail = ?outcome.result.err(), "probe result of the agent changed");
             }
             Err(error) => {
-                tracing::debug!(agent_id, failed, %error, "cannot store the probe result, the next probe retries")
+                tracing::debug!(agent_id, failed, %error, "cannot store the probe result, the next probe retries");
             }
         }
     }
 
-    /// Counts an outcome. Whether the agent counts as failed from now on; `None` where one failure is not enough to
-    /// say so.
+    /// Counts an outcome, and returns whether the agent counts as failed from now on.
+    ///
+    /// `None` if the failures are not enough to decide.
     fn count(&self, entry: &Entry, outcome: &ProbeOutcome) -> Option<bool> {
         let mut failures = self.failures.lock();
         let agent = &entry.agent;
@@ -189,7 +190,7 @@ impl Prober {
     }
 }
 
-/// Who is offline is not asked.
+/// Offline agents are not probed.
 fn should_probe(entry: &Entry) -> bool {
     entry.agent.status != AgentStatus::Offline
 }

@@ -1,4 +1,4 @@
-//! One agent in memory, and how it stands at a moment.
+//! An agent in memory, and its effective status at a given time.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -12,28 +12,29 @@ use crate::registry::reports::Report;
 use crate::registry::rules::{DeadlinePolicy, MAX_CLOCK_SKEW};
 use crate::store::{RegistrationTag, StoredAgent};
 
-/// One agent in memory. For any change but a heartbeat or a report there is a new one.
+/// An agent in memory. Replaced by a new entry at any change but a heartbeat or a report.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// As it was stored; the time of the last heartbeat is in `liveness`.
+    /// The agent as stored, except for the last heartbeat, which is in `liveness`.
     pub(crate) agent: Arc<StoredAgent>,
     pub(crate) liveness: Arc<Liveness>,
-    /// Computed when it is first wanted: at the start of the server it would cost a hash for each agent.
+    /// Computed on first use: hashing all agents would delay the start of the server.
     tag: OnceLock<RegistrationTag>,
 }
 
-/// What changes of an agent all the time. It stays the same through the agent's changes.
+/// The part of an agent that changes all the time. Shared by the agent's successive entries.
 #[derive(Debug)]
 pub(crate) struct Liveness {
-    /// The last heartbeat, in milliseconds since the Unix epoch.
+    /// Milliseconds since the Unix epoch.
     last_heartbeat: AtomicI64,
-    /// A last heartbeat that the database confirmed as the last of all, after it had become too old. Where
-    /// other processes write as well, only then is the agent believed to have missed its deadline.
+    /// The last heartbeat that the database confirmed to be the latest, after the deadline.
+    ///
+    /// If other processes write to the database, a missed deadline is believed only then.
     confirmed: AtomicI64,
     report: Mutex<Report>,
 }
 
-/// An agent's status at one moment.
+/// An agent's status at a given time, deadline included.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EffectiveStatus {
     pub(super) status: AgentStatus,
@@ -42,13 +43,13 @@ pub(super) struct EffectiveStatus {
 }
 
 impl EffectiveStatus {
-    /// As it was stored.
+    /// Returns the status as stored.
     pub(super) fn stored(agent: &StoredAgent, context: &ReadContext) -> Self {
         let StoredAgent { status, missed_deadline, probe_failed, .. } = *agent;
         Self { status, missed_deadline, probe_failed: probe_failed && context.is_probing }
     }
 
-    /// By when it was last heard.
+    /// Returns the status by the time of the last heartbeat.
     pub(super) fn current(agent: &StoredAgent, last_heartbeat: Timestamp, context: &ReadContext) -> Self {
         let stored = Self::stored(agent, context);
         if stored.status != AgentStatus::Offline && context.is_overdue(agent, last_heartbeat) {
@@ -63,14 +64,14 @@ impl EffectiveStatus {
     }
 }
 
-/// The circumstances of a read.
+/// What a read depends on besides the entries.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReadContext {
     pub(crate) now: Timestamp,
     pub(crate) policy: DeadlinePolicy,
-    /// Whether a missed deadline has to be confirmed by the database before it is believed.
+    /// Whether the database has to confirm a missed deadline.
     pub(crate) needs_confirmation: bool,
-    /// Whether this server goes by probes.
+    /// Whether this server takes probe results into account.
     pub(crate) is_probing: bool,
 }
 
@@ -98,13 +99,14 @@ impl Liveness {
         Self { last_heartbeat, confirmed: AtomicI64::new(i64::MIN), report: Mutex::default() }
     }
 
-    /// Takes over a heartbeat, unless a later one is known. One that is much later is from before the clock was set back.
+    /// Records a heartbeat, unless a later one is known. One far in the future predates a clock that was set
+    /// back.
     pub(crate) fn record_heartbeat(&self, time: Timestamp) {
         let later = |known: i64| {
             let is_ahead = Timestamp::from_unix_millis(known).since(time) > MAX_CLOCK_SKEW;
             Some(if is_ahead { time.unix_millis() } else { known.max(time.unix_millis()) })
         };
-        // It always has a value to set.
+        // The closure always returns a value.
         let _ = self.last_heartbeat.fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
     }
 
@@ -131,12 +133,12 @@ impl Entry {
         Self { agent, liveness, tag: OnceLock::new() }
     }
 
-    /// The tag of what the agent registered.
+    /// Returns the tag of the registration.
     pub(crate) fn registration_tag(&self) -> RegistrationTag {
         *self.tag.get_or_init(|| self.agent.registration_tag())
     }
 
-    /// Believes that the last heartbeat it knows is the last of all, where it is too old at that moment.
+    /// Marks an overdue heartbeat as confirmed to be the latest.
     pub(super) fn confirm(&self, context: &ReadContext) {
         let last_heartbeat = self.liveness.last_heartbeat();
         if context.is_overdue(&self.agent, last_heartbeat) {
@@ -148,8 +150,10 @@ impl Entry {
         context.is_overdue(&self.agent, self.liveness.last_heartbeat())
     }
 
-    /// How it stands, as far as is known. Where its deadline seems missed and other processes may have heard
-    /// of it, it is among the doubts.
+    /// Returns the status as far as memory knows.
+    ///
+    /// Adds the agent's id to `unconfirmed` if the deadline seems missed, but another process may have a
+    /// later heartbeat.
     pub(super) fn effective_status(
         &self,
         context: &ReadContext,
@@ -167,7 +171,7 @@ impl Entry {
         effective
     }
 
-    /// Its record, where it was last heard at a time.
+    /// Returns the record with a given last heartbeat.
     pub(crate) fn record(&self, context: &ReadContext, last_heartbeat: Timestamp) -> Json {
         Record::current(&self.agent, last_heartbeat, self.liveness.load(), context)
             .json(self.registration_tag())

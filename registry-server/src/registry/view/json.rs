@@ -1,10 +1,10 @@
-//! Writes a JSON object field by field, some of them encoded already.
+//! Writes JSON objects whose fields are partly encoded already.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// An object that is being written.
+/// A JSON object under construction.
 #[derive(Debug)]
 pub(super) struct JsonObject<'a> {
     out: &'a mut Vec<u8>,
@@ -21,14 +21,14 @@ impl<'a> JsonObject<'a> {
         self.name(name);
         let start = self.out.len();
         if serde_json::to_writer(&mut *self.out, value).is_err() {
-            // Writing to memory does not fail, and what is written here are texts, numbers and lists of them.
+            // Cannot happen: memory accepts all writes, and strings, numbers and lists always serialize.
             self.out.truncate(start);
             self.out.extend_from_slice(b"null");
         }
         self
     }
 
-    /// A number of seconds, as the contract writes it: without a fraction where it is whole.
+    /// Writes a number of seconds, without a fraction if it is whole, as the contract demands.
     pub(super) fn seconds(&mut self, name: &str, duration: Option<Duration>) -> &mut Self {
         match duration {
             Some(duration) if duration.subsec_nanos() == 0 => self.field(name, &duration.as_secs()),
@@ -36,7 +36,7 @@ impl<'a> JsonObject<'a> {
         }
     }
 
-    /// A field whose value is JSON already.
+    /// Writes a field whose value is encoded already.
     pub(super) fn raw(&mut self, name: &str, json: &str) -> &mut Self {
         self.name(name);
         self.out.extend_from_slice(json.as_bytes());
@@ -47,7 +47,7 @@ impl<'a> JsonObject<'a> {
         self.out.push(b'}');
     }
 
-    /// Names are this program's own, and need no escapes.
+    /// Field names are literals that need no escaping.
     fn name(&mut self, name: &str) {
         if !std::mem::take(&mut self.is_empty) {
             self.out.push(b',');

@@ -1,4 +1,4 @@
-//! The view: every agent in memory. Here is how it is held and kept up to date; `reads` answers from it.
+//! The view: every agent in memory. This file updates it, and `reads` answers from it.
 
 mod entry;
 mod json;
@@ -17,18 +17,19 @@ pub(crate) use entry::{Entry, Liveness, ReadContext};
 pub(crate) use reads::{ListQuery, Page, Read, SearchQuery};
 pub(crate) use record::{Json, Load, Record};
 
-/// Where an agent stands, in the index as well.
+/// Index of an agent in `slots` and in the search index.
 type Slot = u32;
 
 #[derive(Debug, Default)]
 struct Inner {
     ids: HashMap<Arc<str>, Slot>,
-    /// The same, for lists.
+    /// The same as `ids`, sorted for lists.
     ordered_ids: BTreeMap<Arc<str>, Slot>,
     slots: Vec<Option<Arc<Entry>>>,
     index: SearchIndex,
-    /// Agents that were removed, and at which revision, until the follower has passed it: a row that was
-    /// read before must not bring them back.
+    /// Revisions at which agents were removed, until the follower has passed them.
+    ///
+    /// They keep a row that was read before the removal from restoring the agent.
     tombstones: HashMap<String, i64>,
 }
 
@@ -47,17 +48,17 @@ impl View {
         Self { inner: RwLock::new(inner) }
     }
 
-    /// The agent as it is held, its status as it was stored.
+    /// Returns the agent's entry, with the status as stored.
     pub(crate) fn entry(&self, agent_id: &str) -> Option<Arc<Entry>> {
         self.inner.read().get(agent_id).cloned()
     }
 
-    /// Takes over an agent, unless what is held is as new.
+    /// Inserts or replaces an agent, unless the view has the same or a later revision.
     pub(crate) fn put(&self, agent: Arc<StoredAgent>) {
         self.inner.write().put_if_newer(agent);
     }
 
-    /// Takes over that an agent was removed at a revision, unless what is held is newer.
+    /// Removes an agent at a revision, unless the view has a later one.
     pub(crate) fn remove(&self, agent_id: &str, revision: i64) {
         let mut inner = self.inner.write();
         if inner.get(agent_id).is_none_or(|entry| entry.agent.revision < revision) {
@@ -66,8 +67,9 @@ impl View {
         }
     }
 
-    /// Takes over a whole snapshot: what it does not have was removed, unless it is newer. Where the database
-    /// was set back to an older state, the snapshot counts whatever is held.
+    /// Replaces the view by a snapshot, except for entries that are newer.
+    ///
+    /// If the database was rolled back, the snapshot replaces everything.
     pub(crate) fn replace(&self, snapshot: Snapshot, is_rolled_back: bool) {
         if is_rolled_back {
             *self.inner.write() = Self::new(snapshot).inner.into_inner();
@@ -88,7 +90,7 @@ impl View {
         }
     }
 
-    /// Moves last heartbeats forward.
+    /// Records heartbeats in memory.
     pub(crate) fn record_heartbeats<'a>(&self, times: impl IntoIterator<Item = (&'a str, Timestamp)>) {
         let inner = self.inner.read();
         for (agent_id, time) in times {
@@ -98,29 +100,28 @@ impl View {
         }
     }
 
-    /// Takes over what the database answered about the last heartbeats of the agents it was asked for. Where
-    /// even the database has none in time, the missed deadline is believed from now on.
+    /// Records the last heartbeats from the database, and marks those that are overdue as confirmed.
     pub(crate) fn confirm(&self, times: &[(String, Timestamp)], agent_ids: &[String], context: &ReadContext) {
         self.record_heartbeats(times.iter().map(|(agent_id, time)| (agent_id.as_str(), *time)));
         let inner = self.inner.read();
         agent_ids.iter().filter_map(|agent_id| inner.get(agent_id)).for_each(|entry| entry.confirm(context));
     }
 
-    /// Forgets what was removed up to a revision that the follower has passed.
+    /// Drops the tombstones up to a revision that the follower has passed.
     pub(crate) fn prune_tombstones(&self, revision: i64) {
         if self.inner.read().tombstones.values().any(|removed| *removed <= revision) {
             self.inner.write().tombstones.retain(|_, removed| *removed > revision);
         }
     }
 
-    /// Takes over what is known of an agent for the moment.
+    /// Updates the report of an agent.
     pub(crate) fn report(&self, agent_id: &str, report: Report) {
         if let Some(entry) = self.inner.read().get(agent_id) {
             entry.liveness.update_report(report);
         }
     }
 
-    /// The ids of all agents for which the test holds.
+    /// Returns the ids of all agents whose entries match.
     pub(crate) fn ids_where(&self, predicate: impl Fn(&Entry) -> bool) -> Vec<String> {
         let inner = self.inner.read();
         let matching = inner.slots.iter().flatten().filter(|entry| predicate(entry));
@@ -151,14 +152,14 @@ impl Inner {
         self.tombstones.remove(&agent.agent_id);
         let known = self.ids.get(agent.agent_id.as_str()).copied();
         let previous = known.and_then(|slot| self.slot(slot)).cloned();
-        // What was known of another process says nothing of this one.
+        // Transient state of another process does not apply.
         let same_process =
             previous.as_ref().filter(|previous| previous.agent.instance_id == agent.instance_id);
         let liveness = same_process
             .map_or_else(|| Liveness::new(agent.last_heartbeat).into(), |previous| previous.liveness.clone());
         liveness.record_heartbeat(agent.last_heartbeat);
         if let Some(previous) = &previous {
-            // Of a heartbeat that the row does not have yet.
+            // Memory may have a heartbeat that was not in the row yet.
             liveness.record_heartbeat(previous.liveness.last_heartbeat());
         }
         let slot = match (known, previous) {

@@ -1,4 +1,4 @@
-//! Answers from the view.
+//! Reads from the view.
 
 use registry_sdk::contract::{
     AgentHealth, AgentStatus, HealthStatus, Rank, RegistryStats, UnhealthyReason, heartbeat_timeout,
@@ -8,41 +8,40 @@ use super::View;
 use super::entry::{EffectiveStatus, Entry, ReadContext};
 use super::record::{Json, Record};
 
-/// About how many bytes a match has.
+/// Approximate size of a match in bytes.
 const MATCH_BYTES: usize = 400;
 
-/// A read's answer as far as the view knows, and the agents whose missed deadlines have to be confirmed
-/// before it is given.
+/// The result of a read, and the agents whose missed deadlines have to be confirmed before it can be used.
 #[derive(Debug)]
 pub(crate) struct Read<T> {
     pub(crate) value: T,
     pub(crate) unconfirmed: Vec<String>,
 }
 
-/// Which agents a list is to have.
+/// The query of a list.
 #[derive(Clone, Debug)]
 pub(crate) struct ListQuery {
     pub(crate) status: Option<AgentStatus>,
-    /// Only agents after this id.
+    /// Excludes this id and all before it.
     pub(crate) after: Option<String>,
-    /// How many agents at most.
+    /// Maximum number of agents.
     pub(crate) limit: usize,
-    /// No further agent where the records have as many bytes.
+    /// Size of the records after which the page ends.
     pub(crate) max_bytes: usize,
 }
 
-/// Part of a list.
+/// One page of a list.
 #[derive(Debug)]
 pub(crate) struct Page {
-    /// Records, with commas between them.
+    /// Records, separated by commas.
     pub(crate) records: Json,
-    /// The last agent's id.
+    /// Id of the last agent.
     pub(crate) last_id: Option<String>,
-    /// Whether more agents follow.
+    /// Whether there are further agents.
     pub(crate) has_more: bool,
 }
 
-/// Which matches a search is to find.
+/// The query of a search.
 #[derive(Clone, Debug)]
 pub(crate) struct SearchQuery {
     pub(crate) q: String,
@@ -56,7 +55,7 @@ impl View {
         let Some(entry) = self.entry(agent_id) else {
             return Read { value: None, unconfirmed };
         };
-        // For the doubts alone: the record stands as it is heard now.
+        // Only to find out whether the deadline is confirmed: the record computes its own status.
         entry.effective_status(context, &mut unconfirmed);
         Read { value: Some(entry.record(context, entry.liveness.last_heartbeat())), unconfirmed }
     }
@@ -120,7 +119,7 @@ impl View {
         Read { value: page, unconfirmed }
     }
 
-    /// The matches, as a list.
+    /// Returns the JSON array of matches.
     pub(crate) fn search(&self, query: &SearchQuery, context: &ReadContext) -> Read<Json> {
         let inner = self.inner.read();
         let mut unconfirmed = Vec::new();
@@ -171,7 +170,7 @@ impl View {
     }
 }
 
-/// A match on its way to its place.
+/// A match that has not been ranked yet.
 struct Candidate<'a> {
     rank: Rank<'a>,
     index: usize,

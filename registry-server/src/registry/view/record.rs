@@ -1,7 +1,6 @@
-//! An agent as it is sent: its record, or a match of one of its capabilities, in JSON.
+//! Encodes agents as the contract's `AgentRecord` and `CapabilityMatch`.
 //!
-//! The contract's `AgentRecord` and `CapabilityMatch` are what is written here; what agents say of themselves is encoded
-//! already, and only copied.
+//! Capabilities and metadata are encoded already, and only copied.
 
 use std::time::Duration;
 
@@ -14,15 +13,15 @@ use crate::store::{RegistrationTag, StoredAgent};
 /// Compact JSON.
 pub(crate) type Json = Vec<u8>;
 
-/// What an agent said of its load.
+/// The load that an agent reported.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Load {
-    /// How much of its capacity is in use.
+    /// Fraction of the capacity in use.
     pub(crate) load: Option<f64>,
     pub(crate) active_tasks: Option<u32>,
 }
 
-/// An agent at a moment.
+/// An agent at a given time.
 #[derive(Debug)]
 pub(crate) struct Record<'a> {
     agent: &'a StoredAgent,
@@ -33,7 +32,7 @@ pub(crate) struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// By when it was last heard.
+    /// Returns the record with the status by the last heartbeat.
     pub(crate) fn current(
         agent: &'a StoredAgent,
         last_heartbeat: Timestamp,
@@ -49,7 +48,7 @@ impl<'a> Record<'a> {
         )
     }
 
-    /// As it was stored.
+    /// Returns the record with the status as stored.
     pub(crate) fn stored(agent: &'a StoredAgent, load: Load, context: &ReadContext) -> Self {
         Self::new(agent, agent.last_heartbeat, EffectiveStatus::stored(agent, context), load, context)
     }
@@ -65,7 +64,7 @@ impl<'a> Record<'a> {
         Self { agent, last_heartbeat, timeout, effective, load }
     }
 
-    /// The record, with the tag of what the agent registered.
+    /// Encodes the record, with the tag of the registration.
     pub(crate) fn json(&self, tag: RegistrationTag) -> Json {
         let agent = self.agent;
         let mut out = Vec::with_capacity(
@@ -99,10 +98,10 @@ impl<'a> Record<'a> {
         object.finish();
     }
 
-    /// Writes the match of the capability at a place.
+    /// Writes a match of the capability at an index.
     pub(super) fn write_match(&self, out: &mut Json, index: usize, score: f64) {
         let agent = self.agent;
-        // It begins with the capability's name, which a match calls otherwise.
+        // A capability starts with its name, which is called `capability` in a match.
         let fields = agent.capabilities.fields(index).and_then(|fields| fields.strip_prefix("\"name\":"));
         let mut object = JsonObject::start(out);
         object
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_written_as_the_contract_has_it() {
+    fn record_is_encoded_as_in_the_contract() {
         for agent in agents() {
             let load = Load { load: Some(0.25), active_tasks: Some(3) };
             for load in [load, Load::default()] {
@@ -160,7 +159,7 @@ mod tests {
                 assert_eq!(read.capabilities, agent.capabilities.decode());
                 assert_eq!((read.load, read.active_tasks), (load.load, load.active_tasks));
                 assert_eq!(read.registration_tag, Some(agent.registration_tag().to_string()));
-                // Nothing is missing, and nothing is there that the contract does not know.
+                // No field is missing, and none is unknown to the contract.
                 let written = serde_json::to_string(&read).unwrap();
                 assert_eq!(String::from_utf8(json).unwrap(), written);
             }
@@ -168,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_match_is_written_as_the_contract_has_it() {
+    fn match_is_encoded_as_in_the_contract() {
         let agent = agents().pop().unwrap();
         let mut json = Vec::new();
         Record::stored(&agent, Load::default(), &read_context()).write_match(&mut json, 1, 0.9);

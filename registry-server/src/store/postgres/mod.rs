@@ -181,7 +181,7 @@ where
         for _ in 0..POOL_SIZE {
             match operation().await {
                 Err(error) if is_transient(&error) => {
-                    tracing::debug!(%error, "connection failed, retrying on another one")
+                    tracing::debug!(%error, "connection failed, retrying on another one");
                 }
                 outcome => return outcome,
             }

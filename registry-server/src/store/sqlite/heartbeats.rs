@@ -52,16 +52,16 @@ impl HeartbeatLog {
         let log = sqlx::query("SELECT heard FROM agent_registry_heartbeat ORDER BY batch")
             .fetch_all(connection)
             .await?;
-        let mut heard: HashMap<String, i64> = HashMap::with_capacity(agents.len());
+        let mut times: HashMap<String, i64> = HashMap::with_capacity(agents.len());
         let mut entries = 0;
         for row in &log {
             let batch: HashMap<String, i64> = serde_json::from_str(row.try_get(0)?)
                 .map_err(|error| crate::store::undecodable("heard", error))?;
             entries += batch.len();
-            heard.extend(batch);
+            times.extend(batch);
         }
         for agent in &mut *agents {
-            let logged = heard.get(&agent.agent_id).copied().map(Timestamp::from_unix_millis);
+            let logged = times.get(&agent.agent_id).copied().map(Timestamp::from_unix_millis);
             agent.last_heartbeat = agent.last_heartbeat.max(logged.unwrap_or(agent.last_heartbeat)).min(now);
         }
         let agents = agents.iter().map(|agent| (agent.agent_id.clone(), LastHeartbeat::new(agent))).collect();
@@ -136,9 +136,9 @@ pub(super) async fn append<'a>(
     connection: &mut SqliteConnection,
     heartbeats: impl Iterator<Item = (&'a str, Timestamp)>,
 ) -> Result<()> {
-    let heard = encode_batch(heartbeats.map(|(agent_id, time)| (agent_id, time.unix_millis())))?;
+    let times = encode_batch(heartbeats.map(|(agent_id, time)| (agent_id, time.unix_millis())))?;
     sqlx::query("INSERT INTO agent_registry_heartbeat (heard) VALUES (?)")
-        .bind(heard)
+        .bind(times)
         .execute(connection)
         .await?;
     Ok(())
@@ -148,9 +148,9 @@ pub(super) async fn append<'a>(
 pub(super) async fn replace_log(connection: &mut SqliteConnection, rows: &[String]) -> Result<()> {
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
     sqlx::query("DELETE FROM agent_registry_heartbeat").execute(&mut *transaction).await?;
-    for heard in rows {
+    for times in rows {
         sqlx::query("INSERT INTO agent_registry_heartbeat (heard) VALUES (?)")
-            .bind(heard)
+            .bind(times)
             .execute(&mut *transaction)
             .await?;
     }

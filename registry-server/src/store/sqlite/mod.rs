@@ -181,8 +181,8 @@ impl Store for SqliteStore {
     }
 
     async fn transact(&self, agent_ids: &[String], decide: Decide<'_>) -> Result<()> {
-        let mut writer = self.writer_with_durability(true).await?;
-        let Writer { connection, heartbeats, .. } = &mut *writer;
+        let mut guard = self.writer_with_durability(true).await?;
+        let Writer { connection, heartbeats, .. } = &mut *guard;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
         let revision = current_revision(&mut transaction).await?;
         let mut agents = agents_by_id(&mut transaction, agent_ids).await?;
