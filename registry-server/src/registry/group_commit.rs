@@ -47,10 +47,10 @@ const MAX_CHANGE_BATCH: usize = 500;
 /// A queued request and the channel for its result.
 pub(super) struct Pending<T, A> {
     request: T,
-    reply: Reply<A>,
+    reply_tx: ReplySender<A>,
 }
 
-type Reply<A> = oneshot::Sender<Result<A, Error>>;
+type ReplySender<A> = oneshot::Sender<Result<A, Error>>;
 
 /// A plain heartbeat, and where its time is recorded in memory.
 pub(super) struct QueuedHeartbeat {
@@ -112,12 +112,12 @@ impl WriteQueues {
 }
 
 async fn submit<T, A>(queue: &mpsc::Sender<Pending<T, A>>, request: T) -> Result<A, Error> {
-    let (reply, response) = oneshot::channel();
-    queue.try_send(Pending { request, reply }).map_err(|error| match error {
+    let (reply_tx, reply_rx) = oneshot::channel();
+    queue.try_send(Pending { request, reply_tx }).map_err(|error| match error {
         mpsc::error::TrySendError::Full(_) => Error::Overloaded,
         mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
     })?;
-    response.await.unwrap_or(Err(Error::ShuttingDown))
+    reply_rx.await.unwrap_or(Err(Error::ShuttingDown))
 }
 
 /// Fills the next batch, waiting for the first request if necessary. The batch stays empty once the queue is
@@ -128,28 +128,28 @@ async fn submit<T, A>(queue: &mpsc::Sender<Pending<T, A>>, request: T) -> Result
 async fn next_batch<T, A>(
     queue: &mut mpsc::Receiver<Pending<T, A>>,
     batch: &mut Vec<Pending<T, A>>,
-    max: usize,
-    last: usize,
+    max_size: usize,
+    previous_size: usize,
     shutdown: &CancellationToken,
 ) {
     if batch.is_empty() {
         tokio::select! {
             biased;
-            _ = queue.recv_many(batch, max) => {}
+            _ = queue.recv_many(batch, max_size) => {}
             () = shutdown.cancelled() => {
                 queue.close();
-                queue.recv_many(batch, max).await;
+                queue.recv_many(batch, max_size).await;
             }
         }
     }
     let started = Instant::now();
     for _ in 0..MAX_YIELDS {
-        if batch.len() + queue.len() >= last || started.elapsed() > MAX_LINGER {
+        if batch.len() + queue.len() >= previous_size || started.elapsed() > MAX_LINGER {
             break;
         }
         tokio::task::yield_now().await;
     }
-    batch.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(max.saturating_sub(batch.len())));
+    batch.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(max_size.saturating_sub(batch.len())));
 }
 
 /// Writes queued heartbeats until the queue is closed.
@@ -158,14 +158,14 @@ pub(super) async fn run_heartbeats(
     mut queue: HeartbeatReceiver,
     shutdown: CancellationToken,
 ) {
-    let mut last = 0;
+    let mut previous_size = 0;
     loop {
         let mut pending = Vec::new();
-        next_batch(&mut queue, &mut pending, MAX_HEARTBEAT_BATCH, last, &shutdown).await;
+        next_batch(&mut queue, &mut pending, MAX_HEARTBEAT_BATCH, previous_size, &shutdown).await;
         if pending.is_empty() {
             return;
         }
-        last = pending.len();
+        previous_size = pending.len();
         let batch = HeartbeatBatch::new(pending);
         let written = batch.write(&shared).await;
         batch.reply(&written);
@@ -176,26 +176,26 @@ pub(super) async fn run_heartbeats(
 struct HeartbeatBatch {
     heartbeats: Vec<HeartbeatWrite>,
     /// The callers, each with the index of its heartbeat in the batch.
-    pending: Vec<(usize, Arc<Liveness>, Reply<Option<Timestamp>>)>,
+    callers: Vec<(usize, Arc<Liveness>, ReplySender<Option<Timestamp>>)>,
 }
 
 impl HeartbeatBatch {
     fn new(mut heartbeats: Vec<Pending<QueuedHeartbeat, Option<Timestamp>>>) -> Self {
         let mut batch = Self {
             heartbeats: Vec::with_capacity(heartbeats.len()),
-            pending: Vec::with_capacity(heartbeats.len()),
+            callers: Vec::with_capacity(heartbeats.len()),
         };
         // Sorted by id, so that replicas lock rows in the same order, and heartbeats of one agent are
         // adjacent.
         heartbeats.sort_unstable_by(|a, b| a.request.agent_id().cmp(b.request.agent_id()));
-        for Pending { request: QueuedHeartbeat { heartbeat, liveness }, reply } in heartbeats {
+        for Pending { request: QueuedHeartbeat { heartbeat, liveness }, reply_tx } in heartbeats {
             match batch.heartbeats.last_mut() {
                 Some(last) if Arc::ptr_eq(&last.agent, &heartbeat.agent) => {
                     last.arrived = last.arrived.max(heartbeat.arrived);
                 }
                 _ => batch.heartbeats.push(heartbeat),
             }
-            batch.pending.push((batch.heartbeats.len() - 1, liveness, reply));
+            batch.callers.push((batch.heartbeats.len() - 1, liveness, reply_tx));
         }
         batch
     }
@@ -209,7 +209,7 @@ impl HeartbeatBatch {
     }
 
     fn reply(self, written: &Result<Vec<Option<Timestamp>>, Error>) {
-        for (index, liveness, reply) in self.pending {
+        for (index, liveness, reply_tx) in self.callers {
             let outcome = match written {
                 Ok(times) => Ok(times.get(index).copied().flatten()),
                 Err(error) => Err(error.clone()),
@@ -218,42 +218,42 @@ impl HeartbeatBatch {
                 liveness.record_heartbeat(time);
             }
             // A caller that gave up only loses the response.
-            let _ = reply.send(outcome);
+            let _ = reply_tx.send(outcome);
         }
     }
 }
 
 /// Commits queued changes until the queue is closed.
 pub(super) async fn run_changes(shared: Arc<Shared>, mut queue: ChangeReceiver, shutdown: CancellationToken) {
-    let (mut pending, mut last) = (Vec::new(), 0);
+    let (mut pending, mut previous_size) = (Vec::new(), 0);
     loop {
-        next_batch(&mut queue, &mut pending, MAX_CHANGE_BATCH, last * 3 / 4, &shutdown).await;
+        next_batch(&mut queue, &mut pending, MAX_CHANGE_BATCH, previous_size * 3 / 4, &shutdown).await;
         if pending.is_empty() {
             return;
         }
-        last = pending.len();
+        previous_size = pending.len();
         let (requests, replies): (Vec<_>, Vec<_>) = take_one_per_agent(&mut pending)
             .into_iter()
-            .map(|pending| (pending.request, pending.reply))
+            .map(|pending| (pending.request, pending.reply_tx))
             .unzip();
         match commit(&shared, &requests).await {
             // The database rejected one of them. Commit them one by one, so that only that one fails.
             Err(StoreError::Rejected(_)) if requests.len() > 1 => {
-                for (request, reply) in requests.iter().zip(replies) {
+                for (request, reply_tx) in requests.iter().zip(replies) {
                     let outcome = commit(&shared, std::slice::from_ref(request)).await;
                     let outcome =
                         outcome.map(|outcomes| outcomes.into_iter().next().unwrap_or(Outcome::NotFound));
-                    let _ = reply.send(outcome.map_err(|error| (&error).into()));
+                    let _ = reply_tx.send(outcome.map_err(|error| (&error).into()));
                 }
             }
             Ok(outcomes) => {
-                for (outcome, reply) in outcomes.into_iter().zip(replies) {
-                    let _ = reply.send(Ok(outcome));
+                for (outcome, reply_tx) in outcomes.into_iter().zip(replies) {
+                    let _ = reply_tx.send(Ok(outcome));
                 }
             }
             Err(error) => {
-                for reply in replies {
-                    let _ = reply.send(Err((&error).into()));
+                for reply_tx in replies {
+                    let _ = reply_tx.send(Err((&error).into()));
                 }
             }
         }
@@ -300,7 +300,7 @@ async fn commit(shared: &Shared, requests: &[ChangeRequest]) -> Result<Vec<Outco
         if let Outcome::Applied(agent) = outcome
             && agent.revision <= previous_revision
         {
-            shared.view.put(agent.clone());
+            shared.view.put_if_newer(agent.clone());
         }
     }
     Ok(outcomes)

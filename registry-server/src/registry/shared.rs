@@ -100,7 +100,7 @@ impl Shared {
                     self.view.remove(&agent.agent_id, agent.revision);
                     self.metrics.remove_agent(&agent.agent_id);
                 }
-                _ => self.view.put(agent.clone()),
+                _ => self.view.put_if_newer(agent.clone()),
             }
         }
         self.publish(events);

@@ -54,7 +54,7 @@ impl View {
     }
 
     /// Inserts or replaces an agent, unless the view has the same or a later revision.
-    pub(crate) fn put(&self, agent: Arc<StoredAgent>) {
+    pub(crate) fn put_if_newer(&self, agent: Arc<StoredAgent>) {
         self.inner.write().put_if_newer(agent);
     }
 
