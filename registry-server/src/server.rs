@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::connections::ConnectionServer;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
-use crate::routes::{self, Gate};
+use crate::routes::{self, Authenticator};
 use crate::store::{PostgresStore, SqliteStore, Store};
 use crate::tls::{Tls, TlsError, TlsListener};
 use crate::tokens::TokensError;
@@ -35,7 +35,7 @@ pub struct Server {
     /// All background tasks, so that the shutdown can wait for them.
     tasks: TaskTracker,
     store: StoreHandle,
-    gate: Arc<Gate>,
+    authenticator: Arc<Authenticator>,
     tls: Option<Tls>,
 }
 
@@ -132,7 +132,7 @@ impl Server {
         let shutdown = CancellationToken::new();
         let guard = shutdown.clone().drop_guard();
         let tasks = TaskTracker::new();
-        let gate = Arc::new(Gate::open(config.tokens_file.clone())?);
+        let authenticator = Arc::new(Authenticator::open(config.tokens_file.clone())?);
         let tls = Tls::from_config(&config)?;
         let store = open_store(&config.database_url, &tasks, &shutdown).await?;
         let listen = config.listen;
@@ -145,13 +145,13 @@ impl Server {
         let registry = Registry::start(store.clone(), config, metrics, bulkhead, &tasks, &shutdown)
             .await
             .map_err(|error| StartError::Database { database, source: error.into() })?;
-        if gate.is_open() && !local_addr.ip().is_loopback() {
+        if authenticator.is_disabled() && !local_addr.ip().is_loopback() {
             tracing::warn!(
                 %local_addr,
                 "serving without authentication, any client can register and remove agents: see --tokens-file"
             );
         }
-        let router = routes::router(registry.clone(), gate.clone());
+        let router = routes::router(registry.clone(), authenticator.clone());
         // Only rate limits need the address.
         let insert_peer = registry.admission().has_rate_limit();
         let connections = ConnectionServer { router, insert_peer, max_connections, shutdown };
@@ -167,7 +167,7 @@ impl Server {
         }
         tasks.close();
         tracing::info!(%local_addr, store = store.name(), "accepting connections");
-        Ok(Self { local_addr, shutdown: guard, tasks, store: StoreHandle(store), gate, tls })
+        Ok(Self { local_addr, shutdown: guard, tasks, store: StoreHandle(store), authenticator, tls })
     }
 
     /// Reloads the tokens file and the certificate, if configured, without dropping a request.
@@ -175,7 +175,7 @@ impl Server {
     /// # Errors
     /// Fails at the first file that cannot be used, and keeps its previous content.
     pub fn reload(&self) -> Result<(), StartError> {
-        self.gate.reload()?;
+        self.authenticator.reload()?;
         if let Some(tls) = &self.tls {
             tls.reload()?;
         }

@@ -18,7 +18,7 @@ use futures_util::FutureExt;
 use registry_sdk::contract::STALE_HEADER;
 use tracing::Instrument;
 
-use super::auth::{Caller, Gate};
+use super::auth::{Authenticator, Caller};
 use super::problem::ApiError;
 use crate::admission::ClientKey;
 use crate::connections::PeerAddr;
@@ -29,13 +29,13 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// State of the middleware.
 pub(super) struct Middleware {
     registry: Arc<Registry>,
-    gate: Arc<Gate>,
+    authenticator: Arc<Authenticator>,
     request_ids: RequestIds,
 }
 
 impl Middleware {
-    pub(super) fn new(registry: Arc<Registry>, gate: Arc<Gate>) -> Self {
-        Self { registry, gate, request_ids: RequestIds::default() }
+    pub(super) fn new(registry: Arc<Registry>, authenticator: Arc<Authenticator>) -> Self {
+        Self { registry, authenticator, request_ids: RequestIds::default() }
     }
 }
 
@@ -70,7 +70,7 @@ pub(super) async fn handle(
 impl Middleware {
     /// Runs the handler if the credentials and the rate limit allow it.
     async fn admit(&self, mut request: Request, next: Next) -> Response {
-        match self.gate.admit(&request) {
+        match self.authenticator.authenticate(&request) {
             Ok(caller) => {
                 if let Err(wait) = self.check_rate(&request, &caller) {
                     return ApiError::too_many_requests(wait).into_response();
