@@ -8,8 +8,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use registry_sdk::contract::DEFAULT_PORT;
 
-/// Configuration of a server. [`Config::default`] is the configuration of `registry-server` without
-/// arguments.
+/// Configuration of a server.
+///
+/// [`Config::default`] is the configuration of `registry-server` without arguments.
 ///
 /// ```
 /// use registry_server::Config;

@@ -31,14 +31,14 @@ struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Manages tokens for --tokens-file.
+    /// Manage tokens for --tokens-file.
     #[command(subcommand)]
     Token(TokenCommand),
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum TokenCommand {
-    /// Generates a token and its entry for the tokens file. The token itself is shown only once.
+    /// Generate a token and its entry for the tokens file. The token itself is shown only once.
     New {
         /// Name of the token, for logs and errors.
         #[arg(long, default_value = "a-name-of-its-own")]

@@ -40,8 +40,9 @@ impl Availability {
         is_news
     }
 
-    /// Records that the database is available at its time `now`; returns the length of the outage that this
-    /// ends.
+    /// Records that the database is available at its time `now`.
+    ///
+    /// Returns the length of the outage that this ends.
     pub(crate) fn mark_available(&self, now: Timestamp) -> Option<Duration> {
         let mut state = self.state.lock();
         let since = state.unavailable_since.take()?;

@@ -120,11 +120,11 @@ async fn submit<T, A>(queue: &mpsc::Sender<Pending<T, A>>, request: T) -> Result
     reply_rx.await.unwrap_or(Err(Error::ShuttingDown))
 }
 
-/// Fills the next batch, waiting for the first request if necessary. The batch stays empty once the queue is
-/// closed.
+/// Fills the next batch, waiting for the first request if necessary.
 ///
-/// Callers of the last batch have just got their responses, and under load send the next request at once. So
-/// it pays to wait for about as many. Without load nobody waits, since yielding returns at once.
+/// The batch stays empty once the queue is closed. Callers of the last batch have just got their responses,
+/// and under load send the next request at once. So it pays to wait for about as many. Without load nobody
+/// waits, since yielding returns at once.
 async fn next_batch<T, A>(
     queue: &mut mpsc::Receiver<Pending<T, A>>,
     batch: &mut Vec<Pending<T, A>>,

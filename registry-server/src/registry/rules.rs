@@ -286,8 +286,9 @@ impl Transition<'_> {
         Outcome::Removed
     }
 
-    /// Returns the later of two heartbeats. One in the future, from before the clock was set back, counts as
-    /// now.
+    /// Returns the later of two heartbeats.
+    ///
+    /// One in the future, from before the clock was set back, counts as now.
     fn latest_heartbeat(&self, previous: Timestamp, arrived: Timestamp) -> Timestamp {
         previous.min(self.now).max(arrived)
     }

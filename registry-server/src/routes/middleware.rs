@@ -1,7 +1,7 @@
-//! The middleware of every request: request id, authentication, rate limit, log, metrics, stale marker,
-//! panics.
+//! The middleware of every request.
 //!
-//! One layer does all of it, since every layer adds a cost to every request.
+//! It sets the request id and the stale marker, authenticates, limits rates, logs, measures, and catches
+//! panics. One layer does all of it, since every layer adds a cost to every request.
 
 use std::any::Any;
 use std::hash::{BuildHasher, RandomState};

@@ -99,8 +99,9 @@ impl Liveness {
         Self { last_heartbeat, confirmed: AtomicI64::new(i64::MIN), report: Mutex::default() }
     }
 
-    /// Records a heartbeat, unless a later one is known. One far in the future predates a clock that was set
-    /// back.
+    /// Records a heartbeat, unless a later one is known.
+    ///
+    /// One far in the future predates a clock that was set back.
     pub(crate) fn record_heartbeat(&self, time: Timestamp) {
         let later = |known: i64| {
             let is_ahead = Timestamp::from_unix_millis(known).since(time) > MAX_CLOCK_SKEW;

@@ -24,8 +24,9 @@ const AGENTS_PER_ROW: usize = 1_000;
 
 type Result<T> = std::result::Result<T, sqlx::Error>;
 
-/// The last heartbeats of all agents. Changed only while holding the connection, so that it agrees with the
-/// file.
+/// The last heartbeats of all agents.
+///
+/// Changed only while holding the connection, so that it agrees with the file.
 #[derive(Debug, Default)]
 pub(super) struct HeartbeatLog {
     agents: HashMap<String, LastHeartbeat>,
