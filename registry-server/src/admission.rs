@@ -1,9 +1,10 @@
-//! Admission: what may be asked for at once, so that a flood costs those who flood and nobody else.
+//! Admission control: bounds concurrent work, so that a flood only slows down the clients that cause it.
 //!
-//! Heartbeats keep a reserve. What costs much (searches, lists, counts) has a bounded number of places and threads of its
-//! own (`bulkhead`), and what finds no place is refused at once rather than let wait; the bodies of requests have so many
-//! bytes together. Neither takes from heartbeats, whose requests are small and whose lane is their own. Load shedding of
-//! this kind: "Handling Overload", in Site Reliability Engineering (<https://sre.google/sre-book/handling-overload/>).
+//! Expensive requests (searches, lists, counts) have a fixed number of permits and threads of their own
+//! (`bulkhead`). A request that finds no permit is rejected at once instead of queued. The bodies that are
+//! being read share a byte budget. Heartbeats need neither: their bodies are small, and their write queue is
+//! their own. This is load shedding as in "Handling Overload", Site Reliability Engineering
+//! (<https://sre.google/sre-book/handling-overload/>).
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -18,81 +19,83 @@ use registry_sdk::contract::limits;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-/// How many costly requests may be worked on or be on their way to their clients.
-const COSTLY: usize = 256;
+/// Maximum number of expensive requests that are being computed or sent.
+const MAX_EXPENSIVE_REQUESTS: usize = 256;
 
-/// How many bytes the longer bodies may have together.
-const BODIES: usize = 64 * 1_024 * 1_024;
+/// Maximum total size of the longer bodies in flight.
+const MAX_BODY_BYTES_IN_FLIGHT: usize = 64 * 1_024 * 1_024;
 
-/// Bodies up to this length find room always: nearly all registrations, and every heartbeat.
-const SMALL_BODY: usize = 4 * 1_024;
+/// Maximum size of a body that needs no permit: nearly all registrations, and every heartbeat.
+const SMALL_BODY_BYTES: usize = 4 * 1_024;
 
-/// How often the memory of clients that have been quiet is given back.
-const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// Interval at which the state of idle clients is freed.
+const CLEANUP_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Who may do how much.
+/// Permits for expensive work, and the clients' rate limits.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    costly: Arc<Semaphore>,
-    bodies: Arc<Semaphore>,
-    rates: Option<Rates>,
+    expensive: Arc<Semaphore>,
+    body_bytes: Arc<Semaphore>,
+    rate_limiters: Option<RateLimiters>,
 }
 
-/// A place, until it is dropped.
+/// Permission for a request, returned when dropped.
 #[derive(Debug, Default)]
-pub(crate) struct Place {
-    /// None is needed for what is small.
+pub(crate) struct Permit {
+    /// `None` for small bodies, which need no permit.
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-/// Whose requests are counted together.
+/// The key under which requests are counted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Client {
-    /// The bearer of a token, by its name.
+pub(crate) enum ClientKey {
+    /// The name of the token that authenticated the request.
     Token(String),
-    /// One address; for IPv6 its network of 64 bits, since one client has all of that.
+    /// The client's address; for IPv6 its /64 network, since one client has all of that.
     Address(IpAddr),
 }
 
 impl Admission {
-    /// With a limit to each client's requests a second, or without.
+    /// Creates the limits; `rate_limit` is in requests per second and client.
     pub(crate) fn new(rate_limit: Option<NonZeroU32>) -> Self {
         Self {
-            costly: Arc::new(Semaphore::new(COSTLY)),
-            bodies: Arc::new(Semaphore::new(BODIES)),
-            rates: rate_limit.map(Rates::new),
+            expensive: Arc::new(Semaphore::new(MAX_EXPENSIVE_REQUESTS)),
+            body_bytes: Arc::new(Semaphore::new(MAX_BODY_BYTES_IN_FLIGHT)),
+            rate_limiters: rate_limit.map(RateLimiters::new),
         }
     }
 
-    /// A place for a costly request; `None` where all are taken.
-    pub(crate) fn costly(&self) -> Option<Place> {
-        let permit = self.costly.clone().try_acquire_owned().ok()?;
-        Some(Place { _permit: Some(permit) })
+    /// Returns a permit for an expensive request, or `None` if all are taken.
+    pub(crate) fn acquire_expensive(&self) -> Option<Permit> {
+        let permit = self.expensive.clone().try_acquire_owned().ok()?;
+        Some(Permit { _permit: Some(permit) })
     }
 
-    /// Room for a body that says its length, or may have any; `None` where there is none. A small one needs none.
-    pub(crate) fn body(&self, length: Option<u64>) -> Option<Place> {
+    /// Returns a permit for a body, or `None` if the budget is used up.
+    ///
+    /// A body of unknown length counts as the longest one.
+    pub(crate) fn acquire_body(&self, length: Option<u64>) -> Option<Permit> {
         let length = length.and_then(|length| usize::try_from(length).ok()).unwrap_or(limits::BODY_BYTES);
-        if length <= SMALL_BODY {
-            return Some(Place::default());
+        if length <= SMALL_BODY_BYTES {
+            return Some(Permit::default());
         }
         let length = u32::try_from(length.min(limits::BODY_BYTES)).unwrap_or(u32::MAX);
-        let permit = self.bodies.clone().try_acquire_many_owned(length).ok()?;
-        Some(Place { _permit: Some(permit) })
+        let permit = self.body_bytes.clone().try_acquire_many_owned(length).ok()?;
+        Some(Permit { _permit: Some(permit) })
     }
 
-    pub(crate) fn limits_rates(&self) -> bool {
-        self.rates.is_some()
+    pub(crate) fn has_rate_limit(&self) -> bool {
+        self.rate_limiters.is_some()
     }
 
-    /// Counts a request of a client. After how long it is worth another try, where there were too many.
-    pub(crate) fn count(&self, client: &Client) -> Result<(), Duration> {
-        self.rates.as_ref().map_or(Ok(()), |rates| rates.count(client))
+    /// Counts a request of a client; an error says how long to wait before the next attempt.
+    pub(crate) fn check_rate(&self, client: &ClientKey) -> Result<(), Duration> {
+        self.rate_limiters.as_ref().map_or(Ok(()), |rate_limiters| rate_limiters.check_rate(client))
     }
 }
 
-impl Client {
-    pub(crate) fn at(address: IpAddr) -> Self {
+impl ClientKey {
+    pub(crate) fn from_address(address: IpAddr) -> Self {
         Self::Address(match address {
             IpAddr::V4(_) => address,
             IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
@@ -100,35 +103,35 @@ impl Client {
     }
 }
 
-/// The rate of each client, by the generic cell rate algorithm: so many a second, and a second's worth at once.
-struct Rates {
-    limiter: RateLimiter<Client, HashMapStateStore<Client>, MonotonicClock>,
-    forgot: Mutex<Instant>,
+/// A rate limiter per client, by the generic cell rate algorithm with a burst of one second.
+struct RateLimiters {
+    limiter: RateLimiter<ClientKey, HashMapStateStore<ClientKey>, MonotonicClock>,
+    last_cleanup: Mutex<Instant>,
 }
 
-impl std::fmt::Debug for Rates {
+impl std::fmt::Debug for RateLimiters {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Rates").field("clients", &self.limiter.len()).finish_non_exhaustive()
+        f.debug_struct("RateLimiters").field("clients", &self.limiter.len()).finish_non_exhaustive()
     }
 }
 
-impl Rates {
-    fn new(a_second: NonZeroU32) -> Self {
+impl RateLimiters {
+    fn new(per_second: NonZeroU32) -> Self {
         let limiter =
-            RateLimiter::new(Quota::per_second(a_second), HashMapStateStore::default(), MonotonicClock);
-        Self { limiter, forgot: Mutex::new(Instant::now()) }
+            RateLimiter::new(Quota::per_second(per_second), HashMapStateStore::default(), MonotonicClock);
+        Self { limiter, last_cleanup: Mutex::new(Instant::now()) }
     }
 
-    fn count(&self, client: &Client) -> Result<(), Duration> {
-        self.forget();
-        self.limiter.check_key(client).map_err(|too_early| too_early.wait_time_from(MonotonicClock.now()))
+    fn check_rate(&self, client: &ClientKey) -> Result<(), Duration> {
+        self.cleanup();
+        self.limiter.check_key(client).map_err(|not_until| not_until.wait_time_from(MonotonicClock.now()))
     }
 
-    fn forget(&self) {
-        let mut forgot = self.forgot.lock();
-        if forgot.elapsed() > FORGET_EVERY {
-            *forgot = Instant::now();
-            drop(forgot);
+    fn cleanup(&self) {
+        let mut last_cleanup = self.last_cleanup.lock();
+        if last_cleanup.elapsed() > CLEANUP_INTERVAL {
+            *last_cleanup = Instant::now();
+            drop(last_cleanup);
             self.limiter.retain_recent();
             self.limiter.shrink_to_fit();
         }
@@ -141,31 +144,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn costly_requests_and_long_bodies_have_so_much_room_and_small_bodies_always_some() {
+    fn expensive_requests_and_long_bodies_are_bounded_and_small_bodies_are_not() {
         let admission = Admission::new(None);
-        let mut places: Vec<_> = (0..COSTLY).map(|_| admission.costly().unwrap()).collect();
-        assert!(admission.costly().is_none());
-        places.pop();
-        assert!(admission.costly().is_some(), "one has left");
+        let mut permits: Vec<_> =
+            (0..MAX_EXPENSIVE_REQUESTS).map(|_| admission.acquire_expensive().unwrap()).collect();
+        assert!(admission.acquire_expensive().is_none());
+        permits.pop();
+        assert!(admission.acquire_expensive().is_some(), "a dropped permit is free again");
 
-        // Of those that do not say their length, each counts as the longest.
-        let bodies: Vec<_> =
-            (0..BODIES / limits::BODY_BYTES).map(|_| admission.body(None).unwrap()).collect();
-        assert!(admission.body(Some(5_000)).is_none());
-        assert!(admission.body(Some(4_096)).is_some() && admission.body(Some(0)).is_some());
-        drop(bodies);
-        assert!(admission.body(Some(5_000)).is_some());
+        // Bodies of unknown length count as the longest one.
+        let permits: Vec<_> = (0..MAX_BODY_BYTES_IN_FLIGHT / limits::BODY_BYTES)
+            .map(|_| admission.acquire_body(None).unwrap())
+            .collect();
+        assert!(admission.acquire_body(Some(5_000)).is_none());
+        assert!(admission.acquire_body(Some(4_096)).is_some() && admission.acquire_body(Some(0)).is_some());
+        drop(permits);
+        assert!(admission.acquire_body(Some(5_000)).is_some());
     }
 
     #[test]
-    fn each_client_has_a_rate_of_its_own() {
+    fn rate_limits_are_per_client() {
         let admission = Admission::new(NonZeroU32::new(2));
-        let client = |text: &str| Client::at(text.parse().unwrap());
+        let client = |text: &str| ClientKey::from_address(text.parse().unwrap());
         let (first, neighbour, other) = (client("2001:db8::1"), client("2001:db8::2"), client("192.0.2.1"));
-        assert!(admission.count(&first).is_ok() && admission.count(&neighbour).is_ok());
-        let wait = admission.count(&first).unwrap_err();
+        assert!(admission.check_rate(&first).is_ok() && admission.check_rate(&neighbour).is_ok());
+        let wait = admission.check_rate(&first).unwrap_err();
         assert!(wait <= Duration::from_millis(500), "{wait:?}");
-        assert!(admission.count(&other).is_ok());
-        assert!(admission.count(&Client::Token("a".to_owned())).is_ok());
+        assert!(admission.check_rate(&other).is_ok());
+        assert!(admission.check_rate(&ClientKey::Token("a".to_owned())).is_ok());
     }
 }

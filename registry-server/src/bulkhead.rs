@@ -1,6 +1,7 @@
-//! Threads of their own for what costs much, so that it takes no more than its part of the machine: a flood of searches
-//! shares the cores with the runtime that answers heartbeats, as the operating system divides them, and does not stand in one
-//! queue with them. The pattern is M. Nygard's ("Release It!", bulkheads).
+//! A thread pool for expensive reads, separate from the runtime that answers heartbeats.
+//!
+//! A flood of searches then competes with heartbeats for CPU time only, which the operating system divides
+//! fairly, and never delays them in a common queue. The pattern is the bulkhead of M. Nygard's "Release It!".
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,7 +14,9 @@ use tokio::sync::oneshot;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// As many threads as there are cores. They end with it. How many jobs may wait is for who admits them to bound.
+/// A pool of one thread per core; the threads end when it is dropped.
+///
+/// Its queue is unbounded: admission control limits how many jobs there are.
 #[derive(Debug)]
 pub(crate) struct Bulkhead {
     jobs: Sender<Job>,
@@ -21,34 +24,36 @@ pub(crate) struct Bulkhead {
 
 impl Bulkhead {
     pub(crate) fn start() -> io::Result<Self> {
-        let (jobs, waiting) = channel();
-        let waiting = Arc::new(Mutex::new(waiting));
+        let (jobs, queue) = channel();
+        let queue = Arc::new(Mutex::new(queue));
         for _ in 0..thread::available_parallelism().map_or(1, Into::into) {
-            let waiting = waiting.clone();
-            thread::Builder::new().name("registry-reads".to_owned()).spawn(move || work(&waiting))?;
+            let queue = queue.clone();
+            thread::Builder::new().name("registry-reads".to_owned()).spawn(move || run_worker(&queue))?;
         }
         Ok(Self { jobs })
     }
 
-    /// Runs a job, when its turn comes; `None` where it panicked. Whoever does not wait any more is not worked for.
+    /// Runs a job on the pool; returns `None` if it panicked.
+    ///
+    /// A job is skipped if the caller has given up by the time its turn comes.
     pub(crate) async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        let (answer, answered) = oneshot::channel();
+        let (result_tx, result_rx) = oneshot::channel();
         let job = move || {
-            if !answer.is_closed() {
-                // Who has gone meanwhile has lost nothing but the answer.
-                let _ = answer.send(job());
+            if !result_tx.is_closed() {
+                // A caller that gave up only loses the response.
+                let _ = result_tx.send(job());
             }
         };
         self.jobs.send(Box::new(job)).ok()?;
-        answered.await.ok()
+        result_rx.await.ok()
     }
 }
 
-fn work(waiting: &Mutex<Receiver<Job>>) {
+fn run_worker(queue: &Mutex<Receiver<Job>>) {
     loop {
-        let next = waiting.lock().recv();
+        let next = queue.lock().recv();
         let Ok(job) = next else { return };
-        // A job that panics has lost its answer, and costs nobody else theirs; the panic itself is in the log.
+        // A panic only loses the job's own result. The panic hook has already logged it.
         let _ = catch_unwind(AssertUnwindSafe(job));
     }
 }

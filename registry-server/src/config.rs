@@ -1,4 +1,4 @@
-//! How a server is to run. Flags and environment variables are read here and nowhere else.
+//! Configuration of a server. All flags and environment variables are read here.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -8,7 +8,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use registry_sdk::contract::DEFAULT_PORT;
 
-/// How a server is to run. [`Config::default`] is what `registry-server` does without an argument.
+/// Configuration of a server.
+///
+/// [`Config::default`] is the configuration of `registry-server` without arguments.
 ///
 /// ```
 /// use registry_server::Config;
@@ -18,11 +20,11 @@ use registry_sdk::contract::DEFAULT_PORT;
 #[derive(Clone, Debug, clap::Args)]
 #[expect(clippy::doc_markdown, reason = "`--help` shows these comments as they are")]
 pub struct Config {
-    /// Where to listen; port 0 takes a free one.
+    /// Address to listen on; port 0 selects a free port.
     #[arg(long, value_name = "ADDR", env = "REGISTRY_LISTEN", default_value_t = Config::default().listen)]
     pub listen: SocketAddr,
 
-    /// The database: sqlite://FILE, sqlite::memory: or postgres://USER:PASSWORD@HOST/NAME.
+    /// Database: sqlite://FILE, sqlite::memory: or postgres://USER:PASSWORD@HOST/NAME.
     #[arg(
         long,
         value_name = "URL",
@@ -32,47 +34,47 @@ pub struct Config {
     )]
     pub database_url: String,
 
-    /// How long an agent may be silent; twice its own heartbeat interval where that is longer.
+    /// Time without a heartbeat after which an agent is offline; at least twice the agent's own interval.
     #[arg(
         long,
         value_name = "DUR",
         env = "REGISTRY_HEARTBEAT_TIMEOUT",
-        value_parser = duration,
+        value_parser = parse_duration,
         default_value = "60s"
     )]
     pub heartbeat_timeout: Duration,
 
-    /// How often to write down who missed its deadline.
+    /// Interval at which missed deadlines are written to the database.
     #[arg(
         long,
         value_name = "DUR",
         env = "REGISTRY_SWEEP_INTERVAL",
-        value_parser = duration,
+        value_parser = parse_duration,
         default_value = "5s"
     )]
     pub sweep_interval: Duration,
 
-    /// Remove agents that stay offline so long [default: they are kept].
-    #[arg(long, value_name = "DUR", env = "REGISTRY_REMOVE_AFTER", value_parser = duration)]
+    /// Remove agents that have been offline for this long [default: they are kept].
+    #[arg(long, value_name = "DUR", env = "REGISTRY_REMOVE_AFTER", value_parser = parse_duration)]
     pub remove_after: Option<Duration>,
 
-    /// Ask every caller for a token, of those in this TOML file; SIGHUP reads it anew [default: nobody is asked].
+    /// Require a token from this TOML file; SIGHUP reloads it [default: no authentication].
     #[arg(long, value_name = "FILE", env = "REGISTRY_TOKENS_FILE")]
     pub tokens_file: Option<PathBuf>,
 
-    /// Serve HTTPS with this certificate, a PEM file with the whole chain; SIGHUP reads it anew [default: HTTP].
+    /// Serve HTTPS with this certificate chain, a PEM file; SIGHUP reloads it [default: HTTP].
     #[arg(long, value_name = "FILE", env = "REGISTRY_TLS_CERT")]
     pub tls_cert: Option<PathBuf>,
 
-    /// The certificate's private key, a PEM file.
+    /// Private key of the certificate, a PEM file.
     #[arg(long, value_name = "FILE", env = "REGISTRY_TLS_KEY")]
     pub tls_key: Option<PathBuf>,
 
-    /// Let in only clients with a certificate of one of these authorities, a PEM file [default: any client].
+    /// Require client certificates from one of these authorities, a PEM file [default: any client].
     #[arg(long, value_name = "FILE", env = "REGISTRY_TLS_CLIENT_CA")]
     pub tls_client_ca: Option<PathBuf>,
 
-    /// How many connections there may be at once; further ones get 503. Bounded by what the system allows as well.
+    /// Maximum number of connections; further ones get 503. The system's open-file limit applies as well.
     #[arg(
         long,
         value_name = "COUNT",
@@ -81,30 +83,30 @@ pub struct Config {
     )]
     pub max_connections: NonZeroUsize,
 
-    /// How many requests a second a client may send: the bearer of a token, or an address [default: any number].
+    /// Maximum number of requests per second and client: a token, or an address [default: unlimited].
     ///
-    /// As many may come at once after a second of silence. Further ones get 429; GET /health is not counted.
+    /// Allows bursts of one second's worth. Further requests get 429; GET /health is exempt.
     #[arg(long, value_name = "COUNT", env = "REGISTRY_RATE_LIMIT")]
     pub rate_limit: Option<NonZeroU32>,
 
-    /// Ask each agent itself how it is, at GET {base_url}/health, every so often [default: no agent is asked].
+    /// Probe each agent at GET {base_url}/health at this interval [default: no probing].
     ///
-    /// Two failures in a row make an agent unhealthy, one success heals it. Of several servers over one database
-    /// one asks; give all of them the flag.
-    #[arg(long, value_name = "DUR", env = "REGISTRY_PROBE_INTERVAL", value_parser = duration)]
+    /// Two failures in a row make an agent unhealthy, one success makes it healthy again. Of several servers
+    /// over one database, one probes at a time; set the flag on all of them.
+    #[arg(long, value_name = "DUR", env = "REGISTRY_PROBE_INTERVAL", value_parser = parse_duration)]
     pub probe_interval: Option<Duration>,
 
-    /// How long an agent's whole answer to a probe may take.
+    /// Timeout of a probe, including the whole response.
     #[arg(
         long,
         value_name = "DUR",
         env = "REGISTRY_PROBE_TIMEOUT",
-        value_parser = duration,
+        value_parser = parse_duration,
         default_value = "2s"
     )]
     pub probe_timeout: Duration,
 
-    /// How many agents may be asked at once.
+    /// Maximum number of concurrent probes.
     #[arg(
         long,
         value_name = "COUNT",
@@ -113,9 +115,10 @@ pub struct Config {
     )]
     pub probe_concurrency: NonZeroUsize,
 
-    /// Let probes reach these addresses too, such as 127.0.0.0/8; repeatable.
+    /// Allow probes to these addresses, such as 127.0.0.0/8; repeatable.
     ///
-    /// Unless allowed, loopback, link-local and cloud metadata addresses are refused, whatever name leads there.
+    /// By default, loopback, link-local and cloud metadata addresses are refused, also if a name resolves to
+    /// one.
     #[arg(long, value_name = "CIDR", env = "REGISTRY_PROBE_ALLOW", value_delimiter = ',')]
     pub probe_allow: Vec<IpNet>,
 }
@@ -142,9 +145,9 @@ impl Default for Config {
     }
 }
 
-/// Reads a duration as people write it: `500ms`, `30s`, `2m`.
-fn duration(text: &str) -> Result<Duration, String> {
+/// Parses a duration such as `500ms`, `30s` or `2m`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a duration such as 500ms, 30s or 2m"))?;
-    if duration.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(duration) }
+    if duration.is_zero() { Err("must be greater than zero".to_owned()) } else { Ok(duration) }
 }

@@ -1,5 +1,6 @@
-//! A thin agent registry over SQLite or PostgreSQL, as a library: `main`, the examples and the tests all start
-//! it with [`Server::bind`].
+//! A thin agent registry over SQLite or PostgreSQL, as a library.
+//!
+//! The program, the examples and the tests all start it with [`Server::bind`].
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -18,8 +19,8 @@
 //! # }
 //! ```
 //!
-//! The parts, and who calls whom: `routes` read requests and answer them, `registry` has the rules and every
-//! agent in memory, `store` makes it last.
+//! Each layer calls only the next one: `routes` handles HTTP, `registry` has the rules and every agent in
+//! memory, and `store` persists them.
 
 mod admission;
 mod bulkhead;

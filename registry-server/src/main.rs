@@ -1,4 +1,4 @@
-//! The server as a program.
+//! The `registry-server` program.
 
 use std::error::Error;
 use std::io::{IsTerminal, Write};
@@ -9,44 +9,44 @@ use registry_server::{Config, NewToken, Server};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-/// A registry of agents: they announce what they can do, and others find those that are alive.
+/// A registry of agents and their capabilities, which tracks the agents that are alive.
 #[derive(Debug, Parser)]
 #[command(version, about, args_conflicts_with_subcommands = true)]
 #[expect(clippy::doc_markdown, reason = "`--help` shows these comments as they are")]
-struct Arguments {
+struct Args {
     #[command(subcommand)]
     command: Option<Command>,
 
     #[command(flatten)]
     config: Config,
 
-    /// How to write the log.
+    /// Format of the log.
     #[arg(long, value_name = "FORMAT", env = "REGISTRY_LOG_FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
 
-    /// What to log: a level, or a filter such as registry_server=debug.
+    /// Log filter: a level, or directives such as registry_server=debug.
     #[arg(long, value_name = "FILTER", env = "REGISTRY_LOG", default_value = "info")]
     log: String,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Tokens for --tokens-file.
+    /// Manage tokens for --tokens-file.
     #[command(subcommand)]
     Token(TokenCommand),
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum TokenCommand {
-    /// Makes a token, and the entry for the file: the token itself is shown this once.
+    /// Generate a token and its entry for the tokens file. The token itself is shown only once.
     New {
-        /// Whose it is.
+        /// Name of the token, for logs and errors.
         #[arg(long, default_value = "a-name-of-its-own")]
         name: String,
-        /// What it allows.
+        /// What the token permits.
         #[arg(long, value_enum, default_value_t = ScopeName::Read)]
         scope: ScopeName,
-        /// For the scope agent: which agents it may register and speak for, such as team-a-*; repeatable.
+        /// Agents that a token of scope agent may register and update, such as team-a-*; repeatable.
         #[arg(long = "agent", value_name = "PATTERN", required_if_eq("scope", "agent"))]
         agents: Vec<String>,
     },
@@ -64,17 +64,17 @@ enum LogFormat {
     /// For people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let outcome = match (&arguments.command, start_log(&arguments)) {
+    let args = Args::parse();
+    let outcome = match (&args.command, init_tracing(&args)) {
         (_, Err(error)) => Err(error),
-        (Some(Command::Token(command)), Ok(())) => token(command),
-        (None, Ok(())) => run(arguments.config).await,
+        (Some(Command::Token(command)), Ok(())) => print_new_token(command),
+        (None, Ok(())) => run(args.config).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -94,52 +94,53 @@ async fn main() -> ExitCode {
 }
 
 async fn run(config: Config) -> Result<(), Box<dyn Error>> {
-    // Each connection is an open file. Where more cannot be had, the server says so and serves fewer.
+    // Each connection is an open file. If the limit cannot be raised, `Server::bind` accepts fewer
+    // connections.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut sigterm = signal(SignalKind::terminate())?;
+    let mut sighup = signal(SignalKind::hangup())?;
     let server = Server::bind(config).await?;
     loop {
         tokio::select! {
-            _ = terminate.recv() => {
-                tracing::info!("told to stop (SIGTERM)");
+            _ = sigterm.recv() => {
+                tracing::info!("received SIGTERM, shutting down");
                 break;
             }
-            interrupted = tokio::signal::ctrl_c() => {
-                interrupted?;
-                tracing::info!("told to stop (Ctrl-C)");
+            ctrl_c = tokio::signal::ctrl_c() => {
+                ctrl_c?;
+                tracing::info!("received Ctrl-C, shutting down");
                 break;
             }
-            _ = hang_up.recv() => {
+            _ = sighup.recv() => {
                 if let Err(error) = server.reload() {
-                    tracing::error!(%error, "it stays as it was");
+                    tracing::error!(%error, "reload failed, keeping the previous configuration");
                 }
             }
         }
     }
     server.shutdown().await;
-    tracing::info!("stopped");
+    tracing::info!("shutdown complete");
     Ok(())
 }
 
-fn token(TokenCommand::New { name, scope, agents }: &TokenCommand) -> Result<(), Box<dyn Error>> {
-    let NewToken { token, sha256 } = NewToken::draw()?;
+fn print_new_token(TokenCommand::New { name, scope, agents }: &TokenCommand) -> Result<(), Box<dyn Error>> {
+    let NewToken { token, sha256 } = NewToken::generate()?;
     let scope = match scope {
         ScopeName::Read => "scope = \"read\"".to_owned(),
         ScopeName::Admin => "scope = \"admin\"".to_owned(),
-        // Debug quotes texts as TOML reads them.
+        // `Debug` quotes strings the way TOML does.
         ScopeName::Agent => format!("scope = \"agent\"\nagents = {agents:?}"),
     };
     let mut out = std::io::stdout().lock();
-    writeln!(out, "# The token, which is shown this once: {token}")?;
+    writeln!(out, "# The token, shown only once: {token}")?;
     writeln!(out, "[[token]]\nname = {name:?}\nsha256 = \"{sha256}\"\n{scope}")?;
     Ok(())
 }
 
-fn start_log(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
-    let filter = EnvFilter::try_new(&arguments.log)?;
+fn init_tracing(args: &Args) -> Result<(), Box<dyn Error>> {
+    let filter = EnvFilter::try_new(&args.log)?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match arguments.log_format {
+    match args.log_format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => log.json().init(),
     }

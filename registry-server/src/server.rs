@@ -1,4 +1,4 @@
-//! Starting and stopping a server.
+//! Starts and stops the server.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,34 +12,34 @@ use tokio_util::task::TaskTracker;
 
 use crate::bulkhead::Bulkhead;
 use crate::config::Config;
-use crate::connections::Connections;
+use crate::connections::ConnectionServer;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
-use crate::routes::{self, Gate};
+use crate::routes::{self, Authenticator};
 use crate::store::{PostgresStore, SqliteStore, Store};
 use crate::tls::{Tls, TlsError, TlsListener};
 use crate::tokens::TokensError;
 
-/// How many files the server has open beside its clients' connections, at most.
-const OTHER_FILES: u64 = 64;
+/// Maximum number of open files besides client connections.
+const RESERVED_FILES: u64 = 64;
 
 /// A running server.
 ///
-/// It serves from [`Server::bind`] on, in tasks of its own. [`Server::shutdown`] stops it in good order;
-/// dropping it stops it as well, without waiting.
+/// It serves in background tasks from [`Server::bind`] on. [`Server::shutdown`] stops it gracefully; dropping
+/// it stops it, too, but does not wait.
 #[derive(Debug)]
 pub struct Server {
     local_addr: SocketAddr,
-    /// Tells the tasks to end.
-    stop: DropGuard,
-    /// Knows when they have.
+    /// Requests the shutdown when dropped.
+    shutdown: DropGuard,
+    /// All background tasks, so that the shutdown can wait for them.
     tasks: TaskTracker,
     store: StoreHandle,
-    gate: Arc<Gate>,
+    authenticator: Arc<Authenticator>,
     tls: Option<Tls>,
 }
 
-/// What the server closes last.
+/// The store, which is closed after all tasks have ended.
 struct StoreHandle(Arc<dyn Store>);
 
 impl std::fmt::Debug for StoreHandle {
@@ -48,37 +48,37 @@ impl std::fmt::Debug for StoreHandle {
     }
 }
 
-/// Why a server could not start.
+/// An error that keeps a server from starting.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The database URL names no database that is known.
-    #[error("the database URL has to begin with sqlite: or postgres:")]
+    /// The database URL has an unknown scheme.
+    #[error("the database URL must begin with sqlite: or postgres:")]
     UnknownDatabase,
     /// The database cannot be reached or opened.
     #[error("cannot open the database {database}")]
     Database {
-        /// The database's URL, without its password.
+        /// The database URL, without the password.
         database: String,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The database's tables cannot be brought up to date.
-    #[error("cannot bring the tables of {database} up to date")]
+    /// The database schema cannot be migrated.
+    #[error("cannot migrate the database {database}")]
     Migrations {
-        /// The database's URL, without its password.
+        /// The database URL, without the password.
         database: String,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The database's file cannot be locked.
-    #[error("cannot lock {0}")]
-    DatabaseFile(PathBuf, #[source] io::Error),
-    /// Another server uses the database's file.
+    /// The SQLite file cannot be locked.
+    #[error("cannot lock the database file {0}")]
+    LockDatabase(PathBuf, #[source] io::Error),
+    /// Another server uses the SQLite file.
     #[error(
-        "another registry-server serves {0}: one SQLite file serves one server; several can share PostgreSQL"
+        "another registry-server uses {0}: only one server can use an SQLite file; to run several, use PostgreSQL"
     )]
     DatabaseInUse(PathBuf),
     /// The tokens file cannot be used.
@@ -87,107 +87,108 @@ pub enum StartError {
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The metrics cannot be set up: a defect.
+    /// The metrics cannot be set up, which is a bug.
     #[error("cannot set up the metrics")]
     Metrics(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The system gives no more threads.
+    /// A thread cannot be started.
     #[error("cannot start a thread")]
-    Threads(#[source] io::Error),
-    /// The address cannot be listened on.
+    SpawnThread(#[source] io::Error),
+    /// The server cannot listen on the address.
     #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] io::Error),
 }
 
 impl StartError {
     pub(crate) fn database(url: &str) -> impl FnOnce(sqlx::Error) -> Self {
-        let database = without_password(url);
+        let database = redact_password(url);
         |error| Self::Database { database, source: error.into() }
     }
 
     pub(crate) fn migrations(url: &str) -> impl FnOnce(sqlx::migrate::MigrateError) -> Self {
-        let database = without_password(url);
+        let database = redact_password(url);
         |error| Self::Migrations { database, source: error.into() }
     }
 }
 
-/// The URL as it may be shown and logged.
-fn without_password(url: &str) -> String {
+/// Returns the URL as it may be shown and logged.
+fn redact_password(url: &str) -> String {
     let Ok(mut parsed) = url::Url::parse(url) else {
-        return "at the URL that was given".to_owned();
+        return "at the configured URL".to_owned();
     };
     if parsed.password().is_some() && parsed.set_password(Some("***")).is_err() {
-        return "at the URL that was given".to_owned();
+        return "at the configured URL".to_owned();
     }
-    // A password may also stand among the parameters.
+    // The query can contain a password, too.
     parsed.set_query(None);
     parsed.to_string()
 }
 
 impl Server {
-    /// Opens the database, brings its tables up to date, reads all agents, and begins to serve.
+    /// Opens the database, migrates it, loads all agents, and starts to serve.
     ///
     /// # Errors
-    /// Where the database or the address cannot be used; then nothing is left running.
+    /// Fails if the configuration, the database or the address cannot be used. Then nothing is left running.
     pub async fn bind(config: Config) -> Result<Self, StartError> {
-        let stop = CancellationToken::new();
-        let guard = stop.clone().drop_guard();
+        let shutdown = CancellationToken::new();
+        let guard = shutdown.clone().drop_guard();
         let tasks = TaskTracker::new();
-        let gate = Arc::new(Gate::open(config.tokens_file.clone())?);
-        let tls = Tls::open(&config)?;
-        let store = open(&config.database_url, &tasks, &stop).await?;
+        let authenticator = Arc::new(Authenticator::open(config.tokens_file.clone())?);
+        let tls = Tls::from_config(&config)?;
+        let store = open_store(&config.database_url, &tasks, &shutdown).await?;
         let listen = config.listen;
-        let listener = listen_on(listen).map_err(|error| StartError::Listen(listen, error))?;
+        let listener = bind(listen).map_err(|error| StartError::Listen(listen, error))?;
         let local_addr = listener.local_addr().map_err(|error| StartError::Listen(listen, error))?;
-        let database = without_password(&config.database_url);
-        let most = room_for_connections(&config);
+        let database = redact_password(&config.database_url);
+        let max_connections = connection_limit(&config);
         let metrics = Metrics::new().map_err(|error| StartError::Metrics(error.into()))?;
-        let bulkhead = Bulkhead::start().map_err(StartError::Threads)?;
-        let registry = Registry::start(store.clone(), config, metrics, bulkhead, &tasks, &stop)
+        let bulkhead = Bulkhead::start().map_err(StartError::SpawnThread)?;
+        let registry = Registry::start(store.clone(), config, metrics, bulkhead, &tasks, &shutdown)
             .await
             .map_err(|error| StartError::Database { database, source: error.into() })?;
-        if gate.is_open() && !local_addr.ip().is_loopback() {
+        if authenticator.is_disabled() && !local_addr.ip().is_loopback() {
             tracing::warn!(
                 %local_addr,
-                "whoever reaches this address may register and remove agents: see --tokens-file"
+                "serving without authentication, any client can register and remove agents: see --tokens-file"
             );
         }
-        let router = routes::router(registry.clone(), gate.clone());
-        // Only who limits rates asks for them.
-        let peers = registry.admission().limits_rates();
-        let connections = Connections { router, peers, most, stop };
+        let router = routes::router(registry.clone(), authenticator.clone());
+        // Only rate limits need the address.
+        let insert_peer = registry.admission().has_rate_limit();
+        let connections = ConnectionServer { router, insert_peer, max_connections, shutdown };
         if let Some(tls) = tls.clone() {
             tasks.spawn(serve(connections, TlsListener::new(listener, tls), registry));
         } else {
             let listener = listener.tap_io(|connection| {
-                // Without it small answers wait for the client's acknowledgement. One that cannot be set costs speed.
+                // Otherwise small responses wait for the client's acknowledgement. A failure only costs
+                // latency.
                 let _ = connection.set_nodelay(true);
             });
             tasks.spawn(serve(connections, listener, registry));
         }
         tasks.close();
-        tracing::info!(%local_addr, store = store.name(), "serving");
-        Ok(Self { local_addr, stop: guard, tasks, store: StoreHandle(store), gate, tls })
+        tracing::info!(%local_addr, store = store.name(), "accepting connections");
+        Ok(Self { local_addr, shutdown: guard, tasks, store: StoreHandle(store), authenticator, tls })
     }
 
-    /// Reads the tokens file and the certificate anew, where there are some. No request is dropped.
+    /// Reloads the tokens file and the certificate, if configured, without dropping a request.
     ///
     /// # Errors
-    /// Where one cannot be used: then it stays as it was.
+    /// Fails at the first file that cannot be used, and keeps its previous content.
     pub fn reload(&self) -> Result<(), StartError> {
-        self.gate.reload()?;
+        self.authenticator.reload()?;
         if let Some(tls) = &self.tls {
             tls.reload()?;
         }
         Ok(())
     }
 
-    /// The address it listens on.
+    /// Returns the address that the server listens on.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// The URL at which clients on this host reach it.
+    /// Returns the URL at which clients on this host reach the server.
     #[must_use]
     pub fn url(&self) -> String {
         let mut address = self.local_addr;
@@ -202,58 +203,64 @@ impl Server {
         format!("{scheme}://{address}")
     }
 
-    /// Stops accepting, lets the requests in flight finish for up to ten seconds, writes what they asked, and
-    /// closes the database. Not to be cancelled: what is left then ends without order.
+    /// Shuts the server down gracefully.
+    ///
+    /// Stops accepting, waits up to ten seconds for the requests in flight, finishes their writes, and closes
+    /// the database.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: a cancelled shutdown leaves the tasks to end on their own and the database unclosed.
     pub async fn shutdown(self) {
-        drop(self.stop);
+        drop(self.shutdown);
         self.tasks.wait().await;
         self.store.0.close().await;
     }
 }
 
-async fn open(
+async fn open_store(
     url: &str,
     tasks: &TaskTracker,
-    stop: &CancellationToken,
+    shutdown: &CancellationToken,
 ) -> Result<Arc<dyn Store>, StartError> {
     match url.split_once(':').map(|(scheme, _)| scheme) {
         Some("sqlite") => Ok(Arc::new(SqliteStore::open(url).await?)),
-        Some("postgres" | "postgresql") => Ok(Arc::new(PostgresStore::open(url, tasks, stop).await?)),
+        Some("postgres" | "postgresql") => Ok(Arc::new(PostgresStore::open(url, tasks, shutdown).await?)),
         _ => Err(StartError::UnknownDatabase),
     }
 }
 
-/// Room for all the agents that come back at once after a restart: what does not fit has to be sent again by the client's
-/// system, a second or more later.
-const BACKLOG: u32 = 4_096;
+/// Length of the listen queue: room for all agents that reconnect after a restart.
+///
+/// A client that does not fit has to retry its handshake, a second or more later.
+const LISTEN_BACKLOG: u32 = 4_096;
 
-fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // A server that is started again takes its port back at once.
+    // Lets a restarted server bind its port again at once.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.listen(LISTEN_BACKLOG)
 }
 
-/// As many connections as are wanted, or as many as the process may have open.
-fn room_for_connections(config: &Config) -> usize {
-    let wanted = config.max_connections.get();
-    // Where it cannot be found out, accepting fails and is tried again.
+/// Returns the configured connection limit, lowered to what the open-file limit allows.
+fn connection_limit(config: &Config) -> usize {
+    let configured = config.max_connections.get();
+    // If the limit is unknown and reached, accepting fails and is retried.
     let files = rlimit::Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
-    let room = usize::try_from(files.saturating_sub(OTHER_FILES).max(1)).unwrap_or(usize::MAX);
-    if room < wanted {
+    let available = usize::try_from(files.saturating_sub(RESERVED_FILES).max(1)).unwrap_or(usize::MAX);
+    if available < configured {
         tracing::warn!(
-            wanted,
-            room,
-            "the system allows fewer open files than --max-connections wants: see ulimit -n"
+            configured,
+            available,
+            "open-file limit is below --max-connections, accepting fewer connections: see ulimit -n"
         );
     }
-    wanted.min(room)
+    configured.min(available)
 }
 
-/// Serves until the server is told to stop, and lets the registry's last writes end.
+/// Serves until shutdown is requested, then closes the registry to new writes.
 async fn serve<L: Listener<Addr = SocketAddr>>(
-    connections: Connections,
+    connections: ConnectionServer,
     listener: L,
     registry: Arc<Registry>,
 ) {

@@ -1,4 +1,4 @@
-//! TLS on the server's own port, and certificates that clients have to show (mutual TLS).
+//! TLS for the server's port, optionally with client certificates (mutual TLS).
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,32 +20,32 @@ use tokio_rustls::server::TlsStream;
 
 use crate::config::Config;
 
-/// How long a client may take to agree on how to encrypt.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Timeout of a TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many clients may be at that at once. Further ones wait to be accepted.
-const HANDSHAKES: usize = 1_024;
+/// Maximum number of handshakes at a time; further connections wait in the listen queue.
+const MAX_CONCURRENT_HANDSHAKES: usize = 1_024;
 
-/// Why TLS cannot be set up.
+/// An error in the TLS configuration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// A certificate without its key, the other way round, or certificates of clients without one of the server's.
-    #[error("--tls-cert and --tls-key belong together, and --tls-client-ca needs them")]
+    /// Only some of the options that belong together are set.
+    #[error("--tls-cert and --tls-key must be set together, and --tls-client-ca requires both")]
     Incomplete,
-    /// A file cannot be read, or is no PEM of what it should be.
-    #[error("cannot use {0}: {1}")]
+    /// A PEM file cannot be read or parsed.
+    #[error("cannot load the PEM file {0}: {1}")]
     File(PathBuf, String),
-    /// The certificate and the key do not fit, or the like.
-    #[error("the certificate cannot be used: {0}")]
-    Unusable(String),
+    /// The certificate cannot be used, for example because it does not match the key.
+    #[error("invalid TLS certificate or key: {0}")]
+    InvalidCertificate(String),
 }
 
-/// The files, and what was read from them last.
+/// The configured PEM files, and the acceptor made from what they last contained.
 #[derive(Clone)]
 pub(crate) struct Tls {
-    files: Arc<Files>,
-    present: Arc<RwLock<TlsAcceptor>>,
+    files: Arc<TlsFiles>,
+    acceptor: Arc<RwLock<TlsAcceptor>>,
 }
 
 impl std::fmt::Debug for Tls {
@@ -54,82 +54,84 @@ impl std::fmt::Debug for Tls {
     }
 }
 
-struct Files {
+struct TlsFiles {
     certificate: PathBuf,
     key: PathBuf,
     client_ca: Option<PathBuf>,
 }
 
 impl Tls {
-    /// Reads the files that are configured; `None` where none are.
-    pub(crate) fn open(config: &Config) -> Result<Option<Self>, TlsError> {
+    /// Loads the configured files; returns `None` if TLS is not configured.
+    pub(crate) fn from_config(config: &Config) -> Result<Option<Self>, TlsError> {
         let files = match (&config.tls_cert, &config.tls_key, &config.tls_client_ca) {
             (None, None, None) => return Ok(None),
             (Some(certificate), Some(key), client_ca) => {
                 let (certificate, key) = (certificate.clone(), key.clone());
-                Files { certificate, key, client_ca: client_ca.clone() }
+                TlsFiles { certificate, key, client_ca: client_ca.clone() }
             }
             _ => return Err(TlsError::Incomplete),
         };
-        let present = Arc::new(RwLock::new(files.read()?));
-        Ok(Some(Self { files: Arc::new(files), present }))
+        let acceptor = Arc::new(RwLock::new(files.load()?));
+        Ok(Some(Self { files: Arc::new(files), acceptor }))
     }
 
-    /// Reads the files anew: a certificate that was renewed serves the connections from now on.
+    /// Reloads the files. New connections use the new certificate.
     pub(crate) fn reload(&self) -> Result<(), TlsError> {
-        *self.present.write() = self.files.read()?;
-        tracing::info!(certificate = %self.files.certificate.display(), "read the certificate");
+        *self.acceptor.write() = self.files.load()?;
+        tracing::info!(certificate = %self.files.certificate.display(), "loaded the TLS certificate");
         Ok(())
     }
 }
 
-impl Files {
-    fn read(&self) -> Result<TlsAcceptor, TlsError> {
-        let unusable = |error: &dyn std::fmt::Display| TlsError::Unusable(error.to_string());
+impl TlsFiles {
+    fn load(&self) -> Result<TlsAcceptor, TlsError> {
+        let invalid = |error: &dyn std::fmt::Display| TlsError::InvalidCertificate(error.to_string());
         let key = PrivateKeyDer::from_pem_file(&self.key)
             .map_err(|error| TlsError::File(self.key.clone(), error.to_string()))?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .map_err(|error| unusable(&error))?;
+            .map_err(|error| invalid(&error))?;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
             Some(file) => {
                 let mut roots = RootCertStore::empty();
-                for certificate in certificates(file)? {
+                for certificate in load_certificates(file)? {
                     roots
                         .add(certificate)
                         .map_err(|error| TlsError::File(file.clone(), error.to_string()))?;
                 }
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-                builder.with_client_cert_verifier(verifier.map_err(|error| unusable(&error))?)
+                builder.with_client_cert_verifier(verifier.map_err(|error| invalid(&error))?)
             }
         };
         let mut config = builder
-            .with_single_cert(certificates(&self.certificate)?, key)
-            .map_err(|error| unusable(&error))?;
+            .with_single_cert(load_certificates(&self.certificate)?, key)
+            .map_err(|error| invalid(&error))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let wrong = |error: &dyn std::fmt::Display| TlsError::File(file.to_owned(), error.to_string());
-    let read = CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error))?;
-    let found = read.collect::<Result<Vec<_>, _>>().map_err(|error| wrong(&error))?;
-    if found.is_empty() { Err(wrong(&"there is no certificate in it")) } else { Ok(found) }
+fn load_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let invalid = |error: &dyn std::fmt::Display| TlsError::File(file.to_owned(), error.to_string());
+    let parsed = CertificateDer::pem_file_iter(file).map_err(|error| invalid(&error))?;
+    let found = parsed.collect::<Result<Vec<_>, _>>().map_err(|error| invalid(&error))?;
+    if found.is_empty() { Err(invalid(&"it contains no certificate")) } else { Ok(found) }
 }
 
-/// Accepts connections, and gives those on which client and server have agreed. One that dawdles holds up nobody.
+/// A listener that yields connections after their TLS handshake.
+///
+/// Handshakes run concurrently, so a slow client delays no other.
 pub(crate) struct TlsListener {
     tcp: TcpListener,
     tls: Tls,
-    agreeing: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
+    handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
 }
 
 impl TlsListener {
     pub(crate) fn new(tcp: TcpListener, tls: Tls) -> Self {
-        Self { tcp, tls, agreeing: JoinSet::new() }
+        Self { tcp, tls, handshakes: JoinSet::new() }
     }
 }
 
@@ -140,23 +142,23 @@ impl Listener for TlsListener {
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         loop {
             tokio::select! {
-                (connection, address) = Listener::accept(&mut self.tcp), if self.agreeing.len() < HANDSHAKES => {
-                    let acceptor = self.tls.present.read().clone();
-                    self.agreeing.spawn(async move {
+                (connection, address) = Listener::accept(&mut self.tcp), if self.handshakes.len() < MAX_CONCURRENT_HANDSHAKES => {
+                    let acceptor = self.tls.acceptor.read().clone();
+                    self.handshakes.spawn(async move {
                         let _ = connection.set_nodelay(true);
-                        match timeout(HANDSHAKE, acceptor.accept(connection)).await {
+                        match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(connection)).await {
                             Ok(Ok(stream)) => Some((stream, address)),
                             Ok(Err(error)) => {
-                                tracing::debug!(%address, %error, "no TLS with this client");
+                                tracing::debug!(%address, %error, "TLS handshake failed, closing the connection");
                                 None
                             }
                             Err(_) => None,
                         }
                     });
                 }
-                Some(agreed) = self.agreeing.join_next() => {
-                    if let Ok(Some(agreed)) = agreed {
-                        return agreed;
+                Some(finished) = self.handshakes.join_next() => {
+                    if let Ok(Some(finished)) = finished {
+                        return finished;
                     }
                 }
             }

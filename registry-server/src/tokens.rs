@@ -1,6 +1,6 @@
-//! Who may do what: bearer tokens (RFC 6750), kept in a file as the SHA-256 of random values.
+//! Bearer tokens (RFC 6750) and their scopes, read from a file with the SHA-256 of each token.
 //!
-//! A token has 256 random bits, so a plain hash of it is enough: there is nothing to guess and nothing to stretch.
+//! A token has 256 random bits, so a plain hash is enough: it cannot be guessed, and needs no key stretching.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -13,8 +13,8 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-/// What the text of a token begins with, so that one that got out is recognized by scanners.
-const PREFIX: &str = "agreg_";
+/// Prefix of a token, by which secret scanners recognize a leaked one.
+const TOKEN_PREFIX: &str = "agreg_";
 
 /// The tokens of a file.
 #[derive(Debug, Default)]
@@ -22,50 +22,50 @@ pub(crate) struct Tokens {
     tokens: Vec<Arc<Token>>,
 }
 
-/// One token, as far as it is known: not the token itself.
+/// A token without its secret text.
 #[derive(Debug)]
 pub(crate) struct Token {
-    /// Whose it is, for the log and for errors.
+    /// Name of the token, for logs and errors.
     pub(crate) name: String,
     digest: [u8; 32],
     scope: Scope,
     expires: Option<Timestamp>,
 }
 
-/// What a token allows.
+/// What a token permits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Scope {
-    /// Everything that changes nothing.
+    /// Read operations only.
     Read,
-    /// The same, and to register and speak for agents whose ids match one of these patterns.
+    /// Read operations, and writes to the agents whose ids match one of these patterns.
     Agent(Vec<String>),
     /// Everything.
     Admin,
 }
 
-/// Why a file of tokens cannot be used.
+/// An error in the tokens file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokensError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read the tokens file {0}")]
-    Unreadable(PathBuf, #[source] std::io::Error),
-    /// It is not what it should be.
-    #[error("the tokens file {0} is not as it has to be: {1}")]
+    Read(PathBuf, #[source] std::io::Error),
+    /// The file has invalid content.
+    #[error("the tokens file {0} is invalid: {1}")]
     Invalid(PathBuf, String),
 }
 
-/// A file, as it is written.
+/// Content of the tokens file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+struct TokensFile {
     #[serde(default)]
-    token: Vec<Entry>,
+    token: Vec<TokenEntry>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Entry {
+struct TokenEntry {
     name: String,
     sha256: String,
     scope: String,
@@ -84,20 +84,20 @@ enum Expiry {
 impl Tokens {
     pub(crate) fn read(path: &Path) -> Result<Self, TokensError> {
         let text =
-            std::fs::read_to_string(path).map_err(|error| TokensError::Unreadable(path.to_owned(), error))?;
-        Self::parse(&text).map_err(|why| TokensError::Invalid(path.to_owned(), why))
+            std::fs::read_to_string(path).map_err(|error| TokensError::Read(path.to_owned(), error))?;
+        Self::parse(&text).map_err(|reason| TokensError::Invalid(path.to_owned(), reason))
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
+        let file: TokensFile = toml::from_str(text).map_err(|error| error.to_string())?;
         let mut names = HashSet::new();
         let mut tokens = Vec::with_capacity(file.token.len());
         for entry in file.token {
             let name = entry.name.clone();
             if name.is_empty() || !names.insert(name.clone()) {
-                return Err(format!("each token needs a name of its own, and {name:?} is none"));
+                return Err(format!("each token needs a name of its own, {name:?} is empty or repeated"));
             }
-            let token = entry.check().map_err(|why| format!("token {name:?}: {why}"))?;
+            let token = entry.into_token().map_err(|reason| format!("token {name:?}: {reason}"))?;
             tokens.push(Arc::new(token));
         }
         Ok(Self { tokens })
@@ -107,13 +107,13 @@ impl Tokens {
         self.tokens.len()
     }
 
-    /// The token that was presented, where it is one and has not expired. Takes the same time whichever it is.
+    /// Returns the presented token if it exists and has not expired. Takes the same time for any token.
     pub(crate) fn find(&self, presented: &str, now: SystemTime) -> Option<Arc<Token>> {
         let digest = digest(presented);
         let mut found = u32::MAX;
-        for (place, token) in (0..).zip(&self.tokens) {
+        for (index, token) in (0..).zip(&self.tokens) {
             let same: Choice = token.digest.as_slice().ct_eq(&digest);
-            found.conditional_assign(&place, same);
+            found.conditional_assign(&index, same);
         }
         let token = self.tokens.get(usize::try_from(found).ok()?)?;
         let now = Timestamp::from(now);
@@ -122,33 +122,35 @@ impl Tokens {
 }
 
 impl Token {
-    /// How long it is still good; `None`: for ever.
+    /// Returns the remaining lifetime, or `None` if the token never expires.
     pub(crate) fn expires_in(&self, now: SystemTime) -> Option<Duration> {
         Some(self.expires?.since(now.into()))
     }
 
-    /// Whether it allows to register and speak for an agent.
-    pub(crate) fn may_speak_for(&self, agent_id: &str) -> bool {
+    /// Whether the token permits registering and updating an agent.
+    pub(crate) fn may_act_for(&self, agent_id: &str) -> bool {
         match &self.scope {
             Scope::Read => false,
-            Scope::Agent(patterns) => patterns.iter().any(|pattern| matches(pattern, agent_id)),
+            Scope::Agent(patterns) => patterns.iter().any(|pattern| glob_matches(pattern, agent_id)),
             Scope::Admin => true,
         }
     }
 }
 
-impl Entry {
-    fn check(self) -> Result<Token, String> {
+impl TokenEntry {
+    fn into_token(self) -> Result<Token, String> {
         let scope = match (self.scope.as_str(), self.agents.is_empty()) {
             ("read", true) => Scope::Read,
             ("admin", true) => Scope::Admin,
             ("agent", false) => Scope::Agent(self.agents),
             ("agent", true) => return Err("scope \"agent\" needs agents, such as [\"team-a-*\"]".to_owned()),
-            ("read" | "admin", false) => return Err("only scope \"agent\" has agents".to_owned()),
-            (other, _) => return Err(format!("scope is \"read\", \"agent\" or \"admin\", not {other:?}")),
+            ("read" | "admin", false) => return Err("only scope \"agent\" takes agents".to_owned()),
+            (other, _) => {
+                return Err(format!("scope must be \"read\", \"agent\" or \"admin\", not {other:?}"));
+            }
         };
-        let digest = from_hex(&self.sha256)
-            .ok_or("sha256 has to be 64 hexadecimal digits: `registry-server token new` gives them")?;
+        let digest = decode_hex(&self.sha256)
+            .ok_or("sha256 must be 64 hexadecimal digits, as printed by `registry-server token new`")?;
         let expires = self.expires.map(|expires| match expires {
             Expiry::Text(text) => text,
             Expiry::Date(date) => date.to_string(),
@@ -159,24 +161,24 @@ impl Entry {
     }
 }
 
-/// A new token: its text, which is shown once and kept nowhere, and the digest for the file.
+/// A new token and its digest for the tokens file. The token itself is stored nowhere.
 #[derive(Debug)]
 pub struct NewToken {
-    /// What its bearer sends.
+    /// The token, as clients send it.
     pub token: String,
-    /// What the file has of it, as hexadecimal digits.
+    /// SHA-256 of the token, as hexadecimal digits.
     pub sha256: String,
 }
 
 impl NewToken {
-    /// Draws one from the system's source of randomness.
+    /// Generates a token from the operating system's random source.
     ///
     /// # Errors
-    /// Where the system has none to give.
-    pub fn draw() -> std::io::Result<Self> {
+    /// Fails if that source is not available.
+    pub fn generate() -> std::io::Result<Self> {
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(std::io::Error::other)?;
-        let token = format!("{PREFIX}{}", Hex(&random));
+        let token = format!("{TOKEN_PREFIX}{}", Hex(&random));
         let sha256 = Hex(&digest(&token)).to_string();
         Ok(Self { token, sha256 })
     }
@@ -194,7 +196,7 @@ impl fmt::Display for Hex<'_> {
     }
 }
 
-fn from_hex(text: &str) -> Option<[u8; 32]> {
+fn decode_hex(text: &str) -> Option<[u8; 32]> {
     let text = text.as_bytes();
     let mut bytes = [0; 32];
     if text.len() != 64 {
@@ -208,18 +210,18 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-/// Whether an id is as a pattern says, in which `*` stands for any characters, or none.
-fn matches(pattern: &str, id: &str) -> bool {
-    let Some((begin, rest)) = pattern.split_once('*') else { return pattern == id };
-    let Some(mut left) = id.strip_prefix(begin) else { return false };
+/// Whether an id matches a pattern, in which `*` matches any number of characters.
+fn glob_matches(pattern: &str, id: &str) -> bool {
+    let Some((prefix, rest)) = pattern.split_once('*') else { return pattern == id };
+    let Some(mut rest_of_id) = id.strip_prefix(prefix) else { return false };
     let mut parts: Vec<&str> = rest.split('*').collect();
-    let end = parts.pop().unwrap_or_default();
+    let suffix = parts.pop().unwrap_or_default();
     for part in parts {
-        // The first place it can be is as good as any later one.
-        let Some(at) = left.find(part) else { return false };
-        left = &left[at + part.len()..];
+        // The first match leaves the most for the parts that follow.
+        let Some(start) = rest_of_id.find(part) else { return false };
+        rest_of_id = &rest_of_id[start + part.len()..];
     }
-    left.ends_with(end)
+    rest_of_id.ends_with(suffix)
 }
 
 #[cfg(test)]
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_found_by_its_text_until_it_expires() {
+    fn token_is_found_until_it_expires() {
         let tokens = Tokens::parse(&file("scope = \"read\"\nexpires = 2027-01-01T00:00:00Z")).unwrap();
         let at = |text: &str| SystemTime::from(text.parse::<Timestamp>().unwrap());
         let before = at("2026-12-31T23:59:59Z");
@@ -246,8 +248,8 @@ mod tests {
     }
 
     #[test]
-    fn a_new_token_is_the_one_that_its_digest_says() {
-        let (one, other) = (NewToken::draw().unwrap(), NewToken::draw().unwrap());
+    fn generated_token_matches_its_digest() {
+        let (one, other) = (NewToken::generate().unwrap(), NewToken::generate().unwrap());
         assert_ne!(one.token, other.token);
         let text = format!("[[token]]\nname = \"n\"\nsha256 = \"{}\"\nscope = \"admin\"", one.sha256);
         let tokens = Tokens::parse(&text).unwrap();
@@ -256,8 +258,8 @@ mod tests {
     }
 
     #[test]
-    fn scopes_allow_what_they_say() {
-        let may = |entry: &str, id: &str| Tokens::parse(&file(entry)).unwrap().tokens[0].may_speak_for(id);
+    fn scopes_limit_the_agents_a_token_may_act_for() {
+        let may = |entry: &str, id: &str| Tokens::parse(&file(entry)).unwrap().tokens[0].may_act_for(id);
         assert!(may("scope = \"admin\"", "any"));
         assert!(!may("scope = \"read\"", "any"));
         let team = "scope = \"agent\"\nagents = [\"team-a-*\", \"lonely\"]";
@@ -266,25 +268,25 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_for_anything() {
+    fn star_matches_any_characters() {
         for (pattern, id) in
             [("*", ""), ("*", "abc"), ("a*c", "ac"), ("a*c", "abbc"), ("*-x-*", "1-x-2"), ("a*b*b", "abb")]
         {
-            assert!(matches(pattern, id), "{pattern} {id}");
+            assert!(glob_matches(pattern, id), "{pattern} {id}");
         }
         for (pattern, id) in
             [("", "a"), ("a", "A"), ("a*c", "a"), ("a*c", "abcd"), ("ab*ba", "aba"), ("*-x-*", "-x")]
         {
-            assert!(!matches(pattern, id), "{pattern} {id}");
+            assert!(!glob_matches(pattern, id), "{pattern} {id}");
         }
     }
 
     #[test]
-    fn no_file_makes_it_panic() {
+    fn no_tokens_file_makes_it_panic() {
         let good = file("scope = \"agent\"\nagents = [\"a-*\"]");
-        bolero::check!().with_type::<(u8, Vec<u8>)>().for_each(|(place, input)| {
-            // Good up to somewhere, and then anything.
-            let cut = usize::from(*place) % good.len();
+        bolero::check!().with_type::<(u8, Vec<u8>)>().for_each(|(index, input)| {
+            // A valid prefix, followed by anything.
+            let cut = usize::from(*index) % good.len();
             let text = format!("{}{}", &good[..cut], String::from_utf8_lossy(input));
             if let Ok(tokens) = Tokens::parse(&text) {
                 assert!(tokens.find(&text, SystemTime::now()).is_none());
@@ -293,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_file_is_said() {
+    fn errors_name_the_problem_in_the_file() {
         for (entry, expected) in [
             ("", "missing field `scope`"),
             ("scope = \"all\"", "not \"all\""),

@@ -135,7 +135,7 @@ async fn where_a_token_is_asked_for_the_page_asks_for_it() {
     let Some(browser) = browser().await else { return };
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tokens.toml");
-    let NewToken { token, sha256, .. } = NewToken::draw().unwrap();
+    let NewToken { token, sha256, .. } = NewToken::generate().unwrap();
     std::fs::write(&file, format!("[[token]]\nname = \"people\"\nsha256 = \"{sha256}\"\nscope = \"read\""))
         .unwrap();
     let (server, _) = start(|config| config.tokens_file = Some(file)).await;

@@ -36,7 +36,7 @@ impl File {
         let mut text = String::new();
         let mut tokens = Vec::new();
         for (number, entry) in entries.iter().enumerate() {
-            let NewToken { token, sha256, .. } = NewToken::draw().unwrap();
+            let NewToken { token, sha256, .. } = NewToken::generate().unwrap();
             writeln!(text, "[[token]]\nname = \"token {number}\"\nsha256 = \"{sha256}\"\n{entry}").unwrap();
             tokens.push(token);
         }

@@ -1,12 +1,12 @@
-//! Serving connections: how many there may be at once, and how long a client may keep one waiting.
+//! Serves connections, within a connection limit and timeouts for slow clients.
 //!
-//! The bounds are those that a server on the open net needs against clients that connect and say nothing, say it byte by
-//! byte, or never read what they asked for (RFC 9110, section 17; CWE-400). What a request may cost is bounded elsewhere
-//! (`admission`).
+//! A server on the open internet needs both against clients that connect and send nothing, send it byte by
+//! byte, or never read the response (RFC 9110, section 17; CWE-400). The cost of requests is limited
+//! elsewhere (`admission`).
 
-mod pace;
 #[cfg(test)]
 mod tests;
+mod timeouts;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -26,146 +26,159 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use pace::{Pace, Paced};
+use timeouts::{TimedIo, Timeouts};
 
-/// How long requests in flight may take to finish once the server has been told to stop.
-const GRACE: Duration = Duration::from_secs(10);
+/// Time that requests in flight have to finish after a shutdown was requested.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many bytes of a request's head there may be, and how many header fields.
-const HEAD_BYTES: usize = 32 * 1_024;
-const HEAD_FIELDS: usize = 64;
+/// Maximum size of a request head, and its maximum number of header fields.
+const MAX_HEADER_BYTES: usize = 32 * 1_024;
+const MAX_HEADERS: usize = 64;
 
-/// How many bytes of a connection may wait to be sent, beside what its answer still has to give.
-const WAITING_BYTES: usize = 64 * 1_024;
+/// Maximum size of a connection's read buffer and of its write buffer.
+const MAX_BUFFER_BYTES: usize = 64 * 1_024;
 
-/// How many connections too many are told so at once. Further ones are closed without a word.
-const REFUSED_AT_ONCE: usize = 64;
+/// Maximum number of connections over the limit that get a 503; further ones are just closed.
+const MAX_CONCURRENT_REJECTIONS: usize = 64;
 
-/// How long it may take to tell them.
-const REFUSAL: Duration = Duration::from_secs(2);
+/// Timeout for sending a rejection.
+const REJECTION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What they are told.
-const REFUSED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
-    content-type: application/problem+json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 144\r\n\r\n\
+/// Response to a connection over the limit.
+const REJECTION: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    content-type: application/problem+json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 143\r\n\r\n\
     {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
-    \"detail\":\"the server has as many connections as it may; try again\",\"errors\":[]}";
+    \"detail\":\"the server has reached its connection limit; try again\",\"errors\":[]}";
 
-/// The address of who sent a request, in its extensions.
+/// The client's IP address, as a request extension.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(pub(crate) IpAddr);
+pub(crate) struct PeerAddr(pub(crate) IpAddr);
 
-/// What serves the connections that a listener gives.
-pub(crate) struct Connections {
+/// Serves the connections that a listener accepts.
+pub(crate) struct ConnectionServer {
     pub(crate) router: Router,
-    /// Whether requests have their [`Peer`] with them.
-    pub(crate) peers: bool,
-    /// How many there may be at once.
-    pub(crate) most: usize,
-    /// No further ones are taken, and those that are there end with their present request.
-    pub(crate) stop: CancellationToken,
+    /// Whether requests carry their [`PeerAddr`]. Only rate limits need it.
+    pub(crate) insert_peer: bool,
+    /// Maximum number of open connections.
+    pub(crate) max_connections: usize,
+    /// Stops accepting, and closes each connection after its current request.
+    pub(crate) shutdown: CancellationToken,
 }
 
-impl Connections {
-    /// Serves until it is told to stop, and for up to ten seconds the requests that are in flight then.
+impl ConnectionServer {
+    /// Serves until shutdown is requested, then waits up to ten seconds for the requests in flight.
     pub(crate) async fn serve<L: Listener<Addr = SocketAddr>>(self, mut listener: L) {
-        let places = Arc::new(Semaphore::new(self.most));
-        let refusals = Arc::new(Semaphore::new(REFUSED_AT_ONCE));
-        let open = TaskTracker::new();
-        let mut full = false;
+        let permits = Arc::new(Semaphore::new(self.max_connections));
+        let rejections = Arc::new(Semaphore::new(MAX_CONCURRENT_REJECTIONS));
+        let tasks = TaskTracker::new();
+        let mut is_full = false;
         loop {
             let (io, peer) = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = self.stop.cancelled() => break,
+                () = self.shutdown.cancelled() => break,
             };
-            if let Ok(place) = places.clone().try_acquire_owned() {
-                full = false;
-                open.spawn(converse(io, peer, self.peers, self.router.clone(), self.stop.clone(), place));
+            if let Ok(permit) = permits.clone().try_acquire_owned() {
+                is_full = false;
+                tasks.spawn(serve_connection(
+                    io,
+                    peer,
+                    self.insert_peer,
+                    self.router.clone(),
+                    self.shutdown.clone(),
+                    permit,
+                ));
             } else {
-                if !std::mem::replace(&mut full, true) {
-                    tracing::warn!(connections = self.most, "no room for more: see --max-connections");
+                if !std::mem::replace(&mut is_full, true) {
+                    tracing::warn!(
+                        max_connections = self.max_connections,
+                        "connection limit reached, rejecting new connections with 503: see --max-connections"
+                    );
                 }
-                if let Ok(turn) = refusals.clone().try_acquire_owned() {
-                    open.spawn(refuse(io, turn));
+                if let Ok(permit) = rejections.clone().try_acquire_owned() {
+                    tasks.spawn(reject(io, permit));
                 }
             }
         }
         drop(listener);
-        open.close();
-        if timeout(GRACE, open.wait()).await.is_err() {
-            tracing::warn!("some requests did not finish in time");
+        tasks.close();
+        if timeout(SHUTDOWN_TIMEOUT, tasks.wait()).await.is_err() {
+            tracing::warn!("dropping requests that did not finish within the shutdown timeout");
         }
     }
 }
 
-/// Serves one connection to its end.
-async fn converse<I: AsyncRead + AsyncWrite + Unpin>(
+/// Serves one connection until it ends.
+async fn serve_connection<I: AsyncRead + AsyncWrite + Unpin>(
     io: I,
     peer: SocketAddr,
-    tells_peer: bool,
+    insert_peer: bool,
     router: Router,
-    stop: CancellationToken,
-    _place: OwnedSemaphorePermit,
+    shutdown: CancellationToken,
+    _permit: OwnedSemaphorePermit,
 ) {
-    let pace = Arc::new(Pace::new());
+    let timeouts = Arc::new(Timeouts::new());
     let service = TowerToHyperService::new(router);
-    let answering = pace.clone();
+    let state = timeouts.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        answering.begins_to_answer();
+        state.request_received();
         let mut request = request.map(Body::new);
-        if tells_peer {
-            request.extensions_mut().insert(Peer(peer.ip().to_canonical()));
+        if insert_peer {
+            request.extensions_mut().insert(PeerAddr(peer.ip().to_canonical()));
         }
-        let answer = service.call(request);
-        let answering = answering.clone();
+        let response = service.call(request);
+        let state = state.clone();
         async move {
-            let answer = answer.await;
-            answering.answers();
-            answer
+            let response = response.await;
+            state.response_started();
+            response
         }
     });
-    let io = TokioIo::new(Paced::new(io, pace.clone()));
+    let io = TokioIo::new(TimedIo::new(io, timeouts.clone()));
     let connection = http1::Builder::new()
-        .max_headers(HEAD_FIELDS)
-        .max_header_size(HEAD_BYTES)
-        .max_buf_size(WAITING_BYTES)
+        .max_headers(MAX_HEADERS)
+        .max_header_size(MAX_HEADER_BYTES)
+        .max_buf_size(MAX_BUFFER_BYTES)
         .serve_connection(io, service);
     let mut connection = std::pin::pin!(connection);
-    let mut overdue = std::pin::pin!(pace.overdue());
-    let mut stopping = std::pin::pin!(stop.cancelled());
-    let mut is_stopping = false;
+    let mut expired = std::pin::pin!(timeouts.expired());
+    let mut shutdown_requested = std::pin::pin!(shutdown.cancelled());
+    let mut is_shutting_down = false;
     loop {
         tokio::select! {
             biased;
             ended = &mut connection => {
                 if let Err(error) = ended {
-                    tracing::debug!(%peer, %error, "a connection ended badly");
+                    tracing::debug!(%peer, %error, "connection failed");
                 }
                 return;
             }
-            why = &mut overdue => {
-                tracing::debug!(%peer, why, "closing a connection");
+            reason = &mut expired => {
+                tracing::debug!(%peer, reason, "closing the connection");
                 return;
             }
-            () = &mut stopping, if !is_stopping => {
-                is_stopping = true;
+            () = &mut shutdown_requested, if !is_shutting_down => {
+                is_shutting_down = true;
                 connection.as_mut().graceful_shutdown();
             }
         }
     }
 }
 
-/// Tells a client that there is no room. Its request is read as far as it has come, or the answer would be lost with it.
-async fn refuse<I: AsyncRead + AsyncWrite + Unpin>(mut io: I, _turn: OwnedSemaphorePermit) {
-    let telling = async {
+/// Sends the rejection to a client over the connection limit.
+///
+/// What the client has sent is read first: closing a socket with unread data resets it, and the response is
+/// lost.
+async fn reject<I: AsyncRead + AsyncWrite + Unpin>(mut io: I, _permit: OwnedSemaphorePermit) {
+    let response = async {
         let mut request = [0; 4_096];
         if io.read(&mut request).await? == 0 {
             return Ok(());
         }
-        io.write_all(REFUSED).await?;
+        io.write_all(REJECTION).await?;
         io.shutdown().await?;
         while io.read(&mut request).await? > 0 {}
         std::io::Result::Ok(())
     };
-    // Who does not want to hear it is closed all the same.
-    let _ = timeout(REFUSAL, telling).await;
+    // If the client does not take it, the connection is closed all the same.
+    let _ = timeout(REJECTION_TIMEOUT, response).await;
 }

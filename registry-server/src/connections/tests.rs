@@ -1,4 +1,4 @@
-//! Clients that dawdle, on a paused clock.
+//! Slow clients, on a paused clock.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::future::pending;
@@ -9,23 +9,23 @@ use tokio::time::Instant;
 
 use super::*;
 
-/// More than any buffer on the way.
+/// Larger than all buffers in between.
 const LONG: usize = 4 * 1_024 * 1_024;
 
-/// A client's end of a connection.
+/// Opens a connection and returns the client's end.
 fn connect() -> DuplexStream {
     let router = Router::new()
         .route("/short", get(|| async { "well" }))
         .route("/long", get(|| async { vec![b'x'; LONG] }))
         .route("/never", get(|| async { pending::<()>().await }));
     let (client, server) = duplex(1_024);
-    let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+    let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
     let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-    tokio::spawn(converse(server, peer, false, router, CancellationToken::new(), place));
+    tokio::spawn(serve_connection(server, peer, false, router, CancellationToken::new(), permit));
     client
 }
 
-/// After how many seconds the server closes the connection.
+/// Returns the number of seconds until the server closes the connection.
 async fn closed_after(client: &mut DuplexStream) -> u64 {
     let began = Instant::now();
     let mut rest = Vec::new();
@@ -34,12 +34,12 @@ async fn closed_after(client: &mut DuplexStream) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_says_nothing_is_closed() {
+async fn silent_connection_is_closed() {
     assert_eq!(closed_after(&mut connect()).await, 10);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_that_comes_byte_by_byte_is_closed() {
+async fn connection_with_a_trickling_head_is_closed() {
     let mut client = connect();
     let began = Instant::now();
     let head = b"GET /short HTTP/1.1\r\nx: ".iter().chain(std::iter::repeat(&b'x'));
@@ -53,20 +53,20 @@ async fn a_head_that_comes_byte_by_byte_is_closed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_waits_for_its_next_request_but_not_for_ever() {
+async fn idle_connection_is_kept_for_a_while_and_then_closed() {
     let mut client = connect();
-    let mut answer = [0; 1_024];
+    let mut response = [0; 1_024];
     for _ in 0..3 {
         client.write_all(b"GET /short HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-        let read = client.read(&mut answer).await.unwrap();
-        assert!(answer[..read].starts_with(b"HTTP/1.1 200"));
+        let read = client.read(&mut response).await.unwrap();
+        assert!(response[..read].starts_with(b"HTTP/1.1 200"));
         tokio::time::sleep(Duration::from_secs(60)).await;
     }
     assert!((10..=25).contains(&closed_after(&mut client).await));
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_does_not_read_the_answer_is_closed() {
+async fn connection_of_a_client_that_does_not_read_is_closed() {
     let mut client = connect();
     client.write_all(b"GET /long HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     tokio::time::sleep(Duration::from_secs(45)).await;
@@ -76,7 +76,7 @@ async fn who_does_not_read_the_answer_is_closed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_reads_slowly_gets_all_of_it() {
+async fn slow_reader_gets_the_whole_response() {
     let mut client = connect();
     client.write_all(b"GET /long HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     let (mut piece, mut read) = (vec![0; 64 * 1_024], 0);
@@ -87,29 +87,29 @@ async fn who_reads_slowly_gets_all_of_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_may_take_its_time() {
+async fn request_may_be_handled_for_any_time() {
     let mut client = connect();
     client.write_all(b"GET /never HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     let silent = timeout(Duration::from_secs(3_600), closed_after(&mut client)).await;
-    assert!(silent.is_err(), "how long a request may be worked on is not the connection's matter");
+    assert!(silent.is_err(), "handling a request has no timeout here");
 }
 
 #[tokio::test(start_paused = true)]
-async fn long_heads_are_refused() {
-    for head in ["x: y\r\n".repeat(HEAD_FIELDS + 1), format!("x: {}\r\n", "y".repeat(HEAD_BYTES))] {
+async fn oversized_heads_are_rejected() {
+    for head in ["x: y\r\n".repeat(MAX_HEADERS + 1), format!("x: {}\r\n", "y".repeat(MAX_HEADER_BYTES))] {
         let mut client = connect();
         let request = format!("GET /short HTTP/1.1\r\n{head}\r\n");
-        // It may be refused before all of it is sent.
+        // The server may reject the head before all of it is sent.
         let _ = client.write_all(request.as_bytes()).await;
-        let mut answer = Vec::new();
-        client.read_to_end(&mut answer).await.unwrap();
-        assert!(answer.starts_with(b"HTTP/1.1 431"), "{}", String::from_utf8_lossy(&answer));
+        let mut response = Vec::new();
+        client.read_to_end(&mut response).await.unwrap();
+        assert!(response.starts_with(b"HTTP/1.1 431"), "{}", String::from_utf8_lossy(&response));
     }
 }
 
 #[test]
-fn the_refusal_is_as_long_as_it_says() {
-    let text = std::str::from_utf8(REFUSED).unwrap();
+fn rejection_has_the_length_that_it_declares() {
+    let text = std::str::from_utf8(REJECTION).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     assert!(head.ends_with(&format!("content-length: {}", body.len())), "{}", body.len());
     let _: registry_sdk::contract::Problem = serde_json::from_str(body).unwrap();

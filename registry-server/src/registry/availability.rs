@@ -1,14 +1,14 @@
-//! Whether the database answers, whether the sweeper runs, and since when agents can be heard.
+//! Tracks whether the database is available and the sweeper runs, and since when silence of agents counts.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use registry_sdk::contract::{HealthStatus, Timestamp};
 
-/// How many sweep intervals may pass without a sweep before the server calls itself unhealthy.
-const SWEEPS_MISSED: u32 = 3;
+/// Number of sweep intervals without a sweep after which the server is unhealthy.
+const MAX_MISSED_SWEEPS: u32 = 3;
 
-/// At least this long may pass without a sweep, however short the interval.
+/// Minimum time without a sweep after which the server is unhealthy, however short the interval.
 const SWEEP_GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
@@ -18,53 +18,55 @@ pub(crate) struct Availability {
 
 #[derive(Debug)]
 struct State {
-    /// Since when the database has been away, where it is.
-    away_since: Option<Instant>,
-    /// Since when agents can be heard, by the database's clock.
-    listening_since: Timestamp,
+    /// Start of the current outage.
+    unavailable_since: Option<Instant>,
+    /// Database time since which agents can reach the registry. Silence before it does not count.
+    reachable_since: Timestamp,
     last_sweep: Instant,
 }
 
 impl Availability {
-    /// The database has just answered.
+    /// Starts as available at database time `now`.
     pub(crate) fn new(now: Timestamp) -> Self {
-        let state = State { away_since: None, listening_since: now, last_sweep: Instant::now() };
+        let state = State { unavailable_since: None, reachable_since: now, last_sweep: Instant::now() };
         Self { state: Mutex::new(state) }
     }
 
-    /// The database does not answer. Whether that is news.
-    pub(crate) fn lost(&self) -> bool {
+    /// Records that the database is unavailable; returns whether it was available until now.
+    pub(crate) fn mark_unavailable(&self) -> bool {
         let mut state = self.state.lock();
-        let news = state.away_since.is_none();
-        state.away_since.get_or_insert_with(Instant::now);
-        news
+        let is_news = state.unavailable_since.is_none();
+        state.unavailable_since.get_or_insert_with(Instant::now);
+        is_news
     }
 
-    /// The database answers, and its clock reads `now`. For how long it was away, where it was.
-    pub(crate) fn found(&self, now: Timestamp) -> Option<Duration> {
+    /// Records that the database is available at its time `now`.
+    ///
+    /// Returns the length of the outage that this ends.
+    pub(crate) fn mark_available(&self, now: Timestamp) -> Option<Duration> {
         let mut state = self.state.lock();
-        let away = state.away_since.take()?;
-        // The agents could not have been heard meanwhile: each has one whole timeout from now on.
-        state.listening_since = now;
-        Some(away.elapsed())
+        let since = state.unavailable_since.take()?;
+        // Agents could not report during the outage, so each gets one whole timeout from now on.
+        state.reachable_since = now;
+        Some(since.elapsed())
     }
 
-    pub(crate) fn away_for(&self) -> Option<Duration> {
-        self.state.lock().away_since.map(|since| since.elapsed())
+    pub(crate) fn unavailable_for(&self) -> Option<Duration> {
+        self.state.lock().unavailable_since.map(|since| since.elapsed())
     }
 
-    /// Since when agents can be heard; `None` where they cannot.
-    pub(crate) fn listening_since(&self) -> Option<Timestamp> {
+    /// Returns the database time since which silence counts, or `None` during an outage.
+    pub(crate) fn reachable_since(&self) -> Option<Timestamp> {
         let state = self.state.lock();
-        state.away_since.is_none().then_some(state.listening_since)
+        state.unavailable_since.is_none().then_some(state.reachable_since)
     }
 
-    /// Nobody's silence before a time counts.
-    pub(crate) fn listens_from(&self, now: Timestamp) {
-        self.state.lock().listening_since = now;
+    /// Lets silence count only from `now` on.
+    pub(crate) fn set_reachable_since(&self, now: Timestamp) {
+        self.state.lock().reachable_since = now;
     }
 
-    pub(crate) fn swept(&self) {
+    pub(crate) fn record_sweep(&self) {
         self.state.lock().last_sweep = Instant::now();
     }
 
@@ -72,11 +74,11 @@ impl Availability {
         self.state.lock().last_sweep.elapsed()
     }
 
-    /// Healthy while the database answers and the sweeper runs.
+    /// Returns `Healthy` while the database is available and the sweeper runs.
     pub(crate) fn health(&self, sweep_interval: Duration) -> HealthStatus {
         let state = self.state.lock();
-        let limit = (sweep_interval * SWEEPS_MISSED).max(SWEEP_GRACE);
-        if state.away_since.is_some() || state.last_sweep.elapsed() > limit {
+        let limit = (sweep_interval * MAX_MISSED_SWEEPS).max(SWEEP_GRACE);
+        if state.unavailable_since.is_some() || state.last_sweep.elapsed() > limit {
             HealthStatus::Unhealthy
         } else {
             HealthStatus::Healthy

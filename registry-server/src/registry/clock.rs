@@ -1,31 +1,32 @@
-//! The database's clock, as this process knows it between two answers.
+//! Estimates the database's clock between two readings.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
 
 use registry_sdk::contract::Timestamp;
 
-/// What the database's clock reads now: its last reading, carried on by the monotonic clock.
+/// The database's clock: its last reading, advanced by the monotonic clock.
 #[derive(Debug)]
-pub(crate) struct Clock {
+pub(crate) struct DatabaseClock {
     start: Instant,
-    /// The database's time at `start`, in milliseconds.
-    at_start: AtomicI64,
+    /// Database time at `start`, in milliseconds.
+    millis_at_start: AtomicI64,
 }
 
-impl Clock {
+impl DatabaseClock {
     pub(crate) fn new(reading: Timestamp) -> Self {
-        Self { start: Instant::now(), at_start: AtomicI64::new(reading.unix_millis()) }
+        Self { start: Instant::now(), millis_at_start: AtomicI64::new(reading.unix_millis()) }
     }
 
-    /// Takes a reading that has just come in. It is a little old by then, which errs on the side of the
-    /// agents: no deadline comes too early.
+    /// Adopts a reading that has just arrived.
+    ///
+    /// The reading is slightly old by then, so the estimate lags behind: no deadline comes too early.
     pub(crate) fn observe(&self, reading: Timestamp) {
-        self.at_start.store(reading.unix_millis() - self.elapsed(), Ordering::Relaxed);
+        self.millis_at_start.store(reading.unix_millis() - self.elapsed(), Ordering::Relaxed);
     }
 
     pub(crate) fn now(&self) -> Timestamp {
-        Timestamp::from_unix_millis(self.at_start.load(Ordering::Relaxed) + self.elapsed())
+        Timestamp::from_unix_millis(self.millis_at_start.load(Ordering::Relaxed) + self.elapsed())
     }
 
     fn elapsed(&self) -> i64 {

@@ -1,8 +1,9 @@
-//! The registry's changes in one order, for all who follow them: `GET /events`.
+//! The event log behind `GET /events`.
 //!
-//! Changes come from this server's own lane and from those of other replicas, whichever is first. The log puts
-//! them in the order of their revisions, which have no gaps, and keeps the latest as they are sent. A watcher
-//! has no buffer of its own: it has a place in the log, and where the log has moved on beyond it, it is told so.
+//! Events come from this server's commits and from the follower, in any order. The log sorts them by
+//! revision, which has no gaps, and retains the latest ones in encoded form. A watcher has no buffer of its
+//! own, only a cursor into the log; if the events after the cursor are no longer retained, the watcher has
+//! lagged.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,146 +14,140 @@ use tokio::sync::watch;
 use super::view::Json;
 use crate::store::EventKind;
 
-/// How many changes are kept for watchers that are behind or come back.
-const KEPT: i64 = 16_384;
+/// Maximum number of events retained for slow and resuming watchers.
+const MAX_RETAINED_EVENTS: i64 = 16_384;
 
-/// How many bytes they may have.
-const KEPT_BYTES: usize = 16 * 1_024 * 1_024;
+/// Maximum size of the retained events.
+const MAX_RETAINED_BYTES: usize = 16 * 1_024 * 1_024;
 
-/// About how many bytes one step gives to a watcher.
-const STEP_BYTES: usize = 64 * 1_024;
+/// Size at which one read ends.
+const READ_BYTES: usize = 64 * 1_024;
 
-/// The changes in order.
+/// The latest events, in the order of their revisions.
 #[derive(Debug)]
 pub(crate) struct EventLog {
     state: RwLock<State>,
-    /// Changes whenever there is something new to read.
-    moved: watch::Sender<()>,
+    /// Signals that there may be more to read.
+    changed: watch::Sender<()>,
 }
 
 #[derive(Debug)]
 struct State {
-    /// Everything up to this revision is published.
+    /// Revision up to which all events are published.
     head: i64,
-    /// Everything after this revision, up to `head`, is in `frames`.
+    /// Revision after which all published events are in `frames`.
     base: i64,
-    /// How often the history was broken off: revisions of one history say nothing in another.
-    history: u64,
-    /// What came before its turn.
+    /// Number of resets. Revisions of different epochs cannot be compared.
+    epoch: u64,
+    /// Events that wait for the ones before them.
     pending: BTreeMap<i64, Option<Vec<u8>>>,
     frames: VecDeque<(i64, Vec<u8>)>,
     bytes: usize,
 }
 
-/// A watcher's place in the log.
+/// A watcher's position in the log.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
+pub(crate) struct Cursor {
     after: i64,
-    history: u64,
+    epoch: u64,
 }
 
-impl Place {
-    /// The revision up to which the watcher has seen everything.
+impl Cursor {
+    /// Returns the revision up to which the watcher has read.
     pub(crate) fn revision(&self) -> i64 {
         self.after
     }
 }
 
-/// What a watcher finds at its place.
+/// The result of a read.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Nothing new yet.
-    Wait,
-    /// The next changes, as they are sent.
+pub(crate) enum LogRead {
+    /// There are no new events.
+    UpToDate,
+    /// The next events, encoded.
     Frames(Vec<u8>),
-    /// The watcher is so far behind that what comes next is not kept any more. It would go on after this
-    /// revision.
-    Behind(i64),
-    /// Its place is of another history than the present one. It goes on after this revision.
-    Broken(i64),
+    /// The next events are no longer retained. Contains the revision at which the cursor continues.
+    Lagged(i64),
+    /// The cursor belongs to another epoch. Contains the revision at which the cursor continues.
+    Reset(i64),
 }
 
 impl EventLog {
-    /// An empty log, at a revision.
+    /// Creates an empty log at a revision.
     pub(super) fn new(head: i64) -> Self {
-        let state = State {
-            head,
-            base: head,
-            history: 0,
-            pending: BTreeMap::new(),
-            frames: VecDeque::new(),
-            bytes: 0,
-        };
-        Self { state: RwLock::new(state), moved: watch::Sender::new(()) }
+        let state =
+            State { head, base: head, epoch: 0, pending: BTreeMap::new(), frames: VecDeque::new(), bytes: 0 };
+        Self { state: RwLock::new(state), changed: watch::Sender::new(()) }
     }
 
-    /// The revision up to which everything is published.
+    /// Returns the revision up to which all events are published.
     pub(super) fn head(&self) -> i64 {
         self.state.read().head
     }
 
-    /// Takes over changes, and publishes those whose turn it is. What is published already is left alone. A change
-    /// that nobody is to see has no frame.
-    pub(super) fn offer(&self, changes: impl IntoIterator<Item = (i64, Option<Vec<u8>>)>) {
+    /// Adds events, and publishes those whose predecessors are all there.
+    ///
+    /// Published revisions are ignored. An internal event has no frame.
+    pub(super) fn append(&self, events: impl IntoIterator<Item = (i64, Option<Vec<u8>>)>) {
         let mut state = self.state.write();
-        let before = state.head;
-        for (revision, frame) in changes {
+        let previous_head = state.head;
+        for (revision, frame) in events {
             if revision > state.head {
                 state.pending.insert(revision, frame);
             }
         }
         state.publish();
-        let has_moved = state.head > before;
+        let has_changed = state.head > previous_head;
         drop(state);
-        if has_moved {
-            self.moved.send_replace(());
+        if has_changed {
+            self.changed.send_replace(());
         }
     }
 
-    /// Breaks off: what was between is not known, and everything was read anew at a revision.
-    pub(super) fn break_off(&self, head: i64) {
+    /// Starts a new epoch at `head`, after all agents were reloaded. The events in between are unknown.
+    pub(super) fn reset(&self, head: i64) {
         let mut state = self.state.write();
-        let set_back = head < state.head;
-        (state.head, state.base, state.history) = (head, head, state.history + 1);
+        let is_rolled_back = head < state.head;
+        (state.head, state.base, state.epoch) = (head, head, state.epoch + 1);
         state.frames.clear();
         state.bytes = 0;
-        // Of a history that was set back nothing counts any more.
-        state.pending.retain(|revision, _| *revision > head && !set_back);
+        // After a rollback, pending events belong to a history that no longer exists.
+        state.pending.retain(|revision, _| *revision > head && !is_rolled_back);
         state.publish();
         drop(state);
-        self.moved.send_replace(());
+        self.changed.send_replace(());
     }
 
-    /// A place for a watcher who has seen everything up to a revision, or who begins now.
-    pub(crate) fn place(&self, after: Option<i64>) -> Place {
+    /// Returns a cursor after a revision, or at the head.
+    pub(crate) fn cursor(&self, after: Option<i64>) -> Cursor {
         let state = self.state.read();
-        Place { after: after.unwrap_or(state.head), history: state.history }
+        Cursor { after: after.unwrap_or(state.head), epoch: state.epoch }
     }
 
-    /// Wakes when there may be more to read.
-    pub(crate) fn moved(&self) -> watch::Receiver<()> {
-        self.moved.subscribe()
+    /// Returns a receiver that is notified when there may be more to read.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
-    /// What comes after a place, which moves on.
-    pub(crate) fn read(&self, place: &mut Place) -> Step {
+    /// Reads the events after the cursor, and advances it.
+    pub(crate) fn read(&self, cursor: &mut Cursor) -> LogRead {
         let state = self.state.read();
-        let is_broken = place.history != state.history || place.after > state.head;
-        if is_broken || place.after < state.base {
-            *place = Place { after: state.head, history: state.history };
-            return if is_broken { Step::Broken(state.head) } else { Step::Behind(state.head) };
+        let is_stale = cursor.epoch != state.epoch || cursor.after > state.head;
+        if is_stale || cursor.after < state.base {
+            *cursor = Cursor { after: state.head, epoch: state.epoch };
+            return if is_stale { LogRead::Reset(state.head) } else { LogRead::Lagged(state.head) };
         }
-        let from = state.frames.partition_point(|(revision, _)| *revision <= place.after);
-        let mut found = Vec::new();
-        for (revision, frame) in state.frames.range(from..) {
-            found.extend_from_slice(frame);
-            place.after = *revision;
-            if found.len() >= STEP_BYTES {
-                return Step::Frames(found);
+        let start = state.frames.partition_point(|(revision, _)| *revision <= cursor.after);
+        let mut frames = Vec::new();
+        for (revision, frame) in state.frames.range(start..) {
+            frames.extend_from_slice(frame);
+            cursor.after = *revision;
+            if frames.len() >= READ_BYTES {
+                return LogRead::Frames(frames);
             }
         }
-        place.after = state.head;
-        if found.is_empty() { Step::Wait } else { Step::Frames(found) }
+        cursor.after = state.head;
+        if frames.is_empty() { LogRead::UpToDate } else { LogRead::Frames(frames) }
     }
 }
 
@@ -164,7 +159,9 @@ impl State {
                 self.bytes += frame.len();
                 self.frames.push_back((self.head, frame));
             }
-            while self.bytes > KEPT_BYTES || self.frames.front().is_some_and(|(r, _)| self.head - r >= KEPT) {
+            while self.bytes > MAX_RETAINED_BYTES
+                || self.frames.front().is_some_and(|(r, _)| self.head - r >= MAX_RETAINED_EVENTS)
+            {
                 let Some((revision, frame)) = self.frames.pop_front() else { break };
                 (self.base, self.bytes) = (revision, self.bytes - frame.len());
             }
@@ -172,13 +169,13 @@ impl State {
     }
 }
 
-/// A change as it is sent. `None` for one that nobody is to see.
-pub(super) fn frame(kind: EventKind, revision: i64, record: impl FnOnce() -> Json) -> Option<Vec<u8>> {
+/// Encodes an event for the stream; `None` for an internal one.
+pub(super) fn encode_frame(kind: EventKind, revision: i64, record: impl FnOnce() -> Json) -> Option<Vec<u8>> {
     let kind = match kind {
         EventKind::Registered => contract::EventKind::Registered,
         EventKind::StatusChanged => contract::EventKind::StatusChanged,
         EventKind::Deregistered => contract::EventKind::Deregistered,
-        EventKind::Heard => return None,
+        EventKind::Internal => return None,
     };
     Some(kind.frame(u64::try_from(revision).ok()?, &record()))
 }
@@ -187,57 +184,61 @@ pub(super) fn frame(kind: EventKind, revision: i64, record: impl FnOnce() -> Jso
 mod tests {
     use super::*;
 
-    fn change(revision: i64) -> (i64, Option<Vec<u8>>) {
+    fn event(revision: i64) -> (i64, Option<Vec<u8>>) {
         (revision, Some(format!("{revision};").into_bytes()))
     }
 
-    fn read(log: &EventLog, place: &mut Place) -> String {
-        match log.read(place) {
-            Step::Wait => "wait".to_owned(),
-            Step::Frames(frames) => String::from_utf8(frames).unwrap(),
-            Step::Behind(head) => format!("behind {head}"),
-            Step::Broken(head) => format!("broken {head}"),
+    fn read(log: &EventLog, cursor: &mut Cursor) -> String {
+        match log.read(cursor) {
+            LogRead::UpToDate => "up to date".to_owned(),
+            LogRead::Frames(frames) => String::from_utf8(frames).unwrap(),
+            LogRead::Lagged(head) => format!("lagged {head}"),
+            LogRead::Reset(head) => format!("reset {head}"),
         }
     }
 
     #[test]
-    fn changes_are_published_in_order_once_and_without_gaps() {
+    fn events_are_published_in_order_once_and_without_gaps() {
         let log = EventLog::new(10);
-        let mut place = log.place(None);
-        log.offer([change(12), change(13)]);
-        assert_eq!(read(&log, &mut place), "wait", "11 is missing");
-        log.offer([change(11), change(12), change(9)]);
-        assert_eq!(read(&log, &mut place), "11;12;13;");
-        assert_eq!((read(&log, &mut place).as_str(), log.head()), ("wait", 13));
-        log.offer([(14, None), change(15)]);
-        assert_eq!(read(&log, &mut place), "15;", "14 is nothing to see");
-        assert_eq!(read(&log, &mut log.place(Some(12))), "13;15;", "who comes back goes on");
+        let mut cursor = log.cursor(None);
+        log.append([event(12), event(13)]);
+        assert_eq!(read(&log, &mut cursor), "up to date", "11 is missing");
+        log.append([event(11), event(12), event(9)]);
+        assert_eq!(read(&log, &mut cursor), "11;12;13;");
+        assert_eq!((read(&log, &mut cursor).as_str(), log.head()), ("up to date", 13));
+        log.append([(14, None), event(15)]);
+        assert_eq!(read(&log, &mut cursor), "15;", "14 is not visible");
+        assert_eq!(read(&log, &mut log.cursor(Some(12))), "13;15;", "a resumed watcher continues");
     }
 
     #[test]
-    fn who_is_too_far_behind_or_of_another_history_is_told() {
+    fn lagging_watcher_and_one_of_another_epoch_are_told() {
         let log = EventLog::new(0);
-        let (mut slow, mut ahead) = (log.place(None), log.place(Some(99)));
-        assert_eq!(read(&log, &mut ahead), "broken 0");
-        log.offer((1..=KEPT).map(change));
+        let (mut slow, mut ahead) = (log.cursor(None), log.cursor(Some(99)));
+        assert_eq!(read(&log, &mut ahead), "reset 0");
+        log.append((1..=MAX_RETAINED_EVENTS).map(event));
         assert!(read(&log, &mut slow.clone()).starts_with("1;2;"), "just in time");
-        log.offer([change(KEPT + 1)]);
-        assert_eq!(read(&log, &mut slow), format!("behind {}", KEPT + 1));
-        log.offer([change(KEPT + 2)]);
-        assert_eq!(read(&log, &mut slow), format!("{};", KEPT + 2), "and goes on from there");
+        log.append([event(MAX_RETAINED_EVENTS + 1)]);
+        assert_eq!(read(&log, &mut slow), format!("lagged {}", MAX_RETAINED_EVENTS + 1));
+        log.append([event(MAX_RETAINED_EVENTS + 2)]);
+        assert_eq!(
+            read(&log, &mut slow),
+            format!("{};", MAX_RETAINED_EVENTS + 2),
+            "and continues from there"
+        );
 
-        log.break_off(50);
-        assert_eq!(read(&log, &mut slow), "broken 50", "the database was set back");
-        log.offer([change(51)]);
+        log.reset(50);
+        assert_eq!(read(&log, &mut slow), "reset 50", "the database was rolled back");
+        log.append([event(51)]);
         assert_eq!(read(&log, &mut slow), "51;");
     }
 
     #[test]
-    fn big_changes_are_kept_up_to_their_bytes() {
+    fn retained_bytes_are_bounded() {
         let log = EventLog::new(0);
-        let mut place = log.place(None);
-        log.offer((1..=17).map(|revision| (revision, Some(vec![b'x'; 1_024 * 1_024]))));
-        assert_eq!(read(&log, &mut place), "behind 17");
-        assert_eq!(log.read(&mut log.place(Some(1))), Step::Frames(vec![b'x'; 1_024 * 1_024]));
+        let mut cursor = log.cursor(None);
+        log.append((1..=17).map(|revision| (revision, Some(vec![b'x'; 1_024 * 1_024]))));
+        assert_eq!(read(&log, &mut cursor), "lagged 17");
+        assert_eq!(log.read(&mut log.cursor(Some(1))), LogRead::Frames(vec![b'x'; 1_024 * 1_024]));
     }
 }

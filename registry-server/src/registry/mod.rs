@@ -1,16 +1,17 @@
-//! The registry: its rules, and the view of every agent in memory. Writes go to the database first; reads
-//! come from memory.
+//! The registry: its rules, and a view of every agent in memory.
+//!
+//! Writes go to the database first; reads come from memory.
 
 mod availability;
 mod clock;
-mod core;
 mod events;
-mod follow;
-mod lanes;
+mod follower;
+mod group_commit;
 mod probe;
 mod reports;
 mod rules;
-mod sweep;
+mod shared;
+mod sweeper;
 mod view;
 
 use std::hash::{BuildHasher, RandomState};
@@ -30,55 +31,55 @@ use tokio_util::task::TaskTracker;
 use crate::admission::Admission;
 use crate::bulkhead::Bulkhead;
 use crate::config::Config;
-use crate::metrics::{Metrics, Now};
-use crate::store::{Store, StoreError, StoredAgent, Touch};
+use crate::metrics::{Gauges, Metrics};
+use crate::store::{HeartbeatWrite, Store, StoreError, StoredAgent};
 use availability::Availability;
-use clock::Clock;
-use core::Core;
+use clock::DatabaseClock;
 use events::EventLog;
-pub(crate) use events::{Place, Step};
-use lanes::Lanes;
-use reports::{Report, Untold};
-use rules::{Change, Outcome, is_instance};
-use view::{Held, Moment, Read, View};
+pub(crate) use events::{Cursor, LogRead};
+use group_commit::WriteQueues;
+use reports::{DirtyReports, Report};
+use rules::{Change, Outcome, accepts_instance};
+use shared::Shared;
+use view::{Entry, Read, ReadContext, View};
 pub(crate) use view::{Json, ListQuery, Page, SearchQuery};
 
-/// How long the figures for Prometheus are good.
-const FIGURES_FOR: Duration = Duration::from_secs(1);
+/// Time for which the statistics of `GET /metrics` are cached.
+const STATS_TTL: Duration = Duration::from_secs(1);
 
-/// What the registry could not do.
+/// An error of a registry operation.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// There is no such agent.
+    /// The agent is not registered.
     #[error("no agent {0:?} is registered")]
     NotFound(String),
     /// Another process owns the agent's id.
     #[error(
         "agent {agent_id:?} is owned by another process ({}): if this is a different agent, give it its own id",
-        describe(owner)
+        describe_owner(owner)
     )]
     Superseded { agent_id: String, owner: Owner },
-    /// The process that asked was shut down, by its own word.
+    /// The calling process has reported its own shutdown.
     #[error(
         "this instance of agent {agent_id:?} was shut down: a process that started after that has to register first, \
          with its age"
     )]
     ShutDown { agent_id: String, owner: Owner },
-    /// The database is away.
+    /// The database is unavailable.
     #[error("the registry's database does not answer, nothing was changed; try again")]
     Unavailable,
-    /// Too many requests wait already.
+    /// A queue is full, or there are no permits left.
     #[error("too many requests are waiting, nothing was changed; try again")]
     Overloaded,
     /// The server is shutting down.
     #[error("the server is shutting down, nothing was changed; try again")]
-    Stopping,
-    /// A defect: the database refused what passed the checks, for example.
-    #[error("the registry failed at this")]
+    ShuttingDown,
+    /// A bug, for example if the database rejects data that passed validation.
+    #[error("the request failed because of an internal error")]
     Internal,
 }
 
-fn describe(Owner { instance_id, base_url, .. }: &Owner) -> String {
+fn describe_owner(Owner { instance_id, base_url, .. }: &Owner) -> String {
     match instance_id {
         Some(instance_id) => format!("instance {instance_id} at {base_url}"),
         None => format!("at {base_url}"),
@@ -94,265 +95,272 @@ impl From<&StoreError> for Error {
     }
 }
 
-/// The registry. Its tasks end by the token of [`Registry::start`] and by [`Registry::close`].
+/// The registry. Its tasks end with the token passed to [`Registry::start`] and with [`Registry::close`].
 pub(crate) struct Registry {
-    core: Arc<Core>,
-    lanes: Lanes,
-    /// No more writes are taken.
+    shared: Arc<Shared>,
+    queues: WriteQueues,
+    /// Closes the write queues.
     closing: CancellationToken,
-    /// The server is about to stop: what never ends by itself has to.
-    stop: CancellationToken,
+    /// Ends the tasks and streams that never end on their own.
+    shutdown: CancellationToken,
 }
 
 impl Registry {
-    /// Reads all agents and starts the registry's tasks: those that follow and sweep end by `stop`.
+    /// Loads all agents and starts the registry's tasks, most of which end when `shutdown` is cancelled.
     pub(crate) async fn start(
         store: Arc<dyn Store>,
         config: Config,
         metrics: Metrics,
         bulkhead: Bulkhead,
         tasks: &TaskTracker,
-        stop: &CancellationToken,
+        shutdown: &CancellationToken,
     ) -> Result<Arc<Self>, StoreError> {
         let snapshot = store.load().await?;
         let (revision, now) = (snapshot.revision, snapshot.now);
-        tracing::info!(agents = snapshot.agents.len(), revision, store = store.name(), "read the registry");
-        // Both take their time, and neither needs the other.
+        tracing::info!(agents = snapshot.agents.len(), revision, store = store.name(), "loaded all agents");
+        // Both take long and are independent.
         let (view, recent) =
-            join(spawn_blocking(|| View::new(snapshot)), follow::recent(&*store, revision)).await;
+            join(spawn_blocking(|| View::new(snapshot)), follower::recent_events(&*store, revision)).await;
         let (recent, view) = (recent?, view.map_err(|error| StoreError::Unavailable(error.into()))?);
-        let core = Arc::new(Core {
+        let shared = Arc::new(Shared {
             store,
-            clock: Clock::new(now),
+            clock: DatabaseClock::new(now),
             availability: Availability::new(now),
             events: EventLog::new(recent.first().map_or(revision, |oldest| oldest.agent.revision - 1)),
             view,
             admission: Admission::new(config.rate_limit),
             bulkhead,
             config,
-            started: Instant::now(),
-            untold: Untold::default(),
+            started_at: Instant::now(),
+            dirty_reports: DirtyReports::default(),
             metrics,
-            figures: Mutex::default(),
+            cached_stats: Mutex::default(),
             server_id: RandomState::new().hash_one(std::process::id()),
         });
-        core.publish(&recent);
-        if core.events.head() != revision {
-            core.events.break_off(revision);
+        shared.publish(&recent);
+        if shared.events.head() != revision {
+            shared.events.reset(revision);
         }
-        let (lanes, beats, changes) = Lanes::new();
+        let (queues, heartbeats, changes) = WriteQueues::new();
         let closing = CancellationToken::new();
-        tasks.spawn(lanes::run_beats(core.clone(), beats, closing.clone()));
-        tasks.spawn(lanes::run_changes(core.clone(), changes, closing.clone()));
-        let registry = Arc::new(Self { core: core.clone(), lanes, closing, stop: stop.clone() });
-        tasks.spawn(stop.clone().run_until_cancelled_owned(follow::run(core.clone())));
-        if core.store.is_shared() {
-            tasks.spawn(stop.clone().run_until_cancelled_owned(reports::tell(core.clone())));
-            tasks.spawn(stop.clone().run_until_cancelled_owned(reports::listen(core)));
+        tasks.spawn(group_commit::run_heartbeats(shared.clone(), heartbeats, closing.clone()));
+        tasks.spawn(group_commit::run_changes(shared.clone(), changes, closing.clone()));
+        let registry = Arc::new(Self { shared: shared.clone(), queues, closing, shutdown: shutdown.clone() });
+        tasks.spawn(shutdown.clone().run_until_cancelled_owned(follower::run(shared.clone())));
+        if shared.store.is_shared() {
+            tasks.spawn(shutdown.clone().run_until_cancelled_owned(reports::broadcast(shared.clone())));
+            tasks.spawn(shutdown.clone().run_until_cancelled_owned(reports::receive(shared)));
         }
-        tasks.spawn(stop.clone().run_until_cancelled_owned(sweep::run(registry.clone())));
-        if let Some(interval) = registry.core.config.probe_interval {
-            tasks.spawn(probe::run(registry.clone(), interval, stop.clone()));
+        tasks.spawn(shutdown.clone().run_until_cancelled_owned(sweeper::run(registry.clone())));
+        if let Some(interval) = registry.shared.config.probe_interval {
+            tasks.spawn(probe::run(registry.clone(), interval, shutdown.clone()));
         }
         Ok(registry)
     }
 
-    /// Takes no more writes, and lets those end that were asked for.
+    /// Rejects new writes, and completes those that are queued.
     pub(crate) fn close(&self) {
         self.closing.cancel();
     }
 
-    /// Creates or updates an agent. One that says again what is known already costs no more than a heartbeat.
+    /// Creates or updates an agent. A registration that changes nothing is as cheap as a heartbeat.
     pub(crate) async fn register(&self, registration: Registration) -> Result<Json, Error> {
         let arrived = Instant::now();
         let instance_age = registration.instance_age;
-        let draft = StoredAgent::draft(registration).map_err(|error| {
-            tracing::error!(%error, "a registration cannot be encoded");
+        let draft = StoredAgent::from_registration(registration).map_err(|error| {
+            tracing::error!(%error, "cannot encode a registration, answering 500");
             Error::Internal
         })?;
-        if let Some(held) = self.core.view.held(&draft.agent_id)
-            && held.agent.says_the_same(&draft)
-            // Not the first sight of a process, whose start has to be noted, nor a late request of one that was shut down.
+        if let Some(entry) = self.shared.view.entry(&draft.agent_id)
+            && entry.agent.has_same_registration(&draft)
+            // The start of a new instance has to be stored, and a late request of an ended one rejected.
             && draft.instance_id.as_deref().is_none_or(|id| {
-                held.agent.instances.is_noted(id, instance_age, self.core.clock.now())
+                entry.agent.instances.is_noted(id, instance_age, self.shared.clock.now())
             })
-            && let Some(heard) = self.touch(&held, arrived).await?
+            && let Some(last_heartbeat) = self.write_heartbeat(&entry, arrived).await?
         {
-            return Ok(held.record(&self.core.moment(), heard));
+            return Ok(entry.record(&self.shared.read_context(), last_heartbeat));
         }
         let agent_id = draft.agent_id.clone();
         let agent = self
-            .change(&agent_id, Change::Register { draft: Box::new(draft), instance_age }, arrived)
+            .submit_and_get(&agent_id, Change::Register { draft: Box::new(draft), instance_age }, arrived)
             .await?;
-        Ok(self.core.record(&agent))
+        Ok(self.shared.record(&agent))
     }
 
-    /// An agent is alive, and may say its status.
-    pub(crate) async fn heartbeat(&self, agent_id: &str, beat: Heartbeat) -> Result<HeartbeatAck, Error> {
+    /// Records a heartbeat, with an optional status and load.
+    pub(crate) async fn heartbeat(
+        &self,
+        agent_id: &str,
+        heartbeat: Heartbeat,
+    ) -> Result<HeartbeatAck, Error> {
         let arrived = Instant::now();
-        let report = Report { load: beat.load, active_tasks: beat.active_tasks, probe: None };
-        let timeout = |interval| heartbeat_timeout(self.core.config.heartbeat_timeout, interval);
-        if let Some(held) = self.core.view.held(agent_id)
-            && held.agent.status != AgentStatus::Offline
-            && beat.status.is_none_or(|status| status == held.agent.status)
-            && is_instance(&held.agent, beat.instance_id.as_deref())
-            && let Some(heard) = self.touch(&held, arrived).await?
+        let report = Report { load: heartbeat.load, active_tasks: heartbeat.active_tasks, probe: None };
+        let timeout = |interval| heartbeat_timeout(self.shared.config.heartbeat_timeout, interval);
+        if let Some(entry) = self.shared.view.entry(agent_id)
+            && entry.agent.status != AgentStatus::Offline
+            && heartbeat.status.is_none_or(|status| status == entry.agent.status)
+            && accepts_instance(&entry.agent, heartbeat.instance_id.as_deref())
+            && let Some(last_heartbeat) = self.write_heartbeat(&entry, arrived).await?
         {
-            self.core.report(agent_id, report);
-            let (status, interval) = (held.agent.status, held.agent.heartbeat_interval);
-            let ack = HeartbeatAck::new(agent_id.to_owned(), status, heard, timeout(interval));
-            return Ok(ack.registration_tag(held.registration_tag().to_string()));
+            self.shared.report(agent_id, report);
+            let (status, interval) = (entry.agent.status, entry.agent.heartbeat_interval);
+            let ack = HeartbeatAck::new(agent_id.to_owned(), status, last_heartbeat, timeout(interval));
+            return Ok(ack.registration_tag(entry.registration_tag().to_string()));
         }
-        let agent = self.change(agent_id, Change::Beat(beat), arrived).await?;
-        self.core.report(agent_id, report);
+        let agent = self.submit_and_get(agent_id, Change::Heartbeat(heartbeat), arrived).await?;
+        self.shared.report(agent_id, report);
         let timeout = timeout(agent.heartbeat_interval);
         let ack = HeartbeatAck::new(agent_id.to_owned(), agent.status, agent.last_heartbeat, timeout);
         Ok(ack.registration_tag(agent.registration_tag().to_string()))
     }
 
-    pub(crate) async fn set_status(&self, agent_id: &str, update: StatusUpdate) -> Result<Json, Error> {
-        let agent = self.change(agent_id, Change::SetStatus(update), Instant::now()).await?;
-        Ok(self.core.record(&agent))
+    pub(crate) async fn update_status(&self, agent_id: &str, update: StatusUpdate) -> Result<Json, Error> {
+        let agent = self.submit_and_get(agent_id, Change::SetStatus(update), Instant::now()).await?;
+        Ok(self.shared.record(&agent))
     }
 
-    pub(crate) async fn remove(&self, agent_id: &str) -> Result<(), Error> {
-        match self.ask(agent_id, Change::Remove, Instant::now()).await? {
+    pub(crate) async fn deregister(&self, agent_id: &str) -> Result<(), Error> {
+        match self.submit(agent_id, Change::Remove, Instant::now()).await? {
             Outcome::NotFound => Err(Error::NotFound(agent_id.to_owned())),
-            Outcome::Done(_) | Outcome::Removed | Outcome::Superseded { .. } => Ok(()),
+            Outcome::Applied(_) | Outcome::Removed | Outcome::Superseded { .. } => Ok(()),
         }
     }
 
-    pub(crate) async fn get(&self, agent_id: &str) -> Result<Json, Error> {
-        let found = self.read(|moment| self.core.view.get(agent_id, moment)).await;
+    pub(crate) async fn get_agent(&self, agent_id: &str) -> Result<Json, Error> {
+        let found = self.read(|context| self.shared.view.get(agent_id, context)).await;
         found.ok_or_else(|| Error::NotFound(agent_id.to_owned()))
     }
 
-    pub(crate) async fn health(&self, agent_id: &str) -> Result<AgentHealth, Error> {
-        let found = self.read(|moment| self.core.view.health(agent_id, moment)).await;
+    pub(crate) async fn check_health(&self, agent_id: &str) -> Result<AgentHealth, Error> {
+        let found = self.read(|context| self.shared.view.health(agent_id, context)).await;
         found.ok_or_else(|| Error::NotFound(agent_id.to_owned()))
     }
 
-    /// The first part of a list.
-    pub(crate) async fn list(&self, query: ListQuery) -> Result<Page, Error> {
-        self.read_aside(move |view, moment| view.list(&query, moment)).await
+    /// Returns the first page of a list.
+    pub(crate) async fn list_agents(&self, query: ListQuery) -> Result<Page, Error> {
+        self.read_on_bulkhead(move |view, context| view.list(&query, context)).await
     }
 
-    /// A further part, which is short.
-    pub(crate) async fn list_on(&self, query: &ListQuery) -> Page {
-        self.read(|moment| self.core.view.list(query, moment)).await
+    /// Returns a further page of a list, which is short.
+    pub(crate) async fn list_next_page(&self, query: &ListQuery) -> Page {
+        self.read(|context| self.shared.view.list(query, context)).await
     }
 
-    pub(crate) async fn search(&self, query: SearchQuery) -> Result<Json, Error> {
-        self.read_aside(move |view, moment| view.search(&query, moment)).await
+    pub(crate) async fn search_capabilities(&self, query: SearchQuery) -> Result<Json, Error> {
+        self.read_on_bulkhead(move |view, context| view.search(&query, context)).await
     }
 
-    pub(crate) async fn stats(&self) -> Result<RegistryStats, Error> {
-        self.read_aside(View::stats).await
+    pub(crate) async fn get_stats(&self) -> Result<RegistryStats, Error> {
+        self.read_on_bulkhead(View::stats).await
     }
 
-    /// Who may ask for how much.
+    /// Returns the limits for expensive requests, bodies and clients.
     pub(crate) fn admission(&self) -> &Admission {
-        &self.core.admission
+        &self.shared.admission
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
-        &self.core.metrics
+        &self.shared.metrics
     }
 
-    /// The metrics, in Prometheus' text format.
+    /// Returns the metrics in Prometheus' text format.
     pub(crate) async fn metrics_text(&self) -> Result<String, Error> {
-        let core = &self.core;
-        let known = *core.figures.lock();
-        let stats = if let Some((stats, _)) = known.filter(|(_, read)| read.elapsed() < FIGURES_FOR) {
-            stats
-        } else {
-            let stats = self.read(|moment| core.view.stats(moment)).await;
-            *core.figures.lock() = Some((stats, Instant::now()));
-            stats
-        };
-        let last_sweep_age = core.availability.last_sweep_age();
-        let database_is_up = core.availability.away_for().is_none();
-        core.metrics.text(&Now { stats, last_sweep_age, database_is_up }).map_err(|error| {
-            tracing::error!(%error, "the metrics cannot be written");
+        let shared = &self.shared;
+        let cached = *shared.cached_stats.lock();
+        let stats =
+            if let Some((stats, _)) = cached.filter(|(_, computed_at)| computed_at.elapsed() < STATS_TTL) {
+                stats
+            } else {
+                let stats = self.read(|context| shared.view.stats(context)).await;
+                *shared.cached_stats.lock() = Some((stats, Instant::now()));
+                stats
+            };
+        let last_sweep_age = shared.availability.last_sweep_age();
+        let is_database_up = shared.availability.unavailable_for().is_none();
+        shared.metrics.encode(&Gauges { stats, last_sweep_age, is_database_up }).map_err(|error| {
+            tracing::error!(%error, "cannot encode the metrics, answering 500");
             Error::Internal
         })
     }
 
-    /// The health of the registry itself.
+    /// Returns the health of the server itself.
     pub(crate) fn server_health(&self) -> ServerHealth {
-        let core = &self.core;
-        let status = core.availability.health(core.config.sweep_interval);
+        let shared = &self.shared;
+        let status = shared.availability.health(shared.config.sweep_interval);
         let uptime =
-            Duration::from_millis(u64::try_from(core.started.elapsed().as_millis()).unwrap_or(u64::MAX));
-        ServerHealth::new(status, env!("CARGO_PKG_VERSION"), core.store.name(), uptime)
+            Duration::from_millis(u64::try_from(shared.started_at.elapsed().as_millis()).unwrap_or(u64::MAX));
+        ServerHealth::new(status, env!("CARGO_PKG_VERSION"), shared.store.name(), uptime)
     }
 
-    /// The changes, for those who watch.
+    /// Returns the log of events, for watchers.
     pub(crate) fn events(&self) -> &EventLog {
-        &self.core.events
+        &self.shared.events
     }
 
-    /// Waits until the server is about to stop.
-    pub(crate) async fn stopping(&self) {
-        self.stop.cancelled().await;
+    /// Waits until a shutdown is requested.
+    pub(crate) async fn shutdown_requested(&self) {
+        self.shutdown.cancelled().await;
     }
 
-    /// For how long the database has been away, where it is.
+    /// Returns how long the database has been unavailable, if it is.
     pub(crate) fn stale_for(&self) -> Option<Duration> {
-        self.core.availability.away_for()
+        self.shared.availability.unavailable_for()
     }
 
-    /// Answers from the view, after asking the database about agents that seem to have missed their deadline.
-    async fn read<T>(&self, read: impl Fn(&Moment) -> Read<T>) -> T {
-        let first = read(&self.core.moment());
-        if first.doubts.is_empty() {
-            return first.answer;
+    /// Reads from the view. Missed deadlines are confirmed by the database before they are believed.
+    async fn read<T>(&self, read: impl Fn(&ReadContext) -> Read<T>) -> T {
+        let first = read(&self.shared.read_context());
+        if first.unconfirmed.is_empty() {
+            return first.value;
         }
-        // By now the database has been asked, or it is away and no deadline counts.
-        self.core.confirm(&first.doubts).await;
-        read(&self.core.moment()).answer
+        // Afterwards the deadlines are confirmed, or the database is unavailable and no deadline counts.
+        self.shared.confirm_deadlines(&first.unconfirmed).await;
+        read(&self.shared.read_context()).value
     }
 
-    /// The same for what costs much, which does not run among the heartbeats.
-    async fn read_aside<T, R>(&self, read: R) -> Result<T, Error>
+    /// Like `read`, for expensive reads: runs on the bulkhead's threads.
+    async fn read_on_bulkhead<T, R>(&self, read: R) -> Result<T, Error>
     where
         T: Send + 'static,
-        R: Fn(&View, &Moment) -> Read<T> + Send + Sync + 'static,
+        R: Fn(&View, &ReadContext) -> Read<T> + Send + Sync + 'static,
     {
         let read = Arc::new(read);
-        let aside = async || {
-            let (core, read) = (self.core.clone(), read.clone());
-            let done = self.core.bulkhead.run(move || read(&core.view, &core.moment())).await;
-            done.ok_or(Error::Internal)
+        let run = async || {
+            let (shared, read) = (self.shared.clone(), read.clone());
+            let value = self.shared.bulkhead.run(move || read(&shared.view, &shared.read_context())).await;
+            value.ok_or(Error::Internal)
         };
-        let first = aside().await?;
-        if first.doubts.is_empty() {
-            return Ok(first.answer);
+        let first = run().await?;
+        if first.unconfirmed.is_empty() {
+            return Ok(first.value);
         }
-        self.core.confirm(&first.doubts).await;
-        Ok(aside().await?.answer)
+        self.shared.confirm_deadlines(&first.unconfirmed).await;
+        Ok(run().await?.value)
     }
 
-    /// Writes a heartbeat that changes nothing else, where that is all there is to it, and tells its time.
-    async fn touch(&self, held: &Held, arrived: Instant) -> Result<Option<Timestamp>, Error> {
-        let (heard, interval) = (held.pulse.heard(), held.agent.heartbeat_interval);
-        let now = self.core.clock.now();
-        if held.agent.missed_deadline || self.core.patience().is_nearly_overdue(heard, interval, now) {
+    /// Writes a plain heartbeat and returns its time, or `None` if the heartbeat changes more than the time.
+    async fn write_heartbeat(&self, entry: &Entry, arrived: Instant) -> Result<Option<Timestamp>, Error> {
+        let (last_heartbeat, interval) = (entry.liveness.last_heartbeat(), entry.agent.heartbeat_interval);
+        let now = self.shared.clock.now();
+        if entry.agent.missed_deadline
+            || self.shared.deadline_policy().is_nearly_overdue(last_heartbeat, interval, now)
+        {
             return Ok(None);
         }
-        self.core.check_database()?;
-        let touch = Touch { agent: held.agent.clone(), arrived };
-        self.lanes.beat(touch, held.pulse.clone()).await
+        self.shared.check_database()?;
+        let heartbeat = HeartbeatWrite { agent: entry.agent.clone(), arrived };
+        self.queues.heartbeat(heartbeat, entry.liveness.clone()).await
     }
 
-    async fn change(
+    async fn submit_and_get(
         &self,
         agent_id: &str,
         change: Change,
         arrived: Instant,
     ) -> Result<Arc<StoredAgent>, Error> {
-        match self.ask(agent_id, change, arrived).await? {
-            Outcome::Done(agent) => Ok(agent),
+        match self.submit(agent_id, change, arrived).await? {
+            Outcome::Applied(agent) => Ok(agent),
             Outcome::Superseded { owner, has_ended: false } => {
                 Err(Error::Superseded { agent_id: agent_id.to_owned(), owner })
             }
@@ -363,12 +371,12 @@ impl Registry {
         }
     }
 
-    async fn ask(&self, agent_id: &str, change: Change, arrived: Instant) -> Result<Outcome, Error> {
-        // No such id can have been registered, so the database need not be asked.
+    async fn submit(&self, agent_id: &str, change: Change, arrived: Instant) -> Result<Outcome, Error> {
+        // An invalid id cannot be registered, so the database need not be asked.
         if !is_valid_agent_id(agent_id) {
             return Ok(Outcome::NotFound);
         }
-        self.core.check_database()?;
-        self.lanes.change(agent_id.to_owned(), change, arrived).await
+        self.shared.check_database()?;
+        self.queues.change(agent_id.to_owned(), change, arrived).await
     }
 }

@@ -1,8 +1,7 @@
-//! What is known of agents only for the moment: their load, as heartbeats tell it, and how they answered the last
-//! probe.
+//! Transient reports of agents: the load from heartbeats, and the last probe result.
 //!
-//! It is not stored: after a restart the next heartbeat or probe tells it again. Replicas tell it each other
-//! every so often; what gets lost on the way is told again just as well.
+//! Reports are not stored: after a restart the next heartbeat or probe brings them again. Replicas broadcast
+//! them to each other periodically; a lost report is replaced by the next one.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,24 +12,24 @@ use registry_sdk::contract::ProbeResult;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::Core;
+use super::Shared;
 
-/// How often other replicas are told.
-const TELL_EVERY: Duration = Duration::from_millis(250);
+/// Interval between broadcasts.
+const BROADCAST_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The longest message: PostgreSQL takes less than 8,000 bytes.
-const LONGEST_MESSAGE: usize = 7_000;
+/// Maximum size of a message. PostgreSQL allows less than 8,000 bytes.
+const MAX_MESSAGE_BYTES: usize = 7_000;
 
-/// What is known of an agent for the moment.
+/// The transient state of an agent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// How much of its capacity is in use, from 0 to 1.
+    /// Fraction of the agent's capacity in use, from 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) load: Option<f64>,
-    /// How many tasks it is at.
+    /// Number of tasks that the agent is working on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) active_tasks: Option<u32>,
-    /// How it answered the last probe.
+    /// Result of the last probe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) probe: Option<ProbeResult>,
 }
@@ -40,7 +39,7 @@ impl Report {
         *self == Self::default()
     }
 
-    /// Takes over what a later report says; the rest stays.
+    /// Updates the fields that are set in a later report.
     pub(crate) fn update(&mut self, later: Self) {
         self.load = later.load.or(self.load);
         self.active_tasks = later.active_tasks.or(self.active_tasks);
@@ -50,61 +49,63 @@ impl Report {
     }
 }
 
-/// Whose reports the other replicas have to be told.
+/// Ids of agents whose reports have not been broadcast yet.
 #[derive(Debug, Default)]
-pub(crate) struct Untold(Mutex<HashSet<String>>);
+pub(crate) struct DirtyReports(Mutex<HashSet<String>>);
 
-/// A message to the other replicas.
+/// A broadcast to the other replicas.
 #[derive(Debug, Serialize, Deserialize)]
 struct Message {
-    /// The server that tells.
+    /// Id of the sending server.
     from: u64,
     reports: Vec<(String, Report)>,
 }
 
-impl Core {
-    /// Takes over what this server was told of an agent.
+impl Shared {
+    /// Records a report that this server received or made.
     pub(super) fn report(&self, agent_id: &str, report: Report) {
         if report.is_empty() {
             return;
         }
         self.view.report(agent_id, report);
         if self.store.is_shared() {
-            self.untold.0.lock().insert(agent_id.to_owned());
+            self.dirty_reports.0.lock().insert(agent_id.to_owned());
         }
     }
 }
 
-/// Tells the other replicas what is new. Never ends by itself; may be cancelled at any await.
-pub(super) async fn tell(core: Arc<Core>) {
+/// Broadcasts new reports to the other replicas. Never returns.
+///
+/// # Cancel safety
+/// A cancelled broadcast loses reports, which the next heartbeats bring again.
+pub(super) async fn broadcast(shared: Arc<Shared>) {
     loop {
-        tokio::time::sleep(TELL_EVERY).await;
-        let untold = std::mem::take(&mut *core.untold.0.lock());
-        if untold.is_empty() || core.availability.away_for().is_some() {
+        tokio::time::sleep(BROADCAST_INTERVAL).await;
+        let dirty = std::mem::take(&mut *shared.dirty_reports.0.lock());
+        if dirty.is_empty() || shared.availability.unavailable_for().is_some() {
             continue;
         }
-        let known = untold.into_iter().filter_map(|agent_id| {
-            let report = core.view.held(&agent_id)?.pulse.report();
+        let reports = dirty.into_iter().filter_map(|agent_id| {
+            let report = shared.view.entry(&agent_id)?.liveness.report();
             Some((agent_id, report))
         });
-        if let Err(error) = core.store.tell(&messages(core.server_id, known)).await {
-            // The next heartbeats tell it again.
-            tracing::debug!(%error, "could not tell the other replicas the agents' loads");
+        if let Err(error) = shared.store.broadcast(&messages(shared.server_id, reports)).await {
+            tracing::debug!(%error, "cannot broadcast reports, the next heartbeats bring them again");
         }
     }
 }
 
-/// Takes over what the other replicas tell. Ends where there are none.
-pub(super) async fn listen(core: Arc<Core>) {
-    let mut news = core.store.news();
+/// Applies the broadcasts of other replicas. Returns at once if the store is not shared.
+pub(super) async fn receive(shared: Arc<Shared>) {
+    let mut broadcasts = shared.store.subscribe();
     loop {
-        match news.recv().await {
+        match broadcasts.recv().await {
             Ok(text) => {
-                // What another version of the server says may not be understood.
+                // Another version of the server may send messages of another form.
                 let Ok(message) = serde_json::from_str::<Message>(&text) else { continue };
-                if message.from != core.server_id {
+                if message.from != shared.server_id {
                     for (agent_id, report) in message.reports {
-                        core.view.report(&agent_id, report);
+                        shared.view.report(&agent_id, report);
                     }
                 }
             }
@@ -114,18 +115,18 @@ pub(super) async fn listen(core: Arc<Core>) {
     }
 }
 
-/// As few messages as will do.
+/// Encodes the reports into as few messages as possible.
 fn messages(from: u64, reports: impl Iterator<Item = (String, Report)>) -> Vec<String> {
     let mut messages: Vec<String> = Vec::new();
     for report in reports {
-        // Strings and numbers: it cannot fail to serialize.
-        let one = serde_json::to_string(&report).unwrap_or_default();
+        // Strings and numbers always serialize.
+        let encoded = serde_json::to_string(&report).unwrap_or_default();
         match messages.last_mut() {
-            Some(message) if message.len() + one.len() < LONGEST_MESSAGE => {
+            Some(message) if message.len() + encoded.len() < MAX_MESSAGE_BYTES => {
                 message.push(',');
-                message.push_str(&one);
+                message.push_str(&encoded);
             }
-            _ => messages.push(format!(r#"{{"from":{from},"reports":[{one}"#)),
+            _ => messages.push(format!(r#"{{"from":{from},"reports":[{encoded}"#)),
         }
     }
     for message in &mut messages {
@@ -139,11 +140,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_report_is_in_a_message_of_bounded_length() {
+    fn every_report_is_sent_in_a_message_of_bounded_size() {
         let report = Report { load: Some(0.25), active_tasks: Some(3), probe: None };
         let sent: Vec<_> = (0..1_000).map(|number| (format!("agent-{number}"), report.clone())).collect();
         let messages = messages(7, sent.iter().cloned());
-        assert!(messages.iter().all(|message| message.len() < LONGEST_MESSAGE + 10));
+        assert!(messages.iter().all(|message| message.len() < MAX_MESSAGE_BYTES + 10));
         let read: Vec<Message> = messages.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
         assert!(read.iter().all(|message| message.from == 7));
         assert_eq!(read.into_iter().flat_map(|message| message.reports).collect::<Vec<_>>(), sent);

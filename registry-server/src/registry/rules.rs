@@ -1,4 +1,4 @@
-//! What a change does to an agent. Pure: the same rules for both databases, in one place.
+//! The effect of a change on an agent: pure functions, shared by both databases.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,113 +7,126 @@ use registry_sdk::contract::{AgentStatus, Heartbeat, Owner, StatusUpdate, Timest
 
 use crate::store::{Event, EventKind, StoredAgent, Writes};
 
-/// How long a heartbeat may take from its arrival until every replica would find it in the database.
+/// Maximum time from a heartbeat's arrival until every replica finds it in the database.
 const COMMIT_LAG: Duration = Duration::from_millis(500);
 
-/// A heartbeat so far in the future is from before somebody set the database's clock back.
-pub(crate) const AHEAD: Duration = Duration::from_secs(60);
+/// Maximum clock skew of a heartbeat. One further in the future predates a database clock that was set back.
+pub(crate) const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
 
-/// A change that somebody asks for.
+/// A requested change of one agent.
 #[derive(Debug)]
 pub(crate) enum Change {
-    /// Creates or replaces the agent, and counts as a heartbeat.
+    /// Creates or replaces the agent. Counts as a heartbeat.
     Register {
         draft: Box<StoredAgent>,
-        /// How long before the request arrived its process had started.
+        /// Age of the agent's process when the request arrived.
         instance_age: Option<Duration>,
     },
-    /// The agent is alive, and may say its status.
-    Beat(Heartbeat),
+    /// Records a heartbeat, with an optional status.
+    Heartbeat(Heartbeat),
     /// Sets the status.
     SetStatus(StatusUpdate),
     /// Removes the agent.
     Remove,
-    /// Marks the agent offline where it has missed its deadline by a margin.
+    /// Marks the agent offline if it has missed its deadline by a margin.
     Expire,
-    /// Removes the agent where it has been offline long enough.
+    /// Removes the agent if it has been offline for long enough.
     Purge,
-    /// The agent itself was asked how it is, and failed at it, or did not.
+    /// Records whether the registry's probes of the agent fail.
     Probed { failed: bool },
 }
 
-/// How long agents may be silent, and since when that counts.
+/// How long agents may be silent, and since when silence counts.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct DeadlinePolicy {
     /// The registry's own heartbeat timeout.
     pub(crate) timeout: Duration,
-    /// Nobody's silence before this counts: the agents could not have been heard. `None` while they still
-    /// cannot.
-    pub(crate) listening_since: Option<Timestamp>,
-    /// How far past the deadline an agent has to be before that is written down. A heartbeat that arrived in
-    /// time may still be on its way to the database.
-    pub(crate) margin: Duration,
-    /// How long an agent stays offline before it is removed; `None`: it is kept.
+    /// Database time since which agents can reach the registry; `None` if they cannot.
+    ///
+    /// Silence before it does not count.
+    pub(crate) reachable_since: Option<Timestamp>,
+    /// Time past the deadline after which it is persisted as missed.
+    ///
+    /// A heartbeat that arrived in time may still be on its way to the database.
+    pub(crate) expiry_margin: Duration,
+    /// Time after which an offline agent is removed; `None` keeps it.
     pub(crate) remove_after: Option<Duration>,
 }
 
-impl Patience {
-    /// Whether an agent that was last heard at `heard` is past its deadline.
-    pub(crate) fn is_overdue(&self, heard: Timestamp, interval: Option<Duration>, now: Timestamp) -> bool {
-        self.silence(heard, now) > heartbeat_timeout(self.timeout, interval)
-    }
-
-    /// Whether others may call the agent offline before a heartbeat that arrives now is committed. Such a
-    /// heartbeat has to be announced, so that they hear of it.
-    pub(crate) fn is_nearly_overdue(
+impl DeadlinePolicy {
+    /// Whether an agent is past its deadline.
+    pub(crate) fn is_overdue(
         &self,
-        heard: Timestamp,
+        last_heartbeat: Timestamp,
         interval: Option<Duration>,
         now: Timestamp,
     ) -> bool {
-        self.silence(heard, now) + COMMIT_LAG > heartbeat_timeout(self.timeout, interval)
+        self.silence(last_heartbeat, now) > heartbeat_timeout(self.timeout, interval)
     }
 
-    fn silence(&self, heard: Timestamp, now: Timestamp) -> Duration {
-        let Some(since) = self.listening_since else { return Duration::ZERO };
-        // What is of another time says nothing: silence counts from when that was noticed.
-        let heard = if heard.since(now) > AHEAD { since } else { heard.max(since) };
-        now.since(heard)
+    /// Whether other replicas may see a missed deadline before a heartbeat that arrives now is committed.
+    ///
+    /// Such a heartbeat needs an event, so that the replicas learn of it.
+    pub(crate) fn is_nearly_overdue(
+        &self,
+        last_heartbeat: Timestamp,
+        interval: Option<Duration>,
+        now: Timestamp,
+    ) -> bool {
+        self.silence(last_heartbeat, now) + COMMIT_LAG > heartbeat_timeout(self.timeout, interval)
+    }
+
+    fn silence(&self, last_heartbeat: Timestamp, now: Timestamp) -> Duration {
+        let Some(since) = self.reachable_since else { return Duration::ZERO };
+        // A time from before the clock was set back is unusable, so silence counts from when that was
+        // noticed.
+        let last_heartbeat =
+            if last_heartbeat.since(now) > MAX_CLOCK_SKEW { since } else { last_heartbeat.max(since) };
+        now.since(last_heartbeat)
     }
 }
 
-/// Whether a process may speak for an agent: the one that registered it unless it was shut down, or one that does not say
-/// which it is. Where the agent was registered without an instance, any that was not shut down may.
-pub(crate) fn is_instance(agent: &StoredAgent, instance_id: Option<&str>) -> bool {
+/// Whether an instance may act for an agent.
+///
+/// It may if it registered the agent, or if either the caller or the registration named no instance. It may not if
+/// it was shut down.
+pub(crate) fn accepts_instance(agent: &StoredAgent, instance_id: Option<&str>) -> bool {
     let Some(instance_id) = instance_id else { return true };
     agent.instance_id.as_deref().is_none_or(|registered| registered == instance_id)
         && !agent.instances.has_ended(instance_id)
 }
 
-/// What became of a change.
+/// The result of a change.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
-    /// The agent as it is now.
-    Done(Arc<StoredAgent>),
-    /// The agent is not there any more.
+    /// The change was applied, or changed nothing. Contains the agent as it is now.
+    Applied(Arc<StoredAgent>),
+    /// The agent was removed.
     Removed,
-    /// Nothing that anybody sees: the process that asked may not speak for the agent.
+    /// The calling process does not own the agent's id; nothing visible was changed.
     Superseded {
         owner: Owner,
-        /// Whether the process that asked was shut down, and not superseded by another.
+        /// Whether the calling process was shut down rather than superseded.
         has_ended: bool,
     },
-    /// There is no such agent.
+    /// The agent is not registered.
     NotFound,
 }
 
-/// Decides one change after another within one transaction, and gathers what has to be written.
-pub(crate) struct Judge<'a> {
-    pub(crate) patience: &'a Patience,
-    /// The database's clock.
+/// Applies changes within one transaction, and collects the resulting writes.
+pub(crate) struct Transition<'a> {
+    pub(crate) policy: &'a DeadlinePolicy,
+    /// Database time.
     pub(crate) now: Timestamp,
-    /// The registry's revision so far.
+    /// Revision of the last change.
     pub(crate) revision: i64,
     pub(crate) writes: Writes,
 }
 
-impl Judge<'_> {
-    /// Decides what a change that arrived `age` ago does to an agent. At most one change an agent: what was
-    /// decided before is not in `current`.
+impl Transition<'_> {
+    /// Decides the effect of a change that arrived `age` ago, and adds its writes.
+    ///
+    /// At most one change per agent: `current` does not include earlier decisions.
     pub(crate) fn decide(&mut self, change: &Change, age: Duration, current: Option<StoredAgent>) -> Outcome {
         let arrived = Timestamp::from_unix_millis(
             self.now.unix_millis() - i64::try_from(age.as_millis()).unwrap_or(i64::MAX),
@@ -123,19 +136,21 @@ impl Judge<'_> {
                 self.register(draft, *instance_age, arrived, current)
             }
             (_, None) => Outcome::NotFound,
-            (Change::SetStatus(update), Some(agent)) if is_repeated_end(&agent, update) => unchanged(agent),
+            (Change::SetStatus(update), Some(agent)) if is_repeated_shutdown(&agent, update) => {
+                unchanged(agent)
+            }
             (
-                Change::Beat(Heartbeat { instance_id, .. })
+                Change::Heartbeat(Heartbeat { instance_id, .. })
                 | Change::SetStatus(StatusUpdate { instance_id, .. }),
                 Some(agent),
-            ) if !is_instance(&agent, instance_id.as_deref()) => {
-                let refused = superseded(&agent, instance_id.as_deref());
+            ) if !accepts_instance(&agent, instance_id.as_deref()) => {
+                let rejection = superseded(&agent, instance_id.as_deref());
                 if let Change::SetStatus(update) = change {
-                    self.end_of_another(agent, update);
+                    self.end_other_instance(agent, update);
                 }
-                refused
+                rejection
             }
-            (Change::Beat(beat), Some(agent)) => self.beat(agent, beat.status, arrived),
+            (Change::Heartbeat(heartbeat), Some(agent)) => self.heartbeat(agent, heartbeat.status, arrived),
             (Change::SetStatus(update), Some(agent)) => self.set_status(agent, update),
             (Change::Expire, Some(agent)) => self.expire(agent),
             (Change::Probed { failed }, Some(agent)) => self.probed(agent, *failed),
@@ -152,98 +167,110 @@ impl Judge<'_> {
         current: Option<StoredAgent>,
     ) -> Outcome {
         let mut agent = draft.clone();
-        agent.instances = current.as_ref().map(|known| known.instances.clone()).unwrap_or_default();
+        agent.instances = current.as_ref().map(|previous| previous.instances.clone()).unwrap_or_default();
         if let Some(claimant) = &draft.instance_id {
-            let living = current.as_ref().filter(|known| !self.is_silent(known));
-            let owner = living.and_then(|known| known.instance_id.as_deref());
+            let live_agent = current.as_ref().filter(|previous| !self.is_past_deadline(previous));
+            let owner = live_agent.and_then(|previous| previous.instance_id.as_deref());
             if !agent.instances.claim(claimant, instance_age, owner, arrived)
-                && let Some(mut known) = current
+                && let Some(mut previous) = current
             {
-                let is_news = known.instances != agent.instances;
-                known.instances = agent.instances;
-                let refused = superseded(&known, Some(claimant));
-                if is_news {
-                    self.put(known, EventKind::Heard);
+                let has_changed = previous.instances != agent.instances;
+                previous.instances = agent.instances;
+                let rejection = superseded(&previous, Some(claimant));
+                if has_changed {
+                    self.emit(previous, EventKind::Internal);
                 }
-                return refused;
+                return rejection;
             }
         }
         (agent.registered_at, agent.last_heartbeat) = (arrived, arrived);
-        if let Some(known) = current {
-            agent.registered_at = known.registered_at;
-            agent.last_heartbeat = self.later(known.last_heartbeat, arrived);
-            // What was found at another address, or of another process, says nothing of this one.
-            let is_same = known.base_url == agent.base_url && known.instance_id == agent.instance_id;
-            agent.probe_failed = known.probe_failed && is_same;
+        if let Some(previous) = current {
+            agent.registered_at = previous.registered_at;
+            agent.last_heartbeat = self.latest_heartbeat(previous.last_heartbeat, arrived);
+            // Probe results of another address or process say nothing about this one.
+            let is_same_process =
+                previous.base_url == agent.base_url && previous.instance_id == agent.instance_id;
+            agent.probe_failed = previous.probe_failed && is_same_process;
         }
-        self.assign(&mut agent, draft.status);
-        self.put(agent, EventKind::Registered)
+        self.assign_status(&mut agent, draft.status);
+        self.emit(agent, EventKind::Registered)
     }
 
-    fn beat(&mut self, mut agent: StoredAgent, status: Option<AgentStatus>, arrived: Timestamp) -> Outcome {
-        let (heard, interval) = (agent.last_heartbeat, agent.heartbeat_interval);
-        let overdue = self.patience.is_overdue(heard, interval, arrived);
-        let was_offline = agent.status == AgentStatus::Offline || overdue;
+    fn heartbeat(
+        &mut self,
+        mut agent: StoredAgent,
+        status: Option<AgentStatus>,
+        arrived: Timestamp,
+    ) -> Outcome {
+        let (last_heartbeat, interval) = (agent.last_heartbeat, agent.heartbeat_interval);
+        let is_overdue = self.policy.is_overdue(last_heartbeat, interval, arrived);
+        let was_offline = agent.status == AgentStatus::Offline || is_overdue;
         let next = status.unwrap_or(if was_offline { AgentStatus::Active } else { agent.status });
-        agent.last_heartbeat = self.later(heard, arrived);
+        agent.last_heartbeat = self.latest_heartbeat(last_heartbeat, arrived);
         if next != agent.status || agent.missed_deadline {
-            self.assign(&mut agent, next);
-            self.put(agent, EventKind::StatusChanged)
-        } else if self.patience.is_nearly_overdue(heard, interval, self.now) {
-            self.put(agent, EventKind::Heard)
+            self.assign_status(&mut agent, next);
+            self.emit(agent, EventKind::StatusChanged)
+        } else if self.policy.is_nearly_overdue(last_heartbeat, interval, self.now) {
+            self.emit(agent, EventKind::Internal)
         } else {
-            self.writes.beats.push((agent.agent_id.clone(), agent.last_heartbeat));
+            self.writes.heartbeats.push((agent.agent_id.clone(), agent.last_heartbeat));
             unchanged(agent)
         }
     }
 
     fn set_status(&mut self, mut agent: StoredAgent, update: &StatusUpdate) -> Outcome {
         let status = update.status;
-        let end = update.instance_id.as_deref().filter(|_| update.is_final);
-        if let Some(instance_id) = end {
+        let ended_instance = update.instance_id.as_deref().filter(|_| update.is_final);
+        if let Some(instance_id) = ended_instance {
             agent.instances.end(instance_id, self.now);
         }
-        let is_known = agent.status == status && !agent.missed_deadline;
-        // Only a heartbeat brings back an agent that has fallen silent.
-        if is_known || self.is_silent(&agent) && status != AgentStatus::Offline {
-            return if end.is_some() { self.put(agent, EventKind::Heard) } else { unchanged(agent) };
+        let is_unchanged = agent.status == status && !agent.missed_deadline;
+        // Only a heartbeat revives an agent that is past its deadline.
+        if is_unchanged || self.is_past_deadline(&agent) && status != AgentStatus::Offline {
+            return if ended_instance.is_some() {
+                self.emit(agent, EventKind::Internal)
+            } else {
+                unchanged(agent)
+            };
         }
-        self.assign(&mut agent, status);
-        self.put(agent, EventKind::StatusChanged)
+        self.assign_status(&mut agent, status);
+        self.emit(agent, EventKind::StatusChanged)
     }
 
-    /// Notes the end of a process that does not own the id: its late requests change nothing either.
-    fn end_of_another(&mut self, mut agent: StoredAgent, update: &StatusUpdate) {
+    /// Records the shutdown of a process that does not own the id, so that its late requests are rejected.
+    fn end_other_instance(&mut self, mut agent: StoredAgent, update: &StatusUpdate) {
         let running = update.instance_id.as_deref().filter(|id| agent.instances.is_running(id));
         if let Some(instance_id) = running.filter(|_| update.is_final) {
             agent.instances.end(instance_id, self.now);
-            self.put(agent, EventKind::Heard);
+            self.emit(agent, EventKind::Internal);
         }
     }
 
-    /// Whether an agent is past its deadline, or was marked so. The mark outlives a restart of the server, after which
-    /// silence counts anew.
-    fn is_silent(&self, agent: &StoredAgent) -> bool {
+    /// Whether an agent is past its deadline or was marked so.
+    ///
+    /// The mark outlives a restart of the server, after which silence starts anew.
+    fn is_past_deadline(&self, agent: &StoredAgent) -> bool {
         agent.missed_deadline
-            || self.patience.is_overdue(agent.last_heartbeat, agent.heartbeat_interval, self.now)
+            || self.policy.is_overdue(agent.last_heartbeat, agent.heartbeat_interval, self.now)
     }
 
     fn expire(&mut self, mut agent: StoredAgent) -> Outcome {
-        let limit = heartbeat_timeout(self.patience.timeout, agent.heartbeat_interval) + self.patience.margin;
-        let expired = self.patience.silence(agent.last_heartbeat, self.now) > limit;
-        if agent.status == AgentStatus::Offline || !expired {
+        let limit =
+            heartbeat_timeout(self.policy.timeout, agent.heartbeat_interval) + self.policy.expiry_margin;
+        let is_expired = self.policy.silence(agent.last_heartbeat, self.now) > limit;
+        if agent.status == AgentStatus::Offline || !is_expired {
             return unchanged(agent);
         }
-        self.assign(&mut agent, AgentStatus::Offline);
+        self.assign_status(&mut agent, AgentStatus::Offline);
         agent.missed_deadline = true;
-        self.put(agent, EventKind::StatusChanged)
+        self.emit(agent, EventKind::StatusChanged)
     }
 
     fn is_purgeable(&self, agent: &StoredAgent) -> bool {
-        let (Some(since), Some(limit)) = (agent.offline_since, self.patience.remove_after) else {
+        let (Some(since), Some(limit)) = (agent.offline_since, self.policy.remove_after) else {
             return false;
         };
-        agent.status == AgentStatus::Offline && self.patience.silence(since, self.now) > limit
+        agent.status == AgentStatus::Offline && self.policy.silence(since, self.now) > limit
     }
 
     fn probed(&mut self, mut agent: StoredAgent, failed: bool) -> Outcome {
@@ -251,51 +278,53 @@ impl Judge<'_> {
             return unchanged(agent);
         }
         agent.probe_failed = failed;
-        self.put(agent, EventKind::StatusChanged)
+        self.emit(agent, EventKind::StatusChanged)
     }
 
     fn remove(&mut self, agent: StoredAgent) -> Outcome {
-        self.put(agent, EventKind::Deregistered);
+        self.emit(agent, EventKind::Deregistered);
         Outcome::Removed
     }
 
-    /// The later of two heartbeats. One in the future, from before somebody set the clock back, is now.
-    fn later(&self, known: Timestamp, arrived: Timestamp) -> Timestamp {
-        known.min(self.now).max(arrived)
+    /// Returns the later of two heartbeats.
+    ///
+    /// One in the future, from before the clock was set back, counts as now.
+    fn latest_heartbeat(&self, previous: Timestamp, arrived: Timestamp) -> Timestamp {
+        previous.min(self.now).max(arrived)
     }
 
-    /// Sets a status that somebody said, and what follows from it.
-    fn assign(&self, agent: &mut StoredAgent, status: AgentStatus) {
+    /// Sets a reported status and the fields that depend on it.
+    fn assign_status(&self, agent: &mut StoredAgent, status: AgentStatus) {
         agent.offline_since =
             (status == AgentStatus::Offline).then(|| agent.offline_since.unwrap_or(self.now));
         agent.status = status;
         agent.missed_deadline = false;
     }
 
-    fn put(&mut self, mut agent: StoredAgent, kind: EventKind) -> Outcome {
+    fn emit(&mut self, mut agent: StoredAgent, kind: EventKind) -> Outcome {
         self.revision += 1;
         agent.revision = self.revision;
         let agent = Arc::new(agent);
         self.writes.events.push(Event { kind, agent: agent.clone() });
-        Outcome::Done(agent)
+        Outcome::Applied(agent)
     }
 }
 
-/// Whether the agent's process says again that it was shut down: it may have got no answer the first time.
-fn is_repeated_end(agent: &StoredAgent, update: &StatusUpdate) -> bool {
+/// Whether the owner repeats the report of its own shutdown, for example because it missed the response.
+fn is_repeated_shutdown(agent: &StoredAgent, update: &StatusUpdate) -> bool {
     let is_owner = |instance_id| agent.instance_id.as_deref() == Some(instance_id);
     update.is_final
         && update.instance_id.as_deref().is_some_and(|id| is_owner(id) && agent.instances.has_ended(id))
 }
 
-/// Refuses a process that may not speak for the agent.
+/// Rejects a process that may not act for the agent.
 fn superseded(agent: &StoredAgent, instance_id: Option<&str>) -> Outcome {
     let owner = Owner::new(agent.instance_id.clone(), agent.base_url.clone());
     Outcome::Superseded { owner, has_ended: instance_id.is_some_and(|id| agent.instances.has_ended(id)) }
 }
 
 fn unchanged(agent: StoredAgent) -> Outcome {
-    Outcome::Done(Arc::new(agent))
+    Outcome::Applied(Arc::new(agent))
 }
 
 #[cfg(test)]

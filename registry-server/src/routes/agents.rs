@@ -90,7 +90,7 @@ pub(super) async fn heartbeat(
     let beat = Heartbeat::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     let began = Instant::now();
     let heard = registry.heartbeat(&id, beat).await?;
-    registry.metrics().heard(&id, began.elapsed());
+    registry.metrics().record_heartbeat(&id, began.elapsed());
     Ok(Json(heard))
 }
 
@@ -116,7 +116,7 @@ pub(super) async fn update_status(
 ) -> Result<Response, ApiError> {
     caller.speaks_for(&id)?;
     let update = StatusUpdate::from_json(body.bytes()).map_err(|error| malformed(&error))??;
-    Ok(json(registry.set_status(&id, update).await?))
+    Ok(json(registry.update_status(&id, update).await?))
 }
 
 /// Returns one agent's record.
@@ -131,7 +131,7 @@ pub(super) async fn get_agent(
     State(registry): State<Arc<Registry>>,
     AgentId(id): AgentId,
 ) -> Result<Response, ApiError> {
-    Ok(json(registry.get(&id).await?))
+    Ok(json(registry.get_agent(&id).await?))
 }
 
 /// Removes an agent.
@@ -145,6 +145,6 @@ pub(super) async fn deregister(
     caller: Caller,
 ) -> Result<StatusCode, ApiError> {
     caller.speaks_for(&id)?;
-    registry.remove(&id).await?;
+    registry.deregister(&id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,4 +1,4 @@
-//! Who calls, and whether they may.
+//! Authentication and authorization of requests.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,57 +15,56 @@ use super::dashboard;
 use super::problem::ApiError;
 use crate::tokens::{Token, Tokens, TokensError};
 
-/// Whether anybody may ask for it: the pages, what the API is, and whether the server is well, since load balancers have no
-/// token.
-fn is_open(path: &str) -> bool {
+/// Whether a path needs no token: the pages, the API description, and the server's health for load balancers.
+fn is_public(path: &str) -> bool {
     path == "/health"
         || path == "/openapi.json"
         || path.starts_with("/docs")
         || dashboard::PATHS.contains(&path)
 }
 
-/// Checks credentials, where there is a file of tokens.
+/// Authenticates requests by the tokens file, if there is one.
 #[derive(Debug, Default)]
-pub(crate) struct Gate {
+pub(crate) struct Authenticator {
     file: Option<PathBuf>,
     tokens: RwLock<Arc<Tokens>>,
     reloaded: watch::Sender<()>,
 }
 
-/// Who calls. A handler that changes something asks whether they may.
+/// The authenticated caller. Handlers that write check its authorization.
 #[derive(Clone, Debug)]
 pub(super) enum Caller {
-    /// No credentials are asked for.
+    /// No tokens file is configured, or the path is public.
     Anyone,
-    /// The bearer of a token. The other end tells when the tokens have been read anew.
+    /// The bearer of a token, and a receiver that is notified when the tokens are reloaded.
     Bearer(Arc<Token>, watch::Receiver<()>),
 }
 
-impl Gate {
+impl Authenticator {
     pub(crate) fn open(file: Option<PathBuf>) -> Result<Self, TokensError> {
-        let gate = Self { file, tokens: RwLock::default(), reloaded: watch::Sender::default() };
-        gate.reload()?;
-        Ok(gate)
+        let authenticator = Self { file, tokens: RwLock::default(), reloaded: watch::Sender::default() };
+        authenticator.reload()?;
+        Ok(authenticator)
     }
 
-    /// Reads the file anew. Requests under way go by what was read before; where it cannot be used, so do all.
+    /// Reloads the tokens file. If that fails, the previous tokens stay valid.
     pub(crate) fn reload(&self) -> Result<(), TokensError> {
         if let Some(file) = &self.file {
             let tokens = Tokens::read(file)?;
-            tracing::info!(file = %file.display(), tokens = tokens.len(), "read the tokens");
+            tracing::info!(file = %file.display(), tokens = tokens.len(), "loaded the tokens");
             *self.tokens.write() = Arc::new(tokens);
             self.reloaded.send_replace(());
         }
         Ok(())
     }
 
-    pub(crate) fn is_open(&self) -> bool {
+    pub(crate) fn is_disabled(&self) -> bool {
         self.file.is_none()
     }
 
-    /// Who calls, where they may at all.
-    pub(super) fn admit(&self, request: &Request) -> Result<Caller, ApiError> {
-        if self.is_open() || is_open(request.uri().path()) {
+    /// Returns the caller, or a 401 error.
+    pub(super) fn authenticate(&self, request: &Request) -> Result<Caller, ApiError> {
+        if self.is_disabled() || is_public(request.uri().path()) {
             return Ok(Caller::Anyone);
         }
         let tokens = self.tokens.read().clone();
@@ -79,10 +78,10 @@ impl Gate {
 }
 
 impl Caller {
-    /// Refuses a change of an agent that is not theirs.
+    /// Rejects the write if the caller is not authorized for the agent.
     pub(super) fn speaks_for(&self, agent_id: &str) -> Result<(), ApiError> {
         match self {
-            Self::Bearer(token, _) if !token.may_speak_for(agent_id) => {
+            Self::Bearer(token, _) if !token.may_act_for(agent_id) => {
                 let name = &token.name;
                 let detail = format!("the token {name:?} does not allow to change the agent {agent_id:?}");
                 Err(ApiError::new(StatusCode::FORBIDDEN, detail))
@@ -91,7 +90,7 @@ impl Caller {
         }
     }
 
-    /// The name of the token that was shown, where one is asked for.
+    /// Returns the name of the caller's token.
     pub(super) fn name(&self) -> Option<&str> {
         match self {
             Self::Anyone => None,
@@ -99,7 +98,7 @@ impl Caller {
         }
     }
 
-    /// Waits until who was let in has to show a token again: it has expired, or the tokens were read anew.
+    /// Waits until the caller has to authenticate again: the token has expired, or the tokens were reloaded.
     pub(super) async fn has_to_show_again(&mut self) {
         let Self::Bearer(token, reloaded) = self else { return std::future::pending().await };
         let expires = async {
@@ -109,7 +108,7 @@ impl Caller {
             }
         };
         tokio::select! {
-            // It ends with the gate, which ends with the server.
+            // The sender is dropped with the authenticator, when the server ends.
             _ = reloaded.changed() => {}
             () = expires => {}
         }
@@ -120,9 +119,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        // A route that was forgotten behind the gate lets nobody through.
+        // A route that is not behind the middleware rejects everything.
         let caller = parts.extensions.get::<Self>().cloned();
-        caller.ok_or_else(|| unauthorized("nobody has looked at the credentials"))
+        caller.ok_or_else(|| unauthorized("the request was not authenticated"))
     }
 }
 

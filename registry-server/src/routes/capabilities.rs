@@ -49,6 +49,6 @@ pub(super) async fn search_capabilities(
     }
     let status = check_status(params.status.as_deref())?;
     let limit = check_limit(params.limit)?.unwrap_or(limits::DEFAULT_MATCHES);
-    registry.metrics().searched(&params.q);
-    Ok(long_json(registry.search(SearchQuery { q: params.q, status, limit }).await?, place))
+    registry.metrics().record_search(&params.q);
+    Ok(long_json(registry.search_capabilities(SearchQuery { q: params.q, status, limit }).await?, place))
 }

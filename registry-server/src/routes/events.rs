@@ -17,8 +17,8 @@ use tokio::time::timeout;
 use super::auth::Caller;
 use super::describe::{Always, BadParameter, Busy};
 use super::problem::ApiError;
-use crate::metrics::Watching;
-use crate::registry::{Place, Registry, Step};
+use crate::metrics::WatcherGuard;
+use crate::registry::{Cursor, LogRead, Registry};
 
 /// How long nothing may be sent: proxies and clients take a longer silence for a lost connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -43,10 +43,10 @@ pub(super) async fn watch_events(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let after = last_event_id(&headers)?;
-    let place = registry.events().place(after);
-    let moved = registry.events().moved();
-    let counted = registry.metrics().watching();
-    let watcher = Watcher { registry, caller, _counted: counted, place, moved, next: Next::Begin };
+    let cursor = registry.events().cursor(after);
+    let changed = registry.events().subscribe();
+    let counted = registry.metrics().track_watcher();
+    let watcher = Watcher { registry, caller, _counted: counted, cursor, changed, next: Next::Begin };
     let headers = [
         (CONTENT_TYPE, "text/event-stream"),
         (CACHE_CONTROL, "no-store"),
@@ -66,9 +66,9 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
 struct Watcher {
     registry: Arc<Registry>,
     caller: Caller,
-    _counted: Watching,
-    place: Place,
-    moved: watch::Receiver<()>,
+    _counted: WatcherGuard,
+    cursor: Cursor,
+    changed: watch::Receiver<()>,
     next: Next,
 }
 
@@ -87,12 +87,12 @@ impl Watcher {
         match self.next {
             Next::Begin => {
                 self.next = Next::GoOn;
-                let begun = format!("id: {}\n\n", self.place.revision()).into_bytes();
-                match self.registry.events().read(&mut self.place) {
+                let begun = format!("id: {}\n\n", self.cursor.revision()).into_bytes();
+                match self.registry.events().read(&mut self.cursor) {
                     // Without data it is no event, but it tells where to go on after a lost connection.
-                    Step::Wait => Some(begun),
-                    Step::Frames(frames) => Some(frames),
-                    Step::Behind(head) | Step::Broken(head) => Some(reset(head)),
+                    LogRead::UpToDate => Some(begun),
+                    LogRead::Frames(frames) => Some(frames),
+                    LogRead::Lagged(head) | LogRead::Reset(head) => Some(reset(head)),
                 }
             }
             Next::GoOn => self.go_on().await,
@@ -102,22 +102,22 @@ impl Watcher {
 
     async fn go_on(&mut self) -> Option<Vec<u8>> {
         loop {
-            match self.registry.events().read(&mut self.place) {
-                Step::Frames(frames) => return Some(frames),
-                Step::Broken(head) => return Some(reset(head)),
-                Step::Behind(head) => {
+            match self.registry.events().read(&mut self.cursor) {
+                LogRead::Frames(frames) => return Some(frames),
+                LogRead::Reset(head) => return Some(reset(head)),
+                LogRead::Lagged(head) => {
                     self.next = Next::End;
                     // Without an id: who comes back says up to where it has really read.
                     let last = format!("event: {OVERRUN_EVENT}\ndata: {{\"revision\": {head}}}\n\n");
                     return Some(last.into_bytes());
                 }
-                Step::Wait => {}
+                LogRead::UpToDate => {}
             }
             tokio::select! {
-                moved = timeout(KEEP_ALIVE, self.moved.changed()) => if moved.is_err() {
+                woken = timeout(KEEP_ALIVE, self.changed.changed()) => if woken.is_err() {
                     return Some(b": keep-alive\n\n".to_vec());
                 },
-                () = self.registry.stopping() => return None,
+                () = self.registry.shutdown_requested() => return None,
                 () = self.caller.has_to_show_again() => return None,
             }
         }

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::problem::ApiError;
-use crate::admission::Place;
+use crate::admission::Permit;
 use crate::registry::{Error, Json, Registry};
 
 /// About how many bytes of a long answer are in memory for one who reads it.
@@ -51,20 +51,20 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// A place among the costly requests.
-pub(super) struct Costly(pub(super) Place);
+pub(super) struct Costly(pub(super) Permit);
 
 impl FromRequestParts<Arc<Registry>> for Costly {
     type Rejection = ApiError;
 
     async fn from_request_parts(_: &mut Parts, registry: &Arc<Registry>) -> Result<Self, ApiError> {
-        registry.admission().costly().map(Self).ok_or_else(|| Error::Overloaded.into())
+        registry.admission().acquire_expensive().map(Self).ok_or_else(|| Error::Overloaded.into())
     }
 }
 
 /// A body of JSON, or nothing, and its room until it is dropped.
 pub(super) struct JsonBody {
     bytes: Bytes,
-    _room: Place,
+    _permit: Permit,
 }
 
 impl FromRequest<Arc<Registry>> for JsonBody {
@@ -73,10 +73,10 @@ impl FromRequest<Arc<Registry>> for JsonBody {
     async fn from_request(request: Request, registry: &Arc<Registry>) -> Result<Self, ApiError> {
         if request.body().is_end_stream() {
             // Nearly all heartbeats.
-            return Ok(Self { bytes: Bytes::new(), _room: Place::default() });
+            return Ok(Self { bytes: Bytes::new(), _permit: Permit::default() });
         }
         let length = request.body().size_hint().exact();
-        let room = registry.admission().body(length).ok_or(Error::Overloaded)?;
+        let permit = registry.admission().acquire_body(length).ok_or(Error::Overloaded)?;
         let is_json = is_json(request.headers());
         let is_encoded = request.headers().get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
         let most = limits::BODY_BYTES;
@@ -93,11 +93,11 @@ impl FromRequest<Arc<Registry>> for JsonBody {
             }
         })?;
         if bytes.is_empty() {
-            Ok(Self { bytes, _room: room })
+            Ok(Self { bytes, _permit: permit })
         } else if is_encoded {
             Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send the body without a Content-Encoding"))
         } else if is_json {
-            Ok(Self { bytes, _room: room })
+            Ok(Self { bytes, _permit: permit })
         } else {
             let detail = "send the body as JSON, with the header Content-Type: application/json";
             Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
-use super::{Gate, router};
+use super::{Authenticator, router};
 use crate::bulkhead::Bulkhead;
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -89,7 +89,7 @@ fn no_request_meets_a_defect() {
         let (config, metrics, tasks) = (Config::default(), Metrics::new().unwrap(), TaskTracker::new());
         let registry =
             Registry::start(store, config, metrics, Bulkhead::start().unwrap(), &tasks, &stop).await.unwrap();
-        router(registry, Arc::new(Gate::open(None).unwrap()))
+        router(registry, Arc::new(Authenticator::open(None).unwrap()))
     });
     // A panic ends the test, so nothing is looked at after it.
     let shared = AssertUnwindSafe((&router, &runtime));

@@ -25,7 +25,7 @@ pub(super) async fn check_health(
     State(registry): State<Arc<Registry>>,
     AgentId(id): AgentId,
 ) -> Result<Json<AgentHealth>, ApiError> {
-    Ok(Json(registry.health(&id).await?))
+    Ok(Json(registry.check_health(&id).await?))
 }
 
 /// Returns the server's own health, without asking for a token.
@@ -63,5 +63,5 @@ pub(super) async fn get_stats(
     State(registry): State<Arc<Registry>>,
     _place: Costly,
 ) -> Result<Json<RegistryStats>, ApiError> {
-    Ok(Json(registry.stats().await?))
+    Ok(Json(registry.get_stats().await?))
 }

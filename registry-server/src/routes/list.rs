@@ -57,11 +57,11 @@ pub(super) async fn list_agents(
     }
     let after = params.cursor;
     let Some(limit) = limit else {
-        return everyone(registry, ListQuery { status, after, limit: usize::MAX, enough: PIECE }, place)
+        return everyone(registry, ListQuery { status, after, limit: usize::MAX, max_bytes: PIECE }, place)
             .await;
     };
-    let page = registry.list(ListQuery { status, after, limit, enough: usize::MAX }).await?;
-    let next = page.last.as_ref().filter(|_| page.more).map(|last| {
+    let page = registry.list_agents(ListQuery { status, after, limit, max_bytes: usize::MAX }).await?;
+    let next = page.last_id.as_ref().filter(|_| page.has_more).map(|last| {
         let status = status.map_or_else(String::new, |status| format!("status={status}&"));
         format!("</agents?{status}limit={limit}&cursor={last}>; rel=\"next\"")
     });
@@ -76,25 +76,25 @@ pub(super) async fn list_agents(
 /// A whole list, piece by piece as it is read: however long it is, and however slowly it is read, little of it is in
 /// memory. Each agent is as it is when its piece is made.
 async fn everyone(registry: Arc<Registry>, query: ListQuery, place: Costly) -> Result<Response, ApiError> {
-    let first = registry.list(query.clone()).await?;
-    if !first.more {
+    let first = registry.list_agents(query.clone()).await?;
+    if !first.has_more {
         return Ok(json(in_brackets(first.records)));
     }
     let pieces = stream::unfold(Some((registry, query, Some(first), place)), async |state| {
         let (registry, mut query, first, place) = state?;
         let before = if first.is_some() { b'[' } else { b',' };
-        let Page { mut records, last, more } = match first {
+        let Page { mut records, last_id, has_more } = match first {
             Some(page) => page,
-            None => registry.list_on(&query).await,
+            None => registry.list_next_page(&query).await,
         };
         if !records.is_empty() {
             records.insert(0, before);
         }
-        if !more {
+        if !has_more {
             records.push(b']');
         }
-        query.after = last;
-        Some((Ok::<_, Infallible>(records), more.then_some((registry, query, None, place))))
+        query.after = last_id;
+        Some((Ok::<_, Infallible>(records), has_more.then_some((registry, query, None, place))))
     });
     Ok(([(CONTENT_TYPE, "application/json")], Body::from_stream(pieces)).into_response())
 }

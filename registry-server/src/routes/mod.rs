@@ -1,7 +1,6 @@
 //! The whole API in one short router. A handler reads the request, calls the registry, answers.
 
 mod agents;
-mod around;
 mod auth;
 mod capabilities;
 mod dashboard;
@@ -13,6 +12,7 @@ mod fuzz;
 mod health;
 mod list;
 mod metrics;
+mod middleware;
 mod problem;
 
 use std::sync::Arc;
@@ -26,11 +26,11 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::registry::Registry;
-use around::Around;
-pub(crate) use auth::Gate;
+pub(crate) use auth::Authenticator;
+use middleware::Middleware;
 use problem::ApiError;
 
-pub(crate) fn router(registry: Arc<Registry>, gate: Arc<Gate>) -> Router {
+pub(crate) fn router(registry: Arc<Registry>, authenticator: Arc<Authenticator>) -> Router {
     let (routes, description) = OpenApiRouter::with_openapi(describe::Description::openapi())
         .routes(routes!(agents::register))
         .routes(routes!(list::list_agents))
@@ -51,7 +51,10 @@ pub(crate) fn router(registry: Arc<Registry>, gate: Arc<Gate>) -> Router {
         .merge(describe::pages(description))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(from_fn_with_state(Arc::new(Around::new(registry.clone(), gate)), around::handle));
+        .layer(from_fn_with_state(
+            Arc::new(Middleware::new(registry.clone(), authenticator)),
+            middleware::handle,
+        ));
     routes.with_state(registry)
 }
 

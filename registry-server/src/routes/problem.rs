@@ -55,7 +55,7 @@ impl From<Error> for ApiError {
         let status = match &error {
             Error::NotFound(_) => StatusCode::NOT_FOUND,
             Error::Superseded { .. } | Error::ShutDown { .. } => StatusCode::CONFLICT,
-            Error::Unavailable | Error::Overloaded | Error::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Error::Unavailable | Error::Overloaded | Error::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Error::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let mut answer = Self::new(status, detail);

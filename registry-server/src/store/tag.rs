@@ -1,4 +1,4 @@
-//! The tag of a registration, by which an agent notices that the registry lost its latest one.
+//! The tag of a registration, by which an agent notices that the registry lost it.
 
 use std::fmt;
 
@@ -7,24 +7,26 @@ use sha2::{Digest, Sha256};
 
 use super::StoredAgent;
 
-/// Identifies what an agent registered. The same on every replica, with both databases, and in every version of the
-/// server: with a tag that differed between two replicas, agents would register again with each heartbeat.
+/// A hash of what an agent registered.
+///
+/// It is the same on every replica, with both databases, and in every version of the server: if two replicas
+/// disagreed, agents would register again with each heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RegistrationTag(u64);
 
 impl RegistrationTag {
-    pub(super) fn of(agent: &StoredAgent) -> Self {
-        let mut hash = Hash(Sha256::new());
+    pub(super) fn compute(agent: &StoredAgent) -> Self {
+        let mut hash = FieldHasher(Sha256::new());
         hash.field(Some(agent.agent_name.as_bytes()));
         hash.field(Some(agent.base_url.as_bytes()));
-        // As text, which both databases give back in the same form: it is encoded anew when a row is read.
+        // The encoded text is the same with both databases: a row's value is encoded again when it is read.
         hash.field(Some(agent.capabilities.json().get().as_bytes()));
         hash.field(Some(agent.metadata.json().get().as_bytes()));
         let interval = agent.heartbeat_interval.map(|interval| interval.as_nanos().to_be_bytes());
         hash.field(interval.as_ref().map(<[u8; 16]>::as_slice));
         hash.field(agent.instance_id.as_deref().map(str::as_bytes));
         let digest = hash.0.finalize();
-        // A SHA-256 has 32 bytes.
+        // A SHA-256 digest has 32 bytes, so there always is a first chunk.
         Self(digest.first_chunk().copied().map_or(0, u64::from_be_bytes))
     }
 }
@@ -41,13 +43,13 @@ impl Serialize for RegistrationTag {
     }
 }
 
-struct Hash(Sha256);
+struct FieldHasher(Sha256);
 
-impl Hash {
-    /// Adds a field after its length, so that no two lists of fields are the same bytes.
+impl FieldHasher {
+    /// Hashes a field after its length, so that different lists of fields never yield the same bytes.
     fn field(&mut self, field: Option<&[u8]>) {
         let Some(bytes) = field else {
-            // Longer than any field.
+            // No field is that long.
             return self.0.update(u64::MAX.to_be_bytes());
         };
         self.0.update((bytes.len() as u64).to_be_bytes());
@@ -73,7 +75,7 @@ mod tests {
     }
 
     fn tag(registration: Registration) -> String {
-        StoredAgent::draft(registration).unwrap().registration_tag().to_string()
+        StoredAgent::from_registration(registration).unwrap().registration_tag().to_string()
     }
 
     #[test]
@@ -118,7 +120,7 @@ mod tests {
 
     #[test]
     fn tag_survives_being_encoded_and_read_again() {
-        // Floats that an inexact parser reads one step off.
+        // Floats that an inexact parser rounds differently.
         let floats = serde_json::json!([
             2.003_039_774_426_776_2e-253,
             7.101_215_824_554_616e260,
@@ -128,7 +130,7 @@ mod tests {
             -0.0,
             1e21
         ]);
-        let agent = StoredAgent::draft(registration().metadata("floats", floats)).unwrap();
+        let agent = StoredAgent::from_registration(registration().metadata("floats", floats)).unwrap();
         let again: StoredAgent = serde_json::from_str(&serde_json::to_string(&agent).unwrap()).unwrap();
         assert_eq!(again.registration_tag(), agent.registration_tag());
     }

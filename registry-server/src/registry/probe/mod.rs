@@ -1,11 +1,11 @@
-//! Active probing: the server asks each agent itself how it is. Two failures in a row make an agent unhealthy, one
-//! success heals it.
+//! Active probing: the server requests each agent's health endpoint.
 //!
-//! Of several servers over one database one asks: whoever holds the lease. Agents are asked in laps of one
-//! interval, each at its own moment of the lap, so that there are no bursts.
+//! Two failures in a row make an agent unhealthy, one success makes it healthy again. Of several servers over
+//! one database only the holder of a lease probes. Probes run in rounds of one interval; each agent has its
+//! own offset in the round, so that there are no bursts.
 
-mod ask;
-mod guard;
+mod address_filter;
+mod client;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -21,175 +21,185 @@ use tokio_util::sync::CancellationToken;
 
 use super::reports::Report;
 use super::rules::Change;
-use super::view::Held;
-use super::{Core, Registry};
-use ask::{Answered, Asker};
-use guard::Guard;
+use super::view::Entry;
+use super::{Registry, Shared};
+use address_filter::AddressFilter;
+use client::{ProbeClient, ProbeOutcome};
 
-/// For how long a server may ask before it has to renew its lease.
-const LEASE: Duration = Duration::from_secs(10);
+/// Lifetime of the lease unless it is renewed.
+const LEASE_DURATION: Duration = Duration::from_secs(10);
 
-/// How often the lease is renewed, or asked for.
-const RENEW: Duration = Duration::from_secs(3);
+/// Interval at which the lease is renewed or requested.
+const LEASE_RENEW_INTERVAL: Duration = Duration::from_secs(3);
 
-/// How many failures in a row make an agent unhealthy.
-const FAILURES: u32 = 2;
+/// Number of failures in a row that make an agent unhealthy.
+const FAILURE_THRESHOLD: u32 = 2;
 
-/// What one who asks agents needs.
+/// Probes agents, and counts their failures.
 struct Prober {
     registry: Arc<Registry>,
-    asker: Asker,
-    /// Who failed lately, and how often in a row.
-    failing: Mutex<HashMap<String, Failing>>,
+    client: ProbeClient,
+    /// Current failure streaks, by agent id.
+    failures: Mutex<HashMap<String, FailureStreak>>,
 }
 
-struct Failing {
-    /// What was asked: another address, or another process, begins anew.
+struct FailureStreak {
+    /// The probed address. A new address or process starts a new streak.
     base_url: String,
     instance_id: Option<String>,
-    times: u32,
+    count: u32,
 }
 
-/// What the lease is called.
+/// Name of the lease.
 const LEASE_NAME: &str = "probe";
 
-/// Asks all agents every interval, until it is told to stop. Then another server may take over at once.
-pub(super) async fn run(registry: Arc<Registry>, interval: Duration, stop: CancellationToken) {
-    let config = &registry.core.config;
-    let asker = match Asker::new(Guard::new(&config.probe_allow), config.probe_timeout) {
-        Ok(asker) => asker,
+/// Probes all agents at every interval until shutdown, then releases the lease for another server.
+pub(super) async fn run(registry: Arc<Registry>, interval: Duration, shutdown: CancellationToken) {
+    let config = &registry.shared.config;
+    let client = match ProbeClient::new(AddressFilter::new(&config.probe_allow), config.probe_timeout) {
+        Ok(client) => client,
         Err(error) => {
-            tracing::error!(%error, "agents cannot be probed");
+            tracing::error!(%error, "cannot set up the probe client, agents are not probed");
             return;
         }
     };
-    let at_once = Arc::new(Semaphore::new(config.probe_concurrency.get()));
-    let core = registry.core.clone();
-    let prober = Arc::new(Prober { registry, asker, failing: Mutex::default() });
-    let (leads, leading) = watch::channel(false);
+    let permits = Arc::new(Semaphore::new(config.probe_concurrency.get()));
+    let shared = registry.shared.clone();
+    let prober = Arc::new(Prober { registry, client, failures: Mutex::default() });
+    let (leader_tx, is_leader) = watch::channel(false);
     tokio::select! {
-        () = lead(&core, leads) => {}
-        () = laps(&prober, interval, &at_once, leading.clone()) => {}
-        () = stop.cancelled() => {}
+        () = hold_lease(&shared, leader_tx) => {}
+        () = run_rounds(&prober, interval, &permits, is_leader.clone()) => {}
+        () = shutdown.cancelled() => {}
     }
-    if *leading.borrow() {
-        // Where it cannot be given back it runs out.
-        let _ = core.store.hold_lease(LEASE_NAME, &holder(&core), Duration::ZERO).await;
+    if *is_leader.borrow() {
+        // If that fails, the lease expires.
+        let _ = shared.store.acquire_lease(LEASE_NAME, &lease_holder(&shared), Duration::ZERO).await;
     }
 }
 
-fn holder(core: &Core) -> String {
-    format!("{:016x}", core.server_id)
+fn lease_holder(shared: &Shared) -> String {
+    format!("{:016x}", shared.server_id)
 }
 
-/// Asks for the lease again and again, and tells whether this server has it.
-async fn lead(core: &Core, leads: watch::Sender<bool>) {
-    let holder = holder(core);
+/// Requests and renews the lease, and publishes whether this server holds it. Never returns.
+async fn hold_lease(shared: &Shared, leader_tx: watch::Sender<bool>) {
+    let holder = lease_holder(shared);
     loop {
-        let held = core.store.hold_lease(LEASE_NAME, &holder, LEASE).await;
-        core.noticed(&held);
-        let held = held.unwrap_or(false);
-        if leads.send_replace(held) != held {
-            let what =
-                if held { "this server probes the agents" } else { "another server probes the agents" };
-            tracing::info!("{what}");
+        let outcome = shared.store.acquire_lease(LEASE_NAME, &holder, LEASE_DURATION).await;
+        shared.record_outcome(&outcome);
+        let is_leader = outcome.unwrap_or(false);
+        if leader_tx.send_replace(is_leader) != is_leader {
+            let message = if is_leader {
+                "acquired the probe lease, this server probes the agents"
+            } else {
+                "lost the probe lease, another server probes the agents"
+            };
+            tracing::info!("{message}");
         }
-        sleep(RENEW).await;
+        sleep(LEASE_RENEW_INTERVAL).await;
     }
 }
 
-async fn laps(
+async fn run_rounds(
     prober: &Arc<Prober>,
     interval: Duration,
-    at_once: &Arc<Semaphore>,
-    mut leading: watch::Receiver<bool>,
+    permits: &Arc<Semaphore>,
+    mut is_leader: watch::Receiver<bool>,
 ) {
-    let spread = RandomState::new();
-    let mut asking = JoinSet::new();
+    let hasher = RandomState::new();
+    let mut running_probes = JoinSet::new();
     loop {
-        if leading.wait_for(|leads| *leads).await.is_err() {
+        if is_leader.wait_for(|is_leader| *is_leader).await.is_err() {
             return;
         }
         let start = Instant::now();
-        for (moment, agent_id) in prober.lap(interval, &spread) {
-            sleep_until(start + moment).await;
-            let Ok(permit) = at_once.clone().acquire_owned().await else { return };
-            if !*leading.borrow() {
+        for (offset, agent_id) in prober.schedule(interval, &hasher) {
+            sleep_until(start + offset).await;
+            let Ok(permit) = permits.clone().acquire_owned().await else { return };
+            if !*is_leader.borrow() {
                 break;
             }
             let prober = prober.clone();
-            asking.spawn(async move {
+            running_probes.spawn(async move {
                 prober.probe(&agent_id).await;
                 drop(permit);
             });
-            while asking.try_join_next().is_some() {}
+            while running_probes.try_join_next().is_some() {}
         }
         sleep_until(start + interval).await;
     }
 }
 
 impl Prober {
-    /// Whom to ask, and how long after the lap's beginning.
-    fn lap(&self, interval: Duration, spread: &RandomState) -> Vec<(Duration, String)> {
-        let view = &self.registry.core.view;
-        let everyone = view.ids_where(is_asked);
-        self.failing.lock().retain(|agent_id, _| view.held(agent_id).is_some());
+    /// Returns the agents to probe, each with its offset from the start of the round.
+    fn schedule(&self, interval: Duration, hasher: &RandomState) -> Vec<(Duration, String)> {
+        let view = &self.registry.shared.view;
+        let agent_ids = view.ids_where(should_probe);
+        self.failures.lock().retain(|agent_id, _| view.entry(agent_id).is_some());
         let millis = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX).max(1);
-        let moment = |agent_id: &String| Duration::from_millis(spread.hash_one(agent_id) % millis);
-        let mut lap: Vec<_> = everyone.into_iter().map(|agent_id| (moment(&agent_id), agent_id)).collect();
-        lap.sort_unstable();
-        lap
+        let offset = |agent_id: &String| Duration::from_millis(hasher.hash_one(agent_id) % millis);
+        let mut schedule: Vec<_> =
+            agent_ids.into_iter().map(|agent_id| (offset(&agent_id), agent_id)).collect();
+        schedule.sort_unstable();
+        schedule
     }
 
     async fn probe(&self, agent_id: &str) {
-        let core = &self.registry.core;
-        let Some(asked) = core.view.held(agent_id).filter(|held| is_asked(held)) else { return };
-        let answered = self.asker.ask(&asked.agent.base_url).await;
-        let now = core.view.held(agent_id);
-        // Where it has registered anew meanwhile, with another address perhaps, this is not about it.
-        let Some(held) = now.filter(|now| is_same(now, &asked)) else { return };
-        let failed = self.count(&held, &answered);
-        core.report(agent_id, Report { probe: Some(result(&answered, core)), ..Report::default() });
-        let Some(failed) = failed.filter(|failed| *failed != held.agent.probe_failed) else { return };
-        // Where it cannot be written now, the next probe finds the same.
-        match self.registry.ask(agent_id, Change::Probed { failed }, std::time::Instant::now()).await {
+        let shared = &self.registry.shared;
+        let Some(probed) = shared.view.entry(agent_id).filter(|entry| should_probe(entry)) else { return };
+        let outcome = self.client.probe(&probed.agent.base_url).await;
+        let current = shared.view.entry(agent_id);
+        // If the agent has registered again, the outcome may concern another address.
+        let Some(entry) = current.filter(|current| is_same_process(current, &probed)) else { return };
+        let failed = self.count(&entry, &outcome);
+        shared.report(agent_id, Report { probe: Some(probe_result(&outcome, shared)), ..Report::default() });
+        let Some(failed) = failed.filter(|failed| *failed != entry.agent.probe_failed) else { return };
+        // If the change cannot be stored, the next probe tries again.
+        match self.registry.submit(agent_id, Change::Probed { failed }, std::time::Instant::now()).await {
             Ok(_) => {
-                tracing::info!(agent_id, failed, detail = ?answered.outcome.err(), "a probe found something new");
+                tracing::info!(agent_id, failed, detail = ?outcome.result.err(), "probe result of the agent changed");
             }
-            Err(error) => tracing::debug!(agent_id, failed, %error, "could not write what a probe found"),
+            Err(error) => {
+                tracing::debug!(agent_id, failed, %error, "cannot store the probe result, the next probe retries");
+            }
         }
     }
 
-    /// Counts an outcome. Whether the agent counts as failed from now on; `None` where one failure is not enough to
-    /// say so.
-    fn count(&self, held: &Held, answered: &Answered) -> Option<bool> {
-        let mut failing = self.failing.lock();
-        let agent = &held.agent;
-        if answered.outcome.is_ok() {
-            failing.remove(&agent.agent_id);
+    /// Counts an outcome, and returns whether the agent counts as failed from now on.
+    ///
+    /// `None` if the failures are not enough to decide.
+    fn count(&self, entry: &Entry, outcome: &ProbeOutcome) -> Option<bool> {
+        let mut failures = self.failures.lock();
+        let agent = &entry.agent;
+        if outcome.result.is_ok() {
+            failures.remove(&agent.agent_id);
             return Some(false);
         }
-        let anew =
-            || Failing { base_url: agent.base_url.clone(), instance_id: agent.instance_id.clone(), times: 0 };
-        let entry = failing.entry(agent.agent_id.clone()).or_insert_with(anew);
-        if entry.base_url != agent.base_url || entry.instance_id != agent.instance_id {
-            *entry = anew();
+        let new_streak = || FailureStreak {
+            base_url: agent.base_url.clone(),
+            instance_id: agent.instance_id.clone(),
+            count: 0,
+        };
+        let streak = failures.entry(agent.agent_id.clone()).or_insert_with(new_streak);
+        if streak.base_url != agent.base_url || streak.instance_id != agent.instance_id {
+            *streak = new_streak();
         }
-        entry.times = entry.times.saturating_add(1);
-        (entry.times >= FAILURES).then_some(true)
+        streak.count = streak.count.saturating_add(1);
+        (streak.count >= FAILURE_THRESHOLD).then_some(true)
     }
 }
 
-/// Who is offline is not asked.
-fn is_asked(held: &Held) -> bool {
-    held.agent.status != AgentStatus::Offline
+/// Offline agents are not probed.
+fn should_probe(entry: &Entry) -> bool {
+    entry.agent.status != AgentStatus::Offline
 }
 
-fn is_same(one: &Held, other: &Held) -> bool {
+fn is_same_process(one: &Entry, other: &Entry) -> bool {
     one.agent.base_url == other.agent.base_url && one.agent.instance_id == other.agent.instance_id
 }
 
-fn result(answered: &Answered, core: &Core) -> ProbeResult {
-    let failure = answered.outcome.as_ref().err();
-    ProbeResult::new(core.clock.now(), answered.took, failure.map(String::as_str))
+fn probe_result(outcome: &ProbeOutcome, shared: &Shared) -> ProbeResult {
+    let failure = outcome.result.as_ref().err();
+    ProbeResult::new(shared.clock.now(), outcome.elapsed, failure.map(String::as_str))
 }

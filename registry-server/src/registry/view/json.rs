@@ -1,53 +1,53 @@
-//! Writes a JSON object field by field, some of them encoded already.
+//! Writes JSON objects whose fields are partly encoded already.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// An object that is being written.
+/// A JSON object under construction.
 #[derive(Debug)]
-pub(super) struct Object<'a> {
+pub(super) struct JsonObject<'a> {
     out: &'a mut Vec<u8>,
     is_empty: bool,
 }
 
-impl<'a> Object<'a> {
-    pub(super) fn begin(out: &'a mut Vec<u8>) -> Self {
+impl<'a> JsonObject<'a> {
+    pub(super) fn start(out: &'a mut Vec<u8>) -> Self {
         out.push(b'{');
         Self { out, is_empty: true }
     }
 
     pub(super) fn field(&mut self, name: &str, value: &(impl Serialize + ?Sized)) -> &mut Self {
         self.name(name);
-        let before = self.out.len();
+        let start = self.out.len();
         if serde_json::to_writer(&mut *self.out, value).is_err() {
-            // Writing to memory does not fail, and what is written here are texts, numbers and lists of them.
-            self.out.truncate(before);
+            // Cannot happen: memory accepts all writes, and strings, numbers and lists always serialize.
+            self.out.truncate(start);
             self.out.extend_from_slice(b"null");
         }
         self
     }
 
-    /// A number of seconds, as the contract writes it: without a fraction where it is whole.
+    /// Writes a number of seconds, without a fraction if it is whole, as the contract demands.
     pub(super) fn seconds(&mut self, name: &str, duration: Option<Duration>) -> &mut Self {
         match duration {
-            Some(whole) if whole.subsec_nanos() == 0 => self.field(name, &whole.as_secs()),
-            other => self.field(name, &other.map(|duration| duration.as_secs_f64())),
+            Some(duration) if duration.subsec_nanos() == 0 => self.field(name, &duration.as_secs()),
+            duration => self.field(name, &duration.map(|duration| duration.as_secs_f64())),
         }
     }
 
-    /// A field whose value is JSON already.
-    pub(super) fn encoded(&mut self, name: &str, json: &str) -> &mut Self {
+    /// Writes a field whose value is encoded already.
+    pub(super) fn raw(&mut self, name: &str, json: &str) -> &mut Self {
         self.name(name);
         self.out.extend_from_slice(json.as_bytes());
         self
     }
 
-    pub(super) fn end(&mut self) {
+    pub(super) fn finish(&mut self) {
         self.out.push(b'}');
     }
 
-    /// Names are this program's own, and need no escapes.
+    /// Field names are literals that need no escaping.
     fn name(&mut self, name: &str) {
         if !std::mem::take(&mut self.is_empty) {
             self.out.push(b',');

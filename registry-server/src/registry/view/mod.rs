@@ -1,6 +1,6 @@
-//! The view: every agent in memory. Here is how it is held and kept up to date; `reads` answers from it.
+//! The view: every agent in memory. This file updates it, and `reads` answers from it.
 
-mod held;
+mod entry;
 mod json;
 mod reads;
 mod record;
@@ -14,23 +14,24 @@ use registry_sdk::search::SearchIndex;
 
 use super::reports::Report;
 use crate::store::{Snapshot, StoredAgent};
-pub(crate) use held::{Held, Moment, Pulse};
+pub(crate) use entry::{Entry, Liveness, ReadContext};
 pub(crate) use reads::{ListQuery, Page, Read, SearchQuery};
 pub(crate) use record::{Json, Load, Record};
 
-/// Where an agent stands, in the index as well.
+/// Index of an agent in `slots` and in the search index.
 type Slot = u32;
 
 #[derive(Debug, Default)]
 struct Inner {
     ids: HashMap<Arc<str>, Slot>,
-    /// The same, for lists.
-    in_order: BTreeMap<Arc<str>, Slot>,
-    slots: Vec<Option<Arc<Held>>>,
+    /// The same as `ids`, sorted for lists.
+    ordered_ids: BTreeMap<Arc<str>, Slot>,
+    slots: Vec<Option<Arc<Entry>>>,
     index: SearchIndex,
-    /// Agents that were removed, and at which revision, until the follower has passed it: a row that was
-    /// read before must not bring them back.
-    removed: HashMap<String, i64>,
+    /// Revisions at which agents were removed, until the follower has passed them.
+    ///
+    /// They keep a row that was read before the removal from restoring the agent.
+    tombstones: HashMap<String, i64>,
 }
 
 /// Every agent, in memory.
@@ -48,135 +49,136 @@ impl View {
         Self { inner: RwLock::new(inner) }
     }
 
-    /// The agent as it is held, its status as it was stored.
-    pub(crate) fn held(&self, agent_id: &str) -> Option<Arc<Held>> {
+    /// Returns the agent's entry, with the status as stored.
+    pub(crate) fn entry(&self, agent_id: &str) -> Option<Arc<Entry>> {
         self.inner.read().get(agent_id).cloned()
     }
 
-    /// Takes over an agent, unless what is held is as new.
-    pub(crate) fn put(&self, agent: Arc<StoredAgent>) {
-        self.inner.write().put_newer(agent);
+    /// Inserts or replaces an agent, unless the view has the same or a later revision.
+    pub(crate) fn put_if_newer(&self, agent: Arc<StoredAgent>) {
+        self.inner.write().put_if_newer(agent);
     }
 
-    /// Takes over that an agent was removed at a revision, unless what is held is newer.
+    /// Removes an agent at a revision, unless the view has a later one.
     pub(crate) fn remove(&self, agent_id: &str, revision: i64) {
         let mut inner = self.inner.write();
-        if inner.get(agent_id).is_none_or(|held| held.agent.revision < revision) {
+        if inner.get(agent_id).is_none_or(|entry| entry.agent.revision < revision) {
             inner.remove(agent_id);
-            inner.removed.insert(agent_id.to_owned(), revision);
+            inner.tombstones.insert(agent_id.to_owned(), revision);
         }
     }
 
-    /// Takes over a whole snapshot: what it does not have was removed, unless it is newer. Where the database
-    /// was set back to an older state, the snapshot counts whatever is held.
-    pub(crate) fn replace(&self, snapshot: Snapshot, set_back: bool) {
-        if set_back {
+    /// Replaces the view by a snapshot, except for entries that are newer.
+    ///
+    /// If the database was rolled back, the snapshot replaces everything.
+    pub(crate) fn replace(&self, snapshot: Snapshot, is_rolled_back: bool) {
+        if is_rolled_back {
             *self.inner.write() = Self::new(snapshot).inner.into_inner();
             return;
         }
         let mut inner = self.inner.write();
-        let there: HashSet<&str> = snapshot.agents.iter().map(|agent| agent.agent_id.as_str()).collect();
-        let gone = |held: &&Arc<Held>| {
-            held.agent.revision <= snapshot.revision && !there.contains(held.agent.agent_id.as_str())
+        let present: HashSet<&str> = snapshot.agents.iter().map(|agent| agent.agent_id.as_str()).collect();
+        let is_gone = |entry: &&Arc<Entry>| {
+            entry.agent.revision <= snapshot.revision && !present.contains(entry.agent.agent_id.as_str())
         };
         let gone: Vec<_> =
-            inner.slots.iter().flatten().filter(gone).map(|held| held.agent.agent_id.clone()).collect();
+            inner.slots.iter().flatten().filter(is_gone).map(|entry| entry.agent.agent_id.clone()).collect();
         for agent_id in gone {
             inner.remove(&agent_id);
         }
         for agent in snapshot.agents {
-            inner.put_newer(Arc::new(agent));
+            inner.put_if_newer(Arc::new(agent));
         }
     }
 
-    /// Moves last heartbeats forward.
-    pub(crate) fn heard<'a>(&self, times: impl IntoIterator<Item = (&'a str, Timestamp)>) {
+    /// Records heartbeats in memory.
+    pub(crate) fn record_heartbeats<'a>(&self, times: impl IntoIterator<Item = (&'a str, Timestamp)>) {
         let inner = self.inner.read();
         for (agent_id, time) in times {
-            if let Some(held) = inner.get(agent_id) {
-                held.pulse.hear(time);
+            if let Some(entry) = inner.get(agent_id) {
+                entry.liveness.record_heartbeat(time);
             }
         }
     }
 
-    /// Takes over what the database answered about the last heartbeats of the agents it was asked for. Where
-    /// even the database has none in time, the missed deadline is believed from now on.
-    pub(crate) fn confirm(&self, times: &[(String, Timestamp)], asked: &[String], moment: &Moment) {
-        self.heard(times.iter().map(|(agent_id, time)| (agent_id.as_str(), *time)));
+    /// Records the last heartbeats from the database, and marks those that are overdue as confirmed.
+    pub(crate) fn confirm(&self, times: &[(String, Timestamp)], agent_ids: &[String], context: &ReadContext) {
+        self.record_heartbeats(times.iter().map(|(agent_id, time)| (agent_id.as_str(), *time)));
         let inner = self.inner.read();
-        asked.iter().filter_map(|agent_id| inner.get(agent_id)).for_each(|held| held.believe(moment));
+        agent_ids.iter().filter_map(|agent_id| inner.get(agent_id)).for_each(|entry| entry.confirm(context));
     }
 
-    /// Forgets what was removed up to a revision that the follower has passed.
-    pub(crate) fn forget_removed(&self, revision: i64) {
-        if self.inner.read().removed.values().any(|removed| *removed <= revision) {
-            self.inner.write().removed.retain(|_, removed| *removed > revision);
+    /// Drops the tombstones up to a revision that the follower has passed.
+    pub(crate) fn prune_tombstones(&self, revision: i64) {
+        if self.inner.read().tombstones.values().any(|removed| *removed <= revision) {
+            self.inner.write().tombstones.retain(|_, removed| *removed > revision);
         }
     }
 
-    /// Takes over what is known of an agent for the moment.
+    /// Updates the report of an agent.
     pub(crate) fn report(&self, agent_id: &str, report: Report) {
-        if let Some(held) = self.inner.read().get(agent_id) {
-            held.pulse.update_report(report);
+        if let Some(entry) = self.inner.read().get(agent_id) {
+            entry.liveness.update_report(report);
         }
     }
 
-    /// The ids of all agents for which the test holds.
-    pub(crate) fn ids_where(&self, test: impl Fn(&Held) -> bool) -> Vec<String> {
+    /// Returns the ids of all agents whose entries match.
+    pub(crate) fn ids_where(&self, predicate: impl Fn(&Entry) -> bool) -> Vec<String> {
         let inner = self.inner.read();
-        let found = inner.slots.iter().flatten().filter(|held| test(held));
-        found.map(|held| held.agent.agent_id.clone()).collect()
+        let matching = inner.slots.iter().flatten().filter(|entry| predicate(entry));
+        matching.map(|entry| entry.agent.agent_id.clone()).collect()
     }
 }
 
 impl Inner {
-    fn slot(&self, slot: Slot) -> Option<&Arc<Held>> {
+    fn slot(&self, slot: Slot) -> Option<&Arc<Entry>> {
         self.slots.get(slot as usize)?.as_ref()
     }
 
-    fn get(&self, agent_id: &str) -> Option<&Arc<Held>> {
+    fn get(&self, agent_id: &str) -> Option<&Arc<Entry>> {
         self.slot(*self.ids.get(agent_id)?)
     }
 
-    fn put_newer(&mut self, agent: Arc<StoredAgent>) {
-        let held = self.get(&agent.agent_id).map(|held| held.agent.revision);
-        let removed = self.removed.get(&agent.agent_id).copied();
-        if held.max(removed).is_none_or(|known| known < agent.revision) {
+    fn put_if_newer(&mut self, agent: Arc<StoredAgent>) {
+        let current = self.get(&agent.agent_id).map(|entry| entry.agent.revision);
+        let removed = self.tombstones.get(&agent.agent_id).copied();
+        if current.max(removed).is_none_or(|known| known < agent.revision) {
             self.put(agent);
-        } else if let Some(held) = self.get(&agent.agent_id) {
-            held.pulse.hear(agent.last_heartbeat);
+        } else if let Some(entry) = self.get(&agent.agent_id) {
+            entry.liveness.record_heartbeat(agent.last_heartbeat);
         }
     }
 
     fn put(&mut self, agent: Arc<StoredAgent>) {
-        self.removed.remove(&agent.agent_id);
+        self.tombstones.remove(&agent.agent_id);
         let known = self.ids.get(agent.agent_id.as_str()).copied();
-        let before = known.and_then(|slot| self.slot(slot)).cloned();
-        // What was known of another process says nothing of this one.
-        let same = before.as_ref().filter(|before| before.agent.instance_id == agent.instance_id);
-        let pulse =
-            same.map_or_else(|| Pulse::new(agent.last_heartbeat).into(), |before| before.pulse.clone());
-        pulse.hear(agent.last_heartbeat);
-        if let Some(before) = &before {
-            // Of a heartbeat that the row does not have yet.
-            pulse.hear(before.pulse.heard());
+        let previous = known.and_then(|slot| self.slot(slot)).cloned();
+        // Transient state of another process does not apply.
+        let same_process =
+            previous.as_ref().filter(|previous| previous.agent.instance_id == agent.instance_id);
+        let liveness = same_process
+            .map_or_else(|| Liveness::new(agent.last_heartbeat).into(), |previous| previous.liveness.clone());
+        liveness.record_heartbeat(agent.last_heartbeat);
+        if let Some(previous) = &previous {
+            // Memory may have a heartbeat that was not in the row yet.
+            liveness.record_heartbeat(previous.liveness.last_heartbeat());
         }
-        let slot = match (known, before) {
-            (Some(slot), Some(before)) if before.agent.capabilities == agent.capabilities => slot,
+        let slot = match (known, previous) {
+            (Some(slot), Some(previous)) if previous.agent.capabilities == agent.capabilities => slot,
             _ => {
                 self.remove(&agent.agent_id);
                 let slot = self.index.insert(&agent.capabilities.decode());
                 let id: Arc<str> = agent.agent_id.as_str().into();
                 self.ids.insert(id.clone(), slot);
-                self.in_order.insert(id, slot);
+                self.ordered_ids.insert(id, slot);
                 slot
             }
         };
         if self.slots.len() <= slot as usize {
             self.slots.resize(slot as usize + 1, None);
         }
-        if let Some(place) = self.slots.get_mut(slot as usize) {
-            *place = Some(Arc::new(Held::new(agent, pulse)));
+        if let Some(slot_entry) = self.slots.get_mut(slot as usize) {
+            *slot_entry = Some(Arc::new(Entry::new(agent, liveness)));
         }
     }
 
@@ -184,9 +186,9 @@ impl Inner {
         let Some(slot) = self.ids.remove(agent_id) else {
             return;
         };
-        self.in_order.remove(agent_id);
-        if let Some(held) = self.slots.get_mut(slot as usize) {
-            *held = None;
+        self.ordered_ids.remove(agent_id);
+        if let Some(entry) = self.slots.get_mut(slot as usize) {
+            *entry = None;
         }
         self.index.remove(slot);
     }

@@ -1,4 +1,4 @@
-//! Answers from the view.
+//! Reads from the view.
 
 use registry_sdk::contract::{
     AgentHealth, AgentStatus, HealthStatus, RegistryStats, UnhealthyReason, heartbeat_timeout,
@@ -6,44 +6,43 @@ use registry_sdk::contract::{
 use registry_sdk::search::Rank;
 
 use super::View;
-use super::held::{Held, Moment, Standing};
+use super::entry::{EffectiveStatus, Entry, ReadContext};
 use super::record::{Json, Record};
 
-/// About how many bytes a match has.
+/// Approximate size of a match in bytes.
 const MATCH_BYTES: usize = 400;
 
-/// A read's answer as far as the view knows, and the agents whose missed deadlines have to be confirmed
-/// before it is given.
+/// The result of a read, and the agents whose missed deadlines have to be confirmed before it can be used.
 #[derive(Debug)]
 pub(crate) struct Read<T> {
-    pub(crate) answer: T,
-    pub(crate) doubts: Vec<String>,
+    pub(crate) value: T,
+    pub(crate) unconfirmed: Vec<String>,
 }
 
-/// Which agents a list is to have.
+/// The query of a list.
 #[derive(Clone, Debug)]
 pub(crate) struct ListQuery {
     pub(crate) status: Option<AgentStatus>,
-    /// Only agents after this id.
+    /// Excludes this id and all before it.
     pub(crate) after: Option<String>,
-    /// How many agents at most.
+    /// Maximum number of agents.
     pub(crate) limit: usize,
-    /// No further agent where the records have as many bytes.
-    pub(crate) enough: usize,
+    /// Size of the records after which the page ends.
+    pub(crate) max_bytes: usize,
 }
 
-/// Part of a list.
+/// One page of a list.
 #[derive(Debug)]
 pub(crate) struct Page {
-    /// Records, with commas between them.
+    /// Records, separated by commas.
     pub(crate) records: Json,
-    /// The last agent's id.
-    pub(crate) last: Option<String>,
-    /// Whether more agents follow.
-    pub(crate) more: bool,
+    /// Id of the last agent.
+    pub(crate) last_id: Option<String>,
+    /// Whether there are further agents.
+    pub(crate) has_more: bool,
 }
 
-/// Which matches a search is to find.
+/// The query of a search.
 #[derive(Clone, Debug)]
 pub(crate) struct SearchQuery {
     pub(crate) q: String,
@@ -52,128 +51,130 @@ pub(crate) struct SearchQuery {
 }
 
 impl View {
-    pub(crate) fn get(&self, agent_id: &str, moment: &Moment) -> Read<Option<Json>> {
-        let mut doubts = Vec::new();
-        let Some(held) = self.held(agent_id) else {
-            return Read { answer: None, doubts };
+    pub(crate) fn get(&self, agent_id: &str, context: &ReadContext) -> Read<Option<Json>> {
+        let mut unconfirmed = Vec::new();
+        let Some(entry) = self.entry(agent_id) else {
+            return Read { value: None, unconfirmed };
         };
-        // For the doubts alone: the record stands as it is heard now.
-        held.standing(moment, &mut doubts);
-        Read { answer: Some(held.record(moment, held.pulse.heard())), doubts }
+        // Only to find out whether the deadline is confirmed: the record computes its own status.
+        entry.effective_status(context, &mut unconfirmed);
+        Read { value: Some(entry.record(context, entry.liveness.last_heartbeat())), unconfirmed }
     }
 
-    pub(crate) fn health(&self, agent_id: &str, moment: &Moment) -> Read<Option<AgentHealth>> {
-        let mut doubts = Vec::new();
-        let Some(held) = self.held(agent_id) else {
-            return Read { answer: None, doubts };
+    pub(crate) fn health(&self, agent_id: &str, context: &ReadContext) -> Read<Option<AgentHealth>> {
+        let mut unconfirmed = Vec::new();
+        let Some(entry) = self.entry(agent_id) else {
+            return Read { value: None, unconfirmed };
         };
-        let standing = held.standing(moment, &mut doubts);
-        let (status, reason) = match standing {
-            standing if standing.is_healthy() => (HealthStatus::Healthy, None),
-            Standing { status: AgentStatus::Active | AgentStatus::Busy, .. } => {
+        let effective = entry.effective_status(context, &mut unconfirmed);
+        let (status, reason) = match effective {
+            effective if effective.is_healthy() => (HealthStatus::Healthy, None),
+            EffectiveStatus { status: AgentStatus::Active | AgentStatus::Busy, .. } => {
                 (HealthStatus::Unhealthy, Some(UnhealthyReason::ProbeFailed))
             }
-            Standing { missed_deadline: true, .. } => {
+            EffectiveStatus { missed_deadline: true, .. } => {
                 (HealthStatus::Unhealthy, Some(UnhealthyReason::HeartbeatMissed))
             }
-            Standing { .. } => (HealthStatus::Unhealthy, Some(UnhealthyReason::Offline)),
+            EffectiveStatus { .. } => (HealthStatus::Unhealthy, Some(UnhealthyReason::Offline)),
         };
         let mut health = AgentHealth::new(agent_id, status);
-        health.agent_status = Some(standing.status);
-        let heard = held.pulse.heard();
-        health.last_heartbeat = Some(heard);
-        health.since_heartbeat = Some(moment.now.since(heard));
+        health.agent_status = Some(effective.status);
+        let last_heartbeat = entry.liveness.last_heartbeat();
+        health.last_heartbeat = Some(last_heartbeat);
+        health.since_heartbeat = Some(context.now.since(last_heartbeat));
         health.heartbeat_timeout =
-            Some(heartbeat_timeout(moment.patience.timeout, held.agent.heartbeat_interval));
+            Some(heartbeat_timeout(context.policy.timeout, entry.agent.heartbeat_interval));
         health.reason = reason;
-        health.probe = if moment.probes { held.pulse.report().probe } else { None };
-        Read { answer: Some(health), doubts }
+        health.probe = if context.is_probing { entry.liveness.report().probe } else { None };
+        Read { value: Some(health), unconfirmed }
     }
 
-    pub(crate) fn list(&self, query: &ListQuery, moment: &Moment) -> Read<Page> {
+    pub(crate) fn list(&self, query: &ListQuery, context: &ReadContext) -> Read<Page> {
         use std::ops::Bound::{Excluded, Unbounded};
         let inner = self.inner.read();
-        let mut doubts = Vec::new();
-        let mut page = Page { records: Vec::new(), last: None, more: false };
+        let mut unconfirmed = Vec::new();
+        let mut page = Page { records: Vec::new(), last_id: None, has_more: false };
         let (mut count, mut last) = (0, None);
         let start = query.after.as_deref().map_or(Unbounded, Excluded);
-        for slot in inner.in_order.range::<str, _>((start, Unbounded)).map(|(_, slot)| *slot) {
-            let Some(held) = inner.slot(slot) else { continue };
-            let standing = held.standing(moment, &mut doubts);
-            if query.status.is_some_and(|wanted| wanted != standing.status) {
+        for slot in inner.ordered_ids.range::<str, _>((start, Unbounded)).map(|(_, slot)| *slot) {
+            let Some(entry) = inner.slot(slot) else { continue };
+            let effective = entry.effective_status(context, &mut unconfirmed);
+            if query.status.is_some_and(|wanted| wanted != effective.status) {
                 continue;
             }
-            if count == query.limit || page.records.len() >= query.enough {
-                page.more = true;
+            if count == query.limit || page.records.len() >= query.max_bytes {
+                page.has_more = true;
                 break;
             }
             if count > 0 {
                 page.records.push(b',');
             }
-            let pulse = &held.pulse;
-            let record = Record::new(&held.agent, pulse.heard(), standing, pulse.load(), moment);
-            record.write(held.registration_tag(), &mut page.records);
-            last = Some(held);
+            let liveness = &entry.liveness;
+            let record =
+                Record::new(&entry.agent, liveness.last_heartbeat(), effective, liveness.load(), context);
+            record.write(entry.registration_tag(), &mut page.records);
+            last = Some(entry);
             count += 1;
         }
-        page.last = last.map(|held| held.agent.agent_id.clone());
-        Read { answer: page, doubts }
+        page.last_id = last.map(|entry| entry.agent.agent_id.clone());
+        Read { value: page, unconfirmed }
     }
 
-    /// The matches, as a list.
-    pub(crate) fn search(&self, query: &SearchQuery, moment: &Moment) -> Read<Json> {
+    /// Returns the JSON array of matches.
+    pub(crate) fn search(&self, query: &SearchQuery, context: &ReadContext) -> Read<Json> {
         let inner = self.inner.read();
-        let mut doubts = Vec::new();
-        let mut found: Vec<Found<'_>> = Vec::new();
+        let mut unconfirmed = Vec::new();
+        let mut candidates: Vec<Candidate<'_>> = Vec::new();
         for hit in inner.index.search(&query.q) {
-            let Some(held) = inner.slot(hit.slot) else { continue };
-            let standing = held.standing(moment, &mut doubts);
-            let status = standing.status;
+            let Some(entry) = inner.slot(hit.slot) else { continue };
+            let effective = entry.effective_status(context, &mut unconfirmed);
+            let status = effective.status;
             if query.status.is_none_or(|wanted| wanted == status) {
-                let last_heartbeat = Some(held.pulse.heard());
-                let agent_id = &held.agent.agent_id;
+                let last_heartbeat = Some(entry.liveness.last_heartbeat());
+                let agent_id = &entry.agent.agent_id;
                 let rank = Rank { score: hit.score, status, last_heartbeat, agent_id };
-                found.push(Found { rank, place: hit.position.into(), standing, held });
+                candidates.push(Candidate { rank, index: hit.position.into(), effective, entry });
             }
         }
-        if found.len() > query.limit {
-            found.select_nth_unstable_by(query.limit, |one, other| one.rank.cmp(&other.rank));
-            found.truncate(query.limit);
+        if candidates.len() > query.limit {
+            candidates.select_nth_unstable_by(query.limit, |one, other| one.rank.cmp(&other.rank));
+            candidates.truncate(query.limit);
         }
-        found.sort_unstable_by(|one, other| one.rank.cmp(&other.rank));
-        let mut list = Vec::with_capacity(2 + found.len() * MATCH_BYTES);
+        candidates.sort_unstable_by(|one, other| one.rank.cmp(&other.rank));
+        let mut list = Vec::with_capacity(2 + candidates.len() * MATCH_BYTES);
         list.push(b'[');
-        for (number, Found { rank, place, standing, held }) in found.iter().enumerate() {
-            if number > 0 {
+        for (position, Candidate { rank, index, effective, entry }) in candidates.iter().enumerate() {
+            if position > 0 {
                 list.push(b',');
             }
-            let heard = rank.last_heartbeat.unwrap_or(held.agent.last_heartbeat);
-            let record = Record::new(&held.agent, heard, *standing, held.pulse.load(), moment);
-            record.write_match(&mut list, *place, rank.score);
+            let last_heartbeat = rank.last_heartbeat.unwrap_or(entry.agent.last_heartbeat);
+            let record =
+                Record::new(&entry.agent, last_heartbeat, *effective, entry.liveness.load(), context);
+            record.write_match(&mut list, *index, rank.score);
         }
         list.push(b']');
-        Read { answer: list, doubts }
+        Read { value: list, unconfirmed }
     }
 
-    pub(crate) fn stats(&self, moment: &Moment) -> Read<RegistryStats> {
+    pub(crate) fn stats(&self, context: &ReadContext) -> Read<RegistryStats> {
         let inner = self.inner.read();
-        let mut doubts = Vec::new();
+        let mut unconfirmed = Vec::new();
         let mut stats = RegistryStats::default();
-        for held in inner.slots.iter().flatten() {
-            let standing = held.standing(moment, &mut doubts);
-            stats.count(standing.status, standing.missed_deadline);
+        for entry in inner.slots.iter().flatten() {
+            let effective = entry.effective_status(context, &mut unconfirmed);
+            stats.count(effective.status, effective.missed_deadline);
         }
         let (capabilities, distinct) = inner.index.counts();
         stats.total_capabilities = capabilities as u64;
         stats.distinct_capabilities = distinct as u64;
-        Read { answer: stats, doubts }
+        Read { value: stats, unconfirmed }
     }
 }
 
-/// A match on its way to its place.
-struct Found<'a> {
+/// A match that has not been ranked yet.
+struct Candidate<'a> {
     rank: Rank<'a>,
-    place: usize,
-    standing: Standing,
-    held: &'a Held,
+    index: usize,
+    effective: EffectiveStatus,
+    entry: &'a Entry,
 }

@@ -1,60 +1,70 @@
-//! An agent as it is sent: its record, or a match of one of its capabilities, in JSON.
+//! Encodes agents as the contract's `AgentRecord` and `CapabilityMatch`.
 //!
-//! The contract's `AgentRecord` and `CapabilityMatch` are what is written here; what agents say of themselves is encoded
-//! already, and only copied.
+//! Capabilities and metadata are encoded already, and only copied.
 
 use std::time::Duration;
 
 use registry_sdk::contract::{Timestamp, heartbeat_timeout};
 
-use super::held::{Moment, Standing};
-use super::json::Object;
+use super::entry::{EffectiveStatus, ReadContext};
+use super::json::JsonObject;
 use crate::store::{RegistrationTag, StoredAgent};
 
 /// Compact JSON.
 pub(crate) type Json = Vec<u8>;
 
-/// What an agent said of its load.
+/// The load that an agent reported.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Load {
-    /// How much of its capacity is in use.
+    /// Fraction of the capacity in use.
     pub(crate) load: Option<f64>,
     pub(crate) active_tasks: Option<u32>,
 }
 
-/// An agent at a moment.
+/// An agent at a given time.
 #[derive(Debug)]
 pub(crate) struct Record<'a> {
     agent: &'a StoredAgent,
-    heard: Timestamp,
+    last_heartbeat: Timestamp,
     timeout: Duration,
-    standing: Standing,
+    effective: EffectiveStatus,
     load: Load,
 }
 
 impl<'a> Record<'a> {
-    /// By when it was last heard.
-    pub(crate) fn at(agent: &'a StoredAgent, heard: Timestamp, load: Load, moment: &Moment) -> Self {
-        Self::new(agent, heard, Standing::at(agent, heard, moment), load, moment)
+    /// Returns the record with the status by the last heartbeat.
+    pub(crate) fn current(
+        agent: &'a StoredAgent,
+        last_heartbeat: Timestamp,
+        load: Load,
+        context: &ReadContext,
+    ) -> Self {
+        Self::new(
+            agent,
+            last_heartbeat,
+            EffectiveStatus::current(agent, last_heartbeat, context),
+            load,
+            context,
+        )
     }
 
-    /// As it was stored.
-    pub(crate) fn stored(agent: &'a StoredAgent, load: Load, moment: &Moment) -> Self {
-        Self::new(agent, agent.last_heartbeat, Standing::stored(agent, moment), load, moment)
+    /// Returns the record with the status as stored.
+    pub(crate) fn stored(agent: &'a StoredAgent, load: Load, context: &ReadContext) -> Self {
+        Self::new(agent, agent.last_heartbeat, EffectiveStatus::stored(agent, context), load, context)
     }
 
     pub(super) fn new(
         agent: &'a StoredAgent,
-        heard: Timestamp,
-        standing: Standing,
+        last_heartbeat: Timestamp,
+        effective: EffectiveStatus,
         load: Load,
-        moment: &Moment,
+        context: &ReadContext,
     ) -> Self {
-        let timeout = heartbeat_timeout(moment.patience.timeout, agent.heartbeat_interval);
-        Self { agent, heard, timeout, standing, load }
+        let timeout = heartbeat_timeout(context.policy.timeout, agent.heartbeat_interval);
+        Self { agent, last_heartbeat, timeout, effective, load }
     }
 
-    /// The record, with the tag of what the agent registered.
+    /// Encodes the record, with the tag of the registration.
     pub(crate) fn json(&self, tag: RegistrationTag) -> Json {
         let agent = self.agent;
         let mut out = Vec::with_capacity(
@@ -67,45 +77,45 @@ impl<'a> Record<'a> {
     /// Writes the record.
     pub(super) fn write(&self, tag: RegistrationTag, out: &mut Json) {
         let agent = self.agent;
-        let mut record = Object::begin(out);
-        record
+        let mut object = JsonObject::start(out);
+        object
             .field("agent_id", &agent.agent_id)
             .field("agent_name", &agent.agent_name)
             .field("base_url", &agent.base_url)
-            .encoded("capabilities", agent.capabilities.json().get())
-            .field("status", &self.standing.status)
-            .encoded("metadata", agent.metadata.json().get())
+            .raw("capabilities", agent.capabilities.json().get())
+            .field("status", &self.effective.status)
+            .raw("metadata", agent.metadata.json().get())
             .seconds("heartbeat_interval_seconds", agent.heartbeat_interval)
             .field("instance_id", &agent.instance_id)
             .field("registered_at", &agent.registered_at)
-            .field("last_heartbeat", &self.heard)
+            .field("last_heartbeat", &self.last_heartbeat)
             .seconds("heartbeat_timeout_seconds", Some(self.timeout))
             .field("load", &self.load.load)
             .field("active_tasks", &self.load.active_tasks)
-            .field("healthy", &self.standing.is_healthy())
+            .field("healthy", &self.effective.is_healthy())
             .field("revision", &agent.revision)
             .field("registration_tag", &tag);
-        record.end();
+        object.finish();
     }
 
-    /// Writes the match of the capability at a place.
-    pub(super) fn write_match(&self, out: &mut Json, place: usize, score: f64) {
+    /// Writes a match of the capability at an index.
+    pub(super) fn write_match(&self, out: &mut Json, index: usize, score: f64) {
         let agent = self.agent;
-        // It begins with the capability's name, which a match calls otherwise.
-        let fields = agent.capabilities.fields(place).and_then(|fields| fields.strip_prefix("\"name\":"));
-        let mut found = Object::begin(out);
-        found
+        // A capability starts with its name, which is called `capability` in a match.
+        let fields = agent.capabilities.fields(index).and_then(|fields| fields.strip_prefix("\"name\":"));
+        let mut object = JsonObject::start(out);
+        object
             .field("agent_id", &agent.agent_id)
             .field("agent_name", &agent.agent_name)
             .field("base_url", &agent.base_url)
-            .field("status", &self.standing.status)
-            .field("last_heartbeat", &self.heard)
-            .encoded("capability", fields.unwrap_or("\"\""))
+            .field("status", &self.effective.status)
+            .field("last_heartbeat", &self.last_heartbeat)
+            .raw("capability", fields.unwrap_or("\"\""))
             .field("score", &score)
-            .field("healthy", &self.standing.is_healthy())
+            .field("healthy", &self.effective.is_healthy())
             .field("load", &self.load.load)
             .field("active_tasks", &self.load.active_tasks);
-        found.end();
+        object.finish();
     }
 }
 
@@ -115,12 +125,17 @@ mod tests {
     use registry_sdk::contract::{AgentRecord, Capability, CapabilityMatch, Registration};
 
     use super::*;
-    use crate::registry::rules::Patience;
+    use crate::registry::rules::DeadlinePolicy;
 
-    fn moment() -> Moment {
-        let (timeout, margin) = (Duration::from_secs(60), Duration::from_secs(1));
-        let patience = Patience { timeout, listening_since: None, margin, remove_after: None };
-        Moment { now: Timestamp::from_unix_millis(0), patience, doubt: false, probes: true }
+    fn read_context() -> ReadContext {
+        let (timeout, expiry_margin) = (Duration::from_secs(60), Duration::from_secs(1));
+        let policy = DeadlinePolicy { timeout, reachable_since: None, expiry_margin, remove_after: None };
+        ReadContext {
+            now: Timestamp::from_unix_millis(0),
+            policy,
+            needs_confirmation: false,
+            is_probing: true,
+        }
     }
 
     fn agents() -> Vec<StoredAgent> {
@@ -131,20 +146,20 @@ mod tests {
             .metadata("deep", serde_json::json!({"list": [1, 2.5, null], "text": "\u{0}"}))
             .heartbeat_interval(Duration::from_millis(45_500))
             .instance_id("i-1");
-        [bare, full].map(|given| StoredAgent::draft(given).unwrap()).into()
+        [bare, full].map(|registration| StoredAgent::from_registration(registration).unwrap()).into()
     }
 
     #[test]
-    fn a_record_is_written_as_the_contract_has_it() {
+    fn record_is_encoded_as_in_the_contract() {
         for agent in agents() {
             let load = Load { load: Some(0.25), active_tasks: Some(3) };
             for load in [load, Load::default()] {
-                let json = Record::stored(&agent, load, &moment()).json(agent.registration_tag());
+                let json = Record::stored(&agent, load, &read_context()).json(agent.registration_tag());
                 let read: AgentRecord = serde_json::from_slice(&json).unwrap();
                 assert_eq!(read.capabilities, agent.capabilities.decode());
                 assert_eq!((read.load, read.active_tasks), (load.load, load.active_tasks));
                 assert_eq!(read.registration_tag, Some(agent.registration_tag().to_string()));
-                // Nothing is missing, and nothing is there that the contract does not know.
+                // No field is missing, and none is unknown to the contract.
                 let written = serde_json::to_string(&read).unwrap();
                 assert_eq!(String::from_utf8(json).unwrap(), written);
             }
@@ -152,10 +167,10 @@ mod tests {
     }
 
     #[test]
-    fn a_match_is_written_as_the_contract_has_it() {
+    fn match_is_encoded_as_in_the_contract() {
         let agent = agents().pop().unwrap();
         let mut json = Vec::new();
-        Record::stored(&agent, Load::default(), &moment()).write_match(&mut json, 1, 0.9);
+        Record::stored(&agent, Load::default(), &read_context()).write_match(&mut json, 1, 0.9);
         let read: CapabilityMatch = serde_json::from_slice(&json).unwrap();
         assert_eq!(
             (read.capability.as_str(), &*read.tags),

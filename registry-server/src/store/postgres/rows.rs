@@ -1,4 +1,4 @@
-//! Rows, and the agents and times in them.
+//! Decodes and encodes the values in rows.
 
 use chrono::{DateTime, Utc};
 use registry_sdk::contract::Timestamp;
@@ -8,19 +8,19 @@ use sqlx::types::Json;
 
 use crate::store::{StoredAgent, interval_from_seconds, undecodable};
 
-/// The agent of a row, where it can be read. Another service may have written the row; it is left as it is.
-pub(super) fn readable(row: &PgRow) -> std::result::Result<Option<StoredAgent>, sqlx::Error> {
-    match agent_from(row) {
+/// Decodes an agent's row; `None` if that fails, since another service may have written the row.
+pub(super) fn decode_agent(row: &PgRow) -> std::result::Result<Option<StoredAgent>, sqlx::Error> {
+    match agent_from_row(row) {
         Err(error @ (sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_))) => {
             let agent_id: &str = row.try_get("agent_id")?;
-            tracing::error!(agent_id, %error, "an agent's row cannot be read: it is left out until it registers");
+            tracing::error!(agent_id, %error, "cannot decode an agent's row, ignoring the agent until it registers again");
             Ok(None)
         }
         outcome => outcome.map(Some),
     }
 }
 
-pub(super) fn agent_from(row: &PgRow) -> std::result::Result<StoredAgent, sqlx::Error> {
+pub(super) fn agent_from_row(row: &PgRow) -> std::result::Result<StoredAgent, sqlx::Error> {
     let status: &str = row.try_get("status")?;
     let Json(capabilities) = row.try_get("capabilities")?;
     let Json(metadata) = row.try_get("metadata")?;

@@ -1,4 +1,4 @@
-//! What a transaction writes.
+//! Writes the result of a transaction.
 
 use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
@@ -10,15 +10,15 @@ use crate::store::{Event, StoredAgent, Writes};
 pub(super) async fn write(
     connection: &mut PgConnection,
     writes: &Writes,
-    process: &str,
+    process_id: &str,
 ) -> std::result::Result<(), sqlx::Error> {
-    if !writes.beats.is_empty() {
+    if !writes.heartbeats.is_empty() {
         let (agent_ids, times): (Vec<&str>, Vec<_>) =
-            writes.beats.iter().map(|(id, time)| (id.as_str(), date_time(*time))).unzip();
+            writes.heartbeats.iter().map(|(id, time)| (id.as_str(), date_time(*time))).unzip();
         sqlx::query(
             "UPDATE agent_registry AS agent
-             SET last_heartbeat = greatest(least(agent.last_heartbeat, now()), beat.at)
-             FROM unnest($1::text[], $2::timestamptz[]) AS beat (id, at) WHERE agent.agent_id = beat.id",
+             SET last_heartbeat = greatest(least(agent.last_heartbeat, now()), heartbeat.at)
+             FROM unnest($1::text[], $2::timestamptz[]) AS heartbeat (id, at) WHERE agent.agent_id = heartbeat.id",
         )
         .bind(agent_ids)
         .bind(times)
@@ -26,22 +26,23 @@ pub(super) async fn write(
         .await?;
     }
     if !writes.events.is_empty() {
-        change(connection, writes, process).await?;
+        write_events(connection, writes, process_id).await?;
     }
     Ok(())
 }
 
-/// Puts and removes agents, numbers the changes, and tells the other replicas at the moment the transaction commits. One
-/// statement, since each takes the way to the database and back; no agent is in it twice.
-async fn change(
+/// Writes the changed agents and their events, and notifies the other replicas on commit.
+///
+/// One statement for everything, since each costs a round trip. No agent is in it twice.
+async fn write_events(
     connection: &mut PgConnection,
     writes: &Writes,
-    process: &str,
+    process_id: &str,
 ) -> std::result::Result<(), sqlx::Error> {
-    fn each<'a, T>(agents: &[&'a StoredAgent], column: impl Fn(&'a StoredAgent) -> T) -> Vec<T> {
-        agents.iter().map(|agent| column(agent)).collect()
+    fn column<'a, T>(agents: &[&'a StoredAgent], value: impl Fn(&'a StoredAgent) -> T) -> Vec<T> {
+        agents.iter().map(|agent| value(agent)).collect()
     }
-    let puts: Vec<&StoredAgent> = writes.puts().collect();
+    let upserts: Vec<&StoredAgent> = writes.upserts().collect();
     let revisions: Vec<i64> = writes.events.iter().map(|event| event.agent.revision).collect();
     let kinds: Vec<&str> = writes.events.iter().map(|event| event.kind.as_str()).collect();
     let agent_ids: Vec<&str> = writes.events.iter().map(|event| event.agent.agent_id.as_str()).collect();
@@ -73,30 +74,30 @@ async fn change(
          )
          SELECT pg_notify($22, $23)",
     )
-    .bind(each(&puts, |agent| agent.agent_id.as_str()))
-    .bind(each(&puts, |agent| agent.agent_name.as_str()))
-    .bind(each(&puts, |agent| agent.base_url.as_str()))
-    .bind(each(&puts, |agent| agent.status.as_str()))
-    .bind(each(&puts, |agent| Json(agent.capabilities.json())))
-    // As text: as `Json` it would pass through `jsonb`, which knows no negative zero.
-    .bind(each(&puts, |agent| agent.metadata.json().get()))
-    .bind(each(&puts, |agent| date_time(agent.last_heartbeat)))
-    .bind(each(&puts, |agent| agent.heartbeat_interval.map(|interval| interval.as_secs_f64())))
-    .bind(each(&puts, |agent| agent.instance_id.as_deref()))
-    .bind(each(&puts, |agent| date_time(agent.registered_at)))
-    .bind(each(&puts, |agent| agent.missed_deadline))
-    .bind(each(&puts, |agent| agent.offline_since.map(date_time)))
-    .bind(each(&puts, |agent| agent.probe_failed))
-    .bind(each(&puts, |agent| agent.revision))
-    .bind(each(&puts, |agent| Json(&agent.instances)))
-    .bind(writes.removes())
+    .bind(column(&upserts, |agent| agent.agent_id.as_str()))
+    .bind(column(&upserts, |agent| agent.agent_name.as_str()))
+    .bind(column(&upserts, |agent| agent.base_url.as_str()))
+    .bind(column(&upserts, |agent| agent.status.as_str()))
+    .bind(column(&upserts, |agent| Json(agent.capabilities.json())))
+    // As text: `Json` would go through `jsonb`, which has no negative zero.
+    .bind(column(&upserts, |agent| agent.metadata.json().get()))
+    .bind(column(&upserts, |agent| date_time(agent.last_heartbeat)))
+    .bind(column(&upserts, |agent| agent.heartbeat_interval.map(|interval| interval.as_secs_f64())))
+    .bind(column(&upserts, |agent| agent.instance_id.as_deref()))
+    .bind(column(&upserts, |agent| date_time(agent.registered_at)))
+    .bind(column(&upserts, |agent| agent.missed_deadline))
+    .bind(column(&upserts, |agent| agent.offline_since.map(date_time)))
+    .bind(column(&upserts, |agent| agent.probe_failed))
+    .bind(column(&upserts, |agent| agent.revision))
+    .bind(column(&upserts, |agent| Json(&agent.instances)))
+    .bind(writes.deletes())
     .bind(&revisions)
     .bind(kinds)
     .bind(agent_ids)
     .bind(agents)
     .bind(revisions.last())
     .bind(CHANNEL)
-    .bind(process)
+    .bind(process_id)
     .execute(connection)
     .await?;
     Ok(())

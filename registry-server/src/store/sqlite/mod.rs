@@ -1,4 +1,4 @@
-//! SQLite: one file, one process, nothing to install.
+//! The SQLite store: one file, one process, nothing to install.
 
 mod heartbeats;
 mod rows;
@@ -17,40 +17,41 @@ use sqlx::{Connection, Row};
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, Notify, broadcast};
 
 use super::{
-    Current, Decide, Event, FOLLOW_BATCH, Followed, Heard, Result, Snapshot, Store, StoreError, Touch,
-    select_agents,
+    Decide, Event, EventBatch, HeartbeatWrite, LastHeartbeats, LockedState, MAX_EVENT_BATCH, Result,
+    Snapshot, Store, StoreError, select_agents,
 };
 use crate::server::StartError;
-use heartbeats::Heartbeats;
-use rows::{agent_from, agents, head, write};
+use heartbeats::HeartbeatLog;
+use rows::{agent_from_row, agents_by_id, current_revision, write};
 
-/// How long to wait for another program that holds the database, `sqlite3` for example.
+/// Timeout for a lock that another program holds, `sqlite3` for example.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) struct SqliteStore {
-    /// One: SQLite has one writer at a time, and an in-memory database lives in its connection. `None` once it is closed.
+    /// The only connection: SQLite allows one writer, and an in-memory database lives in its connection.
+    ///
+    /// `None` after the store was closed.
     writer: Mutex<Option<Writer>>,
     clock: AnchoredClock,
     changed: Arc<Notify>,
-    /// Held until the store is closed, so that no second server opens the file and serves from a memory that
-    /// does not follow it. `None` in memory.
+    /// Lock held until the store is closed, so that no second server uses the file. `None` in memory.
     lock: parking_lot::Mutex<Option<File>>,
 }
 
-/// The connection, and what is known of the file.
+/// The connection, and the state that mirrors the file.
 struct Writer {
     connection: SqliteConnection,
-    /// Whether it waits for the disk at each commit.
-    durable: bool,
-    heartbeats: Heartbeats,
+    /// Whether commits wait for the disk.
+    is_durable: bool,
+    heartbeats: HeartbeatLog,
 }
 
 impl SqliteStore {
-    /// Opens or creates the file, locks it, and brings its tables up to date.
+    /// Opens or creates the file, locks it, and migrates it.
     pub(crate) async fn open(url: &str) -> std::result::Result<Self, StartError> {
         let options = SqliteConnectOptions::from_str(url).map_err(StartError::database(url))?;
         let in_memory = url.contains(":memory:") || url.contains("mode=memory");
-        let lock = if in_memory { None } else { Some(lock(options.get_filename())?) };
+        let lock = if in_memory { None } else { Some(lock_file(options.get_filename())?) };
         let options = options
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
@@ -61,7 +62,7 @@ impl SqliteStore {
         let mut connection = connection.map_err(StartError::database(url))?;
         let migrations = sqlx::migrate!("../migrations/sqlite").run(&mut connection).await;
         migrations.map_err(StartError::migrations(url))?;
-        let writer = Writer { connection, durable: true, heartbeats: Heartbeats::default() };
+        let writer = Writer { connection, is_durable: true, heartbeats: HeartbeatLog::default() };
         Ok(Self {
             writer: Mutex::new(Some(writer)),
             clock: AnchoredClock::start(),
@@ -71,41 +72,43 @@ impl SqliteStore {
     }
 
     async fn writer(&self) -> Result<MappedMutexGuard<'_, Writer>> {
-        let closed = |_| StoreError::Unavailable("it has been closed".into());
-        MutexGuard::try_map(self.writer.lock().await, Option::as_mut).map_err(closed)
+        let closed_error = |_| StoreError::Unavailable("the store is closed".into());
+        MutexGuard::try_map(self.writer.lock().await, Option::as_mut).map_err(closed_error)
     }
 
-    /// The connection, set to survive a power cut or not: heartbeats may be lost in one, changes not.
-    async fn writer_that_is(&self, durable: bool) -> Result<MappedMutexGuard<'_, Writer>> {
+    /// Returns the connection with its durability set: a power failure may lose heartbeats, but not changes.
+    async fn writer_with_durability(&self, is_durable: bool) -> Result<MappedMutexGuard<'_, Writer>> {
         let mut writer = self.writer().await?;
-        if writer.durable != durable {
-            let pragma = if durable { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
-            // Who is interrupted here leaves it set again rather than taken for durable.
-            writer.durable = false;
+        if writer.is_durable != is_durable {
+            let pragma = if is_durable { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
+            // If this is cancelled, the next call sets the pragma again.
+            writer.is_durable = false;
             sqlx::query(pragma).execute(&mut writer.connection).await?;
-            writer.durable = durable;
+            writer.is_durable = is_durable;
         }
         Ok(writer)
     }
 }
 
 impl Writer {
-    /// Replaces the log of heartbeats by what it amounts to.
-    async fn shorten_log(&mut self) -> Result<()> {
-        let rows = self.heartbeats.rows()?;
-        heartbeats::replace(&mut self.connection, &rows).await?;
-        self.heartbeats.replaced();
+    /// Replaces the log of heartbeats by its compacted form.
+    async fn compact_log(&mut self) -> Result<()> {
+        let rows = self.heartbeats.compacted_rows()?;
+        heartbeats::replace_log(&mut self.connection, &rows).await?;
+        self.heartbeats.mark_compacted();
         Ok(())
     }
 }
 
-/// Locks the file's companion, and not the file itself: SQLite's own locks on a file are lost when anyone in
-/// the process closes another handle of it.
-fn lock(database: &Path) -> std::result::Result<File, StartError> {
-    let mut companion = database.as_os_str().to_owned();
-    companion.push("-lock");
-    let failed = |error| StartError::DatabaseFile(database.to_path_buf(), error);
-    let file = File::options().create(true).truncate(false).write(true).open(&companion).map_err(failed)?;
+/// Locks a companion file.
+///
+/// Locking the database file itself would fail: SQLite loses its own locks on a file when any handle of the
+/// process for that file is closed.
+fn lock_file(database: &Path) -> std::result::Result<File, StartError> {
+    let mut lock_path = database.as_os_str().to_owned();
+    lock_path.push("-lock");
+    let failed = |error| StartError::LockDatabase(database.to_path_buf(), error);
+    let file = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StartError::DatabaseInUse(database.to_path_buf())),
@@ -113,8 +116,9 @@ fn lock(database: &Path) -> std::result::Result<File, StartError> {
     }
 }
 
-/// The host's clock when the store was opened, carried on by the monotonic clock: nobody misses a deadline
-/// because somebody set the host's clock.
+/// The host's time when the store was opened, advanced by the monotonic clock.
+///
+/// So no agent misses a deadline because somebody set the host's clock.
 struct AnchoredClock {
     anchor: SystemTime,
     since: Instant,
@@ -143,67 +147,70 @@ impl Store for SqliteStore {
     async fn load(&self) -> Result<Snapshot> {
         let mut writer = self.writer().await?;
         let mut transaction = writer.connection.begin().await?;
-        let revision = head(&mut transaction).await?;
+        let revision = current_revision(&mut transaction).await?;
         let mut rows = sqlx::query(select_agents!("ORDER BY agent_id")).fetch(&mut *transaction);
         let mut agents = Vec::new();
         while let Some(row) = rows.try_next().await? {
-            agents.push(agent_from(&row)?);
+            agents.push(agent_from_row(&row)?);
         }
         drop(rows);
         let now = self.clock.now();
-        let heartbeats = Heartbeats::read(&mut transaction, &mut agents, now).await?;
+        let heartbeats = HeartbeatLog::load(&mut transaction, &mut agents, now).await?;
         transaction.commit().await?;
         writer.heartbeats = heartbeats;
         Ok(Snapshot { agents, revision, now })
     }
 
-    async fn touch(&self, touches: &[Touch]) -> Result<Vec<Option<Timestamp>>> {
-        let mut writer = self.writer_that_is(false).await?;
-        let times = writer.heartbeats.judge(touches, self.clock.now());
-        let beats = || {
-            touches.iter().zip(&times).filter_map(|(touch, time)| Some((&*touch.agent.agent_id, (*time)?)))
+    async fn write_heartbeats(&self, heartbeats: &[HeartbeatWrite]) -> Result<Vec<Option<Timestamp>>> {
+        let mut writer = self.writer_with_durability(false).await?;
+        let times = writer.heartbeats.resolve(heartbeats, self.clock.now());
+        let written = || {
+            heartbeats
+                .iter()
+                .zip(&times)
+                .filter_map(|(heartbeat, time)| Some((&*heartbeat.agent.agent_id, (*time)?)))
         };
-        if beats().next().is_some() {
-            heartbeats::append(&mut writer.connection, beats()).await?;
-            writer.heartbeats.took(beats());
-            if writer.heartbeats.is_long() {
-                writer.shorten_log().await?;
+        if written().next().is_some() {
+            heartbeats::append(&mut writer.connection, written()).await?;
+            writer.heartbeats.record(written());
+            if writer.heartbeats.needs_compaction() {
+                writer.compact_log().await?;
             }
         }
         Ok(times)
     }
 
     async fn transact(&self, agent_ids: &[String], decide: Decide<'_>) -> Result<()> {
-        let mut file = self.writer_that_is(true).await?;
-        let Writer { connection, heartbeats, .. } = &mut *file;
+        let mut guard = self.writer_with_durability(true).await?;
+        let Writer { connection, heartbeats, .. } = &mut *guard;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        let revision = head(&mut transaction).await?;
-        let mut agents = agents(&mut transaction, agent_ids).await?;
+        let revision = current_revision(&mut transaction).await?;
+        let mut agents = agents_by_id(&mut transaction, agent_ids).await?;
         for (agent_id, agent) in &mut agents {
-            let heard = heartbeats.heard(agent_id);
-            agent.last_heartbeat = heard.unwrap_or(agent.last_heartbeat);
+            let last_heartbeat = heartbeats.last_heartbeat(agent_id);
+            agent.last_heartbeat = last_heartbeat.unwrap_or(agent.last_heartbeat);
         }
         let now = self.clock.now();
-        let writes = decide(Current { agents, revision, now });
+        let writes = decide(LockedState { agents, revision, now });
         if writes.is_empty() {
             return Ok(());
         }
         write(&mut transaction, &writes, now).await?;
         transaction.commit().await?;
-        heartbeats.changed(&writes.events);
-        if !writes.beats.is_empty() {
-            heartbeats.took(writes.beats());
+        heartbeats.apply_events(&writes.events);
+        if !writes.heartbeats.is_empty() {
+            heartbeats.record(writes.heartbeats());
         }
         Ok(())
     }
 
-    async fn heard(&self, agent_ids: &[String]) -> Result<Heard> {
+    async fn last_heartbeats(&self, agent_ids: &[String]) -> Result<LastHeartbeats> {
         let writer = self.writer().await?;
-        let time = |agent_id: &String| Some((agent_id.clone(), writer.heartbeats.heard(agent_id)?));
-        Ok(Heard { now: self.clock.now(), times: agent_ids.iter().filter_map(time).collect() })
+        let time = |agent_id: &String| Some((agent_id.clone(), writer.heartbeats.last_heartbeat(agent_id)?));
+        Ok(LastHeartbeats { now: self.clock.now(), times: agent_ids.iter().filter_map(time).collect() })
     }
 
-    async fn follow(&self, after: i64) -> Result<Followed> {
+    async fn read_events(&self, after: i64) -> Result<EventBatch> {
         let rows = sqlx::query(
             "SELECT state.revision, event.kind, event.agent
              FROM agent_registry_state AS state LEFT JOIN (
@@ -213,22 +220,22 @@ impl Store for SqliteStore {
              ORDER BY event.revision",
         )
         .bind(after)
-        .bind(FOLLOW_BATCH)
+        .bind(MAX_EVENT_BATCH)
         .fetch_all(&mut self.writer().await?.connection)
         .await?;
-        let mut followed = Followed { revision: after, now: self.clock.now(), changed: Vec::new() };
+        let mut batch = EventBatch { revision: after, now: self.clock.now(), events: Vec::new() };
         for row in &rows {
-            followed.revision = row.try_get(0)?;
+            batch.revision = row.try_get(0)?;
             let (kind, agent): (Option<&str>, Option<&str>) = (row.try_get(1)?, row.try_get(2)?);
             let event = kind.zip(agent).and_then(|(kind, agent)| Event::from_json(kind, agent));
             let Some(event) = event else { break };
-            followed.changed.push(event);
+            batch.events.push(event);
         }
-        Ok(followed)
+        Ok(batch)
     }
 
-    async fn check_writing(&self) -> Result<()> {
-        let mut writer = self.writer_that_is(true).await?;
+    async fn check_writable(&self) -> Result<()> {
+        let mut writer = self.writer_with_durability(true).await?;
         sqlx::query("UPDATE agent_registry_state SET revision = revision")
             .execute(&mut writer.connection)
             .await?;
@@ -246,30 +253,30 @@ impl Store for SqliteStore {
         Ok(())
     }
 
-    fn changed(&self) -> Arc<Notify> {
+    fn change_notify(&self) -> Arc<Notify> {
         self.changed.clone()
     }
 
-    async fn tell(&self, _: &[String]) -> Result<()> {
+    async fn broadcast(&self, _: &[String]) -> Result<()> {
         Ok(())
     }
 
-    fn news(&self) -> broadcast::Receiver<String> {
+    fn subscribe(&self) -> broadcast::Receiver<String> {
         broadcast::channel(1).1
     }
 
-    async fn hold_lease(&self, _: &str, _: &str, _: Duration) -> Result<bool> {
-        // One file serves one server.
+    async fn acquire_lease(&self, _: &str, _: &str, _: Duration) -> Result<bool> {
+        // There is only one server per file.
         Ok(true)
     }
 
     async fn close(&self) {
         if let Some(mut writer) = self.writer.lock().await.take() {
-            // What it fails at is done when the file is opened again, or costs that start a little time.
-            let _ = writer.shorten_log().await;
+            // A failure only makes the next start slower.
+            let _ = writer.compact_log().await;
             let _ = writer.connection.close().await;
         }
-        // Here, and not where the store is dropped: somebody may hold on to it a little longer.
+        // Unlocks here rather than on drop: something may hold on to the store a little longer.
         self.lock.lock().take();
     }
 }

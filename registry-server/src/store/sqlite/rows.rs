@@ -1,4 +1,4 @@
-//! Rows, and the agents in them.
+//! Reads and writes rows.
 
 use std::collections::HashMap;
 
@@ -12,11 +12,13 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use super::heartbeats;
 use crate::store::{Event, StoredAgent, Writes, interval_from_seconds, select_agents, undecodable};
 
-pub(super) async fn head(connection: &mut SqliteConnection) -> std::result::Result<i64, sqlx::Error> {
+pub(super) async fn current_revision(
+    connection: &mut SqliteConnection,
+) -> std::result::Result<i64, sqlx::Error> {
     sqlx::query_scalar("SELECT revision FROM agent_registry_state").fetch_one(connection).await
 }
 
-pub(super) async fn agents(
+pub(super) async fn agents_by_id(
     connection: &mut SqliteConnection,
     agent_ids: &[String],
 ) -> std::result::Result<HashMap<String, StoredAgent>, sqlx::Error> {
@@ -24,7 +26,7 @@ pub(super) async fn agents(
         .bind(json!(agent_ids).to_string())
         .fetch_all(connection)
         .await?;
-    let agent = |row| agent_from(row).map(|agent| (agent.agent_id.clone(), agent));
+    let agent = |row| agent_from_row(row).map(|agent| (agent.agent_id.clone(), agent));
     rows.iter().map(agent).collect()
 }
 
@@ -33,16 +35,16 @@ pub(super) async fn write(
     writes: &Writes,
     now: Timestamp,
 ) -> std::result::Result<(), sqlx::Error> {
-    if writes.puts().next().is_some() {
-        put(connection, writes.puts()).await?;
+    if writes.upserts().next().is_some() {
+        upsert(connection, writes.upserts()).await?;
     }
-    if !writes.beats.is_empty() {
-        heartbeats::append(connection, writes.beats()).await?;
+    if !writes.heartbeats.is_empty() {
+        heartbeats::append(connection, writes.heartbeats()).await?;
     }
-    let removes = writes.removes();
-    if !removes.is_empty() {
+    let deletes = writes.deletes();
+    if !deletes.is_empty() {
         sqlx::query("DELETE FROM agent_registry WHERE agent_id IN (SELECT value FROM json_each(?))")
-            .bind(json!(removes).to_string())
+            .bind(json!(deletes).to_string())
             .execute(&mut *connection)
             .await?;
     }
@@ -69,7 +71,7 @@ pub(super) async fn write(
     Ok(())
 }
 
-/// An agent as its row is written.
+/// The columns of an agent's row.
 #[derive(Serialize)]
 struct NewRow<'a> {
     agent_id: &'a str,
@@ -90,7 +92,7 @@ struct NewRow<'a> {
 }
 
 impl<'a> NewRow<'a> {
-    fn of(agent: &'a StoredAgent) -> Self {
+    fn new(agent: &'a StoredAgent) -> Self {
         Self {
             agent_id: &agent.agent_id,
             agent_name: &agent.agent_name,
@@ -111,11 +113,11 @@ impl<'a> NewRow<'a> {
     }
 }
 
-async fn put(
+async fn upsert(
     connection: &mut SqliteConnection,
     agents: impl Iterator<Item = &StoredAgent>,
 ) -> std::result::Result<(), sqlx::Error> {
-    let rows = agents.map(NewRow::of).collect::<Vec<_>>();
+    let rows = agents.map(NewRow::new).collect::<Vec<_>>();
     let rows = serde_json::to_string(&rows).map_err(|error| sqlx::Error::Encode(error.into()))?;
     sqlx::query(
         "INSERT INTO agent_registry
@@ -142,7 +144,7 @@ async fn put(
     Ok(())
 }
 
-pub(super) fn agent_from(row: &SqliteRow) -> std::result::Result<StoredAgent, sqlx::Error> {
+pub(super) fn agent_from_row(row: &SqliteRow) -> std::result::Result<StoredAgent, sqlx::Error> {
     let json = |column: &'static str| row.try_get::<&str, _>(column);
     let status: &str = row.try_get("status")?;
     Ok(StoredAgent {

@@ -1,15 +1,17 @@
-//! What agents say of themselves, kept as the JSON that is stored and sent: encoded once, and smaller than what it means.
+//! Capabilities and metadata, kept as the JSON that is stored and sent.
+//!
+//! They are encoded once, and take less memory than the decoded values.
 
 use registry_sdk::contract::Capability;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
-/// An agent's capabilities.
+/// The capabilities of an agent.
 #[derive(Clone, Debug)]
 pub(crate) struct Capabilities {
     json: Box<RawValue>,
-    /// Where each of them ends in `json`.
+    /// End of each capability in `json`.
     ends: Box<[u32]>,
 }
 
@@ -28,21 +30,21 @@ impl Capabilities {
         Ok(Self { json: RawValue::from_string(json)?, ends: ends.into() })
     }
 
-    /// All of them, as a list.
+    /// Returns the JSON array of all capabilities.
     pub(crate) fn json(&self) -> &RawValue {
         &self.json
     }
 
-    /// The fields of the one at a place: its object without the braces.
-    pub(crate) fn fields(&self, place: usize) -> Option<&str> {
-        let end = *self.ends.get(place)? as usize;
-        // Behind the list's bracket, or behind a comma.
-        let before = place.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
-        self.json.get().get(before as usize + 1..end)?.strip_prefix('{')?.strip_suffix('}')
+    /// Returns the fields of the capability at an index: its JSON object without the braces.
+    pub(crate) fn fields(&self, index: usize) -> Option<&str> {
+        let end = *self.ends.get(index)? as usize;
+        // Skips the array's opening bracket, or the comma.
+        let start = index.checked_sub(1).and_then(|previous| self.ends.get(previous)).copied().unwrap_or(0);
+        self.json.get().get(start as usize + 1..end)?.strip_prefix('{')?.strip_suffix('}')
     }
 
     pub(crate) fn decode(&self) -> Vec<Capability> {
-        // It was made of capabilities.
+        // The JSON was encoded from capabilities, so it decodes.
         serde_json::from_str(self.json.get()).unwrap_or_default()
     }
 }
@@ -65,7 +67,7 @@ impl<'de> Deserialize<'de> for Capabilities {
     }
 }
 
-/// Whatever else an agent said of itself.
+/// The metadata of an agent.
 #[derive(Clone, Debug, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Metadata(Box<RawValue>);
@@ -100,13 +102,13 @@ mod tests {
     #[test]
     fn each_capability_is_found_in_the_list() {
         let all = [Capability::new("a \"b\"").tag("},{"), Capability::new("c").description("d]")];
-        let kept = Capabilities::new(&all).unwrap();
-        assert_eq!(kept.decode(), all);
-        for (place, capability) in all.iter().enumerate() {
-            let object = format!("{{{}}}", kept.fields(place).unwrap());
+        let encoded = Capabilities::new(&all).unwrap();
+        assert_eq!(encoded.decode(), all);
+        for (index, capability) in all.iter().enumerate() {
+            let object = format!("{{{}}}", encoded.fields(index).unwrap());
             assert_eq!(&serde_json::from_str::<Capability>(&object).unwrap(), capability);
         }
-        assert_eq!(kept.fields(2), None);
+        assert_eq!(encoded.fields(2), None);
         assert_eq!(Capabilities::new(&[]).unwrap().fields(0), None);
     }
 }

@@ -1,5 +1,7 @@
-//! Which addresses a probe may reach. Whoever may register an agent chooses what the server asks: it must not be
-//! made to ask its own host, or the metadata service of the cloud it runs in (server-side request forgery, CWE-918).
+//! The addresses that probes may reach.
+//!
+//! Anyone who may register an agent chooses the URL that the server requests. It must not reach the server's
+//! own host, or the metadata service of its cloud (server-side request forgery, CWE-918).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -11,71 +13,72 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 const METADATA_V4: [Ipv4Addr; 3] =
     [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
 
-/// The same of AWS and of Google Cloud.
+/// Metadata services of AWS and Google Cloud.
 const METADATA_V6: [Ipv6Addr; 2] = [
     Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254),
     Ipv6Addr::new(0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254),
 ];
 
-/// Lets probes reach what is not refused, and what is allowed all the same. It also resolves names, so that the
-/// address that was checked is the one that is dialled.
+/// Rejects forbidden addresses, unless they are explicitly allowed.
+///
+/// It also resolves names, so that the connection uses the very address that was checked.
 #[derive(Clone, Debug)]
-pub(super) struct Guard {
+pub(super) struct AddressFilter {
     allowed: Arc<[IpNet]>,
 }
 
-/// An address that a probe may not reach.
+/// An address that probes may not reach.
 #[derive(Debug, thiserror::Error)]
 #[error("probes may not reach {0}: see --probe-allow")]
-pub(super) struct Refused(IpAddr);
+pub(super) struct ForbiddenAddress(IpAddr);
 
-impl Guard {
+impl AddressFilter {
     pub(super) fn new(allowed: &[IpNet]) -> Self {
         Self { allowed: allowed.into() }
     }
 
-    pub(super) fn check(&self, address: IpAddr) -> Result<(), Refused> {
+    pub(super) fn check(&self, address: IpAddr) -> Result<(), ForbiddenAddress> {
         let address = address.to_canonical();
-        if self.allowed.iter().any(|net| net.contains(&address)) || !is_refused(address) {
+        if self.allowed.iter().any(|net| net.contains(&address)) || !is_forbidden(address) {
             Ok(())
         } else {
-            Err(Refused(address))
+            Err(ForbiddenAddress(address))
         }
     }
 }
 
-impl Resolve for Guard {
+impl Resolve for AddressFilter {
     fn resolve(&self, name: Name) -> Resolving {
-        let guard = self.clone();
+        let filter = self.clone();
         Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            // One bad address is reason enough: who gives a name several means to have one of them slip through.
-            for address in &found {
-                guard.check(address.ip())?;
+            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            // One forbidden address is enough: mixed results are a way to get one past the check.
+            for address in &addresses {
+                filter.check(address.ip())?;
             }
-            Ok(Box::new(found.into_iter()) as Addrs)
+            Ok(Box::new(addresses.into_iter()) as Addrs)
         })
     }
 }
 
-fn is_refused(address: IpAddr) -> bool {
+fn is_forbidden(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(address) => is_refused_v4(address),
-        IpAddr::V6(address) => is_refused_v6(address) || embedded(address).is_some_and(is_refused_v4),
+        IpAddr::V4(address) => is_forbidden_v4(address),
+        IpAddr::V6(address) => is_forbidden_v6(address) || embedded_v4(address).is_some_and(is_forbidden_v4),
     }
 }
 
-fn is_refused_v4(address: Ipv4Addr) -> bool {
+fn is_forbidden_v4(address: Ipv4Addr) -> bool {
     address.is_loopback()
         || address.is_link_local()
         || address.is_multicast()
         || address.is_broadcast()
-        // "This host" (RFC 1122, section 3.2.1.3): a connection there arrives at the own host.
+        // "This host" (RFC 1122, section 3.2.1.3): connections to it reach the server's own host.
         || address.octets()[0] == 0
         || METADATA_V4.contains(&address)
 }
 
-fn is_refused_v6(address: Ipv6Addr) -> bool {
+fn is_forbidden_v6(address: Ipv6Addr) -> bool {
     address.is_loopback()
         || address.is_unspecified()
         || address.is_multicast()
@@ -83,9 +86,10 @@ fn is_refused_v6(address: Ipv6Addr) -> bool {
         || METADATA_V6.contains(&address)
 }
 
-/// The IPv4 address that a translator would make of an IPv6 one: NAT64 (RFC 6052), 6to4 (RFC 3056), and the
-/// old "compatible" form (RFC 4291, section 2.5.5.1).
-fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+/// Returns the IPv4 address that an IPv6 address embeds.
+///
+/// NAT64 (RFC 6052), 6to4 (RFC 3056), and "IPv4-compatible" addresses (RFC 4291, section 2.5.5.1).
+fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let halves = address.segments();
     let v4 = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
     match halves {
@@ -100,15 +104,15 @@ fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
 mod tests {
     use super::*;
 
-    fn may(guard: &Guard, address: &str) -> bool {
-        guard.check(address.parse().unwrap()).is_ok()
+    fn is_allowed(filter: &AddressFilter, address: &str) -> bool {
+        filter.check(address.parse().unwrap()).is_ok()
     }
 
     #[test]
-    fn a_probe_reaches_ordinary_addresses_and_no_others() {
-        let guard = Guard::new(&[]);
+    fn probes_reach_ordinary_addresses_only() {
+        let filter = AddressFilter::new(&[]);
         for address in ["10.1.2.3", "192.168.0.7", "172.16.0.1", "93.184.216.34", "2001:db8::7", "fd12::1"] {
-            assert!(may(&guard, address), "{address}");
+            assert!(is_allowed(&filter, address), "{address}");
         }
         for address in [
             "127.0.0.1",
@@ -128,7 +132,7 @@ mod tests {
             "ff02::1",
             "fd00:ec2::254",
             "fd20:ce::254",
-            // The same in disguise.
+            // The same addresses, embedded in IPv6.
             "::ffff:127.0.0.1",
             "::ffff:169.254.169.254",
             "::127.0.0.1",
@@ -137,14 +141,14 @@ mod tests {
             "2002:7f00:1::",
             "2002:a9fe:a9fe::1",
         ] {
-            assert!(!may(&guard, address), "{address}");
+            assert!(!is_allowed(&filter, address), "{address}");
         }
     }
 
     #[test]
-    fn what_is_allowed_is_reached_all_the_same() {
-        let guard = Guard::new(&["127.0.0.0/8".parse().unwrap()]);
-        assert!(may(&guard, "127.0.0.1") && may(&guard, "::ffff:127.0.0.1"));
-        assert!(!may(&guard, "::1") && !may(&guard, "169.254.169.254"));
+    fn allowed_addresses_are_reached() {
+        let filter = AddressFilter::new(&["127.0.0.0/8".parse().unwrap()]);
+        assert!(is_allowed(&filter, "127.0.0.1") && is_allowed(&filter, "::ffff:127.0.0.1"));
+        assert!(!is_allowed(&filter, "::1") && !is_allowed(&filter, "169.254.169.254"));
     }
 }

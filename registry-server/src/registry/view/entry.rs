@@ -1,0 +1,180 @@
+//! An agent in memory, and its effective status at a given time.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use registry_sdk::contract::{AgentStatus, Timestamp};
+
+use super::record::{Json, Load, Record};
+use crate::registry::reports::Report;
+use crate::registry::rules::{DeadlinePolicy, MAX_CLOCK_SKEW};
+use crate::store::{RegistrationTag, StoredAgent};
+
+/// An agent in memory. Replaced by a new entry at any change but a heartbeat or a report.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// The agent as stored, except for the last heartbeat, which is in `liveness`.
+    pub(crate) agent: Arc<StoredAgent>,
+    pub(crate) liveness: Arc<Liveness>,
+    /// Computed on first use: hashing all agents would delay the start of the server.
+    tag: OnceLock<RegistrationTag>,
+}
+
+/// The part of an agent that changes all the time. Shared by the agent's successive entries.
+#[derive(Debug)]
+pub(crate) struct Liveness {
+    /// Milliseconds since the Unix epoch.
+    last_heartbeat: AtomicI64,
+    /// The last heartbeat that the database confirmed to be the latest, after the deadline.
+    ///
+    /// If other processes write to the database, a missed deadline is believed only then.
+    confirmed: AtomicI64,
+    report: Mutex<Report>,
+}
+
+/// An agent's status at a given time, deadline included.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct EffectiveStatus {
+    pub(super) status: AgentStatus,
+    pub(super) missed_deadline: bool,
+    pub(super) probe_failed: bool,
+}
+
+impl EffectiveStatus {
+    /// Returns the status as stored.
+    pub(super) fn stored(agent: &StoredAgent, context: &ReadContext) -> Self {
+        let StoredAgent { status, missed_deadline, probe_failed, .. } = *agent;
+        Self { status, missed_deadline, probe_failed: probe_failed && context.is_probing }
+    }
+
+    /// Returns the status by the time of the last heartbeat.
+    pub(super) fn current(agent: &StoredAgent, last_heartbeat: Timestamp, context: &ReadContext) -> Self {
+        let stored = Self::stored(agent, context);
+        if stored.status != AgentStatus::Offline && context.is_overdue(agent, last_heartbeat) {
+            Self { status: AgentStatus::Offline, missed_deadline: true, ..stored }
+        } else {
+            stored
+        }
+    }
+
+    pub(super) fn is_healthy(self) -> bool {
+        self.status != AgentStatus::Offline && !self.probe_failed
+    }
+}
+
+/// What a read depends on besides the entries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReadContext {
+    pub(crate) now: Timestamp,
+    pub(crate) policy: DeadlinePolicy,
+    /// Whether the database has to confirm a missed deadline.
+    pub(crate) needs_confirmation: bool,
+    /// Whether this server takes probe results into account.
+    pub(crate) is_probing: bool,
+}
+
+impl ReadContext {
+    pub(crate) fn later(self, by: Duration) -> Self {
+        self.shifted(i64::try_from(by.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    pub(crate) fn earlier(self, by: Duration) -> Self {
+        self.shifted(i64::try_from(by.as_millis()).unwrap_or(i64::MAX).wrapping_neg())
+    }
+
+    fn shifted(self, millis: i64) -> Self {
+        Self { now: Timestamp::from_unix_millis(self.now.unix_millis().saturating_add(millis)), ..self }
+    }
+
+    fn is_overdue(&self, agent: &StoredAgent, last_heartbeat: Timestamp) -> bool {
+        self.policy.is_overdue(last_heartbeat, agent.heartbeat_interval, self.now)
+    }
+}
+
+impl Liveness {
+    pub(super) fn new(last_heartbeat: Timestamp) -> Self {
+        let last_heartbeat = AtomicI64::new(last_heartbeat.unix_millis());
+        Self { last_heartbeat, confirmed: AtomicI64::new(i64::MIN), report: Mutex::default() }
+    }
+
+    /// Records a heartbeat, unless a later one is known.
+    ///
+    /// One far in the future predates a clock that was set back.
+    pub(crate) fn record_heartbeat(&self, time: Timestamp) {
+        let later = |known: i64| {
+            let is_ahead = Timestamp::from_unix_millis(known).since(time) > MAX_CLOCK_SKEW;
+            Some(if is_ahead { time.unix_millis() } else { known.max(time.unix_millis()) })
+        };
+        // The closure always returns a value.
+        let _ = self.last_heartbeat.fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
+    }
+
+    pub(crate) fn last_heartbeat(&self) -> Timestamp {
+        Timestamp::from_unix_millis(self.last_heartbeat.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn report(&self) -> Report {
+        self.report.lock().clone()
+    }
+
+    pub(crate) fn load(&self) -> Load {
+        let report = self.report.lock();
+        Load { load: report.load, active_tasks: report.active_tasks }
+    }
+
+    pub(super) fn update_report(&self, later: Report) {
+        self.report.lock().update(later);
+    }
+}
+
+impl Entry {
+    pub(super) fn new(agent: Arc<StoredAgent>, liveness: Arc<Liveness>) -> Self {
+        Self { agent, liveness, tag: OnceLock::new() }
+    }
+
+    /// Returns the tag of the registration.
+    pub(crate) fn registration_tag(&self) -> RegistrationTag {
+        *self.tag.get_or_init(|| self.agent.registration_tag())
+    }
+
+    /// Marks an overdue heartbeat as confirmed to be the latest.
+    pub(super) fn confirm(&self, context: &ReadContext) {
+        let last_heartbeat = self.liveness.last_heartbeat();
+        if context.is_overdue(&self.agent, last_heartbeat) {
+            self.liveness.confirmed.store(last_heartbeat.unix_millis(), Ordering::Release);
+        }
+    }
+
+    pub(crate) fn is_overdue(&self, context: &ReadContext) -> bool {
+        context.is_overdue(&self.agent, self.liveness.last_heartbeat())
+    }
+
+    /// Returns the status as far as memory knows.
+    ///
+    /// Adds the agent's id to `unconfirmed` if the deadline seems missed, but another process may have a
+    /// later heartbeat.
+    pub(super) fn effective_status(
+        &self,
+        context: &ReadContext,
+        unconfirmed: &mut Vec<String>,
+    ) -> EffectiveStatus {
+        let last_heartbeat = self.liveness.last_heartbeat();
+        let effective = EffectiveStatus::current(&self.agent, last_heartbeat, context);
+        if context.needs_confirmation
+            && effective.missed_deadline
+            && !self.agent.missed_deadline
+            && self.liveness.confirmed.load(Ordering::Acquire) != last_heartbeat.unix_millis()
+        {
+            unconfirmed.push(self.agent.agent_id.clone());
+        }
+        effective
+    }
+
+    /// Returns the record with a given last heartbeat.
+    pub(crate) fn record(&self, context: &ReadContext, last_heartbeat: Timestamp) -> Json {
+        Record::current(&self.agent, last_heartbeat, self.liveness.load(), context)
+            .json(self.registration_tag())
+    }
+}
