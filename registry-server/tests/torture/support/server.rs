@@ -19,7 +19,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// One that does not run yet.
+    /// One that does not run yet. Unless the arguments say otherwise, nobody is offline for an hour: an agent may be late
+    /// because the machine is busy.
     pub(crate) fn new(database_url: &str, arguments: &[&str]) -> Self {
         let port = free_port();
         let listen = format!("127.0.0.1:{port}");
@@ -27,7 +28,7 @@ impl Server {
         Self {
             port,
             arguments: own.iter().chain(arguments).map(|&argument| argument.to_owned()).collect(),
-            environment: Vec::new(),
+            environment: vec![("REGISTRY_HEARTBEAT_TIMEOUT".to_owned(), "1h".to_owned())],
             process: None,
             log: tempfile::NamedTempFile::new().unwrap(),
         }
