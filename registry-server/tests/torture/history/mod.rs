@@ -56,7 +56,8 @@ async fn history(store: Store) {
             let mut history = std::mem::take(&mut *history.lock());
             // What is there in the end has to be of the same history.
             let number = history.call(Op::Get);
-            history.answer(number, perform(&server.client(), &name(round, id), Op::Get).await.unwrap());
+            history
+                .answer(number, perform(&server.patient_client(), &name(round, id), Op::Get).await.unwrap());
             states = states.max(check(&history));
             let count = history.count();
             (answered, unanswered) = (answered + count.0, unanswered + count.1);

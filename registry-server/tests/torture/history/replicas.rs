@@ -55,7 +55,7 @@ async fn reads_are_never_older_than_what_was_seen_or_written() {
     }
     let clients: Vec<_> = servers.iter().map(Server::client).collect();
     for id in 0..IDS {
-        clients[0].register(&agent(&name(0, id), "0")).await.unwrap();
+        servers[0].patient_client().register(&agent(&name(0, id), "0")).await.unwrap();
     }
     for client in &clients {
         eventually("every server knows every agent", async || {
