@@ -1,6 +1,6 @@
 //! Clocks that somebody sets: an hour forward, and back.
 
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use registry_sdk::Agent;
@@ -106,6 +106,7 @@ async fn jumps(clock: &FakeClock, database_url: &str) {
     // And whoever has fallen silent is still noticed.
     let mut server = clock.server(database_url, TIMEOUT);
     server.start().await;
+    let client = server.patient_client();
     for off in ["+0", "+3600", "+0", "-3600"] {
         clock.set(off);
         client.register(&agent("silent", "rest")).await.unwrap();
@@ -129,21 +130,36 @@ async fn all_live(server: &Server, off: &str, time: Duration) {
     println!("{off}: 0 of {AGENTS} agents were called offline");
 }
 
+/// It is killed when this is dropped, also if the test fails.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// An agent in a process whose clock jumps keeps its pace.
 #[tokio::test(flavor = "multi_thread")]
 async fn clocks_of_agents() {
     let Some(clock) = FakeClock::new() else { return };
     let store = Store::sqlite();
     let server = Server::running(&store.url, &["--heartbeat-timeout", length(TIMEOUT, LONG_TIMEOUT)]).await;
-    let mut process = Command::new(std::env::current_exe().unwrap())
+    let process = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "clocks::an_agent_in_a_process_of_its_own", "--ignored"])
         .env("TORTURE_REGISTRY", server.url())
         .envs(clock.environment())
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
+    let _process = Process(process);
     let client = server.patient_client();
-    eventually("the agent is there", async || client.get_agent("alone").await.is_ok()).await;
+    // It says its interval with the last change that it makes.
+    eventually("the agent has its interval", async || {
+        client.get_agent("alone").await.is_ok_and(|record| record.heartbeat_interval == Some(INTERVAL))
+    })
+    .await;
     for off in ["+3600", "+0", "-3600"] {
         clock.set(off);
         let before = client.get_agent("alone").await.unwrap();
@@ -156,8 +172,6 @@ async fn clocks_of_agents() {
         assert_eq!((after.status, after.revision), (AgentStatus::Active, before.revision), "{off}");
         println!("an agent's own clock {off} s: its heartbeats went on");
     }
-    process.kill().unwrap();
-    process.wait().unwrap();
 }
 
 #[tokio::test]
