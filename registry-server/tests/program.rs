@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use registry_sdk::RegistryClient;
 use registry_sdk::contract::{Capability, Registration};
@@ -18,6 +19,9 @@ fn program() -> Command {
 fn run(arguments: &[&str]) -> Output {
     program().args(arguments).output().unwrap()
 }
+
+/// Longer than any request takes, however busy the machine is.
+const LONG: Duration = Duration::from_secs(300);
 
 /// A running program. It is killed where the test fails.
 struct Running {
@@ -35,7 +39,9 @@ impl Running {
     fn start_with(database: &Path, arguments: &[&str]) -> Self {
         let url = format!("sqlite://{}", database.display());
         let mut command = program();
-        command.args(["--listen", "127.0.0.1:0", "--database-url", &url]).args(arguments);
+        // Nobody is offline because the machine is busy.
+        command.args(["--listen", "127.0.0.1:0", "--database-url", &url, "--heartbeat-timeout", "1h"]);
+        command.args(arguments);
         let mut child = command.spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
         let line = log.find(|line| line.as_ref().unwrap().contains("local_addr=")).unwrap().unwrap();
@@ -43,7 +49,8 @@ impl Running {
         // The rest of the log is read to its end, so that the program never waits for a full pipe.
         std::thread::spawn(move || log.for_each(drop));
         let url = format!("http://{address}");
-        Self { child, client: RegistryClient::new(&url).unwrap(), url }
+        let client = RegistryClient::builder(&url).timeout(LONG).build().unwrap();
+        Self { child, url, client }
     }
 
     fn signal(&mut self, signal: &str) -> std::process::ExitStatus {
@@ -164,7 +171,7 @@ async fn a_new_token_goes_into_the_file_and_a_hang_up_reads_it() {
 
     let client = RegistryClient::builder(server.url.clone()).token(token).build().unwrap();
     while client.get_stats().await.is_err() {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     client.register(&registration(1)).await.unwrap();
 

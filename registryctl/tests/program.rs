@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use registry_server::{Config, Server};
 use serde_json::{Value, json};
@@ -14,7 +15,10 @@ struct Registry {
 impl Registry {
     async fn start() -> Self {
         let database_url = "sqlite::memory:".to_owned();
-        let config = Config { listen: ([127, 0, 0, 1], 0).into(), database_url, ..Config::default() };
+        // Nobody is offline because the machine is busy.
+        let heartbeat_timeout = Duration::from_secs(3_600);
+        let listen = ([127, 0, 0, 1], 0).into();
+        let config = Config { listen, database_url, heartbeat_timeout, ..Config::default() };
         Self { server: Server::bind(config).await.unwrap() }
     }
 

@@ -1,12 +1,15 @@
 //! A browser, and what tests do with it.
 
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use fantoccini::{Client, ClientBuilder, Locator};
 use serde_json::json;
+
+/// Limit of everything that a test waits for. Only a defect takes so long, however busy the machine is.
+const LONG: Duration = Duration::from_secs(300);
 
 /// A browser of the test's own. It is gone when this is dropped.
 pub(crate) struct Browser {
@@ -28,17 +31,16 @@ impl Drop for Driver {
 
 /// Starts a browser; `None` where there is none and none is required.
 pub(crate) async fn browser() -> Option<Browser> {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let folder = tempfile::tempdir().unwrap();
     let started = Command::new("chromedriver")
         .env("TMPDIR", folder.path())
-        .arg(format!("--port={port}"))
+        .arg("--port=0")
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .process_group(0)
         .spawn();
-    let driver = match started {
+    let mut driver = match started {
         Ok(child) => Driver(child),
         Err(error) if std::env::var_os("REQUIRE_BROWSER").is_none() => {
             eprintln!("not tested in a browser: chromedriver cannot be started ({error})");
@@ -46,6 +48,14 @@ pub(crate) async fn browser() -> Option<Browser> {
         }
         Err(error) => panic!("chromedriver cannot be started: {error}"),
     };
+    let mut lines = BufReader::new(driver.0.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let port = lines
+        .find_map(|line| {
+            line.split_once("started successfully on port ")?.1.trim_end_matches('.').parse::<u16>().ok()
+        })
+        .expect("chromedriver says its port");
+    // The rest is read to its end, so that chromedriver never waits for a full pipe.
+    std::thread::spawn(move || lines.for_each(drop));
     // A container's root has no sandbox, and little shared memory.
     let options = json!({"args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"]});
     let capabilities = json!({"goog:chromeOptions": options}).as_object().unwrap().clone();
@@ -59,7 +69,7 @@ pub(crate) async fn browser() -> Option<Browser> {
             }
         }
     };
-    let client = tokio::time::timeout(Duration::from_secs(60), connecting).await.expect("a browser starts");
+    let client = tokio::time::timeout(LONG, connecting).await.expect("a browser starts");
     Some(Browser { client, _driver: driver, _folder: folder })
 }
 
@@ -84,7 +94,7 @@ impl<'a> Page<'a> {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        if tokio::time::timeout(Duration::from_secs(30), waiting).await.is_err() {
+        if tokio::time::timeout(LONG, waiting).await.is_err() {
             let shown = self.0.client.execute("return document.body.innerText", Vec::new()).await;
             panic!("never came true: {expression}\n{shown:?}");
         }

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use registry_sdk::contract::{AgentStatus, Capability, Heartbeat};
 use registry_sdk::testing::{Fault, FaultProxy};
-use registry_sdk::{Agent, AgentState, Error, RegistrationOutcome, RegistryClient, RetryPolicy};
+use registry_sdk::{Agent, AgentState, Error, RegistrationOutcome};
 
-use crate::support::{Database, agent, client, eventually, on_both_databases, on_every_registry, status_of};
+use crate::support::{
+    Database, LONG, agent, client, client_builder, eventually, impatient_client, lasting_address,
+    on_both_databases, on_every_registry, status_of,
+};
 
 on_every_registry!(
     heartbeats_keep_an_agent_alive,
@@ -33,20 +36,30 @@ mod lasting {
 const INTERVAL: Duration = Duration::from_millis(200);
 
 async fn heartbeats_keep_an_agent_alive(database: Database) {
-    let server = database.start_with(|config| config.heartbeat_timeout = 20 * INTERVAL).await;
+    const TIMEOUT: Duration = Duration::from_millis(1_000);
+    let server = database.start_with(|config| config.heartbeat_timeout = TIMEOUT).await;
     let client = client(&server);
     client.register(&agent("silent", "work")).await.unwrap();
     let alive = Agent::new(client.clone(), agent("alive", "work"));
-    let registered = alive.register().await.unwrap();
+    alive.register().await.unwrap();
     alive.start_heartbeat(INTERVAL).unwrap();
+    // Where the machine is so busy that a heartbeat is late, the next time counts.
+    let outlives_its_deadline = async || {
+        let before = client.get_agent("alive").await.unwrap();
+        let deadline = before.last_heartbeat.unwrap();
+        let mut after = before.clone();
+        while after.last_heartbeat.unwrap().since(deadline) <= 2 * TIMEOUT {
+            tokio::time::sleep(INTERVAL / 10).await;
+            after = client.get_agent("alive").await.unwrap();
+        }
+        assert_eq!(after.heartbeat_interval, Some(INTERVAL));
+        before.status == AgentStatus::Active && after.revision == before.revision
+    };
+    eventually("it stays active for twice its timeout", outlives_its_deadline).await;
     eventually("the silent one is offline", async || {
         status_of(&client, "silent").await == AgentStatus::Offline
     })
     .await;
-    let record = client.get_agent("alive").await.unwrap();
-    assert_eq!(record.status, AgentStatus::Active);
-    assert!(record.last_heartbeat > registered.last_heartbeat);
-    assert_eq!(record.heartbeat_interval, Some(INTERVAL));
     alive.shutdown().await;
     server.shutdown().await;
 }
@@ -66,8 +79,8 @@ async fn a_forgotten_agent_registers_again_with_its_latest_capabilities(database
 }
 
 async fn an_agent_outlives_its_registry(database: Database) {
-    let server = database.start().await;
-    let address = server.local_addr();
+    let address = lasting_address();
+    let server = database.start_with(|config| config.listen = address).await;
     let agent = Agent::new(client(&server), agent("a", "work"));
     agent.register().await.unwrap();
     agent.start_heartbeat(INTERVAL).unwrap();
@@ -85,13 +98,9 @@ async fn an_agent_outlives_its_registry(database: Database) {
 async fn an_agent_outlives_every_fault_between_it_and_its_registry(database: Database) {
     let server = database.start().await;
     let proxy = FaultProxy::start(server.local_addr().to_string()).await;
-    let through = RegistryClient::builder(format!("http://{}", proxy.address()))
-        .timeout(Duration::from_millis(200))
-        .retry(RetryPolicy::none())
-        .build()
-        .unwrap();
+    let through = client_builder(format!("http://{}", proxy.address())).timeout(INTERVAL).build().unwrap();
     let agent = Agent::new(through, agent("a", "work").heartbeat_interval(INTERVAL));
-    agent.register().await.unwrap();
+    eventually("it is registered in time", async || agent.register().await.is_ok()).await;
     agent.start_heartbeat(INTERVAL).unwrap();
     let mut state = agent.watch();
     for fault in
@@ -105,16 +114,12 @@ async fn an_agent_outlives_every_fault_between_it_and_its_registry(database: Dat
         assert!(direct.is_healthy(), "after {fault:?}");
     }
     agent.shutdown().await;
-    assert_eq!(status_of(&client(&server), "a").await, AgentStatus::Offline);
     server.shutdown().await;
 }
 
 async fn an_agent_that_starts_before_its_registry_registers_when_it_is_there(database: Database) {
-    // A port that was free a moment ago.
-    let server = database.start().await;
-    let (address, client) = (server.local_addr(), client(&server));
-    server.shutdown().await;
-
+    let address = lasting_address();
+    let client = client_builder(format!("http://{address}")).build().unwrap();
     let early = Agent::new(client.clone(), agent("early", "work"));
     let outcome = early.register_with_retry().await.unwrap();
     assert!(matches!(outcome, RegistrationOutcome::Degraded(_)), "{outcome:?}");
@@ -136,7 +141,7 @@ async fn a_shut_down_agent_is_offline_and_stays_so(database: Database) {
     let registered = client.get_agent("a").await.unwrap().last_heartbeat;
     let beating = async || client.get_agent("a").await.unwrap().last_heartbeat > registered;
     eventually("it beats", beating).await;
-    ending.shutdown().await;
+    ending.shutdown_within(LONG).await;
     let last = client.get_agent("a").await.unwrap();
     assert_eq!(last.status, AgentStatus::Offline);
     assert!(matches!(ending.state(), AgentState::Stopped));
@@ -147,24 +152,26 @@ async fn a_shut_down_agent_is_offline_and_stays_so(database: Database) {
 }
 
 async fn a_dropped_agent_falls_silent(database: Database) {
-    let server = database.start_with(|config| config.heartbeat_timeout = 15 * INTERVAL).await;
+    let server = database.start_with(|config| config.heartbeat_timeout = 5 * INTERVAL).await;
     let client = client(&server);
     let dropped = Agent::new(client.clone(), agent("a", "work"));
     dropped.register().await.unwrap();
     dropped.start_heartbeat(INTERVAL / 4).unwrap();
     let clone = dropped.clone();
     drop(dropped);
-    assert_eq!(status_of(&client, "a").await, AgentStatus::Active);
+    let before = client.get_agent("a").await.unwrap().last_heartbeat;
+    let beats = async || client.get_agent("a").await.unwrap().last_heartbeat > before;
+    eventually("the other handle keeps it alive", beats).await;
     drop(clone);
     eventually("it is offline", async || status_of(&client, "a").await == AgentStatus::Offline).await;
     server.shutdown().await;
 }
 
 async fn a_status_is_kept_over_a_restart_of_the_registry(database: Database) {
-    let server = database.start().await;
-    let address = server.local_addr();
+    let address = lasting_address();
+    let server = database.start_with(|config| config.listen = address).await;
     let client = client(&server);
-    let busy = Agent::new(client.clone(), agent("a", "work"));
+    let busy = Agent::new(impatient_client(&server), agent("a", "work"));
     busy.register().await.unwrap();
     busy.start_heartbeat(INTERVAL).unwrap();
     server.shutdown().await;
@@ -197,12 +204,12 @@ async fn the_newest_process_with_an_id_wins(database: Database) {
     old.watch().wait_for(AgentState::is_superseded).await.unwrap();
     // Whether it knows or not: the process that ends does not take its successor offline.
     assert!(old.update_status(AgentStatus::Offline).await.unwrap_err().is_superseded());
-    old.shutdown().await;
+    old.shutdown_within(LONG).await;
     let record = client.get_agent("a").await.unwrap();
     assert_eq!((record.status, record.capabilities[0].name.as_str()), (AgentStatus::Active, "new"));
     assert_eq!(record.instance_id.as_deref(), Some(new.instance_id()));
     assert!(new.state().is_registered());
-    new.shutdown().await;
+    new.shutdown_within(LONG).await;
     assert_eq!(status_of(&client, "a").await, AgentStatus::Offline);
     server.shutdown().await;
 }

@@ -4,11 +4,11 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use registry_sdk::contract::AgentStatus;
-use registry_sdk::{Agent, Error, ListQuery, RegistryClient, RetryPolicy, WatchEvent};
+use registry_sdk::{Agent, Error, ListQuery, RegistryClient, WatchEvent};
 use registry_server::NewToken;
 use reqwest::header::WWW_AUTHENTICATE;
 
-use crate::support::{Database, Registry, agent, on_both_databases};
+use crate::support::{Database, Registry, agent, client, client_builder, on_both_databases};
 
 on_both_databases!(
     a_token_allows_what_its_scope_says,
@@ -50,7 +50,7 @@ async fn start(database: &Database, file: &File) -> Registry {
 }
 
 fn bearer(server: &Registry, token: &str) -> RegistryClient {
-    RegistryClient::builder(server.url()).retry(RetryPolicy::none()).token(token).build().unwrap()
+    client_builder(server.url()).token(token).build().unwrap()
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "reads best where the outcome is asked for in place")]
@@ -95,7 +95,7 @@ async fn who_has_no_token_is_told_and_changes_nothing(database: Database) {
     let (file, tokens) =
         File::new(&["scope = \"admin\"", "scope = \"admin\"\nexpires = 2020-01-01T00:00:00Z"]);
     let server = start(&database, &file).await;
-    let nobody = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
+    let nobody = client(&server);
     let clients =
         [nobody.clone(), bearer(&server, "agreg_wrong"), bearer(&server, ""), bearer(&server, &tokens[1])];
     for client in clients {
@@ -162,8 +162,7 @@ async fn a_token_may_be_renewed_while_the_client_runs(database: Database) {
     let registry = start(&database, &file).await;
     let present = std::sync::Arc::new(std::sync::Mutex::new("agreg_not_yet".to_owned()));
     let shared = present.clone();
-    let client = RegistryClient::builder(registry.url())
-        .retry(RetryPolicy::none())
+    let client = client_builder(registry.url())
         .token_provider(move || shared.lock().unwrap().clone())
         .build()
         .unwrap();

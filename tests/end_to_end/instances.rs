@@ -58,13 +58,10 @@ mod shared {
     );
 }
 
-fn secs(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
-}
-
-/// A registration of agent "a", by a process that started so many seconds ago.
+/// A registration of agent "a", by a process that started so many minutes ago: so far apart that no request is late enough
+/// to change the order.
 fn process(instance_id: &str, age: u64) -> Registration {
-    agent("a", "work").instance_id(instance_id).instance_age(secs(age))
+    agent("a", "work").instance_id(instance_id).instance_age(Duration::from_secs(age * 60))
 }
 
 async fn owner_of(client: &RegistryClient, agent_id: &str) -> Option<String> {

@@ -59,7 +59,7 @@ async fn every_name_of_the_contract_is_there(database: Database) {
     ] {
         assert_eq!(found.get(name), Some(&expected), "{name}");
     }
-    assert!(found["agent_registry_last_sweep_age_seconds"] < 30.0);
+    assert!(found["agent_registry_last_sweep_age_seconds"] < 300.0);
     server.shutdown().await;
 }
 

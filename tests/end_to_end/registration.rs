@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use registry_sdk::ListQuery;
 use registry_sdk::contract::{AgentStatus, Capability, Registration};
 use serde_json::json;
@@ -27,6 +28,8 @@ mod lasting {
     );
 }
 
+const INTERVAL: Duration = Duration::from_millis(2_000_500);
+
 fn full() -> Registration {
     Registration::new("feature-dev", "Feature Development Agent", "http://feature-dev:8002")
         .capability(
@@ -42,7 +45,7 @@ fn full() -> Registration {
             "nested",
             json!({"b": [1, 2.5, null, true], "a": {"deep": "'; DROP TABLE agent_registry; --"}}),
         )
-        .heartbeat_interval(Duration::from_millis(30_500))
+        .heartbeat_interval(INTERVAL)
 }
 
 async fn a_registration_is_read_back_as_it_was_sent(database: Database) {
@@ -52,8 +55,8 @@ async fn a_registration_is_read_back_as_it_was_sent(database: Database) {
     let record = client.register(&sent).await.unwrap();
     assert_eq!(record.capabilities, sent.capabilities);
     assert_eq!(record.metadata, sent.metadata);
-    assert_eq!(record.heartbeat_interval, Some(Duration::from_millis(30_500)));
-    assert_eq!(record.heartbeat_timeout, Some(Duration::from_secs(61)));
+    assert_eq!(record.heartbeat_interval, Some(INTERVAL));
+    assert_eq!(record.heartbeat_timeout, Some(2 * INTERVAL), "longer than the server's own");
     assert_eq!(record.status, AgentStatus::Active);
     assert_eq!(record.registered_at, record.last_heartbeat);
     assert_eq!(client.get_agent("feature-dev").await.unwrap(), record);
@@ -107,12 +110,15 @@ async fn agents_survive_a_restart(database: Database) {
 async fn the_last_of_many_heartbeats_survives_a_restart(database: Database) {
     let server = database.start().await;
     let before = client(&server);
-    for id in ["often", "once"] {
+    let ids: Vec<_> = (0..100).map(|number| format!("often-{number}")).collect();
+    before.register(&agent("once", "work")).await.unwrap();
+    before.heartbeat("once").await.unwrap();
+    for id in &ids {
         before.register(&agent(id, "work")).await.unwrap();
-        before.heartbeat(id).await.unwrap();
     }
-    for _ in 0..4_200 {
-        before.heartbeat("often").await.unwrap();
+    for _ in 0..42 {
+        let heard = join_all(ids.iter().map(|id| before.heartbeat(id))).await;
+        assert!(heard.iter().all(Result::is_ok), "{heard:?}");
     }
     let everyone = before.list_agents(ListQuery::all()).await.unwrap().agents;
     server.shutdown().await;

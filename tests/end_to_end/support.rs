@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use registry_sdk::contract::{AgentStatus, Capability, Registration};
 use registry_sdk::testing::{FaultProxy, MockRegistry};
-use registry_sdk::{RegistryClient, RetryPolicy};
+use registry_sdk::{RegistryClient, RegistryClientBuilder, RetryPolicy};
 use registry_server::{Config, Server};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection, Executor, SqliteConnection};
@@ -57,6 +57,12 @@ macro_rules! on_postgres {
     };
 }
 pub(crate) use {on_both_databases, on_every_registry, on_postgres};
+
+/// Limit of everything that a test waits for. Only a defect takes so long, however busy the machine is.
+pub(crate) const LONG: Duration = Duration::from_secs(300);
+
+/// Longer than any test takes: nobody is offline because the machine is busy.
+pub(crate) const NEVER: Duration = Duration::from_secs(3_600);
 
 /// A database of the test's own.
 #[derive(Clone, Debug)]
@@ -126,8 +132,8 @@ impl Database {
 
     /// Runs a test, and removes the database afterwards, also where the test failed.
     pub(crate) async fn run<F: Future<Output = ()>>(self, test: impl FnOnce(Self) -> F) {
-        // Far longer than any takes: what hangs fails.
-        let bounded = tokio::time::timeout(Duration::from_secs(120), test(self.clone()));
+        // What hangs fails.
+        let bounded = tokio::time::timeout(2 * LONG, test(self.clone()));
         let outcome = AssertUnwindSafe(bounded.map(|ended| ended.expect("it hangs"))).catch_unwind().await;
         if let Kind::Postgres { name } = &self.kind {
             let mut connection = PgConnection::connect(&postgres_url()).await.unwrap();
@@ -139,7 +145,7 @@ impl Database {
         }
     }
 
-    /// A server on it with short times, so that a test of deadlines is soon over.
+    /// A server on it that sweeps often. Unless the test says otherwise, nobody misses a deadline.
     pub(crate) async fn start(&self) -> Registry {
         self.start_with(|_| {}).await
     }
@@ -148,6 +154,7 @@ impl Database {
         let mut config = Config {
             listen: ([127, 0, 0, 1], 0).into(),
             database_url: self.url.clone(),
+            heartbeat_timeout: NEVER,
             sweep_interval: Duration::from_millis(100),
             ..Config::default()
         };
@@ -209,9 +216,33 @@ fn postgres_url() -> String {
         .expect("TEST_DATABASE_URL names no PostgreSQL: run ./scripts/test, which starts one")
 }
 
-/// A client that gives its errors at once.
+/// A client that tries again while the server is overloaded or its database does not answer: on a busy machine either may
+/// be so for a moment.
 pub(crate) fn client(server: &Registry) -> RegistryClient {
-    RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap()
+    let patient = RetryPolicy::discovery().attempts(1_000).time_limit(LONG);
+    impatient_client(server).with_retry(patient)
+}
+
+/// A client that gives its errors at once, and waits for its answers as long as it takes.
+pub(crate) fn impatient_client(server: &Registry) -> RegistryClient {
+    client_builder(server.url()).build().unwrap()
+}
+
+/// The same, for a test that needs more settings.
+pub(crate) fn client_builder(url: impl Into<String>) -> RegistryClientBuilder {
+    RegistryClient::builder(url).timeout(LONG).retry(RetryPolicy::none())
+}
+
+/// An address that a server can be started at again: the system gives such a port to nobody else meanwhile.
+pub(crate) fn lasting_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Below the ports of outgoing connections. Other runs of the tests begin elsewhere.
+    let first = 10_000 + u16::try_from(std::process::id() % 10_000).unwrap();
+    std::iter::repeat_with(|| {
+        SocketAddr::from(([127, 0, 0, 1], first + NEXT.fetch_add(1, Ordering::Relaxed)))
+    })
+    .find(|address| std::net::TcpListener::bind(address).is_ok())
+    .unwrap()
 }
 
 /// A plain agent that can do one thing.
@@ -220,14 +251,14 @@ pub(crate) fn agent(agent_id: &str, capability: &str) -> Registration {
         .capability(Capability::new(capability))
 }
 
-/// Waits until something holds; fails where it does not within half a minute, which only a defect takes.
+/// Waits until something holds.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let waiting = async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let held = tokio::time::timeout(Duration::from_secs(30), waiting).await;
+    let held = tokio::time::timeout(LONG, waiting).await;
     assert!(held.is_ok(), "never happened: {what}");
 }
 

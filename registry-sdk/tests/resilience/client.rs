@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{ACK, Reply, Server};
+use crate::support::{ACK, Reply, Server, nobody};
 use registry_sdk::contract::{AgentStatus, HealthStatus, Registration};
 use registry_sdk::{Error, ListQuery, RegistryClient, RetryPolicy};
 use tokio::time::Instant;
@@ -92,9 +92,8 @@ async fn a_heartbeat_of_an_unknown_agent_is_told_whatever_the_body_is() {
 
 #[tokio::test]
 async fn nobody_listening_is_unreachable() {
-    let server = Server::start(|_, _| ACK).await;
-    let client = client(&server);
-    drop(server);
+    let (_socket, url) = nobody();
+    let client = RegistryClient::new(url).unwrap();
     let error = client.heartbeat("a").await.unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
     assert!(std::error::Error::source(&error).is_some());
@@ -102,10 +101,9 @@ async fn nobody_listening_is_unreachable() {
 
 #[tokio::test]
 async fn with_nobody_listening_at_the_first_url_the_next_answers_at_once() {
-    let (gone, there) = (Server::start(|_, _| ACK).await, Server::start(|_, _| ACK).await);
-    let urls = format!("{},{}", gone.url(), there.url());
-    drop(gone);
-    let client = RegistryClient::new(urls).unwrap().with_retry(RetryPolicy::none());
+    let ((_socket, nobody), there) = (nobody(), Server::start(|_, _| ACK).await);
+    let client =
+        RegistryClient::new(format!("{nobody},{}", there.url())).unwrap().with_retry(RetryPolicy::none());
     for _ in 0..5 {
         client.heartbeat("a").await.unwrap();
     }

@@ -45,7 +45,7 @@ async fn a_healthy_agent_says_who_it_is_and_what_it_is_at() {
     assert_eq!(said.as_object().unwrap().len(), 4, "{said}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn where_a_check_fails_or_takes_too_long_it_is_unhealthy_and_says_which() {
     let registry = MockRegistry::start().await;
     let endpoint = HealthEndpoint::new(&agent(&registry))

@@ -9,7 +9,7 @@ use registry_sdk::contract::Capability;
 use registry_sdk::contract::Registration;
 use registry_sdk::{Agent, RegistryClient};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -141,6 +141,14 @@ async fn read(connection: &mut TcpStream) -> Option<(String, String)> {
     let line = String::from_utf8_lossy(&bytes[..head]).lines().next()?.to_owned();
     let what = line.trim_end_matches(" HTTP/1.1").to_owned();
     Some((what, String::from_utf8_lossy(&bytes[head + 4..head + 4 + length]).into_owned()))
+}
+
+/// A URL at which nobody listens, for as long as the socket is held.
+pub(crate) fn nobody() -> (TcpSocket, String) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let url = format!("http://{}", socket.local_addr().unwrap());
+    (socket, url)
 }
 
 /// The agent `a` of a server, with a declared interval.

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::support::{Load, Server, Store, agent, eventually, is_long, length};
+use crate::support::{LONG, Load, Server, Store, agent, eventually, is_long, length};
 
 const AGENTS: u64 = 100;
 
@@ -17,7 +17,7 @@ async fn dawdlers() {
     let most: usize = length(16_000, 200);
     let store = Store::sqlite();
     let server = Server::running(&store.url, &["--max-connections", &most.to_string()]).await;
-    let client = server.client();
+    let client = server.patient_client();
     for number in 0..AGENTS {
         client.register(&agent(&format!("agent-{number}"), "work")).await.unwrap();
     }
@@ -45,7 +45,7 @@ async fn dawdlers() {
     let began = Instant::now();
     while closed.load(Ordering::Relaxed) + refused.load(Ordering::Relaxed) < asked {
         peak = (server.memory().max(peak.0), server.open_files().max(peak.1));
-        assert!(began.elapsed() < Duration::from_secs(90), "they are not closed: {closed:?}, {refused:?}");
+        assert!(began.elapsed() < LONG, "they are not closed: {closed:?}, {refused:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let over = began.elapsed();
@@ -57,7 +57,9 @@ async fn dawdlers() {
         peak.1, peak.0
     );
     assert!(peak.1 <= files + most + 70, "{peak:?}");
-    assert!(refused.load(Ordering::Relaxed) > 0 && failed == 0);
+    // Without a refusal the last connection came after the first was closed, and each is given 10 s.
+    let has_refused = refused.load(Ordering::Relaxed) > 0 || over > Duration::from_secs(19);
+    assert!(has_refused && failed == 0, "{refused:?} refused, {failed} failed");
     assert!(
         !is_long() || over < Duration::from_secs(45) && p99 < Duration::from_secs(1),
         "{over:?}, {p99:?}"

@@ -25,12 +25,12 @@ struct Taken {
 async fn soak(store: Store) {
     let agents: usize = length(5_000, 100);
     let time = Duration::from_secs(length(1_800, 6));
-    let flags = ["--heartbeat-timeout", length("15s", "60s"), "--sweep-interval", "1s"];
+    let flags = ["--heartbeat-timeout", length("15s", "1h"), "--sweep-interval", "1s"];
     let server = Server::running(&store.url, &flags).await;
     let files_before = server.open_files();
     // A tenth of the agents, and half of the watchers, lose their connections again and again.
     let proxy = FaultProxy::start(server.address()).await;
-    let direct = RegistryClient::new(server.url()).unwrap();
+    let direct = server.patient_client();
     let cut = RegistryClient::new(format!("http://{}", proxy.address())).unwrap();
     let mut live = Vec::new();
     for number in 0..agents {

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 
+use super::LONG;
 use super::server::free_port;
 
 /// A cluster in a folder. It is killed where this is dropped.
@@ -76,15 +78,24 @@ impl Cluster {
             self.port
         );
         let log = self.data.join("log");
-        let mut start = self.program("pg_ctl");
-        start.args(["-w", "start", "-o", &options, "-l"]).arg(log);
-        tokio::task::spawn_blocking(move || run(&mut start)).await.unwrap();
+        let began = Instant::now();
+        // Processes that were killed may hold its shared memory for another moment, and then it does not start.
+        loop {
+            let mut start = self.program("pg_ctl");
+            start.args(["-w", "-t", "300", "start", "-o", &options, "-l"]).arg(&log);
+            let started = tokio::task::spawn_blocking(move || start.status().unwrap()).await.unwrap();
+            if started.success() {
+                return;
+            }
+            assert!(began.elapsed() < LONG, "{}", std::fs::read_to_string(&log).unwrap_or_default());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Stops it as an operator would.
     pub(crate) async fn stop(&self) {
         let mut stop = self.program("pg_ctl");
-        stop.args(["-w", "-m", "fast", "stop"]);
+        stop.args(["-w", "-t", "300", "-m", "fast", "stop"]);
         tokio::task::spawn_blocking(move || run(&mut stop)).await.unwrap();
     }
 

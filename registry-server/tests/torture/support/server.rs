@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
 
 use registry_sdk::RegistryClient;
 
-use super::client;
+use super::{LONG, client, patient_client};
 
 /// A server at a port that stays its own over restarts. Ends with this.
 pub(crate) struct Server {
@@ -19,7 +21,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// One that does not run yet.
+    /// One that does not run yet. Unless the arguments say otherwise, nobody is offline for an hour: an agent may be late
+    /// because the machine is busy.
     pub(crate) fn new(database_url: &str, arguments: &[&str]) -> Self {
         let port = free_port();
         let listen = format!("127.0.0.1:{port}");
@@ -27,7 +30,7 @@ impl Server {
         Self {
             port,
             arguments: own.iter().chain(arguments).map(|&argument| argument.to_owned()).collect(),
-            environment: Vec::new(),
+            environment: vec![("REGISTRY_HEARTBEAT_TIMEOUT".to_owned(), "1h".to_owned())],
             process: None,
             log: tempfile::NamedTempFile::new().unwrap(),
         }
@@ -39,9 +42,9 @@ impl Server {
         server
     }
 
-    pub(crate) fn with_environment(mut self, name: &str, value: &str) -> Self {
+    /// Sets a variable for its next start.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
-        self
     }
 
     /// Starts it, and waits until it answers.
@@ -52,14 +55,13 @@ impl Server {
         self.process = Some(command.stdin(Stdio::null()).stdout(log()).stderr(log()).spawn().unwrap());
         let client = self.client();
         let ended = |server: &mut Self| server.process.as_mut().and_then(|child| child.try_wait().unwrap());
-        let mut waited = Duration::ZERO;
+        let began = Instant::now();
         while client.get_server_health().await.is_err() {
             if let Some(status) = ended(self) {
                 panic!("the server ended with {status}: {}", self.log());
             }
-            assert!(waited < Duration::from_secs(60), "the server does not answer: {}", self.log());
+            assert!(began.elapsed() < LONG, "the server does not answer: {}", self.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
-            waited += Duration::from_millis(10);
         }
     }
 
@@ -78,6 +80,11 @@ impl Server {
     /// A client that gives its errors at once.
     pub(crate) fn client(&self) -> RegistryClient {
         client(&self.url())
+    }
+
+    /// A client that outlasts whatever is temporary.
+    pub(crate) fn patient_client(&self) -> RegistryClient {
+        patient_client(&self.url())
     }
 
     /// As a crash would end it.
@@ -99,8 +106,7 @@ impl Server {
         let Some(mut process) = self.process.take() else { return };
         assert!(Command::new("kill").arg(process.id().to_string()).status().unwrap().success());
         let ended = tokio::task::spawn_blocking(move || process.wait().unwrap());
-        let status =
-            tokio::time::timeout(Duration::from_secs(30), ended).await.expect("it does not end").unwrap();
+        let status = tokio::time::timeout(LONG, ended).await.expect("it does not end").unwrap();
         assert!(status.success(), "{}", self.log());
     }
 
@@ -127,9 +133,11 @@ impl Drop for Server {
     }
 }
 
-/// One below those that the system gives to connections on its own.
+/// One below those that the system gives to connections on its own, and another one each time: it stays free while its
+/// server is down.
 pub(crate) fn free_port() -> u16 {
-    std::iter::repeat_with(|| fastrand::u16(10_000..20_000))
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(fastrand::u16(10_000..20_000)));
+    std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed))
         .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
         .unwrap()
 }
