@@ -14,7 +14,8 @@ use tokio::net::TcpStream;
 
 use crate::credentials::File;
 use crate::support::{
-    Database, Registry, agent, client, eventually, on_both_databases, on_postgres, proxy_before,
+    Database, Registry, agent, client, eventually, impatient_client, on_both_databases, on_postgres,
+    proxy_before,
 };
 
 on_both_databases!(every_listed_error_is_answered, what_http_refuses_has_no_body,);
@@ -271,7 +272,8 @@ async fn without_the_database_writes_and_the_health_of_the_server_are_503(databa
     sdk.register(&agent("a", "work")).await.unwrap();
     let mut described = Described::read(&server).await;
     proxy.set(Fault::Refuse);
-    eventually("the server is unhealthy", async || sdk.get_server_health().await.is_err()).await;
+    let impatient = impatient_client(&server);
+    eventually("the server is unhealthy", async || impatient.get_server_health().await.is_err()).await;
     let body = serde_json::to_value(agent("a", "rest")).unwrap();
     described
         .provoke(503, |operation| {
