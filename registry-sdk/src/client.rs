@@ -1,5 +1,6 @@
 //! The client: one method an operation.
 
+use std::fmt;
 use std::time::Duration;
 
 use reqwest::Method;
@@ -8,14 +9,19 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use url::Url;
 
+#[cfg(feature = "tls")]
+use crate::certificates::Certificates;
 use crate::contract::{
     AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, Heartbeat, HeartbeatAck, Registration,
     RegistryStats, ServerHealth, StatusUpdate,
 };
-use crate::credentials::{Certificates, Credentials};
+use crate::credentials::Credentials;
+use crate::decode;
+use crate::endpoints::Endpoints;
 use crate::error::Error;
-use crate::lenient;
+use crate::http::{HttpClients, HttpSettings, ProxySetting};
 use crate::query::{ListQuery, Page, SearchQuery};
+use crate::response::Kind;
 use crate::retry::RetryPolicy;
 use crate::transport::{Body, Request, Transport};
 
@@ -44,25 +50,50 @@ pub struct RegistryClient {
 }
 
 /// Sets up a [`RegistryClient`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RegistryClientBuilder {
     url: String,
     timeout: Duration,
     connect_timeout: Duration,
     credentials: Option<Credentials>,
+    proxy: Proxy,
+    #[cfg(feature = "tls")]
     certificates: Certificates,
+    http_client: Option<reqwest::Client>,
     retry: RetryPolicy,
 }
 
+/// The proxy that a builder was given.
+#[derive(Clone)]
+enum Proxy {
+    Environment,
+    None,
+    Url(String),
+}
+
+impl fmt::Debug for RegistryClientBuilder {
+    /// Leaves out the URLs, which may carry passwords by mistake.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistryClientBuilder")
+            .field("timeout", &self.timeout)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("retry", &self.retry)
+            .finish_non_exhaustive()
+    }
+}
+
 impl RegistryClientBuilder {
-    /// How long one attempt may take, from the connection to the last byte of the answer. Default: 10 s.
+    /// Sets the time limit of one attempt: until its response has arrived, or, for a long one, for each further 64 KiB of
+    /// it. Default: 5 s.
+    ///
+    /// An attempt never takes longer than half of the [`RetryPolicy::time_limit`], so that there is time for a second one.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// How long making a connection may take. Default: 2 s.
+    /// Sets the time limit of making a connection. At most half of the attempt's. Default: 2 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
@@ -77,29 +108,55 @@ impl RegistryClientBuilder {
         self.token_provider(move || token.clone())
     }
 
-    /// The same for tokens that are renewed: asks for the present one before every request. It must not block.
+    /// The same for tokens that are renewed: asks for the current one before every request. It must not block.
     #[must_use]
     pub fn token_provider(mut self, token: impl Fn() -> String + Send + Sync + 'static) -> Self {
         self.credentials = Some(Credentials::new(token));
         self
     }
 
-    /// Trusts an authority beside those of the system: a PEM of one or several certificates. Also for agents that are
-    /// asked or given tasks.
+    /// Sends all requests through an HTTP proxy, but those to loopback addresses. Its URL may carry a user name and a
+    /// password. Default: the proxy that the environment variables `HTTP_PROXY`, `HTTPS_PROXY` and `ALL_PROXY` name, with
+    /// the exceptions of `NO_PROXY`.
+    #[must_use]
+    pub fn proxy(mut self, url: impl Into<String>) -> Self {
+        self.proxy = Proxy::Url(url.into());
+        self
+    }
+
+    /// Uses no proxy, whatever the environment says.
+    #[must_use]
+    pub fn no_proxy(mut self) -> Self {
+        self.proxy = Proxy::None;
+        self
+    }
+
+    /// Trusts an authority beside those of the system: a PEM of one or several certificates. This also applies to requests to
+    /// agents.
+    #[cfg(feature = "tls")]
     #[must_use]
     pub fn root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.certificates.roots.push(pem.into());
         self
     }
 
-    /// Shows a certificate to whoever asks for one (mutual TLS): a PEM of the certificate's chain and its private key.
+    /// Presents a certificate to servers that ask for one (mutual TLS): a PEM of the certificate's chain and its private key.
+    #[cfg(feature = "tls")]
     #[must_use]
     pub fn client_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.certificates.own = Some(pem.into());
         self
     }
 
-    /// How failed calls are repeated. Default: [`RetryPolicy::discovery`].
+    /// Sends all requests with this HTTP client, which is taken as it is: its own proxy, certificates and connect timeout
+    /// apply, and it is never replaced, so it is up to it to follow changes in DNS. Redirects should be off.
+    #[must_use]
+    pub fn http_client(mut self, client: reqwest::Client) -> Self {
+        self.http_client = Some(client);
+        self
+    }
+
+    /// Sets how failed calls are repeated. Default: [`RetryPolicy::discovery`].
     #[must_use]
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = policy;
@@ -109,11 +166,29 @@ impl RegistryClientBuilder {
     /// Makes the client. Nothing is sent yet.
     ///
     /// # Errors
-    /// [`Error::Config`] where the URL is none, or a certificate cannot be used.
+    /// [`Error::Config`] if a URL or a certificate cannot be used.
     pub fn build(self) -> Result<RegistryClient, Error> {
-        let (url, certificates) = (&self.url, &self.certificates);
+        let endpoints = Endpoints::parse(&self.url)?;
+        let proxy = match self.proxy {
+            Proxy::Environment => ProxySetting::Environment,
+            Proxy::None => ProxySetting::None,
+            Proxy::Url(url) => ProxySetting::fixed(&url)?,
+        };
+        #[cfg(feature = "tls")]
+        self.certificates.check()?;
+        let http = HttpClients::new(HttpSettings {
+            connect_timeout: self.connect_timeout.min(self.timeout / 2),
+            proxy,
+            #[cfg(feature = "tls")]
+            certificates: self.certificates,
+            client: self.http_client,
+        });
+        // Whatever is wrong with the settings shows now.
+        for url in endpoints.urls() {
+            http.for_url(url)?;
+        }
         let transport =
-            Transport::new(url, self.timeout, self.connect_timeout, self.credentials, certificates)?;
+            Transport { http, endpoints, attempt_timeout: self.timeout, credentials: self.credentials };
         Ok(RegistryClient { transport, retry: self.retry })
     }
 }
@@ -134,10 +209,13 @@ impl RegistryClient {
     pub fn builder(url: impl Into<String>) -> RegistryClientBuilder {
         RegistryClientBuilder {
             url: url.into(),
-            timeout: Duration::from_secs(10),
+            timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(2),
             credentials: None,
+            proxy: Proxy::Environment,
+            #[cfg(feature = "tls")]
             certificates: Certificates::default(),
+            http_client: None,
             retry: RetryPolicy::discovery(),
         }
     }
@@ -160,7 +238,7 @@ impl RegistryClient {
     pub async fn register(&self, registration: &Registration) -> Result<AgentRecord, Error> {
         registration.validate()?;
         let request = Self::registration(Body::Fixed(encode(registration)?));
-        lenient::record(registration, &self.transport.send(&request, &self.retry).await?)
+        decode::registered(registration, &self.transport.send(&request, &self.retry).await?)
     }
 
     /// Says that an agent is alive.
@@ -177,46 +255,37 @@ impl RegistryClient {
     /// As [`RegistryClient::heartbeat`], and [`Error::Superseded`] if another process owns the id.
     pub async fn heartbeat_with(&self, agent_id: &str, beat: &Heartbeat) -> Result<HeartbeatAck, Error> {
         let request = Self::heartbeat_of(agent_id, beat)?;
-        lenient::ack(agent_id, beat.status, &self.transport.send(&request, &self.retry).await?)
+        decode::heartbeat_ack(agent_id, beat.status, &self.transport.send(&request, &self.retry).await?)
     }
 
-    /// Lists agents, ordered by id.
+    /// Lists agents, ordered by id. A record that cannot be read is skipped and logged.
     pub async fn list_agents(&self, query: ListQuery) -> Result<Page, Error> {
-        let mut request = get(["agents"]);
-        add(&mut request, "status", query.status.map(AgentStatus::as_str));
-        add(&mut request, "limit", query.limit);
-        add(&mut request, "cursor", query.cursor);
-        let answer = self.transport.send(&request, &self.retry).await?;
-        Ok(Page { agents: answer.decode()?, next_cursor: next_cursor(&answer.headers) })
+        self.list_with_age(query).await.map(|aged| aged.value)
     }
 
     /// The record of one agent.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where the registry does not know it.
+    /// [`Error::NotFound`] if the registry does not know it.
     pub async fn get_agent(&self, agent_id: &str) -> Result<AgentRecord, Error> {
-        self.ask(get(["agents", known_form(agent_id)?])).await
+        self.agent_with_age(agent_id).await.map(|aged| aged.value)
     }
 
-    /// Finds agents by what they can do, the best match first.
+    /// Finds agents by what they can do, the best match first. A match that cannot be read is skipped and logged.
     pub async fn search_capabilities(
         &self,
         query: impl Into<SearchQuery>,
     ) -> Result<Vec<CapabilityMatch>, Error> {
-        let query = query.into();
-        let mut request = get(["capabilities", "search"]);
-        add(&mut request, "q", Some(query.q));
-        add(&mut request, "status", query.status.map(AgentStatus::as_str));
-        add(&mut request, "limit", query.limit);
-        self.ask(request).await
+        self.search_with_age(query.into()).await.map(|aged| aged.value)
     }
 
     /// Whether an agent can be given work. An unhealthy agent is no error.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where the registry does not know it.
+    /// [`Error::NotFound`] if the registry does not know it.
     pub async fn check_health(&self, agent_id: &str) -> Result<AgentHealth, Error> {
-        self.ask(get(["health", known_form(agent_id)?])).await
+        let request = get(Kind::OfAgent, ["health", path_segment(agent_id)?]);
+        decode::health(agent_id, &self.transport.send(&request, &self.retry).await?)
     }
 
     /// Sets an agent's status. Does not count as a heartbeat, and so does not bring back an agent that has
@@ -247,9 +316,9 @@ impl RegistryClient {
     /// # Errors
     /// As [`RegistryClient::update_status`].
     pub async fn deregister(&self, agent_id: &str) -> Result<(), Error> {
-        let mut request = get(["agents", known_form(agent_id)?]);
+        let mut request = get(Kind::OfAgent, ["agents", path_segment(agent_id)?]);
         request.method = Method::DELETE;
-        request.optional = Some("DELETE /agents/{id}");
+        request.kind = Kind::Optional("DELETE /agents/{id}");
         self.transport.send(&request, &self.retry).await.map(|_| ())
     }
 
@@ -258,8 +327,8 @@ impl RegistryClient {
     /// # Errors
     /// [`Error::Unsupported`] where the registry has only the six basic operations.
     pub async fn get_stats(&self) -> Result<RegistryStats, Error> {
-        let mut request = get(["stats"]);
-        request.optional = Some("GET /stats");
+        let mut request = get(Kind::Record, ["stats"]);
+        request.kind = Kind::Optional("GET /stats");
         self.ask(request).await
     }
 
@@ -269,27 +338,55 @@ impl RegistryClient {
     /// [`Error::Unavailable`] where it is unhealthy; [`Error::Unsupported`] where it has only the six basic
     /// operations.
     pub async fn get_server_health(&self) -> Result<ServerHealth, Error> {
-        let mut request = get(["health"]);
-        request.optional = Some("GET /health");
+        let mut request = get(Kind::Record, ["health"]);
+        request.kind = Kind::Optional("GET /health");
         self.ask(request).await
+    }
+
+    pub(crate) async fn list_with_age(&self, query: ListQuery) -> Result<Aged<Page>, Error> {
+        let mut request = get(Kind::List, ["agents"]);
+        add(&mut request, "status", query.status);
+        add(&mut request, "limit", query.limit);
+        add(&mut request, "cursor", query.cursor);
+        let response = self.transport.send(&request, &self.retry).await?;
+        let value = Page { agents: decode::list(&response)?, next_cursor: next_cursor(&response.headers) };
+        Ok(Aged { value, age: response.age() })
+    }
+
+    pub(crate) async fn agent_with_age(&self, agent_id: &str) -> Result<Aged<AgentRecord>, Error> {
+        let request = get(Kind::OfAgent, ["agents", path_segment(agent_id)?]);
+        let response = self.transport.send(&request, &self.retry).await?;
+        Ok(Aged { value: response.decode()?, age: response.age() })
+    }
+
+    pub(crate) async fn search_with_age(
+        &self,
+        query: SearchQuery,
+    ) -> Result<Aged<Vec<CapabilityMatch>>, Error> {
+        let mut request = get(Kind::List, ["capabilities", "search"]);
+        add(&mut request, "q", Some(query.q));
+        add(&mut request, "status", query.status);
+        add(&mut request, "limit", query.limit);
+        let response = self.transport.send(&request, &self.retry).await?;
+        Ok(Aged { value: decode::list(&response)?, age: response.age() })
     }
 
     /// Opens the stream of changes, from now on or after one of them.
     pub(crate) async fn open_events(&self, after: Option<&str>) -> Result<reqwest::Response, Error> {
-        let mut request = get(["events"]);
+        let mut request = get(Kind::Record, ["events"]);
         request.last_event_id = after.map(str::to_owned);
-        request.optional = Some("GET /events");
+        request.kind = Kind::Optional("GET /events");
         self.transport.open_events(&request).await
     }
 
-    /// The HTTP client, whose connections and settings go for agents as well.
-    pub(crate) fn http(&self) -> reqwest::Client {
-        self.transport.http()
+    /// The HTTP clients, which requests to agents use as well.
+    pub(crate) fn http(&self) -> &HttpClients {
+        &self.transport.http
     }
 
-    /// How long one attempt may take.
+    /// Time limit of one attempt.
     pub(crate) fn attempt_timeout(&self) -> Duration {
-        self.transport.attempt_timeout()
+        self.transport.attempt_timeout
     }
 
     /// Registers the process that started at a moment, in one attempt of limited length.
@@ -303,8 +400,8 @@ impl RegistryClient {
         let sent = registration.clone();
         // Where the first URL cannot be reached and the next is tried, the process has grown older.
         let body = Body::Fresh(Box::new(move || encode(&sent.clone().instance_age(started.elapsed()))));
-        let answer = self.transport.send_once(&Self::registration(body), limit).await?;
-        lenient::record(registration, &answer)
+        let answer = self.transport.send_within(&Self::registration(body), limit).await?;
+        decode::registered(registration, &answer)
     }
 
     /// Sends a heartbeat in one attempt of limited length.
@@ -314,8 +411,8 @@ impl RegistryClient {
         beat: &Heartbeat,
         limit: Duration,
     ) -> Result<HeartbeatAck, Error> {
-        let answer = self.transport.send_once(&Self::heartbeat_of(agent_id, beat)?, limit).await?;
-        lenient::ack(agent_id, beat.status, &answer)
+        let answer = self.transport.send_within(&Self::heartbeat_of(agent_id, beat)?, limit).await?;
+        decode::heartbeat_ack(agent_id, beat.status, &answer)
     }
 
     /// Sets an agent's status in one attempt of limited length. Any success counts, whatever its body.
@@ -325,7 +422,7 @@ impl RegistryClient {
         update: &StatusUpdate,
         limit: Duration,
     ) -> Result<(), Error> {
-        self.transport.send_once(&Self::status_update(agent_id, update)?, limit).await.map(|_| ())
+        self.transport.send_within(&Self::status_update(agent_id, update)?, limit).await.map(|_| ())
     }
 
     /// Sets an agent's status. Any success counts, whatever its body.
@@ -335,26 +432,29 @@ impl RegistryClient {
 
     /// The record of an agent, in one attempt of limited length.
     pub(crate) async fn get_agent_once(&self, agent_id: &str, limit: Duration) -> Result<AgentRecord, Error> {
-        self.transport.send_once(&get(["agents", known_form(agent_id)?]), limit).await?.decode()
+        self.transport
+            .send_within(&get(Kind::OfAgent, ["agents", path_segment(agent_id)?]), limit)
+            .await?
+            .decode()
     }
 
     fn registration(body: Body) -> Request {
-        let mut request = get(["register"]);
+        let mut request = get(Kind::Record, ["register"]);
         request.method = Method::POST;
         request.body = Some(body);
         request
     }
 
     fn status_update(agent_id: &str, update: &StatusUpdate) -> Result<Request, Error> {
-        let mut request = get(["agents", known_form(agent_id)?, "status"]);
+        let mut request = get(Kind::Record, ["agents", path_segment(agent_id)?, "status"]);
         request.method = Method::PUT;
         request.body = Some(Body::Fixed(encode(update)?));
-        request.optional = Some("PUT /agents/{id}/status");
+        request.kind = Kind::Optional("PUT /agents/{id}/status");
         Ok(request)
     }
 
     fn heartbeat_of(agent_id: &str, beat: &Heartbeat) -> Result<Request, Error> {
-        let mut request = get(["agents", known_form(agent_id)?, "heartbeat"]);
+        let mut request = get(Kind::Heartbeat, ["agents", path_segment(agent_id)?, "heartbeat"]);
         request.method = Method::POST;
         if *beat != Heartbeat::default() {
             request.body = Some(Body::Fixed(encode(beat)?));
@@ -367,14 +467,21 @@ impl RegistryClient {
     }
 }
 
+/// What a registry answered, and how old that was already: while its database is away, it answers from memory.
+#[derive(Debug)]
+pub(crate) struct Aged<T> {
+    pub(crate) value: T,
+    pub(crate) age: Duration,
+}
+
 /// A `GET` of a path.
-fn get<const N: usize>(path: [&str; N]) -> Request {
+fn get<const N: usize>(kind: Kind, path: [&str; N]) -> Request {
     let path = path.map(str::to_owned).into();
-    Request { method: Method::GET, path, query: Vec::new(), body: None, last_event_id: None, optional: None }
+    Request { method: Method::GET, path, query: Vec::new(), body: None, last_event_id: None, kind }
 }
 
 /// An id as a segment of a path. These three would make another path of it.
-fn known_form(agent_id: &str) -> Result<&str, Error> {
+fn path_segment(agent_id: &str) -> Result<&str, Error> {
     match agent_id {
         "" | "." | ".." => Err(Error::NotFound { detail: format!("no agent has the id {agent_id:?}") }),
         _ => Ok(agent_id),

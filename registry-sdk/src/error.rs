@@ -35,7 +35,18 @@ pub enum Error {
         source: Cause,
     },
 
-    /// No complete answer came in time.
+    /// No TLS connection could be made: a certificate is not trusted, not valid or for another name, or the endpoint speaks no
+    /// TLS. Trying again does not help, another endpoint may.
+    #[error("no TLS connection to the registry at {url} can be made")]
+    Tls {
+        /// Which endpoint.
+        url: String,
+        /// What happened.
+        #[source]
+        source: Cause,
+    },
+
+    /// No complete response came in time.
     #[error("the registry at {url} did not answer within {after:?}")]
     TimedOut {
         /// Where it was asked.
@@ -116,11 +127,39 @@ pub enum Error {
     },
 }
 
+/// What a caller does after an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Tries again a little later, at any endpoint.
+    Retry,
+    /// Tries another endpoint; the same one would fail again.
+    FailOver,
+    /// Takes it as the answer.
+    GiveUp,
+    /// Mends the request or the settings first.
+    Refuse,
+}
+
 impl Error {
+    /// What a caller does next: the one place that says so.
+    pub(crate) fn action(&self) -> Action {
+        match self {
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Unavailable { .. } => Action::Retry,
+            Self::Tls { .. } | Self::InvalidResponse { .. } => Action::FailOver,
+            Self::Invalid { .. } | Self::Denied { .. } | Self::Config(_) => Action::Refuse,
+            Self::NotFound { .. }
+            | Self::Superseded { .. }
+            | Self::Unsupported { .. }
+            | Self::ShutDown
+            | Self::Stalled { .. }
+            | Self::Work { .. } => Action::GiveUp,
+        }
+    }
+
     /// Whether the same request may succeed a little later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Unavailable { .. })
+        self.action() == Action::Retry
     }
 
     /// Whether the registry does not know the agent, so that it has to register (again).
@@ -134,7 +173,7 @@ impl Error {
     /// (`application/problem+json`) does not count: it comes from something in between, and may pass.
     #[must_use]
     pub fn is_refused(&self) -> bool {
-        matches!(self, Self::Invalid { .. } | Self::Denied { .. } | Self::Config(_))
+        self.action() == Action::Refuse
     }
 
     /// Whether another process owns the agent's id.
@@ -143,13 +182,17 @@ impl Error {
         matches!(self, Self::Superseded { .. })
     }
 
-    /// Whether another server may do better with the same request.
+    /// Whether the endpoint failed, so that another one may do better. One that asks a client to slow down has not failed.
     pub(crate) fn is_endpoint_failure(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::InvalidResponse { .. } => true,
             Self::Unavailable { status, .. } => *status >= 500,
-            _ => false,
+            _ => matches!(self.action(), Action::Retry | Action::FailOver),
         }
+    }
+
+    /// Whether the registry could not be asked, so that its last good answer still counts. A refusal is an answer.
+    pub(crate) fn is_outage(&self) -> bool {
+        matches!(self.action(), Action::Retry | Action::FailOver)
     }
 
     /// The error and its causes in one line, for a log or a terminal: the telling part is often in the causes.

@@ -116,7 +116,7 @@ async fn answer(State(endpoint): State<Arc<HealthEndpoint>>) -> (StatusCode, Jso
     let health = endpoint.health().await;
     let status = match health.status {
         HealthStatus::Healthy => StatusCode::OK,
-        HealthStatus::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
     };
     (status, Json(health))
 }

@@ -37,6 +37,19 @@
 //! # }
 //! ```
 //!
+//! # Time limits
+//!
+//! Each is shorter than the next, so every call has time for two attempts, and for another endpoint if there is one.
+//!
+//! | time limit of | default | set by |
+//! |---|---|---|
+//! | a connection | 2 s | [`RegistryClientBuilder::connect_timeout`]; at most half of an attempt |
+//! | an attempt | 5 s | [`RegistryClientBuilder::timeout`]; at most half of a call. A long response that is arriving goes on |
+//! | a call | 12 s | [`RetryPolicy::time_limit`], of [`RetryPolicy::discovery`] |
+//!
+//! An agent's heartbeat may take a quarter of the interval, and at most as long as an attempt; with several endpoints, half
+//! of that at each of two.
+//!
 //! # What it logs
 //!
 //! Through [`tracing`](https://docs.rs/tracing), with names that stay:
@@ -64,16 +77,17 @@
 //!
 //! | feature | default | what it gives |
 //! |---|---|---|
-//! | `client` | yes | [`RegistryClient`], [`Agent`], [`discovery::Orchestrator`], [`Watch`] and [`StatsMonitor`], over HTTP and HTTPS (rustls), on Tokio |
-//! | `cache` | no | `discovery::DiscoveryCache`: discovery that outlives the registry |
+//! | `client` | yes | [`RegistryClient`], [`Agent`], [`Orchestrator`], [`Directory`], [`Watch`] and [`StatsMonitor`], over HTTP, on Tokio |
+//! | `tls` | yes | HTTPS, with rustls. Without it nothing is compiled from C |
+//! | `cache` | no | `DiscoveryCache`: discovery that outlives the registry |
 //! | `axum` | no | `HealthEndpoint`, the agent's own `GET /health` |
 //! | `testing` | no | `testing::MockRegistry`, a registry with faults to script, for the tests of agents |
 //! | `metrics` | no | counters of registrations, heartbeats, retries and states, through the `metrics` facade |
 //!
-//! Without any feature the crate is the [`contract`] alone: the wire types and their limits, with neither an
-//! HTTP client nor a runtime.
+//! Without any feature the crate is the [`contract`] and its [`search`] alone, with neither an HTTP client nor a runtime.
 
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod contract;
 pub mod search;
@@ -83,10 +97,14 @@ pub mod discovery;
 
 #[cfg(feature = "client")]
 mod agent;
+#[cfg(feature = "tls")]
+mod certificates;
 #[cfg(feature = "client")]
 mod client;
 #[cfg(feature = "client")]
 mod credentials;
+#[cfg(feature = "client")]
+mod decode;
 #[cfg(feature = "client")]
 mod endpoints;
 #[cfg(feature = "client")]
@@ -94,7 +112,7 @@ mod error;
 #[cfg(feature = "axum")]
 mod health;
 #[cfg(feature = "client")]
-mod lenient;
+mod http;
 #[cfg(feature = "client")]
 mod metrics;
 #[cfg(feature = "client")]
@@ -140,3 +158,8 @@ pub use query::{ListQuery, Page, SearchQuery};
 pub use retry::RetryPolicy;
 #[cfg(feature = "client")]
 pub use watch::{Watch, WatchEvent};
+
+/// The examples of the README, which are tested like those of the documentation.
+#[cfg(all(doctest, feature = "axum", feature = "cache", feature = "testing"))]
+#[doc = include_str!("../README.md")]
+mod readme {}

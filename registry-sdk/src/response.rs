@@ -7,7 +7,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::contract::{FieldError, Owner};
+use crate::contract::{FieldError, Owner, STALE_HEADER, cut};
 use crate::error::Error;
 
 /// How much of an answer that makes no sense is quoted.
@@ -15,6 +15,21 @@ const QUOTED: usize = 200;
 
 /// Maximum length of an error's text in bytes.
 const MAX_DETAIL: usize = 2_000;
+
+/// How the response to a request is read, and what a 404 means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A record at a path that every registry has: a 404 comes from something in between.
+    Record,
+    /// Many records, at such a path.
+    List,
+    /// A record of an agent that may be unknown. A 404 that is a page comes from something in between.
+    OfAgent,
+    /// A heartbeat: whatever a 404 looks like, the agent registers again.
+    Heartbeat,
+    /// An operation, by its method and path in the contract, that not every registry has.
+    Optional(&'static str),
+}
 
 /// A response that was read to its end.
 #[derive(Debug)]
@@ -39,6 +54,13 @@ impl ApiResponse {
             Value::Object(fields) => Ok(fields),
             _ => Ok(Map::new()),
         }
+    }
+
+    /// How old it was when it was sent: see [`STALE_HEADER`].
+    pub(crate) fn age(&self) -> Duration {
+        let seconds =
+            self.headers.get(STALE_HEADER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        Duration::from_secs(seconds.unwrap_or_default())
     }
 
     /// An empty 200 is more likely cut off than meant so.
@@ -72,18 +94,19 @@ struct Refusal {
 }
 
 /// The error that a response without success means.
-pub(crate) fn failure(status: StatusCode, response: &ApiResponse, optional: Option<&'static str>) -> Error {
+pub(crate) fn failure(status: StatusCode, response: &ApiResponse, kind: Kind) -> Error {
     let problem = response.problem();
     let is_own = problem.is_some();
     let Refusal { detail, title, errors: fields, owner } = problem.unwrap_or_default();
     let detail = shorten(detail.or(title).unwrap_or_else(|| plain_detail(&response.body)));
     let code = status.as_u16();
+    if let Kind::Optional(operation) = kind
+        && (matches!(code, 405 | 501) || code == 404 && !is_own)
+    {
+        return Error::Unsupported { operation };
+    }
     match code {
-        // Where the operation is missing, a server knows no such path, and does not say it as ours does.
-        404 | 405 | 501 if optional.is_some() && (code != 404 || !is_own) => {
-            Error::Unsupported { operation: optional.unwrap_or_default() }
-        }
-        404 => Error::NotFound { detail },
+        404 if is_not_found(kind, is_own, &response.body) => Error::NotFound { detail },
         409 if is_own => Error::Superseded { detail, owner },
         401 | 403 if is_own => Error::Denied { status: code, detail },
         400 | 413 | 415 | 422 if is_own => Error::Invalid { detail, fields },
@@ -94,9 +117,21 @@ pub(crate) fn failure(status: StatusCode, response: &ApiResponse, optional: Opti
     }
 }
 
+/// Whether a 404 says that the agent is unknown.
+fn is_not_found(kind: Kind, is_own: bool, body: &[u8]) -> bool {
+    let is_json = matches!(body.trim_ascii_start().first(), None | Some(b'{' | b'[' | b'"'));
+    match kind {
+        Kind::Heartbeat => true,
+        Kind::OfAgent => is_own || is_json,
+        // Where the operation is missing, a server knows no such path, and does not say it as ours does.
+        Kind::Optional(_) => is_own,
+        Kind::Record | Kind::List => false,
+    }
+}
+
 /// Cuts off what nobody would read: an error stands in log lines, and is kept in states.
 fn shorten(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(MAX_DETAIL));
+    text.truncate(cut(&text, MAX_DETAIL).len());
     text
 }
 

@@ -1,10 +1,10 @@
-//! How often, and how long apart, a call is tried.
+//! How often calls are tried, and how long apart.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::error::Error;
+use crate::error::{Action, Error};
 
 /// The moment so much later. Durations that reach beyond what the clock can count are as good as for ever.
 pub(crate) fn deadline_after(now: Instant, duration: Duration) -> Instant {
@@ -12,12 +12,40 @@ pub(crate) fn deadline_after(now: Instant, duration: Duration) -> Instant {
     now.checked_add(duration).unwrap_or_else(|| now + FOR_EVER)
 }
 
-/// How a call is repeated where that is safe and useful: after a failed connection, a time-out, and the
+/// Delays that grow from one failure to the next, with full jitter: each is drawn between nothing and its maximum, so that the
+/// clients of a registry that was restarted do not all come back at once (Marc Brooker, "Exponential Backoff And Jitter", AWS
+/// Architecture Blog, 2015). A `Retry-After` is obeyed, up to the largest delay.
+///
+/// The one implementation: calls, the agent's loop, the cache and the watch use it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Backoff {
+    pub(crate) min_delay: Duration,
+    pub(crate) max_delay: Duration,
+    pub(crate) factor: f64,
+}
+
+impl Backoff {
+    /// A delay before the next attempt, after this number of earlier failures and one more.
+    pub(crate) fn delay(&self, failures: u32, retry_after: Option<Duration>) -> Duration {
+        let drawn = self.largest(failures).mul_f64(fastrand::f64());
+        // The drawn delay is added, so that clients that were told the same do not come back at the same moment.
+        retry_after.map_or(drawn, |asked| asked.saturating_add(drawn).min(self.max_delay))
+    }
+
+    fn largest(&self, failures: u32) -> Duration {
+        let grown =
+            self.min_delay.as_secs_f64() * self.factor.powi(i32::try_from(failures).unwrap_or(i32::MAX));
+        Duration::try_from_secs_f64(grown).unwrap_or(self.max_delay).min(self.max_delay)
+    }
+}
+
+/// How a call is repeated where that is safe and useful: after a failed connection, a timeout, and the
 /// statuses 408, 425, 429, 500, 502, 503 and 504.
 ///
-/// The pauses grow by a factor and are drawn at random between nothing and their full length ("full jitter",
-/// as in Marc Brooker's "Exponential Backoff And Jitter", AWS 2015), so that the clients of a registry that
-/// was restarted do not all come back at once. A `Retry-After` is obeyed, up to the longest pause.
+/// Delays grow by a factor, each is drawn at random between nothing and its maximum ("full jitter"), and a `Retry-After` is
+/// obeyed up to `max_delay`. If another endpoint is up, the call goes there at once instead.
+///
+/// Every call has time for two attempts: an attempt takes no longer than half of the `time_limit`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -27,77 +55,62 @@ pub(crate) fn deadline_after(now: Instant, duration: Duration) -> Instant {
 #[derive(Clone, Debug, PartialEq)]
 pub struct RetryPolicy {
     attempts: u32,
-    min_delay: Duration,
-    max_delay: Duration,
-    factor: f64,
+    backoff: Backoff,
     time_limit: Option<Duration>,
 }
 
 impl RetryPolicy {
-    /// For an agent that starts: three attempts, up to 1 s and 2 s apart.
+    /// For an agent that starts: three attempts, up to 1 s and 2 s apart, without a time limit.
     #[must_use]
     pub const fn registration() -> Self {
-        Self {
-            attempts: 3,
-            min_delay: Duration::from_secs(1),
-            max_delay: Duration::from_secs(5),
-            factor: 2.0,
-            time_limit: None,
-        }
+        let (min_delay, max_delay) = (Duration::from_secs(1), Duration::from_secs(5));
+        Self { attempts: 3, backoff: Backoff { min_delay, max_delay, factor: 2.0 }, time_limit: None }
     }
 
-    /// For a caller that waits for an answer: three attempts, up to 100 ms and 200 ms apart, 5 s in all.
+    /// For a caller that waits for the response: three attempts, up to 100 ms and 200 ms apart, 12 s in all.
     #[must_use]
     pub const fn discovery() -> Self {
-        Self {
-            attempts: 3,
-            min_delay: Duration::from_millis(100),
-            max_delay: Duration::from_secs(1),
-            factor: 2.0,
-            time_limit: Some(Duration::from_secs(5)),
-        }
+        let (min_delay, max_delay) = (Duration::from_millis(100), Duration::from_secs(1));
+        let time_limit = Some(Duration::from_secs(12));
+        Self { attempts: 3, backoff: Backoff { min_delay, max_delay, factor: 2.0 }, time_limit }
     }
 
-    /// One attempt.
+    /// One attempt, without a time limit but the attempt's own.
     #[must_use]
     pub const fn none() -> Self {
-        Self { attempts: 1, ..Self::discovery() }.without_time_limit()
+        Self { attempts: 1, time_limit: None, ..Self::discovery() }
     }
 
-    const fn without_time_limit(mut self) -> Self {
-        self.time_limit = None;
-        self
-    }
-
-    /// How many attempts are made in all; at least one.
+    /// Sets the largest number of attempts; at least one.
     #[must_use]
     pub const fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = if attempts == 0 { 1 } else { attempts };
         self
     }
 
-    /// The longest that the first pause may be.
+    /// Sets the maximum of the first delay.
     #[must_use]
     pub const fn min_delay(mut self, delay: Duration) -> Self {
-        self.min_delay = delay;
+        self.backoff.min_delay = delay;
         self
     }
 
-    /// The longest that any pause may be, also one that the registry asks for.
+    /// Sets the maximum of any delay, also of one that the registry asks for.
     #[must_use]
     pub const fn max_delay(mut self, delay: Duration) -> Self {
-        self.max_delay = delay;
+        self.backoff.max_delay = delay;
         self
     }
 
-    /// By what the pauses grow. Below 1 it is 1.
+    /// Sets the factor by which delays grow. Values below 1 count as 1.
     #[must_use]
     pub const fn factor(mut self, factor: f64) -> Self {
-        self.factor = factor.max(1.0);
+        self.backoff.factor = factor.max(1.0);
         self
     }
 
-    /// How long the whole call may take, pauses included.
+    /// Sets how long a call may take in all, delays included, until its response arrives. A long response that is
+    /// arriving is not cut off: see [`RegistryClientBuilder::timeout`](crate::RegistryClientBuilder::timeout).
     #[must_use]
     pub const fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = Some(limit);
@@ -105,63 +118,96 @@ impl RetryPolicy {
     }
 
     /// Begins a call: its time counts from now.
-    pub(crate) fn begin(&self) -> Attempts {
+    pub(crate) fn begin(&self, attempt_timeout: Duration) -> Attempts {
         let deadline = self.time_limit.map(|limit| deadline_after(Instant::now(), limit));
-        Attempts { delays: self.delays(), deadline }
+        let attempt_timeout = self.time_limit.map_or(attempt_timeout, |limit| attempt_timeout.min(limit / 2));
+        Attempts {
+            left: self.attempts - 1,
+            failures: 0,
+            backoff: self.backoff,
+            attempt_timeout,
+            deadline,
+            is_strict: false,
+        }
+    }
+}
+
+/// Time limit of one attempt.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit {
+    pub(crate) deadline: Instant,
+    pub(crate) duration: Duration,
+    /// Whether the deadline holds also while a response is arriving.
+    is_strict: bool,
+}
+
+impl Limit {
+    /// A limit from now on, which moves on while a response is arriving.
+    pub(crate) fn of(duration: Duration) -> Self {
+        Self { deadline: deadline_after(Instant::now(), duration), duration, is_strict: false }
     }
 
-    /// The pauses between the attempts.
-    fn delays(&self) -> Delays {
-        Delays { left: self.attempts.saturating_sub(1), next: self.min_delay, policy: self.clone() }
-    }
-
-    /// The pause before the next attempt, where the registry asked for one. The drawn pause is added, so that
-    /// not all who were told the same come back at the same moment.
-    fn obeying(&self, retry_after: Option<Duration>, drawn: Duration) -> Duration {
-        retry_after.map_or(drawn, |asked| asked.saturating_add(drawn).min(self.max_delay))
+    /// Moves the deadline on, because a part of the response has arrived.
+    pub(crate) fn extend(&mut self) {
+        if !self.is_strict {
+            *self = Self::of(self.duration);
+        }
     }
 }
 
 /// The attempts of one call.
 #[derive(Debug)]
 pub(crate) struct Attempts {
-    delays: Delays,
+    left: u32,
+    failures: u32,
+    backoff: Backoff,
+    attempt_timeout: Duration,
     deadline: Option<Instant>,
+    is_strict: bool,
 }
 
 impl Attempts {
+    /// The attempts of a call that has this much time for everything, and tries another endpoint if there is one.
+    pub(crate) fn within(limit: Duration, endpoints: usize) -> Self {
+        let attempts = if endpoints > 1 { 2 } else { 1 };
+        let deadline = Some(deadline_after(Instant::now(), limit));
+        let Backoff { factor, .. } = RetryPolicy::discovery().backoff;
+        let backoff = Backoff { min_delay: Duration::ZERO, max_delay: Duration::ZERO, factor };
+        Self {
+            left: attempts - 1,
+            failures: 0,
+            backoff,
+            attempt_timeout: limit / attempts,
+            deadline,
+            is_strict: true,
+        }
+    }
+
+    /// Time limit of the next attempt.
+    pub(crate) fn limit(&self) -> Limit {
+        Limit { is_strict: self.is_strict, ..Limit::of(self.time_left()) }
+    }
+
     /// How long the next attempt may take.
-    pub(crate) fn time_left(&self, most: Duration) -> Duration {
+    pub(crate) fn time_left(&self) -> Duration {
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        left.map_or(most, |left| left.min(most))
+        left.map_or(self.attempt_timeout, |left| left.min(self.attempt_timeout))
     }
 
-    /// The pause before the next attempt; `None` if there is none: the error is the call's.
-    pub(crate) fn pause_after(&mut self, error: &Error) -> Option<Duration> {
-        let drawn = self.delays.next().filter(|_| error.is_retryable())?;
-        let pause = self.delays.policy.obeying(error.retry_after(), drawn);
-        let in_time = self.deadline.is_none_or(|deadline| deadline_after(Instant::now(), pause) < deadline);
-        in_time.then_some(pause)
-    }
-}
-
-/// Draws one pause after another.
-#[derive(Debug)]
-struct Delays {
-    left: u32,
-    /// The longest that the next pause may be.
-    next: Duration,
-    policy: RetryPolicy,
-}
-
-impl Iterator for Delays {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
+    /// The delay before the next attempt. `None` if there is none: the error is the call's.
+    ///
+    /// `has_other` says that another endpoint is up, which gets the next attempt at once.
+    pub(crate) fn delay_after(&mut self, error: &Error, has_other: bool) -> Option<Duration> {
+        let fails_over = has_other && error.is_endpoint_failure();
+        if !fails_over && error.action() != Action::Retry {
+            return None;
+        }
         self.left = self.left.checked_sub(1)?;
-        let most = self.next.min(self.policy.max_delay);
-        self.next = Duration::try_from_secs_f64(most.as_secs_f64() * self.policy.factor).unwrap_or(most);
-        Some(most.mul_f64(fastrand::f64()))
+        let delay =
+            if fails_over { Duration::ZERO } else { self.backoff.delay(self.failures, error.retry_after()) };
+        self.failures = self.failures.saturating_add(1);
+        let in_time = self.deadline.is_none_or(|deadline| deadline_after(Instant::now(), delay) < deadline);
+        in_time.then_some(delay)
     }
 }
 
@@ -169,10 +215,16 @@ impl Iterator for Delays {
 mod tests {
     use super::*;
 
+    fn delays(policy: &RetryPolicy) -> Vec<Duration> {
+        let error = Error::Unavailable { status: 503, detail: String::new(), retry_after: None };
+        let mut attempts = policy.begin(Duration::MAX);
+        std::iter::from_fn(|| attempts.delay_after(&error, false)).collect()
+    }
+
     #[test]
     fn registration_pauses_twice_for_up_to_one_and_two_seconds() {
         for _ in 0..1_000 {
-            let delays: Vec<_> = RetryPolicy::registration().delays().collect();
+            let delays = delays(&RetryPolicy::registration());
             assert_eq!(delays.len(), 2);
             assert!(delays[0] <= Duration::from_secs(1), "{delays:?}");
             assert!(delays[1] <= Duration::from_secs(2), "{delays:?}");
@@ -180,25 +232,40 @@ mod tests {
     }
 
     #[test]
-    fn pauses_are_drawn_from_the_whole_range() {
-        let first = || RetryPolicy::registration().delays().next().unwrap();
-        let drawn: Vec<_> = (0..1_000).map(|_| first()).collect();
+    fn delays_are_drawn_from_the_whole_range() {
+        let drawn: Vec<_> = (0..1_000).map(|_| delays(&RetryPolicy::registration())[0]).collect();
         assert!(drawn.iter().any(|delay| *delay < Duration::from_millis(200)));
         assert!(drawn.iter().any(|delay| *delay > Duration::from_millis(800)));
     }
 
     #[test]
-    fn no_pause_is_longer_than_the_longest() {
-        let longest = Duration::from_secs(3);
-        let policy = RetryPolicy::registration().attempts(50).max_delay(longest);
-        assert!(policy.delays().all(|delay| delay <= longest));
-        assert_eq!(policy.obeying(Some(Duration::from_secs(3_600)), Duration::ZERO), longest);
-        assert_eq!(policy.obeying(Some(Duration::from_secs(2)), Duration::ZERO), Duration::from_secs(2));
+    fn no_delay_is_longer_than_the_largest() {
+        let largest = Duration::from_secs(3);
+        let policy = RetryPolicy::registration().attempts(50).max_delay(largest);
+        assert!(delays(&policy).iter().all(|delay| *delay <= largest));
+        let asked = |seconds| policy.backoff.delay(0, Some(Duration::from_secs(seconds)));
+        assert_eq!(asked(3_600), largest);
+        assert!(asked(2) >= Duration::from_secs(2));
     }
 
     #[test]
-    fn one_attempt_has_no_pause() {
-        assert_eq!(RetryPolicy::none().delays().next(), None);
+    fn no_value_of_a_backoff_makes_it_panic() {
+        for (min_delay, max_delay) in [(0, 0), (0, u64::MAX), (u64::MAX, 1), (u64::MAX, u64::MAX)] {
+            for factor in [0.0, 1.0, 1e300, f64::INFINITY, f64::NAN] {
+                let (min_delay, max_delay) = (Duration::from_secs(min_delay), Duration::from_secs(max_delay));
+                let policy = RetryPolicy::none().min_delay(min_delay).max_delay(max_delay).factor(factor);
+                for failures in [0, 1, 2_000, u32::MAX] {
+                    for retry_after in [None, Some(Duration::MAX)] {
+                        assert!(policy.backoff.delay(failures, retry_after) <= max_delay);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_attempt_has_no_delay() {
+        assert_eq!(delays(&RetryPolicy::none()), []);
         assert_eq!(RetryPolicy::none().attempts(0), RetryPolicy::none());
     }
 }

@@ -1,44 +1,49 @@
-//! The one place that sends: time-outs, retries, and the errors that become of them.
+//! The one place that sends: attempts, time limits and endpoints.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
 use reqwest::{Method, Response};
-use tokio::time::{Instant, sleep};
+use tokio::time::{sleep, timeout_at};
 use tracing::Instrument;
 use url::Url;
 
-use crate::credentials::{Certificates, Credentials};
-use crate::endpoints::Endpoints;
-use crate::error::{Error, with_causes};
+use crate::credentials::Credentials;
+use crate::endpoints::{Endpoints, shown};
+use crate::error::Error;
+use crate::http::HttpClients;
 use crate::metrics;
-use crate::response::{ApiResponse, failure};
-use crate::retry::{Attempts, RetryPolicy, deadline_after};
+use crate::response::{ApiResponse, Kind, failure};
+use crate::retry::{Attempts, Limit, RetryPolicy};
 
-/// The longest answer that is read. 100,000 agents are some 80 MB; what is longer is no registry's answer.
-const MAX_ANSWER: usize = 256 * 1_024 * 1_024;
+/// Maximum length of a list or of the matches of a search. 100,000 agents are some 80 MB.
+const MAX_LIST: usize = 256 * 1_024 * 1_024;
 
-/// Sends requests to a registry: to one URL until it fails, then to the next. Clones share connections and
-/// what is known of the URLs.
+/// Maximum length of any other response: several times the largest record.
+const MAX_RECORD: usize = 4 * 1_024 * 1_024;
+
+/// An attempt whose response is arriving goes on as long as each attempt timeout brings this many bytes.
+const PROGRESS: usize = 64 * 1_024;
+
+/// Sends requests to the endpoints of a registry. Clones share connections and what is known of the endpoints.
 #[derive(Clone, Debug)]
 pub(crate) struct Transport {
-    http: reqwest::Client,
-    endpoints: Endpoints,
-    attempt_timeout: Duration,
-    credentials: Option<Credentials>,
+    pub(crate) http: HttpClients,
+    pub(crate) endpoints: Endpoints,
+    pub(crate) attempt_timeout: Duration,
+    pub(crate) credentials: Option<Credentials>,
 }
 
-/// A request, as it can be sent any number of times.
+/// A request, which can be sent any number of times.
 pub(crate) struct Request {
     pub(crate) method: Method,
     pub(crate) path: Vec<String>,
     pub(crate) query: Vec<(&'static str, String)>,
     pub(crate) body: Option<Body>,
-    /// After which event a stream of them is to go on.
+    /// The event after which a stream continues.
     pub(crate) last_event_id: Option<String>,
-    /// The method and the path as the contract writes them, where not every registry has the operation.
-    pub(crate) optional: Option<&'static str>,
+    pub(crate) kind: Kind,
 }
 
 /// The body of a request.
@@ -49,77 +54,48 @@ pub(crate) enum Body {
     Fresh(Box<dyn Fn() -> Result<Vec<u8>, Error> + Send + Sync>),
 }
 
-/// How long a connection is kept that is not used: less than the server keeps it, so that a request never takes one that the
-/// server is just closing.
-const IDLE_CONNECTION: Duration = Duration::from_secs(60);
-
 impl Transport {
-    pub(crate) fn new(
-        urls: &str,
-        attempt_timeout: Duration,
-        connect_timeout: Duration,
-        credentials: Option<Credentials>,
-        certificates: &Certificates,
-    ) -> Result<Self, Error> {
-        let endpoints = Endpoints::parse(urls)?;
-        let http = certificates
-            .add_to(reqwest::Client::builder())?
-            .connect_timeout(connect_timeout)
-            .pool_idle_timeout(IDLE_CONNECTION)
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("registry-sdk/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| {
-                Error::Config(format!("the HTTP client cannot be set up: {}", with_causes(&error)))
-            })?;
-        Ok(Self { http, endpoints, attempt_timeout, credentials })
-    }
-
-    pub(crate) fn http(&self) -> reqwest::Client {
-        self.http.clone()
-    }
-
-    pub(crate) fn attempt_timeout(&self) -> Duration {
-        self.attempt_timeout
-    }
-
-    /// Sends a request, and again where the policy and the failure allow it.
+    /// Sends a request, and again if the policy and the failure allow it.
     ///
-    /// Cancel safe in so far as nothing is left running; whether the registry had got the request is then
-    /// unknown.
+    /// Cancel safe in so far as nothing is left running; the registry may have received the request.
     pub(crate) async fn send(&self, request: &Request, policy: &RetryPolicy) -> Result<ApiResponse, Error> {
         let path = request.path.join("/");
         let span = tracing::debug_span!("registry_request", method = %request.method, path);
-        self.send_until(request, policy.begin()).instrument(span).await
+        self.send_until(request, policy.begin(self.attempt_timeout)).instrument(span).await
+    }
+
+    /// Sends a request within a limit that also bounds its response. If there is another endpoint, half of the time is kept
+    /// for it.
+    pub(crate) async fn send_within(&self, request: &Request, limit: Duration) -> Result<ApiResponse, Error> {
+        self.send_until(request, Attempts::within(limit, self.endpoints.urls().len())).await
     }
 
     async fn send_until(&self, request: &Request, mut attempts: Attempts) -> Result<ApiResponse, Error> {
+        let mut previous = None;
         loop {
-            let limit = attempts.time_left(self.attempt_timeout);
-            let error = match self.send_once(request, limit).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => error,
+            let limit = attempts.limit();
+            let (index, error) = match self.attempt(previous, |url| self.receive(request, url, limit)).await {
+                Ok(response) => return Ok(response),
+                Err(failed) => failed,
             };
-            let Some(pause) = attempts.pause_after(&error) else { return Err(error) };
+            let has_other = self.endpoints.has_other(index);
+            let Some(delay) = attempts.delay_after(&error, has_other) else { return Err(error) };
             metrics::retried();
-            tracing::debug!(%error, ?pause, "trying again");
-            sleep(pause).await;
+            tracing::debug!(%error, ?delay, "trying again");
+            sleep(delay).await;
+            previous = error.is_endpoint_failure().then_some(index);
         }
     }
 
-    /// Sends a request once, and waits no longer than `limit` for the complete answer. Where not even a
-    /// connection can be made, the next URL is tried at once: the request cannot have arrived twice.
-    pub(crate) async fn send_once(&self, request: &Request, limit: Duration) -> Result<ApiResponse, Error> {
-        self.on_an_endpoint(limit, |endpoint| self.attempt(request, endpoint)).await
-    }
-
-    /// Sends a request once, and gives its answer, a stream of events, before it has come to its end.
+    /// Opens a stream of events: the response whose body is read later.
     pub(crate) async fn open_events(&self, request: &Request) -> Result<Response, Error> {
-        let opened = |endpoint| async move {
-            let response = self.open(request, endpoint).await?;
+        let limit = Limit::of(self.attempt_timeout);
+        let opened = |url| async move {
+            let response = self.head(request, url, limit).await?;
             let status = response.status();
             if !status.is_success() {
-                return Err(failure(status, &self.read(response, endpoint).await?, request.optional).into());
+                let response = read(response, url, limit, MAX_RECORD).await?;
+                return Err(failure(status, &response, request.kind).into());
             }
             let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
             if kind.is_some_and(|kind| kind.starts_with("text/event-stream")) {
@@ -129,49 +105,62 @@ impl Transport {
                 Err(Error::InvalidResponse { status: status.as_u16(), detail }.into())
             }
         };
-        self.on_an_endpoint(self.attempt_timeout, opened).await
+        self.attempt(None, opened).await.map_err(|(_, error)| error)
     }
 
-    async fn on_an_endpoint<T, F>(&self, limit: Duration, attempt: impl Fn(usize) -> F) -> Result<T, Error>
+    /// Makes one attempt. If not even a connection can be made, it goes on at another endpoint: the request cannot have arrived
+    /// twice. Returns the endpoint that failed with the error.
+    async fn attempt<'a, T, F>(
+        &'a self,
+        mut previous: Option<usize>,
+        send: impl Fn(&'a Url) -> F,
+    ) -> Result<T, (usize, Error)>
     where
         F: Future<Output = Result<T, Failed>>,
     {
-        let deadline = deadline_after(Instant::now(), limit);
-        let mut left = self.endpoints.count();
+        let mut left = self.endpoints.urls().len();
         loop {
             left -= 1;
-            let endpoint = self.endpoints.pick();
-            let outcome = tokio::time::timeout_at(deadline, attempt(endpoint)).await.unwrap_or_else(|_| {
-                let url = self.endpoints.url(endpoint).to_string();
-                Err(Failed::after(Error::TimedOut { url, after: limit }))
-            });
-            self.endpoints
-                .record(endpoint, !outcome.as_ref().is_err_and(|failed| failed.error.is_endpoint_failure()));
-            match outcome {
-                Err(Failed { sent: false, .. }) if left > 0 => {}
-                outcome => return outcome.map_err(|failed| failed.error),
+            let attempt = self.endpoints.begin(previous);
+            let (index, url) = (attempt.index(), &self.endpoints.urls()[attempt.index()]);
+            let failed = match send(url).await {
+                Ok(response) => {
+                    attempt.record(false);
+                    return Ok(response);
+                }
+                Err(failed) => failed,
+            };
+            let is_failure = failed.error.is_endpoint_failure();
+            attempt.record(is_failure);
+            if is_failure {
+                self.http.renew(url);
             }
+            if failed.was_sent || left == 0 {
+                return Err((index, failed.error));
+            }
+            previous = Some(index);
         }
     }
 
-    async fn attempt(&self, request: &Request, endpoint: usize) -> Result<ApiResponse, Failed> {
-        let response = self.open(request, endpoint).await?;
+    async fn receive(&self, request: &Request, url: &Url, limit: Limit) -> Result<ApiResponse, Failed> {
+        let response = self.head(request, url, limit).await?;
         let status = response.status();
-        let answer = self.read(response, endpoint).await?;
+        let most = if request.kind == Kind::List { MAX_LIST } else { MAX_RECORD };
+        let response = read(response, url, limit, most).await?;
         if !status.is_success() {
-            return Err(failure(status, &answer, request.optional).into());
+            return Err(failure(status, &response, request.kind).into());
         }
         // JSON, or nothing if the status allows that.
-        match answer.body.trim_ascii_start().first() {
-            Some(b'{' | b'[' | b'"' | b'n' | b't' | b'f') => Ok(answer),
-            None if answer.may_be_empty() => Ok(answer),
-            _ => Err(answer.invalid("no JSON").into()),
+        match response.body.trim_ascii_start().first() {
+            Some(b'{' | b'[' | b'"' | b'n' | b't' | b'f') => Ok(response),
+            None if response.may_be_empty() => Ok(response),
+            _ => Err(response.invalid("no JSON").into()),
         }
     }
 
-    async fn open(&self, request: &Request, endpoint: usize) -> Result<Response, Failed> {
-        let base = self.endpoints.url(endpoint);
-        let mut builder = self.http.request(request.method.clone(), request.url(base)?);
+    /// Sends a request, and waits for the head of its response.
+    async fn head(&self, request: &Request, url: &Url, limit: Limit) -> Result<Response, Failed> {
+        let mut builder = self.http.for_url(url)?.request(request.method.clone(), request.url(url)?);
         if let Some(body) = &request.body {
             let body = match body {
                 Body::Fixed(body) => body.clone(),
@@ -185,47 +174,80 @@ impl Transport {
         if let Some(id) = &request.last_event_id {
             builder = builder.header("last-event-id", id);
         }
-        builder.send().await.map_err(|error| unreachable(base, error))
-    }
-
-    async fn read(&self, mut response: Response, endpoint: usize) -> Result<ApiResponse, Failed> {
-        let base = self.endpoints.url(endpoint);
-        let status = response.status().as_u16();
-        let headers = std::mem::take(response.headers_mut());
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(base, error))? {
-            if body.len() + chunk.len() > MAX_ANSWER {
-                let detail = format!("it is longer than {MAX_ANSWER} bytes");
-                return Err(Error::InvalidResponse { status, detail }.into());
-            }
-            body.extend_from_slice(&chunk);
+        match timeout_at(limit.deadline, builder.send()).await {
+            Ok(response) => response.map_err(|error| broken(url, error)),
+            Err(_) => Err(timed_out(url, limit).into()),
         }
-        Ok(ApiResponse { status, headers, body })
     }
 }
 
-fn unreachable(base: &Url, error: reqwest::Error) -> Failed {
-    Failed {
-        sent: !error.is_connect(),
-        error: Error::Unreachable { url: base.to_string(), source: cause(&error.without_url()) },
+/// Reads a response to its end. The deadline moves on with each part that arrives, unless the limit is a strict one.
+async fn read(
+    mut response: Response,
+    url: &Url,
+    mut limit: Limit,
+    most: usize,
+) -> Result<ApiResponse, Failed> {
+    let status = response.status().as_u16();
+    let headers = std::mem::take(response.headers_mut());
+    let (mut body, mut milestone) = (Vec::new(), PROGRESS);
+    loop {
+        let chunk = match timeout_at(limit.deadline, response.chunk()).await {
+            Ok(chunk) => chunk.map_err(|error| broken(url, error))?,
+            Err(_) => return Err(timed_out(url, limit).into()),
+        };
+        let Some(chunk) = chunk else { return Ok(ApiResponse { status, headers, body }) };
+        if body.len() + chunk.len() > most {
+            let detail = format!("it is longer than {most} bytes");
+            return Err(Error::InvalidResponse { status, detail }.into());
+        }
+        body.extend_from_slice(&chunk);
+        if body.len() >= milestone {
+            milestone = body.len() + PROGRESS;
+            limit.extend();
+        }
     }
+}
+
+fn timed_out(url: &Url, limit: Limit) -> Error {
+    Error::TimedOut { url: shown(url), after: limit.duration }
+}
+
+/// What became of a connection that could not be made, or broke.
+fn broken(url: &Url, error: reqwest::Error) -> Failed {
+    let (was_sent, is_tls) = (!error.is_connect(), is_tls_failure(&error));
+    let (url, source) = (shown(url), Arc::new(error.without_url()));
+    let error = if is_tls { Error::Tls { url, source } } else { Error::Unreachable { url, source } };
+    Failed { was_sent, error }
+}
+
+/// Whether the connection failed in the TLS protocol: its implementation says so by this kind of I/O error. A connection that
+/// was merely cut off has another one.
+fn is_tls_failure(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::InvalidData) {
+            return true;
+        }
+        // An I/O error that wraps another one does not have it as its source.
+        cause = match io.and_then(std::io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    false
 }
 
 /// An attempt that failed, and whether the request may have arrived.
 struct Failed {
+    was_sent: bool,
     error: Error,
-    sent: bool,
-}
-
-impl Failed {
-    fn after(error: Error) -> Self {
-        Self { error, sent: true }
-    }
 }
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        Self::after(error)
+        Self { was_sent: true, error }
     }
 }
 
@@ -233,7 +255,7 @@ impl Request {
     fn url(&self, base: &Url) -> Result<Url, Error> {
         let mut url = base.clone();
         url.path_segments_mut()
-            .map_err(|()| Error::Config(format!("{base} cannot have a path")))?
+            .map_err(|()| Error::Config(format!("{} cannot have a path", shown(base))))?
             .pop_if_empty()
             .extend(&self.path);
         if !self.query.is_empty() {
@@ -241,9 +263,4 @@ impl Request {
         }
         Ok(url)
     }
-}
-
-/// What is kept of the libraries' errors: their texts.
-fn cause(error: &dyn std::error::Error) -> Arc<dyn std::error::Error + Send + Sync> {
-    Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(with_causes(error)))
 }

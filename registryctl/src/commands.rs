@@ -11,6 +11,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::output::Output;
 use crate::{Command, Failure, Outcome};
 
+/// Longer than anybody waits.
+const A_YEAR: Duration = Duration::from_secs(365 * 86_400);
+
 /// How often `wait` searches.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -91,7 +94,8 @@ fn read(file: &Path) -> Result<Registration, Failure> {
 
 /// Waits for a healthy agent, and for the registry itself if it is not reachable yet. Returns the best match.
 async fn wait(client: &RegistryClient, q: &str, limit: Duration) -> Result<Option<CapabilityMatch>, Error> {
-    let deadline = Instant::now() + limit;
+    // A limit beyond what the clock can count is as good as none.
+    let deadline = Instant::now().checked_add(limit).unwrap_or_else(|| Instant::now() + A_YEAR);
     let client = client.with_retry(RetryPolicy::none());
     loop {
         match timeout_at(deadline, client.search_capabilities(q)).await {

@@ -18,20 +18,20 @@ on_both_databases!(
 );
 
 /// An authority, and the files that it has signed.
-struct Authority {
+pub(crate) struct Authority {
     folder: tempfile::TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         Self { folder: tempfile::tempdir().unwrap(), issuer }
     }
 
-    fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.issuer.pem()
     }
 
@@ -49,7 +49,7 @@ impl Authority {
     }
 
     /// Signs a certificate for the loopback address, and has the server use it.
-    fn configure(&self, config: &mut Config) {
+    pub(crate) fn configure(&self, config: &mut Config) {
         let (certificate, key) = self.sign("127.0.0.1");
         config.tls_cert = Some(self.write("cert.pem", &certificate));
         config.tls_key = Some(self.write("key.pem", &key));
@@ -72,9 +72,9 @@ async fn clients_that_trust_the_authority_speak_https(database: Database) {
     drop(watch);
 
     let stranger = client_builder(server.url());
-    assert!(matches!(stranger.clone().build().unwrap().get_stats().await, Err(Error::Unreachable { .. })));
+    assert!(matches!(stranger.clone().build().unwrap().get_stats().await, Err(Error::Tls { .. })));
     let other = stranger.clone().root_certificate(Authority::new().pem()).build().unwrap();
-    assert!(matches!(other.get_stats().await, Err(Error::Unreachable { .. })), "another authority");
+    assert!(matches!(other.get_stats().await, Err(Error::Tls { .. })), "another authority");
     for nonsense in ["", "-----BEGIN CERTIFICATE-----\nxx\n-----END CERTIFICATE-----"] {
         assert!(
             matches!(stranger.clone().root_certificate(nonsense).build(), Err(Error::Config(_))),
@@ -97,7 +97,7 @@ async fn clients_have_to_show_a_certificate_where_that_is_wanted(database: Datab
     };
     showing(of_clients.sign("agent")).register(&agent("a", "work")).await.unwrap();
     for client in [trusting(&server, &authority), showing(authority.sign("agent"))] {
-        assert!(matches!(client.get_stats().await, Err(Error::Unreachable { .. })));
+        assert!(matches!(client.get_stats().await, Err(Error::Tls { .. })));
     }
     server.shutdown().await;
 }

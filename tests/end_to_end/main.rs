@@ -25,4 +25,5 @@ mod search;
 mod status;
 mod support;
 mod taking_over;
+mod tls_failures;
 mod watching;

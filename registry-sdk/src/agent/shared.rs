@@ -158,14 +158,14 @@ impl Shared {
         };
         // Whoever calls from now on starts another.
         inner.task = None;
-        inner.answer_where(|_| true, &Err(error.clone()));
-        drop(inner);
+        // The state changes first, so that callers that get the error see it.
         if matches!(error, Error::ShutDown) {
             self.change_state(|_| AgentState::Stopped);
         } else {
             tracing::error!(agent_id = self.agent_id, %error, "no heartbeats are sent until the agent is used again");
-            self.degraded(Arc::new(error));
+            self.degraded(Arc::new(error.clone()));
         }
+        inner.answer_where(|_| true, &Err(error));
     }
 
     pub(super) fn may_be_registered(&self) -> bool {
@@ -291,9 +291,11 @@ impl Inner {
     pub(super) fn settle(&mut self, error: &Error) {
         let now = Instant::now();
         for call in self.calls.iter_mut().filter(|call| call.is_concerned) {
-            if let Some(pause) = call.attempts.as_mut().and_then(|attempts| attempts.pause_after(error)) {
+            if let Some(delay) =
+                call.attempts.as_mut().and_then(|attempts| attempts.delay_after(error, false))
+            {
                 metrics::retried();
-                (call.due, call.is_concerned) = (deadline_after(now, pause), false);
+                (call.due, call.is_concerned) = (deadline_after(now, delay), false);
             }
         }
         self.answer_concerned(&Err(error.clone()));
@@ -304,6 +306,6 @@ impl Call {
     /// Takes part in the next attempt, and says how long that may take.
     pub(super) fn take_part(&mut self, most: Duration) -> Duration {
         self.is_concerned = true;
-        self.attempts.get_or_insert_with(|| self.policy.begin()).time_left(most)
+        self.attempts.get_or_insert_with(|| self.policy.begin(most)).time_left()
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::Error;
+use crate::retry::Backoff;
 
 /// The interval of heartbeats if the registration declares none.
 pub(super) const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
@@ -24,11 +25,8 @@ pub(super) fn heartbeat_limit(interval: Duration) -> Duration {
     interval.mul_f64(ATTEMPT_SHARE).max(MIN_ATTEMPT)
 }
 
-/// The first pause after a failure, as a part of the interval.
-const FIRST_PAUSE: f64 = 0.1;
-
-/// Factor by which pauses grow.
-const PAUSE_FACTOR: f64 = 2.0;
+/// The maximum of the first delay after a failure, as a part of the interval.
+const MIN_DELAY: f64 = 0.1;
 
 /// A moment that is put off after each failure.
 #[derive(Clone, Copy, Debug)]
@@ -46,20 +44,16 @@ impl Timer {
 
     /// Due within a tenth of the interval, at random: many agents may have the same reason at the same time.
     pub(super) fn soon(interval: Duration) -> Self {
-        Self::at(Instant::now() + interval.mul_f64(FIRST_PAUSE * fastrand::f64()))
+        Self::at(Instant::now() + interval.mul_f64(MIN_DELAY * fastrand::f64()))
     }
 
-    /// Puts the next attempt off: by a tenth of the interval at first, growing up to the interval. `Retry-After` is
-    /// obeyed up to the interval. Returns the pause.
+    /// Puts the next attempt off, by up to a tenth of the interval at first, growing up to the interval. Returns the delay.
     pub(super) fn failed(&mut self, error: &Error, interval: Duration) -> Duration {
-        let grown = PAUSE_FACTOR.powi(i32::try_from(self.failures).unwrap_or(i32::MAX).min(30));
+        let backoff = Backoff { min_delay: interval.mul_f64(MIN_DELAY), max_delay: interval, factor: 2.0 };
+        let delay = backoff.delay(self.failures, error.retry_after());
         self.failures = self.failures.saturating_add(1);
-        let longest = interval.mul_f64((FIRST_PAUSE * grown).min(1.0));
-        let asked = error.retry_after().unwrap_or_default().min(interval);
-        // Half of it is fixed: pauses that may be as short as nothing could use up the attempts at once.
-        let pause = longest.mul_f64(0.5 + 0.5 * fastrand::f64()).max(asked);
-        self.due = Instant::now() + pause;
-        pause
+        self.due = Instant::now() + delay;
+        delay
     }
 }
 
@@ -75,24 +69,25 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_up_to_the_interval_and_half_of_each_is_random() {
-        let pauses = |_| {
+    fn delays_double_up_to_the_interval_and_are_drawn_from_the_whole_range() {
+        let delays = |_| {
             let mut timer = Timer::at(Instant::now());
             (0..6).map(|_| timer.failed(&failure(None), INTERVAL).as_secs_f64()).collect::<Vec<_>>()
         };
-        let drawn: Vec<Vec<f64>> = (0..500).map(pauses).collect();
-        for (number, longest) in [10.0, 20.0, 40.0, 80.0, 100.0, 100.0].into_iter().enumerate() {
-            let of_number = || drawn.iter().map(|pauses| pauses[number]);
-            assert!(of_number().all(|pause| (longest * 0.5..=longest).contains(&pause)), "{number}");
-            assert!(of_number().any(|pause| pause < longest * 0.6), "{number}");
-            assert!(of_number().any(|pause| pause > longest * 0.9), "{number}");
+        let drawn: Vec<Vec<f64>> = (0..500).map(delays).collect();
+        for (number, largest) in [10.0, 20.0, 40.0, 80.0, 100.0, 100.0].into_iter().enumerate() {
+            let of_number = || drawn.iter().map(|delays| delays[number]);
+            assert!(of_number().all(|delay| (0.0..=largest).contains(&delay)), "{number}");
+            assert!(of_number().any(|delay| delay < largest * 0.1), "{number}");
+            assert!(of_number().any(|delay| delay > largest * 0.9), "{number}");
         }
     }
 
     #[test]
     fn retry_after_is_obeyed_up_to_the_interval() {
-        let pause = |seconds| Timer::at(Instant::now()).failed(&failure(Some(seconds)), INTERVAL).as_secs();
-        assert_eq!((pause(50), pause(3_600)), (50, 100));
+        let delay = |seconds| Timer::at(Instant::now()).failed(&failure(Some(seconds)), INTERVAL);
+        assert!((50..=60).contains(&delay(50).as_secs()));
+        assert_eq!(delay(3_600), INTERVAL);
     }
 
     #[test]

@@ -1,20 +1,20 @@
 //! An agent: its status, what it can do, its record, and its heartbeat.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
+use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::time::{Timestamp, optional_seconds};
+use super::words::{UnknownWord, words};
 
 /// Whether an agent takes work, in the order that a search prefers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum AgentStatus {
     /// Alive and free to take work.
@@ -24,26 +24,48 @@ pub enum AgentStatus {
     Busy,
     /// Takes no work: it said so, or it missed its deadline.
     Offline,
+    /// A status that only a newer server knows. The agent is never selected, and no request can set it.
+    Unknown(UnknownWord),
 }
 
+words!(AgentStatus: Active = "active", Busy = "busy", Offline = "offline");
+
 impl AgentStatus {
-    /// All there are, in the order in which a search prefers them.
+    /// All that this version knows, in the order in which a search prefers them.
     pub const ALL: [Self; 3] = [Self::Active, Self::Busy, Self::Offline];
 
-    /// The word on the wire.
+    #[cfg(feature = "openapi")]
+    const DESCRIPTION: &str = "Whether an agent takes work, in the order that a search prefers.";
+
+    /// Whether this version knows it.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Busy => "busy",
-            Self::Offline => "offline",
-        }
+    pub fn is_known(self) -> bool {
+        !matches!(self, Self::Unknown(_))
+    }
+
+    /// Whether an agent of this status may be given work.
+    #[must_use]
+    pub fn takes_work(self) -> bool {
+        matches!(self, Self::Active | Self::Busy)
+    }
+
+    /// Reads a status of any server, also one that is not known yet.
+    pub(super) fn tolerant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::of_word(&Cow::<str>::deserialize(deserializer)?))
+    }
+
+    /// The same for a field that may be absent or `null`.
+    pub(super) fn tolerant_option<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Self>, D::Error> {
+        Ok(Option::<Cow<'_, str>>::deserialize(deserializer)?.map(|word| Self::of_word(&word)))
     }
 }
 
-impl fmt::Display for AgentStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+/// Requests are read strictly: a status that is not known is an error.
+impl<'de> Deserialize<'de> for AgentStatus {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Cow::<str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
@@ -56,8 +78,10 @@ impl FromStr for AgentStatus {
     type Err = ParseStatusError;
 
     fn from_str(word: &str) -> Result<Self, Self::Err> {
-        let found = Self::ALL.into_iter().find(|status| status.as_str() == word);
-        found.ok_or_else(|| ParseStatusError(word.to_owned()))
+        match Self::of_word(word) {
+            Self::Unknown(_) => Err(ParseStatusError(word.to_owned())),
+            status => Ok(status),
+        }
     }
 }
 
@@ -210,6 +234,7 @@ pub struct AgentRecord {
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<RegisteredCapability>, required))]
     pub capabilities: Vec<Capability>,
     /// The status at the time of the answer; `offline` past the agent's deadline.
+    #[serde(deserialize_with = "AgentStatus::tolerant")]
     pub status: AgentStatus,
     /// Whatever else the agent registered.
     #[serde(default, deserialize_with = "null_is_default")]

@@ -27,6 +27,7 @@ pub struct CapabilityMatch {
     #[cfg_attr(feature = "openapi", schema(required))]
     pub base_url: String,
     /// The agent's status at the time of the answer.
+    #[serde(deserialize_with = "AgentStatus::tolerant")]
     pub status: AgentStatus,
     /// When the agent was last heard from.
     #[serde(default)]

@@ -1,29 +1,43 @@
 //! Health: of one agent, and of the registry itself.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use url::Url;
 
 use super::agent::AgentStatus;
 use super::time::{Timestamp, optional_seconds, seconds};
+use super::words::{UnknownWord, words};
 
 /// The health of an agent or of the registry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HealthStatus {
     /// Can be relied on now.
     Healthy,
     /// Cannot be relied on now.
     Unhealthy,
+    /// Something that only a newer server knows. It does not count as healthy.
+    Unknown(UnknownWord),
+}
+
+words!(HealthStatus: Healthy = "healthy", Unhealthy = "unhealthy");
+
+impl HealthStatus {
+    #[cfg(feature = "openapi")]
+    const DESCRIPTION: &str = "The health of an agent or of the registry.";
+}
+
+impl<'de> Deserialize<'de> for HealthStatus {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::of_word(&Cow::<str>::deserialize(deserializer)?))
+    }
 }
 
 /// The reason why an agent is unhealthy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum UnhealthyReason {
     /// It was set offline.
@@ -32,6 +46,21 @@ pub enum UnhealthyReason {
     HeartbeatMissed,
     /// The registry asked the agent itself, and it did not answer well.
     ProbeFailed,
+    /// A reason that only a newer server knows.
+    Unknown(UnknownWord),
+}
+
+words!(UnhealthyReason: Offline = "offline", HeartbeatMissed = "heartbeat_missed", ProbeFailed = "probe_failed");
+
+impl UnhealthyReason {
+    #[cfg(feature = "openapi")]
+    const DESCRIPTION: &str = "The reason why an agent is unhealthy.";
+}
+
+impl<'de> Deserialize<'de> for UnhealthyReason {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::of_word(&Cow::<str>::deserialize(deserializer)?))
+    }
 }
 
 /// The result of the registry's last request to the agent's own `GET {base_url}/health`.
@@ -131,11 +160,13 @@ impl FailedCheck {
 #[non_exhaustive]
 pub struct AgentHealth {
     /// The agent's id.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub agent_id: String,
     /// Healthy: active or busy, inside its deadline, and not failed by a probe.
     pub status: HealthStatus,
     /// The agent's status.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "AgentStatus::tolerant_option")]
     #[cfg_attr(feature = "openapi", schema(value_type = AgentStatus, required))]
     pub agent_status: Option<AgentStatus>,
     /// When the agent was last heard from.

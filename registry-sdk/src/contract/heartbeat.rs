@@ -96,6 +96,7 @@ pub struct HeartbeatAck {
     /// The agent's id.
     pub agent_id: String,
     /// The agent's status from now on.
+    #[serde(deserialize_with = "AgentStatus::tolerant")]
     pub status: AgentStatus,
     /// When the heartbeat arrived, by the registry's clock.
     #[serde(default)]

@@ -16,6 +16,7 @@ mod registration;
 mod stats;
 mod time;
 mod validate;
+mod words;
 
 pub use agent::{AgentRecord, AgentStatus, Capability, ParseStatusError, heartbeat_timeout};
 pub use capability_match::CapabilityMatch;
@@ -31,6 +32,9 @@ pub use registration::Registration;
 pub use stats::RegistryStats;
 pub use time::{ParseTimestampError, Timestamp};
 pub use validate::{is_valid_agent_id, limits};
+pub use words::UnknownWord;
+#[cfg(feature = "client")]
+pub(crate) use words::cut;
 
 /// The port a registry listens on unless told otherwise.
 pub const DEFAULT_PORT: u16 = 8009;

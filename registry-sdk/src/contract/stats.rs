@@ -47,7 +47,7 @@ impl RegistryStats {
         *match status {
             AgentStatus::Active => &mut self.active_agents,
             AgentStatus::Busy => &mut self.busy_agents,
-            AgentStatus::Offline => &mut self.offline_agents,
+            AgentStatus::Offline | AgentStatus::Unknown(_) => &mut self.offline_agents,
         } += 1;
     }
 }

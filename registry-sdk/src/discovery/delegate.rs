@@ -8,11 +8,14 @@ use reqwest::header::CONTENT_TYPE;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep_until, timeout};
+use url::Url;
 
 use super::query::TaskQuery;
 use super::select::{Orchestrator, SelectError, Selection};
 use crate::contract::CapabilityMatch;
 use crate::error::with_causes;
+use crate::http::HttpClients;
+use crate::retry::deadline_after;
 
 /// How long a whole delegation may take unless told otherwise.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
@@ -239,7 +242,7 @@ impl Delegation<'_> {
                     match selected {
                         Ok(selection) => {
                             begun += 1;
-                            hedge_at = hedge_after.map(|delay| Instant::now() + delay);
+                            hedge_at = hedge_after.map(|delay| deadline_after(Instant::now(), delay));
                             let agent = selection.agent.clone();
                             // Whoever has had the task does not get it again.
                             query.exclude.insert(agent.agent_id.clone());
@@ -303,7 +306,7 @@ impl Delegation<'_> {
         path: &str,
         payload: &impl Serialize,
     ) -> Result<Delegated<T>, DelegateError<HttpTaskError>> {
-        let http = self.orchestrator.http().clone();
+        let http = self.orchestrator.client().http().clone();
         let body = serde_json::to_vec(payload).map_err(|error| error.to_string());
         self.run(|agent| {
             let url = format!("{}/{}", agent.base_url.trim_end_matches('/'), path.trim_start_matches('/'));
@@ -326,13 +329,13 @@ async fn pending_or<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
 }
 
 async fn send<T: DeserializeOwned>(
-    http: &reqwest::Client,
+    http: &HttpClients,
     url: String,
     body: Vec<u8>,
 ) -> Result<T, TaskError<HttpTaskError>> {
-    let unreachable = |error: reqwest::Error| {
-        TaskError::Transient(HttpTaskError::Unreachable(with_causes(&error.without_url())))
-    };
+    let unreachable = |error: reqwest::Error| unreachable_by(&error.without_url());
+    let url = Url::parse(&url).map_err(|error| unreachable_by(&error))?;
+    let http = http.for_url(&url).map_err(|error| unreachable_by(&error))?;
     let request = http.post(url).header(CONTENT_TYPE, "application/json").body(body);
     let answer = request.send().await.map_err(unreachable)?;
     let status = answer.status();
@@ -348,4 +351,8 @@ async fn send<T: DeserializeOwned>(
     } else {
         Err(TaskError::Permanent(error))
     }
+}
+
+fn unreachable_by(error: &dyn std::error::Error) -> TaskError<HttpTaskError> {
+    TaskError::Transient(HttpTaskError::Unreachable(with_causes(error)))
 }

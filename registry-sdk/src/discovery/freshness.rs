@@ -16,6 +16,11 @@ pub enum Freshness {
 }
 
 impl Freshness {
+    /// Of data of an age; current data has none.
+    pub(crate) fn of(age: Duration) -> Self {
+        if age.is_zero() { Self::Fresh } else { Self::Stale { age } }
+    }
+
     /// Whether this is an earlier answer, because the registry does not answer now.
     #[must_use]
     pub fn is_stale(self) -> bool {

@@ -34,7 +34,6 @@ use crate::query::SearchQuery;
 #[derive(Clone, Debug)]
 pub struct Orchestrator {
     client: RegistryClient,
-    http: reqwest::Client,
     pub(super) breakers: Breakers,
     directory: Option<Directory>,
     order: Arc<Mutex<Order>>,
@@ -78,7 +77,6 @@ impl OrchestratorBuilder {
         let Self { client, breakers, directory, seed } = self;
         let random = seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
         Orchestrator {
-            http: client.http(),
             client,
             breakers: Breakers::new(breakers),
             directory,
@@ -195,7 +193,9 @@ impl Orchestrator {
             let (mut found, freshness) = self.search(query, capability).await?;
             // Health checks of offline agents would fail.
             found.retain(|agent| {
-                agent.status() != AgentStatus::Offline || query.health_source == HealthSource::Agent
+                let status = agent.status();
+                status.takes_work()
+                    || status == AgentStatus::Offline && query.health_source == HealthSource::Agent
             });
             let candidates = self.admissible(query, found, &mut skipped);
             // While the registry does not answer, its health checks would fail.
@@ -245,11 +245,12 @@ impl Orchestrator {
             return Ok((directory.candidates(capability), Freshness::Fresh));
         }
         let search = SearchQuery::new(capability).limit(limits::PAGE);
-        match (self.client.search_capabilities(search).await, cached) {
+        match (self.client.search_with_age(search).await, cached) {
             (Ok(found), _) => {
-                Ok((found.into_iter().map(Box::new).map(Candidate::FromRegistry).collect(), Freshness::Fresh))
+                let candidates = found.value.into_iter().map(Box::new).map(Candidate::FromRegistry);
+                Ok((candidates.collect(), Freshness::of(found.age)))
             }
-            (Err(error), Some((directory, freshness))) if error.is_endpoint_failure() => {
+            (Err(error), Some((directory, freshness))) if error.is_outage() => {
                 Ok((directory.candidates(capability), freshness))
             }
             (Err(error), _) => Err(error),
@@ -321,7 +322,8 @@ impl Orchestrator {
             }
             HealthSource::Agent => {
                 let url = health_url(agent.base_url()).ok_or(SkipReason::NoAnswer)?;
-                let answer = self.http.get(url).send().await.map_err(|_| SkipReason::NoAnswer)?;
+                let http = self.client.http().for_url(&url).map_err(|_| SkipReason::NoAnswer)?;
+                let answer = http.get(url).send().await.map_err(|_| SkipReason::NoAnswer)?;
                 let is_success = answer.status().is_success();
                 // Some agents answer 200 and say it only in the body.
                 let body = answer.bytes().await.map_err(|_| SkipReason::NoAnswer)?;
@@ -334,9 +336,5 @@ impl Orchestrator {
 
     fn lock_order(&self) -> MutexGuard<'_, Order> {
         self.order.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn http(&self) -> &reqwest::Client {
-        &self.http
     }
 }

@@ -23,7 +23,7 @@ use super::routes::{MockRequest, MockResponse, answer};
 use super::state::{Backup, MockState, ReceivedRequest, RequestLog};
 use crate::client::RegistryClient;
 use crate::contract::AgentRecord;
-use crate::retry::RetryPolicy;
+use crate::retry::{RetryPolicy, deadline_after};
 
 /// A body that no registry would send.
 const GARBAGE: &str = "<!doctype html><title>Sign in</title><p>This is not the registry.</p>";
@@ -188,7 +188,7 @@ impl MockRegistry {
 
     /// Cuts off every request from now on and for so long, and the event streams that are open.
     pub fn outage(&self, duration: Duration) {
-        self.lock().outage = Some(Instant::now() + duration);
+        self.lock().outage = Some(deadline_after(Instant::now(), duration));
         self.cut_event_streams();
     }
 

@@ -257,8 +257,12 @@ impl MockState {
         let entry = self.entry(agent_id, None)?.clone();
         let (status, reason) = match (entry.status, entry.missed) {
             (AgentStatus::Active | AgentStatus::Busy, _) => (HealthStatus::Healthy, None),
-            (AgentStatus::Offline, true) => (HealthStatus::Unhealthy, Some(UnhealthyReason::HeartbeatMissed)),
-            (AgentStatus::Offline, false) => (HealthStatus::Unhealthy, Some(UnhealthyReason::Offline)),
+            (AgentStatus::Offline | AgentStatus::Unknown(_), true) => {
+                (HealthStatus::Unhealthy, Some(UnhealthyReason::HeartbeatMissed))
+            }
+            (AgentStatus::Offline | AgentStatus::Unknown(_), false) => {
+                (HealthStatus::Unhealthy, Some(UnhealthyReason::Offline))
+            }
         };
         let record = self.record(&entry);
         let mut health = AgentHealth::new(agent_id, status);

@@ -12,6 +12,7 @@ mod client;
 mod counts;
 #[cfg(feature = "testing")]
 mod delegate;
+mod environment;
 #[cfg(all(feature = "axum", feature = "testing"))]
 mod health;
 #[cfg(feature = "testing")]
@@ -23,6 +24,7 @@ mod matrix;
 mod minimal;
 #[cfg(feature = "testing")]
 mod monitor;
+mod network;
 #[cfg(feature = "testing")]
 mod orchestrate;
 #[cfg(feature = "testing")]
@@ -35,6 +37,8 @@ mod scene;
 #[cfg(feature = "testing")]
 mod shutdown;
 mod support;
+#[cfg(feature = "testing")]
+mod tolerant;
 #[cfg(feature = "testing")]
 mod watch;
 mod wiremock_server;

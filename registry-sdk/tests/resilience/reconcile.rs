@@ -210,8 +210,8 @@ async fn a_change_that_the_registry_refuses_does_not_stop_the_heartbeats() {
     sleep(20 * INTERVAL).await;
     assert!(server.times(HEARTBEAT).len() >= 19, "{}", server.times(HEARTBEAT).len());
     let tried: Vec<_> = server.times(REGISTER)[refused..].iter().map(|at| *at - began).collect();
-    // A pause is at least half of the interval, once it has grown.
-    assert!((20..=45).contains(&tried.len()), "with pauses up to the interval: {tried:?}");
+    // Delays are half of the interval on average, once they have grown.
+    assert!((20..=80).contains(&tried.len()), "with delays up to the interval: {tried:?}");
     assert!(agent.state().is_registered());
     assert_eq!(logs.with("did not take a changed registration").len(), 1);
 }
@@ -235,7 +235,7 @@ async fn heartbeats_go_on_while_registering_again_fails() {
         let longest = times.windows(2).map(|two| two[1] - two[0]).max().unwrap();
         assert!(longest <= INTERVAL + Duration::from_secs(1), "{longest:?}");
         let tried = server.times(REGISTER).len();
-        assert!((15..=66).contains(&tried), "{tried} registrations in thirty intervals");
+        assert!((15..=120).contains(&tried), "{tried} registrations in thirty intervals");
     }
 }
 
@@ -274,7 +274,8 @@ async fn a_change_is_told_at_once_and_not_with_the_next_heartbeat() {
     let failed = Instant::now();
     let sent = registry.request_log().registrations("a");
     registry.wait_until(|seen| seen.registrations("a") > sent).await;
-    assert!(failed.elapsed() <= INTERVAL / 10 + Duration::from_millis(50), "{:?}", failed.elapsed());
+    // The registry asked for a second.
+    assert!(failed.elapsed() <= INTERVAL / 10 + Duration::from_millis(1_050), "{:?}", failed.elapsed());
     // And another interval is a change, too.
     let (declared, sent) = (Instant::now(), registry.request_log().registrations("a"));
     agent.start_heartbeat(INTERVAL / 2).unwrap();

@@ -1,6 +1,7 @@
 //! A server that answers as the test says, well or badly, and remembers what arrived.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,8 +20,10 @@ pub(crate) enum Reply {
     /// A whole answer: a status, further header lines, a body.
     Answer(u16, &'static str, &'static str),
     /// The same after a while, with 200 and no headers.
-    #[cfg(feature = "testing")]
+    #[cfg(any(feature = "cache", feature = "testing"))]
     Late(Duration, &'static str),
+    /// A whole answer with 200 whose body comes in parts of this size, with a pause before each.
+    Parts(&'static str, usize, Duration),
     /// Never answers, and keeps the connection.
     Hang,
     /// Says less than it promised, and closes.
@@ -40,6 +43,7 @@ pub(crate) struct Arrived {
 pub(crate) struct Server {
     address: SocketAddr,
     arrived: Arc<Mutex<Vec<Arrived>>>,
+    connections: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
@@ -57,19 +61,26 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let arrived = Arc::<Mutex<Vec<Arrived>>>::default();
-        let (script, log) = (Arc::new(script), arrived.clone());
+        let connections = Arc::<AtomicUsize>::default();
+        let (script, log, accepted) = (Arc::new(script), arrived.clone(), connections.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            let mut connections = JoinSet::new();
+            let mut serving = JoinSet::new();
             while let Ok((connection, _)) = listener.accept().await {
-                connections.spawn(serve(connection, script.clone(), log.clone()));
+                accepted.fetch_add(1, Ordering::SeqCst);
+                serving.spawn(serve(connection, script.clone(), log.clone()));
             }
         });
-        Self { address, arrived, _tasks: tasks }
+        Self { address, arrived, connections, _tasks: tasks }
     }
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Number of connections that were made so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     pub(crate) fn arrived(&self) -> Vec<Arrived> {
@@ -97,10 +108,21 @@ async fn serve(
             Reply::Answer(status, headers, body) => {
                 format!("HTTP/1.1 {status} x\r\n{headers}content-length: {}\r\n\r\n{body}", body.len())
             }
-            #[cfg(feature = "testing")]
+            #[cfg(any(feature = "cache", feature = "testing"))]
             Reply::Late(pause, body) => {
                 tokio::time::sleep(pause).await;
                 format!("HTTP/1.1 200 x\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+            }
+            Reply::Parts(body, size, pause) => {
+                let head = format!("HTTP/1.1 200 x\r\ncontent-length: {}\r\n\r\n", body.len());
+                let _ = connection.write_all(head.as_bytes()).await;
+                for part in body.as_bytes().chunks(size) {
+                    tokio::time::sleep(pause).await;
+                    if connection.write_all(part).await.is_err() {
+                        return;
+                    }
+                }
+                continue;
             }
             Reply::Hang => {
                 std::future::pending::<()>().await;

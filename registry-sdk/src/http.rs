@@ -1,0 +1,168 @@
+//! The HTTP clients below the transport: how they are set up, and when they are replaced.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use url::{Host, Url};
+
+#[cfg(feature = "tls")]
+use crate::certificates::Certificates;
+use crate::error::{Error, with_causes};
+
+/// How long a client is used. A new one makes new connections, and so asks DNS again.
+const MAX_AGE: Duration = Duration::from_secs(300);
+
+/// How long a client is used at least, also if an endpoint fails: a new one may read the system's certificates again.
+const MIN_AGE: Duration = Duration::from_secs(10);
+
+/// How long an idle connection is kept: less than the server keeps it, so that a request never takes one that the server is
+/// just closing.
+const MAX_IDLE: Duration = Duration::from_secs(60);
+
+/// Settings of the HTTP clients.
+#[derive(Clone, Default)]
+pub(crate) struct HttpSettings {
+    pub(crate) connect_timeout: Duration,
+    pub(crate) proxy: ProxySetting,
+    #[cfg(feature = "tls")]
+    pub(crate) certificates: Certificates,
+    /// A client of the user's own, which is taken as it is.
+    pub(crate) client: Option<reqwest::Client>,
+}
+
+/// Which proxy requests go through. Those to loopback addresses never go through one.
+#[derive(Clone, Default)]
+pub(crate) enum ProxySetting {
+    /// The one that `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` name.
+    #[default]
+    Environment,
+    None,
+    Fixed(Box<reqwest::Proxy>),
+}
+
+impl ProxySetting {
+    /// A proxy's URL, which may carry a user name and a password: so no error repeats it.
+    pub(crate) fn fixed(url: &str) -> Result<Self, Error> {
+        let parsed = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+        let proxy = parsed.and_then(|url| reqwest::Proxy::all(url).ok());
+        proxy.map(|proxy| Self::Fixed(Box::new(proxy))).ok_or_else(|| {
+            Error::Config("the proxy's URL has to be one such as http://proxy:3128".to_owned())
+        })
+    }
+}
+
+/// Gives out HTTP clients. Clones share them.
+///
+/// The system's certificates are read only for `https`, so that plain `http` needs none; and a proxy is set up only for
+/// addresses beyond loopback. So there is a client for each combination, made when it is first needed.
+#[derive(Clone)]
+pub(crate) struct HttpClients {
+    settings: Arc<HttpSettings>,
+    made: Arc<[Mutex<Option<Made>>; 4]>,
+}
+
+/// A client, and when it was made.
+struct Made {
+    client: reqwest::Client,
+    at: Instant,
+}
+
+impl fmt::Debug for HttpClients {
+    /// Shows nothing of the settings: a proxy's URL may carry a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpClients").finish_non_exhaustive()
+    }
+}
+
+impl HttpClients {
+    pub(crate) fn new(settings: HttpSettings) -> Self {
+        Self { settings: Arc::new(settings), made: Arc::default() }
+    }
+
+    /// The client for a URL.
+    pub(crate) fn for_url(&self, url: &Url) -> Result<reqwest::Client, Error> {
+        if let Some(client) = &self.settings.client {
+            return Ok(client.clone());
+        }
+        let (is_https, is_loopback) = (url.scheme() == "https", is_loopback(url));
+        let mut made = self.slot(url).lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = made.as_ref().filter(|made| made.at.elapsed() < MAX_AGE) {
+            return Ok(made.client.clone());
+        }
+        let client = match (self.settings.build(is_https, is_loopback), made.as_ref()) {
+            (Ok(client), _) => client,
+            // Perhaps the certificates are just being replaced.
+            (Err(error), Some(made)) => {
+                tracing::warn!(%error, "cannot renew the HTTP client, going on with the previous one");
+                made.client.clone()
+            }
+            (Err(error), None) => return Err(error),
+        };
+        *made = Some(Made { client: client.clone(), at: Instant::now() });
+        Ok(client)
+    }
+
+    /// Makes new connections for the next request to a URL, because the last one failed.
+    pub(crate) fn renew(&self, url: &Url) {
+        let mut made = self.slot(url).lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = made.as_mut().filter(|made| made.at.elapsed() >= MIN_AGE) {
+            // Too old from now on, but there in case another cannot be made.
+            made.at = made.at.checked_sub(MAX_AGE).unwrap_or(made.at);
+        }
+    }
+
+    fn slot(&self, url: &Url) -> &Mutex<Option<Made>> {
+        let index = usize::from(url.scheme() == "https") + 2 * usize::from(is_loopback(url));
+        &self.made[index]
+    }
+}
+
+impl HttpSettings {
+    #[cfg(feature = "tls")]
+    fn tls(&self, builder: reqwest::ClientBuilder, is_https: bool) -> Result<reqwest::ClientBuilder, Error> {
+        if is_https {
+            self.certificates.add_to(builder)
+        } else {
+            // Trusting nobody spares reading the system's certificates.
+            Ok(builder.tls_certs_only([]))
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "as with TLS")]
+    fn tls(&self, builder: reqwest::ClientBuilder, _: bool) -> Result<reqwest::ClientBuilder, Error> {
+        Ok(builder)
+    }
+
+    fn build(&self, is_https: bool, is_loopback: bool) -> Result<reqwest::Client, Error> {
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(self.connect_timeout)
+            .pool_idle_timeout(MAX_IDLE)
+            .redirect(reqwest::redirect::Policy::none())
+            .user_agent(concat!("registry-sdk/", env!("CARGO_PKG_VERSION")));
+        builder = match &self.proxy {
+            ProxySetting::Environment if !is_loopback => builder,
+            ProxySetting::Fixed(proxy) if !is_loopback => builder.proxy((**proxy).clone()),
+            _ => builder.no_proxy(),
+        };
+        self.tls(builder, is_https)?.build().map_err(|error| {
+            let causes = with_causes(&error.without_url());
+            Error::Config(format!("the HTTP client cannot be set up: {causes}"))
+        })
+    }
+}
+
+/// Whether a URL names a loopback address. Names other than `localhost` are not resolved for it.
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => {
+            let name = name.trim_end_matches('.');
+            name == "localhost" || name.ends_with(".localhost")
+        }
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
+        None => false,
+    }
+}
