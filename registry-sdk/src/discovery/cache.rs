@@ -8,11 +8,13 @@ use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch};
 use crate::error::Error;
 use crate::query::{ListQuery, Page, SearchQuery};
 
-/// A [`RegistryClient`] for discovery that keeps answers: fresh ones are used without asking again, a question
-/// is asked once however many callers wait for it, and while the registry cannot be reached the last good
-/// answer is given, marked with its age.
+/// A [`RegistryClient`] for discovery that caches responses.
 ///
-/// Cheap to clone; clones share what is kept. Every method may be cancelled.
+/// A fresh response is used without asking again, and a query is sent once however many callers wait for it. While the
+/// registry is away, hangs or asks to slow down, the last good response is used, marked with its age. So are responses that
+/// the registry itself gives from memory, because its database is away.
+///
+/// Cheap to clone; clones share the cache. Its methods are cancel safe, and have to be called within a Tokio runtime.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
@@ -48,23 +50,25 @@ pub struct DiscoveryCacheBuilder {
 }
 
 impl DiscoveryCacheBuilder {
-    /// How long an answer is used without asking again. Default: 2 s.
+    /// Sets the time to live: how long a response is used without asking again. Default: 2 s.
     ///
-    /// After a failure the last good answer is used as long before the registry is asked again.
+    /// After that it is refreshed in the background; a caller waits for up to 100 ms and then gets the last good response.
+    /// Refreshes that fail are repeated with growing delays, up to 30 s.
     #[must_use]
     pub fn ttl(mut self, time: Duration) -> Self {
         self.lifetimes.ttl = time;
         self
     }
 
-    /// How old an answer may be that is given while the registry cannot be reached. Default: 10 minutes.
+    /// Sets how old a response may be that is used while the registry cannot be asked (as in RFC 5861, section 4). Default: 10
+    /// minutes.
     #[must_use]
     pub fn stale_if_error(mut self, time: Duration) -> Self {
         self.lifetimes.stale_if_error = time;
         self
     }
 
-    /// How many answers of each kind are kept; those that are rarely asked for go first. Default: 1,000.
+    /// Sets how many responses of each kind are cached; those that are rarely asked for go first. Default: 1,000.
     #[must_use]
     pub fn capacity(mut self, answers: usize) -> Self {
         self.capacity = answers;
@@ -137,14 +141,14 @@ impl DiscoveryCache {
     /// As [`RegistryClient::search_capabilities`].
     ///
     /// # Errors
-    /// Where the registry cannot be reached and nothing is kept that is young enough; and what the registry
-    /// refuses.
+    /// If the registry cannot be asked and no cached response is young enough; and if the registry refuses.
     pub async fn search_capabilities(
         &self,
         query: impl Into<SearchQuery>,
     ) -> Result<Cached<Vec<CapabilityMatch>>, Error> {
         let query = query.into();
-        self.searches.get(&query, || self.client.search_capabilities(query.clone())).await
+        let (client, asked) = (self.client.clone(), query.clone());
+        self.searches.get(&query, || async move { client.search_with_age(asked).await }).await
     }
 
     /// As [`RegistryClient::list_agents`].
@@ -152,23 +156,25 @@ impl DiscoveryCache {
     /// # Errors
     /// As [`DiscoveryCache::search_capabilities`].
     pub async fn list_agents(&self, query: ListQuery) -> Result<Cached<Page>, Error> {
-        self.lists.get(&query, || self.client.list_agents(query.clone())).await
+        let (client, asked) = (self.client.clone(), query.clone());
+        self.lists.get(&query, || async move { client.list_with_age(asked).await }).await
     }
 
     /// As [`RegistryClient::get_agent`].
     ///
     /// # Errors
-    /// As [`DiscoveryCache::search_capabilities`]; [`Error::NotFound`] where the registry does not know the
-    /// agent, whatever was kept.
+    /// As [`DiscoveryCache::search_capabilities`]; [`Error::NotFound`] if the registry does not know the
+    /// agent, whatever was cached.
     pub async fn get_agent(&self, agent_id: &str) -> Result<Cached<AgentRecord>, Error> {
-        self.agents.get(&agent_id.to_owned(), || self.client.get_agent(agent_id)).await
+        let (client, asked) = (self.client.clone(), agent_id.to_owned());
+        self.agents.get(&agent_id.to_owned(), || async move { client.agent_with_age(&asked).await }).await
     }
 
-    /// Searches for agents that can do something; where fewer than `min_agents` can, or the search fails, all
-    /// active agents, with the reason.
+    /// Searches for agents with a capability. If fewer than `min_agents` have it, or the search fails, returns all active
+    /// agents, and why.
     ///
     /// # Errors
-    /// Where not even the list of agents is to be had.
+    /// If not even the list of agents can be read.
     pub async fn safe_search(
         &self,
         capability: impl Into<SearchQuery>,

@@ -2,15 +2,23 @@
 
 use std::hash::Hash;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
-use tokio::time::Instant;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 
 use super::freshness::Freshness;
+use crate::client::Aged;
 use crate::error::Error;
+use crate::retry::{Backoff, deadline_after};
+
+/// How long a caller waits for a refresh if there is an earlier response: a registry that hangs must not slow down reads.
+const MAX_REFRESH_WAIT: Duration = Duration::from_millis(100);
+
+/// The largest delay between refreshes that fail.
+const MAX_DELAY: Duration = Duration::from_secs(30);
 
 /// A response, and how fresh it is. Dereferences to the response itself.
 #[derive(Debug)]
@@ -61,53 +69,67 @@ impl<K, T> Clone for ResponseCache<K, T> {
 /// The entry of one query.
 #[derive(Debug)]
 struct Entry<T> {
-    /// `None` until the first request has completed.
-    last: Mutex<Option<LastOutcome<T>>>,
-    /// Held by the caller whose request is under way; the others wait for it.
-    refresh: tokio::sync::Mutex<()>,
-    /// Number of completed requests.
-    completed: AtomicU64,
+    state: Mutex<State<T>>,
+    /// Counts the refreshes that have ended.
+    refreshes: watch::Sender<u64>,
 }
 
-/// Outcome of the last request.
 #[derive(Debug)]
-enum LastOutcome<T> {
-    /// The registry answered.
-    Answered(Arc<T>, Instant),
-    /// The request failed: why, when, and the last good response with its time.
-    Failed(Error, Instant, Option<(Arc<T>, Instant)>),
+struct State<T> {
+    last_good: Option<Good<T>>,
+    /// Why the last refresh failed. `None` if it succeeded.
+    error: Option<Error>,
+    /// Number of refreshes in a row that failed.
+    failures: u32,
+    /// When the next refresh is due.
+    due: Instant,
+    is_refreshing: bool,
 }
 
-impl<K: Hash + Eq + Clone, T> ResponseCache<K, T> {
+/// A response of the registry.
+#[derive(Debug)]
+struct Good<T> {
+    value: Arc<T>,
+    arrived: Instant,
+    /// How old it was when it arrived.
+    age: Duration,
+}
+
+impl<K, T> ResponseCache<K, T>
+where
+    K: Hash + Eq + Clone,
+    T: Send + Sync + 'static,
+{
     pub(super) fn new(capacity: usize, lifetimes: Lifetimes) -> Self {
         Self { entries: Arc::new(Cache::new(capacity)), lifetimes }
     }
 
     /// The response to a query: from the cache while it is fresh, else from `fetch`, which runs once however many callers
-    /// wait. If it fails, the last good response, up to its maximum age.
+    /// wait, in a task of its own. If it fails, or takes long, the last good response is used, up to its maximum age.
     ///
-    /// Cancel safe: if the caller that fetches goes away, one of those that wait fetches instead.
+    /// Cancel safe: the refresh goes on.
     pub(super) async fn get<F>(&self, key: &K, fetch: impl FnOnce() -> F) -> Result<Cached<T>, Error>
     where
-        F: Future<Output = Result<T, Error>>,
+        F: Future<Output = Result<Aged<T>, Error>> + Send + 'static,
     {
-        let entry = self.entry(key);
-        let completed_before = entry.completed.load(Ordering::Acquire);
-        if let Some(cached) = entry.last().as_ref().and_then(|last| last.usable_now(&self.lifetimes)) {
-            return Ok(cached);
-        }
-        let _refresh = entry.refresh.lock().await;
-        // Another caller may have completed a request meanwhile: its outcome counts, even a failure.
-        if entry.completed.load(Ordering::Acquire) > completed_before
-            && let Some(last) = &*entry.last()
-        {
-            return last.to_result(&self.lifetimes);
-        }
-        let outcome = fetch().await;
-        let mut last = entry.last();
-        let next = LastOutcome::new(outcome, last.take());
-        entry.completed.fetch_add(1, Ordering::AcqRel);
-        last.insert(next).to_result(&self.lifetimes)
+        let (entry, began) = (self.entry(key), Instant::now());
+        let mut refreshes = entry.refreshes.subscribe();
+        let has_good = {
+            let mut state = entry.state();
+            let good = state.good(self.lifetimes, began);
+            if let Some(good) = good.as_ref().filter(|_| began < state.due) {
+                return Ok(good.clone());
+            }
+            if !std::mem::replace(&mut state.is_refreshing, true) {
+                let refresh = Refresh { entry: entry.clone(), ttl: self.lifetimes.ttl };
+                tokio::spawn(refresh.run(fetch()));
+            }
+            good.is_some()
+        };
+        let limit = if has_good { MAX_REFRESH_WAIT } else { Duration::MAX };
+        // The sender is in the entry, so only the limit can end the waiting early.
+        let _ = timeout(limit, refreshes.changed()).await;
+        entry.state().result(self.lifetimes, began)
     }
 
     fn entry(&self, key: &K) -> Arc<Entry<T>> {
@@ -117,51 +139,82 @@ impl<K: Hash + Eq + Clone, T> ResponseCache<K, T> {
     }
 }
 
+/// A refresh under way. However it ends, those that wait go on.
+struct Refresh<T> {
+    entry: Arc<Entry<T>>,
+    ttl: Duration,
+}
+
+impl<T> Refresh<T> {
+    async fn run(self, fetch: impl Future<Output = Result<Aged<T>, Error>>) {
+        let outcome = fetch.await;
+        self.entry.state().update(outcome, self.ttl);
+    }
+}
+
+impl<T> Drop for Refresh<T> {
+    fn drop(&mut self) {
+        self.entry.state().is_refreshing = false;
+        self.entry.refreshes.send_modify(|ended| *ended += 1);
+    }
+}
+
 impl<T> Default for Entry<T> {
     fn default() -> Self {
-        Self {
-            last: Mutex::default(),
-            refresh: tokio::sync::Mutex::default(),
-            completed: AtomicU64::default(),
-        }
+        let state =
+            State { last_good: None, error: None, failures: 0, due: Instant::now(), is_refreshing: false };
+        Self { state: Mutex::new(state), refreshes: watch::Sender::default() }
     }
 }
 
 impl<T> Entry<T> {
-    fn last(&self) -> MutexGuard<'_, Option<LastOutcome<T>>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<T> LastOutcome<T> {
-    /// What can be returned without a request. After a failure the last good response counts as fresh for the same time, so
-    /// that callers need not wait for the registry to fail each time.
-    fn usable_now(&self, lifetimes: &Lifetimes) -> Option<Cached<T>> {
-        let (Self::Answered(_, at) | Self::Failed(_, at, _)) = self;
-        if at.elapsed() < lifetimes.ttl { self.to_result(lifetimes).ok() } else { None }
+impl<T> State<T> {
+    /// The last good response, unless it is too old. One that has arrived since the caller began is current, however short
+    /// the time to live is.
+    fn good(&self, lifetimes: Lifetimes, began: Instant) -> Option<Cached<T>> {
+        let good = self.last_good.as_ref()?;
+        let held = good.arrived.elapsed();
+        let is_current = self.error.is_none() && (held < lifetimes.ttl || good.arrived >= began);
+        let age =
+            if is_current && good.age.is_zero() { Duration::ZERO } else { good.age.saturating_add(held) };
+        if !is_current && held > lifetimes.stale_if_error {
+            return None;
+        }
+        Some(Cached { value: good.value.clone(), freshness: Freshness::of(age) })
     }
 
-    /// The result for callers that waited for this outcome, however short its time to live is.
-    fn to_result(&self, lifetimes: &Lifetimes) -> Result<Cached<T>, Error> {
-        match self {
-            Self::Answered(value, _) => Ok(Cached { value: value.clone(), freshness: Freshness::Fresh }),
-            Self::Failed(_, _, Some((value, at))) if at.elapsed() <= lifetimes.stale_if_error => {
-                let freshness = Freshness::Stale { age: at.elapsed() };
-                Ok(Cached { value: value.clone(), freshness })
-            }
-            Self::Failed(error, ..) => Err(error.clone()),
+    /// What a caller gets that waited for a refresh.
+    fn result(&self, lifetimes: Lifetimes, began: Instant) -> Result<Cached<T>, Error> {
+        match (self.good(lifetimes, began), &self.error) {
+            (Some(good), _) => Ok(good),
+            (None, Some(error)) => Err(error.clone()),
+            // The refresh has ended without an outcome.
+            (None, None) => Err(Error::Config("a panic, perhaps of the token provider".to_owned())),
         }
     }
 
-    fn new(outcome: Result<T, Error>, before: Option<Self>) -> Self {
+    fn update(&mut self, outcome: Result<Aged<T>, Error>, ttl: Duration) {
         let now = Instant::now();
-        match (outcome, before) {
-            (Ok(value), _) => Self::Answered(Arc::new(value), now),
-            // A registry that refuses is not away: its earlier response no longer counts.
-            (Err(error), _) if !error.is_endpoint_failure() => Self::Failed(error, now, None),
-            (Err(error), Some(Self::Answered(value, at))) => Self::Failed(error, now, Some((value, at))),
-            (Err(error), Some(Self::Failed(_, _, before))) => Self::Failed(error, now, before),
-            (Err(error), None) => Self::Failed(error, now, None),
+        match outcome {
+            Ok(Aged { value, age }) => {
+                self.last_good = Some(Good { value: Arc::new(value), arrived: now, age });
+                (self.error, self.failures, self.due) = (None, 0, deadline_after(now, ttl));
+            }
+            Err(error) => {
+                let backoff = Backoff { min_delay: ttl, max_delay: ttl.max(MAX_DELAY), factor: 2.0 };
+                self.due = deadline_after(now, backoff.delay(self.failures, error.retry_after()));
+                self.failures = self.failures.saturating_add(1);
+                // A registry that refuses is not away: its earlier response no longer counts.
+                if !error.is_outage() {
+                    self.last_good = None;
+                }
+                self.error = Some(error);
+            }
         }
     }
 }

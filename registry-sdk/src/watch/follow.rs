@@ -11,20 +11,18 @@ use tokio::time::{sleep, timeout};
 
 use super::event::WatchEvent;
 use super::sse::{Block, Message, Parser};
-use crate::client::RegistryClient;
+use crate::client::{Aged, RegistryClient};
 use crate::contract::{AgentRecord, EventKind, OVERRUN_EVENT, RESET_EVENT};
 use crate::error::Error;
 use crate::query::ListQuery;
+use crate::retry::Backoff;
 
 /// A connection that says nothing for so long is lost: the registry sends a sign of life every 15 s.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// The longest pause before the next attempt. Drawn from nothing on, so that those who lost their connections at the
-/// same moment do not come back at the same moment.
-const MAX_DELAY: Duration = Duration::from_secs(5);
-
-/// The same for the first attempt after a connection was lost.
-const MIN_DELAY: Duration = Duration::from_millis(500);
+/// Delays before the next attempt.
+const BACKOFF: Backoff =
+    Backoff { min_delay: Duration::from_millis(500), max_delay: Duration::from_secs(5), factor: 2.0 };
 
 /// Follows until nobody listens any more, or no further attempt would be of use. May be cancelled at any await.
 pub(super) async fn run(client: RegistryClient, events: mpsc::Sender<WatchEvent>) {
@@ -34,24 +32,24 @@ pub(super) async fn run(client: RegistryClient, events: mpsc::Sender<WatchEvent>
         last_id: None,
         listed: HashMap::new(),
         is_interrupted: false,
+        has_listed: false,
         failures: 0,
     };
     loop {
         let Err(end) = follower.follow().await;
-        let pause = match end {
+        let delay = match end {
             Disconnect::ReceiverDropped => return,
-            Disconnect::Lost => MIN_DELAY,
+            Disconnect::Lost => BACKOFF.delay(0, None),
             Disconnect::Failed(error) => {
                 let is_final = error.is_refused() || matches!(error, Error::Unsupported { .. });
                 if follower.interrupted(&error).await.is_err() || is_final {
                     return;
                 }
-                follower.failures = (follower.failures + 1).min(10);
-                let grown = MIN_DELAY.saturating_mul(1 << follower.failures).min(MAX_DELAY);
-                grown.max(error.retry_after().unwrap_or_default())
+                follower.failures = follower.failures.saturating_add(1);
+                BACKOFF.delay(follower.failures, error.retry_after())
             }
         };
-        sleep(pause.mul_f64(fastrand::f64())).await;
+        sleep(delay).await;
     }
 }
 
@@ -83,6 +81,7 @@ struct Follower {
     /// What the last list had of each agent, as long as older changes may follow it.
     listed: HashMap<String, u64>,
     is_interrupted: bool,
+    has_listed: bool,
     /// How many attempts in a row have failed.
     failures: u32,
 }
@@ -119,16 +118,23 @@ impl Follower {
         }
     }
 
-    /// Reads everyone anew.
+    /// Lists all agents anew.
     async fn list(&mut self) -> Result<(), Disconnect> {
         self.last_id = None;
-        let page = self.client.list_agents(ListQuery::all()).await?;
-        let revision = |agent: &AgentRecord| Some((agent.agent_id.clone(), agent.revision?));
-        self.listed = page.agents.iter().filter_map(revision).collect();
-        self.is_interrupted = false;
-        let agents = page.agents.into_iter().map(Arc::new).collect();
-        self.events.send(WatchEvent::Listed(agents)).await?;
-        Ok(())
+        let Aged { value: page, age } = self.client.list_with_age(ListQuery::all()).await?;
+        // A list from memory is nothing new to those that were told of the outage.
+        if age.is_zero() || !(self.is_interrupted && self.has_listed) {
+            let revision = |agent: &AgentRecord| Some((agent.agent_id.clone(), agent.revision?));
+            self.listed = page.agents.iter().filter_map(revision).collect();
+            (self.is_interrupted, self.has_listed) = (false, true);
+            let agents = page.agents.into_iter().map(Arc::new).collect();
+            self.events.send(WatchEvent::Listed(agents)).await?;
+        }
+        if age.is_zero() {
+            return Ok(());
+        }
+        let detail = format!("it answers from memory: its database has been away for {age:?}");
+        Err(Error::Unavailable { status: 503, detail, retry_after: None }.into())
     }
 
     async fn publish(&mut self, message: Message) -> Result<(), Disconnect> {
@@ -137,7 +143,13 @@ impl Follower {
         }
         // Kinds of a later time say nothing here.
         let Ok(kind) = message.event.parse::<EventKind>() else { return Ok(()) };
-        let agent: AgentRecord = serde_json::from_str(&message.data).map_err(invalid_stream)?;
+        let agent: AgentRecord = match serde_json::from_str(&message.data) {
+            Ok(agent) => agent,
+            Err(error) => {
+                tracing::warn!(event = message.event, %error, "skipped an event that cannot be read");
+                return Ok(());
+            }
+        };
         if self.is_listed(&agent) {
             return Ok(());
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use registry_sdk::discovery::{DiscoveryCache, FallbackReason, Freshness, SafeSearch};
 use registry_sdk::{RegistryClient, RetryPolicy};
 
-use crate::support::{Reply, Server};
+use crate::support::{PROBLEM, Reply, Server};
 
 const FRESH: Duration = Duration::from_secs(2);
 const STALE: Duration = Duration::from_secs(60);
@@ -120,21 +120,120 @@ async fn a_no_of_the_registry_is_not_papered_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_who_waits_asks_where_the_one_who_asked_goes_away() {
-    let server = Server::start(|_, before| match before {
-        0 => Reply::Hang,
-        _ => Reply::Answer(200, "", FOUND),
-    })
-    .await;
+async fn a_request_goes_on_if_the_caller_that_began_it_goes_away() {
+    let server = Server::start(|_, _| Reply::Late(Duration::from_secs(1), FOUND)).await;
     let cache = cache(&server);
-    let asking = tokio::spawn({
+    let first = tokio::spawn({
         let cache = cache.clone();
         async move { cache.search_capabilities("work").await }
     });
     crate::support::until("it asks", || server.arrived().len() == 1).await;
     let waiting = tokio::spawn(async move { cache.search_capabilities("work").await });
-    asking.abort();
+    first.abort();
     assert_eq!(waiting.await.unwrap().unwrap().len(), 1);
+    assert_eq!(server.arrived().len(), 1);
+}
+
+/// 429 is the registry's own word, the others come from a proxy in front of it.
+#[tokio::test(start_paused = true)]
+async fn a_registry_that_cannot_be_asked_is_away_whatever_is_answered_in_its_place() {
+    const HTML: &str = "content-type: text/html\r\n";
+    for reply in [
+        Reply::Answer(429, PROBLEM, r#"{"detail":"slow down"}"#),
+        Reply::Answer(408, "", ""),
+        Reply::Answer(404, HTML, "<html>"),
+        Reply::Answer(401, HTML, "<html>"),
+        Reply::Answer(403, HTML, "<html>"),
+        Reply::Answer(301, "location: https://elsewhere/\r\n", ""),
+        Reply::Answer(200, HTML, "<html>"),
+        Reply::Answer(404, "", r#"{"message":"no route"}"#),
+        Reply::Hang,
+        Reply::Close,
+    ] {
+        let failing = reply.clone();
+        let server = Server::start(move |_, before| match before {
+            0 => Reply::Answer(200, "", FOUND),
+            _ => failing.clone(),
+        })
+        .await;
+        let cache = cache(&server);
+        cache.search_capabilities("work").await.unwrap();
+        tokio::time::sleep(FRESH).await;
+        for _ in 0..20 {
+            let stale = cache.search_capabilities("work").await;
+            let stale = stale.unwrap_or_else(|error| panic!("{reply:?}: {error}"));
+            assert!(stale.freshness.is_stale() && stale.len() == 1, "{reply:?}");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_in_place_of_a_record_does_not_mean_that_the_agent_is_gone() {
+    let server = Server::start(move |_, before| match before {
+        0 => Reply::Answer(200, "", r#"{"agent_id":"a","status":"active"}"#),
+        _ => Reply::Answer(404, "content-type: text/html\r\n", "<html>"),
+    })
+    .await;
+    let cache = cache(&server);
+    cache.get_agent("a").await.unwrap();
+    tokio::time::sleep(FRESH).await;
+    assert!(cache.get_agent("a").await.unwrap().freshness.is_stale());
+    let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
+    assert!(!client.get_agent("a").await.unwrap_err().is_not_found());
+    assert!(!client.check_health("a").await.unwrap_err().is_not_found());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_registry_answers_from_memory_is_as_old_as_it_says() {
+    let server = Server::start(move |_, before| {
+        let header = if before == 0 { "registry-stale-seconds: 900\r\n" } else { "" };
+        Reply::Answer(200, header, FOUND)
+    })
+    .await;
+    let cache = cache(&server);
+    for waited in [0, 1] {
+        let found = cache.search_capabilities("work").await.unwrap();
+        let Freshness::Stale { age } = found.freshness else { panic!("{found:?}") };
+        assert_eq!(age.as_secs(), 900 + waited);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(cache.search_capabilities("work").await.unwrap().freshness, Freshness::Fresh);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_that_hangs_does_not_slow_down_cached_reads() {
+    let server = Server::start(|_, before| match before {
+        1..4 => Reply::Hang,
+        _ => Reply::Answer(200, "", FOUND),
+    })
+    .await;
+    let cache = cache(&server);
+    cache.search_capabilities("work").await.unwrap();
+    tokio::time::sleep(FRESH).await;
+    let began = tokio::time::Instant::now();
+    while server.arrived().len() < 5 || cache.search_capabilities("work").await.unwrap().freshness.is_stale()
+    {
+        let asked = tokio::time::Instant::now();
+        cache.search_capabilities("work").await.unwrap();
+        assert!(asked.elapsed() <= Duration::from_millis(101), "{:?}", asked.elapsed());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(began.elapsed() > Duration::from_secs(15), "three attempts hung");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_to_live_of_nothing_and_one_without_end_are_obeyed() {
+    for (ttl, requests) in [(Duration::ZERO, 5), (Duration::MAX, 1)] {
+        let (server, _) = registry().await;
+        let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
+        let cache = DiscoveryCache::builder(client).ttl(ttl).stale_if_error(Duration::MAX).build();
+        for _ in 0..5 {
+            assert_eq!(cache.search_capabilities("work").await.unwrap().freshness, Freshness::Fresh);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(server.arrived().len(), requests);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,8 @@
 //! Choosing agents.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::{Just, prop_oneof};
@@ -10,10 +12,11 @@ use registry_sdk::discovery::{
     Directory, Freshness, HealthSource, Orchestrator, Policy, SelectError, SkipReason, TaskQuery,
 };
 use registry_sdk::testing::MockRegistry;
+use registry_sdk::{RegistryClient, RetryPolicy};
 use tokio::time::Instant;
 
 use crate::scene::{ILL, Scene, WELL};
-use crate::support::{Reply, until};
+use crate::support::{Reply, Server, until};
 
 const CHECK: Duration = Duration::from_secs(2);
 
@@ -256,4 +259,38 @@ async fn with_a_directory_selection_needs_no_request_and_outlives_the_registry()
     assert!(selection.freshness.is_stale());
     until("it is over", || directory.freshness() == Some(Freshness::Fresh)).await;
     assert_eq!(orchestrator.find_best_agent("work").await.unwrap().freshness, Freshness::Fresh);
+}
+
+/// While its database is away, a registry answers from memory and says so.
+#[tokio::test(start_paused = true)]
+async fn a_selection_from_a_registry_that_answers_from_memory_says_so() {
+    const FOUND: &str = r#"[{"agent_id":"a","status":"active","capability":"work","healthy":true}]"#;
+    const AGENTS: &str = r#"[{"agent_id":"a","status":"active","healthy":true,"revision":1,"capabilities":[{"name":"work"}]}]"#;
+    let is_away = Arc::new(AtomicBool::new(true));
+    let away = is_away.clone();
+    let server = Server::start(move |what, _| {
+        let is_stale = away.load(Ordering::SeqCst);
+        let stale = if is_stale { "registry-stale-seconds: 900\r\n" } else { "" };
+        match what {
+            "GET /events" => Reply::Answer(200, "content-type: text/event-stream\r\n", "id: 1\n\n"),
+            "GET /agents" => Reply::Answer(200, stale, AGENTS),
+            what if what.starts_with("GET /capabilities") => Reply::Answer(200, stale, FOUND),
+            _ => Reply::Answer(503, "", ""),
+        }
+    })
+    .await;
+    let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
+    // Its health checks would fail, so the search's word counts.
+    let selection = Orchestrator::new(client.clone()).find_best_agent("work").await.unwrap();
+    let Freshness::Stale { age } = selection.freshness else { panic!("{selection:?}") };
+    assert_eq!(age.as_secs(), 900);
+    // A directory that could only be filled from memory is out of date, until the registry is back.
+    let directory = Directory::follow(&client);
+    directory.ready().await.unwrap();
+    until("it is out of date", || directory.freshness().is_some_and(Freshness::is_stale)).await;
+    assert_eq!(directory.len(), 1);
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert!(directory.freshness().unwrap().is_stale());
+    is_away.store(false, Ordering::SeqCst);
+    until("it is current", || directory.freshness() == Some(Freshness::Fresh)).await;
 }
