@@ -38,3 +38,8 @@ pub use config::Config;
 pub use server::{Server, StartError};
 pub use tls::TlsError;
 pub use tokens::{NewToken, TokensError};
+
+/// The examples of the project's README, which are tested like those of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+mod readme {}
