@@ -1,6 +1,5 @@
-//! The client: one method an operation.
+//! The client: one method for each operation.
 
-use std::fmt;
 use std::time::Duration;
 
 use reqwest::Method;
@@ -9,23 +8,19 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use url::Url;
 
-#[cfg(feature = "tls")]
-use crate::certificates::Certificates;
 use crate::contract::{
     AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, Heartbeat, HeartbeatAck, Registration,
     RegistryStats, ServerHealth, StatusUpdate,
 };
-use crate::credentials::Credentials;
 use crate::decode;
-use crate::endpoints::Endpoints;
 use crate::error::Error;
-use crate::http::{HttpClients, HttpSettings, ProxySetting};
+use crate::http::HttpClients;
 use crate::query::{ListQuery, Page, SearchQuery};
 use crate::response::Kind;
 use crate::retry::RetryPolicy;
 use crate::transport::{Body, Request, Transport};
 
-/// Speaks to a registry: one method an operation.
+/// A client of a registry: one method for each operation.
 ///
 /// Cheap to clone; clones share one pool of connections. Every method may be cancelled: nothing is left
 /// running, though the registry may have got the request already. All requests are safe to repeat, and are
@@ -45,181 +40,11 @@ use crate::transport::{Body, Request, Transport};
 /// ```
 #[derive(Clone, Debug)]
 pub struct RegistryClient {
-    transport: Transport,
-    retry: RetryPolicy,
-}
-
-/// Sets up a [`RegistryClient`].
-#[derive(Clone)]
-pub struct RegistryClientBuilder {
-    url: String,
-    timeout: Duration,
-    connect_timeout: Duration,
-    credentials: Option<Credentials>,
-    proxy: Proxy,
-    #[cfg(feature = "tls")]
-    certificates: Certificates,
-    http_client: Option<reqwest::Client>,
-    retry: RetryPolicy,
-}
-
-/// The proxy that a builder was given.
-#[derive(Clone)]
-enum Proxy {
-    Environment,
-    None,
-    Url(String),
-}
-
-impl fmt::Debug for RegistryClientBuilder {
-    /// Leaves out the URLs, which may carry passwords by mistake.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegistryClientBuilder")
-            .field("timeout", &self.timeout)
-            .field("connect_timeout", &self.connect_timeout)
-            .field("retry", &self.retry)
-            .finish_non_exhaustive()
-    }
-}
-
-impl RegistryClientBuilder {
-    /// Sets the time limit of one attempt: until its response has arrived, or, for a long one, for each further 64 KiB of
-    /// it. Default: 5 s.
-    ///
-    /// An attempt never takes longer than half of the [`RetryPolicy::time_limit`], so that there is time for a second one.
-    #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
-    /// Sets the time limit of making a connection. At most half of the attempt's. Default: 2 s.
-    #[must_use]
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
-        self
-    }
-
-    /// Sends a token with every request to the registry: `Authorization: Bearer …`. It is never logged, and not sent to
-    /// agents. Default: none.
-    #[must_use]
-    pub fn token(self, token: impl Into<String>) -> Self {
-        let token = token.into();
-        self.token_provider(move || token.clone())
-    }
-
-    /// The same for tokens that are renewed: asks for the current one before every request. It must not block.
-    #[must_use]
-    pub fn token_provider(mut self, token: impl Fn() -> String + Send + Sync + 'static) -> Self {
-        self.credentials = Some(Credentials::new(token));
-        self
-    }
-
-    /// Sends all requests through an HTTP proxy, but those to loopback addresses. Its URL may carry a user name and a
-    /// password. Default: the proxy that the environment variables `HTTP_PROXY`, `HTTPS_PROXY` and `ALL_PROXY` name, with
-    /// the exceptions of `NO_PROXY`.
-    #[must_use]
-    pub fn proxy(mut self, url: impl Into<String>) -> Self {
-        self.proxy = Proxy::Url(url.into());
-        self
-    }
-
-    /// Uses no proxy, whatever the environment says.
-    #[must_use]
-    pub fn no_proxy(mut self) -> Self {
-        self.proxy = Proxy::None;
-        self
-    }
-
-    /// Trusts an authority beside those of the system: a PEM of one or several certificates. This also applies to requests to
-    /// agents.
-    #[cfg(feature = "tls")]
-    #[must_use]
-    pub fn root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.certificates.roots.push(pem.into());
-        self
-    }
-
-    /// Presents a certificate to servers that ask for one (mutual TLS): a PEM of the certificate's chain and its private key.
-    #[cfg(feature = "tls")]
-    #[must_use]
-    pub fn client_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.certificates.own = Some(pem.into());
-        self
-    }
-
-    /// Sends all requests with this HTTP client, which is taken as it is: its own proxy, certificates and connect timeout
-    /// apply, and it is never replaced, so it is up to it to follow changes in DNS. Redirects should be off.
-    #[must_use]
-    pub fn http_client(mut self, client: reqwest::Client) -> Self {
-        self.http_client = Some(client);
-        self
-    }
-
-    /// Sets how failed calls are repeated. Default: [`RetryPolicy::discovery`].
-    #[must_use]
-    pub fn retry(mut self, policy: RetryPolicy) -> Self {
-        self.retry = policy;
-        self
-    }
-
-    /// Makes the client. Nothing is sent yet.
-    ///
-    /// # Errors
-    /// [`Error::Config`] if a URL or a certificate cannot be used.
-    pub fn build(self) -> Result<RegistryClient, Error> {
-        let endpoints = Endpoints::parse(&self.url)?;
-        let proxy = match self.proxy {
-            Proxy::Environment => ProxySetting::Environment,
-            Proxy::None => ProxySetting::None,
-            Proxy::Url(url) => ProxySetting::fixed(&url)?,
-        };
-        #[cfg(feature = "tls")]
-        self.certificates.check()?;
-        let http = HttpClients::new(HttpSettings {
-            connect_timeout: self.connect_timeout.min(self.timeout / 2),
-            proxy,
-            #[cfg(feature = "tls")]
-            certificates: self.certificates,
-            client: self.http_client,
-        });
-        // Whatever is wrong with the settings shows now.
-        for url in endpoints.urls() {
-            http.for_url(url)?;
-        }
-        let transport =
-            Transport { http, endpoints, attempt_timeout: self.timeout, credentials: self.credentials };
-        Ok(RegistryClient { transport, retry: self.retry })
-    }
+    pub(crate) transport: Transport,
+    pub(crate) retry: RetryPolicy,
 }
 
 impl RegistryClient {
-    /// A client with the default settings for the registry at a URL, such as `http://127.0.0.1:8009`. Several
-    /// URLs of one registry may be given with commas between: calls go to the first until it fails, then to
-    /// the next, and after half a minute the first is tried again.
-    ///
-    /// # Errors
-    /// [`Error::Config`] where the URL is none.
-    pub fn new(url: impl Into<String>) -> Result<Self, Error> {
-        Self::builder(url).build()
-    }
-
-    /// A client for the registry at one or several URLs, with settings of one's own.
-    #[must_use]
-    pub fn builder(url: impl Into<String>) -> RegistryClientBuilder {
-        RegistryClientBuilder {
-            url: url.into(),
-            timeout: Duration::from_secs(5),
-            connect_timeout: Duration::from_secs(2),
-            credentials: None,
-            proxy: Proxy::Environment,
-            #[cfg(feature = "tls")]
-            certificates: Certificates::default(),
-            http_client: None,
-            retry: RetryPolicy::discovery(),
-        }
-    }
-
     /// The same client, connections and all, with another way of repeating failed calls.
     #[must_use]
     pub fn with_retry(&self, policy: RetryPolicy) -> Self {
@@ -446,6 +271,7 @@ impl RegistryClient {
     }
 
     fn status_update(agent_id: &str, update: &StatusUpdate) -> Result<Request, Error> {
+        update.status.check_known()?;
         let mut request = get(Kind::Record, ["agents", path_segment(agent_id)?, "status"]);
         request.method = Method::PUT;
         request.body = Some(Body::Fixed(encode(update)?));
@@ -454,6 +280,7 @@ impl RegistryClient {
     }
 
     fn heartbeat_of(agent_id: &str, beat: &Heartbeat) -> Result<Request, Error> {
+        beat.status.unwrap_or_default().check_known()?;
         let mut request = get(Kind::Heartbeat, ["agents", path_segment(agent_id)?, "heartbeat"]);
         request.method = Method::POST;
         if *beat != Heartbeat::default() {

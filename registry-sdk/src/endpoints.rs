@@ -155,14 +155,12 @@ fn parse(text: &str) -> Result<Url, Error> {
     Ok(url)
 }
 
-/// Names the URL without what stands before an `@`, which may be a password.
+/// Names the URL, unless it may carry a password.
 fn invalid(text: &str, why: &str) -> Error {
     let shown = match text.rsplit_once('@') {
-        Some((before, host)) => {
-            let scheme = before.split_once("://").map_or("", |(scheme, _)| scheme);
-            format!("{scheme}://…@{host}")
-        }
-        None => text.to_owned(),
+        Some((_, host)) if !host.contains('%') => format!("…@{host}"),
+        None if !text.contains('%') => text.to_owned(),
+        _ => "…".to_owned(),
     };
     Error::Config(format!("{shown:?} cannot be a registry's URL: {why}"))
 }

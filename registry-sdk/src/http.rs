@@ -14,7 +14,7 @@ use crate::error::{Error, with_causes};
 /// How long a client is used. A new one makes new connections, and so asks DNS again.
 const MAX_AGE: Duration = Duration::from_secs(300);
 
-/// How long a client is used at least, also if an endpoint fails: a new one may read the system's certificates again.
+/// The same if a request failed. Not at once, since a new client may read the system's certificates again.
 const MIN_AGE: Duration = Duration::from_secs(10);
 
 /// How long an idle connection is kept: less than the server keeps it, so that a request never takes one that the server is
@@ -63,10 +63,11 @@ pub(crate) struct HttpClients {
     made: Arc<[Mutex<Option<Made>>; 4]>,
 }
 
-/// A client, and when it was made.
+/// A client, when it was made, and whether a request failed since.
 struct Made {
     client: reqwest::Client,
     at: Instant,
+    has_failed: bool,
 }
 
 impl fmt::Debug for HttpClients {
@@ -88,7 +89,7 @@ impl HttpClients {
         }
         let (is_https, is_loopback) = (url.scheme() == "https", is_loopback(url));
         let mut made = self.slot(url).lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(made) = made.as_ref().filter(|made| made.at.elapsed() < MAX_AGE) {
+        if let Some(made) = made.as_ref().filter(|made| made.is_current()) {
             return Ok(made.client.clone());
         }
         let client = match (self.settings.build(is_https, is_loopback), made.as_ref()) {
@@ -100,22 +101,28 @@ impl HttpClients {
             }
             (Err(error), None) => return Err(error),
         };
-        *made = Some(Made { client: client.clone(), at: Instant::now() });
+        *made = Some(Made { client: client.clone(), at: Instant::now(), has_failed: false });
         Ok(client)
     }
 
     /// Makes new connections for the next request to a URL, because the last one failed.
     pub(crate) fn renew(&self, url: &Url) {
         let mut made = self.slot(url).lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(made) = made.as_mut().filter(|made| made.at.elapsed() >= MIN_AGE) {
-            // Too old from now on, but there in case another cannot be made.
-            made.at = made.at.checked_sub(MAX_AGE).unwrap_or(made.at);
+        if let Some(made) = made.as_mut() {
+            made.has_failed = true;
         }
     }
 
     fn slot(&self, url: &Url) -> &Mutex<Option<Made>> {
         let index = usize::from(url.scheme() == "https") + 2 * usize::from(is_loopback(url));
         &self.made[index]
+    }
+}
+
+impl Made {
+    fn is_current(&self) -> bool {
+        let age = self.at.elapsed();
+        age < if self.has_failed { MIN_AGE } else { MAX_AGE }
     }
 }
 

@@ -97,6 +97,8 @@ pub mod discovery;
 
 #[cfg(feature = "client")]
 mod agent;
+#[cfg(feature = "client")]
+mod builder;
 #[cfg(feature = "tls")]
 mod certificates;
 #[cfg(feature = "client")]
@@ -139,7 +141,9 @@ pub use agent::{
     shutdown_signal,
 };
 #[cfg(feature = "client")]
-pub use client::{RegistryClient, RegistryClientBuilder};
+pub use builder::RegistryClientBuilder;
+#[cfg(feature = "client")]
+pub use client::RegistryClient;
 #[cfg(feature = "cache")]
 pub use discovery::DiscoveryCache;
 #[cfg(feature = "client")]

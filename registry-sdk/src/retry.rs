@@ -45,7 +45,7 @@ impl Backoff {
 /// Delays grow by a factor, each is drawn at random between nothing and its maximum ("full jitter"), and a `Retry-After` is
 /// obeyed up to `max_delay`. If another endpoint is up, the call goes there at once instead.
 ///
-/// Every call has time for two attempts: an attempt takes no longer than half of the `time_limit`.
+/// Every call that may be repeated has time for two attempts: each takes no longer than half of the `time_limit`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -120,7 +120,9 @@ impl RetryPolicy {
     /// Begins a call: its time counts from now.
     pub(crate) fn begin(&self, attempt_timeout: Duration) -> Attempts {
         let deadline = self.time_limit.map(|limit| deadline_after(Instant::now(), limit));
-        let attempt_timeout = self.time_limit.map_or(attempt_timeout, |limit| attempt_timeout.min(limit / 2));
+        let share = if self.attempts > 1 { 2 } else { 1 };
+        let attempt_timeout =
+            self.time_limit.map_or(attempt_timeout, |limit| attempt_timeout.min(limit / share));
         Attempts {
             left: self.attempts - 1,
             failures: 0,

@@ -169,15 +169,21 @@ impl Agent {
     /// Sets the agent's status, at the registry and for its next heartbeats.
     ///
     /// # Errors
-    /// Whatever kept the registry from taking it now. The next heartbeat carries it all the same.
+    /// [`Error::Invalid`] for [`AgentStatus::Unknown`], which no request can set: then nothing is changed. Otherwise whatever kept the registry from taking it now. The next heartbeat carries it all the same.
     /// [`Error::Superseded`] while another process owns the id.
     pub async fn update_status(&self, status: AgentStatus) -> Result<(), Error> {
+        status.check_known()?;
         self.set_status(status);
         self.shared().call(Wants::Status, &self.shared().client.retry_policy()).await.map(|_| ())
     }
 
-    /// Sets the agent's status without a request of its own: the next heartbeat carries it.
+    /// Sets the agent's status without a request of its own: the next heartbeat carries it. [`AgentStatus::Unknown`], which
+    /// no request can set, is ignored and logged.
     pub fn set_status(&self, status: AgentStatus) {
+        if !status.is_known() {
+            tracing::warn!(agent_id = self.agent_id(), %status, "ignored a status that no request can set");
+            return;
+        }
         self.shared().desire(|desired| desired.set_status(status));
     }
 

@@ -10,6 +10,7 @@ use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use super::problem::{FieldError, ValidationError};
 use super::time::{Timestamp, optional_seconds};
 use super::words::{UnknownWord, words};
 
@@ -41,6 +42,13 @@ impl AgentStatus {
     #[must_use]
     pub fn is_known(self) -> bool {
         !matches!(self, Self::Unknown(_))
+    }
+
+    /// Checks that a request can set it.
+    pub(crate) fn check_known(self) -> Result<(), ValidationError> {
+        let Self::Unknown(word) = self else { return Ok(()) };
+        let message = format!("must be one of \"active\", \"busy\", \"offline\", is {word:?}");
+        Err(ValidationError(vec![FieldError::new("status", message)]))
     }
 
     /// Whether an agent of this status may be given work.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use url::Url;
 
-use super::agent::{AgentStatus, Capability};
+use super::agent::Capability;
 use super::problem::{FieldError, ValidationError};
 use super::registration::Registration;
 
@@ -78,8 +78,8 @@ impl Registration {
         if !is_valid_agent_id(&self.agent_id) {
             check.fail("agent_id", NO_ID);
         }
-        if let AgentStatus::Unknown(word) = self.status {
-            check.fail("status", format!("must be one of \"active\", \"busy\", \"offline\", is {word:?}"));
+        if let Err(ValidationError(errors)) = self.status.check_known() {
+            check.errors.extend(errors);
         }
         check.text("agent_name", &self.agent_name, 1, limits::AGENT_NAME);
         check.base_url(&self.base_url);

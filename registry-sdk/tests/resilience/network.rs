@@ -286,6 +286,7 @@ fn a_url_with_a_password_is_refused_and_the_password_shown_nowhere() {
         "htp://user:secret@registry",
         "user:secret@registry",
         "http://user:sec@ret@registry",
+        "http://user:secret%40registry",
     ] {
         let builder = RegistryClient::builder(url);
         assert!(!format!("{builder:?}").contains("sec"), "{builder:?}");

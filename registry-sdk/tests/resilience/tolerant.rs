@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use registry_sdk::contract::{HealthStatus, Registration, UnhealthyReason};
+use registry_sdk::contract::{HealthStatus, Heartbeat, Registration, UnhealthyReason};
 use registry_sdk::discovery::{HealthSource, SkipReason};
 use registry_sdk::{
     AgentStatus, Error, ListQuery, Orchestrator, RegistryClient, RetryPolicy, TaskQuery, WatchEvent,
@@ -65,12 +65,24 @@ async fn a_word_that_is_not_known_keeps_its_text_and_fails_nothing() {
     changed.status = record.status;
     let error = client.register(&changed).await.unwrap_err();
     assert!(error.is_refused() && error.fields()[0].field == "status", "{error}");
+    let status = record.status;
+    for refused in [
+        client.heartbeat_with("a", &Heartbeat::default().status(status)).await.map(|_| ()),
+        client.update_status("a", status).await.map(|_| ()),
+    ] {
+        assert!(refused.unwrap_err().is_refused());
+    }
     // The agent goes on as well.
     let server = newer().await.0;
     let agent = agent(&server, Duration::from_millis(20));
     agent.start_heartbeat(Duration::from_millis(20)).unwrap();
     until("it beats", || server.times(HEARTBEAT).len() >= 3).await;
     assert!(agent.state().is_registered());
+    assert!(agent.update_status(status).await.unwrap_err().is_refused());
+    agent.set_status(status);
+    let beats = server.times(HEARTBEAT).len();
+    until("it beats on", || server.times(HEARTBEAT).len() >= beats + 3).await;
+    assert!(server.arrived().iter().all(|one| !one.body.contains("draining")));
 }
 
 #[tokio::test]
