@@ -16,7 +16,7 @@ use crate::decode;
 use crate::error::Error;
 use crate::http::HttpClients;
 use crate::query::{ListQuery, Page, SearchQuery};
-use crate::response::Kind;
+use crate::response::{ApiResponse, Kind};
 use crate::retry::RetryPolicy;
 use crate::transport::{Body, Request, Transport};
 
@@ -63,7 +63,9 @@ impl RegistryClient {
     pub async fn register(&self, registration: &Registration) -> Result<AgentRecord, Error> {
         registration.validate()?;
         let request = Self::registration(Body::Fixed(encode(registration)?));
-        decode::registered(registration, &self.transport.send(&request, &self.retry).await?)
+        self.transport
+            .send(&request, &self.retry, |response| decode::registered(registration, response))
+            .await
     }
 
     /// Says that an agent is alive.
@@ -80,7 +82,8 @@ impl RegistryClient {
     /// As [`RegistryClient::heartbeat`], and [`Error::Superseded`] if another process owns the id.
     pub async fn heartbeat_with(&self, agent_id: &str, beat: &Heartbeat) -> Result<HeartbeatAck, Error> {
         let request = Self::heartbeat_of(agent_id, beat)?;
-        decode::heartbeat_ack(agent_id, beat.status, &self.transport.send(&request, &self.retry).await?)
+        let decode = |response: &ApiResponse| decode::heartbeat_ack(agent_id, beat.status, response);
+        self.transport.send(&request, &self.retry, decode).await
     }
 
     /// Lists agents, ordered by id. A record that cannot be read is skipped and logged.
@@ -110,7 +113,7 @@ impl RegistryClient {
     /// [`Error::NotFound`] if the registry does not know it.
     pub async fn check_health(&self, agent_id: &str) -> Result<AgentHealth, Error> {
         let request = get(Kind::OfAgent, ["health", path_segment(agent_id)?]);
-        decode::health(agent_id, &self.transport.send(&request, &self.retry).await?)
+        self.transport.send(&request, &self.retry, |response| decode::health(agent_id, response)).await
     }
 
     /// Sets an agent's status. Does not count as a heartbeat, and so does not bring back an agent that has
@@ -144,7 +147,7 @@ impl RegistryClient {
         let mut request = get(Kind::OfAgent, ["agents", path_segment(agent_id)?]);
         request.method = Method::DELETE;
         request.kind = Kind::Optional("DELETE /agents/{id}");
-        self.transport.send(&request, &self.retry).await.map(|_| ())
+        self.transport.send(&request, &self.retry, |_| Ok(())).await
     }
 
     /// How many agents and capabilities there are.
@@ -173,15 +176,21 @@ impl RegistryClient {
         add(&mut request, "status", query.status);
         add(&mut request, "limit", query.limit);
         add(&mut request, "cursor", query.cursor);
-        let response = self.transport.send(&request, &self.retry).await?;
-        let value = Page { agents: decode::list(&response)?, next_cursor: next_cursor(&response.headers) };
-        Ok(Aged { value, age: response.age() })
+        let decode = |response: &ApiResponse| {
+            let agents = decode::list(response)?;
+            let value = Page { agents, next_cursor: next_cursor(&response.headers) };
+            Ok(Aged { value, age: response.age() })
+        };
+        self.transport.send(&request, &self.retry, decode).await
     }
 
     pub(crate) async fn agent_with_age(&self, agent_id: &str) -> Result<Aged<AgentRecord>, Error> {
         let request = get(Kind::OfAgent, ["agents", path_segment(agent_id)?]);
-        let response = self.transport.send(&request, &self.retry).await?;
-        Ok(Aged { value: response.decode()?, age: response.age() })
+        self.transport
+            .send(&request, &self.retry, |response| {
+                Ok(Aged { value: response.decode()?, age: response.age() })
+            })
+            .await
     }
 
     pub(crate) async fn search_with_age(
@@ -192,8 +201,11 @@ impl RegistryClient {
         add(&mut request, "q", Some(query.q));
         add(&mut request, "status", query.status);
         add(&mut request, "limit", query.limit);
-        let response = self.transport.send(&request, &self.retry).await?;
-        Ok(Aged { value: decode::list(&response)?, age: response.age() })
+        self.transport
+            .send(&request, &self.retry, |response| {
+                Ok(Aged { value: decode::list(response)?, age: response.age() })
+            })
+            .await
     }
 
     /// Opens the stream of changes, from now on or after one of them.
@@ -225,8 +237,8 @@ impl RegistryClient {
         let sent = registration.clone();
         // Where the first URL cannot be reached and the next is tried, the process has grown older.
         let body = Body::Fresh(Box::new(move || encode(&sent.clone().instance_age(started.elapsed()))));
-        let answer = self.transport.send_within(&Self::registration(body), limit).await?;
-        decode::registered(registration, &answer)
+        let decode = |response: &ApiResponse| decode::registered(registration, response);
+        self.transport.send_within(&Self::registration(body), limit, decode).await
     }
 
     /// Sends a heartbeat in one attempt of limited length.
@@ -236,8 +248,8 @@ impl RegistryClient {
         beat: &Heartbeat,
         limit: Duration,
     ) -> Result<HeartbeatAck, Error> {
-        let answer = self.transport.send_within(&Self::heartbeat_of(agent_id, beat)?, limit).await?;
-        decode::heartbeat_ack(agent_id, beat.status, &answer)
+        let decode = |response: &ApiResponse| decode::heartbeat_ack(agent_id, beat.status, response);
+        self.transport.send_within(&Self::heartbeat_of(agent_id, beat)?, limit, decode).await
     }
 
     /// Sets an agent's status in one attempt of limited length. Any success counts, whatever its body.
@@ -247,20 +259,18 @@ impl RegistryClient {
         update: &StatusUpdate,
         limit: Duration,
     ) -> Result<(), Error> {
-        self.transport.send_within(&Self::status_update(agent_id, update)?, limit).await.map(|_| ())
+        self.transport.send_within(&Self::status_update(agent_id, update)?, limit, |_| Ok(())).await
     }
 
     /// Sets an agent's status. Any success counts, whatever its body.
     pub(crate) async fn send_status(&self, agent_id: &str, update: &StatusUpdate) -> Result<(), Error> {
-        self.transport.send(&Self::status_update(agent_id, update)?, &self.retry).await.map(|_| ())
+        self.transport.send(&Self::status_update(agent_id, update)?, &self.retry, |_| Ok(())).await
     }
 
     /// The record of an agent, in one attempt of limited length.
     pub(crate) async fn get_agent_once(&self, agent_id: &str, limit: Duration) -> Result<AgentRecord, Error> {
-        self.transport
-            .send_within(&get(Kind::OfAgent, ["agents", path_segment(agent_id)?]), limit)
-            .await?
-            .decode()
+        let request = get(Kind::OfAgent, ["agents", path_segment(agent_id)?]);
+        self.transport.send_within(&request, limit, ApiResponse::decode).await
     }
 
     fn registration(body: Body) -> Request {
@@ -290,7 +300,7 @@ impl RegistryClient {
     }
 
     async fn ask<T: DeserializeOwned>(&self, request: Request) -> Result<T, Error> {
-        self.transport.send(&request, &self.retry).await?.decode()
+        self.transport.send(&request, &self.retry, ApiResponse::decode).await
     }
 }
 

@@ -70,6 +70,10 @@
 //! | `shut down` | info; warn if the registry did not take the status | `agent_id`, `error` |
 //! | `trying again` | debug | `error`, `pause` |
 //! | `the registry cannot be followed: …` | warn, once an outage | `error` |
+//! | `skipped a record that cannot be read` | warn | `agent_id`, `error` |
+//! | `skipped an event that cannot be read` | warn | `event`, `error` |
+//! | `ignored a status that no request can set` | warn | `agent_id`, `status` |
+//! | `cannot renew the HTTP client, …` | warn | `error` |
 //!
 //! The spans are `heartbeat_loop` (`agent_id`) and `registry_request` (`method`, `path`).
 //!

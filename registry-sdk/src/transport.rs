@@ -55,33 +55,50 @@ pub(crate) enum Body {
 }
 
 impl Transport {
-    /// Sends a request, and again if the policy and the failure allow it.
+    /// Sends a request, and again if the policy and the failure allow it. A response that cannot be decoded is a failure of its
+    /// endpoint.
     ///
     /// Cancel safe in so far as nothing is left running; the registry may have received the request.
-    pub(crate) async fn send(&self, request: &Request, policy: &RetryPolicy) -> Result<ApiResponse, Error> {
+    pub(crate) async fn send<T>(
+        &self,
+        request: &Request,
+        policy: &RetryPolicy,
+        decode: impl Fn(&ApiResponse) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let path = request.path.join("/");
         let span = tracing::debug_span!("registry_request", method = %request.method, path);
-        self.send_until(request, policy.begin(self.attempt_timeout)).instrument(span).await
+        self.send_until(request, policy.begin(self.attempt_timeout), &decode).instrument(span).await
     }
 
     /// Sends a request within a limit that also bounds its response. If there is another endpoint, half of the time is kept
     /// for it.
-    pub(crate) async fn send_within(&self, request: &Request, limit: Duration) -> Result<ApiResponse, Error> {
-        self.send_until(request, Attempts::within(limit, self.endpoints.urls().len())).await
+    pub(crate) async fn send_within<T>(
+        &self,
+        request: &Request,
+        limit: Duration,
+        decode: impl Fn(&ApiResponse) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.send_until(request, Attempts::within(limit, self.endpoints.urls().len()), &decode).await
     }
 
-    async fn send_until(&self, request: &Request, mut attempts: Attempts) -> Result<ApiResponse, Error> {
+    async fn send_until<T>(
+        &self,
+        request: &Request,
+        mut attempts: Attempts,
+        decode: &impl Fn(&ApiResponse) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let mut previous = None;
         loop {
             let limit = attempts.limit();
-            let (index, error) = match self.attempt(previous, |url| self.receive(request, url, limit)).await {
-                Ok(response) => return Ok(response),
+            let received = |url| async move { Ok(decode(&self.receive(request, url, limit).await?)?) };
+            let (index, error) = match self.attempt(previous, received).await {
+                Ok(value) => return Ok(value),
                 Err(failed) => failed,
             };
             let has_other = self.endpoints.has_other(index);
             let Some(delay) = attempts.delay_after(&error, has_other) else { return Err(error) };
             metrics::retried();
-            tracing::debug!(%error, ?delay, "trying again");
+            tracing::debug!(%error, pause = ?delay, "trying again");
             sleep(delay).await;
             previous = error.is_endpoint_failure().then_some(index);
         }

@@ -162,6 +162,34 @@ async fn every_call_has_time_for_two_attempts() {
     }
 }
 
+/// Such as another service at the first address.
+#[tokio::test(start_paused = true)]
+async fn json_that_is_no_registrys_is_a_failure_of_its_endpoint() {
+    let first = Server::start(|_, _| Reply::Answer(200, "", r#"{"message":"hello"}"#)).await;
+    let second = Server::start(|what, _| {
+        Reply::Answer(
+            200,
+            "",
+            match what {
+                "GET /agents/a" => r#"{"agent_id":"a","status":"active"}"#,
+                "GET /health/a" => r#"{"agent_id":"a","status":"healthy"}"#,
+                _ => "[]",
+            },
+        )
+    })
+    .await;
+    for call in 0..3 {
+        let client = RegistryClient::new(format!("{},{}", first.url(), second.url())).unwrap();
+        match call {
+            0 => drop(client.get_agent("a").await.unwrap()),
+            1 => drop(client.check_health("a").await.unwrap()),
+            _ => drop(client.list_agents(ListQuery::all()).await.unwrap()),
+        }
+        client.list_agents(ListQuery::all()).await.unwrap();
+    }
+    assert_eq!(first.arrived().len(), 3, "one attempt of each client");
+}
+
 /// The README's table of time limits is what the code does.
 #[tokio::test(start_paused = true)]
 async fn the_documented_time_limits_are_those_of_the_code() {
