@@ -78,30 +78,30 @@ async fn measure() -> Outcome {
     }
     // Every change is made by then, so this one is the last of all.
     register(&clients[0], LAST, "last").await?;
-    let told = try_join_all(watching).await?.into_iter().collect::<Outcome<Vec<_>>>()?;
+    let seen = try_join_all(watching).await?.into_iter().collect::<Outcome<Vec<_>>>()?;
     let seen_after = began.elapsed();
 
-    let expected = &told.iter().find(|told| told.lists == 1).ok_or("everyone began anew")?.revisions;
+    let expected = &seen.iter().find(|seen| seen.lists == 1).ok_or("everyone began anew")?.revisions;
     let total: usize = expected.values().map(Vec::len).sum();
-    let in_order = told.iter().all(|told| told.revisions.values().all(|revisions| revisions.is_sorted()));
-    let complete = told.iter().filter(|told| told.revisions == *expected).count();
-    let events = told.iter().map(|told| told.revisions.values().map(Vec::len).sum::<usize>()).sum::<usize>();
+    let in_order = seen.iter().all(|seen| seen.revisions.values().all(|revisions| revisions.is_sorted()));
+    let complete = seen.iter().filter(|seen| seen.revisions == *expected).count();
+    let events = seen.iter().map(|seen| seen.revisions.values().map(Vec::len).sum::<usize>()).sum::<usize>();
     println!(
         "{replicas} server(s), {watchers} watchers, {changes} changes of {AGENTS} agents ({total} with the last)"
     );
     println!("all changes made after {made_after:.1?}, seen by all after {seen_after:.1?}");
     #[expect(clippy::cast_precision_loss, reason = "it is a rate")]
     let rate = events as f64 / seen_after.as_secs_f64();
-    println!("{events} events were told, {rate:.0} a second");
+    println!("{events} events were seen, {rate:.0} a second");
     println!("in order for each agent: {in_order}; watchers who saw every change: {complete} of {watchers}");
-    println!("watchers that had to begin anew: {}", told.iter().map(|told| told.lists - 1).sum::<usize>());
+    println!("watchers that had to begin anew: {}", seen.iter().map(|seen| seen.lists - 1).sum::<usize>());
     if !in_order || complete != watchers {
         return Err("not every watcher saw every change in order".into());
     }
     Ok(())
 }
 
-/// What a watcher was told.
+/// What a watcher was seen.
 struct Told {
     /// The revisions of each agent's changes, as they came.
     revisions: HashMap<String, Vec<u64>>,
@@ -110,20 +110,20 @@ struct Told {
 }
 
 async fn follow(mut watch: Watch, there: Arc<Semaphore>) -> Outcome<Told> {
-    let mut told = Told { revisions: HashMap::new(), lists: 0 };
+    let mut seen = Told { revisions: HashMap::new(), lists: 0 };
     loop {
         match watch.next().await.ok_or("the watch has ended")? {
             WatchEvent::Listed(_) => {
-                told.lists += 1;
+                seen.lists += 1;
                 there.add_permits(1);
             }
             WatchEvent::Registered(agent)
             | WatchEvent::StatusChanged(agent)
             | WatchEvent::Deregistered(agent) => {
                 let revision = agent.revision.ok_or("a record without its revision")?;
-                told.revisions.entry(agent.agent_id.clone()).or_default().push(revision);
+                seen.revisions.entry(agent.agent_id.clone()).or_default().push(revision);
                 if agent.agent_id == LAST {
-                    return Ok(told);
+                    return Ok(seen);
                 }
             }
             _ => {}

@@ -168,8 +168,8 @@ impl Heard {
 
     fn most_within(&self, window: Duration) -> usize {
         let all = self.all();
-        let from = |(place, (begin, _)): (usize, &(Instant, String))| {
-            all[place..].iter().take_while(|(at, _)| *at - *begin < window).count()
+        let from = |(index, (begin, _)): (usize, &(Instant, String))| {
+            all[index..].iter().take_while(|(at, _)| *at - *begin < window).count()
         };
         all.iter().enumerate().map(from).max().unwrap_or_default()
     }

@@ -234,14 +234,14 @@ impl Draft<'_> {
         };
         // What could be read is checked against its limits as well; what could not has its error already.
         if let Err(ValidationError(limits)) = registration.validate() {
-            let told = |field: &str| {
+            let is_reported = |field: &str| {
                 errors.iter().any(|error| error.field == field)
-                    || unread
-                        .iter()
-                        .any(|place| field.strip_prefix(place).is_some_and(|rest| rest.starts_with('.')))
+                    || unread.iter().any(|field_path| {
+                        field.strip_prefix(field_path).is_some_and(|rest| rest.starts_with('.'))
+                    })
             };
-            let untold: Vec<_> = limits.into_iter().filter(|error| !told(&error.field)).collect();
-            errors.extend(untold);
+            let unreported: Vec<_> = limits.into_iter().filter(|error| !is_reported(&error.field)).collect();
+            errors.extend(unreported);
         }
         if errors.is_empty() { Ok(registration) } else { Err(ValidationError(errors)) }
     }

@@ -73,9 +73,9 @@ impl Timestamp {
     fn to_ascii(self) -> Option<[u8; 24]> {
         let mut text = *b"0000-00-00T00:00:00.000Z";
         let mut put = |from: usize, to: usize, mut number: u32| {
-            for place in text.get_mut(from..to).unwrap_or_default().iter_mut().rev() {
+            for digit in text.get_mut(from..to).unwrap_or_default().iter_mut().rev() {
                 // One digit: it fits.
-                *place += (number % 10) as u8;
+                *digit += (number % 10) as u8;
                 number /= 10;
             }
         };

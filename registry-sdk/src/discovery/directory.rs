@@ -212,8 +212,8 @@ impl Snapshot {
         if self.by_slot.len() <= slot as usize {
             self.by_slot.resize(slot as usize + 1, None);
         }
-        if let Some(place) = self.by_slot.get_mut(slot as usize) {
-            *place = Some(agent.clone());
+        if let Some(entry) = self.by_slot.get_mut(slot as usize) {
+            *entry = Some(agent.clone());
         }
         self.agents.insert(agent.agent_id.clone(), (slot, agent));
     }
@@ -221,8 +221,8 @@ impl Snapshot {
     fn remove(&mut self, agent_id: &str) {
         let Some((slot, _)) = self.agents.remove(agent_id) else { return };
         self.index.remove(slot);
-        if let Some(place) = self.by_slot.get_mut(slot as usize) {
-            *place = None;
+        if let Some(entry) = self.by_slot.get_mut(slot as usize) {
+            *entry = None;
         }
     }
 }

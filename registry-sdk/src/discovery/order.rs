@@ -40,10 +40,10 @@ impl Order {
                 candidates.sort_by(|a, b| a.agent_id().cmp(b.agent_id()));
                 // After the one that was chosen last.
                 let last = (0..candidates.len())
-                    .filter_map(|place| Some((self.last.get(candidates[place].agent_id())?, place)))
+                    .filter_map(|index| Some((self.last.get(candidates[index].agent_id())?, index)))
                     .max();
-                if let Some((_, place)) = last {
-                    candidates.rotate_left(place + 1);
+                if let Some((_, index)) = last {
+                    candidates.rotate_left(index + 1);
                 }
             }
             // Never chosen comes first; of equals, the better match.

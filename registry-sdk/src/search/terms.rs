@@ -62,7 +62,7 @@ pub fn score(whole_name: bool, found: &[Field]) -> f64 {
     if whole_name {
         return 1.0;
     }
-    let count = |field| found.iter().filter(|place| **place == field).count();
+    let count = |field| found.iter().filter(|one| **one == field).count();
     // Read as two digits of a number, so that no count of tags outweighs one more term in the name.
     let base = found.len() + 1;
     let rank = count(Field::Name) * base + count(Field::Tag);

@@ -28,7 +28,7 @@ pub enum Fault {
 }
 
 /// How many bytes pass at a time where it is slow.
-const PIECE: usize = 16;
+const SLOW_CHUNK_BYTES: usize = 16;
 
 /// A TCP proxy in front of a server, of any protocol, whose fault can be changed while it runs. When it is
 /// dropped, it and its connections are gone.
@@ -134,7 +134,7 @@ async fn harm(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut fault: watch:
                 Fault::ResetAfter(limit) => limit - passed,
                 Fault::Slow(pause) => {
                     sleep(pause).await;
-                    PIECE
+                    SLOW_CHUNK_BYTES
                 }
             };
             let (piece, rest) = bytes.split_at(most.min(bytes.len()));

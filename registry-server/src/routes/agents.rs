@@ -61,7 +61,7 @@ pub(super) async fn register(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let registration = Registration::from_json(body.bytes()).map_err(|error| malformed(&error))??;
-    caller.speaks_for(&registration.agent_id)?;
+    caller.check_may_act_for(&registration.agent_id)?;
     Ok(json(registry.register(registration).await?))
 }
 
@@ -86,7 +86,7 @@ pub(super) async fn heartbeat(
     caller: Caller,
     body: JsonBody,
 ) -> Result<Json<HeartbeatAck>, ApiError> {
-    caller.speaks_for(&id)?;
+    caller.check_may_act_for(&id)?;
     let beat = Heartbeat::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     let began = Instant::now();
     let heard = registry.heartbeat(&id, beat).await?;
@@ -114,7 +114,7 @@ pub(super) async fn update_status(
     caller: Caller,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    caller.speaks_for(&id)?;
+    caller.check_may_act_for(&id)?;
     let update = StatusUpdate::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     Ok(json(registry.update_status(&id, update).await?))
 }
@@ -144,7 +144,7 @@ pub(super) async fn deregister(
     AgentId(id): AgentId,
     caller: Caller,
 ) -> Result<StatusCode, ApiError> {
-    caller.speaks_for(&id)?;
+    caller.check_may_act_for(&id)?;
     registry.deregister(&id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -79,7 +79,7 @@ impl Authenticator {
 
 impl Caller {
     /// Rejects the write if the caller is not authorized for the agent.
-    pub(super) fn speaks_for(&self, agent_id: &str) -> Result<(), ApiError> {
+    pub(super) fn check_may_act_for(&self, agent_id: &str) -> Result<(), ApiError> {
         match self {
             Self::Bearer(token, _) if !token.may_act_for(agent_id) => {
                 let name = &token.name;
@@ -99,7 +99,7 @@ impl Caller {
     }
 
     /// Waits until the caller has to authenticate again: the token has expired, or the tokens were reloaded.
-    pub(super) async fn has_to_show_again(&mut self) {
+    pub(super) async fn credentials_expired(&mut self) {
         let Self::Bearer(token, reloaded) = self else { return std::future::pending().await };
         let expires = async {
             match token.expires_in(SystemTime::now()) {

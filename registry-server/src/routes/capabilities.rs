@@ -10,7 +10,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::describe::{Always, BadParameter, Busy};
-use super::extract::{Costly, Params, check_limit, check_status, long_json};
+use super::extract::{Params, ReadPermit, check_limit, check_status, long_json};
 use super::problem::ApiError;
 use crate::registry::{Registry, SearchQuery};
 
@@ -41,7 +41,7 @@ pub(super) struct SearchParams {
 )]
 pub(super) async fn search_capabilities(
     State(registry): State<Arc<Registry>>,
-    place: Costly,
+    permit: ReadPermit,
     Params(params): Params<SearchParams>,
 ) -> Result<Response, ApiError> {
     if terms(&params.q).next().is_none() {
@@ -50,5 +50,5 @@ pub(super) async fn search_capabilities(
     let status = check_status(params.status.as_deref())?;
     let limit = check_limit(params.limit)?.unwrap_or(limits::DEFAULT_MATCHES);
     registry.metrics().record_search(&params.q);
-    Ok(long_json(registry.search_capabilities(SearchQuery { q: params.q, status, limit }).await?, place))
+    Ok(long_json(registry.search_capabilities(SearchQuery { q: params.q, status, limit }).await?, permit))
 }

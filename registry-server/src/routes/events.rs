@@ -118,7 +118,7 @@ impl Watcher {
                     return Some(b": keep-alive\n\n".to_vec());
                 },
                 () = self.registry.shutdown_requested() => return None,
-                () = self.caller.has_to_show_again() => return None,
+                () = self.caller.credentials_expired() => return None,
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::admission::Permit;
 use crate::registry::{Error, Json, Registry};
 
 /// About how many bytes of a long answer are in memory for one who reads it.
-pub(super) const PIECE: usize = 64 * 1_024;
+pub(super) const CHUNK_BYTES: usize = 64 * 1_024;
 
 /// The `{id}` of a path. One that cannot be an id at all is that of an unknown agent.
 pub(super) struct AgentId(pub(super) String);
@@ -50,10 +50,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 /// How long a body may take.
 const BODY_TIME: Duration = Duration::from_secs(10);
 
-/// A place among the costly requests.
-pub(super) struct Costly(pub(super) Permit);
+/// A permit among the costly requests.
+pub(super) struct ReadPermit(pub(super) Permit);
 
-impl FromRequestParts<Arc<Registry>> for Costly {
+impl FromRequestParts<Arc<Registry>> for ReadPermit {
     type Rejection = ApiError;
 
     async fn from_request_parts(_: &mut Parts, registry: &Arc<Registry>) -> Result<Self, ApiError> {
@@ -116,22 +116,22 @@ pub(super) fn json(body: Json) -> Response {
     ([(CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-/// The same for an answer that may be long: it is given to the connection in pieces as the client reads them, and until
-/// the last it keeps its place, so that clients which do not read bound what waits for them.
-pub(super) fn long_json(body: Json, Costly(place): Costly) -> Response {
-    if body.len() <= PIECE {
+/// The same for an answer that may be long: it is given to the connection in chunks as the client reads them, and until
+/// the last it keeps its permit, so that clients which do not read bound what waits for them.
+pub(super) fn long_json(body: Json, ReadPermit(permit): ReadPermit) -> Response {
+    if body.len() <= CHUNK_BYTES {
         return json(body);
     }
     let length = body.len();
-    let pieces = stream::unfold((Bytes::from(body), place), async |(mut rest, place)| {
-        let piece = rest.split_to(rest.len().min(PIECE));
-        (!piece.is_empty()).then_some((Ok::<_, Infallible>(piece), (rest, place)))
+    let chunks = stream::unfold((Bytes::from(body), permit), async |(mut rest, permit)| {
+        let chunk = rest.split_to(rest.len().min(CHUNK_BYTES));
+        (!chunk.is_empty()).then_some((Ok::<_, Infallible>(chunk), (rest, permit)))
     });
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("application/json")),
         (CONTENT_LENGTH, HeaderValue::from(length)),
     ];
-    (headers, Body::from_stream(pieces)).into_response()
+    (headers, Body::from_stream(chunks)).into_response()
 }
 
 /// What to say of a body that is not JSON.

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::describe::{Always, BadParameter, Busy};
-use super::extract::{Costly, PIECE, Params, check_limit, check_status, json, long_json};
+use super::extract::{CHUNK_BYTES, Params, ReadPermit, check_limit, check_status, json, long_json};
 use super::problem::ApiError;
 use crate::registry::{ListQuery, Page, Registry};
 
@@ -47,7 +47,7 @@ pub(super) struct ListParams {
 )]
 pub(super) async fn list_agents(
     State(registry): State<Arc<Registry>>,
-    place: Costly,
+    permit: ReadPermit,
     Params(params): Params<ListParams>,
 ) -> Result<Response, ApiError> {
     let status = check_status(params.status.as_deref())?;
@@ -57,15 +57,19 @@ pub(super) async fn list_agents(
     }
     let after = params.cursor;
     let Some(limit) = limit else {
-        return everyone(registry, ListQuery { status, after, limit: usize::MAX, max_bytes: PIECE }, place)
-            .await;
+        return list_all(
+            registry,
+            ListQuery { status, after, limit: usize::MAX, max_bytes: CHUNK_BYTES },
+            permit,
+        )
+        .await;
     };
     let page = registry.list_agents(ListQuery { status, after, limit, max_bytes: usize::MAX }).await?;
     let next = page.last_id.as_ref().filter(|_| page.has_more).map(|last| {
         let status = status.map_or_else(String::new, |status| format!("status={status}&"));
         format!("</agents?{status}limit={limit}&cursor={last}>; rel=\"next\"")
     });
-    let mut response = long_json(in_brackets(page.records), place);
+    let mut response = long_json(in_brackets(page.records), permit);
     // Ids and statuses are plain ASCII, so there always is a value.
     if let Some(link) = next.and_then(|next| HeaderValue::try_from(next).ok()) {
         response.headers_mut().insert(LINK, link);
@@ -73,15 +77,19 @@ pub(super) async fn list_agents(
     Ok(response)
 }
 
-/// A whole list, piece by piece as it is read: however long it is, and however slowly it is read, little of it is in
-/// memory. Each agent is as it is when its piece is made.
-async fn everyone(registry: Arc<Registry>, query: ListQuery, place: Costly) -> Result<Response, ApiError> {
+/// A whole list, chunk by chunk as it is read: however long it is, and however slowly it is read, little of it is in
+/// memory. Each agent is as it is when its chunk is made.
+async fn list_all(
+    registry: Arc<Registry>,
+    query: ListQuery,
+    permit: ReadPermit,
+) -> Result<Response, ApiError> {
     let first = registry.list_agents(query.clone()).await?;
     if !first.has_more {
         return Ok(json(in_brackets(first.records)));
     }
-    let pieces = stream::unfold(Some((registry, query, Some(first), place)), async |state| {
-        let (registry, mut query, first, place) = state?;
+    let chunks = stream::unfold(Some((registry, query, Some(first), permit)), async |state| {
+        let (registry, mut query, first, permit) = state?;
         let before = if first.is_some() { b'[' } else { b',' };
         let Page { mut records, last_id, has_more } = match first {
             Some(page) => page,
@@ -94,9 +102,9 @@ async fn everyone(registry: Arc<Registry>, query: ListQuery, place: Costly) -> R
             records.push(b']');
         }
         query.after = last_id;
-        Some((Ok::<_, Infallible>(records), has_more.then_some((registry, query, None, place))))
+        Some((Ok::<_, Infallible>(records), has_more.then_some((registry, query, None, permit))))
     });
-    Ok(([(CONTENT_TYPE, "application/json")], Body::from_stream(pieces)).into_response())
+    Ok(([(CONTENT_TYPE, "application/json")], Body::from_stream(chunks)).into_response())
 }
 
 fn in_brackets(mut records: Vec<u8>) -> Vec<u8> {
