@@ -101,7 +101,7 @@ async fn measure() -> Outcome {
     Ok(())
 }
 
-/// What a watcher was seen.
+/// What a watcher has seen.
 struct Told {
     /// The revisions of each agent's changes, as they came.
     revisions: HashMap<String, Vec<u64>>,

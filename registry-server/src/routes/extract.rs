@@ -50,7 +50,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 /// How long a body may take.
 const BODY_TIME: Duration = Duration::from_secs(10);
 
-/// A permit among the costly requests.
+/// A permit for a costly read, whose number is limited.
 pub(super) struct ReadPermit(pub(super) Permit);
 
 impl FromRequestParts<Arc<Registry>> for ReadPermit {
@@ -116,8 +116,8 @@ pub(super) fn json(body: Json) -> Response {
     ([(CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-/// The same for an answer that may be long: it is given to the connection in chunks as the client reads them, and until
-/// the last it keeps its permit, so that clients which do not read bound what waits for them.
+/// The same for a long response: it is sent in chunks as the client reads them, and keeps its permit until the last one, so that
+/// the memory for clients that do not read is bounded.
 pub(super) fn long_json(body: Json, ReadPermit(permit): ReadPermit) -> Response {
     if body.len() <= CHUNK_BYTES {
         return json(body);

@@ -77,8 +77,8 @@ pub(super) async fn list_agents(
     Ok(response)
 }
 
-/// A whole list, chunk by chunk as it is read: however long it is, and however slowly it is read, little of it is in
-/// memory. Each agent is as it is when its chunk is made.
+/// Streams a whole list in chunks, of which few are in memory, however long the list is and however slowly it is read. Each
+/// agent is as it is when its chunk is made.
 async fn list_all(
     registry: Arc<Registry>,
     query: ListQuery,
