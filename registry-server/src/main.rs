@@ -97,6 +97,8 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
     // Each connection is an open file. If the limit cannot be raised, `Server::bind` accepts fewer
     // connections.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
+    // Before the server listens: from then on, no signal may be lost.
+    let mut sigint = signal(SignalKind::interrupt())?;
     let mut sigterm = signal(SignalKind::terminate())?;
     let mut sighup = signal(SignalKind::hangup())?;
     let server = Server::bind(config).await?;
@@ -106,8 +108,7 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
                 tracing::info!("received SIGTERM, shutting down");
                 break;
             }
-            ctrl_c = tokio::signal::ctrl_c() => {
-                ctrl_c?;
+            _ = sigint.recv() => {
                 tracing::info!("received Ctrl-C, shutting down");
                 break;
             }

@@ -98,6 +98,23 @@ async fn sigterm_and_ctrl_c_end_it_well() {
     }
 }
 
+/// A signal that arrived before the server had a handler for it would be lost where it is ignored (under `nohup`, say), or kill
+/// the server.
+#[cfg(target_os = "linux")]
+#[test]
+fn it_catches_its_signals_before_it_listens() {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..10 {
+        let running = Running::start(&folder.path().join(format!("{round}.db")));
+        let status = std::fs::read_to_string(format!("/proc/{}/status", running.child.id())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        let caught = u64::from_str_radix(caught.trim(), 16).unwrap();
+        for (name, number) in [("HUP", 1), ("INT", 2), ("TERM", 15)] {
+            assert!(caught & (1 << (number - 1)) != 0, "{name} is not caught yet");
+        }
+    }
+}
+
 #[tokio::test]
 async fn one_file_serves_one_server() {
     let folder = tempfile::tempdir().unwrap();
