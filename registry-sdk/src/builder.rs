@@ -50,14 +50,15 @@ impl RegistryClientBuilder {
     /// Sets the time limit of one attempt: until its response has arrived, or, for a long one, for each further 64 KiB of
     /// it. Default: 5 s.
     ///
-    /// An attempt never takes longer than half of the [`RetryPolicy::time_limit`], so that there is time for a second one.
+    /// An attempt takes at most half of the [`RetryPolicy::time_limit`], and less with more than two endpoints, so that a call that
+    /// may be repeated has time for others.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Sets the time limit of making a connection. At most half of the attempt's. Default: 2 s.
+    /// Sets the time limit of making a connection. At most half of [`RegistryClientBuilder::timeout`]. Default: 2 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
@@ -132,7 +133,9 @@ impl RegistryClientBuilder {
     /// # Errors
     /// [`Error::Config`] if a URL or a certificate cannot be used.
     pub fn build(self) -> Result<RegistryClient, Error> {
-        let endpoints = Endpoints::parse(&self.url)?;
+        // A client of the user's own may have TLS of another kind.
+        let has_tls = cfg!(feature = "tls") || self.http_client.is_some();
+        let endpoints = Endpoints::parse(&self.url, has_tls)?;
         let proxy = match self.proxy {
             Proxy::Environment => ProxySetting::Environment,
             Proxy::None => ProxySetting::None,

@@ -172,6 +172,7 @@ impl RegistryClient {
     }
 
     pub(crate) async fn list_with_age(&self, query: ListQuery) -> Result<Aged<Page>, Error> {
+        query.status.unwrap_or_default().check_known()?;
         let mut request = get(Kind::List, ["agents"]);
         add(&mut request, "status", query.status);
         add(&mut request, "limit", query.limit);
@@ -197,6 +198,7 @@ impl RegistryClient {
         &self,
         query: SearchQuery,
     ) -> Result<Aged<Vec<CapabilityMatch>>, Error> {
+        query.status.unwrap_or_default().check_known()?;
         let mut request = get(Kind::List, ["capabilities", "search"]);
         add(&mut request, "q", Some(query.q));
         add(&mut request, "status", query.status);
@@ -208,12 +210,17 @@ impl RegistryClient {
             .await
     }
 
-    /// Opens the stream of changes, from now on or after one of them.
-    pub(crate) async fn open_events(&self, after: Option<&str>) -> Result<reqwest::Response, Error> {
+    /// Opens the stream of changes, from now on or after one of them. Returns its endpoint as well.
+    pub(crate) async fn open_events(&self, after: Option<&str>) -> Result<(reqwest::Response, usize), Error> {
         let mut request = get(Kind::Record, ["events"]);
         request.last_event_id = after.map(str::to_owned);
         request.kind = Kind::Optional("GET /events");
         self.transport.open_events(&request).await
+    }
+
+    /// Records that a stream was silent or broke off before it said anything.
+    pub(crate) fn stream_failed(&self, endpoint: usize) {
+        self.transport.stream_failed(endpoint);
     }
 
     /// The HTTP clients, which requests to agents use as well.
@@ -262,9 +269,25 @@ impl RegistryClient {
         self.transport.send_within(&Self::status_update(agent_id, update)?, limit, |_| Ok(())).await
     }
 
-    /// Sets an agent's status. Any success counts, whatever its body.
-    pub(crate) async fn send_status(&self, agent_id: &str, update: &StatusUpdate) -> Result<(), Error> {
-        self.transport.send(&Self::status_update(agent_id, update)?, &self.retry, |_| Ok(())).await
+    /// Sets an agent's status within a limit. Any success counts, whatever its body.
+    pub(crate) async fn send_status(
+        &self,
+        agent_id: &str,
+        update: &StatusUpdate,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        let request = Self::status_update(agent_id, update)?;
+        self.transport.send(&request, &self.retry.within(limit), |_| Ok(())).await
+    }
+
+    /// The health of an agent, within a limit.
+    pub(crate) async fn check_health_within(
+        &self,
+        agent_id: &str,
+        limit: Duration,
+    ) -> Result<AgentHealth, Error> {
+        let request = get(Kind::OfAgent, ["health", path_segment(agent_id)?]);
+        self.transport.send_within(&request, limit, |response| decode::health(agent_id, response)).await
     }
 
     /// The record of an agent, in one attempt of limited length.
@@ -317,10 +340,14 @@ fn get<const N: usize>(kind: Kind, path: [&str; N]) -> Request {
     Request { method: Method::GET, path, query: Vec::new(), body: None, last_event_id: None, kind }
 }
 
-/// An id as a segment of a path. These three would make another path of it.
+/// An id as a segment of a path. Of these, another path would become.
 fn path_segment(agent_id: &str) -> Result<&str, Error> {
     match agent_id {
         "" | "." | ".." => Err(Error::NotFound { detail: format!("no agent has the id {agent_id:?}") }),
+        // URLs leave out such characters, so this would be another agent.
+        id if id.contains(['\t', '\n', '\r']) => {
+            Err(Error::NotFound { detail: format!("no agent has the id {agent_id:?}") })
+        }
         _ => Ok(agent_id),
     }
 }

@@ -64,7 +64,10 @@ pub(crate) fn health(agent_id: &str, response: &ApiResponse) -> Result<AgentHeal
     Ok(health)
 }
 
-/// Decodes a list, which may also be the only list among an object's fields. A record that cannot be read is skipped and
+/// Fields in which registries wrap a list.
+const LIST_FIELDS: [&str; 5] = ["agents", "matches", "results", "items", "data"];
+
+/// Decodes a list, which may also be wrapped in an object. A record that cannot be read is skipped and
 /// logged; if none can, it is no registry's response.
 pub(crate) fn list<T: DeserializeOwned>(response: &ApiResponse) -> Result<Vec<T>, Error> {
     let items = items(response)?;
@@ -98,11 +101,8 @@ fn items(response: &ApiResponse) -> Result<Vec<&RawValue>, Error> {
     }
     let fields: BTreeMap<Cow<'_, str>, &RawValue> =
         serde_json::from_slice(&response.body).map_err(|error| response.invalid(error))?;
-    let mut lists = fields.values().filter(|value| value.get().starts_with('['));
-    match (lists.next(), lists.next()) {
-        (Some(only), None) => list(only.get().as_bytes()),
-        _ => Err(response.invalid("no list")),
-    }
+    let named = LIST_FIELDS.iter().find_map(|name| fields.get(*name));
+    named.map_or_else(|| Err(response.invalid("no list")), |field| list(field.get().as_bytes()))
 }
 
 fn read<T: DeserializeOwned>(fields: &Map<String, Value>, name: &str) -> Option<T> {

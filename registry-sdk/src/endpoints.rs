@@ -1,6 +1,7 @@
 //! The URLs of a registry, and which of them to use.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,8 +10,10 @@ use url::Url;
 
 use crate::error::Error;
 
-/// How long an endpoint that failed is left alone while another one answers.
-const COOL_DOWN: Duration = Duration::from_secs(30);
+/// How long an endpoint that failed is left alone while another one answers: twice as long after each failure, up to the
+/// maximum.
+const MIN_COOL_DOWN: Duration = Duration::from_secs(30);
+const MAX_COOL_DOWN: Duration = Duration::from_secs(300);
 
 /// Cancelled attempts count against their endpoint once they have waited so long in all: callers that race several requests, or
 /// need only the first answer, cancel the others soon.
@@ -28,10 +31,13 @@ pub(crate) struct Endpoints {
 struct State {
     /// When it last failed. `None` if it has answered since.
     failed_at: Option<Instant>,
+    /// How often it has failed in a row, each time after it was left alone.
+    failures: u32,
     /// When it last answered.
     answered_at: Option<Instant>,
-    /// How long cancelled attempts have waited since then.
+    /// How long cancelled attempts have waited since then, and until when that was counted.
     cancelled_wait: Duration,
+    counted_until: Option<Instant>,
     /// Number of attempts under way.
     in_flight: usize,
 }
@@ -41,9 +47,26 @@ impl State {
         self.failed_at.is_none()
     }
 
+    fn has_cooled_down(&self) -> bool {
+        let doublings = self.failures.saturating_sub(1).min(10);
+        let cool_down = MIN_COOL_DOWN.saturating_mul(1 << doublings).min(MAX_COOL_DOWN);
+        self.failed_at.is_some_and(|at| at.elapsed() >= cool_down)
+    }
+
+    fn fail(&mut self) {
+        if self.is_up() || self.has_cooled_down() {
+            self.failures = self.failures.saturating_add(1);
+        }
+        (self.failed_at, self.cancelled_wait) = (Some(Instant::now()), Duration::ZERO);
+    }
+
+    fn has_answered_since(&self, moment: Instant) -> bool {
+        self.answered_at.is_some_and(|at| at >= moment)
+    }
+
     /// Whether one call may try it again, although another endpoint is up.
     fn may_be_tried(&self) -> bool {
-        self.in_flight == 0 && self.failed_at.is_some_and(|at| at.elapsed() >= COOL_DOWN)
+        self.in_flight == 0 && self.has_cooled_down()
     }
 }
 
@@ -52,13 +75,21 @@ pub(crate) struct Attempt<'a> {
     endpoints: &'a Endpoints,
     index: usize,
     began: Instant,
+    /// Whether its response is arriving.
+    has_head: AtomicBool,
     is_recorded: bool,
 }
 
 impl Endpoints {
     /// Parses one URL, or several separated by commas.
-    pub(crate) fn parse(text: &str) -> Result<Self, Error> {
-        let urls = text.split(',').map(|url| parse(url.trim())).collect::<Result<Arc<[_]>, _>>()?;
+    pub(crate) fn parse(text: &str, has_tls: bool) -> Result<Self, Error> {
+        // A password may have a comma in it.
+        let may_be_secret = text.contains('@');
+        let parsed = text.split(',').map(|url| {
+            let url = url.trim();
+            parse(url, has_tls).map_err(|why| invalid(url, may_be_secret, &why))
+        });
+        let urls = parsed.collect::<Result<Arc<[_]>, _>>()?;
         let states = Arc::new(Mutex::new(vec![State::default(); urls.len()]));
         Ok(Self { urls, states })
     }
@@ -67,24 +98,40 @@ impl Endpoints {
         &self.urls
     }
 
-    /// Begins an attempt, at another endpoint than `avoid` if there is one.
+    /// Begins an attempt of a call that has tried some endpoints already, at another one if there is one.
     ///
-    /// The first endpoint that is up is used. One that failed is tried again after a while, by one call at a time. If all have
-    /// failed, calls spread over them.
-    pub(crate) fn begin(&self, avoid: Option<usize>) -> Attempt<'_> {
+    /// The first endpoint that is up is used. One that failed is tried again after a while, by one call at a time, which has
+    /// time left for another. If all have failed, calls spread over them.
+    pub(crate) fn begin(&self, tried: &[usize]) -> Attempt<'_> {
         let mut states = self.states();
-        let candidates = (0..states.len()).filter(|index| states.len() == 1 || Some(*index) != avoid);
-        let preferred =
-            candidates.clone().find(|index| states[*index].is_up() || states[*index].may_be_tried());
-        let fallback = || candidates.min_by_key(|index| (states[*index].in_flight, states[*index].failed_at));
-        let index = preferred.or_else(fallback).unwrap_or_default();
+        let untried = |index: &usize| !tried.contains(index);
+        let all = 0..states.len();
+        let may_begin =
+            |index: &usize| states[*index].is_up() || tried.is_empty() && states[*index].may_be_tried();
+        let least_loaded = |index: &usize| (states[*index].in_flight, states[*index].failed_at);
+        let index = all.clone().filter(untried).find(may_begin);
+        let index = index.or_else(|| all.clone().filter(untried).min_by_key(least_loaded));
+        let index = index.or_else(|| all.min_by_key(least_loaded)).unwrap_or_default();
         states[index].in_flight += 1;
-        Attempt { endpoints: self, index, began: Instant::now(), is_recorded: false }
+        Attempt {
+            endpoints: self,
+            index,
+            began: Instant::now(),
+            has_head: AtomicBool::new(false),
+            is_recorded: false,
+        }
     }
 
-    /// Whether an endpoint other than this one is up.
-    pub(crate) fn has_other(&self, index: usize) -> bool {
-        self.states().iter().enumerate().any(|(other, state)| other != index && state.is_up())
+    /// Whether an endpoint is left that was not tried, and whether one of those is up.
+    pub(crate) fn untried(&self, tried: &[usize]) -> (bool, bool) {
+        let states = self.states();
+        let mut left = states.iter().enumerate().filter(|(index, _)| !tried.contains(index)).peekable();
+        (left.peek().is_some(), left.any(|(_, state)| state.is_up()))
+    }
+
+    /// Records that an endpoint failed after its response had begun.
+    pub(crate) fn record_failure(&self, index: usize) {
+        self.states()[index].fail();
     }
 
     fn states(&self) -> MutexGuard<'_, Vec<State>> {
@@ -97,16 +144,31 @@ impl Attempt<'_> {
         self.index
     }
 
-    /// Records whether the endpoint answered as a registry does, or failed.
-    pub(crate) fn record(mut self, is_failure: bool) {
+    /// Records that the response is arriving: a caller that cancels it now says nothing about the endpoint.
+    pub(crate) fn head_arrived(&self) {
+        self.has_head.store(true, Ordering::Relaxed);
+    }
+
+    /// Records nothing: what is to come decides.
+    pub(crate) fn undecided(mut self) {
+        self.is_recorded = true;
+    }
+
+    /// Records a response as a registry gives it.
+    pub(crate) fn succeeded(mut self) {
         self.is_recorded = true;
         let state = &mut self.endpoints.states()[self.index];
-        if is_failure {
-            state.failed_at = Some(Instant::now());
-        } else {
-            (state.failed_at, state.answered_at) = (None, Some(Instant::now()));
+        (state.failed_at, state.failures) = (None, 0);
+        (state.answered_at, state.cancelled_wait) = (Some(Instant::now()), Duration::ZERO);
+    }
+
+    /// Records a failure of the endpoint. One that did not answer in time has not failed if it has answered others meanwhile.
+    pub(crate) fn failed(mut self, is_timeout: bool) {
+        self.is_recorded = true;
+        let state = &mut self.endpoints.states()[self.index];
+        if !(is_timeout && state.has_answered_since(self.began)) {
+            state.fail();
         }
-        state.cancelled_wait = Duration::ZERO;
     }
 }
 
@@ -114,13 +176,16 @@ impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         let state = &mut self.endpoints.states()[self.index];
         state.in_flight -= 1;
-        let has_answered_since = state.answered_at.is_some_and(|at| at >= self.began);
-        if self.is_recorded || has_answered_since {
+        if self.is_recorded || self.has_head.load(Ordering::Relaxed) || state.has_answered_since(self.began) {
             return;
         }
-        state.cancelled_wait += self.began.elapsed();
+        // Of attempts at the same time, the time counts once.
+        let now = Instant::now();
+        let from = state.counted_until.map_or(self.began, |until| until.max(self.began));
+        state.cancelled_wait += now.saturating_duration_since(from);
+        state.counted_until = Some(now);
         if state.cancelled_wait >= MAX_CANCELLED_WAIT {
-            (state.failed_at, state.cancelled_wait) = (Some(Instant::now()), Duration::ZERO);
+            state.fail();
         }
     }
 }
@@ -138,28 +203,30 @@ impl fmt::Debug for Endpoints {
     }
 }
 
-fn parse(text: &str) -> Result<Url, Error> {
-    let url = Url::parse(text).map_err(|error| invalid(text, &error.to_string()))?;
+fn parse(text: &str, has_tls: bool) -> Result<Url, String> {
+    if text.is_empty() {
+        return Err("it is empty; separate several URLs by single commas".to_owned());
+    }
+    let url = Url::parse(text).map_err(|error| error.to_string())?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(invalid(text, "it has to begin with http:// or https://"));
+        return Err("it has to begin with http:// or https://".to_owned());
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(invalid(
-            text,
-            "it must not carry a user name or a password, which would end up in logs; use `token` or `token_provider`",
-        ));
+        let why = "it must not carry a user name or a password, which would end up in logs; use `token` or `token_provider`";
+        return Err(why.to_owned());
     }
-    if cfg!(not(feature = "tls")) && url.scheme() == "https" {
-        return Err(invalid(text, "https needs the feature `tls` of registry-sdk"));
+    if !has_tls && url.scheme() == "https" {
+        return Err("https needs the feature `tls` of registry-sdk".to_owned());
     }
     Ok(url)
 }
 
-/// Names the URL, unless it may carry a password.
-fn invalid(text: &str, why: &str) -> Error {
+/// Names the URL, unless it may carry a password or a key.
+fn invalid(text: &str, may_be_secret: bool, why: &str) -> Error {
+    let text = text.split('?').next().unwrap_or_default();
     let shown = match text.rsplit_once('@') {
         Some((_, host)) if !host.contains('%') => format!("…@{host}"),
-        None if !text.contains('%') => text.to_owned(),
+        None if !may_be_secret && !text.contains('%') => text.to_owned(),
         _ => "…".to_owned(),
     };
     Error::Config(format!("{shown:?} cannot be a registry's URL: {why}"))

@@ -185,7 +185,7 @@ impl Error {
     /// Whether the endpoint failed, so that another one may do better. One that asks a client to slow down has not failed.
     pub(crate) fn is_endpoint_failure(&self) -> bool {
         match self {
-            Self::Unavailable { status, .. } => *status >= 500,
+            Self::Unavailable { status, .. } => *status >= 500 || *status == 408,
             _ => matches!(self.action(), Action::Retry | Action::FailOver),
         }
     }

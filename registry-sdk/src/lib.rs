@@ -39,16 +39,16 @@
 //!
 //! # Time limits
 //!
-//! Each is shorter than the next, so every call has time for two attempts, and for another endpoint if there is one.
+//! Each is shorter than the next, so a call that may be repeated has time for two attempts, and for each endpoint.
 //!
 //! | time limit of | default | set by |
 //! |---|---|---|
-//! | a connection | 2 s | [`RegistryClientBuilder::connect_timeout`]; at most half of an attempt |
+//! | a connection | 2 s | [`RegistryClientBuilder::connect_timeout`]; at most half of the attempt's |
 //! | an attempt | 5 s | [`RegistryClientBuilder::timeout`]; at most half of a call. A long response that is arriving goes on |
 //! | a call | 12 s | [`RetryPolicy::time_limit`], of [`RetryPolicy::discovery`] |
 //!
-//! An agent's heartbeat may take a quarter of the interval, and at most as long as an attempt; with several endpoints, half
-//! of that at each of two.
+//! An agent's heartbeat may take a quarter of the interval, and at most as long as an attempt; with several endpoints, that
+//! time is divided among them.
 //!
 //! # What it logs
 //!
@@ -71,7 +71,7 @@
 //! | `trying again` | debug | `error`, `pause` |
 //! | `the registry cannot be followed: …` | warn, once an outage | `error` |
 //! | `skipped a record that cannot be read` | warn | `agent_id`, `error` |
-//! | `skipped an event that cannot be read` | warn | `event`, `error` |
+//! | `skipped an event that cannot be read, …` | warn | `event`, `error` |
 //! | `ignored a status that no request can set` | warn | `agent_id`, `status` |
 //! | `cannot renew the HTTP client, …` | warn | `error` |
 //!

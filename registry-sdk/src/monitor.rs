@@ -265,7 +265,8 @@ impl MonitorTask {
             },
             (AlertRule::TooFew { capability, at_least }, _) => {
                 let found = self.client.search_capabilities(SearchQuery::new(capability)).await.ok()?;
-                let healthy = found.iter().filter(|agent| agent.healthy.unwrap_or(true)).count();
+                let healthy =
+                    found.iter().filter(|agent| agent.healthy.unwrap_or(agent.status.takes_work())).count();
                 let detail = format!("{healthy} healthy agents can do {capability:?}, of {at_least} wanted");
                 if healthy < *at_least { Err(detail) } else { Ok(detail) }
             }

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use reqwest::StatusCode;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -56,11 +57,12 @@ impl ApiResponse {
         }
     }
 
-    /// How old it was when it was sent: see [`STALE_HEADER`].
+    /// How old it was when it was sent: see [`STALE_HEADER`]. Anything above nothing says that the registry cannot be asked for
+    /// the present answer, also in the first second.
     pub(crate) fn age(&self) -> Duration {
-        let seconds =
-            self.headers.get(STALE_HEADER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        Duration::from_secs(seconds.unwrap_or_default())
+        let Some(value) = self.headers.get(STALE_HEADER) else { return Duration::ZERO };
+        let seconds = value.to_str().ok().and_then(|text| text.trim().parse().ok()).unwrap_or_default();
+        Duration::try_from_secs_f64(seconds).unwrap_or_default().max(Duration::from_millis(1))
     }
 
     /// An empty 200 is more likely cut off than meant so.
@@ -72,23 +74,32 @@ impl ApiResponse {
         Error::InvalidResponse { status: self.status, detail: format!("{why} in {}", quote(&self.body)) }
     }
 
-    /// The error that the body is, if it has the contract's own form. All of RFC 9457's members may be missing.
+    /// The error that the body is, if it has the contract's own form. All of RFC 9457's members may be missing, or of a form
+    /// that is not known.
     fn problem(&self) -> Option<Refusal> {
         let kind = self.headers.get(CONTENT_TYPE)?.to_str().ok()?;
         let is_problem = kind
             .split(';')
             .next()
             .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/problem+json"));
-        is_problem.then(|| serde_json::from_slice(&self.body).ok()).flatten()
+        let members: Map<String, Value> =
+            is_problem.then(|| serde_json::from_slice(&self.body).ok()).flatten()?;
+        let text = |name| members.get(name).and_then(Value::as_str).map(str::to_owned);
+        let errors = members.get("errors").and_then(Value::as_array).into_iter().flatten();
+        Some(Refusal {
+            detail: text("detail"),
+            title: text("title"),
+            errors: errors.filter_map(|error| FieldError::deserialize(error).ok()).collect(),
+            owner: members.get("owner").and_then(|owner| Owner::deserialize(owner).ok()),
+        })
     }
 }
 
 /// The members of a problem that are read (RFC 9457).
-#[derive(Default, serde::Deserialize)]
+#[derive(Default)]
 struct Refusal {
     detail: Option<String>,
     title: Option<String>,
-    #[serde(default)]
     errors: Vec<FieldError>,
     owner: Option<Owner>,
 }

@@ -6,6 +6,9 @@ use tokio::time::Instant;
 
 use crate::error::{Action, Error};
 
+/// No attempt at one of several endpoints is shorter than this, if the whole limit is not.
+const MIN_ATTEMPT: Duration = Duration::from_millis(100);
+
 /// The moment so much later. Durations that reach beyond what the clock can count are as good as for ever.
 pub(crate) fn deadline_after(now: Instant, duration: Duration) -> Instant {
     const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 86_400);
@@ -45,7 +48,8 @@ impl Backoff {
 /// Delays grow by a factor, each is drawn at random between nothing and its maximum ("full jitter"), and a `Retry-After` is
 /// obeyed up to `max_delay`. If another endpoint is up, the call goes there at once instead.
 ///
-/// Every call that may be repeated has time for two attempts: each takes no longer than half of the `time_limit`.
+/// A call that may be repeated has time for two attempts, and for one at each endpoint: each takes no longer than its share of
+/// the `time_limit`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -81,7 +85,7 @@ impl RetryPolicy {
         Self { attempts: 1, time_limit: None, ..Self::discovery() }
     }
 
-    /// Sets the largest number of attempts; at least one.
+    /// Sets the largest number of attempts; at least one. More than one means at least one at each endpoint.
     #[must_use]
     pub const fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = if attempts == 0 { 1 } else { attempts };
@@ -117,14 +121,21 @@ impl RetryPolicy {
         self
     }
 
-    /// Begins a call: its time counts from now.
-    pub(crate) fn begin(&self, attempt_timeout: Duration) -> Attempts {
+    /// The same policy for a call that has to be over within a limit, and goes on at another endpoint if there is one.
+    pub(crate) fn within(&self, limit: Duration) -> Self {
+        Self { attempts: self.attempts.max(2), time_limit: Some(limit), ..self.clone() }
+    }
+
+    /// Begins a call: its time counts from now, and is enough for each of the endpoints.
+    pub(crate) fn begin(&self, attempt_timeout: Duration, endpoints: usize) -> Attempts {
         let deadline = self.time_limit.map(|limit| deadline_after(Instant::now(), limit));
-        let share = if self.attempts > 1 { 2 } else { 1 };
+        let endpoints = u32::try_from(endpoints).unwrap_or(u32::MAX);
+        let share = if self.attempts > 1 { endpoints.max(2) } else { 1 };
         let attempt_timeout =
             self.time_limit.map_or(attempt_timeout, |limit| attempt_timeout.min(limit / share));
         Attempts {
-            left: self.attempts - 1,
+            // At least one at each endpoint.
+            left: if self.attempts > 1 { self.attempts.max(endpoints) - 1 } else { 0 },
             failures: 0,
             backoff: self.backoff,
             attempt_timeout,
@@ -169,18 +180,17 @@ pub(crate) struct Attempts {
 }
 
 impl Attempts {
-    /// The attempts of a call that has this much time for everything, and tries another endpoint if there is one.
+    /// One attempt at each endpoint, within a limit for all of them that is strict: it bounds responses, too.
     pub(crate) fn within(limit: Duration, endpoints: usize) -> Self {
-        let attempts = if endpoints > 1 { 2 } else { 1 };
-        let deadline = Some(deadline_after(Instant::now(), limit));
-        let Backoff { factor, .. } = RetryPolicy::discovery().backoff;
-        let backoff = Backoff { min_delay: Duration::ZERO, max_delay: Duration::ZERO, factor };
+        let count = u32::try_from(endpoints.max(1)).unwrap_or(u32::MAX);
+        // Also with many endpoints, each has time to answer.
+        let attempt_timeout = (limit / count).max(limit.min(MIN_ATTEMPT));
         Self {
-            left: attempts - 1,
+            left: count - 1,
             failures: 0,
-            backoff,
-            attempt_timeout: limit / attempts,
-            deadline,
+            backoff: Backoff { max_delay: Duration::ZERO, ..RetryPolicy::discovery().backoff },
+            attempt_timeout,
+            deadline: Some(deadline_after(Instant::now(), attempt_timeout.saturating_mul(count))),
             is_strict: true,
         }
     }
@@ -198,7 +208,7 @@ impl Attempts {
 
     /// The delay before the next attempt. `None` if there is none: the error is the call's.
     ///
-    /// `has_other` says that another endpoint is up, which gets the next attempt at once.
+    /// `has_other` says that an endpoint that was not tried is up: it gets the next attempt at once.
     pub(crate) fn delay_after(&mut self, error: &Error, has_other: bool) -> Option<Duration> {
         let fails_over = has_other && error.is_endpoint_failure();
         if !fails_over && error.action() != Action::Retry {
@@ -207,7 +217,7 @@ impl Attempts {
         self.left = self.left.checked_sub(1)?;
         let delay =
             if fails_over { Duration::ZERO } else { self.backoff.delay(self.failures, error.retry_after()) };
-        self.failures = self.failures.saturating_add(1);
+        self.failures = self.failures.saturating_add(u32::from(!fails_over));
         let in_time = self.deadline.is_none_or(|deadline| deadline_after(Instant::now(), delay) < deadline);
         in_time.then_some(delay)
     }
@@ -219,7 +229,7 @@ mod tests {
 
     fn delays(policy: &RetryPolicy) -> Vec<Duration> {
         let error = Error::Unavailable { status: 503, detail: String::new(), retry_after: None };
-        let mut attempts = policy.begin(Duration::MAX);
+        let mut attempts = policy.begin(Duration::MAX, 1);
         std::iter::from_fn(|| attempts.delay_after(&error, false)).collect()
     }
 

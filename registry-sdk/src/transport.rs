@@ -10,8 +10,8 @@ use tracing::Instrument;
 use url::Url;
 
 use crate::credentials::Credentials;
-use crate::endpoints::{Endpoints, shown};
-use crate::error::Error;
+use crate::endpoints::{Attempt, Endpoints, shown};
+use crate::error::{Error, with_causes};
 use crate::http::HttpClients;
 use crate::metrics;
 use crate::response::{ApiResponse, Kind, failure};
@@ -67,100 +67,140 @@ impl Transport {
     ) -> Result<T, Error> {
         let path = request.path.join("/");
         let span = tracing::debug_span!("registry_request", method = %request.method, path);
-        self.send_until(request, policy.begin(self.attempt_timeout), &decode).instrument(span).await
+        let attempts = policy.begin(self.attempt_timeout, self.endpoints.urls().len());
+        self.send_until(attempts, |attempt, limit| self.receive(request, attempt, limit, &decode))
+            .instrument(span)
+            .await
     }
 
-    /// Sends a request within a limit that also bounds its response. If there is another endpoint, half of the time is kept
-    /// for it.
+    /// Sends a request once to each endpoint until one answers, within a limit that also bounds the response.
     pub(crate) async fn send_within<T>(
         &self,
         request: &Request,
         limit: Duration,
         decode: impl Fn(&ApiResponse) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.send_until(request, Attempts::within(limit, self.endpoints.urls().len()), &decode).await
+        let attempts = Attempts::within(limit, self.endpoints.urls().len());
+        self.send_until(attempts, |attempt, limit| self.receive(request, attempt, limit, &decode)).await
     }
 
-    async fn send_until<T>(
-        &self,
-        request: &Request,
-        mut attempts: Attempts,
-        decode: &impl Fn(&ApiResponse) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let mut previous = None;
-        loop {
-            let limit = attempts.limit();
-            let received = |url| async move { Ok(decode(&self.receive(request, url, limit).await?)?) };
-            let (index, error) = match self.attempt(previous, received).await {
-                Ok(value) => return Ok(value),
-                Err(failed) => failed,
-            };
-            let has_other = self.endpoints.has_other(index);
-            let Some(delay) = attempts.delay_after(&error, has_other) else { return Err(error) };
-            metrics::retried();
-            tracing::debug!(%error, pause = ?delay, "trying again");
-            sleep(delay).await;
-            previous = error.is_endpoint_failure().then_some(index);
-        }
-    }
-
-    /// Opens a stream of events: the response whose body is read later.
-    pub(crate) async fn open_events(&self, request: &Request) -> Result<Response, Error> {
-        let limit = Limit::of(self.attempt_timeout);
-        let opened = |url| async move {
-            let response = self.head(request, url, limit).await?;
-            let status = response.status();
-            if !status.is_success() {
-                let response = read(response, url, limit, MAX_RECORD).await?;
-                return Err(failure(status, &response, request.kind).into());
-            }
-            let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-            if kind.is_some_and(|kind| kind.starts_with("text/event-stream")) {
-                Ok(response)
-            } else {
-                let detail = "no stream of events".to_owned();
-                Err(Error::InvalidResponse { status: status.as_u16(), detail }.into())
-            }
-        };
-        self.attempt(None, opened).await.map_err(|(_, error)| error)
-    }
-
-    /// Makes one attempt. If not even a connection can be made, it goes on at another endpoint: the request cannot have arrived
-    /// twice. Returns the endpoint that failed with the error.
-    async fn attempt<'a, T, F>(
+    /// Makes attempts, at one endpoint after another, until one succeeds or no further one would help.
+    async fn send_until<'a, T, F>(
         &'a self,
-        mut previous: Option<usize>,
-        send: impl Fn(&'a Url) -> F,
-    ) -> Result<T, (usize, Error)>
+        mut attempts: Attempts,
+        send: impl Fn(Attempt<'a>, Limit) -> F,
+    ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Failed>>,
     {
-        let mut left = self.endpoints.urls().len();
+        let mut tried = Vec::new();
         loop {
-            left -= 1;
-            let attempt = self.endpoints.begin(previous);
-            let (index, url) = (attempt.index(), &self.endpoints.urls()[attempt.index()]);
-            let failed = match send(url).await {
-                Ok(response) => {
-                    attempt.record(false);
-                    return Ok(response);
-                }
+            let attempt = self.endpoints.begin(&tried);
+            let index = attempt.index();
+            let Failed { error, was_sent } = match send(attempt, attempts.limit()).await {
+                Ok(value) => return Ok(value),
                 Err(failed) => failed,
             };
-            let is_failure = failed.error.is_endpoint_failure();
-            attempt.record(is_failure);
-            if is_failure {
-                self.http.renew(url);
+            if error.is_endpoint_failure() {
+                self.http.renew(&self.endpoints.urls()[index]);
+                tried.push(index);
             }
-            if failed.was_sent || left == 0 {
-                return Err((index, failed.error));
+            let (is_left, is_up) = self.endpoints.untried(&tried);
+            // Without a connection the request cannot have arrived twice, so any other endpoint may get it at once.
+            if !was_sent && is_left && !attempts.time_left().is_zero() {
+                continue;
             }
-            previous = Some(index);
+            let Some(delay) = attempts.delay_after(&error, is_up) else { return Err(error) };
+            metrics::retried();
+            tracing::debug!(%error, pause = ?delay, "trying again");
+            sleep(delay).await;
+            if !is_left {
+                tried = tried.pop().into_iter().collect();
+            }
         }
     }
 
-    async fn receive(&self, request: &Request, url: &Url, limit: Limit) -> Result<ApiResponse, Failed> {
+    /// Opens a stream of events, whose body is read later. Returns its endpoint as well.
+    pub(crate) async fn open_events(&self, request: &Request) -> Result<(Response, usize), Error> {
+        let endpoints = self.endpoints.urls().len();
+        let limit = self.attempt_timeout.saturating_mul(u32::try_from(endpoints).unwrap_or(u32::MAX));
+        let attempts = Attempts::within(limit, endpoints);
+        self.send_until(attempts, |attempt, limit| self.open_events_at(request, attempt, limit)).await
+    }
+
+    /// Records that a stream was silent or broke off before it said anything.
+    pub(crate) fn stream_failed(&self, index: usize) {
+        self.endpoints.record_failure(index);
+        self.http.renew(&self.endpoints.urls()[index]);
+    }
+
+    async fn open_events_at(
+        &self,
+        request: &Request,
+        attempt: Attempt<'_>,
+        limit: Limit,
+    ) -> Result<(Response, usize), Failed> {
+        let index = attempt.index();
+        let opened = self.open_stream(request, &self.endpoints.urls()[index], limit).await;
+        match &opened {
+            Ok(_) => attempt.undecided(),
+            Err(failed) => record(attempt, failed),
+        }
+        opened.map(|response| (response, index))
+    }
+
+    async fn open_stream(&self, request: &Request, url: &Url, limit: Limit) -> Result<Response, Failed> {
         let response = self.head(request, url, limit).await?;
+        let status = response.status();
+        if !status.is_success() {
+            let response = read(response, url, limit, MAX_RECORD).await?;
+            return Err(failure(status, &response, request.kind).into());
+        }
+        let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        if kind.is_some_and(|kind| kind.starts_with("text/event-stream")) {
+            Ok(response)
+        } else {
+            let detail = "no stream of events".to_owned();
+            Err(Error::InvalidResponse { status: status.as_u16(), detail }.into())
+        }
+    }
+
+    /// Makes one attempt, and records its outcome.
+    async fn receive<T>(
+        &self,
+        request: &Request,
+        attempt: Attempt<'_>,
+        limit: Limit,
+        decode: &impl Fn(&ApiResponse) -> Result<T, Error>,
+    ) -> Result<T, Failed> {
+        let received = self.receive_response(request, &attempt, limit).await;
+        let decoded = received.and_then(|response| Ok((decode(&response)?, response.age())));
+        match decoded {
+            // An endpoint that answers from memory is as good as one that failed, if there is another.
+            Ok((value, age)) if !age.is_zero() => {
+                attempt.failed(false);
+                Ok(value)
+            }
+            Ok((value, _)) => {
+                attempt.succeeded();
+                Ok(value)
+            }
+            Err(failed) => {
+                record(attempt, &failed);
+                Err(failed)
+            }
+        }
+    }
+
+    async fn receive_response(
+        &self,
+        request: &Request,
+        attempt: &Attempt<'_>,
+        limit: Limit,
+    ) -> Result<ApiResponse, Failed> {
+        let url = &self.endpoints.urls()[attempt.index()];
+        let response = self.head(request, url, limit).await?;
+        attempt.head_arrived();
         let status = response.status();
         let most = if request.kind == Kind::List { MAX_LIST } else { MAX_RECORD };
         let response = read(response, url, limit, most).await?;
@@ -192,7 +232,7 @@ impl Transport {
             builder = builder.header("last-event-id", id);
         }
         match timeout_at(limit.deadline, builder.send()).await {
-            Ok(response) => response.map_err(|error| broken(url, error)),
+            Ok(response) => response.map_err(|error| broken(url, limit, error)),
             Err(_) => Err(timed_out(url, limit).into()),
         }
     }
@@ -210,7 +250,7 @@ async fn read(
     let (mut body, mut milestone) = (Vec::new(), PROGRESS);
     loop {
         let chunk = match timeout_at(limit.deadline, response.chunk()).await {
-            Ok(chunk) => chunk.map_err(|error| broken(url, error))?,
+            Ok(chunk) => chunk.map_err(|error| broken(url, limit, error))?,
             Err(_) => return Err(timed_out(url, limit).into()),
         };
         let Some(chunk) = chunk else { return Ok(ApiResponse { status, headers, body }) };
@@ -230,9 +270,26 @@ fn timed_out(url: &Url, limit: Limit) -> Error {
     Error::TimedOut { url: shown(url), after: limit.duration }
 }
 
+/// Records an attempt that failed, perhaps by no fault of its endpoint.
+fn record(attempt: Attempt<'_>, Failed { error, .. }: &Failed) {
+    if error.is_endpoint_failure() {
+        attempt.failed(matches!(error, Error::TimedOut { .. }));
+    } else {
+        attempt.succeeded();
+    }
+}
+
 /// What became of a connection that could not be made, or broke.
-fn broken(url: &Url, error: reqwest::Error) -> Failed {
-    let (was_sent, is_tls) = (!error.is_connect(), is_tls_failure(&error));
+fn broken(url: &Url, limit: Limit, error: reqwest::Error) -> Failed {
+    if error.is_builder() {
+        return Error::Config(format!("the request cannot be sent: {}", with_causes(&error.without_url())))
+            .into();
+    }
+    if error.is_timeout() && !error.is_connect() {
+        let after = limit.duration;
+        return Error::TimedOut { url: shown(url), after }.into();
+    }
+    let (was_sent, is_tls) = (!error.is_connect(), url.scheme() == "https" && is_tls_failure(&error));
     let (url, source) = (shown(url), Arc::new(error.without_url()));
     let error = if is_tls { Error::Tls { url, source } } else { Error::Unreachable { url, source } };
     Failed { was_sent, error }

@@ -100,7 +100,8 @@ impl Loop {
         self.shared.lock().answer(&calls, &Err(Error::ShutDown));
         if self.shared.may_be_registered() {
             let update = StatusUpdate::shut_down(instance_id);
-            match timeout_at(deadline, client.send_status(agent_id, &update)).await {
+            let limit = deadline.saturating_duration_since(Instant::now());
+            match timeout_at(deadline, client.send_status(agent_id, &update, limit)).await {
                 Ok(
                     Ok(())
                     | Err(Error::Unsupported { .. } | Error::NotFound { .. } | Error::Superseded { .. }),

@@ -306,6 +306,6 @@ impl Call {
     /// Takes part in the next attempt, and says how long that may take.
     pub(super) fn take_part(&mut self, most: Duration) -> Duration {
         self.is_concerned = true;
-        self.attempts.get_or_insert_with(|| self.policy.begin(most)).time_left()
+        self.attempts.get_or_insert_with(|| self.policy.begin(most, 1)).time_left()
     }
 }

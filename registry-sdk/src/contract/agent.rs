@@ -230,11 +230,11 @@ pub struct AgentRecord {
     /// The agent's id.
     pub agent_id: String,
     /// The agent's name, for people.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub agent_name: String,
     /// The URL at which the agent answers.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub base_url: String,
     /// What the agent can do.

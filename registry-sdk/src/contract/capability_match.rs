@@ -19,11 +19,11 @@ pub struct CapabilityMatch {
     /// The agent's id.
     pub agent_id: String,
     /// The agent's name, for people.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub agent_name: String,
     /// The URL at which the agent answers.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub base_url: String,
     /// The agent's status at the time of the answer.

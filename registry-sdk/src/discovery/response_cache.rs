@@ -17,7 +17,11 @@ use crate::retry::{Backoff, deadline_after};
 /// How long a caller waits for a refresh if there is an earlier response: a registry that hangs must not slow down reads.
 const MAX_REFRESH_WAIT: Duration = Duration::from_millis(100);
 
-/// The largest delay between refreshes that fail.
+/// Time to live of a response that the registry gave from memory.
+const MAX_STALE_TTL: Duration = Duration::from_secs(2);
+
+/// The delays between refreshes that fail, unless the time to live is longer.
+const MIN_DELAY: Duration = Duration::from_millis(100);
 const MAX_DELAY: Duration = Duration::from_secs(30);
 
 /// A response, and how fresh it is. Dereferences to the response itself.
@@ -83,7 +87,8 @@ struct State<T> {
     failures: u32,
     /// When the next refresh is due.
     due: Instant,
-    is_refreshing: bool,
+    /// Since when a refresh is under way.
+    refreshing_since: Option<Instant>,
 }
 
 /// A response of the registry.
@@ -114,19 +119,25 @@ where
     {
         let (entry, began) = (self.entry(key), Instant::now());
         let mut refreshes = entry.refreshes.subscribe();
-        let has_good = {
+        let limit = {
             let mut state = entry.state();
             let good = state.good(self.lifetimes, began);
-            if let Some(good) = good.as_ref().filter(|_| began < state.due) {
-                return Ok(good.clone());
+            if began < state.due {
+                match (&good, &state.error) {
+                    (Some(good), _) => return Ok(good.clone()),
+                    (None, Some(error)) if error.retry_after().is_some() => return Err(error.clone()),
+                    _ => {}
+                }
             }
-            if !std::mem::replace(&mut state.is_refreshing, true) {
+            let since = *state.refreshing_since.get_or_insert_with(|| {
                 let refresh = Refresh { entry: entry.clone(), ttl: self.lifetimes.ttl };
                 tokio::spawn(refresh.run(fetch()));
-            }
-            good.is_some()
+                began
+            });
+            // Later callers have waited as long as the first.
+            let waited = began.saturating_duration_since(since);
+            if good.is_some() { MAX_REFRESH_WAIT.saturating_sub(waited) } else { Duration::MAX }
         };
-        let limit = if has_good { MAX_REFRESH_WAIT } else { Duration::MAX };
         // The sender is in the entry, so only the limit can end the waiting early.
         let _ = timeout(limit, refreshes.changed()).await;
         entry.state().result(self.lifetimes, began)
@@ -154,7 +165,7 @@ impl<T> Refresh<T> {
 
 impl<T> Drop for Refresh<T> {
     fn drop(&mut self) {
-        self.entry.state().is_refreshing = false;
+        self.entry.state().refreshing_since = None;
         self.entry.refreshes.send_modify(|ended| *ended += 1);
     }
 }
@@ -162,7 +173,7 @@ impl<T> Drop for Refresh<T> {
 impl<T> Default for Entry<T> {
     fn default() -> Self {
         let state =
-            State { last_good: None, error: None, failures: 0, due: Instant::now(), is_refreshing: false };
+            State { last_good: None, error: None, failures: 0, due: Instant::now(), refreshing_since: None };
         Self { state: Mutex::new(state), refreshes: watch::Sender::default() }
     }
 }
@@ -203,14 +214,18 @@ impl<T> State<T> {
         match outcome {
             Ok(Aged { value, age }) => {
                 self.last_good = Some(Good { value: Arc::new(value), arrived: now, age });
+                // A registry that answers from memory may be well again soon.
+                let ttl = if age.is_zero() { ttl } else { ttl.min(MAX_STALE_TTL) };
                 (self.error, self.failures, self.due) = (None, 0, deadline_after(now, ttl));
             }
             Err(error) => {
-                let backoff = Backoff { min_delay: ttl, max_delay: ttl.max(MAX_DELAY), factor: 2.0 };
+                let min_delay = ttl.max(MIN_DELAY);
+                let backoff = Backoff { min_delay, max_delay: min_delay.max(MAX_DELAY), factor: 2.0 };
                 self.due = deadline_after(now, backoff.delay(self.failures, error.retry_after()));
                 self.failures = self.failures.saturating_add(1);
-                // A registry that refuses is not away: its earlier response no longer counts.
-                if !error.is_outage() {
+                // A registry that refuses is not away: its earlier response no longer counts. Settings that are wrong for a
+                // moment, such as a token, say nothing about it.
+                if !error.is_outage() && !matches!(error, Error::Config(_)) {
                     self.last_good = None;
                 }
                 self.error = Some(error);

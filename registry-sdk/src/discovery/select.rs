@@ -1,6 +1,7 @@
 //! Selection: the best-ranked healthy agent, with health checks side by side.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use tokio::time::timeout;
@@ -296,8 +297,8 @@ impl Orchestrator {
         skipped: &mut Vec<Skipped>,
     ) -> Option<Candidate> {
         let checks = stream::iter(candidates).map(|agent| async {
-            let verdict = timeout(query.check_timeout, self.check(health_source, &agent)).await;
-            (agent, verdict.unwrap_or(Err(SkipReason::NoAnswer)))
+            let verdict = self.check(health_source, &agent, query.check_timeout).await;
+            (agent, verdict)
         });
         // Checks that need no request are not worth doing ahead.
         let max_concurrent =
@@ -313,25 +314,37 @@ impl Orchestrator {
         None
     }
 
-    async fn check(&self, source: HealthSource, agent: &Candidate) -> Result<(), SkipReason> {
-        let healthy = match source {
+    async fn check(
+        &self,
+        source: HealthSource,
+        agent: &Candidate,
+        limit: Duration,
+    ) -> Result<(), SkipReason> {
+        let is_healthy = match source {
             HealthSource::Search => agent.is_reported_healthy(),
-            HealthSource::Registry => {
-                let health = self.client.check_health(agent.agent_id()).await;
-                health.map_err(|_| SkipReason::NoAnswer)?.is_healthy()
-            }
+            HealthSource::Registry => match self.client.check_health_within(agent.agent_id(), limit).await {
+                Ok(health) => health.is_healthy(),
+                // Its word of a moment ago still counts.
+                Err(error) if error.is_outage() => agent.is_reported_healthy(),
+                Err(_) => return Err(SkipReason::NoAnswer),
+            },
             HealthSource::Agent => {
-                let url = health_url(agent.base_url()).ok_or(SkipReason::NoAnswer)?;
-                let http = self.client.http().for_url(&url).map_err(|_| SkipReason::NoAnswer)?;
-                let answer = http.get(url).send().await.map_err(|_| SkipReason::NoAnswer)?;
-                let is_success = answer.status().is_success();
-                // Some agents answer 200 and say it only in the body.
-                let body = answer.bytes().await.map_err(|_| SkipReason::NoAnswer)?;
-                let health = serde_json::from_slice::<serde_json::Value>(&body).unwrap_or_default();
-                is_success && health["status"] != "unhealthy"
+                let asked = timeout(limit, self.ask_agent(agent)).await;
+                asked.ok().flatten().ok_or(SkipReason::NoAnswer)?
             }
         };
-        if healthy { Ok(()) } else { Err(SkipReason::Unhealthy) }
+        if is_healthy { Ok(()) } else { Err(SkipReason::Unhealthy) }
+    }
+
+    /// Asks an agent itself whether it is healthy. `None` if it does not answer.
+    async fn ask_agent(&self, agent: &Candidate) -> Option<bool> {
+        let url = health_url(agent.base_url())?;
+        let response = self.client.http().for_url(&url).ok()?.get(url).send().await.ok()?;
+        let is_success = response.status().is_success();
+        // Some agents answer 200 and say it only in the body.
+        let body = response.bytes().await.ok()?;
+        let health = serde_json::from_slice::<serde_json::Value>(&body).unwrap_or_default();
+        Some(is_success && health["status"] != "unhealthy")
     }
 
     fn lock_order(&self) -> MutexGuard<'_, Order> {

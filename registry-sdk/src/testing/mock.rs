@@ -28,6 +28,9 @@ use crate::retry::{RetryPolicy, deadline_after};
 /// A body that no registry would send.
 const GARBAGE: &str = "<!doctype html><title>Sign in</title><p>This is not the registry.</p>";
 
+/// How often a stream of events has a comment if there is nothing else to send.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
 /// How often it is looked for missed deadlines while somebody watches.
 const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -262,6 +265,8 @@ impl MockRegistry {
 async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     while let Ok((connection, _)) = listener.accept().await {
+        // Small parts of a stream would wait for the kernel, which knows nothing of a paused clock.
+        let _ = connection.set_nodelay(true);
         let shared = shared.clone();
         connections.spawn(async move {
             let service = service_fn(|request| respond(shared.clone(), request));
@@ -373,24 +378,29 @@ fn response(answer: MockResponse, shared: &Arc<Shared>) -> Response<Body> {
     builder.body(body).unwrap_or_else(|_: hyper::http::Error| Response::new(whole(Vec::new())))
 }
 
-/// The changes after one, as they come, until the streams are cut off.
+/// The changes after one, as they come, and comments while there are none, until the streams are cut off.
 fn follow(
     shared: Arc<Shared>,
     after: u64,
 ) -> impl futures_util::Stream<Item = io::Result<Frame<Bytes>>> + Send + Sync {
-    let (seen, cuts) = (shared.request_log.subscribe(), shared.cuts.subscribe());
-    stream::unfold((shared, after, seen, cuts), |(shared, after, mut seen, mut cuts)| async move {
+    let (log, cuts) = (shared.request_log.subscribe(), shared.cuts.subscribe());
+    stream::unfold((shared, after, log, cuts), |(shared, after, mut log, mut cuts)| async move {
+        let comment_due = Instant::now() + KEEP_ALIVE_INTERVAL;
         loop {
             let (news, last) = shared.lock().state.log().after(after);
             if !news.is_empty() {
-                return Some((Ok(Frame::data(Bytes::from(news))), (shared, last, seen, cuts)));
+                return Some((Ok(Frame::data(Bytes::from(news))), (shared, last, log, cuts)));
+            }
+            if Instant::now() >= comment_due {
+                let comment = Frame::data(Bytes::from_static(b": keep-alive\n\n"));
+                return Some((Ok(comment), (shared, last, log, cuts)));
             }
             tokio::select! {
                 // Only requests change anything, or time does.
-                _ = seen.changed() => {}
+                _ = log.changed() => {}
                 () = sleep(EXPIRY_CHECK_INTERVAL) => {}
                 _ = cuts.changed() => {
-                    return Some((Err(io::Error::other("cut off on purpose")), (shared, last, seen, cuts)));
+                    return Some((Err(io::Error::other("cut off on purpose")), (shared, last, log, cuts)));
                 }
             }
         }

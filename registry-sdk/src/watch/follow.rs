@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use super::event::WatchEvent;
 use super::sse::{Block, Message, Parser};
 use crate::client::{Aged, RegistryClient};
-use crate::contract::{AgentRecord, EventKind, OVERRUN_EVENT, RESET_EVENT};
+use crate::contract::{AgentRecord, AgentStatus, EventKind, OVERRUN_EVENT, RESET_EVENT};
 use crate::error::Error;
 use crate::query::ListQuery;
 use crate::retry::Backoff;
@@ -41,7 +41,9 @@ pub(super) async fn run(client: RegistryClient, events: mpsc::Sender<WatchEvent>
             Disconnect::ReceiverDropped => return,
             Disconnect::Lost => BACKOFF.delay(0, None),
             Disconnect::Failed(error) => {
-                let is_final = error.is_refused() || matches!(error, Error::Unsupported { .. });
+                let is_refused = error.is_refused() || matches!(error, Error::Unsupported { .. });
+                // Perhaps it was the id that was refused.
+                let is_final = is_refused && follower.last_id.take().is_none();
                 if follower.interrupted(&error).await.is_err() || is_final {
                     return;
                 }
@@ -55,7 +57,7 @@ pub(super) async fn run(client: RegistryClient, events: mpsc::Sender<WatchEvent>
 
 /// Why a connection is not followed any more.
 enum Disconnect {
-    /// It was closed, or said nothing for too long.
+    /// It was closed.
     Lost,
     Failed(Error),
     ReceiverDropped,
@@ -89,14 +91,22 @@ struct Follower {
 impl Follower {
     /// Follows one connection to its end.
     async fn follow(&mut self) -> Result<Infallible, Disconnect> {
-        let mut response = self.client.open_events(self.last_id.as_deref()).await?;
+        let (mut response, endpoint) = self.client.open_events(self.last_id.as_deref()).await?;
         // From here on the registry sends every change, so a list that is read now misses none.
         if self.last_id.is_none() {
             self.list().await?;
         }
-        let mut parser = Parser::default();
+        let (mut parser, mut has_spoken) = (Parser::default(), false);
         loop {
-            let bytes = read(&mut response).await?;
+            let bytes = match read(&mut response).await {
+                Ok(bytes) => bytes,
+                // Streams are closed for many reasons. One that was silent, or never said anything, is no good.
+                Err(Lost { was_silent, .. }) if has_spoken && !was_silent => return Err(Disconnect::Lost),
+                Err(Lost { detail, .. }) => {
+                    self.client.stream_failed(endpoint);
+                    return Err(invalid_stream(detail));
+                }
+            };
             let blocks =
                 parser.push(bytes.as_ref()).map_err(|_| invalid_stream("an event of it does not end"))?;
             for block in blocks {
@@ -105,7 +115,7 @@ impl Follower {
                     self.is_interrupted = false;
                     self.events.send(WatchEvent::Resumed).await?;
                 }
-                self.failures = 0;
+                (self.failures, has_spoken) = (0, true);
                 match block {
                     Block::KeepAlive => {}
                     Block::Message(_) if is_reset => self.list().await?,
@@ -143,11 +153,18 @@ impl Follower {
         }
         // Kinds of a later time say nothing here.
         let Ok(kind) = message.event.parse::<EventKind>() else { return Ok(()) };
-        let agent: AgentRecord = match serde_json::from_str(&message.data) {
-            Ok(agent) => agent,
-            Err(error) => {
-                tracing::warn!(event = message.event, %error, "skipped an event that cannot be read");
-                return Ok(());
+        let agent: AgentRecord = match (serde_json::from_str(&message.data), identity(&message.data)) {
+            (Ok(agent), _) => agent,
+            // A removed agent is known by its id alone.
+            (Err(_), Some(agent_id)) if kind == EventKind::Deregistered => {
+                AgentRecord::new(agent_id, AgentStatus::Offline)
+            }
+            (Err(error), _) => {
+                tracing::warn!(
+                    event = message.event, %error,
+                    "skipped an event that cannot be read, listing all agents anew"
+                );
+                return self.list().await;
             }
         };
         if self.is_listed(&agent) {
@@ -184,15 +201,27 @@ impl Follower {
     }
 }
 
-async fn read(response: &mut Response) -> Result<impl AsRef<[u8]>, Disconnect> {
+/// How a connection ended.
+struct Lost {
+    was_silent: bool,
+    detail: &'static str,
+}
+
+async fn read(response: &mut Response) -> Result<impl AsRef<[u8]>, Lost> {
     match timeout(SILENCE_TIMEOUT, response.chunk()).await {
         Ok(Ok(Some(bytes))) => Ok(bytes),
-        // Closed, broken off, or silent: all the same.
-        _ => Err(Disconnect::Lost),
+        Ok(_) => Err(Lost { was_silent: false, detail: "it ended before its first event" }),
+        Err(_) => Err(Lost { was_silent: true, detail: "it was silent for too long" }),
     }
 }
 
 fn invalid_stream(why: impl std::fmt::Display) -> Disconnect {
     let detail = format!("the event stream cannot be read: {why}");
     Error::InvalidResponse { status: 200, detail }.into()
+}
+
+/// Whose record it is, although it cannot be read.
+fn identity(record: &str) -> Option<String> {
+    let record: serde_json::Value = serde_json::from_str(record).ok()?;
+    record["agent_id"].as_str().map(str::to_owned)
 }

@@ -144,3 +144,11 @@ bUiKDjdnMA8GA1UdEwEB/wQFMAMBAf8wCgYIKoZIzj0EAwIDRwAwRAIgXHvWhaLa\n\
 BX8gO6Uyn856gQxwOeoCsWoEZmwV87+sa9MCIHw3ZQcs7jd0sLI083uUts1z7QvP\n\
 CoSK5FzfKZ3RycUx\n\
 -----END CERTIFICATE-----";
+
+/// The client may have another implementation of TLS: it is taken as it is.
+#[cfg(not(feature = "tls"))]
+#[test]
+fn an_http_client_of_ones_own_may_speak_tls_without_the_feature() {
+    let own = reqwest::Client::new();
+    RegistryClient::builder("https://registry:8009").http_client(own).build().unwrap();
+}

@@ -5,6 +5,8 @@
 mod agent;
 #[cfg(feature = "cache")]
 mod cache;
+#[cfg(all(feature = "cache", feature = "testing"))]
+mod cache_outages;
 #[cfg(feature = "testing")]
 mod calls;
 mod client;
@@ -25,10 +27,16 @@ mod minimal;
 #[cfg(feature = "testing")]
 mod monitor;
 mod network;
+#[cfg(all(feature = "cache", feature = "testing"))]
+mod odd_answers;
+#[cfg(all(feature = "cache", feature = "testing"))]
+mod odd_registries;
 #[cfg(feature = "testing")]
 mod orchestrate;
 #[cfg(feature = "testing")]
 mod ownership;
+#[cfg(all(feature = "cache", feature = "testing"))]
+mod partial_outages;
 #[cfg(feature = "testing")]
 mod reconcile;
 mod run;

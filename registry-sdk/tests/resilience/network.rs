@@ -30,8 +30,12 @@ async fn a_first_endpoint_that_hangs_costs_one_attempt_and_no_call() {
 async fn an_endpoint_that_failed_is_tried_again_by_one_call_at_a_time() {
     let (first, _second, client) = pair(Reply::Hang).await;
     client.heartbeat("a").await.unwrap();
-    for round in 2..5 {
-        sleep(Duration::from_millis(30_500)).await;
+    // It is left alone for twice as long each time, up to five minutes.
+    for (round, pause) in (2..).zip([30, 60, 120, 240, 300, 300]) {
+        sleep(Duration::from_millis(pause * 1_000 - 500)).await;
+        client.heartbeat("a").await.unwrap();
+        assert_eq!(first.arrived().len(), round - 1, "after {pause} s");
+        sleep(Duration::from_secs(1)).await;
         let calls: Vec<_> = (0..50)
             .map(|_| {
                 let client = client.clone();

@@ -30,6 +30,12 @@ pub(crate) enum Reply {
     Truncated,
     /// Closes without a word.
     Close,
+    /// These bytes, and nothing more on a connection that stays open.
+    #[cfg(all(feature = "cache", feature = "testing"))]
+    Stall(&'static str),
+    /// These bytes, and closes.
+    #[cfg(all(feature = "cache", feature = "testing"))]
+    Raw(&'static str),
 }
 
 /// One request, as it arrived.
@@ -134,6 +140,17 @@ async fn serve(
                 return;
             }
             Reply::Close => return,
+            #[cfg(all(feature = "cache", feature = "testing"))]
+            Reply::Stall(bytes) => {
+                let _ = connection.write_all(bytes.as_bytes()).await;
+                std::future::pending::<()>().await;
+                return;
+            }
+            #[cfg(all(feature = "cache", feature = "testing"))]
+            Reply::Raw(bytes) => {
+                let _ = connection.write_all(bytes.as_bytes()).await;
+                return;
+            }
         };
         if connection.write_all(text.as_bytes()).await.is_err() {
             return;
