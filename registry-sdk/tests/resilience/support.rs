@@ -70,6 +70,7 @@ impl Server {
         let connections = Arc::<AtomicUsize>::default();
         let (script, log, accepted) = (Arc::new(script), arrived.clone(), connections.clone());
         let mut tasks = JoinSet::new();
+        tasks.spawn(let_the_kernel_deliver());
         tasks.spawn(async move {
             let mut serving = JoinSet::new();
             while let Ok((connection, _)) = listener.accept().await {
@@ -190,6 +191,16 @@ pub(crate) fn nobody() -> (TcpSocket, String) {
     (socket, url)
 }
 
+/// Keeps a paused clock from running away. It jumps to the next timer whenever no task can go on, also while bytes are on their
+/// way through the kernel; and on a busy machine the kernel may take some milliseconds to deliver them. Only for a minute:
+/// tests of a longer time have many chances.
+async fn let_the_kernel_deliver() {
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// The agent `a` of a server, with a declared interval.
 pub(crate) fn agent(server: &Server, interval: Duration) -> Agent {
     agent_of(RegistryClient::new(server.url()).unwrap(), interval)
@@ -197,6 +208,9 @@ pub(crate) fn agent(server: &Server, interval: Duration) -> Agent {
 
 /// The same, with a client of the test's own.
 pub(crate) fn agent_of(client: RegistryClient, interval: Duration) -> Agent {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(let_the_kernel_deliver());
+    }
     Agent::new(client, Registration::new("a", "Agent", "http://agent:8000").heartbeat_interval(interval))
 }
 
