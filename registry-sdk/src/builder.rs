@@ -20,19 +20,11 @@ pub struct RegistryClientBuilder {
     timeout: Duration,
     connect_timeout: Duration,
     credentials: Option<Credentials>,
-    proxy: Proxy,
+    proxy: Result<ProxySetting, Error>,
     #[cfg(feature = "tls")]
-    certificates: Certificates,
+    certificates: Result<Certificates, Error>,
     http_client: Option<reqwest::Client>,
     retry: RetryPolicy,
-}
-
-/// The proxy that a builder was given.
-#[derive(Clone)]
-enum Proxy {
-    Environment,
-    None,
-    Url(String),
 }
 
 impl fmt::Debug for RegistryClientBuilder {
@@ -85,14 +77,14 @@ impl RegistryClientBuilder {
     /// the exceptions of `NO_PROXY`.
     #[must_use]
     pub fn proxy(mut self, url: impl Into<String>) -> Self {
-        self.proxy = Proxy::Url(url.into());
+        self.proxy = ProxySetting::fixed(&url.into());
         self
     }
 
     /// Uses no proxy, whatever the environment says.
     #[must_use]
     pub fn no_proxy(mut self) -> Self {
-        self.proxy = Proxy::None;
+        self.proxy = Ok(ProxySetting::None);
         self
     }
 
@@ -101,7 +93,7 @@ impl RegistryClientBuilder {
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.certificates.roots.push(pem.into());
+        self.certificates = self.certificates.and_then(|known| known.root(&pem.into()));
         self
     }
 
@@ -109,7 +101,7 @@ impl RegistryClientBuilder {
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn client_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.certificates.own = Some(pem.into());
+        self.certificates = self.certificates.and_then(|known| known.own(&pem.into()));
         self
     }
 
@@ -136,18 +128,11 @@ impl RegistryClientBuilder {
         // A client of the user's own may have TLS of another kind.
         let has_tls = cfg!(feature = "tls") || self.http_client.is_some();
         let endpoints = Endpoints::parse(&self.url, has_tls)?;
-        let proxy = match self.proxy {
-            Proxy::Environment => ProxySetting::Environment,
-            Proxy::None => ProxySetting::None,
-            Proxy::Url(url) => ProxySetting::fixed(&url)?,
-        };
-        #[cfg(feature = "tls")]
-        self.certificates.check()?;
         let http = HttpClients::new(HttpSettings {
             connect_timeout: self.connect_timeout.min(self.timeout / 2),
-            proxy,
+            proxy: self.proxy?,
             #[cfg(feature = "tls")]
-            certificates: self.certificates,
+            certificates: self.certificates?,
             client: self.http_client,
         });
         // Whatever is wrong with the settings shows now.
@@ -178,9 +163,9 @@ impl RegistryClient {
             timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(2),
             credentials: None,
-            proxy: Proxy::Environment,
+            proxy: Ok(ProxySetting::Environment),
             #[cfg(feature = "tls")]
-            certificates: Certificates::default(),
+            certificates: Ok(Certificates::default()),
             http_client: None,
             retry: RetryPolicy::discovery(),
         }

@@ -51,10 +51,6 @@ impl RegistryClient {
         Self { transport: self.transport.clone(), retry: policy }
     }
 
-    pub(crate) fn retry_policy(&self) -> RetryPolicy {
-        self.retry.clone()
-    }
-
     /// Registers an agent, or updates its registration. Counts as a heartbeat.
     ///
     /// # Errors

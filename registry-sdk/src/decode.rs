@@ -76,7 +76,7 @@ pub(crate) fn list<T: DeserializeOwned>(response: &ApiResponse) -> Result<Vec<T>
         match serde_json::from_str(item.get()) {
             Ok(record) => records.push(record),
             Err(error) => {
-                let agent_id = serde_json::from_str::<Identity>(item.get()).unwrap_or_default().agent_id;
+                let agent_id = agent_id(item.get());
                 tracing::warn!(agent_id, %error, "skipped a record that cannot be read");
                 last_error = Some(error);
             }
@@ -88,10 +88,13 @@ pub(crate) fn list<T: DeserializeOwned>(response: &ApiResponse) -> Result<Vec<T>
     }
 }
 
-/// All that is read of a record that cannot be read.
-#[derive(Default, Deserialize)]
-struct Identity {
-    agent_id: String,
+/// Whose record it is, although the record cannot be read.
+pub(crate) fn agent_id(record: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Identity {
+        agent_id: String,
+    }
+    serde_json::from_str(record).ok().map(|Identity { agent_id }| agent_id)
 }
 
 fn items(response: &ApiResponse) -> Result<Vec<&RawValue>, Error> {

@@ -26,7 +26,7 @@ pub(crate) struct Endpoints {
     states: Arc<Mutex<Vec<State>>>,
 }
 
-/// What is known of one endpoint.
+/// State of one endpoint.
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
     /// When it last failed. `None` if it has answered since.

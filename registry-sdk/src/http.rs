@@ -1,7 +1,7 @@
 //! The HTTP clients below the transport: how they are set up, and when they are replaced.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -87,12 +87,12 @@ impl HttpClients {
         if let Some(client) = &self.settings.client {
             return Ok(client.clone());
         }
-        let (is_https, is_loopback) = (url.scheme() == "https", is_loopback(url));
-        let mut made = self.slot(url).lock().unwrap_or_else(PoisonError::into_inner);
+        let needs = Needs::of(url);
+        let mut made = self.made(needs);
         if let Some(made) = made.as_ref().filter(|made| made.is_current()) {
             return Ok(made.client.clone());
         }
-        let client = match (self.settings.build(is_https, is_loopback), made.as_ref()) {
+        let client = match (self.settings.build(needs), made.as_ref()) {
             (Ok(client), _) => client,
             // Perhaps the certificates are just being replaced.
             (Err(error), Some(made)) => {
@@ -107,15 +107,28 @@ impl HttpClients {
 
     /// Makes new connections for the next request to a URL, because the last one failed.
     pub(crate) fn renew(&self, url: &Url) {
-        let mut made = self.slot(url).lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(made) = made.as_mut() {
+        if let Some(made) = &mut *self.made(Needs::of(url)) {
             made.has_failed = true;
         }
     }
 
-    fn slot(&self, url: &Url) -> &Mutex<Option<Made>> {
-        let index = usize::from(url.scheme() == "https") + 2 * usize::from(is_loopback(url));
-        &self.made[index]
+    fn made(&self, Needs { tls, proxy }: Needs) -> MutexGuard<'_, Option<Made>> {
+        let index = usize::from(tls) + 2 * usize::from(proxy);
+        self.made[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What requests to a URL need of their client.
+#[derive(Clone, Copy)]
+struct Needs {
+    tls: bool,
+    /// Whether they may go through a proxy.
+    proxy: bool,
+}
+
+impl Needs {
+    fn of(url: &Url) -> Self {
+        Self { tls: url.scheme() == "https", proxy: !is_loopback(url) }
     }
 }
 
@@ -127,34 +140,23 @@ impl Made {
 }
 
 impl HttpSettings {
-    #[cfg(feature = "tls")]
-    fn tls(&self, builder: reqwest::ClientBuilder, is_https: bool) -> Result<reqwest::ClientBuilder, Error> {
-        if is_https {
-            self.certificates.add_to(builder)
-        } else {
-            // Trusting nobody spares reading the system's certificates.
-            Ok(builder.tls_certs_only([]))
-        }
-    }
-
-    #[cfg(not(feature = "tls"))]
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "as with TLS")]
-    fn tls(&self, builder: reqwest::ClientBuilder, _: bool) -> Result<reqwest::ClientBuilder, Error> {
-        Ok(builder)
-    }
-
-    fn build(&self, is_https: bool, is_loopback: bool) -> Result<reqwest::Client, Error> {
+    fn build(&self, needs: Needs) -> Result<reqwest::Client, Error> {
         let mut builder = reqwest::Client::builder()
             .connect_timeout(self.connect_timeout)
             .pool_idle_timeout(MAX_IDLE)
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("registry-sdk/", env!("CARGO_PKG_VERSION")));
         builder = match &self.proxy {
-            ProxySetting::Environment if !is_loopback => builder,
-            ProxySetting::Fixed(proxy) if !is_loopback => builder.proxy((**proxy).clone()),
+            ProxySetting::Environment if needs.proxy => builder,
+            ProxySetting::Fixed(proxy) if needs.proxy => builder.proxy((**proxy).clone()),
             _ => builder.no_proxy(),
         };
-        self.tls(builder, is_https)?.build().map_err(|error| {
+        #[cfg(feature = "tls")]
+        {
+            // Trusting nobody spares reading the system's certificates.
+            builder = if needs.tls { self.certificates.add_to(builder) } else { builder.tls_certs_only([]) };
+        }
+        builder.build().map_err(|error| {
             let causes = with_causes(&error.without_url());
             Error::Config(format!("the HTTP client cannot be set up: {causes}"))
         })

@@ -111,6 +111,7 @@ pub(crate) fn failure(status: StatusCode, response: &ApiResponse, kind: Kind) ->
     let Refusal { detail, title, errors: fields, owner } = problem.unwrap_or_default();
     let detail = shorten(detail.or(title).unwrap_or_else(|| plain_detail(&response.body)));
     let code = status.as_u16();
+    // A server without the operation knows no such path, and does not say it as ours does.
     if let Kind::Optional(operation) = kind
         && (matches!(code, 405 | 501) || code == 404 && !is_own)
     {
@@ -134,7 +135,6 @@ fn is_not_found(kind: Kind, is_own: bool, body: &[u8]) -> bool {
     match kind {
         Kind::Heartbeat => true,
         Kind::OfAgent => is_own || is_json,
-        // Where the operation is missing, a server knows no such path, and does not say it as ours does.
         Kind::Optional(_) => is_own,
         Kind::Record | Kind::List => false,
     }

@@ -42,7 +42,7 @@ impl Backoff {
     }
 }
 
-/// How a call is repeated where that is safe and useful: after a failed connection, a timeout, and the
+/// How calls are repeated, if that is safe and useful: after a failed connection, a timeout, and the
 /// statuses 408, 425, 429, 500, 502, 503 and 504.
 ///
 /// Delays grow by a factor, each is drawn at random between nothing and its maximum ("full jitter"), and a `Retry-After` is

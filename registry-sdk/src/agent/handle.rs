@@ -14,7 +14,7 @@ use crate::contract::{AgentRecord, AgentStatus, Capability, Registration, limits
 use crate::error::Error;
 use crate::retry::RetryPolicy;
 
-/// How long [`Agent::shutdown`] may take unless told otherwise.
+/// Default time limit of [`Agent::shutdown`].
 pub(super) const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 
 /// An agent, as its registry sees it: a [`RegistryClient`] with an identity.
@@ -110,7 +110,7 @@ impl Agent {
     /// Whatever kept it from registering. Once heartbeats are started, the agent goes on trying.
     /// [`Error::Superseded`] if a younger process owns the id.
     pub async fn register(&self) -> Result<AgentRecord, Error> {
-        self.register_by(&self.shared().client.retry_policy()).await
+        self.register_by(&self.shared().client.retry).await
     }
 
     async fn register_by(&self, policy: &RetryPolicy) -> Result<AgentRecord, Error> {
@@ -174,7 +174,7 @@ impl Agent {
     pub async fn update_status(&self, status: AgentStatus) -> Result<(), Error> {
         status.check_known()?;
         self.set_status(status);
-        self.shared().call(Wants::Status, &self.shared().client.retry_policy()).await.map(|_| ())
+        self.shared().call(Wants::Status, &self.shared().client.retry).await.map(|_| ())
     }
 
     /// Sets the agent's status without a request of its own: the next heartbeat carries it. [`AgentStatus::Unknown`], which
@@ -209,7 +209,7 @@ impl Agent {
         self.shared().tasks.clone()
     }
 
-    /// Id that tells this process apart from others with the same agent id: random, unless the registration names one.
+    /// Id of this process among others with the same agent id: random, unless the registration names one.
     #[must_use]
     pub fn instance_id(&self) -> &str {
         &self.shared().instance_id

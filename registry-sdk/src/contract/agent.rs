@@ -29,14 +29,11 @@ pub enum AgentStatus {
     Unknown(UnknownWord),
 }
 
-words!(AgentStatus: Active = "active", Busy = "busy", Offline = "offline");
+words!(AgentStatus "Whether an agent takes work, in the order that a search prefers.": Active = "active", Busy = "busy", Offline = "offline");
 
 impl AgentStatus {
     /// All that this version knows, in the order in which a search prefers them.
     pub const ALL: [Self; 3] = [Self::Active, Self::Busy, Self::Offline];
-
-    #[cfg(feature = "openapi")]
-    const DESCRIPTION: &str = "Whether an agent takes work, in the order that a search prefers.";
 
     /// Whether this version knows it.
     #[must_use]
@@ -57,12 +54,7 @@ impl AgentStatus {
         matches!(self, Self::Active | Self::Busy)
     }
 
-    /// Reads a status of any server, also one that is not known yet.
-    pub(super) fn tolerant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self::of_word(&Cow::<str>::deserialize(deserializer)?))
-    }
-
-    /// The same for a field that may be absent or `null`.
+    /// [`AgentStatus::tolerant`] for a field that may be absent or `null`.
     pub(super) fn tolerant_option<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<Self>, D::Error> {

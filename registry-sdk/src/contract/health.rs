@@ -23,16 +23,11 @@ pub enum HealthStatus {
     Unknown(UnknownWord),
 }
 
-words!(HealthStatus: Healthy = "healthy", Unhealthy = "unhealthy");
-
-impl HealthStatus {
-    #[cfg(feature = "openapi")]
-    const DESCRIPTION: &str = "The health of an agent or of the registry.";
-}
+words!(HealthStatus "The health of an agent or of the registry.": Healthy = "healthy", Unhealthy = "unhealthy");
 
 impl<'de> Deserialize<'de> for HealthStatus {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self::of_word(&Cow::<str>::deserialize(deserializer)?))
+        Self::tolerant(deserializer)
     }
 }
 
@@ -50,16 +45,11 @@ pub enum UnhealthyReason {
     Unknown(UnknownWord),
 }
 
-words!(UnhealthyReason: Offline = "offline", HeartbeatMissed = "heartbeat_missed", ProbeFailed = "probe_failed");
-
-impl UnhealthyReason {
-    #[cfg(feature = "openapi")]
-    const DESCRIPTION: &str = "The reason why an agent is unhealthy.";
-}
+words!(UnhealthyReason "The reason why an agent is unhealthy.": Offline = "offline", HeartbeatMissed = "heartbeat_missed", ProbeFailed = "probe_failed");
 
 impl<'de> Deserialize<'de> for UnhealthyReason {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self::of_word(&Cow::<str>::deserialize(deserializer)?))
+        Self::tolerant(deserializer)
     }
 }
 

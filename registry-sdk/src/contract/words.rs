@@ -55,7 +55,7 @@ pub(crate) fn cut(text: &str, bytes: usize) -> &str {
 
 /// The words of an enum with a variant `Unknown`: how they are written, and read by whoever takes later ones, too.
 macro_rules! words {
-    ($name:ident: $($variant:ident = $word:literal),+) => {
+    ($name:ident $description:literal: $($variant:ident = $word:literal),+) => {
         impl $name {
             /// The word on the wire.
             #[must_use]
@@ -72,6 +72,11 @@ macro_rules! words {
                     $($word => Self::$variant,)+
                     _ => Self::Unknown(UnknownWord::new(word)),
                 }
+            }
+
+            /// Reads a word of any server, also one that is not known yet.
+            pub(super) fn tolerant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Ok(Self::of_word(&Cow::<str>::deserialize(deserializer)?))
             }
         }
 
@@ -92,7 +97,7 @@ macro_rules! words {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
                 let words = utoipa::openapi::schema::ObjectBuilder::new()
                     .schema_type(utoipa::openapi::schema::Type::String)
-                    .description(Some(Self::DESCRIPTION))
+                    .description(Some($description))
                     .enum_values(Some([$($word),+]));
                 words.into()
             }

@@ -25,7 +25,7 @@ pub struct Rank<'a> {
     pub status: AgentStatus,
     /// When the agent was last heard of.
     pub last_heartbeat: Option<Timestamp>,
-    /// Who it is.
+    /// The agent's id.
     pub agent_id: &'a str,
 }
 

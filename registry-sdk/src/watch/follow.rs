@@ -13,6 +13,7 @@ use super::event::WatchEvent;
 use super::sse::{Block, Message, Parser};
 use crate::client::{Aged, RegistryClient};
 use crate::contract::{AgentRecord, AgentStatus, EventKind, OVERRUN_EVENT, RESET_EVENT};
+use crate::decode;
 use crate::error::Error;
 use crate::query::ListQuery;
 use crate::retry::Backoff;
@@ -132,7 +133,7 @@ impl Follower {
     async fn list(&mut self) -> Result<(), Disconnect> {
         self.last_id = None;
         let Aged { value: page, age } = self.client.list_with_age(ListQuery::all()).await?;
-        // A list from memory is nothing new to those that were told of the outage.
+        // If the outage was reported already, a list from memory adds nothing.
         if age.is_zero() || !(self.is_interrupted && self.has_listed) {
             let revision = |agent: &AgentRecord| Some((agent.agent_id.clone(), agent.revision?));
             self.listed = page.agents.iter().filter_map(revision).collect();
@@ -153,18 +154,20 @@ impl Follower {
         }
         // Kinds of a later time say nothing here.
         let Ok(kind) = message.event.parse::<EventKind>() else { return Ok(()) };
-        let agent: AgentRecord = match (serde_json::from_str(&message.data), identity(&message.data)) {
-            (Ok(agent), _) => agent,
-            // A removed agent is known by its id alone.
-            (Err(_), Some(agent_id)) if kind == EventKind::Deregistered => {
+        let agent: AgentRecord = match serde_json::from_str(&message.data) {
+            Ok(agent) => agent,
+            Err(error) => {
+                // A removed agent is known by its id alone.
+                let removed =
+                    (kind == EventKind::Deregistered).then(|| decode::agent_id(&message.data)).flatten();
+                let Some(agent_id) = removed else {
+                    tracing::warn!(
+                        event = message.event, %error,
+                        "skipped an event that cannot be read, listing all agents anew"
+                    );
+                    return self.list().await;
+                };
                 AgentRecord::new(agent_id, AgentStatus::Offline)
-            }
-            (Err(error), _) => {
-                tracing::warn!(
-                    event = message.event, %error,
-                    "skipped an event that cannot be read, listing all agents anew"
-                );
-                return self.list().await;
             }
         };
         if self.is_listed(&agent) {
@@ -218,10 +221,4 @@ async fn read(response: &mut Response) -> Result<impl AsRef<[u8]>, Lost> {
 fn invalid_stream(why: impl std::fmt::Display) -> Disconnect {
     let detail = format!("the event stream cannot be read: {why}");
     Error::InvalidResponse { status: 200, detail }.into()
-}
-
-/// Whose record it is, although it cannot be read.
-fn identity(record: &str) -> Option<String> {
-    let record: serde_json::Value = serde_json::from_str(record).ok()?;
-    record["agent_id"].as_str().map(str::to_owned)
 }

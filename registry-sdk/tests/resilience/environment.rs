@@ -21,6 +21,19 @@ fn run(test: &str, variables: &[(&str, &str)]) {
     assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
 }
 
+/// Runs an ignored test whose environment names a proxy, which is returned with what it was asked.
+async fn run_beside_a_proxy(test: &'static str, variables: &'static [&'static str]) -> Server {
+    let proxy = Server::start(|_, _| ACK).await;
+    let url = proxy.url();
+    tokio::task::spawn_blocking(move || {
+        let variables: Vec<_> = variables.iter().map(|name| (*name, url.as_str())).collect();
+        run(test, &variables);
+    })
+    .await
+    .unwrap();
+    proxy
+}
+
 /// A registry name that nobody can resolve, so only a proxy reaches it.
 const ELSEWHERE: &str = "http://registry.invalid:8009";
 
@@ -30,13 +43,7 @@ fn client(url: &str) -> RegistryClient {
 
 #[tokio::test]
 async fn loopback_addresses_never_go_through_a_proxy() {
-    let proxy = Server::start(|_, _| ACK).await;
-    let url = proxy.url();
-    tokio::task::spawn_blocking(move || {
-        run("reaches_loopback", &[("HTTP_PROXY", &url), ("ALL_PROXY", &url)]);
-    })
-    .await
-    .unwrap();
+    let proxy = run_beside_a_proxy("reaches_loopback", &["HTTP_PROXY", "ALL_PROXY"]).await;
     assert!(proxy.arrived().is_empty(), "{:?}", proxy.arrived());
 }
 
@@ -57,13 +64,7 @@ async fn reaches_loopback() {
 
 #[tokio::test]
 async fn other_addresses_go_through_the_proxy_of_the_environment() {
-    let proxy = Server::start(|_, _| ACK).await;
-    let url = proxy.url();
-    tokio::task::spawn_blocking(move || {
-        run("reaches_elsewhere", &[("HTTP_PROXY", &url)]);
-    })
-    .await
-    .unwrap();
+    let proxy = run_beside_a_proxy("reaches_elsewhere", &["HTTP_PROXY"]).await;
     assert_eq!(proxy.arrived()[0].what, "POST http://registry.invalid:8009/agents/a/heartbeat");
 }
 
@@ -75,13 +76,7 @@ async fn reaches_elsewhere() {
 
 #[tokio::test]
 async fn no_proxy_means_none_whatever_the_environment_says() {
-    let proxy = Server::start(|_, _| ACK).await;
-    let url = proxy.url();
-    tokio::task::spawn_blocking(move || {
-        run("uses_no_proxy", &[("HTTP_PROXY", &url)]);
-    })
-    .await
-    .unwrap();
+    let proxy = run_beside_a_proxy("uses_no_proxy", &["HTTP_PROXY"]).await;
     assert!(proxy.arrived().is_empty());
 }
 

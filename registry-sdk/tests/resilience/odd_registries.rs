@@ -209,7 +209,6 @@ async fn heads_of_event_streams_do_not_keep_an_endpoint_up_that_stalls() {
     assert!(slow <= 25, "{slow} of 120 calls were slow");
 }
 
-/// The watch is told to wait, and to wait no longer than that.
 #[tokio::test(start_paused = true)]
 async fn a_last_event_id_that_the_registry_does_not_take_is_forgotten() {
     let server = Server::start(|what, before| match (what, before) {

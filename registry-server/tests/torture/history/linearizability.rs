@@ -183,7 +183,7 @@ mod tests {
         }
     }
 
-    fn at_once(operations: &[(Op, u32)]) -> History<Number> {
+    fn concurrent(operations: &[(Op, u32)]) -> History<Number> {
         let mut history = History::default();
         add_at_once(&mut history, operations);
         history
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(verdict(&one_by_one(&[(Write(3), 3), (Increment, 4), (Read, 4)])), Verdict::Linearizable);
         // Answered in another order than the one that explains them.
         assert_eq!(
-            verdict(&at_once(&[(Read, 8), (Read, 7), (Increment, 8), (Write(7), 7)])),
+            verdict(&concurrent(&[(Read, 8), (Read, 7), (Increment, 8), (Write(7), 7)])),
             Verdict::Linearizable
         );
     }
@@ -225,8 +225,8 @@ mod tests {
 
     #[test]
     fn lost_update_is_found() {
-        assert_eq!(verdict(&at_once(&[(Increment, 1), (Increment, 2)])), Verdict::Linearizable);
-        assert_eq!(verdict(&at_once(&[(Increment, 1), (Increment, 1)])), Verdict::NotLinearizable);
+        assert_eq!(verdict(&concurrent(&[(Increment, 1), (Increment, 2)])), Verdict::Linearizable);
+        assert_eq!(verdict(&concurrent(&[(Increment, 1), (Increment, 1)])), Verdict::NotLinearizable);
     }
 
     #[test]
@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn number_of_states_is_bounded_where_the_number_of_orders_is_not() {
         let writes: Vec<_> = (1..=12).map(|number| (Write(number), number)).collect();
-        let mut history = at_once(&writes);
+        let mut history = concurrent(&writes);
         add_at_once(&mut history, &[(Read, 99)]);
         let check = history.check(ENOUGH);
         assert_eq!(check.verdict, Verdict::NotLinearizable);
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn reads_at_once_are_tried_in_one_order() {
-        let mut history = at_once(&[(Read, 0); 100]);
+        let mut history = concurrent(&[(Read, 0); 100]);
         add_at_once(&mut history, &[(Read, 99)]);
         let check = history.check(ENOUGH);
         assert_eq!((check.verdict, check.states), (Verdict::NotLinearizable, 101));
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn check_gives_up_past_its_bound() {
         let writes: Vec<_> = (1..=12).map(|number| (Write(number), number)).collect();
-        let mut history = at_once(&writes);
+        let mut history = concurrent(&writes);
         add_at_once(&mut history, &[(Read, 99)]);
         let check = history.check(1_000);
         assert_eq!(check.verdict, Verdict::GaveUp);
