@@ -182,6 +182,8 @@ impl Traffic {
                 }
             });
         }
+        // What is promised of answered registrations needs some, however busy the machine is when the fault comes.
+        eventually("a registration is answered", async || !traffic.registered.lock().is_empty()).await;
         traffic
     }
 
