@@ -2,48 +2,116 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use registry_sdk::contract::{Capability, Registration};
 use registry_sdk::discovery::{Orchestrator, OrchestratorBuilder};
 use registry_sdk::testing::MockRegistry;
+use tokio::task::JoinSet;
 
-use crate::support::{Reply, Server};
+use crate::support::{Arrived, Reply, Server, let_the_kernel_deliver_for};
 
 pub(crate) const WELL: Reply = Reply::Answer(200, "", r#"{"status":"healthy"}"#);
 pub(crate) const ILL: Reply = Reply::Answer(503, "", r#"{"status":"unhealthy"}"#);
+
+/// Agents of a scene send no heartbeats, and live on for the longest of tests.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(86_400);
+
+/// How long the paused clock is kept from running away: see `support`. A test that goes on for longer is over before that
+/// matters.
+const LONGEST_TEST: usize = 3_600;
 
 /// A registry with agents that all can do `work`, and the one server on which they live: each below its id.
 pub(crate) struct Scene {
     pub(crate) registry: MockRegistry,
     pub(crate) agents: Server,
-    /// What an agent answers, whatever it is asked.
-    answers: Arc<Mutex<HashMap<String, Reply>>>,
+    scripts: Arc<Mutex<HashMap<String, Script>>>,
+    _clock: JoinSet<()>,
+}
+
+/// What an agent answers.
+struct Script {
+    /// By the request's method and path, and by how many this agent had before.
+    reply: Box<dyn Fn(&str, usize) -> Reply + Send>,
+    requests: usize,
+}
+
+impl Script {
+    fn new(reply: impl Fn(&str, usize) -> Reply + Send + 'static) -> Self {
+        Self { reply: Box::new(reply), requests: 0 }
+    }
 }
 
 impl Scene {
+    /// A scene of equal agents.
     pub(crate) async fn new(ids: &[&str]) -> Self {
-        let answers = Arc::<Mutex<HashMap<String, Reply>>>::default();
-        let shared = answers.clone();
-        let agents = Server::start(move |what, _| {
-            let id = what.split('/').nth(1).unwrap();
-            shared.lock().unwrap().get(id).cloned().unwrap_or(WELL)
-        })
-        .await;
-        let scene = Self { registry: MockRegistry::start().await, agents, answers };
+        let scene = Self::empty().await;
         for id in ids {
             scene.register(id, Capability::new("work")).await;
         }
         scene
     }
 
-    pub(crate) async fn register(&self, id: &str, capability: Capability) {
-        let registration =
-            Registration::new(id, id, format!("{}/{id}", self.agents.url())).capability(capability);
-        self.registry.client().register(&registration).await.unwrap();
+    /// A scene of up to four agents, each of which matches `work` better than the next.
+    pub(crate) async fn ranked(ids: &[&str]) -> Self {
+        let scene = Self::empty().await;
+        let capabilities = [
+            Capability::new("work"),
+            Capability::new("work_in_part"),
+            Capability::new("other").tag("work"),
+            Capability::new("other").description("may work"),
+        ];
+        assert!(ids.len() <= capabilities.len(), "there are no more ranks than that");
+        for (id, capability) in ids.iter().zip(capabilities) {
+            scene.register(id, capability).await;
+        }
+        scene
     }
 
+    async fn empty() -> Self {
+        let scripts = Arc::<Mutex<HashMap<String, Script>>>::default();
+        let shared = scripts.clone();
+        let agents = Server::start(move |what, _| {
+            let id = what.split('/').nth(1).unwrap();
+            let mut scripts = shared.lock().unwrap();
+            let Some(script) = scripts.get_mut(id) else { return WELL };
+            script.requests += 1;
+            (script.reply)(what, script.requests - 1)
+        })
+        .await;
+        let mut clock = JoinSet::new();
+        clock.spawn(let_the_kernel_deliver_for(LONGEST_TEST));
+        Self { registry: MockRegistry::start().await, agents, scripts, _clock: clock }
+    }
+
+    /// Registers an agent that is well, and says who it is.
+    pub(crate) async fn register(&self, id: &str, capability: Capability) {
+        let registration = Registration::new(id, id, format!("{}/{id}", self.agents.url()))
+            .capability(capability)
+            .heartbeat_interval(HEARTBEAT_INTERVAL);
+        self.registry.client().register(&registration).await.unwrap();
+        self.set_well(id);
+    }
+
+    /// Lets an agent do all that it is asked.
+    pub(crate) fn set_well(&self, id: &str) {
+        self.set(id, Reply::Answer(200, "", format!(r#"{{"status":"healthy","by":"{id}"}}"#).leak()));
+    }
+
+    /// Sets what an agent answers, whatever it is asked.
     pub(crate) fn set(&self, id: &str, reply: Reply) {
-        self.answers.lock().unwrap().insert(id.to_owned(), reply);
+        self.script(id, move |_, _| reply.clone());
+    }
+
+    /// Sets what an agent answers by the request's method and path, and by how many it had since now.
+    pub(crate) fn script(&self, id: &str, reply: impl Fn(&str, usize) -> Reply + Send + 'static) {
+        self.scripts.lock().unwrap().insert(id.to_owned(), Script::new(reply));
+    }
+
+    /// The tasks that arrived at an agent.
+    pub(crate) fn tasks(&self, id: &str) -> Vec<Arrived> {
+        let begin = format!("POST /{id}/");
+        self.agents.arrived().into_iter().filter(|one| one.what.starts_with(&begin)).collect()
     }
 
     pub(crate) fn orchestrator(&self) -> Orchestrator {

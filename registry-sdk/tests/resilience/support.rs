@@ -30,27 +30,64 @@ pub(crate) enum Reply {
     Truncated,
     /// Closes without a word.
     Close,
+    /// A status, and a body that does not end: parts of this size, with a pause before each.
+    #[cfg(feature = "testing")]
+    Endless(u16, usize, Duration),
     /// These bytes, and nothing more on a connection that stays open.
-    #[cfg(all(feature = "cache", feature = "testing"))]
+    #[cfg(feature = "testing")]
     Stall(&'static str),
     /// These bytes, and closes.
     #[cfg(all(feature = "cache", feature = "testing"))]
     Raw(&'static str),
 }
 
+#[cfg(feature = "testing")]
+impl Reply {
+    /// An answer with headers that are known only when the test runs. Their text is never freed.
+    pub(crate) fn with(status: u16, headers: &[(&str, &str)], body: &'static str) -> Self {
+        let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        Self::Answer(status, lines.leak(), body)
+    }
+}
+
+/// At most this much is sent of the bodies that do not end: a reader without a limit fails its test, but does not take all
+/// of the machine's memory.
+#[cfg(feature = "testing")]
+pub(crate) const ENDLESS: usize = 64 * 1024 * 1024;
+
 /// One request, as it arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct Arrived {
     pub(crate) what: String,
+    #[cfg(feature = "testing")]
+    head: String,
     pub(crate) body: String,
     pub(crate) at: Instant,
 }
 
+#[cfg(feature = "testing")]
+impl Arrived {
+    /// The value of a header, whose name is given in lower case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let mut fields = self.head.lines().filter_map(|line| line.split_once(':'));
+        fields.find_map(|(field, value)| field.eq_ignore_ascii_case(name).then(|| value.trim()))
+    }
+}
+
 pub(crate) struct Server {
     address: SocketAddr,
-    arrived: Arc<Mutex<Vec<Arrived>>>,
-    connections: Arc<AtomicUsize>,
+    seen: Arc<Seen>,
     _tasks: JoinSet<()>,
+}
+
+/// What a server remembers.
+#[derive(Default)]
+struct Seen {
+    arrived: Mutex<Vec<Arrived>>,
+    connections: AtomicUsize,
+    /// How many bytes were sent of bodies that do not end.
+    #[cfg(feature = "testing")]
+    endless_bytes: AtomicUsize,
 }
 
 pub(crate) const HEARTBEAT: &str = "POST /agents/a/heartbeat";
@@ -66,19 +103,18 @@ impl Server {
     pub(crate) async fn start(script: impl Fn(&str, usize) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let arrived = Arc::<Mutex<Vec<Arrived>>>::default();
-        let connections = Arc::<AtomicUsize>::default();
-        let (script, log, accepted) = (Arc::new(script), arrived.clone(), connections.clone());
+        let seen = Arc::<Seen>::default();
+        let (script, shared) = (Arc::new(script), seen.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(let_the_kernel_deliver());
         tasks.spawn(async move {
             let mut serving = JoinSet::new();
             while let Ok((connection, _)) = listener.accept().await {
-                accepted.fetch_add(1, Ordering::SeqCst);
-                serving.spawn(serve(connection, script.clone(), log.clone()));
+                shared.connections.fetch_add(1, Ordering::SeqCst);
+                serving.spawn(serve(connection, script.clone(), shared.clone()));
             }
         });
-        Self { address, arrived, connections, _tasks: tasks }
+        Self { address, seen, _tasks: tasks }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -87,11 +123,17 @@ impl Server {
 
     /// Number of connections that were made so far.
     pub(crate) fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
+        self.seen.connections.load(Ordering::SeqCst)
+    }
+
+    /// Number of bytes that were sent of bodies that do not end.
+    #[cfg(feature = "testing")]
+    pub(crate) fn endless_bytes(&self) -> usize {
+        self.seen.endless_bytes.load(Ordering::SeqCst)
     }
 
     pub(crate) fn arrived(&self) -> Vec<Arrived> {
-        self.arrived.lock().unwrap().clone()
+        self.seen.arrived.lock().unwrap().clone()
     }
 
     /// When requests of a kind arrived.
@@ -103,12 +145,13 @@ impl Server {
 async fn serve(
     mut connection: TcpStream,
     script: Arc<impl Fn(&str, usize) -> Reply + Send + Sync + 'static>,
-    log: Arc<Mutex<Vec<Arrived>>>,
+    seen: Arc<Seen>,
 ) {
-    while let Some((what, body)) = read(&mut connection).await {
+    while let Some(request) = read(&mut connection).await {
+        let what = request.what.clone();
         let before = {
-            let mut log = log.lock().unwrap();
-            log.push(Arrived { what: what.clone(), body, at: Instant::now() });
+            let mut log = seen.arrived.lock().unwrap();
+            log.push(request);
             log.len() - 1
         };
         let text = match script(&what, before) {
@@ -141,7 +184,12 @@ async fn serve(
                 return;
             }
             Reply::Close => return,
-            #[cfg(all(feature = "cache", feature = "testing"))]
+            #[cfg(feature = "testing")]
+            Reply::Endless(status, size, pause) => {
+                send_endlessly(&mut connection, status, size, pause, &seen.endless_bytes).await;
+                return;
+            }
+            #[cfg(feature = "testing")]
             Reply::Stall(bytes) => {
                 let _ = connection.write_all(bytes.as_bytes()).await;
                 std::future::pending::<()>().await;
@@ -159,8 +207,30 @@ async fn serve(
     }
 }
 
-/// Reads one request: its method and path, and its body.
-async fn read(connection: &mut TcpStream) -> Option<(String, String)> {
+/// Sends a body of white space, which is the beginning of any JSON, until the reader closes the connection.
+#[cfg(feature = "testing")]
+async fn send_endlessly(
+    connection: &mut TcpStream,
+    status: u16,
+    size: usize,
+    pause: Duration,
+    sent: &AtomicUsize,
+) {
+    let head = format!("HTTP/1.1 {status} x\r\ntransfer-encoding: chunked\r\n\r\n");
+    let part = format!("{size:x}\r\n{}\r\n", " ".repeat(size));
+    let mut written = connection.write_all(head.as_bytes()).await;
+    while written.is_ok() && sent.load(Ordering::SeqCst) < ENDLESS {
+        tokio::time::sleep(pause).await;
+        written = connection.write_all(part.as_bytes()).await;
+        sent.fetch_add(size, Ordering::SeqCst);
+    }
+    if written.is_ok() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Reads one request.
+async fn read(connection: &mut TcpStream) -> Option<Arrived> {
     let mut bytes = Vec::new();
     let head = loop {
         if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -178,9 +248,16 @@ async fn read(connection: &mut TcpStream) -> Option<(String, String)> {
             return None;
         }
     }
-    let line = String::from_utf8_lossy(&bytes[..head]).lines().next()?.to_owned();
-    let what = line.trim_end_matches(" HTTP/1.1").to_owned();
-    Some((what, String::from_utf8_lossy(&bytes[head + 4..head + 4 + length]).into_owned()))
+    let body = String::from_utf8_lossy(&bytes[head + 4..head + 4 + length]).into_owned();
+    let head = String::from_utf8_lossy(&bytes[..head]).into_owned();
+    let what = head.lines().next()?.trim_end_matches(" HTTP/1.1").to_owned();
+    Some(Arrived {
+        what,
+        #[cfg(feature = "testing")]
+        head,
+        body,
+        at: Instant::now(),
+    })
 }
 
 /// A URL at which nobody listens, for as long as the socket is held.
@@ -195,7 +272,11 @@ pub(crate) fn nobody() -> (TcpSocket, String) {
 /// way through the kernel; and on a busy machine the kernel may take some milliseconds to deliver them. Only for a minute:
 /// tests of a longer time have many chances.
 async fn let_the_kernel_deliver() {
-    for _ in 0..60 {
+    let_the_kernel_deliver_for(60).await;
+}
+
+pub(crate) async fn let_the_kernel_deliver_for(seconds: usize) {
+    for _ in 0..seconds {
         tokio::time::sleep(Duration::from_secs(1)).await;
         std::thread::sleep(Duration::from_millis(1));
     }
