@@ -29,18 +29,8 @@ pub(crate) struct Scene {
     _clock: JoinSet<()>,
 }
 
-/// What an agent answers.
-struct Script {
-    /// By the request's method and path, and by how many this agent had before.
-    reply: Box<dyn Fn(&str, usize) -> Reply + Send>,
-    requests: usize,
-}
-
-impl Script {
-    fn new(reply: impl Fn(&str, usize) -> Reply + Send + 'static) -> Self {
-        Self { reply: Box::new(reply), requests: 0 }
-    }
-}
+/// What an agent answers, by the request's method and path.
+type Script = Box<dyn FnMut(&str) -> Reply + Send>;
 
 impl Scene {
     /// A scene of equal agents.
@@ -74,9 +64,7 @@ impl Scene {
         let agents = Server::start(move |what, _| {
             let id = what.split('/').nth(1).unwrap();
             let mut scripts = shared.lock().unwrap();
-            let Some(script) = scripts.get_mut(id) else { return WELL };
-            script.requests += 1;
-            (script.reply)(what, script.requests - 1)
+            scripts.get_mut(id).map_or(WELL, |script| script(what))
         })
         .await;
         let mut clock = JoinSet::new();
@@ -105,7 +93,12 @@ impl Scene {
 
     /// Sets what an agent answers by the request's method and path, and by how many it had since now.
     pub(crate) fn script(&self, id: &str, reply: impl Fn(&str, usize) -> Reply + Send + 'static) {
-        self.scripts.lock().unwrap().insert(id.to_owned(), Script::new(reply));
+        let mut before = 0;
+        let script = move |what: &str| {
+            before += 1;
+            reply(what, before - 1)
+        };
+        self.scripts.lock().unwrap().insert(id.to_owned(), Box::new(script));
     }
 
     /// The tasks that arrived at an agent.

@@ -37,7 +37,7 @@ pub(crate) enum Reply {
     #[cfg(feature = "testing")]
     Stall(&'static str),
     /// These bytes, and closes.
-    #[cfg(all(feature = "cache", feature = "testing"))]
+    #[cfg(feature = "testing")]
     Raw(&'static str),
 }
 
@@ -195,7 +195,7 @@ async fn serve(
                 std::future::pending::<()>().await;
                 return;
             }
-            #[cfg(all(feature = "cache", feature = "testing"))]
+            #[cfg(feature = "testing")]
             Reply::Raw(bytes) => {
                 let _ = connection.write_all(bytes.as_bytes()).await;
                 return;
@@ -275,6 +275,7 @@ async fn let_the_kernel_deliver() {
     let_the_kernel_deliver_for(60).await;
 }
 
+/// The same for as many seconds of the paused clock as a test takes.
 pub(crate) async fn let_the_kernel_deliver_for(seconds: usize) {
     for _ in 0..seconds {
         tokio::time::sleep(Duration::from_secs(1)).await;
