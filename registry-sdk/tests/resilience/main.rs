@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod agent;
+#[cfg(feature = "testing")]
+mod agents;
 #[cfg(feature = "cache")]
 mod cache;
 #[cfg(all(feature = "cache", feature = "testing"))]

@@ -1,0 +1,70 @@
+//! Delegation to agents that misbehave: what becomes of the task, and how the agent is treated afterwards.
+
+mod hung;
+
+use std::error::Error;
+use std::time::Duration;
+
+use registry_sdk::discovery::{Delegation, Orchestrator};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::scene::Scene;
+
+/// A delegation that has not ended by then has failed its test.
+const LONGEST_DELEGATION: Duration = Duration::from_secs(3_600);
+
+/// How many times an agent is tried before it has to be known not to do its tasks. More than enough for any rule: this is not
+/// a test of when exactly an agent is ejected.
+const TRIES: usize = 10;
+
+/// Delegates a task. Returns the agent that did it, or the error with its causes.
+async fn delegate(orchestrator: &Orchestrator) -> Result<String, String> {
+    send(orchestrator.delegate("work")).await
+}
+
+/// The same with the delegation's own settings.
+async fn send(delegation: Delegation<'_>) -> Result<String, String> {
+    send_for::<Value>(delegation).await.map(|value| value["by"].as_str().unwrap_or("nobody").to_owned())
+}
+
+/// The same for an answer of another type.
+async fn send_for<T: DeserializeOwned>(delegation: Delegation<'_>) -> Result<T, String> {
+    let payload = json!({"n": 1});
+    let sent = delegation.post_json::<T>("/execute", &payload);
+    match timeout(LONGEST_DELEGATION, sent).await {
+        Ok(Ok(done)) => Ok(done.value),
+        Ok(Err(error)) => Err(with_causes(&error)),
+        Err(_) => Err("the delegation never ended".to_owned()),
+    }
+}
+
+/// Delegates tasks one second apart. Returns how many of them were done, and the last error.
+async fn delegate_many(orchestrator: &Orchestrator, tasks: usize) -> (usize, Option<String>) {
+    let (mut done, mut last) = (0, None);
+    for _ in 0..tasks {
+        match delegate(orchestrator).await {
+            Ok(_) => done += 1,
+            Err(error) => last = Some(error),
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+    (done, last)
+}
+
+/// An error and all of its causes in one line.
+fn with_causes(error: &dyn Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| (*error).source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// How long after this moment each task arrived at an agent.
+fn arrivals(scene: &Scene, id: &str, since: Instant) -> Vec<Duration> {
+    scene.tasks(id).iter().map(|task| task.at - since).collect()
+}
+
+/// Numbers of tasks that arrived at each of these agents.
+fn counts<const N: usize>(scene: &Scene, ids: [&str; N]) -> [usize; N] {
+    ids.map(|id| scene.tasks(id).len())
+}
