@@ -1,6 +1,7 @@
 //! Delegation to agents that misbehave: what becomes of the task, and how the agent is treated afterwards.
 
 mod hung;
+mod misdeployed;
 
 use std::error::Error;
 use std::time::Duration;
