@@ -2,6 +2,7 @@
 
 mod hung;
 mod misdeployed;
+mod outcomes;
 
 use std::error::Error;
 use std::time::Duration;
