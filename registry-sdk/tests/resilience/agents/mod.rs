@@ -1,5 +1,6 @@
 //! Delegation to agents that misbehave: what becomes of the task, and how the agent is treated afterwards.
 
+mod answers;
 mod hung;
 mod misdeployed;
 mod outcomes;

@@ -1,0 +1,77 @@
+//! Answers of a success that the caller cannot use. The task was done, so nobody gets it again.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{TRIES, counts, delegate, send_for};
+use crate::scene::Scene;
+use crate::support::Reply;
+
+const IDS: [&str; 3] = ["alpha", "beta", "gamma"];
+
+#[tokio::test(start_paused = true)]
+async fn a_task_whose_answer_does_not_fit_is_not_run_again() {
+    let scene = Scene::ranked(&IDS).await;
+    scene.set("alpha", Reply::Answer(200, "", r#"{"by":"alpha","report":"no flaws found"}"#));
+    let orchestrator = scene.orchestrator();
+    for round in 1..=TRIES {
+        let error = send_for::<Vec<u64>>(orchestrator.delegate("work")).await.unwrap_err();
+        assert_eq!(counts(&scene, IDS), [round, 0, 0], "{error}");
+        assert!(error.contains("alpha") && error.contains("no flaws found"), "{error}");
+    }
+    // It was the caller's fault, so no agent is charged with it.
+    assert_eq!(delegate(&orchestrator).await.as_deref(), Ok("alpha"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_success_that_cannot_be_read_is_run_again_or_charged() {
+    let cases = [
+        Reply::Answer(200, "", "<html>welcome</html>"),
+        Reply::Answer(200, "", ""),
+        Reply::Answer(200, "content-type: application/json\r\n", r#"{"by":"#),
+        Reply::Answer(201, "", "made it"),
+        Reply::Answer(202, "", ""),
+        Reply::Answer(204, "", ""),
+        Reply::Answer(299, "", "{]"),
+        // What follows the head never comes in full.
+        Reply::Truncated,
+        Reply::Stall("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"by\":"),
+        Reply::Stall("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"),
+        Reply::Endless(200, 1, Duration::from_secs(1)),
+    ];
+    let mut wrong = Vec::new();
+    for reply in cases {
+        let scene = Scene::ranked(&IDS).await;
+        scene.set("alpha", reply.clone());
+        let orchestrator = scene.orchestrator();
+        for _ in 0..TRIES {
+            let outcome = send_for::<Value>(orchestrator.delegate("work")).await;
+            if outcome.as_ref().err().is_none_or(|error| !error.contains("alpha")) {
+                wrong.push(format!("{reply:?}: {outcome:?}"));
+                break;
+            }
+        }
+        let tasks = counts(&scene, IDS);
+        if tasks != [TRIES, 0, 0] {
+            wrong.push(format!("{reply:?}: the agents had {tasks:?} tasks"));
+            continue;
+        }
+        scene.set_well("alpha");
+        let outcome = delegate(&orchestrator).await;
+        if outcome.as_deref() != Ok("alpha") {
+            wrong.push(format!("{reply:?}: afterwards {outcome:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A bare connection that breaks says nothing of a success.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_breaks_off_before_its_status_is_no_success() {
+    for reply in [Reply::Close, Reply::Stall("HTTP/1.1 2")] {
+        let scene = Scene::ranked(&IDS).await;
+        scene.set("alpha", reply.clone());
+        assert_eq!(delegate(&scene.orchestrator()).await.as_deref(), Ok("beta"), "{reply:?}");
+    }
+}
