@@ -2,6 +2,7 @@
 
 mod answers;
 mod busy;
+mod flaky;
 mod hung;
 mod misdeployed;
 mod outcomes;
