@@ -1,6 +1,7 @@
 //! Delegation to agents that misbehave: what becomes of the task, and how the agent is treated afterwards.
 
 mod answers;
+mod bounded;
 mod busy;
 mod flaky;
 mod hung;

@@ -1,0 +1,77 @@
+//! Answers that never end.
+
+use std::time::Duration;
+
+use registry_sdk::discovery::{HealthSource, TaskQuery};
+use tokio::time::{Instant, timeout};
+
+use super::{LONGEST_DELEGATION, counts, delegate};
+use crate::scene::Scene;
+use crate::support::{ENDLESS, Reply};
+
+const PART: usize = 64 * 1024;
+
+/// What may be read of a body by default, and what the kernel may hold besides.
+const LARGEST: usize = ENDLESS / 2;
+
+fn endless(status: u16) -> Reply {
+    Reply::Endless(status, PART, Duration::ZERO)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endless_answer_is_cut_and_the_task_is_not_run_again() {
+    let scene = Scene::ranked(&["alpha", "well"]).await;
+    scene.set("alpha", endless(200));
+    let began = Instant::now();
+    let error = delegate(&scene.orchestrator()).await.unwrap_err();
+    assert!(scene.agents.endless_bytes() <= LARGEST, "{} bytes: {error}", scene.agents.endless_bytes());
+    assert_eq!(counts(&scene, ["alpha", "well"]), [1, 0], "{error}");
+    assert!(error.contains("alpha"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(5), "not by a time-out: {:?}", began.elapsed());
+}
+
+/// Of an error only the beginning is of interest.
+#[tokio::test(start_paused = true)]
+async fn an_endless_error_is_cut_and_the_next_agent_does_the_task() {
+    for status in [500, 429, 404, 302] {
+        let scene = Scene::ranked(&["alpha", "well"]).await;
+        scene.set("alpha", endless(status));
+        let began = Instant::now();
+        assert_eq!(delegate(&scene.orchestrator()).await.as_deref(), Ok("well"), "{status}");
+        assert!(scene.agents.endless_bytes() <= LARGEST, "{} bytes", scene.agents.endless_bytes());
+        assert!(began.elapsed() < Duration::from_secs(5), "not by a time-out: {:?}", began.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endless_refusal_is_cut_and_ends_the_task() {
+    let scene = Scene::ranked(&["alpha", "well"]).await;
+    scene.set("alpha", endless(422));
+    let began = Instant::now();
+    let error = delegate(&scene.orchestrator()).await.unwrap_err();
+    assert_eq!(counts(&scene, ["alpha", "well"]), [1, 0], "{error}");
+    assert!(scene.agents.endless_bytes() <= LARGEST, "{} bytes", scene.agents.endless_bytes());
+    assert!(began.elapsed() < Duration::from_secs(5), "not by a time-out: {:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endless_health_check_is_cut_and_the_next_agent_is_selected() {
+    for status in [200, 503] {
+        let scene = Scene::ranked(&["alpha", "well"]).await;
+        scene.set("alpha", endless(status));
+        let query = TaskQuery::new("work").health_source(HealthSource::Agent);
+        let orchestrator = scene.orchestrator();
+        let selection = timeout(LONGEST_DELEGATION, orchestrator.select(&query)).await.unwrap().unwrap();
+        assert_eq!(selection.agent.agent_id, "well");
+        assert!(scene.agents.endless_bytes() <= LARGEST, "{} bytes", scene.agents.endless_bytes());
+    }
+}
+
+/// An answer as large as it may be is no endless one.
+#[tokio::test(start_paused = true)]
+async fn a_large_answer_is_read() {
+    let scene = Scene::ranked(&["large"]).await;
+    let body = format!(r#"{{"by":"large","pad":"{}"}}"#, "x".repeat(8 * 1024 * 1024));
+    scene.set("large", Reply::Answer(200, "", body.leak()));
+    assert_eq!(delegate(&scene.orchestrator()).await.as_deref(), Ok("large"));
+}
