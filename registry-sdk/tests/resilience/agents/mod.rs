@@ -3,6 +3,7 @@
 mod answers;
 mod bounded;
 mod busy;
+mod fair;
 mod flaky;
 mod hung;
 mod misdeployed;
