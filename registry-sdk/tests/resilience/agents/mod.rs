@@ -5,6 +5,7 @@ mod bounded;
 mod busy;
 mod fair;
 mod flaky;
+mod found;
 mod hung;
 mod misdeployed;
 mod outcomes;
