@@ -9,6 +9,7 @@ mod found;
 mod hung;
 mod misdeployed;
 mod outcomes;
+mod repeats;
 
 use std::error::Error;
 use std::time::Duration;
