@@ -10,6 +10,7 @@ mod hung;
 mod misdeployed;
 mod outcomes;
 mod repeats;
+mod told;
 
 use std::error::Error;
 use std::time::Duration;
