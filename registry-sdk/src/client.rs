@@ -96,6 +96,9 @@ impl RegistryClient {
     }
 
     /// Finds agents by what they can do, the best match first. A match that cannot be read is skipped and logged.
+    ///
+    /// A registry that does not know [`SearchQuery::healthy`] ignores it. Matches that contradict the filter are then dropped from
+    /// its response.
     pub async fn search_capabilities(
         &self,
         query: impl Into<SearchQuery>,
@@ -196,12 +199,16 @@ impl RegistryClient {
     ) -> Result<Aged<Vec<CapabilityMatch>>, Error> {
         query.status.unwrap_or_default().check_known()?;
         let mut request = get(Kind::List, ["capabilities", "search"]);
-        add(&mut request, "q", Some(query.q));
+        add(&mut request, "q", Some(&query.q));
         add(&mut request, "status", query.status);
+        add(&mut request, "healthy", query.healthy);
         add(&mut request, "limit", query.limit);
         self.transport
             .send(&request, &self.retry, |response| {
-                Ok(Aged { value: decode::list(response)?, age: response.age() })
+                let mut value: Vec<CapabilityMatch> = decode::list(response)?;
+                // The registry may not know this filter.
+                value.retain(|found| query.accepts_health(found));
+                Ok(Aged { value, age: response.age() })
             })
             .await
     }

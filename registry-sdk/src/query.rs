@@ -1,6 +1,6 @@
 //! What to list and what to search for.
 
-use crate::contract::{AgentRecord, AgentStatus};
+use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch};
 
 /// Which agents to list. By default all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -60,6 +60,8 @@ pub struct SearchQuery {
     pub q: String,
     /// Only agents of this status.
     pub status: Option<AgentStatus>,
+    /// Only matches whose `healthy` field has this value, and those without the field.
+    pub healthy: Option<bool>,
     /// At most so many, up to 1,000; by default 100.
     pub limit: Option<usize>,
 }
@@ -68,7 +70,7 @@ impl SearchQuery {
     /// Searches for words.
     #[must_use]
     pub fn new(q: impl Into<String>) -> Self {
-        Self { q: q.into(), status: None, limit: None }
+        Self { q: q.into(), status: None, healthy: None, limit: None }
     }
 
     /// Only agents of this status.
@@ -78,11 +80,27 @@ impl SearchQuery {
         self
     }
 
+    /// Only healthy agents (`true`), or only unhealthy ones (`false`), by the `healthy` field of their matches.
+    ///
+    /// The registry filters before it applies the limit. A registry that does not know this filter ignores it, and the matches
+    /// that contradict it are dropped from its response: agents beyond its limit are then missed. A match without the field is
+    /// kept, since nothing is known of its health.
+    #[must_use]
+    pub fn healthy(mut self, healthy: bool) -> Self {
+        self.healthy = Some(healthy);
+        self
+    }
+
     /// At most so many, up to 1,000.
     #[must_use]
     pub fn limit(mut self, limit: usize) -> Self {
         self.limit = Some(limit);
         self
+    }
+
+    /// Whether the reported health of a match does not contradict the filter.
+    pub(crate) fn accepts_health(&self, found: &CapabilityMatch) -> bool {
+        self.healthy.zip(found.healthy).is_none_or(|(wanted, reported)| wanted == reported)
     }
 }
 

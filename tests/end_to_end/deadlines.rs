@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use registry_sdk::ListQuery;
 use registry_sdk::contract::{AgentStatus, HealthStatus, UnhealthyReason};
+use registry_sdk::{ListQuery, SearchQuery};
 use tokio::time::Instant;
 
 use crate::support::{
@@ -49,6 +49,10 @@ async fn past_its_deadline_an_agent_is_offline_for_every_reader_before_any_sweep
     assert_eq!((list(AgentStatus::Offline).await, list(AgentStatus::Active).await), (1, 0));
     let found = client.search_capabilities("work").await.unwrap();
     assert_eq!((found[0].status, found[0].healthy), (AgentStatus::Offline, Some(false)));
+    let search = async |healthy| {
+        client.search_capabilities(SearchQuery::new("work").healthy(healthy)).await.unwrap().len()
+    };
+    assert_eq!((search(false).await, search(true).await), (1, 0));
     let stats = client.get_stats().await.unwrap();
     assert_eq!((stats.active_agents, stats.offline_agents, stats.stale_agents), (0, 1, 1));
     server.shutdown().await;

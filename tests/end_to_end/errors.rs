@@ -53,6 +53,8 @@ async fn errors_are_problems_with_their_status(database: Database) {
         (to("GET", "/capabilities/search?q="), 400),
         (to("GET", "/capabilities/search?q=%20-_"), 400),
         (to("GET", "/capabilities/search?q=a&status=asleep"), 400),
+        (to("GET", "/capabilities/search?q=a&healthy=maybe"), 400),
+        (to("GET", "/capabilities/search?q=a&healthy=true&healthy=false"), 400),
         (to("GET", "/capabilities/search?q=a&limit=0"), 400),
         (to("GET", "/capabilities/search?q=a&limit=1001"), 400),
         (to("GET", "/capabilities/search?q=a&limit=-1"), 400),

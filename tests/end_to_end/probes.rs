@@ -13,8 +13,8 @@ use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures_util::stream;
-use registry_sdk::contract::{AgentHealth, AgentStatus, Capability, Registration, UnhealthyReason};
-use registry_sdk::{RegistryClient, WatchEvent};
+use registry_sdk::contract::{AgentHealth, AgentStatus, Capability, Registration, UnhealthyReason, limits};
+use registry_sdk::{RegistryClient, SearchQuery, WatchEvent};
 use registry_server::Config;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -23,6 +23,7 @@ use crate::support::{Database, client, eventually, on_both_databases, on_postgre
 
 on_both_databases!(
     two_failures_make_an_agent_unhealthy_and_one_success_heals_it,
+    agents_that_fail_their_probes_do_not_push_a_living_one_off_the_page,
     whatever_a_hostile_agent_answers_it_is_only_unhealthy,
     no_connection_is_made_where_probes_may_not_go,
     who_is_offline_is_not_asked,
@@ -168,6 +169,29 @@ async fn two_failures_make_an_agent_unhealthy_and_one_success_heals_it(database:
     let server = database.start().await;
     let found = health(&crate::support::client(&server), "well").await;
     assert!(found.is_healthy() && found.probe.is_none(), "{found:?}");
+    server.shutdown().await;
+}
+
+async fn agents_that_fail_their_probes_do_not_push_a_living_one_off_the_page(database: Database) {
+    let server = database.start_with(probing).await;
+    let (client, agents) = (client(&server), Agents::start().await);
+    let failing = format!("http://127.0.0.1:{}/failing", agents.port);
+    for number in 0..limits::DEFAULT_MATCHES {
+        agents.register_at(&client, &format!("dead{number:03}"), &failing).await;
+    }
+    let well = format!("http://127.0.0.1:{}/well", agents.port);
+    let living = Registration::new("living", "Living", well).capability(Capability::new("hard_work"));
+    client.register(&living).await.unwrap();
+    let search = async |query| client.search_capabilities(query).await.unwrap();
+    let active = || SearchQuery::new("work").status(AgentStatus::Active);
+    // They match better, so they are the whole page.
+    let are_dead = async || search(active()).await.iter().all(|found| found.healthy == Some(false));
+    eventually("all others are unhealthy", are_dead).await;
+
+    let found = search(active().healthy(true)).await;
+    assert_eq!(found.iter().map(|found| &*found.agent_id).collect::<Vec<_>>(), ["living"]);
+    let found = search(active().healthy(false).limit(limits::PAGE)).await;
+    assert_eq!(found.len(), limits::DEFAULT_MATCHES);
     server.shutdown().await;
 }
 

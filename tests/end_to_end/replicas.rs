@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use registry_sdk::contract::{AgentStatus, Heartbeat};
 use registry_sdk::testing::Fault;
-use registry_sdk::{ListQuery, RegistryClient};
+use registry_sdk::{ListQuery, RegistryClient, SearchQuery};
 use sqlx::Executor;
 use tokio::time::Instant;
 
@@ -17,6 +17,7 @@ use crate::support::{
 on_postgres!(
     what_one_replica_writes_the_other_shows,
     heartbeats_to_one_replica_keep_the_agent_alive_on_the_other,
+    a_search_for_healthy_agents_finds_one_that_only_another_replica_hears,
     a_missed_deadline_is_announced_once,
     a_late_heartbeat_on_one_replica_is_heard_on_the_other,
     a_cut_listening_connection_loses_nothing,
@@ -89,6 +90,30 @@ async fn heartbeats_to_one_replica_keep_the_agent_alive_on_the_other(database: D
         heard = sent;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    one.shutdown().await;
+    two.shutdown().await;
+}
+
+/// Heartbeats are not broadcast, so the deadline seems missed until the database has been asked. No sweep does that before.
+async fn a_search_for_healthy_agents_finds_one_that_only_another_replica_hears(database: Database) {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let start =
+        || database.start_with(|config| (config.heartbeat_timeout, config.sweep_interval) = (TIMEOUT, NEVER));
+    let (one, two) = (start().await, start().await);
+    let (one_client, two_client) = (client(&one), client(&two));
+    one_client.register(&agent("a", "work")).await.unwrap();
+    eventually("the other knows it", async || two_client.get_agent("a").await.is_ok()).await;
+    // On a busy machine a heartbeat may come too late, so it is tried until they all come in time.
+    let is_found = async || {
+        let began = Instant::now();
+        while began.elapsed() < TIMEOUT {
+            one_client.heartbeat("a").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let healthy = SearchQuery::new("work").healthy(true);
+        two_client.search_capabilities(healthy).await.unwrap().len() == 1
+    };
+    eventually("the other finds it", is_found).await;
     one.shutdown().await;
     two.shutdown().await;
 }

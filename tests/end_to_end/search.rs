@@ -1,8 +1,9 @@
 //! Finding agents by what they can do.
 
-use registry_sdk::contract::{AgentStatus, Capability, Registration};
+use registry_sdk::contract::{AgentStatus, Capability, Problem, Registration, limits};
 use registry_sdk::search::terms;
 use registry_sdk::{RegistryClient, SearchQuery};
+use reqwest::StatusCode;
 
 use crate::support::{Database, agent, client, on_every_registry};
 
@@ -11,6 +12,8 @@ on_every_registry!(
     the_best_match_comes_first,
     one_match_an_agent_for_its_best_capability,
     status_and_limit_narrow_a_search,
+    dead_agents_do_not_push_a_living_one_off_the_page,
+    a_health_that_is_neither_true_nor_false_is_refused_by_name,
     a_match_says_all_that_choosing_needs,
     what_is_not_registered_any_more_is_not_found,
     a_search_is_what_reading_every_agent_would_give,
@@ -101,6 +104,41 @@ async fn status_and_limit_narrow_a_search(database: Database) {
     let busy = client.search_capabilities(SearchQuery::new("work").status(AgentStatus::Busy)).await.unwrap();
     assert_eq!(busy.len(), 60);
     assert!(busy.iter().all(|found| found.status == AgentStatus::Busy));
+    server.shutdown().await;
+}
+
+/// As many dead agents as there are matches on a page, each of which matches better than the living one.
+async fn dead_agents_do_not_push_a_living_one_off_the_page(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    for number in 0..limits::DEFAULT_MATCHES {
+        let dead = agent(&format!("dead{number:03}"), "work").status(AgentStatus::Offline);
+        client.register(&dead).await.unwrap();
+    }
+    client.register(&agent("living", "hard_work").status(AgentStatus::Busy)).await.unwrap();
+    let work = || SearchQuery::new("work");
+    assert!(!ids(&client, work()).await.contains(&"living".to_owned()), "the dead ones match better");
+
+    assert_eq!(ids(&client, work().healthy(true)).await, ["living"]);
+    assert_eq!(ids(&client, work().healthy(true).limit(1)).await, ["living"]);
+    assert_eq!(ids(&client, work().healthy(true).status(AgentStatus::Busy)).await, ["living"]);
+    assert!(ids(&client, work().healthy(true).status(AgentStatus::Offline)).await.is_empty());
+    let dead = client.search_capabilities(work().healthy(false).limit(limits::PAGE)).await.unwrap();
+    assert_eq!(dead.len(), limits::DEFAULT_MATCHES);
+    assert!(dead.iter().all(|found| found.healthy == Some(false)));
+    assert!(ids(&client, SearchQuery::new("hard").healthy(false)).await.is_empty());
+    server.shutdown().await;
+}
+
+async fn a_health_that_is_neither_true_nor_false_is_refused_by_name(database: Database) {
+    let server = database.start().await;
+    for word in ["", "yes", "True", "1", "null", "true%20"] {
+        let url = format!("{}/capabilities/search?q=work&healthy={word}", server.url());
+        let response = reqwest::get(url).await.unwrap();
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{word:?}");
+        let problem: Problem = response.json().await.unwrap();
+        assert!(problem.detail.contains("healthy"), "{word:?}: {problem:?}");
+    }
     server.shutdown().await;
 }
 

@@ -49,9 +49,10 @@ def use(client: Client) -> None:
     ack = heartbeat.sync(ID, client=client, body=Heartbeat(status=AgentStatus.BUSY, load=0.5))
     assert isinstance(ack, HeartbeatAck) and ack.status is AgentStatus.BUSY, ack
 
-    matches = search_capabilities.sync(client=client, q="python driv", status=AgentStatus.BUSY)
+    matches = search_capabilities.sync(client=client, q="python driv", status=AgentStatus.BUSY, healthy=True)
     assert isinstance(matches, list) and [match.agent_id for match in matches] == [ID], matches
     assert matches[0].healthy and matches[0].score > 0 and matches[0].load == 0.5
+    assert search_capabilities.sync(client=client, q="python driv", healthy=False) == []
 
     health = check_health.sync(ID, client=client)
     assert isinstance(health, AgentHealth) and health.status is HealthStatus.HEALTHY, health

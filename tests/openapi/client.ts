@@ -32,9 +32,11 @@ async function use(): Promise<void> {
     const busy = await heartbeat({ path: { id }, body: { status: 'busy', load: 0.5 }, throwOnError: true });
     strictEqual(busy.data.status, 'busy');
 
-    const query = { q: 'typescript driv', status: 'busy' } as const;
+    const query = { q: 'typescript driv', status: 'busy', healthy: true } as const;
     const matches = (await searchCapabilities({ query, throwOnError: true })).data;
     deepStrictEqual(matches.map((match) => [match.agent_id, match.healthy, match.load]), [[id, true, 0.5]]);
+    const unhealthy = await searchCapabilities({ query: { ...query, healthy: false }, throwOnError: true });
+    deepStrictEqual(unhealthy.data, []);
 
     const health = (await checkHealth({ path: { id }, throwOnError: true })).data;
     strictEqual(health.status, 'healthy');

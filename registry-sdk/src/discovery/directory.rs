@@ -140,8 +140,9 @@ impl Directory {
         let query = query.into();
         let mut found = self.candidates(&query.q);
         found.retain(|one| query.status.is_none_or(|status| status == one.status()));
-        found.truncate(query.limit.unwrap_or(usize::MAX));
-        found.into_iter().filter_map(Candidate::into_match).collect()
+        let matches = found.into_iter().filter_map(Candidate::into_match);
+        let accepted = matches.filter(|found| query.accepts_health(found));
+        accepted.take(query.limit.unwrap_or(usize::MAX)).collect()
     }
 
     /// The same, before the matches are written out.

@@ -168,6 +168,9 @@ fn search(state: &mut MockState, query: &Query<'_>) -> Result<MockResponse, Mock
         return Err(MockResponse::problem(400, "q has to have at least one letter or digit to search for"));
     }
     let mut found = state.search(q, query.status()?);
+    if let Some(healthy) = query.healthy()? {
+        found.retain(|found| found.healthy == Some(healthy));
+    }
     found.truncate(query.limit()?.unwrap_or(limits::DEFAULT_MATCHES));
     Ok(MockResponse::ok(&found))
 }
@@ -187,6 +190,11 @@ impl<'a> Query<'a> {
     fn status(&self) -> Result<Option<AgentStatus>, MockResponse> {
         let read = self.get("status").map(str::parse).transpose();
         read.map_err(|error: crate::contract::ParseStatusError| MockResponse::problem(400, error.to_string()))
+    }
+
+    fn healthy(&self) -> Result<Option<bool>, MockResponse> {
+        let read = self.get("healthy").map(str::parse).transpose();
+        read.map_err(|_| MockResponse::problem(400, "healthy has to be true or false"))
     }
 
     fn limit(&self) -> Result<Option<usize>, MockResponse> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::support::{ACK, Reply, Server, nobody};
 use registry_sdk::contract::{AgentStatus, HealthStatus, Registration};
-use registry_sdk::{Error, ListQuery, RegistryClient, RetryPolicy};
+use registry_sdk::{Error, ListQuery, RegistryClient, RetryPolicy, SearchQuery};
 use tokio::time::Instant;
 
 fn client(server: &Server) -> RegistryClient {
@@ -208,5 +208,27 @@ async fn a_plain_service_is_enough() {
         client.get_server_health().await.map(|_| ()).unwrap_err(),
     ] {
         assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn matches_that_contradict_the_filter_by_health_are_dropped_where_the_registry_ignores_it() {
+    let found = r#"[{"agent_id":"dead","status":"active","capability":"work","healthy":false},
+        {"agent_id":"living","status":"busy","capability":"work","healthy":true},
+        {"agent_id":"unsaid","status":"offline","capability":"work"},
+        {"agent_id":"null","status":"active","capability":"work","healthy":null}]"#;
+    let server = Server::start(move |_, _| Reply::Answer(200, "", found)).await;
+    let client = client(&server);
+    for (healthy, target, expected) in [
+        (Some(true), "/capabilities/search?q=work&healthy=true", &["living", "unsaid", "null"][..]),
+        (Some(false), "/capabilities/search?q=work&healthy=false", &["dead", "unsaid", "null"]),
+        (None, "/capabilities/search?q=work", &["dead", "living", "unsaid", "null"]),
+    ] {
+        let mut query = SearchQuery::new("work");
+        query.healthy = healthy;
+        let matches = client.search_capabilities(query).await.unwrap();
+        let ids: Vec<_> = matches.iter().map(|found| found.agent_id.as_str()).collect();
+        assert_eq!(ids, expected, "{healthy:?}");
+        assert_eq!(server.arrived().last().unwrap().what, format!("GET {target}"));
     }
 }

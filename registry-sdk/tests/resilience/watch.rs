@@ -6,7 +6,7 @@ use std::time::Duration;
 use registry_sdk::contract::{AgentRecord, AgentStatus, Capability, Registration};
 use registry_sdk::discovery::{Directory, Freshness};
 use registry_sdk::testing::MockRegistry;
-use registry_sdk::{Error, RegistryClient, RetryPolicy, Watch, WatchEvent};
+use registry_sdk::{Error, RegistryClient, RetryPolicy, SearchQuery, Watch, WatchEvent};
 use tokio::time::timeout;
 
 use crate::support::{Reply, Server, until};
@@ -162,8 +162,14 @@ async fn a_directory_finds_what_the_registry_would() {
             && directory.len() == 39
     })
     .await;
-    for query in ["code", "code review", "scan", "documentation", "nothing"] {
-        let expected = client.search_capabilities(query).await.unwrap();
-        assert_eq!(directory.search(query), expected, "{query}");
+    for words in ["code", "code review", "scan", "documentation", "nothing"] {
+        let all = SearchQuery::new(words);
+        let busy = all.clone().status(AgentStatus::Busy);
+        let filtered = [all.clone().healthy(true), all.clone().healthy(false), busy.healthy(true)];
+        let limited = filtered.clone().map(|query| query.limit(1));
+        for query in [all].into_iter().chain(filtered).chain(limited) {
+            let expected = client.search_capabilities(query.clone()).await.unwrap();
+            assert_eq!(directory.search(query.clone()), expected, "{query:?}");
+        }
     }
 }

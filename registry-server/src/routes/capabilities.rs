@@ -10,7 +10,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::describe::{Always, BadParameter, Busy};
-use super::extract::{Params, ReadPermit, check_limit, check_status, long_json};
+use super::extract::{Params, ReadPermit, check_healthy, check_limit, check_status, long_json};
 use super::problem::ApiError;
 use crate::registry::{Registry, SearchQuery};
 
@@ -24,7 +24,10 @@ pub(super) struct SearchParams {
     /// Only agents with this status.
     #[param(value_type = Option<AgentStatus>)]
     status: Option<String>,
-    /// Maximum number of matches, 100 by default.
+    /// Only matches whose `healthy` has this value.
+    #[param(value_type = Option<bool>)]
+    healthy: Option<String>,
+    /// Maximum number of matches, 100 by default. Applied after the filters.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
@@ -48,7 +51,9 @@ pub(super) async fn search_capabilities(
         return Err(ApiError::bad_request("q has to have at least one letter or digit to search for"));
     }
     let status = check_status(params.status.as_deref())?;
+    let healthy = check_healthy(params.healthy.as_deref())?;
     let limit = check_limit(params.limit)?.unwrap_or(limits::DEFAULT_MATCHES);
     registry.metrics().record_search(&params.q);
-    Ok(long_json(registry.search_capabilities(SearchQuery { q: params.q, status, limit }).await?, permit))
+    let query = SearchQuery { q: params.q, status, healthy, limit };
+    Ok(long_json(registry.search_capabilities(query).await?, permit))
 }

@@ -156,6 +156,12 @@ pub(super) fn check_status(status: Option<&str>) -> Result<Option<AgentStatus>, 
     read.map_err(|error: registry_sdk::contract::ParseStatusError| ApiError::bad_request(error.to_string()))
 }
 
+/// The `healthy` of a search.
+pub(super) fn check_healthy(healthy: Option<&str>) -> Result<Option<bool>, ApiError> {
+    let read = healthy.map(str::parse).transpose();
+    read.map_err(|_| ApiError::bad_request("healthy has to be true or false"))
+}
+
 /// `application/json` or any type that ends in `+json`, whatever its parameters.
 fn is_json(headers: &HeaderMap) -> bool {
     let Some(Ok(content_type)) = headers.get(CONTENT_TYPE).map(|value| value.to_str()) else {

@@ -20,7 +20,7 @@ use crate::store::SqliteStore;
 const METHODS: [&str; 6] = ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH"];
 
 /// What targets are put together from, so that many of them are nearly good.
-const PIECES: [&str; 40] = [
+const PIECES: [&str; 42] = [
     "/",
     "/agents",
     "/agents/",
@@ -39,10 +39,12 @@ const PIECES: [&str; 40] = [
     "=",
     "q=",
     "status=",
+    "healthy=",
     "limit=",
     "cursor=",
     "a",
     "busy",
+    "true",
     "0",
     "1",
     "1000",

@@ -47,7 +47,17 @@ pub(crate) struct Page {
 pub(crate) struct SearchQuery {
     pub(crate) q: String,
     pub(crate) status: Option<AgentStatus>,
+    pub(crate) healthy: Option<bool>,
+    /// Maximum number of matches, of those that pass the filters.
     pub(crate) limit: usize,
+}
+
+impl SearchQuery {
+    /// Returns whether an agent passes the filters.
+    fn accepts(&self, effective: EffectiveStatus) -> bool {
+        self.status.is_none_or(|wanted| wanted == effective.status)
+            && self.healthy.is_none_or(|wanted| wanted == effective.is_healthy())
+    }
 }
 
 impl View {
@@ -128,11 +138,10 @@ impl View {
         for hit in inner.index.search(&query.q) {
             let Some(entry) = inner.slot(hit.slot) else { continue };
             let effective = entry.effective_status(context, &mut unconfirmed);
-            let status = effective.status;
-            if query.status.is_none_or(|wanted| wanted == status) {
+            if query.accepts(effective) {
                 let last_heartbeat = Some(entry.liveness.last_heartbeat());
                 let agent_id = &entry.agent.agent_id;
-                let rank = Rank { score: hit.score, status, last_heartbeat, agent_id };
+                let rank = Rank { score: hit.score, status: effective.status, last_heartbeat, agent_id };
                 candidates.push(Candidate { rank, index: hit.position.into(), effective, entry });
             }
         }
