@@ -28,8 +28,9 @@ pub(crate) async fn run(
             output.agents(&client.list_agents(query).await?.agents)?;
         }
         Command::Show { id } => output.agent(&client.get_agent(&id).await?)?,
-        Command::Search { words, limit } => {
+        Command::Search { words, healthy, limit } => {
             let mut query = SearchQuery::new(words.join(" "));
+            query.healthy = healthy.then_some(true);
             query.limit = limit;
             let found = client.search_capabilities(query).await?;
             output.matches(&found)?;

@@ -73,6 +73,9 @@ enum Command {
         /// Words that their capabilities have to have.
         #[arg(required = true)]
         words: Vec<String>,
+        /// Only those that are healthy.
+        #[arg(long)]
+        healthy: bool,
         /// How many at most.
         #[arg(long)]
         limit: Option<usize>,

@@ -79,6 +79,8 @@ async fn programs_get_json_and_exit_codes() {
     assert_eq!(registry.json(&["stats"])["active_agents"], 2);
     assert_eq!(registry.json(&["ping"])["store"], "sqlite");
     assert_eq!(registry.json(&["offline", "a"])["status"], "offline");
+    let healthy = registry.json(&["search", "code", "review", "--healthy"]);
+    assert_eq!((healthy.as_array().unwrap().len(), &healthy[0]["agent_id"]), (1, &json!("b")));
     let code = |arguments: &[&str]| registry.run(arguments).status.code();
     assert_eq!(code(&["health", "a"]), Some(3));
     assert_eq!(code(&["remove", "a"]), Some(0));
