@@ -1,16 +1,19 @@
-//! An orchestrator to copy: it finds agents, hands tasks over, falls back where one dies, and watches the figures.
+//! An orchestrator to copy: it finds agents, delegates tasks, fails over, and watches the statistics.
 //!
-//! `cargo run --example orchestrator` starts a registry and three agents of its own, and kills one of them on the way.
+//! `cargo run --example orchestrator` starts a registry and five agents of its own. One of them hangs, one is busy, one was
+//! deployed without the path of the tasks, and one is killed on the way; all tasks are done.
 //! With `REGISTRY_URL=http://…` it uses that registry and the agents that are there (`cargo run --example agent`).
 #![allow(clippy::print_stdout, reason = "it tells what it does")]
 
 use std::time::Duration;
 
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use axum::routing::post;
 use axum::{Json, Router};
 use registry_sdk::contract::{Capability, Registration};
-use registry_sdk::discovery::{Directory, HealthSource, Orchestrator, Policy, TaskQuery};
-use registry_sdk::{Agent, AlertRule, HealthEndpoint, RegistryClient, StatsMonitor};
+use registry_sdk::discovery::{Directory, EjectionState, Orchestrator, Policy, TaskQuery};
+use registry_sdk::{Agent, AlertRule, DelegatedTask, HealthEndpoint, RegistryClient, StatsMonitor};
 use registry_server::{Config, Server};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -18,7 +21,7 @@ use tokio::task::JoinHandle;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
-/// How often the agents here say that they are alive. Real ones do every 30 s or so.
+/// How often the agents here send heartbeats. Real ones do every 30 s or so.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 #[tokio::main]
@@ -36,12 +39,14 @@ async fn main() -> Outcome {
     let server = Server::bind(config).await?;
     let client = RegistryClient::new(server.url())?;
     let mut agents = Vec::new();
-    for (id, capability) in [
-        ("feature-dev", "code_generation"),
-        ("fast-fixer", "code_generation"),
-        ("sec-scan", "security_scanning"),
+    for (id, capability, conduct) in [
+        ("feature-dev", "code_generation", Conduct::Works),
+        ("slow-thinker", "code_generation", Conduct::Hangs),
+        ("fast-fixer", "code_generation", Conduct::IsBusy),
+        ("old-release", "code_generation", Conduct::LacksThePath),
+        ("sec-scan", "security_scanning", Conduct::Works),
     ] {
-        agents.push(Worker::start(&client, id, capability).await?);
+        agents.push(Worker::start(&client, id, capability, conduct).await?);
     }
     orchestrate(&client, Some(agents)).await?;
     server.shutdown().await;
@@ -49,7 +54,7 @@ async fn main() -> Outcome {
 }
 
 async fn orchestrate(client: &RegistryClient, agents: Option<Vec<Worker>>) -> Outcome {
-    // A copy of the registry that a watch keeps: choosing costs no request, and goes on while the registry is away.
+    // A copy of the registry that a watch keeps: selecting costs no request, and goes on while the registry is away.
     let directory = Directory::follow(client);
     directory.ready().await?;
     let orchestrator = Orchestrator::builder(client.clone()).directory(directory.clone()).build();
@@ -58,28 +63,28 @@ async fn orchestrate(client: &RegistryClient, agents: Option<Vec<Worker>>) -> Ou
     let monitor = StatsMonitor::builder(client.clone())
         .interval(INTERVAL)
         .hysteresis(1, 1)
-        .rule(AlertRule::TooFew { capability: "code generation".to_owned(), at_least: 2 })
+        .rule(AlertRule::TooFew { capability: "code generation".to_owned(), at_least: 4 })
         .on_alert(|alert| println!("  [monitor] {}", alert.detail))
         .start();
 
-    println!("{} agents are there. Who would do it?", directory.len());
-    let query =
-        TaskQuery::new("code generation").health_source(HealthSource::Search).policy(Policy::RoundRobin);
-    let selection = orchestrator.select(&query).await?;
-    println!("  {} ({:?})", selection.agent.agent_id, selection.freshness);
-
-    println!("Four tasks, to each in turn:");
-    for number in 0..4 {
-        hand_over(&orchestrator, &query, number).await?;
+    println!("{} agents are there. Nine tasks, to each agent in turn:", directory.len());
+    let query = TaskQuery::new("code generation").policy(Policy::RoundRobin);
+    for number in 0..9 {
+        delegate(&orchestrator, &query, number).await?;
+    }
+    for agent in directory.agents() {
+        if let EjectionState::Ejected { remaining } = orchestrator.ejection(&agent.agent_id) {
+            println!("  {} is ejected for {remaining:.0?}", agent.agent_id);
+        }
     }
 
     if let Some(agents) = agents {
         let (victim, others): (Vec<_>, Vec<_>) =
             agents.into_iter().partition(|worker| worker.agent.agent_id() == "feature-dev");
-        println!("feature-dev dies, and nobody has noticed yet. Four more:");
+        println!("feature-dev dies, and nobody has noticed yet. Three more:");
         victim.iter().for_each(Worker::kill);
-        for number in 4..8 {
-            hand_over(&orchestrator, &query, number).await?;
+        for number in 9..12 {
+            delegate(&orchestrator, &query, number).await?;
         }
         println!("Its deadline passes, and those who watch are told:");
         while directory.get("feature-dev").is_some_and(|agent| agent.healthy == Some(true)) {
@@ -87,9 +92,9 @@ async fn orchestrate(client: &RegistryClient, agents: Option<Vec<Worker>>) -> Ou
         }
         println!("  feature-dev: {:?}", directory.get("feature-dev").map(|agent| agent.status));
         tokio::time::sleep(2 * INTERVAL).await;
-        println!("Where nobody can do the first thing, another will do:");
+        println!("If nobody can do the first thing, another one will do:");
         let query = TaskQuery::new("translation").fallback("security scan");
-        hand_over(&orchestrator, &query, 8).await?;
+        delegate(&orchestrator, &query, 12).await?;
         for worker in others {
             worker.agent.shutdown().await;
         }
@@ -98,21 +103,32 @@ async fn orchestrate(client: &RegistryClient, agents: Option<Vec<Worker>>) -> Ou
     Ok(())
 }
 
-/// Hands a task over, to the next agent where one fails.
-async fn hand_over(orchestrator: &Orchestrator, query: &TaskQuery, number: usize) -> Outcome {
+/// Delegates a task, failing over to the next candidate.
+async fn delegate(orchestrator: &Orchestrator, query: &TaskQuery, number: usize) -> Outcome {
     let done = orchestrator
         .delegate(query.clone())
-        .attempts(3)
-        .time_limit(Duration::from_secs(30))
+        // Twice the slowest task, so that the next agent has time for it if one hangs.
+        .time_limit(Duration::from_secs(2))
         .post_json::<Value>("/execute", &json!({"task": number}))
         .await?;
-    let by = &done.selection.agent.agent_id;
     let how = if done.selection.is_fallback { " (a fallback)" } else { "" };
-    match done.failed.as_slice() {
-        [] => println!("  task {number}: {by}{how}"),
-        failed => println!("  task {number}: {by}{how}, after {} failed", failed.join(", ")),
+    println!("  task {number}: {}{how}", done.selection.agent.agent_id);
+    for attempt in &done.failed {
+        println!("    before: {attempt}");
     }
     Ok(())
+}
+
+/// What an agent does with tasks.
+#[derive(Clone, Copy)]
+enum Conduct {
+    Works,
+    /// Accepts every task and never answers.
+    Hangs,
+    /// Refuses the first attempts, and says when to come again.
+    IsBusy,
+    /// Answers 404.
+    LacksThePath,
 }
 
 /// An agent with its HTTP side.
@@ -122,7 +138,7 @@ struct Worker {
 }
 
 impl Worker {
-    async fn start(client: &RegistryClient, id: &str, capability: &str) -> Outcome<Self> {
+    async fn start(client: &RegistryClient, id: &str, capability: &str, conduct: Conduct) -> Outcome<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let registration = Registration::new(id, id, format!("http://{}", listener.local_addr()?))
             .capability(Capability::new(capability))
@@ -130,12 +146,21 @@ impl Worker {
         let agent = Agent::new(client.clone(), registration);
         let tasks = agent.tasks();
         tasks.set_capacity(4);
-        let execute = async move |Json(task): Json<Value>| {
+        let free_at = tokio::time::Instant::now() + Duration::from_secs(2);
+        let execute = async move |task: DelegatedTask, Json(input): Json<Value>| {
             // Counts as under way until this is answered.
             let _task = tasks.begin();
-            Json(json!({"done": task}))
+            match conduct {
+                Conduct::Hangs => std::future::pending().await,
+                Conduct::IsBusy if tokio::time::Instant::now() < free_at => {
+                    (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "2")], "the queue is full")
+                        .into_response()
+                }
+                _ => Json(json!({"done": input, "attempt": task.attempt})).into_response(),
+            }
         };
-        let app = Router::new().route("/execute", post(execute)).merge(HealthEndpoint::new(&agent).router());
+        let path = if let Conduct::LacksThePath = conduct { "/v1/execute" } else { "/execute" };
+        let app = Router::new().route(path, post(execute)).merge(HealthEndpoint::new(&agent).router());
         let serving = tokio::spawn(async move { axum::serve(listener, app).await });
         agent.register().await?;
         agent.start_heartbeat(INTERVAL)?;

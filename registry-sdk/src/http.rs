@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use reqwest::redirect;
+use tokio::time::{Instant, timeout_at};
 use url::{Host, Url};
 
 #[cfg(feature = "tls")]
@@ -21,6 +22,9 @@ const MIN_AGE: Duration = Duration::from_secs(10);
 /// just closing.
 const MAX_IDLE: Duration = Duration::from_secs(60);
 
+/// How many redirects of a request are followed.
+const MAX_REDIRECTS: usize = 5;
+
 /// Settings of the HTTP clients.
 #[derive(Clone, Default)]
 pub(crate) struct HttpSettings {
@@ -30,6 +34,8 @@ pub(crate) struct HttpSettings {
     pub(crate) certificates: Certificates,
     /// A client of the user's own, which is taken as it is.
     pub(crate) client: Option<reqwest::Client>,
+    /// Whether a 307 or 308 to the same origin is followed. No other redirect ever is.
+    pub(crate) follows_redirects: bool,
 }
 
 /// Which proxy requests go through. Those to loopback addresses never go through one.
@@ -80,6 +86,16 @@ impl fmt::Debug for HttpClients {
 impl HttpClients {
     pub(crate) fn new(settings: HttpSettings) -> Self {
         Self { settings: Arc::new(settings), made: Arc::default() }
+    }
+
+    /// The same settings for requests to agents, whose paths may redirect within an agent.
+    pub(crate) fn for_agents(&self) -> Self {
+        Self::new(HttpSettings { follows_redirects: true, ..HttpSettings::clone(&self.settings) })
+    }
+
+    /// A client of the user's own for all URLs.
+    pub(crate) fn fixed(client: reqwest::Client) -> Self {
+        Self::new(HttpSettings { client: Some(client), ..HttpSettings::default() })
     }
 
     /// The client for a URL.
@@ -144,7 +160,7 @@ impl HttpSettings {
         let mut builder = reqwest::Client::builder()
             .connect_timeout(self.connect_timeout)
             .pool_idle_timeout(MAX_IDLE)
-            .redirect(reqwest::redirect::Policy::none())
+            .redirect(if self.follows_redirects { same_origin() } else { redirect::Policy::none() })
             .user_agent(concat!("registry-sdk/", env!("CARGO_PKG_VERSION")));
         builder = match &self.proxy {
             ProxySetting::Environment if needs.proxy => builder,
@@ -160,6 +176,60 @@ impl HttpSettings {
             let causes = with_causes(&error.without_url());
             Error::Config(format!("the HTTP client cannot be set up: {causes}"))
         })
+    }
+}
+
+/// Follows a redirect that keeps the method and the body, and does not send them to somebody else.
+fn same_origin() -> redirect::Policy {
+    redirect::Policy::custom(|attempt| {
+        let keeps_request = matches!(attempt.status().as_u16(), 307 | 308);
+        let is_same = attempt.previous().iter().all(|url| url.origin() == attempt.url().origin());
+        if keeps_request && is_same && attempt.previous().len() <= MAX_REDIRECTS {
+            attempt.follow()
+        } else {
+            attempt.stop()
+        }
+    })
+}
+
+/// Why a body was not read to its end. What had arrived by then is in it.
+pub(crate) enum Unread {
+    /// It is longer than the limit.
+    TooLong(Vec<u8>),
+    /// It did not end in time.
+    Late(Vec<u8>),
+    /// The connection broke.
+    Broken(Vec<u8>, reqwest::Error),
+}
+
+impl Unread {
+    /// What had arrived.
+    pub(crate) fn into_part(self) -> Vec<u8> {
+        match self {
+            Self::TooLong(part) | Self::Late(part) | Self::Broken(part, _) => part,
+        }
+    }
+}
+
+/// Reads a body of at most so many bytes, until a deadline.
+pub(crate) async fn read_bounded(
+    mut response: reqwest::Response,
+    max: usize,
+    deadline: Instant,
+) -> Result<Vec<u8>, Unread> {
+    let mut body = Vec::new();
+    loop {
+        let chunk = match timeout_at(deadline, response.chunk()).await {
+            Err(_) => return Err(Unread::Late(body)),
+            Ok(Err(error)) => return Err(Unread::Broken(body, error)),
+            Ok(Ok(None)) => return Ok(body),
+            Ok(Ok(Some(chunk))) => chunk,
+        };
+        let is_too_long = chunk.len() > max - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(max - body.len())]);
+        if is_too_long {
+            return Err(Unread::TooLong(body));
+        }
     }
 }
 

@@ -74,8 +74,15 @@
 //! | `skipped an event that cannot be read, …` | warn | `event`, `error` |
 //! | `ignored a status that no request can set` | warn | `agent_id`, `status` |
 //! | `cannot renew the HTTP client, …` | warn | `error` |
+//! | `selected` | debug | `agent_id`, `capability` |
+//! | `attempt failed` | info | `agent_id`, `attempt`, `kind`, `error` |
+//! | `failed over` | info | `agent_id`, `from`, `attempt` |
+//! | `ejected` | warn | `agent_id`, `time` |
+//! | `done` | debug | `agent_id`, `attempts` |
+//! | `not done` | info | `error` |
 //!
-//! The spans are `heartbeat_loop` (`agent_id`) and `registry_request` (`method`, `path`).
+//! The spans are `heartbeat_loop` (`agent_id`), `registry_request` (`method`, `path`) and `delegation` (`capability`,
+//! `idempotency_key`).
 //!
 //! # Features
 //!
@@ -84,9 +91,9 @@
 //! | `client` | yes | [`RegistryClient`], [`Agent`], [`Orchestrator`], [`Directory`], [`Watch`] and [`StatsMonitor`], over HTTP, on Tokio |
 //! | `tls` | yes | HTTPS, with rustls. Without it nothing is compiled from C |
 //! | `cache` | no | `DiscoveryCache`: discovery that outlives the registry |
-//! | `axum` | no | `HealthEndpoint`, the agent's own `GET /health` |
+//! | `axum` | no | `HealthEndpoint`, the agent's own `GET /health`, and `DelegatedTask`, an extractor for tasks |
 //! | `testing` | no | `testing::MockRegistry`, a registry with faults to script, for the tests of agents |
-//! | `metrics` | no | counters of registrations, heartbeats, retries and states, through the `metrics` facade |
+//! | `metrics` | no | counters of registrations, heartbeats, retries, states and tasks, through the `metrics` facade |
 //!
 //! Without any feature the crate is the [`contract`] and its [`search`] alone, with neither an HTTP client nor a runtime.
 
@@ -111,6 +118,8 @@ mod client;
 mod credentials;
 #[cfg(feature = "client")]
 mod decode;
+#[cfg(feature = "axum")]
+mod delegated_task;
 #[cfg(feature = "client")]
 mod endpoints;
 #[cfg(feature = "client")]
@@ -148,11 +157,13 @@ pub use agent::{
 pub use builder::RegistryClientBuilder;
 #[cfg(feature = "client")]
 pub use client::RegistryClient;
+#[cfg(feature = "axum")]
+pub use delegated_task::{DelegatedTask, DelegatedTaskRejection};
 #[cfg(feature = "cache")]
 pub use discovery::DiscoveryCache;
 #[cfg(feature = "client")]
 pub use discovery::{
-    Directory, Freshness, HealthSource, Orchestrator, Policy, Selection, TaskError, TaskQuery,
+    DelegateError, Directory, Freshness, HealthSource, Orchestrator, Policy, Selection, TaskError, TaskQuery,
 };
 #[cfg(feature = "client")]
 pub use error::Error;

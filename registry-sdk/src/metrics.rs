@@ -6,6 +6,11 @@
 //! | `agent_registry_sdk_heartbeats_total` | counter | `outcome`: `ok`, `failed`, `unknown`, `superseded` |
 //! | `agent_registry_sdk_retries_total` | counter | |
 //! | `agent_registry_sdk_state` | gauge | `state`; 1 for the state an agent is in, else 0 |
+//! | `agent_registry_sdk_tasks_total` | counter | `outcome` of a delegation: `done`, `failed` |
+//! | `agent_registry_sdk_attempts_total` | counter | `outcome` of an attempt: `ok`, `agent`, `deployment`, `busy`, `task`, `response`, as `FailureKind` |
+//! | `agent_registry_sdk_failovers_total` | counter | |
+//! | `agent_registry_sdk_ejections_total` | counter | |
+//! | `agent_registry_sdk_retry_budget_exhausted_total` | counter | |
 //!
 //! The gauge has the agent's id as `agent_id`, too: a process runs few agents.
 
@@ -44,11 +49,43 @@ fn count(name: &'static str, outcome: &'static str) {
 #[cfg(not(feature = "metrics"))]
 fn count(_: &'static str, _: &'static str) {}
 
+/// A delegation ended.
+pub(crate) fn task_ended(outcome: &'static str) {
+    count("agent_registry_sdk_tasks_total", outcome);
+}
+
+/// An attempt of a delegation ended.
+pub(crate) fn attempt_ended(outcome: &'static str) {
+    count("agent_registry_sdk_attempts_total", outcome);
+}
+
+/// A task goes to another agent, after an attempt that failed.
+pub(crate) fn failed_over() {
+    increment("agent_registry_sdk_failovers_total");
+}
+
+/// An agent was ejected.
+pub(crate) fn ejected() {
+    increment("agent_registry_sdk_ejections_total");
+}
+
+/// A further attempt was not made, because the retry budget is used up.
+pub(crate) fn retry_budget_exhausted() {
+    increment("agent_registry_sdk_retry_budget_exhausted_total");
+}
+
 /// A call is about to be repeated.
 pub(crate) fn retried() {
-    #[cfg(feature = "metrics")]
-    metrics::counter!("agent_registry_sdk_retries_total").increment(1);
+    increment("agent_registry_sdk_retries_total");
 }
+
+#[cfg(feature = "metrics")]
+fn increment(name: &'static str) {
+    metrics::counter!(name).increment(1);
+}
+
+#[cfg(not(feature = "metrics"))]
+fn increment(_: &'static str) {}
 
 /// The agent's state has changed to the one of this name.
 #[cfg_attr(not(feature = "metrics"), expect(unused_variables, reason = "nobody records it"))]

@@ -9,7 +9,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::client::RegistryClient;
-use crate::contract::RegistryStats;
+use crate::contract::{RegistryStats, limits};
 use crate::error::Error;
 use crate::query::SearchQuery;
 
@@ -264,7 +264,8 @@ impl MonitorTask {
                 Err(_) => return None,
             },
             (AlertRule::TooFew { capability, at_least }, _) => {
-                let found = self.client.search_capabilities(SearchQuery::new(capability)).await.ok()?;
+                let search = SearchQuery::new(capability).healthy(true).limit(limits::PAGE);
+                let found = self.client.search_capabilities(search).await.ok()?;
                 let healthy =
                     found.iter().filter(|agent| agent.healthy.unwrap_or(agent.status.takes_work())).count();
                 let detail = format!("{healthy} healthy agents can do {capability:?}, of {at_least} wanted");

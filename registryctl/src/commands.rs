@@ -99,7 +99,7 @@ async fn wait(client: &RegistryClient, q: &str, limit: Duration) -> Result<Optio
     let deadline = Instant::now().checked_add(limit).unwrap_or_else(|| Instant::now() + A_YEAR);
     let client = client.with_retry(RetryPolicy::none());
     loop {
-        match timeout_at(deadline, client.search_capabilities(q)).await {
+        match timeout_at(deadline, client.search_capabilities(SearchQuery::new(q).healthy(true))).await {
             Ok(Ok(found)) => {
                 let is_healthy =
                     |one: &CapabilityMatch| one.healthy.unwrap_or(one.status != AgentStatus::Offline);

@@ -7,6 +7,7 @@
 
 mod agent;
 mod capability_match;
+mod delegation;
 mod event;
 mod health;
 mod heartbeat;
@@ -20,6 +21,9 @@ mod words;
 
 pub use agent::{AgentRecord, AgentStatus, Capability, ParseStatusError, heartbeat_timeout};
 pub use capability_match::CapabilityMatch;
+pub use delegation::{
+    ATTEMPT_HEADER, IDEMPOTENCY_KEY_HEADER, TIME_LEFT_HEADER, idempotency_key_value, parse_idempotency_key,
+};
 pub use event::{EventKind, OVERRUN_EVENT, ParseEventKindError, RESET_EVENT};
 pub use health::{
     AgentHealth, FailedCheck, HealthReport, HealthStatus, ProbeResult, ServerHealth, UnhealthyReason,

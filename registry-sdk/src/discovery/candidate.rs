@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use super::load::ReportedLoad;
 use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch};
 use crate::search::Rank;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Candidate {
-    FromRegistry(Box<CapabilityMatch>),
+    FromRegistry(Arc<CapabilityMatch>),
     FromDirectory { agent: Arc<AgentRecord>, position: u16, score: f64 },
 }
 
@@ -42,21 +43,33 @@ impl Candidate {
         }
     }
 
-    /// Share of its capacity in use, and number of active tasks.
-    pub(super) fn load(&self) -> (Option<f64>, Option<u32>) {
+    /// The load that the agent reported. A directory has it as of the agent's last change, which is too old to be used.
+    pub(super) fn reported_load(&self) -> ReportedLoad {
         match self {
-            Self::FromRegistry(found) => (found.load, found.active_tasks),
-            Self::FromDirectory { agent, .. } => (agent.load, agent.active_tasks),
+            Self::FromRegistry(found) => ReportedLoad { load: found.load, active_tasks: found.active_tasks },
+            Self::FromDirectory { .. } => ReportedLoad::default(),
         }
     }
 
-    /// What the registry reported of its health. A registry that does not report it has at least not called the agent offline.
-    pub(super) fn is_reported_healthy(&self) -> bool {
-        let reported = match self {
+    /// What the registry reported of its health, if it did.
+    pub(super) fn reported_health(&self) -> Option<bool> {
+        match self {
             Self::FromRegistry(found) => found.healthy,
             Self::FromDirectory { agent, .. } => agent.healthy,
-        };
-        reported.unwrap_or(self.status() != AgentStatus::Offline)
+        }
+    }
+
+    /// Whether it matches as well as another candidate. Without scores, only the same capability does.
+    pub(super) fn is_equal_match(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::FromRegistry(one), Self::FromRegistry(other)) => {
+                one.score == other.score && (one.score.is_some() || one.capability == other.capability)
+            }
+            (Self::FromDirectory { score: one, .. }, Self::FromDirectory { score: other, .. }) => {
+                one.total_cmp(other).is_eq()
+            }
+            _ => false,
+        }
     }
 
     pub(super) fn rank(&self) -> Rank<'_> {
@@ -69,7 +82,7 @@ impl Candidate {
 
     pub(super) fn into_match(self) -> Option<CapabilityMatch> {
         match self {
-            Self::FromRegistry(found) => Some(*found),
+            Self::FromRegistry(found) => Some(Arc::unwrap_or_clone(found)),
             Self::FromDirectory { agent, position, score } => {
                 CapabilityMatch::from_record(&agent, position.into(), score)
             }

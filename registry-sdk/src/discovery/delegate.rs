@@ -1,145 +1,51 @@
-//! Handing a task over, to the next agent where one fails.
+//! Delegating a task: its settings, and what comes of it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
-use reqwest::header::CONTENT_TYPE;
+use reqwest::Method;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, sleep_until, timeout};
-use url::Url;
 
+use super::delegate_error::{DelegateError, EndReason};
+use super::http_task::{HttpTask, HttpTaskError};
+use super::orchestrator::Orchestrator;
+use super::outcome::TaskError;
 use super::query::TaskQuery;
-use super::select::{Orchestrator, SelectError, Selection};
+use super::race::{Delegated, Settings, race};
+use super::task_response::TaskResponse;
 use crate::contract::CapabilityMatch;
-use crate::error::with_causes;
-use crate::http::HttpClients;
-use crate::retry::deadline_after;
-
-/// How long a whole delegation may take unless told otherwise.
-const TIME_LIMIT: Duration = Duration::from_secs(60);
-
-/// How many agents get the task unless told otherwise.
-const ATTEMPTS: usize = 3;
 
 /// A task on its way to an agent. Made by [`Orchestrator::delegate`].
+///
+/// Set [`time_limit`](Self::time_limit) to twice your slowest task, so that a second agent has time for it if the first one
+/// hangs; and use [`at_most_once`](Self::at_most_once) for anything with side effects, unless the agents recognize the
+/// idempotency key.
+///
+/// # What an agent gets
+///
+/// [`post_json`](Self::post_json) and [`send`](Self::send) add these headers, which the extractor `DelegatedTask` (feature
+/// `axum`) reads:
+///
+/// | header | value |
+/// |---|---|
+/// | `Idempotency-Key` | the same text in all attempts of a task, in quotes (draft-ietf-httpapi-idempotency-key-header) |
+/// | `Delegation-Attempt` | number of the attempt, from 1 |
+/// | `Delegation-Time-Left-Seconds` | after which time nobody waits for the response any more |
 #[derive(Debug)]
+#[must_use = "nothing is sent before `run`, `post_json` or `send` is called"]
 pub struct Delegation<'a> {
     orchestrator: &'a Orchestrator,
     query: TaskQuery,
-    attempts: usize,
-    time_limit: Duration,
-    hedge_after: Option<Duration>,
-}
-
-/// Who has had a task, while it is not done.
-#[derive(Debug, Default)]
-struct Progress {
-    failed: Vec<String>,
-    at_it: Vec<String>,
-}
-
-/// A task that was done.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Delegated<T> {
-    /// What came of it.
-    pub value: T,
-    /// Who did it, and who was passed over.
-    pub selection: Selection,
-    /// Who got the task first, and failed.
-    pub failed: Vec<String>,
-}
-
-/// What the caller's task says of a failure.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum TaskError<E> {
-    /// The agent's fault: another agent may do better.
-    Transient(E),
-    /// The task's own fault: no other agent would do better.
-    Permanent(E),
-}
-
-/// Why a task was not done.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DelegateError<E> {
-    /// No agent could be chosen, or none is left after those that failed.
-    #[error("no agent is there to do it; {} failed at it", failed.len())]
-    NoAgent {
-        /// Why none was selected.
-        #[source]
-        source: SelectError,
-        /// Who got the task, and failed.
-        failed: Vec<String>,
-        /// Why the last of those failed.
-        last: Option<E>,
-    },
-    /// As many agents as were allowed got the task, and failed.
-    #[error("{} agents failed at it", failed.len())]
-    Failed {
-        /// Who got the task.
-        failed: Vec<String>,
-        /// Why the last of those failed.
-        last: E,
-    },
-    /// The task cannot be done.
-    #[error("{agent_id} says that it cannot be done")]
-    Permanent {
-        /// Who says so.
-        agent_id: String,
-        /// The reason.
-        error: E,
-    },
-    /// It was not done in time.
-    #[error("it was not done within {limit:?}")]
-    TimedOut {
-        /// How long it was allowed to take.
-        limit: Duration,
-        /// Who got the task, the last of whom may still be at it.
-        failed: Vec<String>,
-    },
-}
-
-/// Why a task that was sent over HTTP failed.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HttpTaskError {
-    /// The agent could not be reached, or its answer broke off.
-    #[error("the agent cannot be reached: {0}")]
-    Unreachable(String),
-    /// It answered with an error's status.
-    #[error("the agent answered {status}: {body}")]
-    Status {
-        /// The status.
-        status: u16,
-        /// The beginning of what it said.
-        body: String,
-    },
-    /// It answered something else than what was expected.
-    #[error("the agent's answer makes no sense: {0}")]
-    InvalidResponse(String),
-    /// The task cannot be written as JSON.
-    #[error("the task cannot be sent: {0}")]
-    Payload(String),
+    settings: Settings,
+    headers: Result<HeaderMap, String>,
+    max_response: usize,
+    chunk_timeout: Duration,
 }
 
 impl Orchestrator {
-    /// The best healthy agent for a capability, or for another where there is none.
-    ///
-    /// # Errors
-    /// As [`Orchestrator::select`].
-    pub async fn delegate_with_fallback(
-        &self,
-        primary: impl Into<String>,
-        fallback: impl Into<String>,
-    ) -> Result<Selection, SelectError> {
-        self.select(&TaskQuery::new(primary).fallback(fallback)).await
-    }
-
-    /// Hands a task over to an agent that can do it, and to the next where that fails.
+    /// Delegates a task to an agent that can do it, failing over to the next candidate.
     ///
     /// ```no_run
     /// # #[tokio::main(flavor = "current_thread")]
@@ -156,203 +62,199 @@ impl Orchestrator {
         Delegation {
             orchestrator: self,
             query: query.into(),
-            attempts: ATTEMPTS,
-            time_limit: TIME_LIMIT,
-            hedge_after: None,
+            settings: Settings {
+                attempts: 3,
+                time_limit: Duration::from_secs(60),
+                attempt_timeout: None,
+                hedge_after: None,
+                at_most_once: false,
+                idempotency_key: format!("{:032x}", fastrand::u128(..)),
+                reports_success: true,
+            },
+            headers: Ok(HeaderMap::new()),
+            max_response: 16 * 1_024 * 1_024,
+            chunk_timeout: Duration::from_secs(30),
         }
     }
 }
 
 impl Delegation<'_> {
-    /// How many agents may get the task, one after another; at least one. Default: 3.
-    #[must_use]
+    /// Sets how many agents may fail at the task; at least one. Agents that refuse it without having begun (no connection, busy,
+    /// wrong path or credentials) do not count. Default: 3.
     pub fn attempts(mut self, attempts: usize) -> Self {
-        self.attempts = attempts.max(1);
+        self.settings.attempts = attempts.max(1);
         self
     }
 
-    /// How long all of it may take. Default: a minute.
-    #[must_use]
+    /// Sets how long all of it may take: twice the slowest task is a good value. Default: 60 s.
     pub fn time_limit(mut self, limit: Duration) -> Self {
-        self.time_limit = limit;
+        self.settings.time_limit = limit;
         self
     }
 
-    /// For tasks that may be done twice without harm: where an agent has not done the task after this time, the next
-    /// one gets it as well, and the first good answer counts (hedged requests: Dean and Barroso, "The Tail at
+    /// Sets how long one agent may take. An attempt that is cut off counts against the agent only if it had that long. Default: half
+    /// of what is left of the [`time_limit`](Self::time_limit). If no further attempt may follow, it has all that is left.
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.attempt_timeout = Some(timeout);
+        self
+    }
+
+    /// Sends the task to no second agent once it may have arrived at one: for tasks with side effects. Only a connection that
+    /// could not be made is certain proof that it has not. Turns hedging off.
+    pub fn at_most_once(mut self) -> Self {
+        self.settings.at_most_once = true;
+        self
+    }
+
+    /// For tasks that can be done twice without harm: if an agent has not done the task after this time, the next
+    /// one gets it as well, and the first good response counts (hedged requests: Dean and Barroso, "The Tail at
     /// Scale", 2013, <https://doi.org/10.1145/2408776.2408794>). The others are dropped then. A time that one task in
     /// twenty takes costs some 5 % more work. Default: off.
-    #[must_use]
     pub fn hedge_after(mut self, delay: Duration) -> Self {
-        self.hedge_after = Some(delay);
+        self.settings.hedge_after = Some(delay);
         self
     }
 
-    /// Runs the caller's task against the chosen agent, and against the next where it fails by the agent's
-    /// fault. The outcome feeds the agent's circuit breaker.
+    /// Sets the key that tells agents which attempts belong to one task, for a task that the caller repeats by itself. It has to
+    /// consist of visible ASCII characters and spaces. Default: a random one.
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.settings.idempotency_key = key.into();
+        if crate::contract::idempotency_key_value(&self.settings.idempotency_key).is_none() {
+            self.headers = Err("the idempotency key has to consist of visible ASCII characters".to_owned());
+        }
+        self
+    }
+
+    /// Adds a header to what [`post_json`](Self::post_json) and [`send`](Self::send) send. It replaces one of the SDK's own.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        let header = HeaderName::try_from(name).ok().zip(HeaderValue::try_from(value).ok());
+        match (&mut self.headers, header) {
+            (Ok(headers), Some((name, value))) => {
+                headers.insert(name, value);
+            }
+            (Ok(_), None) => {
+                self.headers = Err(format!("the header {name:?} has characters that are not allowed"))
+            }
+            (Err(_), _) => {}
+        }
+        self
+    }
+
+    /// Sets the maximum length of a response that [`post_json`](Self::post_json) reads. Default: 16 MiB.
+    pub fn max_response(mut self, bytes: usize) -> Self {
+        self.max_response = bytes;
+        self
+    }
+
+    /// Sets how long a response of [`send`](Self::send) may be silent between two chunks. Default: 30 s.
+    pub fn chunk_timeout(mut self, timeout: Duration) -> Self {
+        self.chunk_timeout = timeout;
+        self
+    }
+
+    /// Runs the caller's own code against the selected agent, and against the next one if it fails by the agent's fault. Inside,
+    /// `?` turns any error into a [`TaskError`].
     ///
-    /// May be cancelled: what is under way is dropped.
+    /// ```no_run
+    /// # async fn example(orchestrator: registry_sdk::Orchestrator) -> Result<(), Box<dyn std::error::Error>> {
+    /// let http = reqwest::Client::new();
+    /// let done = orchestrator
+    ///     .delegate("code_review")
+    ///     .run(|agent| {
+    ///         let request = http.get(format!("{}/version", agent.base_url));
+    ///         async move { Ok(request.send().await?.error_for_status()?.text().await?) }
+    ///     })
+    ///     .await?;
+    /// println!("{}", done.value);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    /// What is under way is dropped; nothing is left running.
     ///
     /// # Errors
-    /// Where nobody did it: see [`DelegateError`].
-    pub async fn run<T, E, F>(
+    /// See [`DelegateError`].
+    pub async fn run<T, F>(
         self,
         mut task: impl FnMut(CapabilityMatch) -> F,
-    ) -> Result<Delegated<T>, DelegateError<E>>
+    ) -> Result<Delegated<T>, DelegateError>
     where
-        F: Future<Output = Result<T, TaskError<E>>>,
+        F: Future<Output = Result<T, TaskError>>,
     {
-        let Self { orchestrator, time_limit, .. } = self;
-        let mut progress = Progress::default();
-        if let Ok(outcome) = timeout(time_limit, self.race(&mut task, &mut progress)).await {
-            return outcome;
-        }
-        let Progress { mut failed, at_it } = progress;
-        for agent_id in at_it {
-            orchestrator.breakers.failed(&agent_id);
-            failed.push(agent_id);
-        }
-        Err(DelegateError::TimedOut { limit: time_limit, failed })
+        race(self.orchestrator, self.query, self.settings, |attempt| task(attempt.agent)).await
     }
 
-    /// Gives the task to one agent after another, or with hedging to several at once, until it is done or nobody is
-    /// left.
-    async fn race<T, E, F>(
-        self,
-        task: &mut impl FnMut(CapabilityMatch) -> F,
-        progress: &mut Progress,
-    ) -> Result<Delegated<T>, DelegateError<E>>
-    where
-        F: Future<Output = Result<T, TaskError<E>>>,
-    {
-        let Self { orchestrator, mut query, attempts, hedge_after, .. } = self;
-        let mut running = FuturesUnordered::new();
-        // Beside what is running, so that an answer need not wait for the next agent to be chosen.
-        let mut selecting = Some(Box::pin(orchestrator.select_admitted(query.clone())));
-        let mut begun = 0;
-        let mut hedge_at = None;
-        let mut last = None;
-        // Why no further agent can be chosen.
-        let mut nobody = None;
-        loop {
-            let may_begin = selecting.is_none() && nobody.is_none() && begun < attempts;
-            tokio::select! {
-                selected = pending_or(&mut selecting) => {
-                    selecting = None;
-                    match selected {
-                        Ok(selection) => {
-                            begun += 1;
-                            hedge_at = hedge_after.map(|delay| deadline_after(Instant::now(), delay));
-                            let agent = selection.agent.clone();
-                            // Whoever has had the task does not get it again.
-                            query.exclude.insert(agent.agent_id.clone());
-                            progress.at_it.push(agent.agent_id.clone());
-                            let task = task(agent);
-                            running.push(async move { (task.await, selection) });
-                        }
-                        Err(source) if running.is_empty() => {
-                            let failed = std::mem::take(&mut progress.failed);
-                            return Err(DelegateError::NoAgent { source, failed, last });
-                        }
-                        Err(source) => nobody = Some(source),
-                    }
-                }
-                Some((outcome, selection)) = running.next() => {
-                    let agent_id = selection.agent.agent_id.clone();
-                    progress.at_it.retain(|at_it| *at_it != agent_id);
-                    match outcome {
-                        Ok(value) => {
-                            orchestrator.breakers.succeeded(&agent_id);
-                            let failed = std::mem::take(&mut progress.failed);
-                            return Ok(Delegated { value, selection, failed });
-                        }
-                        Err(TaskError::Permanent(error)) => {
-                            // The agent did its part: it is the task that cannot be done.
-                            orchestrator.breakers.succeeded(&agent_id);
-                            return Err(DelegateError::Permanent { agent_id, error });
-                        }
-                        Err(TaskError::Transient(error)) => {
-                            orchestrator.breakers.failed(&agent_id);
-                            progress.failed.push(agent_id);
-                            if may_begin {
-                                selecting = Some(Box::pin(orchestrator.select_admitted(query.clone())));
-                            } else if running.is_empty() && selecting.is_none() {
-                                let failed = std::mem::take(&mut progress.failed);
-                                return Err(match nobody {
-                                    Some(source) => DelegateError::NoAgent { source, failed, last: Some(error) },
-                                    None => DelegateError::Failed { failed, last: error },
-                                });
-                            }
-                            last = Some(error);
-                        }
-                    }
-                }
-                () = sleep_until(hedge_at.unwrap_or_else(Instant::now)), if hedge_at.is_some() && may_begin => {
-                    hedge_at = None;
-                    selecting = Some(Box::pin(orchestrator.select_admitted(query.clone())));
-                }
-            }
-        }
-    }
-
-    /// Sends the task as JSON to a path below the agent's `base_url`, and reads JSON back. What cannot be
-    /// reached, breaks off, makes no sense, or answers 408, 429 or 5xx is the agent's fault; any other error's
-    /// status is the task's.
+    /// Sends the task as JSON in a `POST` to a path below the agent's `base_url`, and decodes the JSON of the response.
+    ///
+    /// # Cancel safety
+    /// As [`Delegation::run`]; an agent may have got the task.
     ///
     /// # Errors
-    /// As [`Delegation::run`].
+    /// As [`Delegation::run`]. What each failure leads to is in the table of [`FailureKind`](super::FailureKind).
     pub async fn post_json<T: DeserializeOwned>(
         self,
         path: &str,
         payload: &impl Serialize,
-    ) -> Result<Delegated<T>, DelegateError<HttpTaskError>> {
-        let http = self.orchestrator.client().http().clone();
-        let body = serde_json::to_vec(payload).map_err(|error| error.to_string());
-        self.run(|agent| {
-            let url = format!("{}/{}", agent.base_url.trim_end_matches('/'), path.trim_start_matches('/'));
-            let (http, body) = (http.clone(), body.clone());
+    ) -> Result<Delegated<T>, DelegateError> {
+        let max_response = self.max_response;
+        let body =
+            serde_json::to_vec(payload).map_err(|error| format!("it cannot be written as JSON: {error}"));
+        let task = self.http_task(Method::POST, path, body)?;
+        race(self.orchestrator, self.query, self.settings, |attempt| {
+            let task = task.clone();
             async move {
-                let body = body.map_err(|error| TaskError::Permanent(HttpTaskError::Payload(error)))?;
-                send(&http, url, body).await
+                let response = task.send(&attempt).await?;
+                let status = response.status().as_u16();
+                let body = task.read(response, max_response, attempt.deadline).await?;
+                serde_json::from_slice(&body).map_err(|error| {
+                    let detail = format!("the response cannot be decoded ({error})");
+                    task.failed(HttpTaskError::InvalidResponse { status, detail, body })
+                })
             }
         })
         .await
     }
-}
 
-/// What a future gives; nothing ever where there is none.
-async fn pending_or<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
-    match future {
-        Some(future) => future.await,
-        None => std::future::pending().await,
+    /// Sends a request to a path below the agent's `base_url`, and returns the first successful response as soon as it begins: for
+    /// streams, and for anything but JSON. From then on the task stays with this agent.
+    ///
+    /// The `time_limit` holds until the response begins; after that, [`chunk_timeout`](Self::chunk_timeout).
+    ///
+    /// # Cancel safety
+    /// As [`Delegation::run`]; an agent may have got the task.
+    ///
+    /// # Errors
+    /// As [`Delegation::run`].
+    pub async fn send(
+        self,
+        method: Method,
+        path: &str,
+        body: impl Into<Vec<u8>>,
+    ) -> Result<Delegated<TaskResponse>, DelegateError> {
+        let task = self.http_task(method, path, Ok(body.into()))?;
+        // Its outcome is that of the whole stream.
+        let settings = Settings { reports_success: false, ..self.settings };
+        let done = race(self.orchestrator, self.query, settings, |attempt| {
+            let task = task.clone();
+            async move { task.send(&attempt).await }
+        })
+        .await?;
+        let Delegated { value, selection, failed } = done;
+        let value = TaskResponse::new(value, selection.clone(), self.chunk_timeout);
+        Ok(Delegated { value, selection, failed })
     }
-}
 
-async fn send<T: DeserializeOwned>(
-    http: &HttpClients,
-    url: String,
-    body: Vec<u8>,
-) -> Result<T, TaskError<HttpTaskError>> {
-    let unreachable = |error: reqwest::Error| unreachable_by(&error.without_url());
-    let url = Url::parse(&url).map_err(|error| unreachable_by(&error))?;
-    let http = http.for_url(&url).map_err(|error| unreachable_by(&error))?;
-    let request = http.post(url).header(CONTENT_TYPE, "application/json").body(body);
-    let answer = request.send().await.map_err(unreachable)?;
-    let status = answer.status();
-    let body = answer.bytes().await.map_err(unreachable)?;
-    if status.is_success() {
-        let nonsense = |error: serde_json::Error| HttpTaskError::InvalidResponse(error.to_string());
-        return serde_json::from_slice(&body).map_err(|error| TaskError::Transient(nonsense(error)));
+    /// What is sent, if it can be.
+    fn http_task(
+        &self,
+        method: Method,
+        path: &str,
+        body: Result<Vec<u8>, String>,
+    ) -> Result<Arc<HttpTask>, DelegateError> {
+        let invalid = |detail: String| DelegateError::new(EndReason::InvalidRequest(detail));
+        let headers = self.headers.clone().map_err(invalid)?;
+        let body = body.map_err(invalid)?;
+        Ok(Arc::new(HttpTask::new(self.orchestrator.access.clone(), method, path, headers, body)))
     }
-    let said = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
-    let error = HttpTaskError::Status { status: status.as_u16(), body: said };
-    if status.is_server_error() || matches!(status.as_u16(), 408 | 429) {
-        Err(TaskError::Transient(error))
-    } else {
-        Err(TaskError::Permanent(error))
-    }
-}
-
-fn unreachable_by(error: &dyn std::error::Error) -> TaskError<HttpTaskError> {
-    TaskError::Transient(HttpTaskError::Unreachable(with_causes(error)))
 }

@@ -1,25 +1,45 @@
 //! Discovery: finding agents for tasks, and delegating the tasks.
 
-mod breaker;
+mod agent_states;
+mod attempt;
+mod budget;
 #[cfg(feature = "cache")]
 mod cache;
 mod candidate;
+mod checks;
 mod delegate;
+mod delegate_error;
 mod directory;
+mod ejection;
 mod freshness;
+mod http_task;
+mod load;
+mod orchestrator;
 mod order;
+mod outcome;
 mod query;
+mod race;
 #[cfg(feature = "cache")]
 mod response_cache;
 mod select;
+mod selection;
+mod task_response;
 
-pub use breaker::{BreakerSettings, CircuitState};
+pub use attempt::{AttemptTimeout, FailedAttempt};
+pub use budget::RetryBudget;
 #[cfg(feature = "cache")]
 pub use cache::{DiscoveryCache, DiscoveryCacheBuilder, FallbackReason, SafeSearch};
-pub use delegate::{DelegateError, Delegated, Delegation, HttpTaskError, TaskError};
+pub use delegate::Delegation;
+pub use delegate_error::{DelegateError, EndReason};
 pub use directory::Directory;
+pub use ejection::{EjectionSettings, EjectionState};
 pub use freshness::Freshness;
+pub use http_task::HttpTaskError;
+pub use orchestrator::{Orchestrator, OrchestratorBuilder};
+pub use outcome::{FailureKind, TaskError};
 pub use query::{HealthSource, Policy, TaskQuery};
+pub use race::Delegated;
 #[cfg(feature = "cache")]
 pub use response_cache::Cached;
-pub use select::{Orchestrator, OrchestratorBuilder, SelectError, Selection, SkipReason, Skipped};
+pub use selection::{SelectError, Selection, SkipReason, Skipped};
+pub use task_response::TaskResponse;

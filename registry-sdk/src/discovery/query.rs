@@ -1,42 +1,50 @@
-//! What an orchestrator looks for, and how it chooses.
+//! Queries for agents, and the policies of choosing one.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// Who is asked first among the agents that can do a task.
+/// Which of the candidates gets a task.
+///
+/// The best matches come first, by the registry's score; among those that match equally well the policy decides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Policy {
-    /// The best match: the registry's own order.
+    /// Of two that are drawn at random, the one that would probably do the task sooner (the power of two choices:
+    /// Mitzenmacher, 2001, <https://doi.org/10.1109/71.963420>): by the tasks that this orchestrator has in flight at the agent,
+    /// their latency, and the load that the agent reported with its heartbeats. To ask the least loaded of all would send all
+    /// orchestrators to the same agent until its next heartbeat.
     #[default]
+    LeastLoaded,
+    /// The registry's own order, also among equals: the agent with the latest heartbeat gets all tasks until the next heartbeat of
+    /// another one.
     Rank,
     /// Each in turn, by id.
     RoundRobin,
-    /// Any, at random.
+    /// At random.
     Random,
-    /// The one that was chosen the longest ago.
+    /// The one that got its last task the longest ago.
     LeastRecentlyUsed,
-    /// Of two that are drawn at random, the one with the lower load, as agents tell it with their heartbeats (the
-    /// power of two choices: Mitzenmacher, 2001, <https://doi.org/10.1109/71.963420>). Asking for the least loaded of
-    /// all would send everybody to the same one until its next heartbeat.
-    LeastLoaded,
 }
 
-/// Whose word on an agent's health counts.
+/// Who says whether an agent is healthy.
+///
+/// Each agent is asked once. If the registry's answer is old, because it or its database is away, the agents themselves are
+/// asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HealthSource {
-    /// What the search said: no further request.
+    /// The search, which needs no further request. If a match does not say it (some registries do not), the registry is asked as
+    /// with [`HealthSource::Registry`].
+    #[default]
     Search,
     /// The registry's `GET /health/{id}`.
-    #[default]
     Registry,
-    /// The agent's own `GET {base_url}/health`: healthy where it answers with a success, and does not say in it that
+    /// The agent's own `GET {base_url}/health`: it is healthy if it answers with a success, and does not say in it that
     /// its `status` is `unhealthy`.
     Agent,
 }
 
-/// What to look for. A capability's name alone is one, too.
+/// Which agents are looked for. The name of a capability can be used in its place.
 ///
 /// ```
 /// use registry_sdk::discovery::{Policy, TaskQuery};
@@ -45,26 +53,26 @@ pub enum HealthSource {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct TaskQuery {
-    /// What the agent has to be able to do, in words that are searched for.
+    /// The capability, in words that are searched for.
     pub capability: String,
-    /// What will do as well, in this order, where no healthy agent can do that.
+    /// Capabilities that are used instead, in this order, if no agent can be given a task of those before.
     pub fallbacks: Vec<String>,
     /// Tags that the capability has to have, all of them.
     pub tags: Vec<String>,
-    /// Agents that are not wanted.
+    /// Ids of agents that are not selected.
     pub exclude: HashSet<String>,
-    /// Who is asked first.
+    /// Which of the candidates gets the task.
     pub policy: Policy,
-    /// Whose word on health counts.
+    /// Who says whether an agent is healthy.
     pub health_source: HealthSource,
-    /// How many agents are asked for their health at once. Default: 32.
+    /// Maximum number of health checks at once, if there are any. Default: 3.
     pub max_concurrent_checks: usize,
-    /// How long one health check may take. Default: 2 s.
+    /// Time limit of one health check. Default: 2 s.
     pub check_timeout: Duration,
 }
 
 impl TaskQuery {
-    /// Looks for agents that can do something.
+    /// Looks for agents with a capability.
     #[must_use]
     pub fn new(capability: impl Into<String>) -> Self {
         Self {
@@ -72,14 +80,14 @@ impl TaskQuery {
             fallbacks: Vec::new(),
             tags: Vec::new(),
             exclude: HashSet::new(),
-            policy: Policy::Rank,
-            health_source: HealthSource::Registry,
-            max_concurrent_checks: 32,
+            policy: Policy::default(),
+            health_source: HealthSource::default(),
+            max_concurrent_checks: 3,
             check_timeout: Duration::from_secs(2),
         }
     }
 
-    /// Adds a capability that will do as well, where no healthy agent has those before it.
+    /// Adds a capability that is used if no agent can be given a task of those before it.
     #[must_use]
     pub fn fallback(mut self, capability: impl Into<String>) -> Self {
         self.fallbacks.push(capability.into());
@@ -93,39 +101,45 @@ impl TaskQuery {
         self
     }
 
-    /// Leaves an agent out.
+    /// Excludes an agent.
     #[must_use]
     pub fn exclude(mut self, agent_id: impl Into<String>) -> Self {
         self.exclude.insert(agent_id.into());
         self
     }
 
-    /// Sets who is asked first.
+    /// Sets which of the candidates gets the task. Default: [`Policy::LeastLoaded`].
     #[must_use]
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
     }
 
-    /// Sets whose word on health counts.
+    /// Sets who says whether an agent is healthy. Default: [`HealthSource::Search`].
     #[must_use]
     pub fn health_source(mut self, source: HealthSource) -> Self {
         self.health_source = source;
         self
     }
 
-    /// Sets how many agents are asked for their health at once; at least one.
+    /// Sets the maximum number of health checks at once; at least one. Each check beyond the first is wasted if the first agent is
+    /// healthy. Default: 3.
     #[must_use]
     pub fn max_concurrent_checks(mut self, agents: usize) -> Self {
         self.max_concurrent_checks = agents.max(1);
         self
     }
 
-    /// Sets how long one health check may take. An agent that is not heard of by then is passed over.
+    /// Sets the time limit of one health check. An agent that does not answer by then is skipped. Default: 2 s.
     #[must_use]
     pub fn check_timeout(mut self, timeout: Duration) -> Self {
         self.check_timeout = timeout;
         self
+    }
+
+    /// The capabilities in the order in which they are wanted.
+    pub(super) fn capabilities(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.capability).chain(&self.fallbacks)
     }
 }
 

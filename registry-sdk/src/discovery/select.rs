@@ -1,185 +1,49 @@
-//! Selection: the best-ranked healthy agent, with health checks side by side.
+//! Selection: the first candidate, in the policy's order, that can be given a task.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use tokio::time::timeout;
+use tokio::time::Instant;
 
-use super::breaker::{BreakerSettings, Breakers, CircuitState};
+use super::agent_states::Call;
 use super::candidate::Candidate;
+use super::checks::HealthCheck;
 use super::directory::Directory;
 use super::freshness::Freshness;
-use super::order::Order;
-use super::query::{HealthSource, Policy, TaskQuery};
-use crate::client::RegistryClient;
-use crate::contract::{AgentStatus, CapabilityMatch, health_url, limits};
+use super::orchestrator::Orchestrator;
+use super::query::{HealthSource, TaskQuery};
+use super::selection::{SelectError, Selection, SkipReason, Skipped};
+use crate::contract::{AgentStatus, limits};
 use crate::error::Error;
 use crate::query::SearchQuery;
+use crate::retry::RetryPolicy;
 
-/// Finds living agents for tasks, and delegates tasks to them.
-///
-/// Cheap to clone; clones share the circuit breakers and the memory of earlier selections.
-///
-/// ```no_run
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use registry_sdk::{Orchestrator, RegistryClient};
-///
-/// let orchestrator = Orchestrator::new(RegistryClient::new("http://127.0.0.1:8009")?);
-/// let selection = orchestrator.find_best_agent("code_review").await?;
-/// println!("{} at {}", selection.agent.agent_id, selection.agent.base_url);
-/// # Ok(())
-/// # }
-/// ```
+/// How long the attempts of one delegation use what the first one's search found.
+const MAX_AGE: Duration = Duration::from_secs(5);
+
+/// What earlier attempts of one delegation found and tried. So failing over needs no further search, not even if the registry has
+/// gone down meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct Earlier {
+    found: Mutex<HashMap<String, Found>>,
+    /// Agents that have, or had, the task. They do not get it again.
+    tried: Mutex<HashSet<String>>,
+}
+
+/// What was found for a capability, in the registry's order.
 #[derive(Clone, Debug)]
-pub struct Orchestrator {
-    client: RegistryClient,
-    pub(super) breakers: Breakers,
-    directory: Option<Directory>,
-    order: Arc<Mutex<Order>>,
-}
-
-/// Sets up an [`Orchestrator`].
-#[derive(Clone, Debug)]
-pub struct OrchestratorBuilder {
-    client: RegistryClient,
-    breakers: BreakerSettings,
-    directory: Option<Directory>,
-    seed: Option<u64>,
-}
-
-impl OrchestratorBuilder {
-    /// Sets when circuit breakers open, and for how long. Default: [`BreakerSettings::default`].
-    #[must_use]
-    pub fn breakers(mut self, settings: BreakerSettings) -> Self {
-        self.breakers = settings;
-        self
-    }
-
-    /// Finds agents in a directory, which is kept up to date by a watch, instead of searching the registry. While the
-    /// directory is out of date the registry is asked; if that fails, the directory is used all the same. Default: none.
-    #[must_use]
-    pub fn directory(mut self, directory: Directory) -> Self {
-        self.directory = Some(directory);
-        self
-    }
-
-    /// Makes random choices repeatable, for tests. Default: a random seed.
-    #[must_use]
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = Some(seed);
-        self
-    }
-
-    /// Makes the orchestrator. Nothing is sent yet.
-    #[must_use]
-    pub fn build(self) -> Orchestrator {
-        let Self { client, breakers, directory, seed } = self;
-        let random = seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
-        Orchestrator {
-            client,
-            breakers: Breakers::new(breakers),
-            directory,
-            order: Arc::new(Mutex::new(Order::new(random))),
-        }
-    }
-}
-
-/// The selected agent, and how it was selected.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Selection {
-    /// The agent, by the capability that matched.
-    pub agent: CapabilityMatch,
-    /// Which of the requested capabilities it was found by.
-    pub matched_capability: String,
-    /// Whether that was a fallback.
-    pub is_fallback: bool,
-    /// The agents that ranked higher and were skipped.
-    pub skipped: Vec<Skipped>,
-    /// How fresh the data behind this selection is.
-    pub freshness: Freshness,
-}
-
-/// An agent that was skipped.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Skipped {
-    /// Its id.
-    pub agent_id: String,
-    /// Why it was skipped.
-    pub reason: SkipReason,
-}
-
-/// Why an agent was skipped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SkipReason {
-    /// The query excludes it.
-    Excluded,
-    /// Its capability lacks one of the tags.
-    MissingTag,
-    /// Its circuit breaker is open: it failed too often lately.
-    CircuitOpen,
-    /// It is not healthy.
-    Unhealthy,
-    /// Its health check failed, or took too long.
-    NoAnswer,
-}
-
-/// Why no agent was selected.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SelectError {
-    /// No healthy agent can do it.
-    #[error("no healthy agent can do {capability:?}: {} were skipped", skipped.len())]
-    NoAgent {
-        /// The capability that was wanted first.
-        capability: String,
-        /// All agents that can do it, or a fallback, and why each was skipped.
-        skipped: Vec<Skipped>,
-    },
-    /// The registry could not be searched.
-    #[error("the registry could not be searched")]
-    Registry(#[from] Error),
+struct Found {
+    candidates: Vec<Candidate>,
+    freshness: Freshness,
+    at: Instant,
+    /// Whether the unhealthy ones are among them.
+    is_complete: bool,
 }
 
 impl Orchestrator {
-    /// An orchestrator with the default settings.
-    #[must_use]
-    pub fn new(client: RegistryClient) -> Self {
-        Self::builder(client).build()
-    }
-
-    /// Sets up an orchestrator.
-    #[must_use]
-    pub fn builder(client: RegistryClient) -> OrchestratorBuilder {
-        OrchestratorBuilder { client, breakers: BreakerSettings::default(), directory: None, seed: None }
-    }
-
-    /// The client that the orchestrator searches with.
-    #[must_use]
-    pub fn client(&self) -> &RegistryClient {
-        &self.client
-    }
-
-    /// State of an agent's circuit breaker.
-    #[must_use]
-    pub fn circuit(&self, agent_id: &str) -> CircuitState {
-        self.breakers.state(agent_id)
-    }
-
-    /// Selects the best-ranked healthy agent with a capability.
-    ///
-    /// # Errors
-    /// As [`Orchestrator::select`].
-    pub async fn find_best_agent(&self, capability: impl Into<String>) -> Result<Selection, SelectError> {
-        self.select(&TaskQuery::new(capability)).await
-    }
-
-    /// Selects an agent for a query. Health checks run side by side, and the selection returns as soon as every
-    /// higher-ranked candidate has been ruled out.
+    /// Selects an agent for a query: of the best matches, in the policy's order, the first healthy one.
     ///
     /// # Errors
     /// [`SelectError::NoAgent`] with all agents that were skipped; [`SelectError::Registry`] if the search itself
@@ -188,166 +52,219 @@ impl Orchestrator {
     /// # Cancel safety
     /// Nothing is left running.
     pub async fn select(&self, query: &TaskQuery) -> Result<Selection, SelectError> {
-        let mut skipped = Vec::new();
-        let wanted = std::iter::once(&query.capability).chain(&query.fallbacks);
-        for (index, capability) in wanted.enumerate() {
-            let (mut found, freshness) = self.search(query, capability).await?;
-            // Health checks of offline agents would fail.
-            found.retain(|agent| {
-                let status = agent.status();
-                status.takes_work()
-                    || status == AgentStatus::Offline && query.health_source == HealthSource::Agent
-            });
-            let candidates = self.admissible(query, found, &mut skipped);
-            // While the registry does not answer, its health checks would fail.
-            let health_source = match query.health_source {
-                HealthSource::Registry if freshness.is_stale() => HealthSource::Search,
-                source => source,
-            };
-            let selected = self.first_healthy(query, health_source, candidates, &mut skipped).await;
-            if let Some(agent) = selected.and_then(Candidate::into_match) {
-                self.lock_order().note(&agent.agent_id);
-                let matched_capability = capability.clone();
-                return Ok(Selection {
-                    agent,
-                    matched_capability,
-                    is_fallback: index > 0,
-                    skipped,
-                    freshness,
-                });
+        self.select_from(query, &Earlier::default()).await
+    }
+
+    pub(super) async fn select_from(
+        &self,
+        query: &TaskQuery,
+        earlier: &Earlier,
+    ) -> Result<Selection, SelectError> {
+        let (mut skipped, mut incomplete) = (Vec::new(), Vec::new());
+        for (index, capability) in query.capabilities().enumerate() {
+            let found = self.search(query, capability, earlier).await?;
+            let freshness = found.freshness;
+            if !found.is_complete {
+                incomplete.push(capability);
             }
+            let selected = self.first_healthy(query, found, earlier, &mut skipped).await;
+            let Some((agent, call, others)) = selected else {
+                continue;
+            };
+            let Some(agent) = agent.into_match() else { continue };
+            tracing::debug!(agent_id = agent.agent_id, capability, "selected");
+            let (matched_capability, call) = (capability.clone(), Arc::new(call));
+            let is_busy = |one: &Skipped| matches!(one.reason, SkipReason::Busy { .. });
+            let is_last = others == 0 && index == query.fallbacks.len() && !skipped.iter().any(is_busy);
+            let is_fallback = index > 0;
+            return Ok(Selection {
+                agent,
+                matched_capability,
+                is_fallback,
+                skipped,
+                freshness,
+                is_last,
+                call,
+            });
         }
+        self.explain(&incomplete, &mut skipped).await;
         Err(SelectError::NoAgent { capability: query.capability.clone(), skipped })
     }
 
-    /// Selects an agent whose circuit breaker admits the task. If it is half open, this task is the trial.
-    pub(super) async fn select_admitted(&self, mut query: TaskQuery) -> Result<Selection, SelectError> {
-        loop {
-            let selection = self.select(&query).await?;
-            let agent_id = &selection.agent.agent_id;
-            if self.breakers.admit(agent_id) {
-                return Ok(selection);
+    /// The agents with a capability, in the registry's order: from the directory if it is up to date.
+    async fn search(&self, query: &TaskQuery, capability: &str, earlier: &Earlier) -> Result<Found, Error> {
+        let cached = self.directory.as_ref().and_then(|directory| Some((directory, directory.freshness()?)));
+        let from_directory = |(directory, freshness): (&Directory, Freshness)| {
+            Found::new(directory.candidates(capability), freshness, true)
+        };
+        if let Some(cached @ (_, Freshness::Fresh)) = cached {
+            return Ok(from_directory(cached));
+        }
+        let kept = earlier.get(capability);
+        if let Some(kept) = kept.as_ref().filter(|kept| kept.at.elapsed() < MAX_AGE) {
+            return Ok(kept.clone());
+        }
+        let mut search = SearchQuery::new(capability).limit(limits::PAGE);
+        // An agent that is asked itself may be healthy whatever the registry thinks of it.
+        let is_complete = query.health_source == HealthSource::Agent;
+        search.healthy = (!is_complete).then_some(true);
+        match self.client.search_with_age(search).await {
+            Ok(matches) => {
+                let freshness = Freshness::of(matches.age);
+                let candidates = matches.value.into_iter().map(Arc::new).map(Candidate::FromRegistry);
+                let found = Found::new(candidates.collect(), freshness, is_complete);
+                earlier.set(capability, &found);
+                Ok(found)
             }
-            query.exclude.insert(agent_id.clone());
+            Err(error) if error.is_outage() => match (cached, kept) {
+                (Some(cached), _) => Ok(from_directory(cached)),
+                (None, Some(mut kept)) => {
+                    kept.freshness = Freshness::Stale { age: kept.at.elapsed() };
+                    Ok(kept)
+                }
+                (None, None) => Err(error),
+            },
+            Err(error) => Err(error),
         }
     }
 
-    /// The agents with a capability, in the registry's order: from the directory if it is up to date.
-    async fn search(
+    /// The first healthy candidate, which has the task from then on, and the number of candidates after it. A few of them are
+    /// checked at the same time.
+    async fn first_healthy(
         &self,
         query: &TaskQuery,
-        capability: &str,
-    ) -> Result<(Vec<Candidate>, Freshness), Error> {
-        let cached = self.directory.as_ref().and_then(|directory| Some((directory, directory.freshness()?)));
-        // Loads come with heartbeats, which no event reports.
-        if let Some((directory, Freshness::Fresh)) = cached
-            && query.policy != Policy::LeastLoaded
-        {
-            return Ok((directory.candidates(capability), Freshness::Fresh));
-        }
-        let search = SearchQuery::new(capability).limit(limits::PAGE);
-        match (self.client.search_with_age(search).await, cached) {
-            (Ok(found), _) => {
-                let candidates = found.value.into_iter().map(Box::new).map(Candidate::FromRegistry);
-                Ok((candidates.collect(), Freshness::of(found.age)))
+        found: Found,
+        earlier: &Earlier,
+        skipped: &mut Vec<Skipped>,
+    ) -> Option<(Candidate, Call, usize)> {
+        let is_stale = found.freshness.is_stale();
+        let (tried, found): (Vec<_>, Vec<_>) =
+            found.candidates.into_iter().partition(|agent| earlier.was_tried(agent.agent_id()));
+        let candidates = self.admissible(query, found, skipped);
+        let mut ordered = self.states.order(query.policy, candidates, tried.len());
+        let mut first = ordered.first.take();
+        let admitted = ordered.admitted.len();
+        let kept_out: Vec<_> =
+            ordered.ejected.iter().map(|one| Skipped::new(one.agent_id(), SkipReason::Ejected)).collect();
+        let (client, http, limit) = (&self.client, &self.access.http, query.check_timeout);
+        let check = HealthCheck { client, http, source: query.health_source, is_stale, limit };
+        let count = admitted + ordered.ejected.len();
+        let candidates = ordered.admitted.into_iter().chain(ordered.ejected);
+        let checks = stream::iter(candidates.enumerate()).map(|(index, agent)| async move {
+            let verdict = check.run(&agent).await;
+            (index, agent, verdict)
+        });
+        // In the candidates' order, whatever the order of the responses.
+        let mut checks = std::pin::pin!(checks.buffered(query.max_concurrent_checks.max(1)));
+        while let Some((index, agent, verdict)) = checks.next().await {
+            let call = first.take();
+            match verdict {
+                Ok(()) => {
+                    if index < admitted {
+                        skipped.extend(kept_out);
+                    }
+                    let call = call.unwrap_or_else(|| self.states.begin(agent.agent_id()));
+                    return Some((agent, call, count - index - 1));
+                }
+                Err(reason) => skipped.push(Skipped::new(agent.agent_id(), reason)),
             }
-            (Err(error), Some((directory, freshness))) if error.is_outage() => {
-                Ok((directory.candidates(capability), freshness))
-            }
-            (Err(error), _) => Err(error),
         }
+        None
     }
 
-    /// The candidates that may be selected, in the policy's order.
+    /// The candidates that may be selected, in the registry's order.
     fn admissible(
         &self,
         query: &TaskQuery,
         found: Vec<Candidate>,
         skipped: &mut Vec<Skipped>,
     ) -> Vec<Candidate> {
-        let skip_reason = |agent: &Candidate| {
+        let states = self.states.lock();
+        let now = Instant::now();
+        let looks_unhealthy =
+            |agent: &Candidate| !agent.status().takes_work() || agent.reported_health() == Some(false);
+        let mut candidates = Vec::with_capacity(found.len());
+        for agent in found {
             let has = |tag: &String| agent.tags().contains(tag);
-            if query.exclude.contains(agent.agent_id()) {
+            let reason = if query.exclude.contains(agent.agent_id()) {
                 Some(SkipReason::Excluded)
             } else if !query.tags.iter().all(has) {
                 Some(SkipReason::MissingTag)
-            } else if self.breakers.state(agent.agent_id()) == CircuitState::Open {
-                Some(SkipReason::CircuitOpen)
+            } else if let Some(reason) = unfit(query.health_source, &agent) {
+                Some(reason)
             } else {
-                None
-            }
-        };
-        let mut candidates = Vec::with_capacity(found.len());
-        for agent in found {
-            match skip_reason(&agent) {
-                Some(reason) => skipped.push(Skipped { agent_id: agent.agent_id().to_owned(), reason }),
+                states.busy_for(agent.agent_id(), now).map(|retry_after| SkipReason::Busy { retry_after })
+            };
+            match reason {
+                Some(reason) => skipped.push(Skipped::new(agent.agent_id(), reason)),
                 None => candidates.push(agent),
             }
         }
-        self.lock_order().sort(query.policy, &mut candidates);
+        // If agents are asked themselves, those that are probably dead come last.
+        candidates.sort_by_key(looks_unhealthy);
         candidates
     }
 
-    /// The first healthy candidate. Later ones are checked at the same time, and their results dropped.
-    async fn first_healthy(
-        &self,
-        query: &TaskQuery,
-        health_source: HealthSource,
-        candidates: Vec<Candidate>,
-        skipped: &mut Vec<Skipped>,
-    ) -> Option<Candidate> {
-        let checks = stream::iter(candidates).map(|agent| async {
-            let verdict = self.check(health_source, &agent, query.check_timeout).await;
-            (agent, verdict)
-        });
-        // Checks that need no request are not worth doing ahead.
-        let max_concurrent =
-            if health_source == HealthSource::Search { 1 } else { query.max_concurrent_checks.max(1) };
-        // In the candidates' order, whatever the order of the responses.
-        let mut checks = std::pin::pin!(checks.buffered(max_concurrent));
-        while let Some((agent, verdict)) = checks.next().await {
-            match verdict {
-                Ok(()) => return Some(agent),
-                Err(reason) => skipped.push(Skipped { agent_id: agent.agent_id().to_owned(), reason }),
-            }
+    /// Names the agents as well that the registry left out of the searches because they are not healthy.
+    async fn explain(&self, capabilities: &[&String], skipped: &mut Vec<Skipped>) {
+        let client = self.client.with_retry(RetryPolicy::none());
+        for capability in capabilities {
+            let search = SearchQuery::new(*capability).limit(limits::PAGE).healthy(false);
+            let Ok(found) = client.search_capabilities(search).await else { break };
+            skipped.extend(found.iter().map(|agent| {
+                let is_offline = agent.status == AgentStatus::Offline;
+                let reason = if is_offline { SkipReason::Offline } else { SkipReason::Unhealthy };
+                Skipped::new(&agent.agent_id, reason)
+            }));
         }
-        None
+        // An agent may have been found by several capabilities.
+        let mut named = HashSet::new();
+        skipped.retain(|one| named.insert(one.agent_id.clone()));
+    }
+}
+
+/// Why an agent cannot be given a task by what the registry reported of it.
+fn unfit(health_source: HealthSource, agent: &Candidate) -> Option<SkipReason> {
+    match (agent.status(), agent.reported_health()) {
+        (AgentStatus::Unknown(_), _) => Some(SkipReason::Unhealthy),
+        // It is asked itself.
+        _ if health_source == HealthSource::Agent => None,
+        (AgentStatus::Offline, _) => Some(SkipReason::Offline),
+        (_, Some(false)) => Some(SkipReason::Unhealthy),
+        _ => None,
+    }
+}
+
+impl Found {
+    fn new(candidates: Vec<Candidate>, freshness: Freshness, is_complete: bool) -> Self {
+        Self { candidates, freshness, at: Instant::now(), is_complete }
+    }
+}
+
+impl Earlier {
+    fn get(&self, capability: &str) -> Option<Found> {
+        lock(&self.found).get(capability).cloned()
     }
 
-    async fn check(
-        &self,
-        source: HealthSource,
-        agent: &Candidate,
-        limit: Duration,
-    ) -> Result<(), SkipReason> {
-        let is_healthy = match source {
-            HealthSource::Search => agent.is_reported_healthy(),
-            HealthSource::Registry => match self.client.check_health_within(agent.agent_id(), limit).await {
-                Ok(health) => health.is_healthy(),
-                // Its word of a moment ago still counts.
-                Err(error) if error.is_outage() => agent.is_reported_healthy(),
-                Err(_) => return Err(SkipReason::NoAnswer),
-            },
-            HealthSource::Agent => {
-                let asked = timeout(limit, self.ask_agent(agent)).await;
-                asked.ok().flatten().ok_or(SkipReason::NoAnswer)?
-            }
-        };
-        if is_healthy { Ok(()) } else { Err(SkipReason::Unhealthy) }
+    fn set(&self, capability: &str, found: &Found) {
+        lock(&self.found).insert(capability.to_owned(), found.clone());
     }
 
-    /// Asks an agent itself whether it is healthy. `None` if it does not answer.
-    async fn ask_agent(&self, agent: &Candidate) -> Option<bool> {
-        let url = health_url(agent.base_url())?;
-        let response = self.client.http().for_url(&url).ok()?.get(url).send().await.ok()?;
-        let is_success = response.status().is_success();
-        // Some agents answer 200 and say it only in the body.
-        let body = response.bytes().await.ok()?;
-        let health = serde_json::from_slice::<serde_json::Value>(&body).unwrap_or_default();
-        Some(is_success && health["status"] != "unhealthy")
+    fn was_tried(&self, agent_id: &str) -> bool {
+        lock(&self.tried).contains(agent_id)
     }
 
-    fn lock_order(&self) -> MutexGuard<'_, Order> {
-        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Records that an agent gets the task.
+    pub(super) fn add_tried(&self, agent_id: &str) {
+        lock(&self.tried).insert(agent_id.to_owned());
     }
+
+    /// Records that an agent may get the task again.
+    pub(super) fn remove_tried(&self, agent_id: &str) {
+        lock(&self.tried).remove(agent_id);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -87,6 +87,34 @@ async fn missing_agents_and_capabilities_are_told() {
     assert!(few.detail.starts_with('8'), "{}", few.detail);
 }
 
+/// Matches of dead agents that are better than those of the living ones fill the page that a search returns.
+#[tokio::test(start_paused = true)]
+async fn dead_agents_do_not_hide_enough_living_ones() {
+    let registry = MockRegistry::start().await;
+    let client = registry.client();
+    for number in 0..101 {
+        let (id, capability) = if number == 0 {
+            ("living".to_owned(), Capability::new("other").tag("work"))
+        } else {
+            (format!("dead-{number}"), Capability::new("work"))
+        };
+        client
+            .register(&Registration::new(&id, &id, "http://agent:8000").capability(capability))
+            .await
+            .unwrap();
+        if number > 0 {
+            client.update_status(&id, AgentStatus::Offline).await.unwrap();
+        }
+    }
+    let enough = AlertRule::TooFew { capability: "work".to_owned(), at_least: 1 };
+    let gone = AlertRule::AgentMissing("living".to_owned());
+    let monitor = monitor(&registry).rules([enough, gone.clone()]).hysteresis(1, 1).start();
+    let mut alerts = monitor.alerts();
+    sleep(3 * EVERY).await;
+    client.deregister("living").await.unwrap();
+    assert_eq!(alerts.recv().await.unwrap().rule, gone, "the first alert is the one that is due");
+}
+
 #[tokio::test(start_paused = true)]
 async fn while_the_registry_is_away_only_that_is_told() {
     let registry = registry().await;

@@ -367,7 +367,7 @@ async fn the_cause_of_an_error_is_kept_as_it_was() {
 #[cfg(all(feature = "testing", feature = "cache"))]
 #[tokio::test(start_paused = true)]
 async fn durations_without_end_are_as_good_as_for_ever() {
-    use registry_sdk::discovery::{BreakerSettings, DiscoveryCache};
+    use registry_sdk::discovery::{DiscoveryCache, EjectionSettings};
     use registry_sdk::testing::MockRegistry;
     use registry_sdk::{
         AlertRule, Capability, Orchestrator, Registration, StatsMonitor, TaskError, TaskQuery,
@@ -387,15 +387,18 @@ async fn durations_without_end_are_as_good_as_for_ever() {
     client.register(&registration).await.unwrap();
     client.heartbeat("a").await.unwrap();
 
-    let breakers = BreakerSettings::default().window(Duration::MAX).open_duration(Duration::MAX);
-    let orchestrator = Orchestrator::builder(client.clone()).breakers(breakers).build();
+    let ejection = EjectionSettings::default();
+    let ejection = ejection.window(Duration::MAX).base_time(Duration::MAX).max_time(Duration::MAX);
+    let orchestrator = Orchestrator::builder(client.clone()).ejection(ejection).build();
     let delegation = || {
         let query = TaskQuery::new("work").check_timeout(Duration::MAX);
-        orchestrator.delegate(query).time_limit(Duration::MAX).hedge_after(Duration::MAX)
+        let delegation = orchestrator.delegate(query).time_limit(Duration::MAX);
+        delegation.hedge_after(Duration::MAX).attempt_timeout(Duration::MAX).chunk_timeout(Duration::MAX)
     };
-    delegation().run(|_| async { Ok::<_, TaskError<()>>(()) }).await.unwrap();
+    delegation().run(|_| async { Ok(()) }).await.unwrap();
     for _ in 0..3 {
-        let failed = delegation().attempts(1).run(|_| async { Err::<(), _>(TaskError::Transient(())) }).await;
+        let failed =
+            delegation().attempts(1).run(|_| async { Err::<(), _>(TaskError::transient("it broke")) }).await;
         assert!(failed.is_err());
     }
     let cache =

@@ -238,9 +238,15 @@ async fn a_last_event_id_that_the_registry_does_not_take_is_forgotten() {
 async fn a_selection_with_a_directory_does_not_fail_every_half_a_minute() {
     let is_hanging = Arc::new(AtomicBool::new(false));
     let hanging = is_hanging.clone();
-    let script = |what: &str| match what {
+    let agent = Server::start(|_, _| Reply::Answer(200, "", "")).await;
+    let list = format!(
+        r#"[{{"agent_id":"a","base_url":"{}","status":"active","revision":1,"capabilities":[{{"name":"work"}}]}}]"#,
+        agent.url()
+    );
+    let list: &str = list.leak();
+    let script = move |what: &str| match what {
         "GET /events" => Reply::Stall("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\nid: 1\n\n"),
-        "GET /agents" => Reply::Answer(200, "", LIST),
+        "GET /agents" => Reply::Answer(200, "", list),
         _ => Reply::Answer(200, "", r#"{"agent_id":"a","status":"healthy"}"#),
     };
     let first = Server::start(move |what, _| match what {
@@ -363,7 +369,7 @@ async fn a_delegation_with_a_limit_of_its_own_does_not_fail_every_half_a_minute(
     for _ in 0..600 {
         let query = TaskQuery::new("work").health_source(HealthSource::Search);
         let delegation = orchestrator.delegate(query).time_limit(Duration::from_secs(5));
-        let done = delegation.run(|_| async { Ok::<_, registry_sdk::TaskError<()>>(()) }).await;
+        let done = delegation.run(|_| async { Ok(()) }).await;
         failed += usize::from(done.is_err());
         sleep(Duration::from_secs(1)).await;
     }

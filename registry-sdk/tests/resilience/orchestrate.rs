@@ -21,7 +21,7 @@ use crate::support::{Reply, Server, until};
 const CHECK: Duration = Duration::from_secs(2);
 
 fn query() -> TaskQuery {
-    TaskQuery::new("work").health_source(HealthSource::Agent).check_timeout(CHECK)
+    TaskQuery::new("work").policy(Policy::Rank).health_source(HealthSource::Agent).check_timeout(CHECK)
 }
 
 #[tokio::test(start_paused = true)]
@@ -31,9 +31,12 @@ async fn the_best_ranked_healthy_agent_is_found() {
     scene.register("worse", Capability::new("other").tag("work")).await;
     let orchestrator = scene.orchestrator();
     let order: Vec<_> = scene.registry.client().search_capabilities("work").await.unwrap();
-    let selection = orchestrator.find_best_agent("work").await.unwrap();
+    let selection = orchestrator.select(&query()).await.unwrap();
     assert_eq!(selection.agent.agent_id, order[0].agent_id);
     assert!(!selection.is_fallback && selection.skipped.is_empty());
+    // By default, equally good matches share the tasks; worse ones get none.
+    let selection = orchestrator.find_best_agent("work").await.unwrap();
+    assert_ne!(selection.agent.agent_id, "worse");
 
     scene.set(&order[0].agent_id, ILL);
     scene.set(&order[1].agent_id, Reply::Hang);
@@ -246,9 +249,8 @@ async fn with_a_directory_selection_needs_no_request_and_outlives_the_registry()
     let before = asked();
     let selection = orchestrator.select(&from_search).await.unwrap();
     assert_eq!((asked() - before, selection.freshness), (0, Freshness::Fresh));
-    // The loads are the registry's alone to tell.
     orchestrator.select(&from_search.clone().policy(Policy::LeastLoaded)).await.unwrap();
-    assert_eq!(asked() - before, 1);
+    assert_eq!(asked() - before, 0);
 
     scene.registry.outage(Duration::from_secs(30));
     until("the outage is noticed", || directory.freshness().is_some_and(Freshness::is_stale)).await;
@@ -264,8 +266,15 @@ async fn with_a_directory_selection_needs_no_request_and_outlives_the_registry()
 /// While its database is away, a registry answers from memory and says so.
 #[tokio::test(start_paused = true)]
 async fn a_selection_from_a_registry_that_answers_from_memory_says_so() {
-    const FOUND: &str = r#"[{"agent_id":"a","status":"active","capability":"work","healthy":true}]"#;
-    const AGENTS: &str = r#"[{"agent_id":"a","status":"active","healthy":true,"revision":1,"capabilities":[{"name":"work"}]}]"#;
+    let agent = Server::start(|_, _| WELL).await;
+    let url = agent.url();
+    let found = format!(
+        r#"[{{"agent_id":"a","base_url":"{url}","status":"active","capability":"work","healthy":true}}]"#
+    );
+    let agents = format!(
+        r#"[{{"agent_id":"a","base_url":"{url}","status":"active","healthy":true,"revision":1,"capabilities":[{{"name":"work"}}]}}]"#
+    );
+    let (found, agents): (&str, &str) = (found.leak(), agents.leak());
     let is_away = Arc::new(AtomicBool::new(true));
     let away = is_away.clone();
     let server = Server::start(move |what, _| {
@@ -273,17 +282,17 @@ async fn a_selection_from_a_registry_that_answers_from_memory_says_so() {
         let stale = if is_stale { "registry-stale-seconds: 900\r\n" } else { "" };
         match what {
             "GET /events" => Reply::Answer(200, "content-type: text/event-stream\r\n", "id: 1\n\n"),
-            "GET /agents" => Reply::Answer(200, stale, AGENTS),
-            what if what.starts_with("GET /capabilities") => Reply::Answer(200, stale, FOUND),
+            "GET /agents" => Reply::Answer(200, stale, agents),
+            what if what.starts_with("GET /capabilities") => Reply::Answer(200, stale, found),
             _ => Reply::Answer(503, "", ""),
         }
     })
     .await;
     let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
-    // Its health checks would fail, so the search's word counts.
+    // Its health checks would fail, so the agent itself is asked.
     let selection = Orchestrator::new(client.clone()).find_best_agent("work").await.unwrap();
     let Freshness::Stale { age } = selection.freshness else { panic!("{selection:?}") };
-    assert_eq!(age.as_secs(), 900);
+    assert_eq!((age.as_secs(), agent.arrived().len()), (900, 1));
     // A directory that could only be filled from memory is out of date, until the registry is back.
     let directory = Directory::follow(&client);
     directory.ready().await.unwrap();

@@ -1,0 +1,220 @@
+//! What an orchestrator knows of agents by the tasks it gave them. Clones of an orchestrator share it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::budget::{BudgetState, RetryBudget};
+use super::ejection::{Ejection, EjectionSettings, EjectionState, Ticket};
+use super::load::Load;
+use super::outcome::FailureKind;
+use crate::metrics;
+use crate::retry::deadline_after;
+
+/// Number of agents above which those that got no tasks for long are forgotten.
+const MANY: usize = 1_024;
+
+/// The states of all agents, and the budget for further attempts.
+#[derive(Clone, Debug)]
+pub(super) struct AgentStates {
+    settings: EjectionSettings,
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    agents: HashMap<String, AgentState>,
+    budget: BudgetState,
+    pub(super) random: fastrand::Rng,
+    /// Number of tasks that were given so far.
+    count: u64,
+    /// Number of agents at which the next forgetting is due.
+    many: usize,
+}
+
+/// What is known of one agent.
+#[derive(Debug)]
+pub(super) struct AgentState {
+    ejection: Ejection,
+    pub(super) load: Load,
+    /// Until when it asked to be left alone.
+    busy_until: Option<Instant>,
+    /// Which of all tasks was the last one that it got.
+    pub(super) last_task: u64,
+    used: Instant,
+}
+
+/// A task that was given to an agent: it counts as in flight until its outcome is reported, or this is dropped.
+#[derive(Debug)]
+pub(super) struct Call {
+    states: AgentStates,
+    agent_id: String,
+    began: Instant,
+    ticket: Ticket,
+    has_ended: AtomicBool,
+}
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Succeeded,
+    Failed,
+    /// The agent did its part: it is the task that cannot be done.
+    Answered,
+    /// Without saying anything of the agent.
+    Released,
+}
+
+impl AgentStates {
+    pub(super) fn new(settings: EjectionSettings, budget: RetryBudget, random: fastrand::Rng) -> Self {
+        let (agents, budget) = (HashMap::new(), BudgetState::new(budget));
+        let inner = Inner { agents, budget, random, count: 0, many: MANY };
+        Self { settings, inner: Arc::new(Mutex::new(inner)) }
+    }
+
+    pub(super) fn settings(&self) -> &EjectionSettings {
+        &self.settings
+    }
+
+    pub(super) fn ejection(&self, agent_id: &str) -> EjectionState {
+        self.lock().ejection(&self.settings, agent_id, Instant::now())
+    }
+
+    /// Gives a task to an agent.
+    pub(super) fn begin(&self, agent_id: &str) -> Call {
+        self.begin_locked(&mut self.lock(), agent_id)
+    }
+
+    /// The same while the states are locked, so that nobody else chooses at the same moment.
+    pub(super) fn begin_locked(&self, inner: &mut Inner, agent_id: &str) -> Call {
+        let began = Instant::now();
+        inner.count += 1;
+        let count = inner.count;
+        let agent = inner.agent(&self.settings, agent_id, began);
+        agent.load.begin();
+        agent.last_task = count;
+        let ticket = agent.ejection.begin(&self.settings, began);
+        Call {
+            states: self.clone(),
+            agent_id: agent_id.to_owned(),
+            began,
+            ticket,
+            has_ended: AtomicBool::new(false),
+        }
+    }
+
+    /// Counts a task for the retry budget.
+    pub(super) fn deposit(&self) {
+        self.lock().budget.deposit(Instant::now());
+    }
+
+    /// Takes one further attempt from the retry budget, if there is one.
+    pub(super) fn withdraw(&self) -> bool {
+        self.lock().budget.withdraw(Instant::now())
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    pub(super) fn get(&self, agent_id: &str) -> Option<&AgentState> {
+        self.agents.get(agent_id)
+    }
+
+    pub(super) fn ejection(
+        &self,
+        settings: &EjectionSettings,
+        agent_id: &str,
+        now: Instant,
+    ) -> EjectionState {
+        self.get(agent_id).map_or(EjectionState::Admitted, |agent| agent.ejection.state(settings, now))
+    }
+
+    /// How long an agent still wants to be left alone.
+    pub(super) fn busy_for(&self, agent_id: &str, now: Instant) -> Option<Duration> {
+        let until = self.get(agent_id)?.busy_until?;
+        Some(until.saturating_duration_since(now)).filter(|time| !time.is_zero())
+    }
+
+    fn agent(&mut self, settings: &EjectionSettings, agent_id: &str, now: Instant) -> &mut AgentState {
+        if self.agents.len() >= self.many && !self.agents.contains_key(agent_id) {
+            let memory = settings.memory();
+            self.agents.retain(|_, agent| !agent.load.is_idle() || now - agent.used < memory);
+            self.many = MANY.max(2 * self.agents.len());
+        }
+        let agent = self.agents.entry(agent_id.to_owned()).or_insert_with(|| AgentState {
+            ejection: Ejection::default(),
+            load: Load::default(),
+            busy_until: None,
+            last_task: 0,
+            used: now,
+        });
+        agent.used = now;
+        agent
+    }
+}
+
+impl Call {
+    /// Reports that the task succeeded.
+    pub(super) fn succeeded(&self) {
+        self.end(End::Succeeded, None);
+    }
+
+    /// Reports that the task failed.
+    pub(super) fn failed(&self, kind: FailureKind, is_charged: bool) {
+        let (end, busy) = match kind {
+            _ if is_charged => (End::Failed, None),
+            FailureKind::Task => (End::Answered, None),
+            FailureKind::Busy { retry_after } => (End::Released, Some(FailureKind::busy_time(retry_after))),
+            _ => (End::Released, None),
+        };
+        self.end(end, busy);
+    }
+
+    /// Ends the call, unless it has ended already.
+    fn end(&self, end: End, busy: Option<Duration>) {
+        if self.has_ended.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let now = Instant::now();
+        let settings = self.states.settings;
+        let mut inner = self.states.lock();
+        let agent = inner.agent(&settings, &self.agent_id, now);
+        agent.load.end();
+        if let Some(busy) = busy {
+            agent.busy_until = Some(deadline_after(now, busy));
+        }
+        let elapsed = now - self.began;
+        match end {
+            End::Succeeded => agent.load.observe(elapsed, now),
+            End::Failed | End::Answered | End::Released => agent.load.observe_at_least(elapsed, now),
+        }
+        let ejected = match end {
+            End::Succeeded | End::Answered => {
+                agent.ejection.succeeded(&settings, self.ticket, now);
+                None
+            }
+            End::Failed => agent.ejection.failed(&settings, self.ticket, now),
+            End::Released => {
+                agent.ejection.release(self.ticket);
+                None
+            }
+        };
+        drop(inner);
+        if let Some(time) = ejected {
+            tracing::warn!(agent_id = self.agent_id, ?time, "ejected");
+            metrics::ejected();
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.end(End::Released, None);
+    }
+}

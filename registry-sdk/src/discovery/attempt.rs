@@ -1,0 +1,46 @@
+//! Attempts of a delegation.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::outcome::{Cause, FailureKind};
+use crate::contract::CapabilityMatch;
+
+/// One attempt: a task on its way to an agent.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub(super) agent: CapabilityMatch,
+    /// From 1.
+    pub(super) number: u32,
+    /// When it is cut off.
+    pub(super) deadline: Instant,
+    pub(super) idempotency_key: String,
+}
+
+/// An attempt that failed.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct FailedAttempt {
+    /// The agent that had the task.
+    pub agent_id: String,
+    /// What the failure says of the agent and the task.
+    pub kind: FailureKind,
+    /// How long the attempt took.
+    pub elapsed: Duration,
+    /// What the agent or the caller's own code said. It can be downcast to [`HttpTaskError`](super::HttpTaskError),
+    /// [`AttemptTimeout`], or the error that the closure of [`run`](super::Delegation::run) returned.
+    pub error: Cause,
+}
+
+impl fmt::Display for FailedAttempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.agent_id, self.error)
+    }
+}
+
+/// An attempt was cut off, because there was no response in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no response within the attempt_timeout of {0:.1?}")]
+pub struct AttemptTimeout(pub Duration);

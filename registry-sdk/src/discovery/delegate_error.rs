@@ -1,0 +1,134 @@
+//! Why a delegated task was not done.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+use super::attempt::FailedAttempt;
+use super::selection::{Skipped, list};
+use crate::error::{Error, with_causes};
+
+/// Why a delegated task was not done: the reason, what each agent said that had the task, and why others were skipped. All of it
+/// is in the text as well. [`source`](StdError::source) is the last attempt's error, or the registry's.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DelegateError {
+    /// Why the delegation ended.
+    pub reason: EndReason,
+    /// The attempts in the order in which they failed.
+    pub attempts: Vec<FailedAttempt>,
+    /// The agents that were skipped.
+    pub skipped: Vec<Skipped>,
+}
+
+/// Why a delegation ended without success.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum EndReason {
+    /// The request is wrong, and nothing was sent: a header, the idempotency key, or what is to be written as JSON.
+    InvalidRequest(String),
+    /// No agent is left that can be given the task.
+    NoAgent {
+        /// The capability that was wanted first.
+        capability: String,
+    },
+    /// The registry could not be searched.
+    Registry(Error),
+    /// As many agents failed as [`attempts`](super::Delegation::attempts) allows.
+    AttemptsExhausted,
+    /// It was not done within the [`time_limit`](super::Delegation::time_limit).
+    TimedOut {
+        /// The time limit.
+        limit: Duration,
+    },
+    /// All agents are busy for longer than there is time.
+    Busy {
+        /// When the first of them can be asked again.
+        retry_after: Duration,
+    },
+    /// All agents refused the path or the credentials: those are probably wrong.
+    Misdeployed,
+    /// An agent failed, and the [`RetryBudget`](super::RetryBudget) allows no further attempt.
+    RetryBudgetExhausted,
+    /// An attempt failed, and [`at_most_once`](super::Delegation::at_most_once) allows no further one: the task may have arrived.
+    MayHaveArrived,
+    /// It is the task's own fault.
+    Rejected,
+    /// An agent did the task, but its response cannot be used.
+    UnusableResponse,
+}
+
+impl EndReason {
+    /// Whether the attempts that still run do not matter any more.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Rejected | Self::UnusableResponse)
+    }
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InvalidRequest(detail) => write!(f, "the task cannot be sent: {detail}"),
+            Self::NoAgent { capability } => write!(f, "no agent can be given {capability:?}"),
+            Self::Registry(error) => {
+                write!(f, "the registry could not be searched: {}", with_causes(error))
+            }
+            Self::AttemptsExhausted => f.write_str("as many agents failed as the delegation may try"),
+            Self::TimedOut { limit } => write!(f, "the task was not done within the time_limit of {limit:?}"),
+            Self::Busy { retry_after } => {
+                write!(f, "all agents are busy; the first can be asked again in {retry_after:.1?}")
+            }
+            Self::Misdeployed => f.write_str(
+                "all agents refused the path or the credentials: check the path of the task and the token",
+            ),
+            Self::RetryBudgetExhausted => {
+                f.write_str("an agent failed, and the retry budget allows no further attempt now")
+            }
+            Self::MayHaveArrived => {
+                f.write_str("the task may have arrived at an agent that failed, and is sent at most once")
+            }
+            Self::Rejected => f.write_str("the task was rejected"),
+            Self::UnusableResponse => {
+                f.write_str("the task was done, but the response cannot be used; it is not run again")
+            }
+        }
+    }
+}
+
+impl fmt::Display for DelegateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.reason.fmt(f)?;
+        let is_known = !self.attempts.is_empty() || !self.skipped.is_empty();
+        if matches!(self.reason, EndReason::NoAgent { .. }) && !is_known {
+            return f.write_str(": none is registered for it");
+        }
+        if !self.attempts.is_empty() {
+            write!(f, "; tried {}", list(&self.attempts))?;
+        }
+        if !self.skipped.is_empty() {
+            write!(f, "; skipped {}", list(&self.skipped))?;
+        }
+        Ok(())
+    }
+}
+
+impl StdError for DelegateError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        if let EndReason::Registry(error) = &self.reason {
+            return Some(error);
+        }
+        self.attempts.last().map(|attempt| &*attempt.error as &(dyn StdError + 'static))
+    }
+}
+
+impl DelegateError {
+    pub(super) fn new(reason: EndReason) -> Self {
+        Self { reason, attempts: Vec::new(), skipped: Vec::new() }
+    }
+
+    /// After which time it is worth trying again, if all agents are busy.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        if let EndReason::Busy { retry_after } = self.reason { Some(retry_after) } else { None }
+    }
+}

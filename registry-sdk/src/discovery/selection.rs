@@ -1,0 +1,168 @@
+//! What a selection says: the agent, those that were skipped, or why there is none.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::agent_states::Call;
+use super::freshness::Freshness;
+use super::outcome::FailureKind;
+use crate::contract::CapabilityMatch;
+use crate::error::{Error, with_causes};
+
+/// How many agents an error names.
+const NAMED: usize = 10;
+
+/// The selected agent, and how it was selected.
+///
+/// A task counts as in flight at the agent until its outcome is reported, or the selection and its clones are dropped. A
+/// delegation reports by itself. Whoever calls the agent without one reports with
+/// [`report_success`](Self::report_success) and [`report_failure`](Self::report_failure), so that the orchestrator knows which
+/// agents are loaded, busy or broken:
+///
+/// ```no_run
+/// # async fn call(_: &registry_sdk::CapabilityMatch) -> Result<(), std::io::Error> { Ok(()) }
+/// # async fn example(orchestrator: registry_sdk::Orchestrator) -> Result<(), Box<dyn std::error::Error>> {
+/// use registry_sdk::discovery::FailureKind;
+///
+/// let selection = orchestrator.find_best_agent("code_review").await?;
+/// match call(&selection.agent).await {
+///     Ok(()) => selection.report_success(),
+///     Err(_) => selection.report_failure(FailureKind::Agent),
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Selection {
+    /// The agent, by the capability that matched.
+    pub agent: CapabilityMatch,
+    /// Which of the requested capabilities it was found by.
+    pub matched_capability: String,
+    /// Whether that was a fallback.
+    pub is_fallback: bool,
+    /// The candidates that were skipped. Agents that the registry left out as unhealthy are named only if no agent was selected.
+    pub skipped: Vec<Skipped>,
+    /// How fresh the data behind this selection is.
+    pub freshness: Freshness,
+    /// Whether no other agent could be given the task now.
+    pub(super) is_last: bool,
+    pub(super) call: Arc<Call>,
+}
+
+impl Selection {
+    /// Reports that the agent did the task. Only the first report of a selection counts.
+    pub fn report_success(&self) {
+        self.call.succeeded();
+    }
+
+    /// Reports that the task failed. [`FailureKind::Agent`] counts against the agent, [`FailureKind::Busy`] leaves it alone for a
+    /// while. Only the first report of a selection counts.
+    pub fn report_failure(&self, kind: FailureKind) {
+        self.call.failed(kind, kind == FailureKind::Agent);
+    }
+}
+
+/// An agent that was skipped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Skipped {
+    /// Its id.
+    pub agent_id: String,
+    /// Why it was skipped.
+    pub reason: SkipReason,
+}
+
+impl Skipped {
+    pub(super) fn new(agent_id: &str, reason: SkipReason) -> Self {
+        Self { agent_id: agent_id.to_owned(), reason }
+    }
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.agent_id, self.reason)
+    }
+}
+
+/// Why an agent was skipped. In a text it follows the agent's id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SkipReason {
+    /// The query excludes it.
+    #[error("is excluded")]
+    Excluded,
+    /// Its capability lacks one of the tags.
+    #[error("lacks a tag")]
+    MissingTag,
+    /// It is offline.
+    #[error("is offline")]
+    Offline,
+    /// It is not healthy.
+    #[error("is not healthy")]
+    Unhealthy,
+    /// Its health check failed, or took too long.
+    #[error("did not answer its health check")]
+    NoAnswer,
+    /// It failed too often lately.
+    #[error("is ejected, since it failed too often")]
+    Ejected,
+    /// It asked to be left alone.
+    #[error("is busy for another {retry_after:.1?}")]
+    Busy {
+        /// How long that goes on.
+        retry_after: Duration,
+    },
+}
+
+/// Why no agent was selected.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SelectError {
+    /// No healthy agent can do it.
+    #[error("no agent can be given {capability:?}: {}", list_or(skipped, "none is registered for it"))]
+    NoAgent {
+        /// The capability that was wanted first.
+        capability: String,
+        /// All agents that can do it, or a fallback, and why each was skipped.
+        skipped: Vec<Skipped>,
+    },
+    /// The registry could not be searched.
+    #[error("the registry could not be searched: {}", with_causes(.0))]
+    Registry(#[from] Error),
+}
+
+impl SelectError {
+    /// The agents that were skipped.
+    #[must_use]
+    pub fn skipped(&self) -> &[Skipped] {
+        match self {
+            Self::NoAgent { skipped, .. } => skipped,
+            Self::Registry(_) => &[],
+        }
+    }
+
+    /// After which time the first busy agent can be asked again, if there is one.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        let times = self.skipped().iter().filter_map(|one| match one.reason {
+            SkipReason::Busy { retry_after } => Some(retry_after),
+            _ => None,
+        });
+        times.min()
+    }
+}
+
+/// Agents as a text: "a is offline, b is busy for another 3.2s".
+pub(super) fn list<T: fmt::Display>(agents: &[T]) -> String {
+    let mut text = agents.iter().take(NAMED).map(T::to_string).collect::<Vec<_>>().join(", ");
+    if agents.len() > NAMED {
+        text.push_str(&format!(" and {} more", agents.len() - NAMED));
+    }
+    text
+}
+
+fn list_or<T: fmt::Display>(agents: &[T], none: &str) -> String {
+    if agents.is_empty() { none.to_owned() } else { list(agents) }
+}
