@@ -108,7 +108,7 @@ async fn dead_agents_do_not_hide_enough_living_ones() {
     }
     let enough = AlertRule::TooFew { capability: "work".to_owned(), at_least: 1 };
     let gone = AlertRule::AgentMissing("living".to_owned());
-    let monitor = monitor(&registry).rules([enough, gone.clone()]).hysteresis(1, 1).start();
+    let monitor = monitor(&registry).rules([gone.clone(), enough]).hysteresis(1, 1).start();
     let mut alerts = monitor.alerts();
     sleep(3 * EVERY).await;
     client.deregister("living").await.unwrap();

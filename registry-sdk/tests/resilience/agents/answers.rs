@@ -34,11 +34,7 @@ async fn no_success_that_cannot_be_read_is_run_again_or_charged() {
         Reply::Answer(202, "", ""),
         Reply::Answer(204, "", ""),
         Reply::Answer(299, "", "{]"),
-        // What follows the head never comes in full.
         Reply::Truncated,
-        Reply::Stall("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"by\":"),
-        Reply::Stall("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"),
-        Reply::Endless(200, 1, Duration::from_secs(1)),
     ];
     let mut wrong = Vec::new();
     for reply in cases {
@@ -64,6 +60,26 @@ async fn no_success_that_cannot_be_read_is_run_again_or_charged() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// It took the whole time of an attempt, so it is charged: else such an agent would swallow every task.
+#[tokio::test(start_paused = true)]
+async fn a_success_that_does_not_end_in_time_is_charged_but_not_run_again() {
+    for reply in [
+        Reply::Stall("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"by\":"),
+        Reply::Stall("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"),
+        Reply::Endless(200, 1, Duration::from_secs(1)),
+    ] {
+        let scene = Scene::ranked(&IDS).await;
+        scene.set("alpha", reply.clone());
+        let orchestrator = scene.orchestrator();
+        for round in 1..=3 {
+            let error = send_for::<Value>(orchestrator.delegate("work")).await.unwrap_err();
+            assert!(error.contains("alpha") && error.contains("attempt_timeout"), "{reply:?}: {error}");
+            assert_eq!(counts(&scene, IDS), [round, 0, 0], "{reply:?}");
+        }
+        assert_eq!(delegate(&orchestrator).await.as_deref(), Ok("beta"), "{reply:?}");
+    }
 }
 
 /// A bare connection that breaks says nothing of a success.

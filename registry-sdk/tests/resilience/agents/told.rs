@@ -96,7 +96,7 @@ async fn the_agent_that_refuses_a_task_is_named_with_its_reason() {
 async fn the_errors_of_a_task_of_ones_own_are_told() {
     let scene = Scene::ranked(&["alpha", "beta"]).await;
     let orchestrator = scene.orchestrator();
-    let failing = |_| async { Err::<(), _>(TaskError::Transient(std::io::Error::other("out of disk"))) };
+    let failing = |_| async { Err::<(), _>(TaskError::transient(std::io::Error::other("out of disk"))) };
     let error = with_causes(&orchestrator.delegate("work").run(failing).await.unwrap_err());
     assert!(error.contains("out of disk"), "{error}");
     assert!(error.contains("alpha") && error.contains("beta"), "{error}");
@@ -128,4 +128,16 @@ async fn an_error_has_a_length_that_fits_a_log_line() {
     let orchestrator = scene.orchestrator();
     let error = send(orchestrator.delegate("work").attempts(20)).await.unwrap_err();
     assert!(error.contains("out of disk") && error.len() < 20 * 400, "{} bytes: {error}", error.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_of_ones_own_may_end_with_a_question_mark() {
+    let scene = Scene::ranked(&["alpha", "beta"]).await;
+    let orchestrator = scene.orchestrator();
+    let task = |_| async {
+        let read = std::fs::read_to_string("/no/such/file")?;
+        Ok(read.len())
+    };
+    let error = with_causes(&orchestrator.delegate("work").run(task).await.unwrap_err());
+    assert!(error.contains("No such file") && error.contains("alpha") && error.contains("beta"), "{error}");
 }
