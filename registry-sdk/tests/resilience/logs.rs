@@ -13,7 +13,7 @@ thread_local! {
     static RECORDED: RefCell<Option<Logs>> = const { RefCell::new(None) };
 }
 
-/// Every event of this thread at `info` and above, a line each: level, message and fields.
+/// Every event of this thread at `info` and above, and all of discovery, a line each: level, message and fields.
 #[derive(Clone, Default)]
 pub(crate) struct Logs(Arc<Mutex<Vec<String>>>);
 
@@ -41,7 +41,10 @@ struct Recorder;
 impl<S: Subscriber> Layer<S> for Recorder {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
-        if *metadata.level() > Level::INFO || !metadata.target().starts_with("registry_sdk") {
+        let is_discovery = metadata.target().starts_with("registry_sdk::discovery");
+        if !is_discovery
+            && (*metadata.level() > Level::INFO || !metadata.target().starts_with("registry_sdk"))
+        {
             return;
         }
         RECORDED.with_borrow(|recorded| {

@@ -16,6 +16,8 @@ mod client;
 mod counts;
 #[cfg(feature = "testing")]
 mod delegate;
+#[cfg(all(feature = "axum", feature = "testing"))]
+mod delegated_task;
 mod environment;
 #[cfg(all(feature = "axum", feature = "testing"))]
 mod health;

@@ -111,6 +111,8 @@ impl Server {
             let mut serving = JoinSet::new();
             while let Ok((connection, _)) = listener.accept().await {
                 shared.connections.fetch_add(1, Ordering::SeqCst);
+                // Else small parts wait in the kernel, by a clock that is not paused.
+                connection.set_nodelay(true).unwrap();
                 serving.spawn(serve(connection, script.clone(), shared.clone()));
             }
         });

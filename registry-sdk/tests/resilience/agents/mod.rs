@@ -3,13 +3,20 @@
 mod answers;
 mod bounded;
 mod busy;
+mod charged;
 mod fair;
 mod flaky;
 mod found;
 mod hung;
 mod misdeployed;
+mod once;
+mod outages;
 mod outcomes;
 mod repeats;
+mod reported;
+mod seen;
+mod sent;
+mod streams;
 mod told;
 
 use std::error::Error;
