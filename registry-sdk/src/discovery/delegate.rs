@@ -133,7 +133,7 @@ impl Delegation<'_> {
                 headers.insert(name, value);
             }
             (Ok(_), None) => {
-                self.headers = Err(format!("the header {name:?} has characters that are not allowed"))
+                self.headers = Err(format!("the header {name:?} has characters that are not allowed"));
             }
             (Err(_), _) => {}
         }

@@ -26,15 +26,14 @@ use crate::watch::WatchEvent;
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use registry_sdk::RegistryClient;
-/// use registry_sdk::discovery::{Directory, HealthSource, Orchestrator, TaskQuery};
+/// use registry_sdk::discovery::{Directory, Orchestrator};
 ///
 /// let client = RegistryClient::new("http://127.0.0.1:8009")?;
 /// let directory = Directory::follow(&client);
 /// directory.ready().await?;
 /// let orchestrator = Orchestrator::builder(client).directory(directory).build();
 /// // Not a single request:
-/// let query = TaskQuery::new("code_review").health_source(HealthSource::Search);
-/// println!("{}", orchestrator.select(&query).await?.agent.base_url);
+/// println!("{}", orchestrator.find_best_agent("code_review").await?.agent.base_url);
 /// # Ok(())
 /// # }
 /// ```

@@ -26,7 +26,8 @@ impl AgentStates {
     /// overloaded, and an outage of all agents ends for a half of them at once.
     pub(super) fn order(&self, policy: Policy, candidates: Vec<Candidate>, tried: usize) -> Ordered {
         let mut inner = self.lock();
-        let most = (candidates.len() + tried) / 2;
+        let everyone = candidates.len() + tried;
+        let most = everyone / 2;
         let (mut admitted, ejected) = self.part(&inner, candidates, most);
         if policy != Policy::Rank {
             for equals in admitted.chunk_by_mut(Candidate::is_equal_match) {
@@ -160,7 +161,8 @@ mod tests {
         let all: HashSet<_> = admitted.iter().chain(&kept_out).collect();
         assert_eq!((all.len(), admitted.len() + kept_out.len()), (names.len(), names.len()));
         let expected: Vec<_> = names.iter().zip(ejected).filter(|(_, ejected)| **ejected).collect();
-        let most = (names.len() + tried) / 2;
+        let everyone = names.len() + tried;
+        let most = everyone / 2;
         let expected: Vec<_> = expected.iter().skip(expected.len().saturating_sub(most)).collect();
         assert_eq!(kept_out, expected.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>());
         assert_eq!(ordered.first.is_some(), !admitted.is_empty());

@@ -98,7 +98,7 @@ impl FailureKind {
 /// }
 /// # assert_eq!(check("3").unwrap(), 3);
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct TaskError {
     pub(super) kind: FailureKind,
     pub(super) source: Cause,
@@ -152,12 +152,6 @@ impl TaskError {
     /// A failure to connect to the agent.
     pub(super) fn unreachable(kind: FailureKind, source: Cause, timed_out: bool) -> Self {
         Self { may_have_arrived: false, was_instant: !timed_out, ..Self::of(kind, source) }
-    }
-}
-
-impl fmt::Debug for TaskError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TaskError").field("kind", &self.kind).field("error", &self.source).finish()
     }
 }
 

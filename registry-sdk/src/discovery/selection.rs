@@ -156,11 +156,11 @@ impl SelectError {
 
 /// Agents as a text: "a is offline, b is busy for another 3.2s".
 pub(super) fn list<T: fmt::Display>(agents: &[T]) -> String {
-    let mut text = agents.iter().take(NAMED).map(T::to_string).collect::<Vec<_>>().join(", ");
-    if agents.len() > NAMED {
-        text.push_str(&format!(" and {} more", agents.len() - NAMED));
+    let text = agents.iter().take(NAMED).map(T::to_string).collect::<Vec<_>>().join(", ");
+    match agents.len().saturating_sub(NAMED) {
+        0 => text,
+        more => format!("{text} and {more} more"),
     }
-    text
 }
 
 fn list_or<T: fmt::Display>(agents: &[T], none: &str) -> String {
