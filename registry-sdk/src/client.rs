@@ -197,20 +197,28 @@ impl RegistryClient {
         &self,
         query: SearchQuery,
     ) -> Result<Aged<Vec<CapabilityMatch>>, Error> {
+        let request = Self::search_request(&query)?;
+        self.transport.send(&request, &self.retry, |response| matches_of(response, &query)).await
+    }
+
+    /// The same within a limit.
+    pub(crate) async fn search_within(
+        &self,
+        query: SearchQuery,
+        limit: Duration,
+    ) -> Result<Aged<Vec<CapabilityMatch>>, Error> {
+        let request = Self::search_request(&query)?;
+        self.transport.send_within(&request, limit, |response| matches_of(response, &query)).await
+    }
+
+    fn search_request(query: &SearchQuery) -> Result<Request, Error> {
         query.status.unwrap_or_default().check_known()?;
         let mut request = get(Kind::List, ["capabilities", "search"]);
         add(&mut request, "q", Some(&query.q));
         add(&mut request, "status", query.status);
         add(&mut request, "healthy", query.healthy);
         add(&mut request, "limit", query.limit);
-        self.transport
-            .send(&request, &self.retry, |response| {
-                let mut value: Vec<CapabilityMatch> = decode::list(response)?;
-                // The registry may not know this filter.
-                value.retain(|found| query.accepts_health(found));
-                Ok(Aged { value, age: response.age() })
-            })
-            .await
+        Ok(request)
     }
 
     /// Opens the stream of changes, from now on or after one of them. Returns its endpoint as well.
@@ -335,6 +343,13 @@ impl RegistryClient {
 pub(crate) struct Aged<T> {
     pub(crate) value: T,
     pub(crate) age: Duration,
+}
+
+fn matches_of(response: &ApiResponse, query: &SearchQuery) -> Result<Aged<Vec<CapabilityMatch>>, Error> {
+    let mut value: Vec<CapabilityMatch> = decode::list(response)?;
+    // The registry may not know this filter.
+    value.retain(|found| query.accepts_health(found));
+    Ok(Aged { value, age: response.age() })
 }
 
 /// A `GET` of a path.

@@ -84,6 +84,24 @@
 //! The spans are `heartbeat_loop` (`agent_id`), `registry_request` (`method`, `path`) and `delegation` (`capability`,
 //! `idempotency_key`).
 //!
+//! # What it counts
+//!
+//! With the feature `metrics`, through the [`metrics`](https://docs.rs/metrics) facade:
+//!
+//! | name | kind | labels |
+//! |---|---|---|
+//! | `agent_registry_sdk_registrations_total` | counter | `outcome`: `ok`, `failed`, `refused` |
+//! | `agent_registry_sdk_heartbeats_total` | counter | `outcome`: `ok`, `failed`, `unknown`, `superseded` |
+//! | `agent_registry_sdk_retries_total` | counter | |
+//! | `agent_registry_sdk_state` | gauge | `state`; 1 for the state an agent is in, else 0 |
+//! | `agent_registry_sdk_tasks_total` | counter | `outcome` of a delegation: `done`, `failed` |
+//! | `agent_registry_sdk_attempts_total` | counter | `outcome` of an attempt: `ok`, `agent`, `deployment`, `busy`, `task`, `response`, as `FailureKind` |
+//! | `agent_registry_sdk_failovers_total` | counter | |
+//! | `agent_registry_sdk_ejections_total` | counter | |
+//! | `agent_registry_sdk_retry_budget_exhausted_total` | counter | |
+//!
+//! The gauge has the agent's id as `agent_id`, too: a process runs few agents.
+//!
 //! # Features
 //!
 //! | feature | default | what it gives |

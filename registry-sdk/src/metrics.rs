@@ -1,18 +1,4 @@
-//! What the SDK counts, for whoever records it (feature `metrics`).
-//!
-//! | name | kind | labels |
-//! |---|---|---|
-//! | `agent_registry_sdk_registrations_total` | counter | `outcome`: `ok`, `failed`, `refused` |
-//! | `agent_registry_sdk_heartbeats_total` | counter | `outcome`: `ok`, `failed`, `unknown`, `superseded` |
-//! | `agent_registry_sdk_retries_total` | counter | |
-//! | `agent_registry_sdk_state` | gauge | `state`; 1 for the state an agent is in, else 0 |
-//! | `agent_registry_sdk_tasks_total` | counter | `outcome` of a delegation: `done`, `failed` |
-//! | `agent_registry_sdk_attempts_total` | counter | `outcome` of an attempt: `ok`, `agent`, `deployment`, `busy`, `task`, `response`, as `FailureKind` |
-//! | `agent_registry_sdk_failovers_total` | counter | |
-//! | `agent_registry_sdk_ejections_total` | counter | |
-//! | `agent_registry_sdk_retry_budget_exhausted_total` | counter | |
-//!
-//! The gauge has the agent's id as `agent_id`, too: a process runs few agents.
+//! What the SDK counts, for whoever records it (feature `metrics`). The crate's documentation lists it.
 
 use crate::error::Error;
 

@@ -263,6 +263,7 @@ impl<'a> Race<'a> {
             FailureKind::Task => Some(EndReason::Rejected),
             FailureKind::Response => Some(EndReason::UnusableResponse),
             _ if self.settings.at_most_once && may_have_arrived => Some(EndReason::MayHaveArrived),
+            _ if Instant::now() >= self.deadline => Some(self.timed_out()),
             _ if self.exhausted + self.running.len() >= self.settings.attempts => {
                 Some(EndReason::AttemptsExhausted)
             }
@@ -336,7 +337,11 @@ impl<'a> Race<'a> {
             let error = running.cut_off();
             self.record(running, error);
         }
-        self.error(EndReason::TimedOut { limit: self.settings.time_limit })
+        self.error(self.timed_out())
+    }
+
+    fn timed_out(&self) -> EndReason {
+        EndReason::TimedOut { limit: self.settings.time_limit }
     }
 
     fn error(&mut self, reason: EndReason) -> DelegateError {

@@ -20,7 +20,8 @@ use crate::error::Error;
 use crate::query::SearchQuery;
 use crate::retry::RetryPolicy;
 
-/// How long the attempts of one delegation use what the first one's search found.
+/// How long the attempts of one delegation use what the first one's search found. After that they search again, if the registry
+/// answers as quickly as for a health check.
 const MAX_AGE: Duration = Duration::from_secs(5);
 
 /// What earlier attempts of one delegation found and tried. So failing over needs no further search, not even if the registry has
@@ -108,7 +109,11 @@ impl Orchestrator {
         // An agent that is asked itself may be healthy whatever the registry thinks of it.
         let is_complete = query.health_source == HealthSource::Agent;
         search.healthy = (!is_complete).then_some(true);
-        match self.client.search_with_age(search).await {
+        let outcome = match &kept {
+            None => self.client.search_with_age(search).await,
+            Some(_) => self.client.search_within(search, query.check_timeout).await,
+        };
+        match outcome {
             Ok(matches) => {
                 let freshness = Freshness::of(matches.age);
                 let candidates = matches.value.into_iter().map(Arc::new).map(Candidate::FromRegistry);

@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use registry_sdk::TaskError;
 use registry_sdk::discovery::{EndReason, RetryBudget};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{counts, send};
 use crate::scene::Scene;
 use crate::support::Reply;
 
+/// Also of a registry that hangs.
 #[tokio::test(start_paused = true)]
 async fn failing_over_needs_no_registry() {
-    for pause in [0, 8] {
+    for (pause, hangs) in [(0, false), (8, false), (8, true)] {
         let scene = Scene::ranked(&["first", "second"]).await;
         let orchestrator = scene.orchestrator();
         let registry = &scene.registry;
@@ -21,11 +22,17 @@ async fn failing_over_needs_no_registry() {
             if agent.agent_id == "second" {
                 return Ok(());
             }
-            registry.outage(Duration::from_secs(3_600));
+            if hangs {
+                registry.hang(9);
+            } else {
+                registry.outage(Duration::from_secs(3_600));
+            }
             sleep(Duration::from_secs(pause)).await;
             Err(TaskError::transient("it broke"))
         });
+        let began = Instant::now();
         assert_eq!(done.await.unwrap().selection.agent.agent_id, "second", "after {pause} s");
+        assert!(began.elapsed() < Duration::from_secs(pause + 3), "{:?}", began.elapsed());
     }
 }
 
