@@ -218,3 +218,37 @@ impl Drop for Call {
         self.end(End::Released, None);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// Agents come and go under random ids, as pods do. What is known of those that are there is kept.
+    #[tokio::test(start_paused = true)]
+    async fn agents_that_got_no_tasks_for_long_are_forgotten() {
+        let settings = EjectionSettings::default();
+        let states = AgentStates::new(settings, RetryBudget::default(), fastrand::Rng::with_seed(1));
+        let in_flight = states.begin("in-flight");
+        let mut most = 0;
+        for round in 0..20 {
+            for number in 0..500 {
+                states.begin(&format!("pod-{round}-{number}")).failed(FailureKind::Agent, true);
+            }
+            if round % 10 < 3 {
+                states.begin("failing").failed(FailureKind::Agent, true);
+            }
+            most = most.max(states.lock().agents.len());
+            sleep(Duration::from_secs(100)).await;
+            // Its third failure was that long ago at most.
+            if round == 9 {
+                assert!(states.lock().get("failing").is_some(), "800 s are within the memory");
+            }
+        }
+        // Within the memory of 900 s there are 4,500 of them, and as many again until the next forgetting.
+        assert!(most <= 2 * 5_000, "{most}");
+        assert!(states.lock().get("in-flight").is_some());
+        in_flight.succeeded();
+    }
+}

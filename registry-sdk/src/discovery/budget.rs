@@ -152,6 +152,7 @@ mod tests {
                             }
                         }
                     }
+                    assert!(state.seconds.len() <= 10, "what is outside of the window is forgotten");
                 }
                 Ok(())
             })

@@ -449,6 +449,18 @@ mod tests {
     }
 
     #[test]
+    fn the_times_of_ejections_can_be_set() {
+        let settings =
+            EjectionSettings::default().base_time(Duration::from_secs(4)).max_time(Duration::from_secs(7));
+        let mut ejection = Ejection::default();
+        let start = Instant::now();
+        assert_eq!(eject(&mut ejection, &settings, start).as_secs(), 4);
+        let now = start + Duration::from_secs(4);
+        let trial = ejection.begin(&settings, now);
+        assert_eq!(ejection.failed(&settings, trial, now), Some(Duration::from_secs(7)));
+    }
+
+    #[test]
     fn one_task_at_a_time_is_the_trial() {
         let settings = EjectionSettings::default();
         let (mut ejection, start) = (Ejection::default(), Instant::now());
