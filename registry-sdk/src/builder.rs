@@ -105,8 +105,10 @@ impl RegistryClientBuilder {
         self
     }
 
-    /// Sends all requests with this HTTP client, which is taken as it is: its own proxy, certificates and connect timeout
-    /// apply, and it is never replaced, so it is up to it to follow changes in DNS. Redirects should be off.
+    /// Sends all requests to the registry with this HTTP client, which is taken as it is: its own proxy, certificates and connect
+    /// timeout apply, and it is never replaced, so it is up to it to follow changes in DNS. Redirects should be off. Agents are
+    /// not asked with it, since its default headers may be credentials: see
+    /// [`OrchestratorBuilder::http_client`](crate::discovery::OrchestratorBuilder::http_client).
     #[must_use]
     pub fn http_client(mut self, client: reqwest::Client) -> Self {
         self.http_client = Some(client);

@@ -88,9 +88,11 @@ impl HttpClients {
         Self { settings: Arc::new(settings), made: Arc::default() }
     }
 
-    /// The same settings for requests to agents, whose paths may redirect within an agent.
+    /// The same settings for requests to agents, whose paths may redirect within an agent. A client of the user's own is not for
+    /// them: its default headers may be credentials, and its time-out is that of calls to the registry.
     pub(crate) fn for_agents(&self) -> Self {
-        Self::new(HttpSettings { follows_redirects: true, ..HttpSettings::clone(&self.settings) })
+        let settings = HttpSettings::clone(&self.settings);
+        Self::new(HttpSettings { follows_redirects: true, client: None, ..settings })
     }
 
     /// A client of the user's own for all URLs.

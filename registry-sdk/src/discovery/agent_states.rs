@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::budget::{BudgetState, RetryBudget};
 use super::ejection::{Ejection, EjectionSettings, EjectionState, Ticket};
+use super::failure_kind::FailureKind;
 use super::load::Load;
-use super::outcome::FailureKind;
 use crate::metrics;
 use crate::retry::deadline_after;
 
@@ -31,6 +31,8 @@ pub(super) struct Inner {
     pub(super) random: fastrand::Rng,
     /// Number of tasks that were given so far.
     count: u64,
+    /// The agent that had the last turn of each capability.
+    turns: HashMap<String, String>,
     /// Number of agents at which the next forgetting is due.
     many: usize,
 }
@@ -57,6 +59,13 @@ pub(super) struct Call {
     has_ended: AtomicBool,
 }
 
+/// A task that an agent refused without having begun. It may turn out later that this was the agent's fault.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    agent_id: String,
+    ticket: Ticket,
+}
+
 /// How a call ended.
 #[derive(Clone, Copy, Debug)]
 enum End {
@@ -64,31 +73,30 @@ enum End {
     Failed,
     /// The agent did its part: it is the task that cannot be done.
     Answered,
-    /// Without saying anything of the agent.
+    /// The agent has not begun.
+    Refused,
+    /// The caller gave it up, or nothing is known of it.
     Released,
 }
 
 impl AgentStates {
     pub(super) fn new(settings: EjectionSettings, budget: RetryBudget, random: fastrand::Rng) -> Self {
         let (agents, budget) = (HashMap::new(), BudgetState::new(budget));
-        let inner = Inner { agents, budget, random, count: 0, many: MANY };
+        let turns = HashMap::new();
+        let inner = Inner { agents, budget, random, count: 0, turns, many: MANY };
         Self { settings, inner: Arc::new(Mutex::new(inner)) }
     }
 
-    pub(super) fn settings(&self) -> &EjectionSettings {
-        &self.settings
-    }
-
     pub(super) fn ejection(&self, agent_id: &str) -> EjectionState {
-        self.lock().ejection(&self.settings, agent_id, Instant::now())
+        self.lock().ejection(agent_id, Instant::now())
     }
 
-    /// Gives a task to an agent.
+    #[cfg(test)]
     pub(super) fn begin(&self, agent_id: &str) -> Call {
         self.begin_locked(&mut self.lock(), agent_id)
     }
 
-    /// The same while the states are locked, so that nobody else chooses at the same moment.
+    /// Gives a task to an agent while the states are locked, so that nobody else chooses at the same moment.
     pub(super) fn begin_locked(&self, inner: &mut Inner, agent_id: &str) -> Call {
         let began = Instant::now();
         inner.count += 1;
@@ -96,7 +104,7 @@ impl AgentStates {
         let agent = inner.agent(&self.settings, agent_id, began);
         agent.load.begin();
         agent.last_task = count;
-        let ticket = agent.ejection.begin(&self.settings, began);
+        let ticket = agent.ejection.begin(began);
         Call {
             states: self.clone(),
             agent_id: agent_id.to_owned(),
@@ -109,6 +117,16 @@ impl AgentStates {
     /// Counts a task for the retry budget.
     pub(super) fn deposit(&self) {
         self.lock().budget.deposit(Instant::now());
+    }
+
+    /// Lets a refusal count against an agent after all.
+    pub(super) fn charge(&self, refusal: &Refusal) {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        let agent = inner.agent(&self.settings, &refusal.agent_id, now);
+        let ejected = agent.ejection.failed(&self.settings, refusal.ticket, now);
+        drop(inner);
+        log_ejection(&refusal.agent_id, ejected);
     }
 
     /// Takes one further attempt from the retry budget, if there is one.
@@ -126,13 +144,22 @@ impl Inner {
         self.agents.get(agent_id)
     }
 
-    pub(super) fn ejection(
-        &self,
-        settings: &EjectionSettings,
-        agent_id: &str,
-        now: Instant,
-    ) -> EjectionState {
-        self.get(agent_id).map_or(EjectionState::Admitted, |agent| agent.ejection.state(settings, now))
+    pub(super) fn ejection(&self, agent_id: &str, now: Instant) -> EjectionState {
+        self.get(agent_id).map_or(EjectionState::Admitted, |agent| agent.ejection.state(now))
+    }
+
+    /// The agent that had the last turn of a capability.
+    pub(super) fn last_turn(&self, capability: &str) -> Option<&str> {
+        self.turns.get(capability).map(String::as_str)
+    }
+
+    /// Records which agent has the turn.
+    pub(super) fn set_turn(&mut self, capability: &str, agent_id: &str) {
+        // Queries may be made of any words. Without its last turn, a round begins anew.
+        if self.turns.len() >= MANY && !self.turns.contains_key(capability) {
+            self.turns.clear();
+        }
+        self.turns.insert(capability.to_owned(), agent_id.to_owned());
     }
 
     /// How long an agent still wants to be left alone.
@@ -170,10 +197,16 @@ impl Call {
         let (end, busy) = match kind {
             _ if is_charged => (End::Failed, None),
             FailureKind::Task => (End::Answered, None),
-            FailureKind::Busy { retry_after } => (End::Released, Some(FailureKind::busy_time(retry_after))),
-            _ => (End::Released, None),
+            FailureKind::Busy { retry_after } => (End::Refused, Some(FailureKind::busy_time(retry_after))),
+            _ => (End::Refused, None),
         };
         self.end(end, busy);
+    }
+
+    /// Reports that the agent refused the task, which does not count against it yet.
+    pub(super) fn refused(&self) -> Refusal {
+        self.end(End::Refused, None);
+        Refusal { agent_id: self.agent_id.clone(), ticket: self.ticket }
     }
 
     /// Ends the call, unless it has ended already.
@@ -193,6 +226,7 @@ impl Call {
         match end {
             End::Succeeded => agent.load.observe(elapsed, now),
             End::Failed | End::Answered | End::Released => agent.load.observe_at_least(elapsed, now),
+            End::Refused => {}
         }
         let ejected = match end {
             End::Succeeded | End::Answered => {
@@ -200,16 +234,20 @@ impl Call {
                 None
             }
             End::Failed => agent.ejection.failed(&settings, self.ticket, now),
-            End::Released => {
+            End::Refused | End::Released => {
                 agent.ejection.release(self.ticket);
                 None
             }
         };
         drop(inner);
-        if let Some(time) = ejected {
-            tracing::warn!(agent_id = self.agent_id, ?time, "ejected");
-            metrics::ejected();
-        }
+        log_ejection(&self.agent_id, ejected);
+    }
+}
+
+fn log_ejection(agent_id: &str, time: Option<Duration>) {
+    if let Some(time) = time {
+        tracing::warn!(agent_id, ?time, "ejected");
+        metrics::ejected();
     }
 }
 

@@ -5,8 +5,26 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::outcome::{Cause, FailureKind};
-use crate::contract::CapabilityMatch;
+use super::failure_kind::FailureKind;
+use super::task_error::Cause;
+use crate::contract::{CapabilityMatch, cut};
+use crate::error::with_causes;
+
+/// How much of an attempt's error a text quotes.
+const MAX_TEXT: usize = 1_000;
+
+/// How often a task is tried.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) attempts: usize,
+    pub(super) time_limit: Duration,
+    pub(super) attempt_timeout: Option<Duration>,
+    pub(super) hedge_after: Option<Duration>,
+    pub(super) at_most_once: bool,
+    pub(super) idempotency_key: String,
+    /// Whether the agent has done the task when the attempt ends.
+    pub(super) reports_success: bool,
+}
 
 /// One attempt: a task on its way to an agent.
 #[derive(Debug)]
@@ -36,7 +54,7 @@ pub struct FailedAttempt {
 
 impl fmt::Display for FailedAttempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.agent_id, self.error)
+        write!(f, "{}: {}", self.agent_id, cut(&with_causes(&*self.error), MAX_TEXT))
     }
 }
 

@@ -59,8 +59,16 @@ impl Candidate {
         }
     }
 
-    /// Whether it matches as well as another candidate. Without scores, only the same capability does.
+    /// Whether the registry thinks that it can be given a task.
+    pub(super) fn looks_healthy(&self) -> bool {
+        self.status().takes_work() && self.reported_health() != Some(false)
+    }
+
+    /// Whether it is as good a choice as another candidate. Without scores, only the same capability is.
     pub(super) fn is_equal_match(&self, other: &Self) -> bool {
+        if self.looks_healthy() != other.looks_healthy() {
+            return false;
+        }
         match (self, other) {
             (Self::FromRegistry(one), Self::FromRegistry(other)) => {
                 one.score == other.score && (one.score.is_some() || one.capability == other.capability)

@@ -4,24 +4,34 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Method;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::attempt::Settings;
 use super::delegate_error::{DelegateError, EndReason};
-use super::http_task::{HttpTask, HttpTaskError};
+use super::http_task::HttpTask;
+use super::http_task_error::HttpTaskError;
 use super::orchestrator::Orchestrator;
-use super::outcome::TaskError;
 use super::query::TaskQuery;
-use super::race::{Delegated, Settings, race};
+use super::race::{Delegated, race};
+use super::task_error::TaskError;
 use super::task_response::TaskResponse;
 use crate::contract::CapabilityMatch;
 
+/// Headers that say how a request is written, which is up to the HTTP client.
+const OF_CONNECTIONS: [HeaderName; 4] = [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE];
+
 /// A task on its way to an agent. Made by [`Orchestrator::delegate`].
 ///
-/// Set [`time_limit`](Self::time_limit) to twice your slowest task, so that a second agent has time for it if the first one
-/// hangs; and use [`at_most_once`](Self::at_most_once) for anything with side effects, unless the agents recognize the
-/// idempotency key.
+/// Set [`time_limit`](Self::time_limit) to twice your slowest task: each agent has half of the time that is left, and the last one all
+/// of it. So one of two agents may hang. With more of them, the second has a quarter: if it is to have time for your slowest task, too,
+/// set four times of it, or an [`attempt_timeout`](Self::attempt_timeout).
+///
+/// Use [`at_most_once`](Self::at_most_once) for anything with side effects, unless the agents recognize the idempotency key. And
+/// let delegations end by themselves: one that is dropped early, by an outer time-out for example, says nothing of its agent.
 ///
 /// # What an agent gets
 ///
@@ -92,15 +102,15 @@ impl Delegation<'_> {
         self
     }
 
-    /// Sets how long one agent may take. An attempt that is cut off counts against the agent only if it had that long. Default: half
-    /// of what is left of the [`time_limit`](Self::time_limit). If no further attempt may follow, it has all that is left.
+    /// Sets how long one agent may take. Default: half of what is left of the [`time_limit`](Self::time_limit), and all of it if no
+    /// further attempt may follow. An attempt that is cut off counts against its agent only if it had as long as the first one.
     pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.settings.attempt_timeout = Some(timeout);
         self
     }
 
-    /// Sends the task to no second agent once it may have arrived at one: for tasks with side effects. Only a connection that
-    /// could not be made is certain proof that it has not. Turns hedging off.
+    /// Sends the task to no second agent once it may have arrived at one: for tasks with side effects. It goes to the next agent only
+    /// if no connection could be made; any response shows that it arrived, so also a refusal ends the delegation. Turns hedging off.
     pub fn at_most_once(mut self) -> Self {
         self.settings.at_most_once = true;
         self
@@ -108,8 +118,8 @@ impl Delegation<'_> {
 
     /// For tasks that can be done twice without harm: if an agent has not done the task after this time, the next
     /// one gets it as well, and the first good response counts (hedged requests: Dean and Barroso, "The Tail at
-    /// Scale", 2013, <https://doi.org/10.1145/2408776.2408794>). The others are dropped then. A time that one task in
-    /// twenty takes costs some 5 % more work. Default: off.
+    /// Scale", 2013, <https://doi.org/10.1145/2408776.2408794>). The others are dropped then, which counts against those that
+    /// were overtaken by a later attempt. A time that one task in twenty takes costs some 5 % more work. Default: off.
     pub fn hedge_after(mut self, delay: Duration) -> Self {
         self.settings.hedge_after = Some(delay);
         self
@@ -129,7 +139,12 @@ impl Delegation<'_> {
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let header = HeaderName::try_from(name).ok().zip(HeaderValue::try_from(value).ok());
         match (&mut self.headers, header) {
-            (Ok(headers), Some((name, value))) => {
+            (Ok(_), Some((name, _))) if OF_CONNECTIONS.contains(&name) => {
+                self.headers = Err(format!("the header {name} is set by the connection itself"));
+            }
+            (Ok(headers), Some((name, mut value))) => {
+                // It may be a credential, which no log shows.
+                value.set_sensitive(true);
                 headers.insert(name, value);
             }
             (Ok(_), None) => {
@@ -185,7 +200,7 @@ impl Delegation<'_> {
         race(self.orchestrator, self.query, self.settings, |attempt| task(attempt.agent)).await
     }
 
-    /// Sends the task as JSON in a `POST` to a path below the agent's `base_url`, and decodes the JSON of the response.
+    /// Sends the task as JSON in a `POST` to a path below the agent's `base_url`, and decodes the JSON of the response. An empty one is `null`.
     ///
     /// # Cancel safety
     /// As [`Delegation::run`]; an agent may have got the task.
@@ -193,13 +208,16 @@ impl Delegation<'_> {
     /// # Errors
     /// As [`Delegation::run`]. What each failure leads to is in the table of [`FailureKind`](super::FailureKind).
     pub async fn post_json<T: DeserializeOwned>(
-        self,
+        mut self,
         path: &str,
         payload: &impl Serialize,
     ) -> Result<Delegated<T>, DelegateError> {
         let max_response = self.max_response;
         let body =
             serde_json::to_vec(payload).map_err(|error| format!("it cannot be written as JSON: {error}"));
+        if let Ok(headers) = &mut self.headers {
+            headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
+        }
         let task = self.http_task(Method::POST, path, body)?;
         race(self.orchestrator, self.query, self.settings, |attempt| {
             let task = task.clone();
@@ -207,7 +225,9 @@ impl Delegation<'_> {
                 let response = task.send(&attempt).await?;
                 let status = response.status().as_u16();
                 let body = task.read(response, max_response, attempt.deadline).await?;
-                serde_json::from_slice(&body).map_err(|error| {
+                // As a 204 has it.
+                let text = if body.trim_ascii().is_empty() { b"null" } else { &body[..] };
+                serde_json::from_slice(text).map_err(|error| {
                     let detail = format!("the response cannot be decoded ({error})");
                     task.failed(HttpTaskError::InvalidResponse { status, detail, body })
                 })

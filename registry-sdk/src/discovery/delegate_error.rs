@@ -59,9 +59,9 @@ pub enum EndReason {
 }
 
 impl EndReason {
-    /// Whether the attempts that still run do not matter any more.
-    pub(super) fn is_final(&self) -> bool {
-        matches!(self, Self::Rejected | Self::UnusableResponse)
+    /// Whether it is of interest which agents there are besides those that were tried.
+    pub(super) fn asks_for_others(&self) -> bool {
+        matches!(self, Self::NoAgent { .. } | Self::Misdeployed | Self::Busy { .. })
     }
 }
 
@@ -85,7 +85,7 @@ impl fmt::Display for EndReason {
                 f.write_str("an agent failed, and the retry budget allows no further attempt now")
             }
             Self::MayHaveArrived => {
-                f.write_str("the task may have arrived at an agent that failed, and is sent at most once")
+                f.write_str("the task may have arrived at an agent, and is sent at most once")
             }
             Self::Rejected => f.write_str("the task was rejected"),
             Self::UnusableResponse => {
@@ -100,7 +100,10 @@ impl fmt::Display for DelegateError {
         self.reason.fmt(f)?;
         let is_known = !self.attempts.is_empty() || !self.skipped.is_empty();
         if matches!(self.reason, EndReason::NoAgent { .. }) && !is_known {
-            return f.write_str(": none is registered for it");
+            return f.write_str(": no healthy one is registered for it");
+        }
+        if matches!(self.reason, EndReason::TimedOut { .. }) && self.attempts.is_empty() {
+            f.write_str("; by then the registry, or a health check, had not answered")?;
         }
         if !self.attempts.is_empty() {
             write!(f, "; tried {}", list(&self.attempts))?;

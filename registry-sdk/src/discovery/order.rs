@@ -1,93 +1,93 @@
-//! Which candidate is asked first: ejected agents and the policies.
+//! Which candidate gets the task: the policies, and ejected agents last.
 
 use tokio::time::Instant;
 
 use super::agent_states::{AgentStates, Call, Inner};
 use super::candidate::Candidate;
 use super::ejection::EjectionState;
-use super::load::Load;
+use super::load::{Load, ReportedLoad};
 use super::query::Policy;
 
-/// Candidates in the order in which they are asked.
-#[derive(Debug, Default)]
-pub(super) struct Ordered {
-    /// Those that get tasks.
-    pub(super) admitted: Vec<Candidate>,
-    /// Those that are kept out, the first to come back first. They are asked only if none of the others can do the task.
-    pub(super) ejected: Vec<Candidate>,
-    /// The first one has the task already, so that selections at the same moment choose others.
-    pub(super) first: Option<Call>,
+/// How candidates are ordered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Order<'a> {
+    pub(super) capability: &'a str,
+    pub(super) policy: Policy,
+    /// Whether the load that agents reported is of now.
+    pub(super) is_fresh: bool,
 }
 
 impl AgentStates {
-    /// Brings candidates, which come in the registry's order, into that of a policy, and gives the task to the first.
-    ///
-    /// Of the candidates, and those that were tried before, at most half are kept out because they are ejected: so the others are not
-    /// overloaded, and an outage of all agents ends for a half of them at once.
-    pub(super) fn order(&self, policy: Policy, candidates: Vec<Candidate>, tried: usize) -> Ordered {
-        let mut inner = self.lock();
-        let everyone = candidates.len() + tried;
-        let most = everyone / 2;
-        let (mut admitted, ejected) = self.part(&inner, candidates, most);
-        if policy != Policy::Rank {
-            for equals in admitted.chunk_by_mut(Candidate::is_equal_match) {
-                inner.sort(policy, equals);
-            }
-        }
-        let first = admitted.first().map(|agent| self.begin_locked(&mut inner, agent.agent_id()));
-        Ordered { admitted, ejected, first }
+    /// Removes the candidates that are ejected.
+    pub(super) fn extract_ejected(&self, candidates: &mut Vec<Candidate>) -> Vec<Candidate> {
+        self.lock().extract_ejected(candidates)
     }
 
-    /// Parts the candidates into those that get tasks and those that are kept out, at most so many.
-    fn part(
+    /// Brings candidates, which come in the registry's order, into that of a policy.
+    pub(super) fn sort(&self, order: Order<'_>, candidates: &mut [Candidate]) {
+        self.lock().sort(order, candidates);
+    }
+
+    /// Gives the task to the first candidate, at the same moment at which it is chosen: so concurrent selections choose others.
+    ///
+    /// Candidates that are ejected by now, or whose trial somebody else has begun, are moved to `ejected`, if it is given.
+    pub(super) fn choose(
         &self,
-        inner: &Inner,
-        candidates: Vec<Candidate>,
-        most: usize,
-    ) -> (Vec<Candidate>, Vec<Candidate>) {
-        let now = Instant::now();
-        let remaining = |agent: &Candidate| match inner.ejection(self.settings(), agent.agent_id(), now) {
-            EjectionState::Ejected { remaining } => Some(remaining),
-            EjectionState::Admitted | EjectionState::OnTrial => None,
-        };
-        let mut ejections: Vec<_> = candidates
-            .iter()
-            .enumerate()
-            .filter_map(|(index, agent)| Some((remaining(agent)?, index)))
-            .collect();
-        if ejections.is_empty() {
-            return (candidates, Vec::new());
+        order: Order<'_>,
+        candidates: &mut Vec<Candidate>,
+        ejected: Option<&mut Vec<Candidate>>,
+    ) -> Option<Call> {
+        let mut inner = self.lock();
+        if let Some(ejected) = ejected {
+            ejected.extend(inner.extract_ejected(candidates));
         }
-        // The longest ejections stay.
-        ejections.sort_unstable_by(|one, other| other.cmp(one));
-        ejections.truncate(most);
-        let mut candidates: Vec<_> = candidates.into_iter().map(Some).collect();
-        let kept_out = ejections.iter().rev().filter_map(|(_, index)| candidates[*index].take()).collect();
-        (candidates.into_iter().flatten().collect(), kept_out)
+        // Another selection may have chosen the same one since they were sorted.
+        if matches!(order.policy, Policy::RoundRobin | Policy::LeastRecentlyUsed) {
+            inner.sort(order, candidates);
+        }
+        let first = candidates.first()?.agent_id();
+        if order.policy == Policy::RoundRobin {
+            inner.set_turn(order.capability, first);
+        }
+        Some(self.begin_locked(&mut inner, first))
     }
 }
 
 impl Inner {
+    fn extract_ejected(&self, candidates: &mut Vec<Candidate>) -> Vec<Candidate> {
+        let now = Instant::now();
+        let is_ejected = |agent: &mut Candidate| {
+            matches!(self.ejection(agent.agent_id(), now), EjectionState::Ejected { .. })
+        };
+        candidates.extract_if(.., is_ejected).collect()
+    }
+
+    fn sort(&mut self, order: Order<'_>, candidates: &mut [Candidate]) {
+        if order.policy != Policy::Rank {
+            for equals in candidates.chunk_by_mut(Candidate::is_equal_match) {
+                self.sort_equals(order, equals);
+            }
+        }
+    }
+
     /// Brings candidates that match equally well into the order of a policy.
-    fn sort(&mut self, policy: Policy, equals: &mut [Candidate]) {
+    fn sort_equals(&mut self, order: Order<'_>, equals: &mut [Candidate]) {
         let last_task =
             |inner: &Self, agent: &Candidate| inner.get(agent.agent_id()).map_or(0, |state| state.last_task);
-        match policy {
+        match order.policy {
             Policy::Rank => {}
             Policy::Random => self.random.shuffle(equals),
             Policy::RoundRobin => {
                 equals.sort_by(|a, b| a.agent_id().cmp(b.agent_id()));
-                // After the one that got the last task.
-                let last = (0..equals.len()).max_by_key(|index| last_task(self, &equals[*index]));
-                if let Some(last) = last.filter(|last| last_task(self, &equals[*last]) > 0) {
-                    equals.rotate_left(last + 1);
-                }
+                let last = self.last_turn(order.capability).unwrap_or_default();
+                let next = equals.iter().position(|agent| agent.agent_id() > last).unwrap_or_default();
+                equals.rotate_left(next);
             }
             Policy::LeastRecentlyUsed => equals.sort_by_key(|agent| last_task(self, agent)),
             Policy::LeastLoaded => {
                 self.random.shuffle(equals);
                 if let [first, second, ..] = equals
-                    && self.is_less_loaded(second, first)
+                    && self.is_less_loaded(order, second, first)
                 {
                     equals.swap(0, 1);
                 }
@@ -95,11 +95,14 @@ impl Inner {
         }
     }
 
-    fn is_less_loaded(&self, one: &Candidate, other: &Candidate) -> bool {
+    fn is_less_loaded(&self, order: Order<'_>, one: &Candidate, other: &Candidate) -> bool {
         let load = |agent: &Candidate| self.get(agent.agent_id()).map(|state| &state.load);
+        let reported = |agent: &Candidate| {
+            if order.is_fresh { agent.reported_load() } else { ReportedLoad::default() }
+        };
         let unused = Load::default();
         let (mine, others) = (load(one).unwrap_or(&unused), load(other).unwrap_or(&unused));
-        mine.is_less_than(one.reported_load(), others, other.reported_load(), Instant::now())
+        mine.is_less_than(reported(one), others, reported(other), Instant::now())
     }
 }
 
@@ -107,15 +110,13 @@ impl Inner {
 mod tests {
     use std::collections::HashSet;
     use std::sync::Arc;
-    use std::time::Duration;
-
-    use proptest::prelude::any;
-    use proptest::test_runner::{Config, TestRunner};
 
     use super::*;
     use crate::contract::{AgentStatus, Capability, CapabilityMatch};
-    use crate::discovery::outcome::FailureKind;
+    use crate::discovery::FailureKind;
     use crate::discovery::{EjectionSettings, RetryBudget};
+
+    const FRESH: Order<'_> = Order { capability: "work", policy: Policy::LeastLoaded, is_fresh: true };
 
     fn candidate(id: &str, score: f64) -> Candidate {
         let mut found = CapabilityMatch::new(id, AgentStatus::Active, Capability::new("work"));
@@ -132,40 +133,15 @@ mod tests {
         candidates.iter().map(Candidate::agent_id).collect()
     }
 
-    /// Whatever is ejected, and however many of the candidates were tried before.
-    #[test]
-    fn at_most_half_are_kept_out_and_those_stay_out_that_are_ejected_longest() {
-        let config = Config { cases: 300, failure_persistence: None, ..Config::default() };
-        let ejected = proptest::collection::vec(any::<bool>(), 0..12);
-        TestRunner::new(config)
-            .run(&(ejected, 0..4_usize, any::<u64>()), |(ejected, tried, seed)| {
-                let runtime =
-                    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-                runtime.unwrap().block_on(order(&ejected, tried, seed));
-                Ok(())
-            })
-            .unwrap();
-    }
-
-    async fn order(ejected: &[bool], tried: usize, seed: u64) {
-        let states = states(seed);
-        let names: Vec<String> = (0..ejected.len()).map(|number| format!("a{number}")).collect();
-        for (name, _) in names.iter().zip(ejected).filter(|(_, ejected)| **ejected) {
-            // One after another, so each ejection ends later than the one before.
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            (0..3).for_each(|_| states.begin(name).failed(FailureKind::Agent, true));
+    #[tokio::test]
+    async fn ejected_agents_are_told_apart_from_the_others() {
+        let states = states(1);
+        for id in ["b", "d"] {
+            (0..3).for_each(|_| states.begin(id).failed(FailureKind::Agent, true));
         }
-        let candidates: Vec<_> = names.iter().map(|name| candidate(name, 1.0)).collect();
-        let ordered = states.order(Policy::LeastLoaded, candidates, tried);
-        let (admitted, kept_out) = (ids(&ordered.admitted), ids(&ordered.ejected));
-        let all: HashSet<_> = admitted.iter().chain(&kept_out).collect();
-        assert_eq!((all.len(), admitted.len() + kept_out.len()), (names.len(), names.len()));
-        let expected: Vec<_> = names.iter().zip(ejected).filter(|(_, ejected)| **ejected).collect();
-        let everyone = names.len() + tried;
-        let most = everyone / 2;
-        let expected: Vec<_> = expected.iter().skip(expected.len().saturating_sub(most)).collect();
-        assert_eq!(kept_out, expected.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>());
-        assert_eq!(ordered.first.is_some(), !admitted.is_empty());
+        let mut candidates = ["a", "b", "c", "d"].map(|id| candidate(id, 1.0)).to_vec();
+        let ejected = states.extract_ejected(&mut candidates);
+        assert_eq!((ids(&candidates), ids(&ejected)), (vec!["a", "c"], vec!["b", "d"]));
     }
 
     #[tokio::test]
@@ -174,12 +150,15 @@ mod tests {
             let states = states(1);
             let mut first = HashSet::new();
             for _ in 0..40 {
-                let candidates = [("a", 1.0), ("b", 1.0), ("c", 1.0), ("d", 0.5), ("e", 0.5)]
-                    .map(|(id, score)| candidate(id, score));
-                let ordered = states.order(policy, candidates.into(), 0);
-                let ids = ids(&ordered.admitted);
+                let agents = [("a", 1.0), ("b", 1.0), ("c", 1.0), ("d", 0.5), ("e", 0.5)];
+                let mut candidates = agents.map(|(id, score)| candidate(id, score)).to_vec();
+                let order = Order { policy, ..FRESH };
+                states.sort(order, &mut candidates);
+                let call = states.choose(order, &mut candidates, None);
+                let ids = ids(&candidates);
                 first.insert(ids[0].to_owned());
                 assert!(ids[3..].iter().all(|id| ["d", "e"].contains(id)), "{policy:?}: {ids:?}");
+                drop(call);
             }
             assert_eq!(first.len(), 3, "{policy:?}");
         }
@@ -189,11 +168,16 @@ mod tests {
     async fn choices_count_when_they_are_made() {
         for policy in [Policy::LeastLoaded, Policy::RoundRobin, Policy::LeastRecentlyUsed] {
             let states = states(2);
+            let order = Order { policy, ..FRESH };
             // All at once: none of the tasks has ended.
-            let chosen: Vec<_> = (0..4)
-                .map(|_| states.order(policy, ["a", "b"].map(|id| candidate(id, 1.0)).into(), 0))
-                .collect();
-            let to_a = chosen.iter().filter(|ordered| ids(&ordered.admitted)[0] == "a").count();
+            let mut calls = Vec::new();
+            let mut to_a = 0;
+            for _ in 0..4 {
+                let mut candidates = ["a", "b"].map(|id| candidate(id, 1.0)).to_vec();
+                states.sort(order, &mut candidates);
+                calls.push(states.choose(order, &mut candidates, None));
+                to_a += usize::from(ids(&candidates)[0] == "a");
+            }
             assert_eq!(to_a, 2, "{policy:?}");
         }
     }

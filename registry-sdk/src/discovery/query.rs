@@ -94,7 +94,8 @@ impl TaskQuery {
         self
     }
 
-    /// Adds a tag that the capability has to have.
+    /// Adds a tag that the capability has to have. Tags are compared with what the search returns, at most 1,000 agents: if more can
+    /// be found by the capability's words, choose other words.
     #[must_use]
     pub fn tag(mut self, tag: impl Into<String>) -> Self {
         self.tags.push(tag.into());

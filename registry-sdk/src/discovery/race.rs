@@ -9,13 +9,16 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::Instrument;
 
-use super::attempt::{Attempt, AttemptTimeout, FailedAttempt};
+use super::agent_states::Refusal;
+use super::attempt::{Attempt, AttemptTimeout, FailedAttempt, Settings};
 use super::delegate_error::{DelegateError, EndReason};
+use super::failure_kind::FailureKind;
 use super::orchestrator::Orchestrator;
-use super::outcome::{FailureKind, TaskError};
 use super::query::TaskQuery;
-use super::select::Earlier;
+use super::search::Earlier;
 use super::selection::{SelectError, Selection, Skipped};
+use super::task_error::TaskError;
+use crate::error::with_causes;
 use crate::metrics;
 use crate::retry::deadline_after;
 
@@ -23,19 +26,6 @@ use crate::retry::deadline_after;
 const MAX_SPREAD: Duration = Duration::from_secs(1);
 
 type Selecting<'a> = Pin<Box<dyn Future<Output = Result<Selection, SelectError>> + Send + 'a>>;
-
-/// How often a task is tried.
-#[derive(Clone, Debug)]
-pub(super) struct Settings {
-    pub(super) attempts: usize,
-    pub(super) time_limit: Duration,
-    pub(super) attempt_timeout: Option<Duration>,
-    pub(super) hedge_after: Option<Duration>,
-    pub(super) at_most_once: bool,
-    pub(super) idempotency_key: String,
-    /// Whether the agent has done the task when the attempt ends.
-    pub(super) reports_success: bool,
-}
 
 /// A task that was done.
 #[derive(Clone, Debug)]
@@ -74,9 +64,12 @@ where
         begun: 0,
         running: Vec::new(),
         exhausted: 0,
+        draws: false,
+        fair_time: None,
         failed: Vec::new(),
-        suspects: Vec::new(),
+        refusals: Vec::new(),
         skipped: Vec::new(),
+        ending: None,
     };
     let outcome = race.run(task).instrument(span.clone()).await;
     span.in_scope(|| match &outcome {
@@ -109,11 +102,18 @@ struct Race<'a> {
     running: Vec<Running>,
     /// Number of attempts that failed and count for [`Settings::attempts`].
     exhausted: usize,
+    /// Whether the next attempt draws from the retry budget.
+    draws: bool,
+    /// The time after which it counts against an agent that its attempt was cut off: what the first attempt had. Later ones may
+    /// have less, which is not their agents' fault.
+    fair_time: Option<Duration>,
     failed: Vec<FailedAttempt>,
-    /// Agents that refused the path or the credentials. That counts against them if another agent does the task.
-    suspects: Vec<Selection>,
+    /// Refusals of the path or the credentials. They count against their agents if another one does the task.
+    refusals: Vec<Refusal>,
     /// The agents that the last selection skipped.
     skipped: Vec<Skipped>,
+    /// Why no further attempt begins. Those that run may still succeed.
+    ending: Option<EndReason>,
 }
 
 /// An attempt that has not ended.
@@ -123,16 +123,6 @@ struct Running {
     began: Instant,
     /// The time after which it is cut off.
     time: Duration,
-    /// The time after which that counts against the agent.
-    fair_time: Duration,
-}
-
-impl Running {
-    fn cut_off(&self) -> TaskError {
-        let mut error = TaskError::from(AttemptTimeout(self.time));
-        error.is_charged = self.began.elapsed() >= self.fair_time;
-        error
-    }
 }
 
 /// What the delegation waits for beside the attempts that run.
@@ -168,45 +158,51 @@ impl<'a> Race<'a> {
         let mut next = self.select();
         let mut hedge_at = None;
         loop {
-            let now = Instant::now();
             tokio::select! {
                 biased;
                 Some((number, outcome)) = attempts.next() => {
                     let ended = self.take_running(number);
                     let error = match outcome {
-                        Ok(Ok(value)) => return Ok(self.done(value, ended.selection)),
+                        Ok(Ok(value)) => return Ok(self.done(value, &ended)),
                         Ok(Err(error)) => error,
-                        Err(_) => ended.cut_off(),
+                        Err(_) => self.cut_off(&ended),
                     };
-                    match self.failed(ended, error) {
-                        Some(reason) if reason.is_final() || self.running.is_empty() => {
-                            return Err(self.error(reason));
-                        }
-                        // The attempts that run may still succeed.
-                        Some(_) => next = Next::Nothing,
-                        None if matches!(next, Next::Selection(_)) => {}
-                        None => next = self.select(),
-                    }
+                    self.failed(&ended, error);
+                    next = match (self.end(), next) {
+                        (Some(reason), _) => return Err(self.error(reason).await),
+                        // It has no agent yet, so it becomes the attempt that follows this one.
+                        (None, Next::Selection(selecting)) if self.may_begin() => Next::Selection(selecting),
+                        (None, _) if self.may_begin() => self.select(),
+                        (None, _) => Next::Nothing,
+                    };
                 }
-                ready = next.ready() => match ready {
-                    None => next = self.select(),
-                    Some(Err(error)) => next = self.nobody(error)?,
-                    Some(Ok(selection)) => {
-                        next = Next::Nothing;
-                        hedge_at = self.settings.hedge_after.map(|delay| deadline_after(now, delay));
+                ready = next.ready() => next = match ready {
+                    None => self.select(),
+                    Some(Ok(selection)) if self.may_draw() => {
                         let (number, attempt) = self.begin(selection);
                         let deadline = attempt.deadline;
                         let task = task(attempt);
                         attempts.push(async move { (number, timeout_at(deadline, task).await) });
+                        hedge_at = self.settings.hedge_after.map(|delay| deadline_after(Instant::now(), delay));
+                        Next::Nothing
                     }
+                    Some(Ok(_)) if self.running.is_empty() => {
+                        return Err(self.error(EndReason::RetryBudgetExhausted).await);
+                    }
+                    Some(Err(error)) if self.running.is_empty() => match self.nobody(error) {
+                        Ok(next) => next,
+                        Err(reason) => return Err(self.error(reason).await),
+                    },
+                    Some(_) => Next::Nothing,
                 },
-                () = sleep_until(hedge_at.unwrap_or(now)), if hedge_at.is_some() => {
+                () = at(hedge_at) => {
                     hedge_at = None;
-                    if matches!(next, Next::Nothing) && self.may_hedge() {
+                    if matches!(next, Next::Nothing) && self.may_begin() && !self.settings.at_most_once {
+                        self.draws = true;
                         next = self.select();
                     }
                 }
-                () = sleep_until(self.deadline) => return Err(self.out_of_time()),
+                () = sleep_until(self.deadline) => return Err(self.out_of_time().await),
             }
         }
     }
@@ -216,9 +212,23 @@ impl<'a> Race<'a> {
         Next::Selection(Box::pin(async move { orchestrator.select_from(&query, &earlier).await }))
     }
 
+    /// Whether a further attempt may begin.
+    fn may_begin(&self) -> bool {
+        self.ending.is_none() && self.exhausted + self.running.len() < self.settings.attempts
+    }
+
+    /// Whether the retry budget allows the attempt that is about to begin.
+    fn may_draw(&mut self) -> bool {
+        let is_allowed = !std::mem::take(&mut self.draws) || self.orchestrator.states.withdraw();
+        if !is_allowed {
+            metrics::retry_budget_exhausted();
+        }
+        is_allowed
+    }
+
     /// Begins an attempt with the selected agent.
     fn begin(&mut self, selection: Selection) -> (u32, Attempt) {
-        let now = Instant::now();
+        let began = Instant::now();
         self.begun += 1;
         let (number, agent) = (self.begun, selection.agent.clone());
         if let Some(last) = self.failed.last() {
@@ -226,16 +236,17 @@ impl<'a> Race<'a> {
             metrics::failed_over();
         }
         self.earlier.add_tried(&agent.agent_id);
-        let left = self.deadline - now;
-        let fair_time = self.settings.attempt_timeout.unwrap_or(left / 2);
+        let left = self.deadline - began;
         let is_last = selection.is_last
             || self.settings.at_most_once
             || self.exhausted + self.running.len() + 1 >= self.settings.attempts;
-        let time = self.settings.attempt_timeout.unwrap_or(if is_last { left } else { fair_time }).min(left);
+        let share = self.settings.attempt_timeout.unwrap_or(left / 2).min(left);
+        self.fair_time.get_or_insert(share);
+        let time = if is_last && self.settings.attempt_timeout.is_none() { left } else { share };
         self.skipped.clone_from(&selection.skipped);
-        self.running.push(Running { number, selection, began: now, time, fair_time });
-        let deadline = now + time;
-        (number, Attempt { agent, number, deadline, idempotency_key: self.settings.idempotency_key.clone() })
+        self.running.push(Running { number, selection, began, time });
+        let idempotency_key = self.settings.idempotency_key.clone();
+        (number, Attempt { agent, number, deadline: began + time, idempotency_key })
     }
 
     fn take_running(&mut self, number: u32) -> Running {
@@ -243,48 +254,74 @@ impl<'a> Race<'a> {
         self.running.swap_remove(index)
     }
 
-    fn done<T>(self, value: T, selection: Selection) -> Delegated<T> {
+    fn cut_off(&self, running: &Running) -> TaskError {
+        let mut error = TaskError::from(AttemptTimeout(running.time));
+        error.is_charged = self.fair_time.is_none_or(|time| running.began.elapsed() >= time);
+        error
+    }
+
+    fn done<T>(self, value: T, done: &Running) -> Delegated<T> {
         metrics::attempt_ended("ok");
         if self.settings.reports_success {
-            selection.report_success();
+            done.selection.report_success();
         }
         // So it was not the task that was sent wrongly.
-        for suspect in &self.suspects {
-            suspect.report_failure(FailureKind::Agent);
+        for refusal in &self.refusals {
+            self.orchestrator.states.charge(refusal);
         }
-        Delegated { value, selection, failed: self.failed }
+        // Else an agent that hangs would cost a hedge for ever.
+        for overtaken in self.running.iter().filter(|one| one.number < done.number) {
+            overtaken.selection.report_failure(FailureKind::Agent);
+        }
+        Delegated { value, selection: done.selection.clone(), failed: self.failed }
     }
 
-    /// Records an attempt that failed. Returns why no further one may follow, if that is so.
-    fn failed(&mut self, ended: Running, error: TaskError) -> Option<EndReason> {
-        let TaskError { kind, may_have_arrived, was_instant, .. } = error;
+    /// Records an attempt that failed, and decides whether a further one may follow.
+    fn failed(&mut self, ended: &Running, error: TaskError) {
+        let (kind, may_have_arrived) = (error.kind, error.may_have_arrived);
+        self.draws |= error.draws;
         self.record(ended, error);
-        match kind {
-            FailureKind::Task => Some(EndReason::Rejected),
-            FailureKind::Response => Some(EndReason::UnusableResponse),
-            _ if self.settings.at_most_once && may_have_arrived => Some(EndReason::MayHaveArrived),
-            _ if Instant::now() >= self.deadline => Some(self.timed_out()),
-            _ if self.exhausted + self.running.len() >= self.settings.attempts => {
-                Some(EndReason::AttemptsExhausted)
-            }
-            _ if !was_instant && !self.orchestrator.states.withdraw() => {
-                metrics::retry_budget_exhausted();
-                Some(EndReason::RetryBudgetExhausted)
-            }
-            _ => None,
+        let reason = match kind {
+            FailureKind::Task => EndReason::Rejected,
+            FailureKind::Response => EndReason::UnusableResponse,
+            _ if self.settings.at_most_once && may_have_arrived => EndReason::MayHaveArrived,
+            _ if Instant::now() >= self.deadline => self.timed_out(),
+            _ => return,
+        };
+        self.ending.get_or_insert(reason);
+    }
+
+    /// Why the delegation ends now, if it does.
+    fn end(&mut self) -> Option<EndReason> {
+        match &self.ending {
+            // The other agents would say the same.
+            Some(EndReason::Rejected) => self.ending.take(),
+            _ if !self.running.is_empty() => None,
+            Some(_) => self.ending.take(),
+            None if self.exhausted >= self.settings.attempts => Some(EndReason::AttemptsExhausted),
+            None => None,
         }
     }
 
-    fn record(&mut self, ended: Running, error: TaskError) {
+    fn record(&mut self, ended: &Running, error: TaskError) {
         let Running { number, selection, began, .. } = ended;
         let TaskError { kind, source, may_have_arrived, is_charged, .. } = error;
         let agent_id = selection.agent.agent_id.clone();
-        tracing::info!(agent_id, attempt = number, kind = kind.name(), error = %source, "attempt failed");
+        tracing::info!(
+            agent_id,
+            attempt = number,
+            kind = kind.name(),
+            error = %with_causes(&*source),
+            "attempt failed"
+        );
         metrics::attempt_ended(kind.name());
-        if kind == FailureKind::Deployment {
-            self.suspects.push(selection);
-        } else {
-            selection.call.failed(kind, is_charged);
+        match kind {
+            // Nobody else will be asked, so it counts at once: else it would get every task.
+            FailureKind::Deployment if self.settings.at_most_once => selection.call.failed(kind, true),
+            FailureKind::Deployment => self.refusals.push(selection.call.refused()),
+            // It was not sent.
+            FailureKind::Task if !may_have_arrived => drop(selection.call.refused()),
+            _ => selection.call.failed(kind, is_charged),
         }
         if matches!(kind, FailureKind::Busy { .. }) {
             // It may be asked again when it is no longer busy.
@@ -296,58 +333,59 @@ impl<'a> Race<'a> {
         self.failed.push(FailedAttempt { agent_id, kind, elapsed: began.elapsed(), error: source });
     }
 
-    fn may_hedge(&self) -> bool {
-        !self.settings.at_most_once
-            && self.exhausted + self.running.len() < self.settings.attempts
-            && self.orchestrator.states.withdraw()
-    }
-
-    /// Decides what to wait for if no agent can be selected.
-    fn nobody(&mut self, error: SelectError) -> Result<Next<'a>, DelegateError> {
-        if !self.running.is_empty() {
-            return Ok(Next::Nothing);
-        }
+    /// Decides what to wait for if no agent can be selected and none has the task.
+    fn nobody(&mut self, error: SelectError) -> Result<Next<'a>, EndReason> {
         let retry_after = error.retry_after();
-        let skipped = match error {
-            SelectError::Registry(error) => return Err(self.error(EndReason::Registry(error))),
-            SelectError::NoAgent { skipped, .. } => skipped,
-        };
-        let reason = match retry_after {
-            Some(retry_after) => {
-                let at = deadline_after(Instant::now(), retry_after);
-                if at < self.deadline {
-                    let spread = (retry_after / 10).min(MAX_SPREAD).mul_f64(fastrand::f64());
-                    return Ok(Next::BusyAgent(at + spread.min((self.deadline - at) / 2)));
-                }
-                EndReason::Busy { retry_after }
-            }
-            None if self.are_all_misdeployed() => EndReason::Misdeployed,
-            None => EndReason::NoAgent { capability: self.query.capability.clone() },
-        };
-        self.skipped = skipped;
-        Err(self.error(reason))
-    }
-
-    fn are_all_misdeployed(&self) -> bool {
-        !self.failed.is_empty() && self.failed.iter().all(|one| one.kind == FailureKind::Deployment)
-    }
-
-    fn out_of_time(&mut self) -> DelegateError {
-        for running in std::mem::take(&mut self.running) {
-            let error = running.cut_off();
-            self.record(running, error);
+        match error {
+            SelectError::Registry(error) => return Err(EndReason::Registry(error)),
+            SelectError::NoAgent { skipped, .. } => self.skipped = skipped,
         }
-        self.error(self.timed_out())
+        let Some(retry_after) = retry_after else {
+            let all_refused = self.failed.iter().all(|one| one.kind == FailureKind::Deployment);
+            return Err(if all_refused && !self.failed.is_empty() {
+                EndReason::Misdeployed
+            } else {
+                EndReason::NoAgent { capability: self.query.capability.clone() }
+            });
+        };
+        let at = deadline_after(Instant::now(), retry_after);
+        if at >= self.deadline {
+            return Err(EndReason::Busy { retry_after });
+        }
+        let spread = (retry_after / 10).min(MAX_SPREAD).mul_f64(fastrand::f64());
+        Ok(Next::BusyAgent(at + spread.min((self.deadline - at) / 2)))
+    }
+
+    async fn out_of_time(&mut self) -> DelegateError {
+        for running in std::mem::take(&mut self.running) {
+            let error = self.cut_off(&running);
+            self.record(&running, error);
+        }
+        let reason = self.ending.take().unwrap_or_else(|| self.timed_out());
+        self.error(reason).await
     }
 
     fn timed_out(&self) -> EndReason {
         EndReason::TimedOut { limit: self.settings.time_limit }
     }
 
-    fn error(&mut self, reason: EndReason) -> DelegateError {
+    async fn error(&mut self, reason: EndReason) -> DelegateError {
         let attempts = std::mem::take(&mut self.failed);
         let mut skipped = std::mem::take(&mut self.skipped);
+        if reason.asks_for_others() {
+            let explaining = self.orchestrator.explain(&self.query, &self.earlier, &mut skipped);
+            // What is not known by then is left out.
+            let _ = timeout_at(self.deadline, explaining).await;
+        }
         skipped.retain(|one| attempts.iter().all(|attempt| attempt.agent_id != one.agent_id));
         DelegateError { reason, attempts, skipped }
+    }
+}
+
+/// Waits for a moment, or for ever if there is none.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::agent_states::Call;
+use super::failure_kind::FailureKind;
 use super::freshness::Freshness;
-use super::outcome::FailureKind;
 use crate::contract::CapabilityMatch;
-use crate::error::{Error, with_causes};
+use crate::error::Error;
 
 /// How many agents an error names.
 const NAMED: usize = 10;
@@ -78,6 +78,10 @@ impl Skipped {
     pub(super) fn new(agent_id: &str, reason: SkipReason) -> Self {
         Self { agent_id: agent_id.to_owned(), reason }
     }
+
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self.reason, SkipReason::Busy { .. })
+    }
 }
 
 impl fmt::Display for Skipped {
@@ -121,7 +125,10 @@ pub enum SkipReason {
 #[non_exhaustive]
 pub enum SelectError {
     /// No healthy agent can do it.
-    #[error("no agent can be given {capability:?}: {}", list_or(skipped, "none is registered for it"))]
+    #[error(
+        "no agent can be given {capability:?}: {}",
+        list_or(skipped, "no healthy one is registered for it")
+    )]
     NoAgent {
         /// The capability that was wanted first.
         capability: String,
@@ -129,7 +136,7 @@ pub enum SelectError {
         skipped: Vec<Skipped>,
     },
     /// The registry could not be searched.
-    #[error("the registry could not be searched: {}", with_causes(.0))]
+    #[error("the registry could not be searched")]
     Registry(#[from] Error),
 }
 

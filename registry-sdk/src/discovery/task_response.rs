@@ -3,26 +3,40 @@
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
-use super::http_task::HttpTaskError;
-use super::outcome::FailureKind;
+use super::failure_kind::FailureKind;
+use super::http_task_error::HttpTaskError;
 use super::selection::Selection;
+use crate::error::with_causes;
+use crate::retry::deadline_after;
 
 /// The response of [`Delegation::send`](super::Delegation::send): a status, headers, and a body that is read chunk by chunk.
 ///
-/// The task counts as in flight until the body has ended or this is dropped. If it breaks off or falls silent, that counts
-/// against the agent.
+/// The task counts as in flight until the body has ended or this is dropped, and then as done. If the body breaks off or falls
+/// silent, that counts against the agent.
 #[derive(Debug)]
 pub struct TaskResponse {
     response: reqwest::Response,
-    selection: Selection,
+    task: Task,
     chunk_timeout: Duration,
+    /// Since when the next chunk is waited for.
+    waiting: Option<Instant>,
+}
+
+/// The task at the agent, which has ended when this is dropped.
+#[derive(Debug)]
+struct Task(Selection);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.report_success();
+    }
 }
 
 impl TaskResponse {
     pub(super) fn new(response: reqwest::Response, selection: Selection, chunk_timeout: Duration) -> Self {
-        Self { response, selection, chunk_timeout }
+        Self { response, task: Task(selection), chunk_timeout, waiting: None }
     }
 
     /// The status, which is a success.
@@ -39,29 +53,32 @@ impl TaskResponse {
 
     /// The next part of the body; `None` at its end.
     ///
-    /// Cancel safe: a part that has not arrived is returned by the next call.
+    /// Cancel safe: a part that has not arrived is returned by the next call, and the time counts from the first one.
     ///
     /// # Errors
     /// [`HttpTaskError::InvalidResponse`] if the connection breaks, or nothing arrives within the
     /// [`chunk_timeout`](super::Delegation::chunk_timeout).
     pub async fn chunk(&mut self) -> Result<Option<Vec<u8>>, HttpTaskError> {
-        let detail = match timeout(self.chunk_timeout, self.response.chunk()).await {
-            Ok(Ok(Some(chunk))) => return Ok(Some(chunk.into())),
-            Ok(Ok(None)) => {
-                self.selection.report_success();
-                return Ok(None);
+        let waiting = *self.waiting.get_or_insert_with(Instant::now);
+        let arrived = timeout_at(deadline_after(waiting, self.chunk_timeout), self.response.chunk()).await;
+        self.waiting = None;
+        let detail = match arrived {
+            Ok(Ok(chunk)) => {
+                if chunk.is_none() {
+                    self.task.0.report_success();
+                }
+                return Ok(chunk.map(Vec::from));
             }
-            Ok(Err(error)) => format!("the response broke off ({})", crate::error::with_causes(&error)),
+            Ok(Err(error)) => format!("the response broke off ({})", with_causes(&error.without_url())),
             Err(_) => format!("nothing arrived within the chunk_timeout of {:?}", self.chunk_timeout),
         };
-        self.selection.report_failure(FailureKind::Agent);
+        self.task.0.report_failure(FailureKind::Agent);
         Err(HttpTaskError::InvalidResponse { status: self.status(), detail, body: Vec::new() })
     }
 
-    /// The response as it is, without the time limit between chunks. The task is reported as done.
+    /// The response as it is, without the time limit between chunks. The task counts as done.
     #[must_use]
     pub fn into_inner(self) -> reqwest::Response {
-        self.selection.report_success();
         self.response
     }
 }

@@ -41,6 +41,8 @@ mod orchestrate;
 mod ownership;
 #[cfg(all(feature = "cache", feature = "testing"))]
 mod partial_outages;
+#[cfg(all(feature = "axum", feature = "testing"))]
+mod promises;
 #[cfg(feature = "testing")]
 mod reconcile;
 mod run;

@@ -28,11 +28,8 @@ async fn a_task_whose_answer_does_not_fit_is_not_run_again() {
 async fn no_success_that_cannot_be_read_is_run_again_or_charged() {
     let cases = [
         Reply::Answer(200, "", "<html>welcome</html>"),
-        Reply::Answer(200, "", ""),
         Reply::Answer(200, "content-type: application/json\r\n", r#"{"by":"#),
         Reply::Answer(201, "", "made it"),
-        Reply::Answer(202, "", ""),
-        Reply::Answer(204, "", ""),
         Reply::Answer(299, "", "{]"),
         Reply::Truncated,
     ];

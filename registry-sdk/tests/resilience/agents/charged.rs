@@ -45,14 +45,28 @@ async fn an_attempt_that_its_caller_gives_up_does_not_count() {
     }
 }
 
+/// Else an agent that hangs would cost a hedge for ever.
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_lost_to_its_hedge_does_not_count() {
+async fn an_attempt_counts_that_a_later_one_has_overtaken() {
     let scene = Scene::ranked(&["slow", "quick"]).await;
     scene.set("slow", Reply::Hang);
     let orchestrator = strict(&scene);
     let delegation = orchestrator.delegate("work").hedge_after(Duration::from_secs(1));
     assert_eq!(send(delegation).await.as_deref(), Ok("quick"));
-    assert!(!is_ejected(&orchestrator, "slow"));
+    assert!(is_ejected(&orchestrator, "slow"));
+    assert!(!is_ejected(&orchestrator, "quick"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_that_was_not_needed_does_not_count() {
+    let scene = Scene::ranked(&["slow", "hedge"]).await;
+    scene.set("slow", Reply::Late(Duration::from_secs(3), r#"{"by":"slow"}"#));
+    scene.set("hedge", Reply::Hang);
+    let orchestrator = strict(&scene);
+    let delegation = orchestrator.delegate("work").hedge_after(Duration::from_secs(1));
+    assert_eq!(send(delegation).await.as_deref(), Ok("slow"));
+    assert_eq!(counts(&scene, ["slow", "hedge"]), [1, 1]);
+    assert!(!is_ejected(&orchestrator, "slow") && !is_ejected(&orchestrator, "hedge"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,108 @@
+//! Why a task that was sent over HTTP failed.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::failure_kind::FailureKind;
+use crate::contract::cut;
+
+/// How much of a body, or of what a decoder says of it, an error's text quotes.
+const QUOTED: usize = 300;
+
+/// Why a task that was sent over HTTP failed.
+///
+/// The texts and `Debug` quote at most 300 bytes of what an agent says.
+#[derive(Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum HttpTaskError {
+    /// The task cannot be sent: a token is wrong.
+    #[error("the task cannot be sent: {0}")]
+    Request(String),
+    /// No connection to the agent could be made.
+    #[error("no connection")]
+    Unreachable(#[source] Arc<dyn Error + Send + Sync>),
+    /// The connection broke before the response began, or the response was none.
+    #[error("the connection broke")]
+    Broken(#[source] Arc<dyn Error + Send + Sync>),
+    /// The HTTP client was led astray by redirects.
+    #[error("redirected without end")]
+    Redirects(#[source] Arc<dyn Error + Send + Sync>),
+    /// The agent answered with a status that is no success.
+    #[error("status {status}{}{}", quote(" to ", location.as_deref().unwrap_or_default()), quote(": ", body))]
+    Status {
+        /// The status.
+        status: u16,
+        /// The time after which the agent asked to be tried again, if it did.
+        retry_after: Option<Duration>,
+        /// Where a redirect leads that is not followed, without user name, password and query.
+        location: Option<String>,
+        /// The beginning of the body: up to 4 KiB.
+        body: String,
+    },
+    /// The agent answered with a success, but the response cannot be used.
+    #[error("status {status}, but {}{}", quote("", detail), quote(": ", &String::from_utf8_lossy(cut_bytes(body))))]
+    InvalidResponse {
+        /// The status.
+        status: u16,
+        /// What is wrong: it cannot be decoded, is too long, did not end in time, or broke off.
+        detail: String,
+        /// The body, as far as it was read.
+        body: Vec<u8>,
+    },
+}
+
+impl HttpTaskError {
+    /// What the failure says of the agent and the task by the table of [`FailureKind`].
+    #[must_use]
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Request(_) => FailureKind::Task,
+            Self::Unreachable(_) | Self::Broken(_) => FailureKind::Agent,
+            Self::Redirects(_) => FailureKind::Deployment,
+            Self::Status { status, retry_after, .. } => FailureKind::of_status(*status, *retry_after),
+            Self::InvalidResponse { .. } => FailureKind::Response,
+        }
+    }
+
+    /// Whether the agent may have got the task.
+    pub(super) fn may_have_arrived(&self) -> bool {
+        !matches!(self, Self::Request(_) | Self::Unreachable(_))
+    }
+
+    /// Whether a further attempt draws from the retry budget: after a time-out and a status, but not after a connection that was
+    /// refused or cut, which costs nothing.
+    pub(super) fn draws(&self) -> bool {
+        match self {
+            Self::Unreachable(source) | Self::Broken(source) => {
+                source.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout)
+            }
+            _ => true,
+        }
+    }
+}
+
+impl fmt::Debug for HttpTaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.to_string();
+        match self.source() {
+            Some(source) => f.debug_tuple("HttpTaskError").field(&text).field(&source).finish(),
+            None => f.debug_tuple("HttpTaskError").field(&text).finish(),
+        }
+    }
+}
+
+fn cut_bytes(body: &[u8]) -> &[u8] {
+    &body[..body.len().min(2 * QUOTED)]
+}
+
+/// The beginning of what an agent said, on one line and without control characters, which could command a terminal.
+fn quote(before: &str, text: &str) -> String {
+    let part = cut(text.trim(), QUOTED);
+    let printable: String =
+        part.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect();
+    let words = printable.split_whitespace().collect::<Vec<_>>().join(" ");
+    let more = if part.len() < text.trim().len() { "…" } else { "" };
+    if words.is_empty() { String::new() } else { format!("{before}{words}{more}") }
+}

@@ -1,0 +1,142 @@
+//! The searches of a selection, and what they found for later attempts.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::candidate::Candidate;
+use super::directory::Directory;
+use super::freshness::Freshness;
+use super::orchestrator::Orchestrator;
+use super::query::{HealthSource, TaskQuery};
+use super::selection::{SkipReason, Skipped};
+use crate::contract::{AgentStatus, limits};
+use crate::error::Error;
+use crate::query::SearchQuery;
+
+/// How long the attempts of one delegation use what the first one's search found without searching again.
+const MAX_AGE: Duration = Duration::from_secs(5);
+
+/// How long a search may take if there is something to fall back on: a registry that hangs costs no agent its time.
+const SHORT: Duration = Duration::from_millis(500);
+
+/// What earlier attempts of one delegation found and tried. So failing over needs no registry.
+#[derive(Debug, Default)]
+pub(super) struct Earlier {
+    found: Mutex<HashMap<String, Found>>,
+    /// Agents that have, or had, the task. They do not get it again.
+    tried: Mutex<HashSet<String>>,
+}
+
+/// What was found for a capability, in the registry's order.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) candidates: Vec<Candidate>,
+    pub(super) freshness: Freshness,
+    /// Whether the registry's word on their health is too old to be relied on.
+    pub(super) needs_check: bool,
+    at: Instant,
+    /// Whether the unhealthy ones are among them.
+    is_complete: bool,
+}
+
+impl Orchestrator {
+    /// The agents with a capability, in the registry's order: from the directory if it is up to date.
+    pub(super) async fn search(
+        &self,
+        query: &TaskQuery,
+        capability: &str,
+        earlier: &Earlier,
+    ) -> Result<Found, Error> {
+        let cached = self.directory.as_ref().and_then(|directory| Some((directory, directory.freshness()?)));
+        let from_directory = |(directory, freshness): (&Directory, Freshness)| {
+            Found::new(directory.candidates(capability), freshness, true)
+        };
+        if let Some(cached @ (_, Freshness::Fresh)) = cached {
+            return Ok(from_directory(cached));
+        }
+        let kept = earlier.get(capability);
+        if let Some(kept) = kept.as_ref().filter(|kept| kept.at.elapsed() < MAX_AGE) {
+            return Ok(kept.clone());
+        }
+        let mut search = SearchQuery::new(capability).limit(limits::PAGE);
+        // An agent that is asked itself may be healthy whatever the registry thinks of it.
+        let is_complete = query.health_source == HealthSource::Agent;
+        search.healthy = (!is_complete).then_some(true);
+        let outcome = match (cached, &kept) {
+            (None, None) => self.client.search_with_age(search).await,
+            _ => self.client.search_within(search, SHORT).await,
+        };
+        match (outcome, cached, kept) {
+            (Ok(matches), ..) => {
+                let candidates = matches.value.into_iter().map(Arc::new).map(Candidate::FromRegistry);
+                let found = Found::new(candidates.collect(), Freshness::of(matches.age), is_complete);
+                earlier.set(capability, &found);
+                Ok(found)
+            }
+            (Err(error), Some(cached), _) if error.is_outage() => Ok(from_directory(cached)),
+            // They were healthy a moment ago. The attempt itself will show whether they are.
+            (Err(_), _, Some(mut kept)) => {
+                kept.freshness = Freshness::Stale { age: kept.at.elapsed() };
+                Ok(kept)
+            }
+            (Err(error), ..) => Err(error),
+        }
+    }
+
+    /// Names the agents as well that the registry left out of the searches because they are not healthy.
+    pub(super) async fn explain(&self, query: &TaskQuery, earlier: &Earlier, skipped: &mut Vec<Skipped>) {
+        for capability in query.capabilities().filter(|capability| earlier.is_incomplete(capability)) {
+            let search = SearchQuery::new(capability).limit(limits::PAGE).healthy(false);
+            let Ok(found) = self.client.search_within(search, query.check_timeout).await else { break };
+            skipped.extend(found.value.iter().map(|agent| {
+                let is_offline = agent.status == AgentStatus::Offline;
+                let reason = if is_offline { SkipReason::Offline } else { SkipReason::Unhealthy };
+                Skipped::new(&agent.agent_id, reason)
+            }));
+        }
+        // An agent may have been found by several capabilities.
+        let mut named = HashSet::new();
+        skipped.retain(|one| named.insert(one.agent_id.clone()));
+    }
+}
+
+impl Found {
+    fn new(candidates: Vec<Candidate>, freshness: Freshness, is_complete: bool) -> Self {
+        Self { candidates, freshness, needs_check: freshness.is_stale(), at: Instant::now(), is_complete }
+    }
+}
+
+impl Earlier {
+    fn get(&self, capability: &str) -> Option<Found> {
+        lock(&self.found).get(capability).cloned()
+    }
+
+    fn set(&self, capability: &str, found: &Found) {
+        lock(&self.found).insert(capability.to_owned(), found.clone());
+    }
+
+    fn is_incomplete(&self, capability: &str) -> bool {
+        lock(&self.found).get(capability).is_some_and(|found| !found.is_complete)
+    }
+
+    pub(super) fn was_tried(&self, agent_id: &str) -> bool {
+        lock(&self.tried).contains(agent_id)
+    }
+
+    /// Records that an agent gets the task.
+    pub(super) fn add_tried(&self, agent_id: &str) {
+        lock(&self.tried).insert(agent_id.to_owned());
+    }
+
+    /// Records that an agent may get the task again.
+    pub(super) fn remove_tried(&self, agent_id: &str) {
+        lock(&self.tried).remove(agent_id);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

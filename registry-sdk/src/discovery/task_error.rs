@@ -1,0 +1,166 @@
+//! The errors of tasks.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+
+use super::failure_kind::FailureKind;
+use super::http_task_error::HttpTaskError;
+
+/// A shared error, so that errors can be cloned.
+pub(super) type Cause = Arc<dyn Error + Send + Sync>;
+
+/// Why a task failed, and what that says of the agent and the task.
+///
+/// Any error that implements [`std::error::Error`] becomes one with `?`. What decides is the error or the first of its causes that is
+/// one of these:
+///
+/// - an [`HttpTaskError`](super::HttpTaskError): its own kind;
+/// - a `reqwest::Error`: by its status, as [`FailureKind`] says, or by what failed;
+/// - a `serde_json::Error`: a response that cannot be decoded, so the task is not run again;
+/// - anything else is a [`FailureKind::Agent`], so the next agent gets the task.
+///
+/// Boxed errors and those of `anyhow` do not implement that trait: use `map_err(TaskError::transient)`.
+///
+/// ```
+/// use registry_sdk::TaskError;
+///
+/// fn check(reply: &str) -> Result<u32, TaskError> {
+///     if reply == "no such repository" {
+///         return Err(TaskError::permanent(reply)); // no other agent would do better
+///     }
+///     Ok(serde_json::from_str(reply)?)
+/// }
+/// # assert_eq!(check("3").unwrap(), 3);
+/// ```
+#[derive(Clone, Debug)]
+pub struct TaskError {
+    pub(super) kind: FailureKind,
+    pub(super) source: Cause,
+    /// Whether the agent may have got the task.
+    pub(super) may_have_arrived: bool,
+    /// Whether a further attempt draws from the retry budget.
+    pub(super) draws: bool,
+    /// Whether it counts against the agent.
+    pub(super) is_charged: bool,
+}
+
+impl TaskError {
+    /// A failure of a kind. The error may also be a text.
+    #[must_use]
+    pub fn new(kind: FailureKind, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::of(kind, Cause::from(error.into()))
+    }
+
+    /// The agent's fault: another agent may do better.
+    #[must_use]
+    pub fn transient(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::new(FailureKind::Agent, error)
+    }
+
+    /// The task's own fault: no other agent would do better.
+    #[must_use]
+    pub fn permanent(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::new(FailureKind::Task, error)
+    }
+
+    /// Says that the agent has certainly not got the task. So it may go to another one also with
+    /// [`at_most_once`](super::Delegation::at_most_once), does not count for [`attempts`](super::Delegation::attempts), and draws
+    /// nothing from the [`RetryBudget`](super::RetryBudget).
+    #[must_use]
+    pub fn not_sent(mut self) -> Self {
+        self.may_have_arrived = false;
+        self.draws = false;
+        self
+    }
+
+    /// What the failure says of the agent and the task.
+    #[must_use]
+    pub fn kind(&self) -> FailureKind {
+        self.kind
+    }
+
+    pub(super) fn of(kind: FailureKind, source: Cause) -> Self {
+        let is_refusal = matches!(kind, FailureKind::Busy { .. } | FailureKind::Deployment);
+        let is_charged = kind == FailureKind::Agent;
+        Self { kind, source, may_have_arrived: true, draws: !is_refusal, is_charged }
+    }
+}
+
+impl fmt::Display for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.source.fmt(f)
+    }
+}
+
+// No `std::error::Error` itself, since the standard library's `From<T> for T` would overlap with this.
+impl<E: Error + Send + Sync + 'static> From<E> for TaskError {
+    fn from(error: E) -> Self {
+        let error = Box::<dyn Error + Send + Sync>::from(error);
+        let error = match error.downcast::<reqwest::Error>() {
+            // A query may carry a key, and errors end up in logs.
+            Ok(error) => Box::<dyn Error + Send + Sync>::from(error.without_url()),
+            Err(error) => error,
+        };
+        let source = Cause::from(error);
+        let mut cause: Option<&(dyn Error + 'static)> = Some(&*source);
+        while let Some(error) = cause {
+            if let Some(known) = Known::of(error) {
+                let mut error = Self::of(known.kind, source.clone());
+                error.may_have_arrived &= known.may_have_arrived;
+                error.draws &= known.draws;
+                error.is_charged |= known.is_charged;
+                return error;
+            }
+            cause = error.source();
+        }
+        Self::of(FailureKind::Agent, source)
+    }
+}
+
+/// What is known of an error of the libraries that tasks are sent with.
+struct Known {
+    kind: FailureKind,
+    may_have_arrived: bool,
+    /// Whether it is a time-out, or a status.
+    draws: bool,
+    /// Whether it counts against the agent in spite of its kind.
+    is_charged: bool,
+}
+
+impl Known {
+    fn of(error: &(dyn Error + 'static)) -> Option<Self> {
+        if let Some(error) = error.downcast_ref::<HttpTaskError>() {
+            return Some(Self {
+                kind: error.kind(),
+                may_have_arrived: error.may_have_arrived(),
+                draws: error.draws(),
+                is_charged: false,
+            });
+        }
+        if let Some(error) = error.downcast_ref::<reqwest::Error>() {
+            let kind = kind_of_request(error);
+            return Some(Self {
+                kind,
+                may_have_arrived: !error.is_connect(),
+                draws: error.is_timeout() || error.is_status(),
+                is_charged: kind == FailureKind::Response && error.is_timeout(),
+            });
+        }
+        let error = error.downcast_ref::<serde_json::Error>()?;
+        // Only what is read has a line.
+        let kind = if error.line() > 0 { FailureKind::Response } else { FailureKind::Task };
+        Some(Self { kind, may_have_arrived: true, draws: true, is_charged: false })
+    }
+}
+
+/// The kind of a request of the caller's own that failed.
+fn kind_of_request(error: &reqwest::Error) -> FailureKind {
+    match error.status() {
+        Some(status) => FailureKind::of_status(status.as_u16(), None),
+        None if error.is_builder() => FailureKind::Task,
+        None if error.is_decode() || error.is_body() => FailureKind::Response,
+        None if error.is_redirect() => FailureKind::Deployment,
+        None => FailureKind::Agent,
+    }
+}
