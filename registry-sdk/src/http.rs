@@ -223,7 +223,7 @@ pub(crate) async fn read_bounded(
     loop {
         let chunk = match timeout_at(deadline, response.chunk()).await {
             Err(_) => return Err(Unread::Late(body)),
-            Ok(Err(error)) => return Err(Unread::Broken(body, error)),
+            Ok(Err(error)) => return Err(Unread::Broken(body, error.without_url())),
             Ok(Ok(None)) => return Ok(body),
             Ok(Ok(Some(chunk))) => chunk,
         };

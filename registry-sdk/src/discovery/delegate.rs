@@ -200,7 +200,8 @@ impl Delegation<'_> {
         race(self.orchestrator, self.query, self.settings, |attempt| task(attempt.agent)).await
     }
 
-    /// Sends the task as JSON in a `POST` to a path below the agent's `base_url`, and decodes the JSON of the response. An empty one is `null`.
+    /// Sends the task as JSON in a `POST` to a path below the agent's `base_url`, and decodes the JSON of the response. An empty
+    /// response is `null`.
     ///
     /// # Cancel safety
     /// As [`Delegation::run`]; an agent may have got the task.

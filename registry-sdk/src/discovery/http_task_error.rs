@@ -26,8 +26,8 @@ pub enum HttpTaskError {
     /// The connection broke before the response began, or the response was none.
     #[error("the connection broke")]
     Broken(#[source] Arc<dyn Error + Send + Sync>),
-    /// The HTTP client was led astray by redirects.
-    #[error("redirected without end")]
+    /// There were more redirects than the HTTP client follows.
+    #[error("too many redirects")]
     Redirects(#[source] Arc<dyn Error + Send + Sync>),
     /// The agent answered with a status that is no success.
     #[error("status {status}{}{}", quote(" to ", location.as_deref().unwrap_or_default()), quote(": ", body))]
