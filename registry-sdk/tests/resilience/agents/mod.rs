@@ -12,6 +12,7 @@ mod misdeployed;
 mod once;
 mod outages;
 mod outcomes;
+mod own;
 mod repeats;
 mod reported;
 mod seen;

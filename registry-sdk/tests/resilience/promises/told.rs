@@ -34,6 +34,7 @@ async fn an_answer_that_does_not_fit_does_not_fill_the_terminal() {
     let error = decode_as_number(body).await;
     let text = format!("{error:?}");
     assert!(text.len() < 4 * LINE, "{} bytes", text.len());
+    assert!(text.contains("the response cannot be decoded"), "{text}");
 }
 
 /// A redirect tells where it leads, in as many bytes as the agent likes.
