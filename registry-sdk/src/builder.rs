@@ -136,7 +136,7 @@ impl RegistryClientBuilder {
             #[cfg(feature = "tls")]
             certificates: self.certificates?,
             client: self.http_client,
-            follows_redirects: false,
+            is_for_agents: false,
         });
         // Whatever is wrong with the settings shows now.
         for url in endpoints.urls() {

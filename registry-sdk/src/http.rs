@@ -22,6 +22,9 @@ const MIN_AGE: Duration = Duration::from_secs(10);
 /// just closing.
 const MAX_IDLE: Duration = Duration::from_secs(60);
 
+/// The same for agents, whose servers may be of any kind: gunicorn keeps connections for 2 s, uvicorn and Node for 5 s.
+const MAX_IDLE_AGENT: Duration = Duration::from_secs(1);
+
 /// How many redirects of a request are followed.
 const MAX_REDIRECTS: usize = 5;
 
@@ -34,8 +37,8 @@ pub(crate) struct HttpSettings {
     pub(crate) certificates: Certificates,
     /// A client of the user's own, which is taken as it is.
     pub(crate) client: Option<reqwest::Client>,
-    /// Whether a 307 or 308 to the same origin is followed. No other redirect ever is.
-    pub(crate) follows_redirects: bool,
+    /// Whether the requests go to agents: a 307 or 308 to the same origin is followed then. No other redirect ever is.
+    pub(crate) is_for_agents: bool,
 }
 
 /// Which proxy requests go through. Those to loopback addresses never go through one.
@@ -92,7 +95,7 @@ impl HttpClients {
     /// them: its default headers may be credentials, and its time-out is that of calls to the registry.
     pub(crate) fn for_agents(&self) -> Self {
         let settings = HttpSettings::clone(&self.settings);
-        Self::new(HttpSettings { follows_redirects: true, client: None, ..settings })
+        Self::new(HttpSettings { is_for_agents: true, client: None, ..settings })
     }
 
     /// A client of the user's own for all URLs.
@@ -161,8 +164,8 @@ impl HttpSettings {
     fn build(&self, needs: Needs) -> Result<reqwest::Client, Error> {
         let mut builder = reqwest::Client::builder()
             .connect_timeout(self.connect_timeout)
-            .pool_idle_timeout(MAX_IDLE)
-            .redirect(if self.follows_redirects { same_origin() } else { redirect::Policy::none() })
+            .pool_idle_timeout(if self.is_for_agents { MAX_IDLE_AGENT } else { MAX_IDLE })
+            .redirect(if self.is_for_agents { same_origin() } else { redirect::Policy::none() })
             .user_agent(concat!("registry-sdk/", env!("CARGO_PKG_VERSION")));
         builder = match &self.proxy {
             ProxySetting::Environment if needs.proxy => builder,

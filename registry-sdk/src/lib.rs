@@ -79,6 +79,7 @@
 //! | `failed over` | info | `agent_id`, `from`, `attempt` |
 //! | `ejected` | warn | `agent_id`, `time` |
 //! | `done` | debug | `agent_id`, `attempts` |
+//! | `response broke off` | info, after `done` with `send` | `agent_id`, `error` |
 //! | `not done` | info | `error` |
 //!
 //! The spans are `heartbeat_loop` (`agent_id`), `registry_request` (`method`, `path`) and `delegation` (`capability`,

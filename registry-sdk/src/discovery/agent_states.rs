@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::budget::{BudgetState, RetryBudget};
+use super::candidate::Candidate;
 use super::ejection::{Ejection, EjectionSettings, EjectionState, Ticket};
 use super::failure_kind::FailureKind;
 use super::load::Load;
@@ -40,7 +41,9 @@ pub(super) struct Inner {
 /// What is known of one agent.
 #[derive(Debug)]
 pub(super) struct AgentState {
-    ejection: Ejection,
+    /// Where it was when it got its last task.
+    base_url: String,
+    pub(super) ejection: Ejection,
     pub(super) load: Load,
     /// Until when it asked to be left alone.
     busy_until: Option<Instant>,
@@ -88,26 +91,31 @@ impl AgentStates {
     }
 
     pub(super) fn ejection(&self, agent_id: &str) -> EjectionState {
-        self.lock().ejection(agent_id, Instant::now())
-    }
-
-    #[cfg(test)]
-    pub(super) fn begin(&self, agent_id: &str) -> Call {
-        self.begin_locked(&mut self.lock(), agent_id)
+        let inner = self.lock();
+        let state = inner.agents.get(agent_id);
+        state.map_or(EjectionState::Admitted, |agent| agent.ejection.state(Instant::now()))
     }
 
     /// Gives a task to an agent while the states are locked, so that nobody else chooses at the same moment.
-    pub(super) fn begin_locked(&self, inner: &mut Inner, agent_id: &str) -> Call {
+    ///
+    /// If it is ejected and let in all the same, the task is its trial.
+    pub(super) fn begin(&self, inner: &mut Inner, candidate: &Candidate, is_let_in: bool) -> Call {
         let began = Instant::now();
         inner.count += 1;
         let count = inner.count;
-        let agent = inner.agent(&self.settings, agent_id, began);
+        let agent = inner.agent(&self.settings, candidate.agent_id(), began);
+        if agent.base_url != candidate.base_url() {
+            candidate.base_url().clone_into(&mut agent.base_url);
+            agent.ejection.forget();
+            agent.load.forget_latency();
+            agent.busy_until = None;
+        }
         agent.load.begin();
         agent.last_task = count;
-        let ticket = agent.ejection.begin(began);
+        let ticket = agent.ejection.begin(began, is_let_in);
         Call {
             states: self.clone(),
-            agent_id: agent_id.to_owned(),
+            agent_id: candidate.agent_id().to_owned(),
             began,
             ticket,
             has_ended: AtomicBool::new(false),
@@ -140,12 +148,9 @@ impl AgentStates {
 }
 
 impl Inner {
-    pub(super) fn get(&self, agent_id: &str) -> Option<&AgentState> {
-        self.agents.get(agent_id)
-    }
-
-    pub(super) fn ejection(&self, agent_id: &str, now: Instant) -> EjectionState {
-        self.get(agent_id).map_or(EjectionState::Admitted, |agent| agent.ejection.state(now))
+    /// What is known of a candidate: nothing if it has moved to another `base_url` since its last task.
+    pub(super) fn get(&self, candidate: &Candidate) -> Option<&AgentState> {
+        self.agents.get(candidate.agent_id()).filter(|state| state.base_url == candidate.base_url())
     }
 
     /// The agent that had the last turn of a capability.
@@ -163,8 +168,8 @@ impl Inner {
     }
 
     /// How long an agent still wants to be left alone.
-    pub(super) fn busy_for(&self, agent_id: &str, now: Instant) -> Option<Duration> {
-        let until = self.get(agent_id)?.busy_until?;
+    pub(super) fn busy_for(&self, candidate: &Candidate, now: Instant) -> Option<Duration> {
+        let until = self.get(candidate)?.busy_until?;
         Some(until.saturating_duration_since(now)).filter(|time| !time.is_zero())
     }
 
@@ -175,6 +180,7 @@ impl Inner {
             self.many = MANY.max(2 * self.agents.len());
         }
         let agent = self.agents.entry(agent_id.to_owned()).or_insert_with(|| AgentState {
+            base_url: String::new(),
             ejection: Ejection::default(),
             load: Load::default(),
             busy_until: None,
@@ -246,6 +252,7 @@ impl Call {
 
 fn log_ejection(agent_id: &str, time: Option<Duration>) {
     if let Some(time) = time {
+        // Its tasks go to the other candidates until then.
         tracing::warn!(agent_id, ?time, "ejected");
         metrics::ejected();
     }
@@ -262,31 +269,61 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
+    use crate::contract::{AgentStatus, Capability, CapabilityMatch};
+
+    fn candidate(id: &str, base_url: &str) -> Candidate {
+        let mut found = CapabilityMatch::new(id, AgentStatus::Active, Capability::new("work"));
+        base_url.clone_into(&mut found.base_url);
+        Candidate::FromRegistry(Arc::new(found))
+    }
+
+    fn begin(states: &AgentStates, id: &str) -> Call {
+        states.begin(&mut states.lock(), &candidate(id, "http://agent:8000"), false)
+    }
 
     /// Agents come and go under random ids, as pods do. What is known of those that are there is kept.
     #[tokio::test(start_paused = true)]
     async fn agents_that_got_no_tasks_for_long_are_forgotten() {
         let settings = EjectionSettings::default();
         let states = AgentStates::new(settings, RetryBudget::default(), fastrand::Rng::with_seed(1));
-        let in_flight = states.begin("in-flight");
+        let in_flight = begin(&states, "in-flight");
         let mut most = 0;
         for round in 0..20 {
             for number in 0..500 {
-                states.begin(&format!("pod-{round}-{number}")).failed(FailureKind::Agent, true);
+                begin(&states, &format!("pod-{round}-{number}")).failed(FailureKind::Agent, true);
             }
             if round % 10 < 3 {
-                states.begin("failing").failed(FailureKind::Agent, true);
+                begin(&states, "failing").failed(FailureKind::Agent, true);
             }
             most = most.max(states.lock().agents.len());
             sleep(Duration::from_secs(100)).await;
             // Its third failure was that long ago at most.
             if round == 9 {
-                assert!(states.lock().get("failing").is_some(), "800 s are within the memory");
+                assert!(states.lock().agents.contains_key("failing"), "800 s are within the memory");
             }
         }
         // Within the memory of 900 s there are 4,500 of them, and as many again until the next forgetting.
         assert!(most <= 2 * 5_000, "{most}");
-        assert!(states.lock().get("in-flight").is_some());
+        assert!(states.lock().agents.contains_key("in-flight"));
         in_flight.succeeded();
+    }
+
+    /// The failures of the process that was there before say nothing of the one that has taken its place.
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_with_another_base_url_begins_anew() {
+        let states = AgentStates::new(
+            EjectionSettings::default(),
+            RetryBudget::default(),
+            fastrand::Rng::with_seed(1),
+        );
+        let late = begin(&states, "a");
+        (0..3).for_each(|_| begin(&states, "a").failed(FailureKind::Agent, true));
+        assert_ne!(states.ejection("a"), EjectionState::Admitted);
+        let moved = candidate("a", "http://agent:8001");
+        assert!(states.lock().get(&moved).is_none());
+        let call = states.begin(&mut states.lock(), &moved, false);
+        drop(call);
+        late.failed(FailureKind::Agent, true);
+        assert_eq!(states.ejection("a"), EjectionState::Admitted);
     }
 }

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::failure_kind::FailureKind;
-use super::task_error::Cause;
+use super::task_error::{Cause, TaskError};
 use crate::contract::{CapabilityMatch, cut};
 use crate::error::with_causes;
 
@@ -32,9 +32,25 @@ pub(super) struct Attempt {
     pub(super) agent: CapabilityMatch,
     /// From 1.
     pub(super) number: u32,
-    /// When it is cut off.
+    pub(super) began: Instant,
+    /// When it is cut off, unless a response has begun by then: after that nobody else gets the task.
     pub(super) deadline: Instant,
+    /// When the delegation ends.
+    pub(super) end: Instant,
     pub(super) idempotency_key: String,
+}
+
+impl Attempt {
+    /// Cuts work off at the attempt's deadline.
+    pub(super) async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, TaskError>>,
+    ) -> Result<T, TaskError> {
+        match timeout_at(self.deadline, work).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(TaskError::late(AttemptTimeout(self.deadline - self.began))),
+        }
+    }
 }
 
 /// An attempt that failed.

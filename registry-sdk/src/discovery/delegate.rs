@@ -197,7 +197,11 @@ impl Delegation<'_> {
     where
         F: Future<Output = Result<T, TaskError>>,
     {
-        race(self.orchestrator, self.query, self.settings, |attempt| task(attempt.agent)).await
+        race(self.orchestrator, self.query, self.settings, |attempt| {
+            let work = task(attempt.agent.clone());
+            async move { attempt.in_time(work).await }
+        })
+        .await
     }
 
     /// Sends the task as JSON in a `POST` to a path below the agent's `base_url`, and decodes the JSON of the response. An empty
@@ -223,9 +227,9 @@ impl Delegation<'_> {
         race(self.orchestrator, self.query, self.settings, |attempt| {
             let task = task.clone();
             async move {
-                let response = task.send(&attempt).await?;
+                let response = attempt.in_time(task.send(&attempt)).await?;
                 let status = response.status().as_u16();
-                let body = task.read(response, max_response, attempt.deadline).await?;
+                let body = task.read(response, max_response, &attempt).await?;
                 // As a 204 has it.
                 let text = if body.trim_ascii().is_empty() { b"null" } else { &body[..] };
                 serde_json::from_slice(text).map_err(|error| {
@@ -258,7 +262,7 @@ impl Delegation<'_> {
         let settings = Settings { reports_success: false, ..self.settings };
         let done = race(self.orchestrator, self.query, settings, |attempt| {
             let task = task.clone();
-            async move { task.send(&attempt).await }
+            async move { attempt.in_time(task.send(&attempt)).await }
         })
         .await?;
         let Delegated { value, selection, failed } = done;

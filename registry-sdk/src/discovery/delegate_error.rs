@@ -27,7 +27,7 @@ pub struct DelegateError {
 pub enum EndReason {
     /// The request is wrong, and nothing was sent: a header, the idempotency key, or what is to be written as JSON.
     InvalidRequest(String),
-    /// No agent is left that can be given the task.
+    /// No agent can be given the task, or none is left after those that failed.
     NoAgent {
         /// The capability that was wanted first.
         capability: String,
@@ -69,7 +69,7 @@ impl fmt::Display for EndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::InvalidRequest(detail) => write!(f, "the task cannot be sent: {detail}"),
-            Self::NoAgent { capability } => write!(f, "no agent can be given {capability:?}"),
+            Self::NoAgent { capability } => write!(f, "no agent is left that can be given {capability:?}"),
             Self::Registry(error) => {
                 write!(f, "the registry could not be searched: {}", with_causes(error))
             }
@@ -106,7 +106,7 @@ impl fmt::Display for DelegateError {
             f.write_str("; by then the registry, or a health check, had not answered")?;
         }
         if !self.attempts.is_empty() {
-            write!(f, "; tried {}", list(&self.attempts))?;
+            write!(f, "; tried {}", list(&self.last_attempts()))?;
         }
         if !self.skipped.is_empty() {
             write!(f, "; skipped {}", list(&self.skipped))?;
@@ -125,6 +125,14 @@ impl StdError for DelegateError {
 }
 
 impl DelegateError {
+    /// The last attempt with each agent: a busy one may have had several.
+    fn last_attempts(&self) -> Vec<&FailedAttempt> {
+        let is_last = |(index, attempt): &(usize, &FailedAttempt)| {
+            self.attempts[index + 1..].iter().all(|later| later.agent_id != attempt.agent_id)
+        };
+        self.attempts.iter().enumerate().filter(is_last).map(|(_, attempt)| attempt).collect()
+    }
+
     pub(super) fn new(reason: EndReason) -> Self {
         Self { reason, attempts: Vec::new(), skipped: Vec::new() }
     }

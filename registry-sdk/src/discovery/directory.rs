@@ -83,7 +83,7 @@ impl Directory {
         Self { snapshot, state, _stop: Arc::new(stop.drop_guard()) }
     }
 
-    /// Waits until there is a snapshot.
+    /// Waits until there is a snapshot: as long as the registry is away, if nobody sets a time limit.
     ///
     /// Cancel safe.
     ///

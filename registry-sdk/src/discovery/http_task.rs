@@ -13,7 +13,7 @@ use url::Url;
 use super::attempt::Attempt;
 use super::failure_kind::FailureKind;
 use super::http_task_error::HttpTaskError;
-use super::task_error::{Cause, TaskError};
+use super::task_error::{Cause, Charge, TaskError};
 use crate::contract::{
     ATTEMPT_HEADER, CapabilityMatch, IDEMPOTENCY_KEY_HEADER, TIME_LEFT_HEADER, idempotency_key_value,
 };
@@ -109,26 +109,31 @@ impl HttpTask {
         Ok(url)
     }
 
-    /// Reads a successful response to its end.
+    /// Reads a successful response to its end. It has all the time that is left: nobody else gets the task any more.
     pub(super) async fn read(
         &self,
         response: Response,
         max: usize,
-        deadline: Instant,
+        attempt: &Attempt,
     ) -> Result<Vec<u8>, TaskError> {
         let status = response.status().as_u16();
-        let unread = match read_bounded(response, max, deadline).await {
+        let unread = match read_bounded(response, max, attempt.end).await {
             Ok(body) => return Ok(body),
             Err(unread) => unread,
         };
         let (detail, is_late) = match &unread {
             Unread::TooLong(_) => (format!("the response is longer than {max} bytes"), false),
-            Unread::Late(_) => ("the response did not end within the attempt_timeout".to_owned(), true),
+            Unread::Late(_) => {
+                let time = attempt.end - attempt.began;
+                (format!("the response did not end within {time:.1?}, the rest of the time_limit"), true)
+            }
             Unread::Broken(_, error) => (format!("the response broke off ({})", with_causes(error)), false),
         };
         let error = HttpTaskError::InvalidResponse { status, detail, body: unread.into_part() };
         let mut failed = self.failed(error);
-        failed.is_charged |= is_late;
+        if is_late {
+            failed.charge = Charge::IfItHadTime;
+        }
         Err(failed)
     }
 

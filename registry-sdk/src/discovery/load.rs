@@ -43,6 +43,10 @@ impl Load {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
+    pub(super) fn forget_latency(&mut self) {
+        self.latency = None;
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.in_flight == 0
     }

@@ -12,6 +12,7 @@ mod delegate_error;
 mod directory;
 mod ejection;
 mod failure_kind;
+mod found;
 mod freshness;
 mod http_task;
 mod http_task_error;

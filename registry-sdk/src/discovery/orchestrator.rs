@@ -7,6 +7,7 @@ use super::budget::RetryBudget;
 use super::directory::Directory;
 use super::ejection::{EjectionSettings, EjectionState};
 use super::failure_kind::FailureKind;
+use super::found::LastSearches;
 use super::http_task::AgentAccess;
 use super::http_task_error::HttpTaskError;
 use super::query::TaskQuery;
@@ -18,6 +19,9 @@ use crate::http::HttpClients;
 /// Finds living agents for tasks, and delegates tasks to them.
 ///
 /// Cheap to clone; clones share what is known of the agents: which are ejected, busy or loaded.
+///
+/// While the registry is away, tasks go to the agents that the last search found, if they answer `GET {base_url}/health`. Only a
+/// capability that was never searched for needs the registry; with a [`directory`](OrchestratorBuilder::directory) none does.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
@@ -36,6 +40,7 @@ pub struct Orchestrator {
     pub(super) access: AgentAccess,
     pub(super) states: AgentStates,
     pub(super) directory: Option<Directory>,
+    pub(super) last_searches: LastSearches,
 }
 
 /// Sets up an [`Orchestrator`].
@@ -125,7 +130,8 @@ impl OrchestratorBuilder {
     pub fn build(self) -> Orchestrator {
         let Self { client, access, ejection, budget, directory, seed } = self;
         let random = seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
-        Orchestrator { client, access, states: AgentStates::new(ejection, budget, random), directory }
+        let states = AgentStates::new(ejection, budget, random);
+        Orchestrator { client, access, states, directory, last_searches: LastSearches::default() }
     }
 }
 

@@ -17,10 +17,21 @@ pub(super) struct Order<'a> {
     pub(super) is_fresh: bool,
 }
 
+/// Candidates that are ejected, of a number of candidates.
+#[derive(Debug, Default)]
+pub(super) struct KeptOut {
+    pub(super) candidates: Vec<Candidate>,
+    /// More than this number are kept out only for a tenth of their time.
+    most: usize,
+}
+
 impl AgentStates {
-    /// Removes the candidates that are ejected.
-    pub(super) fn extract_ejected(&self, candidates: &mut Vec<Candidate>) -> Vec<Candidate> {
-        self.lock().extract_ejected(candidates)
+    /// Removes the candidates that are ejected. Those that were tried before count for the half that may be.
+    pub(super) fn keep_out(&self, candidates: &mut Vec<Candidate>, tried: usize) -> KeptOut {
+        let everyone = candidates.len() + tried;
+        let mut kept_out = KeptOut { candidates: Vec::new(), most: everyone / 2 };
+        self.lock().keep_out(candidates, &mut kept_out);
+        kept_out
     }
 
     /// Brings candidates, which come in the registry's order, into that of a policy.
@@ -30,36 +41,50 @@ impl AgentStates {
 
     /// Gives the task to the first candidate, at the same moment at which it is chosen: so concurrent selections choose others.
     ///
-    /// Candidates that are ejected by now, or whose trial somebody else has begun, are moved to `ejected`, if it is given.
+    /// Candidates that are ejected by now, or whose trial somebody else has begun, are moved to `kept_out`. Without it, they get
+    /// the task although they are ejected.
     pub(super) fn choose(
         &self,
         order: Order<'_>,
         candidates: &mut Vec<Candidate>,
-        ejected: Option<&mut Vec<Candidate>>,
+        kept_out: Option<&mut KeptOut>,
     ) -> Option<Call> {
         let mut inner = self.lock();
-        if let Some(ejected) = ejected {
-            ejected.extend(inner.extract_ejected(candidates));
+        let is_let_in = kept_out.is_some();
+        if let Some(kept_out) = kept_out {
+            inner.keep_out(candidates, kept_out);
         }
         // Another selection may have chosen the same one since they were sorted.
         if matches!(order.policy, Policy::RoundRobin | Policy::LeastRecentlyUsed) {
             inner.sort(order, candidates);
         }
-        let first = candidates.first()?.agent_id();
+        let first = candidates.first()?;
         if order.policy == Policy::RoundRobin {
-            inner.set_turn(order.capability, first);
+            inner.set_turn(order.capability, first.agent_id());
         }
-        Some(self.begin_locked(&mut inner, first))
+        Some(self.begin(&mut inner, first, is_let_in))
     }
 }
 
 impl Inner {
-    fn extract_ejected(&self, candidates: &mut Vec<Candidate>) -> Vec<Candidate> {
+    /// Moves the candidates that are ejected to those that are kept out, except for an early trial of those that exceed a half.
+    fn keep_out(&self, candidates: &mut Vec<Candidate>, kept_out: &mut KeptOut) {
         let now = Instant::now();
-        let is_ejected = |agent: &mut Candidate| {
-            matches!(self.ejection(agent.agent_id(), now), EjectionState::Ejected { .. })
+        let ejection = |agent: &Candidate| {
+            let ejection = &self.get(agent)?.ejection;
+            matches!(ejection.state(now), EjectionState::Ejected { .. }).then_some(ejection)
         };
-        candidates.extract_if(.., is_ejected).collect()
+        let mut early: Vec<_> = candidates
+            .iter()
+            .filter_map(|agent| Some((ejection(agent)?.early(now)?, agent.agent_id().to_owned())))
+            .collect();
+        let all = kept_out.candidates.len() + candidates.iter().filter_map(ejection).count();
+        early.sort_unstable();
+        early.truncate(all.saturating_sub(kept_out.most));
+        let is_kept_out = |agent: &mut Candidate| {
+            ejection(agent).is_some() && early.iter().all(|(_, agent_id)| agent_id != agent.agent_id())
+        };
+        kept_out.candidates.extend(candidates.extract_if(.., is_kept_out));
     }
 
     fn sort(&mut self, order: Order<'_>, candidates: &mut [Candidate]) {
@@ -72,8 +97,7 @@ impl Inner {
 
     /// Brings candidates that match equally well into the order of a policy.
     fn sort_equals(&mut self, order: Order<'_>, equals: &mut [Candidate]) {
-        let last_task =
-            |inner: &Self, agent: &Candidate| inner.get(agent.agent_id()).map_or(0, |state| state.last_task);
+        let last_task = |inner: &Self, agent: &Candidate| inner.get(agent).map_or(0, |state| state.last_task);
         match order.policy {
             Policy::Rank => {}
             Policy::Random => self.random.shuffle(equals),
@@ -96,7 +120,7 @@ impl Inner {
     }
 
     fn is_less_loaded(&self, order: Order<'_>, one: &Candidate, other: &Candidate) -> bool {
-        let load = |agent: &Candidate| self.get(agent.agent_id()).map(|state| &state.load);
+        let load = |agent: &Candidate| self.get(agent).map(|state| &state.load);
         let reported = |agent: &Candidate| {
             if order.is_fresh { agent.reported_load() } else { ReportedLoad::default() }
         };
@@ -110,6 +134,9 @@ impl Inner {
 mod tests {
     use std::collections::HashSet;
     use std::sync::Arc;
+    use std::time::Duration;
+
+    use tokio::time::sleep;
 
     use super::*;
     use crate::contract::{AgentStatus, Capability, CapabilityMatch};
@@ -133,15 +160,46 @@ mod tests {
         candidates.iter().map(Candidate::agent_id).collect()
     }
 
-    #[tokio::test]
-    async fn ejected_agents_are_told_apart_from_the_others() {
-        let states = states(1);
-        for id in ["b", "d"] {
-            (0..3).for_each(|_| states.begin(id).failed(FailureKind::Agent, true));
+    fn eject(states: &AgentStates, id: &str) {
+        let agent = candidate(id, 1.0);
+        for _ in 0..3 {
+            let call = states.begin(&mut states.lock(), &agent, false);
+            call.failed(FailureKind::Agent, true);
         }
-        let mut candidates = ["a", "b", "c", "d"].map(|id| candidate(id, 1.0)).to_vec();
-        let ejected = states.extract_ejected(&mut candidates);
-        assert_eq!((ids(&candidates), ids(&ejected)), (vec!["a", "c"], vec!["b", "d"]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ejected_agents_are_kept_out_and_more_than_half_only_for_a_tenth_of_their_time() {
+        let states = states(1);
+        let all = || ["a", "b", "c", "d", "e", "f"].map(|id| candidate(id, 1.0)).to_vec();
+        let parted = |tried| {
+            let mut candidates = all();
+            let kept_out = states.keep_out(&mut candidates, tried);
+            (ids(&candidates).join(""), ids(&kept_out.candidates).join(""))
+        };
+        let is = |admitted: &str, kept_out: &str| (admitted.to_owned(), kept_out.to_owned());
+        assert_eq!(parted(0), is("abcdef", ""));
+        for id in ["b", "d", "a", "f", "c"] {
+            eject(&states, id);
+            sleep(Duration::from_millis(100)).await;
+        }
+        // Five are ejected, for 30 s.
+        assert_eq!(parted(0), is("e", "abcdf"));
+        sleep(Duration::from_millis(2_500)).await;
+        assert_eq!(parted(0), is("be", "acdf"), "the first one's tenth is over");
+        sleep(Duration::from_millis(500)).await;
+        assert_eq!(parted(0), is("bde", "acf"), "that is half of them");
+        assert_eq!(parted(1), is("bde", "acf"));
+        assert_eq!(parted(2), is("be", "acdf"), "of eight, four may be");
+        // One trial at a time.
+        let mut candidates = all();
+        let mut kept_out = states.keep_out(&mut candidates, 0);
+        let order = Order { policy: Policy::Rank, ..FRESH };
+        let trial = states.choose(order, &mut candidates, Some(&mut kept_out)).unwrap();
+        assert_eq!(ids(&candidates)[0], "b");
+        assert_eq!(parted(0), is("ade", "bcf"), "the next one is let in");
+        drop(trial);
+        assert_eq!(parted(0), is("bde", "acf"));
     }
 
     #[tokio::test]

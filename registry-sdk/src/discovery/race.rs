@@ -13,11 +13,11 @@ use super::agent_states::Refusal;
 use super::attempt::{Attempt, AttemptTimeout, FailedAttempt, Settings};
 use super::delegate_error::{DelegateError, EndReason};
 use super::failure_kind::FailureKind;
+use super::found::Earlier;
 use super::orchestrator::Orchestrator;
 use super::query::TaskQuery;
-use super::search::Earlier;
 use super::selection::{SelectError, Selection, Skipped};
-use super::task_error::TaskError;
+use super::task_error::{Charge, TaskError};
 use crate::error::with_causes;
 use crate::metrics;
 use crate::retry::deadline_after;
@@ -49,7 +49,7 @@ pub(super) async fn race<T, F>(
 where
     F: Future<Output = Result<T, TaskError>>,
 {
-    let span = tracing::debug_span!(
+    let span = tracing::info_span!(
         "delegation",
         capability = query.capability,
         idempotency_key = settings.idempotency_key
@@ -121,8 +121,6 @@ struct Running {
     number: u32,
     selection: Selection,
     began: Instant,
-    /// The time after which it is cut off.
-    time: Duration,
 }
 
 /// What the delegation waits for beside the attempts that run.
@@ -162,12 +160,10 @@ impl<'a> Race<'a> {
                 biased;
                 Some((number, outcome)) = attempts.next() => {
                     let ended = self.take_running(number);
-                    let error = match outcome {
-                        Ok(Ok(value)) => return Ok(self.done(value, &ended)),
-                        Ok(Err(error)) => error,
-                        Err(_) => self.cut_off(&ended),
-                    };
-                    self.failed(&ended, error);
+                    match outcome {
+                        Ok(value) => return Ok(self.done(value, &ended)),
+                        Err(error) => self.failed(&ended, error),
+                    }
                     next = match (self.end(), next) {
                         (Some(reason), _) => return Err(self.error(reason).await),
                         // It has no agent yet, so it becomes the attempt that follows this one.
@@ -179,10 +175,10 @@ impl<'a> Race<'a> {
                 ready = next.ready() => next = match ready {
                     None => self.select(),
                     Some(Ok(selection)) if self.may_draw() => {
-                        let (number, attempt) = self.begin(selection);
-                        let deadline = attempt.deadline;
+                        let attempt = self.begin(selection);
+                        let number = attempt.number;
                         let task = task(attempt);
-                        attempts.push(async move { (number, timeout_at(deadline, task).await) });
+                        attempts.push(async move { (number, task.await) });
                         hedge_at = self.settings.hedge_after.map(|delay| deadline_after(Instant::now(), delay));
                         Next::Nothing
                     }
@@ -227,7 +223,7 @@ impl<'a> Race<'a> {
     }
 
     /// Begins an attempt with the selected agent.
-    fn begin(&mut self, selection: Selection) -> (u32, Attempt) {
+    fn begin(&mut self, selection: Selection) -> Attempt {
         let began = Instant::now();
         self.begun += 1;
         let (number, agent) = (self.begun, selection.agent.clone());
@@ -244,20 +240,14 @@ impl<'a> Race<'a> {
         self.fair_time.get_or_insert(share);
         let time = if is_last && self.settings.attempt_timeout.is_none() { left } else { share };
         self.skipped.clone_from(&selection.skipped);
-        self.running.push(Running { number, selection, began, time });
+        self.running.push(Running { number, selection, began });
         let idempotency_key = self.settings.idempotency_key.clone();
-        (number, Attempt { agent, number, deadline: began + time, idempotency_key })
+        Attempt { agent, number, began, deadline: began + time, end: self.deadline, idempotency_key }
     }
 
     fn take_running(&mut self, number: u32) -> Running {
         let index = self.running.iter().position(|one| one.number == number).unwrap_or_default();
         self.running.swap_remove(index)
-    }
-
-    fn cut_off(&self, running: &Running) -> TaskError {
-        let mut error = TaskError::from(AttemptTimeout(running.time));
-        error.is_charged = self.fair_time.is_none_or(|time| running.began.elapsed() >= time);
-        error
     }
 
     fn done<T>(self, value: T, done: &Running) -> Delegated<T> {
@@ -305,7 +295,9 @@ impl<'a> Race<'a> {
 
     fn record(&mut self, ended: &Running, error: TaskError) {
         let Running { number, selection, began, .. } = ended;
-        let TaskError { kind, source, may_have_arrived, is_charged, .. } = error;
+        let TaskError { kind, source, may_have_arrived, charge, .. } = error;
+        let had_time = self.fair_time.is_none_or(|time| began.elapsed() >= time);
+        let is_charged = charge == Charge::Yes || charge == Charge::IfItHadTime && had_time;
         let agent_id = selection.agent.agent_id.clone();
         tracing::info!(
             agent_id,
@@ -358,7 +350,7 @@ impl<'a> Race<'a> {
 
     async fn out_of_time(&mut self) -> DelegateError {
         for running in std::mem::take(&mut self.running) {
-            let error = self.cut_off(&running);
+            let error = TaskError::late(AttemptTimeout(running.began.elapsed()));
             self.record(&running, error);
         }
         let reason = self.ending.take().unwrap_or_else(|| self.timed_out());

@@ -1,13 +1,12 @@
-//! The searches of a selection, and what they found for later attempts.
+//! The searches of a selection.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
-
-use tokio::time::Instant;
 
 use super::candidate::Candidate;
 use super::directory::Directory;
+use super::found::{Earlier, Found};
 use super::freshness::Freshness;
 use super::orchestrator::Orchestrator;
 use super::query::{HealthSource, TaskQuery};
@@ -21,26 +20,6 @@ const MAX_AGE: Duration = Duration::from_secs(5);
 
 /// How long a search may take if there is something to fall back on: a registry that hangs costs no agent its time.
 const SHORT: Duration = Duration::from_millis(500);
-
-/// What earlier attempts of one delegation found and tried. So failing over needs no registry.
-#[derive(Debug, Default)]
-pub(super) struct Earlier {
-    found: Mutex<HashMap<String, Found>>,
-    /// Agents that have, or had, the task. They do not get it again.
-    tried: Mutex<HashSet<String>>,
-}
-
-/// What was found for a capability, in the registry's order.
-#[derive(Clone, Debug)]
-pub(super) struct Found {
-    pub(super) candidates: Vec<Candidate>,
-    pub(super) freshness: Freshness,
-    /// Whether the registry's word on their health is too old to be relied on.
-    pub(super) needs_check: bool,
-    at: Instant,
-    /// Whether the unhealthy ones are among them.
-    is_complete: bool,
-}
 
 impl Orchestrator {
     /// The agents with a capability, in the registry's order: from the directory if it is up to date.
@@ -61,6 +40,7 @@ impl Orchestrator {
         if let Some(kept) = kept.as_ref().filter(|kept| kept.at.elapsed() < MAX_AGE) {
             return Ok(kept.clone());
         }
+        let kept = kept.or_else(|| self.last_searches.get(capability));
         let mut search = SearchQuery::new(capability).limit(limits::PAGE);
         // An agent that is asked itself may be healthy whatever the registry thinks of it.
         let is_complete = query.health_source == HealthSource::Agent;
@@ -74,12 +54,15 @@ impl Orchestrator {
                 let candidates = matches.value.into_iter().map(Arc::new).map(Candidate::FromRegistry);
                 let found = Found::new(candidates.collect(), Freshness::of(matches.age), is_complete);
                 earlier.set(capability, &found);
+                self.last_searches.set(capability, &found);
                 Ok(found)
             }
             (Err(error), Some(cached), _) if error.is_outage() => Ok(from_directory(cached)),
-            // They were healthy a moment ago. The attempt itself will show whether they are.
-            (Err(_), _, Some(mut kept)) => {
+            // For a first attempt, a refusal is an answer.
+            (Err(error), _, Some(mut kept)) if error.is_outage() || earlier.has(capability) => {
                 kept.freshness = Freshness::Stale { age: kept.at.elapsed() };
+                // In a later attempt, they were healthy a moment ago.
+                kept.needs_check |= !earlier.has(capability);
                 Ok(kept)
             }
             (Err(error), ..) => Err(error),
@@ -101,42 +84,4 @@ impl Orchestrator {
         let mut named = HashSet::new();
         skipped.retain(|one| named.insert(one.agent_id.clone()));
     }
-}
-
-impl Found {
-    fn new(candidates: Vec<Candidate>, freshness: Freshness, is_complete: bool) -> Self {
-        Self { candidates, freshness, needs_check: freshness.is_stale(), at: Instant::now(), is_complete }
-    }
-}
-
-impl Earlier {
-    fn get(&self, capability: &str) -> Option<Found> {
-        lock(&self.found).get(capability).cloned()
-    }
-
-    fn set(&self, capability: &str, found: &Found) {
-        lock(&self.found).insert(capability.to_owned(), found.clone());
-    }
-
-    fn is_incomplete(&self, capability: &str) -> bool {
-        lock(&self.found).get(capability).is_some_and(|found| !found.is_complete)
-    }
-
-    pub(super) fn was_tried(&self, agent_id: &str) -> bool {
-        lock(&self.tried).contains(agent_id)
-    }
-
-    /// Records that an agent gets the task.
-    pub(super) fn add_tried(&self, agent_id: &str) {
-        lock(&self.tried).insert(agent_id.to_owned());
-    }
-
-    /// Records that an agent may get the task again.
-    pub(super) fn remove_tried(&self, agent_id: &str) {
-        lock(&self.tried).remove(agent_id);
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

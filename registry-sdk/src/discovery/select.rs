@@ -10,11 +10,11 @@ use tokio::time::Instant;
 use super::agent_states::Call;
 use super::candidate::Candidate;
 use super::checks::HealthCheck;
+use super::found::{Earlier, Found};
 use super::freshness::Freshness;
 use super::orchestrator::Orchestrator;
-use super::order::Order;
+use super::order::{KeptOut, Order};
 use super::query::{HealthSource, TaskQuery};
-use super::search::{Earlier, Found};
 use super::selection::{SelectError, Selection, SkipReason, Skipped};
 use crate::contract::{AgentStatus, CapabilityMatch};
 
@@ -56,13 +56,15 @@ impl Orchestrator {
         let (mut skipped, mut last_resorts) = (Vec::new(), Vec::new());
         for (index, capability) in query.capabilities().enumerate() {
             let found = self.search(query, capability, earlier).await?;
-            let mut candidates = self.admissible(query, found.candidates, earlier, &mut skipped);
-            let mut ejected = self.states.extract_ejected(&mut candidates);
+            let (tried, untried): (Vec<_>, Vec<_>) =
+                found.candidates.into_iter().partition(|agent| earlier.was_tried(agent.agent_id()));
+            let mut candidates = self.admissible(query, untried, &mut skipped);
+            let mut kept_out = self.states.keep_out(&mut candidates, tried.len());
             let Found { freshness, needs_check, .. } = found;
             let mut tier = Tier { capability, is_fallback: index > 0, freshness, needs_check, candidates };
-            let selected = self.first_healthy(query, &mut tier, Some(&mut ejected), &mut skipped).await;
+            let selected = self.first_healthy(query, &mut tier, Some(&mut kept_out), &mut skipped).await;
             let left = tier.candidates.len() + query.fallbacks.len() - index;
-            last_resorts.push(Tier { candidates: ejected, ..tier });
+            last_resorts.push(Tier { candidates: kept_out.candidates, ..tier });
             if let Some((agent, call)) = selected {
                 let kept_out = last_resorts.iter().flat_map(|tier| &tier.candidates);
                 let kept_out: Vec<_> =
@@ -90,7 +92,6 @@ impl Orchestrator {
         &self,
         query: &TaskQuery,
         found: Vec<Candidate>,
-        earlier: &Earlier,
         skipped: &mut Vec<Skipped>,
     ) -> Vec<Candidate> {
         let states = self.states.lock();
@@ -98,16 +99,14 @@ impl Orchestrator {
         let mut candidates = Vec::with_capacity(found.len());
         for agent in found {
             let has = |tag: &String| agent.tags().contains(tag);
-            let reason = if earlier.was_tried(agent.agent_id()) {
-                continue;
-            } else if query.exclude.contains(agent.agent_id()) {
+            let reason = if query.exclude.contains(agent.agent_id()) {
                 Some(SkipReason::Excluded)
             } else if !query.tags.iter().all(has) {
                 Some(SkipReason::MissingTag)
             } else if let Some(reason) = unfit(query.health_source, &agent) {
                 Some(reason)
             } else {
-                states.busy_for(agent.agent_id(), now).map(|retry_after| SkipReason::Busy { retry_after })
+                states.busy_for(&agent, now).map(|retry_after| SkipReason::Busy { retry_after })
             };
             match reason {
                 Some(reason) => skipped.push(Skipped::new(agent.agent_id(), reason)),
@@ -125,7 +124,7 @@ impl Orchestrator {
         &self,
         query: &TaskQuery,
         tier: &mut Tier<'_>,
-        mut ejected: Option<&mut Vec<Candidate>>,
+        mut kept_out: Option<&mut KeptOut>,
         skipped: &mut Vec<Skipped>,
     ) -> Option<(CapabilityMatch, Call)> {
         let is_stale = tier.freshness.is_stale();
@@ -137,7 +136,7 @@ impl Orchestrator {
         self.states.sort(order, candidates);
         let (mut begun, mut verdicts) = (HashSet::new(), HashMap::new());
         let mut checks = FuturesUnordered::new();
-        while let Some(call) = self.states.choose(order, candidates, ejected.as_deref_mut()) {
+        while let Some(call) = self.states.choose(order, candidates, kept_out.as_deref_mut()) {
             let first = candidates.first()?.agent_id().to_owned();
             let verdict = loop {
                 if let Some(verdict) = verdicts.remove(&first) {

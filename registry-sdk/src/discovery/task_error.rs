@@ -41,8 +41,16 @@ pub struct TaskError {
     pub(super) may_have_arrived: bool,
     /// Whether a further attempt draws from the retry budget.
     pub(super) draws: bool,
-    /// Whether it counts against the agent.
-    pub(super) is_charged: bool,
+    pub(super) charge: Charge,
+}
+
+/// Whether a failure counts against the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Charge {
+    No,
+    Yes,
+    /// The agent was given up: it counts if the agent had enough time.
+    IfItHadTime,
 }
 
 impl TaskError {
@@ -80,10 +88,15 @@ impl TaskError {
         self.kind
     }
 
+    /// The agent was given up, because it took too long.
+    pub(super) fn late(error: impl Error + Send + Sync + 'static) -> Self {
+        Self { charge: Charge::IfItHadTime, ..Self::transient(error) }
+    }
+
     pub(super) fn of(kind: FailureKind, source: Cause) -> Self {
         let is_refusal = matches!(kind, FailureKind::Busy { .. } | FailureKind::Deployment);
-        let is_charged = kind == FailureKind::Agent;
-        Self { kind, source, may_have_arrived: true, draws: !is_refusal, is_charged }
+        let charge = if kind == FailureKind::Agent { Charge::Yes } else { Charge::No };
+        Self { kind, source, may_have_arrived: true, draws: !is_refusal, charge }
     }
 }
 
@@ -109,7 +122,9 @@ impl<E: Error + Send + Sync + 'static> From<E> for TaskError {
                 let mut error = Self::of(known.kind, source.clone());
                 error.may_have_arrived &= known.may_have_arrived;
                 error.draws &= known.draws;
-                error.is_charged |= known.is_charged;
+                if known.is_charged {
+                    error.charge = Charge::Yes;
+                }
                 return error;
             }
             cause = error.source();

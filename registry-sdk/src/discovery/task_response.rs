@@ -72,6 +72,8 @@ impl TaskResponse {
             Ok(Err(error)) => format!("the response broke off ({})", with_causes(&error.without_url())),
             Err(_) => format!("nothing arrived within the chunk_timeout of {:?}", self.chunk_timeout),
         };
+        let agent_id = &self.task.0.agent.agent_id;
+        tracing::info!(agent_id, error = detail, "response broke off");
         self.task.0.report_failure(FailureKind::Agent);
         Err(HttpTaskError::InvalidResponse { status: self.status(), detail, body: Vec::new() })
     }

@@ -78,7 +78,8 @@ async fn a_fallback_serves_where_nobody_healthy_has_the_first_capability() {
     let error = orchestrator.delegate_with_fallback("missing", "also_missing").await.unwrap_err();
     assert!(matches!(error, SelectError::NoAgent { .. }));
     scene.registry.outage(Duration::from_secs(60));
-    assert!(matches!(orchestrator.find_best_agent("work").await, Err(SelectError::Registry(_))));
+    let unknown = orchestrator.find_best_agent("never searched for").await;
+    assert!(matches!(unknown, Err(SelectError::Registry(_))), "{unknown:?}");
 }
 
 /// Twenty agents of which the first nineteen turn out ill after 50 ms each: asked one after another that is

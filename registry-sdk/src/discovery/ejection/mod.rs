@@ -19,7 +19,8 @@ const OUTCOMES: usize = 20;
 ///
 /// An ejected agent gets a task only if no other candidate is left, fallbacks included: so a task is never refused because all
 /// agents are ejected. After its time one task goes to it as a trial: if it succeeds the agent is admitted again, else it is ejected
-/// for longer.
+/// for longer. If more than half of the candidates are ejected, those that are out the longest have their trial after a tenth of
+/// their time, so that the others are not overloaded for long. An agent that registers with another `base_url` begins anew.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EjectionSettings {
     consecutive_failures: usize,
@@ -127,6 +128,8 @@ pub(super) struct Ejection {
 #[derive(Debug)]
 struct Ejected {
     until: Instant,
+    /// From when on it may come back if too many others are ejected.
+    early: Instant,
     /// When the trial began, if it has not ended.
     trial: Option<Instant>,
 }
@@ -147,14 +150,27 @@ impl Ejection {
         }
     }
 
-    /// Records that the agent gets a task. If a trial is due, this is it.
-    pub(super) fn begin(&mut self, now: Instant) -> Ticket {
-        let is_trial = self.state(now) == EjectionState::OnTrial;
-        let trial = is_trial.then_some(now);
-        if let (Some(ejected), true) = (&mut self.ejected, is_trial) {
-            ejected.trial = trial;
-        }
+    /// Since when the agent could be let in for a trial before its time, if it can be.
+    pub(super) fn early(&self, now: Instant) -> Option<Instant> {
+        let ejected = self.ejected.as_ref().filter(|ejected| ejected.trial.is_none())?;
+        Some(ejected.early).filter(|early| *early <= now)
+    }
+
+    /// Records that the agent gets a task. If a trial is due, or it is let in for an early one, this is it.
+    pub(super) fn begin(&mut self, now: Instant, is_let_in: bool) -> Ticket {
+        let trial = match &mut self.ejected {
+            Some(ejected) if ejected.trial.is_none() && (is_let_in || ejected.until <= now) => {
+                ejected.trial = Some(now);
+                ejected.trial
+            }
+            _ => None,
+        };
         Ticket { epoch: self.epoch, trial }
+    }
+
+    /// Forgets all, because another process has taken the agent's place. Tasks that it did not get say nothing of it.
+    pub(super) fn forget(&mut self) {
+        *self = Self { epoch: self.epoch + 1, ..Self::default() };
     }
 
     /// Records that a task ended without an outcome that says anything of the agent.
@@ -223,7 +239,8 @@ impl Ejection {
         self.multiple = self.multiple.saturating_sub(recovered).saturating_add(1);
         let time = settings.base_time.saturating_mul(self.multiple).min(settings.max_time);
         self.change();
-        self.ejected = Some(Ejected { until: deadline_after(now, time), trial: None });
+        let early = deadline_after(now, time / 10);
+        self.ejected = Some(Ejected { until: deadline_after(now, time), early, trial: None });
         time
     }
 

@@ -95,7 +95,7 @@ fn live(history: &[Step]) {
             Step::Begin => {
                 let is_trial = model.state(seconds) == EjectionState::OnTrial;
                 model.has_trial |= is_trial;
-                in_flight.push((ejection.begin(now), model.changes, is_trial));
+                in_flight.push((ejection.begin(now, false), model.changes, is_trial));
             }
             Step::End(..) if in_flight.is_empty() => {}
             Step::End(index, success) => {
@@ -132,7 +132,7 @@ fn ejected_after(settings: &EjectionSettings, succeeds: impl Fn(usize) -> bool) 
     let start = Instant::now();
     (0..1_000).position(|number| {
         let now = start + Duration::from_secs(number);
-        let ticket = ejection.begin(now);
+        let ticket = ejection.begin(now, false);
         if succeeds(usize::try_from(number).unwrap()) {
             ejection.succeeded(settings, ticket, now);
             return false;
@@ -161,7 +161,7 @@ fn agents_that_often_fail_are_ejected_and_others_are_not() {
 /// Ejects an agent by three failures, and returns the time.
 fn eject(ejection: &mut Ejection, settings: &EjectionSettings, now: Instant) -> Duration {
     let ends = [(); 3].map(|()| {
-        let ticket = ejection.begin(now);
+        let ticket = ejection.begin(now, false);
         ejection.failed(settings, ticket, now)
     });
     ends.into_iter().flatten().next().unwrap()
@@ -175,12 +175,12 @@ fn ejections_grow_up_to_five_minutes_and_shrink_with_health() {
     let mut times = vec![eject(&mut ejection, &settings, now).as_secs()];
     for _ in 0..11 {
         now += Duration::from_secs(*times.last().unwrap());
-        let ticket = ejection.begin(now);
+        let ticket = ejection.begin(now, false);
         times.push(ejection.failed(&settings, ticket, now).unwrap().as_secs());
     }
     assert_eq!(times, [30, 60, 90, 120, 150, 180, 210, 240, 270, 300, 300, 300]);
     let admit = |ejection: &mut Ejection, now| {
-        let ticket = ejection.begin(now);
+        let ticket = ejection.begin(now, false);
         ejection.succeeded(&settings, ticket, now);
         assert_eq!(ejection.state(now), EjectionState::Admitted);
     };
@@ -203,7 +203,7 @@ fn the_times_of_ejections_can_be_set() {
     let start = Instant::now();
     assert_eq!(eject(&mut ejection, &settings, start).as_secs(), 4);
     let now = start + Duration::from_secs(4);
-    let trial = ejection.begin(now);
+    let trial = ejection.begin(now, false);
     assert_eq!(ejection.failed(&settings, trial, now), Some(Duration::from_secs(7)));
 }
 
@@ -214,12 +214,12 @@ fn one_task_at_a_time_is_the_trial() {
     eject(&mut ejection, &settings, start);
     let now = start + Duration::from_secs(30);
     assert_eq!(ejection.state(now), EjectionState::OnTrial);
-    let trial = ejection.begin(now);
+    let trial = ejection.begin(now, false);
     let remaining = Duration::ZERO;
     let later = now + Duration::from_secs(3_600);
     assert_eq!(ejection.state(later), EjectionState::Ejected { remaining }, "it may take its time");
     // A task that goes there all the same, because no other agent is left, is no trial.
-    let other = ejection.begin(now);
+    let other = ejection.begin(now, false);
     assert_eq!(ejection.failed(&settings, other, now), None);
     ejection.release(other);
     assert_eq!(ejection.state(now), EjectionState::Ejected { remaining });
@@ -231,15 +231,36 @@ fn one_task_at_a_time_is_the_trial() {
 fn outcomes_of_tasks_from_before_an_ejection_say_nothing_of_the_time_after_it() {
     let settings = EjectionSettings::default();
     let (mut ejection, start) = (Ejection::default(), Instant::now());
-    let old = [(); 5].map(|()| ejection.begin(start));
+    let old = [(); 5].map(|()| ejection.begin(start, false));
     eject(&mut ejection, &settings, start);
     ejection.succeeded(&settings, old[0], start);
     assert_ne!(ejection.state(start), EjectionState::Admitted);
     let now = start + Duration::from_secs(30);
-    let trial = ejection.begin(now);
+    let trial = ejection.begin(now, false);
     ejection.succeeded(&settings, trial, now);
     for ticket in &old[1..] {
         assert_eq!(ejection.failed(&settings, *ticket, now), None);
     }
     assert_eq!(ejection.state(now), EjectionState::Admitted);
+}
+
+#[test]
+fn an_agent_can_be_let_in_for_its_trial_after_a_tenth_of_its_time() {
+    let settings = EjectionSettings::default();
+    let (mut ejection, start) = (Ejection::default(), Instant::now());
+    assert_eq!(ejection.early(start), None);
+    eject(&mut ejection, &settings, start);
+    let early = start + Duration::from_secs(3);
+    assert_eq!(ejection.early(early - Duration::from_millis(1)), None);
+    assert_eq!(ejection.early(early), Some(early));
+    let trial = ejection.begin(early, true);
+    assert_eq!(ejection.early(early), None, "one trial at a time");
+    let other = ejection.begin(early, true);
+    assert_eq!(ejection.failed(&settings, other, early), None, "this one is none");
+    assert_eq!(ejection.failed(&settings, trial, early), Some(Duration::from_secs(60)));
+    assert_eq!(ejection.early(early + Duration::from_secs(5)), None);
+    let early = early + Duration::from_secs(6);
+    let trial = ejection.begin(early, true);
+    ejection.succeeded(&settings, trial, early);
+    assert_eq!(ejection.state(early), EjectionState::Admitted);
 }

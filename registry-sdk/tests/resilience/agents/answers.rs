@@ -72,7 +72,7 @@ async fn a_success_that_does_not_end_in_time_is_charged_but_not_run_again() {
         let orchestrator = scene.orchestrator();
         for round in 1..=3 {
             let error = send_for::<Value>(orchestrator.delegate("work")).await.unwrap_err();
-            assert!(error.contains("alpha") && error.contains("attempt_timeout"), "{reply:?}: {error}");
+            assert!(error.contains("alpha") && error.contains("time_limit"), "{reply:?}: {error}");
             assert_eq!(counts(&scene, IDS), [round, 0, 0], "{reply:?}");
         }
         assert_eq!(delegate(&orchestrator).await.as_deref(), Ok("beta"), "{reply:?}");

@@ -102,6 +102,40 @@ async fn waiting_for_a_busy_agent_costs_the_registry_little() {
     assert!(requests <= 20, "{requests} requests to the registry for one task that was sent {tasks} times");
 }
 
+/// Without a directory, the last search has the agents, which are asked themselves.
+#[tokio::test(start_paused = true)]
+async fn tasks_are_done_while_the_registry_is_away() {
+    for hangs in [false, true] {
+        let scene = Scene::ranked(&["dead", "well"]).await;
+        let orchestrator = orchestrator(&scene);
+        send(orchestrator.delegate("work")).await.unwrap();
+        scene.set("dead", Reply::Close);
+        if hangs {
+            scene.registry.hang(100_000);
+        } else {
+            scene.registry.outage(Duration::from_secs(600));
+        }
+        for _ in 0..20 {
+            let began = Instant::now();
+            assert_eq!(send(orchestrator.delegate("work")).await.unwrap(), "well", "hangs: {hangs}");
+            assert!(began.elapsed() < Duration::from_secs(1), "hangs: {hangs}, {:?}", began.elapsed());
+            sleep(Duration::from_secs(1)).await;
+        }
+        // None of them was sent to the one that is dead.
+        assert_eq!(counts(&scene, ["dead", "well"]), [1, 20], "hangs: {hangs}");
+    }
+}
+
+/// A response that has begun has all the time that is left, since nobody else gets the task.
+#[tokio::test(start_paused = true)]
+async fn a_response_that_is_arriving_is_not_cut_at_half_of_the_time() {
+    let scene = Scene::ranked(&["slow", "well"]).await;
+    scene.set("slow", Reply::Parts(r#"{"by":"slow"}"#, 1, Duration::from_secs(3)));
+    let orchestrator = orchestrator(&scene);
+    let outcome = send(orchestrator.delegate("work").time_limit(Duration::from_secs(60))).await;
+    assert_eq!(outcome.unwrap(), "slow");
+}
+
 /// A directory has all that is needed.
 #[tokio::test(start_paused = true)]
 async fn a_directory_does_not_wait_for_a_registry_that_is_away() {

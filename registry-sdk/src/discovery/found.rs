@@ -1,0 +1,94 @@
+//! What searches found, for later attempts and for outages of the registry.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use super::candidate::Candidate;
+use super::freshness::Freshness;
+
+/// Number of searches that an orchestrator remembers for outages of the registry.
+const REMEMBERED: usize = 256;
+
+/// What an orchestrator's last searches found. While the registry is away, tasks go to those of the agents that are healthy by their
+/// own word.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LastSearches(Arc<Mutex<HashMap<String, Found>>>);
+
+/// What earlier attempts of one delegation found and tried. So failing over needs no registry.
+#[derive(Debug, Default)]
+pub(super) struct Earlier {
+    found: Mutex<HashMap<String, Found>>,
+    /// Agents that have, or had, the task. They do not get it again.
+    tried: Mutex<HashSet<String>>,
+}
+
+/// What was found for a capability, in the registry's order.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) candidates: Vec<Candidate>,
+    pub(super) freshness: Freshness,
+    /// Whether the registry's word on their health is too old to be relied on.
+    pub(super) needs_check: bool,
+    pub(super) at: Instant,
+    /// Whether the unhealthy ones are among them.
+    pub(super) is_complete: bool,
+}
+
+impl Found {
+    pub(super) fn new(candidates: Vec<Candidate>, freshness: Freshness, is_complete: bool) -> Self {
+        Self { candidates, freshness, needs_check: freshness.is_stale(), at: Instant::now(), is_complete }
+    }
+}
+
+impl LastSearches {
+    pub(super) fn get(&self, capability: &str) -> Option<Found> {
+        lock(&self.0).get(capability).cloned()
+    }
+
+    pub(super) fn set(&self, capability: &str, found: &Found) {
+        let mut searches = lock(&self.0);
+        // Queries may be made of any words.
+        if searches.len() >= REMEMBERED && !searches.contains_key(capability) {
+            searches.clear();
+        }
+        searches.insert(capability.to_owned(), found.clone());
+    }
+}
+
+impl Earlier {
+    pub(super) fn get(&self, capability: &str) -> Option<Found> {
+        lock(&self.found).get(capability).cloned()
+    }
+
+    pub(super) fn set(&self, capability: &str, found: &Found) {
+        lock(&self.found).insert(capability.to_owned(), found.clone());
+    }
+
+    pub(super) fn has(&self, capability: &str) -> bool {
+        lock(&self.found).contains_key(capability)
+    }
+
+    pub(super) fn is_incomplete(&self, capability: &str) -> bool {
+        lock(&self.found).get(capability).is_some_and(|found| !found.is_complete)
+    }
+
+    pub(super) fn was_tried(&self, agent_id: &str) -> bool {
+        lock(&self.tried).contains(agent_id)
+    }
+
+    /// Records that an agent gets the task.
+    pub(super) fn add_tried(&self, agent_id: &str) {
+        lock(&self.tried).insert(agent_id.to_owned());
+    }
+
+    /// Records that an agent may get the task again.
+    pub(super) fn remove_tried(&self, agent_id: &str) {
+        lock(&self.tried).remove(agent_id);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
