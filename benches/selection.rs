@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use axum::{Router, routing::get};
 use registry_sdk::RegistryClient;
 use registry_sdk::contract::{Capability, Registration};
-use registry_sdk::discovery::{Directory, HealthSource, Orchestrator, TaskQuery};
+use registry_sdk::discovery::{Directory, HealthSource, Orchestrator, Policy, TaskQuery};
 use registry_server::{Config, Server};
 use tokio::net::TcpListener;
 
@@ -62,20 +62,23 @@ async fn ask_side_by_side(client: &RegistryClient, agents: &str) -> Outcome {
     }
     let orchestrator = Orchestrator::new(client.clone());
     let http = reqwest::Client::new();
-    let (mut one_by_one, mut side_by_side) = (Vec::new(), Vec::new());
+    let (mut one_by_one, mut three_at_once, mut side_by_side) = (Vec::new(), Vec::new(), Vec::new());
     let (mut one_call, mut all_well) = (Vec::new(), Vec::new());
     // In turns, so that all see the same machine.
     for round in 0..ROUNDS {
         if round < 3 {
             one_by_one.push(timed(ask_one_by_one(client, &http, "mixed")).await?);
         }
-        side_by_side.push(timed(select(&orchestrator, "mixed", CANDIDATES - 1)).await?);
+        three_at_once.push(timed(select(&orchestrator, "mixed", 3, CANDIDATES - 1)).await?);
+        side_by_side.push(timed(select(&orchestrator, "mixed", 32, CANDIDATES - 1)).await?);
         one_call.push(timed(is_well(&http, &format!("{agents}/well/0"))).await?);
-        all_well.push(timed(select(&orchestrator, "fine", 0)).await?);
+        all_well.push(timed(select(&orchestrator, "fine", 3, 0)).await?);
     }
-    let (loops, ours) = (median(&mut one_by_one), median(&mut side_by_side));
+    let (loops, three, ours) =
+        (median(&mut one_by_one), median(&mut three_at_once), median(&mut side_by_side));
     println!("{CANDIDATES} candidates, all but the last ill after {ANSWER:?}:");
-    println!("  one after another {loops:?}, side by side {ours:?} ({:.0} times)", ratio(loops, ours));
+    println!("  one after another {loops:?}, three at once {three:?} ({:.1} times)", ratio(loops, three));
+    println!("  side by side {ours:?} ({:.0} times)", ratio(loops, ours));
     let (call, ours) = (median(&mut one_call), median(&mut all_well));
     println!(
         "{CANDIDATES} candidates, all well: {ours:?}, one health call {call:?}: {:.3}",
@@ -111,8 +114,9 @@ async fn register(client: &RegistryClient, id: &str, base_url: &str, capability:
     Ok(())
 }
 
-async fn select(orchestrator: &Orchestrator, capability: &str, skipped: usize) -> Outcome {
-    let query = TaskQuery::new(capability).health_source(HealthSource::Agent);
+async fn select(orchestrator: &Orchestrator, capability: &str, at_once: usize, skipped: usize) -> Outcome {
+    let query = TaskQuery::new(capability).policy(Policy::Rank).health_source(HealthSource::Agent);
+    let query = query.max_concurrent_checks(at_once);
     let selection = orchestrator.select(&query).await?;
     assert_eq!(selection.skipped.len(), skipped);
     Ok(())

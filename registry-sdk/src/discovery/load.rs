@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Time in which the weight of an observation falls to 1/e, some 37 %. Tasks of agents take seconds rather than milliseconds,
-/// so it is longer than the 10 s that are usual for requests.
-const DECAY: Duration = Duration::from_secs(60);
+/// Time in which the weight of an observation falls to 1/e, some 37 %, as a multiple of the latency. Some tasks take milliseconds and
+/// others minutes: a fixed time would forget the latter before the next task ends.
+const DECAY: f64 = 10.0;
 
-/// The least share of an agent's capacity that counts as free, so that a full agent still compares with another full one.
-const MIN_FREE: f64 = 0.05;
+/// The same at least, as is usual for requests.
+const MIN_DECAY: Duration = Duration::from_secs(10);
 
 /// What an agent reports of itself with its heartbeats.
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,6 +17,15 @@ pub(super) struct ReportedLoad {
     /// Share of its capacity in use.
     pub(super) load: Option<f64>,
     pub(super) active_tasks: Option<u32>,
+}
+
+impl ReportedLoad {
+    /// From 0 for an idle agent to 1 for a full one. How many tasks an agent has room for is not known if it reports their number
+    /// alone.
+    fn share(self) -> f64 {
+        let of_tasks = |tasks: u32| f64::from(tasks) / (f64::from(tasks) + 1.0);
+        self.load.or_else(|| self.active_tasks.map(of_tasks)).unwrap_or_default().clamp(0.0, 1.0)
+    }
 }
 
 /// Tasks in flight, and a peak-sensitive moving average of the latency: it follows a slow response at once, and quick ones by and
@@ -84,19 +93,20 @@ impl Load {
         mine * self.pressure(reported) < others * other.pressure(other_reported)
     }
 
-    /// The tasks that a further one would share the agent with, itself included, relative to the capacity that is free.
+    /// The tasks that a further one would share the agent with, itself included.
+    ///
+    /// What the agent reports may be a heartbeat old and most of its tasks over, so an agent that says that it is full counts
+    /// twice and no more: less than a task more or less in flight, or an agent that takes much longer.
     fn pressure(&self, reported: ReportedLoad) -> f64 {
-        // What the agent reports includes the tasks of this orchestrator, and may be a heartbeat old.
-        let tasks = self.in_flight.max(reported.active_tasks.unwrap_or_default());
-        let free = (1.0 - reported.load.unwrap_or_default()).max(MIN_FREE);
-        (f64::from(tasks) + 1.0) / free
+        (f64::from(self.in_flight) + 1.0) * (1.0 + reported.share())
     }
 }
 
 impl Latency {
     /// Weight of what was observed so far.
     fn weight(self, now: Instant) -> f64 {
-        (-(now - self.at).as_secs_f64() / DECAY.as_secs_f64()).exp()
+        let decay = (DECAY * self.seconds).max(MIN_DECAY.as_secs_f64());
+        (-(now - self.at).as_secs_f64() / decay).exp()
     }
 
     fn estimate(self, now: Instant) -> f64 {
@@ -150,11 +160,14 @@ mod tests {
         assert!((latency(&load, start + seconds(1)) - 9.0).abs() < 1e-9);
         load.observe(seconds(1), start + seconds(11));
         let now = latency(&load, start + seconds(11));
-        // A sixth of the decay time has passed: 9 e^(-1/6) + 1 (1 - e^(-1/6)).
-        assert!((now - 7.7718).abs() < 1e-3, "{now}");
-        // Without observations it falls to 37 % in a minute.
-        let later = latency(&load, start + seconds(71));
+        // A ninth of the decay time, which is ten times the latency, has passed: 9 e^(-1/9) + 1 (1 - e^(-1/9)).
+        assert!((now - 8.1587).abs() < 1e-3, "{now}");
+        // Without observations it falls to 37 % in ten times the latency.
+        let later = latency(&load, start + seconds(11) + Duration::from_secs_f64(10.0 * now));
         assert!((later - now * 0.3679).abs() < 1e-3, "{later}");
+        // And in ten seconds at least.
+        let quick = load_of(0, start);
+        assert!(quick.latency.unwrap().weight(start + seconds(10)) > 0.36);
     }
 
     #[test]
@@ -176,10 +189,14 @@ mod tests {
         let reported = |load: f64, tasks: u32| ReportedLoad { load: Some(load), active_tasks: Some(tasks) };
         let less = |mine, others| one.is_less_than(mine, &other, others, now);
         assert!(less(reported(0.2, 3), reported(0.9, 3)));
-        assert!(less(reported(0.5, 2), reported(0.5, 3)));
         // Eight tasks of an agent with room for 64 are less than four of one that is full.
         assert!(less(reported(0.125, 8), reported(1.0, 4)));
-        assert!(less(reported(1.0, 4), reported(1.0, 5)));
+        let tasks = |tasks: u32| ReportedLoad { load: None, active_tasks: Some(tasks) };
+        assert!(less(tasks(0), tasks(1)) && less(tasks(2), tasks(3)) && !less(tasks(3), tasks(2)));
         assert!(less(NONE, reported(0.1, 0)));
+        // It is less than a task more in flight.
+        let mut busier = Load::default();
+        busier.begin();
+        assert!(one.is_less_than(reported(0.9, 9), &busier, NONE, now));
     }
 }
