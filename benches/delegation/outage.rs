@@ -67,8 +67,8 @@ pub(crate) fn run() -> Outcome {
     for (name, fault) in faults {
         for rate in RATES {
             // What is answered at once is not hedged.
-            let hedges = if let Fault::Hang = fault { &[None, Some(HEDGE_AFTER)][..] } else { &[None] };
-            for hedge_after in hedges.iter().copied() {
+            let delays = if let Fault::Hang = fault { &[None, Some(HEDGE_AFTER)][..] } else { &[None] };
+            for hedge_after in delays.iter().copied() {
                 let hedged = if hedge_after.is_some() { "yes" } else { "no" };
                 let mut line = format!("| {name} | {rate} | {hedged} |");
                 for budget in [RetryBudget::default(), unlimited] {
