@@ -26,7 +26,7 @@ const OF_CONNECTIONS: [HeaderName; 4] = [CONNECTION, CONTENT_LENGTH, TRANSFER_EN
 
 /// A task on its way to an agent. Made by [`Orchestrator::delegate`].
 ///
-/// Set [`time_limit`](Self::time_limit) to twice your slowest task: each agent has half of the time that is left, and the last one all
+/// Set [`time_limit`](Self::time_limit) to more than twice your slowest task: each agent has half of the time that is left, and the last one all
 /// of it. So one of two agents may hang. With more of them, the second has a quarter: if it is to have time for your slowest task, too,
 /// set four times of it, or an [`attempt_timeout`](Self::attempt_timeout).
 ///
@@ -96,7 +96,7 @@ impl Delegation<'_> {
         self
     }
 
-    /// Sets how long all of it may take: twice the slowest task is a good value. Default: 60 s.
+    /// Sets how long all of it may take: more than twice the slowest task, or four times, as said [above](Self). Default: 60 s.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.settings.time_limit = limit;
         self
