@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::serve::{Listener, ListenerExt};
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -234,8 +236,18 @@ async fn open_store(
 /// A client that does not fit has to retry its handshake, a second or more later.
 const LISTEN_BACKLOG: u32 = 4_096;
 
+/// Maximum number of bytes that the system takes before they can be sent.
+///
+/// Without a limit it takes up to 4 MiB of a response that nobody reads, for each connection. What is on its way to
+/// the client does not count, so a fast reader is as fast as before.
+#[cfg(target_os = "linux")]
+const MAX_UNSENT_BYTES: u32 = 32 * 1_024;
+
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Connections inherit it.
+    #[cfg(target_os = "linux")]
+    SockRef::from(&socket).set_tcp_notsent_lowat(MAX_UNSENT_BYTES)?;
     // Lets a restarted server bind its port again at once.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;

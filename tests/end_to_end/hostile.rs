@@ -4,12 +4,12 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use registry_sdk::contract::Capability;
+use registry_sdk::contract::{AgentStatus, Capability};
 use registry_sdk::{Error, RetryPolicy, WatchEvent};
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::{Database, agent, client, eventually, impatient_client, on_both_databases};
 
@@ -18,6 +18,7 @@ on_both_databases!(
     what_is_nested_deeply_is_refused_or_can_be_read_back,
     a_body_that_does_not_come_is_not_waited_for,
     connections_too_many_are_refused_and_heartbeats_on_the_others_go_on,
+    slow_readers_get_agents_as_they_are_when_they_are_sent,
     who_sends_too_much_is_slowed_down_and_nobody_else,
     tricks_with_paths_lead_nowhere,
 );
@@ -129,6 +130,57 @@ async fn connections_too_many_are_refused_and_heartbeats_on_the_others_go_on(dat
         reqwest::Client::new().get(&url).send().await.is_ok_and(|answer| answer.status().is_success())
     })
     .await;
+    server.shutdown().await;
+}
+
+/// A page and a search are begun, then the last agents of both change, then the rest is read.
+async fn slow_readers_get_agents_as_they_are_when_they_are_sent(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    // Longer together than what the system takes before it is read.
+    let registration = |id: &str, name: &str| {
+        let mut work = Capability::new(name).description("€".repeat(1_024));
+        work.tags = (0..32).map(|number| format!("{number:02}{}", "€".repeat(62))).collect();
+        agent(id, "rest").capability(work)
+    };
+    let ids: Vec<_> = (100..400).map(|number| format!("a{number}")).collect();
+    for id in &ids {
+        client.register(&registration(id, "work")).await.unwrap();
+    }
+    let mut begun = Vec::new();
+    for target in ["/agents?limit=300&status=active", "/capabilities/search?q=work&limit=300&status=active"] {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        let mut connection = socket.connect(server.local_addr()).await.unwrap();
+        // An answer in HTTP/1.0 comes without the lengths of its chunks.
+        connection.write_all(format!("GET {target} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+        connection.readable().await.unwrap();
+        begun.push(connection);
+    }
+    // Last in the page are the greatest ids, last in the search those that were heard of first.
+    for (removed, busy, changed) in [("a399", "a398", "a397"), ("a100", "a101", "a102")] {
+        client.deregister(removed).await.unwrap();
+        client.update_status(busy, AgentStatus::Busy).await.unwrap();
+        client.register(&registration(changed, "something")).await.unwrap();
+    }
+    let mut read = Vec::new();
+    for mut connection in begun {
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.0 200"), "{head}");
+        let agents: Vec<Value> = serde_json::from_str(body).unwrap();
+        read.push(agents);
+    }
+    let of = |agents: &[Value]| -> Vec<_> {
+        let mut ids: Vec<_> =
+            agents.iter().map(|agent| agent["agent_id"].as_str().unwrap().to_owned()).collect();
+        ids.sort_unstable();
+        ids
+    };
+    assert_eq!(of(&read[0]), ids[..298]);
+    assert_eq!(read[0][297]["capabilities"][1]["name"], "something");
+    assert_eq!(of(&read[1]), ids[3..]);
     server.shutdown().await;
 }
 

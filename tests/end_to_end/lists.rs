@@ -1,7 +1,7 @@
 //! Lists, pages and counts.
 
-use registry_sdk::ListQuery;
 use registry_sdk::contract::{AgentRecord, AgentStatus, Capability};
+use registry_sdk::{ListQuery, SearchQuery};
 
 use crate::support::{Database, agent, client, on_every_registry};
 
@@ -67,6 +67,13 @@ async fn a_long_list_is_whole(database: Database) {
     expected.sort_unstable();
     let ids = |agents: Vec<AgentRecord>| agents.into_iter().map(|agent| agent.agent_id).collect::<Vec<_>>();
     assert_eq!(ids(client.list_agents(ListQuery::all()).await.unwrap().agents), expected);
+    let page = client.list_agents(ListQuery::all().limit(299)).await.unwrap();
+    assert_eq!(page.next_cursor.as_ref(), expected.get(298));
+    assert_eq!(ids(page.agents), expected[..299]);
+    let matches = client.search_capabilities(SearchQuery::new("work").limit(1_000)).await.unwrap();
+    let mut found: Vec<_> = matches.into_iter().map(|found| found.agent_id).collect();
+    found.sort_unstable();
+    assert_eq!(found, expected);
     // The last pieces have nobody in them.
     let busy = expected.split_off(299);
     client.update_status(&busy[0], AgentStatus::Busy).await.unwrap();

@@ -35,8 +35,8 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEADER_BYTES: usize = 32 * 1_024;
 const MAX_HEADERS: usize = 64;
 
-/// Maximum size of a connection's read buffer and of its write buffer.
-const MAX_BUFFER_BYTES: usize = 64 * 1_024;
+/// Maximum size of a connection's read buffer, which has to have room for a head, and of its write buffer.
+const MAX_BUFFER_BYTES: usize = MAX_HEADER_BYTES;
 
 /// Maximum number of connections over the limit that get a 503; further ones are just closed.
 const MAX_CONCURRENT_REJECTIONS: usize = 64;

@@ -41,8 +41,8 @@ use group_commit::WriteQueues;
 use reports::{DirtyReports, Report};
 use rules::{Change, Outcome, accepts_instance};
 use shared::Shared;
+pub(crate) use view::{Chunk, Filter, Json, ListQuery, Page, Rest, SearchQuery};
 use view::{Entry, Read, ReadContext, View};
-pub(crate) use view::{Json, ListQuery, Page, SearchQuery};
 
 /// Time for which the statistics of `GET /metrics` are cached.
 const STATS_TTL: Duration = Duration::from_secs(1);
@@ -237,17 +237,18 @@ impl Registry {
         found.ok_or_else(|| Error::NotFound(agent_id.to_owned()))
     }
 
-    /// Returns the first page of a list.
+    /// Returns the beginning of a list or a page.
     pub(crate) async fn list_agents(&self, query: ListQuery) -> Result<Page, Error> {
         self.read_on_bulkhead(move |view, context| view.list(&query, context)).await
     }
 
-    /// Returns a further page of a list, which is short.
-    pub(crate) async fn list_next_page(&self, query: &ListQuery) -> Page {
-        self.read(|context| self.shared.view.list(query, context)).await
+    /// Returns the next chunk of a list, a page or a search. It is short, so it needs no permit.
+    pub(crate) async fn next_chunk(&self, rest: &Rest) -> Chunk {
+        self.read(|context| self.shared.view.next_chunk(rest, context)).await
     }
 
-    pub(crate) async fn search_capabilities(&self, query: SearchQuery) -> Result<Json, Error> {
+    /// Returns the beginning of the matches.
+    pub(crate) async fn search_capabilities(&self, query: SearchQuery) -> Result<Chunk, Error> {
         self.read_on_bulkhead(move |view, context| view.search(&query, context)).await
     }
 
@@ -325,6 +326,7 @@ impl Registry {
         T: Send + 'static,
         R: Fn(&View, &ReadContext) -> Read<T> + Send + Sync + 'static,
     {
+        let _permit = self.shared.admission.acquire_expensive().ok_or(Error::Overloaded)?;
         let read = Arc::new(read);
         let run = async || {
             let (shared, read) = (self.shared.clone(), read.clone());

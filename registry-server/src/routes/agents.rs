@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use super::auth::Caller;
 use super::describe::{Always, BadBody, Busy, Refused, Superseded, Unknown};
-use super::extract::{AgentId, JsonBody, json, malformed};
+use super::extract::{AgentId, JsonBody, malformed};
+use super::json::json;
 use super::problem::ApiError;
 use crate::registry::Registry;
 

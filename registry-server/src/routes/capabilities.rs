@@ -10,9 +10,10 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::describe::{Always, BadParameter, Busy};
-use super::extract::{Params, ReadPermit, check_healthy, check_limit, check_status, long_json};
+use super::extract::{Params, check_healthy, check_limit, check_status};
+use super::json::json_array;
 use super::problem::ApiError;
-use crate::registry::{Registry, SearchQuery};
+use crate::registry::{Filter, Registry, SearchQuery};
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -44,7 +45,6 @@ pub(super) struct SearchParams {
 )]
 pub(super) async fn search_capabilities(
     State(registry): State<Arc<Registry>>,
-    permit: ReadPermit,
     Params(params): Params<SearchParams>,
 ) -> Result<Response, ApiError> {
     if terms(&params.q).next().is_none() {
@@ -54,6 +54,7 @@ pub(super) async fn search_capabilities(
     let healthy = check_healthy(params.healthy.as_deref())?;
     let limit = check_limit(params.limit)?.unwrap_or(limits::DEFAULT_MATCHES);
     registry.metrics().record_search(&params.q);
-    let query = SearchQuery { q: params.q, status, healthy, limit };
-    Ok(long_json(registry.search_capabilities(query).await?, permit))
+    let query = SearchQuery { q: params.q, filter: Filter { status, healthy }, limit };
+    let first = registry.search_capabilities(query).await?;
+    Ok(json_array(registry, first))
 }

@@ -1,16 +1,13 @@
-//! What handlers read from a request, with the contract's errors where it cannot be read, and answers in JSON.
+//! What handlers read from a request, with the contract's errors if it cannot be read.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, HttpBody, to_bytes};
+use axum::body::{Bytes, HttpBody, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
-use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use axum::http::{HeaderMap, StatusCode};
 use http_body_util::LengthLimitError;
 use registry_sdk::contract::{AgentStatus, limits};
 use serde::de::DeserializeOwned;
@@ -18,10 +15,7 @@ use tokio::time::timeout;
 
 use super::problem::ApiError;
 use crate::admission::Permit;
-use crate::registry::{Error, Json, Registry};
-
-/// About how many bytes of a long answer are in memory for one who reads it.
-pub(super) const CHUNK_BYTES: usize = 64 * 1_024;
+use crate::registry::{Error, Registry};
 
 /// The `{id}` of a path. One that cannot be an id at all is that of an unknown agent.
 pub(super) struct AgentId(pub(super) String);
@@ -49,17 +43,6 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 
 /// How long a body may take.
 const BODY_TIME: Duration = Duration::from_secs(10);
-
-/// A permit for a costly read, whose number is limited.
-pub(super) struct ReadPermit(pub(super) Permit);
-
-impl FromRequestParts<Arc<Registry>> for ReadPermit {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(_: &mut Parts, registry: &Arc<Registry>) -> Result<Self, ApiError> {
-        registry.admission().acquire_expensive().map(Self).ok_or_else(|| Error::Overloaded.into())
-    }
-}
 
 /// A body of JSON, or nothing, and its room until it is dropped.
 pub(super) struct JsonBody {
@@ -109,29 +92,6 @@ impl JsonBody {
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
-}
-
-/// An answer that is JSON already.
-pub(super) fn json(body: Json) -> Response {
-    ([(CONTENT_TYPE, "application/json")], body).into_response()
-}
-
-/// The same for a long response: it is sent in chunks as the client reads them, and keeps its permit until the last one, so that
-/// the memory for clients that do not read is bounded.
-pub(super) fn long_json(body: Json, ReadPermit(permit): ReadPermit) -> Response {
-    if body.len() <= CHUNK_BYTES {
-        return json(body);
-    }
-    let length = body.len();
-    let chunks = stream::unfold((Bytes::from(body), permit), async |(mut rest, permit)| {
-        let chunk = rest.split_to(rest.len().min(CHUNK_BYTES));
-        (!chunk.is_empty()).then_some((Ok::<_, Infallible>(chunk), (rest, permit)))
-    });
-    let headers = [
-        (CONTENT_TYPE, HeaderValue::from_static("application/json")),
-        (CONTENT_LENGTH, HeaderValue::from(length)),
-    ];
-    (headers, Body::from_stream(chunks)).into_response()
 }
 
 /// What to say of a body that is not JSON.

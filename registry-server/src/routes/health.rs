@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use registry_sdk::contract::{AgentHealth, HealthStatus, Problem, RegistryStats, ServerHealth};
 
 use super::describe::{Always, Busy, Unknown};
-use super::extract::{AgentId, ReadPermit};
+use super::extract::AgentId;
 use super::problem::ApiError;
 use crate::registry::Registry;
 
@@ -61,7 +61,6 @@ pub(super) async fn get_server_health(
 )]
 pub(super) async fn get_stats(
     State(registry): State<Arc<Registry>>,
-    _permit: ReadPermit,
 ) -> Result<Json<RegistryStats>, ApiError> {
     Ok(Json(registry.get_stats().await?))
 }

@@ -10,6 +10,7 @@ mod extract;
 #[cfg(test)]
 mod fuzz;
 mod health;
+mod json;
 mod list;
 mod metrics;
 mod middleware;

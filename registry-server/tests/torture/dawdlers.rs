@@ -1,11 +1,14 @@
-//! More connections than the server takes, of clients that say nothing, a head byte by byte, or no body.
+//! Slow clients: more than the server takes that say nothing, a head byte by byte, or no body; and many that do not
+//! read what they asked for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use registry_sdk::ListQuery;
+use registry_sdk::contract::{Capability, Registration};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::support::{LONG, Load, Server, Store, agent, eventually, is_long, length};
@@ -93,4 +96,114 @@ async fn dawdle(address: &str, number: usize) -> std::io::Result<String> {
         () = drip => {}
     }
     Ok(String::from_utf8_lossy(&said).into_owned())
+}
+
+/// As many clients as this ask for the longest answers there are and read them slowly or not at all. Nobody else notices.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_readers() {
+    let readers: usize = length(4_000, 400);
+    let store = Store::sqlite();
+    let server = Server::running(&store.url, &[]).await;
+    let client = server.patient_client();
+    // Longer together than what the system keeps for a connection.
+    for number in 0..600 {
+        let mut work = Capability::new("work").description("€".repeat(1_024));
+        work.tags = (0..32).map(|tag| format!("{tag:02}{}", "€".repeat(62))).collect();
+        let id = format!("agent-{number}");
+        client
+            .register(&Registration::new(&id, &id, "http://agents.example:8000").capability(work))
+            .await
+            .unwrap();
+    }
+    let beat = |number: u64| ("POST", format!("/agents/agent-{}/heartbeat", number % 600), String::new());
+    let beats = Load::start(&server.address(), 8, 200.0, beat);
+    eventually("the agents have their connections", async || beats.good.count() > 100).await;
+    let memory = server.memory();
+
+    let seen = Arc::<Seen>::default();
+    let mut reading = JoinSet::new();
+    let began = Instant::now();
+    for number in 0..readers {
+        let (address, tally) = (server.address(), seen.clone());
+        reading.spawn(async move {
+            // Ends with an error when the server closes the connection.
+            let _ = read_slowly(&address, number, &tally).await;
+            tally.closed.fetch_add(1, Ordering::Relaxed);
+        });
+        // Not too many answers are made at once: those are refused, whoever reads them.
+        if number % 100 == 99 {
+            let has_begun = async || seen.answered() + seen.refused() > number;
+            eventually("the answers have begun", has_begun).await;
+        }
+    }
+    println!(
+        "{readers} slow readers after {:.1?}, {} of them refused; memory {memory} KiB before, {} now",
+        began.elapsed(),
+        seen.refused(),
+        server.memory()
+    );
+    assert_eq!(seen.refused(), 0, "slow readers that were refused");
+
+    let others = server.client();
+    let mut peak = 0;
+    for _ in 0..length(400, 20) {
+        peak = server.memory().max(peak);
+        others.list_agents(ListQuery::all().limit(1)).await.unwrap();
+        others.search_capabilities("work").await.unwrap();
+        others.get_stats().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(length(100, 0))).await;
+    }
+    let (p99, failed) = (beats.good.quantile(990), beats.failed.load(Ordering::Relaxed));
+    let dropped = seen.closed.load(Ordering::Relaxed);
+    println!(
+        "nobody else was refused; memory at most {peak} KiB; {dropped} closed after {:.1?}, {} still read; heartbeats p99 {p99:?}, {failed} failed",
+        began.elapsed(),
+        readers - dropped
+    );
+    assert_eq!(failed, 0);
+    let is_bounded = peak < memory + 64 * readers as u64 && dropped >= readers / 2 - 1;
+    assert!(
+        !is_long() || is_bounded && p99 < Duration::from_secs(1),
+        "{peak} KiB, {dropped} closed, {p99:?}"
+    );
+}
+
+/// What became of the slow readers.
+#[derive(Debug, Default)]
+struct Seen {
+    answered: AtomicUsize,
+    refused: AtomicUsize,
+    closed: AtomicUsize,
+}
+
+impl Seen {
+    fn answered(&self) -> usize {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    fn refused(&self) -> usize {
+        self.refused.load(Ordering::Relaxed)
+    }
+}
+
+/// Asks for a list, a page or a search, and reads 1 KiB of it every 0.1 s, or nothing but its beginning.
+async fn read_slowly(address: &str, number: usize, seen: &Seen) -> std::io::Result<()> {
+    let socket = TcpSocket::new_v4()?;
+    // The system does not read for the client.
+    socket.set_recv_buffer_size(4_096)?;
+    let mut connection = socket.connect(address.parse().map_err(std::io::Error::other)?).await?;
+    let target = ["/agents", "/agents?limit=1000", "/capabilities/search?q=work&limit=1000"][number % 3];
+    connection.write_all(format!("GET {target} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).await?;
+    let mut piece = [0; 1_024];
+    connection.read_exact(&mut piece[..12]).await?;
+    let is_answered = piece[..12] == *b"HTTP/1.1 200";
+    (if is_answered { &seen.answered } else { &seen.refused }).fetch_add(1, Ordering::Relaxed);
+    if number.is_multiple_of(2) {
+        connection.ready(Interest::ERROR).await?;
+        return Ok(());
+    }
+    while connection.read(&mut piece).await? > 0 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
 }

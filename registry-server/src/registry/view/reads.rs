@@ -1,5 +1,7 @@
 //! Reads from the view.
 
+use std::sync::Arc;
+
 use registry_sdk::contract::{
     AgentHealth, AgentStatus, HealthStatus, RegistryStats, UnhealthyReason, heartbeat_timeout,
 };
@@ -8,9 +10,16 @@ use registry_sdk::search::Rank;
 use super::View;
 use super::entry::{EffectiveStatus, Entry, ReadContext};
 use super::record::{Json, Record};
+use crate::store::RegistrationTag;
 
 /// Approximate size of a match in bytes.
 const MATCH_BYTES: usize = 400;
+
+/// Size up to which an answer is made at once: nearly all pages and searches.
+const WHOLE_BYTES: usize = 64 * 1_024;
+
+/// Size of the further chunks of a longer answer. The less it is, the less memory a slow reader takes.
+const CHUNK_BYTES: usize = 16 * 1_024;
 
 /// The result of a read, and the agents whose missed deadlines have to be confirmed before it can be used.
 #[derive(Debug)]
@@ -19,44 +28,85 @@ pub(crate) struct Read<T> {
     pub(crate) unconfirmed: Vec<String>,
 }
 
+/// Which agents a list or a search returns.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Filter {
+    pub(crate) status: Option<AgentStatus>,
+    pub(crate) healthy: Option<bool>,
+}
+
+impl Filter {
+    fn accepts(&self, effective: EffectiveStatus) -> bool {
+        self.status.is_none_or(|wanted| wanted == effective.status)
+            && self.healthy.is_none_or(|wanted| wanted == effective.is_healthy())
+    }
+}
+
 /// The query of a list.
 #[derive(Clone, Debug)]
 pub(crate) struct ListQuery {
-    pub(crate) status: Option<AgentStatus>,
+    pub(crate) filter: Filter,
     /// Excludes this id and all before it.
     pub(crate) after: Option<String>,
-    /// Maximum number of agents.
-    pub(crate) limit: usize,
-    /// Size of the records after which the page ends.
-    pub(crate) max_bytes: usize,
-}
-
-/// One page of a list.
-#[derive(Debug)]
-pub(crate) struct Page {
-    /// Records, separated by commas.
-    pub(crate) records: Json,
-    /// Id of the last agent.
-    pub(crate) last_id: Option<String>,
-    /// Whether there are further agents.
-    pub(crate) has_more: bool,
+    /// Number of agents in a page; a list without it has all of them.
+    pub(crate) limit: Option<usize>,
 }
 
 /// The query of a search.
 #[derive(Clone, Debug)]
 pub(crate) struct SearchQuery {
     pub(crate) q: String,
-    pub(crate) status: Option<AgentStatus>,
-    pub(crate) healthy: Option<bool>,
-    /// Maximum number of matches, of those that pass the filters.
+    pub(crate) filter: Filter,
+    /// Maximum number of matches, of those that pass the filter.
     pub(crate) limit: usize,
 }
 
-impl SearchQuery {
-    /// Returns whether an agent passes the filters.
-    fn accepts(&self, effective: EffectiveStatus) -> bool {
-        self.status.is_none_or(|wanted| wanted == effective.status)
-            && self.healthy.is_none_or(|wanted| wanted == effective.is_healthy())
+/// The beginning of a list or of one page of it.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) first: Chunk,
+    /// Cursor of the next page, if more agents follow.
+    pub(crate) next: Option<String>,
+}
+
+/// Part of a JSON array: objects, each after a comma.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) objects: Json,
+    /// What follows, if anything does.
+    pub(crate) rest: Option<Rest>,
+}
+
+/// What is still to be made of an answer.
+///
+/// It holds ids instead of agents: a client that reads slowly must not keep what the view has replaced. So each
+/// agent is sent as it is when its chunk is made, and left out if it does not belong to the answer any more.
+#[derive(Clone, Debug)]
+pub(crate) enum Rest {
+    /// The agents of a list from its cursor on.
+    List(ListQuery),
+    /// Agents that were selected when the request arrived, and how many of them were sent.
+    Selected { filter: Filter, agents: Arc<[Selected]>, sent: usize },
+}
+
+/// An agent of a page, or of the result of a search.
+#[derive(Debug)]
+pub(crate) struct Selected {
+    agent_id: Arc<str>,
+    found: Option<Found>,
+}
+
+/// The capability that a search found, in a registration.
+#[derive(Debug)]
+struct Found {
+    index: usize,
+    score: f64,
+    registration: RegistrationTag,
+}
+
+impl Rest {
+    fn selected(agents: Vec<Selected>, filter: Filter) -> Option<Self> {
+        (!agents.is_empty()).then(|| Self::Selected { filter, agents: agents.into(), sent: 0 })
     }
 }
 
@@ -99,46 +149,101 @@ impl View {
         Read { value: Some(health), unconfirmed }
     }
 
+    /// Returns the beginning of a list or a page.
     pub(crate) fn list(&self, query: &ListQuery, context: &ReadContext) -> Read<Page> {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let inner = self.inner.read();
-        let mut unconfirmed = Vec::new();
-        let mut page = Page { records: Vec::new(), last_id: None, has_more: false };
-        let (mut count, mut last) = (0, None);
-        let start = query.after.as_deref().map_or(Unbounded, Excluded);
-        for slot in inner.ordered_ids.range::<str, _>((start, Unbounded)).map(|(_, slot)| *slot) {
-            let Some(entry) = inner.slot(slot) else { continue };
-            let effective = entry.effective_status(context, &mut unconfirmed);
-            if query.status.is_some_and(|wanted| wanted != effective.status) {
-                continue;
-            }
-            if count == query.limit || page.records.len() >= query.max_bytes {
-                page.has_more = true;
-                break;
-            }
-            if count > 0 {
-                page.records.push(b',');
-            }
-            let liveness = &entry.liveness;
-            let record =
-                Record::new(&entry.agent, liveness.last_heartbeat(), effective, liveness.load(), context);
-            record.write(entry.registration_tag(), &mut page.records);
-            last = Some(entry);
-            count += 1;
-        }
-        page.last_id = last.map(|entry| entry.agent.agent_id.clone());
-        Read { value: page, unconfirmed }
+        self.list_up_to(WHOLE_BYTES, query, context)
     }
 
-    /// Returns the JSON array of matches.
-    pub(crate) fn search(&self, query: &SearchQuery, context: &ReadContext) -> Read<Json> {
+    /// Returns the next chunk of an answer.
+    pub(crate) fn next_chunk(&self, rest: &Rest, context: &ReadContext) -> Read<Chunk> {
+        match rest {
+            Rest::List(query) => {
+                let Read { value: page, unconfirmed } = self.list_up_to(CHUNK_BYTES, query, context);
+                Read { value: page.first, unconfirmed }
+            }
+            Rest::Selected { filter, agents, sent } => {
+                let mut sent = *sent;
+                let Read { value: objects, unconfirmed } =
+                    self.write_selected(agents, &mut sent, *filter, context);
+                let rest = Rest::Selected { filter: *filter, agents: agents.clone(), sent };
+                Read { value: Chunk { objects, rest: (sent < agents.len()).then_some(rest) }, unconfirmed }
+            }
+        }
+    }
+
+    fn list_up_to(&self, max_bytes: usize, query: &ListQuery, context: &ReadContext) -> Read<Page> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let inner = self.inner.read();
+        let (mut objects, mut selected, mut unconfirmed) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut count, mut last, mut has_more) = (0, None, false);
+        let start = query.after.as_deref().map_or(Unbounded, Excluded);
+        for (agent_id, slot) in inner.ordered_ids.range::<str, _>((start, Unbounded)) {
+            let Some(entry) = inner.slot(*slot) else { continue };
+            let effective = entry.effective_status(context, &mut unconfirmed);
+            if !query.filter.accepts(effective) {
+                continue;
+            }
+            let is_full = objects.len() >= max_bytes;
+            if query.limit.map_or(is_full, |limit| count == limit) {
+                has_more = true;
+                break;
+            }
+            if is_full {
+                selected.push(Selected { agent_id: agent_id.clone(), found: None });
+            } else {
+                objects.push(b',');
+                Record::of_entry(entry, effective, context).write(entry.registration_tag(), &mut objects);
+            }
+            (count, last) = (count + 1, Some(agent_id));
+        }
+        let next = last.filter(|_| has_more).map(ToString::to_string);
+        let (rest, next) = match (query.limit, next) {
+            (None, Some(last)) => (Some(Rest::List(ListQuery { after: Some(last), ..query.clone() })), None),
+            (_, next) => (Rest::selected(selected, query.filter), next),
+        };
+        Read { value: Page { first: Chunk { objects, rest }, next }, unconfirmed }
+    }
+
+    /// Writes one chunk of agents that were selected before, and counts those that are done with.
+    fn write_selected(
+        &self,
+        agents: &[Selected],
+        sent: &mut usize,
+        filter: Filter,
+        context: &ReadContext,
+    ) -> Read<Json> {
+        let inner = self.inner.read();
+        let (mut objects, mut unconfirmed) = (Vec::new(), Vec::new());
+        while objects.len() < CHUNK_BYTES
+            && let Some(Selected { agent_id, found }) = agents.get(*sent)
+        {
+            *sent += 1;
+            let Some(entry) = inner.get(agent_id) else { continue };
+            let effective = entry.effective_status(context, &mut unconfirmed);
+            let is_as_found =
+                found.as_ref().is_none_or(|found| found.registration == entry.registration_tag());
+            if !filter.accepts(effective) || !is_as_found {
+                continue;
+            }
+            objects.push(b',');
+            let record = Record::of_entry(entry, effective, context);
+            match found {
+                None => record.write(entry.registration_tag(), &mut objects),
+                Some(found) => record.write_match(&mut objects, found.index, found.score),
+            }
+        }
+        Read { value: objects, unconfirmed }
+    }
+
+    /// Returns the beginning of the array of matches.
+    pub(crate) fn search(&self, query: &SearchQuery, context: &ReadContext) -> Read<Chunk> {
         let inner = self.inner.read();
         let mut unconfirmed = Vec::new();
         let mut candidates: Vec<Candidate<'_>> = Vec::new();
         for hit in inner.index.search(&query.q) {
             let Some(entry) = inner.slot(hit.slot) else { continue };
             let effective = entry.effective_status(context, &mut unconfirmed);
-            if query.accepts(effective) {
+            if query.filter.accepts(effective) {
                 let last_heartbeat = Some(entry.liveness.last_heartbeat());
                 let agent_id = &entry.agent.agent_id;
                 let rank = Rank { score: hit.score, status: effective.status, last_heartbeat, agent_id };
@@ -150,19 +255,18 @@ impl View {
             candidates.truncate(query.limit);
         }
         candidates.sort_unstable_by(|one, other| one.rank.cmp(&other.rank));
-        let mut list = Vec::with_capacity(2 + candidates.len() * MATCH_BYTES);
-        list.push(b'[');
-        for (position, Candidate { rank, index, effective, entry }) in candidates.iter().enumerate() {
-            if position > 0 {
-                list.push(b',');
+        let mut objects = Vec::with_capacity(WHOLE_BYTES.min(candidates.len() * MATCH_BYTES));
+        let mut selected = Vec::new();
+        for Candidate { rank, index, effective, entry } in candidates {
+            if objects.len() < WHOLE_BYTES {
+                objects.push(b',');
+                Record::of_entry(entry, effective, context).write_match(&mut objects, index, rank.score);
+            } else if let Some((agent_id, _)) = inner.ids.get_key_value(rank.agent_id) {
+                let found = Found { index, score: rank.score, registration: entry.registration_tag() };
+                selected.push(Selected { agent_id: agent_id.clone(), found: Some(found) });
             }
-            let last_heartbeat = rank.last_heartbeat.unwrap_or(entry.agent.last_heartbeat);
-            let record =
-                Record::new(&entry.agent, last_heartbeat, *effective, entry.liveness.load(), context);
-            record.write_match(&mut list, *index, rank.score);
         }
-        list.push(b']');
-        Read { value: list, unconfirmed }
+        Read { value: Chunk { objects, rest: Rest::selected(selected, query.filter) }, unconfirmed }
     }
 
     pub(crate) fn stats(&self, context: &ReadContext) -> Read<RegistryStats> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use registry_sdk::contract::{Timestamp, heartbeat_timeout};
 
-use super::entry::{EffectiveStatus, ReadContext};
+use super::entry::{EffectiveStatus, Entry, ReadContext};
 use super::json::JsonObject;
 use crate::store::{RegistrationTag, StoredAgent};
 
@@ -53,7 +53,13 @@ impl<'a> Record<'a> {
         Self::new(agent, agent.last_heartbeat, EffectiveStatus::stored(agent, context), load, context)
     }
 
-    pub(super) fn new(
+    /// Returns the record of an entry whose status is known.
+    pub(super) fn of_entry(entry: &'a Entry, effective: EffectiveStatus, context: &ReadContext) -> Self {
+        let Entry { agent, liveness, .. } = entry;
+        Self::new(agent, liveness.last_heartbeat(), effective, liveness.load(), context)
+    }
+
+    fn new(
         agent: &'a StoredAgent,
         last_heartbeat: Timestamp,
         effective: EffectiveStatus,
