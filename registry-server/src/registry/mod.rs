@@ -41,7 +41,7 @@ use group_commit::WriteQueues;
 use reports::{DirtyReports, Report};
 use rules::{Change, Outcome, accepts_instance};
 use shared::Shared;
-pub(crate) use view::{Chunk, Filter, Json, ListQuery, Page, Rest, SearchQuery};
+pub(crate) use view::{CHUNK_BYTES, Chunk, Filter, Json, ListQuery, Page, Rest, SearchQuery};
 use view::{Entry, Read, ReadContext, View};
 
 /// Time for which the statistics of `GET /metrics` are cached.

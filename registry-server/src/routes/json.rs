@@ -3,12 +3,12 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
 
-use crate::registry::{Chunk, Json, Registry};
+use crate::registry::{CHUNK_BYTES, Chunk, Registry};
 
 pub(super) fn json(body: impl Into<Body>) -> Response {
     ([(CONTENT_TYPE, "application/json")], body.into()).into_response()
@@ -31,8 +31,10 @@ pub(super) fn json_array(registry: Arc<Registry>, first: Chunk) -> Response {
         if rest.is_none() {
             objects.push(b']');
         }
-        Some((objects, (registry, rest)))
+        Some((objects.into(), (registry, rest)))
     });
-    let chunks = stream::iter([objects]).chain(further).map(Ok::<Json, Infallible>);
+    // Copies, since nothing of an allocation is freed before all of it is sent.
+    let begun: Vec<_> = objects.chunks(CHUNK_BYTES).map(Bytes::copy_from_slice).collect();
+    let chunks = stream::iter(begun).chain(further).map(Ok::<Bytes, Infallible>);
     json(Body::from_stream(chunks))
 }

@@ -15,7 +15,7 @@ use registry_sdk::search::SearchIndex;
 use super::reports::Report;
 use crate::store::{Snapshot, StoredAgent};
 pub(crate) use entry::{Entry, Liveness, ReadContext};
-pub(crate) use reads::{Chunk, Filter, ListQuery, Page, Read, Rest, SearchQuery};
+pub(crate) use reads::{CHUNK_BYTES, Chunk, Filter, ListQuery, Page, Read, Rest, SearchQuery};
 pub(crate) use record::{Json, Load, Record};
 
 /// Index of an agent in `slots` and in the search index.

@@ -12,14 +12,15 @@ use super::entry::{EffectiveStatus, Entry, ReadContext};
 use super::record::{Json, Record};
 use crate::store::RegistrationTag;
 
-/// Approximate size of a match in bytes.
+/// Approximate size of a match in bytes, and of a record.
 const MATCH_BYTES: usize = 400;
+const RECORD_BYTES: usize = 1_024;
 
 /// Size up to which an answer is made at once: nearly all pages and searches.
 const WHOLE_BYTES: usize = 64 * 1_024;
 
-/// Size of the further chunks of a longer answer. The less it is, the less memory a slow reader takes.
-const CHUNK_BYTES: usize = 16 * 1_024;
+/// Size of the chunks of a longer answer. The less it is, the less memory a slow reader takes.
+pub(crate) const CHUNK_BYTES: usize = 16 * 1_024;
 
 /// The result of a read, and the agents whose missed deadlines have to be confirmed before it can be used.
 #[derive(Debug)]
@@ -174,7 +175,10 @@ impl View {
     fn list_up_to(&self, max_bytes: usize, query: &ListQuery, context: &ReadContext) -> Read<Page> {
         use std::ops::Bound::{Excluded, Unbounded};
         let inner = self.inner.read();
-        let (mut objects, mut selected, mut unconfirmed) = (Vec::new(), Vec::new(), Vec::new());
+        let mut objects = Vec::with_capacity(
+            query.limit.map_or(max_bytes, |limit| limit * RECORD_BYTES).min(max_bytes) + RECORD_BYTES,
+        );
+        let (mut selected, mut unconfirmed) = (Vec::new(), Vec::new());
         let (mut count, mut last, mut has_more) = (0, None, false);
         let start = query.after.as_deref().map_or(Unbounded, Excluded);
         for (agent_id, slot) in inner.ordered_ids.range::<str, _>((start, Unbounded)) {
@@ -213,7 +217,7 @@ impl View {
         context: &ReadContext,
     ) -> Read<Json> {
         let inner = self.inner.read();
-        let (mut objects, mut unconfirmed) = (Vec::new(), Vec::new());
+        let (mut objects, mut unconfirmed) = (Vec::with_capacity(CHUNK_BYTES + RECORD_BYTES), Vec::new());
         while objects.len() < CHUNK_BYTES
             && let Some(Selected { agent_id, found }) = agents.get(*sent)
         {
