@@ -1,14 +1,16 @@
 //! Admission control: bounds concurrent work, so that a flood only slows down the clients that cause it.
 //!
-//! Expensive requests (searches, lists, counts) have a fixed number of permits and threads of their own
-//! (`bulkhead`). A request that finds no permit is rejected at once instead of queued. The bodies that are
-//! being read share a byte budget. Heartbeats need neither: their bodies are small, and their write queue is
-//! their own. This is load shedding as in "Handling Overload", Site Reliability Engineering
+//! Expensive reads (searches, lists, counts) run on threads beside those that answer heartbeats, as many as there
+//! are cores, so that a flood of them competes with heartbeats for CPU time only, which the operating system divides
+//! fairly. A fixed number may wait for their turn; a further one is rejected at once. The bodies that are being read
+//! share a byte budget. Heartbeats need neither: their bodies are small, and their write queue is their own. This is
+//! load shedding as in "Handling Overload", Site Reliability Engineering
 //! (<https://sre.google/sre-book/handling-overload/>).
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use governor::clock::{Clock, MonotonicClock};
@@ -17,10 +19,13 @@ use governor::{Quota, RateLimiter};
 use parking_lot::Mutex;
 use registry_sdk::contract::limits;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-/// Maximum number of expensive requests that are being computed or sent.
-const MAX_EXPENSIVE_REQUESTS: usize = 256;
+use crate::registry::Error;
+
+/// Maximum number of expensive reads that run or wait.
+const MAX_EXPENSIVE_READS: usize = 256;
 
 /// Maximum total size of the longer bodies in flight.
 const MAX_BODY_BYTES_IN_FLIGHT: usize = 64 * 1_024 * 1_024;
@@ -34,7 +39,9 @@ const CLEANUP_INTERVAL: Duration = Duration::from_secs(60);
 /// Permits for expensive work, and the clients' rate limits.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    expensive: Arc<Semaphore>,
+    expensive_reads: Semaphore,
+    /// The permits of the expensive reads that run.
+    running_reads: Arc<Semaphore>,
     body_bytes: Arc<Semaphore>,
     rate_limiters: Option<RateLimiters>,
 }
@@ -59,16 +66,29 @@ impl Admission {
     /// Creates the limits; `rate_limit` is in requests per second and client.
     pub(crate) fn new(rate_limit: Option<NonZeroU32>) -> Self {
         Self {
-            expensive: Arc::new(Semaphore::new(MAX_EXPENSIVE_REQUESTS)),
+            expensive_reads: Semaphore::new(MAX_EXPENSIVE_READS),
+            running_reads: Arc::new(Semaphore::new(available_parallelism().map_or(1, Into::into))),
             body_bytes: Arc::new(Semaphore::new(MAX_BODY_BYTES_IN_FLIGHT)),
             rate_limiters: rate_limit.map(RateLimiters::new),
         }
     }
 
-    /// Returns a permit for an expensive request, or `None` if all are taken.
-    pub(crate) fn acquire_expensive(&self) -> Option<Permit> {
-        let permit = self.expensive.clone().try_acquire_owned().ok()?;
-        Some(Permit { _permit: Some(permit) })
+    /// Runs an expensive read, unless too many wait already.
+    ///
+    /// A read whose caller gives up while it waits does not run.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let _place = self.expensive_reads.try_acquire().map_err(|_| Error::Overloaded)?;
+        let running = self.running_reads.clone().acquire_owned().await.map_err(|_| Error::ShuttingDown)?;
+        let read = move || {
+            // Kept until the end, also if the caller gives up.
+            let _running = running;
+            read()
+        };
+        // The panic hook has logged the cause.
+        spawn_blocking(read).await.map_err(|_| Error::Internal)
     }
 
     /// Returns a permit for a body, or `None` if the budget is used up.
@@ -143,15 +163,32 @@ impl RateLimiters {
 mod tests {
     use super::*;
 
-    #[test]
-    fn expensive_requests_and_long_bodies_are_bounded_and_small_bodies_are_not() {
-        let admission = Admission::new(None);
-        let mut permits: Vec<_> =
-            (0..MAX_EXPENSIVE_REQUESTS).map(|_| admission.acquire_expensive().unwrap()).collect();
-        assert!(admission.acquire_expensive().is_none());
-        permits.pop();
-        assert!(admission.acquire_expensive().is_some(), "a dropped permit is free again");
+    #[tokio::test]
+    async fn expensive_reads_are_bounded() {
+        let admission = Arc::new(Admission::new(None));
+        assert!(matches!(admission.read(|| panic!("a defect")).await, Err::<(), _>(Error::Internal)));
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let ended = Arc::new(Mutex::new(ended));
+        let reads: Vec<_> = (0..MAX_EXPENSIVE_READS)
+            .map(|_| {
+                let (admission, ended) = (admission.clone(), ended.clone());
+                tokio::spawn(async move { admission.read(move || ended.lock().recv().is_err()).await })
+            })
+            .collect();
+        while admission.expensive_reads.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(admission.read(|| ()).await, Err(Error::Overloaded)));
+        drop(end);
+        for read in reads {
+            assert!(read.await.unwrap().unwrap());
+        }
+        admission.read(|| ()).await.unwrap();
+    }
 
+    #[test]
+    fn long_bodies_are_bounded_and_small_bodies_are_not() {
+        let admission = Admission::new(None);
         // Bodies of unknown length count as the longest one.
         let permits: Vec<_> = (0..MAX_BODY_BYTES_IN_FLIGHT / limits::BODY_BYTES)
             .map(|_| admission.acquire_body(None).unwrap())

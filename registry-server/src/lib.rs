@@ -23,7 +23,6 @@
 //! memory, and `store` persists them.
 
 mod admission;
-mod bulkhead;
 mod config;
 mod connections;
 mod metrics;

@@ -12,7 +12,6 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::bulkhead::Bulkhead;
 use crate::config::Config;
 use crate::connections::ConnectionServer;
 use crate::metrics::Metrics;
@@ -92,9 +91,6 @@ pub enum StartError {
     /// The metrics cannot be set up, which is a bug.
     #[error("cannot set up the metrics")]
     Metrics(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A thread cannot be started.
-    #[error("cannot start a thread")]
-    SpawnThread(#[source] io::Error),
     /// The server cannot listen on the address.
     #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] io::Error),
@@ -143,8 +139,7 @@ impl Server {
         let database = redact_password(&config.database_url);
         let max_connections = connection_limit(&config);
         let metrics = Metrics::new().map_err(|error| StartError::Metrics(error.into()))?;
-        let bulkhead = Bulkhead::start().map_err(StartError::SpawnThread)?;
-        let registry = Registry::start(store.clone(), config, metrics, bulkhead, &tasks, &shutdown)
+        let registry = Registry::start(store.clone(), config, metrics, &tasks, &shutdown)
             .await
             .map_err(|error| StartError::Database { database, source: error.into() })?;
         if authenticator.is_disabled() && !local_addr.ip().is_loopback() {

@@ -29,7 +29,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::Admission;
-use crate::bulkhead::Bulkhead;
 use crate::config::Config;
 use crate::metrics::{Gauges, Metrics};
 use crate::store::{HeartbeatWrite, Store, StoreError, StoredAgent};
@@ -111,7 +110,6 @@ impl Registry {
         store: Arc<dyn Store>,
         config: Config,
         metrics: Metrics,
-        bulkhead: Bulkhead,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Result<Arc<Self>, StoreError> {
@@ -129,7 +127,6 @@ impl Registry {
             events: EventLog::new(recent.first().map_or(revision, |oldest| oldest.agent.revision - 1)),
             view,
             admission: Admission::new(config.rate_limit),
-            bulkhead,
             config,
             started_at: Instant::now(),
             dirty_reports: DirtyReports::default(),
@@ -239,7 +236,7 @@ impl Registry {
 
     /// Returns the beginning of a list or a page.
     pub(crate) async fn list_agents(&self, query: ListQuery) -> Result<Page, Error> {
-        self.read_on_bulkhead(move |view, context| view.list(&query, context)).await
+        self.read_expensive(move |view, context| view.list(&query, context)).await
     }
 
     /// Returns the next chunk of a list, a page or a search. It is short, so it needs no permit.
@@ -249,11 +246,11 @@ impl Registry {
 
     /// Returns the beginning of the matches.
     pub(crate) async fn search_capabilities(&self, query: SearchQuery) -> Result<Chunk, Error> {
-        self.read_on_bulkhead(move |view, context| view.search(&query, context)).await
+        self.read_expensive(move |view, context| view.search(&query, context)).await
     }
 
     pub(crate) async fn get_stats(&self) -> Result<RegistryStats, Error> {
-        self.read_on_bulkhead(View::stats).await
+        self.read_expensive(View::stats).await
     }
 
     /// Returns the limits for expensive requests, bodies and clients.
@@ -320,18 +317,16 @@ impl Registry {
         read(&self.shared.read_context()).value
     }
 
-    /// Like `read`, for expensive reads: runs on the bulkhead's threads.
-    async fn read_on_bulkhead<T, R>(&self, read: R) -> Result<T, Error>
+    /// Like `read`, for expensive reads.
+    async fn read_expensive<T, R>(&self, read: R) -> Result<T, Error>
     where
         T: Send + 'static,
         R: Fn(&View, &ReadContext) -> Read<T> + Send + Sync + 'static,
     {
-        let _permit = self.shared.admission.acquire_expensive().ok_or(Error::Overloaded)?;
         let read = Arc::new(read);
-        let run = async || {
+        let run = || {
             let (shared, read) = (self.shared.clone(), read.clone());
-            let value = self.shared.bulkhead.run(move || read(&shared.view, &shared.read_context())).await;
-            value.ok_or(Error::Internal)
+            self.shared.admission.read(move || read(&shared.view, &shared.read_context()))
         };
         let first = run().await?;
         if first.unconfirmed.is_empty() {

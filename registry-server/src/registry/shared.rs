@@ -14,7 +14,6 @@ use super::reports::DirtyReports;
 use super::rules::DeadlinePolicy;
 use super::view::{Json, Load, ReadContext, Record, View};
 use crate::admission::Admission;
-use crate::bulkhead::Bulkhead;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::store::{Event, EventKind, Store, StoreError, StoredAgent};
@@ -33,7 +32,6 @@ pub(super) struct Shared {
     pub(super) events: EventLog,
     pub(super) dirty_reports: DirtyReports,
     pub(super) admission: Admission,
-    pub(super) bulkhead: Bulkhead,
     pub(super) metrics: Metrics,
     /// Statistics for `GET /metrics`, with the time of their computation: several Prometheus servers may scrape.
     pub(super) cached_stats: Mutex<Option<(RegistryStats, Instant)>>,

@@ -11,7 +11,6 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
 use super::{Authenticator, router};
-use crate::bulkhead::Bulkhead;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
@@ -89,8 +88,7 @@ fn no_request_meets_a_defect() {
     let router = runtime.block_on(async {
         let store = Arc::new(SqliteStore::open("sqlite::memory:").await.unwrap());
         let (config, metrics, tasks) = (Config::default(), Metrics::new().unwrap(), TaskTracker::new());
-        let registry =
-            Registry::start(store, config, metrics, Bulkhead::start().unwrap(), &tasks, &stop).await.unwrap();
+        let registry = Registry::start(store, config, metrics, &tasks, &stop).await.unwrap();
         router(registry, Arc::new(Authenticator::open(None).unwrap()))
     });
     // A panic ends the test, so nothing is looked at after it.
