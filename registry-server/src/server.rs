@@ -151,7 +151,9 @@ impl Server {
         let router = routes::router(registry.clone(), authenticator.clone());
         // Only rate limits need the address.
         let insert_peer = registry.admission().has_rate_limit();
-        let connections = ConnectionServer { router, insert_peer, max_connections, shutdown };
+        let rejecting_router = routes::rejecting_router();
+        let connections =
+            ConnectionServer { router, rejecting_router, insert_peer, max_connections, shutdown };
         if let Some(tls) = tls.clone() {
             tasks.spawn(serve(connections, TlsListener::new(listener, tls), registry));
         } else {

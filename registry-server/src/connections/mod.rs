@@ -20,7 +20,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -38,17 +38,8 @@ const MAX_HEADERS: usize = 64;
 /// Maximum size of a connection's read buffer, which has to have room for a head, and of its write buffer.
 const MAX_BUFFER_BYTES: usize = MAX_HEADER_BYTES;
 
-/// Maximum number of connections over the limit that get a 503; further ones are just closed.
+/// Maximum number of connections over the limit that are answered; further ones are just closed.
 const MAX_CONCURRENT_REJECTIONS: usize = 64;
-
-/// Timeout for sending a rejection.
-const REJECTION_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Response to a connection over the limit.
-const REJECTION: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
-    content-type: application/problem+json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 143\r\n\r\n\
-    {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
-    \"detail\":\"the server has reached its connection limit; try again\",\"errors\":[]}";
 
 /// The client's IP address, as a request extension.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +48,8 @@ pub(crate) struct PeerAddr(pub(crate) IpAddr);
 /// Serves the connections that a listener accepts.
 pub(crate) struct ConnectionServer {
     pub(crate) router: Router,
+    /// Answers the connections over the limit.
+    pub(crate) rejecting_router: Router,
     /// Whether requests carry their [`PeerAddr`]. Only rate limits need it.
     pub(crate) insert_peer: bool,
     /// Maximum number of open connections.
@@ -77,16 +70,9 @@ impl ConnectionServer {
                 accepted = listener.accept() => accepted,
                 () = self.shutdown.cancelled() => break,
             };
-            if let Ok(permit) = permits.clone().try_acquire_owned() {
+            let (router, permit) = if let Ok(permit) = permits.clone().try_acquire_owned() {
                 is_full = false;
-                tasks.spawn(serve_connection(
-                    io,
-                    peer,
-                    self.insert_peer,
-                    self.router.clone(),
-                    self.shutdown.clone(),
-                    permit,
-                ));
+                (&self.router, permit)
             } else {
                 if !std::mem::replace(&mut is_full, true) {
                     tracing::warn!(
@@ -94,10 +80,11 @@ impl ConnectionServer {
                         "connection limit reached, rejecting new connections with 503: see --max-connections"
                     );
                 }
-                if let Ok(permit) = rejections.clone().try_acquire_owned() {
-                    tasks.spawn(reject(io, permit));
-                }
-            }
+                let Ok(permit) = rejections.clone().try_acquire_owned() else { continue };
+                (&self.rejecting_router, permit)
+            };
+            let (router, shutdown) = (router.clone(), self.shutdown.clone());
+            tasks.spawn(serve_connection(io, peer, self.insert_peer, router, shutdown, permit));
         }
         drop(listener);
         tasks.close();
@@ -162,23 +149,4 @@ async fn serve_connection<I: AsyncRead + AsyncWrite + Unpin>(
             }
         }
     }
-}
-
-/// Sends the rejection to a client over the connection limit.
-///
-/// What the client has sent is read first: closing a socket with unread data resets it, and the response is
-/// lost.
-async fn reject<I: AsyncRead + AsyncWrite + Unpin>(mut io: I, _permit: OwnedSemaphorePermit) {
-    let response = async {
-        let mut request = [0; 4_096];
-        if io.read(&mut request).await? == 0 {
-            return Ok(());
-        }
-        io.write_all(REJECTION).await?;
-        io.shutdown().await?;
-        while io.read(&mut request).await? > 0 {}
-        std::io::Result::Ok(())
-    };
-    // If the client does not take it, the connection is closed all the same.
-    let _ = timeout(REJECTION_TIMEOUT, response).await;
 }

@@ -4,7 +4,7 @@
 use std::future::pending;
 
 use axum::routing::get;
-use tokio::io::{DuplexStream, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::Instant;
 
 use super::*;
@@ -105,12 +105,4 @@ async fn oversized_heads_are_rejected() {
         client.read_to_end(&mut response).await.unwrap();
         assert!(response.starts_with(b"HTTP/1.1 431"), "{}", String::from_utf8_lossy(&response));
     }
-}
-
-#[test]
-fn rejection_has_the_length_that_it_declares() {
-    let text = std::str::from_utf8(REJECTION).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
-    assert!(head.ends_with(&format!("content-length: {}", body.len())), "{}", body.len());
-    let _: registry_sdk::contract::Problem = serde_json::from_str(body).unwrap();
 }

@@ -19,7 +19,8 @@ mod problem;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{Method, Uri};
+use axum::http::header::CONNECTION;
+use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 use utoipa::OpenApi;
@@ -57,6 +58,14 @@ pub(crate) fn router(registry: Arc<Registry>, authenticator: Arc<Authenticator>)
             middleware::handle,
         ));
     routes.with_state(registry)
+}
+
+/// Returns the router for connections over the limit, which closes each after its first response.
+pub(crate) fn rejecting_router() -> Router {
+    let detail = "the server has reached its connection limit; try again";
+    let reject =
+        async move || ([(CONNECTION, "close")], ApiError::new(StatusCode::SERVICE_UNAVAILABLE, detail));
+    Router::new().fallback(reject)
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {
