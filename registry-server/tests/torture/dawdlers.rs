@@ -128,7 +128,6 @@ async fn slow_readers() {
         reading.spawn(async move {
             // Ends with an error when the server closes the connection.
             let _ = read_slowly(&address, number, &tally).await;
-            tally.closed.fetch_add(1, Ordering::Relaxed);
         });
         // Not too many answers are made at once: those are refused, whoever reads them.
         if number % 100 == 99 {
@@ -154,18 +153,16 @@ async fn slow_readers() {
         tokio::time::sleep(Duration::from_millis(length(100, 0))).await;
     }
     let (p99, failed) = (beats.good.quantile(990), beats.failed.load(Ordering::Relaxed));
-    let dropped = seen.closed.load(Ordering::Relaxed);
+    // The clients cannot tell: what was sent to them is still on its way.
+    let left = server.open_files();
     println!(
-        "nobody else was refused; memory at most {peak} KiB; {dropped} closed after {:.1?}, {} still read; heartbeats p99 {p99:?}, {failed} failed",
-        began.elapsed(),
-        readers - dropped
+        "nobody else was refused; memory at most {peak} KiB; {left} files open after {:.1?}; heartbeats p99 {p99:?}, {failed} \
+         failed",
+        began.elapsed()
     );
     assert_eq!(failed, 0);
-    let is_bounded = peak < memory + 64 * readers as u64 && dropped >= readers / 2 - 1;
-    assert!(
-        !is_long() || is_bounded && p99 < Duration::from_secs(1),
-        "{peak} KiB, {dropped} closed, {p99:?}"
-    );
+    let is_bounded = peak < memory + 128 * readers as u64 && left < readers / 2 + 100;
+    assert!(!is_long() || is_bounded && p99 < Duration::from_secs(1), "{peak} KiB, {left} files, {p99:?}");
 }
 
 /// What became of the slow readers.
@@ -173,7 +170,6 @@ async fn slow_readers() {
 struct Seen {
     answered: AtomicUsize,
     refused: AtomicUsize,
-    closed: AtomicUsize,
 }
 
 impl Seen {
