@@ -34,7 +34,7 @@ mod tls;
 mod tokens;
 
 pub use config::Config;
-pub use server::{Server, StartError};
+pub use server::{ServeError, Server, StartError};
 pub use tls::TlsError;
 pub use tokens::{NewToken, TokensError};
 

@@ -101,9 +101,18 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let mut sigint = signal(SignalKind::interrupt())?;
     let mut sigterm = signal(SignalKind::terminate())?;
     let mut sighup = signal(SignalKind::hangup())?;
-    let server = Server::bind(config).await?;
+    let server = tokio::select! {
+        server = Server::bind(config) => server?,
+        _ = sigterm.recv() => return Ok(()),
+        _ = sigint.recv() => return Ok(()),
+    };
+    let mut outcome = Ok(());
     loop {
         tokio::select! {
+            error = server.failure() => {
+                outcome = Err(error.into());
+                break;
+            }
             _ = sigterm.recv() => {
                 tracing::info!("received SIGTERM, shutting down");
                 break;
@@ -121,7 +130,7 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
     }
     server.shutdown().await;
     tracing::info!("shutdown complete");
-    Ok(())
+    outcome
 }
 
 fn print_new_token(TokenCommand::New { name, scope, agents }: &TokenCommand) -> Result<(), Box<dyn Error>> {

@@ -36,6 +36,7 @@ pub(crate) struct Metrics {
     last_sweep_age: Gauge,
     database_up: IntGauge,
     watchers: IntGauge,
+    unreadable_rows: IntGauge,
     requests: HistogramVec,
     heartbeats: HistogramVec,
     heartbeats_by_agent: BoundedSeries<Histogram>,
@@ -78,6 +79,10 @@ impl Metrics {
             )?,
             database_up: gauge("agent_registry_database_up", "Whether this server can reach its database")?,
             watchers: gauge("agent_registry_watchers", "Number of open event streams")?,
+            unreadable_rows: gauge(
+                "agent_registry_unreadable_rows",
+                "Number of agents whose rows in the database cannot be read, as of the last minute",
+            )?,
             requests: HistogramVec::new(
                 request.buckets(REQUEST_BUCKETS.to_vec()),
                 &["method", "route", "status"],
@@ -92,7 +97,13 @@ impl Metrics {
         };
         let registry = &metrics.registry;
         registry.register(Box::new(metrics.agents.clone()))?;
-        for gauge in [&metrics.capabilities, &metrics.stale_agents, &metrics.database_up, &metrics.watchers] {
+        for gauge in [
+            &metrics.capabilities,
+            &metrics.stale_agents,
+            &metrics.database_up,
+            &metrics.watchers,
+            &metrics.unreadable_rows,
+        ] {
             registry.register(Box::new(gauge.clone()))?;
         }
         registry.register(Box::new(metrics.last_sweep_age.clone()))?;
@@ -128,6 +139,11 @@ impl Metrics {
         let words: String = words.chars().take(MAX_LABEL_CHARS).collect();
         let create = |words: &str| self.searches.with_label_values(&[words]);
         self.searches_by_capability.record(&words, create, IntCounter::inc);
+    }
+
+    /// Records how many agents' rows cannot be read.
+    pub(crate) fn set_unreadable_rows(&self, count: usize) {
+        self.unreadable_rows.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Counts an event stream as open until the guard is dropped.

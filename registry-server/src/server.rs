@@ -4,22 +4,27 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::serve::{Listener, ListenerExt};
 #[cfg(target_os = "linux")]
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::connections::ConnectionServer;
 use crate::metrics::Metrics;
-use crate::registry::Registry;
+use crate::registry::{Registry, Supervisor};
 use crate::routes::{self, Authenticator};
-use crate::store::{PostgresStore, SqliteStore, Store};
+use crate::store::{Database, PostgresDatabase, SqliteDatabase};
 use crate::tls::{Tls, TlsError, TlsListener};
 use crate::tokens::TokensError;
+
+/// Time that a shutdown takes at most, and then the closing of the database. What hangs after it is dropped.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(9_500);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// Maximum number of open files besides client connections.
 const RESERVED_FILES: u64 = 64;
@@ -33,17 +38,16 @@ pub struct Server {
     local_addr: SocketAddr,
     /// Requests the shutdown when dropped.
     shutdown: DropGuard,
-    /// All background tasks, so that the shutdown can wait for them.
-    tasks: TaskTracker,
-    store: StoreHandle,
+    supervisor: Supervisor,
+    database: DatabaseHandle,
     authenticator: Arc<Authenticator>,
     tls: Option<Tls>,
 }
 
-/// The store, which is closed after all tasks have ended.
-struct StoreHandle(Arc<dyn Store>);
+/// The database, which is closed after all tasks have ended.
+struct DatabaseHandle(Arc<dyn Database>);
 
-impl std::fmt::Debug for StoreHandle {
+impl std::fmt::Debug for DatabaseHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.0.name())
     }
@@ -129,19 +133,19 @@ impl Server {
     pub async fn bind(config: Config) -> Result<Self, StartError> {
         let shutdown = CancellationToken::new();
         let guard = shutdown.clone().drop_guard();
-        let tasks = TaskTracker::new();
+        let supervisor = Supervisor::new(shutdown.clone());
         let authenticator = Arc::new(Authenticator::open(config.tokens_file.clone())?);
         let tls = Tls::from_config(&config)?;
-        let store = open_store(&config.database_url, &tasks, &shutdown).await?;
+        let database = open_database(&config.database_url).await?;
         let listen = config.listen;
         let listener = bind(listen).map_err(|error| StartError::Listen(listen, error))?;
         let local_addr = listener.local_addr().map_err(|error| StartError::Listen(listen, error))?;
-        let database = redact_password(&config.database_url);
+        let database_name = redact_password(&config.database_url);
         let max_connections = connection_limit(&config);
         let metrics = Metrics::new().map_err(|error| StartError::Metrics(error.into()))?;
-        let registry = Registry::start(store.clone(), config, metrics, &tasks, &shutdown)
+        let registry = Registry::start(database.clone(), config, metrics, &supervisor)
             .await
-            .map_err(|error| StartError::Database { database, source: error.into() })?;
+            .map_err(|error| StartError::Database { database: database_name, source: error.into() })?;
         if authenticator.is_disabled() && !local_addr.ip().is_loopback() {
             tracing::warn!(
                 %local_addr,
@@ -155,18 +159,21 @@ impl Server {
         let connections =
             ConnectionServer { router, rejecting_router, insert_peer, max_connections, shutdown };
         if let Some(tls) = tls.clone() {
-            tasks.spawn(serve(connections, TlsListener::new(listener, tls), registry));
+            let served = serve(connections, TlsListener::new(listener, tls), registry);
+            supervisor.spawn_until("connections", supervisor.shutdown().clone(), served);
         } else {
             let listener = listener.tap_io(|connection| {
                 // Otherwise small responses wait for the client's acknowledgement. A failure only costs
                 // latency.
                 let _ = connection.set_nodelay(true);
             });
-            tasks.spawn(serve(connections, listener, registry));
+            let served = serve(connections, listener, registry);
+            supervisor.spawn_until("connections", supervisor.shutdown().clone(), served);
         }
-        tasks.close();
-        tracing::info!(%local_addr, store = store.name(), "accepting connections");
-        Ok(Self { local_addr, shutdown: guard, tasks, store: StoreHandle(store), authenticator, tls })
+        supervisor.close();
+        tracing::info!(%local_addr, store = database.name(), "accepting connections");
+        let database = DatabaseHandle(database);
+        Ok(Self { local_addr, shutdown: guard, supervisor, database, authenticator, tls })
     }
 
     /// Reloads the tokens file and the certificate, if configured, without dropping a request.
@@ -202,28 +209,45 @@ impl Server {
         format!("{scheme}://{address}")
     }
 
-    /// Shuts the server down gracefully.
+    /// Waits until the server has failed: one of its tasks has ended unexpectedly, which is a bug, and the server has
+    /// to be shut down and started again. Never returns if it does not fail.
     ///
-    /// Stops accepting, waits up to ten seconds for the requests in flight, finishes their writes, and closes
-    /// the database.
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn failure(&self) -> ServeError {
+        ServeError { task: self.supervisor.failure().await }
+    }
+
+    /// Shuts the server down gracefully, within ten seconds.
+    ///
+    /// Stops accepting, waits for the requests in flight, finishes their writes, and closes the database. What has not
+    /// ended after 9.5 seconds is dropped.
     ///
     /// # Cancel safety
     /// Not cancel safe: a cancelled shutdown leaves the tasks to end on their own and the database unclosed.
     pub async fn shutdown(self) {
         drop(self.shutdown);
-        self.tasks.wait().await;
-        self.store.0.close().await;
+        if timeout(SHUTDOWN_TIMEOUT, self.supervisor.wait()).await.is_err() {
+            tracing::warn!("dropping work that did not finish within the shutdown timeout");
+            self.supervisor.abort();
+            self.supervisor.wait().await;
+        }
+        // The database may hang, too.
+        let _ = timeout(CLOSE_TIMEOUT, self.database.0.close()).await;
     }
 }
 
-async fn open_store(
-    url: &str,
-    tasks: &TaskTracker,
-    shutdown: &CancellationToken,
-) -> Result<Arc<dyn Store>, StartError> {
+/// A server failed while it was running.
+#[derive(Debug, thiserror::Error)]
+#[error("the task {task:?} of the server ended unexpectedly, which is a bug: the log says more")]
+pub struct ServeError {
+    task: &'static str,
+}
+
+async fn open_database(url: &str) -> Result<Arc<dyn Database>, StartError> {
     match url.split_once(':').map(|(scheme, _)| scheme) {
-        Some("sqlite") => Ok(Arc::new(SqliteStore::open(url).await?)),
-        Some("postgres" | "postgresql") => Ok(Arc::new(PostgresStore::open(url, tasks, shutdown).await?)),
+        Some("sqlite") => Ok(Arc::new(SqliteDatabase::open(url).await?)),
+        Some("postgres" | "postgresql") => Ok(Arc::new(PostgresDatabase::open(url).await?)),
         _ => Err(StartError::UnknownDatabase),
     }
 }

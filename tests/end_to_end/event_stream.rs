@@ -77,7 +77,8 @@ async fn a_stream_is_resumed_after_the_event_that_is_named(database: Database) {
     }
     let (first, kind, record) = stream.event().await;
     assert_eq!((kind.as_str(), &record["agent_id"]), ("registered", &"a".into()));
-    assert_eq!(record["revision"].to_string(), first, "an event's id is the record's revision");
+    let revision = format!("{}-", record["revision"]);
+    assert!(first.starts_with(&revision), "an id has the record's revision, and a mark: {first}");
     drop(stream);
     let mut stream = Stream::open(&server, Some(&first)).await;
     assert_eq!(stream.event().await.2["agent_id"], "b");
@@ -95,9 +96,14 @@ async fn a_stream_is_resumed_after_the_event_that_is_named(database: Database) {
 async fn an_id_that_is_not_kept_means_reset(database: Database) {
     let server = database.start().await;
     client(&server).register(&agent("a", "work")).await.unwrap();
+    let id = Stream::open(&server, None).await.block().await[0].strip_prefix("id: ").unwrap().to_owned();
+    // A revision that is not there, the right one of another history, and the id of an older server.
+    for lost in ["999999-0123456789abcdef", "1-0123456789abcdef", "1"] {
+        let (head, kind, data) = Stream::open(&server, Some(lost)).await.event().await;
+        assert_eq!((kind.as_str(), &data["revision"], &head), ("reset", &1.into(), &id), "{lost}");
+    }
     let mut stream = Stream::open(&server, Some("999999")).await;
-    let (id, kind, data) = stream.event().await;
-    assert_eq!((kind.as_str(), data["revision"].to_string()), ("reset", id));
+    assert_eq!(stream.event().await.1, "reset");
     client(&server).register(&agent("b", "work")).await.unwrap();
     assert_eq!(stream.event().await.2["agent_id"], "b");
     drop(stream);
@@ -106,7 +112,7 @@ async fn an_id_that_is_not_kept_means_reset(database: Database) {
 
 async fn an_id_that_is_none_is_refused(database: Database) {
     let server = database.start().await;
-    for id in ["", "x", "-1", "1.5", "99999999999999999999"] {
+    for id in ["", "x", "-1", "1.5", "1-", "1-x", "99999999999999999999"] {
         let request =
             reqwest::Client::new().get(format!("{}/events", server.url())).header("Last-Event-ID", id);
         assert_eq!(request.send().await.unwrap().status().as_u16(), 400, "{id:?}");

@@ -106,7 +106,6 @@ async fn agents_survive_a_restart(database: Database) {
     server.shutdown().await;
 }
 
-/// More than SQLite's log of heartbeats has before it is shortened.
 async fn the_last_of_many_heartbeats_survives_a_restart(database: Database) {
     let server = database.start().await;
     let before = client(&server);

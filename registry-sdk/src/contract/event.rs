@@ -35,11 +35,12 @@ impl EventKind {
     }
 
     /// A whole event as it is sent: a server-sent event
-    /// (<https://html.spec.whatwg.org/multipage/server-sent-events.html>) with the registry's revision as its id. The
-    /// record is one in compact JSON, which has no bare line break in it: so no text of an agent can end the event.
+    /// (<https://html.spec.whatwg.org/multipage/server-sent-events.html>) with an id, which has no
+    /// line break. The record is one in compact JSON, which has no bare line break in it: so no text of an agent can end
+    /// the event.
     #[must_use]
-    pub fn frame(self, revision: u64, record: &[u8]) -> Vec<u8> {
-        let head = format!("id: {revision}\nevent: {}\ndata: ", self.as_str());
+    pub fn frame(self, id: impl std::fmt::Display, record: &[u8]) -> Vec<u8> {
+        let head = format!("id: {id}\nevent: {}\ndata: ", self.as_str());
         // Registries keep many of these: no more than it takes.
         let mut frame = Vec::with_capacity(head.len() + record.len() + 2);
         frame.extend_from_slice(head.as_bytes());

@@ -115,12 +115,15 @@ pub(super) fn answer(state: &mut MockState, request: &MockRequest<'_>) -> MockRe
 }
 
 fn events(state: &mut MockState, last_event_id: Option<&str>) -> Result<MockResponse, MockResponse> {
-    let after = last_event_id.map(str::parse).transpose();
-    let after =
-        after.map_err(|_| MockResponse::problem(400, "Last-Event-ID has to be the id of an event"))?;
-    let head = state.log().revision();
-    let body = format!("id: {}\n\n", after.unwrap_or(head)).into_bytes();
-    Ok(MockResponse { status: 200, body, next: None, follow: Some(after.unwrap_or(head)) })
+    let log = state.log();
+    let after = match last_event_id {
+        Some(id) => log
+            .revision_of(id)
+            .ok_or_else(|| MockResponse::problem(400, "Last-Event-ID has to be the id of an event"))?,
+        None => log.revision(),
+    };
+    let body = format!("id: {}\n\n", log.id(after)).into_bytes();
+    Ok(MockResponse { status: 200, body, next: None, follow: Some(after) })
 }
 
 fn register(state: &mut MockState, body: &[u8]) -> Result<MockResponse, MockResponse> {

@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use timeouts::{TimedIo, Timeouts};
 
 /// Time that requests in flight have to finish after a shutdown was requested.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum size of a request head, and its maximum number of header fields.
 const MAX_HEADER_BYTES: usize = 32 * 1_024;
@@ -59,11 +59,11 @@ pub(crate) struct ConnectionServer {
 }
 
 impl ConnectionServer {
-    /// Serves until shutdown is requested, then waits up to ten seconds for the requests in flight.
+    /// Serves until shutdown is requested, then waits up to five seconds for the requests in flight.
     pub(crate) async fn serve<L: Listener<Addr = SocketAddr>>(self, mut listener: L) {
         let permits = Arc::new(Semaphore::new(self.max_connections));
         let rejections = Arc::new(Semaphore::new(MAX_CONCURRENT_REJECTIONS));
-        let tasks = TaskTracker::new();
+        let (tasks, abort) = (TaskTracker::new(), CancellationToken::new());
         let mut is_full = false;
         loop {
             let (io, peer) = tokio::select! {
@@ -84,12 +84,14 @@ impl ConnectionServer {
                 (&self.rejecting_router, permit)
             };
             let (router, shutdown) = (router.clone(), self.shutdown.clone());
-            tasks.spawn(serve_connection(io, peer, self.insert_peer, router, shutdown, permit));
+            let served = serve_connection(io, peer, self.insert_peer, router, shutdown, permit);
+            tasks.spawn(abort.clone().run_until_cancelled_owned(served));
         }
         drop(listener);
         tasks.close();
-        if timeout(SHUTDOWN_TIMEOUT, tasks.wait()).await.is_err() {
+        if timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
             tracing::warn!("dropping requests that did not finish within the shutdown timeout");
+            abort.cancel();
         }
     }
 }

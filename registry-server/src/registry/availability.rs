@@ -1,9 +1,12 @@
-//! Tracks whether the database is available and the sweeper runs, and since when silence of agents counts.
+//! Tracks whether the database is available and the sweeper runs.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use registry_sdk::contract::{HealthStatus, Timestamp};
+use registry_sdk::contract::HealthStatus;
+use tokio::time::Instant;
+
+use crate::store::StoreError;
 
 /// Number of sweep intervals without a sweep after which the server is unhealthy.
 const MAX_MISSED_SWEEPS: u32 = 3;
@@ -11,77 +14,91 @@ const MAX_MISSED_SWEEPS: u32 = 3;
 /// Minimum time without a sweep after which the server is unhealthy, however short the interval.
 const SWEEP_GRACE: Duration = Duration::from_secs(10);
 
-#[derive(Debug)]
-pub(crate) struct Availability {
-    state: Mutex<State>,
+/// A part of the server that uses the database on a session of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Follower,
+    Heartbeats,
+    Changes,
 }
+
+/// Whether each part can use the database.
+///
+/// A part that failed tries again until it succeeds, whether or not there are requests.
+#[derive(Debug)]
+pub(super) struct Availability(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    /// Start of the current outage.
+    failing: Vec<Part>,
+    /// Start of the current outage of any part.
     unavailable_since: Option<Instant>,
-    /// Database time since which agents can reach the registry. Silence before it does not count.
-    reachable_since: Timestamp,
     last_sweep: Instant,
 }
 
 impl Availability {
-    /// Starts as available at database time `now`.
-    pub(crate) fn new(now: Timestamp) -> Self {
-        let state = State { unavailable_since: None, reachable_since: now, last_sweep: Instant::now() };
-        Self { state: Mutex::new(state) }
+    pub(super) fn new() -> Self {
+        let state = State { failing: Vec::new(), unavailable_since: None, last_sweep: Instant::now() };
+        Self(Mutex::new(state))
     }
 
-    /// Records that the database is unavailable; returns whether it was available until now.
-    pub(crate) fn mark_unavailable(&self) -> bool {
-        let mut state = self.state.lock();
-        let is_news = state.unavailable_since.is_none();
-        state.unavailable_since.get_or_insert_with(Instant::now);
-        is_news
+    /// Records that the database failed a part.
+    pub(super) fn record_failure(&self, part: Part, error: &StoreError) {
+        let mut state = self.0.lock();
+        if !state.failing.contains(&part) {
+            state.failing.push(part);
+        }
+        if state.unavailable_since.is_none() {
+            state.unavailable_since = Some(Instant::now());
+            let cause = std::error::Error::source(error).map(ToString::to_string);
+            tracing::error!(
+                ?part,
+                cause,
+                "{error}; answering reads from memory and rejecting writes until the database is available"
+            );
+        }
     }
 
-    /// Records that the database is available at its time `now`.
-    ///
-    /// Returns the length of the outage that this ends.
-    pub(crate) fn mark_available(&self, now: Timestamp) -> Option<Duration> {
-        let mut state = self.state.lock();
-        let since = state.unavailable_since.take()?;
-        // Agents could not report during the outage, so each gets one whole timeout from now on.
-        state.reachable_since = now;
-        Some(since.elapsed())
+    /// Records that a part has used the database.
+    pub(super) fn record_success(&self, part: Part) {
+        let mut state = self.0.lock();
+        state.failing.retain(|failing| *failing != part);
+        // With the next poll, which ends the outage for the agents' deadlines, too.
+        if part == Part::Follower
+            && state.failing.is_empty()
+            && let Some(since) = state.unavailable_since.take()
+        {
+            let unavailable_seconds = since.elapsed().as_secs_f64();
+            tracing::info!(unavailable_seconds, "the database is available again, accepting writes");
+        }
     }
 
-    pub(crate) fn unavailable_for(&self) -> Option<Duration> {
-        self.state.lock().unavailable_since.map(|since| since.elapsed())
+    pub(super) fn is_failing(&self, part: Part) -> bool {
+        self.0.lock().failing.contains(&part)
     }
 
-    /// Returns the database time since which silence counts, or `None` during an outage.
-    pub(crate) fn reachable_since(&self) -> Option<Timestamp> {
-        let state = self.state.lock();
-        state.unavailable_since.is_none().then_some(state.reachable_since)
+    /// Returns how long the database has been unavailable for any part, if it is.
+    pub(super) fn unavailable_for(&self) -> Option<Duration> {
+        self.0.lock().unavailable_since.map(|since| since.elapsed())
     }
 
-    /// Lets silence count only from `now` on.
-    pub(crate) fn set_reachable_since(&self, now: Timestamp) {
-        self.state.lock().reachable_since = now;
+    pub(super) fn record_sweep(&self) {
+        self.0.lock().last_sweep = Instant::now();
     }
 
-    pub(crate) fn record_sweep(&self) {
-        self.state.lock().last_sweep = Instant::now();
-    }
-
-    pub(crate) fn last_sweep_age(&self) -> Duration {
-        self.state.lock().last_sweep.elapsed()
+    pub(super) fn last_sweep_age(&self) -> Duration {
+        self.0.lock().last_sweep.elapsed()
     }
 
     /// Returns `Healthy` while the database is available and the sweeper runs.
-    pub(crate) fn health(&self, sweep_interval: Duration) -> HealthStatus {
-        let state = self.state.lock();
+    pub(super) fn health(&self, sweep_interval: Duration) -> HealthStatus {
+        let state = self.0.lock();
         let limit = (sweep_interval * MAX_MISSED_SWEEPS).max(SWEEP_GRACE);
-        if state.unavailable_since.is_some() || state.last_sweep.elapsed() > limit {
-            HealthStatus::Unhealthy
-        } else {
+        let is_swept = state.last_sweep.elapsed() <= limit;
+        if state.unavailable_since.is_none() && is_swept {
             HealthStatus::Healthy
+        } else {
+            HealthStatus::Unhealthy
         }
     }
 }

@@ -1,21 +1,15 @@
-//! The event log behind `GET /events`.
+//! The latest events, encoded, behind `GET /events`.
 //!
-//! Events come from this server's commits and from the follower, in any order. The log sorts them by
-//! revision, which has no gaps, and retains the latest ones in encoded form. A watcher has no buffer of its
-//! own, only a cursor into the log; if the events after the cursor are no longer retained, the watcher has
-//! lagged.
+//! A watcher has no buffer of its own, only a cursor into the log; if the events after the cursor are no longer
+//! retained, the watcher has lagged. The log is a part of the view, under the same lock, so a watcher never
+//! learns of a change before it can be read.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
-use parking_lot::RwLock;
-use registry_sdk::contract;
-use tokio::sync::watch;
+use crate::store::Position;
 
-use super::view::Json;
-use crate::store::EventKind;
-
-/// Maximum number of events retained for slow and resuming watchers.
-const MAX_RETAINED_EVENTS: i64 = 16_384;
+/// Maximum number of entries retained for slow and resuming watchers.
+const MAX_RETAINED_ENTRIES: usize = 16_384;
 
 /// Maximum size of the retained events.
 const MAX_RETAINED_BYTES: usize = 16 * 1_024 * 1_024;
@@ -23,38 +17,28 @@ const MAX_RETAINED_BYTES: usize = 16 * 1_024 * 1_024;
 /// Size at which one read ends.
 const READ_BYTES: usize = 64 * 1_024;
 
-/// The latest events, in the order of their revisions.
+/// The latest entries, in the order of their revisions, which have no gaps.
 #[derive(Debug)]
-pub(crate) struct EventLog {
-    state: RwLock<State>,
-    /// Signals that there may be more to read.
-    changed: watch::Sender<()>,
-}
-
-#[derive(Debug)]
-struct State {
-    /// Revision up to which all events are published.
-    head: i64,
-    /// Revision after which all published events are in `frames`.
-    base: i64,
-    /// Number of resets. Revisions of different epochs cannot be compared.
-    epoch: u64,
-    /// Events that wait for the ones before them.
-    pending: BTreeMap<i64, Option<Vec<u8>>>,
-    frames: VecDeque<(i64, Vec<u8>)>,
+pub(super) struct EventLog {
+    /// Position after which all entries are retained.
+    base: Position,
+    /// Each with its event as it is sent; `None` for an internal one.
+    entries: VecDeque<(Position, Option<Vec<u8>>)>,
     bytes: usize,
+    /// Number of resets: cursors of an earlier epoch are reset.
+    epoch: u64,
 }
 
 /// A watcher's position in the log.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cursor {
-    after: i64,
+    after: Position,
     epoch: u64,
 }
 
 impl Cursor {
-    /// Returns the revision up to which the watcher has read.
-    pub(crate) fn revision(&self) -> i64 {
+    /// Returns the position up to which the watcher has read.
+    pub(crate) fn position(&self) -> Position {
         self.after
     }
 }
@@ -66,179 +50,152 @@ pub(crate) enum LogRead {
     UpToDate,
     /// The next events, encoded.
     Frames(Vec<u8>),
-    /// The next events are no longer retained. Contains the revision at which the cursor continues.
-    Lagged(i64),
-    /// The cursor belongs to another epoch. Contains the revision at which the cursor continues.
-    Reset(i64),
+    /// The next events are no longer retained. Contains the position at which the cursor continues.
+    Lagged(Position),
+    /// The cursor is not in the registry's history. Contains the position at which it continues.
+    Reset(Position),
 }
 
 impl EventLog {
-    /// Creates an empty log at a revision.
-    pub(super) fn new(head: i64) -> Self {
-        let state =
-            State { head, base: head, epoch: 0, pending: BTreeMap::new(), frames: VecDeque::new(), bytes: 0 };
-        Self { state: RwLock::new(state), changed: watch::Sender::new(()) }
+    /// Creates an empty log at a position.
+    pub(super) fn new(head: Position, epoch: u64) -> Self {
+        Self { base: head, entries: VecDeque::new(), bytes: 0, epoch }
     }
 
-    /// Returns the revision up to which all events are published.
-    pub(super) fn head(&self) -> i64 {
-        self.state.read().head
+    /// Returns the position of the last entry.
+    pub(super) fn head(&self) -> Position {
+        self.entries.back().map_or(self.base, |(position, _)| *position)
     }
 
-    /// Adds events, and publishes those whose predecessors are all there.
-    ///
-    /// Published revisions are ignored. An internal event has no frame.
-    pub(super) fn append(&self, events: impl IntoIterator<Item = (i64, Option<Vec<u8>>)>) {
-        let mut state = self.state.write();
-        let previous_head = state.head;
-        for (revision, frame) in events {
-            if revision > state.head {
-                state.pending.insert(revision, frame);
-            }
-        }
-        state.publish();
-        let has_changed = state.head > previous_head;
-        drop(state);
-        if has_changed {
-            self.changed.send_replace(());
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Appends the entry that follows the head.
+    pub(super) fn push(&mut self, position: Position, frame: Option<Vec<u8>>) {
+        self.bytes += frame.as_ref().map_or(0, Vec::len);
+        self.entries.push_back((position, frame));
+        while self.entries.len() > MAX_RETAINED_ENTRIES || self.bytes > MAX_RETAINED_BYTES {
+            let Some((position, frame)) = self.entries.pop_front() else { break };
+            (self.base, self.bytes) = (position, self.bytes - frame.map_or(0, |frame| frame.len()));
         }
     }
 
-    /// Starts a new epoch at `head`, after all agents were reloaded. The events in between are unknown.
-    pub(super) fn reset(&self, head: i64) {
-        let mut state = self.state.write();
-        let is_rolled_back = head < state.head;
-        (state.head, state.base, state.epoch) = (head, head, state.epoch + 1);
-        state.frames.clear();
-        state.bytes = 0;
-        // After a rollback, pending events belong to a history that no longer exists.
-        state.pending.retain(|revision, _| *revision > head && !is_rolled_back);
-        state.publish();
-        drop(state);
-        self.changed.send_replace(());
-    }
-
-    /// Returns a cursor after a revision, or at the head.
-    pub(crate) fn cursor(&self, after: Option<i64>) -> Cursor {
-        let state = self.state.read();
-        Cursor { after: after.unwrap_or(state.head), epoch: state.epoch }
-    }
-
-    /// Returns a receiver that is notified when there may be more to read.
-    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
-        self.changed.subscribe()
+    /// Returns a cursor after a position, or at the head.
+    pub(super) fn cursor(&self, after: Option<Position>) -> Cursor {
+        Cursor { after: after.unwrap_or_else(|| self.head()), epoch: self.epoch }
     }
 
     /// Reads the events after the cursor, and advances it.
-    pub(crate) fn read(&self, cursor: &mut Cursor) -> LogRead {
-        let state = self.state.read();
-        let is_stale = cursor.epoch != state.epoch || cursor.after > state.head;
-        if is_stale || cursor.after < state.base {
-            *cursor = Cursor { after: state.head, epoch: state.epoch };
-            return if is_stale { LogRead::Reset(state.head) } else { LogRead::Lagged(state.head) };
-        }
-        let start = state.frames.partition_point(|(revision, _)| *revision <= cursor.after);
+    pub(super) fn read(&self, cursor: &mut Cursor) -> LogRead {
+        let Some(start) = self.index_after(cursor) else {
+            let has_lagged = cursor.epoch == self.epoch && cursor.after.revision < self.base.revision;
+            *cursor = self.cursor(None);
+            return if has_lagged { LogRead::Lagged(cursor.after) } else { LogRead::Reset(cursor.after) };
+        };
         let mut frames = Vec::new();
-        for (revision, frame) in state.frames.range(start..) {
-            frames.extend_from_slice(frame);
-            cursor.after = *revision;
+        for (position, frame) in self.entries.range(start..) {
+            frames.extend(frame.iter().flatten());
+            cursor.after = *position;
             if frames.len() >= READ_BYTES {
-                return LogRead::Frames(frames);
+                break;
             }
         }
-        cursor.after = state.head;
         if frames.is_empty() { LogRead::UpToDate } else { LogRead::Frames(frames) }
     }
-}
 
-impl State {
-    fn publish(&mut self) {
-        while let Some(frame) = self.pending.remove(&(self.head + 1)) {
-            self.head += 1;
-            if let Some(frame) = frame {
-                self.bytes += frame.len();
-                self.frames.push_back((self.head, frame));
-            }
-            while self.bytes > MAX_RETAINED_BYTES
-                || self.frames.front().is_some_and(|(r, _)| self.head - r >= MAX_RETAINED_EVENTS)
-            {
-                let Some((revision, frame)) = self.frames.pop_front() else { break };
-                (self.base, self.bytes) = (revision, self.bytes - frame.len());
-            }
-        }
+    /// Returns whether a position is in the history; `None` if it may be one that is no longer kept.
+    pub(super) fn contains(&self, position: Position) -> Option<bool> {
+        let count = usize::try_from(position.revision - self.base.revision).ok()?;
+        let retained = match count.checked_sub(1) {
+            Some(index) => self.entries.get(index).map(|(position, _)| *position),
+            None => Some(self.base),
+        };
+        Some(retained == Some(position))
     }
-}
 
-/// Encodes an event for the stream; `None` for an internal one.
-pub(super) fn encode_frame(kind: EventKind, revision: i64, record: impl FnOnce() -> Json) -> Option<Vec<u8>> {
-    let kind = match kind {
-        EventKind::Registered => contract::EventKind::Registered,
-        EventKind::StatusChanged => contract::EventKind::StatusChanged,
-        EventKind::Deregistered => contract::EventKind::Deregistered,
-        EventKind::Internal => return None,
-    };
-    Some(kind.frame(u64::try_from(revision).ok()?, &record()))
+    /// Returns the index of the first entry after the cursor; `None` if the cursor is not in this history, or its
+    /// entry is not retained.
+    fn index_after(&self, cursor: &Cursor) -> Option<usize> {
+        let is_known = cursor.epoch == self.epoch && self.contains(cursor.after) == Some(true);
+        usize::try_from(cursor.after.revision - self.base.revision).ok().filter(|_| is_known)
+    }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
-    fn event(revision: i64) -> (i64, Option<Vec<u8>>) {
-        (revision, Some(format!("{revision};").into_bytes()))
+    fn at(revision: i64) -> Position {
+        Position { revision, mark: 1_000 + revision }
+    }
+
+    fn push(log: &mut EventLog, revisions: impl IntoIterator<Item = i64>) {
+        for revision in revisions {
+            log.push(at(revision), Some(format!("{revision};").into_bytes()));
+        }
     }
 
     fn read(log: &EventLog, cursor: &mut Cursor) -> String {
         match log.read(cursor) {
             LogRead::UpToDate => "up to date".to_owned(),
             LogRead::Frames(frames) => String::from_utf8(frames).unwrap(),
-            LogRead::Lagged(head) => format!("lagged {head}"),
-            LogRead::Reset(head) => format!("reset {head}"),
+            LogRead::Lagged(head) => format!("lagged {}", head.revision),
+            LogRead::Reset(head) => format!("reset {}", head.revision),
         }
     }
 
     #[test]
-    fn events_are_published_in_order_once_and_without_gaps() {
-        let log = EventLog::new(10);
+    fn a_watcher_reads_on_from_its_cursor_and_resumes_after_any_entry() {
+        let mut log = EventLog::new(at(10), 0);
         let mut cursor = log.cursor(None);
-        log.append([event(12), event(13)]);
-        assert_eq!(read(&log, &mut cursor), "up to date", "11 is missing");
-        log.append([event(11), event(12), event(9)]);
+        assert_eq!(read(&log, &mut cursor), "up to date");
+        push(&mut log, 11..=13);
         assert_eq!(read(&log, &mut cursor), "11;12;13;");
-        assert_eq!((read(&log, &mut cursor).as_str(), log.head()), ("up to date", 13));
-        log.append([(14, None), event(15)]);
-        assert_eq!(read(&log, &mut cursor), "15;", "14 is not visible");
-        assert_eq!(read(&log, &mut log.cursor(Some(12))), "13;15;", "a resumed watcher continues");
+        log.push(at(14), None);
+        assert_eq!(read(&log, &mut cursor), "up to date", "14 is internal");
+        push(&mut log, 15..=15);
+        assert_eq!(read(&log, &mut cursor), "15;");
+        assert_eq!(read(&log, &mut log.cursor(Some(at(12)))), "13;15;", "a resumed watcher continues");
+        assert_eq!(read(&log, &mut log.cursor(Some(at(10)))), "11;12;13;15;");
+        assert_eq!(log.head(), at(15));
     }
 
     #[test]
-    fn lagging_watcher_and_one_of_another_epoch_are_told() {
-        let log = EventLog::new(0);
-        let (mut slow, mut ahead) = (log.cursor(None), log.cursor(Some(99)));
-        assert_eq!(read(&log, &mut ahead), "reset 0");
-        log.append((1..=MAX_RETAINED_EVENTS).map(event));
-        assert!(read(&log, &mut slow.clone()).starts_with("1;2;"), "just in time");
-        log.append([event(MAX_RETAINED_EVENTS + 1)]);
-        assert_eq!(read(&log, &mut slow), format!("lagged {}", MAX_RETAINED_EVENTS + 1));
-        log.append([event(MAX_RETAINED_EVENTS + 2)]);
-        assert_eq!(
-            read(&log, &mut slow),
-            format!("{};", MAX_RETAINED_EVENTS + 2),
-            "and continues from there"
-        );
+    fn a_position_of_another_history_is_reset() {
+        let mut log = EventLog::new(at(10), 0);
+        push(&mut log, 11..=13);
+        for other in [Position { revision: 12, mark: 7 }, Position { revision: 10, mark: 7 }, at(14), at(99)]
+        {
+            assert_eq!(read(&log, &mut log.cursor(Some(other))), "reset 13", "{other:?}");
+        }
+        let mut cursor = log.cursor(None);
+        let mut log = EventLog::new(at(13), 1);
+        assert_eq!(read(&log, &mut cursor), "reset 13", "an earlier epoch");
+        push(&mut log, 14..=14);
+        assert_eq!(read(&log, &mut cursor), "14;");
+    }
 
-        log.reset(50);
-        assert_eq!(read(&log, &mut slow), "reset 50", "the database was rolled back");
-        log.append([event(51)]);
-        assert_eq!(read(&log, &mut slow), "51;");
+    #[test]
+    fn a_lagging_watcher_is_told() {
+        let mut log = EventLog::new(at(0), 0);
+        let mut slow = log.cursor(None);
+        let most = i64::try_from(MAX_RETAINED_ENTRIES).unwrap();
+        push(&mut log, 1..=most);
+        assert!(read(&log, &mut slow.clone()).starts_with("1;2;"), "just in time");
+        push(&mut log, [most + 1]);
+        assert_eq!(read(&log, &mut slow), format!("lagged {}", MAX_RETAINED_ENTRIES + 1));
     }
 
     #[test]
     fn retained_bytes_are_bounded() {
-        let log = EventLog::new(0);
+        let mut log = EventLog::new(at(0), 0);
         let mut cursor = log.cursor(None);
-        log.append((1..=17).map(|revision| (revision, Some(vec![b'x'; 1_024 * 1_024]))));
+        for revision in 1..=17 {
+            log.push(at(revision), Some(vec![b'x'; 1_024 * 1_024]));
+        }
         assert_eq!(read(&log, &mut cursor), "lagged 17");
-        assert_eq!(log.read(&mut log.cursor(Some(1))), LogRead::Frames(vec![b'x'; 1_024 * 1_024]));
+        assert_eq!(log.read(&mut log.cursor(Some(at(1)))), LogRead::Frames(vec![b'x'; 1_024 * 1_024]));
     }
 }

@@ -1,92 +1,92 @@
-//! Follows the changes of other replicas, and detects when the database becomes available again.
+//! Follows the changes of other servers, and polls whether the database is available.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Shared;
-use crate::store::{Event, Store, StoreError};
+use tokio::time::{Instant, sleep, timeout_at};
 
-/// Interval at which events are polled even without a notification.
+use super::availability::Part;
+use super::history::entries_after;
+use super::lane::timed;
+use super::reports;
+use super::shared::{RETRY_INTERVAL, Shared};
+use crate::store::{Listener, Notification, Result, StoreError};
+
+/// Interval at which the log is polled even without a notification.
 ///
 /// Notifications can get lost, and an unavailable database sends none.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Maximum number of events replayed at start for resuming watchers.
-///
-/// Enough for about a minute of changes, and few enough not to delay the start.
-const MAX_REPLAYED_EVENTS: i64 = 4_096;
+/// Time after a notification at which the log is polled.
+const NOTIFICATION_DELAY: Duration = Duration::from_millis(5);
 
-/// Follows the database: wakes at each notification and at every poll interval. Never returns.
+/// Timeout for opening the session that listens.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Timeout of a poll.
+const POLL_TIMEOUT: Duration = Duration::from_millis(1_250);
+
+/// Follows the database: reads the log at each notification and at every poll interval. Never returns.
 ///
 /// # Cancel safety
-/// Cancel safe: events that were not applied are read again by the next follower.
+/// Cancel safe: entries that were not applied are read again by the next follower.
 pub(super) async fn run(shared: Arc<Shared>) {
-    let changed = shared.store.change_notify();
+    let mut is_replacement = false;
     loop {
-        // A notification and the timeout mean the same: look for events.
-        let _ = tokio::time::timeout(POLL_INTERVAL, changed.notified()).await;
-        let caught_up = catch_up(&shared).await;
-        shared.record_outcome(&caught_up);
-    }
-}
-
-/// Applies all events that are not known yet. Most of this server's own events are.
-async fn catch_up(shared: &Shared) -> Result<(), StoreError> {
-    loop {
-        let head = shared.events.head();
-        let batch = shared.store.read_events(head).await?;
-        shared.observe_clock(batch.now);
-        if shared.availability.unavailable_for().is_some() {
-            // A database with a full disk, for example, answers reads but rejects writes.
-            shared.store.check_writable().await?;
+        let mut last_poll = None;
+        let Err(error) = follow(&shared, is_replacement, &mut last_poll).await else { continue };
+        is_replacement = true;
+        // A session that was just in use is replaced at once: it may be the only thing that was lost.
+        if last_poll.is_none_or(|last_poll: Instant| last_poll.elapsed() > POLL_TIMEOUT) {
+            shared.availability.record_failure(Part::Follower, &error);
         }
-        if let Some(outage) = shared.availability.mark_available(batch.now) {
-            tracing::info!(
-                unavailable_seconds = outage.as_secs_f64(),
-                "the database is available again, accepting writes"
-            );
-        }
-        let next = batch.events.first().map(|event| event.agent.revision);
-        // Revisions have no gaps. If the next one is missing, it was pruned or cannot be decoded, or the
-        // database was rolled back.
-        if next.map_or(batch.revision != head, |next| next != head + 1) {
-            reload(shared, head).await?;
-            continue;
-        }
-        shared.apply(&batch.events);
-        let head = shared.events.head();
-        shared.view.prune_tombstones(head);
-        if head >= batch.revision {
-            return Ok(());
+        if last_poll.is_none() {
+            sleep(RETRY_INTERVAL).await;
         }
     }
 }
 
-async fn reload(shared: &Shared, head: i64) -> Result<(), StoreError> {
-    let snapshot = shared.store.load().await?;
-    let revision = snapshot.revision;
-    tracing::warn!(
-        known_revision = head,
-        revision,
-        "cannot follow the events one by one, reloaded all agents"
-    );
-    shared.observe_clock(snapshot.now);
-    shared.view.replace(snapshot, revision < head);
-    shared.events.reset(revision);
+/// Follows on one session, until that fails or all sessions are dropped.
+async fn follow(shared: &Arc<Shared>, is_replacement: bool, last_poll: &mut Option<Instant>) -> Result<()> {
+    let mut listener = timed(CONNECT_TIMEOUT, shared.database.listen()).await?;
+    if is_replacement {
+        // The database may be another one now, or have lost heartbeats.
+        shared.drop_sessions();
+    }
+    let generation = shared.generation();
+    while shared.generation() == generation {
+        let mut next_poll = Instant::now() + POLL_INTERVAL;
+        poll(shared, &mut *listener).await?;
+        *last_poll = Some(Instant::now());
+        while let Ok(notification) = timeout_at(next_poll, listener.notified()).await {
+            match notification? {
+                // Others are on their way with it, from a busy server.
+                Notification::Changed => next_poll = next_poll.min(Instant::now() + NOTIFICATION_DELAY),
+                Notification::Broadcast(message) => reports::receive(shared, &message),
+            }
+        }
+    }
     Ok(())
 }
 
-/// Reads the latest events up to a revision that are still stored, for watchers that resume.
-pub(super) async fn recent_events(store: &dyn Store, revision: i64) -> Result<Vec<Event>, StoreError> {
-    let mut replayed: Vec<Event> = Vec::new();
-    let mut after = (revision - MAX_REPLAYED_EVENTS).max(0);
-    while after < revision {
-        let mut events = store.read_events(after).await?.events;
-        let Some(last) = events.last() else { break };
-        after = last.agent.revision;
-        replayed.append(&mut events);
+/// Applies all entries that are not known yet. Most of this server's own are.
+async fn poll(shared: &Arc<Shared>, listener: &mut dyn Listener) -> Result<()> {
+    loop {
+        let at = shared.view.position();
+        let page = timed(POLL_TIMEOUT, listener.read_log(at.position.revision)).await?;
+        if !page.is_writable {
+            return Err(StoreError::Unavailable("it is read-only, or a standby".into()));
+        }
+        shared.observe_head(&page.head);
+        let head = page.head;
+        match entries_after(at.position, page) {
+            Some(entries) if !entries.is_empty() => shared.apply(at.epoch, &entries),
+            Some(_) => true,
+            None => return shared.reload().await,
+        };
+        if shared.view.position().position.revision >= head.position.revision {
+            shared.record_poll(head.now);
+            return Ok(());
+        }
     }
-    // Other replicas may have written more in the meantime.
-    replayed.retain(|event| event.agent.revision <= revision);
-    Ok(replayed)
 }

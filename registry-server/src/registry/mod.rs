@@ -3,43 +3,49 @@
 //! Writes go to the database first; reads come from memory.
 
 mod availability;
-mod clock;
+mod changes;
 mod events;
 mod follower;
-mod group_commit;
+mod heartbeats;
+mod history;
+mod lane;
 mod probe;
+mod queue;
+mod reconciler;
 mod reports;
 mod rules;
 mod shared;
+mod supervision;
 mod sweeper;
+mod time;
 mod view;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures_util::future::join;
-use parking_lot::Mutex;
 use registry_sdk::contract::{
-    AgentHealth, AgentStatus, Heartbeat, HeartbeatAck, Owner, Registration, RegistryStats, ServerHealth,
-    StatusUpdate, Timestamp, heartbeat_timeout, is_valid_agent_id,
+    AgentHealth, AgentStatus, HealthStatus, Heartbeat, HeartbeatAck, Owner, Registration, RegistryStats,
+    ServerHealth, StatusUpdate, Timestamp, heartbeat_timeout, is_valid_agent_id,
 };
-use tokio::task::spawn_blocking;
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::admission::Admission;
 use crate::config::Config;
 use crate::metrics::{Gauges, Metrics};
-use crate::store::{HeartbeatWrite, Store, StoreError, StoredAgent};
-use availability::Availability;
-use clock::DatabaseClock;
-use events::EventLog;
+use crate::store::{CommitError, Database, Position, Purpose, Session, StoreError, StoredAgent, Writes};
+use availability::Part;
+use changes::ChangeQueue;
 pub(crate) use events::{Cursor, LogRead};
-use group_commit::WriteQueues;
-use reports::{DirtyReports, Report};
+use heartbeats::HeartbeatQueue;
+use lane::timed;
+use reports::Report;
 use rules::{Change, Outcome, accepts_instance};
-use shared::Shared;
+use shared::{LOAD_TIMEOUT, Shared, read_context};
+pub(crate) use supervision::Supervisor;
+use time::DatabaseTime;
 pub(crate) use view::{CHUNK_BYTES, Chunk, Filter, Json, ListQuery, Page, Rest, SearchQuery};
 use view::{Entry, Read, ReadContext, View};
 
@@ -67,6 +73,16 @@ pub(crate) enum Error {
     /// The database is unavailable.
     #[error("the registry's database does not answer, nothing was changed; try again")]
     Unavailable,
+    /// The database did not say whether it made the change.
+    #[error(
+        "the registry's database does not answer, the change may have been made; read the agent, or try again"
+    )]
+    Unsettled,
+    /// Somebody else has locked the agent's row in the database.
+    #[error(
+        "another program has locked the row of agent {0:?} in the database, nothing was changed; try again"
+    )]
+    Locked(String),
     /// A queue is full, or there are no permits left.
     #[error("too many requests are waiting, nothing was changed; try again")]
     Overloaded,
@@ -88,69 +104,68 @@ fn describe_owner(Owner { instance_id, base_url, .. }: &Owner) -> String {
 impl From<&StoreError> for Error {
     fn from(error: &StoreError) -> Self {
         match error {
-            StoreError::Unavailable(_) => Self::Unavailable,
+            StoreError::Unavailable(_) | StoreError::Locked(_) => Self::Unavailable,
             StoreError::Rejected(_) => Self::Internal,
         }
     }
 }
 
-/// The registry. Its tasks end with the token passed to [`Registry::start`] and with [`Registry::close`].
+/// The registry. Its tasks end with [`Registry::close`] and with the supervisor's shutdown.
 pub(crate) struct Registry {
     shared: Arc<Shared>,
-    queues: WriteQueues,
+    heartbeats: HeartbeatQueue,
+    changes: ChangeQueue,
     /// Closes the write queues.
     closing: CancellationToken,
-    /// Ends the tasks and streams that never end on their own.
-    shutdown: CancellationToken,
+    supervisor: Supervisor,
 }
 
 impl Registry {
-    /// Loads all agents and starts the registry's tasks, most of which end when `shutdown` is cancelled.
+    /// Loads all agents and starts the registry's tasks.
     pub(crate) async fn start(
-        store: Arc<dyn Store>,
+        database: Arc<dyn Database>,
         config: Config,
         metrics: Metrics,
-        tasks: &TaskTracker,
-        shutdown: &CancellationToken,
+        supervisor: &Supervisor,
     ) -> Result<Arc<Self>, StoreError> {
-        let snapshot = store.load().await?;
-        let (revision, now) = (snapshot.revision, snapshot.now);
-        tracing::info!(agents = snapshot.agents.len(), revision, store = store.name(), "loaded all agents");
-        // Both take long and are independent.
-        let (view, recent) =
-            join(spawn_blocking(|| View::new(snapshot)), follower::recent_events(&*store, revision)).await;
-        let (recent, view) = (recent?, view.map_err(|error| StoreError::Unavailable(error.into()))?);
-        let shared = Arc::new(Shared {
-            store,
-            clock: DatabaseClock::new(now),
-            availability: Availability::new(now),
-            events: EventLog::new(recent.first().map_or(revision, |oldest| oldest.agent.revision - 1)),
-            view,
-            admission: Admission::new(config.rate_limit),
-            config,
-            started_at: Instant::now(),
-            dirty_reports: DirtyReports::default(),
-            metrics,
-            cached_stats: Mutex::default(),
-            server_id: RandomState::new().hash_one(std::process::id()),
-        });
-        shared.publish(&recent);
-        if shared.events.head() != revision {
-            shared.events.reset(revision);
-        }
-        let (queues, heartbeats, changes) = WriteQueues::new();
+        let mut session = timed(LOAD_TIMEOUT, database.connect(Purpose::Reads)).await?;
+        timed(LOAD_TIMEOUT, set_heartbeat_timeout(&mut *session, config.heartbeat_timeout)).await?;
+        let snapshot = timed(LOAD_TIMEOUT, session.load()).await?;
+        drop(session);
+        let revision = snapshot.head.position.revision;
+        tracing::info!(
+            agents = snapshot.agents.len(),
+            revision,
+            store = database.name(),
+            "loaded all agents"
+        );
+        let time = DatabaseTime::new(snapshot.head.now);
+        let context = read_context(&config, database.is_shared(), config.heartbeat_timeout, &time);
+        let view = View::new(snapshot, &context);
+        let server_id = RandomState::new().hash_one(std::process::id());
+        let shared = Arc::new(Shared::new(database, view, time, config, metrics, server_id));
+        let (heartbeats, heartbeat_writer) = HeartbeatQueue::new(shared.clone());
+        let (changes, change_writer) = ChangeQueue::new(shared.clone());
         let closing = CancellationToken::new();
-        tasks.spawn(group_commit::run_heartbeats(shared.clone(), heartbeats, closing.clone()));
-        tasks.spawn(group_commit::run_changes(shared.clone(), changes, closing.clone()));
-        let registry = Arc::new(Self { shared: shared.clone(), queues, closing, shutdown: shutdown.clone() });
-        tasks.spawn(shutdown.clone().run_until_cancelled_owned(follower::run(shared.clone())));
-        if shared.store.is_shared() {
-            tasks.spawn(shutdown.clone().run_until_cancelled_owned(reports::broadcast(shared.clone())));
-            tasks.spawn(shutdown.clone().run_until_cancelled_owned(reports::receive(shared)));
+        let registry = Arc::new(Self {
+            shared: shared.clone(),
+            heartbeats,
+            changes,
+            closing: closing.clone(),
+            supervisor: supervisor.clone(),
+        });
+        supervisor.spawn_until("heartbeats", closing.clone(), heartbeat_writer.run(closing.clone()));
+        supervisor.spawn_until("changes", closing.clone(), change_writer.run(closing));
+        supervisor.spawn("follower", follower::run(shared.clone()));
+        supervisor.spawn("sweeper", sweeper::run(registry.clone()));
+        supervisor.spawn("reconciler", reconciler::run(registry.clone()));
+        if shared.database.is_shared() {
+            supervisor.spawn("reports", reports::broadcast(shared.clone()));
         }
-        tasks.spawn(shutdown.clone().run_until_cancelled_owned(sweeper::run(registry.clone())));
-        if let Some(interval) = registry.shared.config.probe_interval {
-            tasks.spawn(probe::run(registry.clone(), interval, shutdown.clone()));
+        if let Some(interval) = shared.config.probe_interval {
+            let shutdown = supervisor.shutdown().clone();
+            let probes = probe::run(registry.clone(), interval, shutdown.clone());
+            supervisor.spawn_until("probes", shutdown, probes);
         }
         Ok(registry)
     }
@@ -172,7 +187,7 @@ impl Registry {
             && entry.agent.has_same_registration(&draft)
             // The start of a new instance has to be stored, and a late request of an ended one rejected.
             && draft.instance_id.as_deref().is_none_or(|id| {
-                entry.agent.instances.is_noted(id, instance_age, self.shared.clock.now())
+                entry.agent.instances.is_noted(id, instance_age, self.shared.time.now())
             })
             && let Some(last_heartbeat) = self.write_heartbeat(&entry, arrived).await?
         {
@@ -193,7 +208,7 @@ impl Registry {
     ) -> Result<HeartbeatAck, Error> {
         let arrived = Instant::now();
         let report = Report { load: heartbeat.load, active_tasks: heartbeat.active_tasks, probe: None };
-        let timeout = |interval| heartbeat_timeout(self.shared.config.heartbeat_timeout, interval);
+        let timeout = |interval| heartbeat_timeout(self.shared.heartbeat_timeout(), interval);
         if let Some(entry) = self.shared.view.entry(agent_id)
             && entry.agent.status != AgentStatus::Offline
             && heartbeat.status.is_none_or(|status| status == entry.agent.status)
@@ -221,6 +236,7 @@ impl Registry {
         match self.submit(agent_id, Change::Remove, Instant::now()).await? {
             Outcome::NotFound => Err(Error::NotFound(agent_id.to_owned())),
             Outcome::Applied(_) | Outcome::Removed | Outcome::Superseded { .. } => Ok(()),
+            Outcome::Locked => Err(Error::Locked(agent_id.to_owned())),
         }
     }
 
@@ -285,20 +301,39 @@ impl Registry {
     /// Returns the health of the server itself.
     pub(crate) fn server_health(&self) -> ServerHealth {
         let shared = &self.shared;
-        let status = shared.availability.health(shared.config.sweep_interval);
+        let status = if self.supervisor.has_failed() {
+            HealthStatus::Unhealthy
+        } else {
+            shared.availability.health(shared.config.sweep_interval)
+        };
         let uptime =
             Duration::from_millis(u64::try_from(shared.started_at.elapsed().as_millis()).unwrap_or(u64::MAX));
-        ServerHealth::new(status, env!("CARGO_PKG_VERSION"), shared.store.name(), uptime)
+        ServerHealth::new(status, env!("CARGO_PKG_VERSION"), shared.database.name(), uptime)
     }
 
-    /// Returns the log of events, for watchers.
-    pub(crate) fn events(&self) -> &EventLog {
-        &self.shared.events
+    /// Returns a cursor after a position in the history, or at its head.
+    ///
+    /// Waits a moment for a position that this server does not know yet: the watcher may have read from another one.
+    pub(crate) async fn cursor(&self, after: Option<Position>) -> Cursor {
+        if let Some(after) = after {
+            self.shared.view.reach(after.revision).await;
+        }
+        self.shared.view.cursor(after)
+    }
+
+    /// Reads the events after the cursor, and advances it.
+    pub(crate) fn read_events(&self, cursor: &mut Cursor) -> LogRead {
+        self.shared.view.read_events(cursor)
+    }
+
+    /// Returns a receiver that is notified when there may be more events to read.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
+        self.shared.view.subscribe()
     }
 
     /// Waits until a shutdown is requested.
     pub(crate) async fn shutdown_requested(&self) {
-        self.shutdown.cancelled().await;
+        self.supervisor.shutdown().cancelled().await;
     }
 
     /// Returns how long the database has been unavailable, if it is.
@@ -312,7 +347,7 @@ impl Registry {
         if first.unconfirmed.is_empty() {
             return first.value;
         }
-        // Afterwards the deadlines are confirmed, or the database is unavailable and no deadline counts.
+        // Afterwards the deadlines are confirmed; one that cannot be does not count.
         self.shared.confirm_deadlines(&first.unconfirmed).await;
         read(&self.shared.read_context()).value
     }
@@ -339,15 +374,14 @@ impl Registry {
     /// Writes a plain heartbeat and returns its time, or `None` if the heartbeat changes more than the time.
     async fn write_heartbeat(&self, entry: &Entry, arrived: Instant) -> Result<Option<Timestamp>, Error> {
         let (last_heartbeat, interval) = (entry.liveness.last_heartbeat(), entry.agent.heartbeat_interval);
-        let now = self.shared.clock.now();
+        let context = self.shared.read_context();
         if entry.agent.missed_deadline
-            || self.shared.deadline_policy().is_nearly_overdue(last_heartbeat, interval, now)
+            || context.policy.is_nearly_overdue(last_heartbeat, interval, context.now)
         {
             return Ok(None);
         }
-        self.shared.check_database()?;
-        let heartbeat = HeartbeatWrite { agent: entry.agent.clone(), arrived };
-        self.queues.heartbeat(heartbeat, entry.liveness.clone()).await
+        self.shared.check_available(Part::Heartbeats)?;
+        self.heartbeats.write(entry, arrived).await
     }
 
     async fn submit_and_get(
@@ -365,15 +399,26 @@ impl Registry {
                 Err(Error::ShutDown { agent_id: agent_id.to_owned(), owner })
             }
             Outcome::Removed | Outcome::NotFound => Err(Error::NotFound(agent_id.to_owned())),
+            Outcome::Locked => Err(Error::Locked(agent_id.to_owned())),
         }
     }
 
     async fn submit(&self, agent_id: &str, change: Change, arrived: Instant) -> Result<Outcome, Error> {
-        // An invalid id cannot be registered, so the database need not be asked.
-        if !is_valid_agent_id(agent_id) {
+        // An invalid id cannot be registered, so the database need not be asked, unless another program wrote it there.
+        if !is_valid_agent_id(agent_id) && self.shared.view.entry(agent_id).is_none() {
             return Ok(Outcome::NotFound);
         }
-        self.shared.check_database()?;
-        self.queues.change(agent_id.to_owned(), change, arrived).await
+        self.shared.check_available(Part::Changes)?;
+        self.changes.submit(agent_id.to_owned(), change, arrived).await
+    }
+}
+
+/// Sets the heartbeat timeout of all servers over the database.
+async fn set_heartbeat_timeout(session: &mut dyn Session, timeout: Duration) -> Result<(), StoreError> {
+    changes::begin(session).await?;
+    session.set_heartbeat_timeout(timeout).await?;
+    match session.commit(&Writes::default()).await {
+        Ok(()) => Ok(()),
+        Err(CommitError::NotApplied(error) | CommitError::Unknown(error)) => Err(error),
     }
 }

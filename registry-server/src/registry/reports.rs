@@ -10,9 +10,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use registry_sdk::contract::ProbeResult;
 use serde::{Deserialize, Serialize};
-use tokio::sync::broadcast::error::RecvError;
 
-use super::Shared;
+use super::shared::Shared;
 
 /// Interval between broadcasts.
 const BROADCAST_INTERVAL: Duration = Duration::from_millis(250);
@@ -68,7 +67,7 @@ impl Shared {
             return;
         }
         self.view.report(agent_id, report);
-        if self.store.is_shared() {
+        if self.database.is_shared() {
             self.dirty_reports.0.lock().insert(agent_id.to_owned());
         }
     }
@@ -89,28 +88,19 @@ pub(super) async fn broadcast(shared: Arc<Shared>) {
             let report = shared.view.entry(&agent_id)?.liveness.report();
             Some((agent_id, report))
         });
-        if let Err(error) = shared.store.broadcast(&messages(shared.server_id, reports)).await {
+        if let Err(error) = shared.broadcast(&messages(shared.server_id, reports)).await {
             tracing::debug!(%error, "cannot broadcast reports, the next heartbeats bring them again");
         }
     }
 }
 
-/// Applies the broadcasts of other replicas. Returns at once if the store is not shared.
-pub(super) async fn receive(shared: Arc<Shared>) {
-    let mut broadcasts = shared.store.subscribe();
-    loop {
-        match broadcasts.recv().await {
-            Ok(text) => {
-                // Another version of the server may send messages of another form.
-                let Ok(message) = serde_json::from_str::<Message>(&text) else { continue };
-                if message.from != shared.server_id {
-                    for (agent_id, report) in message.reports {
-                        shared.view.report(&agent_id, report);
-                    }
-                }
-            }
-            Err(RecvError::Lagged(_)) => {}
-            Err(RecvError::Closed) => return,
+/// Applies a broadcast, unless it is this server's own.
+pub(super) fn receive(shared: &Shared, message: &str) {
+    // Another version of the server may send messages of another form.
+    let Ok(message) = serde_json::from_str::<Message>(message) else { return };
+    if message.from != shared.server_id {
+        for (agent_id, report) in message.reports {
+            shared.view.report(&agent_id, report);
         }
     }
 }

@@ -5,13 +5,11 @@ use std::time::Duration;
 
 use registry_sdk::contract::{AgentStatus, Heartbeat, Owner, StatusUpdate, Timestamp, heartbeat_timeout};
 
+use super::time::Silence;
 use crate::store::{Event, EventKind, StoredAgent, Writes};
 
-/// Maximum time from a heartbeat's arrival until every replica finds it in the database.
-const COMMIT_LAG: Duration = Duration::from_millis(500);
-
-/// Maximum clock skew of a heartbeat. One further in the future predates a database clock that was set back.
-pub(crate) const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
+/// Maximum time from a heartbeat's arrival until every server finds it in the database; a quarter of a short timeout.
+const MAX_COMMIT_LAG: Duration = Duration::from_secs(1);
 
 /// A requested change of one agent.
 #[derive(Debug)]
@@ -34,17 +32,27 @@ pub(crate) enum Change {
     Purge,
     /// Records whether the registry's probes of the agent fail.
     Probed { failed: bool },
+    /// Compares the row with what the registry knows, as every change does.
+    Reconcile,
 }
 
-/// How long agents may be silent, and since when silence counts.
-#[derive(Clone, Copy, Debug)]
+/// What is known of an agent when a change of it is decided.
+#[derive(Debug, Default)]
+pub(crate) struct CurrentAgent {
+    /// The row, locked; `None` if there is none or it cannot be read.
+    pub(crate) row: Option<StoredAgent>,
+    /// Whether there is a row that cannot be read.
+    pub(crate) is_unreadable: bool,
+    /// The agent after the last change of its history. The row is different if another program wrote it.
+    pub(crate) known: Option<Arc<StoredAgent>>,
+}
+
+/// How long agents may be silent, and what counts as silence.
+#[derive(Clone, Debug)]
 pub(crate) struct DeadlinePolicy {
     /// The registry's own heartbeat timeout.
     pub(crate) timeout: Duration,
-    /// Database time since which agents can reach the registry; `None` if they cannot.
-    ///
-    /// Silence before it does not count.
-    pub(crate) reachable_since: Option<Timestamp>,
+    pub(crate) silence: Silence,
     /// Time past the deadline after which it is persisted as missed.
     ///
     /// A heartbeat that arrived in time may still be on its way to the database.
@@ -61,28 +69,41 @@ impl DeadlinePolicy {
         interval: Option<Duration>,
         now: Timestamp,
     ) -> bool {
-        self.silence(last_heartbeat, now) > heartbeat_timeout(self.timeout, interval)
+        self.is_past_deadline_by(Duration::ZERO, last_heartbeat, interval, now)
     }
 
-    /// Whether other replicas may see a missed deadline before a heartbeat that arrives now is committed.
+    /// Whether an agent is past its deadline by a margin.
+    pub(crate) fn is_past_deadline_by(
+        &self,
+        margin: Duration,
+        last_heartbeat: Timestamp,
+        interval: Option<Duration>,
+        now: Timestamp,
+    ) -> bool {
+        let timeout = heartbeat_timeout(self.timeout, interval);
+        self.silence.of(last_heartbeat, timeout, now) > timeout.saturating_add(margin)
+    }
+
+    /// Whether an agent has been offline for long enough to be removed.
+    pub(crate) fn is_purgeable(&self, agent: &StoredAgent, now: Timestamp) -> bool {
+        let (Some(since), Some(limit)) = (agent.offline_since, self.remove_after) else {
+            return false;
+        };
+        agent.status == AgentStatus::Offline && self.silence.of(since, limit, now) > limit
+    }
+
+    /// Whether other servers may see a missed deadline before a heartbeat that arrives now is committed.
     ///
-    /// Such a heartbeat needs an event, so that the replicas learn of it.
+    /// Such a heartbeat needs an event, so that they learn of it. They may know of other outages than this server, so
+    /// all the time counts since the last heartbeat.
     pub(crate) fn is_nearly_overdue(
         &self,
         last_heartbeat: Timestamp,
         interval: Option<Duration>,
         now: Timestamp,
     ) -> bool {
-        self.silence(last_heartbeat, now) + COMMIT_LAG > heartbeat_timeout(self.timeout, interval)
-    }
-
-    fn silence(&self, last_heartbeat: Timestamp, now: Timestamp) -> Duration {
-        let Some(since) = self.reachable_since else { return Duration::ZERO };
-        // A time from before the clock was set back is unusable, so silence counts from when that was
-        // noticed.
-        let last_heartbeat =
-            if last_heartbeat.since(now) > MAX_CLOCK_SKEW { since } else { last_heartbeat.max(since) };
-        now.since(last_heartbeat)
+        let timeout = heartbeat_timeout(self.timeout, interval);
+        now.since(last_heartbeat) + MAX_COMMIT_LAG.min(timeout / 4) > timeout
     }
 }
 
@@ -111,6 +132,8 @@ pub(crate) enum Outcome {
     },
     /// The agent is not registered.
     NotFound,
+    /// Somebody else has locked the agent's row; nothing was changed.
+    Locked,
 }
 
 /// Applies changes within one transaction, and collects the resulting writes.
@@ -121,23 +144,31 @@ pub(crate) struct Transition<'a> {
     /// Revision of the last change.
     pub(crate) revision: i64,
     pub(crate) writes: Writes,
+    /// The agent after the last change of its history.
+    known: Option<Arc<StoredAgent>>,
 }
 
-impl Transition<'_> {
+impl<'a> Transition<'a> {
+    pub(crate) fn new(policy: &'a DeadlinePolicy, now: Timestamp, revision: i64) -> Self {
+        Self { policy, now, revision, writes: Writes::default(), known: None }
+    }
+
     /// Decides the effect of a change that arrived `age` ago, and adds its writes.
     ///
-    /// At most one change per agent: `current` does not include earlier decisions.
-    pub(crate) fn decide(&mut self, change: &Change, age: Duration, current: Option<StoredAgent>) -> Outcome {
+    /// At most one change per agent: `current` does not include earlier decisions. If the row is not what is known,
+    /// another program changed it, and the decision makes that a change of the history.
+    pub(crate) fn decide(&mut self, change: &Change, age: Duration, current: CurrentAgent) -> Outcome {
+        self.known = current.known;
         let arrived = Timestamp::from_unix_millis(
             self.now.unix_millis() - i64::try_from(age.as_millis()).unwrap_or(i64::MAX),
         );
-        match (change, current) {
-            (Change::Register { draft, instance_age }, current) => {
-                self.register(draft, *instance_age, arrived, current)
+        match (change, current.row) {
+            (Change::Register { draft, instance_age }, row) => {
+                self.register(draft, *instance_age, arrived, row)
             }
-            (_, None) => Outcome::NotFound,
+            (change, None) => self.missing(change, current.is_unreadable),
             (Change::SetStatus(update), Some(agent)) if is_repeated_shutdown(&agent, update) => {
-                unchanged(agent)
+                self.unchanged(agent)
             }
             (
                 Change::Heartbeat(Heartbeat { instance_id, .. })
@@ -154,7 +185,10 @@ impl Transition<'_> {
             (Change::SetStatus(update), Some(agent)) => self.set_status(agent, update),
             (Change::Expire, Some(agent)) => self.expire(agent),
             (Change::Probed { failed }, Some(agent)) => self.probed(agent, *failed),
-            (Change::Purge, Some(agent)) if !self.is_purgeable(&agent) => unchanged(agent),
+            (Change::Reconcile, Some(agent)) => self.unchanged(agent),
+            (Change::Purge, Some(agent)) if !self.policy.is_purgeable(&agent, self.now) => {
+                self.unchanged(agent)
+            }
             (Change::Remove | Change::Purge, Some(agent)) => self.remove(agent),
         }
     }
@@ -212,9 +246,12 @@ impl Transition<'_> {
             self.emit(agent, EventKind::StatusChanged)
         } else if self.policy.is_nearly_overdue(last_heartbeat, interval, self.now) {
             self.emit(agent, EventKind::Internal)
+        } else if self.is_known(&agent) {
+            let agent = Arc::new(agent);
+            self.writes.heartbeats.push(agent.clone());
+            Outcome::Applied(agent)
         } else {
-            self.writes.heartbeats.push((agent.agent_id.clone(), agent.last_heartbeat));
-            unchanged(agent)
+            self.unchanged(agent)
         }
     }
 
@@ -227,11 +264,7 @@ impl Transition<'_> {
         let is_unchanged = agent.status == status && !agent.missed_deadline;
         // Only a heartbeat revives an agent that is past its deadline.
         if is_unchanged || self.is_past_deadline(&agent) && status != AgentStatus::Offline {
-            return if ended_instance.is_some() {
-                self.emit(agent, EventKind::Internal)
-            } else {
-                unchanged(agent)
-            };
+            return self.unchanged(agent);
         }
         self.assign_status(&mut agent, status);
         self.emit(agent, EventKind::StatusChanged)
@@ -255,27 +288,21 @@ impl Transition<'_> {
     }
 
     fn expire(&mut self, mut agent: StoredAgent) -> Outcome {
-        let limit =
-            heartbeat_timeout(self.policy.timeout, agent.heartbeat_interval) + self.policy.expiry_margin;
-        let is_expired = self.policy.silence(agent.last_heartbeat, self.now) > limit;
+        let StoredAgent { last_heartbeat, heartbeat_interval, .. } = agent;
+        let margin = self.policy.expiry_margin;
+        let is_expired =
+            self.policy.is_past_deadline_by(margin, last_heartbeat, heartbeat_interval, self.now);
         if agent.status == AgentStatus::Offline || !is_expired {
-            return unchanged(agent);
+            return self.unchanged(agent);
         }
         self.assign_status(&mut agent, AgentStatus::Offline);
         agent.missed_deadline = true;
         self.emit(agent, EventKind::StatusChanged)
     }
 
-    fn is_purgeable(&self, agent: &StoredAgent) -> bool {
-        let (Some(since), Some(limit)) = (agent.offline_since, self.policy.remove_after) else {
-            return false;
-        };
-        agent.status == AgentStatus::Offline && self.policy.silence(since, self.now) > limit
-    }
-
     fn probed(&mut self, mut agent: StoredAgent, failed: bool) -> Outcome {
         if agent.probe_failed == failed {
-            return unchanged(agent);
+            return self.unchanged(agent);
         }
         agent.probe_failed = failed;
         self.emit(agent, EventKind::StatusChanged)
@@ -284,6 +311,40 @@ impl Transition<'_> {
     fn remove(&mut self, agent: StoredAgent) -> Outcome {
         self.emit(agent, EventKind::Deregistered);
         Outcome::Removed
+    }
+
+    /// Decides a change of an agent without a row that can be read.
+    fn missing(&mut self, change: &Change, is_unreadable: bool) -> Outcome {
+        let is_removal = matches!(change, Change::Remove | Change::Purge);
+        match self.known.take() {
+            // What cannot be read is left as it is: somebody may want to repair it.
+            Some(known) if is_removal || !is_unreadable => {
+                self.emit(StoredAgent::clone(&known), EventKind::Deregistered);
+                if is_removal { Outcome::Removed } else { Outcome::NotFound }
+            }
+            _ => Outcome::NotFound,
+        }
+    }
+
+    /// Leaves the row as it is. If another program changed it, that becomes a change of the history.
+    fn unchanged(&mut self, mut agent: StoredAgent) -> Outcome {
+        let kind = match &self.known {
+            Some(known) if known.is_same_but_for_heartbeat(&agent) => {
+                return Outcome::Applied(Arc::new(agent));
+            }
+            Some(known) => difference(known, &agent),
+            None => EventKind::Registered,
+        };
+        // Another program may not know how these depend on the status.
+        let is_offline = agent.status == AgentStatus::Offline;
+        agent.missed_deadline &= is_offline;
+        agent.offline_since = is_offline.then(|| agent.offline_since.unwrap_or(self.now));
+        self.emit(agent, kind)
+    }
+
+    /// Whether the row is what the history says.
+    fn is_known(&self, agent: &StoredAgent) -> bool {
+        self.known.as_ref().is_some_and(|known| known.is_same_but_for_heartbeat(agent))
     }
 
     /// Returns the later of two heartbeats.
@@ -305,8 +366,20 @@ impl Transition<'_> {
         self.revision += 1;
         agent.revision = self.revision;
         let agent = Arc::new(agent);
-        self.writes.events.push(Event { kind, agent: agent.clone() });
+        self.writes.events.push(Event::new(kind, agent.clone()));
         Outcome::Applied(agent)
+    }
+}
+
+/// Returns the kind of the change between two states of an agent.
+fn difference(known: &StoredAgent, agent: &StoredAgent) -> EventKind {
+    let health = |agent: &StoredAgent| (agent.status, agent.missed_deadline, agent.probe_failed);
+    if !known.has_same_registration(&StoredAgent { status: known.status, ..agent.clone() }) {
+        EventKind::Registered
+    } else if health(known) != health(agent) {
+        EventKind::StatusChanged
+    } else {
+        EventKind::Internal
     }
 }
 
@@ -321,10 +394,6 @@ fn is_repeated_shutdown(agent: &StoredAgent, update: &StatusUpdate) -> bool {
 fn superseded(agent: &StoredAgent, instance_id: Option<&str>) -> Outcome {
     let owner = Owner::new(agent.instance_id.clone(), agent.base_url.clone());
     Outcome::Superseded { owner, has_ended: instance_id.is_some_and(|id| agent.instances.has_ended(id)) }
-}
-
-fn unchanged(agent: StoredAgent) -> Outcome {
-    Outcome::Applied(Arc::new(agent))
 }
 
 #[cfg(test)]

@@ -1,147 +1,275 @@
 //! State that all tasks of the registry share.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use registry_sdk::contract::{RegistryStats, Timestamp};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::Error;
-use super::availability::Availability;
-use super::clock::DatabaseClock;
-use super::events::{self, EventLog};
+use super::availability::{Availability, Part};
+use super::lane::{Lane, timed};
 use super::reports::DirtyReports;
 use super::rules::DeadlinePolicy;
-use super::view::{Json, Load, ReadContext, Record, View};
+use super::time::DatabaseTime;
+use super::view::{Json, ReadContext, Record, View};
 use crate::admission::Admission;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::store::{Event, EventKind, Store, StoreError, StoredAgent};
+use crate::store::{
+    AgentPage, Database, EventKind, Head, LastHeartbeats, LogEntry, Purpose, Result, StoredAgent,
+};
 
-/// Maximum deviation of a reading of the database's clock: a reading is as old as its transaction.
-const MAX_CLOCK_DRIFT: Duration = Duration::from_secs(10);
+/// Interval at which a part whose session failed tries again.
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Timeout of a short read.
+const READ_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Timeout for loading all agents.
+pub(super) const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// State that all tasks of the registry share.
 pub(super) struct Shared {
-    pub(super) store: Arc<dyn Store>,
+    pub(super) database: Arc<dyn Database>,
     pub(super) view: View,
-    pub(super) clock: DatabaseClock,
+    pub(super) time: DatabaseTime,
     pub(super) availability: Availability,
     pub(super) config: Config,
     pub(super) started_at: Instant,
-    pub(super) events: EventLog,
     pub(super) dirty_reports: DirtyReports,
+    /// Agents whose rows may differ from the view.
+    pub(super) suspects: Mutex<BTreeSet<String>>,
+    /// Notified when there are suspects.
+    pub(super) has_suspects: Notify,
     pub(super) admission: Admission,
     pub(super) metrics: Metrics,
     /// Statistics for `GET /metrics`, with the time of their computation: several Prometheus servers may scrape.
     pub(super) cached_stats: Mutex<Option<(RegistryStats, Instant)>>,
     /// Distinguishes this server from others over the same database.
     pub(super) server_id: u64,
+    /// Heartbeat timeout of all servers over the database, in milliseconds.
+    timeout_millis: AtomicU64,
+    /// Number of times that all sessions were dropped. Those of an earlier generation are not used any more.
+    generation: watch::Sender<u64>,
+    /// The session for reads, leases and broadcasts.
+    reads: tokio::sync::Mutex<Lane>,
 }
 
 impl Shared {
-    pub(super) fn deadline_policy(&self) -> DeadlinePolicy {
-        DeadlinePolicy {
-            timeout: self.config.heartbeat_timeout,
-            reachable_since: self.availability.reachable_since(),
-            expiry_margin: self.config.sweep_interval.min(Duration::from_secs(1)),
-            remove_after: self.config.remove_after,
+    pub(super) fn new(
+        database: Arc<dyn Database>,
+        view: View,
+        time: DatabaseTime,
+        config: Config,
+        metrics: Metrics,
+        server_id: u64,
+    ) -> Self {
+        Self {
+            database,
+            view,
+            time,
+            availability: Availability::new(),
+            started_at: Instant::now(),
+            dirty_reports: DirtyReports::default(),
+            suspects: Mutex::default(),
+            has_suspects: Notify::new(),
+            admission: Admission::new(config.rate_limit),
+            metrics,
+            cached_stats: Mutex::default(),
+            server_id,
+            timeout_millis: AtomicU64::new(millis(config.heartbeat_timeout)),
+            generation: watch::Sender::new(0),
+            reads: tokio::sync::Mutex::new(Lane::new(Purpose::Reads)),
+            config,
         }
     }
 
-    /// Adopts a reading of the database's clock.
-    ///
-    /// If somebody has set that clock, the past silence of agents is unknown, so it counts from now on.
-    pub(super) fn observe_clock(&self, reading: Timestamp) {
-        let expected = self.clock.now();
-        let drift = reading.since(expected).max(expected.since(reading));
-        if drift > MAX_CLOCK_DRIFT.min(self.config.heartbeat_timeout / 4) {
-            tracing::warn!(%expected, %reading, "the database's clock was set, restarting all heartbeat timeouts");
-            // Readers read the clock first, so this has to be set before the clock: otherwise they could
-            // judge a deadline by the new time and the old start of silence.
-            self.availability.set_reachable_since(reading);
-        }
-        self.clock.observe(reading);
+    /// Returns the heartbeat timeout of all servers over the database.
+    pub(super) fn heartbeat_timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_millis.load(Ordering::Relaxed))
     }
 
     pub(super) fn read_context(&self) -> ReadContext {
-        let is_probing = self.config.probe_interval.is_some();
-        ReadContext {
-            now: self.clock.now(),
-            policy: self.deadline_policy(),
-            needs_confirmation: self.store.is_shared(),
-            is_probing,
-        }
+        read_context(&self.config, self.database.is_shared(), self.heartbeat_timeout(), &self.time)
     }
 
-    /// Rejects a write at once if the database is known to be unavailable, instead of waiting for a timeout.
-    pub(super) fn check_database(&self) -> Result<(), Error> {
-        if self.availability.unavailable_for().is_some() { Err(Error::Unavailable) } else { Ok(()) }
+    /// Rejects a write at once while the database is known to fail, instead of waiting for a timeout.
+    pub(super) fn check_available(&self, part: Part) -> std::result::Result<(), Error> {
+        if self.availability.is_failing(part) { Err(Error::Unavailable) } else { Ok(()) }
     }
 
     /// Returns the record of an agent that was just stored.
     pub(super) fn record(&self, agent: &StoredAgent) -> Json {
-        let context = self.read_context();
-        let record = Record::current(agent, agent.last_heartbeat, self.load_of(agent), &context);
+        let load = self.view.entry(&agent.agent_id).map(|entry| entry.liveness.load()).unwrap_or_default();
+        let record = Record::current(agent, agent.last_heartbeat, load, &self.read_context());
         record.json(agent.registration_tag())
     }
 
-    fn load_of(&self, agent: &StoredAgent) -> Load {
-        self.view.entry(&agent.agent_id).map(|entry| entry.liveness.load()).unwrap_or_default()
+    /// Adopts what the state row says besides the position.
+    pub(super) fn observe_head(&self, head: &Head) {
+        self.time.observe(head.now);
+        let Some(timeout) = head.heartbeat_timeout else { return };
+        let previous = self.timeout_millis.swap(millis(timeout), Ordering::Relaxed);
+        if previous != millis(timeout) {
+            tracing::warn!(
+                ?timeout,
+                previous = ?Duration::from_millis(previous),
+                "another server over this database was started with another --heartbeat-timeout, which now applies to all"
+            );
+        }
     }
 
-    /// Applies committed events to the view, then publishes them to watchers.
-    pub(super) fn apply(&self, events: &[Event]) {
-        for Event { kind, agent } in events {
-            match kind {
-                EventKind::Deregistered => {
-                    self.view.remove(&agent.agent_id, agent.revision);
-                    self.metrics.remove_agent(&agent.agent_id);
+    /// Records a good poll. Silence counts only while the writers can use the database, too.
+    pub(super) fn record_poll(&self, now: Timestamp) {
+        self.availability.record_success(Part::Follower);
+        if self.availability.unavailable_for().is_none() {
+            self.time.record_poll(now);
+        }
+    }
+
+    /// Applies committed entries to the view, unless it was reloaded since `epoch`; returns whether it did.
+    pub(super) fn apply(&self, epoch: u64, entries: &[LogEntry]) -> bool {
+        if !self.view.apply(epoch, entries, &self.read_context()) {
+            return false;
+        }
+        for LogEntry { position, agent_id, event } in entries {
+            match event {
+                Some(event) if event.kind == EventKind::Deregistered => self.metrics.remove_agent(agent_id),
+                Some(_) => {}
+                None => {
+                    tracing::error!(
+                        agent_id,
+                        revision = position.revision,
+                        "cannot read a change that another server wrote, reading the agent instead"
+                    );
+                    self.suspects.lock().insert(agent_id.clone());
+                    self.has_suspects.notify_one();
                 }
-                _ => self.view.put_if_newer(agent.clone()),
             }
         }
-        self.publish(events);
+        true
     }
 
-    /// Publishes events to watchers.
-    pub(super) fn publish(&self, events: &[Event]) {
-        let context = self.read_context();
-        let encode = |Event { kind, agent }: &Event| {
-            let record = Record::stored(agent, self.load_of(agent), &context);
-            (
-                agent.revision,
-                events::encode_frame(*kind, agent.revision, || record.json(agent.registration_tag())),
-            )
-        };
-        self.events.append(events.iter().map(encode));
+    /// Returns the generation of the sessions that may be used.
+    pub(super) fn generation(&self) -> u64 {
+        *self.generation.borrow()
+    }
+
+    /// Drops all sessions: the database may be another one than before, or may have lost heartbeats.
+    pub(super) fn drop_sessions(&self) {
+        self.generation.send_modify(|generation| *generation += 1);
+    }
+
+    /// Returns a receiver that is notified when all sessions were dropped.
+    pub(super) fn sessions_dropped(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// Loads all agents anew, since the view's position is not in the database's history, and resets all watchers.
+    pub(super) async fn reload(&self) -> Result<()> {
+        let known = self.view.position().position;
+        let mut session = Lane::new(Purpose::Reads).take(self).await?.session;
+        let snapshot = timed(LOAD_TIMEOUT, session.load()).await?;
+        let head = snapshot.head;
+        let is_elsewhere =
+            |entry: &LogEntry| entry.position.revision == known.revision && entry.position != known;
+        if head.position.revision < known.revision || snapshot.log.iter().any(is_elsewhere) {
+            // The database has lost changes, and heartbeats with them.
+            self.time.restart();
+        }
+        self.view.replace(snapshot, &self.read_context());
+        tracing::warn!(
+            known_revision = known.revision,
+            revision = head.position.revision,
+            "the database has another history than this server knows, or the changes in between are no longer kept; \
+             reloaded all agents"
+        );
+        self.drop_sessions();
+        Ok(())
     }
 
     /// Reads the agents' last heartbeats from the database, as written by any process, and updates the view.
     pub(super) async fn confirm_deadlines(&self, agent_ids: &[String]) {
-        let last_heartbeats = self.store.last_heartbeats(agent_ids).await;
-        self.record_outcome(&last_heartbeats);
-        if let Ok(last_heartbeats) = last_heartbeats {
-            self.observe_clock(last_heartbeats.now);
-            let context = ReadContext { now: last_heartbeats.now, ..self.read_context() };
-            self.view.confirm(&last_heartbeats.times, agent_ids, &context);
+        if self.availability.unavailable_for().is_some() {
+            return;
+        }
+        let known = self.view.position().position;
+        let LastHeartbeats { head, times } = match timed(READ_TIMEOUT, self.last_heartbeats(agent_ids)).await
+        {
+            Ok(last_heartbeats) => last_heartbeats,
+            Err(error) => return tracing::debug!(%error, "cannot confirm missed deadlines"),
+        };
+        self.view.reach(head.position.revision).await;
+        // A database of another history, or one that lags behind (a standby that was promoted), confirms nothing.
+        if head.position.revision >= known.revision && self.view.has_event(head.position) == Some(true) {
+            self.time.observe(head.now);
+            self.view.confirm(&times, agent_ids, &self.read_context());
         }
     }
 
-    /// Records from the outcome of a database operation that the database is unavailable.
-    ///
-    /// Only the follower records that it is available again.
-    pub(super) fn record_outcome<T>(&self, outcome: &Result<T, StoreError>) {
-        match outcome {
-            Ok(_) => {}
-            Err(error @ StoreError::Unavailable(source)) => {
-                if self.availability.mark_unavailable() {
-                    tracing::error!(cause = %source, "{error}; answering reads from memory, rejecting writes until it is");
+    async fn last_heartbeats(&self, agent_ids: &[String]) -> Result<LastHeartbeats> {
+        let mut lane = self.reads.lock().await;
+        loop {
+            let may_be_lost = lane.has_session();
+            let mut session = lane.take(self).await?;
+            match session.session.last_heartbeats(agent_ids).await {
+                Err(_) if may_be_lost => {}
+                times => {
+                    if times.is_ok() {
+                        lane.give_back(session);
+                    }
+                    return times;
                 }
-            }
-            Err(error @ StoreError::Rejected(source)) => {
-                tracing::error!(cause = %source, "{error}");
             }
         }
     }
+
+    /// Reads the rows of the next agents by id.
+    pub(super) async fn read_agents(&self, after: &str, limit: usize) -> Result<AgentPage> {
+        let mut lane = self.reads.lock().await;
+        let mut session = lane.take(self).await?;
+        let page = timed(READ_TIMEOUT, session.session.read_agents(after, limit)).await?;
+        lane.give_back(session);
+        Ok(page)
+    }
+
+    /// Sends messages to all servers.
+    pub(super) async fn broadcast(&self, messages: &[String]) -> Result<()> {
+        let mut lane = self.reads.lock().await;
+        let mut session = lane.take(self).await?;
+        timed(READ_TIMEOUT, session.session.broadcast(messages)).await?;
+        lane.give_back(session);
+        Ok(())
+    }
+
+    /// Acquires, renews or releases a lease.
+    pub(super) async fn acquire_lease(&self, name: &str, holder: &str, duration: Duration) -> Result<bool> {
+        let mut lane = self.reads.lock().await;
+        let mut session = lane.take(self).await?;
+        let is_held = timed(READ_TIMEOUT, session.session.acquire_lease(name, holder, duration)).await?;
+        lane.give_back(session);
+        Ok(is_held)
+    }
+}
+
+/// Returns what reads depend on besides the agents.
+pub(super) fn read_context(
+    config: &Config,
+    is_shared: bool,
+    timeout: Duration,
+    time: &DatabaseTime,
+) -> ReadContext {
+    let (now, silence) = time.judge();
+    let expiry_margin = config.sweep_interval.min(Duration::from_secs(1));
+    let policy = DeadlinePolicy { timeout, silence, expiry_margin, remove_after: config.remove_after };
+    ReadContext { now, policy, needs_confirmation: is_shared, is_probing: config.probe_interval.is_some() }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -6,17 +6,15 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use registry_sdk::contract::{AgentStatus, Timestamp};
+use registry_sdk::contract::AgentStatus;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::Registry;
-use super::rules::Change;
+use super::rules::{Change, DeadlinePolicy, Outcome};
+use super::view::Entry;
 
 /// Maximum number of changes submitted at a time, so that the queue has room for those of clients.
 const MAX_CONCURRENT_CHANGES: usize = 500;
-
-/// Number of revisions whose events are kept: a replica further behind reloads everything.
-const RETAINED_REVISIONS: i64 = 20_000;
 
 /// Sweeps at every sweep interval. Never returns.
 ///
@@ -32,56 +30,63 @@ pub(super) async fn run(registry: Arc<Registry>) {
     }
 }
 
-async fn sweep(registry: &Registry) {
+async fn sweep(registry: &Arc<Registry>) {
     let shared = &registry.shared;
     if shared.availability.unavailable_for().is_some() {
         // During an outage nothing can be written, and silence does not count.
         shared.availability.record_sweep();
         return;
     }
-    if shared.store.is_shared() {
+    if shared.database.is_shared() {
         confirm_upcoming(registry).await;
     }
     let context = shared.read_context();
-    let deadline_context = context.earlier(context.policy.expiry_margin);
-    let expired = shared
-        .view
-        .ids_where(|entry| entry.agent.status != AgentStatus::Offline && entry.is_overdue(&deadline_context));
+    let (policy, now) = (&context.policy, context.now);
+    let is_expired = |Entry { agent, liveness, .. }: &Entry| {
+        let (heard, interval) = (liveness.last_heartbeat(), agent.heartbeat_interval);
+        agent.status != AgentStatus::Offline
+            && policy.is_past_deadline_by(policy.expiry_margin, heard, interval, now)
+    };
+    let expired = shared.view.ids_where(is_expired);
     submit_all(registry, expired, || Change::Expire, "marked agents offline after a missed deadline").await;
-    if let Some(limit) = shared.config.remove_after {
-        let is_expired = |since: Timestamp| context.now.since(since) > limit;
-        let purged = shared.view.ids_where(|entry| entry.agent.offline_since.is_some_and(is_expired));
-        submit_all(
-            registry,
-            purged,
-            || Change::Purge,
-            "removed agents that were offline for longer than --remove-after",
-        )
-        .await;
-    }
-    let pruned = shared.store.prune_events(RETAINED_REVISIONS).await;
-    shared.record_outcome(&pruned);
+    let purged = shared.view.ids_where(|entry| policy.is_purgeable(&entry.agent, now));
+    let message = "removed agents that were offline for longer than --remove-after";
+    submit_all(registry, purged, || Change::Purge, message).await;
     shared.availability.record_sweep();
 }
 
 /// Confirms deadlines that fall before the next sweep, so that readers rarely have to.
 async fn confirm_upcoming(registry: &Registry) {
     let shared = &registry.shared;
-    let next_sweep = shared.read_context().later(shared.config.sweep_interval);
-    let due = shared
-        .view
-        .ids_where(|entry| entry.agent.status != AgentStatus::Offline && entry.is_overdue(&next_sweep));
+    let (now, silence) = shared.time.judge_later(shared.config.sweep_interval);
+    let policy = DeadlinePolicy { silence, ..shared.read_context().policy };
+    let is_due = |Entry { agent, liveness, .. }: &Entry| {
+        agent.status != AgentStatus::Offline
+            && policy.is_overdue(liveness.last_heartbeat(), agent.heartbeat_interval, now)
+    };
+    let due = shared.view.ids_where(is_due);
     if !due.is_empty() {
         shared.confirm_deadlines(&due).await;
     }
 }
 
-async fn submit_all(registry: &Registry, agent_ids: Vec<String>, change: impl Fn() -> Change, message: &str) {
+/// Submits a change of each agent, and logs how many agents changed.
+pub(super) async fn submit_all(
+    registry: &Registry,
+    agent_ids: Vec<String>,
+    change: impl Fn() -> Change,
+    message: &str,
+) {
+    let before = registry.shared.view.position().position.revision;
     let mut changed = 0;
     for chunk in agent_ids.chunks(MAX_CONCURRENT_CHANGES) {
-        let submitted =
-            chunk.iter().map(|agent_id| registry.submit(agent_id, change(), std::time::Instant::now()));
-        changed += join_all(submitted).await.into_iter().flatten().count();
+        let submitted = chunk.iter().map(|agent_id| registry.submit(agent_id, change(), Instant::now()));
+        let is_change = |outcome: &Outcome| match outcome {
+            Outcome::Applied(agent) => agent.revision > before,
+            Outcome::Removed => true,
+            Outcome::Superseded { .. } | Outcome::NotFound | Outcome::Locked => false,
+        };
+        changed += join_all(submitted).await.into_iter().flatten().filter(is_change).count();
     }
     if changed > 0 {
         tracing::info!(agents = changed, "{message}");

@@ -19,21 +19,22 @@ use super::describe::{Always, BadParameter, Busy};
 use super::problem::ApiError;
 use crate::metrics::WatcherGuard;
 use crate::registry::{Cursor, LogRead, Registry};
+use crate::store::Position;
 
-/// How long nothing may be sent: proxies and clients take a longer silence for a lost connection.
+/// Maximum time without data: proxies and clients take a longer silence for a lost connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Streams every change from now on, or after the event in `Last-Event-ID`, as server-sent events.
 ///
 /// `registered`, `status_changed` and `deregistered` have the agent's record, as it was after the change, as their data,
-/// and the registry's revision as their id. `reset` says that changes were missed and everything has to be read anew;
-/// `overrun` is the last event for who reads too slowly.
+/// and an opaque id. `reset` says that changes were missed and everything has to be read anew;
+/// `overrun` is sent once, before a slow reader is disconnected.
 #[utoipa::path(
     get, path = "/events", tag = "discovery",
-    params(("Last-Event-ID" = Option<i64>, Header, minimum = 0, description = "Id of the last event that was seen")),
+    params(("Last-Event-ID" = Option<String>, Header, pattern = "^[0-9]{1,18}(-[0-9a-f]{16})?$", description = "Id of the last event that was seen")),
     responses(
         (status = 200, description = "The stream, which does not end.", body = String, content_type = "text/event-stream",
-            example = "id: 7\nevent: registered\ndata: {\"agent_id\": \"feature-dev\", …}\n\n"),
+            example = "id: 7-3f0c59d1a2b46e87\nevent: registered\ndata: {\"agent_id\": \"feature-dev\", …}\n\n"),
         BadParameter, Busy, Always,
     ),
 )]
@@ -43,8 +44,8 @@ pub(super) async fn watch_events(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let after = last_event_id(&headers)?;
-    let cursor = registry.events().cursor(after);
-    let changed = registry.events().subscribe();
+    let cursor = registry.cursor(after).await;
+    let changed = registry.subscribe();
     let counted = registry.metrics().track_watcher();
     let watcher = Watcher { registry, caller, _counted: counted, cursor, changed, next: Next::Begin };
     let headers = [
@@ -56,13 +57,13 @@ pub(super) async fn watch_events(
     Ok((headers, Body::from_stream(watcher.stream())).into_response())
 }
 
-fn last_event_id(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
+fn last_event_id(headers: &HeaderMap) -> Result<Option<Position>, ApiError> {
     let Some(id) = headers.get("last-event-id") else { return Ok(None) };
-    let id = id.to_str().ok().and_then(|text| text.parse().ok()).filter(|id| *id >= 0);
-    id.map(Some).ok_or_else(|| ApiError::bad_request("Last-Event-ID has to be the id of an event, a number"))
+    let id = id.to_str().ok().and_then(|text| text.parse().ok());
+    id.map(Some).ok_or_else(|| ApiError::bad_request("Last-Event-ID has to be the id of an event"))
 }
 
-/// One who watches.
+/// An event stream of one client.
 struct Watcher {
     registry: Arc<Registry>,
     caller: Caller,
@@ -87,8 +88,8 @@ impl Watcher {
         match self.next {
             Next::Begin => {
                 self.next = Next::GoOn;
-                let begun = format!("id: {}\n\n", self.cursor.revision()).into_bytes();
-                match self.registry.events().read(&mut self.cursor) {
+                let begun = format!("id: {}\n\n", self.cursor.position()).into_bytes();
+                match self.registry.read_events(&mut self.cursor) {
                     // Without data it is no event, but it tells where to go on after a lost connection.
                     LogRead::UpToDate => Some(begun),
                     LogRead::Frames(frames) => Some(frames),
@@ -102,13 +103,14 @@ impl Watcher {
 
     async fn go_on(&mut self) -> Option<Vec<u8>> {
         loop {
-            match self.registry.events().read(&mut self.cursor) {
+            match self.registry.read_events(&mut self.cursor) {
                 LogRead::Frames(frames) => return Some(frames),
                 LogRead::Reset(head) => return Some(reset(head)),
                 LogRead::Lagged(head) => {
                     self.next = Next::End;
-                    // Without an id: who comes back says up to where it has really read.
-                    let last = format!("event: {OVERRUN_EVENT}\ndata: {{\"revision\": {head}}}\n\n");
+                    // Without an id: a client that reconnects resumes after the last event that it read.
+                    let revision = head.revision;
+                    let last = format!("event: {OVERRUN_EVENT}\ndata: {{\"revision\": {revision}}}\n\n");
                     return Some(last.into_bytes());
                 }
                 LogRead::UpToDate => {}
@@ -124,7 +126,8 @@ impl Watcher {
     }
 }
 
-/// Says that changes up to a revision were missed, and that all has to be read anew.
-fn reset(head: i64) -> Vec<u8> {
-    format!("id: {head}\nevent: {RESET_EVENT}\ndata: {{\"revision\": {head}}}\n\n").into_bytes()
+/// Says that changes up to a position were missed, and that all has to be read anew.
+fn reset(head: Position) -> Vec<u8> {
+    let revision = head.revision;
+    format!("id: {head}\nevent: {RESET_EVENT}\ndata: {{\"revision\": {revision}}}\n\n").into_bytes()
 }

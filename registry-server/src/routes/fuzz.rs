@@ -7,14 +7,13 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderValue, Request, StatusCode, Uri};
 use bolero::check;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
 use super::{Authenticator, router};
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::registry::Registry;
-use crate::store::SqliteStore;
+use crate::registry::{Registry, Supervisor};
+use crate::store::SqliteDatabase;
 
 const METHODS: [&str; 6] = ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH"];
 
@@ -86,9 +85,11 @@ fn no_request_meets_a_defect() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let stop = CancellationToken::new();
     let router = runtime.block_on(async {
-        let store = Arc::new(SqliteStore::open("sqlite::memory:").await.unwrap());
-        let (config, metrics, tasks) = (Config::default(), Metrics::new().unwrap(), TaskTracker::new());
-        let registry = Registry::start(store, config, metrics, &tasks, &stop).await.unwrap();
+        let database = Arc::new(SqliteDatabase::open("sqlite::memory:").await.unwrap());
+        let (config, metrics) = (Config::default(), Metrics::new().unwrap());
+        let supervisor = Supervisor::new(stop.clone());
+        let registry = Registry::start(database, config, metrics, &supervisor);
+        let registry = registry.await.unwrap();
         router(registry, Arc::new(Authenticator::open(None).unwrap()))
     });
     // A panic ends the test, so nothing is looked at after it.

@@ -9,7 +9,7 @@ use registry_sdk::contract::{Problem, ValidationError};
 
 use crate::registry::Error;
 
-/// After how many seconds a request that was refused for the moment is worth another try.
+/// `Retry-After` of a request that was rejected for the moment, in seconds.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
 /// An error with its status.
@@ -18,7 +18,7 @@ pub(crate) struct ApiError {
     status: StatusCode,
     /// Boxed, since every fallible handler returns it by value.
     problem: Box<Problem>,
-    /// After how many seconds it is worth another try, where it is.
+    /// `Retry-After` in seconds, if a retry can succeed.
     retry_after: Option<u32>,
 }
 
@@ -55,7 +55,11 @@ impl From<Error> for ApiError {
         let status = match &error {
             Error::NotFound(_) => StatusCode::NOT_FOUND,
             Error::Superseded { .. } | Error::ShutDown { .. } => StatusCode::CONFLICT,
-            Error::Unavailable | Error::Overloaded | Error::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Error::Unavailable
+            | Error::Unsettled
+            | Error::Locked(_)
+            | Error::Overloaded
+            | Error::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Error::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let mut answer = Self::new(status, detail);

@@ -1,137 +1,133 @@
-//! Persistence: the `Store` trait, and one implementation per database.
+//! Persistence: sessions with a database, and one implementation per database.
 //!
-//! A store knows no rules. It reads rows, passes them to the caller inside a transaction, and writes what the
-//! caller decided. So both databases behave alike.
+//! A session knows no rules, and has no time limits of its own. The registry decides what is written, gives each
+//! step its time, and drops a session whose step failed or took too long.
 
+mod agent;
 mod encoded;
+mod error;
 mod postgres;
 mod sqlite;
 mod tag;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use registry_sdk::contract::{AgentStatus, Instances, Registration, Timestamp};
-use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, broadcast};
+use registry_sdk::contract::{Timestamp, limits};
 
+pub(crate) use agent::{Event, EventKind, StoredAgent};
 pub(crate) use encoded::{Capabilities, Metadata};
-pub(crate) use postgres::PostgresStore;
-pub(crate) use sqlite::SqliteStore;
+pub(crate) use error::{CommitError, Result, StoreError};
+pub(crate) use postgres::PostgresDatabase;
+pub(crate) use sqlite::SqliteDatabase;
 pub(crate) use tag::RegistrationTag;
 
-/// An agent as it is stored, in its row and in events.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct StoredAgent {
+/// A place in the history of a registry.
+///
+/// A database that lost its latest changes (a promoted standby, a restored backup) gives their revisions again. The
+/// random mark tells the changes of one history from those of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Position {
+    pub(crate) revision: i64,
+    pub(crate) mark: i64,
+}
+
+/// The id of an event: `REVISION-MARK`.
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{:016x}", self.revision, self.mark)
+    }
+}
+
+/// A revision alone, the id of an older server, is in no history: it parses as one without a mark.
+impl FromStr for Position {
+    type Err = ();
+
+    fn from_str(id: &str) -> std::result::Result<Self, ()> {
+        let (revision, mark) = id.split_once('-').unwrap_or((id, "0"));
+        let is_number = !revision.is_empty() && revision.bytes().all(|byte| byte.is_ascii_digit());
+        let revision = revision.parse().ok().filter(|_| is_number).ok_or(())?;
+        let mark = u64::from_str_radix(mark, 16).map_err(|_| ())?;
+        Ok(Self { revision, mark: mark.cast_signed() })
+    }
+}
+
+/// A change in the log.
+#[derive(Clone, Debug)]
+pub(crate) struct LogEntry {
+    pub(crate) position: Position,
     pub(crate) agent_id: String,
-    pub(crate) agent_name: String,
-    pub(crate) base_url: String,
-    pub(crate) capabilities: Capabilities,
-    pub(crate) metadata: Metadata,
-    pub(crate) status: AgentStatus,
-    /// Whether the agent is offline because it missed its deadline, not because it reported so.
-    pub(crate) missed_deadline: bool,
-    /// Time since which the agent has been offline.
-    pub(crate) offline_since: Option<Timestamp>,
-    /// Whether the registry's probes of the agent failed.
-    pub(crate) probe_failed: bool,
-    pub(crate) heartbeat_interval: Option<Duration>,
-    /// Instance that registered last, if it named itself.
-    pub(crate) instance_id: Option<String>,
-    /// The last few instances of the agent. Events of older versions lack the field.
-    #[serde(default)]
-    pub(crate) instances: Instances,
-    pub(crate) registered_at: Timestamp,
-    pub(crate) last_heartbeat: Timestamp,
-    /// Revision of the agent's last change. Plain heartbeats do not move it.
+    /// `None` if it cannot be decoded: a later version of the server may have written it.
+    pub(crate) event: Option<Event>,
+}
+
+/// The state row: where the history ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Head {
+    pub(crate) position: Position,
+    /// The heartbeat timeout of all servers over this database.
+    pub(crate) heartbeat_timeout: Option<Duration>,
+    /// The database's time.
+    pub(crate) now: Timestamp,
+}
+
+/// A part of the log.
+#[derive(Debug)]
+pub(crate) struct LogPage {
+    pub(crate) head: Head,
+    /// Whether the database takes writes. A standby and a read-only database do not.
+    pub(crate) is_writable: bool,
+    /// Entries from the requested revision on, that one included if it is kept, in ascending order.
+    ///
+    /// At most [`MAX_LOG_PAGE`].
+    pub(crate) entries: Vec<LogEntry>,
+}
+
+/// All agents at one position.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) agents: Vec<StoredAgent>,
+    /// The latest entries of the log, up to the head, for watchers that resume. At most [`MAX_REPLAYED_ENTRIES`].
+    pub(crate) log: Vec<LogEntry>,
+    pub(crate) head: Head,
+}
+
+/// The rows of some agents that follow each other by id.
+#[derive(Debug)]
+pub(crate) struct AgentPage {
+    /// In the order of their ids.
+    pub(crate) rows: Vec<AgentRow>,
+    /// Revision of the registry at which the rows were read.
     pub(crate) revision: i64,
 }
 
-impl StoredAgent {
-    /// Creates an agent from a registration. Its instances, times and revision are still to be set.
-    pub(crate) fn from_registration(registration: Registration) -> serde_json::Result<Self> {
-        let never = Timestamp::from_unix_millis(0);
-        Ok(Self {
-            capabilities: Capabilities::new(&registration.capabilities)?,
-            metadata: Metadata::new(&registration.metadata)?,
-            agent_id: registration.agent_id,
-            agent_name: registration.agent_name,
-            base_url: registration.base_url,
-            status: registration.status,
-            missed_deadline: false,
-            offline_since: None,
-            probe_failed: false,
-            heartbeat_interval: registration.heartbeat_interval,
-            instance_id: registration.instance_id,
-            instances: Instances::default(),
-            registered_at: never,
-            last_heartbeat: never,
-            revision: 0,
-        })
-    }
-
-    /// Returns the tag of the registration.
-    pub(crate) fn registration_tag(&self) -> RegistrationTag {
-        RegistrationTag::compute(self)
-    }
-
-    /// Whether a registration would change nothing.
-    pub(crate) fn has_same_registration(&self, draft: &Self) -> bool {
-        self.status == draft.status
-            && self.agent_name == draft.agent_name
-            && self.base_url == draft.base_url
-            && self.heartbeat_interval == draft.heartbeat_interval
-            && self.instance_id == draft.instance_id
-            && self.capabilities == draft.capabilities
-            && self.metadata == draft.metadata
-    }
+/// The row of an agent.
+#[derive(Debug)]
+pub(crate) enum AgentRow {
+    Readable(Box<StoredAgent>),
+    /// The row of the agent with this id cannot be decoded: another program may have written it.
+    Unreadable(String),
 }
 
-/// The kind of a change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum EventKind {
-    Registered,
-    StatusChanged,
-    Deregistered,
-    /// A change for other replicas only: a heartbeat close to its deadline, or a started or ended instance.
-    Internal,
-}
-
-impl EventKind {
-    pub(crate) const fn as_str(self) -> &'static str {
+impl AgentRow {
+    pub(crate) fn agent_id(&self) -> &str {
         match self {
-            Self::Registered => "registered",
-            Self::StatusChanged => "status_changed",
-            Self::Deregistered => "deregistered",
-            Self::Internal => "heard",
+            Self::Readable(agent) => &agent.agent_id,
+            Self::Unreadable(agent_id) => agent_id,
         }
     }
-
-    fn from_name(name: &str) -> Option<Self> {
-        let all = [Self::Registered, Self::StatusChanged, Self::Deregistered, Self::Internal];
-        all.into_iter().find(|kind| kind.as_str() == name)
-    }
 }
 
-/// A change, numbered by its revision.
-#[derive(Clone, Debug)]
-pub(crate) struct Event {
-    pub(crate) kind: EventKind,
-    /// The agent after the change; for `Deregistered`, its last state.
-    pub(crate) agent: Arc<StoredAgent>,
-}
-
-impl Event {
-    /// Decodes what [`Event::to_json`] encoded.
-    fn from_json(kind: &str, agent: &str) -> Option<Self> {
-        Some(Self { kind: EventKind::from_name(kind)?, agent: Arc::new(serde_json::from_str(agent).ok()?) })
-    }
-
-    fn to_json(&self) -> std::result::Result<String, sqlx::Error> {
-        serde_json::to_string(&*self.agent).map_err(|error| sqlx::Error::Encode(error.into()))
-    }
+/// Agents that a transaction has locked, by id. Those without a row are in neither.
+#[derive(Debug, Default)]
+pub(crate) struct LockedAgents {
+    pub(crate) rows: HashMap<String, AgentRow>,
+    /// Agents whose rows somebody else has locked.
+    pub(crate) held: HashSet<String>,
 }
 
 /// A heartbeat that only moves the agent's `last_heartbeat`.
@@ -141,45 +137,41 @@ pub(crate) struct HeartbeatWrite {
     ///
     /// If the database has another revision, the heartbeat may change more than the time, and is not written.
     pub(crate) agent: Arc<StoredAgent>,
-    /// Arrival time of the request, by the monotonic clock.
-    pub(crate) arrived: Instant,
+    /// Time since the heartbeat arrived.
+    pub(crate) age: Duration,
 }
 
-/// All agents at one revision.
+/// The result of writing heartbeats.
 #[derive(Debug)]
-pub(crate) struct Snapshot {
-    pub(crate) agents: Vec<StoredAgent>,
-    pub(crate) revision: i64,
+pub(crate) struct WrittenHeartbeats {
+    /// The database's time.
     pub(crate) now: Timestamp,
+    /// The new times in the order of the heartbeats; `None` if the agent is gone, at another revision or locked by
+    /// somebody else.
+    pub(crate) times: Vec<Option<Timestamp>>,
 }
 
-/// The agents that a transaction has locked, and the revision that its changes follow.
+/// Times of the last heartbeats in the database.
 #[derive(Debug)]
-pub(crate) struct LockedState {
-    pub(crate) agents: HashMap<String, StoredAgent>,
-    pub(crate) revision: i64,
-    /// Database time at which the transaction started.
-    pub(crate) now: Timestamp,
+pub(crate) struct LastHeartbeats {
+    pub(crate) head: Head,
+    pub(crate) times: Vec<(String, Timestamp)>,
 }
 
 /// The writes of a transaction.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Writes {
-    /// Agents of which only `last_heartbeat` moves.
-    pub(crate) heartbeats: Vec<(String, Timestamp)>,
+    /// Agents of which only `last_heartbeat` moves, as they are afterwards.
+    pub(crate) heartbeats: Vec<Arc<StoredAgent>>,
     /// Agents that are created, replaced or removed, at most once each.
     ///
-    /// Their revisions follow [`LockedState::revision`] without a gap.
+    /// Their revisions follow the head's without a gap.
     pub(crate) events: Vec<Event>,
 }
 
 impl Writes {
     pub(crate) fn is_empty(&self) -> bool {
         self.heartbeats.is_empty() && self.events.is_empty()
-    }
-
-    fn heartbeats(&self) -> impl Iterator<Item = (&str, Timestamp)> {
-        self.heartbeats.iter().map(|(agent_id, time)| (agent_id.as_str(), *time))
     }
 
     fn upserts(&self) -> impl Iterator<Item = &StoredAgent> {
@@ -192,172 +184,170 @@ impl Writes {
     }
 }
 
-/// Decides what a transaction writes. Called again if the transaction is retried.
-pub(crate) type Decide<'a> = &'a mut (dyn FnMut(LockedState) -> Writes + Send);
-
-/// Events after a revision.
-#[derive(Debug)]
-pub(crate) struct EventBatch {
-    /// The registry's current revision.
-    pub(crate) revision: i64,
-    /// The database time.
-    pub(crate) now: Timestamp,
-    /// Events in ascending order. Ends before an event that cannot be decoded.
-    pub(crate) events: Vec<Event>,
+/// Use of a session. Each use has a session of its own, so that none waits for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Transactions, fully durable.
+    Changes,
+    /// Heartbeats. Commits do not wait for the disk: after a crash of the database the registry writes them again.
+    Heartbeats,
+    /// Everything else: reads, leases and broadcasts.
+    Reads,
 }
-
-/// Times of the last heartbeats in the database.
-#[derive(Debug)]
-pub(crate) struct LastHeartbeats {
-    pub(crate) now: Timestamp,
-    pub(crate) times: Vec<(String, Timestamp)>,
-}
-
-/// An error of the database.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum StoreError {
-    /// The database cannot be reached or cannot write now. A retry may succeed.
-    #[error("the database is not available")]
-    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The database rejected the data. A retry cannot succeed.
-    #[error("the database rejected the data")]
-    Rejected(#[source] Box<dyn std::error::Error + Send + Sync>),
-}
-
-impl StoreError {
-    fn timed_out(timeout: Duration) -> Self {
-        Self::Unavailable(format!("no response within {timeout:?}").into())
-    }
-}
-
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> Self {
-        let is_rejected = match &error {
-            sqlx::Error::Database(database) => {
-                // PostgreSQL's error classes 22 (data exception) and 23 (integrity constraint violation).
-                let is_data_error =
-                    database.code().is_some_and(|code| code.starts_with("22") || code.starts_with("23"));
-                is_data_error || !matches!(database.kind(), sqlx::error::ErrorKind::Other)
-            }
-            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::Encode(_) => true,
-            _ => false,
-        };
-        if is_rejected { Self::Rejected(error.into()) } else { Self::Unavailable(error.into()) }
-    }
-}
-
-pub(crate) type Result<T> = std::result::Result<T, StoreError>;
 
 /// A database that stores the agents.
 #[async_trait]
-pub(crate) trait Store: Send + Sync + 'static {
+pub(crate) trait Database: Send + Sync + 'static {
     /// Returns the name of the store in `GET /health`.
     fn name(&self) -> &'static str;
 
     /// Whether other processes write to the database, so that memory may lag behind it.
     fn is_shared(&self) -> bool;
 
-    /// Loads all agents at one revision.
-    async fn load(&self) -> Result<Snapshot>;
+    /// Opens a session.
+    async fn connect(&self, purpose: Purpose) -> Result<Box<dyn Session>>;
+
+    /// Opens a session that is notified of the changes of other servers.
+    async fn listen(&self) -> Result<Box<dyn Listener>>;
+
+    /// Closes what the sessions share, after all of them have been dropped.
+    async fn close(&self);
+}
+
+/// A connection, used by one task at a time.
+///
+/// # Cancel safety
+/// None of its operations is cancel safe: after a cancelled or failed one the session has to be dropped, which rolls
+/// back what was not committed and waits for nothing.
+#[async_trait]
+pub(crate) trait Session: Send + Sync {
+    /// Begins a transaction, and locks the state row: the transactions of all servers are serialized.
+    ///
+    /// If that takes too long, the transaction has to be rolled back before the next attempt.
+    async fn begin(&mut self) -> Result<Head>;
+
+    /// Locks agents in the open transaction, without waiting for those that somebody else has locked.
+    async fn lock_agents(&mut self, agent_ids: &[String]) -> Result<LockedAgents>;
+
+    /// Writes in the open transaction, and commits it, fully durable. Drops log entries that are too old.
+    ///
+    /// Without writes it proves that the database takes some, with an update that changes nothing.
+    async fn commit(&mut self, writes: &Writes) -> std::result::Result<(), CommitError>;
+
+    /// Ends the open transaction without a change.
+    async fn rollback(&mut self) -> Result<()>;
+
+    /// Reads the log from a revision on, that one included, inside or outside of a transaction.
+    async fn read_log(&mut self, from: i64) -> Result<LogPage>;
 
     /// Moves `last_heartbeat` forward for each agent that is still at the caller's revision.
     ///
-    /// Returns the new times in the order of `heartbeats`; `None` if the agent is gone or at another
-    /// revision.
-    async fn write_heartbeats(&self, heartbeats: &[HeartbeatWrite]) -> Result<Vec<Option<Timestamp>>>;
-
-    /// Locks the agents, calls `decide`, and writes its result, in one fully durable transaction.
-    ///
-    /// The transactions of all processes are serialized.
-    async fn transact(&self, agent_ids: &[String], decide: Decide<'_>) -> Result<()>;
+    /// Waits for no lock. No agent may be in it twice.
+    async fn write_heartbeats(&mut self, heartbeats: &[HeartbeatWrite]) -> Result<WrittenHeartbeats>;
 
     /// Returns the last heartbeats of the agents, as written by any process.
-    async fn last_heartbeats(&self, agent_ids: &[String]) -> Result<LastHeartbeats>;
+    async fn last_heartbeats(&mut self, agent_ids: &[String]) -> Result<LastHeartbeats>;
 
-    /// Reads a batch of events after a revision. Also serves as the check that the database is reachable.
-    async fn read_events(&self, after: i64) -> Result<EventBatch>;
+    /// Loads all agents at one position. Those that cannot be decoded are logged and skipped.
+    async fn load(&mut self) -> Result<Snapshot>;
 
-    /// Checks that the database can write, with an update that changes nothing.
-    async fn check_writable(&self) -> Result<()>;
+    /// Reads the rows of the next agents by id, after an id or from the first one on. If there are fewer than `limit`, they are the last ones.
+    async fn read_agents(&mut self, after: &str, limit: usize) -> Result<AgentPage>;
 
-    /// Deletes the events that are more than `keep` revisions old.
-    async fn prune_events(&self, keep: i64) -> Result<()>;
+    /// Sets the heartbeat timeout of all servers over this database, in the open transaction.
+    async fn set_heartbeat_timeout(&mut self, timeout: Duration) -> Result<()>;
 
-    /// Returns a notification that another process may have written something.
-    ///
-    /// Wake-ups may be spurious and may get lost, so the receiver has to poll as well.
-    fn change_notify(&self) -> Arc<Notify>;
-
-    /// Sends messages to all processes, without storing them. They may get lost.
+    /// Sends messages to all servers, without storing them. They may get lost.
     ///
     /// Each message must be shorter than 8,000 bytes.
-    async fn broadcast(&self, messages: &[String]) -> Result<()>;
-
-    /// Subscribes to the broadcasts of all processes, this one included. Closed if there are no others.
-    fn subscribe(&self) -> broadcast::Receiver<String>;
+    async fn broadcast(&mut self, messages: &[String]) -> Result<()>;
 
     /// Acquires or renews an exclusive lease, and returns whether the holder has it.
     ///
     /// A duration of zero releases the lease.
-    async fn acquire_lease(&self, name: &str, holder: &str, duration: Duration) -> Result<bool>;
-
-    /// Closes all connections.
-    async fn close(&self);
+    async fn acquire_lease(&mut self, name: &str, holder: &str, duration: Duration) -> Result<bool>;
 }
 
-/// Names the columns, since a later version may have added others.
+/// A connection that is notified of the changes of other servers.
+#[async_trait]
+pub(crate) trait Listener: Send {
+    /// Waits for a notification.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: no notification is lost.
+    async fn notified(&mut self) -> Result<Notification>;
+
+    /// As [`Session::read_log`]. Not cancel safe.
+    async fn read_log(&mut self, from: i64) -> Result<LogPage>;
+}
+
+/// A notification. It may get lost, so the log has to be polled, too.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Notification {
+    /// Another server may have written to the log.
+    Changed,
+    /// A message that a server broadcast, this one included.
+    Broadcast(String),
+}
+
+/// Maximum number of entries in a [`LogPage`].
+pub(crate) const MAX_LOG_PAGE: i64 = 1_000;
+
+/// Maximum number of entries in the log of a [`Snapshot`].
+///
+/// Enough for about a minute of changes, and few enough not to delay the start.
+pub(crate) const MAX_REPLAYED_ENTRIES: i64 = 4_096;
+
+/// Number of revisions whose entries are kept in the log: a server further behind reloads everything.
+const RETAINED_REVISIONS: i64 = 20_000;
+
+/// Selects agents, with the expression for their last heartbeat. Names the columns, since a later version may have
+/// added others.
 macro_rules! select_agents {
-    ($($rest:literal)*) => {
+    ($last_heartbeat:literal, $($rest:literal)*) => {
         concat!(
-            "SELECT agent_id, agent_name, base_url, status, capabilities, metadata, last_heartbeat,
-                 heartbeat_interval_seconds, instance_id, instances, registered_at, missed_deadline, offline_since,
-                 probe_failed, revision
-             FROM agent_registry ",
+            "SELECT agent.agent_id, agent_name, base_url, status, capabilities, metadata, ",
+            $last_heartbeat,
+            " AS last_heartbeat, heartbeat_interval_seconds, instance_id, instances, registered_at, missed_deadline,
+                 offline_since, probe_failed, agent.revision
+             FROM agent_registry AS agent ",
             $($rest),*
         )
     };
 }
 use select_agents;
 
-/// Maximum number of events that one [`Store::read_events`] returns.
-const MAX_EVENT_BATCH: i64 = 1_000;
-
 /// Returns the error of a column with an invalid value.
 fn undecodable(column: &'static str, error: impl std::fmt::Display) -> sqlx::Error {
     sqlx::Error::ColumnDecode { index: column.to_owned(), source: error.to_string().into() }
 }
 
-fn interval_from_seconds(seconds: Option<f64>) -> Option<Duration> {
-    seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+/// Returns the row of an agent, readable or not; fails if the row could not be read at all.
+///
+/// The owner of a database may write to it with any program, so a value that nothing can read concerns its agent only.
+fn agent_row(
+    agent_id: String,
+    decoded: std::result::Result<StoredAgent, sqlx::Error>,
+) -> std::result::Result<AgentRow, sqlx::Error> {
+    match decoded {
+        Ok(agent) => Ok(AgentRow::Readable(Box::new(agent))),
+        Err(error @ (sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_))) => {
+            tracing::error!(
+                agent_id,
+                %error,
+                "cannot read an agent's row, ignoring the agent until it registers again"
+            );
+            Ok(AgentRow::Unreadable(agent_id))
+        }
+        Err(error) => Err(error),
+    }
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
-    use super::*;
+/// Another program may have written any number. One that the contract does not allow counts as none.
+fn interval_from_seconds(seconds: Option<f64>) -> Option<Duration> {
+    timeout_from_seconds(seconds).filter(|interval| *interval <= limits::HEARTBEAT_INTERVAL)
+}
 
-    /// Encodes an event, changes its JSON, and decodes it.
-    fn decode_changed(
-        change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>),
-    ) -> Option<StoredAgent> {
-        let mut agent =
-            StoredAgent::from_registration(Registration::new("a", "A", "http://a").instance_id("one"))
-                .unwrap();
-        assert!(agent.instances.claim("one", None, None, Timestamp::from_unix_millis(1)));
-        let event = Event { kind: EventKind::Registered, agent: agent.into() };
-        let mut json = serde_json::from_str(&event.to_json().unwrap()).unwrap();
-        change(&mut json);
-        let event = Event::from_json("registered", &serde_json::to_string(&json).unwrap())?;
-        Some(event.agent.as_ref().clone())
-    }
-
-    #[test]
-    fn events_of_other_versions_are_decoded() {
-        assert!(decode_changed(|_| {}).unwrap().instances.is_running("one"));
-        let older = decode_changed(|event| assert!(event.remove("instances").is_some()));
-        assert_eq!(older.unwrap().instances, Instances::default());
-        let later =
-            decode_changed(|event| assert!(event.insert("added_later".to_owned(), 1.into()).is_none()));
-        assert!(later.unwrap().instances.is_running("one"));
-    }
+fn timeout_from_seconds(seconds: Option<f64>) -> Option<Duration> {
+    seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
 }

@@ -19,10 +19,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::Registry;
 use super::reports::Report;
 use super::rules::Change;
+use super::shared::Shared;
 use super::view::Entry;
-use super::{Registry, Shared};
 use address_filter::AddressFilter;
 use client::{ProbeClient, ProbeOutcome};
 
@@ -59,7 +60,7 @@ pub(super) async fn run(registry: Arc<Registry>, interval: Duration, shutdown: C
     let client = match ProbeClient::new(AddressFilter::new(&config.probe_allow), config.probe_timeout) {
         Ok(client) => client,
         Err(error) => {
-            tracing::error!(%error, "cannot set up the probe client, agents are not probed");
+            tracing::error!(%error, "cannot set up the probe client");
             return;
         }
     };
@@ -74,7 +75,7 @@ pub(super) async fn run(registry: Arc<Registry>, interval: Duration, shutdown: C
     }
     if *is_leader.borrow() {
         // If that fails, the lease expires.
-        let _ = shared.store.acquire_lease(LEASE_NAME, &lease_holder(&shared), Duration::ZERO).await;
+        let _ = shared.acquire_lease(LEASE_NAME, &lease_holder(&shared), Duration::ZERO).await;
     }
 }
 
@@ -86,8 +87,7 @@ fn lease_holder(shared: &Shared) -> String {
 async fn hold_lease(shared: &Shared, leader_tx: watch::Sender<bool>) {
     let holder = lease_holder(shared);
     loop {
-        let outcome = shared.store.acquire_lease(LEASE_NAME, &holder, LEASE_DURATION).await;
-        shared.record_outcome(&outcome);
+        let outcome = shared.acquire_lease(LEASE_NAME, &holder, LEASE_DURATION).await;
         let is_leader = outcome.unwrap_or(false);
         if leader_tx.send_replace(is_leader) != is_leader {
             let message = if is_leader {
@@ -156,7 +156,7 @@ impl Prober {
         shared.report(agent_id, Report { probe: Some(probe_result(&outcome, shared)), ..Report::default() });
         let Some(failed) = failed.filter(|failed| *failed != entry.agent.probe_failed) else { return };
         // If the change cannot be stored, the next probe tries again.
-        match self.registry.submit(agent_id, Change::Probed { failed }, std::time::Instant::now()).await {
+        match self.registry.submit(agent_id, Change::Probed { failed }, Instant::now()).await {
             Ok(_) => {
                 tracing::info!(agent_id, failed, detail = ?outcome.result.err(), "probe result of the agent changed");
             }
@@ -201,5 +201,5 @@ fn is_same_process(one: &Entry, other: &Entry) -> bool {
 
 fn probe_result(outcome: &ProbeOutcome, shared: &Shared) -> ProbeResult {
     let failure = outcome.result.as_ref().err();
-    ProbeResult::new(shared.clock.now(), outcome.elapsed, failure.map(String::as_str))
+    ProbeResult::new(shared.time.now(), outcome.elapsed, failure.map(String::as_str))
 }

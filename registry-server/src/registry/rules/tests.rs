@@ -15,7 +15,7 @@ fn at(seconds: i64) -> Timestamp {
 fn deadline_policy() -> DeadlinePolicy {
     DeadlinePolicy {
         timeout: TIMEOUT,
-        reachable_since: Some(at(0)),
+        silence: Silence::without_outages(at(0)),
         expiry_margin: EXPIRY_MARGIN,
         remove_after: Some(Duration::from_secs(600)),
     }
@@ -42,6 +42,15 @@ fn agent(status: AgentStatus) -> StoredAgent {
     }
 }
 
+/// An agent whose row is as the registry wrote it.
+fn as_known(agent: StoredAgent) -> CurrentAgent {
+    CurrentAgent { known: Some(Arc::new(agent.clone())), row: Some(agent), is_unreadable: false }
+}
+
+fn heard(writes: &Writes) -> Vec<(&str, Timestamp)> {
+    writes.heartbeats.iter().map(|agent| (agent.agent_id.as_str(), agent.last_heartbeat)).collect()
+}
+
 /// Decides a change at a time, and returns the outcome and the writes.
 fn decide(change: &Change, current: StoredAgent, now: Timestamp) -> (Outcome, Writes) {
     decide_under(&deadline_policy(), change, current, now)
@@ -53,8 +62,8 @@ fn decide_under(
     current: StoredAgent,
     now: Timestamp,
 ) -> (Outcome, Writes) {
-    let mut transition = Transition { policy, now, revision: 7, writes: Writes::default() };
-    let outcome = transition.decide(change, Duration::ZERO, Some(current));
+    let mut transition = Transition::new(policy, now, 7);
+    let outcome = transition.decide(change, Duration::ZERO, as_known(current));
     (outcome, transition.writes)
 }
 
@@ -84,10 +93,10 @@ fn deadline_is_missed_after_it_and_not_at_it() {
 
 #[test]
 fn silence_counts_only_while_the_registry_is_reachable() {
-    let back = DeadlinePolicy { reachable_since: Some(at(500)), ..deadline_policy() };
+    let back = DeadlinePolicy { silence: Silence::without_outages(at(500)), ..deadline_policy() };
     assert!(!back.is_overdue(at(100), None, at(560)));
     assert!(back.is_overdue(at(100), None, at(561)));
-    let away = DeadlinePolicy { reachable_since: None, ..deadline_policy() };
+    let away = DeadlinePolicy { silence: Silence::starting_at(at(500)), ..deadline_policy() };
     assert!(!away.is_overdue(at(100), None, at(1_000_000)));
 }
 
@@ -108,7 +117,7 @@ fn agent_past_the_deadline_by_the_margin_is_marked_offline() {
 #[test]
 fn plain_heartbeat_writes_only_the_time() {
     let (_, writes) = decide(&heartbeat(), agent(AgentStatus::Busy), at(130));
-    assert_eq!(writes.heartbeats, [("a".to_owned(), at(130))]);
+    assert_eq!(heard(&writes), [("a", at(130))]);
     assert!(writes.events.is_empty());
 }
 
@@ -125,11 +134,11 @@ fn late_heartbeat_emits_an_event() {
 #[test]
 fn last_heartbeat_moves_back_only_from_the_future() {
     let (_, writes) = decide(&heartbeat(), agent(AgentStatus::Active), at(90));
-    assert_eq!(writes.heartbeats, [("a".to_owned(), at(90))], "its clock was set back: now is 90");
-    let mut transition =
-        Transition { policy: &deadline_policy(), now: at(130), revision: 7, writes: Writes::default() };
-    transition.decide(&heartbeat(), Duration::from_secs(40), Some(agent(AgentStatus::Active)));
-    assert_eq!(transition.writes.heartbeats, [("a".to_owned(), at(100))], "a later one is known");
+    assert_eq!(heard(&writes), [("a", at(90))], "its clock was set back: now is 90");
+    let policy = deadline_policy();
+    let mut transition = Transition::new(&policy, at(130), 7);
+    transition.decide(&heartbeat(), Duration::from_secs(40), as_known(agent(AgentStatus::Active)));
+    assert_eq!(heard(&transition.writes), [("a", at(100))], "a later one is known");
 }
 
 #[test]
@@ -158,7 +167,7 @@ fn offline_agent_is_purged_after_remove_after() {
     assert!(matches!(outcome, Outcome::Removed));
     assert_eq!(kinds(&writes), [(8, EventKind::Deregistered)]);
     // Downtime of the server does not count towards removal.
-    let back = DeadlinePolicy { reachable_since: Some(at(10_000)), ..deadline_policy() };
+    let back = DeadlinePolicy { silence: Silence::without_outages(at(10_000)), ..deadline_policy() };
     let (_, writes) = decide_under(&back, &Change::Purge, agent(AgentStatus::Offline), at(10_600));
     assert!(writes.is_empty());
 }
@@ -258,7 +267,7 @@ fn owner_gives_way_past_its_deadline_and_not_for_being_offline() {
     assert_eq!(rejected(&older(160).0).0, Some("one"));
     assert_eq!(applied(older(161)).instance_id.as_deref(), Some("two"));
     // The mark outlives a restart of the server, after which silence starts anew.
-    let back = DeadlinePolicy { reachable_since: Some(at(500)), ..deadline_policy() };
+    let back = DeadlinePolicy { silence: Silence::without_outages(at(500)), ..deadline_policy() };
     let marked = StoredAgent { missed_deadline: true, ..owned(AgentStatus::Offline) };
     for (owner, is_granted) in [(owned(AgentStatus::Active), false), (marked, true)] {
         let (outcome, _) = decide_under(&back, &started("two", 50, 510), owner, at(510));
@@ -340,9 +349,9 @@ fn ended_instance_is_rejected_for_an_agent_without_an_instance() {
 #[test]
 fn delayed_request_is_decided_by_what_was_recorded_meanwhile() {
     let decide_late = |change: &Change, waited: u64, current: StoredAgent| {
-        let (policy, writes) = (deadline_policy(), Writes::default());
-        let mut transition = Transition { policy: &policy, now: at(120), revision: 7, writes };
-        transition.decide(change, Duration::from_secs(waited), Some(current))
+        let policy = deadline_policy();
+        let mut transition = Transition::new(&policy, at(120), 7);
+        transition.decide(change, Duration::from_secs(waited), as_known(current))
     };
     // The request arrived at 110; the process was shut down at 115, through another server for example.
     let ended = applied(decide(&shut_down("one"), owned(AgentStatus::Active), at(115)));
@@ -366,4 +375,62 @@ fn delayed_request_is_decided_by_what_was_recorded_meanwhile() {
         decide_late(&started("three", 89, 110), 10, owned(AgentStatus::Active)),
         Outcome::Superseded { .. }
     ));
+}
+
+/// Decides a change where another program wrote the row.
+fn decide_edited(change: &Change, row: Option<StoredAgent>, known: Option<StoredAgent>) -> (Outcome, Writes) {
+    let policy = deadline_policy();
+    let mut transition = Transition::new(&policy, at(110), 7);
+    let current = CurrentAgent { row, is_unreadable: false, known: known.map(Arc::new) };
+    let outcome = transition.decide(change, Duration::ZERO, current);
+    (outcome, transition.writes)
+}
+
+#[test]
+fn a_row_that_another_program_wrote_becomes_a_change() {
+    let known = agent(AgentStatus::Active);
+    let busy = StoredAgent { status: AgentStatus::Busy, ..known.clone() };
+    let moved = StoredAgent { base_url: "http://elsewhere".to_owned(), ..known.clone() };
+    let renumbered = StoredAgent { revision: 0, ..known.clone() };
+    for (row, kind) in
+        [(busy, EventKind::StatusChanged), (moved, EventKind::Registered), (renumbered, EventKind::Internal)]
+    {
+        for change in [Change::Reconcile, heartbeat(), Change::Expire, Change::Purge] {
+            let (_, writes) = decide_edited(&change, Some(row.clone()), Some(known.clone()));
+            assert_eq!(kinds(&writes), [(8, kind)], "{change:?}");
+        }
+    }
+    let (_, inserted) = decide_edited(&Change::Reconcile, Some(known.clone()), None);
+    assert_eq!(kinds(&inserted), [(8, EventKind::Registered)]);
+    let heard = StoredAgent { last_heartbeat: at(109), ..known.clone() };
+    let (_, unchanged) = decide_edited(&Change::Reconcile, Some(heard), Some(known));
+    assert!(unchanged.is_empty(), "heartbeats are no difference");
+}
+
+#[test]
+fn a_row_that_another_program_deleted_is_a_removal() {
+    for change in [Change::Reconcile, heartbeat(), Change::Expire] {
+        let (outcome, writes) = decide_edited(&change, None, Some(agent(AgentStatus::Active)));
+        assert!(matches!(outcome, Outcome::NotFound), "{change:?}");
+        assert_eq!(kinds(&writes), [(8, EventKind::Deregistered)], "{change:?}");
+    }
+    let (outcome, _) = decide_edited(&Change::Remove, None, Some(agent(AgentStatus::Active)));
+    assert!(matches!(outcome, Outcome::Removed));
+    let (outcome, writes) = decide_edited(&Change::Remove, None, None);
+    assert!(matches!(outcome, Outcome::NotFound) && writes.is_empty());
+}
+
+#[test]
+fn a_row_that_cannot_be_read_is_left_unless_the_agent_registers_or_is_removed() {
+    let policy = deadline_policy();
+    let decide = |change: &Change| {
+        let mut transition = Transition::new(&policy, at(110), 7);
+        let known = Some(Arc::new(agent(AgentStatus::Active)));
+        let outcome =
+            transition.decide(change, Duration::ZERO, CurrentAgent { row: None, is_unreadable: true, known });
+        (outcome, kinds(&transition.writes))
+    };
+    assert!(matches!(decide(&heartbeat()), (Outcome::NotFound, writes) if writes.is_empty()));
+    assert_eq!(decide(&Change::Remove).1, [(8, EventKind::Deregistered)]);
+    assert_eq!(decide(&register(Registration::new("a", "A", "http://a"))).1, [(8, EventKind::Registered)]);
 }

@@ -2,14 +2,14 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use registry_sdk::contract::{AgentStatus, Timestamp};
 
 use super::record::{Json, Load, Record};
 use crate::registry::reports::Report;
-use crate::registry::rules::{DeadlinePolicy, MAX_CLOCK_SKEW};
+use crate::registry::rules::DeadlinePolicy;
+use crate::registry::time::MAX_CLOCK_SKEW;
 use crate::store::{RegistrationTag, StoredAgent};
 
 /// An agent in memory. Replaced by a new entry at any change but a heartbeat or a report.
@@ -65,7 +65,7 @@ impl EffectiveStatus {
 }
 
 /// What a read depends on besides the entries.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ReadContext {
     pub(crate) now: Timestamp,
     pub(crate) policy: DeadlinePolicy,
@@ -76,35 +76,39 @@ pub(crate) struct ReadContext {
 }
 
 impl ReadContext {
-    pub(crate) fn later(self, by: Duration) -> Self {
-        self.shifted(i64::try_from(by.as_millis()).unwrap_or(i64::MAX))
-    }
-
-    pub(crate) fn earlier(self, by: Duration) -> Self {
-        self.shifted(i64::try_from(by.as_millis()).unwrap_or(i64::MAX).wrapping_neg())
-    }
-
-    fn shifted(self, millis: i64) -> Self {
-        Self { now: Timestamp::from_unix_millis(self.now.unix_millis().saturating_add(millis)), ..self }
-    }
-
     fn is_overdue(&self, agent: &StoredAgent, last_heartbeat: Timestamp) -> bool {
         self.policy.is_overdue(last_heartbeat, agent.heartbeat_interval, self.now)
     }
 }
 
 impl Liveness {
-    pub(super) fn new(last_heartbeat: Timestamp) -> Self {
+    fn new(last_heartbeat: Timestamp) -> Self {
         let last_heartbeat = AtomicI64::new(last_heartbeat.unix_millis());
         Self { last_heartbeat, confirmed: AtomicI64::new(i64::MIN), report: Mutex::default() }
+    }
+
+    /// Returns what is known of an agent, given its previous entry.
+    pub(super) fn succeeding(previous: Option<&Entry>, agent: &StoredAgent, now: Timestamp) -> Arc<Self> {
+        let Some(previous) = previous else { return Arc::new(Self::new(agent.last_heartbeat)) };
+        // Reports of another process do not apply.
+        let is_same_process = previous.agent.instance_id == agent.instance_id;
+        let liveness = if is_same_process {
+            previous.liveness.clone()
+        } else {
+            Arc::new(Self::new(agent.last_heartbeat))
+        };
+        // Memory may have a heartbeat that was not in the row yet.
+        liveness.record_heartbeat(previous.liveness.last_heartbeat(), now);
+        liveness.record_heartbeat(agent.last_heartbeat, now);
+        liveness
     }
 
     /// Records a heartbeat, unless a later one is known.
     ///
     /// One far in the future predates a clock that was set back.
-    pub(crate) fn record_heartbeat(&self, time: Timestamp) {
+    pub(crate) fn record_heartbeat(&self, time: Timestamp, now: Timestamp) {
         let later = |known: i64| {
-            let is_ahead = Timestamp::from_unix_millis(known).since(time) > MAX_CLOCK_SKEW;
+            let is_ahead = Timestamp::from_unix_millis(known).since(now) > MAX_CLOCK_SKEW;
             Some(if is_ahead { time.unix_millis() } else { known.max(time.unix_millis()) })
         };
         // The closure always returns a value.
@@ -147,14 +151,10 @@ impl Entry {
         }
     }
 
-    pub(crate) fn is_overdue(&self, context: &ReadContext) -> bool {
-        context.is_overdue(&self.agent, self.liveness.last_heartbeat())
-    }
-
-    /// Returns the status as far as memory knows.
+    /// Returns the status as far as it is known.
     ///
-    /// Adds the agent's id to `unconfirmed` if the deadline seems missed, but another process may have a
-    /// later heartbeat.
+    /// Adds the agent's id to `unconfirmed` if the deadline seems missed, but another process may have a later
+    /// heartbeat. Until the database has confirmed that it has none, the deadline is not missed.
     pub(super) fn effective_status(
         &self,
         context: &ReadContext,
@@ -168,6 +168,7 @@ impl Entry {
             && self.liveness.confirmed.load(Ordering::Acquire) != last_heartbeat.unix_millis()
         {
             unconfirmed.push(self.agent.agent_id.clone());
+            return EffectiveStatus::stored(&self.agent, context);
         }
         effective
     }

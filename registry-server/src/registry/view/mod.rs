@@ -1,52 +1,74 @@
-//! The view: every agent in memory. This file updates it, and `reads` answers from it.
+//! The view: every agent in memory, and the latest events. This file updates it, and `reads` answers from it.
+//!
+//! One place writes to it, in the order of revisions: [`View::apply`]. The agents, the events and the position change
+//! together, under one lock.
 
 mod entry;
 mod json;
 mod reads;
 mod record;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::RwLock;
+use registry_sdk::contract;
 use registry_sdk::contract::Timestamp;
 use registry_sdk::search::SearchIndex;
+use tokio::sync::watch;
 
+use super::events::{Cursor, EventLog, LogRead};
 use super::reports::Report;
-use crate::store::{Snapshot, StoredAgent};
+use crate::store::{Event, EventKind, LogEntry, Position, Snapshot, StoredAgent};
 pub(crate) use entry::{Entry, Liveness, ReadContext};
 pub(crate) use reads::{CHUNK_BYTES, Chunk, Filter, ListQuery, Page, Read, Rest, SearchQuery};
 pub(crate) use record::{Json, Load, Record};
 
+/// Time to wait for changes of other servers.
+const REACH_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Index of an agent in `slots` and in the search index.
 type Slot = u32;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     ids: HashMap<Arc<str>, Slot>,
     /// The same as `ids`, sorted for lists.
     ordered_ids: BTreeMap<Arc<str>, Slot>,
     slots: Vec<Option<Arc<Entry>>>,
     index: SearchIndex,
-    /// Revisions at which agents were removed, until the follower has passed them.
-    ///
-    /// They keep a row that was read before the removal from restoring the agent.
-    tombstones: HashMap<String, i64>,
+    log: EventLog,
 }
 
-/// Every agent, in memory.
-#[derive(Debug, Default)]
+/// Every agent, and the latest events.
+#[derive(Debug)]
 pub(crate) struct View {
     inner: RwLock<Inner>,
+    /// Signals that there may be more events to read.
+    changed: watch::Sender<()>,
+}
+
+/// The place in the history up to which the view has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ViewPosition {
+    pub(crate) position: Position,
+    /// Number of reloads. What was read before one is not applied after it.
+    pub(crate) epoch: u64,
 }
 
 impl View {
-    pub(crate) fn new(snapshot: Snapshot) -> Self {
-        let mut inner = Inner::default();
-        for agent in snapshot.agents {
-            inner.put(Arc::new(agent));
+    /// Creates a view of a snapshot, with the events of its log.
+    pub(crate) fn new(snapshot: Snapshot, context: &ReadContext) -> Self {
+        Self {
+            inner: RwLock::new(Inner::new(snapshot, 0, context, &|_| None)),
+            changed: watch::Sender::new(()),
         }
-        Self { inner: RwLock::new(inner) }
+    }
+
+    /// Returns how far the view has come.
+    pub(crate) fn position(&self) -> ViewPosition {
+        self.inner.read().position()
     }
 
     /// Returns the agent's entry, with the status as stored.
@@ -54,65 +76,81 @@ impl View {
         self.inner.read().get(agent_id).cloned()
     }
 
-    /// Inserts or replaces an agent, unless the view has the same or a later revision.
-    pub(crate) fn put_if_newer(&self, agent: Arc<StoredAgent>) {
-        self.inner.write().put_if_newer(agent);
-    }
-
-    /// Removes an agent at a revision, unless the view has a later one.
-    pub(crate) fn remove(&self, agent_id: &str, revision: i64) {
-        let mut inner = self.inner.write();
-        if inner.get(agent_id).is_none_or(|entry| entry.agent.revision < revision) {
-            inner.remove(agent_id);
-            inner.tombstones.insert(agent_id.to_owned(), revision);
-        }
-    }
-
-    /// Replaces the view by a snapshot, except for entries that are newer.
+    /// Applies committed entries that follow each other without a gap, skipping those that are known.
     ///
-    /// If the database was rolled back, the snapshot replaces everything.
-    pub(crate) fn replace(&self, snapshot: Snapshot, is_rolled_back: bool) {
-        if is_rolled_back {
-            *self.inner.write() = Self::new(snapshot).inner.into_inner();
-            return;
-        }
+    /// Returns whether it did: it does not if the view was reloaded since `epoch`, or if entries are missing in between.
+    pub(crate) fn apply(&self, epoch: u64, entries: &[LogEntry], context: &ReadContext) -> bool {
+        let frames: Vec<_> = entries.iter().map(|entry| self.frame(entry, context)).collect();
         let mut inner = self.inner.write();
-        let present: HashSet<&str> = snapshot.agents.iter().map(|agent| agent.agent_id.as_str()).collect();
-        let is_gone = |entry: &&Arc<Entry>| {
-            entry.agent.revision <= snapshot.revision && !present.contains(entry.agent.agent_id.as_str())
-        };
-        let gone: Vec<_> =
-            inner.slots.iter().flatten().filter(is_gone).map(|entry| entry.agent.agent_id.clone()).collect();
-        for agent_id in gone {
-            inner.remove(&agent_id);
+        if inner.log.epoch() != epoch {
+            return false;
         }
-        for agent in snapshot.agents {
-            inner.put_if_newer(Arc::new(agent));
+        for (entry, frame) in entries.iter().zip(frames) {
+            let next = inner.log.head().revision + 1;
+            if entry.position.revision < next {
+                continue;
+            }
+            if entry.position.revision > next {
+                return false;
+            }
+            match &entry.event {
+                Some(Event { kind: EventKind::Deregistered, agent, .. }) => inner.remove(&agent.agent_id),
+                Some(Event { agent, .. }) => inner.put(agent.clone(), None, context.now),
+                None => {}
+            }
+            inner.log.push(entry.position, frame);
         }
+        drop(inner);
+        self.changed.send_replace(());
+        true
     }
 
-    /// Records heartbeats in memory.
-    pub(crate) fn record_heartbeats<'a>(&self, times: impl IntoIterator<Item = (&'a str, Timestamp)>) {
-        let inner = self.inner.read();
-        for (agent_id, time) in times {
-            if let Some(entry) = inner.get(agent_id) {
-                entry.liveness.record_heartbeat(time);
-            }
-        }
+    /// Replaces everything by a snapshot, and resets all watchers. Keeps when agents were heard, and their reports.
+    pub(crate) fn replace(&self, snapshot: Snapshot, context: &ReadContext) {
+        // Without the lock, since it takes long.
+        let epoch = self.position().epoch + 1;
+        let replacement = Inner::new(snapshot, epoch, context, &|agent_id| self.entry(agent_id));
+        *self.inner.write() = replacement;
+        self.changed.send_replace(());
+    }
+
+    /// Returns whether an event is in the history; `None` if it may be one that is no longer kept.
+    pub(crate) fn has_event(&self, event: Position) -> Option<bool> {
+        self.inner.read().log.contains(event)
+    }
+
+    /// Returns a cursor after a position, or at the head.
+    pub(crate) fn cursor(&self, after: Option<Position>) -> Cursor {
+        self.inner.read().log.cursor(after)
+    }
+
+    /// Reads the events after the cursor, and advances it.
+    pub(crate) fn read_events(&self, cursor: &mut Cursor) -> LogRead {
+        self.inner.read().log.read(cursor)
+    }
+
+    /// Waits a moment until the view has come to a revision, which another server may just have written.
+    pub(crate) async fn reach(&self, revision: i64) {
+        let mut changed = self.changed.subscribe();
+        let reached = changed.wait_for(|()| self.position().position.revision >= revision);
+        // Who waits goes on either way, and looks at what there is.
+        let _ = tokio::time::timeout(REACH_TIMEOUT, reached).await;
+    }
+
+    /// Returns a receiver that is notified when there may be more events to read.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// Records the last heartbeats from the database, and marks those that are overdue as confirmed.
     pub(crate) fn confirm(&self, times: &[(String, Timestamp)], agent_ids: &[String], context: &ReadContext) {
-        self.record_heartbeats(times.iter().map(|(agent_id, time)| (agent_id.as_str(), *time)));
         let inner = self.inner.read();
-        agent_ids.iter().filter_map(|agent_id| inner.get(agent_id)).for_each(|entry| entry.confirm(context));
-    }
-
-    /// Drops the tombstones up to a revision that the follower has passed.
-    pub(crate) fn prune_tombstones(&self, revision: i64) {
-        if self.inner.read().tombstones.values().any(|removed| *removed <= revision) {
-            self.inner.write().tombstones.retain(|_, removed| *removed > revision);
+        for (agent_id, time) in times {
+            if let Some(entry) = inner.get(agent_id) {
+                entry.liveness.record_heartbeat(*time, context.now);
+            }
         }
+        agent_ids.iter().filter_map(|agent_id| inner.get(agent_id)).for_each(|entry| entry.confirm(context));
     }
 
     /// Updates the report of an agent.
@@ -122,15 +160,84 @@ impl View {
         }
     }
 
+    /// Returns all entries that match.
+    pub(crate) fn entries_where(&self, predicate: impl Fn(&Entry) -> bool) -> Vec<Arc<Entry>> {
+        self.inner.read().slots.iter().flatten().filter(|entry| predicate(entry)).cloned().collect()
+    }
+
     /// Returns the ids of all agents whose entries match.
     pub(crate) fn ids_where(&self, predicate: impl Fn(&Entry) -> bool) -> Vec<String> {
+        self.entries_where(predicate).iter().map(|entry| entry.agent.agent_id.clone()).collect()
+    }
+
+    /// Returns the entries after an id, up to another one or to the end, in the order of their ids.
+    pub(crate) fn entries_between(&self, after: &str, up_to: Option<&str>) -> Vec<Arc<Entry>> {
+        use std::ops::Bound::{Excluded, Included, Unbounded};
         let inner = self.inner.read();
-        let matching = inner.slots.iter().flatten().filter(|entry| predicate(entry));
-        matching.map(|entry| entry.agent.agent_id.clone()).collect()
+        let range = (Excluded(after), up_to.map_or(Unbounded, Included));
+        let slots = inner.ordered_ids.range::<str, _>(range);
+        slots.filter_map(|(_, slot)| inner.slot(*slot).cloned()).collect()
+    }
+
+    /// Encodes the event of an entry for watchers; `None` for an internal one.
+    fn frame(&self, entry: &LogEntry, context: &ReadContext) -> Option<Vec<u8>> {
+        let load = self.entry(&entry.agent_id).map(|entry| entry.liveness.load());
+        encode_frame(entry.event.as_ref()?, load.unwrap_or_default(), context)
     }
 }
 
+fn encode_frame(event: &Event, load: Load, context: &ReadContext) -> Option<Vec<u8>> {
+    let kind = match event.kind {
+        EventKind::Registered => contract::EventKind::Registered,
+        EventKind::StatusChanged => contract::EventKind::StatusChanged,
+        EventKind::Deregistered => contract::EventKind::Deregistered,
+        EventKind::Internal => return None,
+    };
+    let record = Record::stored(&event.agent, load, context).json(event.agent.registration_tag());
+    Some(kind.frame(event.position(), &record))
+}
+
 impl Inner {
+    /// Builds the view of a snapshot. `known` finds what is known of an agent from before.
+    fn new(
+        snapshot: Snapshot,
+        epoch: u64,
+        context: &ReadContext,
+        known: &dyn Fn(&str) -> Option<Arc<Entry>>,
+    ) -> Self {
+        let head = snapshot.head.position;
+        // Only what reaches up to the head without a gap can be replayed.
+        let is_followed = |pair: &&[LogEntry]| match pair {
+            [entry, next] => entry.position.revision + 1 == next.position.revision,
+            _ => false,
+        };
+        let count = snapshot.log.windows(2).rev().take_while(is_followed).count();
+        let (before, replayed) = snapshot.log.split_at(snapshot.log.len() - count);
+        let is_whole = snapshot.log.last().is_some_and(|last| last.position == head);
+        let base = before.last().filter(|_| is_whole).map_or(head, |before| before.position);
+        let mut log = EventLog::new(base, epoch);
+        for entry in replayed.iter().filter(|_| is_whole) {
+            let event = entry.event.as_ref();
+            log.push(entry.position, event.and_then(|event| encode_frame(event, Load::default(), context)));
+        }
+        let mut inner = Self {
+            ids: HashMap::with_capacity(snapshot.agents.len()),
+            ordered_ids: BTreeMap::new(),
+            slots: Vec::with_capacity(snapshot.agents.len()),
+            index: SearchIndex::default(),
+            log,
+        };
+        for agent in snapshot.agents {
+            let known = known(&agent.agent_id);
+            inner.put(Arc::new(agent), known.as_deref(), context.now);
+        }
+        inner
+    }
+
+    fn position(&self) -> ViewPosition {
+        ViewPosition { position: self.log.head(), epoch: self.log.epoch() }
+    }
+
     fn slot(&self, slot: Slot) -> Option<&Arc<Entry>> {
         self.slots.get(slot as usize)?.as_ref()
     }
@@ -139,31 +246,12 @@ impl Inner {
         self.slot(*self.ids.get(agent_id)?)
     }
 
-    fn put_if_newer(&mut self, agent: Arc<StoredAgent>) {
-        let current = self.get(&agent.agent_id).map(|entry| entry.agent.revision);
-        let removed = self.tombstones.get(&agent.agent_id).copied();
-        if current.max(removed).is_none_or(|known| known < agent.revision) {
-            self.put(agent);
-        } else if let Some(entry) = self.get(&agent.agent_id) {
-            entry.liveness.record_heartbeat(agent.last_heartbeat);
-        }
-    }
-
-    fn put(&mut self, agent: Arc<StoredAgent>) {
-        self.tombstones.remove(&agent.agent_id);
-        let known = self.ids.get(agent.agent_id.as_str()).copied();
-        let previous = known.and_then(|slot| self.slot(slot)).cloned();
-        // Transient state of another process does not apply.
-        let same_process =
-            previous.as_ref().filter(|previous| previous.agent.instance_id == agent.instance_id);
-        let liveness = same_process
-            .map_or_else(|| Liveness::new(agent.last_heartbeat).into(), |previous| previous.liveness.clone());
-        liveness.record_heartbeat(agent.last_heartbeat);
-        if let Some(previous) = &previous {
-            // Memory may have a heartbeat that was not in the row yet.
-            liveness.record_heartbeat(previous.liveness.last_heartbeat());
-        }
-        let slot = match (known, previous) {
+    /// Inserts or replaces an agent. `known` is its entry in the view that this one replaces.
+    fn put(&mut self, agent: Arc<StoredAgent>, known: Option<&Entry>, now: Timestamp) {
+        let slot = self.ids.get(agent.agent_id.as_str()).copied();
+        let previous = slot.and_then(|slot| self.slot(slot)).cloned();
+        let liveness = Liveness::succeeding(previous.as_deref().or(known), &agent, now);
+        let slot = match (slot, previous) {
             (Some(slot), Some(previous)) if previous.agent.capabilities == agent.capabilities => slot,
             _ => {
                 self.remove(&agent.agent_id);

@@ -117,9 +117,9 @@ impl View {
         let Some(entry) = self.entry(agent_id) else {
             return Read { value: None, unconfirmed };
         };
-        // Only to find out whether the deadline is confirmed: the record computes its own status.
-        entry.effective_status(context, &mut unconfirmed);
-        Read { value: Some(entry.record(context, entry.liveness.last_heartbeat())), unconfirmed }
+        let effective = entry.effective_status(context, &mut unconfirmed);
+        let record = Record::of_entry(&entry, effective, context).json(entry.registration_tag());
+        Read { value: Some(record), unconfirmed }
     }
 
     pub(crate) fn health(&self, agent_id: &str, context: &ReadContext) -> Read<Option<AgentHealth>> {

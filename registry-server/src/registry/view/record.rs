@@ -132,10 +132,12 @@ mod tests {
 
     use super::*;
     use crate::registry::rules::DeadlinePolicy;
+    use crate::registry::time::Silence;
 
     fn read_context() -> ReadContext {
         let (timeout, expiry_margin) = (Duration::from_secs(60), Duration::from_secs(1));
-        let policy = DeadlinePolicy { timeout, reachable_since: None, expiry_margin, remove_after: None };
+        let silence = Silence::starting_at(Timestamp::from_unix_millis(0));
+        let policy = DeadlinePolicy { timeout, silence, expiry_margin, remove_after: None };
         ReadContext {
             now: Timestamp::from_unix_millis(0),
             policy,

@@ -2,30 +2,23 @@
 
 use chrono::{DateTime, Utc};
 use registry_sdk::contract::Timestamp;
-use sqlx::Row;
-use sqlx::postgres::PgRow;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgRow, PgTypeInfo, PgValueRef, Postgres};
 use sqlx::types::Json;
+use sqlx::{Decode, Row, Type};
 
-use crate::store::{StoredAgent, interval_from_seconds, undecodable};
+use crate::store::{AgentRow, StoredAgent, agent_row, interval_from_seconds, undecodable};
 
-/// Decodes an agent's row; `None` if that fails, since another service may have written the row.
-pub(super) fn decode_agent(row: &PgRow) -> std::result::Result<Option<StoredAgent>, sqlx::Error> {
-    match agent_from_row(row) {
-        Err(error @ (sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_))) => {
-            let agent_id: &str = row.try_get("agent_id")?;
-            tracing::error!(agent_id, %error, "cannot decode an agent's row, ignoring the agent until it registers again");
-            Ok(None)
-        }
-        outcome => outcome.map(Some),
-    }
+pub(super) fn decode_row(row: &PgRow) -> sqlx::Result<AgentRow> {
+    agent_row(row.try_get("agent_id")?, agent_from_row(row))
 }
 
-pub(super) fn agent_from_row(row: &PgRow) -> std::result::Result<StoredAgent, sqlx::Error> {
+fn agent_from_row(row: &PgRow) -> sqlx::Result<StoredAgent> {
     let status: &str = row.try_get("status")?;
     let Json(capabilities) = row.try_get("capabilities")?;
     let Json(metadata) = row.try_get("metadata")?;
     let Json(instances) = row.try_get("instances")?;
-    let offline_since: Option<DateTime<Utc>> = row.try_get("offline_since")?;
+    let offline_since: Option<Time> = row.try_get("offline_since")?;
     Ok(StoredAgent {
         agent_id: row.try_get("agent_id")?,
         agent_name: row.try_get("agent_name")?,
@@ -34,7 +27,7 @@ pub(super) fn agent_from_row(row: &PgRow) -> std::result::Result<StoredAgent, sq
         metadata,
         status: status.parse().map_err(|error| undecodable("status", error))?,
         missed_deadline: row.try_get("missed_deadline")?,
-        offline_since: offline_since.map(|time| Timestamp::from_unix_millis(time.timestamp_millis())),
+        offline_since: offline_since.map(|Time(time)| time),
         probe_failed: row.try_get("probe_failed")?,
         instance_id: row.try_get("instance_id")?,
         instances,
@@ -45,13 +38,35 @@ pub(super) fn agent_from_row(row: &PgRow) -> std::result::Result<StoredAgent, sq
     })
 }
 
-pub(super) fn timestamp<I: sqlx::ColumnIndex<PgRow>>(
-    row: &PgRow,
-    column: I,
-) -> std::result::Result<Timestamp, sqlx::Error> {
-    let time: DateTime<Utc> = row.try_get(column)?;
-    Ok(Timestamp::from_unix_millis(time.timestamp_millis()))
+pub(super) fn timestamp<I: sqlx::ColumnIndex<PgRow>>(row: &PgRow, column: I) -> sqlx::Result<Timestamp> {
+    let Time(time) = row.try_get(column)?;
+    Ok(time)
 }
+
+/// A time as PostgreSQL stores it, which may be infinite or lie in any year. `chrono` panics at some of them.
+pub(super) struct Time(pub(super) Timestamp);
+
+impl Type<Postgres> for Time {
+    fn type_info() -> PgTypeInfo {
+        <DateTime<Utc> as Type<Postgres>>::type_info()
+    }
+}
+
+impl Decode<'_, Postgres> for Time {
+    fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
+        // In binary form: microseconds since the year 2000.
+        let micros = <[u8; 8]>::try_from(value.as_bytes()?).map(i64::from_be_bytes)?;
+        let millis = micros.div_euclid(1_000) + MILLENNIUM_MILLIS;
+        if !TIME_RANGE.contains(&millis) {
+            return Err("the time is infinite, or too far away".into());
+        }
+        Ok(Self(Timestamp::from_unix_millis(millis)))
+    }
+}
+
+/// Unix time of the year 2000, and the times that can be read: of the years 1 to 9999.
+const MILLENNIUM_MILLIS: i64 = 946_684_800_000;
+const TIME_RANGE: std::ops::Range<i64> = -62_135_596_800_000..253_402_300_800_000;
 
 pub(super) fn date_time(time: Timestamp) -> DateTime<Utc> {
     DateTime::from(std::time::SystemTime::from(time))

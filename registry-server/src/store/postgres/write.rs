@@ -1,20 +1,29 @@
 //! Writes the result of a transaction.
 
+use std::sync::Arc;
+
 use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 
-use super::CHANNEL;
+use super::CHANGE_CHANNEL;
 use super::rows::date_time;
-use crate::store::{Event, StoredAgent, Writes};
+use crate::store::{Event, RETAINED_REVISIONS, StoredAgent, Writes};
 
-pub(super) async fn write(
+pub(super) async fn write<'a>(
     connection: &mut PgConnection,
-    writes: &Writes,
+    writes: &'a Writes,
     process_id: &str,
-) -> std::result::Result<(), sqlx::Error> {
+) -> sqlx::Result<()> {
+    if writes.is_empty() {
+        // Proves that the database takes writes.
+        sqlx::query("UPDATE agent_registry_state SET revision = revision WHERE singleton")
+            .execute(&mut *connection)
+            .await?;
+    }
     if !writes.heartbeats.is_empty() {
-        let (agent_ids, times): (Vec<&str>, Vec<_>) =
-            writes.heartbeats.iter().map(|(id, time)| (id.as_str(), date_time(*time))).unzip();
+        let heartbeat =
+            |agent: &'a Arc<StoredAgent>| (agent.agent_id.as_str(), date_time(agent.last_heartbeat));
+        let (agent_ids, times): (Vec<&str>, Vec<_>) = writes.heartbeats.iter().map(heartbeat).unzip();
         sqlx::query(
             "UPDATE agent_registry AS agent
              SET last_heartbeat = greatest(least(agent.last_heartbeat, now()), heartbeat.at)
@@ -31,14 +40,10 @@ pub(super) async fn write(
     Ok(())
 }
 
-/// Writes the changed agents and their events, and notifies the other replicas on commit.
+/// Writes the changed agents and their events, and notifies the other servers on commit.
 ///
 /// One statement for everything, since each costs a round trip. No agent is in it twice.
-async fn write_events(
-    connection: &mut PgConnection,
-    writes: &Writes,
-    process_id: &str,
-) -> std::result::Result<(), sqlx::Error> {
+async fn write_events(connection: &mut PgConnection, writes: &Writes, process_id: &str) -> sqlx::Result<()> {
     fn column<'a, T>(agents: &[&'a StoredAgent], value: impl Fn(&'a StoredAgent) -> T) -> Vec<T> {
         agents.iter().map(|agent| value(agent)).collect()
     }
@@ -46,7 +51,8 @@ async fn write_events(
     let revisions: Vec<i64> = writes.events.iter().map(|event| event.agent.revision).collect();
     let kinds: Vec<&str> = writes.events.iter().map(|event| event.kind.as_str()).collect();
     let agent_ids: Vec<&str> = writes.events.iter().map(|event| event.agent.agent_id.as_str()).collect();
-    let agents = writes.events.iter().map(Event::to_json).collect::<std::result::Result<Vec<_>, _>>()?;
+    let marks: Vec<i64> = writes.events.iter().map(|event| event.mark).collect();
+    let agents = writes.events.iter().map(Event::agent_json).collect::<sqlx::Result<Vec<_>>>()?;
     sqlx::query(
         "WITH put AS (
              INSERT INTO agent_registry AS agent
@@ -61,18 +67,20 @@ async fn write_events(
                  capabilities = excluded.capabilities, metadata = excluded.metadata,
                  last_heartbeat = greatest(least(agent.last_heartbeat, now()), excluded.last_heartbeat),
                  heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
-                 instance_id = excluded.instance_id,
+                 instance_id = excluded.instance_id, registered_at = excluded.registered_at,
                  missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
                  probe_failed = excluded.probe_failed, revision = excluded.revision, instances = excluded.instances
          ), removed AS (
              DELETE FROM agent_registry WHERE agent_id = ANY ($16)
          ), event AS (
-             INSERT INTO agent_registry_event (revision, kind, agent_id, agent, at)
-             SELECT *, now() FROM unnest($17::int8[], $18::text[], $19::text[], $20::json[])
+             INSERT INTO agent_registry_event (revision, mark, kind, agent_id, agent, at)
+             SELECT *, now() FROM unnest($17::int8[], $18::int8[], $19::text[], $20::text[], $21::json[])
+         ), old_event AS (
+             DELETE FROM agent_registry_event WHERE revision <= $22 - $24
          ), head AS (
-             UPDATE agent_registry_state SET revision = $21 WHERE singleton
+             UPDATE agent_registry_state SET revision = $22, mark = $23 WHERE singleton
          )
-         SELECT pg_notify($22, $23)",
+         SELECT pg_notify($25, $26)",
     )
     .bind(column(&upserts, |agent| agent.agent_id.as_str()))
     .bind(column(&upserts, |agent| agent.agent_name.as_str()))
@@ -92,11 +100,14 @@ async fn write_events(
     .bind(column(&upserts, |agent| Json(&agent.instances)))
     .bind(writes.deletes())
     .bind(&revisions)
+    .bind(&marks)
     .bind(kinds)
     .bind(agent_ids)
     .bind(agents)
     .bind(revisions.last())
-    .bind(CHANNEL)
+    .bind(marks.last())
+    .bind(RETAINED_REVISIONS)
+    .bind(CHANGE_CHANNEL)
     .bind(process_id)
     .execute(connection)
     .await?;

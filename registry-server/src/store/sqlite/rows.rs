@@ -10,37 +10,36 @@ use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::heartbeats;
-use crate::store::{Event, StoredAgent, Writes, interval_from_seconds, select_agents, undecodable};
-
-pub(super) async fn current_revision(
-    connection: &mut SqliteConnection,
-) -> std::result::Result<i64, sqlx::Error> {
-    sqlx::query_scalar("SELECT revision FROM agent_registry_state").fetch_one(connection).await
-}
+use crate::store::{
+    AgentRow, Event, RETAINED_REVISIONS, StoredAgent, Writes, agent_row, interval_from_seconds,
+    select_agents, undecodable,
+};
 
 pub(super) async fn agents_by_id(
     connection: &mut SqliteConnection,
     agent_ids: &[String],
-) -> std::result::Result<HashMap<String, StoredAgent>, sqlx::Error> {
-    let rows = sqlx::query(select_agents!("WHERE agent_id IN (SELECT value FROM json_each(?))"))
-        .bind(json!(agent_ids).to_string())
-        .fetch_all(connection)
-        .await?;
-    let agent = |row| agent_from_row(row).map(|agent| (agent.agent_id.clone(), agent));
-    rows.iter().map(agent).collect()
+) -> sqlx::Result<HashMap<String, AgentRow>> {
+    let rows = sqlx::query(select_agents!(
+        "coalesce(heard.last_heartbeat, agent.last_heartbeat)",
+        "LEFT JOIN agent_registry_last_heartbeat AS heard USING (agent_id)
+         WHERE agent_id IN (SELECT value FROM json_each(?))"
+    ))
+    .bind(json!(agent_ids).to_string())
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Ok((row.try_get("agent_id")?, decode_row(row)?))).collect()
 }
 
 pub(super) async fn write(
     connection: &mut SqliteConnection,
     writes: &Writes,
     now: Timestamp,
-) -> std::result::Result<(), sqlx::Error> {
+) -> sqlx::Result<()> {
     if writes.upserts().next().is_some() {
         upsert(connection, writes.upserts()).await?;
     }
-    if !writes.heartbeats.is_empty() {
-        heartbeats::append(connection, writes.heartbeats()).await?;
-    }
+    let heard = writes.heartbeats.iter().map(|agent| &**agent).chain(writes.upserts());
+    heartbeats::store(connection, heard).await?;
     let deletes = writes.deletes();
     if !deletes.is_empty() {
         sqlx::query("DELETE FROM agent_registry WHERE agent_id IN (SELECT value FROM json_each(?))")
@@ -48,24 +47,40 @@ pub(super) async fn write(
             .execute(&mut *connection)
             .await?;
     }
-    let Some(last) = writes.events.last() else {
+    append_events(connection, &writes.events, now).await
+}
+
+/// Appends to the log, and drops its old entries. Without events it writes the state row unchanged.
+async fn append_events(
+    connection: &mut SqliteConnection,
+    events: &[Event],
+    now: Timestamp,
+) -> sqlx::Result<()> {
+    let Some(last) = events.last() else {
+        sqlx::query("UPDATE agent_registry_state SET revision = revision").execute(connection).await?;
         return Ok(());
     };
     let event = |event: &Event| {
-        let Event { kind, agent } = event;
-        Ok(json!([agent.revision, kind.as_str(), agent.agent_id, event.to_json()?]))
+        let Event { kind, mark, agent } = event;
+        Ok(json!([agent.revision, mark, kind.as_str(), agent.agent_id, event.agent_json()?]))
     };
-    let events = writes.events.iter().map(event).collect::<std::result::Result<Vec<_>, sqlx::Error>>()?;
+    let events = events.iter().map(event).collect::<sqlx::Result<Vec<_>>>()?;
     sqlx::query(
-        "INSERT INTO agent_registry_event (revision, kind, agent_id, agent, at)
-         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, ? FROM json_each(?)",
+        "INSERT INTO agent_registry_event (revision, mark, kind, agent_id, agent, at)
+         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, ? FROM json_each(?)",
     )
     .bind(now.unix_millis())
     .bind(json!(events).to_string())
     .execute(&mut *connection)
     .await?;
-    sqlx::query("UPDATE agent_registry_state SET revision = ?")
-        .bind(last.agent.revision)
+    let revision = last.agent.revision;
+    sqlx::query("DELETE FROM agent_registry_event WHERE revision <= ?")
+        .bind(revision - RETAINED_REVISIONS)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("UPDATE agent_registry_state SET revision = ?, mark = ?")
+        .bind(revision)
+        .bind(last.mark)
         .execute(&mut *connection)
         .await?;
     Ok(())
@@ -116,7 +131,7 @@ impl<'a> NewRow<'a> {
 async fn upsert(
     connection: &mut SqliteConnection,
     agents: impl Iterator<Item = &StoredAgent>,
-) -> std::result::Result<(), sqlx::Error> {
+) -> sqlx::Result<()> {
     let rows = agents.map(NewRow::new).collect::<Vec<_>>();
     let rows = serde_json::to_string(&rows).map_err(|error| sqlx::Error::Encode(error.into()))?;
     sqlx::query(
@@ -134,7 +149,7 @@ async fn upsert(
              capabilities = excluded.capabilities, metadata = excluded.metadata,
              last_heartbeat = excluded.last_heartbeat,
              heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
-             instance_id = excluded.instance_id, instances = excluded.instances,
+             registered_at = excluded.registered_at, instance_id = excluded.instance_id, instances = excluded.instances,
              missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
              probe_failed = excluded.probe_failed, revision = excluded.revision",
     )
@@ -144,7 +159,11 @@ async fn upsert(
     Ok(())
 }
 
-pub(super) fn agent_from_row(row: &SqliteRow) -> std::result::Result<StoredAgent, sqlx::Error> {
+pub(super) fn decode_row(row: &SqliteRow) -> sqlx::Result<AgentRow> {
+    agent_row(row.try_get("agent_id")?, agent_from_row(row))
+}
+
+fn agent_from_row(row: &SqliteRow) -> sqlx::Result<StoredAgent> {
     let json = |column: &'static str| row.try_get::<&str, _>(column);
     let status: &str = row.try_get("status")?;
     Ok(StoredAgent {

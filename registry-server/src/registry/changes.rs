@@ -1,0 +1,385 @@
+//! Changes: one transaction per batch, fully durable, which numbers them.
+//!
+//! A change is answered after its transaction was committed and applied to the view. Where the answer to the commit is
+//! lost, the next transaction finds out whether it was made: it holds the state row, so the one before it has ended.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::Error;
+use super::availability::Part;
+use super::history::entries_after;
+use super::lane::{Lane, LaneSession, timed};
+use super::queue::{Pace, Pending, submit};
+use super::rules::{Change, CurrentAgent, Outcome, Transition};
+use super::shared::{RETRY_INTERVAL, Shared};
+use crate::store::{
+    AgentRow, CommitError, Event, Head, LockedAgents, LogEntry, Position, Purpose, Session, StoreError,
+    Writes,
+};
+
+/// Maximum number of queued changes, and how many of these slots are reserved for heartbeats.
+///
+/// A heartbeat near its deadline is queued here, and a flood of registrations must not take its agent
+/// offline.
+const MAX_QUEUED: usize = 8_192;
+const RESERVED_FOR_HEARTBEATS: usize = 2_048;
+
+/// Longest time that the changes of a batch wait for more. Each transaction has a fixed cost, and callers of the last
+/// batch, who have just got their answers, send the next changes at once: a batch waits for three quarters as many.
+const INTERVAL: Duration = Duration::from_millis(2);
+
+/// Maximum number of changes per transaction.
+const MAX_BATCH: usize = 500;
+
+/// Time for which a change waits in the queue. Together with the timeouts below, it is answered within five seconds.
+const QUEUE_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// Timeout of a transaction up to its commit, which includes waiting for those of other servers. On a session that was
+/// lost unnoticed it passes before the transaction begins again.
+const PREPARE_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// Timeout of a commit. It may wait for a standby without a limit.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time from a request's arrival after which a commit whose answer was lost is no longer looked for.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time for which a change waits for a row that somebody else has locked, and how often it tries.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A change of one agent.
+pub(super) struct ChangeRequest {
+    agent_id: String,
+    change: Arc<Change>,
+    arrived: Instant,
+}
+
+type PendingChange = Pending<ChangeRequest, Outcome>;
+
+/// The queue of changes.
+pub(super) struct ChangeQueue(mpsc::Sender<PendingChange>);
+
+/// Commits the queued changes.
+pub(super) struct ChangeWriter {
+    shared: Arc<Shared>,
+    queue: mpsc::Receiver<PendingChange>,
+    pace: Pace,
+    lane: Lane,
+}
+
+/// Why a transaction did not succeed.
+enum Failure {
+    /// Nothing was changed.
+    NotApplied(StoreError),
+    /// The changes may have been made.
+    Unknown { error: StoreError, first: Position, outcomes: Vec<Outcome> },
+}
+
+/// A transaction that is ready to be committed.
+struct Prepared {
+    writes: Writes,
+    /// One for each request.
+    outcomes: Vec<Outcome>,
+    /// Epoch of the view that the transaction follows.
+    epoch: u64,
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::NotApplied(error)
+    }
+}
+
+impl ChangeQueue {
+    pub(super) fn new(shared: Arc<Shared>) -> (Self, ChangeWriter) {
+        let (queue_tx, queue) = mpsc::channel(MAX_QUEUED);
+        let (pace, lane) = (Pace::new(INTERVAL, MAX_BATCH), Lane::new(Purpose::Changes));
+        (Self(queue_tx), ChangeWriter { shared, queue, pace, lane })
+    }
+
+    /// Makes a change. Tries again for a moment while somebody else has locked the agent's row.
+    pub(super) async fn submit(
+        &self,
+        agent_id: String,
+        change: Change,
+        arrived: Instant,
+    ) -> Result<Outcome, Error> {
+        if self.0.capacity() <= RESERVED_FOR_HEARTBEATS && !matches!(change, Change::Heartbeat(_)) {
+            return Err(Error::Overloaded);
+        }
+        let change = Arc::new(change);
+        loop {
+            let request = ChangeRequest { agent_id: agent_id.clone(), change: change.clone(), arrived };
+            match submit(&self.0, request).await? {
+                Outcome::Locked if arrived.elapsed() < LOCK_TIMEOUT => sleep(LOCK_RETRY_INTERVAL).await,
+                Outcome::Locked => return Err(Error::Locked(agent_id)),
+                outcome => return Ok(outcome),
+            }
+        }
+    }
+}
+
+impl ChangeWriter {
+    /// Commits changes until the queue is closed, then the queued ones.
+    pub(super) async fn run(mut self, closing: CancellationToken) {
+        let mut previous = 0;
+        loop {
+            let mut pending = Vec::new();
+            let is_failing = self.shared.availability.is_failing(Part::Changes);
+            tokio::select! {
+                biased;
+                received = self.queue.recv_many(&mut pending, MAX_BATCH) => if received == 0 { return },
+                () = closing.cancelled(), if !self.queue.is_closed() => {
+                    self.queue.close();
+                    continue;
+                }
+                () = sleep(RETRY_INTERVAL), if is_failing => {
+                    // Tried again until it succeeds.
+                    let _ = self.synchronize().await;
+                    continue;
+                }
+            }
+            self.pace.fill(&mut self.queue, &mut pending, previous * 3 / 4).await;
+            previous = pending.len();
+            while !pending.is_empty() {
+                let batch = take_one_per_agent(&mut pending);
+                self.commit(batch).await;
+            }
+        }
+    }
+
+    /// Commits a batch, at most one change per agent, and answers its callers.
+    async fn commit(&mut self, batch: Vec<PendingChange>) {
+        if let Err(error) = self.shared.check_available(Part::Changes) {
+            // These callers have waited for a batch that failed. Fail at once.
+            return reply_error(batch, &error);
+        }
+        let has_waited = |pending: &PendingChange| pending.request.arrived.elapsed() > QUEUE_TIMEOUT;
+        let (late, batch) = batch.into_iter().partition::<Vec<_>, _>(has_waited);
+        reply_error(late, &Error::Overloaded);
+        if batch.is_empty() {
+            return;
+        }
+        let may_be_lost = self.lane.has_session();
+        let mut outcome = self.transact(&batch).await;
+        if matches!(outcome, Err(Failure::NotApplied(StoreError::Unavailable(_)))) && may_be_lost {
+            outcome = self.transact(&batch).await;
+        }
+        match outcome {
+            Ok(outcomes) => {
+                self.shared.availability.record_success(Part::Changes);
+                self.reply(batch, outcomes);
+            }
+            // Commit them one by one, so that only the one that failed fails.
+            Err(Failure::NotApplied(StoreError::Rejected(_) | StoreError::Locked(_))) if batch.len() > 1 => {
+                for pending in batch {
+                    Box::pin(self.commit(vec![pending])).await;
+                }
+            }
+            Err(Failure::NotApplied(StoreError::Locked(_))) => self.reply(batch, vec![Outcome::Locked]),
+            Err(Failure::NotApplied(error)) => {
+                if matches!(error, StoreError::Unavailable(_)) {
+                    self.shared.availability.record_failure(Part::Changes, &error);
+                } else {
+                    tracing::error!(cause = std::error::Error::source(&error), "{error}");
+                }
+                reply_error(batch, &Error::from(&error));
+            }
+            Err(Failure::Unknown { error, first, outcomes }) => {
+                self.settle(batch, error, first, outcomes).await;
+            }
+        }
+    }
+
+    /// Answers the callers, after memory has what the database has.
+    fn reply(&self, batch: Vec<PendingChange>, outcomes: Vec<Outcome>) {
+        let now = self.shared.time.now();
+        for (pending, outcome) in batch.into_iter().zip(outcomes) {
+            if let Outcome::Applied(agent) = &outcome
+                && let Some(entry) = self.shared.view.entry(&agent.agent_id)
+            {
+                entry.liveness.record_heartbeat(agent.last_heartbeat, now);
+            }
+            // A caller that gave up only loses the response.
+            let _ = pending.reply_tx.send(Ok(outcome));
+        }
+    }
+
+    /// Makes a transaction of changes, at most one per agent, and applies it to the view.
+    async fn transact(&mut self, batch: &[PendingChange]) -> Result<Vec<Outcome>, Failure> {
+        let (mut session, prepared) = self.prepare(batch).await?;
+        let Prepared { writes, outcomes, epoch } = prepared;
+        if writes.is_empty() {
+            timed(COMMIT_TIMEOUT, session.session.rollback()).await?;
+            self.lane.give_back(session);
+            return Ok(outcomes);
+        }
+        let first = writes.events.first().map(Event::position);
+        let committed = timeout(COMMIT_TIMEOUT, session.session.commit(&writes)).await;
+        match (committed.unwrap_or_else(|_| Err(CommitError::Unknown(timed_out()))), first) {
+            (Ok(()), _) => self.lane.give_back(session),
+            (Err(CommitError::Unknown(error)), Some(first)) => {
+                return Err(Failure::Unknown { error, first, outcomes });
+            }
+            // Heartbeats alone may be written twice.
+            (Err(CommitError::NotApplied(error) | CommitError::Unknown(error)), _) => {
+                return Err(error.into());
+            }
+        }
+        let entries: Vec<LogEntry> = writes.events.iter().map(LogEntry::from).collect();
+        match first {
+            Some(first) if !self.shared.apply(epoch, &entries) => {
+                Err(Failure::Unknown { error: other_history(), first, outcomes })
+            }
+            _ => Ok(outcomes),
+        }
+    }
+
+    /// Prepares a transaction in time.
+    async fn prepare(&mut self, batch: &[PendingChange]) -> Result<(LaneSession, Prepared), StoreError> {
+        timed(PREPARE_TIMEOUT, async {
+            let mut session = self.lane.take(&self.shared).await?;
+            let prepared = self.decide(&mut *session.session, batch).await?;
+            Ok((session, prepared))
+        })
+        .await
+    }
+
+    /// Begins a transaction, brings the view up to date, and decides the changes.
+    async fn decide(
+        &self,
+        session: &mut dyn Session,
+        batch: &[PendingChange],
+    ) -> Result<Prepared, StoreError> {
+        let (began, head) = begin(session).await?;
+        self.shared.observe_head(&head);
+        let epoch = catch_up(&self.shared, session, &head).await?;
+        let agent_ids: Vec<String> = batch.iter().map(|pending| pending.request.agent_id.clone()).collect();
+        let LockedAgents { mut rows, held } = session.lock_agents(&agent_ids).await?;
+        let policy = self.shared.read_context().policy;
+        let mut transition = Transition::new(&policy, head.now, head.position.revision);
+        let decide = |ChangeRequest { agent_id, change, arrived, .. }: &ChangeRequest| {
+            if held.contains(agent_id) {
+                return Outcome::Locked;
+            }
+            let mut current = CurrentAgent::default();
+            match rows.remove(agent_id) {
+                Some(AgentRow::Readable(agent)) => current.row = Some(*agent),
+                Some(AgentRow::Unreadable(_)) => current.is_unreadable = true,
+                None => {}
+            }
+            current.known = self.shared.view.entry(agent_id).map(|entry| entry.agent.clone());
+            transition.decide(change, began.saturating_duration_since(*arrived), current)
+        };
+        let outcomes = batch.iter().map(|pending| &pending.request).map(decide).collect();
+        Ok(Prepared { writes: transition.writes, outcomes, epoch })
+    }
+
+    /// Finds out whether a transaction was committed, and answers its callers by that.
+    async fn settle(
+        &mut self,
+        batch: Vec<PendingChange>,
+        error: StoreError,
+        first: Position,
+        outcomes: Vec<Outcome>,
+    ) {
+        tracing::warn!(%error, "the answer to a commit was lost, looking whether it was made");
+        let arrived = batch.iter().map(|pending| pending.request.arrived).min();
+        let gives_up_at = arrived.unwrap_or_else(Instant::now) + SETTLE_TIMEOUT;
+        let settled = timeout_at(gives_up_at, async {
+            while self.synchronize().await.is_err() {
+                sleep(RETRY_INTERVAL / 2).await;
+            }
+        });
+        if settled.await.is_err() {
+            self.shared.availability.record_failure(Part::Changes, &error);
+            return reply_error(batch, &Error::Unsettled);
+        }
+        match self.shared.view.has_event(first) {
+            Some(true) => self.reply(batch, outcomes),
+            Some(false) => {
+                self.shared.availability.record_failure(Part::Changes, &error);
+                reply_error(batch, &Error::Unavailable);
+            }
+            None => reply_error(batch, &Error::Unsettled),
+        }
+    }
+
+    /// Brings the view up to date by a transaction that writes nothing new, and so proves that the database takes
+    /// writes and that every earlier transaction has ended.
+    async fn synchronize(&mut self) -> Result<(), StoreError> {
+        let session = timed(PREPARE_TIMEOUT, async {
+            let mut session = self.lane.take(&self.shared).await?;
+            let (_, head) = begin(&mut *session.session).await?;
+            catch_up(&self.shared, &mut *session.session, &head).await?;
+            match session.session.commit(&Writes::default()).await {
+                Ok(()) => Ok(session),
+                Err(CommitError::NotApplied(error) | CommitError::Unknown(error)) => Err(error),
+            }
+        })
+        .await?;
+        self.lane.give_back(session);
+        self.shared.availability.record_success(Part::Changes);
+        Ok(())
+    }
+}
+
+/// Begins a transaction, also if those of other servers take their time. Returns when it began, too: the database's time
+/// is that of the beginning.
+pub(super) async fn begin(session: &mut dyn Session) -> Result<(Instant, Head), StoreError> {
+    loop {
+        let began = Instant::now();
+        match session.begin().await {
+            Err(StoreError::Locked(_)) => session.rollback().await?,
+            outcome => return Ok((began, outcome?)),
+        }
+    }
+}
+
+/// Brings the view up to the head inside a transaction. Returns the epoch of the view.
+///
+/// Fails if the view is not in the database's history. The follower notices that, too, and reloads the view.
+async fn catch_up(shared: &Shared, session: &mut dyn Session, head: &Head) -> Result<u64, StoreError> {
+    let mut at = shared.view.position();
+    if at.position == head.position {
+        return Ok(at.epoch);
+    }
+    loop {
+        let page = session.read_log(at.position.revision).await?;
+        let head = page.head.position;
+        let entries = entries_after(at.position, page).ok_or_else(other_history)?;
+        shared.apply(at.epoch, &entries);
+        at = shared.view.position();
+        if at.position == head {
+            return Ok(at.epoch);
+        }
+    }
+}
+
+fn other_history() -> StoreError {
+    StoreError::Unavailable("it has another history than this server knows".into())
+}
+
+/// Takes the first change of each agent. Later ones of the same agent stay pending, in order.
+fn take_one_per_agent(pending: &mut Vec<PendingChange>) -> Vec<PendingChange> {
+    let mut taken = HashSet::new();
+    pending.extract_if(.., |pending| taken.insert(pending.request.agent_id.clone())).collect()
+}
+
+fn timed_out() -> StoreError {
+    StoreError::Unavailable("no response in time".into())
+}
+
+fn reply_error(batch: Vec<PendingChange>, error: &Error) {
+    for pending in batch {
+        // A caller that gave up only loses the response.
+        let _ = pending.reply_tx.send(Err(error.clone()));
+    }
+}

@@ -1,0 +1,232 @@
+//! Plain heartbeats: one statement per batch, which does not wait for the disk.
+//!
+//! Each heartbeat is answered after its own batch is in the database, so that every server sees it. A crash of the
+//! database may lose the last ones; after each reconnection what was heard within the timeout is written again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use registry_sdk::contract::Timestamp;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::Error;
+use super::availability::Part;
+use super::lane::{Lane, LaneSession, timed};
+use super::queue::{Pace, Pending, ReplySender, submit};
+use super::shared::{RETRY_INTERVAL, Shared};
+use super::view::{Entry, Liveness};
+use crate::store::{HeartbeatWrite, Purpose, Result, StoredAgent};
+
+/// Maximum number of queued heartbeats; further ones are rejected.
+const MAX_QUEUED: usize = 16_384;
+
+/// Pace of the batches: at most forty statements a second, unless many heartbeats wait.
+const INTERVAL: Duration = Duration::from_millis(25);
+const ENOUGH: usize = 32;
+
+/// Maximum number of heartbeats per statement.
+const MAX_BATCH: usize = 1_000;
+
+/// Timeout of a statement. On a session that was lost unnoticed it passes before the next one begins.
+const TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// A heartbeat of an agent as it is known.
+pub(super) struct QueuedHeartbeat {
+    agent: Arc<StoredAgent>,
+    liveness: Arc<Liveness>,
+    arrived: Instant,
+}
+
+type PendingHeartbeat = Pending<QueuedHeartbeat, Option<Timestamp>>;
+
+/// The queue of heartbeats.
+pub(super) struct HeartbeatQueue(mpsc::Sender<PendingHeartbeat>);
+
+/// Writes the queued heartbeats.
+pub(super) struct HeartbeatWriter {
+    shared: Arc<Shared>,
+    queue: mpsc::Receiver<PendingHeartbeat>,
+    pace: Pace,
+    lane: Lane,
+    /// Whether there was a session before: a new one then replaces one that was lost.
+    had_session: bool,
+    /// Whether what was heard is to be written again.
+    needs_rewrite: bool,
+}
+
+impl HeartbeatQueue {
+    pub(super) fn new(shared: Arc<Shared>) -> (Self, HeartbeatWriter) {
+        let (queue_tx, queue) = mpsc::channel(MAX_QUEUED);
+        let pace = Pace::new(INTERVAL, MAX_BATCH);
+        let lane = Lane::new(Purpose::Heartbeats);
+        (
+            Self(queue_tx),
+            HeartbeatWriter { shared, queue, pace, lane, had_session: false, needs_rewrite: false },
+        )
+    }
+
+    /// Writes a heartbeat; returns `None` if the agent is at another revision in the database, or locked there.
+    pub(super) async fn write(
+        &self,
+        entry: &Entry,
+        arrived: Instant,
+    ) -> std::result::Result<Option<Timestamp>, Error> {
+        let (agent, liveness) = (entry.agent.clone(), entry.liveness.clone());
+        submit(&self.0, QueuedHeartbeat { agent, liveness, arrived }).await
+    }
+}
+
+impl HeartbeatWriter {
+    /// Writes heartbeats until the queue is closed, then the queued ones.
+    pub(super) async fn run(mut self, closing: CancellationToken) {
+        let mut sessions_dropped = self.shared.sessions_dropped();
+        loop {
+            let mut batch = Vec::new();
+            let is_failing = self.shared.availability.is_failing(Part::Heartbeats);
+            tokio::select! {
+                biased;
+                received = self.queue.recv_many(&mut batch, MAX_BATCH) => if received == 0 { return },
+                () = closing.cancelled(), if !self.queue.is_closed() => {
+                    self.queue.close();
+                    continue;
+                }
+                _ = sessions_dropped.changed() => {}
+                () = sleep(RETRY_INTERVAL), if is_failing => {}
+            }
+            if batch.is_empty() {
+                // Looks whether the database takes heartbeats.
+                let _ = self.write(&[]).await;
+            } else {
+                self.pace.fill(&mut self.queue, &mut batch, ENOUGH).await;
+                self.write_batch(batch).await;
+            }
+            if self.needs_rewrite {
+                self.rewrite().await;
+            }
+        }
+    }
+
+    async fn write_batch(&mut self, pending: Vec<PendingHeartbeat>) {
+        let batch = Batch::new(pending);
+        let times = match self.shared.check_available(Part::Heartbeats) {
+            Ok(()) => self.write(&batch.heartbeats).await.map_err(|error| Error::from(&error)),
+            // These callers have waited for a batch that failed. Fail at once.
+            Err(error) => Err(error),
+        };
+        batch.reply(&times, self.shared.time.now());
+    }
+
+    /// Writes heartbeats, on a new session if the idle one turns out to be lost.
+    async fn write(&mut self, heartbeats: &[QueuedHeartbeat]) -> Result<Vec<Option<Timestamp>>> {
+        let may_be_lost = self.lane.has_session();
+        let mut written = self.write_once(heartbeats).await;
+        if written.is_err() && may_be_lost {
+            written = self.write_once(heartbeats).await;
+        }
+        match &written {
+            Ok(_) => self.shared.availability.record_success(Part::Heartbeats),
+            Err(error) => self.shared.availability.record_failure(Part::Heartbeats, error),
+        }
+        written
+    }
+
+    async fn write_once(&mut self, heartbeats: &[QueuedHeartbeat]) -> Result<Vec<Option<Timestamp>>> {
+        let mut session = self.lane.take(&self.shared).await?;
+        self.needs_rewrite |= session.is_new && self.had_session;
+        self.had_session = true;
+        let writes = heartbeats.iter().map(QueuedHeartbeat::to_write).collect();
+        let times = self.send(&mut session, writes).await?;
+        self.lane.give_back(session);
+        Ok(times)
+    }
+
+    /// Writes again what was heard within the timeout. If that fails, it is due again with the next session.
+    async fn rewrite(&mut self) {
+        self.needs_rewrite = false;
+        let context = self.shared.read_context();
+        let is_alive = |Entry { agent, liveness, .. }: &Entry| {
+            let heard = liveness.last_heartbeat();
+            // A time in the future predates a clock that was set back.
+            heard <= context.now && !context.policy.is_overdue(heard, agent.heartbeat_interval, context.now)
+        };
+        let heard = self.shared.view.entries_where(is_alive);
+        for entries in heard.chunks(MAX_BATCH) {
+            let write = |entry: &Arc<Entry>| HeartbeatWrite {
+                agent: entry.agent.clone(),
+                age: self.shared.time.now().since(entry.liveness.last_heartbeat()),
+            };
+            let writes = entries.iter().map(write).collect();
+            let Ok(mut session) = self.lane.take(&self.shared).await else { return };
+            // What went to the session before it may be lost.
+            self.needs_rewrite |= session.is_new;
+            if let Err(error) = self.send(&mut session, writes).await {
+                return self.shared.availability.record_failure(Part::Heartbeats, &error);
+            }
+            self.lane.give_back(session);
+        }
+    }
+
+    async fn send(
+        &self,
+        session: &mut LaneSession,
+        heartbeats: Vec<HeartbeatWrite>,
+    ) -> Result<Vec<Option<Timestamp>>> {
+        if heartbeats.is_empty() {
+            return Ok(Vec::new());
+        }
+        let written = timed(TIMEOUT, session.session.write_heartbeats(&heartbeats)).await?;
+        // Before the times are read from memory, so that none lies in the future of a clock that was set.
+        self.shared.time.observe(written.now);
+        Ok(written.times)
+    }
+}
+
+impl QueuedHeartbeat {
+    fn to_write(&self) -> HeartbeatWrite {
+        HeartbeatWrite { agent: self.agent.clone(), age: self.arrived.elapsed() }
+    }
+}
+
+/// Heartbeats that are written together, one per agent.
+struct Batch {
+    heartbeats: Vec<QueuedHeartbeat>,
+    /// The callers, each with the index of its heartbeat.
+    callers: Vec<(usize, ReplySender<Option<Timestamp>>)>,
+}
+
+impl Batch {
+    fn new(mut pending: Vec<PendingHeartbeat>) -> Self {
+        let mut batch = Self {
+            heartbeats: Vec::with_capacity(pending.len()),
+            callers: Vec::with_capacity(pending.len()),
+        };
+        pending.sort_unstable_by(|one, other| one.request.agent.agent_id.cmp(&other.request.agent.agent_id));
+        for Pending { request, reply_tx } in pending {
+            match batch.heartbeats.last_mut() {
+                Some(last) if last.agent.agent_id == request.agent.agent_id => {
+                    if request.agent.revision > last.agent.revision {
+                        last.agent = request.agent;
+                    }
+                    last.arrived = last.arrived.max(request.arrived);
+                }
+                _ => batch.heartbeats.push(request),
+            }
+            batch.callers.push((batch.heartbeats.len() - 1, reply_tx));
+        }
+        batch
+    }
+
+    fn reply(self, times: &std::result::Result<Vec<Option<Timestamp>>, Error>, now: Timestamp) {
+        for (index, reply_tx) in self.callers {
+            let outcome =
+                times.as_ref().map(|times| times.get(index).copied().flatten()).map_err(Clone::clone);
+            if let (Ok(Some(time)), Some(heartbeat)) = (&outcome, self.heartbeats.get(index)) {
+                heartbeat.liveness.record_heartbeat(*time, now);
+            }
+            // A caller that gave up only loses the response.
+            let _ = reply_tx.send(outcome);
+        }
+    }
+}

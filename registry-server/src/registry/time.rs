@@ -1,0 +1,255 @@
+//! The database's time, and how much of an agent's silence counts.
+//!
+//! Agents cannot report while the registry is unavailable, so that time is not their silence. The follower polls the
+//! database all the time. If a poll is late, the registry was unavailable, the database's clock was set, or this host was
+//! suspended: all three are an outage. Each outage extends a deadline by at most twice its length, so short outages do not
+//! keep a dead agent alive.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use registry_sdk::contract::Timestamp;
+use tokio::time::Instant;
+
+/// Time between two good polls from which on the database counts as away: three polls.
+const OUTAGE_GAP: Duration = Duration::from_millis(1_500);
+
+/// How far a reading may lie behind the estimate before the clock counts as set back. A reading is as old as its
+/// transaction.
+const MAX_STEP_BACK: Duration = Duration::from_secs(10);
+
+/// How far ahead a heartbeat may lie. One further ahead predates a clock that was set back.
+pub(crate) const MAX_CLOCK_SKEW: Duration = MAX_STEP_BACK;
+
+/// Number of outages that are remembered. The oldest is forgotten first.
+const MAX_OUTAGES: usize = 256;
+
+/// The database's time, estimated between its readings, and the outages.
+#[derive(Debug)]
+pub(super) struct DatabaseTime(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    /// The last reading, and when it arrived.
+    reading: (Timestamp, Instant),
+    silence: Silence,
+}
+
+/// Measures the silence of agents.
+#[derive(Clone, Debug)]
+pub(crate) struct Silence {
+    /// Since when silence counts: since the start of this server, or since the clock was set back.
+    since: Timestamp,
+    /// The last poll of a database that took writes.
+    last_poll: Timestamp,
+    outages: Arc<[Outage]>,
+}
+
+/// The polls before and after an outage.
+#[derive(Clone, Copy, Debug)]
+struct Outage {
+    before: Timestamp,
+    after: Timestamp,
+}
+
+impl DatabaseTime {
+    pub(super) fn new(reading: Timestamp) -> Self {
+        Self(Mutex::new(State { reading: (reading, Instant::now()), silence: Silence::starting_at(reading) }))
+    }
+
+    /// Returns the estimated time.
+    ///
+    /// It lags slightly, by the age of the last reading when that arrived: no deadline comes too early.
+    pub(super) fn now(&self) -> Timestamp {
+        self.0.lock().now()
+    }
+
+    /// Returns the estimated time, and the silence that fits it.
+    pub(super) fn judge(&self) -> (Timestamp, Silence) {
+        let state = self.0.lock();
+        (state.now(), state.silence.clone())
+    }
+
+    /// Adopts a reading that has just arrived.
+    pub(super) fn observe(&self, reading: Timestamp) {
+        self.0.lock().observe(reading);
+    }
+
+    /// Counts silence only from now on: what was heard before may be lost.
+    pub(super) fn restart(&self) {
+        let mut state = self.0.lock();
+        state.silence = Silence::starting_at(state.now());
+    }
+
+    /// Adopts the reading of a poll that found the database able to write.
+    pub(super) fn record_poll(&self, reading: Timestamp) {
+        let mut state = self.0.lock();
+        state.observe(reading);
+        state.silence.record_poll(reading);
+    }
+
+    /// Returns the silence as if a poll had come later, to find the deadlines that will be missed by then.
+    pub(super) fn judge_later(&self, by: Duration) -> (Timestamp, Silence) {
+        let (now, mut silence) = self.judge();
+        silence.last_poll = later(silence.last_poll, by);
+        (later(now, by), silence)
+    }
+}
+
+impl State {
+    fn now(&self) -> Timestamp {
+        let (reading, arrived) = self.reading;
+        later(reading, arrived.elapsed())
+    }
+
+    fn observe(&mut self, reading: Timestamp) {
+        let expected = self.now();
+        if expected.since(reading) > MAX_STEP_BACK {
+            tracing::warn!(%expected, %reading, "the database's clock was set back, restarting all heartbeat timeouts");
+            self.silence = Silence::starting_at(reading);
+        }
+        self.reading = (reading, Instant::now());
+    }
+}
+
+impl Silence {
+    pub(crate) fn starting_at(now: Timestamp) -> Self {
+        Self { since: now, last_poll: now, outages: Arc::default() }
+    }
+
+    /// Returns the silence while the database is always polled.
+    #[cfg(test)]
+    pub(crate) fn without_outages(since: Timestamp) -> Self {
+        Self { last_poll: Timestamp::from_unix_millis(i64::MAX), ..Self::starting_at(since) }
+    }
+
+    fn record_poll(&mut self, now: Timestamp) {
+        if now.since(self.last_poll) > OUTAGE_GAP {
+            let outage = Outage { before: self.last_poll, after: now };
+            let skipped = (self.outages.len() + 1).saturating_sub(MAX_OUTAGES);
+            self.outages = self.outages.iter().skip(skipped).copied().chain([outage]).collect();
+        }
+        self.last_poll = now;
+    }
+
+    /// Returns how much of the time since an agent was heard counts as silence.
+    pub(crate) fn of(&self, heard: Timestamp, timeout: Duration, now: Timestamp) -> Duration {
+        let heard = if heard.since(now) > MAX_CLOCK_SKEW { self.since } else { heard.max(self.since) };
+        let judged_at = now.min(later(self.last_poll, outage_gap(timeout)));
+        let mut silence = judged_at.since(heard);
+        let mut counted_to = heard;
+        for outage in self.outages.iter() {
+            let (start, end) = outage.span(timeout);
+            let (start, end) = (start.max(counted_to), end.min(judged_at));
+            silence = silence.saturating_sub(end.since(start));
+            counted_to = counted_to.max(end);
+        }
+        silence
+    }
+}
+
+impl Outage {
+    /// Returns the time that is no silence of an agent with this timeout.
+    ///
+    /// It goes on after the outage for as long as that was, since an agent's retries have backed off by then.
+    fn span(self, timeout: Duration) -> (Timestamp, Timestamp) {
+        let extra = self.after.since(self.before).min(timeout / 2);
+        (self.before, later(self.after, extra))
+    }
+}
+
+/// Returns the time after a poll from which on an agent's silence does not count until the next one.
+fn outage_gap(timeout: Duration) -> Duration {
+    OUTAGE_GAP.min(timeout / 2)
+}
+
+fn later(time: Timestamp, by: Duration) -> Timestamp {
+    let millis = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+    Timestamp::from_unix_millis(time.unix_millis().saturating_add(millis))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(12);
+
+    fn at(seconds: f64) -> Timestamp {
+        std::time::SystemTime::UNIX_EPOCH
+            .checked_add(Duration::from_secs_f64(seconds))
+            .map(Timestamp::from)
+            .unwrap()
+    }
+
+    /// Polls every half second from one time to another.
+    fn poll(silence: &mut Silence, from: u32, to: u32) {
+        for half in 2 * from..=2 * to {
+            silence.record_poll(at(f64::from(half) / 2.0));
+        }
+    }
+
+    fn seconds(silence: &Silence, heard: f64, now: f64) -> f64 {
+        silence.of(at(heard), TIMEOUT, at(now)).as_secs_f64()
+    }
+
+    #[test]
+    fn silence_counts_while_the_database_is_polled_and_not_before_the_start() {
+        let mut silence = Silence::starting_at(at(10.0));
+        poll(&mut silence, 10, 30);
+        assert!((seconds(&silence, 20.0, 30.0) - 10.0).abs() < 1e-9);
+        assert!((seconds(&silence, 1.0, 30.0) - 20.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn silence_stands_still_while_the_database_is_away() {
+        let mut silence = Silence::starting_at(at(0.0));
+        poll(&mut silence, 0, 10);
+        assert!((seconds(&silence, 5.0, 60.0) - 6.5).abs() < 1e-9, "up to three polls after the last one");
+        silence.record_poll(at(60.0));
+        // It goes on at half a timeout after the end.
+        assert!((seconds(&silence, 5.0, 60.5) - 5.0).abs() < 1e-9);
+        poll(&mut silence, 60, 68);
+        assert!((seconds(&silence, 5.0, 68.0) - 7.0).abs() < 1e-9);
+        assert!((seconds(&silence, 67.0, 68.0) - 1.0).abs() < 1e-9, "of an agent that was heard since");
+    }
+
+    #[test]
+    fn a_dead_agent_does_not_live_on_short_outages() {
+        let mut silence = Silence::starting_at(at(0.0));
+        for round in 0..10 {
+            poll(&mut silence, 11 * round, 11 * round + 8);
+        }
+        // Of each 11 s the database is away for 3, and at most twice that is no silence.
+        assert!(seconds(&silence, 0.0, 96.0) > 96.0 * 4.0 / 11.0);
+        assert!(seconds(&silence, 0.0, 40.0) > TIMEOUT.as_secs_f64());
+    }
+
+    #[test]
+    fn a_clock_that_was_set_forward_is_an_outage() {
+        let mut silence = Silence::starting_at(at(0.0));
+        poll(&mut silence, 0, 10);
+        poll(&mut silence, 3_610, 3_620);
+        assert!(seconds(&silence, 9.0, 3_611.0) <= 2.5);
+    }
+
+    #[test]
+    fn a_heartbeat_far_in_the_future_does_not_count() {
+        let mut silence = Silence::starting_at(at(100.0));
+        poll(&mut silence, 100, 110);
+        assert!((seconds(&silence, 3_600.0, 110.0) - 10.0).abs() < 1e-9);
+        assert!(seconds(&silence, 119.0, 110.0).abs() < 1e-9);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_was_set_back_restarts_all_timeouts() {
+        let time = DatabaseTime::new(at(10_000.0));
+        tokio::time::advance(Duration::from_secs(100)).await;
+        assert_eq!(time.now(), at(10_100.0));
+        time.observe(at(6_500.0));
+        let (now, silence) = time.judge();
+        assert_eq!(now, at(6_500.0));
+        assert_eq!(silence.of(at(10_099.0), TIMEOUT, now), Duration::ZERO);
+    }
+}

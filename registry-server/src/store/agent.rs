@@ -1,0 +1,187 @@
+//! Agents and events, as they are stored.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use registry_sdk::contract::{AgentStatus, Instances, Registration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::{Capabilities, LogEntry, Metadata, Position, RegistrationTag};
+
+/// An agent as it is stored, in its row and in events.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StoredAgent {
+    pub(crate) agent_id: String,
+    pub(crate) agent_name: String,
+    pub(crate) base_url: String,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) metadata: Metadata,
+    pub(crate) status: AgentStatus,
+    /// Whether the agent is offline because it missed its deadline, not because it reported so.
+    pub(crate) missed_deadline: bool,
+    /// Time since which the agent has been offline.
+    pub(crate) offline_since: Option<Timestamp>,
+    /// Whether the registry's probes of the agent failed.
+    pub(crate) probe_failed: bool,
+    pub(crate) heartbeat_interval: Option<Duration>,
+    /// Instance that registered last, if it named itself.
+    pub(crate) instance_id: Option<String>,
+    /// The last few instances of the agent. Events of older versions lack the field.
+    #[serde(default)]
+    pub(crate) instances: Instances,
+    pub(crate) registered_at: Timestamp,
+    pub(crate) last_heartbeat: Timestamp,
+    /// Revision of the agent's last change. Plain heartbeats do not move it.
+    pub(crate) revision: i64,
+}
+
+impl StoredAgent {
+    /// Creates an agent from a registration. Its instances, times and revision are still to be set.
+    pub(crate) fn from_registration(registration: Registration) -> serde_json::Result<Self> {
+        let never = Timestamp::from_unix_millis(0);
+        Ok(Self {
+            capabilities: Capabilities::new(&registration.capabilities)?,
+            metadata: Metadata::new(&registration.metadata)?,
+            agent_id: registration.agent_id,
+            agent_name: registration.agent_name,
+            base_url: registration.base_url,
+            status: registration.status,
+            missed_deadline: false,
+            offline_since: None,
+            probe_failed: false,
+            heartbeat_interval: registration.heartbeat_interval,
+            instance_id: registration.instance_id,
+            instances: Instances::default(),
+            registered_at: never,
+            last_heartbeat: never,
+            revision: 0,
+        })
+    }
+
+    /// Returns the tag of the registration.
+    pub(crate) fn registration_tag(&self) -> RegistrationTag {
+        RegistrationTag::compute(self)
+    }
+
+    /// Whether a registration would change nothing.
+    pub(crate) fn has_same_registration(&self, draft: &Self) -> bool {
+        self.status == draft.status
+            && self.agent_name == draft.agent_name
+            && self.base_url == draft.base_url
+            && self.heartbeat_interval == draft.heartbeat_interval
+            && self.instance_id == draft.instance_id
+            && self.capabilities == draft.capabilities
+            && self.metadata == draft.metadata
+    }
+
+    /// Whether two states of an agent differ in nothing but the last heartbeat.
+    pub(crate) fn is_same_but_for_heartbeat(&self, other: &Self) -> bool {
+        *self == Self { last_heartbeat: self.last_heartbeat, ..other.clone() }
+    }
+}
+
+/// The kind of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EventKind {
+    Registered,
+    StatusChanged,
+    Deregistered,
+    /// A change for other replicas only: a heartbeat close to its deadline, or a started or ended instance.
+    Internal,
+}
+
+impl EventKind {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Registered => "registered",
+            Self::StatusChanged => "status_changed",
+            Self::Deregistered => "deregistered",
+            Self::Internal => "heard",
+        }
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        let all = [Self::Registered, Self::StatusChanged, Self::Deregistered, Self::Internal];
+        all.into_iter().find(|kind| kind.as_str() == name)
+    }
+}
+
+/// A change, numbered by its revision.
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    pub(crate) kind: EventKind,
+    /// Tells the event from one with the same revision in another history: see [`Position`].
+    pub(crate) mark: i64,
+    /// The agent after the change; for `Deregistered`, its last state.
+    pub(crate) agent: Arc<StoredAgent>,
+}
+
+impl Event {
+    /// Creates an event with a mark of its own.
+    pub(crate) fn new(kind: EventKind, agent: Arc<StoredAgent>) -> Self {
+        Self { kind, mark: fastrand::i64(..), agent }
+    }
+
+    pub(crate) fn position(&self) -> Position {
+        Position { revision: self.agent.revision, mark: self.mark }
+    }
+
+    /// Encodes the agent for the log.
+    pub(super) fn agent_json(&self) -> std::result::Result<String, sqlx::Error> {
+        serde_json::to_string(&*self.agent).map_err(|error| sqlx::Error::Encode(error.into()))
+    }
+}
+
+impl LogEntry {
+    /// Decodes what was stored of an event.
+    pub(super) fn decode(position: Position, agent_id: String, kind: &str, agent: Option<&str>) -> Self {
+        let event = || {
+            let agent: StoredAgent = serde_json::from_str(agent?).ok()?;
+            let kind = EventKind::from_name(kind)?;
+            Some(Event { kind, mark: position.mark, agent: Arc::new(agent) })
+        };
+        Self { position, agent_id, event: event() }
+    }
+}
+
+impl From<&Event> for LogEntry {
+    fn from(event: &Event) -> Self {
+        Self {
+            position: event.position(),
+            agent_id: event.agent.agent_id.clone(),
+            event: Some(event.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    /// Encodes an event, changes its JSON, and decodes it.
+    fn decode_changed(
+        change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>),
+    ) -> Option<StoredAgent> {
+        let mut agent =
+            StoredAgent::from_registration(Registration::new("a", "A", "http://a").instance_id("one"))
+                .unwrap();
+        assert!(agent.instances.claim("one", None, None, Timestamp::from_unix_millis(1)));
+        let event = Event::new(EventKind::Registered, agent.into());
+        let mut json = serde_json::from_str(&event.agent_json().unwrap()).unwrap();
+        change(&mut json);
+        let json = serde_json::to_string(&json).unwrap();
+        let entry = LogEntry::decode(event.position(), "a".to_owned(), "registered", Some(&json));
+        Some(entry.event?.agent.as_ref().clone())
+    }
+
+    #[test]
+    fn events_of_other_versions_are_decoded() {
+        assert!(decode_changed(|_| {}).unwrap().instances.is_running("one"));
+        let older = decode_changed(|event| assert!(event.remove("instances").is_some()));
+        assert_eq!(older.unwrap().instances, Instances::default());
+        let later =
+            decode_changed(|event| assert!(event.insert("added_later".to_owned(), 1.into()).is_none()));
+        assert!(later.unwrap().instances.is_running("one"));
+    }
+}

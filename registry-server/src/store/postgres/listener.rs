@@ -1,0 +1,56 @@
+//! The session that listens: for changes of other servers, and for broadcasts.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+
+use super::log::read_log;
+use super::{BROADCAST_CHANNEL, CHANGE_CHANNEL, SETTINGS, apply_optional_settings, apply_settings};
+use crate::store::{Listener, LogPage, Notification, Result};
+
+pub(super) struct PostgresListener {
+    listener: PgListener,
+    process_id: Arc<str>,
+}
+
+impl PostgresListener {
+    pub(super) async fn connect(options: &PgConnectOptions, process_id: Arc<str>) -> Result<Self> {
+        // `PgListener` only takes a connection from a pool. This pool is for the listener alone.
+        // A listener that is dropped ends its session in the background: if the connection hangs, when the operating
+        // system gives it up. Nothing waits for that.
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .test_before_acquire(false)
+            .connect_lazy_with(options.clone());
+        let mut listener = PgListener::connect_with(&pool).await?;
+        listener.eager_reconnect(false);
+        apply_settings(&mut listener, SETTINGS).await?;
+        apply_optional_settings(&mut listener).await;
+        listener.listen_all([CHANGE_CHANNEL, BROADCAST_CHANNEL]).await?;
+        Ok(Self { listener, process_id })
+    }
+}
+
+#[async_trait]
+impl Listener for PostgresListener {
+    async fn notified(&mut self) -> Result<Notification> {
+        loop {
+            let notification = self.listener.try_recv().await?;
+            // Without one the connection was lost. The caller opens a new listener, since notifications are lost, too.
+            let notification = notification.ok_or(sqlx::Error::WorkerCrashed)?;
+            if notification.channel() == BROADCAST_CHANNEL {
+                return Ok(Notification::Broadcast(notification.payload().to_owned()));
+            }
+            if notification.payload() != &*self.process_id {
+                return Ok(Notification::Changed);
+            }
+        }
+    }
+
+    async fn read_log(&mut self, from: i64) -> Result<LogPage> {
+        Ok(read_log(&mut self.listener, from).await?)
+    }
+}

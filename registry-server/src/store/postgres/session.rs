@@ -1,0 +1,247 @@
+//! A session: transactions, heartbeats and reads on one connection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt;
+use registry_sdk::contract::Timestamp;
+use sqlx::Row;
+use sqlx::postgres::PgConnection;
+
+use super::BROADCAST_CHANNEL;
+use super::log::{entry, head, read_log};
+use super::rows::{decode_row, timestamp};
+use super::write::write;
+use crate::store::{
+    AgentPage, AgentRow, CommitError, Head, HeartbeatWrite, LastHeartbeats, LockedAgents, LogPage,
+    MAX_REPLAYED_ENTRIES, Result, Session, Snapshot, Writes, WrittenHeartbeats, select_agents,
+};
+
+pub(super) struct PostgresSession {
+    connection: PgConnection,
+    process_id: Arc<str>,
+}
+
+impl PostgresSession {
+    pub(super) fn new(connection: PgConnection, process_id: Arc<str>) -> Self {
+        Self { connection, process_id }
+    }
+}
+
+#[async_trait]
+impl Session for PostgresSession {
+    async fn begin(&mut self) -> Result<Head> {
+        sqlx::raw_sql("BEGIN").execute(&mut self.connection).await?;
+        let state = sqlx::query(
+            "SELECT revision, mark, now(), heartbeat_timeout_seconds FROM agent_registry_state
+             WHERE singleton FOR UPDATE",
+        )
+        .fetch_one(&mut self.connection)
+        .await?;
+        Ok(head(&state)?)
+    }
+
+    async fn lock_agents(&mut self, agent_ids: &[String]) -> Result<LockedAgents> {
+        // A row that is there and not in `locked` is held by somebody else.
+        let rows = sqlx::query(concat!(
+            "WITH present AS (
+                 SELECT agent_id FROM agent_registry WHERE agent_id = ANY ($1)
+             ), locked AS (",
+            select_agents!(
+                "agent.last_heartbeat",
+                "WHERE agent_id = ANY ($1) ORDER BY agent_id FOR UPDATE SKIP LOCKED"
+            ),
+            ")
+             SELECT present.agent_id AS id, locked.* FROM present LEFT JOIN locked USING (agent_id)",
+        ))
+        .bind(agent_ids)
+        .fetch_all(&mut self.connection)
+        .await?;
+        let mut agents = LockedAgents::default();
+        for row in &rows {
+            let id: String = row.try_get("id")?;
+            if row.try_get::<Option<&str>, _>("agent_id")?.is_some() {
+                agents.rows.insert(id, decode_row(row)?);
+            } else {
+                agents.held.insert(id);
+            }
+        }
+        Ok(agents)
+    }
+
+    async fn commit(&mut self, writes: &Writes) -> std::result::Result<(), CommitError> {
+        write(&mut self.connection, writes, &self.process_id).await?;
+        let committed = sqlx::raw_sql("COMMIT").execute(&mut self.connection).await;
+        committed.map_err(|error| CommitError::Unknown(error.into()))?;
+        Ok(())
+    }
+
+    async fn rollback(&mut self) -> Result<()> {
+        sqlx::raw_sql("ROLLBACK").execute(&mut self.connection).await?;
+        Ok(())
+    }
+
+    async fn read_log(&mut self, from: i64) -> Result<LogPage> {
+        Ok(read_log(&mut self.connection, from).await?)
+    }
+
+    async fn write_heartbeats(&mut self, heartbeats: &[HeartbeatWrite]) -> Result<WrittenHeartbeats> {
+        let agent_ids: Vec<&str> =
+            heartbeats.iter().map(|heartbeat| heartbeat.agent.agent_id.as_str()).collect();
+        let revisions: Vec<i64> = heartbeats.iter().map(|heartbeat| heartbeat.agent.revision).collect();
+        let age_millis =
+            |heartbeat: &HeartbeatWrite| i64::try_from(heartbeat.age.as_millis()).unwrap_or(i64::MAX);
+        let ages: Vec<i64> = heartbeats.iter().map(age_millis).collect();
+        // `least` caps a time that lies in the future, from before the database's clock was set back. The result is
+        // aggregated into one row, since each row costs both sides.
+        let row = sqlx::query(
+            "WITH locked AS (
+                 SELECT agent.agent_id, heartbeat.n, heartbeat.age
+                 FROM unnest($1::text[], $2::int8[], $3::int8[]) WITH ORDINALITY AS heartbeat (id, revision, age, n)
+                     JOIN agent_registry AS agent
+                         ON agent.agent_id = heartbeat.id AND agent.revision = heartbeat.revision
+                 FOR NO KEY UPDATE OF agent SKIP LOCKED
+             ), updated AS (
+                 UPDATE agent_registry AS agent
+                 SET last_heartbeat = greatest(least(agent.last_heartbeat, now()),
+                     (SELECT date_trunc('milliseconds', now())) - locked.age * interval '1 millisecond')
+                 FROM locked WHERE agent.agent_id = locked.agent_id
+                 RETURNING locked.n, agent.last_heartbeat
+             )
+             SELECT now(), array_agg(n), array_agg(last_heartbeat) FROM updated",
+        )
+        .bind(&agent_ids)
+        .bind(&revisions)
+        .bind(&ages)
+        .fetch_one(&mut self.connection)
+        .await?;
+        let positions: Option<Vec<i64>> = row.try_get(1)?;
+        let times: Option<Vec<DateTime<Utc>>> = row.try_get(2)?;
+        let mut written = WrittenHeartbeats { now: timestamp(&row, 0)?, times: vec![None; heartbeats.len()] };
+        for (position, time) in positions.into_iter().flatten().zip(times.into_iter().flatten()) {
+            // Ordinality counts from one.
+            let slot = usize::try_from(position - 1).ok().and_then(|slot| written.times.get_mut(slot));
+            if let Some(slot) = slot {
+                *slot = Some(Timestamp::from_unix_millis(time.timestamp_millis()));
+            }
+        }
+        Ok(written)
+    }
+
+    async fn last_heartbeats(&mut self, agent_ids: &[String]) -> Result<LastHeartbeats> {
+        let rows = sqlx::query(
+            "SELECT state.revision, coalesce(last.mark, state.mark), now(), state.heartbeat_timeout_seconds,
+                 agent.agent_id, agent.last_heartbeat
+             FROM agent_registry_state AS state
+                 LEFT JOIN agent_registry_event AS last ON last.revision = state.revision
+                 LEFT JOIN agent_registry AS agent ON agent.agent_id = ANY ($1)
+             WHERE state.singleton",
+        )
+        .bind(agent_ids)
+        .fetch_all(&mut self.connection)
+        .await?;
+        let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+        let mut heartbeats = LastHeartbeats { head: head(first)?, times: Vec::with_capacity(rows.len()) };
+        for row in &rows {
+            // A time that cannot be read confirms nothing.
+            if let (Some(agent_id), Ok(time)) = (row.try_get(4)?, timestamp(row, 5)) {
+                heartbeats.times.push((agent_id, time));
+            }
+        }
+        Ok(heartbeats)
+    }
+
+    async fn load(&mut self) -> Result<Snapshot> {
+        // Unlike all other statements, this one reads the whole table.
+        sqlx::raw_sql(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+             SET LOCAL enable_seqscan = on;
+             SET LOCAL statement_timeout = '60s'",
+        )
+        .execute(&mut self.connection)
+        .await?;
+        let head = read_log(&mut self.connection, i64::MAX).await?.head;
+        let mut rows = sqlx::query(select_agents!("agent.last_heartbeat", "ORDER BY agent_id"))
+            .fetch(&mut self.connection);
+        let mut agents = Vec::new();
+        while let Some(row) = rows.try_next().await? {
+            if let AgentRow::Readable(agent) = decode_row(&row)? {
+                agents.push(*agent);
+            }
+        }
+        drop(rows);
+        let log = sqlx::query(
+            "SELECT revision, mark, agent_id, kind, agent::text FROM agent_registry_event
+             WHERE revision > $1 ORDER BY revision",
+        )
+        .bind(head.position.revision - MAX_REPLAYED_ENTRIES)
+        .fetch_all(&mut self.connection)
+        .await?;
+        let log = log.iter().map(|row| entry(row, 0)).collect::<sqlx::Result<_>>()?;
+        self.rollback().await?;
+        Ok(Snapshot { agents, log, head })
+    }
+
+    async fn read_agents(&mut self, after: &str, limit: usize) -> Result<AgentPage> {
+        // One statement, so that the revision is the one of the rows. Ids are in the order of their bytes, as in memory,
+        // whatever the database's locale.
+        let rows = sqlx::query(concat!(
+            "SELECT state.revision AS head, page.*
+             FROM agent_registry_state AS state LEFT JOIN (",
+            select_agents!(
+                "agent.last_heartbeat",
+                "WHERE agent_id COLLATE \"C\" > $1 ORDER BY agent_id COLLATE \"C\" LIMIT $2"
+            ),
+            ") AS page ON true WHERE state.singleton ORDER BY page.agent_id COLLATE \"C\"",
+        ))
+        .bind(after)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&mut self.connection)
+        .await?;
+        let mut page = AgentPage { rows: Vec::with_capacity(rows.len()), revision: 0 };
+        for row in &rows {
+            page.revision = row.try_get("head")?;
+            if row.try_get::<Option<&str>, _>("agent_id")?.is_some() {
+                page.rows.push(decode_row(row)?);
+            }
+        }
+        Ok(page)
+    }
+
+    async fn set_heartbeat_timeout(&mut self, timeout: Duration) -> Result<()> {
+        sqlx::query(
+            "UPDATE agent_registry_state SET heartbeat_timeout_seconds = $1
+             WHERE singleton AND heartbeat_timeout_seconds IS DISTINCT FROM $1",
+        )
+        .bind(timeout.as_secs_f64())
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
+    }
+
+    async fn broadcast(&mut self, messages: &[String]) -> Result<()> {
+        sqlx::query("SELECT pg_notify($1, message) FROM unnest($2::text[]) AS message")
+            .bind(BROADCAST_CHANNEL)
+            .bind(messages)
+            .execute(&mut self.connection)
+            .await?;
+        Ok(())
+    }
+
+    async fn acquire_lease(&mut self, name: &str, holder: &str, duration: Duration) -> Result<bool> {
+        let outcome = sqlx::query(
+            "INSERT INTO agent_registry_lease AS lease (name, holder, until)
+             VALUES ($1, $2, now() + make_interval(secs => $3))
+             ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
+             WHERE lease.holder = excluded.holder OR lease.until < now()",
+        )
+        .bind(name)
+        .bind(holder)
+        .bind(duration.as_secs_f64())
+        .execute(&mut self.connection)
+        .await?;
+        Ok(outcome.rows_affected() == 1)
+    }
+}
