@@ -29,6 +29,9 @@ mod metrics;
 mod registry;
 mod routes;
 mod server;
+#[cfg(test)]
+#[path = "../tests/simulation/mod.rs"]
+mod simulation;
 mod store;
 mod tls;
 mod tokens;

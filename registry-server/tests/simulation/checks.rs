@@ -1,0 +1,261 @@
+//! What must be true of every world: of each reading at once, and of the rest after the quiet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use registry_sdk::contract::{
+    AgentHealth, AgentRecord, AgentStatus, Registration, StatusUpdate, UnhealthyReason,
+};
+use tokio::time::Instant;
+
+use super::faults::is_expendable;
+use super::host::Row;
+use super::server::{Failure, Server};
+use super::world::{Beats, World};
+
+/// Time between two polls from which on the database counts as away, at most.
+const OUTAGE_GAP: Duration = Duration::from_millis(1_500);
+
+/// Time that a missed deadline takes until every server shows it.
+const MARGIN: Duration = Duration::from_secs(3);
+
+/// Time after which the callers that change agents have noticed that they are to end.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+
+/// Uncertainty of the times at which outages began and ended: readers notice them when they read.
+const READING_INTERVAL: Duration = Duration::from_millis(600);
+
+/// Maximum length of a fault.
+const LONGEST_FAULT: Duration = Duration::from_secs(13);
+
+/// Time within which a change is seen on every server.
+const LAG: Duration = Duration::from_secs(1);
+
+/// Judges what a server that has the database says of an agent, by what was known when it was asked, at `now`.
+pub(super) fn judge_reading(
+    world: &World,
+    server: &Server,
+    health: &AgentHealth,
+    beats: Beats,
+    now: Instant,
+) {
+    let (upheaval, upheavals) = {
+        let records = world.records.lock();
+        (records.upheavals.last().copied(), u32::try_from(records.upheavals.len()).unwrap())
+    };
+    let was_meddled_with = is_expendable(&health.agent_id)
+        && world.profile.faults.iter().any(|fault| fault.needs_reconciliation());
+    let is_offline = health.reason == Some(UnhealthyReason::HeartbeatMissed);
+    let is_online = health.is_healthy();
+    match (beats.died_at, beats.acknowledged) {
+        (Some(died_at), _) if is_online => {
+            let base = died_at.max(server.started_at).max(upheaval.unwrap_or(died_at));
+            let outages = total(gaps(world, server.index, died_at, now));
+            // Setting the clock back by less than a few seconds is not noticed, and may happen more than once.
+            let unnoticed = Duration::from_secs(8) * upheavals;
+            let limit = world.profile.timeout + outages * 2 + MARGIN + unnoticed;
+            if now.saturating_duration_since(base) > limit {
+                let (id, silent) = (&health.agent_id, now.saturating_duration_since(died_at));
+                let index = server.index;
+                world.violation(format!(
+                    "server {index} shows {id} online {silent:?} after it died, with outages of {outages:?}"
+                ));
+            }
+        }
+        (None, Some(acknowledged)) if is_offline && !was_meddled_with => {
+            // An upheaval restarts the timeouts, and makes earlier outages meaningless, once a server notices it.
+            let had_upheaval = upheaval.is_some_and(|at| {
+                now.saturating_duration_since(at) < world.profile.timeout * 3 + LONGEST_FAULT
+            });
+            let silence_of = |server: &Arc<Server>| {
+                if had_upheaval { now - acknowledged } else { silence(world, server, acknowledged, now) }
+            };
+            let silences: Vec<_> = world.running_servers().iter().map(silence_of).collect();
+            // A server whose poll is late does not have the database at the moment, though it is too early to say so.
+            let last_poll = world.sim.lock().server(server.index).last_poll;
+            let is_late = last_poll.is_none_or(|last_poll| now - last_poll > READING_INTERVAL);
+            let is_excused =
+                is_late || silences.iter().any(|silence| *silence + READING_INTERVAL > world.profile.timeout);
+            // An old primary takes heartbeats that the others do not see.
+            let has_other_hosts = world.sim.lock().is_split(world.profile.timeout + MARGIN);
+            if !is_excused && !has_other_hosts {
+                let (index, id) = (server.index, &health.agent_id);
+                world.violation(format!(
+                    "server {index} shows {id} offline {:?} after a heartbeat that was acknowledged; on each server \
+                     its silence is {silences:?}",
+                    now.duration_since(acknowledged)
+                ));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Returns the length of times that may overlap.
+fn total(times: impl Iterator<Item = (Instant, Instant)>) -> Duration {
+    let mut times: Vec<_> = times.collect();
+    times.sort();
+    let mut counted_to = None;
+    let mut total = Duration::ZERO;
+    for (from, to) in times {
+        let from = counted_to.map_or(from, |counted_to| from.max(counted_to));
+        total += to.saturating_duration_since(from);
+        counted_to = counted_to.max(Some(to));
+    }
+    total
+}
+
+/// Returns the times between two polls of a server that were outages, from one time to another.
+///
+/// An outage counts for a while after its end: the agents' retries have backed off.
+fn gaps(
+    world: &World,
+    server: usize,
+    from: Instant,
+    to: Instant,
+) -> impl Iterator<Item = (Instant, Instant)> {
+    let state = world.sim.lock();
+    let last_poll = state.server(server).last_poll;
+    let current = last_poll.map(|last_poll| (server, last_poll, to));
+    let all: Vec<_> = state.gaps.iter().copied().chain(current).collect();
+    all.into_iter()
+        .filter(move |(of, begun, ended)| {
+            let length = *ended - *begun;
+            *of == server && *ended + length > from && *begun < to && length > OUTAGE_GAP
+        })
+        .map(|(_, begun, ended)| (begun, ended))
+}
+
+/// Returns how much of the time since an agent was heard is silence of its own, for a server.
+fn silence(world: &World, server: &Server, heard: Instant, now: Instant) -> Duration {
+    let heard = heard.max(server.started_at);
+    let mut silence = now.duration_since(heard);
+    let mut counted_to = heard;
+    let mut gaps: Vec<_> = gaps(world, server.index, heard, now).collect();
+    gaps.sort();
+    for (begun, ended) in gaps {
+        let extra = (ended - begun).min(world.profile.timeout / 2);
+        let gap = OUTAGE_GAP.min(world.profile.timeout / 2);
+        let (start, end) = ((begun + gap).max(counted_to), (ended + extra).min(now));
+        silence = silence.saturating_sub(end.saturating_duration_since(start));
+        counted_to = counted_to.max(end);
+    }
+    silence
+}
+
+/// Checks a world after its quiet.
+pub(super) async fn judge(world: &World) {
+    let servers = world.running_servers();
+    if servers.len() < world.profile.servers {
+        world.violation(format!("only {} servers run after the quiet", servers.len()));
+    }
+    for server in &servers {
+        check_writes(world, server).await;
+    }
+    tokio::time::sleep(LAG + LONGEST_PAUSE).await;
+    for server in &servers {
+        check_view(world, server).await;
+    }
+    world.end.cancel();
+    super::histories::check_calls(world);
+    super::histories::check_streams(world);
+    for server in &servers {
+        server.terminate().await;
+    }
+}
+
+/// Checks that a server takes every kind of write.
+async fn check_writes(world: &World, server: &Server) {
+    let index = server.index;
+    let agent_id = format!("final-{index}");
+    let registration = Registration::new(&agent_id, "Final", "http://final:8002");
+    let registered = server.register(registration.heartbeat_interval(Duration::from_secs(60))).await;
+    let heard = server.heartbeat(&agent_id).await;
+    let changed = server.update_status(&agent_id, StatusUpdate::new(AgentStatus::Busy)).await;
+    let read = server.get_agent(&agent_id).await;
+    let failures: Vec<Failure> =
+        [registered.as_ref().err(), heard.as_ref().err(), changed.as_ref().err(), read.as_ref().err()]
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect();
+    if !failures.is_empty() || server.is_stale() {
+        let is_stale = server.is_stale();
+        world.violation(format!(
+            "server {index} does not work after the quiet: {failures:?}, stale {is_stale}"
+        ));
+    }
+    if read.is_ok_and(|record| record.status != AgentStatus::Busy) {
+        world.violation(format!("server {index} does not see its own write"));
+    }
+    if server.deregister(&agent_id).await.is_err() {
+        world.violation(format!("server {index} does not remove an agent after the quiet"));
+    }
+}
+
+/// Compares all that a server shows with the database.
+async fn check_view(world: &World, server: &Server) {
+    let index = server.index;
+    let (rows, ids) = {
+        let state = world.sim.lock();
+        let rows = state.primary().image.rows.clone();
+        let mut ids: BTreeSet<String> = rows.keys().cloned().collect();
+        for host in &state.hosts {
+            ids.extend(host.history.iter().map(|past| past.event.agent.agent_id.clone()));
+            ids.extend(host.image.rows.keys().cloned());
+        }
+        (rows, ids)
+    };
+    for agent_id in ids {
+        let shown = server.get_agent(&agent_id).await;
+        match (rows.get(&agent_id), shown) {
+            // Whether the agent is shown as it was, or not at all, does not matter.
+            (Some(row), _) if !row.is_readable => {}
+            (None, Err(Failure::NotFound)) => {}
+            (Some(row), Ok(record)) if is_same(world, row, &record) => {}
+            (row, shown) => {
+                let row = row.map(|row| &row.agent);
+                world.violation(format!("server {index} shows {agent_id} as {shown:?}, its row is {row:?}"));
+            }
+        }
+    }
+    let beats = world.records.lock().beats.clone();
+    for (agent_id, beats) in beats {
+        let health = server.check_health(&agent_id).await;
+        let is_online = health.as_ref().is_ok_and(AgentHealth::is_healthy);
+        let is_readable = rows.get(&agent_id).is_none_or(|row| row.is_readable);
+        if is_readable && is_online == beats.died_at.is_some() {
+            world.violation(format!("server {index} shows {agent_id} as {health:?} after the quiet"));
+        }
+    }
+}
+
+fn is_same(world: &World, row: &Row, record: &AgentRecord) -> bool {
+    let agent = &row.agent;
+    // A dead agent's deadline may be known before it is written down.
+    let died = world.records.lock().beats.get(&agent.agent_id).is_some_and(|beats| beats.died_at.is_some());
+    let has_same_status = record.status == agent.status || died && record.status == AgentStatus::Offline;
+    has_same_status
+        && record.agent_name == agent.agent_name
+        && record.base_url == agent.base_url
+        && record.revision == u64::try_from(agent.revision).ok()
+        && record.registered_at == Some(agent.registered_at)
+        && record.registration_tag == Some(agent.registration_tag().to_string())
+}
+
+/// Counts what happened, for the summary.
+pub(super) fn counts(world: &World) -> BTreeMap<&'static str, u64> {
+    let state = world.sim.lock();
+    let mut counts = world.records.lock().counts.clone();
+    counts.insert("events", state.hosts.iter().map(|host| host.history.len() as u64).sum());
+    counts.insert("sessions", state.links.len() as u64);
+    counts.insert("failovers", state.hosts.len() as u64 - 1);
+    let resets = world.records.lock();
+    let told = resets.streams.iter().flat_map(|stream| &stream.told);
+    counts.insert(
+        "resets",
+        told.filter(|told| matches!(told, super::watchers::Told::Reset { .. })).count() as u64,
+    );
+    counts
+}

@@ -1,0 +1,171 @@
+//! A simulated world: two or three registries over one simulated database, on a paused clock, in one thread. A seed
+//! decides everything: delays, faults, and what clients do.
+//!
+//! The registries are the real ones. Below them is a database that behaves as PostgreSQL does behind the traits of
+//! `store`, with hosts that fail over, and a network that loses, delays and holds what is sent. Above them are agents
+//! that keep their interval or fall silent, a caller that changes agents, readers and watchers. The method is that of
+//! `FoundationDB` and `TigerBeetle`: after the faults comes quiet, and then everything has to be as the contract says.
+//!
+//! `SIMULATION_SEEDS` says how many seeds are run, and `SIMULATION_SEED=n` runs one, and shows what happened.
+//!
+//! | what may go wrong | faults that cause it | check that finds it |
+//! |---|---|---|
+//! | the server's view and streams go on over a change of history | `Failover`, `Restore` | `check_view`, `check_streams`: "ends in another history", an event that is not next |
+//! | a session that hangs is waited for or kept | `HangSession`, `HangSessions`, `Hole` | "took …" of a call, "does not work after the quiet", "runs 10 s after SIGTERM" |
+//! | a session that was opened read-only is kept | `ReadOnly` | "does not work after the quiet" |
+//! | a row that somebody changed is never noticed | `ChangeRows` | `check_view` |
+//! | each short outage gives the dead a whole timeout | `Blips` | `judge_reading`: "shows … online … after it died" |
+//! | a task panics and nobody notices | `Defect` | `check_view`, `check_streams`, "does not work after the quiet" |
+//! | the answer to a commit is lost, and the caller is told that nothing changed, or 404 | `LostAnswers`, `LateAnswers`, `CutSession`, `CommitStall` | `check_calls`: "was not to be applied" |
+//! | a commit is taken for done, or for lost, too early | `LostCommits`, `LateAnswers`, `Pause` | `check_calls`: "is in no history" |
+
+#![allow(
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and shows what it saw"
+)]
+
+mod checks;
+mod clients;
+mod database;
+mod faults;
+mod histories;
+mod host;
+mod network;
+mod server;
+mod state;
+mod trace;
+mod transactions;
+mod watchers;
+mod world;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, Once};
+use std::time::Instant;
+
+use world::World;
+
+/// Number of seeds that are run unless `SIMULATION_SEEDS` says otherwise.
+const SEEDS: u64 = 1_000;
+
+/// Number of lines of the trace that a failure shows.
+const SHOWN_LINES: usize = 400;
+
+/// What a seed led to.
+struct Outcome {
+    violations: Vec<String>,
+    trace: Vec<String>,
+    counts: BTreeMap<&'static str, u64>,
+}
+
+fn run(seed: u64, is_traced: bool) -> Outcome {
+    // The registry draws its marks from this thread's generator.
+    fastrand::seed(seed);
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+    let world = runtime.block_on(async {
+        let world = World::live(seed, is_traced).await;
+        checks::judge(&world).await;
+        world
+    });
+    let counts = checks::counts(&world);
+    let mut state = world.sim.lock();
+    let (violations, mut trace) = (std::mem::take(&mut state.violations), state.trace.take());
+    // In which order those are woken who wait for the same is decided elsewhere.
+    trace.sort();
+    Outcome { violations, trace, counts }
+}
+
+/// Hides the messages of panics that are part of the simulation.
+fn silence_simulated_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let previous = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let is_simulated =
+                info.payload_as_str().is_some_and(|message| message.contains(database::DEFECT));
+            if !is_simulated {
+                previous(info);
+            }
+        }));
+    });
+}
+
+/// Runs a failed seed again and shows what happened.
+fn report(seed: u64) -> String {
+    let (first, second) = (run(seed, true), run(seed, true));
+    let is_reproducible = first.trace == second.trace;
+    let skipped =
+        if env::var("SIMULATION_SEED").is_ok() { 0 } else { first.trace.len().saturating_sub(SHOWN_LINES) };
+    let trace = first.trace[skipped..].join("\n");
+    let violations = first.violations.join("\n  ");
+    format!("{trace}\nseed {seed} (replays identically: {is_reproducible}):\n  {violations}")
+}
+
+fn number(variable: &str) -> Option<u64> {
+    Some(env::var(variable).ok()?.parse().unwrap())
+}
+
+#[test]
+fn registries_survive_every_fault() {
+    silence_simulated_panics();
+    if let Some(seed) = number("SIMULATION_SEED") {
+        let report = report(seed);
+        let outcome = run(seed, false);
+        assert!(outcome.violations.is_empty(), "{report}");
+        println!("{report}\n{:?}", outcome.counts);
+        return;
+    }
+    let seeds = number("SIMULATION_SEEDS").unwrap_or(SEEDS);
+    let first = number("SIMULATION_FIRST_SEED").unwrap_or(1);
+    let seconds = number("SIMULATION_SECONDS").unwrap_or(u64::MAX);
+    let (next, begun) = (AtomicU64::new(first), Instant::now());
+    let failed = Mutex::new(Vec::new());
+    let counts = Mutex::new(BTreeMap::<&str, u64>::new());
+    let work = || loop {
+        let seed = next.fetch_add(1, Ordering::Relaxed);
+        if seed >= first.saturating_add(seeds) || begun.elapsed().as_secs() >= seconds {
+            return;
+        }
+        let outcome = run(seed, false);
+        let mut all = counts.lock().unwrap();
+        outcome.counts.into_iter().for_each(|(what, count)| *all.entry(what).or_default() += count);
+        *all.entry("seeds").or_default() += 1;
+        if !outcome.violations.is_empty() {
+            failed.lock().unwrap().push((seed, outcome.violations));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..number("SIMULATION_THREADS").unwrap_or(1) {
+            scope.spawn(work);
+        }
+    });
+    println!("{:?} in {:?}", counts.into_inner().unwrap(), begun.elapsed());
+    let mut failed = failed.into_inner().unwrap();
+    failed.sort();
+    if let Some((seed, _)) = failed.first() {
+        let list: Vec<_> = failed
+            .iter()
+            .map(|(seed, violations)| {
+                format!("{seed}: {}", violations[0].chars().take(300).collect::<String>())
+            })
+            .collect();
+        panic!("{}\n\n{} seeds failed:\n{}", report(*seed), failed.len(), list.join("\n"));
+    }
+}
+
+#[test]
+fn seed_leads_to_the_same_world_again() {
+    silence_simulated_panics();
+    for seed in 1..=10 {
+        let (first, second) = (run(seed, true).trace, run(seed, true).trace);
+        let differs = first.iter().zip(&second).position(|(first, second)| first != second);
+        if let Some(line) = differs {
+            panic!("seed {seed} differs at line {line}: {} and {}", first[line], second[line]);
+        }
+        assert_eq!(first.len(), second.len(), "seed {seed}");
+    }
+}
