@@ -9,6 +9,7 @@ mod api_description;
 mod credentials;
 mod deadlines;
 mod described_errors;
+mod edited_rows;
 mod encryption;
 mod errors;
 mod event_stream;

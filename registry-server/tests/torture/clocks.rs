@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use registry_sdk::Agent;
 use registry_sdk::contract::AgentStatus;
 
-use crate::support::{Cluster, Server, Store, agent, client, eventually, is_long, length};
+use crate::support::{Cluster, FakeClock, Server, Store, agent, client, eventually, is_long, length};
 
 /// For agents that live through jumps of an hour. In the long run they come nearer to their deadlines: elsewhere a busy
 /// machine may make one late.
@@ -17,52 +17,6 @@ const TIMEOUT: &str = "2s";
 
 const INTERVAL: Duration = Duration::from_millis(400);
 const AGENTS: usize = 50;
-
-/// A wall clock to be set, for processes that are started with its environment. The monotonic clock stays what it is.
-struct FakeClock {
-    file: tempfile::NamedTempFile,
-    library: String,
-}
-
-impl FakeClock {
-    /// `None`, said aloud, where libfaketime is not installed.
-    fn new() -> Option<Self> {
-        let found =
-            Command::new("sh").args(["-c", "ls /usr/lib/*/faketime/libfaketimeMT.so.1"]).output().unwrap();
-        let library = String::from_utf8(found.stdout).unwrap().lines().next().map(str::to_owned);
-        if library.is_none() {
-            println!("not run: libfaketime is not installed (Debian: apt-get install faketime)");
-        }
-        let clock = Self { file: tempfile::NamedTempFile::new().unwrap(), library: library? };
-        // The database's user reads it as well.
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        std::fs::set_permissions(clock.file.path(), mode).unwrap();
-        clock.set("+0");
-        Some(clock)
-    }
-
-    fn set(&self, off: &str) {
-        std::fs::write(self.file.path(), format!("{off}\n")).unwrap();
-    }
-
-    fn environment(&self) -> [(&str, &str); 4] {
-        [
-            ("LD_PRELOAD", &self.library),
-            ("FAKETIME_TIMESTAMP_FILE", self.file.path().to_str().unwrap()),
-            ("FAKETIME_NO_CACHE", "1"),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-        ]
-    }
-
-    fn server(&self, database_url: &str, timeout: &str) -> Server {
-        let flags = ["--heartbeat-timeout", timeout, "--sweep-interval", "200ms"];
-        let mut server = Server::new(database_url, &flags);
-        for (name, value) in self.environment() {
-            server.set(name, value);
-        }
-        server
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clocks_on_sqlite() {
@@ -78,8 +32,12 @@ async fn clocks_on_postgres() {
     jumps(&clock, &cluster.url()).await;
 }
 
+fn new_server(clock: &FakeClock, database_url: &str, timeout: &str) -> Server {
+    clock.server(database_url, &["--heartbeat-timeout", timeout, "--sweep-interval", "200ms"])
+}
+
 async fn jumps(clock: &FakeClock, database_url: &str) {
-    let mut server = clock.server(database_url, length(TIMEOUT, LONG_TIMEOUT));
+    let mut server = new_server(clock, database_url, length(TIMEOUT, LONG_TIMEOUT));
     server.start().await;
     let client = server.patient_client();
     let agents: Vec<_> = (0..AGENTS)
@@ -104,7 +62,7 @@ async fn jumps(clock: &FakeClock, database_url: &str) {
     server.stop().await;
 
     // And whoever has fallen silent is still noticed.
-    let mut server = clock.server(database_url, TIMEOUT);
+    let mut server = new_server(clock, database_url, TIMEOUT);
     server.start().await;
     let client = server.patient_client();
     for off in ["+0", "+3600", "+0", "-3600"] {
@@ -117,6 +75,24 @@ async fn jumps(clock: &FakeClock, database_url: &str) {
         println!("{off} s: an agent that fell silent was offline after {took:.1?}");
         assert!(!is_long() || took < Duration::from_secs(8), "{took:?}");
     }
+}
+
+/// At full length, an agent is not called alive for as long as the clock was set back by.
+#[tokio::test(flavor = "multi_thread")]
+async fn clocks_set_back_by_less_than_a_minute() {
+    let Some(clock) = FakeClock::new() else { return };
+    let Some(cluster) = Cluster::start(&clock.environment()).await else { return };
+    let flags = ["--heartbeat-timeout", "3s", "--sweep-interval", "500ms"];
+    let server = Server::running(&cluster.url(), &flags).await;
+    let client = server.patient_client();
+    client.register(&agent("silent", "rest")).await.unwrap();
+    clock.set("-50");
+    let took = eventually("the silent one is offline", async || {
+        client.get_agent("silent").await.unwrap().status == AgentStatus::Offline
+    })
+    .await;
+    println!("50 s back: an agent that fell silent was offline after {took:.1?}");
+    assert!(!is_long() || took < Duration::from_secs(20), "{took:?}");
 }
 
 /// Nobody is called offline for a while.

@@ -5,12 +5,26 @@
 #![allow(clippy::cast_precision_loss, reason = "rates and ratios are shown to a few digits")]
 #![allow(clippy::print_stdout, reason = "it shows what it measured")]
 
+mod black_holes;
 mod clocks;
 mod database;
 mod dawdlers;
+mod edited_rows;
+mod failover;
 mod history;
+mod killed_after_an_answer;
+mod lost_commits;
+mod odd_databases;
+mod odd_deadlines;
+mod odd_rows;
 mod overload;
+mod poolers;
+mod read_only;
 mod replicas;
+mod row_locks;
+mod short_outages;
 mod soak;
 mod support;
+mod suspended;
 mod twins;
+mod unreadable_rows;

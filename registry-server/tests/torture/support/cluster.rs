@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use sqlx::{Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use super::LONG;
 use super::server::free_port;
+use super::{LONG, eventually};
 
 /// A cluster in a folder. It is killed where this is dropped.
 pub(crate) struct Cluster {
@@ -34,21 +34,9 @@ impl Cluster {
             println!("not run: POSTGRES_BIN does not say where PostgreSQL's binaries are");
             return None;
         };
-        let data = folder.join("postgres");
-        std::fs::create_dir(&data).unwrap();
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-        let cluster = Self {
-            binaries: binaries.into(),
-            data,
-            port: free_port(),
-            environment: environment.iter().map(owned).collect(),
-            folder: None,
-        };
-        if is_root() {
-            // PostgreSQL refuses to run as root, and its user passes through the folder to its own.
-            run(Command::new("chmod").arg("711").arg(folder));
-            run(Command::new("chown").arg("postgres").arg(&cluster.data));
-        }
+        let environment = environment.iter().map(owned).collect();
+        let cluster = Self::empty(binaries.into(), folder, environment);
         run(cluster.program("initdb").args([
             "-U",
             "registry",
@@ -63,8 +51,81 @@ impl Cluster {
         Some(cluster)
     }
 
+    /// One whose data directory has nothing in it yet.
+    fn empty(binaries: PathBuf, folder: &Path, environment: Vec<(String, String)>) -> Self {
+        let data = folder.join("postgres");
+        std::fs::create_dir(&data).unwrap();
+        run(Command::new("chmod").arg("700").arg(&data));
+        if is_root() {
+            // PostgreSQL refuses to run as root, and its user passes through the folder to its own.
+            run(Command::new("chmod").arg("711").arg(folder));
+            run(Command::new("chown").arg("postgres").arg(&data));
+        }
+        Self { binaries, data, port: free_port(), environment, folder: None }
+    }
+
+    /// Makes and starts a standby that streams from this cluster.
+    pub(crate) async fn standby(&self) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut standby = Self::empty(self.binaries.clone(), folder.path(), self.environment.clone());
+        let mut backup = standby.program("pg_basebackup");
+        backup.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-d", &self.url()]);
+        tokio::task::spawn_blocking(move || run(&mut backup)).await.unwrap();
+        standby.folder = Some(folder);
+        standby.begin().await;
+        standby
+    }
+
+    /// Cuts a standby from its primary for good. Replay that is only paused would be caught up by the promotion.
+    pub(crate) async fn stop_receiving(&self) {
+        self.set("primary_conninfo", Some("")).await;
+        eventually("the standby receives nothing more", async || {
+            let receivers = "SELECT count(*) FROM pg_stat_wal_receiver";
+            let mut connection = self.connect().await.unwrap();
+            sqlx::query_scalar::<_, i64>(receivers).fetch_one(&mut connection).await.unwrap() == 0
+        })
+        .await;
+    }
+
+    /// Makes a primary of a standby.
+    pub(crate) async fn promote(&self) {
+        let mut connection = self.connect().await.unwrap();
+        let promote = "SELECT pg_promote(true, 300)";
+        assert!(sqlx::query_scalar::<_, bool>(promote).fetch_one(&mut connection).await.unwrap());
+    }
+
+    /// Changes a setting that needs no restart, to `None` for its default.
+    pub(crate) async fn set(&self, name: &str, value: Option<&str>) {
+        let mut connection = self.connect().await.unwrap();
+        let change = match value {
+            Some(value) => format!("ALTER SYSTEM SET {name} = '{value}'"),
+            None => format!("ALTER SYSTEM RESET {name}"),
+        };
+        connection.execute(AssertSqlSafe(change)).await.unwrap();
+        connection.execute("SELECT pg_reload_conf()").await.unwrap();
+    }
+
+    /// Copies the data directory of a cluster that was stopped.
+    pub(crate) fn back_up(&self) {
+        run(Command::new("cp").arg("-a").arg(&self.data).arg(self.backup()));
+    }
+
+    /// Puts the copy in place of the data directory of a cluster that was stopped.
+    pub(crate) fn restore(&self) {
+        std::fs::remove_dir_all(&self.data).unwrap();
+        std::fs::rename(self.backup(), &self.data).unwrap();
+    }
+
+    fn backup(&self) -> PathBuf {
+        self.data.with_extension("backup")
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     pub(crate) fn url(&self) -> String {
-        format!("postgres://registry@127.0.0.1:{}/postgres", self.port)
+        database_url(self.port)
     }
 
     pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
@@ -142,6 +203,11 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The URL of a cluster's database, at its own port or through a proxy.
+pub(crate) fn database_url(port: u16) -> String {
+    format!("postgres://registry@127.0.0.1:{port}/postgres")
 }
 
 pub(crate) fn is_root() -> bool {

@@ -1,19 +1,33 @@
 //! Servers, databases, load and measures for the scenarios.
 
+mod agreement;
 mod cluster;
+mod database_proxy;
+mod event_stream;
+mod fake_clock;
 mod load;
 mod server;
 mod store;
+mod switch;
+mod witness;
+mod witnesses;
 
 use std::time::{Duration, Instant};
 
 use registry_sdk::contract::{Capability, Registration};
 use registry_sdk::{RegistryClient, RetryPolicy};
 
+pub(crate) use agreement::{equal_the_database, follow_each_other, recovered};
 pub(crate) use cluster::{Cluster, is_root};
+pub(crate) use database_proxy::{DatabaseProxy, Effect};
+pub(crate) use event_stream::{Block, Change, EventStream};
+pub(crate) use fake_clock::FakeClock;
 pub(crate) use load::Load;
-pub(crate) use server::Server;
+pub(crate) use server::{Server, free_port};
 pub(crate) use store::Store;
+pub(crate) use switch::Switch;
+pub(crate) use witness::{Acknowledged, Outages, Reader, ShownOffline, wall_clock};
+pub(crate) use witnesses::Witnesses;
 
 /// Whether the scenarios run at full length.
 pub(crate) fn is_long() -> bool {
@@ -51,6 +65,39 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl
         assert!(began.elapsed() < LONG, "never happened: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    began.elapsed()
+}
+
+/// Waits until a check succeeds, and returns how long that took. A failure says what the check found last.
+pub(crate) async fn settled(what: &str, check: impl AsyncFn() -> Result<(), String>) -> Duration {
+    let began = Instant::now();
+    while let Err(found) = check().await {
+        assert!(began.elapsed() < LONG, "{what}: {found}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    began.elapsed()
+}
+
+/// Limit of what has to be well again soon after a fault: what is promised at full length, and elsewhere what no busy machine
+/// exceeds.
+pub(crate) fn recovery() -> Duration {
+    Duration::from_secs(length(5, 60))
+}
+
+/// Waits until something holds, fails after a limit, and returns how long it took. `what` says what was waited for.
+pub(crate) async fn within(
+    limit: Duration,
+    what: impl Fn() -> String,
+    holds: impl AsyncFn() -> bool,
+) -> Duration {
+    let began = Instant::now();
+    let waiting = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let held = tokio::time::timeout(limit, waiting).await;
+    assert!(held.is_ok(), "not within {limit:?}: {}", what());
     began.elapsed()
 }
 

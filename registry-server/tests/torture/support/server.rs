@@ -110,6 +110,26 @@ impl Server {
         assert!(status.success(), "{}", self.log());
     }
 
+    /// The same, within a limit. One that is slower is killed.
+    pub(crate) async fn stop_within(&mut self, limit: Duration) -> Duration {
+        let began = Instant::now();
+        self.signal("TERM");
+        let ended = |server: &mut Self| server.process.as_mut().and_then(|child| child.try_wait().unwrap());
+        let status = loop {
+            if let Some(status) = ended(self) {
+                break status;
+            }
+            if began.elapsed() > limit {
+                self.kill();
+                panic!("still running {limit:?} after SIGTERM: {}", self.log());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        assert!(status.success(), "{status}: {}", self.log());
+        self.process = None;
+        began.elapsed()
+    }
+
     fn pid(&self) -> u32 {
         self.process.as_ref().unwrap().id()
     }

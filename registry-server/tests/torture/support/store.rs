@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
@@ -43,6 +43,50 @@ impl Store {
         PgConnection::connect(&self.url).await.unwrap()
     }
 
+    /// Runs statements on the database itself.
+    pub(crate) async fn execute(&self, sql: &'static str) {
+        if self.is_postgres() {
+            self.connect().await.execute(sql).await.unwrap();
+        } else {
+            self.open().await.execute(sql).await.unwrap();
+        }
+    }
+
+    /// The revision of the registry's last change.
+    pub(crate) async fn revision(&self) -> i64 {
+        const QUERY: &str = "SELECT revision FROM agent_registry_state";
+        if self.is_postgres() {
+            sqlx::query_scalar(QUERY).fetch_one(&mut self.connect().await).await.unwrap()
+        } else {
+            sqlx::query_scalar(QUERY).fetch_one(&mut self.open().await).await.unwrap()
+        }
+    }
+
+    pub(crate) async fn has_row(&self, agent_id: &str) -> bool {
+        const QUERY: &str = "SELECT count(*) FROM agent_registry WHERE agent_id = $1";
+        let rows: i64 = if self.is_postgres() {
+            sqlx::query_scalar(QUERY).bind(agent_id).fetch_one(&mut self.connect().await).await.unwrap()
+        } else {
+            sqlx::query_scalar(QUERY).bind(agent_id).fetch_one(&mut self.open().await).await.unwrap()
+        };
+        rows > 0
+    }
+
+    /// Whether the database itself says that an agent missed its deadline.
+    pub(crate) async fn missed_deadline(&self, agent_id: &str) -> bool {
+        const QUERY: &str = "SELECT missed_deadline FROM agent_registry WHERE agent_id = $1";
+        if self.is_postgres() {
+            sqlx::query_scalar(QUERY).bind(agent_id).fetch_one(&mut self.connect().await).await.unwrap()
+        } else {
+            sqlx::query_scalar(QUERY).bind(agent_id).fetch_one(&mut self.open().await).await.unwrap()
+        }
+    }
+
+    /// SQLite's file, beside the server that has it.
+    async fn open(&self) -> SqliteConnection {
+        SqliteConnection::connect(&self.url).await.unwrap()
+    }
+
     /// How many bytes it takes on disk.
     pub(crate) async fn bytes(&self) -> u64 {
         if self.is_postgres() {
@@ -58,12 +102,18 @@ impl Store {
             .sum()
     }
 
+    /// A connection to another database of the same server.
+    pub(crate) async fn administrator(&self) -> PgConnection {
+        let mut url = url::Url::parse(&self.url).unwrap();
+        url.set_path("postgres");
+        PgConnection::connect(url.as_str()).await.unwrap()
+    }
+
     /// Drops the database; SQLite's file goes with its folder.
     pub(crate) async fn remove(self) {
-        let mut url = url::Url::parse(&self.url).unwrap();
-        let name = url.path().trim_start_matches('/').to_owned();
-        url.set_path("postgres");
-        let mut connection = PgConnection::connect(url.as_str()).await.unwrap();
+        let url = url::Url::parse(&self.url).unwrap();
+        let name = url.path().trim_start_matches('/');
+        let mut connection = self.administrator().await;
         connection.execute(AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)"))).await.unwrap();
     }
 }

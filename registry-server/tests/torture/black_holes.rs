@@ -1,0 +1,311 @@
+//! Black holes between servers and PostgreSQL: connections stay open and nothing passes, while new connections work at once.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use registry_sdk::Error;
+use registry_sdk::contract::AgentStatus;
+use sqlx::PgConnection;
+use tokio::task::JoinSet;
+
+use crate::support::{
+    DatabaseProxy, Effect, Load, Server, Store, Witnesses, agent, equal_the_database, eventually,
+    follow_each_other, is_long, length, recovered, recovery, within,
+};
+
+/// Short, so that deadlines which a server cannot confirm from memory are read from the database all the while.
+fn timeout() -> Duration {
+    Duration::from_secs(length(6, 2))
+}
+
+fn flags() -> [&'static str; 4] {
+    ["--heartbeat-timeout", length("6s", "2s"), "--sweep-interval", "500ms"]
+}
+
+const WITNESSES: usize = 20;
+
+/// Maximum number of connections of one server to its database, whatever happened before.
+const MAX_CONNECTIONS: usize = 6;
+
+fn hole() -> Duration {
+    Duration::from_secs(length(12, 3))
+}
+
+fn shutdown_limit() -> Duration {
+    Duration::from_secs(length(10, 40))
+}
+
+/// What becomes of the connections that were in a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AfterHole {
+    /// What was held back passes: the network sends it again.
+    Resume,
+    /// They stay open and silent: something in between has forgotten them.
+    StaySilent,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn black_holes_one() {
+    outlast_holes(1, AfterHole::Resume).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn black_holes_three() {
+    outlast_holes(3, AfterHole::Resume).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn black_holes_one_that_connections_do_not_survive() {
+    outlast_holes(1, AfterHole::StaySilent).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn black_holes_three_that_connections_do_not_survive() {
+    outlast_holes(3, AfterHole::StaySilent).await;
+}
+
+async fn outlast_holes(number: usize, after: AfterHole) {
+    let world = World::start().await;
+    let traffic = Traffic::start(&world.servers).await;
+    let witnesses = Witnesses::start(&world.servers, WITNESSES, timeout()).await;
+    let mut database = world.store.connect().await;
+    // From then on, each server reads the deadlines of the other's agents from the database.
+    tokio::time::sleep(timeout()).await;
+    for _ in 0..number {
+        for proxy in &world.proxies {
+            proxy.silence_present();
+        }
+        tokio::time::sleep(hole()).await;
+        if after == AfterHole::Resume {
+            world.resume();
+        }
+        println!("{after:?}: well again {:.2?} after the hole", recovered(&world.servers).await);
+        let enough = witnesses.answered() + 2 * WITNESSES as u64;
+        eventually("heartbeats go on", async || witnesses.answered() >= enough).await;
+    }
+    for (place, proxy) in world.proxies.iter().enumerate() {
+        let what = || format!("server {place} listens for changes of the other");
+        within(recovery(), what, async || proxy.is_listening()).await;
+    }
+    traffic.end(&mut database).await;
+    witnesses.end().await;
+    equal_the_database(&world.servers, &mut database).await;
+    follow_each_other(&world.servers).await;
+    world.resume();
+    few_connections(&world.servers, &mut database).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn black_holes_do_not_delay_a_shutdown() {
+    // The last but one lies before the end of every time-out, and the last after it.
+    for millis in length(&[0, 500, 1_500, 3_000, 6_000, 11_000][..], &[0, 1_000]) {
+        for is_whole in [false, true] {
+            let mut world = World::start().await;
+            let traffic = Traffic::start(&world.servers).await;
+            for proxy in &world.proxies {
+                if is_whole { proxy.silence_all() } else { proxy.silence_present() }
+            }
+            tokio::time::sleep(Duration::from_millis(*millis)).await;
+            for server in &mut world.servers {
+                let took = server.stop_within(shutdown_limit()).await;
+                println!(
+                    "{millis} ms after a hole began (new connections, too: {is_whole}): ended after {took:.2?}"
+                );
+            }
+            drop(traffic);
+            world.resume();
+            world.store.remove().await;
+        }
+    }
+}
+
+/// The connection that tells of changes dies alone. Polling would hide it, at half a second a change.
+#[tokio::test(flavor = "multi_thread")]
+async fn black_holes_of_listening_connections() {
+    let world = World::start().await;
+    for proxy in &world.proxies {
+        eventually("it listens", async || proxy.is_listening()).await;
+        proxy.silence_listening();
+    }
+    for (place, proxy) in world.proxies.iter().enumerate() {
+        let what = || format!("server {place} listens again for changes of the other");
+        // A dead connection is noticed before it can be opened again.
+        within(2 * recovery(), what, async || proxy.is_listening()).await;
+    }
+    recovered(&world.servers).await;
+    follow_each_other(&world.servers).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn black_holes_make_a_server_unhealthy_that_does_not_follow() {
+    let world = World::start().await;
+    let (writer, reader) = (world.servers[0].client(), world.servers[1].client());
+    writer.register(&agent("changing", "change")).await.unwrap();
+    for _ in 0..length(3, 1) {
+        world.proxies[1].silence_all();
+        let noticed = eventually("/health says so", async || reader.get_server_health().await.is_err()).await;
+        println!("unhealthy {noticed:.2?} after the hole began");
+        assert!(!is_long() || noticed < Duration::from_secs(3), "{noticed:?}");
+        let until = Instant::now() + hole();
+        let mut changes = 0;
+        while Instant::now() < until {
+            let next = if changes % 2 == 0 { AgentStatus::Busy } else { AgentStatus::Active };
+            writer.update_status("changing", next).await.expect("the other server goes on");
+            changes += 1;
+            assert!(reader.get_server_health().await.is_err(), "healthy, and does not follow");
+            let stale = reqwest::get(format!("{}/agents", world.servers[1].url())).await.unwrap();
+            assert!(stale.headers().contains_key("Registry-Stale-Seconds"), "{:?}", stale.headers());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        world.resume();
+        println!("{changes} changes meanwhile, well again {:.2?} after", recovered(&world.servers).await);
+    }
+    let mut database = world.store.connect().await;
+    equal_the_database(&world.servers, &mut database).await;
+    follow_each_other(&world.servers).await;
+    world.stop().await;
+}
+
+/// One server falls silent while it holds the row that every change needs. The others wait until the database ends its session.
+#[tokio::test(flavor = "multi_thread")]
+async fn black_holes_after_select_for_update() {
+    let world = World::start().await;
+    let [holder, other] = &world.servers[..] else { unreachable!() };
+    for server in [holder, other] {
+        server.patient_client().register(&agent("changing", "change")).await.unwrap();
+    }
+    let mut waits = Vec::new();
+    for round in 0..5 {
+        let fired = world.proxies[0].fired();
+        world.proxies[0].trap_state_lock(Effect::SilentAfter);
+        let client = holder.client();
+        let id = format!("held-{round}");
+        let stuck = tokio::spawn(async move { client.register(&agent(&id, "wait")).await });
+        eventually("the row is held", async || world.proxies[0].fired() > fired).await;
+        let next = if round % 2 == 0 { AgentStatus::Busy } else { AgentStatus::Active };
+        let began = Instant::now();
+        let client = other.client();
+        let is_done = async || client.update_status("changing", next).await.is_ok();
+        eventually("a change of the other server", is_done).await;
+        waits.push(began.elapsed());
+        match stuck.await.unwrap() {
+            Ok(_) | Err(Error::Unavailable { status: 503, .. }) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+        world.resume();
+        recovered(&world.servers).await;
+        // One round is enough on a machine that may be busy.
+        if !is_long() && waits[round] < Duration::from_secs(4) {
+            break;
+        }
+    }
+    println!("the other server waited {waits:.2?}");
+    let longest = waits.iter().max().unwrap();
+    assert!(!is_long() || *longest < Duration::from_secs(2), "the other server waited {longest:?}");
+    let shortest = waits.iter().min().unwrap();
+    assert!(*shortest < Duration::from_secs(4), "the other server never waited less than {shortest:?}");
+    equal_the_database(&world.servers, &mut world.store.connect().await).await;
+    world.stop().await;
+}
+
+/// Two servers over one database, each through a proxy of its own.
+struct World {
+    store: Store,
+    proxies: Vec<DatabaseProxy>,
+    servers: Vec<Server>,
+}
+
+impl World {
+    async fn start() -> Self {
+        let store = Store::postgres().await;
+        let (mut proxies, mut servers) = (Vec::new(), Vec::new());
+        for _ in 0..2 {
+            let proxy = DatabaseProxy::start(&store.url).await;
+            servers.push(Server::running(proxy.url(), &flags()).await);
+            proxies.push(proxy);
+        }
+        Self { store, proxies, servers }
+    }
+
+    fn resume(&self) {
+        for proxy in &self.proxies {
+            proxy.resume();
+        }
+    }
+
+    async fn stop(mut self) {
+        for server in &mut self.servers {
+            server.stop_within(shutdown_limit()).await;
+        }
+        self.store.remove().await;
+    }
+}
+
+/// Sessions of servers that lost them end, and no server keeps more than it needs.
+async fn few_connections(servers: &[Server], database: &mut PgConnection) {
+    let (most, last) = (MAX_CONNECTIONS * servers.len(), Mutex::new(0));
+    let database = tokio::sync::Mutex::new(database);
+    let few = async || {
+        let query = "SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        let count: i64 = sqlx::query_scalar(query).fetch_one(&mut **database.lock().await).await.unwrap();
+        *last.lock() = count;
+        usize::try_from(count).unwrap() <= most
+    };
+    within(recovery(), || format!("at most {most} connections, not {}", last.lock()), few).await;
+    println!("{} connections of {} servers", last.lock(), servers.len());
+}
+
+/// Ordinary load: registrations without end, and reads.
+struct Traffic {
+    /// Registrations that were answered 200.
+    registered: Arc<Mutex<HashSet<String>>>,
+    senders: JoinSet<()>,
+    _reads: Vec<Load>,
+}
+
+impl Traffic {
+    async fn start(servers: &[Server]) -> Self {
+        let (registered, mut senders) = (Arc::<Mutex<HashSet<String>>>::default(), JoinSet::new());
+        let mut reads = Vec::new();
+        for (place, server) in servers.iter().enumerate() {
+            for sender in 0..2 {
+                let (client, registered) = (server.client(), registered.clone());
+                senders.spawn(async move {
+                    for number in 0.. {
+                        let id = format!("new-{place}-{sender}-{number}");
+                        if client.register(&agent(&id, "come")).await.is_ok() {
+                            registered.lock().insert(id);
+                        }
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                });
+            }
+            let read = |number: u64| {
+                let id = format!("witness-{}", number % WITNESSES as u64);
+                let target =
+                    if number.is_multiple_of(2) { format!("/agents/{id}") } else { format!("/health/{id}") };
+                ("GET", target, String::new())
+            };
+            reads.push(Load::start(&server.address(), 8, 100.0, read));
+        }
+        eventually("a registration is answered", async || !registered.lock().is_empty()).await;
+        Self { registered, senders, _reads: reads }
+    }
+
+    /// Ends, and fails if a registration is not in the database that was answered 200.
+    async fn end(mut self, database: &mut PgConnection) {
+        self.senders.shutdown().await;
+        let stored: Vec<(String,)> =
+            sqlx::query_as("SELECT agent_id FROM agent_registry").fetch_all(database).await.unwrap();
+        let stored: HashSet<String> = stored.into_iter().map(|(id,)| id).collect();
+        let registered = self.registered.lock();
+        let lost: Vec<_> = registered.difference(&stored).collect();
+        println!("{} registrations were answered 200, {} of them lost", registered.len(), lost.len());
+        assert!(lost.is_empty(), "{lost:?}");
+    }
+}

@@ -1,0 +1,172 @@
+//! A pooler between servers and PostgreSQL: `PgBouncer` in session mode, with its defaults.
+
+use std::io::Write;
+use std::process::{Child, Command, Stdio};
+use std::str::FromStr;
+use std::time::Duration;
+
+use registry_sdk::contract::AgentStatus;
+use registry_sdk::{ListQuery, WatchEvent};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection};
+
+use crate::support::{
+    Server, Store, agent, equal_the_database, eventually, follow_each_other, free_port, is_root, length,
+    recovered, within,
+};
+
+const FLAGS: [&str; 4] = ["--heartbeat-timeout", "1h", "--sweep-interval", "500ms"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn poolers_in_session_mode() {
+    let store = Store::postgres().await;
+    let Some(mut pooler) = PgBouncer::start(&store.url).await else { return };
+    let mut servers = Vec::new();
+    for _ in 0..2 {
+        servers.push(Server::running(&pooler.url, &FLAGS).await);
+    }
+    let (client, other) = (servers[0].client(), servers[1].client());
+    let mut watch = other.watch();
+    assert!(matches!(watch.next().await, Some(WatchEvent::Listed(agents)) if agents.is_empty()));
+
+    client.register(&agent("a", "live")).await.unwrap();
+    match watch.next().await {
+        Some(WatchEvent::Registered(record)) => assert_eq!(record.agent_id, "a"),
+        event => panic!("{event:?}"),
+    }
+    for _ in 0..20 {
+        client.heartbeat("a").await.unwrap();
+        other.heartbeat("a").await.unwrap();
+    }
+    other.update_status("a", AgentStatus::Busy).await.unwrap();
+    match watch.next().await {
+        Some(WatchEvent::StatusChanged(record)) => assert_eq!(record.status, AgentStatus::Busy),
+        event => panic!("{event:?}"),
+    }
+    let found = other.search_capabilities("live").await.unwrap();
+    assert_eq!(found.len(), 1, "{found:?}");
+    follow_each_other(&servers).await;
+
+    // Its sessions are handed on to whoever connects next, with nothing of the last one's settings.
+    servers[0].stop_within(Duration::from_secs(length(10, 40))).await;
+    let mut next = pooler.connect().await.unwrap();
+    let setting: String =
+        sqlx::query_scalar("SHOW idle_in_transaction_session_timeout").fetch_one(&mut next).await.unwrap();
+    assert_eq!(setting, "0", "left behind by a server");
+    next.close().await.unwrap();
+    servers[0].start().await;
+
+    // And it can be restarted.
+    pooler.end();
+    for server in &servers {
+        let client = server.client();
+        eventually("a server is unhealthy", async || client.get_server_health().await.is_err()).await;
+        assert!(!client.list_agents(ListQuery::all()).await.unwrap().agents.is_empty());
+    }
+    pooler.begin().await;
+    println!("well again {:.2?} after PgBouncer was started", recovered(&servers).await);
+    client.deregister("a").await.unwrap();
+    equal_the_database(&servers, &mut store.connect().await).await;
+    for server in &mut servers {
+        server.stop_within(Duration::from_secs(length(10, 40))).await;
+    }
+    drop(pooler);
+    store.remove().await;
+}
+
+/// A `PgBouncer` of the test's own. It is killed when this is dropped.
+struct PgBouncer {
+    /// The URL of the database through it.
+    url: String,
+    folder: tempfile::TempDir,
+    process: Option<Child>,
+}
+
+impl PgBouncer {
+    /// `None`, said aloud, where it is not installed; a failure with `REQUIRE_PGBOUNCER=1`.
+    async fn start(database_url: &str) -> Option<Self> {
+        if Self::program().is_none() {
+            let is_required = std::env::var("REQUIRE_PGBOUNCER").is_ok_and(|required| required == "1");
+            assert!(!is_required, "PgBouncer is not installed");
+            println!("not run: PgBouncer is not installed (Debian: apt-get install pgbouncer)");
+            return None;
+        }
+        let mut url = url::Url::parse(database_url).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (host, port) = (url.host_str().unwrap().to_owned(), url.port().unwrap_or(5_432));
+        let own_port = free_port();
+        let users = folder.path().join("users.txt");
+        let password = url.password().unwrap_or_default();
+        std::fs::write(&users, format!("\"{}\" \"{password}\"\n", url.username())).unwrap();
+        let mut file = std::fs::File::create(folder.path().join("pgbouncer.ini")).unwrap();
+        // Where it listens, and who may connect. Everything else is its default.
+        write!(
+            file,
+            "[databases]\n* = host={host} port={port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {own_port}\n\
+             unix_socket_dir =\nauth_type = trust\nauth_file = {}\n",
+            users.display()
+        )
+        .unwrap();
+        if is_root() {
+            // It refuses to run as root, and its user reads the files.
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(folder.path(), mode).unwrap();
+        }
+        url.set_host(Some("127.0.0.1")).unwrap();
+        url.set_port(Some(own_port)).unwrap();
+        let mut pooler = Self { url: url.into(), folder, process: None };
+        pooler.begin().await;
+        Some(pooler)
+    }
+
+    fn program() -> Option<&'static str> {
+        // Debian's is not on everybody's path.
+        ["pgbouncer", "/usr/sbin/pgbouncer"].into_iter().find(|program| {
+            let mut version = Command::new(program);
+            version.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+            version.status().is_ok_and(|status| status.success())
+        })
+    }
+
+    /// Starts it, again where it had ended, and waits until it passes connections.
+    async fn begin(&mut self) {
+        let program = Self::program().unwrap();
+        let mut command = if is_root() {
+            let mut command = Command::new("runuser");
+            command.args(["-u", "postgres", "--", program]);
+            command
+        } else {
+            Command::new(program)
+        };
+        let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
+        command.arg("-q").arg(self.folder.path().join("pgbouncer.ini")).current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.process = Some(command.spawn().unwrap());
+        let log = || std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        let passes = async || match self.connect().await {
+            Ok(connection) => connection.close().await.is_ok(),
+            Err(_) => false,
+        };
+        within(Duration::from_secs(60), || format!("PgBouncer passes connections: {}", log()), passes).await;
+    }
+
+    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        // A parameter at the start of a session that PgBouncer refuses.
+        let options = PgConnectOptions::from_str(&self.url).unwrap().extra_float_digits(None);
+        PgConnection::connect_with(&options).await
+    }
+
+    /// Ends it at once.
+    fn end(&mut self) {
+        let Some(mut process) = self.process.take() else { return };
+        // `runuser` hands the signal on, and waits.
+        let _ = Command::new("kill").arg(process.id().to_string()).status();
+        let _ = process.wait();
+    }
+}
+
+impl Drop for PgBouncer {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
