@@ -52,7 +52,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time for which a change waits for a row that somebody else has locked, and how often it tries.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
-const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A change of one agent.
 pub(super) struct ChangeRequest {

@@ -42,7 +42,7 @@ const MIGRATION_SETTINGS: &[(&str, &str)] =
 const SETTINGS: &[(&str, &str)] = &[
     // A server that was suspended or cut off inside a transaction must not block the others for long.
     ("idle_in_transaction_session_timeout", "1s"),
-    ("lock_timeout", "250ms"),
+    ("lock_timeout", "100ms"),
     ("statement_timeout", "2s"),
     ("default_transaction_isolation", "read committed"),
     // Every statement finds its rows by a key, whatever the size of batch and table. A custom plan per batch, or
