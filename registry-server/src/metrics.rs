@@ -143,7 +143,7 @@ impl Metrics {
 
     /// Records how many agents' rows cannot be read.
     pub(crate) fn set_unreadable_rows(&self, count: usize) {
-        self.unreadable_rows.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.unreadable_rows.set(to_i64(count as u64));
     }
 
     /// Counts an event stream as open until the guard is dropped.

@@ -119,7 +119,6 @@ impl ChangeQueue {
             let request = ChangeRequest { agent_id: agent_id.clone(), change: change.clone(), arrived };
             match submit(&self.0, request).await? {
                 Outcome::Locked if arrived.elapsed() < LOCK_TIMEOUT => sleep(LOCK_RETRY_INTERVAL).await,
-                Outcome::Locked => return Err(Error::Locked(agent_id)),
                 outcome => return Ok(outcome),
             }
         }
@@ -229,9 +228,7 @@ impl ChangeWriter {
                 return Err(Failure::Unknown { error, first, outcomes });
             }
             // Heartbeats alone may be written twice.
-            (Err(CommitError::NotApplied(error) | CommitError::Unknown(error)), _) => {
-                return Err(error.into());
-            }
+            (Err(error), _) => return Err(Failure::NotApplied(error.into())),
         }
         let entries: Vec<LogEntry> = writes.events.iter().map(LogEntry::from).collect();
         match first {
@@ -319,10 +316,8 @@ impl ChangeWriter {
             let mut session = self.lane.take(&self.shared).await?;
             let (_, head) = begin(&mut *session.session).await?;
             catch_up(&self.shared, &mut *session.session, &head).await?;
-            match session.session.commit(&Writes::default()).await {
-                Ok(()) => Ok(session),
-                Err(CommitError::NotApplied(error) | CommitError::Unknown(error)) => Err(error),
-            }
+            session.session.commit(&Writes::default()).await?;
+            Ok(session)
         })
         .await?;
         self.lane.give_back(session);

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::availability::Part;
 use super::history::entries_after;
-use super::lane::timed;
+use super::lane::{CONNECT_TIMEOUT, timed};
 use super::reports;
 use super::shared::{RETRY_INTERVAL, Shared};
 use crate::store::{Listener, Notification, Result, StoreError};
@@ -19,9 +19,6 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Time after a notification at which the log is polled.
 const NOTIFICATION_DELAY: Duration = Duration::from_millis(5);
-
-/// Timeout for opening the session that listens.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Timeout of a poll.
 const POLL_TIMEOUT: Duration = Duration::from_millis(1_250);
@@ -79,11 +76,10 @@ async fn poll(shared: &Arc<Shared>, listener: &mut dyn Listener) -> Result<()> {
         }
         shared.observe_head(&page.head);
         let head = page.head;
-        match entries_after(at.position, page) {
-            Some(entries) if !entries.is_empty() => shared.apply(at.epoch, &entries),
-            Some(_) => true,
-            None => return shared.reload().await,
-        };
+        let Some(entries) = entries_after(at.position, page) else { return shared.reload().await };
+        if !entries.is_empty() {
+            shared.apply(at.epoch, &entries);
+        }
         if shared.view.position().position.revision >= head.position.revision {
             shared.record_poll(head.now);
             return Ok(());

@@ -9,7 +9,7 @@ use super::shared::Shared;
 use crate::store::{Purpose, Result, Session, StoreError};
 
 /// Timeout for opening a session.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The idle session of a task, if there is one.
 pub(super) struct Lane {

@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::Admission;
 use crate::config::Config;
 use crate::metrics::{Gauges, Metrics};
-use crate::store::{CommitError, Database, Position, Purpose, Session, StoreError, StoredAgent, Writes};
+use crate::store::{Database, Position, Purpose, Session, StoreError, StoredAgent, Writes};
 use availability::Part;
 use changes::ChangeQueue;
 pub(crate) use events::{Cursor, LogRead};
@@ -417,8 +417,6 @@ impl Registry {
 async fn set_heartbeat_timeout(session: &mut dyn Session, timeout: Duration) -> Result<(), StoreError> {
     changes::begin(session).await?;
     session.set_heartbeat_timeout(timeout).await?;
-    match session.commit(&Writes::default()).await {
-        Ok(()) => Ok(()),
-        Err(CommitError::NotApplied(error) | CommitError::Unknown(error)) => Err(error),
-    }
+    session.commit(&Writes::default()).await?;
+    Ok(())
 }

@@ -31,6 +31,15 @@ impl From<StoreError> for CommitError {
     }
 }
 
+/// For a commit whose changes nobody waits for: whether they were made does not matter.
+impl From<CommitError> for StoreError {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::NotApplied(error) | CommitError::Unknown(error) => error,
+        }
+    }
+}
+
 impl From<sqlx::Error> for CommitError {
     fn from(error: sqlx::Error) -> Self {
         Self::NotApplied(error.into())

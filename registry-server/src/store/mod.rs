@@ -251,7 +251,8 @@ pub(crate) trait Session: Send + Sync {
     /// Loads all agents at one position. Those that cannot be decoded are logged and skipped.
     async fn load(&mut self) -> Result<Snapshot>;
 
-    /// Reads the rows of the next agents by id, after an id or from the first one on. If there are fewer than `limit`, they are the last ones.
+    /// Reads the rows of the next agents by id, after an id or from the first one on. If there are fewer than `limit`,
+    /// they are the last ones.
     async fn read_agents(&mut self, after: &str, limit: usize) -> Result<AgentPage>;
 
     /// Sets the heartbeat timeout of all servers over this database, in the open transaction.

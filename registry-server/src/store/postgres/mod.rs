@@ -110,7 +110,6 @@ impl Database for PostgresDatabase {
     async fn connect(&self, purpose: Purpose) -> Result<Box<dyn Session>> {
         let mut connection = PgConnection::connect_with(&self.options).await?;
         apply_settings(&mut connection, SETTINGS).await?;
-        // Fails if this database lacks one of them.
         apply_optional_settings(&mut connection).await;
         if purpose == Purpose::Heartbeats {
             apply_settings(&mut connection, HEARTBEAT_SETTINGS).await?;
@@ -142,7 +141,7 @@ async fn apply_settings(executor: impl PgExecutor<'_>, settings: &[(&str, &str)]
 }
 
 /// Applies the optional settings one by one, since an error says that this database does not know or take the one.
-async fn apply_optional_settings<'c, E>(executor: &'c mut E)
+async fn apply_optional_settings<E>(executor: &mut E)
 where
     for<'e> &'e mut E: PgExecutor<'e>,
 {
