@@ -72,7 +72,7 @@ impl Instances {
         arrived: Timestamp,
     ) -> bool {
         self.0.retain(|one| one.ended_at.unwrap_or(one.started_at).since(arrived) <= AHEAD);
-        let started = before(arrived, age.unwrap_or_default());
+        let started = arrived.saturating_sub(age.unwrap_or_default());
         let started_at = match self.find(claimant) {
             // A request that was late on its way makes its process look younger, and none makes it look older.
             Some(Instance { ended_at: None, started_at, .. }) => *started_at.min(&started),
@@ -108,7 +108,8 @@ impl Instances {
     #[must_use]
     pub fn is_noted(&self, instance_id: &str, age: Option<Duration>, arrived: Timestamp) -> bool {
         self.find(instance_id).is_some_and(|known| {
-            let too_young = age.map_or(Duration::ZERO, |age| known.started_at.since(before(arrived, age)));
+            let too_young =
+                age.map_or(Duration::ZERO, |age| known.started_at.since(arrived.saturating_sub(age)));
             known.ended_at.is_none() && too_young <= TOLERANCE
         })
     }
@@ -135,11 +136,6 @@ impl Instances {
             self.0.remove(oldest);
         }
     }
-}
-
-fn before(time: Timestamp, duration: Duration) -> Timestamp {
-    let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
-    Timestamp::from_unix_millis(time.unix_millis().saturating_sub(millis))
 }
 
 #[cfg(test)]

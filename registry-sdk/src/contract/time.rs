@@ -36,6 +36,28 @@ impl Timestamp {
         self.0.timestamp_millis()
     }
 
+    /// Returns the moment this long after, or the last one there is.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use registry_sdk::contract::Timestamp;
+    /// let time = Timestamp::from_unix_millis(5_000);
+    /// assert_eq!(time.saturating_add(Duration::from_secs(2)), Timestamp::from_unix_millis(7_000));
+    /// assert_eq!(time.saturating_sub(Duration::from_secs(2)), Timestamp::from_unix_millis(3_000));
+    /// ```
+    #[must_use]
+    pub fn saturating_add(self, duration: Duration) -> Self {
+        let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        Self::from_unix_millis(self.unix_millis().saturating_add(millis))
+    }
+
+    /// Returns the moment this long before, or the first one there is.
+    #[must_use]
+    pub fn saturating_sub(self, duration: Duration) -> Self {
+        let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        Self::from_unix_millis(self.unix_millis().saturating_sub(millis))
+    }
+
     /// How long after `earlier` this is; zero where it is not after it.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {

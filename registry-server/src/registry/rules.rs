@@ -159,9 +159,7 @@ impl<'a> Transition<'a> {
     /// another program changed it, and the decision makes that a change of the history.
     pub(crate) fn decide(&mut self, change: &Change, age: Duration, current: CurrentAgent) -> Outcome {
         self.known = current.known;
-        let arrived = Timestamp::from_unix_millis(
-            self.now.unix_millis() - i64::try_from(age.as_millis()).unwrap_or(i64::MAX),
-        );
+        let arrived = self.now.saturating_sub(age);
         match (change, current.row) {
             (Change::Register { draft, instance_age }, row) => {
                 self.register(draft, *instance_age, arrived, row)

@@ -92,15 +92,15 @@ impl DatabaseTime {
     /// Returns the silence as if a poll had come later, to find the deadlines that will be missed by then.
     pub(super) fn judge_later(&self, by: Duration) -> (Timestamp, Silence) {
         let (now, mut silence) = self.judge();
-        silence.last_poll = later(silence.last_poll, by);
-        (later(now, by), silence)
+        silence.last_poll = silence.last_poll.saturating_add(by);
+        (now.saturating_add(by), silence)
     }
 }
 
 impl State {
     fn now(&self) -> Timestamp {
         let (reading, arrived) = self.reading;
-        later(reading, arrived.elapsed())
+        reading.saturating_add(arrived.elapsed())
     }
 
     fn observe(&mut self, reading: Timestamp) {
@@ -136,7 +136,7 @@ impl Silence {
     /// Returns how much of the time since an agent was heard counts as silence.
     pub(crate) fn of(&self, heard: Timestamp, timeout: Duration, now: Timestamp) -> Duration {
         let heard = if heard.since(now) > MAX_CLOCK_SKEW { self.since } else { heard.max(self.since) };
-        let judged_at = now.min(later(self.last_poll, outage_gap(timeout)));
+        let judged_at = now.min(self.last_poll.saturating_add(outage_gap(timeout)));
         let mut silence = judged_at.since(heard);
         let mut counted_to = heard;
         for outage in self.outages.iter() {
@@ -155,18 +155,13 @@ impl Outage {
     /// It goes on after the outage for as long as that was, since an agent's retries have backed off by then.
     fn span(self, timeout: Duration) -> (Timestamp, Timestamp) {
         let extra = self.after.since(self.before).min(timeout / 2);
-        (self.before, later(self.after, extra))
+        (self.before, self.after.saturating_add(extra))
     }
 }
 
 /// Returns the time after a poll from which on an agent's silence does not count until the next one.
 fn outage_gap(timeout: Duration) -> Duration {
     OUTAGE_GAP.min(timeout / 2)
-}
-
-fn later(time: Timestamp, by: Duration) -> Timestamp {
-    let millis = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
-    Timestamp::from_unix_millis(time.unix_millis().saturating_add(millis))
 }
 
 #[cfg(test)]
