@@ -39,18 +39,10 @@ pub struct Server {
     /// Requests the shutdown when dropped.
     shutdown: DropGuard,
     supervisor: Supervisor,
-    database: DatabaseHandle,
+    /// Closed after all tasks have ended.
+    database: Arc<dyn Database>,
     authenticator: Arc<Authenticator>,
     tls: Option<Tls>,
-}
-
-/// The database, which is closed after all tasks have ended.
-struct DatabaseHandle(Arc<dyn Database>);
-
-impl std::fmt::Debug for DatabaseHandle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0.name())
-    }
 }
 
 /// An error that keeps a server from starting.
@@ -172,7 +164,6 @@ impl Server {
         }
         supervisor.close();
         tracing::info!(%local_addr, store = database.name(), "accepting connections");
-        let database = DatabaseHandle(database);
         Ok(Self { local_addr, shutdown: guard, supervisor, database, authenticator, tls })
     }
 
@@ -233,7 +224,7 @@ impl Server {
             self.supervisor.wait().await;
         }
         // The database may hang, too.
-        let _ = timeout(CLOSE_TIMEOUT, self.database.0.close()).await;
+        let _ = timeout(CLOSE_TIMEOUT, self.database.close()).await;
     }
 }
 

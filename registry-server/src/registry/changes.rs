@@ -4,6 +4,7 @@
 //! lost, the next transaction finds out whether it was made: it holds the state row, so the one before it has ended.
 
 use std::collections::HashSet;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use super::availability::Part;
-use super::history::entries_after;
+use super::follower::catch_up;
 use super::lane::{Lane, LaneSession, timed};
-use super::queue::{Pace, Pending, submit};
+use super::queue::{Batches, Pending, submit};
 use super::rules::{Change, CurrentAgent, Outcome, Transition};
 use super::shared::{RETRY_INTERVAL, Shared};
 use crate::store::{
@@ -69,8 +70,7 @@ pub(super) struct ChangeQueue(mpsc::Sender<PendingChange>);
 /// Commits the queued changes.
 pub(super) struct ChangeWriter {
     shared: Arc<Shared>,
-    queue: mpsc::Receiver<PendingChange>,
-    pace: Pace,
+    batches: Batches<ChangeRequest, Outcome>,
     lane: Lane,
 }
 
@@ -98,10 +98,11 @@ impl From<StoreError> for Failure {
 }
 
 impl ChangeQueue {
-    pub(super) fn new(shared: Arc<Shared>) -> (Self, ChangeWriter) {
+    /// Creates the queue, which `closing` closes.
+    pub(super) fn new(shared: Arc<Shared>, closing: CancellationToken) -> (Self, ChangeWriter) {
         let (queue_tx, queue) = mpsc::channel(MAX_QUEUED);
-        let (pace, lane) = (Pace::new(INTERVAL, MAX_BATCH), Lane::new(Purpose::Changes));
-        (Self(queue_tx), ChangeWriter { shared, queue, pace, lane })
+        let batches = Batches::new(queue, closing, INTERVAL, MAX_BATCH);
+        (Self(queue_tx), ChangeWriter { shared, batches, lane: Lane::new(Purpose::Changes) })
     }
 
     /// Makes a change. Tries again for a moment while somebody else has locked the agent's row.
@@ -127,25 +128,17 @@ impl ChangeQueue {
 
 impl ChangeWriter {
     /// Commits changes until the queue is closed, then the queued ones.
-    pub(super) async fn run(mut self, closing: CancellationToken) {
+    pub(super) async fn run(mut self) {
         let mut previous = 0;
         loop {
-            let mut pending = Vec::new();
             let is_failing = self.shared.availability.is_failing(Part::Changes);
-            tokio::select! {
-                biased;
-                received = self.queue.recv_many(&mut pending, MAX_BATCH) => if received == 0 { return },
-                () = closing.cancelled(), if !self.queue.is_closed() => {
-                    self.queue.close();
-                    continue;
-                }
-                () = sleep(RETRY_INTERVAL), if is_failing => {
-                    // Tried again until it succeeds.
-                    let _ = self.synchronize().await;
-                    continue;
-                }
+            let woken = async { if is_failing { sleep(RETRY_INTERVAL).await } else { pending().await } };
+            let Some(mut pending) = self.batches.next(previous * 3 / 4, woken).await else { return };
+            if pending.is_empty() {
+                // Tried again until it succeeds.
+                let _ = self.synchronize().await;
+                continue;
             }
-            self.pace.fill(&mut self.queue, &mut pending, previous * 3 / 4).await;
             previous = pending.len();
             while !pending.is_empty() {
                 let batch = take_one_per_agent(&mut pending);
@@ -257,7 +250,7 @@ impl ChangeWriter {
     ) -> Result<Prepared, StoreError> {
         let (began, head) = begin(session).await?;
         self.shared.observe_head(&head);
-        let epoch = catch_up(&self.shared, session, &head).await?;
+        let epoch = bring_to_head(&self.shared, session, &head).await?;
         let agent_ids: Vec<String> = batch.iter().map(|pending| pending.request.agent_id.clone()).collect();
         let LockedAgents { mut rows, held } = session.lock_agents(&agent_ids).await?;
         let policy = self.shared.read_context().policy;
@@ -315,7 +308,7 @@ impl ChangeWriter {
         let session = timed(PREPARE_TIMEOUT, async {
             let mut session = self.lane.take(&self.shared).await?;
             let (_, head) = begin(&mut *session.session).await?;
-            catch_up(&self.shared, &mut *session.session, &head).await?;
+            bring_to_head(&self.shared, &mut *session.session, &head).await?;
             session.session.commit(&Writes::default()).await?;
             Ok(session)
         })
@@ -338,24 +331,15 @@ pub(super) async fn begin(session: &mut dyn Session) -> Result<(Instant, Head), 
     }
 }
 
-/// Brings the view up to the head inside a transaction. Returns the epoch of the view.
+/// Brings the view up to the head of an open transaction. Returns the epoch of the view.
 ///
 /// Fails if the view is not in the database's history. The follower notices that, too, and reloads the view.
-async fn catch_up(shared: &Shared, session: &mut dyn Session, head: &Head) -> Result<u64, StoreError> {
-    let mut at = shared.view.position();
-    if at.position == head.position {
-        return Ok(at.epoch);
+async fn bring_to_head(shared: &Shared, session: &mut dyn Session, head: &Head) -> Result<u64, StoreError> {
+    if shared.view.position().position != head.position {
+        catch_up(shared, session).await?;
     }
-    loop {
-        let page = session.read_log(at.position.revision).await?;
-        let head = page.head.position;
-        let entries = entries_after(at.position, page).ok_or_else(other_history)?;
-        shared.apply(at.epoch, &entries);
-        at = shared.view.position();
-        if at.position == head {
-            return Ok(at.epoch);
-        }
-    }
+    let at = shared.view.position();
+    if at.position == head.position { Ok(at.epoch) } else { Err(other_history()) }
 }
 
 fn other_history() -> StoreError {

@@ -10,7 +10,7 @@ use super::history::entries_after;
 use super::lane::{CONNECT_TIMEOUT, timed};
 use super::reports;
 use super::shared::{RETRY_INTERVAL, Shared};
-use crate::store::{Listener, Notification, Result, StoreError};
+use crate::store::{Head, LogReader, Notification, Result, StoreError};
 
 /// Interval at which the log is polled even without a notification.
 ///
@@ -53,7 +53,10 @@ async fn follow(shared: &Arc<Shared>, is_replacement: bool, last_poll: &mut Opti
     let generation = shared.generation();
     while shared.generation() == generation {
         let mut next_poll = Instant::now() + POLL_INTERVAL;
-        poll(shared, &mut *listener).await?;
+        match catch_up(shared, &mut *listener).await? {
+            Some(head) => shared.record_poll(head.now),
+            None => shared.reload().await?,
+        }
         *last_poll = Some(Instant::now());
         while let Ok(notification) = timeout_at(next_poll, listener.notified()).await {
             match notification? {
@@ -66,23 +69,24 @@ async fn follow(shared: &Arc<Shared>, is_replacement: bool, last_poll: &mut Opti
     Ok(())
 }
 
-/// Applies all entries that are not known yet. Most of this server's own are.
-async fn poll(shared: &Arc<Shared>, listener: &mut dyn Listener) -> Result<()> {
+/// Applies all entries that are not known yet, up to the head, which it returns. Most of this server's own are known.
+///
+/// `None` if the view is not in the database's history.
+pub(super) async fn catch_up(shared: &Shared, log: &mut dyn LogReader) -> Result<Option<Head>> {
     loop {
         let at = shared.view.position();
-        let page = timed(POLL_TIMEOUT, listener.read_log(at.position.revision)).await?;
+        let page = timed(POLL_TIMEOUT, log.read_log(at.position.revision)).await?;
         if !page.is_writable {
             return Err(StoreError::Unavailable("it is read-only, or a standby".into()));
         }
         shared.observe_head(&page.head);
         let head = page.head;
-        let Some(entries) = entries_after(at.position, page) else { return shared.reload().await };
+        let Some(entries) = entries_after(at.position, page) else { return Ok(None) };
         if !entries.is_empty() {
             shared.apply(at.epoch, &entries);
         }
         if shared.view.position().position.revision >= head.position.revision {
-            shared.record_poll(head.now);
-            return Ok(());
+            return Ok(Some(head));
         }
     }
 }

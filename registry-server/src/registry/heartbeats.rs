@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::Error;
 use super::availability::Part;
 use super::lane::{Lane, LaneSession, timed};
-use super::queue::{Pace, Pending, ReplySender, submit};
+use super::queue::{Batches, Pending, ReplySender, submit};
 use super::shared::{RETRY_INTERVAL, Shared};
 use super::view::{Entry, Liveness};
 use crate::store::{HeartbeatWrite, Purpose, Result, StoredAgent};
@@ -47,8 +47,7 @@ pub(super) struct HeartbeatQueue(mpsc::Sender<PendingHeartbeat>);
 /// Writes the queued heartbeats.
 pub(super) struct HeartbeatWriter {
     shared: Arc<Shared>,
-    queue: mpsc::Receiver<PendingHeartbeat>,
-    pace: Pace,
+    batches: Batches<QueuedHeartbeat, Option<Timestamp>>,
     lane: Lane,
     /// Whether there was a session before: a new one then replaces one that was lost.
     had_session: bool,
@@ -57,14 +56,12 @@ pub(super) struct HeartbeatWriter {
 }
 
 impl HeartbeatQueue {
-    pub(super) fn new(shared: Arc<Shared>) -> (Self, HeartbeatWriter) {
+    /// Creates the queue, which `closing` closes.
+    pub(super) fn new(shared: Arc<Shared>, closing: CancellationToken) -> (Self, HeartbeatWriter) {
         let (queue_tx, queue) = mpsc::channel(MAX_QUEUED);
-        let pace = Pace::new(INTERVAL, MAX_BATCH);
+        let batches = Batches::new(queue, closing, INTERVAL, MAX_BATCH);
         let lane = Lane::new(Purpose::Heartbeats);
-        (
-            Self(queue_tx),
-            HeartbeatWriter { shared, queue, pace, lane, had_session: false, needs_rewrite: false },
-        )
+        (Self(queue_tx), HeartbeatWriter { shared, batches, lane, had_session: false, needs_rewrite: false })
     }
 
     /// Writes a heartbeat; returns `None` if the agent is at another revision in the database, or locked there.
@@ -80,27 +77,21 @@ impl HeartbeatQueue {
 
 impl HeartbeatWriter {
     /// Writes heartbeats until the queue is closed, then the queued ones.
-    pub(super) async fn run(mut self, closing: CancellationToken) {
+    pub(super) async fn run(mut self) {
         let mut sessions_dropped = self.shared.sessions_dropped();
         loop {
-            let mut batch = Vec::new();
             let is_failing = self.shared.availability.is_failing(Part::Heartbeats);
-            tokio::select! {
-                biased;
-                received = self.queue.recv_many(&mut batch, MAX_BATCH) => if received == 0 { return },
-                () = closing.cancelled(), if !self.queue.is_closed() => {
-                    self.queue.close();
-                    continue;
+            let woken = async {
+                tokio::select! {
+                    _ = sessions_dropped.changed() => {}
+                    () = sleep(RETRY_INTERVAL), if is_failing => {}
                 }
-                _ = sessions_dropped.changed() => {}
-                () = sleep(RETRY_INTERVAL), if is_failing => {}
-            }
-            if batch.is_empty() {
+            };
+            match self.batches.next(ENOUGH, woken).await {
+                None => return,
+                Some(batch) if !batch.is_empty() => self.write_batch(batch).await,
                 // Looks whether the database takes heartbeats.
-                let _ = self.write(&[]).await;
-            } else {
-                self.pace.fill(&mut self.queue, &mut batch, ENOUGH).await;
-                self.write_batch(batch).await;
+                Some(_) => drop(self.write(&[]).await),
             }
             if self.needs_rewrite {
                 self.rewrite().await;

@@ -20,7 +20,6 @@ mod sweeper;
 mod time;
 mod view;
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,9 +42,8 @@ use heartbeats::HeartbeatQueue;
 use lane::timed;
 use reports::Report;
 use rules::{Change, Outcome, accepts_instance};
-use shared::{LOAD_TIMEOUT, Shared, read_context};
+use shared::{LOAD_TIMEOUT, Shared};
 pub(crate) use supervision::Supervisor;
-use time::DatabaseTime;
 pub(crate) use view::{CHUNK_BYTES, Chunk, Filter, Json, ListQuery, Page, Rest, SearchQuery};
 use view::{Entry, Read, ReadContext, View};
 
@@ -129,24 +127,13 @@ impl Registry {
         supervisor: &Supervisor,
     ) -> Result<Arc<Self>, StoreError> {
         let mut session = timed(LOAD_TIMEOUT, database.connect(Purpose::Reads)).await?;
-        timed(LOAD_TIMEOUT, set_heartbeat_timeout(&mut *session, config.heartbeat_timeout)).await?;
-        let snapshot = timed(LOAD_TIMEOUT, session.load()).await?;
-        drop(session);
-        let revision = snapshot.head.position.revision;
-        tracing::info!(
-            agents = snapshot.agents.len(),
-            revision,
-            store = database.name(),
-            "loaded all agents"
-        );
-        let time = DatabaseTime::new(snapshot.head.now);
-        let context = read_context(&config, database.is_shared(), config.heartbeat_timeout, &time);
-        let view = View::new(snapshot, &context);
-        let server_id = RandomState::new().hash_one(std::process::id());
-        let shared = Arc::new(Shared::new(database, view, time, config, metrics, server_id));
-        let (heartbeats, heartbeat_writer) = HeartbeatQueue::new(shared.clone());
-        let (changes, change_writer) = ChangeQueue::new(shared.clone());
+        let timeout = config.heartbeat_timeout;
+        let now = timed(LOAD_TIMEOUT, set_heartbeat_timeout(&mut *session, timeout)).await?;
+        let shared = Arc::new(Shared::new(database, config, metrics, now));
+        shared.load(session).await?;
         let closing = CancellationToken::new();
+        let (heartbeats, heartbeat_writer) = HeartbeatQueue::new(shared.clone(), closing.clone());
+        let (changes, change_writer) = ChangeQueue::new(shared.clone(), closing.clone());
         let registry = Arc::new(Self {
             shared: shared.clone(),
             heartbeats,
@@ -154,8 +141,8 @@ impl Registry {
             closing: closing.clone(),
             supervisor: supervisor.clone(),
         });
-        supervisor.spawn_until("heartbeats", closing.clone(), heartbeat_writer.run(closing.clone()));
-        supervisor.spawn_until("changes", closing.clone(), change_writer.run(closing));
+        supervisor.spawn_until("heartbeats", closing.clone(), heartbeat_writer.run());
+        supervisor.spawn_until("changes", closing, change_writer.run());
         supervisor.spawn("follower", follower::run(shared.clone()));
         supervisor.spawn("sweeper", sweeper::run(registry.clone()));
         supervisor.spawn("reconciler", reconciler::run(registry.clone()));
@@ -306,8 +293,7 @@ impl Registry {
         } else {
             shared.availability.health(shared.config.sweep_interval)
         };
-        let uptime =
-            Duration::from_millis(u64::try_from(shared.started_at.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let uptime = shared.started_at.elapsed();
         ServerHealth::new(status, env!("CARGO_PKG_VERSION"), shared.database.name(), uptime)
     }
 
@@ -413,10 +399,13 @@ impl Registry {
     }
 }
 
-/// Sets the heartbeat timeout of all servers over the database.
-async fn set_heartbeat_timeout(session: &mut dyn Session, timeout: Duration) -> Result<(), StoreError> {
-    changes::begin(session).await?;
+/// Sets the heartbeat timeout of all servers over the database. Returns the database's time.
+async fn set_heartbeat_timeout(
+    session: &mut dyn Session,
+    timeout: Duration,
+) -> Result<Timestamp, StoreError> {
+    let (_, head) = changes::begin(session).await?;
     session.set_heartbeat_timeout(timeout).await?;
     session.commit(&Writes::default()).await?;
-    Ok(())
+    Ok(head.now)
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::Error;
 
@@ -30,8 +31,11 @@ pub(super) async fn submit<T, A>(queue: &mpsc::Sender<Pending<T, A>>, request: T
     reply_rx.await.unwrap_or(Err(Error::Unsettled))
 }
 
-/// When the batches of a queue begin.
-pub(super) struct Pace {
+/// Takes the requests out of a queue, in batches.
+pub(super) struct Batches<T, A> {
+    queue: mpsc::Receiver<Pending<T, A>>,
+    /// Closes the queue.
+    closing: CancellationToken,
     /// Time since the last batch began after which the next one need not wait.
     interval: Duration,
     /// Maximum number of requests in a batch.
@@ -39,25 +43,50 @@ pub(super) struct Pace {
     last_began: Instant,
 }
 
-impl Pace {
-    pub(super) fn new(interval: Duration, max: usize) -> Self {
-        Self { interval, max, last_began: Instant::now() }
+impl<T, A> Batches<T, A> {
+    pub(super) fn new(
+        queue: mpsc::Receiver<Pending<T, A>>,
+        closing: CancellationToken,
+        interval: Duration,
+        max: usize,
+    ) -> Self {
+        Self { queue, closing, interval, max, last_began: Instant::now() }
     }
 
-    /// Fills a batch that has its first requests until it may begin: at once if it has `enough`. Stops waiting if the queue
-    /// is closed.
-    pub(super) async fn fill<T>(&mut self, queue: &mut mpsc::Receiver<T>, batch: &mut Vec<T>, enough: usize) {
+    /// Waits for a batch, and for the time to begin it: at once if it has `enough` requests or the queue is closed.
+    ///
+    /// Returns an empty batch if `woken` ends before there is a request, and `None` after the last one.
+    pub(super) async fn next(
+        &mut self,
+        enough: usize,
+        woken: impl Future<Output = ()>,
+    ) -> Option<Vec<Pending<T, A>>> {
+        let mut batch = Vec::new();
+        tokio::pin!(woken);
+        while batch.is_empty() {
+            tokio::select! {
+                biased;
+                received = self.queue.recv_many(&mut batch, self.max) => if received == 0 { return None },
+                () = self.closing.cancelled(), if !self.queue.is_closed() => self.queue.close(),
+                () = &mut woken => return Some(batch),
+            }
+        }
+        self.fill(&mut batch, enough).await;
+        Some(batch)
+    }
+
+    async fn fill(&mut self, batch: &mut Vec<Pending<T, A>>, enough: usize) {
         let begins = self.last_began + self.interval;
         while batch.len() < enough && Instant::now() < begins {
             let missing = enough - batch.len();
             tokio::select! {
                 biased;
-                received = queue.recv_many(batch, missing) => if received == 0 { break },
+                received = self.queue.recv_many(batch, missing) => if received == 0 { break },
                 () = sleep_until(begins) => {}
             }
         }
         let room = self.max.saturating_sub(batch.len());
-        batch.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(room));
+        batch.extend(std::iter::from_fn(|| self.queue.try_recv().ok()).take(room));
         self.last_began = Instant::now();
     }
 }

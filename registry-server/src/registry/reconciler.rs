@@ -54,7 +54,7 @@ async fn find_differences(registry: &Registry) -> Result<Vec<String>> {
     let shared = &registry.shared;
     let (mut suspects, mut after, mut unreadable) = (Vec::new(), String::new(), 0);
     loop {
-        let page = shared.read_agents(&after, PAGE_ROWS).await?;
+        let page = shared.read(|session| session.read_agents(&after, PAGE_ROWS)).await?;
         let last =
             page.rows.last().filter(|_| page.rows.len() == PAGE_ROWS).map(|row| row.agent_id().to_owned());
         unreadable += page.rows.iter().filter(|row| matches!(row, AgentRow::Unreadable(_))).count();

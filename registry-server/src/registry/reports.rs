@@ -88,7 +88,8 @@ pub(super) async fn broadcast(shared: Arc<Shared>) {
             let report = shared.view.entry(&agent_id)?.liveness.report();
             Some((agent_id, report))
         });
-        if let Err(error) = shared.broadcast(&messages(shared.server_id, reports)).await {
+        let messages = messages(shared.server_id, reports);
+        if let Err(error) = shared.read(|session| session.broadcast(&messages)).await {
             tracing::debug!(%error, "cannot broadcast reports, the next heartbeats bring them again");
         }
     }

@@ -1,10 +1,12 @@
 //! State that all tasks of the registry share.
 
 use std::collections::BTreeSet;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use registry_sdk::contract::{RegistryStats, Timestamp};
 use tokio::sync::{Notify, watch};
@@ -21,7 +23,7 @@ use crate::admission::Admission;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::store::{
-    AgentPage, Database, EventKind, Head, LastHeartbeats, LogEntry, Purpose, Result, StoredAgent,
+    Database, EventKind, Head, LastHeartbeats, LogEntry, Purpose, Result, Session, StoredAgent,
 };
 
 /// Interval at which a part whose session failed tries again.
@@ -61,18 +63,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(
-        database: Arc<dyn Database>,
-        view: View,
-        time: DatabaseTime,
-        config: Config,
-        metrics: Metrics,
-        server_id: u64,
-    ) -> Self {
+    pub(super) fn new(database: Arc<dyn Database>, config: Config, metrics: Metrics, now: Timestamp) -> Self {
         Self {
             database,
-            view,
-            time,
+            view: View::new(),
+            time: DatabaseTime::new(now),
             availability: Availability::new(),
             started_at: Instant::now(),
             dirty_reports: DirtyReports::default(),
@@ -81,7 +76,7 @@ impl Shared {
             admission: Admission::new(config.rate_limit),
             metrics,
             cached_stats: Mutex::default(),
-            server_id,
+            server_id: RandomState::new().hash_one(std::process::id()),
             timeout_millis: AtomicU64::new(millis(config.heartbeat_timeout)),
             generation: watch::Sender::new(0),
             reads: tokio::sync::Mutex::new(Lane::new(Purpose::Reads)),
@@ -94,8 +89,15 @@ impl Shared {
         Duration::from_millis(self.timeout_millis.load(Ordering::Relaxed))
     }
 
+    /// Returns what reads depend on besides the agents.
     pub(super) fn read_context(&self) -> ReadContext {
-        read_context(&self.config, self.database.is_shared(), self.heartbeat_timeout(), &self.time)
+        let (now, silence) = self.time.judge();
+        let expiry_margin = self.config.sweep_interval.min(Duration::from_secs(1));
+        let timeout = self.heartbeat_timeout();
+        let policy =
+            DeadlinePolicy { timeout, silence, expiry_margin, remove_after: self.config.remove_after };
+        let is_probing = self.config.probe_interval.is_some();
+        ReadContext { now, policy, needs_confirmation: self.database.is_shared(), is_probing }
     }
 
     /// Rejects a write at once while the database is known to fail, instead of waiting for a timeout.
@@ -170,12 +172,11 @@ impl Shared {
         self.generation.subscribe()
     }
 
-    /// Loads all agents anew, since the view's position is not in the database's history, and resets all watchers.
-    pub(super) async fn reload(&self) -> Result<()> {
+    /// Loads all agents, and resets all watchers.
+    pub(super) async fn load(&self, mut session: Box<dyn Session>) -> Result<()> {
         let known = self.view.position().position;
-        let mut session = Lane::new(Purpose::Reads).take(self).await?.session;
         let snapshot = timed(LOAD_TIMEOUT, session.load()).await?;
-        let head = snapshot.head;
+        let (agents, head) = (snapshot.agents.len(), snapshot.head);
         let is_elsewhere =
             |entry: &LogEntry| entry.position.revision == known.revision && entry.position != known;
         if head.position.revision < known.revision || snapshot.log.iter().any(is_elsewhere) {
@@ -183,12 +184,19 @@ impl Shared {
             self.time.restart();
         }
         self.view.replace(snapshot, &self.read_context());
+        tracing::info!(agents, revision = head.position.revision, "loaded all agents");
+        Ok(())
+    }
+
+    /// Loads all agents anew, since the view's position is not in the database's history.
+    pub(super) async fn reload(&self) -> Result<()> {
         tracing::warn!(
-            known_revision = known.revision,
-            revision = head.position.revision,
+            known_revision = self.view.position().position.revision,
             "the database has another history than this server knows, or the changes in between are no longer kept; \
-             reloaded all agents"
+             loading all agents anew"
         );
+        let session = Lane::new(Purpose::Reads).take(self).await?.session;
+        self.load(session).await?;
         self.drop_sessions();
         Ok(())
     }
@@ -199,11 +207,11 @@ impl Shared {
             return;
         }
         let known = self.view.position().position;
-        let LastHeartbeats { head, times } = match timed(READ_TIMEOUT, self.last_heartbeats(agent_ids)).await
-        {
-            Ok(last_heartbeats) => last_heartbeats,
-            Err(error) => return tracing::debug!(%error, "cannot confirm missed deadlines"),
-        };
+        let LastHeartbeats { head, times } =
+            match self.read(|session| session.last_heartbeats(agent_ids)).await {
+                Ok(last_heartbeats) => last_heartbeats,
+                Err(error) => return tracing::debug!(%error, "cannot confirm missed deadlines"),
+            };
         self.view.reach(head.position.revision).await;
         // A database of another history, or one that lags behind (a standby that was promoted), confirms nothing.
         if head.position.revision >= known.revision && self.view.has_event(head.position) == Some(true) {
@@ -212,62 +220,29 @@ impl Shared {
         }
     }
 
-    async fn last_heartbeats(&self, agent_ids: &[String]) -> Result<LastHeartbeats> {
-        let mut lane = self.reads.lock().await;
-        loop {
-            let may_be_lost = lane.has_session();
-            let mut session = lane.take(self).await?;
-            match session.session.last_heartbeats(agent_ids).await {
-                Err(_) if may_be_lost => {}
-                times => {
-                    if times.is_ok() {
+    /// Runs a short operation on the session for reads, leases and broadcasts; on a new one if the idle one turns out to
+    /// be lost.
+    pub(super) async fn read<'a, T>(
+        &self,
+        operation: impl for<'s> Fn(&'s mut (dyn Session + 'a)) -> BoxFuture<'s, Result<T>>,
+    ) -> Result<T> {
+        timed(READ_TIMEOUT, async {
+            let mut lane = self.reads.lock().await;
+            loop {
+                let may_be_lost = lane.has_session();
+                let mut session = lane.take(self).await?;
+                match operation(&mut *session.session).await {
+                    Err(_) if may_be_lost => {}
+                    Err(error) => return Err(error),
+                    Ok(value) => {
                         lane.give_back(session);
+                        return Ok(value);
                     }
-                    return times;
                 }
             }
-        }
+        })
+        .await
     }
-
-    /// Reads the rows of the next agents by id.
-    pub(super) async fn read_agents(&self, after: &str, limit: usize) -> Result<AgentPage> {
-        let mut lane = self.reads.lock().await;
-        let mut session = lane.take(self).await?;
-        let page = timed(READ_TIMEOUT, session.session.read_agents(after, limit)).await?;
-        lane.give_back(session);
-        Ok(page)
-    }
-
-    /// Sends messages to all servers.
-    pub(super) async fn broadcast(&self, messages: &[String]) -> Result<()> {
-        let mut lane = self.reads.lock().await;
-        let mut session = lane.take(self).await?;
-        timed(READ_TIMEOUT, session.session.broadcast(messages)).await?;
-        lane.give_back(session);
-        Ok(())
-    }
-
-    /// Acquires, renews or releases a lease.
-    pub(super) async fn acquire_lease(&self, name: &str, holder: &str, duration: Duration) -> Result<bool> {
-        let mut lane = self.reads.lock().await;
-        let mut session = lane.take(self).await?;
-        let is_held = timed(READ_TIMEOUT, session.session.acquire_lease(name, holder, duration)).await?;
-        lane.give_back(session);
-        Ok(is_held)
-    }
-}
-
-/// Returns what reads depend on besides the agents.
-pub(super) fn read_context(
-    config: &Config,
-    is_shared: bool,
-    timeout: Duration,
-    time: &DatabaseTime,
-) -> ReadContext {
-    let (now, silence) = time.judge();
-    let expiry_margin = config.sweep_interval.min(Duration::from_secs(1));
-    let policy = DeadlinePolicy { timeout, silence, expiry_margin, remove_after: config.remove_after };
-    ReadContext { now, policy, needs_confirmation: is_shared, is_probing: config.probe_interval.is_some() }
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -214,13 +214,26 @@ pub(crate) trait Database: Send + Sync + 'static {
     async fn close(&self);
 }
 
+/// Reads the log of changes.
+#[async_trait]
+pub(crate) trait LogReader: Send {
+    /// Reads the log from a revision on, that one included, inside or outside of a transaction. Not cancel safe.
+    async fn read_log(&mut self, from: i64) -> Result<LogPage>;
+}
+
+impl fmt::Debug for dyn Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// A connection, used by one task at a time.
 ///
 /// # Cancel safety
 /// None of its operations is cancel safe: after a cancelled or failed one the session has to be dropped, which rolls
 /// back what was not committed and waits for nothing.
 #[async_trait]
-pub(crate) trait Session: Send + Sync {
+pub(crate) trait Session: LogReader + Sync {
     /// Begins a transaction, and locks the state row: the transactions of all servers are serialized.
     ///
     /// If that takes too long, the transaction has to be rolled back before the next attempt.
@@ -237,16 +250,15 @@ pub(crate) trait Session: Send + Sync {
     /// Ends the open transaction without a change.
     async fn rollback(&mut self) -> Result<()>;
 
-    /// Reads the log from a revision on, that one included, inside or outside of a transaction.
-    async fn read_log(&mut self, from: i64) -> Result<LogPage>;
-
     /// Moves `last_heartbeat` forward for each agent that is still at the caller's revision.
     ///
     /// Waits for no lock. No agent may be in it twice.
     async fn write_heartbeats(&mut self, heartbeats: &[HeartbeatWrite]) -> Result<WrittenHeartbeats>;
 
-    /// Returns the last heartbeats of the agents, as written by any process.
-    async fn last_heartbeats(&mut self, agent_ids: &[String]) -> Result<LastHeartbeats>;
+    /// Returns the last heartbeats of the agents, as written by any process. For shared databases only.
+    async fn last_heartbeats(&mut self, _agent_ids: &[String]) -> Result<LastHeartbeats> {
+        Err(StoreError::Unavailable("no other process writes to it".into()))
+    }
 
     /// Loads all agents at one position. Those that cannot be decoded are logged and skipped.
     async fn load(&mut self) -> Result<Snapshot>;
@@ -258,28 +270,29 @@ pub(crate) trait Session: Send + Sync {
     /// Sets the heartbeat timeout of all servers over this database, in the open transaction.
     async fn set_heartbeat_timeout(&mut self, timeout: Duration) -> Result<()>;
 
-    /// Sends messages to all servers, without storing them. They may get lost.
+    /// Sends messages to all servers, without storing them. They may get lost. A server that is alone sends none.
     ///
     /// Each message must be shorter than 8,000 bytes.
-    async fn broadcast(&mut self, messages: &[String]) -> Result<()>;
+    async fn broadcast(&mut self, _messages: &[String]) -> Result<()> {
+        Ok(())
+    }
 
     /// Acquires or renews an exclusive lease, and returns whether the holder has it.
     ///
-    /// A duration of zero releases the lease.
-    async fn acquire_lease(&mut self, name: &str, holder: &str, duration: Duration) -> Result<bool>;
+    /// A duration of zero releases the lease. A server that is alone has every lease.
+    async fn acquire_lease(&mut self, _name: &str, _holder: &str, _duration: Duration) -> Result<bool> {
+        Ok(true)
+    }
 }
 
 /// A connection that is notified of the changes of other servers.
 #[async_trait]
-pub(crate) trait Listener: Send {
+pub(crate) trait Listener: LogReader {
     /// Waits for a notification.
     ///
     /// # Cancel safety
     /// Cancel safe: no notification is lost.
     async fn notified(&mut self) -> Result<Notification>;
-
-    /// As [`Session::read_log`]. Not cancel safe.
-    async fn read_log(&mut self, from: i64) -> Result<LogPage>;
 }
 
 /// A notification. It may get lost, so the log has to be polled, too.

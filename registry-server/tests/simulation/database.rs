@@ -13,7 +13,7 @@ use super::state::State;
 use super::transactions::head;
 use crate::store::{
     AgentPage, CommitError, Database, Head, HeartbeatWrite, LastHeartbeats, Listener, LockedAgents, LogPage,
-    Notification, Purpose, Result, Session, Snapshot, StoreError, Writes, WrittenHeartbeats,
+    LogReader, Notification, Purpose, Result, Session, Snapshot, StoreError, Writes, WrittenHeartbeats,
 };
 
 /// The message of a panic that a session was told to make.
@@ -109,6 +109,25 @@ async fn in_background<T: Send + 'static>(
 }
 
 #[async_trait]
+impl LogReader for SimSession {
+    async fn read_log(&mut self, from: i64) -> Result<LogPage> {
+        let is_in_transaction = self.sim.lock().link_mut(self.link).transaction.is_some();
+        let page = self
+            .read(|state, link| {
+                if is_in_transaction {
+                    state.touch(link)?;
+                }
+                Ok(state.read_log(link, from))
+            })
+            .await?;
+        if page.is_writable && !is_in_transaction {
+            self.sim.lock().record_poll(self.link);
+        }
+        Ok(page)
+    }
+}
+
+#[async_trait]
 impl Session for SimSession {
     async fn begin(&mut self) -> Result<Head> {
         self.meet_defect();
@@ -163,16 +182,6 @@ impl Session for SimSession {
             state.touch(link)?;
             state.release(link);
             Ok(())
-        })
-        .await
-    }
-
-    async fn read_log(&mut self, from: i64) -> Result<LogPage> {
-        self.read(|state, link| {
-            if state.link(link).transaction.is_some() {
-                state.touch(link)?;
-            }
-            Ok(state.read_log(link, from))
         })
         .await
     }
@@ -284,13 +293,5 @@ impl Listener for SimSession {
             };
             self.sim.changed_until(until).await;
         }
-    }
-
-    async fn read_log(&mut self, from: i64) -> Result<LogPage> {
-        let page = self.read(|state, link| Ok(state.read_log(link, from))).await?;
-        if page.is_writable {
-            self.sim.lock().record_poll(self.link);
-        }
-        Ok(page)
     }
 }

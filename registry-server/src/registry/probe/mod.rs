@@ -24,6 +24,7 @@ use super::reports::Report;
 use super::rules::Change;
 use super::shared::Shared;
 use super::view::Entry;
+use crate::store::StoreError;
 use address_filter::AddressFilter;
 use client::{ProbeClient, ProbeOutcome};
 
@@ -75,20 +76,20 @@ pub(super) async fn run(registry: Arc<Registry>, interval: Duration, shutdown: C
     }
     if *is_leader.borrow() {
         // If that fails, the lease expires.
-        let _ = shared.acquire_lease(LEASE_NAME, &lease_holder(&shared), Duration::ZERO).await;
+        let _ = request_lease(&shared, Duration::ZERO).await;
     }
 }
 
-fn lease_holder(shared: &Shared) -> String {
-    format!("{:016x}", shared.server_id)
+/// Requests, renews or releases the lease, and returns whether this server has it.
+async fn request_lease(shared: &Shared, duration: Duration) -> Result<bool, StoreError> {
+    let holder = format!("{:016x}", shared.server_id);
+    shared.read(|session| session.acquire_lease(LEASE_NAME, &holder, duration)).await
 }
 
 /// Requests and renews the lease, and publishes whether this server holds it. Never returns.
 async fn hold_lease(shared: &Shared, leader_tx: watch::Sender<bool>) {
-    let holder = lease_holder(shared);
     loop {
-        let outcome = shared.acquire_lease(LEASE_NAME, &holder, LEASE_DURATION).await;
-        let is_leader = outcome.unwrap_or(false);
+        let is_leader = request_lease(shared, LEASE_DURATION).await.unwrap_or(false);
         if leader_tx.send_replace(is_leader) != is_leader {
             let message = if is_leader {
                 "acquired the probe lease, this server probes the agents"

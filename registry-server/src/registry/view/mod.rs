@@ -58,12 +58,10 @@ pub(crate) struct ViewPosition {
 }
 
 impl View {
-    /// Creates a view of a snapshot, with the events of its log.
-    pub(crate) fn new(snapshot: Snapshot, context: &ReadContext) -> Self {
-        Self {
-            inner: RwLock::new(Inner::new(snapshot, 0, context, &|_| None)),
-            changed: watch::Sender::new(()),
-        }
+    /// Creates an empty view, at the beginning of all histories.
+    pub(crate) fn new() -> Self {
+        let log = EventLog::new(Position { revision: 0, mark: 0 }, 0);
+        Self { inner: RwLock::new(Inner::new(log, 0)), changed: watch::Sender::new(()) }
     }
 
     /// Returns how far the view has come.
@@ -108,8 +106,12 @@ impl View {
     /// Replaces everything by a snapshot, and resets all watchers. Keeps when agents were heard, and their reports.
     pub(crate) fn replace(&self, snapshot: Snapshot, context: &ReadContext) {
         // Without the lock, since it takes long.
-        let epoch = self.position().epoch + 1;
-        let replacement = Inner::new(snapshot, epoch, context, &|agent_id| self.entry(agent_id));
+        let log = replayed_log(&snapshot, self.position().epoch + 1, context);
+        let mut replacement = Inner::new(log, snapshot.agents.len());
+        for agent in snapshot.agents {
+            let known = self.entry(&agent.agent_id);
+            replacement.put(Arc::new(agent), known.as_deref(), context.now);
+        }
         *self.inner.write() = replacement;
         self.changed.send_replace(());
     }
@@ -197,41 +199,35 @@ fn encode_frame(event: &Event, load: Load, context: &ReadContext) -> Option<Vec<
     Some(kind.frame(event.position(), &record))
 }
 
+/// Returns the event log of a snapshot: what reaches up to its head without a gap.
+fn replayed_log(snapshot: &Snapshot, epoch: u64, context: &ReadContext) -> EventLog {
+    let head = snapshot.head.position;
+    let is_followed = |pair: &&[LogEntry]| match pair {
+        [entry, next] => entry.position.revision + 1 == next.position.revision,
+        _ => false,
+    };
+    let count = snapshot.log.windows(2).rev().take_while(is_followed).count();
+    let (before, replayed) = snapshot.log.split_at(snapshot.log.len() - count);
+    let is_whole = snapshot.log.last().is_some_and(|last| last.position == head);
+    let base = before.last().filter(|_| is_whole).map_or(head, |before| before.position);
+    let mut log = EventLog::new(base, epoch);
+    for entry in replayed.iter().filter(|_| is_whole) {
+        let event = entry.event.as_ref();
+        log.push(entry.position, event.and_then(|event| encode_frame(event, Load::default(), context)));
+    }
+    log
+}
+
 impl Inner {
-    /// Builds the view of a snapshot. `known` finds what is known of an agent from before.
-    fn new(
-        snapshot: Snapshot,
-        epoch: u64,
-        context: &ReadContext,
-        known: &dyn Fn(&str) -> Option<Arc<Entry>>,
-    ) -> Self {
-        let head = snapshot.head.position;
-        // Only what reaches up to the head without a gap can be replayed.
-        let is_followed = |pair: &&[LogEntry]| match pair {
-            [entry, next] => entry.position.revision + 1 == next.position.revision,
-            _ => false,
-        };
-        let count = snapshot.log.windows(2).rev().take_while(is_followed).count();
-        let (before, replayed) = snapshot.log.split_at(snapshot.log.len() - count);
-        let is_whole = snapshot.log.last().is_some_and(|last| last.position == head);
-        let base = before.last().filter(|_| is_whole).map_or(head, |before| before.position);
-        let mut log = EventLog::new(base, epoch);
-        for entry in replayed.iter().filter(|_| is_whole) {
-            let event = entry.event.as_ref();
-            log.push(entry.position, event.and_then(|event| encode_frame(event, Load::default(), context)));
-        }
-        let mut inner = Self {
-            ids: HashMap::with_capacity(snapshot.agents.len()),
+    /// Creates the content of an empty view.
+    fn new(log: EventLog, expected_agents: usize) -> Self {
+        Self {
+            ids: HashMap::with_capacity(expected_agents),
             ordered_ids: BTreeMap::new(),
-            slots: Vec::with_capacity(snapshot.agents.len()),
+            slots: Vec::with_capacity(expected_agents),
             index: SearchIndex::default(),
             log,
-        };
-        for agent in snapshot.agents {
-            let known = known(&agent.agent_id);
-            inner.put(Arc::new(agent), known.as_deref(), context.now);
         }
-        inner
     }
 
     fn position(&self) -> ViewPosition {

@@ -7,7 +7,7 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 
 use super::log::read_log;
 use super::{BROADCAST_CHANNEL, CHANGE_CHANNEL, SETTINGS, apply_optional_settings, apply_settings};
-use crate::store::{Listener, LogPage, Notification, Result};
+use crate::store::{Listener, LogPage, LogReader, Notification, Result};
 
 pub(super) struct PostgresListener {
     listener: PgListener,
@@ -35,6 +35,13 @@ impl PostgresListener {
 }
 
 #[async_trait]
+impl LogReader for PostgresListener {
+    async fn read_log(&mut self, from: i64) -> Result<LogPage> {
+        Ok(read_log(&mut self.listener, from).await?)
+    }
+}
+
+#[async_trait]
 impl Listener for PostgresListener {
     async fn notified(&mut self) -> Result<Notification> {
         loop {
@@ -48,9 +55,5 @@ impl Listener for PostgresListener {
                 return Ok(Notification::Changed);
             }
         }
-    }
-
-    async fn read_log(&mut self, from: i64) -> Result<LogPage> {
-        Ok(read_log(&mut self.listener, from).await?)
     }
 }

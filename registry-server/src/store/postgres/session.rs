@@ -15,7 +15,7 @@ use super::log::{entry, head, read_log};
 use super::rows::{decode_row, timestamp};
 use super::write::write;
 use crate::store::{
-    AgentPage, AgentRow, CommitError, Head, HeartbeatWrite, LastHeartbeats, LockedAgents, LogPage,
+    AgentPage, AgentRow, CommitError, Head, HeartbeatWrite, LastHeartbeats, LockedAgents, LogPage, LogReader,
     MAX_REPLAYED_ENTRIES, Result, Session, Snapshot, Writes, WrittenHeartbeats, select_agents,
 };
 
@@ -27,6 +27,13 @@ pub(super) struct PostgresSession {
 impl PostgresSession {
     pub(super) fn new(connection: PgConnection, process_id: Arc<str>) -> Self {
         Self { connection, process_id }
+    }
+}
+
+#[async_trait]
+impl LogReader for PostgresSession {
+    async fn read_log(&mut self, from: i64) -> Result<LogPage> {
+        Ok(read_log(&mut self.connection, from).await?)
     }
 }
 
@@ -81,10 +88,6 @@ impl Session for PostgresSession {
     async fn rollback(&mut self) -> Result<()> {
         sqlx::raw_sql("ROLLBACK").execute(&mut self.connection).await?;
         Ok(())
-    }
-
-    async fn read_log(&mut self, from: i64) -> Result<LogPage> {
-        Ok(read_log(&mut self.connection, from).await?)
     }
 
     async fn write_heartbeats(&mut self, heartbeats: &[HeartbeatWrite]) -> Result<WrittenHeartbeats> {

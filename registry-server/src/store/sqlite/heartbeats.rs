@@ -2,7 +2,6 @@
 
 use registry_sdk::contract::Timestamp;
 use serde_json::json;
-use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
 
 use crate::store::{HeartbeatWrite, StoredAgent, WrittenHeartbeats};
@@ -55,20 +54,6 @@ pub(super) async fn write_heartbeats(
         }
     }
     Ok(WrittenHeartbeats { now, times })
-}
-
-pub(super) async fn last_heartbeats(
-    connection: &mut SqliteConnection,
-    agent_ids: &[String],
-) -> sqlx::Result<Vec<(String, Timestamp)>> {
-    let rows = sqlx::query(
-        "SELECT agent_id, last_heartbeat FROM agent_registry_last_heartbeat
-         WHERE agent_id IN (SELECT value FROM json_each(?))",
-    )
-    .bind(json!(agent_ids).to_string())
-    .fetch_all(connection)
-    .await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, Timestamp::from_unix_millis(row.try_get(1)?)))).collect()
 }
 
 /// Stores the last heartbeats of agents, each for its revision.

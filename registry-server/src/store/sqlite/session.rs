@@ -12,9 +12,9 @@ use tokio::sync::Mutex;
 use super::rows::{agents_by_id, decode_row, write};
 use super::{Writer, WriterGuard, heartbeats, now, writer};
 use crate::store::{
-    AgentPage, AgentRow, CommitError, Head, HeartbeatWrite, LastHeartbeats, Listener, LockedAgents, LogEntry,
-    LogPage, MAX_LOG_PAGE, MAX_REPLAYED_ENTRIES, Notification, Position, Purpose, Result, Session, Snapshot,
-    StoreError, Writes, WrittenHeartbeats, select_agents, timeout_from_seconds,
+    AgentPage, AgentRow, CommitError, Head, HeartbeatWrite, Listener, LockedAgents, LogEntry, LogPage,
+    LogReader, MAX_LOG_PAGE, MAX_REPLAYED_ENTRIES, Notification, Position, Purpose, Result, Session,
+    Snapshot, StoreError, Writes, WrittenHeartbeats, select_agents, timeout_from_seconds,
 };
 
 pub(super) struct SqliteSession {
@@ -57,6 +57,16 @@ impl SqliteSession {
 }
 
 #[async_trait]
+impl LogReader for SqliteSession {
+    async fn read_log(&mut self, from: i64) -> Result<LogPage> {
+        if let Some(writer) = &mut self.transaction {
+            return read_log(&mut writer.connection, from).await;
+        }
+        read_log(&mut self.writer().await?.connection, from).await
+    }
+}
+
+#[async_trait]
 impl Session for SqliteSession {
     async fn begin(&mut self) -> Result<Head> {
         self.begin_with("BEGIN IMMEDIATE").await
@@ -77,22 +87,9 @@ impl Session for SqliteSession {
         self.end_transaction("ROLLBACK").await
     }
 
-    async fn read_log(&mut self, from: i64) -> Result<LogPage> {
-        if let Some(writer) = &mut self.transaction {
-            return read_log(&mut writer.connection, from).await;
-        }
-        read_log(&mut self.writer().await?.connection, from).await
-    }
-
     async fn write_heartbeats(&mut self, heartbeats: &[HeartbeatWrite]) -> Result<WrittenHeartbeats> {
         let mut writer = self.writer().await?;
         Ok(heartbeats::write_heartbeats(&mut writer.connection, heartbeats, now()).await?)
-    }
-
-    async fn last_heartbeats(&mut self, agent_ids: &[String]) -> Result<LastHeartbeats> {
-        let connection = &mut self.writer().await?.connection;
-        let times = heartbeats::last_heartbeats(connection, agent_ids).await?;
-        Ok(LastHeartbeats { head: read_head(connection).await?, times })
     }
 
     async fn load(&mut self) -> Result<Snapshot> {
@@ -139,15 +136,6 @@ impl Session for SqliteSession {
             .await?;
         Ok(())
     }
-
-    async fn broadcast(&mut self, _: &[String]) -> Result<()> {
-        // There is only one server per file.
-        Ok(())
-    }
-
-    async fn acquire_lease(&mut self, _: &str, _: &str, _: Duration) -> Result<bool> {
-        Ok(true)
-    }
 }
 
 #[async_trait]
@@ -155,10 +143,6 @@ impl Listener for SqliteSession {
     async fn notified(&mut self) -> Result<Notification> {
         // There is no other server. What other programs write is found without a notification.
         std::future::pending().await
-    }
-
-    async fn read_log(&mut self, from: i64) -> Result<LogPage> {
-        Session::read_log(self, from).await
     }
 }
 
