@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
@@ -129,11 +129,14 @@ impl ChangeQueue {
 impl ChangeWriter {
     /// Commits changes until the queue is closed, then the queued ones.
     pub(super) async fn run(mut self) {
-        let mut previous = 0;
+        let (mut previous, mut last_try) = (0, Instant::now());
         loop {
             let is_failing = self.shared.availability.is_failing(Part::Changes);
-            let woken = async { if is_failing { sleep(RETRY_INTERVAL).await } else { pending().await } };
+            let woken = async {
+                if is_failing { sleep_until(last_try + RETRY_INTERVAL).await } else { pending().await }
+            };
             let Some(mut pending) = self.batches.next(previous * 3 / 4, woken).await else { return };
+            last_try = Instant::now();
             if pending.is_empty() {
                 // Tried again until it succeeds.
                 let _ = self.synchronize().await;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::availability::Part;
 use super::history::entries_after;
@@ -30,7 +30,7 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(1_250);
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut is_replacement = false;
     loop {
-        let mut last_poll = None;
+        let (began, mut last_poll) = (Instant::now(), None);
         let Err(error) = follow(&shared, is_replacement, &mut last_poll).await else { continue };
         is_replacement = true;
         // A session that was just in use is replaced at once: it may be the only thing that was lost.
@@ -38,7 +38,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             shared.availability.record_failure(Part::Follower, &error);
         }
         if last_poll.is_none() {
-            sleep(RETRY_INTERVAL).await;
+            sleep_until(began + RETRY_INTERVAL).await;
         }
     }
 }

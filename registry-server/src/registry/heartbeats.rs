@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use registry_sdk::contract::Timestamp;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
@@ -79,15 +79,18 @@ impl HeartbeatWriter {
     /// Writes heartbeats until the queue is closed, then the queued ones.
     pub(super) async fn run(mut self) {
         let mut sessions_dropped = self.shared.sessions_dropped();
+        let mut last_try = Instant::now();
         loop {
             let is_failing = self.shared.availability.is_failing(Part::Heartbeats);
             let woken = async {
                 tokio::select! {
                     _ = sessions_dropped.changed() => {}
-                    () = sleep(RETRY_INTERVAL), if is_failing => {}
+                    () = sleep_until(last_try + RETRY_INTERVAL), if is_failing => {}
                 }
             };
-            match self.batches.next(ENOUGH, woken).await {
+            let batch = self.batches.next(ENOUGH, woken).await;
+            last_try = Instant::now();
+            match batch {
                 None => return,
                 Some(batch) if !batch.is_empty() => self.write_batch(batch).await,
                 // Looks whether the database takes heartbeats.

@@ -26,7 +26,7 @@ use crate::store::{
     Database, EventKind, Head, LastHeartbeats, LogEntry, Purpose, Result, Session, StoredAgent,
 };
 
-/// Interval at which a part whose session failed tries again.
+/// Interval at which a part whose session failed tries again, from one beginning to the next.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Timeout of a short read.

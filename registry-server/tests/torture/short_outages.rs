@@ -22,8 +22,9 @@ const AGENTS: usize = 30;
 /// long again but at most half a timeout, so that each cycle counts at least a second of it, however busy the machine is.
 const MAX_OUTAGES: u32 = 20;
 
-/// A server notices both ends of an outage when it polls the database, twice a second.
-const POLL: Duration = Duration::from_millis(500);
+/// By how much an outage is longer for a server: it polled up to half a second before, and is back when its next attempt
+/// to connect succeeds, after one that may run into its timeout of a second.
+const UNNOTICED: Duration = Duration::from_millis(1_500);
 
 /// What an outage may cost a living agent: a server knows of it only after three polls.
 const NOTICE: Duration = Duration::from_secs(2);
@@ -228,7 +229,7 @@ impl Silent {
             "{}: offline {took:.1?} after its last word, {count} pauses of {away:.1?} in all and {cuts} cuts of {cut:.1?}",
             self.id
         );
-        let excused = 2 * (away + cut + 2 * POLL * (count + cuts));
+        let excused = 2 * (away + cut + UNNOTICED * (count + cuts));
         assert!(!is_long() || took < timeout() + excused + NOTICE, "{took:?}: {}", server.log());
     }
 }
