@@ -23,7 +23,8 @@ use crate::admission::Admission;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::store::{
-    Database, EventKind, Head, LastHeartbeats, LogEntry, Purpose, Result, Session, StoredAgent,
+    AgentSender, Database, EventKind, Head, LastHeartbeats, LogEntry, Purpose, Result, Session, StoreError,
+    StoredAgent,
 };
 
 /// Interval at which a part whose session failed tries again, from one beginning to the next.
@@ -173,23 +174,28 @@ impl Shared {
     }
 
     /// Loads all agents, and resets all watchers.
-    pub(super) async fn load(&self, mut session: Box<dyn Session>) -> Result<()> {
+    pub(super) async fn load(self: &Arc<Self>, mut session: Box<dyn Session>) -> Result<()> {
         let known = self.view.position().position;
-        let snapshot = timed(LOAD_TIMEOUT, session.load()).await?;
-        let (agents, head) = (snapshot.agents.len(), snapshot.head);
+        let (agents_tx, agents_rx) = AgentSender::channel();
+        let (shared, now) = (self.clone(), self.time.now());
+        // In a task of its own: reading and indexing each take half of the time.
+        let building = tokio::spawn(async move { shared.view.build(agents_rx, now).await });
+        let snapshot = timed(LOAD_TIMEOUT, session.load(agents_tx)).await?;
+        let agents = building.await.map_err(|error| StoreError::Unavailable(error.into()))?;
+        let (count, head) = (agents.len(), snapshot.head);
         let is_elsewhere =
             |entry: &LogEntry| entry.position.revision == known.revision && entry.position != known;
         if head.position.revision < known.revision || snapshot.log.iter().any(is_elsewhere) {
             // The database has lost changes, and heartbeats with them.
             self.time.restart();
         }
-        self.view.replace(snapshot, &self.read_context());
-        tracing::info!(agents, revision = head.position.revision, "loaded all agents");
+        self.view.replace(agents, &snapshot, &self.read_context());
+        tracing::info!(agents = count, revision = head.position.revision, "loaded all agents");
         Ok(())
     }
 
     /// Loads all agents anew, since the view's position is not in the database's history.
-    pub(super) async fn reload(&self) -> Result<()> {
+    pub(super) async fn reload(self: &Arc<Self>) -> Result<()> {
         tracing::warn!(
             known_revision = self.view.position().position.revision,
             "the database has another history than this server knows, or the changes in between are no longer kept; \

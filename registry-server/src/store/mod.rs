@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use registry_sdk::contract::{Timestamp, limits};
+use tokio::sync::mpsc;
 
 pub(crate) use agent::{Event, EventKind, StoredAgent};
 pub(crate) use encoded::{Capabilities, Metadata};
@@ -87,10 +88,9 @@ pub(crate) struct LogPage {
     pub(crate) entries: Vec<LogEntry>,
 }
 
-/// All agents at one position.
+/// All agents at one position, which were passed on while they were read.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
-    pub(crate) agents: Vec<StoredAgent>,
     /// The latest entries of the log, up to the head, for watchers that resume. At most [`MAX_REPLAYED_ENTRIES`].
     pub(crate) log: Vec<LogEntry>,
     pub(crate) head: Head,
@@ -260,8 +260,9 @@ pub(crate) trait Session: LogReader + Sync {
         Err(StoreError::Unavailable("no other process writes to it".into()))
     }
 
-    /// Loads all agents at one position. Those that cannot be decoded are logged and skipped.
-    async fn load(&mut self) -> Result<Snapshot>;
+    /// Loads all agents at one position, and passes them on while it reads. Those that cannot be decoded are logged and
+    /// skipped.
+    async fn load(&mut self, agents: AgentSender) -> Result<Snapshot>;
 
     /// Reads the rows of the next agents by id, after an id or from the first one on. If there are fewer than `limit`,
     /// they are the last ones.
@@ -302,6 +303,39 @@ pub(crate) enum Notification {
     Changed,
     /// A message that a server broadcast, this one included.
     Broadcast(String),
+}
+
+/// Passes on agents that are loaded, some at a time.
+#[derive(Clone, Debug)]
+pub(crate) struct AgentSender {
+    chunks: mpsc::Sender<Vec<StoredAgent>>,
+    chunk: Vec<StoredAgent>,
+}
+
+/// Number of agents that are passed on at a time, and of such chunks that may wait.
+const CHUNK_AGENTS: usize = 64;
+const MAX_CHUNKS: usize = 32;
+
+impl AgentSender {
+    pub(crate) fn channel() -> (Self, mpsc::Receiver<Vec<StoredAgent>>) {
+        let (chunks, received) = mpsc::channel(MAX_CHUNKS);
+        (Self { chunks, chunk: Vec::new() }, received)
+    }
+
+    /// Passes on an agent that was read, unless it is unreadable.
+    pub(crate) async fn send(&mut self, row: AgentRow) {
+        let AgentRow::Readable(agent) = row else { return };
+        self.chunk.push(*agent);
+        if self.chunk.len() == CHUNK_AGENTS {
+            self.flush().await;
+        }
+    }
+
+    /// Passes on the last agents.
+    pub(crate) async fn flush(&mut self) {
+        // Whoever no longer receives them has given up.
+        let _ = self.chunks.send(std::mem::take(&mut self.chunk)).await;
+    }
 }
 
 /// Maximum number of entries in a [`LogPage`].

@@ -7,13 +7,14 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::host::Record;
+use super::host::{Record, Row};
 use super::network::{LinkId, Sim, Use, unavailable};
 use super::state::State;
 use super::transactions::head;
 use crate::store::{
-    AgentPage, CommitError, Database, Head, HeartbeatWrite, LastHeartbeats, Listener, LockedAgents, LogPage,
-    LogReader, Notification, Purpose, Result, Session, Snapshot, StoreError, Writes, WrittenHeartbeats,
+    AgentPage, AgentRow, AgentSender, CommitError, Database, Head, HeartbeatWrite, LastHeartbeats, Listener,
+    LockedAgents, LogPage, LogReader, Notification, Purpose, Result, Session, Snapshot, StoreError, Writes,
+    WrittenHeartbeats,
 };
 
 /// The message of a panic that a session was told to make.
@@ -213,12 +214,19 @@ impl Session for SimSession {
         .await
     }
 
-    async fn load(&mut self) -> Result<Snapshot> {
-        self.read(|state, link| {
-            let host = state.host_of(link);
-            Ok(host.snapshot(head(host)))
-        })
-        .await
+    async fn load(&mut self, mut agents: AgentSender) -> Result<Snapshot> {
+        let (rows, snapshot) = self
+            .read(|state, link| {
+                let host = state.host_of(link);
+                let rows: Vec<AgentRow> = host.image.rows.values().map(Row::decode).collect();
+                Ok((rows, host.snapshot(head(host))))
+            })
+            .await?;
+        for row in rows {
+            agents.send(row).await;
+        }
+        agents.flush().await;
+        Ok(snapshot)
     }
 
     async fn read_agents(&mut self, after: &str, limit: usize) -> Result<AgentPage> {

@@ -292,14 +292,9 @@ impl Host {
     }
 
     pub(super) fn snapshot(&self, head: crate::store::Head) -> Snapshot {
-        let readable = self.image.rows.values().filter(|row| row.is_readable);
         let skipped =
             self.image.log.len().saturating_sub(usize::try_from(MAX_REPLAYED_ENTRIES).unwrap_or_default());
-        Snapshot {
-            agents: readable.map(|row| (*row.agent).clone()).collect(),
-            log: self.image.log.iter().skip(skipped).cloned().collect(),
-            head,
-        }
+        Snapshot { log: self.image.log.iter().skip(skipped).cloned().collect(), head }
     }
 
     /// Acquires, renews or releases a lease.

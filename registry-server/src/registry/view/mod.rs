@@ -16,7 +16,7 @@ use parking_lot::RwLock;
 use registry_sdk::contract;
 use registry_sdk::contract::Timestamp;
 use registry_sdk::search::SearchIndex;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::events::{Cursor, EventLog, LogRead};
 use super::reports::Report;
@@ -33,12 +33,18 @@ type Slot = u32;
 
 #[derive(Debug)]
 struct Inner {
+    agents: Agents,
+    log: EventLog,
+}
+
+/// All agents, by id and by what they can do.
+#[derive(Debug, Default)]
+pub(crate) struct Agents {
     ids: HashMap<Arc<str>, Slot>,
     /// The same as `ids`, sorted for lists.
     ordered_ids: BTreeMap<Arc<str>, Slot>,
     slots: Vec<Option<Arc<Entry>>>,
     index: SearchIndex,
-    log: EventLog,
 }
 
 /// Every agent, and the latest events.
@@ -61,7 +67,8 @@ impl View {
     /// Creates an empty view, at the beginning of all histories.
     pub(crate) fn new() -> Self {
         let log = EventLog::new(Position { revision: 0, mark: 0 }, 0);
-        Self { inner: RwLock::new(Inner::new(log, 0)), changed: watch::Sender::new(()) }
+        let inner = Inner { agents: Agents::default(), log };
+        Self { inner: RwLock::new(inner), changed: watch::Sender::new(()) }
     }
 
     /// Returns how far the view has come.
@@ -71,7 +78,7 @@ impl View {
 
     /// Returns the agent's entry, with the status as stored.
     pub(crate) fn entry(&self, agent_id: &str) -> Option<Arc<Entry>> {
-        self.inner.read().get(agent_id).cloned()
+        self.inner.read().agents.get(agent_id).cloned()
     }
 
     /// Applies committed entries that follow each other without a gap, skipping those that are known.
@@ -92,8 +99,10 @@ impl View {
                 return false;
             }
             match &entry.event {
-                Some(Event { kind: EventKind::Deregistered, agent, .. }) => inner.remove(&agent.agent_id),
-                Some(Event { agent, .. }) => inner.put(agent.clone(), None, context.now),
+                Some(Event { kind: EventKind::Deregistered, agent, .. }) => {
+                    inner.agents.remove(&agent.agent_id);
+                }
+                Some(Event { agent, .. }) => inner.agents.put(agent.clone(), None, context.now),
                 None => {}
             }
             inner.log.push(entry.position, frame);
@@ -103,17 +112,25 @@ impl View {
         true
     }
 
-    /// Replaces everything by a snapshot, and resets all watchers. Keeps when agents were heard, and their reports.
-    pub(crate) fn replace(&self, snapshot: Snapshot, context: &ReadContext) {
-        // Without the lock, since it takes long.
-        let log = replayed_log(&snapshot, self.position().epoch + 1, context);
-        let mut replacement = Inner::new(log, snapshot.agents.len());
-        for agent in snapshot.agents {
-            let known = self.entry(&agent.agent_id);
-            replacement.put(Arc::new(agent), known.as_deref(), context.now);
+    /// Builds what is to replace all agents, while they are loaded. Keeps when agents were heard, and their reports.
+    pub(crate) async fn build(&self, mut loaded: mpsc::Receiver<Vec<StoredAgent>>, now: Timestamp) -> Agents {
+        let mut agents = Agents::default();
+        while let Some(chunk) = loaded.recv().await {
+            for agent in chunk {
+                let known = self.entry(&agent.agent_id);
+                agents.put(Arc::new(agent), known.as_deref(), now);
+            }
         }
-        *self.inner.write() = replacement;
+        agents
+    }
+
+    /// Replaces everything by the agents of a snapshot, and resets all watchers.
+    pub(crate) fn replace(&self, agents: Agents, snapshot: &Snapshot, context: &ReadContext) {
+        let log = replayed_log(snapshot, self.position().epoch + 1, context);
+        let replaced = std::mem::replace(&mut *self.inner.write(), Inner { agents, log });
         self.changed.send_replace(());
+        // Takes long: not under the lock.
+        drop(replaced);
     }
 
     /// Returns whether an event is in the history; `None` if it may be one that is no longer kept.
@@ -146,25 +163,25 @@ impl View {
 
     /// Records the last heartbeats from the database, and marks those that are overdue as confirmed.
     pub(crate) fn confirm(&self, times: &[(String, Timestamp)], agent_ids: &[String], context: &ReadContext) {
-        let inner = self.inner.read();
+        let agents = &self.inner.read().agents;
         for (agent_id, time) in times {
-            if let Some(entry) = inner.get(agent_id) {
+            if let Some(entry) = agents.get(agent_id) {
                 entry.liveness.record_heartbeat(*time, context.now);
             }
         }
-        agent_ids.iter().filter_map(|agent_id| inner.get(agent_id)).for_each(|entry| entry.confirm(context));
+        agent_ids.iter().filter_map(|agent_id| agents.get(agent_id)).for_each(|entry| entry.confirm(context));
     }
 
     /// Updates the report of an agent.
     pub(crate) fn report(&self, agent_id: &str, report: Report) {
-        if let Some(entry) = self.inner.read().get(agent_id) {
+        if let Some(entry) = self.inner.read().agents.get(agent_id) {
             entry.liveness.update_report(report);
         }
     }
 
     /// Returns all entries that match.
     pub(crate) fn entries_where(&self, predicate: impl Fn(&Entry) -> bool) -> Vec<Arc<Entry>> {
-        self.inner.read().slots.iter().flatten().filter(|entry| predicate(entry)).cloned().collect()
+        self.inner.read().agents.slots.iter().flatten().filter(|entry| predicate(entry)).cloned().collect()
     }
 
     /// Returns the ids of all agents whose entries match.
@@ -177,8 +194,8 @@ impl View {
         use std::ops::Bound::{Excluded, Included, Unbounded};
         let inner = self.inner.read();
         let range = (Excluded(after), up_to.map_or(Unbounded, Included));
-        let slots = inner.ordered_ids.range::<str, _>(range);
-        slots.filter_map(|(_, slot)| inner.slot(*slot).cloned()).collect()
+        let slots = inner.agents.ordered_ids.range::<str, _>(range);
+        slots.filter_map(|(_, slot)| inner.agents.slot(*slot).cloned()).collect()
     }
 
     /// Encodes the event of an entry for watchers; `None` for an internal one.
@@ -219,19 +236,14 @@ fn replayed_log(snapshot: &Snapshot, epoch: u64, context: &ReadContext) -> Event
 }
 
 impl Inner {
-    /// Creates the content of an empty view.
-    fn new(log: EventLog, expected_agents: usize) -> Self {
-        Self {
-            ids: HashMap::with_capacity(expected_agents),
-            ordered_ids: BTreeMap::new(),
-            slots: Vec::with_capacity(expected_agents),
-            index: SearchIndex::default(),
-            log,
-        }
-    }
-
     fn position(&self) -> ViewPosition {
         ViewPosition { position: self.log.head(), epoch: self.log.epoch() }
+    }
+}
+
+impl Agents {
+    pub(crate) fn len(&self) -> usize {
+        self.ids.len()
     }
 
     fn slot(&self, slot: Slot) -> Option<&Arc<Entry>> {

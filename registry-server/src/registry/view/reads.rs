@@ -174,15 +174,15 @@ impl View {
 
     fn list_up_to(&self, max_bytes: usize, query: &ListQuery, context: &ReadContext) -> Read<Page> {
         use std::ops::Bound::{Excluded, Unbounded};
-        let inner = self.inner.read();
+        let agents = &self.inner.read().agents;
         let mut objects = Vec::with_capacity(
             query.limit.map_or(max_bytes, |limit| limit * RECORD_BYTES).min(max_bytes) + RECORD_BYTES,
         );
         let (mut selected, mut unconfirmed) = (Vec::new(), Vec::new());
         let (mut count, mut last, mut has_more) = (0, None, false);
         let start = query.after.as_deref().map_or(Unbounded, Excluded);
-        for (agent_id, slot) in inner.ordered_ids.range::<str, _>((start, Unbounded)) {
-            let Some(entry) = inner.slot(*slot) else { continue };
+        for (agent_id, slot) in agents.ordered_ids.range::<str, _>((start, Unbounded)) {
+            let Some(entry) = agents.slot(*slot) else { continue };
             let effective = entry.effective_status(context, &mut unconfirmed);
             if !query.filter.accepts(effective) {
                 continue;
@@ -211,18 +211,18 @@ impl View {
     /// Writes one chunk of agents that were selected before, and counts those that are done with.
     fn write_selected(
         &self,
-        agents: &[Selected],
+        selected: &[Selected],
         sent: &mut usize,
         filter: Filter,
         context: &ReadContext,
     ) -> Read<Json> {
-        let inner = self.inner.read();
+        let agents = &self.inner.read().agents;
         let (mut objects, mut unconfirmed) = (Vec::with_capacity(CHUNK_BYTES + RECORD_BYTES), Vec::new());
         while objects.len() < CHUNK_BYTES
-            && let Some(Selected { agent_id, found }) = agents.get(*sent)
+            && let Some(Selected { agent_id, found }) = selected.get(*sent)
         {
             *sent += 1;
-            let Some(entry) = inner.get(agent_id) else { continue };
+            let Some(entry) = agents.get(agent_id) else { continue };
             let effective = entry.effective_status(context, &mut unconfirmed);
             let is_as_found =
                 found.as_ref().is_none_or(|found| found.registration == entry.registration_tag());
@@ -241,11 +241,11 @@ impl View {
 
     /// Returns the beginning of the array of matches.
     pub(crate) fn search(&self, query: &SearchQuery, context: &ReadContext) -> Read<Chunk> {
-        let inner = self.inner.read();
+        let agents = &self.inner.read().agents;
         let mut unconfirmed = Vec::new();
         let mut candidates: Vec<Candidate<'_>> = Vec::new();
-        for hit in inner.index.search(&query.q) {
-            let Some(entry) = inner.slot(hit.slot) else { continue };
+        for hit in agents.index.search(&query.q) {
+            let Some(entry) = agents.slot(hit.slot) else { continue };
             let effective = entry.effective_status(context, &mut unconfirmed);
             if query.filter.accepts(effective) {
                 let last_heartbeat = Some(entry.liveness.last_heartbeat());
@@ -265,7 +265,7 @@ impl View {
             if objects.len() < WHOLE_BYTES {
                 objects.push(b',');
                 Record::of_entry(entry, effective, context).write_match(&mut objects, index, rank.score);
-            } else if let Some((agent_id, _)) = inner.ids.get_key_value(rank.agent_id) {
+            } else if let Some((agent_id, _)) = agents.ids.get_key_value(rank.agent_id) {
                 let found = Found { index, score: rank.score, registration: entry.registration_tag() };
                 selected.push(Selected { agent_id: agent_id.clone(), found: Some(found) });
             }
@@ -274,14 +274,14 @@ impl View {
     }
 
     pub(crate) fn stats(&self, context: &ReadContext) -> Read<RegistryStats> {
-        let inner = self.inner.read();
+        let agents = &self.inner.read().agents;
         let mut unconfirmed = Vec::new();
         let mut stats = RegistryStats::default();
-        for entry in inner.slots.iter().flatten() {
+        for entry in agents.slots.iter().flatten() {
             let effective = entry.effective_status(context, &mut unconfirmed);
             stats.count(effective.status, effective.missed_deadline);
         }
-        let (capabilities, distinct) = inner.index.counts();
+        let (capabilities, distinct) = agents.index.counts();
         stats.total_capabilities = capabilities as u64;
         stats.distinct_capabilities = distinct as u64;
         Read { value: stats, unconfirmed }

@@ -15,8 +15,8 @@ use super::log::{entry, head, read_log};
 use super::rows::{decode_row, timestamp};
 use super::write::write;
 use crate::store::{
-    AgentPage, AgentRow, CommitError, Head, HeartbeatWrite, LastHeartbeats, LockedAgents, LogPage, LogReader,
-    MAX_REPLAYED_ENTRIES, Result, Session, Snapshot, Writes, WrittenHeartbeats, select_agents,
+    AgentPage, AgentSender, CommitError, Head, HeartbeatWrite, LastHeartbeats, LockedAgents, LogPage,
+    LogReader, MAX_REPLAYED_ENTRIES, Result, Session, Snapshot, Writes, WrittenHeartbeats, select_agents,
 };
 
 pub(super) struct PostgresSession {
@@ -156,7 +156,7 @@ impl Session for PostgresSession {
         Ok(heartbeats)
     }
 
-    async fn load(&mut self) -> Result<Snapshot> {
+    async fn load(&mut self, mut agents: AgentSender) -> Result<Snapshot> {
         // Unlike all other statements, this one reads the whole table.
         sqlx::raw_sql(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
@@ -166,15 +166,12 @@ impl Session for PostgresSession {
         .execute(&mut self.connection)
         .await?;
         let head = read_log(&mut self.connection, i64::MAX).await?.head;
-        let mut rows = sqlx::query(select_agents!("agent.last_heartbeat", "ORDER BY agent_id"))
-            .fetch(&mut self.connection);
-        let mut agents = Vec::new();
+        let mut rows = sqlx::query(select_agents!("agent.last_heartbeat",)).fetch(&mut self.connection);
         while let Some(row) = rows.try_next().await? {
-            if let AgentRow::Readable(agent) = decode_row(&row)? {
-                agents.push(*agent);
-            }
+            agents.send(decode_row(&row)?).await;
         }
         drop(rows);
+        agents.flush().await;
         let log = sqlx::query(
             "SELECT revision, mark, agent_id, kind, agent::text FROM agent_registry_event
              WHERE revision > $1 ORDER BY revision",
@@ -184,7 +181,7 @@ impl Session for PostgresSession {
         .await?;
         let log = log.iter().map(|row| entry(row, 0)).collect::<sqlx::Result<_>>()?;
         self.rollback().await?;
-        Ok(Snapshot { agents, log, head })
+        Ok(Snapshot { log, head })
     }
 
     async fn read_agents(&mut self, after: &str, limit: usize) -> Result<AgentPage> {

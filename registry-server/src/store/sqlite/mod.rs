@@ -80,6 +80,8 @@ impl SqliteDatabase {
             .journal_mode(SqliteJournalMode::Wal)
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true)
+            // Each time that the buffer is full, a thread waits for another one, which shows when all agents are loaded.
+            .row_buffer_size(1_000)
             .synchronous(SqliteSynchronous::Full);
         let connection = SqliteConnection::connect_with(&options).await;
         let mut connection = connection.map_err(StartError::database(url))?;

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use super::rows::{agents_by_id, decode_row, write};
 use super::{Writer, WriterGuard, heartbeats, now, writer};
 use crate::store::{
-    AgentPage, AgentRow, CommitError, Head, HeartbeatWrite, Listener, LockedAgents, LogEntry, LogPage,
+    AgentPage, AgentSender, CommitError, Head, HeartbeatWrite, Listener, LockedAgents, LogEntry, LogPage,
     LogReader, MAX_LOG_PAGE, MAX_REPLAYED_ENTRIES, Notification, Position, Purpose, Result, Session,
     Snapshot, StoreError, Writes, WrittenHeartbeats, select_agents, timeout_from_seconds,
 };
@@ -92,25 +92,23 @@ impl Session for SqliteSession {
         Ok(heartbeats::write_heartbeats(&mut writer.connection, heartbeats, now()).await?)
     }
 
-    async fn load(&mut self) -> Result<Snapshot> {
+    async fn load(&mut self, mut agents: AgentSender) -> Result<Snapshot> {
         let head = self.begin_with("BEGIN").await?;
         let connection = &mut self.transaction()?.connection;
         let mut rows = sqlx::query(select_agents!(
             "coalesce(heard.last_heartbeat, agent.last_heartbeat)",
-            "LEFT JOIN agent_registry_last_heartbeat AS heard USING (agent_id) ORDER BY agent_id"
+            "LEFT JOIN agent_registry_last_heartbeat AS heard USING (agent_id)"
         ))
         .fetch(&mut *connection);
-        let mut agents = Vec::new();
         while let Some(row) = rows.try_next().await? {
-            if let AgentRow::Readable(agent) = decode_row(&row)? {
-                agents.push(*agent);
-            }
+            agents.send(decode_row(&row)?).await;
         }
         drop(rows);
+        agents.flush().await;
         let from = head.position.revision - MAX_REPLAYED_ENTRIES + 1;
         let log = read_entries(connection, from, MAX_REPLAYED_ENTRIES).await?;
         self.rollback().await?;
-        Ok(Snapshot { agents, log, head })
+        Ok(Snapshot { log, head })
     }
 
     async fn read_agents(&mut self, after: &str, limit: usize) -> Result<AgentPage> {
