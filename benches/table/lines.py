@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from statistics import median
 
+from .open_loop import OpenLoop
 from .servers import fill
 from .wrk import wrk, wrk_side_by_side
 
@@ -70,6 +71,26 @@ def against_the_ceiling(table, ours, bare):
     for path in ["/health/", "/agents/"]:
         reads = {database: table.load(server, "read.lua", AT=path) for database, server in ours.items()}
         table.compare(f"GET {path}{{id}}, against a bare route", reads, table.load(bare, "read.lua", AT=path), 0.75)
+
+
+def open_loop(table, ours, postgres):
+    """What heartbeats cost as they come, to the server and its database, beside the cheapest read on the same connections."""
+    wanted = {"PostgreSQL": 1.8, "SQLite": 1.4}
+    for rate in [333, 3_333]:
+        rounds = {database: [] for database in ours}
+        for _ in range(table.rounds):
+            for database, server in ours.items():
+                processes = {server.process.pid, postgres} if database == "PostgreSQL" else {server.process.pid}
+                with OpenLoop(server.url, 2_000) as loop:
+                    load = lambda *request: loop.measure(*request, rate, 2 * table.seconds, processes)
+                    rounds[database].append((load("POST", "/agents/agent-{}/heartbeat"), load("GET", "/health")))
+        for database, measured in rounds.items():
+            ratio = median(heartbeat.cost / read.cost for heartbeat, read in measured)
+            middle = lambda field: median(getattr(heartbeat, field) for heartbeat, _ in measured)
+            detail = f"{middle('cost'):.0f} µs beside {median(read.cost for _, read in measured):.0f} µs"
+            detail += f", p50 {middle('p50'):.1f} ms, p99 {middle('p99'):.1f} ms"
+            what = f"processor time of a heartbeat, {rate:,}/s as they come"
+            table.add(what, database, ratio, wanted[database], detail, most=True)
 
 
 def against_nacos(table, ours, nacos):
