@@ -1,59 +1,94 @@
-//! Last heartbeats, in a table of their own.
+//! Last heartbeats: a log, and a table that it is moved to many heartbeats at a time.
+//!
+//! A row for each agent is a page for each agent and batch. A batch that is one row at the end of a log takes
+//! more of them (`benches/README.md`).
+
+use std::collections::{BTreeMap, HashSet};
 
 use registry_sdk::contract::Timestamp;
 use serde_json::json;
+use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
 
-use crate::store::{HeartbeatWrite, StoredAgent, WrittenHeartbeats};
+use super::Writer;
+use crate::store::{HeartbeatWrite, StoredAgent, WrittenHeartbeats, undecodable};
+
+/// Number of heartbeats in the log after which they are moved: large enough that a page gets many, small enough that it
+/// takes a few milliseconds.
+const MAX_LOGGED: usize = 2_048;
 
 /// Writes plain heartbeats: see [`crate::store::Session::write_heartbeats`].
 pub(super) async fn write_heartbeats(
-    connection: &mut SqliteConnection,
+    writer: &mut Writer,
     heartbeats: &[HeartbeatWrite],
     now: Timestamp,
 ) -> sqlx::Result<WrittenHeartbeats> {
-    let heard_at = |heartbeat: &HeartbeatWrite| {
-        let age = i64::try_from(heartbeat.age.as_millis()).unwrap_or(i64::MAX);
-        Timestamp::from_unix_millis(now.unix_millis().saturating_sub(age))
-    };
-    let row = |heartbeat| {
+    let heard_at = |heartbeat: &HeartbeatWrite| now.saturating_sub(heartbeat.age);
+    let entry = |heartbeat| {
         let HeartbeatWrite { agent, .. }: &HeartbeatWrite = heartbeat;
-        (agent.agent_id.as_str(), agent.revision, heard_at(heartbeat).unix_millis())
+        (&*agent.agent_id, heard_at(heartbeat).unix_millis())
     };
-    let rows: Vec<_> = heartbeats.iter().map(row).collect();
-    let batch = serde_json::to_string(&rows).map_err(|error| sqlx::Error::Encode(error.into()))?;
-    // `min` caps a time that lies in the future, from before the host's clock was set back.
-    let written = sqlx::query(
+    let revisions = heartbeats.iter().map(|HeartbeatWrite { agent, .. }| (&*agent.agent_id, agent.revision));
+    writer.logged += heartbeats.len();
+    // One statement, since each costs two switches between threads. All its rows are fetched, since its end commits it.
+    let inserted = sqlx::query(
+        "INSERT INTO agent_registry_heartbeat (heard) VALUES (?) RETURNING batch, (
+             SELECT json_group_array(known.key) FROM json_each(?) AS known WHERE NOT EXISTS (
+                 SELECT 1 FROM agent_registry_last_heartbeat AS agent
+                 WHERE agent.agent_id = known.key AND agent.revision = known.value
+             )
+         )",
+    )
+    .bind(encode(heartbeats.iter().map(entry))?)
+    .bind(encode(revisions)?)
+    .fetch_all(&mut writer.connection)
+    .await?;
+    let inserted = inserted.first().ok_or(sqlx::Error::RowNotFound)?;
+    let missing: HashSet<String> =
+        serde_json::from_str(inserted.try_get(1)?).map_err(|error| undecodable("missing", error))?;
+    let is_present = |heartbeat: &&HeartbeatWrite| !missing.contains(&heartbeat.agent.agent_id);
+    if !missing.is_empty() {
+        sqlx::query("UPDATE agent_registry_heartbeat SET heard = ? WHERE batch = ?")
+            .bind(encode(heartbeats.iter().filter(is_present).map(entry))?)
+            .bind(inserted.try_get::<i64, _>(0)?)
+            .execute(&mut writer.connection)
+            .await?;
+    }
+    if writer.logged > MAX_LOGGED {
+        move_logged(&mut writer.connection, now).await?;
+        writer.logged = 0;
+    }
+    let time = |heartbeat: &HeartbeatWrite| is_present(&heartbeat).then(|| heard_at(heartbeat));
+    Ok(WrittenHeartbeats { now, times: heartbeats.iter().map(time).collect() })
+}
+
+/// Moves the log to the table. What is moved twice, if this is cut short, does no harm.
+pub(super) async fn move_logged(connection: &mut SqliteConnection, now: Timestamp) -> sqlx::Result<()> {
+    // Another program may have written to the log: what is no time is left out.
+    //
+    // `min` caps a time that lies in the future, from before the host's clock was set back; for the same reason the latest
+    // entry counts, and not the greatest time.
+    sqlx::query(
         "UPDATE agent_registry_last_heartbeat AS agent
-         SET last_heartbeat = max(min(last_heartbeat, ?), heartbeat.at)
+         SET last_heartbeat = max(min(last_heartbeat, ?), latest.at)
          FROM (
-             SELECT value ->> 0 AS id, value ->> 1 AS revision, value ->> 2 AS at FROM json_each(?)
-         ) AS heartbeat
-         WHERE agent.agent_id = heartbeat.id AND agent.revision = heartbeat.revision",
+             SELECT key AS agent_id, value AS at, max(batch)
+             FROM agent_registry_heartbeat, json_each(iif(json_valid(heard), heard, '{}'))
+             WHERE type = 'integer' GROUP BY key
+         ) AS latest
+         WHERE agent.agent_id = latest.agent_id",
     )
     .bind(now.unix_millis())
-    .bind(&batch)
     .execute(&mut *connection)
     .await?;
-    let mut times: Vec<_> = heartbeats.iter().map(|heartbeat| Some(heard_at(heartbeat))).collect();
-    // Returned rows cost more than the update itself, so those without a row are looked for only if there are some.
-    if written.rows_affected() < heartbeats.len() as u64 {
-        let missing: Vec<i64> = sqlx::query_scalar(
-            "SELECT heartbeat.key FROM json_each(?) AS heartbeat WHERE NOT EXISTS (
-                 SELECT 1 FROM agent_registry_last_heartbeat AS agent
-                 WHERE agent.agent_id = heartbeat.value ->> 0 AND agent.revision = heartbeat.value ->> 1
-             )",
-        )
-        .bind(&batch)
-        .fetch_all(connection)
-        .await?;
-        for index in missing {
-            if let Some(time) = usize::try_from(index).ok().and_then(|index| times.get_mut(index)) {
-                *time = None;
-            }
-        }
-    }
-    Ok(WrittenHeartbeats { now, times })
+    sqlx::query("DELETE FROM agent_registry_heartbeat").execute(connection).await?;
+    Ok(())
+}
+
+/// Encodes a JSON object from agent ids to numbers, which SQLite reads faster than anything nested.
+fn encode<'a>(entries: impl Iterator<Item = (&'a str, i64)>) -> sqlx::Result<String> {
+    let object: BTreeMap<&str, i64> = entries.collect();
+    serde_json::to_string(&object).map_err(|error| sqlx::Error::Encode(error.into()))
 }
 
 /// Stores the last heartbeats of agents, each for its revision.

@@ -40,6 +40,8 @@ struct Writer {
     is_durable: bool,
     /// Whether a transaction is open. If its session was dropped, whoever uses the connection next rolls it back.
     in_transaction: bool,
+    /// Number of heartbeats that this server has added to the log since it was last emptied.
+    logged: usize,
     /// The file; `None` in memory.
     file: Option<DatabaseFile>,
 }
@@ -90,7 +92,7 @@ impl SqliteDatabase {
         let path = options.get_filename();
         let failed = |error| StartError::LockDatabase(path.to_path_buf(), error);
         let file = if in_memory { None } else { Some(DatabaseFile::open(path).map_err(failed)?) };
-        let writer = Writer { connection, is_durable: true, in_transaction: false, file };
+        let writer = Writer { connection, is_durable: true, in_transaction: false, logged: 0, file };
         Ok(Self { writer: Arc::new(Mutex::new(Some(writer))), lock: parking_lot::Mutex::new(lock) })
     }
 }

@@ -73,8 +73,10 @@ impl Session for SqliteSession {
     }
 
     async fn lock_agents(&mut self, agent_ids: &[String]) -> Result<LockedAgents> {
+        let connection = &mut self.transaction()?.connection;
+        heartbeats::move_logged(connection, now()).await?;
         // The transaction has locked the whole database.
-        let rows = agents_by_id(&mut self.transaction()?.connection, agent_ids).await?;
+        let rows = agents_by_id(connection, agent_ids).await?;
         Ok(LockedAgents { rows, ..LockedAgents::default() })
     }
 
@@ -89,12 +91,13 @@ impl Session for SqliteSession {
 
     async fn write_heartbeats(&mut self, heartbeats: &[HeartbeatWrite]) -> Result<WrittenHeartbeats> {
         let mut writer = self.writer().await?;
-        Ok(heartbeats::write_heartbeats(&mut writer.connection, heartbeats, now()).await?)
+        Ok(heartbeats::write_heartbeats(&mut writer, heartbeats, now()).await?)
     }
 
     async fn load(&mut self, mut agents: AgentSender) -> Result<Snapshot> {
-        let head = self.begin_with("BEGIN").await?;
+        let head = self.begin_with("BEGIN IMMEDIATE").await?;
         let connection = &mut self.transaction()?.connection;
+        heartbeats::move_logged(connection, head.now).await?;
         let mut rows = sqlx::query(select_agents!(
             "coalesce(heard.last_heartbeat, agent.last_heartbeat)",
             "LEFT JOIN agent_registry_last_heartbeat AS heard USING (agent_id)"
@@ -107,7 +110,7 @@ impl Session for SqliteSession {
         agents.flush().await;
         let from = head.position.revision - MAX_REPLAYED_ENTRIES + 1;
         let log = read_entries(connection, from, MAX_REPLAYED_ENTRIES).await?;
-        self.rollback().await?;
+        self.end_transaction("COMMIT").await?;
         Ok(Snapshot { log, head })
     }
 
