@@ -83,8 +83,12 @@ async fn main() -> ExitCode {
             let mut line = format!("registry-server: {error}");
             let mut cause = error.source();
             while let Some(error) = cause {
-                line.push_str(": ");
-                line.push_str(&error.to_string());
+                // Some errors end with their cause already.
+                let said = error.to_string();
+                if !line.ends_with(&said) {
+                    line.push_str(": ");
+                    line.push_str(&said);
+                }
                 cause = error.source();
             }
             let _ = writeln!(std::io::stderr(), "{line}");

@@ -93,16 +93,18 @@ pub enum StartError {
 }
 
 impl StartError {
-    pub(crate) fn database(url: &str) -> impl FnOnce(sqlx::Error) -> Self {
+    pub(crate) fn database<E: Into<BoxError>>(url: &str) -> impl FnOnce(E) -> Self {
         let database = redact_password(url);
         |error| Self::Database { database, source: error.into() }
     }
 
-    pub(crate) fn migrations(url: &str) -> impl FnOnce(sqlx::migrate::MigrateError) -> Self {
+    pub(crate) fn migrations<E: Into<BoxError>>(url: &str) -> impl FnOnce(E) -> Self {
         let database = redact_password(url);
         |error| Self::Migrations { database, source: error.into() }
     }
 }
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Returns the URL as it may be shown and logged.
 fn redact_password(url: &str) -> String {

@@ -19,6 +19,7 @@ mod odd_deadlines;
 mod odd_rows;
 mod overload;
 mod poolers;
+mod production;
 mod read_only;
 mod replicas;
 mod row_locks;

@@ -12,7 +12,7 @@ use sqlx::{Connection, PgConnection};
 
 use crate::support::{
     Server, Store, agent, equal_the_database, eventually, follow_each_other, free_port, is_root, length,
-    recovered, within,
+    recovered, start_error, within,
 };
 
 const FLAGS: [&str; 4] = ["--heartbeat-timeout", "1h", "--sweep-interval", "500ms"];
@@ -20,7 +20,7 @@ const FLAGS: [&str; 4] = ["--heartbeat-timeout", "1h", "--sweep-interval", "500m
 #[tokio::test(flavor = "multi_thread")]
 async fn poolers_in_session_mode() {
     let store = Store::postgres().await;
-    let Some(mut pooler) = PgBouncer::start(&store.url).await else { return };
+    let Some(mut pooler) = PgBouncer::start(&store.url, "session").await else { return };
     let mut servers = Vec::new();
     for _ in 0..2 {
         servers.push(Server::running(&pooler.url, &FLAGS).await);
@@ -74,6 +74,18 @@ async fn poolers_in_session_mode() {
     store.remove().await;
 }
 
+/// Without sessions a server would miss changes, and leave its settings to others.
+#[tokio::test(flavor = "multi_thread")]
+async fn poolers_without_sessions_are_refused_at_the_start() {
+    let store = Store::postgres().await;
+    for mode in ["transaction", "statement"] {
+        let Some(pooler) = PgBouncer::start(&store.url, mode).await else { return };
+        let error = start_error(&pooler.url, &[]).await;
+        assert!(error.contains("pool_mode = session"), "{mode}: {error}");
+    }
+    store.remove().await;
+}
+
 /// A `PgBouncer` of the test's own. It is killed when this is dropped.
 struct PgBouncer {
     /// The URL of the database through it.
@@ -84,7 +96,7 @@ struct PgBouncer {
 
 impl PgBouncer {
     /// `None`, said aloud, where it is not installed; a failure with `REQUIRE_PGBOUNCER=1`.
-    async fn start(database_url: &str) -> Option<Self> {
+    async fn start(database_url: &str, pool_mode: &str) -> Option<Self> {
         if Self::program().is_none() {
             let is_required = std::env::var("REQUIRE_PGBOUNCER").is_ok_and(|required| required == "1");
             assert!(!is_required, "PgBouncer is not installed");
@@ -99,11 +111,11 @@ impl PgBouncer {
         let password = url.password().unwrap_or_default();
         std::fs::write(&users, format!("\"{}\" \"{password}\"\n", url.username())).unwrap();
         let mut file = std::fs::File::create(folder.path().join("pgbouncer.ini")).unwrap();
-        // Where it listens, and who may connect. Everything else is its default.
+        // Where it listens, who may connect, and the mode, whose default is session. Everything else is its default.
         write!(
             file,
             "[databases]\n* = host={host} port={port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {own_port}\n\
-             unix_socket_dir =\nauth_type = trust\nauth_file = {}\n",
+             unix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = {pool_mode}\n",
             users.display()
         )
         .unwrap();

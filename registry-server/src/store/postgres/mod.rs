@@ -4,11 +4,11 @@ mod listener;
 mod log;
 mod rows;
 mod session;
+mod start;
 mod write;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,9 +26,6 @@ const CHANGE_CHANNEL: &str = "agent_registry";
 
 /// Notification channel for broadcasts, which are not stored.
 const BROADCAST_CHANNEL: &str = "agent_registry_news";
-
-/// Timeout for the first connection, which reports why the database cannot be used.
-const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Timeout of the migrations, which may have to wait for other servers that migrate, and for long transactions.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
@@ -71,18 +68,10 @@ pub(crate) struct PostgresDatabase {
 
 impl PostgresDatabase {
     /// Connects, and migrates the database.
-    ///
-    /// Servers that start together migrate one after another.
     pub(crate) async fn open(url: &str) -> std::result::Result<Self, StartError> {
-        let options = PgConnectOptions::from_str(url)
-            .map_err(StartError::database(url))?
-            .application_name("registry-server")
-            // PgBouncer refuses it at the start of a connection. Floats travel in binary form, so nothing needs it.
-            .extra_float_digits(None);
-        let connection =
-            tokio::time::timeout(FIRST_CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await;
-        let mut connection =
-            connection.unwrap_or_else(|_| Err(timed_out().into())).map_err(StartError::database(url))?;
+        let options = start::connect_options(url).map_err(StartError::database(url))?;
+        let mut connection = start::connect(&options).await.map_err(StartError::database(url))?;
+        start::require_sessions(&mut connection, &options).await.map_err(StartError::database(url))?;
         let mut migrations = sqlx::migrate!("../migrations/postgres");
         // A server of a later version may have migrated further. The schema stays compatible with this one.
         migrations.set_ignore_missing(true);
@@ -91,7 +80,6 @@ impl PostgresDatabase {
         migrated
             .unwrap_or_else(|_| Err(sqlx::Error::from(timed_out()).into()))
             .map_err(StartError::migrations(url))?;
-        connection.close().await.map_err(StartError::database(url))?;
         let process_id = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
         Ok(Self { options, process_id: process_id.into() })
     }

@@ -105,6 +105,16 @@ impl Cluster {
         connection.execute("SELECT pg_reload_conf()").await.unwrap();
     }
 
+    /// Writes a file into the data directory, for the database alone to read.
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        let path = self.data.join(name);
+        std::fs::write(&path, text).unwrap();
+        run(Command::new("chmod").arg("600").arg(&path));
+        if is_root() {
+            run(Command::new("chown").arg("postgres").arg(&path));
+        }
+    }
+
     /// Copies the data directory of a cluster that was stopped.
     pub(crate) fn back_up(&self) {
         run(Command::new("cp").arg("-a").arg(&self.data).arg(self.backup()));

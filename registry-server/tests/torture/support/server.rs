@@ -49,10 +49,20 @@ impl Server {
 
     /// Starts it, and waits until it answers.
     pub(crate) async fn start(&mut self) {
+        self.spawn();
+        self.started().await;
+    }
+
+    /// Starts it, and waits for nothing.
+    pub(crate) fn spawn(&mut self) {
         let log = || Stdio::from(File::options().append(true).open(self.log.path()).unwrap());
         let mut command = Command::new(env!("CARGO_BIN_EXE_registry-server"));
         command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.process = Some(command.stdin(Stdio::null()).stdout(log()).stderr(log()).spawn().unwrap());
+    }
+
+    /// Waits until it answers.
+    pub(crate) async fn started(&mut self) {
         let client = self.client();
         let ended = |server: &mut Self| server.process.as_mut().and_then(|child| child.try_wait().unwrap());
         let began = Instant::now();
@@ -151,6 +161,23 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Runs the program until it ends by itself, and returns whether it ended well, and what it said.
+pub(crate) async fn run_program(arguments: &[&str]) -> (bool, String) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_registry-server"));
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    let output =
+        tokio::time::timeout(LONG, command.output()).await.expect("the program does not end").unwrap();
+    (output.status.success(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// Starts a server that has to end with an error, and returns the error.
+pub(crate) async fn start_error(database_url: &str, arguments: &[&str]) -> String {
+    let own = ["--listen", "127.0.0.1:0", "--database-url", database_url];
+    let (is_well, said) = run_program(&[&own, arguments].concat()).await;
+    assert!(!is_well, "it ended well: {said}");
+    said.lines().last().unwrap_or_default().to_owned()
 }
 
 /// One below those that the system gives to connections on its own, and another one each time: it stays free while its

@@ -1,0 +1,53 @@
+//! Starts on databases that take no writes, and on addresses that lead to more than one.
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Executor};
+
+use crate::support::{Cluster, Server, Store, agent, eventually, recovered, start_error};
+
+/// As a server does that is restarted while a failover is under way.
+#[tokio::test(flavor = "multi_thread")]
+async fn server_that_starts_on_a_standby_serves_once_that_is_promoted() {
+    let Some(primary) = Cluster::start(&[]).await else { return };
+    let before = Server::running(&primary.url(), &[]).await;
+    before.patient_client().register(&agent("kept", "endure")).await.unwrap();
+    let standby = primary.standby().await;
+    let mut server = Server::new(&standby.url(), &[]);
+    server.spawn();
+    eventually("the log says that it waits", async || server.log().contains("standby")).await;
+    primary.kill();
+    standby.promote().await;
+    server.started().await;
+    server.client().get_agent("kept").await.unwrap();
+    println!("well again {:.2?} after the promotion", recovered(&[server]).await);
+}
+
+/// It does not wait for ever: nobody would see that its URL leads to a standby.
+#[tokio::test(flavor = "multi_thread")]
+async fn server_ends_if_its_database_stays_read_only() {
+    let store = Store::postgres().await;
+    Server::running(&store.url, &[]).await.stop().await;
+    let name = store.url.rsplit('/').next().unwrap();
+    let sql = format!("ALTER DATABASE {name} SET default_transaction_read_only = on");
+    store.administrator().await.execute(AssertSqlSafe(sql)).await.unwrap();
+    let began = std::time::Instant::now();
+    let error = start_error(&store.url, &[]).await;
+    println!("ended after {:.1?}: {error}", began.elapsed());
+    assert!(error.contains("default_transaction_read_only"), "{error}");
+    assert!(began.elapsed() > Duration::from_secs(10), "it did not wait");
+    store.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_hosts_in_the_url_are_refused() {
+    for url in [
+        "postgres://registry:secret@one,two/registry",
+        "postgres://registry:secret@one:5432,two:5432/registry?target_session_attrs=read-write",
+        "postgres://registry:secret@/registry?host=one,two",
+    ] {
+        let error = start_error(url, &[]).await;
+        assert!(error.contains("several hosts") && error.contains("one address"), "{url}: {error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+}
