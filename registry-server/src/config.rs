@@ -34,6 +34,10 @@ pub struct Config {
     )]
     pub database_url: String,
 
+    /// Whether to make or upgrade the tables of the database at the start.
+    #[arg(long, value_name = "WHEN", env = "REGISTRY_MIGRATE", value_enum, default_value_t)]
+    pub migrate: MigrateMode,
+
     /// Time without a heartbeat after which an agent is offline; at least twice the agent's own interval.
     #[arg(
         long,
@@ -123,11 +127,22 @@ pub struct Config {
     pub probe_allow: Vec<IpNet>,
 }
 
+/// What a server does at its start about tables that are missing or older than itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum MigrateMode {
+    /// Make or upgrade them.
+    #[default]
+    Auto,
+    /// Fail: `registry-server migrate` has to be run before, as a role that may create tables.
+    Never,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
             database_url: "sqlite://agent-registry.db".to_owned(),
+            migrate: MigrateMode::default(),
             heartbeat_timeout: Duration::from_secs(60),
             sweep_interval: Duration::from_secs(5),
             remove_after: None,

@@ -36,8 +36,8 @@ mod store;
 mod tls;
 mod tokens;
 
-pub use config::Config;
-pub use server::{ServeError, Server, StartError};
+pub use config::{Config, MigrateMode};
+pub use server::{ServeError, Server, StartError, migrate};
 pub use tls::TlsError;
 pub use tokens::{NewToken, TokensError};
 

@@ -34,6 +34,18 @@ enum Command {
     /// Manage tokens for --tokens-file.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Make or upgrade the tables of the database, then exit: for servers with --migrate never.
+    Migrate {
+        /// Database, as for the server, with a role that may create tables.
+        #[arg(
+            long,
+            value_name = "URL",
+            env = "REGISTRY_DATABASE_URL",
+            hide_env_values = true,
+            default_value_t = Config::default().database_url
+        )]
+        database_url: String,
+    },
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -74,6 +86,7 @@ async fn main() -> ExitCode {
     let outcome = match (&args.command, init_tracing(&args)) {
         (_, Err(error)) => Err(error),
         (Some(Command::Token(command)), Ok(())) => print_new_token(command),
+        (Some(Command::Migrate { database_url }), Ok(())) => migrate(database_url).await,
         (None, Ok(())) => run(args.config).await,
     };
     match outcome {
@@ -135,6 +148,12 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
     server.shutdown().await;
     tracing::info!("shutdown complete");
     outcome
+}
+
+async fn migrate(database_url: &str) -> Result<(), Box<dyn Error>> {
+    registry_server::migrate(database_url).await?;
+    tracing::info!("the database has the tables of this version");
+    Ok(())
 }
 
 fn print_new_token(TokenCommand::New { name, scope, agents }: &TokenCommand) -> Result<(), Box<dyn Error>> {

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::config::Config;
+use crate::config::{Config, MigrateMode};
 use crate::connections::ConnectionServer;
 use crate::metrics::Metrics;
 use crate::registry::{Registry, Supervisor};
@@ -70,6 +70,15 @@ pub enum StartError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The tables are missing or older than this server, which must not change them ([`MigrateMode::Never`]).
+    #[error(
+        "the tables of the database {database} are missing or older than this server: run registry-server migrate, as a role \
+         that may change them"
+    )]
+    MigrationRequired {
+        /// The database URL, without the password.
+        database: String,
+    },
     /// The SQLite file cannot be locked.
     #[error("cannot lock the database file {0}")]
     LockDatabase(PathBuf, #[source] io::Error),
@@ -102,6 +111,10 @@ impl StartError {
         let database = redact_password(url);
         |error| Self::Migrations { database, source: error.into() }
     }
+
+    pub(crate) fn migration_required(url: &str) -> Self {
+        Self::MigrationRequired { database: redact_password(url) }
+    }
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -130,7 +143,7 @@ impl Server {
         let supervisor = Supervisor::new(shutdown.clone());
         let authenticator = Arc::new(Authenticator::open(config.tokens_file.clone())?);
         let tls = Tls::from_config(&config)?;
-        let database = open_database(&config.database_url).await?;
+        let database = open_database(&config.database_url, config.migrate).await?;
         let listen = config.listen;
         let listener = bind(listen).map_err(|error| StartError::Listen(listen, error))?;
         let local_addr = listener.local_addr().map_err(|error| StartError::Listen(listen, error))?;
@@ -237,12 +250,21 @@ pub struct ServeError {
     task: &'static str,
 }
 
-async fn open_database(url: &str) -> Result<Arc<dyn Database>, StartError> {
+async fn open_database(url: &str, mode: MigrateMode) -> Result<Arc<dyn Database>, StartError> {
     match url.split_once(':').map(|(scheme, _)| scheme) {
-        Some("sqlite") => Ok(Arc::new(SqliteDatabase::open(url).await?)),
-        Some("postgres" | "postgresql") => Ok(Arc::new(PostgresDatabase::open(url).await?)),
+        Some("sqlite") => Ok(Arc::new(SqliteDatabase::open(url, mode).await?)),
+        Some("postgres" | "postgresql") => Ok(Arc::new(PostgresDatabase::open(url, mode).await?)),
         _ => Err(StartError::UnknownDatabase),
     }
+}
+
+/// Makes or upgrades the tables of a database, as a server does at its start with [`MigrateMode::Auto`].
+///
+/// # Errors
+/// Fails if the database cannot be used.
+pub async fn migrate(database_url: &str) -> Result<(), StartError> {
+    open_database(database_url, MigrateMode::Auto).await?.close().await;
+    Ok(())
 }
 
 /// Length of the listen queue: room for all agents that reconnect after a restart.

@@ -156,6 +156,7 @@ fn help_lists_every_flag_with_its_variable_and_default() {
     for (flag, variable, default) in [
         ("--listen <ADDR>", "REGISTRY_LISTEN", "127.0.0.1:8009"),
         ("--database-url <URL>", "REGISTRY_DATABASE_URL", "sqlite://agent-registry.db"),
+        ("--migrate <WHEN>", "REGISTRY_MIGRATE", "default: auto"),
         ("--heartbeat-timeout <DUR>", "REGISTRY_HEARTBEAT_TIMEOUT", "60s"),
         ("--sweep-interval <DUR>", "REGISTRY_SWEEP_INTERVAL", "5s"),
         ("--remove-after <DUR>", "REGISTRY_REMOVE_AFTER", "they are kept"),

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 use super::{Authenticator, router};
-use crate::config::Config;
+use crate::config::{Config, MigrateMode};
 use crate::metrics::Metrics;
 use crate::registry::{Registry, Supervisor};
 use crate::store::SqliteDatabase;
@@ -85,7 +85,7 @@ fn no_request_meets_a_defect() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let stop = CancellationToken::new();
     let router = runtime.block_on(async {
-        let database = Arc::new(SqliteDatabase::open("sqlite::memory:").await.unwrap());
+        let database = Arc::new(SqliteDatabase::open("sqlite::memory:", MigrateMode::Auto).await.unwrap());
         let (config, metrics) = (Config::default(), Metrics::new().unwrap());
         let supervisor = Supervisor::new(stop.clone());
         let registry = Registry::start(database, config, metrics, &supervisor);

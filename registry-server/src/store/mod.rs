@@ -6,6 +6,7 @@
 mod agent;
 mod encoded;
 mod error;
+mod migrations;
 mod postgres;
 mod sqlite;
 mod tag;

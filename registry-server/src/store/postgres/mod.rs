@@ -2,6 +2,7 @@
 
 mod listener;
 mod log;
+mod migrations;
 mod rows;
 mod session;
 mod start;
@@ -10,13 +11,13 @@ mod write;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, PgExecutor};
 
 use super::{Database, Listener, Purpose, Result, Session};
+use crate::config::MigrateMode;
 use crate::server::StartError;
 use listener::PostgresListener;
 use session::PostgresSession;
@@ -26,13 +27,6 @@ const CHANGE_CHANNEL: &str = "agent_registry";
 
 /// Notification channel for broadcasts, which are not stored.
 const BROADCAST_CHANNEL: &str = "agent_registry_news";
-
-/// Timeout of the migrations, which may have to wait for other servers that migrate, and for long transactions.
-const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
-
-/// Settings of the session that migrates, whatever limits the role has.
-const MIGRATION_SETTINGS: &[(&str, &str)] =
-    &[("statement_timeout", "0"), ("lock_timeout", "0"), ("idle_in_transaction_session_timeout", "0")];
 
 /// Settings of every session, by name. They are set by a statement, since `PgBouncer` refuses them at the start of a
 /// connection.
@@ -68,18 +62,17 @@ pub(crate) struct PostgresDatabase {
 
 impl PostgresDatabase {
     /// Connects, and migrates the database.
-    pub(crate) async fn open(url: &str) -> std::result::Result<Self, StartError> {
+    pub(crate) async fn open(url: &str, mode: MigrateMode) -> std::result::Result<Self, StartError> {
         let options = start::connect_options(url).map_err(StartError::database(url))?;
         let mut connection = start::connect(&options).await.map_err(StartError::database(url))?;
         start::require_sessions(&mut connection, &options).await.map_err(StartError::database(url))?;
-        let mut migrations = sqlx::migrate!("../migrations/postgres");
-        // A server of a later version may have migrated further. The schema stays compatible with this one.
-        migrations.set_ignore_missing(true);
-        apply_settings(&mut connection, MIGRATION_SETTINGS).await.map_err(StartError::database(url))?;
-        let migrated = tokio::time::timeout(MIGRATION_TIMEOUT, migrations.run(&mut connection)).await;
-        migrated
-            .unwrap_or_else(|_| Err(sqlx::Error::from(timed_out()).into()))
-            .map_err(StartError::migrations(url))?;
+        let failed = |error| StartError::migrations(url)(start::explain_migration(error, &options));
+        if !migrations::is_current(&mut connection).await.map_err(failed)? {
+            match mode {
+                MigrateMode::Auto => migrations::run(&options).await.map_err(failed)?,
+                MigrateMode::Never => return Err(StartError::migration_required(url)),
+            }
+        }
         let process_id = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
         Ok(Self { options, process_id: process_id.into() })
     }

@@ -6,14 +6,16 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use rustls::CertificateError;
+use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Row};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::migrations::sqlx_error;
 use super::timed_out;
 
 /// Timeout for a connection at the start, whose failure says why the database cannot be used.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a start waits for a database that takes no writes yet: a failover may be under way, and whoever restarts a
 /// server that has ended does so ever more slowly. Shorter than the liveness probe of `deploy/kubernetes` allows.
@@ -23,11 +25,14 @@ const WRITABLE_INTERVAL: Duration = Duration::from_millis(500);
 /// PostgreSQL's code for "the database system is starting up", or "shutting down".
 const CANNOT_CONNECT_NOW: &str = "57P03";
 
+/// PostgreSQL's code for a missing privilege.
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
+
 /// Parameters of the URL that name files, with the names that sqlx takes besides PostgreSQL's.
 const FILE_PARAMETERS: &[&str] =
     &["sslrootcert", "ssl-root-cert", "ssl-ca", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
 
-type BoxError = Box<dyn Error + Send + Sync>;
+pub(super) type BoxError = Box<dyn Error + Send + Sync>;
 
 /// An error, after what it means and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +46,11 @@ struct Explained {
 /// Adds advice to an error of the database, if there is some.
 pub(super) fn explain(error: sqlx::Error, options: &PgConnectOptions) -> BoxError {
     explained(advice(&error, options), error)
+}
+
+/// The same for an error of a migration.
+pub(super) fn explain_migration(error: MigrateError, options: &PgConnectOptions) -> BoxError {
+    explained(sqlx_error(&error).and_then(|error| advice(error, options)), error)
 }
 
 fn explained(advice: Option<String>, error: impl Into<BoxError>) -> BoxError {
@@ -173,6 +183,11 @@ fn advice(error: &sqlx::Error, options: &PgConnectOptions) -> Option<String> {
             Some(rustls::Error::InvalidCertificate(cause)) => advice_on_certificate(cause, options.get_host()),
             _ => None,
         },
+        error if has_code(error, INSUFFICIENT_PRIVILEGE) => Some(format!(
+            "the role {} lacks a privilege: run registry-server migrate as the owner of the tables, then grant what \
+             docs/postgresql.md lists",
+            options.get_username()
+        )),
         _ => None,
     }
 }
@@ -195,6 +210,6 @@ fn advice_on_certificate(cause: &CertificateError, host: &str) -> Option<String>
     }
 }
 
-fn has_code(error: &sqlx::Error, code: &str) -> bool {
+pub(super) fn has_code(error: &sqlx::Error, code: &str) -> bool {
     error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|its| its == code)
 }

@@ -14,10 +14,12 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use registry_sdk::contract::Timestamp;
 use sqlx::Connection;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use tokio::sync::{Mutex, OwnedMappedMutexGuard, OwnedMutexGuard};
 
-use super::{Database, Listener, Purpose, Result, Session, StoreError};
+use super::{Database, Listener, Purpose, Result, Session, StoreError, migrations};
+use crate::config::MigrateMode;
 use crate::server::StartError;
 use session::SqliteSession;
 
@@ -73,9 +75,14 @@ type WriterGuard = OwnedMappedMutexGuard<Option<Writer>, Writer>;
 
 impl SqliteDatabase {
     /// Opens or creates the file, locks it, and migrates it.
-    pub(crate) async fn open(url: &str) -> std::result::Result<Self, StartError> {
+    pub(crate) async fn open(url: &str, mode: MigrateMode) -> std::result::Result<Self, StartError> {
         let options = SqliteConnectOptions::from_str(url).map_err(StartError::database(url))?;
         let in_memory = url.contains(":memory:") || url.contains("mode=memory");
+        // In memory there is nothing that could have been prepared.
+        let may_migrate = mode == MigrateMode::Auto || in_memory;
+        if !may_migrate && !options.get_filename().exists() {
+            return Err(StartError::migration_required(url));
+        }
         let lock = if in_memory { None } else { Some(lock_file(options.get_filename())?) };
         let options = options
             .create_if_missing(true)
@@ -87,14 +94,29 @@ impl SqliteDatabase {
             .synchronous(SqliteSynchronous::Full);
         let connection = SqliteConnection::connect_with(&options).await;
         let mut connection = connection.map_err(StartError::database(url))?;
-        let migrations = sqlx::migrate!("../migrations/sqlite").run(&mut connection).await;
-        migrations.map_err(StartError::migrations(url))?;
+        let migrator = sqlx::migrate!("../migrations/sqlite");
+        if may_migrate {
+            migrator.run(&mut connection).await.map_err(StartError::migrations(url))?;
+        } else if !is_current(&mut connection, &migrator).await.map_err(StartError::migrations(url))? {
+            return Err(StartError::migration_required(url));
+        }
         let path = options.get_filename();
         let failed = |error| StartError::LockDatabase(path.to_path_buf(), error);
         let file = if in_memory { None } else { Some(DatabaseFile::open(path).map_err(failed)?) };
         let writer = Writer { connection, is_durable: true, in_transaction: false, logged: 0, file };
         Ok(Self { writer: Arc::new(Mutex::new(Some(writer))), lock: parking_lot::Mutex::new(lock) })
     }
+}
+
+/// Whether all migrations have been applied.
+async fn is_current(
+    connection: &mut SqliteConnection,
+    migrator: &Migrator,
+) -> std::result::Result<bool, MigrateError> {
+    let query =
+        sqlx::query_scalar("SELECT count(*) FROM sqlite_master WHERE name = $1").bind(migrations::TABLE);
+    let tables: i64 = query.fetch_one(&mut *connection).await?;
+    Ok(tables > 0 && migrations::are_applied(migrator, connection).await?)
 }
 
 /// Waits for the connection, and sets its durability: a power failure may lose heartbeats, but not changes.

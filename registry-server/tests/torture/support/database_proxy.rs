@@ -135,6 +135,13 @@ impl DatabaseProxy {
         *self.shared.trap.lock() = Some(Trap { matches, effect });
     }
 
+    /// Waits for a migration.
+    pub(crate) fn trap_migration(&self, effect: Effect) {
+        let matches =
+            |transaction: &[String]| transaction.last().is_some_and(|sql| sql.contains("ALTER TABLE"));
+        *self.shared.trap.lock() = Some(Trap { matches, effect });
+    }
+
     /// How many traps have fired.
     pub(crate) fn fired(&self) -> u64 {
         *self.shared.fired.borrow()

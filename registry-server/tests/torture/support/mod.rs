@@ -23,7 +23,7 @@ pub(crate) use database_proxy::{DatabaseProxy, Effect};
 pub(crate) use event_stream::{Block, Change, EventStream};
 pub(crate) use fake_clock::FakeClock;
 pub(crate) use load::Load;
-pub(crate) use server::{Server, free_port, start_error};
+pub(crate) use server::{Server, free_port, run_program, start_error};
 pub(crate) use store::Store;
 pub(crate) use switch::Switch;
 pub(crate) use witness::{Acknowledged, Outages, Reader, ShownOffline, wall_clock};
