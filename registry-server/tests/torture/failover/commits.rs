@@ -73,7 +73,7 @@ enum Promise {
 }
 
 /// Clients that register agents and remove some of them. Nothing is tried twice.
-struct Writers {
+pub(super) struct Writers {
     promises: Arc<Mutex<BTreeMap<String, Promise>>>,
     /// How many writes of each were answered 200.
     succeeded: Arc<[AtomicUsize; WRITERS]>,
@@ -82,7 +82,7 @@ struct Writers {
 }
 
 impl Writers {
-    fn start(servers: &[Server]) -> Self {
+    pub(super) fn start(servers: &[Server]) -> Self {
         let mut writers = Self {
             promises: Arc::default(),
             succeeded: Arc::default(),
@@ -106,7 +106,7 @@ impl Writers {
     }
 
     /// Waits until each has had some more success.
-    async fn have_succeeded(&self) {
+    pub(super) async fn have_succeeded(&self) {
         let count = || self.succeeded.iter().map(|one| one.load(Ordering::Relaxed)).collect::<Vec<_>>();
         let before = count();
         eventually("every writer succeeds", async || {
@@ -115,14 +115,14 @@ impl Writers {
         .await;
     }
 
-    async fn stop(&mut self) {
+    pub(super) async fn stop(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
         while let Some(ended) = self.tasks.join_next().await {
             ended.unwrap();
         }
     }
 
-    fn are_answered_truly(&self, truth: &Truth) {
+    pub(super) fn are_answered_truly(&self, truth: &Truth) {
         let promises = self.promises.lock();
         let is_broken = |(id, promise): &(&String, &Promise)| match promise {
             Promise::Exists => !truth.ids().any(|one| one == *id),

@@ -11,6 +11,7 @@ mod postgres;
 mod scene;
 mod sqlite;
 mod suspended;
+mod synchronous;
 mod truth;
 
 use std::time::{Duration, Instant};
