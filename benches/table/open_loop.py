@@ -34,6 +34,9 @@ class OpenLoop:
         self.selector = selectors.DefaultSelector()
         for number, connection in enumerate(self.sockets):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # A server closes a connection whose first request does not come.
+            connection.send(f"GET /health HTTP/1.1\r\nhost: {self.host}\r\n\r\n".encode())
+            connection.recv(65536)
             self.selector.register(connection, selectors.EVENT_READ, number)
 
     def __enter__(self):
@@ -55,10 +58,10 @@ class OpenLoop:
                 for key, _ in self.selector.select(0.1):
                     # A small answer comes in one piece.
                     answer = key.fileobj.recv(65536)
-                    latencies.append(time.perf_counter() - due.pop(key.data))
-                    free.append(key.data)
                     if not answer.startswith(SUCCESS):
                         raise SystemExit(f"{self.host}: {answer[:200]!r}")
+                    latencies.append(time.perf_counter() - due.pop(key.data))
+                    free.append(key.data)
             sender.result()
         took, cost = time.perf_counter() - began, processor_time(processes) - before
         latencies.sort()
