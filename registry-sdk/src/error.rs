@@ -176,6 +176,11 @@ impl Error {
         self.action() == Action::Refuse
     }
 
+    /// Whether somebody may have to mend something before the registry can be watched. A watch tries again all the same.
+    pub(crate) fn refuses_watch(&self) -> bool {
+        self.is_refused() || matches!(self, Self::Unsupported { .. })
+    }
+
     /// Whether another process owns the agent's id.
     #[must_use]
     pub fn is_superseded(&self) -> bool {

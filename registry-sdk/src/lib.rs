@@ -69,9 +69,10 @@
 //! | `asked to end: shutting down` | info | `agent_id` |
 //! | `shut down` | info; warn if the registry did not take the status | `agent_id`, `error` |
 //! | `trying again` | debug | `error`, `pause` |
-//! | `the registry cannot be followed: …` | warn, once an outage | `error` |
+//! | `the registry cannot be followed, …` | warn, once an outage, and once if it becomes a refusal | `error` |
 //! | `skipped a record that cannot be read` | warn | `agent_id`, `error` |
-//! | `skipped an event that cannot be read, …` | warn | `event`, `error` |
+//! | `skipped an event that cannot be read, …` | warn | `id`, `event`, `error` |
+//! | `skipped an event that is too long to be read, …` | warn | `after`, the id of the event before it |
 //! | `ignored a status that no request can set` | warn | `agent_id`, `status` |
 //! | `cannot renew the HTTP client, …` | warn | `error` |
 //! | `selected` | debug | `agent_id`, `capability` |

@@ -63,17 +63,25 @@ pub(crate) async fn run(
     Ok(Outcome::Positive)
 }
 
+/// Goes on whatever happens, unless the registry refuses at the very beginning: then somebody looks at the terminal.
 async fn watch(client: &RegistryClient, output: &Output) -> Result<Outcome, Failure> {
     let mut watch = client.watch();
-    let mut last = None;
+    let (mut last, mut has_listed) = (None, false);
     while let Some(event) = watch.next().await {
         output.event(&event)?;
-        if let WatchEvent::Interrupted(error) = event {
-            last = Some(error);
+        match event {
+            WatchEvent::Interrupted(error) if !has_listed && is_refused(&error) => return Err(error.into()),
+            WatchEvent::Interrupted(error) => last = Some(error),
+            WatchEvent::Listed(_) => has_listed = true,
+            _ => {}
         }
     }
-    // It only ends if no further attempt would help, and reports why before.
+    // It only ends if the client is set up wrongly, and reports why before.
     Err(last.unwrap_or_else(|| Error::Config("the watch has ended".to_owned())).into())
+}
+
+fn is_refused(error: &Error) -> bool {
+    error.is_refused() || matches!(error, Error::Unsupported { .. })
 }
 
 fn read(file: &Path) -> Result<Registration, Failure> {

@@ -1,26 +1,28 @@
 //! A directory: a snapshot of the registry that a watch keeps up to date.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::candidate::Candidate;
+use super::directory_state::DirectoryState;
 use super::freshness::Freshness;
+use super::snapshot::Snapshot;
 use crate::client::RegistryClient;
 use crate::contract::{AgentRecord, CapabilityMatch};
 use crate::error::Error;
 use crate::query::SearchQuery;
-use crate::search::{Hit, SearchIndex};
-use crate::watch::WatchEvent;
+use crate::watch::{Known, Report, Watch, WatchEvent};
 
 /// Every agent of a registry, kept up to date by watching it (as a Kubernetes reflector does): searches and look-ups
 /// cost no request, and go on while the registry is away.
 ///
 /// Cheap to clone; clones share the snapshot, and the task that keeps it ends with the last of them. Heartbeats alone are
-/// not told to those who watch, so an agent's last heartbeat and its load are as of its last change.
+/// not reported to watches, so an agent's last heartbeat and its load are as of its last change.
+///
+/// A new list of all agents is indexed beside the runtime, and takes the place of the one before at once.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
@@ -39,30 +41,21 @@ use crate::watch::WatchEvent;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Directory {
-    snapshot: Arc<RwLock<Snapshot>>,
-    state: watch::Receiver<State>,
+    snapshot: SharedSnapshot,
+    status: watch::Receiver<Status>,
     _stop: Arc<DropGuard>,
 }
 
-/// State of the snapshot.
-#[derive(Clone, Debug)]
-enum State {
-    /// There is none yet.
-    Empty,
-    /// It is kept up to date.
-    Current,
-    /// It is as it was then.
-    Old(Instant),
-    /// There is none, and there will be none.
-    Ended(Error),
-}
+/// Changes are made in place, since most concern one agent. A whole new snapshot is built before the lock is taken.
+type SharedSnapshot = Arc<RwLock<Snapshot>>;
 
-/// The agents, and the index by which they are found.
-#[derive(Debug, Default)]
-struct Snapshot {
-    agents: BTreeMap<String, (u32, Arc<AgentRecord>)>,
-    by_slot: Vec<Option<Arc<AgentRecord>>>,
-    index: SearchIndex,
+/// Whether there is a snapshot, and whether it is up to date.
+#[derive(Clone, Debug)]
+struct Status {
+    state: DirectoryState,
+    has_snapshot: bool,
+    /// How old the snapshot is, if it is out of date.
+    outdated: Option<Known>,
 }
 
 impl Directory {
@@ -72,47 +65,67 @@ impl Directory {
     /// Outside of a Tokio runtime.
     #[must_use]
     pub fn follow(client: &RegistryClient) -> Self {
-        let snapshot = Arc::<RwLock<Snapshot>>::default();
-        let (states, state) = watch::channel(State::Empty);
+        let snapshot = SharedSnapshot::default();
+        let status = Status { state: DirectoryState::Connecting, has_snapshot: false, outdated: None };
+        let (statuses, status) = watch::channel(status);
         let stop = CancellationToken::new();
-        tokio::spawn(stop.clone().run_until_cancelled_owned(follow(
-            client.clone(),
-            snapshot.clone(),
-            states,
-        )));
-        Self { snapshot, state, _stop: Arc::new(stop.drop_guard()) }
+        let keeper = Keeper { snapshot: snapshot.clone(), statuses };
+        tokio::spawn(stop.clone().run_until_cancelled_owned(keeper.keep(client.watch())));
+        Self { snapshot, status, _stop: Arc::new(stop.drop_guard()) }
     }
 
-    /// Waits until there is a snapshot: as long as the registry is away, if nobody sets a time limit.
+    /// Waits until there is a snapshot: as long as the registry is away or refuses to be watched. Set a time limit, and ask
+    /// [`Directory::state`] for the reason.
+    ///
+    /// ```no_run
+    /// # async fn example(client: &registry_sdk::RegistryClient) -> Result<(), registry_sdk::Error> {
+    /// use std::time::Duration;
+    /// use registry_sdk::Directory;
+    /// use tokio::time::timeout;
+    ///
+    /// let directory = Directory::follow(client);
+    /// match timeout(Duration::from_secs(10), directory.ready()).await {
+    ///     Ok(ready) => ready?,
+    ///     Err(_) => println!("going on without the registry: {:?}", directory.state()),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// Cancel safe.
     ///
     /// # Errors
-    /// Where there will be none: the registry cannot be watched, or refuses the credentials.
+    /// [`Error::Config`] if the client is set up wrongly.
     pub async fn ready(&self) -> Result<(), Error> {
-        let mut state = self.state.clone();
-        let there = state.wait_for(|state| !matches!(state, State::Empty)).await;
-        match there.as_deref() {
-            Ok(State::Ended(error)) => Err(error.clone()),
-            Ok(_) => Ok(()),
-            Err(_) => Err(Error::Config("the task that follows the registry has ended".to_owned())),
+        let mut status = self.status.clone();
+        let is_settled = |status: &Status| status.has_snapshot || status.state.is_ended();
+        let ended = || Error::Config("the task that follows the registry has ended".to_owned());
+        let status = status.wait_for(is_settled).await.map_err(|_| ended())?;
+        match &status.state {
+            DirectoryState::Ended { error } if !status.has_snapshot => Err(error.clone()),
+            _ => Ok(()),
         }
     }
 
-    /// How fresh the snapshot is; `None` if there is none yet.
+    /// Whether the registry is followed, and if not, why and since when.
+    #[must_use]
+    pub fn state(&self) -> DirectoryState {
+        self.status.borrow().state.clone()
+    }
+
+    /// How fresh the snapshot is; `None` if there is none yet. The age of one that is out of date counts from the last sign of
+    /// life of the registry, and includes the time for which the registry's database had been away then.
     #[must_use]
     pub fn freshness(&self) -> Option<Freshness> {
-        match &*self.state.borrow() {
-            State::Current => Some(Freshness::Fresh),
-            State::Old(since) => Some(Freshness::Stale { age: since.elapsed() }),
-            State::Empty | State::Ended(_) => None,
-        }
+        let status = self.status.borrow();
+        let outdated = status.outdated.map(|known| Freshness::Stale { age: known.age() });
+        status.has_snapshot.then(|| outdated.unwrap_or(Freshness::Fresh))
     }
 
     /// How many agents there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.read().agents.len()
+        self.read().len()
     }
 
     /// Whether there are no agents.
@@ -124,13 +137,13 @@ impl Directory {
     /// All agents, by id.
     #[must_use]
     pub fn agents(&self) -> Vec<Arc<AgentRecord>> {
-        self.read().agents.values().map(|(_, agent)| agent.clone()).collect()
+        self.read().agents()
     }
 
     /// The record of one agent.
     #[must_use]
     pub fn get(&self, agent_id: &str) -> Option<Arc<AgentRecord>> {
-        self.read().agents.get(agent_id).map(|(_, agent)| agent.clone())
+        self.read().get(agent_id)
     }
 
     /// Finds agents as the registry would: the best match first, up to the query's limit, or all of them.
@@ -146,12 +159,7 @@ impl Directory {
 
     /// The same, before the matches are written out.
     pub(super) fn candidates(&self, q: &str) -> Vec<Candidate> {
-        let snapshot = self.read();
-        let candidate = |hit: Hit| {
-            let agent = snapshot.by_slot.get(hit.slot as usize)?.clone()?;
-            Some(Candidate::FromDirectory { agent, position: hit.position, score: hit.score })
-        };
-        let mut found: Vec<_> = snapshot.index.search(q).into_iter().filter_map(candidate).collect();
+        let mut found = self.read().candidates(q);
         found.sort_unstable_by(|one, other| one.rank().cmp(&other.rank()));
         found
     }
@@ -161,68 +169,63 @@ impl Directory {
     }
 }
 
-/// Keeps the snapshot up to date until it is cancelled or the watch has ended.
-async fn follow(client: RegistryClient, snapshot: Arc<RwLock<Snapshot>>, states: watch::Sender<State>) {
-    let mut watch = client.watch();
-    let mut last_error = None;
-    while let Some(event) = watch.next().await {
-        let mut snapshot = snapshot.write().unwrap_or_else(PoisonError::into_inner);
-        match event {
-            WatchEvent::Listed(agents) => {
-                *snapshot = Snapshot::default();
-                for agent in agents {
-                    snapshot.insert(agent);
-                }
-                states.send_replace(State::Current);
-            }
-            WatchEvent::Registered(agent) | WatchEvent::StatusChanged(agent) => snapshot.insert(agent),
-            WatchEvent::Deregistered(agent) => snapshot.remove(&agent.agent_id),
-            WatchEvent::Resumed => {
-                states.send_replace(State::Current);
-            }
-            WatchEvent::Interrupted(error) => {
-                last_error = Some(error);
-                states.send_if_modified(|state| {
-                    let is_current = matches!(state, State::Current);
-                    if is_current {
-                        *state = State::Old(Instant::now());
-                    }
-                    is_current
-                });
-            }
-        }
-    }
-    if let Some(error) = last_error {
-        states.send_if_modified(|state| {
-            let is_empty = matches!(state, State::Empty);
-            if is_empty {
-                *state = State::Ended(error);
-            }
-            is_empty
-        });
-    }
-    // The snapshot stays, as old as it is.
-    states.closed().await;
+/// Keeps a directory's snapshot up to date.
+struct Keeper {
+    snapshot: SharedSnapshot,
+    statuses: watch::Sender<Status>,
 }
 
-impl Snapshot {
-    fn insert(&mut self, agent: Arc<AgentRecord>) {
-        self.remove(&agent.agent_id);
-        let slot = self.index.insert(&agent.capabilities);
-        if self.by_slot.len() <= slot as usize {
-            self.by_slot.resize(slot as usize + 1, None);
+impl Keeper {
+    /// Goes on until it is cancelled, or the watch has ended.
+    async fn keep(self, mut watch: Watch) {
+        while let Some(Report { event, known }) = watch.next_report().await {
+            match event {
+                WatchEvent::Listed(agents) => {
+                    // The one before is dropped there, too: that takes as long.
+                    let snapshot = self.snapshot.clone();
+                    let replaced = tokio::task::spawn_blocking(move || replace(&snapshot, agents)).await;
+                    match replaced.map_err(tokio::task::JoinError::try_into_panic) {
+                        Ok(()) => self.set(DirectoryState::Following, None),
+                        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+                        // The runtime ends.
+                        Err(Err(_)) => return,
+                    }
+                }
+                WatchEvent::Registered(agent) | WatchEvent::StatusChanged(agent) => {
+                    self.write().insert(agent);
+                }
+                WatchEvent::Deregistered(agent) => self.write().remove(&agent.agent_id),
+                WatchEvent::Resumed => self.set(DirectoryState::Following, None),
+                WatchEvent::Interrupted(error) => self.interrupted(error, known),
+            }
         }
-        if let Some(entry) = self.by_slot.get_mut(slot as usize) {
-            *entry = Some(agent.clone());
-        }
-        self.agents.insert(agent.agent_id.clone(), (slot, agent));
+        self.statuses.send_modify(|status| status.state.end());
+        // The snapshot stays, as old as it is.
+        self.statuses.closed().await;
     }
 
-    fn remove(&mut self, agent_id: &str) {
-        let Some((slot, _)) = self.agents.remove(agent_id) else { return };
-        self.index.remove(slot);
-        if let Some(entry) = self.by_slot.get_mut(slot as usize) {
-            *entry = None;
-        }
+    fn interrupted(&self, error: Error, known: Known) {
+        let since = SystemTime::now().checked_sub(known.age()).unwrap_or(SystemTime::UNIX_EPOCH);
+        self.set(DirectoryState::interrupted(since, error), Some(known));
     }
+
+    fn set(&self, state: DirectoryState, outdated: Option<Known>) {
+        self.statuses.send_modify(|status| {
+            status.has_snapshot |= outdated.is_none();
+            (status.state, status.outdated) = (state, outdated);
+        });
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Snapshot> {
+        self.snapshot.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Replaces a snapshot. Readers wait for a moment only.
+fn replace(snapshot: &RwLock<Snapshot>, agents: Vec<Arc<AgentRecord>>) {
+    let mut other = Snapshot::default();
+    for agent in agents {
+        other.insert(agent);
+    }
+    std::mem::swap(&mut *snapshot.write().unwrap_or_else(PoisonError::into_inner), &mut other);
 }

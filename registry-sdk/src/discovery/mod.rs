@@ -10,8 +10,10 @@ mod checks;
 mod delegate;
 mod delegate_error;
 mod directory;
+mod directory_state;
 mod ejection;
 mod failure_kind;
+mod fallback;
 mod found;
 mod freshness;
 mod http_task;
@@ -26,6 +28,7 @@ mod response_cache;
 mod search;
 mod select;
 mod selection;
+mod snapshot;
 mod task_error;
 mod task_response;
 
@@ -36,6 +39,7 @@ pub use cache::{DiscoveryCache, DiscoveryCacheBuilder, FallbackReason, SafeSearc
 pub use delegate::Delegation;
 pub use delegate_error::{DelegateError, EndReason};
 pub use directory::Directory;
+pub use directory_state::DirectoryState;
 pub use ejection::{EjectionSettings, EjectionState};
 pub use failure_kind::FailureKind;
 pub use freshness::Freshness;

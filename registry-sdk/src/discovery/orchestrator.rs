@@ -7,6 +7,7 @@ use super::budget::RetryBudget;
 use super::directory::Directory;
 use super::ejection::{EjectionSettings, EjectionState};
 use super::failure_kind::FailureKind;
+use super::fallback::Fallback;
 use super::found::LastSearches;
 use super::http_task::AgentAccess;
 use super::http_task_error::HttpTaskError;
@@ -40,6 +41,8 @@ pub struct Orchestrator {
     pub(super) access: AgentAccess,
     pub(super) states: AgentStates,
     pub(super) directory: Option<Directory>,
+    /// Searches while the directory is out of date.
+    pub(super) fallback: Fallback,
     pub(super) last_searches: LastSearches,
 }
 
@@ -70,7 +73,8 @@ impl OrchestratorBuilder {
     }
 
     /// Finds agents in a directory, which is kept up to date by a watch, instead of searching the registry. While the
-    /// directory is out of date the registry is asked; if that fails, the directory is used all the same. Default: none.
+    /// directory is out of date the registry is asked; if that fails, the directory is used all the same, and the registry is asked
+    /// again only now and then. Default: none.
     #[must_use]
     pub fn directory(mut self, directory: Directory) -> Self {
         self.directory = Some(directory);
@@ -131,7 +135,8 @@ impl OrchestratorBuilder {
         let Self { client, access, ejection, budget, directory, seed } = self;
         let random = seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
         let states = AgentStates::new(ejection, budget, random);
-        Orchestrator { client, access, states, directory, last_searches: LastSearches::default() }
+        let (fallback, last_searches) = (Fallback::default(), LastSearches::default());
+        Orchestrator { client, access, states, directory, fallback, last_searches }
     }
 }
 

@@ -22,7 +22,8 @@ const MAX_AGE: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(500);
 
 impl Orchestrator {
-    /// The agents with a capability, in the registry's order: from the directory if it is up to date.
+    /// The agents with a capability, in the registry's order: from the directory if it is up to date, or if the registry does not
+    /// answer either.
     pub(super) async fn search(
         &self,
         query: &TaskQuery,
@@ -34,6 +35,11 @@ impl Orchestrator {
             Found::new(directory.candidates(capability), freshness, true)
         };
         if let Some(cached @ (_, Freshness::Fresh)) = cached {
+            return Ok(from_directory(cached));
+        }
+        if let Some(cached) = cached
+            && !self.fallback.is_wanted()
+        {
             return Ok(from_directory(cached));
         }
         let kept = earlier.get(capability);
@@ -49,6 +55,9 @@ impl Orchestrator {
             (None, None) => self.client.search_with_age(search).await,
             _ => self.client.search_within(search, SHORT).await,
         };
+        if cached.is_some() {
+            self.fallback.record(!matches!(&outcome, Err(error) if error.is_outage()));
+        }
         match (outcome, cached, kept) {
             (Ok(matches), ..) => {
                 let candidates = matches.value.into_iter().map(Arc::new).map(Candidate::FromRegistry);

@@ -1,224 +1,426 @@
-//! The task behind a watch: connects, lists, follows, and begins again where it has to.
+//! The task behind a watch: a state machine that opens streams, lists, follows, and begins anew if it has to.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::Response;
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use super::event::WatchEvent;
-use super::sse::{Block, Message, Parser};
+use super::event::{Known, Report, WatchEvent};
+use super::list::{Change, List, Told};
+use super::sse::{Block, Message};
+use super::stream::{EventStream, StreamEnd};
 use crate::client::{Aged, RegistryClient};
 use crate::contract::{AgentRecord, AgentStatus, EventKind, OVERRUN_EVENT, RESET_EVENT};
 use crate::decode;
 use crate::error::Error;
-use crate::query::ListQuery;
+use crate::query::Page;
 use crate::retry::Backoff;
 
-/// A connection that says nothing for so long is lost: the registry sends a sign of life every 15 s.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
-
 /// Delays before the next attempt.
-const BACKOFF: Backoff =
+const OUTAGE: Backoff =
     Backoff { min_delay: Duration::from_millis(500), max_delay: Duration::from_secs(5), factor: 2.0 };
 
-/// Follows until nobody listens any more, or no further attempt would be of use. May be cancelled at any await.
-pub(super) async fn run(client: RegistryClient, events: mpsc::Sender<WatchEvent>) {
-    let mut follower = Follower {
-        client,
-        events,
-        last_id: None,
-        listed: HashMap::new(),
-        is_interrupted: false,
-        has_listed: false,
-        failures: 0,
-    };
-    loop {
-        let Err(end) = follower.follow().await;
-        let delay = match end {
-            Disconnect::ReceiverDropped => return,
-            Disconnect::Lost => BACKOFF.delay(0, None),
-            Disconnect::Failed(error) => {
-                let is_refused = error.is_refused() || matches!(error, Error::Unsupported { .. });
-                // Perhaps it was the id that was refused.
-                let is_final = is_refused && follower.last_id.take().is_none();
-                if follower.interrupted(&error).await.is_err() || is_final {
-                    return;
-                }
-                follower.failures = follower.failures.saturating_add(1);
-                BACKOFF.delay(follower.failures, error.retry_after())
-            }
-        };
-        sleep(delay).await;
-    }
+/// The same after a refusal, which somebody may have to mend first.
+const REFUSAL: Backoff = Backoff { max_delay: Duration::from_secs(60), ..OUTAGE };
+
+/// What is known of the registry, and what is waited for.
+///
+/// Each state but the first outlives its stream: when that is closed, fails or is silent for too long, another one is opened after
+/// the last event that was acknowledged, and the state is the same as before. Meanwhile nothing else changes it. A `reset`
+/// leads from any state to `Listing`; an id that the registry does not take, or an event that is too long to be read, to
+/// `Empty`.
+enum State {
+    /// Nothing is known. Waits for a stream that says where it begins: `Listing`.
+    Empty,
+    /// Waits for the pages of a list, and keeps back what the stream tells meanwhile. All pages: reports the list and what was
+    /// kept back, then `Confirming`. A page fails, or is an old one from memory: the registry counts as interrupted until it
+    /// is read again.
+    Listing(List),
+    /// Everything was reported, and the stream's events are reported as they come. But the list may have lagged behind the
+    /// stream, or an event was skipped: waits until no server lags any more, and for the pages of another list. All pages: reports
+    /// the list if it shows anything else, then `Following`. A page fails: as above.
+    Confirming(Confirmation),
+    /// Waits for the next event. One that cannot be read: `Confirming`.
+    ///
+    /// The last list may have been ahead of the stream; its revisions are known until the stream has caught up.
+    Following(Option<Told>),
+}
+
+struct Confirmation {
+    list: List,
+    /// What was reported, as far as it is known.
+    told: Option<Told>,
+    /// Whether something is missing in it for certain.
+    has_gap: bool,
 }
 
 /// Why a connection is not followed any more.
-enum Disconnect {
-    /// It was closed.
-    Lost,
+enum Disturbance {
+    /// Nothing is wrong.
+    Closed,
     Failed(Error),
+    /// The next event cannot be read, nor can any after it.
+    TooLong,
     ReceiverDropped,
 }
 
-impl From<Error> for Disconnect {
+impl From<Error> for Disturbance {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
 }
 
-impl From<mpsc::error::SendError<WatchEvent>> for Disconnect {
-    fn from(_: mpsc::error::SendError<WatchEvent>) -> Self {
-        Self::ReceiverDropped
+impl From<StreamEnd> for Disturbance {
+    fn from(end: StreamEnd) -> Self {
+        match end {
+            StreamEnd::Closed => Self::Closed,
+            StreamEnd::Failed(error) => Self::Failed(error),
+            StreamEnd::TooLong => Self::TooLong,
+        }
     }
+}
+
+/// An interruption that was reported.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Interruption {
+    Outage,
+    /// It is worse, since somebody may have to mend something.
+    Refusal,
 }
 
 struct Follower {
     client: RegistryClient,
-    events: mpsc::Sender<WatchEvent>,
-    /// The last change that was seen; `None` where everything has to be listed.
+    reports: mpsc::Sender<Report>,
+    state: State,
+    /// The last event that was acknowledged. `None` while nothing is known.
     last_id: Option<String>,
-    /// What the last list had of each agent, as long as older changes may follow it.
-    listed: HashMap<String, u64>,
-    is_interrupted: bool,
-    has_listed: bool,
+    /// When what is known was last known to be true. `None` before the first list.
+    known: Option<Known>,
+    interruption: Option<Interruption>,
+    /// Whether there ever was a stream: the client is set up well.
+    has_opened: bool,
     /// How many attempts in a row have failed.
     failures: u32,
+    /// How many streams in a row were of no use.
+    short_streams: u32,
+}
+
+/// Follows until nobody listens any more, or the client turns out to be set up wrongly. May be cancelled at any await.
+pub(super) async fn run(client: RegistryClient, reports: mpsc::Sender<Report>) {
+    let mut follower = Follower {
+        client,
+        reports,
+        state: State::Empty,
+        last_id: None,
+        known: None,
+        interruption: None,
+        has_opened: false,
+        failures: 0,
+        short_streams: 0,
+    };
+    loop {
+        let Err(disturbance) = follower.follow().await;
+        match follower.disturbed(disturbance).await {
+            Some(pause) => sleep(pause).await,
+            None => return,
+        }
+    }
 }
 
 impl Follower {
-    /// Follows one connection to its end.
-    async fn follow(&mut self) -> Result<Infallible, Disconnect> {
-        let (mut response, endpoint) = self.client.open_events(self.last_id.as_deref()).await?;
-        // From here on the registry sends every change, so a list that is read now misses none.
-        if self.last_id.is_none() {
-            self.list().await?;
-        }
-        let (mut parser, mut has_spoken) = (Parser::default(), false);
-        loop {
-            let bytes = match read(&mut response).await {
-                Ok(bytes) => bytes,
-                // Streams are closed for many reasons. One that was silent, or never said anything, is no good.
-                Err(Lost { was_silent, .. }) if has_spoken && !was_silent => return Err(Disconnect::Lost),
-                Err(Lost { detail, .. }) => {
-                    self.client.stream_failed(endpoint);
-                    return Err(invalid_stream(detail));
-                }
-            };
-            let blocks =
-                parser.push(bytes.as_ref()).map_err(|_| invalid_stream("an event of it does not end"))?;
-            for block in blocks {
-                let is_reset = matches!(&block, Block::Message(message) if message.event == RESET_EVENT);
-                if self.is_interrupted && !is_reset {
-                    self.is_interrupted = false;
-                    self.events.send(WatchEvent::Resumed).await?;
-                }
-                (self.failures, has_spoken) = (0, true);
-                match block {
-                    Block::KeepAlive => {}
-                    Block::Message(_) if is_reset => self.list().await?,
-                    Block::Message(message) => self.publish(message).await?,
-                }
+    /// Opens a stream, and follows it to its end.
+    async fn follow(&mut self) -> Result<Infallible, Disturbance> {
+        let mut stream = EventStream::open(&self.client, self.last_id.as_deref()).await?;
+        self.has_opened = true;
+        let end = loop {
+            tokio::select! {
+                block = stream.next(&self.client) => match block {
+                    Ok(block) => self.heard(block, &mut stream).await?,
+                    Err(end) => break end,
+                },
+                page = next_page(&mut self.state, &self.client) => self.listed(page).await?,
             }
-            if let Some(id) = parser.last_id() {
-                self.last_id = Some(id.to_owned());
-            }
+        };
+        self.short_streams = if stream.was_short() { self.short_streams.saturating_add(1) } else { 0 };
+        // Streams that are closed again and again must not keep a list from being read.
+        if matches!(end, StreamEnd::Closed) && self.list().is_some_and(|list| list.is_reading()) {
+            let page = next_page(&mut self.state, &self.client).await;
+            self.listed(page).await?;
         }
+        Err(end.into())
     }
 
-    /// Lists all agents anew.
-    async fn list(&mut self) -> Result<(), Disconnect> {
-        self.last_id = None;
-        let Aged { value: page, age } = self.client.list_with_age(ListQuery::all()).await?;
-        // If the outage was reported already, a list from memory adds nothing.
-        if age.is_zero() || !(self.is_interrupted && self.has_listed) {
-            let revision = |agent: &AgentRecord| Some((agent.agent_id.clone(), agent.revision?));
-            self.listed = page.agents.iter().filter_map(revision).collect();
-            (self.is_interrupted, self.has_listed) = (false, true);
-            let agents = page.agents.into_iter().map(Arc::new).collect();
-            self.events.send(WatchEvent::Listed(agents)).await?;
+    /// Takes note of a disturbance. Returns how long to wait before the next attempt; `None` if there is none.
+    async fn disturbed(&mut self, disturbance: Disturbance) -> Option<Duration> {
+        if let Some(list) = self.list() {
+            list.pause();
         }
-        if age.is_zero() {
-            return Ok(());
+        let error = match disturbance {
+            Disturbance::ReceiverDropped => return None,
+            Disturbance::Closed => return Some(OUTAGE.delay(self.short_streams, None)),
+            Disturbance::TooLong => {
+                tracing::warn!(
+                    after = self.last_id,
+                    "skipped an event that is too long to be read, listing all agents anew"
+                );
+                self.begin_anew();
+                self.failures = self.failures.saturating_add(1);
+                return Some(OUTAGE.delay(self.failures, None));
+            }
+            Disturbance::Failed(error) => error,
+        };
+        let is_refused = error.refuses_watch();
+        let delays = if is_refused { REFUSAL } else { OUTAGE };
+        self.failures = self.failures.saturating_add(1);
+        let pause = delays.delay(self.failures, error.retry_after());
+        // Perhaps it is the id that the registry does not take, or that cannot be sent.
+        if matches!(error, Error::Invalid { .. } | Error::Config(_)) {
+            self.begin_anew();
         }
-        let detail = format!("it answers from memory: its database has been away for {age:?}");
-        Err(Error::Unavailable { status: 503, detail, retry_after: None }.into())
+        let is_final = matches!(error, Error::Config(_)) && !self.has_opened;
+        self.interrupted(error, is_refused).await.ok()?;
+        (!is_final).then_some(pause)
     }
 
-    async fn publish(&mut self, message: Message) -> Result<(), Disconnect> {
-        if message.event == OVERRUN_EVENT {
-            return Err(Disconnect::Lost);
+    /// Takes over a block of the stream.
+    async fn heard(&mut self, block: Block, stream: &mut EventStream) -> Result<(), Disturbance> {
+        let Block { id, message } = block;
+        if let Some(Message { kind, .. }) = &message {
+            if kind == OVERRUN_EVENT {
+                return Err(Disturbance::Closed);
+            }
+            if kind == RESET_EVENT {
+                (self.state, self.last_id) = (State::Listing(List::begin()), id);
+                return Ok(());
+            }
         }
+        match &mut self.state {
+            State::Empty if id.is_some() || message.is_some() => self.state = State::Listing(List::begin()),
+            State::Following(_) => self.resumed().await?,
+            State::Confirming(Confirmation { list, .. }) if !list.is_failing => self.resumed().await?,
+            State::Empty | State::Confirming(_) | State::Listing(_) => {}
+        }
+        if let Some(message) = message {
+            self.event(message, id.as_deref()).await?;
+            stream.has_told_change |= id.is_some();
+        }
+        self.last_id = id.or_else(|| self.last_id.take());
+        Ok(())
+    }
+
+    async fn event(&mut self, message: Message, id: Option<&str>) -> Result<(), Disturbance> {
         // Kinds of a later time say nothing here.
-        let Ok(kind) = message.event.parse::<EventKind>() else { return Ok(()) };
-        let agent: AgentRecord = match serde_json::from_str(&message.data) {
-            Ok(agent) => agent,
+        let Ok(kind) = message.kind.parse::<EventKind>() else { return Ok(()) };
+        match read(kind, &message.data) {
+            Ok(change) => self.changed(change).await,
             Err(error) => {
-                // A removed agent is known by its id alone.
-                let removed =
-                    (kind == EventKind::Deregistered).then(|| decode::agent_id(&message.data)).flatten();
-                let Some(agent_id) = removed else {
-                    tracing::warn!(
-                        event = message.event, %error,
-                        "skipped an event that cannot be read, listing all agents anew"
-                    );
-                    return self.list().await;
-                };
-                AgentRecord::new(agent_id, AgentStatus::Offline)
+                let event = message.kind;
+                tracing::warn!(id, event, %error, "skipped an event that cannot be read, listing all agents anew");
+                self.skipped_event();
+                Ok(())
+            }
+        }
+    }
+
+    async fn changed(&mut self, change: Change) -> Result<(), Disturbance> {
+        let is_news = match &mut self.state {
+            State::Empty => false,
+            State::Listing(list) => {
+                list.add(change.clone());
+                false
+            }
+            State::Confirming(Confirmation { list, told, .. }) => {
+                list.add(change.clone());
+                told.as_mut().is_none_or(|told| told.note(&change))
+            }
+            State::Following(told) => {
+                told.take_if(|told| told.is_older_than(&change));
+                told.as_mut().is_none_or(|told| told.note(&change))
             }
         };
-        if self.is_listed(&agent) {
+        if is_news { self.report(change.into()).await } else { Ok(()) }
+    }
+
+    fn skipped_event(&mut self) {
+        match &mut self.state {
+            State::Empty => {}
+            State::Listing(list) => list.skipped_event(),
+            State::Confirming(Confirmation { list, has_gap, .. }) => {
+                list.skipped_event();
+                *has_gap = true;
+            }
+            State::Following(told) => {
+                let (list, told) = (List::begin(), told.take());
+                self.state = State::Confirming(Confirmation { list, told, has_gap: true });
+            }
+        }
+    }
+
+    /// Takes over a page. If it was the last one, the list is complete.
+    async fn listed(&mut self, page: Result<Aged<Page>, Error>) -> Result<(), Disturbance> {
+        let Some(list) = self.list() else { return Ok(()) };
+        if !list.take(page)? {
             return Ok(());
         }
-        let agent = Arc::new(agent);
-        let event = match kind {
-            EventKind::Registered => WatchEvent::Registered(agent),
-            EventKind::StatusChanged => WatchEvent::StatusChanged(agent),
-            EventKind::Deregistered => WatchEvent::Deregistered(agent),
-        };
-        Ok(self.events.send(event).await?)
-    }
-
-    /// Whether the list that was read meanwhile has a change already, or a later one of the same agent.
-    fn is_listed(&mut self, agent: &AgentRecord) -> bool {
-        let Some(revision) = agent.revision else { return false };
-        if self.listed.values().all(|listed| *listed < revision) {
-            // Whatever follows is later than the list.
-            self.listed = HashMap::new();
-            return false;
+        let age = list.age();
+        list.is_failing = !age.is_zero();
+        if list.is_failing {
+            let agents = list.restart();
+            self.listed_from_memory(agents, age).await?;
+            let detail = format!("it answers from memory: its database has been away for {age:?}");
+            return Err(Error::Unavailable { status: 503, detail, retry_after: None }.into());
         }
-        self.listed.get(&agent.agent_id).is_some_and(|listed| *listed >= revision)
+        match std::mem::replace(&mut self.state, State::Empty) {
+            State::Listing(list) => self.listed_first(list).await,
+            State::Confirming(confirmation) => self.confirmed(confirmation).await,
+            State::Empty | State::Following(_) => Ok(()),
+        }
     }
 
-    /// Tells an interruption, where it is news.
-    async fn interrupted(&mut self, error: &Error) -> Result<(), Disconnect> {
-        if !self.is_interrupted {
-            self.is_interrupted = true;
-            tracing::warn!(%error, "the registry cannot be followed: what is known may be out of date");
-            self.events.send(WatchEvent::Interrupted(error.clone())).await?;
+    /// A list that the registry had in memory is better than none. If there was one before, it adds nothing.
+    async fn listed_from_memory(
+        &mut self,
+        agents: Vec<Arc<AgentRecord>>,
+        age: Duration,
+    ) -> Result<(), Disturbance> {
+        if matches!(self.state, State::Listing(_)) && (self.interruption.is_none() || self.known.is_none()) {
+            self.interruption = None;
+            self.known = Some(Known::with_age(age));
+            self.report(WatchEvent::Listed(agents)).await?;
         }
         Ok(())
     }
-}
 
-/// How a connection ended.
-struct Lost {
-    was_silent: bool,
-    detail: &'static str,
-}
+    async fn listed_first(&mut self, mut list: List) -> Result<(), Disturbance> {
+        let (is_complete, is_outdated) = (list.is_complete(), list.is_outdated());
+        let agents = list.restart();
+        let (agents, mut told) = beside(move || {
+            let told = Told::of(&agents);
+            (agents, told)
+        })
+        .await?;
+        self.current();
+        self.report(WatchEvent::Listed(agents)).await?;
+        if is_outdated {
+            self.state = State::Listing(list);
+            return Ok(());
+        }
+        for change in list.changes() {
+            if told.note(&change) {
+                self.report(change.into()).await?;
+            }
+        }
+        self.state = if is_complete {
+            State::Following(Some(told))
+        } else {
+            list.postpone();
+            State::Confirming(Confirmation { list, told: Some(told), has_gap: false })
+        };
+        Ok(())
+    }
 
-async fn read(response: &mut Response) -> Result<impl AsRef<[u8]>, Lost> {
-    match timeout(SILENCE_TIMEOUT, response.chunk()).await {
-        Ok(Ok(Some(bytes))) => Ok(bytes),
-        Ok(_) => Err(Lost { was_silent: false, detail: "it ended before its first event" }),
-        Err(_) => Err(Lost { was_silent: true, detail: "it was silent for too long" }),
+    async fn confirmed(&mut self, confirmation: Confirmation) -> Result<(), Disturbance> {
+        let Confirmation { mut list, told: before, has_gap } = confirmation;
+        let is_complete = list.is_complete();
+        let agents = list.restart();
+        let (mut list, agents, told) = beside(move || {
+            let agents = list.merge(agents);
+            let told = Told::of(&agents);
+            (list, agents, told)
+        })
+        .await?;
+        if has_gap || !before.is_some_and(|before| before.has_same_agents(&told)) {
+            self.current();
+            self.report(WatchEvent::Listed(agents)).await?;
+        } else {
+            self.resumed().await?;
+        }
+        self.state = if is_complete {
+            State::Following(Some(told))
+        } else {
+            list.postpone();
+            State::Confirming(Confirmation { list, told: Some(told), has_gap: false })
+        };
+        Ok(())
+    }
+
+    fn list(&mut self) -> Option<&mut List> {
+        match &mut self.state {
+            State::Listing(list) | State::Confirming(Confirmation { list, .. }) => Some(list),
+            State::Empty | State::Following(_) => None,
+        }
+    }
+
+    fn begin_anew(&mut self) {
+        (self.state, self.last_id) = (State::Empty, None);
+    }
+
+    /// Notes that what was reported is true now. Returns whether that is news.
+    fn current(&mut self) -> bool {
+        (self.known, self.failures) = (Some(Known::with_age(Duration::ZERO)), 0);
+        self.interruption.take().is_some()
+    }
+
+    /// Notes the same, and reports it if it is news.
+    async fn resumed(&mut self) -> Result<(), Disturbance> {
+        if self.current() { self.report(WatchEvent::Resumed).await } else { Ok(()) }
+    }
+
+    /// Reports an interruption, if it is news.
+    async fn interrupted(&mut self, error: Error, is_refused: bool) -> Result<(), Disturbance> {
+        let interruption = if is_refused { Interruption::Refusal } else { Interruption::Outage };
+        if self.interruption.is_none() || self.interruption < Some(interruption) {
+            self.interruption = Some(interruption);
+            tracing::warn!(%error, "the registry cannot be followed, trying again: what is known may be out of date");
+            self.report(WatchEvent::Interrupted(error)).await?;
+        }
+        Ok(())
+    }
+
+    async fn report(&mut self, event: WatchEvent) -> Result<(), Disturbance> {
+        let known = self.known.unwrap_or(Known::with_age(Duration::ZERO));
+        self.reports.send(Report { event, known }).await.map_err(|_| Disturbance::ReceiverDropped)
     }
 }
 
-fn invalid_stream(why: impl std::fmt::Display) -> Disconnect {
-    let detail = format!("the event stream cannot be read: {why}");
-    Error::InvalidResponse { status: 200, detail }.into()
+/// Waits for a page, if one is wanted.
+async fn next_page(state: &mut State, client: &RegistryClient) -> Result<Aged<Page>, Error> {
+    match state {
+        State::Listing(list) | State::Confirming(Confirmation { list, .. }) => list.next_page(client).await,
+        State::Empty | State::Following(_) => std::future::pending().await,
+    }
+}
+
+/// Does work that may take a while for many agents, while the runtime's other tasks go on.
+async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Disturbance> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done),
+        Err(failed) => match failed.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends.
+            Err(_) => Err(Disturbance::ReceiverDropped),
+        },
+    }
+}
+
+/// Reads an event.
+fn read(kind: EventKind, data: &str) -> Result<Change, serde_json::Error> {
+    let agent = serde_json::from_str(data).or_else(|error| {
+        // A removed agent is known by its id alone.
+        let removed = (kind == EventKind::Deregistered).then(|| decode::agent_id(data)).flatten();
+        removed.map(|agent_id| AgentRecord::new(agent_id, AgentStatus::Offline)).ok_or(error)
+    })?;
+    Ok(Change { kind, agent: Arc::new(agent) })
+}
+
+impl From<Change> for WatchEvent {
+    fn from(Change { kind, agent }: Change) -> Self {
+        match kind {
+            EventKind::Registered => Self::Registered(agent),
+            EventKind::StatusChanged => Self::StatusChanged(agent),
+            EventKind::Deregistered => Self::Deregistered(agent),
+        }
+    }
 }

@@ -2,7 +2,9 @@
 
 mod event;
 mod follow;
+mod list;
 mod sse;
+mod stream;
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use event::WatchEvent;
+pub(crate) use event::{Known, Report};
 
 use crate::client::RegistryClient;
 
@@ -21,10 +24,13 @@ const BACKLOG: usize = 256;
 
 /// Follows all agents of a registry. Made by [`RegistryClient::watch`].
 ///
-/// It begins with everyone there is, then tells each change in order: for each agent, every change is told once,
-/// unless there is a [`WatchEvent::Listed`] instead. Plain heartbeats are no change. A task of its own keeps the
-/// connection, comes back where it is lost, and goes on after the last change that it saw. It ends when the watch is
-/// dropped.
+/// It begins with all agents, then reports each change in order: for each agent, every change is reported once, unless there is a
+/// [`WatchEvent::Listed`] instead. Plain heartbeats are no change. A task of its own keeps the connection, makes another one if
+/// it is lost, and goes on after the last change that it saw. It ends when the watch is dropped.
+///
+/// Whatever the registry answers, the watch goes on: a refusal is retried like an outage, with pauses of up to a minute, and
+/// reported by a [`WatchEvent::Interrupted`]. If the registry was restored from a backup or its database failed over, all agents
+/// are listed anew.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
@@ -46,7 +52,7 @@ const BACKLOG: usize = 256;
 /// ```
 #[derive(Debug)]
 pub struct Watch {
-    events: mpsc::Receiver<WatchEvent>,
+    reports: mpsc::Receiver<Report>,
     _stop: DropGuard,
 }
 
@@ -57,20 +63,24 @@ impl RegistryClient {
     /// Outside of a Tokio runtime.
     #[must_use]
     pub fn watch(&self) -> Watch {
-        let (sender, events) = mpsc::channel(BACKLOG);
+        let (sender, reports) = mpsc::channel(BACKLOG);
         let stop = CancellationToken::new();
         tokio::spawn(stop.clone().run_until_cancelled_owned(follow::run(self.clone(), sender)));
-        Watch { events, _stop: stop.drop_guard() }
+        Watch { reports, _stop: stop.drop_guard() }
     }
 }
 
 impl Watch {
-    /// The next event. `None` where the watch has ended, because no further attempt would mend it: the registry
-    /// has no such operation, or refuses the credentials. An [`WatchEvent::Interrupted`] before it says why.
+    /// The next event. `None` only if the client is set up wrongly, so that no attempt can succeed. A
+    /// [`WatchEvent::Interrupted`] before it says why.
     ///
     /// Cancel safe: nothing is lost.
     pub async fn next(&mut self) -> Option<WatchEvent> {
-        self.events.recv().await
+        self.next_report().await.map(|report| report.event)
+    }
+
+    pub(crate) async fn next_report(&mut self) -> Option<Report> {
+        self.reports.recv().await
     }
 }
 
@@ -78,6 +88,6 @@ impl Stream for Watch {
     type Item = WatchEvent;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<WatchEvent>> {
-        self.events.poll_recv(context)
+        self.reports.poll_recv(context).map(|report| report.map(|report| report.event))
     }
 }

@@ -4,21 +4,19 @@
 /// The longest event that is read: several times the largest record.
 const MAX_EVENT: usize = 4 * 1_024 * 1_024;
 
-/// One event.
+/// An event's kind and data.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Message {
-    /// Its kind; empty where it has none.
-    pub(super) event: String,
+    /// Its kind; empty if it has none.
+    pub(super) kind: String,
     pub(super) data: String,
 }
 
-/// What a complete block of lines was.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Block {
-    /// An event.
-    Message(Message),
-    /// Only an id, or a comment that keeps the connection alive.
-    KeepAlive,
+/// What came between two empty lines. A block of comments has neither an id nor a message: it keeps the connection alive.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Block {
+    pub(super) id: Option<String>,
+    pub(super) message: Option<Message>,
 }
 
 /// Takes bytes as they come, and gives blocks as they are complete.
@@ -26,11 +24,10 @@ pub(super) enum Block {
 pub(super) struct Parser {
     /// What has come after the last complete line.
     rest: Vec<u8>,
-    message: Message,
-    /// An id takes effect with its block.
     id: Option<String>,
-    last_id: Option<String>,
-    any: bool,
+    message: Message,
+    /// Whether the block has a line.
+    has_begun: bool,
 }
 
 /// An event that is longer than any can be.
@@ -38,11 +35,6 @@ pub(super) struct Parser {
 pub(super) struct TooLong;
 
 impl Parser {
-    /// The id of the last block that had one.
-    pub(super) fn last_id(&self) -> Option<&str> {
-        self.last_id.as_deref()
-    }
-
     /// Takes over some bytes. Answers with the blocks that they complete, in order.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Result<Vec<Block>, TooLong> {
         let mut blocks = Vec::new();
@@ -70,16 +62,16 @@ impl Parser {
         if line.is_empty() {
             return self.end_of_block();
         }
-        self.any = true;
+        self.has_begun = true;
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
         match field {
-            "event" => value.clone_into(&mut self.message.event),
+            "event" => value.clone_into(&mut self.message.kind),
             "data" => {
                 self.message.data.push_str(value);
                 self.message.data.push('\n');
             }
-            "id" if !value.contains('\0') => self.id = Some(value.to_owned()),
+            "id" if !value.is_empty() && !value.contains('\0') => self.id = Some(value.to_owned()),
             // A comment, or a field of a later time.
             _ => {}
         }
@@ -87,12 +79,12 @@ impl Parser {
     }
 
     fn end_of_block(&mut self) -> Option<Block> {
-        if !std::mem::take(&mut self.any) {
+        if !std::mem::take(&mut self.has_begun) {
             return None;
         }
-        self.last_id = self.id.take().or_else(|| self.last_id.take());
         let mut message = std::mem::take(&mut self.message);
-        if message.data.pop().is_none() { Some(Block::KeepAlive) } else { Some(Block::Message(message)) }
+        let has_data = message.data.pop().is_some();
+        Some(Block { id: self.id.take(), message: has_data.then_some(message) })
     }
 }
 
@@ -103,25 +95,33 @@ mod tests {
     const STREAM: &str = "id: 7\n\n: keep-alive\n\nid: 8\r\nevent: registered\r\ndata: {\"a\":1}\r\n\r\n\
                           data:two\ndata: lines\nretry: 3\n\nid: 9\ndata: cut off";
 
-    fn message(event: &str, data: &str) -> Block {
-        Block::Message(Message { event: event.to_owned(), data: data.to_owned() })
+    fn block(id: Option<&str>, message: Option<(&str, &str)>) -> Block {
+        let message = message.map(|(kind, data)| Message { kind: kind.to_owned(), data: data.to_owned() });
+        Block { id: id.map(str::to_owned), message }
     }
 
     #[test]
     fn a_stream_is_read_the_same_however_it_is_cut() {
         let expected = vec![
-            Block::KeepAlive,
-            Block::KeepAlive,
-            message("registered", "{\"a\":1}"),
-            message("", "two\nlines"),
+            block(Some("7"), None),
+            block(None, None),
+            block(Some("8"), Some(("registered", "{\"a\":1}"))),
+            block(None, Some(("", "two\nlines"))),
+            // 9 never came to its end.
         ];
         for size in 1..=STREAM.len() {
             let mut parser = Parser::default();
             let pieces = STREAM.as_bytes().chunks(size);
             let blocks: Vec<_> = pieces.flat_map(|piece| parser.push(piece).unwrap()).collect();
             assert_eq!(blocks, expected, "in pieces of {size}");
-            assert_eq!(parser.last_id(), Some("8"), "9 never came to its end");
         }
+    }
+
+    #[test]
+    fn an_id_that_no_request_can_name_is_none() {
+        let blocks = Parser::default().push(b"id\n\nid:\n\nid: 1\0\n\nid: 1\nid:\n\n").unwrap();
+        let ids: Vec<_> = blocks.iter().map(|block| block.id.as_deref()).collect();
+        assert_eq!(ids, [None, None, None, Some("1")]);
     }
 
     #[test]
@@ -135,7 +135,7 @@ mod tests {
             let expected = whole.push(&stream).unwrap();
             let size = usize::from(*cut).max(1);
             let blocks: Vec<_> = stream.chunks(size).flat_map(|piece| cut_up.push(piece).unwrap()).collect();
-            assert_eq!((blocks, cut_up.last_id()), (expected, whole.last_id()));
+            assert_eq!(blocks, expected);
         });
     }
 

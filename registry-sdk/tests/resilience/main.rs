@@ -55,4 +55,6 @@ mod support;
 mod tolerant;
 #[cfg(feature = "testing")]
 mod watch;
+#[cfg(feature = "testing")]
+mod watching;
 mod wiremock_server;

@@ -283,7 +283,7 @@ async fn a_selection_from_a_registry_that_answers_from_memory_says_so() {
         let stale = if is_stale { "registry-stale-seconds: 900\r\n" } else { "" };
         match what {
             "GET /events" => Reply::Answer(200, "content-type: text/event-stream\r\n", "id: 1\n\n"),
-            "GET /agents" => Reply::Answer(200, stale, agents),
+            what if what.starts_with("GET /agents?") => Reply::Answer(200, stale, agents),
             what if what.starts_with("GET /capabilities") => Reply::Answer(200, stale, found),
             _ => Reply::Answer(503, "", ""),
         }

@@ -39,6 +39,9 @@ pub(crate) enum Reply {
     /// These bytes, and closes.
     #[cfg(feature = "testing")]
     Raw(&'static str),
+    /// An event stream of these bytes, in parts of this size with a pause before each, on a connection that stays open.
+    #[cfg(feature = "testing")]
+    Slow(&'static str, usize, Duration),
 }
 
 #[cfg(feature = "testing")]
@@ -194,6 +197,19 @@ async fn serve(
             #[cfg(feature = "testing")]
             Reply::Stall(bytes) => {
                 let _ = connection.write_all(bytes.as_bytes()).await;
+                std::future::pending::<()>().await;
+                return;
+            }
+            #[cfg(feature = "testing")]
+            Reply::Slow(bytes, size, pause) => {
+                let head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+                let mut written = connection.write_all(head).await;
+                for part in bytes.as_bytes().chunks(size) {
+                    tokio::time::sleep(pause).await;
+                    if written.is_ok() {
+                        written = connection.write_all(part).await;
+                    }
+                }
                 std::future::pending::<()>().await;
                 return;
             }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use registry_sdk::contract::{AgentRecord, AgentStatus, Capability, Registration};
 use registry_sdk::discovery::{Directory, Freshness};
 use registry_sdk::testing::MockRegistry;
-use registry_sdk::{Error, RegistryClient, RetryPolicy, SearchQuery, Watch, WatchEvent};
+use registry_sdk::{SearchQuery, Watch, WatchEvent};
 use tokio::time::timeout;
 
-use crate::support::{Reply, Server, until};
+use crate::support::until;
 
 fn agent(id: &str) -> Registration {
     Registration::new(id, id, "http://agent:8000").capability(Capability::new("work"))
@@ -108,21 +108,6 @@ async fn nonsense_is_an_outage_like_any_other() {
     let mut watch = client.watch();
     assert_eq!(next(&mut watch).await, "interrupted");
     assert_eq!(next(&mut watch).await, "listed a");
-}
-
-#[tokio::test(start_paused = true)]
-async fn where_no_attempt_would_help_the_watch_ends_and_says_why() {
-    let problem = "content-type: application/problem+json\r\n";
-    for (status, headers, body) in [(404, "", r#"{"detail":"Not Found"}"#), (403, problem, "{}")] {
-        let server = Server::start(move |_, _| Reply::Answer(status, headers, body)).await;
-        let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
-        let mut watch = client.watch();
-        let Some(WatchEvent::Interrupted(error)) = watch.next().await else { panic!("{status}") };
-        assert!(matches!(error, Error::Unsupported { .. } | Error::Denied { .. }), "{error}");
-        assert!(watch.next().await.is_none());
-        let directory = Directory::follow(&client);
-        assert!(directory.ready().await.is_err());
-    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,35 @@
+//! Whether it helps to ask the registry, while a directory is out of date.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long the registry is left alone after a search that it did not answer.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Searches of the registry in place of a directory. After one that failed, one selection at a time tries it again every few
+/// seconds, and the others do not wait for it. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Fallback {
+    /// When the last one failed, or the trial after it began.
+    failed_at: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Fallback {
+    /// Whether a selection searches the registry.
+    pub(super) fn is_wanted(&self) -> bool {
+        let mut failed_at = self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_wanted = failed_at.is_none_or(|at| at.elapsed() >= PAUSE);
+        if is_wanted && failed_at.is_some() {
+            *failed_at = Some(Instant::now());
+        }
+        is_wanted
+    }
+
+    /// Records whether the registry answered.
+    pub(super) fn record(&self, has_answered: bool) {
+        let failed_at = (!has_answered).then(Instant::now);
+        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = failed_at;
+    }
+}

@@ -1,0 +1,241 @@
+//! Lists: reading all pages while the stream goes on, and what is true of both together.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, sleep_until};
+
+use crate::client::{Aged, RegistryClient};
+use crate::contract::{AgentRecord, EventKind};
+use crate::error::Error;
+use crate::query::{ListQuery, Page};
+
+/// Number of agents of a page. The largest take 128 MiB.
+const PAGE: usize = 500;
+
+/// Once a change is this old, every server shows it. The contract gives them a second; a server that is just losing its
+/// database takes a few to notice.
+const LONGEST_LAG: Duration = Duration::from_secs(5);
+
+/// A change that a stream told.
+#[derive(Clone, Debug)]
+pub(super) struct Change {
+    pub(super) kind: EventKind,
+    pub(super) agent: Arc<AgentRecord>,
+}
+
+/// Reads the list, again and again until it is certain to have everything that happened before the stream began.
+///
+/// The server that is asked for the list may lag behind the one that sends the stream, and then neither of them has what lies
+/// between. So a list counts as the truth only if it was begun [`LONGEST_LAG`] after the stream.
+pub(super) struct List {
+    /// When the stream had begun, or skipped an event: the list has to have everything until then.
+    required_at: Instant,
+    /// The last change of each agent since then, and the number of the change.
+    changes: HashMap<String, (u64, Change)>,
+    next_change: u64,
+    /// Whether the stream has skipped an event since the reading began.
+    has_skipped: bool,
+    is_first: bool,
+    pass: Pass,
+    request: Option<BoxFuture<'static, Result<Aged<Page>, Error>>>,
+    /// Whether a page could not be read, or was an old one.
+    pub(super) is_failing: bool,
+}
+
+/// One reading of all pages.
+struct Pass {
+    due: Instant,
+    agents: Vec<Arc<AgentRecord>>,
+    /// Where the next page begins. `None` for the first.
+    cursor: Option<String>,
+    /// The oldest page's.
+    age: Duration,
+}
+
+impl Pass {
+    fn due_at(due: Instant) -> Self {
+        Self { due, agents: Vec::new(), cursor: None, age: Duration::ZERO }
+    }
+}
+
+impl List {
+    /// A list that has to have everything until now.
+    pub(super) fn begin() -> Self {
+        let now = Instant::now();
+        Self {
+            required_at: now,
+            changes: HashMap::new(),
+            next_change: 0,
+            has_skipped: false,
+            is_first: true,
+            pass: Pass::due_at(now),
+            request: None,
+            is_failing: false,
+        }
+    }
+
+    /// Adds a change that the stream told.
+    pub(super) fn add(&mut self, change: Change) {
+        self.changes.insert(change.agent.agent_id.clone(), (self.next_change, change));
+        self.next_change += 1;
+    }
+
+    /// Notes that the stream had a change that could not be read.
+    pub(super) fn skipped_event(&mut self) {
+        (self.required_at, self.has_skipped) = (Instant::now(), true);
+    }
+
+    /// Waits for the next page, and before the first one until it is due. Cancel safe.
+    pub(super) async fn next_page(&mut self, client: &RegistryClient) -> Result<Aged<Page>, Error> {
+        let request = self.request.get_or_insert_with(|| {
+            let query = ListQuery { cursor: self.pass.cursor.clone(), ..ListQuery::all().limit(PAGE) };
+            let (client, due) = (client.clone(), self.pass.due);
+            async move {
+                sleep_until(due).await;
+                client.list_with_age(query).await
+            }
+            .boxed()
+        });
+        let page = request.await;
+        self.request = None;
+        page
+    }
+
+    /// Whether a page is on its way.
+    pub(super) fn is_reading(&self) -> bool {
+        self.request.is_some() && self.pass.due <= Instant::now()
+    }
+
+    /// Gives up what is on its way. It is requested again.
+    pub(super) fn pause(&mut self) {
+        self.request = None;
+    }
+
+    /// Takes over a page. Returns whether it was the last one.
+    pub(super) fn take(&mut self, page: Result<Aged<Page>, Error>) -> Result<bool, Error> {
+        let Aged { value: page, age } = page.inspect_err(|error| {
+            self.is_failing = true;
+            // The cursor may be what is refused.
+            if !error.is_retryable() {
+                self.restart();
+            }
+        })?;
+        let pass = &mut self.pass;
+        pass.age = pass.age.max(age);
+        let is_last = page.next_cursor.is_none();
+        if !is_last && (page.agents.is_empty() || page.next_cursor == pass.cursor) {
+            self.is_failing = true;
+            self.restart();
+            let detail = "the pages of the list lead nowhere".to_owned();
+            return Err(Error::InvalidResponse { status: 200, detail });
+        }
+        pass.cursor = page.next_cursor;
+        pass.agents.extend(page.agents.into_iter().map(Arc::new));
+        Ok(is_last)
+    }
+
+    /// Age of what was read: nothing, unless the registry answered from memory.
+    pub(super) fn age(&self) -> Duration {
+        self.pass.age
+    }
+
+    /// Whether what was read has everything that it has to have.
+    pub(super) fn is_complete(&self) -> bool {
+        self.pass.due >= self.required_at + LONGEST_LAG
+    }
+
+    /// Whether the stream has skipped an event since the first reading began.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.has_skipped && self.is_first
+    }
+
+    /// Ends the reading, and returns what it found. The next one begins at once.
+    pub(super) fn restart(&mut self) -> Vec<Arc<AgentRecord>> {
+        (self.request, self.has_skipped, self.is_first) = (None, false, false);
+        std::mem::replace(&mut self.pass, Pass::due_at(Instant::now())).agents
+    }
+
+    /// Lets the next reading begin when every server has what it has to have. Not all watchers at the same moment: where a
+    /// database failed over, they all began at once.
+    pub(super) fn postpone(&mut self) {
+        let due = self.required_at + LONGEST_LAG.mul_f64(1.0 + fastrand::f64() / 2.0);
+        self.pass.due = due.max(Instant::now());
+    }
+
+    /// The changes since the list began, in order: of each agent the last.
+    pub(super) fn changes(&self) -> Vec<Change> {
+        let mut changes: Vec<_> = self.changes.values().collect();
+        changes.sort_unstable_by_key(|(number, _)| *number);
+        changes.into_iter().map(|(_, change)| change.clone()).collect()
+    }
+
+    /// All agents, by what was read and what the stream told since: for each, the greater revision wins.
+    pub(super) fn merge(&self, agents: Vec<Arc<AgentRecord>>) -> Vec<Arc<AgentRecord>> {
+        let mut changes: HashMap<&str, &Change> =
+            self.changes.iter().map(|(agent_id, (_, change))| (agent_id.as_str(), change)).collect();
+        let mut merged = Vec::with_capacity(agents.len());
+        for listed in agents {
+            match changes.remove(listed.agent_id.as_str()) {
+                Some(change) if change.agent.revision >= listed.revision => merged.extend(change.left()),
+                _ => merged.push(listed),
+            }
+        }
+        merged.extend(changes.into_values().filter_map(Change::left));
+        merged.sort_unstable_by(|one, other| one.agent_id.cmp(&other.agent_id));
+        merged
+    }
+}
+
+impl Change {
+    /// The agent, if it is there after the change.
+    fn left(&self) -> Option<Arc<AgentRecord>> {
+        (self.kind != EventKind::Deregistered).then(|| self.agent.clone())
+    }
+}
+
+/// The revisions of all agents that were told, as long as the stream may repeat some of them, or a list has to be compared.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    revisions: HashMap<String, Option<u64>>,
+    /// The greatest that a list had.
+    listed: Option<u64>,
+}
+
+impl Told {
+    pub(super) fn of(agents: &[Arc<AgentRecord>]) -> Self {
+        let revisions = agents.iter().map(|agent| (agent.agent_id.clone(), agent.revision)).collect();
+        Self { revisions, listed: agents.iter().filter_map(|agent| agent.revision).max() }
+    }
+
+    /// Notes a change. Returns whether it is news: a list may have had it, or a later one of the same agent.
+    pub(super) fn note(&mut self, Change { kind, agent }: &Change) -> bool {
+        let known = self.revisions.get(&agent.agent_id).copied().flatten();
+        let is_removal = *kind == EventKind::Deregistered;
+        let is_old = known
+            .zip(agent.revision)
+            .is_some_and(|(known, revision)| known > revision || known == revision && !is_removal);
+        if is_old {
+            return false;
+        }
+        if is_removal {
+            self.revisions.remove(&agent.agent_id);
+        } else {
+            self.revisions.insert(agent.agent_id.clone(), agent.revision);
+        }
+        true
+    }
+
+    /// Whether the lists had nothing of this change or a later one.
+    pub(super) fn is_older_than(&self, change: &Change) -> bool {
+        change.agent.revision.is_none() || change.agent.revision > self.listed
+    }
+
+    /// Whether the same agents were told, with the same revisions.
+    pub(super) fn has_same_agents(&self, other: &Self) -> bool {
+        self.revisions == other.revisions
+    }
+}

@@ -1,0 +1,110 @@
+//! One connection to `GET /events`.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use reqwest::Response;
+use tokio::time::{Instant, timeout_at};
+
+use super::sse::{Block, Parser};
+use crate::client::RegistryClient;
+use crate::error::Error;
+
+/// How soon a stream says where it begins.
+const BEGINNING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection that says nothing for so long is lost: the registry sends a sign of life every 15 s.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(35);
+
+/// A stream that ended sooner, and told of no change, was of no use.
+const SHORT_LIFE: Duration = Duration::from_secs(10);
+
+/// An open stream of blocks.
+pub(super) struct EventStream {
+    response: Response,
+    endpoint: usize,
+    parser: Parser,
+    /// What was received and not taken yet.
+    blocks: VecDeque<Block>,
+    opened_at: Instant,
+    heard_at: Instant,
+    pub(super) has_told_change: bool,
+}
+
+/// How a stream ended.
+#[derive(Debug)]
+pub(super) enum StreamEnd {
+    /// It was closed, as streams are for many reasons.
+    Closed,
+    /// It failed its endpoint.
+    Failed(Error),
+    /// It cannot be read any further: the next event is longer than any can be.
+    TooLong,
+}
+
+impl EventStream {
+    /// Opens a stream after an event, or from now on, and waits until it says that it has begun. If nothing is known yet, that
+    /// takes an id.
+    pub(super) async fn open(client: &RegistryClient, after: Option<&str>) -> Result<Self, StreamEnd> {
+        let (response, endpoint) = client.open_events(after).await.map_err(StreamEnd::Failed)?;
+        let (parser, now) = (Parser::default(), Instant::now());
+        let mut stream = Self {
+            response,
+            endpoint,
+            parser,
+            blocks: VecDeque::new(),
+            opened_at: now,
+            heard_at: now,
+            has_told_change: false,
+        };
+        let has_begun = |block: &Block| after.is_some() || *block != Block::default();
+        let end = loop {
+            if stream.blocks.iter().any(has_begun) {
+                return Ok(stream);
+            }
+            match stream.receive(now + BEGINNING_TIMEOUT).await {
+                Ok(()) => {}
+                Err(StreamEnd::Closed) => break "it ended before its first event",
+                Err(StreamEnd::Failed(_)) => break "it did not begin",
+                Err(StreamEnd::TooLong) => return Err(StreamEnd::TooLong),
+            }
+        };
+        client.stream_failed(endpoint);
+        Err(StreamEnd::Failed(unreadable(end)))
+    }
+
+    /// The next block. Cancel safe.
+    pub(super) async fn next(&mut self, client: &RegistryClient) -> Result<Block, StreamEnd> {
+        loop {
+            if let Some(block) = self.blocks.pop_front() {
+                return Ok(block);
+            }
+            let received = self.receive(self.heard_at + SILENCE_TIMEOUT).await;
+            if let Err(StreamEnd::Failed(_)) = received {
+                client.stream_failed(self.endpoint);
+            }
+            received?;
+        }
+    }
+
+    /// Whether it ended soon, without a change.
+    pub(super) fn was_short(&self) -> bool {
+        !self.has_told_change && self.opened_at.elapsed() < SHORT_LIFE
+    }
+
+    async fn receive(&mut self, deadline: Instant) -> Result<(), StreamEnd> {
+        match timeout_at(deadline, self.response.chunk()).await {
+            Ok(Ok(Some(bytes))) => {
+                self.heard_at = Instant::now();
+                self.blocks.extend(self.parser.push(&bytes).map_err(|_| StreamEnd::TooLong)?);
+                Ok(())
+            }
+            Ok(_) => Err(StreamEnd::Closed),
+            Err(_) => Err(StreamEnd::Failed(unreadable("it was silent for too long"))),
+        }
+    }
+}
+
+fn unreadable(why: &str) -> Error {
+    Error::InvalidResponse { status: 200, detail: format!("the event stream cannot be read: {why}") }
+}

@@ -1,0 +1,221 @@
+//! What a watch tells of lists and streams that do not fit together.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use registry_sdk::WatchEvent;
+use tokio::time::{Instant, timeout};
+
+use super::{HOUR, client, closed_stream, event, events_within, list, next, record, stream};
+use crate::logs::Logs;
+use crate::support::{Reply, Server};
+
+/// These servers send no signs of life, so their streams count as lost after a while.
+const BEFORE_SILENCE: Duration = Duration::from_secs(30);
+
+/// Waits for a list of these agents.
+async fn until_listed(watch: &mut registry_sdk::Watch, expected: &str) {
+    let told = timeout(HOUR, async { while next(watch).await != expected {} }).await;
+    assert!(told.is_ok(), "never told: {expected}");
+}
+
+/// The stream is at 100 already, the replica that is asked for the list has not seen 97 to 99 yet.
+#[tokio::test(start_paused = true)]
+async fn a_list_that_lags_behind_the_stream_is_completed() {
+    let lists = AtomicUsize::new(0);
+    let server = Server::start(move |what, _| match what {
+        "GET /events" => stream("id: 100-m\n\n"),
+        _ if lists.fetch_add(1, Ordering::SeqCst) == 0 => {
+            list(&[record("a", "active", 96), record("removed", "active", 95)])
+        }
+        _ => list(&[record("a", "busy", 98), record("b", "active", 97)]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    assert_eq!(next(&mut watch).await, "listed a active, removed active");
+    until_listed(&mut watch, "listed a busy, b active").await;
+}
+
+/// What the stream has told since is newer than the repeated list.
+#[tokio::test(start_paused = true)]
+async fn the_greater_revision_wins_between_a_list_and_the_stream() {
+    let lists = AtomicUsize::new(0);
+    let server = Server::start(move |what, _| match what {
+        "GET /events" => {
+            let events = [
+                event(101, "status_changed", "a", "busy"),
+                event(102, "registered", "c", "active"),
+                event(103, "deregistered", "d", "active"),
+                event(104, "status_changed", "e", "offline"),
+            ];
+            stream(&format!("id: 100-m\n\n{}", events.concat()))
+        }
+        // The first list has a change already that the stream tells later.
+        _ if lists.fetch_add(1, Ordering::SeqCst) == 0 => {
+            list(&[record("a", "active", 90), record("d", "active", 91), record("e", "busy", 105)])
+        }
+        // And the second one is older than the stream.
+        _ => list(&[
+            record("a", "active", 90),
+            record("b", "active", 97),
+            record("d", "active", 91),
+            record("e", "busy", 105),
+        ]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    let told = events_within(&mut watch, BEFORE_SILENCE).await;
+    let expected = [
+        "listed a active, d active, e busy",
+        "changed a busy",
+        "registered c",
+        "removed d",
+        "listed a busy, b active, c active, e busy",
+    ];
+    assert_eq!(told, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_is_complete_is_told_once() {
+    let server = Server::start(move |what, _| match what {
+        "GET /events" => stream(&format!("id: 100-m\n\n{}", event(101, "status_changed", "a", "busy"))),
+        _ => list(&[record("a", "active", 100)]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    assert_eq!(events_within(&mut watch, BEFORE_SILENCE).await, ["listed a active", "changed a busy"]);
+}
+
+/// All at once: two events, and the end for a reader that was too slow.
+#[tokio::test(start_paused = true)]
+async fn events_before_an_overrun_are_told_once() {
+    let opened = AtomicUsize::new(0);
+    let server = Server::start(move |what, _| match what {
+        "GET /events" if opened.fetch_add(1, Ordering::SeqCst) == 0 => {
+            let events = event(2, "registered", "b", "active") + &event(3, "registered", "c", "active");
+            closed_stream(&format!("id: 1-m\n\n{events}event: overrun\ndata: {{\"revision\": 9}}\n\n"))
+        }
+        "GET /events" => stream(&event(4, "registered", "d", "active")),
+        _ => list(&[record("a", "active", 1)]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    for expected in ["listed a active", "registered b", "registered c", "registered d"] {
+        assert_eq!(next(&mut watch).await, expected);
+    }
+    let streams: Vec<_> = server.arrived().into_iter().filter(|one| one.what == "GET /events").collect();
+    assert_eq!(streams[1].header("last-event-id"), Some("3-m"), "each event is acknowledged by its own id");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_cannot_be_read_is_skipped_and_answered_by_a_list() {
+    let logs = Logs::record();
+    let lists = AtomicUsize::new(0);
+    let server = Server::start(move |what, _| match what {
+        "GET /events" => {
+            let unreadable = "id: 2-m\nevent: registered\ndata: {\"agent_id\":7}\n\n";
+            stream(&format!("id: 1-m\n\n{unreadable}{}", event(3, "registered", "c", "active")))
+        }
+        _ if lists.fetch_add(1, Ordering::SeqCst) == 0 => list(&[record("a", "active", 1)]),
+        _ => list(&[record("a", "active", 1), record("b", "active", 2)]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    let told = events_within(&mut watch, BEFORE_SILENCE).await;
+    let expected = ["listed a active", "listed a active, b active", "registered c"];
+    assert_eq!(told, expected);
+    assert!(server.times("GET /events").len() == 1 && server.times("GET /agents").len() <= 3);
+    let logged = logs.with("skipped an event");
+    assert!(logged.len() == 1 && logged[0].contains("2-m"), "{logged:?}");
+}
+
+/// The one who comes back to the event before it is sent it again.
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_too_long_to_be_read_is_skipped_and_answered_by_a_list() {
+    let opened = AtomicUsize::new(0);
+    let too_long = format!("id: 2-m\nevent: registered\ndata: \"{}\"\n\n", "x".repeat(5 * 1_024 * 1_024));
+    let begin: &str = format!("id: 1-m\n\n{too_long}").leak();
+    let server = Server::start(move |what, _| match what {
+        "GET /events" if opened.fetch_add(1, Ordering::SeqCst) == 0 => stream(begin),
+        "GET /events" => stream("id: 3-m\n\n"),
+        _ => list(&[record("a", "active", 1), record("b", "active", 2)]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    let told = events_within(&mut watch, BEFORE_SILENCE).await;
+    assert!(told.iter().all(|told| told == "listed a active, b active") && !told.is_empty(), "{told:?}");
+    let streams: Vec<_> = server.arrived().into_iter().filter(|one| one.what == "GET /events").collect();
+    let ids: Vec<_> = streams.iter().map(|stream| stream.header("last-event-id")).collect();
+    assert_eq!(ids, [None, None], "it does not come back to it");
+}
+
+/// From a newer registry, again and again.
+#[tokio::test(start_paused = true)]
+async fn many_events_that_cannot_be_read_are_answered_by_few_lists() {
+    let events: String = (2..200)
+        .map(|number| format!("id: {number}-m\nevent: registered\ndata: {{\"agent_id\":{number}}}\n\n"))
+        .collect();
+    let parts: &str = format!("id: 1-m\n\n{events}").leak();
+    let server = Server::start(move |what, _| match what {
+        // One every 100 ms.
+        "GET /events" => Reply::Slow(parts, 52, Duration::from_millis(100)),
+        _ => list(&[record("a", "active", 1)]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    let told = events_within(&mut watch, BEFORE_SILENCE).await;
+    assert!(told.iter().all(|told| told == "listed a active"), "{told:?}");
+    let lists = server.times("GET /agents").len();
+    assert!((3..=10).contains(&lists), "{lists} lists in half a minute");
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_end_before_their_first_id_are_an_interruption_and_list_nothing() {
+    let server = Server::start(|what, _| match what {
+        "GET /events" => closed_stream(": welcome\n\n"),
+        _ => list(&[]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    let told = events_within(&mut watch, Duration::from_secs(600)).await;
+    let (streams, lists) = (server.times("GET /events").len(), server.times("GET /agents").len());
+    assert!(
+        told.iter().any(|told| told.starts_with("interrupted")),
+        "{told:?}; {streams} streams, {lists} lists"
+    );
+    assert!(lists <= 5 && streams <= 400, "{streams} streams, {lists} lists in ten minutes");
+}
+
+/// The replica that is asked for the list is still in the old history, whose revisions are greater.
+#[tokio::test(start_paused = true)]
+async fn a_new_history_replaces_the_old_one_although_its_revisions_are_smaller() {
+    let began = Instant::now();
+    let server = Server::start(move |what, _| match what {
+        "GET /events" => stream(&format!(
+            "id: 100-m\n\nid: 50-n\nevent: reset\ndata: {{\"revision\": 50}}\n\n{}",
+            event(51, "status_changed", "a", "busy")
+        )),
+        _ if began.elapsed() < Duration::from_secs(2) => {
+            list(&[record("a", "active", 100), record("lost", "active", 99)])
+        }
+        _ => list(&[record("a", "busy", 51)]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    let mut known = Vec::new();
+    let _ = timeout(BEFORE_SILENCE, async {
+        while let Some(event) = watch.next().await {
+            match event {
+                WatchEvent::Listed(agents) => known = agents,
+                WatchEvent::StatusChanged(agent) => {
+                    known.retain(|known| known.agent_id != agent.agent_id);
+                    known.push(agent);
+                }
+                _ => {}
+            }
+        }
+    })
+    .await;
+    let known: Vec<_> = known.iter().map(|agent| (agent.agent_id.as_str(), agent.revision)).collect();
+    assert_eq!(known, [("a", Some(51))]);
+}

@@ -1,0 +1,78 @@
+//! Watches and directories over registries that refuse, lag, repeat themselves and change their history.
+
+mod directories;
+mod lists;
+mod refusals;
+
+use std::time::Duration;
+
+use registry_sdk::{RegistryClient, RetryPolicy, Watch, WatchEvent};
+use tokio::time::timeout;
+
+use crate::support::{Reply, Server};
+
+/// Longer than anything takes on a paused clock.
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// A stream that stays open after these blocks.
+fn stream(blocks: &str) -> Reply {
+    Reply::Stall(head(blocks))
+}
+
+/// A stream that ends after these blocks.
+fn closed_stream(blocks: &str) -> Reply {
+    Reply::Raw(head(blocks))
+}
+
+fn head(blocks: &str) -> &'static str {
+    format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n{blocks}").leak()
+}
+
+/// An event as the registry sends it.
+fn event(revision: u64, kind: &str, agent_id: &str, status: &str) -> String {
+    let record = record(agent_id, status, revision);
+    format!("id: {revision}-m\nevent: {kind}\ndata: {record}\n\n")
+}
+
+fn record(agent_id: &str, status: &str, revision: u64) -> String {
+    format!(r#"{{"agent_id":"{agent_id}","status":"{status}","revision":{revision}}}"#)
+}
+
+fn list(records: &[String]) -> Reply {
+    Reply::Answer(200, "", format!("[{}]", records.join(",")).leak())
+}
+
+/// A client that gives its errors at once.
+fn client(server: &Server) -> RegistryClient {
+    RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap()
+}
+
+/// The next event in short. Fails if there is none for a day.
+async fn next(watch: &mut Watch) -> String {
+    let event = timeout(24 * HOUR, watch.next()).await.expect("an event within a day");
+    match event.expect("the watch goes on") {
+        WatchEvent::Listed(agents) => {
+            let agents: Vec<_> =
+                agents.iter().map(|agent| format!(" {} {}", agent.agent_id, agent.status)).collect();
+            format!("listed{}", agents.join(","))
+        }
+        WatchEvent::Registered(agent) => format!("registered {}", agent.agent_id),
+        WatchEvent::StatusChanged(agent) => format!("changed {} {}", agent.agent_id, agent.status),
+        WatchEvent::Deregistered(agent) => format!("removed {}", agent.agent_id),
+        WatchEvent::Interrupted(error) => format!("interrupted: {error}"),
+        WatchEvent::Resumed => "resumed".to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// All events of so long a time, in short.
+async fn events_within(watch: &mut Watch, time: Duration) -> Vec<String> {
+    let mut events = Vec::new();
+    let _ = timeout(time, async {
+        loop {
+            events.push(next(watch).await);
+        }
+    })
+    .await;
+    events
+}
