@@ -1,70 +1,100 @@
 //! The mock registry's changes, for those who watch.
 
-use crate::contract::{AgentRecord, EventKind, RESET_EVENT};
+use crate::contract::{AgentRecord, EventKind, OVERRUN_EVENT, RESET_EVENT};
 
 /// The changes so far.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Log {
-    /// Tells the ids of this registry's changes from those of another one.
-    mark: u64,
-    /// The number of the last change.
-    revision: u64,
+    /// How often the registry went back to an earlier state: those who watched it before begin anew.
+    history: u64,
+    head: Position,
     /// All changes after this one are kept.
-    base: u64,
-    frames: Vec<(u64, Vec<u8>)>,
+    base: Position,
+    kept: Vec<(Position, Vec<u8>)>,
 }
 
-impl Default for Log {
-    fn default() -> Self {
-        Self { mark: fastrand::u64(..), revision: 0, base: 0, frames: Vec::new() }
+/// The number of a change, and what tells it from changes of other histories with the same number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Position {
+    revision: u64,
+    mark: u64,
+}
+
+/// How far somebody who watches has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cursor {
+    /// `None` if the change is not known, or not in this history.
+    history: Option<u64>,
+    revision: u64,
+}
+
+impl Position {
+    /// The id of a change on the wire.
+    fn id(self) -> String {
+        format!("{}-{:016x}", self.revision, self.mark)
+    }
+
+    /// `None` for what is no id. The bare number of an older client has no mark that any change has.
+    fn parse(id: &str) -> Option<Self> {
+        let (revision, mark) = id.split_once('-').unwrap_or((id, "0"));
+        Some(Self { revision: revision.parse().ok()?, mark: u64::from_str_radix(mark, 16).ok()? })
     }
 }
 
 impl Log {
-    /// The id of a change on the wire.
-    pub(super) fn id(&self, revision: u64) -> String {
-        format!("{revision}-{:016x}", self.mark)
-    }
-
-    /// The change that an id names, `None` where it is no id. Those of another registry name one that is not kept.
-    pub(super) fn revision_of(&self, id: &str) -> Option<u64> {
-        let (revision, mark) = id.split_once('-').unwrap_or((id, "0"));
-        let revision: u64 = revision.parse().ok()?;
-        let mark = u64::from_str_radix(mark, 16).ok()?;
-        Some(if mark == self.mark { revision } else { u64::MAX })
+    /// A log that begins with what another one has, and has another future.
+    pub(super) fn restored(&self, backup: &Self) -> Self {
+        Self { history: self.history + 1, ..backup.clone() }
     }
 
     /// The number of the change that comes next.
     pub(super) fn next(&mut self) -> u64 {
-        self.revision += 1;
-        self.revision
+        self.head = Position { revision: self.head.revision + 1, mark: fastrand::u64(1..) };
+        self.head.revision
     }
 
     /// Keeps the change that had the last number.
     pub(super) fn keep(&mut self, kind: EventKind, record: &AgentRecord) {
         // A record always serializes.
         let record = serde_json::to_vec(record).unwrap_or_default();
-        self.frames.push((self.revision, kind.frame(self.id(self.revision), &record)));
+        self.kept.push((self.head, kind.frame(self.head.id(), &record)));
     }
 
-    pub(super) fn revision(&self) -> u64 {
-        self.revision
-    }
-
-    /// Keeps nothing of what was: who asks for it is told to read all anew.
+    /// Keeps nothing of what was: who watches is told to read all anew.
     pub(super) fn forget(&mut self) {
-        (self.base, self.frames) = (self.next(), Vec::new());
+        self.next();
+        (self.base, self.kept) = (self.head, Vec::new());
     }
 
-    /// What comes after a change, and the last change that is in it.
-    pub(super) fn after(&self, revision: u64) -> (Vec<u8>, u64) {
-        if revision < self.base || revision > self.revision {
-            let head = self.revision;
-            let id = self.id(head);
-            let reset = format!("id: {id}\nevent: {RESET_EVENT}\ndata: {{\"revision\": {head}}}\n\n");
+    /// Where a stream begins: after an event, or now. `None` for an id that is none.
+    pub(super) fn begin(&self, last_event_id: Option<&str>) -> Option<Cursor> {
+        let position = last_event_id.map_or(Some(self.head), Position::parse)?;
+        let mut known = self.kept.iter().map(|(position, _)| *position).chain([self.base, self.head]);
+        let history = known.any(|known| known == position).then_some(self.history);
+        Some(Cursor { history, revision: position.revision })
+    }
+
+    /// The first block of a stream that has nothing to tell yet.
+    pub(super) fn greeting(&self) -> Vec<u8> {
+        format!("id: {}\n\n", self.head.id()).into_bytes()
+    }
+
+    /// What comes after a change, and how far that reaches.
+    pub(super) fn after(&self, cursor: Cursor) -> (Vec<u8>, Cursor) {
+        let Position { revision, .. } = self.head;
+        let head = Cursor { history: Some(self.history), revision };
+        if cursor.history != head.history || cursor.revision < self.base.revision {
+            let id = self.head.id();
+            let reset = format!("id: {id}\nevent: {RESET_EVENT}\ndata: {{\"revision\": {revision}}}\n\n");
             return (reset.into_bytes(), head);
         }
-        let after = self.frames.iter().filter(|(number, _)| *number > revision);
-        (after.flat_map(|(_, frame)| frame).copied().collect(), self.revision)
+        let after = self.kept.iter().filter(|(position, _)| position.revision > cursor.revision);
+        (after.flat_map(|(_, frame)| frame).copied().collect(), head)
+    }
+
+    /// The last event for a reader that is too slow.
+    pub(super) fn overrun(&self) -> Vec<u8> {
+        let Position { revision, .. } = self.head;
+        format!("event: {OVERRUN_EVENT}\ndata: {{\"revision\": {revision}}}\n\n").into_bytes()
     }
 }

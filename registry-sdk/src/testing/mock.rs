@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+use super::event_stream::{StreamEnd, follow};
 use super::routes::{MockRequest, MockResponse, answer};
 use super::state::{Backup, MockState, ReceivedRequest, RequestLog};
 use crate::client::RegistryClient;
@@ -27,12 +28,6 @@ use crate::retry::{RetryPolicy, deadline_after};
 
 /// A body that no registry would send.
 const GARBAGE: &str = "<!doctype html><title>Sign in</title><p>This is not the registry.</p>";
-
-/// How often a stream of events has a comment if there is nothing else to send.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
-
-/// How often it is looked for missed deadlines while somebody watches.
-const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A registry for tests: it behaves as the contract says, keeps its agents in memory, and misbehaves when told
 /// to. When it is dropped, it is gone.
@@ -45,23 +40,28 @@ pub struct MockRegistry {
     _serving: JoinSet<()>,
 }
 
+/// What the registry's tasks share.
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     inner: Mutex<Inner>,
     /// What has arrived, for whoever waits for it.
-    request_log: watch::Sender<RequestLog>,
-    /// Counts how often all event streams were cut off.
-    cuts: watch::Sender<u64>,
+    pub(super) request_log: watch::Sender<RequestLog>,
+    /// How all event streams that were open were ended last.
+    pub(super) ends: watch::Sender<StreamEnd>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    state: MockState,
+pub(super) struct Inner {
+    pub(super) state: MockState,
     /// What befalls the next requests.
     faults: VecDeque<InjectedFault>,
     delay: Duration,
     /// Until when every request is cut off.
     outage: Option<Instant>,
+    /// What event streams are answered in place of events.
+    refusal: Option<u16>,
+    /// What reads show, and until when.
+    lag: Option<(Instant, MockState)>,
 }
 
 /// What befalls one request.
@@ -108,11 +108,13 @@ impl MockRegistryBuilder {
             faults: VecDeque::new(),
             delay: Duration::ZERO,
             outage: None,
+            refusal: None,
+            lag: None,
         };
         let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
             request_log: watch::Sender::default(),
-            cuts: watch::Sender::default(),
+            ends: watch::Sender::default(),
         });
         let mut serving = JoinSet::new();
         serving.spawn(serve(listener, shared.clone()));
@@ -195,35 +197,90 @@ impl MockRegistry {
         self.cut_event_streams();
     }
 
-    /// Cuts off the event streams that are open. Who comes back finds what it missed.
+    /// Cuts off the event streams that are open. A watch that comes back finds what it missed.
     pub fn cut_event_streams(&self) {
-        self.shared.cuts.send_modify(|cuts| *cuts += 1);
+        self.shared.ends.send_replace(StreamEnd::Cut);
     }
 
-    /// Keeps no past changes: watchers are told to read all anew.
+    /// Ends the event streams that are open as if their readers were too slow: with what they have not read yet, and `overrun`.
+    pub fn overrun_event_streams(&self) {
+        self.shared.ends.send_replace(StreamEnd::Overrun);
+    }
+
+    /// Answers every request for an event stream with a status from now on, and cuts off those that are open: a token has
+    /// expired (401), or a proxy knows no such path (404). [`MockRegistry::heal`] ends it.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use registry_sdk::WatchEvent;
+    /// use registry_sdk::testing::MockRegistry;
+    ///
+    /// let registry = MockRegistry::start().await;
+    /// registry.refuse_event_streams(401);
+    /// let mut watch = registry.client().watch();
+    /// let Some(WatchEvent::Interrupted(error)) = watch.next().await else { panic!() };
+    /// assert!(error.is_refused());
+    /// registry.heal();
+    /// assert!(matches!(watch.next().await, Some(WatchEvent::Listed(_))));
+    /// # }
+    /// ```
+    pub fn refuse_event_streams(&self, status: u16) {
+        self.lock().refusal = Some(status);
+        self.cut_event_streams();
+    }
+
+    /// Answers reads for so long as of now, as a replica that lags behind. Writes are made, and event streams report them.
+    /// [`MockRegistry::heal`] ends it.
+    pub fn lag(&self, duration: Duration) {
+        let mut inner = self.lock();
+        inner.lag = Some((deadline_after(Instant::now(), duration), inner.state.clone()));
+    }
+
+    /// Keeps no past changes: watches are told to read all anew.
     pub fn forget_events(&self) {
         self.lock().state.log().forget();
     }
 
-    /// Ends all faults: those that are counted, the delay and the outage.
+    /// Ends all faults: those that are counted, the delay, the outage, the lag and the refusal.
     pub fn heal(&self) {
         let mut inner = self.lock();
         inner.faults.clear();
-        (inner.delay, inner.outage) = (Duration::ZERO, None);
+        (inner.delay, inner.outage, inner.refusal, inner.lag) = (Duration::ZERO, None, None, None);
     }
 
-    /// Forgets all agents, as a registry that lost its database: their heartbeats are answered 404.
+    /// Forgets all agents and changes, as a registry that lost its database: heartbeats are answered 404, and watches are told
+    /// to read all anew.
     pub fn forget_agents(&self) {
         self.lock().state.forget();
     }
 
-    /// Copies all agents, to be restored later.
+    /// Copies all agents and changes, to be restored later.
     #[must_use]
     pub fn backup(&self) -> Backup {
         self.lock().state.backup()
     }
 
-    /// Replaces all agents by those of a backup, as an operator may who lost the database.
+    /// Goes back to a backup, as an operator may who lost the database, or as a database does that fails over to a standby which
+    /// lacked changes. A new history begins: its revisions are those of the lost changes once more, their ids are not, and watches
+    /// are told to read all anew.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), registry_sdk::Error> {
+    /// use registry_sdk::testing::MockRegistry;
+    /// use registry_sdk::{Registration, WatchEvent};
+    ///
+    /// let registry = MockRegistry::start().await;
+    /// let backup = registry.backup();
+    /// registry.client().register(&Registration::new("a", "Agent", "http://agent:8000")).await?;
+    /// let mut watch = registry.client().watch();
+    /// assert!(matches!(watch.next().await, Some(WatchEvent::Listed(agents)) if agents.len() == 1));
+    /// registry.restore(&backup);
+    /// assert!(matches!(watch.next().await, Some(WatchEvent::Listed(agents)) if agents.is_empty()));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn restore(&self, backup: &Backup) {
         self.lock().state.restore(backup);
     }
@@ -309,7 +366,7 @@ async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -319,6 +376,14 @@ impl Shared {
         let delay = inner.delay;
         if inner.outage.is_some_and(|until| Instant::now() < until) {
             return (Err(InjectedFault::Drop), delay);
+        }
+        let is_stream = request.path == "/events";
+        if let Some(status) = inner.refusal.filter(|_| is_stream) {
+            return (Ok(MockResponse::problem(status, "refused on purpose")), delay);
+        }
+        let lag = inner.lag.as_mut().filter(|(until, _)| Instant::now() < *until);
+        if let Some((_, state)) = lag.filter(|_| request.method == "GET" && !is_stream) {
+            return (Ok(answer(state, request)), delay);
         }
         let outcome = match inner.faults.pop_front() {
             Some(InjectedFault::Status(status)) => Ok(MockResponse::problem(status, "failed on purpose")),
@@ -376,33 +441,4 @@ fn response(answer: MockResponse, shared: &Arc<Shared>) -> Response<Body> {
     };
     // Only a status that is none could fail here.
     builder.body(body).unwrap_or_else(|_: hyper::http::Error| Response::new(whole(Vec::new())))
-}
-
-/// The changes after one, as they come, and comments while there are none, until the streams are cut off.
-fn follow(
-    shared: Arc<Shared>,
-    after: u64,
-) -> impl futures_util::Stream<Item = io::Result<Frame<Bytes>>> + Send + Sync {
-    let (log, cuts) = (shared.request_log.subscribe(), shared.cuts.subscribe());
-    stream::unfold((shared, after, log, cuts), |(shared, after, mut log, mut cuts)| async move {
-        let comment_due = Instant::now() + KEEP_ALIVE_INTERVAL;
-        loop {
-            let (news, last) = shared.lock().state.log().after(after);
-            if !news.is_empty() {
-                return Some((Ok(Frame::data(Bytes::from(news))), (shared, last, log, cuts)));
-            }
-            if Instant::now() >= comment_due {
-                let comment = Frame::data(Bytes::from_static(b": keep-alive\n\n"));
-                return Some((Ok(comment), (shared, last, log, cuts)));
-            }
-            tokio::select! {
-                // Only requests change anything, or time does.
-                _ = log.changed() => {}
-                () = sleep(EXPIRY_CHECK_INTERVAL) => {}
-                _ = cuts.changed() => {
-                    return Some((Err(io::Error::other("cut off on purpose")), (shared, last, log, cuts)));
-                }
-            }
-        }
-    })
 }

@@ -24,6 +24,7 @@
 //! # }
 //! ```
 
+mod event_stream;
 mod log;
 mod mock;
 mod proxy;

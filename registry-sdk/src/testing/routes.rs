@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde::Serialize;
 use url::form_urlencoded;
 
+use super::log::Cursor;
 use super::state::{MockState, Refusal};
 use crate::contract::{
     AgentStatus, HealthStatus, Heartbeat, Owner, Problem, Registration, ServerHealth, StatusUpdate,
@@ -20,7 +21,7 @@ pub(super) struct MockResponse {
     /// The target of a `Link` header to the next page.
     pub(super) next: Option<String>,
     /// The changes after this one follow the body, without end.
-    pub(super) follow: Option<u64>,
+    pub(super) follow: Option<Cursor>,
 }
 
 impl MockResponse {
@@ -116,14 +117,14 @@ pub(super) fn answer(state: &mut MockState, request: &MockRequest<'_>) -> MockRe
 
 fn events(state: &mut MockState, last_event_id: Option<&str>) -> Result<MockResponse, MockResponse> {
     let log = state.log();
-    let after = match last_event_id {
-        Some(id) => log
-            .revision_of(id)
-            .ok_or_else(|| MockResponse::problem(400, "Last-Event-ID has to be the id of an event"))?,
-        None => log.revision(),
-    };
-    let body = format!("id: {}\n\n", log.id(after)).into_bytes();
-    Ok(MockResponse { status: 200, body, next: None, follow: Some(after) })
+    let cursor = log.begin(last_event_id);
+    let cursor =
+        cursor.ok_or_else(|| MockResponse::problem(400, "Last-Event-ID has to be the id of an event"))?;
+    let (mut body, cursor) = log.after(cursor);
+    if body.is_empty() {
+        body = log.greeting();
+    }
+    Ok(MockResponse { status: 200, body, next: None, follow: Some(cursor) })
 }
 
 fn register(state: &mut MockState, body: &[u8]) -> Result<MockResponse, MockResponse> {
@@ -153,8 +154,8 @@ fn list(state: &mut MockState, query: &Query<'_>) -> Result<MockResponse, MockRe
     if after.is_some_and(|cursor| !is_valid_agent_id(cursor)) {
         return Err(MockResponse::problem(400, "cursor has to be one that a Link header gave"));
     }
-    let mut agents = state.list(status);
-    agents.retain(|agent| after.is_none_or(|after| agent.agent_id.as_str() > after));
+    // One more tells whether there is another page.
+    let mut agents = state.page(status, after, limit.map_or(usize::MAX, |limit| limit + 1));
     let more = limit.is_some_and(|limit| agents.len() > limit);
     agents.truncate(limit.unwrap_or(usize::MAX));
     let mut answer = MockResponse::ok(&agents);

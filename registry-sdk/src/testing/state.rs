@@ -3,6 +3,7 @@
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
+use std::ops::Bound;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -103,12 +104,15 @@ pub(super) enum Refusal {
     ShutDown(Owner),
 }
 
-/// The agents of a [`MockRegistry`](super::MockRegistry) at one moment, to be restored later.
+/// The agents and the changes of a [`MockRegistry`](super::MockRegistry) at one moment, to be restored later.
 #[derive(Clone, Debug)]
-pub struct Backup(BTreeMap<String, Entry>);
+pub struct Backup {
+    agents: BTreeMap<String, Entry>,
+    log: Log,
+}
 
 /// The agents.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct MockState {
     agents: BTreeMap<String, Entry>,
     timeout: Duration,
@@ -125,7 +129,7 @@ impl MockState {
 
     pub(super) fn forget(&mut self) {
         self.agents.clear();
-        self.log.forget();
+        self.log = self.log.restored(&Log::default());
     }
 
     /// What has changed, for those who watch.
@@ -135,12 +139,12 @@ impl MockState {
     }
 
     pub(super) fn backup(&self) -> Backup {
-        Backup(self.agents.clone())
+        Backup { agents: self.agents.clone(), log: self.log.clone() }
     }
 
-    pub(super) fn restore(&mut self, Backup(agents): &Backup) {
+    pub(super) fn restore(&mut self, Backup { agents, log }: &Backup) {
         self.agents.clone_from(agents);
-        self.log.forget();
+        self.log = self.log.restored(log);
     }
 
     pub(super) fn register(&mut self, mut registration: Registration) -> Result<AgentRecord, Refusal> {
@@ -274,11 +278,23 @@ impl MockState {
         Ok(health)
     }
 
-    /// Everyone of a status, by id.
+    /// Agents of a status, by id.
     pub(super) fn list(&mut self, status: Option<AgentStatus>) -> Vec<AgentRecord> {
+        self.page(status, None, usize::MAX)
+    }
+
+    /// The same after an id, up to a limit.
+    pub(super) fn page(
+        &mut self,
+        status: Option<AgentStatus>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Vec<AgentRecord> {
         self.expire();
-        let wanted = self.agents.values().filter(|entry| status.is_none_or(|status| entry.status == status));
-        wanted.map(|entry| self.record(entry)).collect()
+        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let wanted = self.agents.range::<str, _>((after, Bound::Unbounded));
+        let wanted = wanted.filter(|(_, entry)| status.is_none_or(|status| entry.status == status));
+        wanted.take(limit).map(|(_, entry)| self.record(entry)).collect()
     }
 
     /// Everyone that can do something, the best match first.

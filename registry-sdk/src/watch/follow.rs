@@ -8,14 +8,13 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::event::{Known, Report, WatchEvent};
-use super::list::{Change, List, Told};
+use super::list::{Change, List, Progress, Told};
 use super::sse::{Block, Message};
 use super::stream::{EventStream, StreamEnd};
-use crate::client::{Aged, RegistryClient};
+use crate::client::RegistryClient;
 use crate::contract::{AgentRecord, AgentStatus, EventKind, OVERRUN_EVENT, RESET_EVENT};
 use crate::decode;
 use crate::error::Error;
-use crate::query::Page;
 use crate::retry::Backoff;
 
 /// Delays before the next attempt.
@@ -39,8 +38,8 @@ enum State {
     /// is read again.
     Listing(List),
     /// Everything was reported, and the stream's events are reported as they come. But the list may have lagged behind the
-    /// stream, or an event was skipped: waits until no server lags any more, and for the pages of another list. All pages: reports
-    /// the list if it shows anything else, then `Following`. A page fails: as above.
+    /// stream, or an event was skipped: waits until no server lags any more, for the pages of another list, and until the stream
+    /// has caught up with that. Then reports the list if it shows anything else, and `Following`. A page fails: as above.
     Confirming(Confirmation),
     /// Waits for the next event. One that cannot be read: `Confirming`.
     ///
@@ -132,22 +131,27 @@ pub(super) async fn run(client: RegistryClient, reports: mpsc::Sender<Report>) {
 impl Follower {
     /// Opens a stream, and follows it to its end.
     async fn follow(&mut self) -> Result<Infallible, Disturbance> {
+        if self.last_id.is_none() {
+            // Whatever happened since the last stream is missed.
+            self.begin_anew();
+        }
         let mut stream = EventStream::open(&self.client, self.last_id.as_deref()).await?;
         self.has_opened = true;
         let end = loop {
             tokio::select! {
                 block = stream.next(&self.client) => match block {
+                    Ok(block) if block.is(OVERRUN_EVENT) => break StreamEnd::Closed,
                     Ok(block) => self.heard(block, &mut stream).await?,
                     Err(end) => break end,
                 },
-                page = next_page(&mut self.state, &self.client) => self.listed(page).await?,
+                progress = next_progress(&mut self.state, &self.client) => self.listed(progress).await?,
             }
         };
         self.short_streams = if stream.was_short() { self.short_streams.saturating_add(1) } else { 0 };
         // Streams that are closed again and again must not keep a list from being read.
         if matches!(end, StreamEnd::Closed) && self.list().is_some_and(|list| list.is_reading()) {
-            let page = next_page(&mut self.state, &self.client).await;
-            self.listed(page).await?;
+            let progress = next_progress(&mut self.state, &self.client).await;
+            self.listed(progress).await?;
         }
         Err(end.into())
     }
@@ -186,16 +190,11 @@ impl Follower {
 
     /// Takes over a block of the stream.
     async fn heard(&mut self, block: Block, stream: &mut EventStream) -> Result<(), Disturbance> {
-        let Block { id, message } = block;
-        if let Some(Message { kind, .. }) = &message {
-            if kind == OVERRUN_EVENT {
-                return Err(Disturbance::Closed);
-            }
-            if kind == RESET_EVENT {
-                (self.state, self.last_id) = (State::Listing(List::begin()), id);
-                return Ok(());
-            }
+        if block.is(RESET_EVENT) {
+            (self.state, self.last_id) = (State::Listing(List::begin()), block.id);
+            return Ok(());
         }
+        let Block { id, message } = block;
         match &mut self.state {
             State::Empty if id.is_some() || message.is_some() => self.state = State::Listing(List::begin()),
             State::Following(_) => self.resumed().await?,
@@ -258,19 +257,25 @@ impl Follower {
         }
     }
 
-    /// Takes over a page. If it was the last one, the list is complete.
-    async fn listed(&mut self, page: Result<Aged<Page>, Error>) -> Result<(), Disturbance> {
+    /// Takes over a page. If it was the last one, there is a list.
+    async fn listed(&mut self, progress: Progress) -> Result<(), Disturbance> {
         let Some(list) = self.list() else { return Ok(()) };
-        if !list.take(page)? {
-            return Ok(());
-        }
-        let age = list.age();
-        list.is_failing = !age.is_zero();
-        if list.is_failing {
-            let agents = list.restart();
-            self.listed_from_memory(agents, age).await?;
-            let detail = format!("it answers from memory: its database has been away for {age:?}");
-            return Err(Error::Unavailable { status: 503, detail, retry_after: None }.into());
+        if let Progress::Page(page) = progress {
+            if !list.take(page)? {
+                return Ok(());
+            }
+            let age = list.age();
+            list.is_failing = !age.is_zero();
+            if list.is_failing {
+                let agents = list.restart();
+                self.listed_from_memory(agents, age).await?;
+                let detail = format!("it answers from memory: its database has been away for {age:?}");
+                return Err(Error::Unavailable { status: 503, detail, retry_after: None }.into());
+            }
+            if matches!(self.state, State::Confirming(Confirmation { has_gap: false, .. })) {
+                // The list may be ahead of the stream, which then tells the rest.
+                return Ok(());
+            }
         }
         match std::mem::replace(&mut self.state, State::Empty) {
             State::Listing(list) => self.listed_first(list).await,
@@ -385,10 +390,10 @@ impl Follower {
     }
 }
 
-/// Waits for a page, if one is wanted.
-async fn next_page(state: &mut State, client: &RegistryClient) -> Result<Aged<Page>, Error> {
+/// Waits for what comes next of a list, if there is one.
+async fn next_progress(state: &mut State, client: &RegistryClient) -> Progress {
     match state {
-        State::Listing(list) | State::Confirming(Confirmation { list, .. }) => list.next_page(client).await,
+        State::Listing(list) | State::Confirming(Confirmation { list, .. }) => list.next(client).await,
         State::Empty | State::Following(_) => std::future::pending().await,
     }
 }

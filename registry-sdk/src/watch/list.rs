@@ -20,6 +20,9 @@ const PAGE: usize = 500;
 /// database takes a few to notice.
 const LONGEST_LAG: Duration = Duration::from_secs(5);
 
+/// A stream that has told no change for so long has told all that a list has.
+const QUIET: Duration = Duration::from_secs(2);
+
 /// A change that a stream told.
 #[derive(Clone, Debug)]
 pub(super) struct Change {
@@ -37,6 +40,9 @@ pub(super) struct List {
     /// The last change of each agent since then, and the number of the change.
     changes: HashMap<String, (u64, Change)>,
     next_change: u64,
+    /// The greatest revision of the changes, and when the last one came.
+    heard: Option<u64>,
+    heard_at: Instant,
     /// Whether the stream has skipped an event since the reading began.
     has_skipped: bool,
     is_first: bool,
@@ -54,11 +60,22 @@ struct Pass {
     cursor: Option<String>,
     /// The oldest page's.
     age: Duration,
+    /// The greatest that an agent has.
+    revision: Option<u64>,
+    /// When the last page was there.
+    read_at: Option<Instant>,
+}
+
+/// What comes next of a list.
+pub(super) enum Progress {
+    Page(Result<Aged<Page>, Error>),
+    /// All pages are there, and the stream has told what they have.
+    CaughtUp,
 }
 
 impl Pass {
     fn due_at(due: Instant) -> Self {
-        Self { due, agents: Vec::new(), cursor: None, age: Duration::ZERO }
+        Self { due, agents: Vec::new(), cursor: None, age: Duration::ZERO, revision: None, read_at: None }
     }
 }
 
@@ -70,6 +87,8 @@ impl List {
             required_at: now,
             changes: HashMap::new(),
             next_change: 0,
+            heard: None,
+            heard_at: now,
             has_skipped: false,
             is_first: true,
             pass: Pass::due_at(now),
@@ -80,6 +99,7 @@ impl List {
 
     /// Adds a change that the stream told.
     pub(super) fn add(&mut self, change: Change) {
+        (self.heard, self.heard_at) = (self.heard.max(change.agent.revision), Instant::now());
         self.changes.insert(change.agent.agent_id.clone(), (self.next_change, change));
         self.next_change += 1;
     }
@@ -89,8 +109,15 @@ impl List {
         (self.required_at, self.has_skipped) = (Instant::now(), true);
     }
 
-    /// Waits for the next page, and before the first one until it is due. Cancel safe.
-    pub(super) async fn next_page(&mut self, client: &RegistryClient) -> Result<Aged<Page>, Error> {
+    /// Waits for the next page, and before the first one until it is due; after the last one until the stream has caught up with the
+    /// list. Cancel safe.
+    pub(super) async fn next(&mut self, client: &RegistryClient) -> Progress {
+        if let Some(read_at) = self.pass.read_at {
+            if !self.is_caught_up() {
+                sleep_until(self.heard_at.max(read_at) + QUIET).await;
+            }
+            return Progress::CaughtUp;
+        }
         let request = self.request.get_or_insert_with(|| {
             let query = ListQuery { cursor: self.pass.cursor.clone(), ..ListQuery::all().limit(PAGE) };
             let (client, due) = (client.clone(), self.pass.due);
@@ -102,7 +129,12 @@ impl List {
         });
         let page = request.await;
         self.request = None;
-        page
+        Progress::Page(page)
+    }
+
+    /// Whether the stream has told a change that is as late as any of the list.
+    fn is_caught_up(&self) -> bool {
+        self.heard >= self.pass.revision
     }
 
     /// Whether a page is on its way.
@@ -134,7 +166,9 @@ impl List {
             return Err(Error::InvalidResponse { status: 200, detail });
         }
         pass.cursor = page.next_cursor;
+        pass.revision = pass.revision.max(page.agents.iter().filter_map(|agent| agent.revision).max());
         pass.agents.extend(page.agents.into_iter().map(Arc::new));
+        pass.read_at = is_last.then(Instant::now);
         Ok(is_last)
     }
 

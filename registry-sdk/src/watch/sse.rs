@@ -19,6 +19,13 @@ pub(super) struct Block {
     pub(super) message: Option<Message>,
 }
 
+impl Block {
+    /// Whether it is an event of this kind.
+    pub(super) fn is(&self, kind: &str) -> bool {
+        self.message.as_ref().is_some_and(|message| message.kind == kind)
+    }
+}
+
 /// Takes bytes as they come, and gives blocks as they are complete.
 #[derive(Debug, Default)]
 pub(super) struct Parser {

@@ -1,16 +1,19 @@
-//! Directories: large ones, and those whose registry is away.
+//! Directories: large ones, and those whose registry is away or refuses.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use registry_sdk::contract::{Capability, Registration};
-use registry_sdk::discovery::{Directory, Orchestrator};
+use registry_sdk::discovery::{Directory, DirectoryState, Freshness, Orchestrator};
 use registry_sdk::search::SearchIndex;
 use registry_sdk::testing::{Fault, FaultProxy, MockRegistry};
-use registry_sdk::{RegistryClient, RetryPolicy};
+use registry_sdk::{Error, RegistryClient, RetryPolicy, WatchEvent};
 use tokio::time::timeout;
 
+use super::{client, list, record, stream};
 use crate::scene::Scene;
-use crate::support::{let_the_kernel_deliver_for, until};
+use crate::support::{Reply, Server, let_the_kernel_deliver_for, until};
 
 /// A registry in a thread of its own, with so many agents, and the channel that ends it.
 fn registry_with(agents: usize, registration: impl Fn(usize) -> Registration + Send + 'static) -> Registry {
@@ -88,7 +91,7 @@ async fn nothing_waits_for_a_directory_that_is_rebuilt() {
                 let now = directory.get("agent-00000");
                 longest = longest.max(last.elapsed());
                 last = Instant::now();
-                if now.is_some_and(|now| !std::sync::Arc::ptr_eq(&before, &now)) {
+                if now.is_some_and(|now| !Arc::ptr_eq(&before, &now)) {
                     break;
                 }
                 tokio::task::yield_now().await;
@@ -98,7 +101,6 @@ async fn nothing_waits_for_a_directory_that_is_rebuilt() {
         if longest < build / 2 {
             return;
         }
-        println!("waited for {longest:?}, a rebuild takes {build:?}");
     }
     panic!("each time it is rebuilt something waits, the last time for {longest:?}");
 }
@@ -125,4 +127,126 @@ async fn selections_from_a_directory_go_on_while_the_registry_is_black_holed() {
     assert!(slow <= 15, "{slow} of 120 selections waited for a registry that hangs");
     proxy.set(Fault::None);
     until("it is followed again", || !directory.freshness().unwrap().is_stale()).await;
+}
+
+/// How old a directory is, in whole seconds. Fails if it is up to date.
+fn age(directory: &Directory) -> u64 {
+    match directory.freshness() {
+        Some(Freshness::Stale { age }) => age.as_secs(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_age_of_a_directory_counts_from_the_last_sign_of_life() {
+    // A sign of life every 8 s, six of them.
+    let server = Server::start(|what, before| match what {
+        "GET /events" if before == 0 => Reply::Slow(
+            "id: 1-m\n\n: alive\n\n: alive\n\n: alive\n\n: alive\n\n: alive\n\n",
+            9,
+            Duration::from_secs(8),
+        ),
+        "GET /events" => Reply::Answer(503, "", ""),
+        _ => list(&[record("a", "active", 1)]),
+    })
+    .await;
+    let directory = Directory::follow(&client(&server));
+    assert!(matches!(directory.state(), DirectoryState::Connecting), "{:?}", directory.state());
+    assert_eq!(directory.freshness(), None);
+    timeout(super::HOUR, directory.ready()).await.expect("it is ready").unwrap();
+    assert!(matches!(directory.state(), DirectoryState::Following), "{:?}", directory.state());
+    let began = SystemTime::now();
+    until("it is out of date", || directory.freshness() != Some(Freshness::Fresh)).await;
+    // It was silent for 35 s then.
+    let at_first = age(&directory);
+    assert!((35..=37).contains(&at_first), "{at_first} s");
+    let DirectoryState::Interrupted { since, error } = directory.state() else { panic!() };
+    assert!(error.to_string().contains("silent"), "{error}");
+    // The wall clock is not paused.
+    let since = began.duration_since(since).unwrap().as_secs();
+    assert!((30..=37).contains(&since), "{since} s before now");
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(age(&directory), at_first + 100);
+    assert_eq!(directory.len(), 1, "what was known is kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_that_was_filled_from_memory_is_as_old_as_that() {
+    let is_away = Arc::new(AtomicBool::new(true));
+    let away = is_away.clone();
+    let server = Server::start(move |what, _| match what {
+        "GET /events" => stream("id: 1-m\n\n"),
+        _ if away.load(Ordering::SeqCst) => Reply::Answer(
+            200,
+            "registry-stale-seconds: 900\r\n",
+            r#"[{"agent_id":"a","status":"active","revision":1}]"#,
+        ),
+        _ => list(&[record("a", "active", 1)]),
+    })
+    .await;
+    let directory = Directory::follow(&client(&server));
+    directory.ready().await.unwrap();
+    until("it is out of date", || directory.freshness().is_some_and(Freshness::is_stale)).await;
+    assert!((900..=905).contains(&age(&directory)), "{} s", age(&directory));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!((960..=965).contains(&age(&directory)), "{} s", age(&directory));
+    is_away.store(false, Ordering::SeqCst);
+    until("it is up to date", || directory.freshness() == Some(Freshness::Fresh)).await;
+    assert!(matches!(directory.state(), DirectoryState::Following), "{:?}", directory.state());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_told_apart_from_an_outage() {
+    let registry = MockRegistry::start().await;
+    let directory = Directory::follow(&registry.client());
+    directory.ready().await.unwrap();
+    registry.outage(Duration::from_secs(60));
+    until("it is interrupted", || matches!(directory.state(), DirectoryState::Interrupted { .. })).await;
+    // It is a refusal when the registry is back.
+    registry.refuse_event_streams(401);
+    until("it is refused", || matches!(directory.state(), DirectoryState::Refused { .. })).await;
+    let DirectoryState::Refused { error, .. } = directory.state() else { panic!() };
+    assert!(matches!(error, Error::Denied { status: 401, .. }), "{error}");
+    assert!(directory.freshness().is_some_and(Freshness::is_stale));
+    registry.heal();
+    until("it is followed", || matches!(directory.state(), DirectoryState::Following)).await;
+    assert_eq!(directory.freshness(), Some(Freshness::Fresh));
+}
+
+/// A refused stream says nothing about searches.
+#[tokio::test(start_paused = true)]
+async fn selections_ask_the_registry_while_only_the_stream_is_refused() {
+    let scene = Scene::new(&["a"]).await;
+    let directory = Directory::follow(&scene.registry.client());
+    directory.ready().await.unwrap();
+    let orchestrator = scene.orchestrator_builder().directory(directory.clone()).build();
+    scene.registry.refuse_event_streams(403);
+    until("it is refused", || matches!(directory.state(), DirectoryState::Refused { .. })).await;
+    scene.register("b", Capability::new("rest")).await;
+    for _ in 0..5 {
+        let selected = orchestrator.find_best_agent("rest").await.unwrap();
+        assert_eq!((selected.agent.agent_id.as_str(), selected.freshness), ("b", Freshness::Fresh));
+    }
+    // An outage later, it is tried again every ten seconds.
+    scene.registry.outage(Duration::from_secs(25));
+    let mut fresh = Vec::new();
+    for _ in 0..40 {
+        let selected = orchestrator.find_best_agent("work").await.unwrap();
+        fresh.push(!selected.freshness.is_stale());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(fresh[..25].iter().all(|fresh| !fresh) && fresh[36..].iter().all(|fresh| *fresh), "{fresh:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_set_up_wrongly_ends_a_watch_and_a_directory() {
+    let builder = RegistryClient::builder("http://127.0.0.1:8009").token("two\nlines");
+    let client = builder.build().unwrap();
+    let mut watch = client.watch();
+    assert!(matches!(watch.next().await, Some(WatchEvent::Interrupted(Error::Config(_)))));
+    assert!(watch.next().await.is_none());
+    let directory = Directory::follow(&client);
+    let ready = timeout(super::HOUR, directory.ready()).await.expect("it ends");
+    assert!(matches!(ready, Err(Error::Config(_))), "{ready:?}");
+    assert!(matches!(directory.state(), DirectoryState::Ended { error: Error::Config(_) }));
 }

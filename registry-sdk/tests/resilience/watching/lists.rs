@@ -219,3 +219,141 @@ async fn a_new_history_replaces_the_old_one_although_its_revisions_are_smaller()
     let known: Vec<_> = known.iter().map(|agent| (agent.agent_id.as_str(), agent.revision)).collect();
     assert_eq!(known, [("a", Some(51))]);
 }
+
+/// Nothing that has no id can be resumed, so what happens between two streams is found in a list.
+#[tokio::test(start_paused = true)]
+async fn a_stream_without_ids_is_followed_by_a_list() {
+    let opened = AtomicUsize::new(0);
+    let server = Server::start(move |what, _| match what {
+        "GET /events" if opened.fetch_add(1, Ordering::SeqCst) == 0 => {
+            closed_stream("event: reset\ndata: {\"revision\": 1}\n\n")
+        }
+        "GET /events" => stream("id: 2-m\n\n"),
+        _ => list(&[record("a", "active", 1)]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    let told = events_within(&mut watch, BEFORE_SILENCE).await;
+    assert!(told.iter().all(|told| told == "listed a active") && !told.is_empty(), "{told:?}");
+    let lists = server.times("GET /agents").len();
+    assert!(lists >= 3, "{lists} lists: one for each stream, and one to confirm the last");
+}
+
+/// A registry that knows no revisions tells every change.
+#[tokio::test(start_paused = true)]
+async fn changes_without_a_revision_are_told() {
+    let change = |id: u64, kind: &str| {
+        format!("id: {id}-m\nevent: {kind}\ndata: {{\"agent_id\":\"a\",\"status\":\"busy\"}}\n\n")
+    };
+    let events = change(2, "status_changed") + &change(3, "deregistered") + &change(4, "registered");
+    let begin: &str = format!("id: 1-m\n\n{events}").leak();
+    let server = Server::start(move |what, _| match what {
+        "GET /events" => stream(begin),
+        _ => Reply::Answer(200, "", r#"[{"agent_id":"a","status":"busy"}]"#),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    let told = events_within(&mut watch, BEFORE_SILENCE).await;
+    // Of what the stream told before the list was there, the last counts.
+    assert_eq!(told.first().map(String::as_str), Some("listed a busy"));
+    assert_eq!(told.last().map(String::as_str), Some("registered a"), "{told:?}");
+}
+
+/// Pages are read while the stream goes on.
+#[tokio::test(start_paused = true)]
+async fn a_list_is_read_by_pages_while_the_stream_goes_on() {
+    let server = Server::start(|what, _| match what {
+        "GET /events" => stream(&format!("id: 1-m\n\n{}", event(2, "status_changed", "a", "busy"))),
+        "GET /agents?limit=500" => {
+            let body: &str = format!("[{}]", record("a", "active", 1)).leak();
+            Reply::Answer(200, "link: </agents?limit=500&cursor=a>; rel=\"next\"\r\n", body)
+        }
+        "GET /agents?limit=500&cursor=a" => list(&[record("b", "active", 1)]),
+        other => panic!("{other}"),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    assert_eq!(next(&mut watch).await, "listed a active, b active");
+    assert_eq!(next(&mut watch).await, "changed a busy");
+}
+
+/// A page that fails is requested again, and those before it are not.
+#[tokio::test(start_paused = true)]
+async fn pages_that_were_read_are_kept_over_an_interruption() {
+    let failures = AtomicUsize::new(0);
+    let server = Server::start(move |what, _| match what {
+        "GET /events" => stream("id: 1-m\n\n"),
+        "GET /agents?limit=500" => {
+            let body: &str = format!("[{}]", record("a", "active", 1)).leak();
+            Reply::Answer(200, "link: </agents?limit=500&cursor=a>; rel=\"next\"\r\n", body)
+        }
+        _ if failures.fetch_add(1, Ordering::SeqCst) < 3 => Reply::Answer(503, "", ""),
+        _ => list(&[record("b", "active", 1)]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    assert!(next(&mut watch).await.starts_with("interrupted"));
+    assert_eq!(next(&mut watch).await, "listed a active, b active");
+    assert_eq!(server.times("GET /agents?limit=500").len(), 1 + 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pages_that_lead_nowhere_are_an_interruption() {
+    for (cursor, body) in [("a", r#"[{"agent_id":"a","status":"active"}]"#), ("b", "[]")] {
+        let link = format!("</agents?limit=500&cursor={cursor}>; rel=\"next\"");
+        let server = Server::start(move |what, _| match what {
+            "GET /events" => stream("id: 1-m\n\n"),
+            _ => Reply::with(200, &[("link", &link)], body),
+        })
+        .await;
+        let mut watch = client(&server).watch();
+        let told = events_within(&mut watch, BEFORE_SILENCE).await;
+        assert!(told.len() == 1 && told[0].starts_with("interrupted"), "{told:?}");
+        let lists = server.times("GET /agents").len();
+        assert!(lists < 60, "{lists} lists in half a minute");
+    }
+}
+
+/// Streams that are closed again and again, as behind a proxy that allows none, are opened ever more rarely.
+#[tokio::test(start_paused = true)]
+async fn short_streams_are_opened_after_growing_pauses_and_lists_are_read_all_the_same() {
+    let server = Server::start(|what, _| match what {
+        "GET /events" => closed_stream("id: 1-m\n\n"),
+        _ => Reply::Late(Duration::from_secs(1), r#"[{"agent_id":"a","status":"active","revision":1}]"#),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    assert_eq!(events_within(&mut watch, Duration::from_secs(600)).await, ["listed a active"]);
+    let streams = server.times("GET /events").len();
+    assert!((120..400).contains(&streams), "{streams} streams in ten minutes");
+    assert_eq!(server.times("GET /agents").len(), 2);
+}
+
+/// Under a load of changes a list is ahead of the stream, which tells the same a moment later.
+#[tokio::test(start_paused = true)]
+async fn a_list_that_is_ahead_of_the_stream_is_no_reason_to_begin_anew() {
+    let registry = registry_sdk::testing::MockRegistry::start().await;
+    let changing = registry.client();
+    let agent = |number: u64| {
+        let id = format!("a{}", number % 10);
+        registry_sdk::Registration::new(&id, &id, "http://agent:8000")
+            .metadata("number", number)
+            .heartbeat_interval(HOUR)
+    };
+    let proxy = registry_sdk::testing::FaultProxy::start(registry.url().trim_start_matches("http://")).await;
+    let mut watch = registry_sdk::RegistryClient::new(format!("http://{}", proxy.address())).unwrap().watch();
+    assert_eq!(next(&mut watch).await, "listed");
+    // Slow enough for the stream to be seconds behind.
+    proxy.set(registry_sdk::testing::Fault::Slow(Duration::from_millis(15)));
+    let changes = tokio::spawn(async move {
+        for number in 0..200 {
+            changing.register(&agent(number)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    for number in 0..200 {
+        assert_eq!(next(&mut watch).await, format!("registered a{}", number % 10));
+    }
+    changes.await.unwrap();
+    assert_eq!(events_within(&mut watch, Duration::from_secs(30)).await, [""; 0]);
+}

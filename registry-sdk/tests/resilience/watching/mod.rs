@@ -2,6 +2,7 @@
 
 mod directories;
 mod lists;
+mod mock;
 mod refusals;
 
 use std::time::Duration;
@@ -49,8 +50,8 @@ fn client(server: &Server) -> RegistryClient {
 
 /// The next event in short. Fails if there is none for a day.
 async fn next(watch: &mut Watch) -> String {
-    let event = timeout(24 * HOUR, watch.next()).await.expect("an event within a day");
-    match event.expect("the watch goes on") {
+    let event = timeout(24 * HOUR, watch.next()).await.unwrap();
+    match event.unwrap() {
         WatchEvent::Listed(agents) => {
             let agents: Vec<_> =
                 agents.iter().map(|agent| format!(" {} {}", agent.agent_id, agent.status)).collect();

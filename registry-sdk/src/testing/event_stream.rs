@@ -1,0 +1,90 @@
+//! The mock registry's event streams.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream;
+use hyper::body::{Bytes, Frame};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use super::log::Cursor;
+use super::mock::Shared;
+use super::state::RequestLog;
+
+/// How often a stream of events has a comment if there is nothing else to send.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How often it is looked for missed deadlines while somebody watches.
+const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How event streams are ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum StreamEnd {
+    #[default]
+    Cut,
+    /// As for readers that are too slow.
+    Overrun,
+}
+
+/// The changes after one, as they come, and comments while there are none, until the streams are ended.
+pub(super) fn follow(
+    shared: Arc<Shared>,
+    cursor: Cursor,
+) -> impl futures_util::Stream<Item = io::Result<Frame<Bytes>>> + Send + Sync {
+    let (log, ends) = (shared.request_log.subscribe(), shared.ends.subscribe());
+    let follower = Follower { shared, cursor, log, ends, is_over: false };
+    stream::unfold(follower, |mut follower| async move { Some((follower.next().await?, follower)) })
+}
+
+/// One event stream.
+struct Follower {
+    shared: Arc<Shared>,
+    cursor: Cursor,
+    log: watch::Receiver<RequestLog>,
+    ends: watch::Receiver<StreamEnd>,
+    is_over: bool,
+}
+
+impl Follower {
+    async fn next(&mut self) -> Option<io::Result<Frame<Bytes>>> {
+        if self.is_over {
+            return None;
+        }
+        let comment_due = Instant::now() + KEEP_ALIVE_INTERVAL;
+        loop {
+            if self.ends.has_changed().unwrap_or(true) {
+                self.is_over = true;
+                return Some(self.end());
+            }
+            let (news, cursor) = self.shared.lock().state.log().after(self.cursor);
+            self.cursor = cursor;
+            if !news.is_empty() {
+                return Some(Ok(Frame::data(Bytes::from(news))));
+            }
+            if Instant::now() >= comment_due {
+                return Some(Ok(Frame::data(Bytes::from_static(b": keep-alive\n\n"))));
+            }
+            tokio::select! {
+                // Only requests change anything, or time does.
+                _ = self.log.changed() => {}
+                () = sleep(EXPIRY_CHECK_INTERVAL) => {}
+                _ = self.ends.changed() => self.ends.mark_changed(),
+            }
+        }
+    }
+
+    fn end(&self) -> io::Result<Frame<Bytes>> {
+        match *self.ends.borrow() {
+            StreamEnd::Cut => Err(io::Error::other("cut off on purpose")),
+            StreamEnd::Overrun => {
+                let mut inner = self.shared.lock();
+                let log = inner.state.log();
+                let (mut last, _) = log.after(self.cursor);
+                last.extend(log.overrun());
+                Ok(Frame::data(Bytes::from(last)))
+            }
+        }
+    }
+}
