@@ -3,6 +3,9 @@
 //!
 //! `cargo bench --bench watchers` runs it on SQLite in memory; `./scripts/watchers` on PostgreSQL. The servers run
 //! in processes of their own, which are this program again.
+//!
+//! With `SET_BACK=1` the database goes back to an earlier state in the middle, as one that is restored, and the question is whether
+//! anybody misses a change of the history that survives.
 #![allow(clippy::print_stdout, reason = "it prints what it measured")]
 
 use std::collections::HashMap;
@@ -12,10 +15,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt, stream};
-use registry_sdk::contract::{Capability, Registration};
+use registry_sdk::contract::{AgentRecord, Capability, Registration};
 use registry_sdk::testing::{Fault, FaultProxy};
 use registry_sdk::{RegistryClient, Watch, WatchEvent};
 use registry_server::{Config, Server};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::sync::Semaphore;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -68,9 +72,13 @@ async fn measure() -> Outcome {
     let began = Instant::now();
     let proxies = Arc::new(proxies);
     let cutting = tokio::spawn(cut(proxies.clone()));
-    let made = stream::iter(0..changes).map(|number| change(&clients[number % replicas], number));
-    let made: Vec<Outcome> = made.buffer_unordered(64).collect().await;
-    made.into_iter().collect::<Outcome>()?;
+    let is_set_back = setting("SET_BACK", "0") == "1";
+    let surviving = if is_set_back {
+        set_back(&clients, changes).await?
+    } else {
+        make(&clients, 0..changes).await?;
+        Vec::new()
+    };
     let made_after = began.elapsed();
     cutting.abort();
     for proxy in proxies.iter() {
@@ -80,6 +88,9 @@ async fn measure() -> Outcome {
     register(&clients[0], LAST, "last").await?;
     let seen = try_join_all(watching).await?.into_iter().collect::<Outcome<Vec<_>>>()?;
     let seen_after = began.elapsed();
+    if is_set_back {
+        return judge(&seen, &surviving, made_after, seen_after);
+    }
 
     let expected = &seen.iter().find(|seen| seen.lists == 1).ok_or("everyone began anew")?.revisions;
     let total: usize = expected.values().map(Vec::len).sum();
@@ -103,19 +114,82 @@ async fn measure() -> Outcome {
 
 /// What a watcher has seen.
 struct Told {
-    /// The revisions of each agent's changes, as they came.
+    /// The revisions of each agent's changes, as they came. After a list, those since then.
     revisions: HashMap<String, Vec<u64>>,
+    /// The revisions in the last list.
+    listed: HashMap<String, u64>,
     /// How often everyone was listed: once at the beginning, and again wherever changes were missed.
     lists: usize,
 }
 
+impl Told {
+    fn has(&self, agent_id: &str, revision: u64) -> bool {
+        self.listed.get(agent_id).is_some_and(|listed| *listed >= revision)
+            || self.revisions.get(agent_id).is_some_and(|told| told.contains(&revision))
+    }
+}
+
+/// A change that was answered: an agent's id, and the revision.
+type Change = (String, u64);
+
+/// Makes some of the changes, the same agent's one after another.
+async fn make(clients: &[RegistryClient], numbers: std::ops::Range<usize>) -> Outcome<Vec<Change>> {
+    let made = stream::iter(numbers).map(|number| change(&clients[number % clients.len()], number));
+    made.buffer_unordered(64).collect::<Vec<_>>().await.into_iter().collect()
+}
+
+/// Sets the database back by a fifth of the changes in the middle of them. Returns those of the history that survives that were made
+/// afterwards.
+async fn set_back(clients: &[RegistryClient], changes: usize) -> Outcome<Vec<Change>> {
+    const TABLES: [&str; 3] = ["agent_registry", "agent_registry_event", "agent_registry_state"];
+    let url = setting("DATABASE_URL", "");
+    let mut database = PgConnection::connect(&url).await.map_err(|_| "only PostgreSQL can be set back")?;
+    make(clients, 0..changes / 5 * 2).await?;
+    for table in TABLES {
+        database.execute(AssertSqlSafe(format!("CREATE TABLE {table}_copy AS TABLE {table}"))).await?;
+    }
+    let lost = make(clients, changes / 5 * 2..changes / 5 * 3).await?;
+    let mut restore = database.begin().await?;
+    for table in TABLES {
+        restore.execute(AssertSqlSafe(format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))).await?;
+        restore.execute(AssertSqlSafe(format!("DELETE FROM {table}"))).await?;
+        restore.execute(AssertSqlSafe(format!("INSERT INTO {table} SELECT * FROM {table}_copy"))).await?;
+    }
+    restore.commit().await?;
+    println!("the database was set back by {} changes", lost.len());
+    make(clients, changes / 5 * 3..changes).await
+}
+
+/// Whether everybody has seen every change of the history that survives.
+fn judge(seen: &[Told], surviving: &[Change], made_after: Duration, seen_after: Duration) -> Outcome {
+    let missed = |told: &Told| surviving.iter().filter(|(id, revision)| !told.has(id, *revision)).count();
+    let missed: Vec<usize> = seen.iter().map(missed).collect();
+    let in_order = seen.iter().all(|seen| seen.revisions.values().all(|revisions| revisions.is_sorted()));
+    let complete = missed.iter().filter(|missed| **missed == 0).count();
+    println!("all changes made after {made_after:.1?}, seen by all after {seen_after:.1?}");
+    println!(
+        "{} changes were made after that; watchers who saw every one: {complete} of {}",
+        surviving.len(),
+        seen.len()
+    );
+    println!("in order for each agent: {in_order}; missed in all: {}", missed.iter().sum::<usize>());
+    println!("lists in all: {}", seen.iter().map(|seen| seen.lists).sum::<usize>());
+    if in_order && complete == seen.len() { Ok(()) } else { Err("somebody missed a change".into()) }
+}
+
 async fn follow(mut watch: Watch, there: Arc<Semaphore>) -> Outcome<Told> {
-    let mut seen = Told { revisions: HashMap::new(), lists: 0 };
+    let mut seen = Told { revisions: HashMap::new(), listed: HashMap::new(), lists: 0 };
     loop {
         match watch.next().await.ok_or("the watch has ended")? {
-            WatchEvent::Listed(_) => {
+            WatchEvent::Listed(agents) => {
                 seen.lists += 1;
                 there.add_permits(1);
+                let revision = |agent: &Arc<AgentRecord>| Some((agent.agent_id.clone(), agent.revision?));
+                seen.listed = agents.iter().filter_map(revision).collect();
+                seen.revisions.clear();
+                if seen.listed.contains_key(LAST) {
+                    return Ok(seen);
+                }
             }
             WatchEvent::Registered(agent)
             | WatchEvent::StatusChanged(agent)
@@ -143,14 +217,14 @@ async fn cut(proxies: Arc<Vec<FaultProxy>>) {
     }
 }
 
-async fn change(client: &RegistryClient, number: usize) -> Outcome {
+async fn change(client: &RegistryClient, number: usize) -> Outcome<Change> {
     register(client, &format!("agent-{}", number % AGENTS), &format!("capability-{number}")).await
 }
 
-async fn register(client: &RegistryClient, id: &str, capability: &str) -> Outcome {
+async fn register(client: &RegistryClient, id: &str, capability: &str) -> Outcome<Change> {
     let registration = Registration::new(id, id, "http://agent:8000").capability(Capability::new(capability));
-    client.register(&registration).await?;
-    Ok(())
+    let record = client.register(&registration).await?;
+    Ok((record.agent_id, record.revision.ok_or("a record without its revision")?))
 }
 
 /// A server's process. It is killed when this is dropped.

@@ -29,3 +29,4 @@ mod support;
 mod suspended;
 mod twins;
 mod unreadable_rows;
+mod watches;
