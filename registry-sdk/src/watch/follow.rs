@@ -137,6 +137,9 @@ impl Follower {
         }
         let mut stream = EventStream::open(&self.client, self.last_id.as_deref()).await?;
         self.has_opened = true;
+        if let Some(list) = self.list() {
+            list.stream_opened();
+        }
         let end = loop {
             tokio::select! {
                 block = stream.next(&self.client) => match block {

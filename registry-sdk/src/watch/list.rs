@@ -16,12 +16,9 @@ use crate::query::{ListQuery, Page};
 /// Number of agents of a page. The largest take 128 MiB.
 const PAGE: usize = 500;
 
-/// Once a change is this old, every server shows it. The contract gives them a second; a server that is just losing its
+/// Once a change is this old, every server shows it, and every stream has told it. The contract gives them a second; a server that is just losing its
 /// database takes a few to notice.
 const LONGEST_LAG: Duration = Duration::from_secs(5);
-
-/// A stream that has told no change for so long has told all that a list has.
-const QUIET: Duration = Duration::from_secs(2);
 
 /// A change that a stream told.
 #[derive(Clone, Debug)]
@@ -40,8 +37,9 @@ pub(super) struct List {
     /// The last change of each agent since then, and the number of the change.
     changes: HashMap<String, (u64, Change)>,
     next_change: u64,
-    /// The greatest revision of the changes, and when the last one came.
+    /// The greatest revision of the changes.
     heard: Option<u64>,
+    /// When the last one came, or a stream that may have more.
     heard_at: Instant,
     /// Whether the stream has skipped an event since the reading began.
     has_skipped: bool,
@@ -104,6 +102,11 @@ impl List {
         self.next_change += 1;
     }
 
+    /// Notes that another stream was opened.
+    pub(super) fn stream_opened(&mut self) {
+        self.heard_at = Instant::now();
+    }
+
     /// Notes that the stream had a change that could not be read.
     pub(super) fn skipped_event(&mut self) {
         (self.required_at, self.has_skipped) = (Instant::now(), true);
@@ -114,7 +117,7 @@ impl List {
     pub(super) async fn next(&mut self, client: &RegistryClient) -> Progress {
         if let Some(read_at) = self.pass.read_at {
             if !self.is_caught_up() {
-                sleep_until(self.heard_at.max(read_at) + QUIET).await;
+                sleep_until(self.heard_at.max(read_at) + LONGEST_LAG).await;
             }
             return Progress::CaughtUp;
         }

@@ -357,3 +357,24 @@ async fn a_list_that_is_ahead_of_the_stream_is_no_reason_to_begin_anew() {
     changes.await.unwrap();
     assert_eq!(events_within(&mut watch, Duration::from_secs(30)).await, [""; 0]);
 }
+
+/// A stream that comes back has a moment to tell what a list has already.
+#[tokio::test(start_paused = true)]
+async fn a_list_is_not_judged_before_the_stream_is_back() {
+    let (opened, lists) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    // In parts of nine bytes, one a second: it ends after the second list was read.
+    let first: &str = format!("id: 1-m\n\n{}event: overrun\ndata: {{}}\n\n", ": alive\n\n".repeat(6)).leak();
+    let second: &str = format!(": alive\n\n{}", event(2, "registered", "b", "active")).leak();
+    let server = Server::start(move |what, _| match what {
+        "GET /events" if opened.fetch_add(1, Ordering::SeqCst) == 0 => {
+            Reply::Slow(first, 9, Duration::from_secs(1))
+        }
+        "GET /events" => Reply::Slow(second, 9, Duration::from_millis(300)),
+        _ if lists.fetch_add(1, Ordering::SeqCst) == 0 => list(&[record("a", "active", 1)]),
+        _ => list(&[record("a", "active", 1), record("b", "active", 2)]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    let told = events_within(&mut watch, BEFORE_SILENCE).await;
+    assert_eq!(told, ["listed a active", "registered b"]);
+}
