@@ -9,8 +9,8 @@ use hyper::body::{Bytes, Frame};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use super::faults::{Shared, StreamEnd};
 use super::log::Cursor;
-use super::mock::Shared;
 use super::state::RequestLog;
 
 /// How often a stream of events has a comment if there is nothing else to send.
@@ -18,15 +18,6 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// How often it is looked for missed deadlines while somebody watches.
 const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_millis(100);
-
-/// How event streams are ended.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) enum StreamEnd {
-    #[default]
-    Cut,
-    /// As for readers that are too slow.
-    Overrun,
-}
 
 /// The changes after one, as they come, and comments while there are none, until the streams are ended.
 pub(super) fn follow(

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::{StreamExt, future, stream};
@@ -19,15 +19,13 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::event_stream::{StreamEnd, follow};
+use super::event_stream::follow;
+use super::faults::{InjectedFault, Inner, Shared, StreamEnd};
 use super::routes::{MockRequest, MockResponse, answer};
-use super::state::{Backup, MockState, ReceivedRequest, RequestLog};
+use super::state::{Backup, MockState, RequestLog};
 use crate::client::RegistryClient;
 use crate::contract::AgentRecord;
 use crate::retry::{RetryPolicy, deadline_after};
-
-/// A body that no registry would send.
-const GARBAGE: &str = "<!doctype html><title>Sign in</title><p>This is not the registry.</p>";
 
 /// A registry for tests: it behaves as the contract says, keeps its agents in memory, and misbehaves when told
 /// to. When it is dropped, it is gone.
@@ -38,47 +36,6 @@ pub struct MockRegistry {
     address: SocketAddr,
     shared: Arc<Shared>,
     _serving: JoinSet<()>,
-}
-
-/// What the registry's tasks share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    inner: Mutex<Inner>,
-    /// What has arrived, for whoever waits for it.
-    pub(super) request_log: watch::Sender<RequestLog>,
-    /// How all event streams that were open were ended last.
-    pub(super) ends: watch::Sender<StreamEnd>,
-}
-
-#[derive(Debug)]
-pub(super) struct Inner {
-    pub(super) state: MockState,
-    /// What befalls the next requests.
-    faults: VecDeque<InjectedFault>,
-    delay: Duration,
-    /// Until when every request is cut off.
-    outage: Option<Instant>,
-    /// What event streams are answered in place of events.
-    refusal: Option<u16>,
-    /// What reads show, and until when.
-    lag: Option<(Instant, MockState)>,
-}
-
-/// What befalls one request.
-#[derive(Clone, Copy, Debug)]
-enum InjectedFault {
-    /// It is answered with this status, and nothing is done.
-    Status(u16),
-    /// It is cut off without an answer, and nothing is done.
-    Drop,
-    /// It is done, and the answer is garbage.
-    Garbage,
-    /// It is done, and the answer's body ends in the middle.
-    Truncated,
-    /// It is never answered.
-    Hang,
-    /// It is cut off, and done so much later: something in between had held it back.
-    Late(Duration),
 }
 
 /// Sets up a [`MockRegistry`].
@@ -362,57 +319,6 @@ async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<
             Err(io::Error::other("cut off on purpose"))
         }
         Err(_) => Err(io::Error::other("cut off on purpose")),
-    }
-}
-
-impl Shared {
-    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What becomes of a request, and how long the answer takes.
-    fn decide(&self, request: &MockRequest<'_>) -> (Result<MockResponse, InjectedFault>, Duration) {
-        let mut inner = self.lock();
-        let delay = inner.delay;
-        if inner.outage.is_some_and(|until| Instant::now() < until) {
-            return (Err(InjectedFault::Drop), delay);
-        }
-        let is_stream = request.path == "/events";
-        if let Some(status) = inner.refusal.filter(|_| is_stream) {
-            return (Ok(MockResponse::problem(status, "refused on purpose")), delay);
-        }
-        let lag = inner.lag.as_mut().filter(|(until, _)| Instant::now() < *until);
-        if let Some((_, state)) = lag.filter(|_| request.method == "GET" && !is_stream) {
-            return (Ok(answer(state, request)), delay);
-        }
-        let outcome = match inner.faults.pop_front() {
-            Some(InjectedFault::Status(status)) => Ok(MockResponse::problem(status, "failed on purpose")),
-            Some(fault @ (InjectedFault::Drop | InjectedFault::Hang | InjectedFault::Late(_))) => Err(fault),
-            Some(InjectedFault::Garbage) => {
-                let answer = answer(&mut inner.state, request);
-                Ok(MockResponse { status: 200, body: GARBAGE.into(), follow: None, ..answer })
-            }
-            Some(InjectedFault::Truncated) => {
-                let mut answer = answer(&mut inner.state, request);
-                answer.follow = None;
-                answer.body.truncate(answer.body.len() / 2);
-                Ok(answer)
-            }
-            None => Ok(answer(&mut inner.state, request)),
-        };
-        (outcome, delay)
-    }
-
-    fn record(&self, method: &str, path: &str, body: &[u8], status: Option<u16>, is_late: bool) {
-        let received = ReceivedRequest {
-            method: method.to_owned(),
-            path: path.to_owned(),
-            body: String::from_utf8_lossy(body).into_owned(),
-            at: Instant::now(),
-            status,
-            is_late,
-        };
-        self.request_log.send_modify(|seen| seen.0.push(received));
     }
 }
 

@@ -25,6 +25,7 @@
 //! ```
 
 mod event_stream;
+mod faults;
 mod log;
 mod mock;
 mod proxy;
