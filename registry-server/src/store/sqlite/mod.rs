@@ -190,3 +190,6 @@ impl Database for SqliteDatabase {
         self.lock.lock().take();
     }
 }
+
+#[cfg(test)]
+mod tests;
