@@ -333,13 +333,14 @@ impl Follower {
         let Confirmation { mut list, told: before, has_gap } = confirmation;
         let is_complete = list.is_complete();
         let agents = list.restart();
-        let (mut list, agents, told) = beside(move || {
+        let (mut list, news, told) = beside(move || {
             let agents = list.merge(agents);
             let told = Told::of(&agents);
-            (list, agents, told)
+            let is_same = !has_gap && before.is_some_and(|before| before.has_same_agents(&told));
+            (list, (!is_same).then_some(agents), told)
         })
         .await?;
-        if has_gap || !before.is_some_and(|before| before.has_same_agents(&told)) {
+        if let Some(agents) = news {
             self.current();
             self.report(WatchEvent::Listed(agents)).await?;
         } else {
