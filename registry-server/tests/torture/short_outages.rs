@@ -38,14 +38,15 @@ fn interval() -> Duration {
     Duration::from_secs(length(4, 1))
 }
 
-/// How long the database is away, and how long it is there in between.
+/// How long the database is away, and how long it is there in between: longer than half a timeout and the half second
+/// between two polls, or none of it would count as silence.
 fn database_cycle() -> (Duration, Duration) {
-    (Duration::from_millis(length(3_000, 2_500)), Duration::from_millis(length(8_000, 3_500)))
+    (Duration::from_millis(length(3_000, 2_500)), Duration::from_millis(length(8_000, 5_000)))
 }
 
 /// The same for the way of the second server to the database.
 fn proxy_cycle() -> (Duration, Duration) {
-    (Duration::from_millis(length(8_000, 5_000)), Duration::from_millis(length(9_000, 4_000)))
+    (Duration::from_millis(length(8_000, 5_000)), Duration::from_millis(length(9_000, 5_500)))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! Last heartbeats: a log, and a table that it is moved to many heartbeats at a time.
 //!
-//! A row for each agent is a page for each agent and batch. A batch that is one row at the end of a log takes
-//! more of them (`benches/README.md`).
+//! Rows of their own would dirty a page for each agent of a batch. The log dirties one, and when it is moved each page of
+//! the table gets many heartbeats (measured in `benches/README.md`).
 
 use std::collections::{BTreeMap, HashSet};
 
