@@ -129,6 +129,8 @@ pub mod discovery;
 #[cfg(feature = "client")]
 mod agent;
 #[cfg(feature = "client")]
+mod beside;
+#[cfg(feature = "client")]
 mod builder;
 #[cfg(feature = "tls")]
 mod certificates;

@@ -10,6 +10,7 @@ use super::candidate::Candidate;
 use super::directory_state::DirectoryState;
 use super::freshness::Freshness;
 use super::snapshot::Snapshot;
+use crate::beside::beside;
 use crate::client::RegistryClient;
 use crate::contract::{AgentRecord, CapabilityMatch};
 use crate::error::Error;
@@ -183,13 +184,10 @@ impl Keeper {
                 WatchEvent::Listed(agents) => {
                     // The one before is dropped there, too: that takes as long.
                     let snapshot = self.snapshot.clone();
-                    let replaced = tokio::task::spawn_blocking(move || replace(&snapshot, agents)).await;
-                    match replaced.map_err(tokio::task::JoinError::try_into_panic) {
-                        Ok(()) => self.set(DirectoryState::Following, None),
-                        Err(Ok(panic)) => std::panic::resume_unwind(panic),
-                        // The runtime ends.
-                        Err(Err(_)) => return,
+                    if beside(move || replace(&snapshot, agents)).await.is_none() {
+                        return;
                     }
+                    self.set(DirectoryState::Following, None);
                 }
                 WatchEvent::Registered(agent) | WatchEvent::StatusChanged(agent) => {
                     self.write().insert(agent);

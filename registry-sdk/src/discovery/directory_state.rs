@@ -41,12 +41,12 @@ pub enum DirectoryState {
     Refused {
         /// As above.
         since: SystemTime,
-        /// What it answered.
+        /// The refusal.
         error: Error,
     },
     /// The client is set up wrongly, so that no attempt can succeed.
     Ended {
-        /// What is wrong.
+        /// The configuration error.
         error: Error,
     },
 }

@@ -17,7 +17,7 @@ const GARBAGE: &str = "<!doctype html><title>Sign in</title><p>This is not the r
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) inner: Mutex<Inner>,
-    /// What has arrived, for whoever waits for it.
+    /// The requests that have arrived. Notifies those who wait for one.
     pub(super) request_log: watch::Sender<RequestLog>,
     /// How all event streams that were open were ended last.
     pub(super) ends: watch::Sender<StreamEnd>,

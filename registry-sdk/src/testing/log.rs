@@ -13,14 +13,14 @@ pub(super) struct Log {
     kept: Vec<(Position, Vec<u8>)>,
 }
 
-/// The number of a change, and what tells it from changes of other histories with the same number.
+/// The revision of a change, with a mark that is unique: another history has the same revisions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Position {
     revision: u64,
     mark: u64,
 }
 
-/// How far somebody who watches has read.
+/// How far a watch has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cursor {
     /// `None` if the change is not known, or not in this history.
@@ -60,7 +60,7 @@ impl Log {
         self.kept.push((self.head, kind.frame(self.head.id(), &record)));
     }
 
-    /// Keeps nothing of what was: who watches is told to read all anew.
+    /// Drops all past changes, so that watches get a `reset`.
     pub(super) fn forget(&mut self) {
         self.next();
         (self.base, self.kept) = (self.head, Vec::new());

@@ -194,7 +194,7 @@ impl MockRegistry {
         inner.lag = Some((deadline_after(Instant::now(), duration), inner.state.clone()));
     }
 
-    /// Keeps no past changes: watches are told to read all anew.
+    /// Drops all past changes, so that watches get a `reset`.
     pub fn forget_events(&self) {
         self.lock().state.log().forget();
     }
@@ -206,8 +206,8 @@ impl MockRegistry {
         (inner.delay, inner.outage, inner.refusal, inner.lag) = (Duration::ZERO, None, None, None);
     }
 
-    /// Forgets all agents and changes, as a registry that lost its database: heartbeats are answered 404, and watches are told
-    /// to read all anew.
+    /// Forgets all agents and changes, like a registry that lost its database: heartbeats are answered 404, and watches get a
+    /// `reset`.
     pub fn forget_agents(&self) {
         self.lock().state.forget();
     }
@@ -220,7 +220,7 @@ impl MockRegistry {
 
     /// Goes back to a backup, as an operator may who lost the database, or as a database does that fails over to a standby which
     /// lacked changes. A new history begins: its revisions are those of the lost changes once more, their ids are not, and watches
-    /// are told to read all anew.
+    /// get a `reset`.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]

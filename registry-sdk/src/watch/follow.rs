@@ -11,6 +11,7 @@ use super::event::{Known, Report, WatchEvent};
 use super::list::{Change, List, Progress, Told};
 use super::sse::{Block, Message};
 use super::stream::{EventStream, StreamEnd};
+use crate::beside::beside;
 use crate::client::RegistryClient;
 use crate::contract::{AgentRecord, AgentStatus, EventKind, OVERRUN_EVENT, RESET_EVENT};
 use crate::decode;
@@ -45,6 +46,17 @@ enum State {
     ///
     /// The last list may have been ahead of the stream; its revisions are known until the stream has caught up.
     Following(Option<Told>),
+}
+
+impl State {
+    /// The state after everything was told. Unless the list was complete, it is read once more.
+    fn told(told: Told, mut list: List, is_complete: bool) -> Self {
+        if is_complete {
+            return Self::Following(Some(told));
+        }
+        list.postpone();
+        Self::Confirming(Confirmation { list, told: Some(told), has_gap: false })
+    }
 }
 
 struct Confirmation {
@@ -308,7 +320,8 @@ impl Follower {
             let told = Told::of(&agents);
             (agents, told)
         })
-        .await?;
+        .await
+        .ok_or(Disturbance::ReceiverDropped)?;
         self.current();
         self.report(WatchEvent::Listed(agents)).await?;
         if is_outdated {
@@ -320,12 +333,7 @@ impl Follower {
                 self.report(change.into()).await?;
             }
         }
-        self.state = if is_complete {
-            State::Following(Some(told))
-        } else {
-            list.postpone();
-            State::Confirming(Confirmation { list, told: Some(told), has_gap: false })
-        };
+        self.state = State::told(told, list, is_complete);
         Ok(())
     }
 
@@ -333,25 +341,21 @@ impl Follower {
         let Confirmation { mut list, told: before, has_gap } = confirmation;
         let is_complete = list.is_complete();
         let agents = list.restart();
-        let (mut list, news, told) = beside(move || {
+        let (list, news, told) = beside(move || {
             let agents = list.merge(agents);
             let told = Told::of(&agents);
             let is_same = !has_gap && before.is_some_and(|before| before.has_same_agents(&told));
             (list, (!is_same).then_some(agents), told)
         })
-        .await?;
+        .await
+        .ok_or(Disturbance::ReceiverDropped)?;
         if let Some(agents) = news {
             self.current();
             self.report(WatchEvent::Listed(agents)).await?;
         } else {
             self.resumed().await?;
         }
-        self.state = if is_complete {
-            State::Following(Some(told))
-        } else {
-            list.postpone();
-            State::Confirming(Confirmation { list, told: Some(told), has_gap: false })
-        };
+        self.state = State::told(told, list, is_complete);
         Ok(())
     }
 
@@ -399,18 +403,6 @@ async fn next_progress(state: &mut State, client: &RegistryClient) -> Progress {
     match state {
         State::Listing(list) | State::Confirming(Confirmation { list, .. }) => list.next(client).await,
         State::Empty | State::Following(_) => std::future::pending().await,
-    }
-}
-
-/// Does work that may take a while for many agents, while the runtime's other tasks go on.
-async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Disturbance> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => Ok(done),
-        Err(failed) => match failed.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime ends.
-            Err(_) => Err(Disturbance::ReceiverDropped),
-        },
     }
 }
 
