@@ -147,11 +147,11 @@ impl World {
         }
     }
 
-    /// Ends the process of a server, at once or with SIGTERM.
-    pub(super) fn restart_one(&self, at_once: bool) {
+    /// Ends the process of a server, with SIGKILL or with SIGTERM.
+    pub(super) fn restart_one(&self, is_killed: bool) {
         let index = self.random(|rng| rng.usize(..self.profile.servers));
         if let Some(server) = self.server(index) {
-            if at_once {
+            if is_killed {
                 server.kill();
             } else {
                 tokio::spawn(async move { server.terminate().await });

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 
 use super::log::read_log;
-use super::{BROADCAST_CHANNEL, CHANGE_CHANNEL, SETTINGS, apply_optional_settings, apply_settings};
+use super::{BROADCAST_CHANNEL, CHANGE_CHANNEL, SETTINGS, set_up};
 use crate::store::{Listener, LogPage, LogReader, Notification, Result};
 
 pub(super) struct PostgresListener {
@@ -27,8 +27,7 @@ impl PostgresListener {
             .connect_lazy_with(options.clone());
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.eager_reconnect(false);
-        apply_settings(&mut listener, SETTINGS).await?;
-        apply_optional_settings(&mut listener).await;
+        set_up(&mut listener, SETTINGS).await?;
         listener.listen_all([CHANGE_CHANNEL, BROADCAST_CHANNEL]).await?;
         Ok(Self { listener, process_id })
     }

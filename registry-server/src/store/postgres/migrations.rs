@@ -11,7 +11,7 @@ use sqlx::{Connection, Row};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::start::{CONNECT_TIMEOUT, has_code};
-use super::{apply_optional_settings, apply_settings, timed_out};
+use super::{set_up, timed_out};
 use crate::store::migrations;
 
 /// Limit of all attempts together. A dump of a large database takes minutes.
@@ -97,8 +97,7 @@ async fn attempt(options: &PgConnectOptions, observer: &mut Observer<'_>) -> Res
 /// Returns a session, and its process.
 async fn open_session(options: &PgConnectOptions) -> sqlx::Result<(PgConnection, i32)> {
     let mut connection = PgConnection::connect_with(options).await?;
-    apply_settings(&mut connection, SETTINGS).await?;
-    apply_optional_settings(&mut connection).await;
+    set_up(&mut connection, SETTINGS).await?;
     let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut connection).await?;
     Ok((connection, pid))
 }

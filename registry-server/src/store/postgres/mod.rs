@@ -90,8 +90,7 @@ impl Database for PostgresDatabase {
 
     async fn connect(&self, purpose: Purpose) -> Result<Box<dyn Session>> {
         let mut connection = PgConnection::connect_with(&self.options).await?;
-        apply_settings(&mut connection, SETTINGS).await?;
-        apply_optional_settings(&mut connection).await;
+        set_up(&mut connection, SETTINGS).await?;
         if purpose == Purpose::Heartbeats {
             apply_settings(&mut connection, HEARTBEAT_SETTINGS).await?;
         }
@@ -121,12 +120,15 @@ async fn apply_settings(executor: impl PgExecutor<'_>, settings: &[(&str, &str)]
     Ok(())
 }
 
-/// Applies the optional settings one by one, since an error says that this database does not know or take the one.
-async fn apply_optional_settings<E>(executor: &mut E)
+/// Applies the settings of a session, and the optional ones, those one by one, since an error says that this database does
+/// not know or take the one.
+async fn set_up<E>(executor: &mut E, settings: &[(&str, &str)]) -> sqlx::Result<()>
 where
     for<'e> &'e mut E: PgExecutor<'e>,
 {
+    apply_settings(&mut *executor, settings).await?;
     for setting in OPTIONAL_SETTINGS {
         let _ = apply_settings(&mut *executor, std::slice::from_ref(setting)).await;
     }
+    Ok(())
 }

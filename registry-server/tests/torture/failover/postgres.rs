@@ -20,18 +20,18 @@ struct Sequel {
     /// Changes that another server makes before these servers see the new history.
     elsewhere: usize,
     /// Writes to these servers as soon as they take any. The first two change nothing in the new history.
-    at_once: usize,
+    immediately: usize,
 }
 
-const NOTHING: Sequel = Sequel { elsewhere: 0, at_once: 0 };
-const FEWER: Sequel = Sequel { elsewhere: 3, at_once: 3 };
+const NOTHING: Sequel = Sequel { elsewhere: 0, immediately: 0 };
+const FEWER: Sequel = Sequel { elsewhere: 3, immediately: 3 };
 /// The last revision is that of the lost history.
-const AS_MANY: Sequel = Sequel { elsewhere: 5, at_once: 2 };
+const AS_MANY: Sequel = Sequel { elsewhere: 5, immediately: 2 };
 /// The same, and the servers have to see it by themselves.
-const AS_MANY_ELSEWHERE: Sequel = Sequel { elsewhere: 5, at_once: 0 };
-const MORE: Sequel = Sequel { elsewhere: 45, at_once: 10 };
+const AS_MANY_ELSEWHERE: Sequel = Sequel { elsewhere: 5, immediately: 0 };
+const MORE: Sequel = Sequel { elsewhere: 45, immediately: 10 };
 /// The servers themselves are the first to change anything.
-const AT_ONCE: Sequel = Sequel { elsewhere: 0, at_once: 10 };
+const IMMEDIATELY: Sequel = Sequel { elsewhere: 0, immediately: 10 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn standby_without_5_changes_makes_none() {
@@ -60,7 +60,7 @@ async fn standby_without_45_changes_makes_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn standby_without_45_changes_is_written_to_at_once() {
-    fail_over(Departure::Killed, 45, AT_ONCE).await;
+    fail_over(Departure::Killed, 45, IMMEDIATELY).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,7 +90,7 @@ async fn older_copy_is_restored_and_more_follows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn older_copy_is_restored_and_written_to_at_once() {
-    restore(5, AT_ONCE).await;
+    restore(5, IMMEDIATELY).await;
 }
 
 /// A standby that lacks the last changes is promoted.
@@ -119,7 +119,7 @@ async fn fail_over(departure: Departure, lost: usize, sequel: Sequel) {
         assert_eq!(Truth::of(&standby).await.revision, revision, "the standby has nothing of what is lost");
         scene.change_elsewhere(sequel.elsewhere, &standby).await;
         switch.switch_to(standby.port());
-        scene.settle(sequel.at_once, &standby).await;
+        scene.settle(sequel.immediately, &standby).await;
     }
 }
 
@@ -141,6 +141,6 @@ async fn restore(lost: usize, sequel: Sequel) {
         cluster.begin().await;
         scene.change_elsewhere(sequel.elsewhere, &cluster).await;
         switch.switch_to(cluster.port());
-        scene.settle(sequel.at_once, &cluster).await;
+        scene.settle(sequel.immediately, &cluster).await;
     }
 }
