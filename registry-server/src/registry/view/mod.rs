@@ -77,8 +77,11 @@ impl View {
     }
 
     /// Returns the agent's entry, with the status as stored.
+    ///
+    /// Heartbeats begin here. They never wait for a search or a list: the lock is taken even if a change waits for it,
+    /// which in turn waits for the longest read.
     pub(crate) fn entry(&self, agent_id: &str) -> Option<Arc<Entry>> {
-        self.inner.read().agents.get(agent_id).cloned()
+        self.inner.read_recursive().agents.get(agent_id).cloned()
     }
 
     /// Applies committed entries that follow each other without a gap, skipping those that are known.
@@ -174,7 +177,7 @@ impl View {
 
     /// Updates the report of an agent.
     pub(crate) fn report(&self, agent_id: &str, report: Report) {
-        if let Some(entry) = self.inner.read().agents.get(agent_id) {
+        if let Some(entry) = self.entry(agent_id) {
             entry.liveness.update_report(report);
         }
     }
