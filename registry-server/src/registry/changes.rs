@@ -16,7 +16,7 @@ use super::Error;
 use super::availability::Part;
 use super::follower::catch_up;
 use super::lane::{Lane, LaneSession, timed};
-use super::queue::{Batches, Pending, submit};
+use super::queue::{Batches, Pace, Pending, submit};
 use super::rules::{Change, CurrentAgent, Outcome, Transition};
 use super::shared::{RETRY_INTERVAL, Shared};
 use crate::store::{
@@ -31,12 +31,9 @@ use crate::store::{
 const MAX_QUEUED: usize = 8_192;
 const RESERVED_FOR_HEARTBEATS: usize = 2_048;
 
-/// Longest time that the changes of a batch wait for more. Each transaction has a fixed cost, and callers of the last
-/// batch, who have just got their answers, send the next changes at once: a batch waits for three quarters as many.
-const INTERVAL: Duration = Duration::from_millis(2);
-
-/// Maximum number of changes per transaction.
-const MAX_BATCH: usize = 500;
+/// Changes only wait for the callers of the last batch.
+const PACE: Pace =
+    Pace { enough: 500, interval: Duration::ZERO, call_again_time: Duration::from_millis(2), max: 500 };
 
 /// Time for which a change waits in the queue. Together with the timeouts below, it is answered within five seconds.
 const QUEUE_TIMEOUT: Duration = Duration::from_millis(1_500);
@@ -101,7 +98,7 @@ impl ChangeQueue {
     /// Creates the queue, which `closing` closes.
     pub(super) fn new(shared: Arc<Shared>, closing: CancellationToken) -> (Self, ChangeWriter) {
         let (queue_tx, queue) = mpsc::channel(MAX_QUEUED);
-        let batches = Batches::new(queue, closing, INTERVAL, MAX_BATCH);
+        let batches = Batches::new(queue, closing, PACE);
         (Self(queue_tx), ChangeWriter { shared, batches, lane: Lane::new(Purpose::Changes) })
     }
 
@@ -135,6 +132,7 @@ impl ChangeWriter {
             let woken = async {
                 if is_failing { sleep_until(last_try + RETRY_INTERVAL).await } else { pending().await }
             };
+            // Each transaction has a fixed cost. Not all callers may have another change.
             let Some(mut pending) = self.batches.next(previous * 3 / 4, woken).await else { return };
             last_try = Instant::now();
             if pending.is_empty() {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::Error;
 use super::availability::Part;
 use super::lane::{Lane, LaneSession, timed};
-use super::queue::{Batches, Pending, ReplySender, submit};
+use super::queue::{Batches, Pace, Pending, ReplySender, submit};
 use super::shared::{RETRY_INTERVAL, Shared};
 use super::view::{Entry, Liveness};
 use crate::store::{HeartbeatWrite, Purpose, Result, StoredAgent};
@@ -22,9 +22,13 @@ use crate::store::{HeartbeatWrite, Purpose, Result, StoredAgent};
 /// Maximum number of queued heartbeats; further ones are rejected.
 const MAX_QUEUED: usize = 16_384;
 
-/// Pace of the batches: at most forty statements a second, unless many heartbeats wait.
-const INTERVAL: Duration = Duration::from_millis(25);
-const ENOUGH: usize = 32;
+/// At most twenty statements a second, unless many heartbeats wait.
+const PACE: Pace = Pace {
+    enough: 32,
+    interval: Duration::from_millis(50),
+    call_again_time: Duration::from_millis(10),
+    max: MAX_BATCH,
+};
 
 /// Maximum number of heartbeats per statement.
 const MAX_BATCH: usize = 1_000;
@@ -59,7 +63,7 @@ impl HeartbeatQueue {
     /// Creates the queue, which `closing` closes.
     pub(super) fn new(shared: Arc<Shared>, closing: CancellationToken) -> (Self, HeartbeatWriter) {
         let (queue_tx, queue) = mpsc::channel(MAX_QUEUED);
-        let batches = Batches::new(queue, closing, INTERVAL, MAX_BATCH);
+        let batches = Batches::new(queue, closing, PACE);
         let lane = Lane::new(Purpose::Heartbeats);
         (Self(queue_tx), HeartbeatWriter { shared, batches, lane, had_session: false, needs_rewrite: false })
     }
@@ -79,7 +83,7 @@ impl HeartbeatWriter {
     /// Writes heartbeats until the queue is closed, then the queued ones.
     pub(super) async fn run(mut self) {
         let mut sessions_dropped = self.shared.sessions_dropped();
-        let mut last_try = Instant::now();
+        let (mut previous, mut last_try) = (0, Instant::now());
         loop {
             let is_failing = self.shared.availability.is_failing(Part::Heartbeats);
             let woken = async {
@@ -88,13 +92,14 @@ impl HeartbeatWriter {
                     () = sleep_until(last_try + RETRY_INTERVAL), if is_failing => {}
                 }
             };
-            let batch = self.batches.next(ENOUGH, woken).await;
-            last_try = Instant::now();
-            match batch {
-                None => return,
-                Some(batch) if !batch.is_empty() => self.write_batch(batch).await,
+            // All of them: with fewer, heartbeats that come at a steady rate would end up in ever smaller batches.
+            let Some(batch) = self.batches.next(previous.min(PACE.enough), woken).await else { return };
+            (previous, last_try) = (batch.len(), Instant::now());
+            if batch.is_empty() {
                 // Looks whether the database takes heartbeats.
-                Some(_) => drop(self.write(&[]).await),
+                drop(self.write(&[]).await);
+            } else {
+                self.write_batch(batch).await;
             }
             if self.needs_rewrite {
                 self.rewrite().await;
