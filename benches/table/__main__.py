@@ -11,7 +11,7 @@ from . import lines, servers
 from .servers import ROOT
 
 SCRATCH = Path(os.environ["SCRATCH"])
-AT_MOST = {10_000: (64, 0.2), 100_000: (350, 1.5)}
+AT_MOST = {10_000: (64, 0.2), 100_000: (350, 1)}
 
 
 def database(name, schema=None):
@@ -24,11 +24,11 @@ def database(name, schema=None):
     return url
 
 
-def both(name, port):
+def both(name, port, program=servers.REGISTRY):
     """Our server on both databases."""
     return {
-        "PostgreSQL": servers.registry(f"{name} on PostgreSQL", port, database(name)),
-        "SQLite": servers.registry(f"{name} on SQLite", port + 1, f"sqlite://{SCRATCH}/{name}.db"),
+        "PostgreSQL": servers.registry(f"{name} on PostgreSQL", port, database(name), program),
+        "SQLite": servers.registry(f"{name} on SQLite", port + 1, f"sqlite://{SCRATCH}/{name}.db", program),
     }
 
 
@@ -75,6 +75,14 @@ def measure(table, arguments, running):
     settle(ours)
     # Before other servers are there, since what they ask of PostgreSQL would count.
     lines.open_loop(table, ours, int(os.environ["POSTGRES_PID"]))
+    if arguments.before:
+        before = both("before", 18_315, arguments.before)
+        start(*before.values())
+        for server in before.values():
+            servers.fill(server, 10_000)
+        lines.under_a_flood(table, ours, before)
+        for server in before.values():
+            server.stop()
     start(*large.values())
     for server in large.values():
         servers.fill(server, 100_000)
@@ -124,6 +132,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=3, help="of each load")
     parser.add_argument("--nacos", type=Path, help="the program of r-nacos")
+    parser.add_argument("--before", type=Path, help="the program of an older server")
     parser.add_argument("--plots", action="store_true")
     arguments = parser.parse_args()
     print(machine())

@@ -5,7 +5,7 @@ from statistics import median
 
 from .open_loop import OpenLoop
 from .servers import fill
-from .wrk import wrk, wrk_side_by_side
+from .wrk import flood, wrk, wrk_side_by_side
 
 SEARCH = "/capabilities/search?q=security"
 
@@ -66,11 +66,11 @@ class Table:
 
 def against_the_ceiling(table, ours, bare):
     heartbeats = {database: table.load(server, "heartbeat.lua") for database, server in ours.items()}
-    wanted = {"PostgreSQL": 0.45, "SQLite": 0.5}
+    wanted = {"PostgreSQL": 0.5, "SQLite": 0.6}
     table.compare("heartbeats, against a bare route", heartbeats, table.load(bare, "heartbeat.lua"), wanted)
-    for path in ["/health/", "/agents/"]:
+    for path, wanted in [("/health/", 0.8), ("/agents/", 0.75)]:
         reads = {database: table.load(server, "read.lua", AT=path) for database, server in ours.items()}
-        table.compare(f"GET {path}{{id}}, against a bare route", reads, table.load(bare, "read.lua", AT=path), 0.75)
+        table.compare(f"GET {path}{{id}}, against a bare route", reads, table.load(bare, "read.lua", AT=path), wanted)
 
 
 def open_loop(table, ours, postgres):
@@ -93,11 +93,28 @@ def open_loop(table, ours, postgres):
             table.add(what, database, ratio, wanted[database], detail, most=True)
 
 
+def under_a_flood(table, ours, before):
+    """How long agents' heartbeats take while clients ask for four times the searches that may wait, against an older server."""
+    for database, server in ours.items():
+        ratios, latencies = [], []
+        for _ in range(table.rounds):
+            p99 = {}
+            for name, flooded in [("now", server), ("before", before[database])]:
+                with OpenLoop(flooded.url, 500) as loop, flood(flooded.url + SEARCH, 1_024):
+                    p99[name] = loop.measure("POST", "/agents/agent-{}/heartbeat", 333, 2 * table.seconds, set()).p99
+            ratios.append(p99["now"] / p99["before"])
+            latencies.append(p99)
+        middle = lambda name: median(p99[name] for p99 in latencies)
+        detail = f"{middle('now'):.0f} ms beside {middle('before'):.0f} ms"
+        table.add("p99 of heartbeats in a flood of searches, against before", database, median(ratios), 0.5, detail, most=True)
+
+
 def against_nacos(table, ours, nacos):
     heartbeats = {database: table.load(server, "heartbeat.lua") for database, server in ours.items()}
-    table.compare("heartbeats, against r-nacos", heartbeats, table.load(nacos, "nacos_beat.lua"), 1.2)
+    wanted = {"PostgreSQL": 1.6, "SQLite": 2}
+    table.compare("heartbeats, against r-nacos", heartbeats, table.load(nacos, "nacos_beat.lua"), wanted)
     searches = {database: table.search(server) for database, server in ours.items()}
-    table.compare("a search with 100 matches, against r-nacos's list of 100", searches, table.load(nacos, "nacos_list.lua"), 1.2)
+    table.compare("a search with 100 matches, against r-nacos's list of 100", searches, table.load(nacos, "nacos_list.lua"), 2)
 
 
 def against_python(table, ours, python):

@@ -12,6 +12,7 @@ from .wrk import wrk
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASE = ROOT / "target/release"
+REGISTRY = RELEASE / "registry-server"
 
 
 class Server:
@@ -54,8 +55,8 @@ class Server:
         return json.load(urllib.request.urlopen(self.url + path))
 
 
-def registry(name, port, database):
-    command = [RELEASE / "registry-server", "--listen", f"127.0.0.1:{port}", "--database-url", database]
+def registry(name, port, database, program=REGISTRY):
+    command = [program, "--listen", f"127.0.0.1:{port}", "--database-url", database]
     return Server(name, port, command)
 
 

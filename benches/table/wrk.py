@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,17 @@ def wrk_side_by_side(urls, script, connections, seconds, **settings):
         for url in urls
     ]
     return sum(read(run.communicate()[0], url).rate for run, url in zip(runs, urls))
+
+
+@contextmanager
+def flood(url, connections):
+    """Loads a server until the block ends, whatever it answers."""
+    run = subprocess.Popen(command(url, None, connections, 600), stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        run.terminate()
+        run.wait()
 
 
 def read(text, url):
