@@ -11,7 +11,7 @@ use registry_sdk::search::terms;
 use serde_json::{Map, Value, json};
 
 /// What inputs are put together from, so that many of them are nearly good.
-const PIECES: [&str; 48] = [
+const PIECES: [&str; 50] = [
     "{",
     "}",
     "[",
@@ -38,6 +38,8 @@ const PIECES: [&str; 48] = [
     "\"description\":",
     "\"cost_estimate\":",
     "\"tags\":",
+    "\"title\":",
+    "\"examples\":",
     "\"metadata\":",
     "\"status\":",
     "\"heartbeat_interval_seconds\":",

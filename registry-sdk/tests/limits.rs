@@ -118,6 +118,12 @@ fn the_texts_of_a_capability_have_their_lengths() {
     assert!(costs(0).is_empty());
     assert!(costs(128).is_empty());
     assert_eq!(costs(129), ["capabilities[0].cost_estimate"]);
+
+    let titled = |length| with(Capability::new("c").title(letters(length)));
+    assert!(titled(1).is_empty());
+    assert!(titled(128).is_empty());
+    assert_eq!(titled(0), ["capabilities[0].title"]);
+    assert_eq!(titled(129), ["capabilities[0].title"]);
 }
 
 #[test]
@@ -131,6 +137,20 @@ fn up_to_32_tags_of_1_to_64_characters() {
     assert!(with(vec![letters(64)]).is_empty());
     assert_eq!(with(vec!["ok".to_owned(), letters(65)]), ["capabilities[0].tags[1]"]);
     assert_eq!(with(vec![String::new()]), ["capabilities[0].tags[0]"]);
+}
+
+#[test]
+fn up_to_16_examples_of_1_to_256_characters() {
+    let with = |examples: Vec<String>| {
+        let capability = examples.into_iter().fold(Capability::new("c"), Capability::example);
+        refused(&plain().capability(capability))
+    };
+    assert!(with((0..16).map(|number| number.to_string()).collect()).is_empty());
+    assert_eq!(with((0..17).map(|number| number.to_string()).collect()), ["capabilities[0].examples"]);
+    assert!(with(vec![letters(256)]).is_empty());
+    assert_eq!(with(vec!["ok".to_owned(), letters(257)]), ["capabilities[0].examples[1]"]);
+    assert_eq!(with(vec![String::new()]), ["capabilities[0].examples[0]"]);
+    assert_eq!(with(vec!["a\0".to_owned()]), ["capabilities[0].examples[0]"]);
 }
 
 #[test]
@@ -172,7 +192,8 @@ fn all_that_is_wrong_is_said_at_once() {
     let body = json!({
         "agent_id": 7, "base_url": "nowhere", "status": "asleep", "metadata": [],
         "heartbeat_interval_seconds": -1,
-        "capabilities": [{"name": "ok"}, {"description": 5, "tags": "x"}, ["text"], {"name": ""}],
+        "capabilities": [{"name": "ok"}, {"description": 5, "tags": "x"}, ["text"], {"name": ""},
+            {"name": "b", "title": 1, "examples": "x"}],
     });
     let mut fields = refused_json(&body);
     fields.sort();
@@ -187,6 +208,8 @@ fn all_that_is_wrong_is_said_at_once() {
             "capabilities[1].tags",
             "capabilities[2]",
             "capabilities[3].name",
+            "capabilities[4].examples",
+            "capabilities[4].title",
             "heartbeat_interval_seconds",
             "metadata",
             "status",
@@ -201,7 +224,8 @@ fn null_and_unknown_fields_are_taken_as_left_out() {
     let body = json!({
         "agent_id": "a", "agent_name": "A", "base_url": "http://a", "invented_later": {"x": 1},
         "status": null, "metadata": null, "heartbeat_interval_seconds": null,
-        "capabilities": [{"name": "c", "description": null, "cost_estimate": null, "tags": null, "more": 1}],
+        "capabilities": [{"name": "c", "description": null, "cost_estimate": null, "tags": null,
+            "title": null, "examples": null, "more": 1}],
     });
     let read = Registration::from_json(body.to_string().as_bytes()).unwrap().unwrap();
     assert_eq!(read, Registration::new("a", "A", "http://a").capability(Capability::new("c")));

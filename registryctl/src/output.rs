@@ -7,7 +7,8 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table};
 use registry_sdk::WatchEvent;
 use registry_sdk::contract::{
-    AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, RegistryStats, ServerHealth, Timestamp,
+    AgentHealth, AgentRecord, AgentStatus, Capability, CapabilityMatch, RegistryStats, ServerHealth,
+    Timestamp,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -67,11 +68,11 @@ impl Output {
         }
         for capability in &agent.capabilities {
             let mut text = sanitized(&capability.name);
-            for more in [&capability.description, &capability.tags.join(", ")] {
-                if !more.is_empty() {
-                    text.push('\n');
-                    text.push_str(&sanitized(more));
-                }
+            let Capability { title, description, tags, examples, .. } = capability;
+            let more = [title.clone().unwrap_or_default(), description.clone(), tags.join(", ")];
+            for line in more.iter().chain(examples).filter(|line| !line.is_empty()) {
+                text.push('\n');
+                text.push_str(&sanitized(line));
             }
             row("capability", Cell::new(text));
         }

@@ -36,6 +36,8 @@ fn full() -> Registration {
             Capability::new("code_generation")
                 .description("Generates \"Python\" code — ünïcödé 🦀")
                 .cost_estimate("~100 tokens")
+                .title("Code generator")
+                .example("Write a parser")
                 .tag("coding")
                 .tag("python"),
         )

@@ -147,6 +147,7 @@ async fn a_match_says_all_that_choosing_needs(database: Database) {
     let client = client(&server);
     let capability =
         Capability::new("code").description("Writes it").cost_estimate("~100 tokens").tag("a").tag("b");
+    let capability = capability.title("Coder").example("Write a parser").example("Fix it");
     let record = client.register(&with("dev", capability.clone())).await.unwrap();
     let found = client.search_capabilities("code").await.unwrap().remove(0);
     assert_eq!((found.agent_name, found.base_url), (record.agent_name, record.base_url));
@@ -154,6 +155,7 @@ async fn a_match_says_all_that_choosing_needs(database: Database) {
     assert_eq!(found.last_heartbeat, record.last_heartbeat);
     assert_eq!((found.capability, found.description), (capability.name, capability.description));
     assert_eq!((found.cost_estimate, found.tags), (capability.cost_estimate, capability.tags));
+    assert_eq!((found.title, found.examples), (capability.title, capability.examples));
     server.shutdown().await;
 }
 

@@ -92,7 +92,9 @@ impl FromStr for AgentStatus {
 /// let capability = Capability::new("code_generation")
 ///     .description("Generates Python code")
 ///     .cost_estimate("~100 tokens")
-///     .tag("python");
+///     .tag("python")
+///     .title("Code generator")
+///     .example("Write a function that parses dates");
 /// assert_eq!(capability.tags, ["python"]);
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +117,16 @@ pub struct Capability {
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Tag>>, max_items = 32))]
     pub tags: Vec<String>,
+    // Left out if empty: the registration tag of a capability without them must be that of servers that do not know them.
+    /// A name for people, which is searched as well: 1 to 128 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 128, pattern = "^[^\\u0000]*$"))]
+    pub title: Option<String>,
+    /// Tasks and questions that the capability is meant for, in the words of those who ask; searched as well. Up to 16,
+    /// each 1 to 256 characters.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Example>>, max_items = 16))]
+    pub examples: Vec<String>,
 }
 
 impl Capability {
@@ -142,6 +154,20 @@ impl Capability {
     #[must_use]
     pub fn tag(mut self, tag: impl Into<String>) -> Self {
         self.tags.push(tag.into());
+        self
+    }
+
+    /// Sets the title.
+    #[must_use]
+    pub fn title(mut self, title: impl Into<String>) -> Self {
+        self.title = Some(title.into());
+        self
+    }
+
+    /// Adds one example of a task or question.
+    #[must_use]
+    pub fn example(mut self, example: impl Into<String>) -> Self {
+        self.examples.push(example.into());
         self
     }
 }
@@ -183,6 +209,18 @@ impl Serialize for Capability {
 #[expect(dead_code, reason = "it is never made: tags are strings")]
 struct Tag(String);
 
+/// An example, for the description of the API alone.
+#[cfg(feature = "openapi")]
+#[derive(utoipa::ToSchema)]
+#[schema(
+    description = "A task or question that a capability is meant for.",
+    min_length = 1,
+    max_length = 256,
+    pattern = "^[^\\u0000]*$"
+)]
+#[expect(dead_code, reason = "it is never made: examples are strings")]
+struct Example(String);
+
 /// Metadata, for the description of the API alone: generated clients then have one type for it, with a name.
 #[cfg(feature = "openapi")]
 #[derive(utoipa::ToSchema)]
@@ -191,7 +229,7 @@ struct Tag(String);
 pub(super) struct Metadata(Map<String, Value>);
 
 /// A capability in an answer, for the description of the API alone: a registration may leave fields out, an answer has
-/// all of them.
+/// all of them but the title and the examples.
 #[cfg(feature = "openapi")]
 #[derive(utoipa::ToSchema)]
 #[schema(description = "A capability of a registered agent.")]
@@ -206,6 +244,11 @@ struct RegisteredCapability {
     cost_estimate: Option<String>,
     /// Words that the capability is found by as well.
     tags: Vec<String>,
+    /// A name for people; left out if there is none.
+    title: Option<String>,
+    /// Tasks and questions that the capability is meant for; left out if there are none.
+    #[schema(required = false)]
+    examples: Vec<String>,
 }
 
 /// Everything that the registry knows about one agent.

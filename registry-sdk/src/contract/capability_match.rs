@@ -47,6 +47,13 @@ pub struct CapabilityMatch {
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub tags: Vec<String>,
+    /// The capability's name for people; left out if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// Tasks and questions that the capability is meant for; left out if it names none.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(required = false))]
+    pub examples: Vec<String>,
     /// How well the capability matches: above 0, and 1 if the query is its whole name.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = f64, required))]
@@ -79,6 +86,8 @@ impl CapabilityMatch {
             description: capability.description,
             cost_estimate: capability.cost_estimate,
             tags: capability.tags,
+            title: capability.title,
+            examples: capability.examples,
             score: None,
             healthy: None,
             load: None,

@@ -256,6 +256,8 @@ fn draft_capability(errors: &mut Vec<FieldError>, index: usize, raw: &RawValue) 
         description: Option<&'a RawValue>,
         cost_estimate: Option<&'a RawValue>,
         tags: Option<&'a RawValue>,
+        title: Option<&'a RawValue>,
+        examples: Option<&'a RawValue>,
     }
     let at = |field: &str| format!("capabilities[{index}].{field}");
     let draft = Some(raw.get()).filter(|text| text.starts_with('{'));
@@ -268,6 +270,8 @@ fn draft_capability(errors: &mut Vec<FieldError>, index: usize, raw: &RawValue) 
     let description = optional(errors, &at("description"), "a string", draft.description);
     let cost_estimate = optional(errors, &at("cost_estimate"), "a string", draft.cost_estimate);
     let tags = optional(errors, &at("tags"), "a list of strings", draft.tags);
+    let title = optional(errors, &at("title"), "a string", draft.title);
+    let examples = optional(errors, &at("examples"), "a list of strings", draft.examples);
     if errors.len() > before {
         return None;
     }
@@ -276,6 +280,8 @@ fn draft_capability(errors: &mut Vec<FieldError>, index: usize, raw: &RawValue) 
         description: description.unwrap_or_default(),
         cost_estimate,
         tags: tags.unwrap_or_default(),
+        title,
+        examples: examples.unwrap_or_default(),
     })
 }
 

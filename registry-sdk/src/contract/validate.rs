@@ -33,6 +33,12 @@ pub mod limits {
     pub const TAGS: usize = 32;
     /// Characters of one tag.
     pub const TAG: usize = 64;
+    /// Characters of a capability's title.
+    pub const TITLE: usize = 128;
+    /// Examples of one capability.
+    pub const EXAMPLES: usize = 16;
+    /// Characters of one example.
+    pub const EXAMPLE: usize = 256;
     /// Bytes of the metadata, as compact JSON.
     pub const METADATA_BYTES: usize = 16 * 1_024;
     /// Levels of lists and objects in the metadata. Readers of JSON have limits of their own (128 is common), and the metadata
@@ -124,6 +130,16 @@ impl Check {
         }
     }
 
+    /// A list of texts that are not empty.
+    fn texts(&mut self, field: fmt::Arguments<'_>, texts: &[String], most: usize, most_characters: usize) {
+        if texts.len() > most {
+            self.fail(field, format!("must be up to {most}, are {}", texts.len()));
+        }
+        for (position, text) in texts.iter().enumerate() {
+            self.text(format_args!("{field}[{position}]"), text, 1, most_characters);
+        }
+    }
+
     fn base_url(&mut self, text: &str) {
         self.text("base_url", text, 1, limits::BASE_URL);
         let lower = text.get(..8).unwrap_or(text).to_ascii_lowercase();
@@ -147,37 +163,28 @@ impl Check {
         }
         let mut names = HashSet::new();
         for (index, capability) in all.iter().enumerate() {
-            self.text(
-                format_args!("capabilities[{index}].name"),
-                &capability.name,
-                1,
-                limits::CAPABILITY_NAME,
-            );
             if !capability.name.is_empty() && !names.insert(capability.name.as_str()) {
                 self.fail(
                     format_args!("capabilities[{index}].name"),
                     format!("{:?} stands twice: names are distinct", capability.name),
                 );
             }
-            self.text(
-                format_args!("capabilities[{index}].description"),
-                &capability.description,
-                0,
-                limits::DESCRIPTION,
-            );
-            let cost = capability.cost_estimate.as_deref().unwrap_or_default();
-            self.text(format_args!("capabilities[{index}].cost_estimate"), cost, 0, limits::COST_ESTIMATE);
-            if capability.tags.len() > limits::TAGS {
-                let most = limits::TAGS;
-                self.fail(
-                    format_args!("capabilities[{index}].tags"),
-                    format!("must be up to {most}, are {}", capability.tags.len()),
-                );
-            }
-            for (position, tag) in capability.tags.iter().enumerate() {
-                self.text(format_args!("capabilities[{index}].tags[{position}]"), tag, 1, limits::TAG);
-            }
+            self.capability(index, capability);
         }
+    }
+
+    fn capability(&mut self, index: usize, capability: &Capability) {
+        let Capability { name, description, cost_estimate, tags, title, examples } = capability;
+        self.text(format_args!("capabilities[{index}].name"), name, 1, limits::CAPABILITY_NAME);
+        self.text(format_args!("capabilities[{index}].description"), description, 0, limits::DESCRIPTION);
+        let cost = cost_estimate.as_deref().unwrap_or_default();
+        self.text(format_args!("capabilities[{index}].cost_estimate"), cost, 0, limits::COST_ESTIMATE);
+        self.texts(format_args!("capabilities[{index}].tags"), tags, limits::TAGS, limits::TAG);
+        if let Some(title) = title {
+            self.text(format_args!("capabilities[{index}].title"), title, 1, limits::TITLE);
+        }
+        let field = format_args!("capabilities[{index}].examples");
+        self.texts(field, examples, limits::EXAMPLES, limits::EXAMPLE);
     }
 
     fn metadata(&mut self, given: &Registration) {

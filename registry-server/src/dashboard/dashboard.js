@@ -262,9 +262,11 @@ async function renderAgent() {
     ...agent.capabilities.map((capability) => {
       const item = element("li");
       item.append(element("strong", capability.name));
+      if (capability.title) item.append(` ${capability.title}`);
       if (capability.description) item.append(element("p", capability.description));
       const more = [...capability.tags, capability.cost_estimate ?? ""].filter((text) => text !== "");
       if (more.length > 0) item.append(element("p", more.join(" · "), { className: "tags" }));
+      for (const example of capability.examples ?? []) item.append(element("p", `“${example}”`));
       return item;
     }),
   );

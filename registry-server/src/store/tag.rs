@@ -87,10 +87,12 @@ mod tests {
     #[test]
     fn every_registered_field_but_the_status_and_the_age_changes_the_tag() {
         let mut seen = vec![tag(registration())];
-        let changes: [fn(&mut Registration); 8] = [
+        let changes: [fn(&mut Registration); 10] = [
             |given| given.agent_name.push('x'),
             |given| given.base_url.push('x'),
             |given| given.capabilities[0].tags.reverse(),
+            |given| given.capabilities[0].title = Some("Work".to_owned()),
+            |given| given.capabilities[0].examples.push("Work!".to_owned()),
             |given| drop(given.metadata.insert("more".to_owned(), 1.into())),
             |given| given.heartbeat_interval = Some(Duration::from_nanos(100_000_001)),
             |given| given.heartbeat_interval = None,

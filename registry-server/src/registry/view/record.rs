@@ -151,6 +151,7 @@ mod tests {
         let full = Registration::new("full", "F\u{7}ull \"\\\u{1f980}\"", "http://full:8000/ä")
             .capability(Capability::new("one"))
             .capability(Capability::new("two \"2\"").description("d\n").cost_estimate("~1").tag("a").tag("{"))
+            .capability(Capability::new("three").title("T\"").example("e }").example("f"))
             .metadata("deep", serde_json::json!({"list": [1, 2.5, null], "text": "\u{0}"}))
             .heartbeat_interval(Duration::from_millis(45_500))
             .instance_id("i-1");
@@ -177,13 +178,16 @@ mod tests {
     #[test]
     fn match_is_encoded_as_in_the_contract() {
         let agent = agents().pop().unwrap();
-        let mut json = Vec::new();
-        Record::stored(&agent, Load::default(), &read_context()).write_match(&mut json, 1, 0.9);
-        let read: CapabilityMatch = serde_json::from_slice(&json).unwrap();
-        assert_eq!(
-            (read.capability.as_str(), &*read.tags),
-            ("two \"2\"", &["a".to_owned(), "{".to_owned()][..])
-        );
-        assert_eq!(String::from_utf8(json).unwrap(), serde_json::to_string(&read).unwrap());
+        let read = [0, 1, 2].map(|index| {
+            let mut json = Vec::new();
+            Record::stored(&agent, Load::default(), &read_context()).write_match(&mut json, index, 0.9);
+            let read: CapabilityMatch = serde_json::from_slice(&json).unwrap();
+            assert_eq!(String::from_utf8(json).unwrap(), serde_json::to_string(&read).unwrap());
+            read
+        });
+        let text = |text: &str| text.to_owned();
+        assert_eq!((&read[0].capability, &read[0].title), (&text("one"), &None));
+        assert_eq!((&read[1].capability, &read[1].tags), (&text("two \"2\""), &vec![text("a"), text("{")]));
+        assert_eq!((&read[2].title, &read[2].examples), (&Some(text("T\"")), &vec![text("e }"), text("f")]));
     }
 }
