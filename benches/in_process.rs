@@ -8,13 +8,17 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use registry_sdk::contract::{AgentStatus, Capability, Heartbeat, HeartbeatAck, Registration, Timestamp};
-use registry_sdk::search::{Rank, SearchIndex, terms};
+use registry_sdk::search::{Query, Rank, SearchIndex};
 
 const AGENTS: usize = 10_000;
 const VERBS: [&str; 10] =
     ["code", "test", "build", "deploy", "review", "translate", "plan", "lint", "profile", "document"];
 const THINGS: [&str; 10] =
     ["python", "rust", "java", "docs", "images", "schemas", "pipelines", "tickets", "reports", "queries"];
+
+/// Six of its words are in thousands of capabilities, and one is in all of them.
+const SENTENCE: &str =
+    "Which of you can translate our Python docs and review the reports of the security team?";
 
 fn capability(number: usize) -> Capability {
     let (verb, thing) = (VERBS[number % 10], THINGS[number / 10 % 10]);
@@ -40,16 +44,19 @@ fn registration() -> Registration {
 }
 
 fn searching(bench: &mut Criterion) {
-    bench.bench_function("terms of a description", |b| {
-        b.iter(|| terms(black_box("Can translate HTTPRequests for the team")).count());
+    bench.bench_function("analyze a query", |b| {
+        b.iter(|| Query::all(black_box("Can translate HTTPRequests for the team")).is_empty());
     });
     let mut index = SearchIndex::default();
     let slots: Vec<u32> = (0..AGENTS).map(|agent| index.insert(&capabilities(agent))).collect();
     bench.bench_function("find 100 of 10,000 agents", |b| {
-        b.iter(|| index.search(black_box("security")).len());
+        b.iter(|| index.search(&Query::all(black_box("security"))).len());
     });
     bench.bench_function("find 100 of 10,000 agents by two terms", |b| {
-        b.iter(|| index.search(black_box("code security")).len());
+        b.iter(|| index.search(&Query::all(black_box("code security"))).len());
+    });
+    bench.bench_function("find the best of 10,000 agents for a sentence of 15 words", |b| {
+        b.iter(|| index.search(&Query::best(black_box(SENTENCE))).len());
     });
     let again = capabilities(7);
     bench.bench_function("index an agent anew among 10,000", |b| {

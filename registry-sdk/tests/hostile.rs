@@ -5,9 +5,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use registry_sdk::contract::{
-    AgentRecord, CapabilityMatch, Heartbeat, Problem, Registration, StatusUpdate, is_valid_agent_id,
+    AgentRecord, Capability, CapabilityMatch, Heartbeat, Problem, Registration, StatusUpdate,
+    is_valid_agent_id,
 };
-use registry_sdk::search::terms;
+use registry_sdk::search::{Query, SearchIndex};
 use serde_json::{Map, Value, json};
 
 /// What inputs are put together from, so that many of them are nearly good.
@@ -149,9 +150,18 @@ fn answers() {
 fn searches() {
     bolero::check!().for_each(|input: &[u8]| {
         let text = String::from_utf8_lossy(&text_of(input)).into_owned();
-        for term in terms(&text) {
-            assert!(!term.is_empty() && term.chars().all(char::is_alphanumeric), "{term:?}");
-            assert_eq!(terms(&term).collect::<Vec<_>>().concat(), term, "a term is its own");
+        let mut index = SearchIndex::default();
+        let slot = index.insert(&[Capability::new(&*text).description(&*text).example(&*text)]);
+        for query in [Query::all(&text), Query::best(&text)] {
+            let found = index.search(&query);
+            assert_eq!(found.len(), usize::from(!query.is_empty()), "{text:?} finds itself");
+            assert!(
+                found.iter().all(|hit| hit.slot == slot && hit.score > 0.0 && hit.score <= 1.0),
+                "{found:?}"
+            );
         }
+        index.remove(slot);
+        assert_eq!(index.counts(), (0, 0));
+        assert!(index.search(&Query::all(&text)).is_empty());
     });
 }

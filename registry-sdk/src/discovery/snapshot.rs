@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::candidate::Candidate;
 use crate::contract::AgentRecord;
-use crate::search::{Hit, SearchIndex};
+use crate::search::{Hit, Query, SearchIndex};
 
 /// The agents, and the index by which they are found.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ impl Snapshot {
             let agent = self.by_slot.get(hit.slot as usize)?.clone()?;
             Some(Candidate::FromDirectory { agent, position: hit.position, score: hit.score })
         };
-        self.index.search(q).into_iter().filter_map(candidate).collect()
+        self.index.search(&Query::all(q)).into_iter().filter_map(candidate).collect()
     }
 
     pub(super) fn insert(&mut self, agent: Arc<AgentRecord>) {

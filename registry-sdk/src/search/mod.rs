@@ -1,10 +1,21 @@
-//! The contract's search: how texts are cut into terms, an inverted index over agents, and the order of matches. The server,
-//! the mock registry and [`Directory`](crate::discovery::Directory) share it, so all of them give the same answers.
+//! The contract's search. The server, the mock registry and [`Directory`](crate::discovery::Directory) share it, so all of them
+//! give the same answers.
+//!
+//! An analyzer cuts texts into terms, an inverted index says which capabilities have a term, and a [`Query`] is matched in
+//! one of two ways: by [all](Query::all) its words, or as a sentence, by the [best](Query::best) of them.
 
+mod analysis;
+mod dictionary;
+mod documents;
+mod fields;
 mod index;
+mod match_all;
+mod match_best;
+mod postings;
+mod query;
 mod rank;
-mod terms;
+mod score;
 
 pub use index::{Hit, SearchIndex};
-pub use rank::{Field, Rank};
-pub use terms::{score, terms};
+pub use query::Query;
+pub use rank::Rank;

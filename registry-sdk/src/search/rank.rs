@@ -4,17 +4,6 @@ use std::cmp::Ordering;
 
 use crate::contract::{AgentStatus, Timestamp};
 
-/// Where in a capability a term was found, the best place first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Field {
-    /// In its name.
-    Name,
-    /// In one of its tags.
-    Tag,
-    /// In its description.
-    Description,
-}
-
 /// A match's place in the contract's order; the lesser comes first. By the score, the greatest first; then `active`
 /// before `busy` before `offline`; then the most recent heartbeat; then the id.
 #[derive(Clone, Copy, Debug)]

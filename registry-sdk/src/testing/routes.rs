@@ -11,7 +11,7 @@ use crate::contract::{
     AgentStatus, HealthStatus, Heartbeat, Owner, Problem, Registration, ServerHealth, StatusUpdate,
     ValidationError, is_valid_agent_id, limits,
 };
-use crate::search::terms;
+use crate::search;
 
 /// A whole answer.
 #[derive(Debug)]
@@ -168,7 +168,7 @@ fn list(state: &mut MockState, query: &Query<'_>) -> Result<MockResponse, MockRe
 
 fn search(state: &mut MockState, query: &Query<'_>) -> Result<MockResponse, MockResponse> {
     let q = query.get("q").unwrap_or_default();
-    if terms(q).next().is_none() {
+    if search::Query::all(q).is_empty() {
         return Err(MockResponse::problem(400, "q has to have at least one letter or digit to search for"));
     }
     let mut found = state.search(q, query.status()?);

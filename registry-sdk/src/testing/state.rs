@@ -14,7 +14,7 @@ use crate::contract::{
     Instances, Owner, Registration, RegistryStats, StatusUpdate, Timestamp, UnhealthyReason,
     heartbeat_timeout,
 };
-use crate::search::{Rank, SearchIndex};
+use crate::search::{Query, Rank, SearchIndex};
 
 /// A request that arrived.
 #[derive(Clone, Debug)]
@@ -299,13 +299,17 @@ impl MockState {
 
     /// Everyone that can do something, the best match first.
     pub(super) fn search(&mut self, q: &str, status: Option<AgentStatus>) -> Vec<CapabilityMatch> {
-        let agents = self.list(status);
+        // Scores depend on all agents, not only on those that pass the filter.
+        let agents = self.list(None);
         let mut index = SearchIndex::default();
         let slots: HashMap<u32, &AgentRecord> =
             agents.iter().map(|agent| (index.insert(&agent.capabilities), agent)).collect();
         let mut found: Vec<(Rank<'_>, CapabilityMatch)> = Vec::new();
-        for hit in index.search(q) {
+        for hit in index.search(&Query::all(q)) {
             let Some(agent) = slots.get(&hit.slot) else { continue };
+            if status.is_some_and(|status| status != agent.status) {
+                continue;
+            }
             found.extend(CapabilityMatch::from_record(agent, hit.position.into(), hit.score).map(|found| {
                 let AgentRecord { agent_id, status, last_heartbeat, .. } = agent;
                 let (status, last_heartbeat) = (*status, *last_heartbeat);

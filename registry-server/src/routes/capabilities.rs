@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::Response;
 use registry_sdk::contract::{AgentStatus, CapabilityMatch, limits};
-use registry_sdk::search::terms;
+use registry_sdk::search::Query;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -47,14 +47,15 @@ pub(super) async fn search_capabilities(
     State(registry): State<Arc<Registry>>,
     Params(params): Params<SearchParams>,
 ) -> Result<Response, ApiError> {
-    if terms(&params.q).next().is_none() {
+    let words = Query::all(&params.q);
+    if words.is_empty() {
         return Err(ApiError::bad_request("q has to have at least one letter or digit to search for"));
     }
     let status = check_status(params.status.as_deref())?;
     let healthy = check_healthy(params.healthy.as_deref())?;
     let limit = check_limit(params.limit)?.unwrap_or(limits::DEFAULT_MATCHES);
     registry.metrics().record_search(&params.q);
-    let query = SearchQuery { q: params.q, filter: Filter { status, healthy }, limit };
+    let query = SearchQuery { words, filter: Filter { status, healthy }, limit };
     let first = registry.search_capabilities(query).await?;
     Ok(json_array(registry, first))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use registry_sdk::contract::{
     AgentHealth, AgentStatus, HealthStatus, RegistryStats, UnhealthyReason, heartbeat_timeout,
 };
-use registry_sdk::search::Rank;
+use registry_sdk::search::{Query, Rank};
 
 use super::View;
 use super::entry::{EffectiveStatus, Entry, ReadContext};
@@ -56,7 +56,7 @@ pub(crate) struct ListQuery {
 /// The query of a search.
 #[derive(Clone, Debug)]
 pub(crate) struct SearchQuery {
-    pub(crate) q: String,
+    pub(crate) words: Query,
     pub(crate) filter: Filter,
     /// Maximum number of matches, of those that pass the filter.
     pub(crate) limit: usize,
@@ -244,7 +244,7 @@ impl View {
         let agents = &self.inner.read().agents;
         let mut unconfirmed = Vec::new();
         let mut candidates: Vec<Candidate<'_>> = Vec::new();
-        for hit in agents.index.search(&query.q) {
+        for hit in agents.index.search(&query.words) {
             let Some(entry) = agents.slot(hit.slot) else { continue };
             let effective = entry.effective_status(context, &mut unconfirmed);
             if query.filter.accepts(effective) {

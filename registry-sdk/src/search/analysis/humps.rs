@@ -1,0 +1,44 @@
+//! Humps: the parts of a word that capitals tell apart.
+
+/// Cuts a word at its camelCase humps.
+///
+/// A run of capitals is one hump, and the last of them begins the next hump if a small letter follows.
+pub(super) fn humps(word: &str) -> impl Iterator<Item = &str> {
+    let mut rest = word;
+    std::iter::from_fn(move || {
+        let mut letters = rest.char_indices().peekable();
+        let (_, mut before) = letters.next()?;
+        let mut end = rest.len();
+        while let Some((at, letter)) = letters.next() {
+            let next_is_lower = letters.peek().is_some_and(|(_, next)| next.is_lowercase());
+            if letter.is_uppercase() && (!before.is_uppercase() || next_is_lower) {
+                end = at;
+                break;
+            }
+            before = letter;
+        }
+        let (hump, after) = rest.split_at(end);
+        rest = after;
+        Some(hump)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_cut_before_capitals() {
+        for (word, expected) in [
+            ("codeGeneration", &["code", "Generation"][..]),
+            ("HTTPServer", &["HTTP", "Server"]),
+            ("parseJSON", &["parse", "JSON"]),
+            ("sha256Sum", &["sha256", "Sum"]),
+            ("PDFs", &["PD", "Fs"]),
+            ("über", &["über"]),
+            ("日本語Text", &["日本語", "Text"]),
+        ] {
+            assert_eq!(humps(word).collect::<Vec<_>>(), expected);
+        }
+    }
+}

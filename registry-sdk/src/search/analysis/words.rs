@@ -1,0 +1,89 @@
+//! Words: where in a text they begin and end, and which of them are written as one.
+
+use super::fold::is_in_word;
+
+/// A word as it stands in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Word<'a> {
+    /// Letters and digits alone.
+    pub(super) letters: &'a str,
+    /// The same with the symbols that are part of it: `C++`, `C#`, `.NET`.
+    pub(super) whole: &'a str,
+    /// Whether the next word is joined to it by a single dot, underscore or hyphen: `Node.js`, `code_review`.
+    pub(super) is_joined: bool,
+}
+
+/// Cuts a text into words, at every character that is neither a letter nor a digit.
+pub(super) fn words(text: &str) -> impl Iterator<Item = Word<'_>> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let start = at + text[at..].find(char::is_alphanumeric)?;
+        let end = end_of(text, start, is_in_word);
+        let whole_start = if has_leading_dot(text, start) { start - 1 } else { start };
+        let whole_end = end_of_symbols(text, end);
+        at = whole_end;
+        let mut rest = text[whole_end..].chars();
+        let is_joined = whole_end == end
+            && matches!(rest.next(), Some('.' | '_' | '-'))
+            && rest.next().is_some_and(char::is_alphanumeric);
+        Some(Word { letters: &text[start..end], whole: &text[whole_start..whole_end], is_joined })
+    })
+}
+
+fn end_of(text: &str, start: usize, belongs: impl Fn(char) -> bool) -> usize {
+    text[start..].find(|character| !belongs(character)).map_or(text.len(), |length| start + length)
+}
+
+/// Returns whether a word is written with a dot before it: one dot, and nothing before that which it could end.
+fn has_leading_dot(text: &str, start: usize) -> bool {
+    let Some(before) = text[..start].strip_suffix('.') else { return false };
+    let is_name = text[start..].starts_with(char::is_alphabetic);
+    is_name
+        && before.chars().next_back().is_none_or(|character| character.is_whitespace() || character == '(')
+}
+
+/// Returns the end of the plus or number signs that follow a word, if no other word follows them.
+fn end_of_symbols(text: &str, end: usize) -> usize {
+    let Some(symbol @ ('+' | '#')) = text[end..].chars().next() else { return end };
+    let after = end_of(text, end, |character| character == symbol);
+    if text[after..].starts_with(char::is_alphanumeric) { end } else { after }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(text: &str) -> Vec<&str> {
+        words(text).map(|word| word.whole).collect()
+    }
+
+    fn joined(text: &str) -> Vec<bool> {
+        words(text).map(|word| word.is_joined).collect()
+    }
+
+    #[test]
+    fn words_end_at_punctuation() {
+        assert_eq!(
+            whole("security-scanning.v2, (日本語) über"),
+            ["security", "scanning", "v2", "日本語", "über"]
+        );
+        assert_eq!(whole("re\u{301}sume\u{301} हिन्दी"), ["re\u{301}sume\u{301}", "हिन्दी"]);
+        assert!(whole("--__-- ++ # . …").is_empty());
+    }
+
+    #[test]
+    fn symbols_belong_to_a_word_at_its_end_and_a_dot_at_its_beginning() {
+        assert_eq!(whole("C++, C#/F# (.NET) .env"), ["C++", "C#", "F#", ".NET", ".env"]);
+        assert_eq!(
+            whole("1+1 a#b end.Next ...more .5 C++11"),
+            ["1", "1", "a", "b", "end", "Next", "more", "5", "C", "11"]
+        );
+        assert!(words("C++ .NET").all(|word| word.letters.chars().all(char::is_alphabetic)));
+    }
+
+    #[test]
+    fn one_dot_underscore_or_hyphen_joins_words() {
+        assert_eq!(joined("Node.js code_review real-time."), [true, false, true, false, true, false]);
+        assert_eq!(joined("one. two __init__ a--b and/or C++.x"), [false; 9]);
+    }
+}

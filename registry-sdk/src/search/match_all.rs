@@ -1,0 +1,278 @@
+//! Matching every word of a query.
+
+use super::analysis::{Compound, Word, stem};
+use super::dictionary::{Dictionary, TermId};
+use super::documents::{Document, Documents};
+use super::fields::Fields;
+use super::postings::{DocumentId, Posting, Postings};
+use super::query::Query;
+use super::score::{Match, round};
+
+/// How a word was found, the best way first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Form {
+    /// As it is.
+    Exact,
+    /// In another form: with the same stem.
+    Inflected,
+    /// As the beginning of a word.
+    Prefix,
+}
+
+/// Where a word was found, the best place first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    /// The name is the whole query.
+    WholeName,
+    Name,
+    TitleOrTag,
+    ExampleOrDescription,
+}
+
+/// The place decides before the form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Found {
+    place: Place,
+    form: Form,
+    description_only: bool,
+}
+
+impl Found {
+    fn new(fields: Fields, form: Form) -> Self {
+        let place = if fields.intersects(Fields::NAME) {
+            Place::Name
+        } else if fields.intersects(Fields::TITLE.union(Fields::TAG)) {
+            Place::TitleOrTag
+        } else {
+            Place::ExampleOrDescription
+        };
+        Self { place, form, description_only: fields == Fields::DESCRIPTION }
+    }
+}
+
+/// Returns all matches, by document.
+pub(super) fn search(documents: &Documents, query: &Query) -> Vec<Match> {
+    let compounds: Vec<_> = query
+        .compounds
+        .iter()
+        .map(|compound| MatchedCompound::new(&documents.dictionary, compound))
+        .collect();
+    let mut found = match compounds.as_slice() {
+        // One plain word, as most queries are: its postings say all.
+        [MatchedCompound { joined: None, words }] if words.len() == 1 && words[0].parts.is_empty() => words
+            [0]
+        .whole
+        .iter()
+        .flat_map(|term| term.found(documents))
+        .map(|(id, found)| (id, score(&[found])))
+        .collect(),
+        _ => documents_with_all(documents, &compounds),
+    };
+    found.extend(documents_with_name(documents, &query.key));
+    // The best of each document comes first.
+    found.sort_unstable_by(|one, other| one.0.cmp(&other.0).then(other.1.0.total_cmp(&one.1.0)));
+    found.dedup_by_key(|(id, _)| *id);
+    let matches =
+        found.into_iter().map(|(id, (score, description_only))| Match { id, score, description_only });
+    matches
+        .filter(|found| found.score >= query.min_score && (query.description_only || !found.description_only))
+        .collect()
+}
+
+type Scored = (DocumentId, (f64, bool));
+
+fn documents_with_all(documents: &Documents, compounds: &[MatchedCompound]) -> Vec<Scored> {
+    let candidates =
+        compounds.iter().flat_map(|compound| compound.words.iter().map(move |word| (compound, word)));
+    let rarest = candidates.min_by_key(|(compound, word)| {
+        compound.joined.as_ref().map_or(0, |joined| joined.count)
+            + word.alternatives().map(|term| term.count).sum::<usize>()
+    });
+    let Some((compound, word)) = rarest else { return Vec::new() };
+    let mut candidates: Vec<DocumentId> = compound
+        .joined
+        .iter()
+        .chain(word.alternatives())
+        .flat_map(|term| term.found(documents))
+        .map(|(id, _)| id)
+        .collect();
+    candidates.sort_unstable();
+    candidates.dedup();
+    let mut all = Vec::new();
+    let scored = candidates.into_iter().filter_map(|id| {
+        let document = documents.get(id)?;
+        all.clear();
+        compounds.iter().all(|compound| compound.find(document, &mut all)).then(|| (id, score(&all)))
+    });
+    scored.collect()
+}
+
+/// Returns the documents whose whole name is the query, in this or another form.
+fn documents_with_name(documents: &Documents, key: &str) -> Vec<Scored> {
+    let term = MatchedTerm::whole(&documents.dictionary, key);
+    let postings =
+        term.postings(documents).filter(|(posting, _)| posting.fields.intersects(Fields::WHOLE_NAME));
+    let found = |form| Found { place: Place::WholeName, form, description_only: false };
+    postings.map(|(posting, form)| (posting.document, score(&[found(form)]))).collect()
+}
+
+/// A term of the query: the terms of the dictionary that it stands for.
+#[derive(Debug)]
+struct MatchedTerm {
+    /// By number.
+    terms: Vec<(TermId, Form)>,
+    /// Number of their postings.
+    count: usize,
+}
+
+impl MatchedTerm {
+    fn new(dictionary: &Dictionary, text: &str) -> Self {
+        let prefixed = dictionary.with_prefix(text).map(|id| (id, Form::Prefix));
+        Self::collect(dictionary, prefixed, text)
+    }
+
+    fn whole(dictionary: &Dictionary, text: &str) -> Self {
+        Self::collect(dictionary, std::iter::empty(), text)
+    }
+
+    /// Adds the term itself and its other forms, each in the best way that it was found.
+    fn collect(dictionary: &Dictionary, others: impl Iterator<Item = (TermId, Form)>, text: &str) -> Self {
+        let stem = stem(text);
+        let inflected = dictionary.with_stem(&stem).map(|id| (id, Form::Inflected));
+        let exact = dictionary.get(text).map(|id| (id, Form::Exact));
+        let mut terms: Vec<_> = others.chain(inflected).chain(exact).collect();
+        terms.sort_unstable();
+        terms.dedup_by_key(|(id, _)| *id);
+        let count = terms.iter().filter_map(|(id, _)| dictionary.postings(*id)).map(Postings::len).sum();
+        Self { terms, count }
+    }
+
+    fn postings<'a>(&'a self, documents: &'a Documents) -> impl Iterator<Item = (&'a Posting, Form)> {
+        self.terms.iter().flat_map(move |(id, form)| {
+            documents
+                .dictionary
+                .postings(*id)
+                .into_iter()
+                .flat_map(Postings::iter)
+                .map(move |posting| (posting, *form))
+        })
+    }
+
+    fn found<'a>(&'a self, documents: &'a Documents) -> impl Iterator<Item = (DocumentId, Found)> + 'a {
+        self.postings(documents).map(|(posting, form)| (posting.document, Found::new(posting.fields, form)))
+    }
+
+    fn find(&self, document: &Document) -> Option<Found> {
+        let form = |id: TermId| Some(self.terms[self.terms.binary_search_by_key(&id, |(id, _)| *id).ok()?].1);
+        document.terms().filter_map(|(id, fields)| Some(Found::new(fields, form(id)?))).min()
+    }
+}
+
+/// A word of the query: found whole, or in all its parts.
+#[derive(Debug)]
+struct MatchedWord {
+    whole: Option<MatchedTerm>,
+    parts: Vec<MatchedTerm>,
+}
+
+impl MatchedWord {
+    fn new(dictionary: &Dictionary, word: &Word) -> Self {
+        let term = |text: &String| MatchedTerm::new(dictionary, text);
+        Self { whole: word.whole.as_ref().map(term), parts: word.parts.iter().map(term).collect() }
+    }
+
+    /// Returns the terms of which every match has at least one.
+    fn alternatives(&self) -> impl Iterator<Item = &MatchedTerm> {
+        self.whole.iter().chain(self.parts.iter().min_by_key(|part| part.count))
+    }
+
+    fn find(&self, document: &Document) -> Option<Found> {
+        let whole = self.whole.as_ref().and_then(|whole| whole.find(document));
+        let parts = self.parts.iter().map(|part| part.find(document)).collect::<Option<Vec<_>>>();
+        let mut parts = parts.and_then(|parts| parts.into_iter().max());
+        if let Some(parts) = &mut parts
+            && self.whole.is_some()
+        {
+            // A word is better found whole than in parts.
+            parts.form = parts.form.max(Form::Inflected);
+        }
+        [whole, parts].into_iter().flatten().min()
+    }
+}
+
+/// Words of the query that are written as one: found joined, or each of them.
+#[derive(Debug)]
+struct MatchedCompound {
+    joined: Option<MatchedTerm>,
+    words: Vec<MatchedWord>,
+}
+
+impl MatchedCompound {
+    fn new(dictionary: &Dictionary, compound: &Compound) -> Self {
+        let joined = compound.joined.as_ref().map(|joined| MatchedTerm::new(dictionary, joined));
+        Self { joined, words: compound.words.iter().map(|word| MatchedWord::new(dictionary, word)).collect() }
+    }
+
+    /// Adds how each word was found, and returns whether all of them were.
+    fn find(&self, document: &Document, all: &mut Vec<Found>) -> bool {
+        let joined = self.joined.as_ref().and_then(|joined| joined.find(document));
+        let words = self.words.iter().map(|word| {
+            let found = [word.find(document), joined].into_iter().flatten().min();
+            found.inspect(|found| all.push(*found))
+        });
+        words.collect::<Option<Vec<_>>>().is_some()
+    }
+}
+
+/// Greatest part of the score that the forms of the words decide.
+const FORM_SHARE: f64 = 0.05;
+
+/// Returns the score of a document by how each word of the query was found, and whether its description alone has them.
+#[expect(clippy::cast_precision_loss, reason = "a query has few words")]
+fn score(found: &[Found]) -> (f64, bool) {
+    let words = found.len().max(1) as f64;
+    let count = |place| found.iter().filter(|one| one.place == place).count() as f64;
+    let inexact = |found: &Found| match found.form {
+        Form::Exact => 0.0,
+        Form::Inflected => 0.5,
+        Form::Prefix => 1.0,
+    };
+    // The counts are two digits of a number, so that no count of tags outweighs one more word in the name.
+    let digit = 0.85 / (words * (words + 1.0));
+    let places = 0.1 + digit * (count(Place::Name) * (words + 1.0) + count(Place::TitleOrTag));
+    let places = if count(Place::WholeName) > 0.0 { 1.0 } else { places };
+    let forms = found.iter().map(inexact).sum::<f64>() / words;
+    (round(places - forms * FORM_SHARE.min(digit / 2.0)), found.iter().all(|found| found.description_only))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(place: Place, form: Form) -> Found {
+        Found { place, form, description_only: false }
+    }
+
+    #[test]
+    fn places_decide_before_forms_and_one_more_word_in_the_name_before_any_number_in_tags() {
+        use Place::{ExampleOrDescription, Name, TitleOrTag, WholeName};
+        for words in 1..=20 {
+            let all = |place, form| score(&vec![found(place, form); words]).0;
+            for (better, worse) in [(WholeName, Name), (Name, TitleOrTag), (TitleOrTag, ExampleOrDescription)]
+            {
+                // A whole name has the form of the whole query.
+                let worst = if better == WholeName { Form::Inflected } else { Form::Prefix };
+                assert!(all(better, Form::Exact) > all(better, worst), "{better:?}, {words} words");
+                assert!(all(better, worst) > all(worse, Form::Exact), "{better:?}, {words} words");
+            }
+            if words > 1 {
+                let mut one_in_name = vec![found(ExampleOrDescription, Form::Prefix); words];
+                one_in_name[0].place = Name;
+                assert!(score(&one_in_name).0 > all(TitleOrTag, Form::Exact), "{words} words");
+            }
+        }
+        let [best, worst] =
+            [found(Name, Form::Exact), found(ExampleOrDescription, Form::Prefix)].map(|one| score(&[one]).0);
+        assert!((best - 0.95).abs() < 1e-9 && (worst - 0.05).abs() < 1e-9, "{best} {worst}");
+    }
+}

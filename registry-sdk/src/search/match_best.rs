@@ -1,0 +1,131 @@
+//! Matching any word of a sentence, by BM25F.
+//!
+//! The simple form of Robertson, Zaragoza and Taylor (2004), which the review of 2009 goes back to: a term's frequencies in the
+//! fields are weighted and added up before the one saturation, and so are the fields' lengths.
+
+use std::collections::HashSet;
+
+use super::analysis::stem;
+use super::documents::Documents;
+use super::fields::Fields;
+use super::postings::Postings;
+use super::query::Query;
+use super::score::{Match, round};
+
+/// How slowly more of a term stops to count.
+const K1: f32 = 1.5;
+
+/// How much the length of a document counts, between 0 and 1.
+const B: f32 = 0.3;
+
+/// Returns all matches, by document.
+pub(super) fn search(documents: &Documents, query: &Query) -> Vec<Match> {
+    let mut scores = Scores::new(documents);
+    let mut bound = 0.0;
+    for term in terms(documents, query) {
+        bound += scores.add(&term) * (K1 + 1.0);
+    }
+    scores.matches(bound, query)
+}
+
+/// A term of the query: the postings of all its forms.
+type Term<'a> = Vec<&'a Postings>;
+
+/// Returns the distinct terms of a query. A word that no document has is one, too: what lacks it is no perfect match. A
+/// compound is not, as long as it has parts.
+fn terms<'a>(documents: &'a Documents, query: &Query) -> Vec<Term<'a>> {
+    let has_subject = query.compounds.iter().flat_map(|compound| &compound.words).any(|word| !word.is_stop);
+    let (mut known, mut terms) = (HashSet::new(), Vec::new());
+    let mut add = |text: &str, is_optional: bool| {
+        let stem = stem(text);
+        let postings =
+            documents.dictionary.with_stem(&stem).filter_map(|id| documents.dictionary.postings(id));
+        let term: Term<'_> = postings.collect();
+        if !(term.is_empty() && is_optional) && known.insert(stem.into_owned()) {
+            terms.push(term);
+        }
+    };
+    for compound in &query.compounds {
+        for word in compound.words.iter().filter(|word| !(has_subject && word.is_stop)) {
+            word.whole.iter().for_each(|whole| add(whole, !word.parts.is_empty()));
+            word.parts.iter().for_each(|part| add(part, false));
+        }
+        compound.joined.iter().for_each(|joined| add(joined, true));
+    }
+    terms
+}
+
+/// The scores of all documents.
+struct Scores<'a> {
+    documents: &'a Documents,
+    lengths: &'a [u16],
+    by_id: Vec<f32>,
+    /// Where each document has terms of the query.
+    fields: Vec<u8>,
+    /// Frequencies of the current term, if it has several forms. All are 0 between terms.
+    frequencies: Vec<u16>,
+    mean_length: f32,
+}
+
+impl<'a> Scores<'a> {
+    fn new(documents: &'a Documents) -> Self {
+        let end = documents.end();
+        let (by_id, fields) = (vec![0.0; end], vec![0; end]);
+        let (lengths, mean_length) = (documents.lengths(), documents.mean_length());
+        Self { documents, lengths, by_id, fields, frequencies: Vec::new(), mean_length }
+    }
+
+    /// Adds what a term is worth to each document that has it, and returns its inverse document frequency.
+    fn add(&mut self, term: &Term<'_>) -> f32 {
+        if let [postings] = term.as_slice() {
+            let weight = self.inverse_document_frequency(postings.len());
+            for posting in postings.iter() {
+                self.add_to(posting.document as usize, posting.frequency, posting.fields, weight);
+            }
+            return weight;
+        }
+        self.frequencies.resize(self.by_id.len(), 0);
+        let mut touched = Vec::new();
+        for posting in term.iter().flat_map(|postings| Postings::iter(postings)) {
+            let document = posting.document as usize;
+            if self.frequencies[document] == 0 {
+                touched.push(document);
+            }
+            self.frequencies[document] = self.frequencies[document].saturating_add(posting.frequency);
+            self.fields[document] |= posting.fields.bits();
+        }
+        let weight = self.inverse_document_frequency(touched.len());
+        for document in touched {
+            let frequency = std::mem::take(&mut self.frequencies[document]);
+            self.add_to(document, frequency, Fields::default(), weight);
+        }
+        weight
+    }
+
+    fn add_to(&mut self, document: usize, frequency: u16, fields: Fields, weight: f32) {
+        let length = f32::from(self.lengths[document]);
+        let frequency = f32::from(frequency) / f32::from(Fields::DESCRIPTION.weight());
+        let saturation = frequency / (frequency + K1 * (1.0 - B + B * length / self.mean_length));
+        self.by_id[document] += weight * saturation * (K1 + 1.0);
+        self.fields[document] |= fields.bits();
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "six digits of a count are enough")]
+    fn inverse_document_frequency(&self, documents: usize) -> f32 {
+        let (all, documents) = (self.documents.counts().0 as f32, documents as f32);
+        ((all - documents + 0.5) / (documents + 0.5)).ln_1p()
+    }
+
+    fn matches(self, bound: f32, query: &Query) -> Vec<Match> {
+        let scored = (0..).zip(self.by_id).zip(self.fields).filter(|((_, score), _)| *score > 0.0);
+        let matches = scored.map(|((id, score), fields)| {
+            let description_only = Fields::from_bits(fields) == Fields::DESCRIPTION;
+            Match { id, score: round((score / bound).into()), description_only }
+        });
+        matches
+            .filter(|found| {
+                found.score >= query.min_score && (query.description_only || !found.description_only)
+            })
+            .collect()
+    }
+}

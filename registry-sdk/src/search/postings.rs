@@ -1,0 +1,127 @@
+//! Postings: the documents in which a term is found.
+
+use super::fields::Fields;
+
+/// The number of a document: one capability of one agent.
+pub(super) type DocumentId = u32;
+
+/// A term in a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Posting {
+    pub(super) document: DocumentId,
+    /// How often the term is in the document, weighted by field.
+    pub(super) frequency: u16,
+    pub(super) fields: Fields,
+}
+
+/// Maximum number of postings in a block. What changes a list moves no more than these.
+const BLOCK: usize = 256;
+
+/// The postings of a term by document, in blocks: a list of 100,000 changes as quickly as a short one, and is read nearly as
+/// quickly as an array.
+#[derive(Debug, Default)]
+pub(super) struct Postings {
+    /// None of them is empty.
+    blocks: Vec<Vec<Posting>>,
+    len: usize,
+}
+
+impl Postings {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Posting> {
+        self.blocks.iter().flatten()
+    }
+
+    /// Adds a posting of a document that has none.
+    pub(super) fn insert(&mut self, posting: Posting) {
+        self.len += 1;
+        let number = self.block_of(posting.document).min(self.blocks.len().saturating_sub(1));
+        let Some(block) = self.blocks.get_mut(number) else {
+            self.blocks.reserve_exact(1);
+            self.blocks.push(vec![posting]);
+            return;
+        };
+        let index = block.partition_point(|other| other.document < posting.document);
+        if block.len() == block.capacity() {
+            // By half, since most lists stay short.
+            block.reserve_exact(block.len().div_ceil(2));
+        }
+        block.insert(index, posting);
+        if block.len() > BLOCK {
+            // Documents are mostly added at the end: the block before stays full then.
+            let after = block.split_off(if index == BLOCK { BLOCK } else { BLOCK / 2 });
+            self.blocks.insert(number + 1, after);
+        }
+    }
+
+    /// Removes the posting of a document.
+    pub(super) fn remove(&mut self, document: DocumentId) {
+        let number = self.block_of(document);
+        let Some(block) = self.blocks.get_mut(number) else { return };
+        let Ok(index) = block.binary_search_by_key(&document, |posting| posting.document) else { return };
+        block.remove(index);
+        self.len -= 1;
+        if block.is_empty() {
+            self.blocks.remove(number);
+        } else {
+            self.merge(number);
+            self.merge(number.saturating_sub(1));
+        }
+    }
+
+    /// Merges a block with the one after it, if both are small.
+    fn merge(&mut self, number: usize) {
+        let is_small = |block: &Vec<Posting>| block.len() <= BLOCK / 4;
+        if self.blocks.get(number..=number + 1).is_some_and(|both| both.iter().all(is_small)) {
+            let after = self.blocks.remove(number + 1);
+            self.blocks[number].extend(after);
+        }
+    }
+
+    /// Returns the number of the block that a document belongs to; that after the last one if it is beyond all.
+    fn block_of(&self, document: DocumentId) -> usize {
+        self.blocks.partition_point(|block| block.last().is_some_and(|last| last.document < document))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn posting(document: DocumentId) -> Posting {
+        Posting { document, frequency: 1, fields: Fields::default() }
+    }
+
+    proptest! {
+        #[test]
+        fn postings_are_a_sorted_set(changes in prop::collection::vec((any::<bool>(), 0_u32..2_000), 0..3_000)) {
+            let (mut postings, mut expected) = (Postings::default(), BTreeSet::new());
+            for (is_insert, document) in changes {
+                if is_insert && expected.insert(document) {
+                    postings.insert(posting(document));
+                } else if !is_insert {
+                    expected.remove(&document);
+                    postings.remove(document);
+                }
+            }
+            prop_assert_eq!(postings.len(), expected.len());
+            prop_assert!(postings.iter().map(|posting| &posting.document).eq(&expected));
+        }
+    }
+
+    #[test]
+    fn blocks_are_full_after_documents_came_in_order_and_few_after_most_went() {
+        let mut postings = Postings::default();
+        (0..10_000).for_each(|document| postings.insert(posting(document)));
+        assert_eq!(postings.blocks.len(), 10_000_usize.div_ceil(BLOCK));
+        (0..10_000).filter(|document| document % 1_000 != 0).for_each(|document| postings.remove(document));
+        assert!(postings.blocks.len() <= 2, "{} blocks of 10", postings.blocks.len());
+    }
+}

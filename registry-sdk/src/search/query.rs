@@ -1,0 +1,76 @@
+//! Queries.
+
+use super::analysis::{Compound, Source, analyze, key};
+
+/// How a query is matched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    All,
+    Best,
+}
+
+/// A search, analyzed once.
+///
+/// ```
+/// use registry_sdk::search::Query;
+/// let words = Query::all("security scan");
+/// let sentence = Query::best("Which of you can look for holes in my code?").min_score(0.2);
+/// assert!(!words.is_empty() && !sentence.is_empty());
+/// assert!(Query::all("--").is_empty(), "nothing to search for");
+/// ```
+#[derive(Clone, Debug)]
+pub struct Query {
+    pub(super) mode: Mode,
+    pub(super) compounds: Vec<Compound>,
+    /// The whole query as the name of a capability.
+    pub(super) key: String,
+    pub(super) min_score: f64,
+    pub(super) description_only: bool,
+}
+
+impl Query {
+    /// Creates a query for capabilities that have every word: as a word, in another form, or as the beginning of a word.
+    ///
+    /// A name that equals the query scores 1. Other scores are between 0.05 and 0.95, by the number of words found in the
+    /// name, then in title and tags; of equals, words found as they are come before other forms, and those before
+    /// beginnings.
+    #[must_use]
+    pub fn all(text: &str) -> Self {
+        Self::new(Mode::All, text)
+    }
+
+    /// Creates a query for capabilities that have any word of a sentence, in any form, scored by relevance.
+    ///
+    /// The score is BM25F ([Robertson and Zaragoza, 2009](https://doi.org/10.1561/1500000019)) divided by the score that no
+    /// capability can exceed for this query, so it is between 0 and 1. English stop words do not count, unless there is
+    /// nothing else.
+    #[must_use]
+    pub fn best(text: &str) -> Self {
+        Self::new(Mode::Best, text)
+    }
+
+    /// Sets the score below which nothing is found; 0 by default.
+    #[must_use]
+    pub fn min_score(mut self, min_score: f64) -> Self {
+        self.min_score = min_score;
+        self
+    }
+
+    /// Sets whether a capability is found if only its description has words of the query; `true` by default.
+    #[must_use]
+    pub fn description_only(mut self, is_found: bool) -> Self {
+        self.description_only = is_found;
+        self
+    }
+
+    /// Returns whether the text has no letter or digit. Such a query finds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.compounds.is_empty()
+    }
+
+    fn new(mode: Mode, text: &str) -> Self {
+        let compounds = analyze(text, Source::Query);
+        Self { mode, compounds, key: key(text), min_score: 0.0, description_only: true }
+    }
+}
