@@ -77,10 +77,14 @@ impl Dictionary {
         self.terms.get_mut(id as usize).map(|term| &mut term.postings)
     }
 
-    /// Returns every term that begins with a prefix.
-    pub(super) fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = TermId> {
+    pub(super) fn text(&self, id: TermId) -> &str {
+        self.terms.get(id as usize).map_or("", |term| &term.text)
+    }
+
+    /// Returns every term that begins with a prefix, and its text.
+    pub(super) fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (TermId, &'a str)> {
         let from = self.ids.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
-        from.take_while(move |(text, _)| text.starts_with(prefix)).map(|(_, id)| *id)
+        from.take_while(move |(text, _)| text.starts_with(prefix)).map(|(text, id)| (*id, &**text))
     }
 
     /// Returns every term with a stem.
@@ -98,10 +102,10 @@ mod tests {
         let mut dictionary = Dictionary::default();
         let [scan, scanner, scans] = ["scan", "scanner", "scans"].map(|text| dictionary.intern(text));
         assert_eq!(dictionary.intern("scan"), scan);
-        assert_eq!(dictionary.with_prefix("scann").collect::<Vec<_>>(), [scanner]);
+        assert_eq!(dictionary.with_prefix("scann").collect::<Vec<_>>(), [(scanner, "scanner")]);
         assert_eq!(dictionary.with_stem("scan").collect::<Vec<_>>(), [scan, scanner, scans]);
         dictionary.remove_unused(scanner);
-        assert_eq!(dictionary.with_prefix("scan").collect::<Vec<_>>(), [scan, scans]);
+        assert_eq!(dictionary.with_prefix("scan").collect::<Vec<_>>(), [(scan, "scan"), (scans, "scans")]);
         assert_eq!(dictionary.with_stem("scan").collect::<Vec<_>>(), [scan, scans]);
         assert_eq!(dictionary.intern("other"), scanner, "its number is used again");
     }

@@ -59,13 +59,10 @@ pub(super) fn search(documents: &Documents, query: &Query) -> Vec<Match> {
         .collect();
     let mut found = match compounds.as_slice() {
         // One plain word, as most queries are: its postings say all.
-        [MatchedCompound { joined: None, words }] if words.len() == 1 && words[0].parts.is_empty() => words
-            [0]
-        .whole
-        .iter()
-        .flat_map(|term| term.found(documents))
-        .map(|(id, found)| (id, score(&[found])))
-        .collect(),
+        [MatchedCompound { joined: None, words }] if words.len() == 1 && words[0].parts.is_empty() => {
+            let found = words[0].whole.iter().flat_map(MatchedTerm::found);
+            found.map(|(id, found)| (id, score(&[found]))).collect()
+        }
         _ => documents_with_all(documents, &compounds),
     };
     found.extend(documents_with_name(documents, &query.key));
@@ -81,21 +78,8 @@ pub(super) fn search(documents: &Documents, query: &Query) -> Vec<Match> {
 
 type Scored = (DocumentId, (f64, bool));
 
-fn documents_with_all(documents: &Documents, compounds: &[MatchedCompound]) -> Vec<Scored> {
-    let candidates =
-        compounds.iter().flat_map(|compound| compound.words.iter().map(move |word| (compound, word)));
-    let rarest = candidates.min_by_key(|(compound, word)| {
-        compound.joined.as_ref().map_or(0, |joined| joined.count)
-            + word.alternatives().map(|term| term.count).sum::<usize>()
-    });
-    let Some((compound, word)) = rarest else { return Vec::new() };
-    let mut candidates: Vec<DocumentId> = compound
-        .joined
-        .iter()
-        .chain(word.alternatives())
-        .flat_map(|term| term.found(documents))
-        .map(|(id, _)| id)
-        .collect();
+fn documents_with_all(documents: &Documents, compounds: &[MatchedCompound<'_>]) -> Vec<Scored> {
+    let Some(mut candidates) = candidates(compounds) else { return Vec::new() };
     candidates.sort_unstable();
     candidates.dedup();
     let mut all = Vec::new();
@@ -107,83 +91,115 @@ fn documents_with_all(documents: &Documents, compounds: &[MatchedCompound]) -> V
     scored.collect()
 }
 
+/// Returns the documents that have one of the words, nearly the rarest: all others are counted only so far as to know that they
+/// are more frequent. A short word may be the beginning of very many terms.
+fn candidates(compounds: &[MatchedCompound<'_>]) -> Option<Vec<DocumentId>> {
+    let words =
+        || compounds.iter().flat_map(|compound| compound.words.iter().map(move |word| (compound, word)));
+    let limits = std::iter::successors(Some(64_usize), |limit| limit.checked_mul(4));
+    let mut rare = limits.flat_map(|limit| {
+        words().filter_map(move |(compound, word)| {
+            let terms: Vec<_> = compound.joined.iter().chain(word.alternatives(limit)).collect();
+            (terms.iter().map(|term| term.count(limit)).sum::<usize>() < limit).then_some(terms)
+        })
+    });
+    let found = |term: &MatchedTerm<'_>| term.found().map(|(id, _)| id).collect::<Vec<_>>();
+    rare.next().map(|terms| terms.into_iter().flat_map(found).collect())
+}
+
 /// Returns the documents whose whole name is the query, in this or another form.
 fn documents_with_name(documents: &Documents, key: &str) -> Vec<Scored> {
-    let term = MatchedTerm::whole(&documents.dictionary, key);
-    let postings =
-        term.postings(documents).filter(|(posting, _)| posting.fields.intersects(Fields::WHOLE_NAME));
+    let term = MatchedTerm::new(&documents.dictionary, key);
+    let postings = term.forms().flat_map(|(id, form)| term.postings(id).map(move |posting| (posting, form)));
+    let named = postings.filter(|(posting, _)| posting.fields.intersects(Fields::WHOLE_NAME));
     let found = |form| Found { place: Place::WholeName, form, description_only: false };
-    postings.map(|(posting, form)| (posting.document, score(&[found(form)]))).collect()
+    named.map(|(posting, form)| (posting.document, score(&[found(form)]))).collect()
 }
 
-/// A term of the query: the terms of the dictionary that it stands for.
+/// A term of the query, which stands for terms of the dictionary.
 #[derive(Debug)]
-struct MatchedTerm {
-    /// By number.
-    terms: Vec<(TermId, Form)>,
-    /// Number of their postings.
-    count: usize,
+struct MatchedTerm<'a> {
+    dictionary: &'a Dictionary,
+    text: &'a str,
+    /// All terms with the same stem.
+    forms: Vec<TermId>,
 }
 
-impl MatchedTerm {
-    fn new(dictionary: &Dictionary, text: &str) -> Self {
-        let prefixed = dictionary.with_prefix(text).map(|id| (id, Form::Prefix));
-        Self::collect(dictionary, prefixed, text)
+impl<'a> MatchedTerm<'a> {
+    fn new(dictionary: &'a Dictionary, text: &'a str) -> Self {
+        let mut forms: Vec<_> = dictionary.with_stem(&stem(text)).collect();
+        // A term may look like the stem of others and have another one itself.
+        forms.extend(dictionary.get(text).filter(|id| !forms.contains(id)));
+        Self { dictionary, text, forms }
     }
 
-    fn whole(dictionary: &Dictionary, text: &str) -> Self {
-        Self::collect(dictionary, std::iter::empty(), text)
+    /// Returns the term itself and its other forms.
+    fn forms(&self) -> impl Iterator<Item = (TermId, Form)> {
+        self.forms.iter().map(|id| (*id, self.form(*id).unwrap_or(Form::Inflected)))
     }
 
-    /// Adds the term itself and its other forms, each in the best way that it was found.
-    fn collect(dictionary: &Dictionary, others: impl Iterator<Item = (TermId, Form)>, text: &str) -> Self {
-        let stem = stem(text);
-        let inflected = dictionary.with_stem(&stem).map(|id| (id, Form::Inflected));
-        let exact = dictionary.get(text).map(|id| (id, Form::Exact));
-        let mut terms: Vec<_> = others.chain(inflected).chain(exact).collect();
-        terms.sort_unstable();
-        terms.dedup_by_key(|(id, _)| *id);
-        let count = terms.iter().filter_map(|(id, _)| dictionary.postings(*id)).map(Postings::len).sum();
-        Self { terms, count }
+    /// Returns these, and all terms that it is the beginning of.
+    fn terms(&self) -> impl Iterator<Item = (TermId, Form)> {
+        let longer = self.dictionary.with_prefix(self.text).map(|(id, _)| id);
+        self.forms().chain(longer.filter(|id| !self.forms.contains(id)).map(|id| (id, Form::Prefix)))
     }
 
-    fn postings<'a>(&'a self, documents: &'a Documents) -> impl Iterator<Item = (&'a Posting, Form)> {
-        self.terms.iter().flat_map(move |(id, form)| {
-            documents
-                .dictionary
-                .postings(*id)
-                .into_iter()
-                .flat_map(Postings::iter)
-                .map(move |posting| (posting, *form))
+    /// Returns in which form a term of the dictionary is this one.
+    fn form(&self, id: TermId) -> Option<Form> {
+        let text = self.dictionary.text(id);
+        if text == self.text {
+            Some(Form::Exact)
+        } else if self.forms.contains(&id) {
+            Some(Form::Inflected)
+        } else {
+            text.starts_with(self.text).then_some(Form::Prefix)
+        }
+    }
+
+    fn postings(&self, id: TermId) -> impl Iterator<Item = &'a Posting> + use<'a> {
+        self.dictionary.postings(id).into_iter().flat_map(Postings::iter)
+    }
+
+    /// Counts postings up to a limit, which the last term may exceed.
+    fn count(&self, limit: usize) -> usize {
+        let mut count = 0;
+        let lengths = self.terms().filter_map(|(id, _)| self.dictionary.postings(id)).map(Postings::len);
+        for length in lengths {
+            count += length;
+            if count >= limit {
+                break;
+            }
+        }
+        count
+    }
+
+    fn found(&self) -> impl Iterator<Item = (DocumentId, Found)> {
+        self.terms().flat_map(|(id, form)| {
+            self.postings(id).map(move |posting| (posting.document, Found::new(posting.fields, form)))
         })
     }
 
-    fn found<'a>(&'a self, documents: &'a Documents) -> impl Iterator<Item = (DocumentId, Found)> + 'a {
-        self.postings(documents).map(|(posting, form)| (posting.document, Found::new(posting.fields, form)))
-    }
-
     fn find(&self, document: &Document) -> Option<Found> {
-        let form = |id: TermId| Some(self.terms[self.terms.binary_search_by_key(&id, |(id, _)| *id).ok()?].1);
-        document.terms().filter_map(|(id, fields)| Some(Found::new(fields, form(id)?))).min()
+        document.terms().filter_map(|(id, fields)| Some(Found::new(fields, self.form(id)?))).min()
     }
 }
 
 /// A word of the query: found whole, or in all its parts.
 #[derive(Debug)]
-struct MatchedWord {
-    whole: Option<MatchedTerm>,
-    parts: Vec<MatchedTerm>,
+struct MatchedWord<'a> {
+    whole: Option<MatchedTerm<'a>>,
+    parts: Vec<MatchedTerm<'a>>,
 }
 
-impl MatchedWord {
-    fn new(dictionary: &Dictionary, word: &Word) -> Self {
-        let term = |text: &String| MatchedTerm::new(dictionary, text);
+impl<'a> MatchedWord<'a> {
+    fn new(dictionary: &'a Dictionary, word: &'a Word) -> Self {
+        let term = |text: &'a String| MatchedTerm::new(dictionary, text);
         Self { whole: word.whole.as_ref().map(term), parts: word.parts.iter().map(term).collect() }
     }
 
     /// Returns the terms of which every match has at least one.
-    fn alternatives(&self) -> impl Iterator<Item = &MatchedTerm> {
-        self.whole.iter().chain(self.parts.iter().min_by_key(|part| part.count))
+    fn alternatives(&self, limit: usize) -> impl Iterator<Item = &MatchedTerm<'a>> {
+        self.whole.iter().chain(self.parts.iter().min_by_key(|part| part.count(limit)))
     }
 
     fn find(&self, document: &Document) -> Option<Found> {
@@ -202,13 +218,13 @@ impl MatchedWord {
 
 /// Words of the query that are written as one: found joined, or each of them.
 #[derive(Debug)]
-struct MatchedCompound {
-    joined: Option<MatchedTerm>,
-    words: Vec<MatchedWord>,
+struct MatchedCompound<'a> {
+    joined: Option<MatchedTerm<'a>>,
+    words: Vec<MatchedWord<'a>>,
 }
 
-impl MatchedCompound {
-    fn new(dictionary: &Dictionary, compound: &Compound) -> Self {
+impl<'a> MatchedCompound<'a> {
+    fn new(dictionary: &'a Dictionary, compound: &'a Compound) -> Self {
         let joined = compound.joined.as_ref().map(|joined| MatchedTerm::new(dictionary, joined));
         Self { joined, words: compound.words.iter().map(|word| MatchedWord::new(dictionary, word)).collect() }
     }
