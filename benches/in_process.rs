@@ -50,13 +50,13 @@ fn searching(bench: &mut Criterion) {
     let mut index = SearchIndex::default();
     let slots: Vec<u32> = (0..AGENTS).map(|agent| index.insert(&capabilities(agent))).collect();
     bench.bench_function("find 100 of 10,000 agents", |b| {
-        b.iter(|| index.search(&Query::all(black_box("security"))).len());
+        b.iter(|| index.search(&Query::all(black_box("security")), |_, _| true).len());
     });
     bench.bench_function("find 100 of 10,000 agents by two terms", |b| {
-        b.iter(|| index.search(&Query::all(black_box("code security"))).len());
+        b.iter(|| index.search(&Query::all(black_box("code security")), |_, _| true).len());
     });
     bench.bench_function("find the best of 10,000 agents for a sentence of 15 words", |b| {
-        b.iter(|| index.search(&Query::best(black_box(SENTENCE))).len());
+        b.iter(|| index.search(&Query::best(black_box(SENTENCE)), |_, _| true).len());
     });
     let again = capabilities(7);
     bench.bench_function("index an agent anew among 10,000", |b| {

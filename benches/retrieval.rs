@@ -33,7 +33,7 @@ impl Tools {
 
     fn search(&self, query: &Query) -> Vec<(f64, &str)> {
         let hit = |hit: Hit| (hit.score, self.ids[&hit.slot].as_str());
-        let mut found: Vec<_> = self.index.search(query).into_iter().map(hit).collect();
+        let mut found: Vec<_> = self.index.search(query, |_, _| true).into_iter().map(hit).collect();
         found.sort_by(|one, other| other.0.total_cmp(&one.0).then(one.1.cmp(other.1)));
         found.truncate(PAGE);
         found

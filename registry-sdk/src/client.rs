@@ -1,12 +1,11 @@
 //! The client: one method for each operation.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use reqwest::Method;
-use reqwest::header::{HeaderMap, LINK};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
-use url::Url;
 
 use crate::contract::{
     AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, Heartbeat, HeartbeatAck, Registration,
@@ -15,7 +14,7 @@ use crate::contract::{
 use crate::decode;
 use crate::error::Error;
 use crate::http::HttpClients;
-use crate::query::{ListQuery, Page, SearchQuery};
+use crate::query::{ListQuery, MatchPage, Page, SearchQuery};
 use crate::response::{ApiResponse, Kind};
 use crate::retry::RetryPolicy;
 use crate::transport::{Body, Request, Transport};
@@ -97,13 +96,51 @@ impl RegistryClient {
 
     /// Finds agents by what they can do, the best match first. A match that cannot be read is skipped and logged.
     ///
-    /// A registry that does not know [`SearchQuery::healthy`] ignores it. Matches that contradict the filter are then dropped from
-    /// its response.
+    /// A registry that does not know a filter ignores it. Matches that contradict the filter are then dropped from its response.
     pub async fn search_capabilities(
         &self,
         query: impl Into<SearchQuery>,
     ) -> Result<Vec<CapabilityMatch>, Error> {
         self.search_with_age(query.into()).await.map(|aged| aged.value)
+    }
+
+    /// Finds one page of agents by what they can do: the first one, or the one after the query's cursor.
+    ///
+    /// Pages are in the order of score and id, which does not change while they are read. An agent whose score changes meanwhile,
+    /// because it registers other capabilities, may be missed or come twice.
+    pub async fn search_page(&self, query: impl Into<SearchQuery>) -> Result<MatchPage, Error> {
+        let query = query.into().paged();
+        let request = Self::search_request(&query)?;
+        let page = |response: &ApiResponse| {
+            let matches = decode_matches(response, &query)?;
+            Ok(MatchPage { matches, next_cursor: response.next_cursor() })
+        };
+        self.transport.send(&request, &self.retry, page).await
+    }
+
+    /// Finds all agents by what they can do, page by page, each agent once. The limit of the query is that of a page.
+    ///
+    /// A registry that does not know pages returns as many agents as its limit allows.
+    ///
+    /// # Errors
+    /// If a page cannot be read.
+    pub async fn search_all(&self, query: impl Into<SearchQuery>) -> Result<Vec<CapabilityMatch>, Error> {
+        let mut query = query.into().paged();
+        let mut found = HashSet::new();
+        let mut all = Vec::new();
+        loop {
+            let MatchPage { matches, next_cursor } = self.search_page(query.clone()).await?;
+            let is_empty = matches.is_empty();
+            all.extend(matches.into_iter().filter(|one| found.insert(one.agent_id.clone())));
+            if next_cursor.is_none() {
+                return Ok(all);
+            }
+            if is_empty || next_cursor == query.cursor {
+                let detail = "the pages of the search lead nowhere".to_owned();
+                return Err(Error::InvalidResponse { status: 200, detail });
+            }
+            query.cursor = next_cursor;
+        }
     }
 
     /// Whether an agent can be given work. An unhealthy agent is no error.
@@ -171,14 +208,14 @@ impl RegistryClient {
     }
 
     pub(crate) async fn list_with_age(&self, query: ListQuery) -> Result<Aged<Page>, Error> {
-        query.status.unwrap_or_default().check_known()?;
+        query.filter.status.unwrap_or_default().check_known()?;
         let mut request = get(Kind::List, ["agents"]);
-        add(&mut request, "status", query.status);
-        add(&mut request, "limit", query.limit);
-        add(&mut request, "cursor", query.cursor);
+        request.query = query.pairs();
         let decode = |response: &ApiResponse| {
-            let agents = decode::list(response)?;
-            let value = Page { agents, next_cursor: next_cursor(&response.headers) };
+            let mut agents = decode::list(response)?;
+            // The registry may not know the filters.
+            agents.retain(|agent| query.filter.accepts_record(agent));
+            let value = Page { agents, next_cursor: response.next_cursor() };
             Ok(Aged { value, age: response.age() })
         };
         self.transport.send(&request, &self.retry, decode).await
@@ -212,12 +249,9 @@ impl RegistryClient {
     }
 
     fn search_request(query: &SearchQuery) -> Result<Request, Error> {
-        query.status.unwrap_or_default().check_known()?;
+        query.filter.status.unwrap_or_default().check_known()?;
         let mut request = get(Kind::List, ["capabilities", "search"]);
-        add(&mut request, "q", Some(&query.q));
-        add(&mut request, "status", query.status);
-        add(&mut request, "healthy", query.healthy);
-        add(&mut request, "limit", query.limit);
+        request.query = query.pairs();
         Ok(request)
     }
 
@@ -346,10 +380,14 @@ pub(crate) struct Aged<T> {
 }
 
 fn matches_of(response: &ApiResponse, query: &SearchQuery) -> Result<Aged<Vec<CapabilityMatch>>, Error> {
-    let mut value: Vec<CapabilityMatch> = decode::list(response)?;
-    // The registry may not know this filter.
-    value.retain(|found| query.accepts_health(found));
-    Ok(Aged { value, age: response.age() })
+    Ok(Aged { value: decode_matches(response, query)?, age: response.age() })
+}
+
+fn decode_matches(response: &ApiResponse, query: &SearchQuery) -> Result<Vec<CapabilityMatch>, Error> {
+    let mut matches = decode::list(response)?;
+    // The registry may not know the filters.
+    matches.retain(|found| query.filter.accepts_match(found));
+    Ok(matches)
 }
 
 /// A `GET` of a path.
@@ -370,20 +408,6 @@ fn path_segment(agent_id: &str) -> Result<&str, Error> {
     }
 }
 
-fn add(request: &mut Request, name: &'static str, value: Option<impl ToString>) {
-    request.query.extend(value.map(|value| (name, value.to_string())));
-}
-
 fn encode(body: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(body).map_err(|error| Error::Config(format!("the request cannot be written: {error}")))
-}
-
-/// The cursor in a `Link: <…&cursor=…>; rel="next"` header (RFC 8288).
-fn next_cursor(headers: &HeaderMap) -> Option<String> {
-    let links = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
-    let next = links.flat_map(|value| value.split(',')).find(|link| link.contains("rel=\"next\""))?;
-    let (target, _) = next.trim().strip_prefix('<')?.split_once('>')?;
-    // The target may be relative; only its query is wanted.
-    let target = Url::parse("http://registry").ok()?.join(target).ok()?;
-    target.query_pairs().find(|(name, _)| name == "cursor").map(|(_, cursor)| cursor.into_owned())
 }

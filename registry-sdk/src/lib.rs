@@ -123,6 +123,8 @@
 pub mod contract;
 pub mod search;
 
+mod query;
+
 #[cfg(feature = "client")]
 pub mod discovery;
 
@@ -155,8 +157,6 @@ mod metrics;
 #[cfg(feature = "client")]
 mod monitor;
 #[cfg(feature = "client")]
-mod query;
-#[cfg(feature = "client")]
 mod response;
 #[cfg(feature = "client")]
 mod retry;
@@ -169,6 +169,7 @@ mod watch;
 pub mod testing;
 
 pub use contract::{AgentRecord, AgentStatus, Capability, CapabilityMatch, Registration};
+pub use query::{AgentFilter, InvalidParameter, ListQuery, MatchPage, MetadataFilter, Page, SearchQuery};
 
 #[cfg(feature = "client")]
 pub use agent::{
@@ -193,8 +194,6 @@ pub use error::Error;
 pub use health::HealthEndpoint;
 #[cfg(feature = "client")]
 pub use monitor::{Alert, AlertRule, StatsMonitor, StatsMonitorBuilder};
-#[cfg(feature = "client")]
-pub use query::{ListQuery, Page, SearchQuery};
 #[cfg(feature = "client")]
 pub use retry::RetryPolicy;
 #[cfg(feature = "client")]

@@ -3,10 +3,11 @@
 use std::time::{Duration, SystemTime};
 
 use reqwest::StatusCode;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, LINK, RETRY_AFTER};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use url::Url;
 
 use crate::contract::{FieldError, Owner, STALE_HEADER, cut};
 use crate::error::Error;
@@ -63,6 +64,16 @@ impl ApiResponse {
         let Some(value) = self.headers.get(STALE_HEADER) else { return Duration::ZERO };
         let seconds = value.to_str().ok().and_then(|text| text.trim().parse().ok()).unwrap_or_default();
         Duration::try_from_secs_f64(seconds).unwrap_or_default().max(Duration::from_millis(1))
+    }
+
+    /// The cursor in a `Link: <…&cursor=…>; rel="next"` header (RFC 8288).
+    pub(crate) fn next_cursor(&self) -> Option<String> {
+        let links = self.headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
+        let next = links.flat_map(|value| value.split(',')).find(|link| link.contains("rel=\"next\""))?;
+        let (target, _) = next.trim().strip_prefix('<')?.split_once('>')?;
+        // The target may be relative; only its query is wanted.
+        let target = Url::parse("http://registry").ok()?.join(target).ok()?;
+        target.query_pairs().find(|(name, _)| name == "cursor").map(|(_, cursor)| cursor.into_owned())
     }
 
     /// An empty 200 is more likely cut off than meant so.

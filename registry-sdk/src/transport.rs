@@ -39,7 +39,7 @@ pub(crate) struct Transport {
 pub(crate) struct Request {
     pub(crate) method: Method,
     pub(crate) path: Vec<String>,
-    pub(crate) query: Vec<(&'static str, String)>,
+    pub(crate) query: Vec<(String, String)>,
     pub(crate) body: Option<Body>,
     /// The event after which a stream continues.
     pub(crate) last_event_id: Option<String>,

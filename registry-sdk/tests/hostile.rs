@@ -153,7 +153,7 @@ fn searches() {
         let mut index = SearchIndex::default();
         let slot = index.insert(&[Capability::new(&*text).description(&*text).example(&*text)]);
         for query in [Query::all(&text), Query::best(&text)] {
-            let found = index.search(&query);
+            let found = index.search(&query, |_, _| true);
             assert_eq!(found.len(), usize::from(!query.is_empty()), "{text:?} finds itself");
             assert!(
                 found.iter().all(|hit| hit.slot == slot && hit.score > 0.0 && hit.score <= 1.0),
@@ -162,6 +162,6 @@ fn searches() {
         }
         index.remove(slot);
         assert_eq!(index.counts(), (0, 0));
-        assert!(index.search(&Query::all(&text)).is_empty());
+        assert!(index.search(&Query::all(&text), |_, _| true).is_empty());
     });
 }

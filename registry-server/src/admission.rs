@@ -81,6 +81,14 @@ impl Admission {
         read: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
         let _place = self.expensive_reads.try_acquire().map_err(|_| Error::Overloaded)?;
+        self.read_further(read).await
+    }
+
+    /// Goes on with an expensive read that was admitted before.
+    pub(crate) async fn read_further<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
         let running = self.running_reads.clone().acquire_owned().await.map_err(|_| Error::ShuttingDown)?;
         let read = move || {
             // Kept until the end, also if the caller gives up.

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
-use registry_sdk::contract::{AgentStatus, CapabilityMatch, Registration, ValidationError};
+use registry_sdk::contract::{AgentStatus, CapabilityMatch, Registration, ValidationError, limits};
 use registry_sdk::{Error, ListQuery, RegistryClient, RetryPolicy, SearchQuery, WatchEvent};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -23,16 +23,19 @@ pub(crate) async fn run(
     output: &Output,
 ) -> Result<Outcome, Failure> {
     match command {
-        Command::Agents { status } => {
-            let query = ListQuery { status, ..ListQuery::all() };
+        Command::Agents { filter } => {
+            let query = ListQuery { filter: filter.into_filter(), ..ListQuery::all() };
             output.agents(&client.list_agents(query).await?.agents)?;
         }
         Command::Show { id } => output.agent(&client.get_agent(&id).await?)?,
-        Command::Search { words, healthy, limit } => {
+        Command::Search { words, filter, limit, all } => {
             let mut query = SearchQuery::new(words.join(" "));
-            query.healthy = healthy.then_some(true);
-            query.limit = limit;
-            let found = client.search_capabilities(query).await?;
+            (query.filter, query.limit) = (filter.into_filter(), limit);
+            let found = if all {
+                client.search_all(query.limit(limits::PAGE)).await?
+            } else {
+                client.search_capabilities(query).await?
+            };
             output.matches(&found)?;
             return Ok(if found.is_empty() { Outcome::Negative } else { Outcome::Positive });
         }

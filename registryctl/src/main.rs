@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use registry_sdk::contract::AgentStatus;
-use registry_sdk::{Error, RegistryClient};
+use registry_sdk::{AgentFilter, Error, MetadataFilter, RegistryClient};
 
 /// Look around in an agent registry, and change it.
 ///
@@ -59,9 +59,8 @@ struct Arguments {
 enum Command {
     /// List all agents.
     Agents {
-        /// Only those that are active, busy or offline.
-        #[arg(long)]
-        status: Option<AgentStatus>,
+        #[command(flatten)]
+        filter: FilterArguments,
     },
     /// Show one agent: what it is, what it can do, and when it was last heard of.
     Show {
@@ -71,14 +70,16 @@ enum Command {
     /// Find agents by what they can do, the best match first. Ends with 3 where there are none.
     Search {
         /// Words that their capabilities have to have.
-        #[arg(required = true)]
+        #[arg(required_unless_present = "capability")]
         words: Vec<String>,
-        /// Only those that are healthy.
-        #[arg(long)]
-        healthy: bool,
+        #[command(flatten)]
+        filter: FilterArguments,
         /// How many at most.
         #[arg(long)]
         limit: Option<usize>,
+        /// Without a limit, page by page.
+        #[arg(long, conflicts_with = "limit")]
+        all: bool,
     },
     /// Say whether an agent is healthy. Ends with 3 where it is not.
     Health {
@@ -121,6 +122,46 @@ enum Command {
         /// Which.
         shell: Shell,
     },
+}
+
+/// Which agents to list or to find.
+#[derive(Debug, Args)]
+struct FilterArguments {
+    /// Only those that are active, busy or offline.
+    #[arg(long)]
+    status: Option<AgentStatus>,
+    /// Only those that are healthy.
+    #[arg(long)]
+    healthy: bool,
+    /// Only those that are not healthy.
+    #[arg(long, conflicts_with = "healthy")]
+    unhealthy: bool,
+    /// Only those with a capability of exactly this name.
+    #[arg(long, value_name = "NAME")]
+    capability: Option<String>,
+    /// Only those with a capability that has this tag, and all others that are given.
+    #[arg(long)]
+    tag: Vec<String>,
+    /// Only those whose metadata has this value, and all others that are given. KEY may be a path such as zone.region.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_metadata)]
+    metadata: Vec<MetadataFilter>,
+}
+
+impl FilterArguments {
+    fn into_filter(self) -> AgentFilter {
+        let mut filter = AgentFilter::default();
+        filter.status = self.status;
+        filter.healthy = (self.healthy || self.unhealthy).then_some(self.healthy);
+        filter.capability = self.capability;
+        filter.tags = self.tag;
+        filter.metadata = self.metadata;
+        filter
+    }
+}
+
+fn parse_metadata(text: &str) -> Result<MetadataFilter, &'static str> {
+    let (path, value) = text.split_once('=').filter(|(path, _)| !path.is_empty()).ok_or("use KEY=VALUE")?;
+    Ok(MetadataFilter { path: path.to_owned(), value: value.to_owned() })
 }
 
 /// How a command ended that did not fail.

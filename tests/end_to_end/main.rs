@@ -13,6 +13,7 @@ mod edited_rows;
 mod encryption;
 mod errors;
 mod event_stream;
+mod filters;
 mod hostile;
 mod instances;
 mod lists;

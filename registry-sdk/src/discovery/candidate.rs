@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
 use super::load::ReportedLoad;
 use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch};
 use crate::search::Rank;
@@ -40,6 +42,14 @@ impl Candidate {
             Self::FromDirectory { agent, position, .. } => {
                 agent.capabilities.get(usize::from(*position)).map_or(&[], |capability| &capability.tags)
             }
+        }
+    }
+
+    /// What the agent registered as metadata. A match does not say it.
+    pub(super) fn metadata(&self) -> Option<&Map<String, Value>> {
+        match self {
+            Self::FromRegistry(_) => None,
+            Self::FromDirectory { agent, .. } => Some(&agent.metadata),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::beside::beside;
 use crate::client::RegistryClient;
 use crate::contract::{AgentRecord, CapabilityMatch};
 use crate::error::Error;
-use crate::query::SearchQuery;
+use crate::query::{ListQuery, SearchQuery};
 use crate::watch::{Known, Report, Watch, WatchEvent};
 
 /// Every agent of a registry, kept up to date by watching it (as a Kubernetes reflector does): searches and look-ups
@@ -141,6 +141,16 @@ impl Directory {
         self.read().agents()
     }
 
+    /// Lists agents as the registry would: by id, up to the query's limit, or all of them.
+    #[must_use]
+    pub fn list(&self, query: &ListQuery) -> Vec<Arc<AgentRecord>> {
+        let after =
+            |agent: &AgentRecord| query.cursor.as_deref().is_none_or(|cursor| *agent.agent_id > *cursor);
+        let agents =
+            self.agents().into_iter().filter(|agent| after(agent) && query.filter.accepts_record(agent));
+        agents.take(query.limit.unwrap_or(usize::MAX)).collect()
+    }
+
     /// The record of one agent.
     #[must_use]
     pub fn get(&self, agent_id: &str) -> Option<Arc<AgentRecord>> {
@@ -150,18 +160,13 @@ impl Directory {
     /// Finds agents as the registry would: the best match first, up to the query's limit, or all of them.
     #[must_use]
     pub fn search(&self, query: impl Into<SearchQuery>) -> Vec<CapabilityMatch> {
-        let query = query.into();
-        let mut found = self.candidates(&query.q);
-        found.retain(|one| query.status.is_none_or(|status| status == one.status()));
-        let matches = found.into_iter().filter_map(Candidate::into_match);
-        let accepted = matches.filter(|found| query.accepts_health(found));
-        accepted.take(query.limit.unwrap_or(usize::MAX)).collect()
+        self.candidates(&query.into()).into_iter().filter_map(Candidate::into_match).collect()
     }
 
     /// The same, before the matches are written out.
-    pub(super) fn candidates(&self, q: &str) -> Vec<Candidate> {
-        let mut found = self.read().candidates(q);
-        found.sort_unstable_by(|one, other| one.rank().cmp(&other.rank()));
+    pub(super) fn candidates(&self, query: &SearchQuery) -> Vec<Candidate> {
+        let mut found = self.read().candidates(query);
+        query.arrange(&mut found, query.limit.unwrap_or(usize::MAX), Candidate::rank);
         found
     }
 

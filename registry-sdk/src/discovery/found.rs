@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::candidate::Candidate;
 use super::freshness::Freshness;
+use crate::query::SearchQuery;
 
 /// Number of searches that an orchestrator remembers for outages of the registry.
 const REMEMBERED: usize = 256;
@@ -14,7 +15,7 @@ const REMEMBERED: usize = 256;
 /// What an orchestrator's last searches found. While the registry is away, tasks go to those of the agents that are healthy by their
 /// own word.
 #[derive(Clone, Debug, Default)]
-pub(super) struct LastSearches(Arc<Mutex<HashMap<String, Found>>>);
+pub(super) struct LastSearches(Arc<Mutex<HashMap<SearchQuery, Found>>>);
 
 /// What earlier attempts of one delegation found and tried. So failing over needs no registry.
 #[derive(Debug, Default)]
@@ -43,17 +44,17 @@ impl Found {
 }
 
 impl LastSearches {
-    pub(super) fn get(&self, capability: &str) -> Option<Found> {
-        lock(&self.0).get(capability).cloned()
+    pub(super) fn get(&self, search: &SearchQuery) -> Option<Found> {
+        lock(&self.0).get(search).cloned()
     }
 
-    pub(super) fn set(&self, capability: &str, found: &Found) {
+    pub(super) fn set(&self, search: SearchQuery, found: &Found) {
         let mut searches = lock(&self.0);
         // Queries may be made of any words.
-        if searches.len() >= REMEMBERED && !searches.contains_key(capability) {
+        if searches.len() >= REMEMBERED && !searches.contains_key(&search) {
             searches.clear();
         }
-        searches.insert(capability.to_owned(), found.clone());
+        searches.insert(search, found.clone());
     }
 }
 

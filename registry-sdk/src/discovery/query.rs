@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use crate::query::{MetadataFilter, SearchQuery};
+
 /// Which of the candidates gets a task.
 ///
 /// The best matches come first, by the registry's score; among those that match equally well the policy decides.
@@ -57,8 +59,12 @@ pub struct TaskQuery {
     pub capability: String,
     /// Capabilities that are used instead, in this order, if no agent can be given a task of those before.
     pub fallbacks: Vec<String>,
+    /// Whether the capability and the fallbacks are exact names instead of words.
+    pub is_exact: bool,
     /// Tags that the capability has to have, all of them.
     pub tags: Vec<String>,
+    /// Values that the agent's metadata has to have, all of them.
+    pub metadata: Vec<MetadataFilter>,
     /// Ids of agents that are not selected.
     pub exclude: HashSet<String>,
     /// Which of the candidates gets the task.
@@ -78,7 +84,9 @@ impl TaskQuery {
         Self {
             capability: capability.into(),
             fallbacks: Vec::new(),
+            is_exact: false,
             tags: Vec::new(),
+            metadata: Vec::new(),
             exclude: HashSet::new(),
             policy: Policy::default(),
             health_source: HealthSource::default(),
@@ -94,11 +102,25 @@ impl TaskQuery {
         self
     }
 
-    /// Adds a tag that the capability has to have. Tags are compared with what the search returns, at most 1,000 agents: if more can
-    /// be found by the capability's words, choose other words.
+    /// Takes the capability and the fallbacks as exact names instead of words.
+    #[must_use]
+    pub fn exact(mut self) -> Self {
+        self.is_exact = true;
+        self
+    }
+
+    /// Adds a tag that the capability has to have. Agents whose capability lacks it are not searched for; an error names them.
     #[must_use]
     pub fn tag(mut self, tag: impl Into<String>) -> Self {
         self.tags.push(tag.into());
+        self
+    }
+
+    /// Adds a text, number or boolean that the agent's metadata has to have at a path: see [`SearchQuery::metadata`].
+    #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "numbers and booleans are written as they are")]
+    pub fn metadata(mut self, path: impl Into<String>, value: impl ToString) -> Self {
+        self.metadata.push(MetadataFilter { path: path.into(), value: value.to_string() });
         self
     }
 
@@ -136,6 +158,15 @@ impl TaskQuery {
     pub fn check_timeout(mut self, timeout: Duration) -> Self {
         self.check_timeout = timeout;
         self
+    }
+
+    /// The search for one of the capabilities.
+    pub(super) fn search(&self, capability: &str) -> SearchQuery {
+        let mut search =
+            if self.is_exact { SearchQuery::exact(capability) } else { SearchQuery::new(capability) };
+        search.filter.tags.clone_from(&self.tags);
+        search.filter.metadata.clone_from(&self.metadata);
+        search
     }
 
     /// The capabilities in the order in which they are wanted.

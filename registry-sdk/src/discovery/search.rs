@@ -11,9 +11,8 @@ use super::freshness::Freshness;
 use super::orchestrator::Orchestrator;
 use super::query::{HealthSource, TaskQuery};
 use super::selection::{SkipReason, Skipped};
-use crate::contract::{AgentStatus, limits};
+use crate::contract::{AgentStatus, CapabilityMatch, limits};
 use crate::error::Error;
-use crate::query::SearchQuery;
 
 /// How long the attempts of one delegation use what the first one's search found without searching again.
 const MAX_AGE: Duration = Duration::from_secs(5);
@@ -32,7 +31,7 @@ impl Orchestrator {
     ) -> Result<Found, Error> {
         let cached = self.directory.as_ref().and_then(|directory| Some((directory, directory.freshness()?)));
         let from_directory = |(directory, freshness): (&Directory, Freshness)| {
-            Found::new(directory.candidates(capability), freshness, true)
+            Found::new(directory.candidates(&query.search(capability)), freshness, true)
         };
         if let Some(cached @ (_, Freshness::Fresh)) = cached {
             return Ok(from_directory(cached));
@@ -46,14 +45,14 @@ impl Orchestrator {
         if let Some(kept) = kept.as_ref().filter(|kept| kept.at.elapsed() < MAX_AGE) {
             return Ok(kept.clone());
         }
-        let kept = kept.or_else(|| self.last_searches.get(capability));
-        let mut search = SearchQuery::new(capability).limit(limits::PAGE);
+        let mut search = query.search(capability).limit(limits::PAGE);
         // An agent that is asked itself may be healthy whatever the registry thinks of it.
         let is_complete = query.health_source == HealthSource::Agent;
-        search.healthy = (!is_complete).then_some(true);
+        search.filter.healthy = (!is_complete).then_some(true);
+        let kept = kept.or_else(|| self.last_searches.get(&search));
         let outcome = match (cached, &kept) {
-            (None, None) => self.client.search_with_age(search).await,
-            _ => self.client.search_within(search, SHORT).await,
+            (None, None) => self.client.search_with_age(search.clone()).await,
+            _ => self.client.search_within(search.clone(), SHORT).await,
         };
         if cached.is_some() {
             self.fallback.record(!matches!(&outcome, Err(error) if error.is_outage()));
@@ -63,7 +62,7 @@ impl Orchestrator {
                 let candidates = matches.value.into_iter().map(Arc::new).map(Candidate::FromRegistry);
                 let found = Found::new(candidates.collect(), Freshness::of(matches.age), is_complete);
                 earlier.set(capability, &found);
-                self.last_searches.set(capability, &found);
+                self.last_searches.set(search, &found);
                 Ok(found)
             }
             (Err(error), Some(cached), _) if error.is_outage() => Ok(from_directory(cached)),
@@ -78,19 +77,79 @@ impl Orchestrator {
         }
     }
 
-    /// Names the agents as well that the registry left out of the searches because they are not healthy.
+    /// Names the agents as well that the searches left out: those that are not healthy, and those that the query's tags and
+    /// metadata exclude.
     pub(super) async fn explain(&self, query: &TaskQuery, earlier: &Earlier, skipped: &mut Vec<Skipped>) {
-        for capability in query.capabilities().filter(|capability| earlier.is_incomplete(capability)) {
-            let search = SearchQuery::new(capability).limit(limits::PAGE).healthy(false);
-            let Ok(found) = self.client.search_within(search, query.check_timeout).await else { break };
-            skipped.extend(found.value.iter().map(|agent| {
-                let is_offline = agent.status == AgentStatus::Offline;
-                let reason = if is_offline { SkipReason::Offline } else { SkipReason::Unhealthy };
-                Skipped::new(&agent.agent_id, reason)
-            }));
+        for capability in query.capabilities() {
+            let Ok(unhealthy) = self.unhealthy(query, capability, earlier).await else { break };
+            skipped.extend(unhealthy);
+            let Ok(filtered) = self.filtered(query, capability, earlier).await else { break };
+            skipped.extend(filtered);
         }
         // An agent may have been found by several capabilities.
         let mut named = HashSet::new();
         skipped.retain(|one| named.insert(one.agent_id.clone()));
+    }
+
+    /// Names the agents that the registry left out because they are not healthy.
+    async fn unhealthy(
+        &self,
+        query: &TaskQuery,
+        capability: &str,
+        earlier: &Earlier,
+    ) -> Result<Vec<Skipped>, Error> {
+        if !earlier.is_incomplete(capability) {
+            return Ok(Vec::new());
+        }
+        let search = query.search(capability).limit(limits::PAGE).healthy(false);
+        let found = self.client.search_within(search, query.check_timeout).await?;
+        let skipped = |agent: &CapabilityMatch| {
+            let is_offline = agent.status == AgentStatus::Offline;
+            let reason = if is_offline { SkipReason::Offline } else { SkipReason::Unhealthy };
+            Skipped::new(&agent.agent_id, reason)
+        };
+        Ok(found.value.iter().map(skipped).collect())
+    }
+
+    /// Names the agents that have the capability, but not the tags or the metadata.
+    async fn filtered(
+        &self,
+        query: &TaskQuery,
+        capability: &str,
+        earlier: &Earlier,
+    ) -> Result<Vec<Skipped>, Error> {
+        if query.tags.is_empty() && query.metadata.is_empty() {
+            return Ok(Vec::new());
+        }
+        let filtered = query.search(capability);
+        let mut unfiltered = filtered.clone();
+        (unfiltered.filter.tags, unfiltered.filter.metadata) = (Vec::new(), Vec::new());
+        let (passed, all) = match (earlier.get(capability), &self.directory) {
+            (None, Some(directory)) => (directory.candidates(&filtered), directory.candidates(&unfiltered)),
+            (found, _) => {
+                let search = unfiltered.limit(limits::PAGE);
+                let all = self.client.search_within(search, query.check_timeout).await?;
+                let all = all.value.into_iter().map(Arc::new).map(Candidate::FromRegistry);
+                (found.map_or_else(Vec::new, |found| found.candidates), all.collect())
+            }
+        };
+        let passed: HashSet<&str> = passed.iter().map(Candidate::agent_id).collect();
+        let others = all
+            .iter()
+            .filter(|agent| !passed.contains(agent.agent_id()) && !earlier.was_tried(agent.agent_id()));
+        let skipped = |agent: &Candidate| {
+            let has_tags = query.tags.iter().all(|tag| agent.tags().contains(tag));
+            let has_metadata = agent
+                .metadata()
+                .map_or(query.metadata.is_empty(), |all| filtered.filter.accepts_metadata(all));
+            let reason = match query.exclude.contains(agent.agent_id()) {
+                true => SkipReason::Excluded,
+                false if !has_tags => SkipReason::MissingTag,
+                false if !has_metadata => SkipReason::OtherMetadata,
+                false => return None,
+            };
+            Some(Skipped::new(agent.agent_id(), reason))
+        };
+        Ok(others.filter_map(skipped).collect())
     }
 }

@@ -98,11 +98,8 @@ impl Orchestrator {
         let now = Instant::now();
         let mut candidates = Vec::with_capacity(found.len());
         for agent in found {
-            let has = |tag: &String| agent.tags().contains(tag);
             let reason = if query.exclude.contains(agent.agent_id()) {
                 Some(SkipReason::Excluded)
-            } else if !query.tags.iter().all(has) {
-                Some(SkipReason::MissingTag)
             } else if let Some(reason) = unfit(query.health_source, &agent) {
                 Some(reason)
             } else {

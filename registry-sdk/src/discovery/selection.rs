@@ -100,6 +100,9 @@ pub enum SkipReason {
     /// Its capability lacks one of the tags.
     #[error("lacks a tag")]
     MissingTag,
+    /// Its metadata lacks one of the values.
+    #[error("has other metadata")]
+    OtherMetadata,
     /// It is offline.
     #[error("is offline")]
     Offline,

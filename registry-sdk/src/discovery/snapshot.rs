@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::candidate::Candidate;
 use crate::contract::AgentRecord;
-use crate::search::{Hit, Query, SearchIndex};
+use crate::query::SearchQuery;
+use crate::search::{Hit, SearchIndex};
 
 /// The agents, and the index by which they are found.
 #[derive(Debug, Default)]
@@ -29,12 +30,24 @@ impl Snapshot {
     }
 
     /// The agents that can do something, in no order.
-    pub(super) fn candidates(&self, q: &str) -> Vec<Candidate> {
-        let candidate = |hit: Hit| {
-            let agent = self.by_slot.get(hit.slot as usize)?.clone()?;
-            Some(Candidate::FromDirectory { agent, position: hit.position, score: hit.score })
+    pub(super) fn candidates(&self, query: &SearchQuery) -> Vec<Candidate> {
+        let filter = &query.filter;
+        let agent = |slot: u32| self.by_slot.get(slot as usize)?.as_ref();
+        let accepts = |slot, position: u16| {
+            let capability = agent(slot).and_then(|agent| agent.capabilities.get(usize::from(position)));
+            capability.is_some_and(|capability| filter.accepts_capability(capability))
         };
-        self.index.search(&Query::all(q)).into_iter().filter_map(candidate).collect()
+        let candidate = |hit: Hit| {
+            let agent = agent(hit.slot)?.clone();
+            let is_accepted = filter.accepts_status(agent.status, agent.healthy)
+                && filter.accepts_metadata(&agent.metadata);
+            is_accepted.then_some(Candidate::FromDirectory {
+                agent,
+                position: hit.position,
+                score: hit.score,
+            })
+        };
+        query.find(&self.index, accepts).into_iter().filter_map(candidate).collect()
     }
 
     pub(super) fn insert(&mut self, agent: Arc<AgentRecord>) {

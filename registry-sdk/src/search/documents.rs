@@ -12,7 +12,7 @@ use crate::contract::Capability;
 /// One capability of one agent.
 #[derive(Debug)]
 pub(super) struct Document {
-    name: Arc<str>,
+    pub(super) name: Arc<str>,
     /// The distinct terms, by number.
     terms: Box<[DocumentTerm]>,
     pub(super) slot: u32,

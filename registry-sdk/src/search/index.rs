@@ -2,7 +2,7 @@
 
 use super::documents::Documents;
 use super::query::{Mode, Query};
-use super::{match_all, match_best};
+use super::{match_all, match_best, match_name};
 use crate::contract::Capability;
 
 /// An agent that was found, by its best capability.
@@ -25,12 +25,12 @@ pub struct Hit {
 /// use registry_sdk::search::{Query, SearchIndex};
 /// let mut index = SearchIndex::default();
 /// let slot = index.insert(&[Capability::new("documentation"), Capability::new("security_scanning")]);
-/// let found = index.search(&Query::all("security scanner"));
+/// let found = index.search(&Query::all("security scanner"), |_, _| true);
 /// assert_eq!((found[0].slot, found[0].position), (slot, 1));
-/// let found = index.search(&Query::best("Who can scan my code for holes?"));
+/// let found = index.search(&Query::best("Who can scan my code for holes?"), |slot, _| slot != 7);
 /// assert_eq!((found[0].slot, found[0].position), (slot, 1));
 /// index.remove(slot);
-/// assert!(index.search(&Query::all("security")).is_empty());
+/// assert!(index.search(&Query::all("security"), |_, _| true).is_empty());
 /// ```
 #[derive(Debug, Default)]
 pub struct SearchIndex {
@@ -48,14 +48,11 @@ impl SearchIndex {
         self.documents.remove(slot);
     }
 
-    /// Returns all agents with a capability that matches, each by its best one; of equals, the first. The hits are in no
-    /// order that means anything.
-    #[must_use]
-    pub fn search(&self, query: &Query) -> Vec<Hit> {
-        if query.is_empty() {
-            return Vec::new();
-        }
-        let matches = match query.mode {
+    /// Returns all agents with a capability that matches and is accepted, each by its best one; of equals, the first. The hits
+    /// are in no order that means anything. `accepts` gets the agent's number and the capability's position.
+    pub fn search(&self, query: &Query, mut accepts: impl FnMut(u32, u16) -> bool) -> Vec<Hit> {
+        let matches = match &query.mode {
+            Mode::Name(name) => match_name::search(&self.documents, &query.key, name),
             Mode::All => match_all::search(&self.documents, query),
             Mode::Best => match_best::search(&self.documents, query),
         };
@@ -65,13 +62,11 @@ impl SearchIndex {
             let Some(document) = self.documents.get(found.id) else { continue };
             let (slot, position) = (document.slot, document.position);
             let hit = Hit { slot, position, score: found.score, description_only: found.description_only };
-            match hits.last_mut() {
-                Some(last) if last.slot == slot => {
-                    if hit.score > last.score {
-                        *last = hit;
-                    }
-                }
-                _ => hits.push(hit),
+            match hits.last_mut().filter(|last| last.slot == slot) {
+                Some(last) if hit.score <= last.score => {}
+                _ if !accepts(slot, position) => {}
+                Some(last) => *last = hit,
+                None => hits.push(hit),
             }
         }
         hits

@@ -2,7 +2,8 @@
 //! give the same answers.
 //!
 //! An analyzer cuts texts into terms, an inverted index says which capabilities have a term, and a [`Query`] is matched in
-//! one of two ways: by [all](Query::all) its words, or as a sentence, by the [best](Query::best) of them.
+//! one of three ways: by [all](Query::all) its words, as a sentence, by the [best](Query::best) of them, or as an exact
+//! [name](Query::named).
 
 mod analysis;
 mod dictionary;
@@ -11,6 +12,7 @@ mod fields;
 mod index;
 mod match_all;
 mod match_best;
+mod match_name;
 mod postings;
 mod query;
 mod rank;

@@ -3,8 +3,10 @@
 use super::analysis::{Compound, Source, analyze, key};
 
 /// How a query is matched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
+    /// Exactly this name.
+    Name(String),
     All,
     Best,
 }
@@ -49,6 +51,12 @@ impl Query {
         Self::new(Mode::Best, text)
     }
 
+    /// Creates a query for capabilities of exactly this name, which score 1.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self { compounds: Vec::new(), ..Self::new(Mode::Name(name.to_owned()), name) }
+    }
+
     /// Sets the score below which nothing is found; 0 by default.
     #[must_use]
     pub fn min_score(mut self, min_score: f64) -> Self {
@@ -63,10 +71,10 @@ impl Query {
         self
     }
 
-    /// Returns whether the text has no letter or digit. Such a query finds nothing.
+    /// Returns whether there is nothing to search for: no letter or digit. Such a query finds nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.compounds.is_empty()
+        self.compounds.is_empty() && !matches!(self.mode, Mode::Name(_))
     }
 
     fn new(mode: Mode, text: &str) -> Self {

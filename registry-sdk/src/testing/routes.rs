@@ -1,17 +1,13 @@
 //! What the mock registry answers to a request: the contract's operations and errors.
 
-use std::borrow::Cow;
-
 use serde::Serialize;
-use url::form_urlencoded;
 
 use super::log::Cursor;
 use super::state::{MockState, Refusal};
 use crate::contract::{
-    AgentStatus, HealthStatus, Heartbeat, Owner, Problem, Registration, ServerHealth, StatusUpdate,
-    ValidationError, is_valid_agent_id, limits,
+    HealthStatus, Heartbeat, Owner, Problem, Registration, ServerHealth, StatusUpdate, ValidationError,
 };
-use crate::search;
+use crate::query::{InvalidParameter, ListQuery, SearchQuery};
 
 /// A whole answer.
 #[derive(Debug)]
@@ -70,6 +66,12 @@ impl From<Refusal> for MockResponse {
     }
 }
 
+impl From<InvalidParameter> for MockResponse {
+    fn from(invalid: InvalidParameter) -> Self {
+        Self::problem(400, invalid.to_string())
+    }
+}
+
 /// A request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MockRequest<'a> {
@@ -85,7 +87,7 @@ pub(super) fn answer(state: &mut MockState, request: &MockRequest<'_>) -> MockRe
     let MockRequest { method, path, query, last_event_id, body } = *request;
     let outcome = match (method, path.split('/').skip(1).collect::<Vec<_>>().as_slice()) {
         ("POST", ["register"]) => register(state, body),
-        ("GET", ["agents"]) => list(state, &Query::new(query)),
+        ("GET", ["agents"]) => list(state, query),
         ("GET", ["agents", id]) => {
             state.get(id).map(|record| MockResponse::ok(&record)).map_err(MockResponse::from)
         }
@@ -95,7 +97,7 @@ pub(super) fn answer(state: &mut MockState, request: &MockRequest<'_>) -> MockRe
         }
         ("POST", ["agents", id, "heartbeat"]) => heartbeat(state, id, body),
         ("PUT", ["agents", id, "status"]) => set_status(state, id, body),
-        ("GET", ["capabilities", "search"]) => search(state, &Query::new(query)),
+        ("GET", ["capabilities", "search"]) => search(state, query),
         ("GET", ["health", id]) => {
             state.health(id).map(|health| MockResponse::ok(&health)).map_err(MockResponse::from)
         }
@@ -148,64 +150,24 @@ fn malformed(error: &serde_json::Error) -> MockResponse {
     MockResponse::problem(400, format!("the body has to be a JSON object: {error}"))
 }
 
-fn list(state: &mut MockState, query: &Query<'_>) -> Result<MockResponse, MockResponse> {
-    let (status, limit) = (query.status()?, query.limit()?);
-    let after = query.get("cursor");
-    if after.is_some_and(|cursor| !is_valid_agent_id(cursor)) {
-        return Err(MockResponse::problem(400, "cursor has to be one that a Link header gave"));
-    }
-    // One more tells whether there is another page.
-    let mut agents = state.page(status, after, limit.map_or(usize::MAX, |limit| limit + 1));
-    let more = limit.is_some_and(|limit| agents.len() > limit);
-    agents.truncate(limit.unwrap_or(usize::MAX));
+fn list(state: &mut MockState, query: &str) -> Result<MockResponse, MockResponse> {
+    let mut query = ListQuery::from_query_string(query)?;
+    let (agents, next) = state.list(&query);
     let mut answer = MockResponse::ok(&agents);
-    if let (true, Some(limit), Some(last)) = (more, limit, agents.last()) {
-        let status = status.map_or_else(String::new, |status| format!("status={status}&"));
-        answer.next = Some(format!("/agents?{status}limit={limit}&cursor={}", last.agent_id));
+    if next.is_some() {
+        query.cursor = next;
+        answer.next = Some(format!("/agents?{}", query.to_query_string()));
     }
     Ok(answer)
 }
 
-fn search(state: &mut MockState, query: &Query<'_>) -> Result<MockResponse, MockResponse> {
-    let q = query.get("q").unwrap_or_default();
-    if search::Query::all(q).is_empty() {
-        return Err(MockResponse::problem(400, "q has to have at least one letter or digit to search for"));
+fn search(state: &mut MockState, query: &str) -> Result<MockResponse, MockResponse> {
+    let mut query = SearchQuery::from_query_string(query)?;
+    let (found, next) = state.search(&query);
+    let mut answer = MockResponse::ok(&found);
+    if next.is_some() {
+        query.cursor = next;
+        answer.next = Some(format!("/capabilities/search?{}", query.to_query_string()));
     }
-    let mut found = state.search(q, query.status()?);
-    if let Some(healthy) = query.healthy()? {
-        found.retain(|found| found.healthy == Some(healthy));
-    }
-    found.truncate(query.limit()?.unwrap_or(limits::DEFAULT_MATCHES));
-    Ok(MockResponse::ok(&found))
-}
-
-/// The parameters of a query.
-struct Query<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
-
-impl<'a> Query<'a> {
-    fn new(query: &'a str) -> Self {
-        Self(form_urlencoded::parse(query.as_bytes()).collect())
-    }
-
-    fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| &**value)
-    }
-
-    fn status(&self) -> Result<Option<AgentStatus>, MockResponse> {
-        let read = self.get("status").map(str::parse).transpose();
-        read.map_err(|error: crate::contract::ParseStatusError| MockResponse::problem(400, error.to_string()))
-    }
-
-    fn healthy(&self) -> Result<Option<bool>, MockResponse> {
-        let read = self.get("healthy").map(str::parse).transpose();
-        read.map_err(|_| MockResponse::problem(400, "healthy has to be true or false"))
-    }
-
-    fn limit(&self) -> Result<Option<usize>, MockResponse> {
-        let Some(text) = self.get("limit") else { return Ok(None) };
-        match text.parse() {
-            Ok(limit @ 1..=limits::PAGE) => Ok(Some(limit)),
-            _ => Err(MockResponse::problem(400, format!("limit has to be 1 to {}", limits::PAGE))),
-        }
-    }
+    Ok(answer)
 }

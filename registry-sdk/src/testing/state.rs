@@ -12,9 +12,10 @@ use super::log::Log;
 use crate::contract::{
     AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, EventKind, HealthStatus, Heartbeat, HeartbeatAck,
     Instances, Owner, Registration, RegistryStats, StatusUpdate, Timestamp, UnhealthyReason,
-    heartbeat_timeout,
+    heartbeat_timeout, limits,
 };
-use crate::search::{Query, Rank, SearchIndex};
+use crate::query::{ListQuery, SearchQuery};
+use crate::search::{Rank, SearchIndex};
 
 /// A request that arrived.
 #[derive(Clone, Debug)]
@@ -278,36 +279,38 @@ impl MockState {
         Ok(health)
     }
 
-    /// Agents of a status, by id.
-    pub(super) fn list(&mut self, status: Option<AgentStatus>) -> Vec<AgentRecord> {
-        self.page(status, None, usize::MAX)
-    }
-
-    /// The same after an id, up to a limit.
-    pub(super) fn page(
-        &mut self,
-        status: Option<AgentStatus>,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Vec<AgentRecord> {
+    /// Agents by id, and the cursor of the next page.
+    pub(super) fn list(&mut self, query: &ListQuery) -> (Vec<AgentRecord>, Option<String>) {
         self.expire();
-        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let wanted = self.agents.range::<str, _>((after, Bound::Unbounded));
-        let wanted = wanted.filter(|(_, entry)| status.is_none_or(|status| entry.status == status));
-        wanted.take(limit).map(|(_, entry)| self.record(entry)).collect()
+        let after = query.cursor.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let records =
+            self.agents.range::<str, _>((after, Bound::Unbounded)).map(|(_, entry)| self.record(entry));
+        let mut wanted = records.filter(|record| query.filter.accepts_record(record));
+        let page: Vec<_> = wanted.by_ref().take(query.limit.unwrap_or(usize::MAX)).collect();
+        let last = page.last().filter(|_| wanted.next().is_some());
+        let next = last.map(|last| last.agent_id.clone());
+        (page, next)
     }
 
-    /// Everyone that can do something, the best match first.
-    pub(super) fn search(&mut self, q: &str, status: Option<AgentStatus>) -> Vec<CapabilityMatch> {
-        // Scores depend on all agents, not only on those that pass the filter.
-        let agents = self.list(None);
+    /// Everyone that can do something, the best match first, and the cursor of the next page.
+    pub(super) fn search(&mut self, query: &SearchQuery) -> (Vec<CapabilityMatch>, Option<String>) {
+        self.expire();
+        let agents: Vec<_> = self.agents.values().map(|entry| self.record(entry)).collect();
+        let filter = &query.filter;
+        // Of all agents, since scores depend on those that do not pass the filter, too.
         let mut index = SearchIndex::default();
         let slots: HashMap<u32, &AgentRecord> =
             agents.iter().map(|agent| (index.insert(&agent.capabilities), agent)).collect();
+        let accepts = |slot, position| {
+            let capability = slots.get(&slot).and_then(|agent| agent.capabilities.get(usize::from(position)));
+            capability.is_some_and(|capability| filter.accepts_capability(capability))
+        };
         let mut found: Vec<(Rank<'_>, CapabilityMatch)> = Vec::new();
-        for hit in index.search(&Query::all(q)) {
+        for hit in query.find(&index, accepts) {
             let Some(agent) = slots.get(&hit.slot) else { continue };
-            if status.is_some_and(|status| status != agent.status) {
+            let passes = filter.accepts_status(agent.status, agent.healthy)
+                && filter.accepts_metadata(&agent.metadata);
+            if !passes {
                 continue;
             }
             found.extend(CapabilityMatch::from_record(agent, hit.position.into(), hit.score).map(|found| {
@@ -316,8 +319,9 @@ impl MockState {
                 (Rank { score: hit.score, status, last_heartbeat, agent_id }, found)
             }));
         }
-        found.sort_by_key(|(rank, _)| *rank);
-        found.into_iter().map(|(_, found)| found).collect()
+        let limit = query.limit.unwrap_or(limits::DEFAULT_MATCHES);
+        let next = query.arrange(&mut found, limit, |(rank, _)| *rank);
+        (found.into_iter().map(|(_, found)| found).collect(), next)
     }
 
     pub(super) fn stats(&mut self) -> RegistryStats {

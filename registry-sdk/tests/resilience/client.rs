@@ -225,7 +225,7 @@ async fn matches_that_contradict_the_filter_by_health_are_dropped_where_the_regi
         (None, "/capabilities/search?q=work", &["dead", "living", "unsaid", "null"]),
     ] {
         let mut query = SearchQuery::new("work");
-        query.healthy = healthy;
+        query.filter.healthy = healthy;
         let matches = client.search_capabilities(query).await.unwrap();
         let ids: Vec<_> = matches.iter().map(|found| found.agent_id.as_str()).collect();
         assert_eq!(ids, expected, "{healthy:?}");

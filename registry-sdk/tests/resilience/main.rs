@@ -19,6 +19,8 @@ mod delegate;
 #[cfg(all(feature = "axum", feature = "testing"))]
 mod delegated_task;
 mod environment;
+#[cfg(feature = "testing")]
+mod filters;
 #[cfg(all(feature = "axum", feature = "testing"))]
 mod health;
 #[cfg(feature = "testing")]

@@ -29,9 +29,7 @@ async fn a_status_that_is_not_known_is_never_sent() {
     let _ = client.heartbeat_with("a", &Heartbeat::default().status(status)).await;
     let _ = client.update_status("a", status).await;
     let _ = client.list_agents(ListQuery::all().status(status)).await;
-    let mut query = SearchQuery::new("work");
-    query.status = Some(status);
-    let _ = client.search_capabilities(query).await;
+    let _ = client.search_capabilities(SearchQuery::new("work").status(status)).await;
     let sent: Vec<_> = server
         .arrived()
         .into_iter()

@@ -98,7 +98,7 @@ proptest! {
     ) {
         let mut index = SearchIndex::default();
         let slots: Vec<_> = agents.iter().map(|capabilities| index.insert(capabilities)).collect();
-        let found = index.search(&Query::all(&query));
+        let found = index.search(&Query::all(&query), |_, _| true);
         let wanted = terms(&query);
         prop_assert_eq!(Query::all(&query).is_empty(), wanted.is_empty());
         for (slot, capabilities) in slots.iter().zip(&agents) {
@@ -130,13 +130,13 @@ proptest! {
         gone.drain(..).for_each(|slot| changed.remove(slot));
         prop_assert_eq!(changed.counts(), plain.counts());
         for query in [Query::all(&query), Query::best(&query), Query::best(&query).description_only(false)] {
-            let found = |index: &SearchIndex, slot| index.search(&query).into_iter().find(|hit| hit.slot == slot);
+            let found = |index: &SearchIndex, slot| index.search(&query, |_, _| true).into_iter().find(|hit| hit.slot == slot);
             for (slot, plain_slot) in &kept {
                 let expected = found(&plain, *plain_slot).map(|hit| (hit.position, hit.score.to_bits(), hit.description_only));
                 let hit = found(&changed, *slot).map(|hit| (hit.position, hit.score.to_bits(), hit.description_only));
                 prop_assert_eq!(hit, expected);
             }
-            prop_assert!(changed.search(&query).iter().all(|hit| kept.iter().any(|(slot, _)| *slot == hit.slot)));
+            prop_assert!(changed.search(&query, |_, _| true).iter().all(|hit| kept.iter().any(|(slot, _)| *slot == hit.slot)));
         }
     }
 }

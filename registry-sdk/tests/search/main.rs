@@ -13,7 +13,7 @@ fn found<'a>(capabilities: &'a [Capability], query: &str) -> Vec<&'a str> {
     for capability in capabilities {
         index.insert(std::slice::from_ref(capability));
     }
-    let mut hits = index.search(&Query::all(query));
+    let mut hits = index.search(&Query::all(query), |_, _| true);
     hits.sort_by(|one, other| other.score.total_cmp(&one.score).then(one.slot.cmp(&other.slot)));
     hits.iter().map(|hit| capabilities[hit.slot as usize].name.as_str()).collect()
 }

@@ -27,6 +27,7 @@ use registry_sdk::contract::{
     AgentHealth, AgentStatus, HealthStatus, Heartbeat, HeartbeatAck, Owner, Registration, RegistryStats,
     ServerHealth, StatusUpdate, Timestamp, heartbeat_timeout, is_valid_agent_id,
 };
+use registry_sdk::{ListQuery, SearchQuery};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -44,7 +45,7 @@ use reports::Report;
 use rules::{Change, Outcome, accepts_instance};
 use shared::{LOAD_TIMEOUT, Shared};
 pub(crate) use supervision::Supervisor;
-pub(crate) use view::{CHUNK_BYTES, Chunk, Filter, Json, ListQuery, Page, Rest, SearchQuery};
+pub(crate) use view::{CHUNK_BYTES, Chunk, Json, Page, Rest};
 use view::{Entry, Read, ReadContext, View};
 
 /// Time for which the statistics of `GET /metrics` are cached.
@@ -242,13 +243,22 @@ impl Registry {
         self.read_expensive(move |view, context| view.list(&query, context)).await
     }
 
-    /// Returns the next chunk of a list, a page or a search. It is short, so it needs no permit.
-    pub(crate) async fn next_chunk(&self, rest: &Rest) -> Chunk {
-        self.read(|context| self.shared.view.next_chunk(rest, context)).await
+    /// Returns the next chunk of a list, a page or a search.
+    pub(crate) async fn next_chunk(&self, rest: Rest) -> Result<Chunk, Error> {
+        if !rest.is_expensive() {
+            return Ok(self.read(|context| self.shared.view.next_chunk(&rest, context)).await);
+        }
+        let rest = Arc::new(rest);
+        let run = || {
+            let (shared, rest) = (self.shared.clone(), rest.clone());
+            let read = move || shared.view.next_chunk(&rest, &shared.read_context());
+            self.shared.admission.read_further(read)
+        };
+        self.confirmed(run).await
     }
 
-    /// Returns the beginning of the matches.
-    pub(crate) async fn search_capabilities(&self, query: SearchQuery) -> Result<Chunk, Error> {
+    /// Returns the beginning of the matches, or of one page of them.
+    pub(crate) async fn search_capabilities(&self, query: SearchQuery) -> Result<Page, Error> {
         self.read_expensive(move |view, context| view.search(&query, context)).await
     }
 
@@ -349,6 +359,14 @@ impl Registry {
             let (shared, read) = (self.shared.clone(), read.clone());
             self.shared.admission.read(move || read(&shared.view, &shared.read_context()))
         };
+        self.confirmed(run).await
+    }
+
+    /// Reads again if deadlines had to be confirmed.
+    async fn confirmed<T, F>(&self, run: impl Fn() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<Read<T>, Error>>,
+    {
         let first = run().await?;
         if first.unconfirmed.is_empty() {
             return Ok(first.value);

@@ -2,41 +2,51 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::response::Response;
-use registry_sdk::contract::{AgentStatus, CapabilityMatch, limits};
-use registry_sdk::search::Query;
-use serde::Deserialize;
+use registry_sdk::SearchQuery;
+use registry_sdk::contract::CapabilityMatch;
 use utoipa::IntoParams;
 
-use super::describe::{Always, BadParameter, Busy};
-use super::extract::{Params, check_healthy, check_limit, check_status};
-use super::json::json_array;
+use super::describe::{Always, BadParameter, Busy, FilterParams};
+use super::json::json_page;
 use super::problem::ApiError;
-use crate::registry::{Filter, Registry, SearchQuery};
+use crate::registry::Registry;
 
-#[derive(Deserialize, IntoParams)]
+#[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-pub(super) struct SearchParams {
-    /// Terms that a capability must contain, each as the prefix of a word: at least one letter or digit.
-    #[serde(default)]
-    #[param(required, min_length = 1, example = "code gen")]
-    q: String,
-    /// Only agents with this status.
-    #[param(value_type = Option<AgentStatus>)]
-    status: Option<String>,
-    /// Only matches whose `healthy` has this value.
-    #[param(value_type = Option<bool>)]
-    healthy: Option<String>,
+#[expect(dead_code, reason = "it describes parameters, which are read as a `SearchQuery`")]
+struct WordsParam {
+    /// Terms that a capability must contain, each as the prefix of a word: at least one letter or digit. May be left out if
+    /// `capability` is given.
+    #[param(min_length = 1, example = "code gen")]
+    q: Option<String>,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes parameters, which are read as a `SearchQuery`")]
+struct PageParams {
     /// Maximum number of matches, 100 by default. Applied after the filters.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
+    /// Start of the page: `*` for the first one, or from a `Link` header. The matches are in the order of score and id then.
+    #[param(
+        min_length = 1,
+        max_length = 96,
+        pattern = r"^(\*|[0-9a-f]{1,16}\.[A-Za-z0-9][A-Za-z0-9._-]{0,63})$"
+    )]
+    cursor: Option<String>,
 }
 
 /// Finds agents by what they can do: the best match first, one match for each agent.
+///
+/// With `cursor`, while more follow, the answer has `Link: <…>; rel="next"`.
 #[utoipa::path(
-    get, path = "/capabilities/search", tag = "discovery", params(SearchParams),
-    responses((status = 200, description = "The matches, best first.", body = Vec<CapabilityMatch>, example = json!([{
+    get, path = "/capabilities/search", tag = "discovery", params(WordsParam, FilterParams, PageParams),
+    responses((status = 200, description = "The matches, best first.", body = Vec<CapabilityMatch>,
+        headers(("Link" = String, description = "The next page, if `cursor` was given and more follow: `<…>; rel=\"next\"`.")),
+        example = json!([{
         "agent_id": "feature-dev", "agent_name": "Feature Development Agent", "base_url": "http://feature-dev:8002",
         "status": "active", "last_heartbeat": "2026-11-24T09:31:00.456Z", "capability": "code_generation",
         "description": "Generates Python code", "cost_estimate": "~100 tokens", "tags": ["coding", "python"],
@@ -45,17 +55,11 @@ pub(super) struct SearchParams {
 )]
 pub(super) async fn search_capabilities(
     State(registry): State<Arc<Registry>>,
-    Params(params): Params<SearchParams>,
+    RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    let words = Query::all(&params.q);
-    if words.is_empty() {
-        return Err(ApiError::bad_request("q has to have at least one letter or digit to search for"));
-    }
-    let status = check_status(params.status.as_deref())?;
-    let healthy = check_healthy(params.healthy.as_deref())?;
-    let limit = check_limit(params.limit)?.unwrap_or(limits::DEFAULT_MATCHES);
-    registry.metrics().record_search(&params.q);
-    let query = SearchQuery { words, filter: Filter { status, healthy }, limit };
-    let first = registry.search_capabilities(query).await?;
-    Ok(json_array(registry, first))
+    let query = SearchQuery::from_query_string(&query.unwrap_or_default())?;
+    registry.metrics().record_search(query.words());
+    let page = registry.search_capabilities(query.clone()).await?;
+    let target = |cursor| format!("/capabilities/search?{}", query.after(cursor).to_query_string());
+    Ok(json_page(registry, page, target))
 }

@@ -1,9 +1,10 @@
 //! `GET /openapi.json` and `GET /docs`: what the API is, told by the handlers themselves.
 
 use axum::Router;
-use registry_sdk::contract::{Heartbeat, Problem};
+use registry_sdk::contract::{AgentStatus, Heartbeat, Problem, limits};
+use utoipa::openapi::schema::{Array, ArrayBuilder, Ref};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::{IntoResponses, Modify, OpenApi};
+use utoipa::{IntoParams, IntoResponses, Modify, OpenApi};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 /// Errors of every operation that asks for a token.
@@ -97,6 +98,32 @@ pub(super) struct Busy(Problem);
 )]
 #[expect(dead_code, reason = "it describes an answer, which is made elsewhere")]
 pub(super) struct BadParameter(Problem);
+
+/// The filters of lists and searches.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes parameters, which are read by the SDK")]
+pub(super) struct FilterParams {
+    /// Only agents with this status.
+    status: Option<AgentStatus>,
+    /// Only agents whose `healthy` has this value.
+    healthy: Option<bool>,
+    /// Only agents with a capability of exactly this name; a search finds them by this one.
+    #[param(min_length = 1, max_length = 128)]
+    capability: Option<String>,
+    /// Only agents with a capability that has all these tags; a search finds them by such a one.
+    #[param(schema_with = tags)]
+    tag: Option<Vec<String>>,
+    /// Only agents whose metadata has this text, number or boolean at KEY: keys with dots in between, each of which may have dots
+    /// itself. May be given for several KEYs.
+    #[param(rename = "metadata.KEY")]
+    metadata: Option<String>,
+}
+
+/// As many tags as a capability may have, each as in a registration.
+fn tags() -> Array {
+    ArrayBuilder::new().items(Ref::from_schema_name("Tag")).max_items(Some(limits::TAGS)).build()
+}
 
 /// The description, to which the routes add themselves.
 #[derive(OpenApi)]

@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Bytes, HttpBody, to_bytes};
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use http_body_util::LengthLimitError;
-use registry_sdk::contract::{AgentStatus, limits};
-use serde::de::DeserializeOwned;
+use registry_sdk::contract::limits;
 use tokio::time::timeout;
 
 use super::problem::ApiError;
@@ -26,18 +25,6 @@ impl<S: Send + Sync> FromRequestParts<S> for AgentId {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let id = Path::<String>::from_request_parts(parts, state).await;
         id.map(|Path(id)| Self(id)).map_err(|_| ApiError::not_found("no agent has such an id"))
-    }
-}
-
-/// The query's parameters.
-pub(super) struct Params<T>(pub(super) T);
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let query = Query::<T>::from_request_parts(parts, state).await;
-        query.map(|Query(params)| Self(params)).map_err(|error| ApiError::bad_request(error.body_text()))
     }
 }
 
@@ -97,29 +84,6 @@ impl JsonBody {
 /// What to say of a body that is not JSON.
 pub(super) fn malformed(error: &serde_json::Error) -> ApiError {
     ApiError::bad_request(format!("the body has to be a JSON object: {error}"))
-}
-
-/// The `limit` of a list or a search.
-pub(super) fn check_limit(limit: Option<usize>) -> Result<Option<usize>, ApiError> {
-    let most = limits::PAGE;
-    match limit {
-        Some(limit) if limit == 0 || limit > most => {
-            Err(ApiError::bad_request(format!("limit has to be 1 to {most}, is {limit}")))
-        }
-        limit => Ok(limit),
-    }
-}
-
-/// The `status` of a list or a search.
-pub(super) fn check_status(status: Option<&str>) -> Result<Option<AgentStatus>, ApiError> {
-    let read = status.map(str::parse).transpose();
-    read.map_err(|error: registry_sdk::contract::ParseStatusError| ApiError::bad_request(error.to_string()))
-}
-
-/// The `healthy` of a search.
-pub(super) fn check_healthy(healthy: Option<&str>) -> Result<Option<bool>, ApiError> {
-    let read = healthy.map(str::parse).transpose();
-    read.map_err(|_| ApiError::bad_request("healthy has to be true or false"))
 }
 
 /// `application/json` or any type that ends in `+json`, whatever its parameters.

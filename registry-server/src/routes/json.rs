@@ -1,22 +1,37 @@
 //! Answers whose JSON the registry has made already.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::http::header::CONTENT_TYPE;
+use axum::http::HeaderValue;
+use axum::http::header::{CONTENT_TYPE, LINK};
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
 
-use crate::registry::{CHUNK_BYTES, Chunk, Registry};
+use crate::registry::{CHUNK_BYTES, Chunk, Error, Page, Registry};
 
 pub(super) fn json(body: impl Into<Body>) -> Response {
     ([(CONTENT_TYPE, "application/json")], body.into()).into_response()
 }
 
+/// Sends a list or a search, with a link to the next page if there is one. `target` makes the page's address of its cursor.
+pub(super) fn json_page(
+    registry: Arc<Registry>,
+    page: Page,
+    target: impl FnOnce(String) -> String,
+) -> Response {
+    let Page { first, next } = page;
+    let mut response = json_array(registry, first);
+    // An encoded query is plain ASCII, so there always is a value.
+    let link =
+        next.and_then(|cursor| HeaderValue::try_from(format!("<{}>; rel=\"next\"", target(cursor))).ok());
+    response.headers_mut().extend(link.map(|link| (LINK, link)));
+    response
+}
+
 /// Sends an array. A long one is made chunk by chunk as the client reads it, so that it takes as little memory as a
 /// short one, however slowly it is read.
-pub(super) fn json_array(registry: Arc<Registry>, first: Chunk) -> Response {
+fn json_array(registry: Arc<Registry>, first: Chunk) -> Response {
     let Chunk { mut objects, rest } = first;
     match objects.first_mut() {
         Some(comma) => *comma = b'[',
@@ -26,15 +41,16 @@ pub(super) fn json_array(registry: Arc<Registry>, first: Chunk) -> Response {
         objects.push(b']');
         return json(objects);
     }
-    let further = stream::unfold((registry, rest), async |(registry, rest)| {
-        let Chunk { mut objects, rest } = registry.next_chunk(&rest?).await;
+    let further = stream::try_unfold((registry, rest), async |(registry, rest)| {
+        let Some(rest) = rest else { return Ok(None) };
+        let Chunk { mut objects, rest } = registry.next_chunk(rest).await?;
         if rest.is_none() {
             objects.push(b']');
         }
-        Some((objects.into(), (registry, rest)))
+        Ok(Some((Bytes::from(objects), (registry, rest))))
     });
     // Copies, since nothing of an allocation is freed before all of it is sent.
     let begun: Vec<_> = objects.chunks(CHUNK_BYTES).map(Bytes::copy_from_slice).collect();
-    let chunks = stream::iter(begun).chain(further).map(Ok::<Bytes, Infallible>);
+    let chunks = stream::iter(begun).map(Ok::<Bytes, Error>).chain(further);
     json(Body::from_stream(chunks))
 }

@@ -2,26 +2,21 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
-use axum::http::HeaderValue;
-use axum::http::header::LINK;
+use axum::extract::{RawQuery, State};
 use axum::response::Response;
-use registry_sdk::contract::{AgentRecord, AgentStatus, is_valid_agent_id};
-use serde::Deserialize;
+use registry_sdk::ListQuery;
+use registry_sdk::contract::AgentRecord;
 use utoipa::IntoParams;
 
-use super::describe::{Always, BadParameter, Busy};
-use super::extract::{Params, check_limit, check_status};
-use super::json::json_array;
+use super::describe::{Always, BadParameter, Busy, FilterParams};
+use super::json::json_page;
 use super::problem::ApiError;
-use crate::registry::{Filter, ListQuery, Page, Registry};
+use crate::registry::Registry;
 
-#[derive(Deserialize, IntoParams)]
+#[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-pub(super) struct ListParams {
-    /// Only agents with this status.
-    #[param(value_type = Option<AgentStatus>)]
-    status: Option<String>,
+#[expect(dead_code, reason = "it describes parameters, which are read as a `ListQuery`")]
+struct PageParams {
     /// Maximum number of agents in a page.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
@@ -35,7 +30,7 @@ pub(super) struct ListParams {
 /// While more follow, the answer has `Link: <…>; rel="next"`. The cursor is the last id of the page before, and stays valid
 /// whatever is registered or removed meanwhile.
 #[utoipa::path(
-    get, path = "/agents", tag = "agents", params(ListParams),
+    get, path = "/agents", tag = "agents", params(FilterParams, PageParams),
     responses(
         (status = 200, description = "The agents, or one page of them.", body = Vec<AgentRecord>,
             headers(("Link" = String, description = "The next page, while more agents follow: `<…>; rel=\"next\"`.")),
@@ -45,21 +40,9 @@ pub(super) struct ListParams {
 )]
 pub(super) async fn list_agents(
     State(registry): State<Arc<Registry>>,
-    Params(params): Params<ListParams>,
+    RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    let status = check_status(params.status.as_deref())?;
-    let limit = check_limit(params.limit)?;
-    if params.cursor.as_deref().is_some_and(|cursor| !is_valid_agent_id(cursor)) {
-        return Err(ApiError::bad_request("cursor has to be one that a Link header gave"));
-    }
-    let query = ListQuery { filter: Filter { status, healthy: None }, after: params.cursor, limit };
-    let Page { first, next } = registry.list_agents(query).await?;
-    let mut response = json_array(registry, first);
-    if let (Some(limit), Some(next)) = (limit, next) {
-        let status = status.map_or_else(String::new, |status| format!("status={status}&"));
-        let link = format!("</agents?{status}limit={limit}&cursor={next}>; rel=\"next\"");
-        // Ids and statuses are plain ASCII, so there always is a value.
-        response.headers_mut().extend(HeaderValue::try_from(link).map(|link| (LINK, link)));
-    }
-    Ok(response)
+    let query = ListQuery::from_query_string(&query.unwrap_or_default())?;
+    let page = registry.list_agents(query.clone()).await?;
+    Ok(json_page(registry, page, |cursor| format!("/agents?{}", query.after(cursor).to_query_string())))
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use registry_sdk::InvalidParameter;
 use registry_sdk::contract::{Problem, ValidationError};
 
 use crate::registry::Error;
@@ -67,6 +68,12 @@ impl From<Error> for ApiError {
             answer.problem.owner = Some(owner);
         }
         answer
+    }
+}
+
+impl From<InvalidParameter> for ApiError {
+    fn from(invalid: InvalidParameter) -> Self {
+        Self::bad_request(invalid.to_string())
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use registry_sdk::AgentFilter;
 use registry_sdk::contract::{AgentStatus, Instances, Registration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +62,11 @@ impl StoredAgent {
     /// Returns the tag of the registration.
     pub(crate) fn registration_tag(&self) -> RegistrationTag {
         RegistrationTag::compute(self)
+    }
+
+    /// Whether a filter accepts what the agent registered.
+    pub(crate) fn passes(&self, filter: &AgentFilter) -> bool {
+        (!filter.has_capability() || self.capabilities.any_passes(filter)) && self.metadata.passes(filter)
     }
 
     /// Whether a registration would change nothing.

@@ -2,6 +2,7 @@
 //!
 //! They are encoded once, and take less memory than the decoded values.
 
+use registry_sdk::AgentFilter;
 use registry_sdk::contract::Capability;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
@@ -35,12 +36,28 @@ impl Capabilities {
         &self.json
     }
 
-    /// Returns the fields of the capability at an index: its JSON object without the braces.
-    pub(crate) fn fields(&self, index: usize) -> Option<&str> {
+    /// Returns the JSON object of the capability at an index.
+    fn object(&self, index: usize) -> Option<&str> {
         let end = *self.ends.get(index)? as usize;
         // Skips the array's opening bracket, or the comma.
         let start = index.checked_sub(1).and_then(|previous| self.ends.get(previous)).copied().unwrap_or(0);
-        self.json.get().get(start as usize + 1..end)?.strip_prefix('{')?.strip_suffix('}')
+        self.json.get().get(start as usize + 1..end)
+    }
+
+    /// Returns the fields of the capability at an index: its JSON object without the braces.
+    pub(crate) fn fields(&self, index: usize) -> Option<&str> {
+        self.object(index)?.strip_prefix('{')?.strip_suffix('}')
+    }
+
+    /// Whether a filter accepts the capability at an index.
+    pub(crate) fn passes(&self, index: usize, filter: &AgentFilter) -> bool {
+        let capability = self.object(index).and_then(|object| serde_json::from_str(object).ok());
+        capability.is_some_and(|capability| filter.accepts_capability(&capability))
+    }
+
+    /// Whether a filter accepts one of the capabilities.
+    pub(crate) fn any_passes(&self, filter: &AgentFilter) -> bool {
+        (0..self.ends.len()).any(|index| self.passes(index, filter))
     }
 
     pub(crate) fn decode(&self) -> Vec<Capability> {
@@ -79,6 +96,12 @@ impl Metadata {
 
     pub(crate) fn json(&self) -> &RawValue {
         &self.0
+    }
+
+    /// Whether a filter accepts the metadata, which is only decoded if it has to be.
+    pub(crate) fn passes(&self, filter: &AgentFilter) -> bool {
+        let decoded = || serde_json::from_str(self.0.get()).unwrap_or_default();
+        filter.metadata.is_empty() || filter.accepts_metadata(&decoded())
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
+use registry_sdk::AgentFilter;
 use registry_sdk::contract::{AgentStatus, Timestamp};
 
 use super::record::{Json, Load, Record};
@@ -61,6 +62,11 @@ impl EffectiveStatus {
 
     pub(super) fn is_healthy(self) -> bool {
         self.status != AgentStatus::Offline && !self.probe_failed
+    }
+
+    /// Returns whether a filter accepts the status.
+    pub(super) fn passes(self, filter: &AgentFilter) -> bool {
+        filter.accepts_status(self.status, Some(self.is_healthy()))
     }
 }
 

@@ -22,7 +22,7 @@ use super::events::{Cursor, EventLog, LogRead};
 use super::reports::Report;
 use crate::store::{Event, EventKind, LogEntry, Position, Snapshot, StoredAgent};
 pub(crate) use entry::{Entry, Liveness, ReadContext};
-pub(crate) use reads::{CHUNK_BYTES, Chunk, Filter, ListQuery, Page, Read, Rest, SearchQuery};
+pub(crate) use reads::{CHUNK_BYTES, Chunk, Page, Read, Rest};
 pub(crate) use record::{Json, Load, Record};
 
 /// Time to wait for changes of other servers.

@@ -1,11 +1,14 @@
 //! Reads from the view.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use parking_lot::RwLockReadGuard;
 use registry_sdk::contract::{
-    AgentHealth, AgentStatus, HealthStatus, RegistryStats, UnhealthyReason, heartbeat_timeout,
+    AgentHealth, AgentStatus, HealthStatus, RegistryStats, UnhealthyReason, heartbeat_timeout, limits,
 };
-use registry_sdk::search::{Query, Rank};
+use registry_sdk::search::Rank;
+use registry_sdk::{AgentFilter, ListQuery, SearchQuery};
 
 use super::View;
 use super::entry::{EffectiveStatus, Entry, ReadContext};
@@ -29,44 +32,14 @@ pub(crate) struct Read<T> {
     pub(crate) unconfirmed: Vec<String>,
 }
 
-/// Which agents a list or a search returns.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Filter {
-    pub(crate) status: Option<AgentStatus>,
-    pub(crate) healthy: Option<bool>,
-}
+/// Number of agents that a list looks at before it lets a writer go first.
+const AGENTS_AT_ONCE: usize = 1_000;
 
-impl Filter {
-    fn accepts(&self, effective: EffectiveStatus) -> bool {
-        self.status.is_none_or(|wanted| wanted == effective.status)
-            && self.healthy.is_none_or(|wanted| wanted == effective.is_healthy())
-    }
-}
-
-/// The query of a list.
-#[derive(Clone, Debug)]
-pub(crate) struct ListQuery {
-    pub(crate) filter: Filter,
-    /// Excludes this id and all before it.
-    pub(crate) after: Option<String>,
-    /// Number of agents in a page; a list without it has all of them.
-    pub(crate) limit: Option<usize>,
-}
-
-/// The query of a search.
-#[derive(Clone, Debug)]
-pub(crate) struct SearchQuery {
-    pub(crate) words: Query,
-    pub(crate) filter: Filter,
-    /// Maximum number of matches, of those that pass the filter.
-    pub(crate) limit: usize,
-}
-
-/// The beginning of a list or of one page of it.
+/// The beginning of an answer: of a list, a search, or one page of either.
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) first: Chunk,
-    /// Cursor of the next page, if more agents follow.
+    /// Cursor of the next page, if more follow.
     pub(crate) next: Option<String>,
 }
 
@@ -87,7 +60,7 @@ pub(crate) enum Rest {
     /// The agents of a list from its cursor on.
     List(ListQuery),
     /// Agents that were selected when the request arrived, and how many of them were sent.
-    Selected { filter: Filter, agents: Arc<[Selected]>, sent: usize },
+    Selected { filter: Arc<AgentFilter>, agents: Arc<[Selected]>, sent: usize },
 }
 
 /// An agent of a page, or of the result of a search.
@@ -106,8 +79,16 @@ struct Found {
 }
 
 impl Rest {
-    fn selected(agents: Vec<Selected>, filter: Filter) -> Option<Self> {
-        (!agents.is_empty()).then(|| Self::Selected { filter, agents: agents.into(), sent: 0 })
+    /// Whether all agents have to be looked at, most of them perhaps in vain.
+    pub(crate) fn is_expensive(&self) -> bool {
+        matches!(self, Self::List(query) if query.filter.has_capability() || !query.filter.metadata.is_empty())
+    }
+
+    fn selected(agents: Vec<Selected>, filter: &AgentFilter) -> Option<Self> {
+        if agents.is_empty() {
+            return None;
+        }
+        Some(Self::Selected { filter: Arc::new(filter.clone()), agents: agents.into(), sent: 0 })
     }
 }
 
@@ -165,8 +146,8 @@ impl View {
             Rest::Selected { filter, agents, sent } => {
                 let mut sent = *sent;
                 let Read { value: objects, unconfirmed } =
-                    self.write_selected(agents, &mut sent, *filter, context);
-                let rest = Rest::Selected { filter: *filter, agents: agents.clone(), sent };
+                    self.write_selected(agents, &mut sent, filter, context);
+                let rest = Rest::Selected { filter: filter.clone(), agents: agents.clone(), sent };
                 Read { value: Chunk { objects, rest: (sent < agents.len()).then_some(rest) }, unconfirmed }
             }
         }
@@ -174,38 +155,27 @@ impl View {
 
     fn list_up_to(&self, max_bytes: usize, query: &ListQuery, context: &ReadContext) -> Read<Page> {
         use std::ops::Bound::{Excluded, Unbounded};
-        let agents = &self.inner.read().agents;
-        let mut objects = Vec::with_capacity(
-            query.limit.map_or(max_bytes, |limit| limit * RECORD_BYTES).min(max_bytes) + RECORD_BYTES,
-        );
-        let (mut selected, mut unconfirmed) = (Vec::new(), Vec::new());
-        let (mut count, mut last, mut has_more) = (0, None, false);
-        let start = query.after.as_deref().map_or(Unbounded, Excluded);
-        for (agent_id, slot) in agents.ordered_ids.range::<str, _>((start, Unbounded)) {
-            let Some(entry) = agents.slot(*slot) else { continue };
-            let effective = entry.effective_status(context, &mut unconfirmed);
-            if !query.filter.accepts(effective) {
-                continue;
+        let mut part = PartOfList::new(max_bytes, query, context);
+        let mut looked_at: Option<Arc<str>> = query.cursor.as_deref().map(Arc::from);
+        let mut inner = self.inner.read();
+        loop {
+            let start = looked_at.as_deref().map_or(Unbounded, Excluded);
+            let ids = inner.agents.ordered_ids.range::<str, _>((start, Unbounded));
+            let (mut count, mut latest) = (0, None);
+            for (agent_id, slot) in ids.take(AGENTS_AT_ONCE) {
+                (count, latest) = (count + 1, Some(agent_id));
+                if let Some(entry) = inner.agents.slot(*slot)
+                    && part.add(agent_id, entry).is_break()
+                {
+                    return part.finish();
+                }
             }
-            let is_full = objects.len() >= max_bytes;
-            if query.limit.map_or(is_full, |limit| count == limit) {
-                has_more = true;
-                break;
+            if count < AGENTS_AT_ONCE {
+                return part.finish();
             }
-            if is_full {
-                selected.push(Selected { agent_id: agent_id.clone(), found: None });
-            } else {
-                objects.push(b',');
-                Record::of_entry(entry, effective, context).write(entry.registration_tag(), &mut objects);
-            }
-            (count, last) = (count + 1, Some(agent_id));
+            looked_at = latest.cloned();
+            RwLockReadGuard::bump(&mut inner);
         }
-        let next = last.filter(|_| has_more).map(ToString::to_string);
-        let (rest, next) = match (query.limit, next) {
-            (None, Some(last)) => (Some(Rest::List(ListQuery { after: Some(last), ..query.clone() })), None),
-            (_, next) => (Rest::selected(selected, query.filter), next),
-        };
-        Read { value: Page { first: Chunk { objects, rest }, next }, unconfirmed }
     }
 
     /// Writes one chunk of agents that were selected before, and counts those that are done with.
@@ -213,7 +183,7 @@ impl View {
         &self,
         selected: &[Selected],
         sent: &mut usize,
-        filter: Filter,
+        filter: &AgentFilter,
         context: &ReadContext,
     ) -> Read<Json> {
         let agents = &self.inner.read().agents;
@@ -224,9 +194,12 @@ impl View {
             *sent += 1;
             let Some(entry) = agents.get(agent_id) else { continue };
             let effective = entry.effective_status(context, &mut unconfirmed);
-            let is_as_found =
-                found.as_ref().is_none_or(|found| found.registration == entry.registration_tag());
-            if !filter.accepts(effective) || !is_as_found {
+            let is_as_found = match found {
+                // The filter accepted the registration.
+                Some(found) => found.registration == entry.registration_tag(),
+                None => entry.agent.passes(filter),
+            };
+            if !effective.passes(filter) || !is_as_found {
                 continue;
             }
             objects.push(b',');
@@ -239,26 +212,28 @@ impl View {
         Read { value: objects, unconfirmed }
     }
 
-    /// Returns the beginning of the array of matches.
-    pub(crate) fn search(&self, query: &SearchQuery, context: &ReadContext) -> Read<Chunk> {
+    /// Returns the beginning of the array of matches, or of one page of it.
+    pub(crate) fn search(&self, query: &SearchQuery, context: &ReadContext) -> Read<Page> {
         let agents = &self.inner.read().agents;
+        let filter = &query.filter;
         let mut unconfirmed = Vec::new();
         let mut candidates: Vec<Candidate<'_>> = Vec::new();
-        for hit in agents.index.search(&query.words) {
+        let accepts = |slot, position: u16| {
+            let entry = agents.slot(slot).filter(|_| filter.has_capability());
+            entry.is_none_or(|entry| entry.agent.capabilities.passes(position.into(), filter))
+        };
+        for hit in query.find(&agents.index, accepts) {
             let Some(entry) = agents.slot(hit.slot) else { continue };
             let effective = entry.effective_status(context, &mut unconfirmed);
-            if query.filter.accepts(effective) {
+            if effective.passes(filter) && entry.agent.metadata.passes(filter) {
                 let last_heartbeat = Some(entry.liveness.last_heartbeat());
                 let agent_id = &entry.agent.agent_id;
                 let rank = Rank { score: hit.score, status: effective.status, last_heartbeat, agent_id };
                 candidates.push(Candidate { rank, index: hit.position.into(), effective, entry });
             }
         }
-        if candidates.len() > query.limit {
-            candidates.select_nth_unstable_by(query.limit, |one, other| one.rank.cmp(&other.rank));
-            candidates.truncate(query.limit);
-        }
-        candidates.sort_unstable_by(|one, other| one.rank.cmp(&other.rank));
+        let limit = query.limit.unwrap_or(limits::DEFAULT_MATCHES);
+        let next = query.arrange(&mut candidates, limit, |candidate| candidate.rank);
         let mut objects = Vec::with_capacity(WHOLE_BYTES.min(candidates.len() * MATCH_BYTES));
         let mut selected = Vec::new();
         for Candidate { rank, index, effective, entry } in candidates {
@@ -270,7 +245,8 @@ impl View {
                 selected.push(Selected { agent_id: agent_id.clone(), found: Some(found) });
             }
         }
-        Read { value: Chunk { objects, rest: Rest::selected(selected, query.filter) }, unconfirmed }
+        let first = Chunk { objects, rest: Rest::selected(selected, filter) };
+        Read { value: Page { first, next }, unconfirmed }
     }
 
     pub(crate) fn stats(&self, context: &ReadContext) -> Read<RegistryStats> {
@@ -294,4 +270,69 @@ struct Candidate<'a> {
     index: usize,
     effective: EffectiveStatus,
     entry: &'a Entry,
+}
+
+/// The part of a list that is made at once.
+struct PartOfList<'a> {
+    max_bytes: usize,
+    query: &'a ListQuery,
+    context: &'a ReadContext,
+    objects: Json,
+    /// What belongs to the page, but is not written yet.
+    selected: Vec<Selected>,
+    unconfirmed: Vec<String>,
+    count: usize,
+    last: Option<Arc<str>>,
+    has_more: bool,
+}
+
+impl<'a> PartOfList<'a> {
+    fn new(max_bytes: usize, query: &'a ListQuery, context: &'a ReadContext) -> Self {
+        let bytes = query.limit.map_or(max_bytes, |limit| limit * RECORD_BYTES).min(max_bytes);
+        Self {
+            max_bytes,
+            query,
+            context,
+            objects: Vec::with_capacity(bytes + RECORD_BYTES),
+            selected: Vec::new(),
+            unconfirmed: Vec::new(),
+            count: 0,
+            last: None,
+            has_more: false,
+        }
+    }
+
+    /// Adds an agent if it passes the filter; breaks if it belongs to the next part.
+    fn add(&mut self, agent_id: &Arc<str>, entry: &Entry) -> ControlFlow<()> {
+        let effective = entry.effective_status(self.context, &mut self.unconfirmed);
+        let filter = &self.query.filter;
+        if !effective.passes(filter) || !entry.agent.passes(filter) {
+            return ControlFlow::Continue(());
+        }
+        let is_full = self.objects.len() >= self.max_bytes;
+        if self.query.limit.map_or(is_full, |limit| self.count == limit) {
+            self.has_more = true;
+            return ControlFlow::Break(());
+        }
+        if is_full {
+            self.selected.push(Selected { agent_id: agent_id.clone(), found: None });
+        } else {
+            self.objects.push(b',');
+            let record = Record::of_entry(entry, effective, self.context);
+            record.write(entry.registration_tag(), &mut self.objects);
+        }
+        self.count += 1;
+        self.last = Some(agent_id.clone());
+        ControlFlow::Continue(())
+    }
+
+    fn finish(self) -> Read<Page> {
+        let Self { query, objects, selected, unconfirmed, .. } = self;
+        let next = self.last.filter(|_| self.has_more).map(|last| last.to_string());
+        let (rest, next) = match (query.limit, next) {
+            (None, Some(last)) => (Some(Rest::List(query.clone().after(last))), None),
+            (_, next) => (Rest::selected(selected, &query.filter), next),
+        };
+        Read { value: Page { first: Chunk { objects, rest }, next }, unconfirmed }
+    }
 }

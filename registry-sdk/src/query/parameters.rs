@@ -1,0 +1,118 @@
+//! The parameters of lists and searches, as they stand in a URL.
+
+use url::form_urlencoded;
+
+use super::filter::{AgentFilter, MetadataFilter};
+use crate::contract::{AgentStatus, ParseStatusError, limits};
+
+/// A parameter of a request that is invalid, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidParameter(pub(super) String);
+
+/// Everything that a list or a search can be asked for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Parameters {
+    pub(super) q: Option<String>,
+    pub(super) filter: AgentFilter,
+    pub(super) limit: Option<usize>,
+    pub(super) cursor: Option<String>,
+}
+
+impl Parameters {
+    /// Reads a query. Parameters that are not known are ignored: they may be those of a later version.
+    pub(super) fn read(query: &str) -> Result<Self, InvalidParameter> {
+        let mut all = Self::default();
+        let Self { q, filter, limit, cursor } = &mut all;
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "q" => set("q", q, value.into_owned())?,
+                "status" => set("status", &mut filter.status, read_status(&value)?)?,
+                "healthy" => set("healthy", &mut filter.healthy, read_healthy(&value)?)?,
+                "capability" => {
+                    check_length("capability", &value, limits::CAPABILITY_NAME)?;
+                    set("capability", &mut filter.capability, value.into_owned())?;
+                }
+                "tag" => {
+                    check_length("tag", &value, limits::TAG)?;
+                    push("tag", &mut filter.tags, value.into_owned())?;
+                }
+                "limit" => set("limit", limit, read_limit(&value)?)?,
+                "cursor" => set("cursor", cursor, value.into_owned())?,
+                name => match name.strip_prefix("metadata") {
+                    Some("" | ".") => return Err(invalid("metadata needs a key: metadata.KEY=VALUE")),
+                    Some(path) if path.starts_with('.') => {
+                        let (path, value) = (path[1..].to_owned(), value.into_owned());
+                        push("metadata", &mut filter.metadata, MetadataFilter { path, value })?;
+                    }
+                    _ => {}
+                },
+            }
+        }
+        Ok(all)
+    }
+
+    /// All that are set, in the order in which they are written.
+    pub(super) fn pairs(self) -> Vec<(String, String)> {
+        let Self { q, filter, limit, cursor } = self;
+        let AgentFilter { status, healthy, capability, tags, metadata } = filter;
+        let pair = |name: &str, value: String| (name.to_owned(), value);
+        let mut pairs = Vec::new();
+        pairs.extend(q.map(|q| pair("q", q)));
+        pairs.extend(status.map(|status| pair("status", status.to_string())));
+        pairs.extend(healthy.map(|healthy| pair("healthy", healthy.to_string())));
+        pairs.extend(capability.map(|name| pair("capability", name)));
+        pairs.extend(tags.into_iter().map(|tag| pair("tag", tag)));
+        pairs.extend(metadata.into_iter().map(|one| (format!("metadata.{}", one.path), one.value)));
+        pairs.extend(limit.map(|limit| pair("limit", limit.to_string())));
+        pairs.extend(cursor.map(|cursor| pair("cursor", cursor)));
+        pairs
+    }
+
+    /// The same as a query.
+    pub(super) fn write(self) -> String {
+        form_urlencoded::Serializer::new(String::new()).extend_pairs(self.pairs()).finish()
+    }
+}
+
+pub(super) fn invalid(message: impl Into<String>) -> InvalidParameter {
+    InvalidParameter(message.into())
+}
+
+fn set<T>(name: &str, parameter: &mut Option<T>, value: T) -> Result<(), InvalidParameter> {
+    match parameter.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(invalid(format!("{name} may stand once only"))),
+    }
+}
+
+/// As many as a capability may have tags are enough.
+fn push<T>(name: &str, values: &mut Vec<T>, value: T) -> Result<(), InvalidParameter> {
+    let most = limits::TAGS;
+    if values.len() == most {
+        return Err(invalid(format!("{name} may stand up to {most} times")));
+    }
+    values.push(value);
+    Ok(())
+}
+
+fn check_length(name: &str, value: &str, most: usize) -> Result<(), InvalidParameter> {
+    match value.chars().count() {
+        length if (1..=most).contains(&length) => Ok(()),
+        length => Err(invalid(format!("{name} has to have 1 to {most} characters, has {length}"))),
+    }
+}
+
+fn read_status(value: &str) -> Result<AgentStatus, InvalidParameter> {
+    value.parse().map_err(|error: ParseStatusError| invalid(error.to_string()))
+}
+
+fn read_healthy(value: &str) -> Result<bool, InvalidParameter> {
+    value.parse().map_err(|_| invalid("healthy has to be true or false"))
+}
+
+fn read_limit(value: &str) -> Result<usize, InvalidParameter> {
+    let most = limits::PAGE;
+    let limit = value.parse().ok().filter(|limit| (1..=most).contains(limit));
+    limit.ok_or_else(|| invalid(format!("limit has to be 1 to {most}, is {value:?}")))
+}

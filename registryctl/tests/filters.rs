@@ -1,0 +1,159 @@
+//! Filters give the same answers everywhere: at the server and the mock registry, through the client, a directory and the
+//! command line.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use registry_sdk::contract::{AgentStatus, Capability, Registration};
+use registry_sdk::testing::MockRegistry;
+use registry_sdk::{Directory, ListQuery, RegistryClient, SearchQuery};
+use registry_server::{Config, Server};
+use serde_json::{Value, json};
+
+/// Nobody is offline because the machine is busy.
+const NEVER: Duration = Duration::from_secs(3_600);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_the_server() {
+    let database_url = "sqlite::memory:".to_owned();
+    let listen = ([127, 0, 0, 1], 0).into();
+    let config = Config { listen, database_url, heartbeat_timeout: NEVER, ..Config::default() };
+    let server = Server::bind(config).await.unwrap();
+    same_answers(&server.url()).await;
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_the_mock_registry() {
+    let mock = MockRegistry::builder().heartbeat_timeout(NEVER).start().await;
+    same_answers(&mock.url()).await;
+}
+
+fn agents() -> [Registration; 5] {
+    let of = |id: &str| Registration::new(id, id, "http://agent:8000");
+    [
+        of("eu")
+            .capability(Capability::new("code_review").tag("rust").tag("fast"))
+            .capability(Capability::new("code_build").tag("rust").tag("slow"))
+            .metadata("zone", json!({"region": "eu", "rack": 7}))
+            .metadata("gpu", true),
+        of("us")
+            .capability(Capability::new("code_review").tag("python"))
+            .metadata("zone", json!({"region": "us", "rack": "7"}))
+            .metadata("app.io/tier", "gold")
+            .status(AgentStatus::Busy),
+        // Its best capability for `review` has no tag.
+        of("two")
+            .capability(Capability::new("review"))
+            .capability(Capability::new("code_review_all").tag("rust")),
+        of("gone")
+            .capability(Capability::new("code_review").tag("rust"))
+            .metadata("gpu", "true")
+            .status(AgentStatus::Offline),
+        of("odd").capability(Capability::new("🦀").tag("fast")).metadata("zone", Value::Null),
+    ]
+}
+
+/// Searches, their arguments on the command line, and the agents that each finds.
+fn searches() -> Vec<(SearchQuery, &'static str, &'static [&'static str])> {
+    let review = || SearchQuery::new("review");
+    vec![
+        (review(), "review", &["eu", "gone", "two", "us"]),
+        (review().status(AgentStatus::Busy), "review --status busy", &["us"]),
+        (review().healthy(true), "review --healthy", &["eu", "two", "us"]),
+        (review().healthy(false), "review --unhealthy", &["gone"]),
+        (review().tag("rust"), "review --tag rust", &["eu", "gone", "two"]),
+        (review().tag("rust").tag("fast"), "review --tag rust --tag fast", &["eu"]),
+        (review().tag("slow"), "review --tag slow", &[]),
+        (review().tag("Rust"), "review --tag Rust", &[]),
+        (review().capability("code_review"), "review --capability code_review", &["eu", "gone", "us"]),
+        (review().capability("code"), "review --capability code", &[]),
+        (review().metadata("zone.rack", 7), "review --metadata zone.rack=7", &["eu", "us"]),
+        (review().metadata("gpu", true), "review --metadata gpu=true", &["eu", "gone"]),
+        (review().metadata("app.io/tier", "gold"), "review --metadata app.io/tier=gold", &["us"]),
+        (review().metadata("zone", "eu"), "review --metadata zone=eu", &[]),
+        (
+            review().metadata("zone.rack", 7).metadata("zone.region", "us").tag("python"),
+            "review --metadata zone.rack=7 --metadata zone.region=us --tag python",
+            &["us"],
+        ),
+        (SearchQuery::exact("code_review"), "--capability code_review", &["eu", "gone", "us"]),
+        (
+            SearchQuery::exact("code_review").tag("rust"),
+            "--capability code_review --tag rust",
+            &["eu", "gone"],
+        ),
+        (SearchQuery::exact("code"), "--capability code", &[]),
+        (SearchQuery::exact("🦀"), "--capability 🦀", &["odd"]),
+        (SearchQuery::exact("🦀").tag("slow"), "--capability 🦀 --tag slow", &[]),
+    ]
+}
+
+/// The same of lists.
+fn lists() -> Vec<(ListQuery, &'static str, &'static [&'static str])> {
+    let all = ListQuery::all;
+    vec![
+        (all(), "", &["eu", "gone", "odd", "two", "us"]),
+        (all().status(AgentStatus::Active), "--status active", &["eu", "odd", "two"]),
+        (all().healthy(false), "--unhealthy", &["gone"]),
+        (all().healthy(true).tag("fast"), "--healthy --tag fast", &["eu", "odd"]),
+        (all().tag("rust"), "--tag rust", &["eu", "gone", "two"]),
+        (all().tag("fast").tag("slow"), "--tag fast --tag slow", &[]),
+        (all().capability("code_build"), "--capability code_build", &["eu"]),
+        (all().capability("code_build").tag("fast"), "--capability code_build --tag fast", &[]),
+        (all().metadata("zone.region", "us"), "--metadata zone.region=us", &["us"]),
+        (all().metadata("zone", "null"), "--metadata zone=null", &[]),
+        (
+            all().metadata("gpu", true).status(AgentStatus::Active),
+            "--metadata gpu=true --status active",
+            &["eu"],
+        ),
+    ]
+}
+
+async fn same_answers(url: &str) {
+    let client = RegistryClient::new(url).unwrap();
+    for registration in agents() {
+        client.register(&registration).await.unwrap();
+    }
+    let directory = Directory::follow(&client);
+    directory.ready().await.unwrap();
+    for (query, arguments, expected) in searches() {
+        let found = client.search_capabilities(query.clone()).await.unwrap();
+        let mut ids: Vec<_> = found.iter().map(|one| one.agent_id.as_str()).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, expected, "{query:?}");
+        assert_eq!(directory.search(query.clone()), found, "{query:?}");
+        assert_eq!(run(url, "search", arguments), json!(found), "{arguments}");
+        let mut paged = client.search_all(query.clone().limit(1)).await.unwrap();
+        paged.sort_by(|one, other| one.agent_id.cmp(&other.agent_id));
+        let paged: Vec<_> = paged.iter().map(|one| one.agent_id.as_str()).collect();
+        assert_eq!(paged, expected, "{query:?}");
+    }
+    for (query, arguments, expected) in lists() {
+        let listed = client.list_agents(query.clone()).await.unwrap().agents;
+        let ids: Vec<_> = listed.iter().map(|one| one.agent_id.as_str()).collect();
+        assert_eq!(ids, expected, "{query:?}");
+        let known: Vec<_> = directory.list(&query).iter().map(|one| one.agent_id.clone()).collect();
+        assert_eq!(known, expected, "{query:?}");
+        assert_eq!(run(url, "agents", arguments), json!(listed), "{arguments}");
+    }
+    // A search may match by the capability that is not the best one.
+    let found = client.search_capabilities(SearchQuery::new("review").tag("rust")).await.unwrap();
+    let two = found.iter().find(|one| one.agent_id == "two").unwrap();
+    assert_eq!(two.capability, "code_review_all");
+}
+
+/// What the command line prints.
+fn run(url: &str, command: &str, arguments: &str) -> Value {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_registryctl"));
+    program.env_clear().stdin(Stdio::null()).env("REGISTRY_URL", url).arg(command);
+    let output = program.args(arguments.split_whitespace()).output().unwrap();
+    assert!(
+        matches!(output.status.code(), Some(0 | 3)),
+        "{arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout).unwrap()
+}
