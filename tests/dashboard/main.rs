@@ -70,7 +70,8 @@ async fn agents_are_searched_filtered_sorted_and_paged() {
     let (server, client) = start(|_| {}).await;
     for number in 0..120 {
         let capability = if number % 40 == 7 { "security_scanning" } else { "work" };
-        let mut registration = agent(&format!("a{number:03}"), capability);
+        let mut registration = agent(&format!("a{number:03}"), capability).metadata("even", number % 2 == 0);
+        registration.capabilities[0].tags = vec![format!("t{}", number % 60)];
         if number == 47 {
             registration = registration.status(AgentStatus::Busy);
         }
@@ -89,6 +90,23 @@ async fn agents_are_searched_filtered_sorted_and_paged() {
     page.choose("status", "busy").await;
     page.until(&format!("{IDS} === 'a047'")).await;
     page.choose("status", "any").await;
+    // By its filters as well, of a search and of the list.
+    page.type_into("tags", "t27").await;
+    page.until(&format!("{IDS} === 'a087'")).await;
+    page.run("document.querySelector('[data-sort=agent_id]').click()").await;
+    page.until(&format!("['a027,a087', 'a087,a027'].includes({IDS})")).await;
+    page.type_into("capability", "work").await;
+    page.until(&format!("{IDS} === 'a027'")).await;
+    page.type_into("metadata-filter", "even=true").await;
+    page.until(&format!("{IDS} === ''")).await;
+    page.run(
+        "for (const id of ['tags', 'capability', 'metadata-filter']) {
+             document.getElementById(id).value = '';
+             document.getElementById(id).dispatchEvent(new Event('input'));
+         }",
+    )
+    .await;
+    page.until("document.getElementById('shown').textContent === '120 agents'").await;
     page.run("document.querySelector('[data-sort=agent_id]').click(); document.querySelector('[data-sort=agent_id]').click()").await;
     page.until(&format!("{IDS}.startsWith('a000,') || {IDS}.startsWith('a119,')")).await;
     page.until("document.querySelectorAll('th[aria-sort]').length === 1").await;

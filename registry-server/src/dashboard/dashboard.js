@@ -7,7 +7,8 @@ const EVENTS_SHOWN = 30;
 
 const agents = new Map();
 const events = [];
-const view = { sort: "agent_id", descending: false, page: 0, status: "", q: "", ranked: null };
+// `found` has the ids that the registry found, if it was asked; the best match comes first if there is a `q`.
+const view = { sort: "agent_id", descending: false, page: 0, status: "", q: "", found: null };
 // How far the registry's clock is ahead of this one, in milliseconds.
 let clockAhead = 0;
 let isLoaded = false;
@@ -161,10 +162,9 @@ function renderOverview() {
 function chosen() {
   const wanted = (agent) =>
     view.status === "" || (view.status === "unhealthy" ? state(agent) === "unhealthy" : agent.status === view.status);
-  if (view.ranked !== null) {
-    return view.ranked.map((id) => agents.get(id)).filter((agent) => agent !== undefined && wanted(agent));
-  }
-  const found = [...agents.values()].filter(wanted);
+  const known = view.found === null ? [...agents.values()] : view.found.map((id) => agents.get(id));
+  const found = known.filter((agent) => agent !== undefined && wanted(agent));
+  if (view.q !== "") return found;
   const key = (agent) => agent[view.sort] ?? "";
   const sign = view.descending ? -1 : 1;
   found.sort((a, b) => {
@@ -188,7 +188,7 @@ function renderRows() {
   $("previous").disabled = view.page === 0;
   $("next").disabled = view.page === pages - 1;
   for (const head of document.querySelectorAll("th")) {
-    const sorts = head.querySelector("button")?.dataset.sort === view.sort && view.ranked === null;
+    const sorts = head.querySelector("button")?.dataset.sort === view.sort && view.q === "";
     if (sorts) head.setAttribute("aria-sort", view.descending ? "descending" : "ascending");
     else head.removeAttribute("aria-sort");
   }
@@ -348,30 +348,49 @@ function load(agent) {
 
 let searches = 0;
 async function search() {
-  const q = $("search").value.trim();
   const number = ++searches;
-  let ranked = null;
+  const words = $("search").value.trim();
   // The registry's own search; it wants a letter or a digit.
-  if (/[\p{L}\p{N}]/u.test(q)) {
+  const q = /[\p{L}\p{N}]/u.test(words) ? words : "";
+  const query = filters();
+  let found = null;
+  if (q !== "" || query.size > 0) {
+    if (q !== "") query.append("q", q);
+    const path = q === "" ? `/agents?${query}` : `/capabilities/search?limit=1000&${query}`;
     try {
-      const found = await (await ask(`/capabilities/search?limit=1000&q=${encodeURIComponent(q)}`)).json();
-      ranked = found.map((match) => match.agent_id);
+      found = (await (await ask(path)).json()).map((agent) => agent.agent_id);
     } catch (error) {
       return connection(error.message);
     }
   }
   // A later one may have been answered before.
   if (number !== searches) return;
-  Object.assign(view, { q: ranked === null ? "" : q, ranked, page: 0 });
+  Object.assign(view, { q, found, page: 0 });
   renderRows();
+}
+
+/// The registry's filters, as far as they are typed.
+function filters() {
+  const parts = (id) => $(id).value.split(",").map((part) => part.trim()).filter((part) => part !== "");
+  const query = new URLSearchParams();
+  const name = $("capability").value.trim();
+  if (name !== "") query.append("capability", name);
+  for (const tag of parts("tags")) query.append("tag", tag);
+  for (const pair of parts("metadata-filter")) {
+    const equals = pair.indexOf("=");
+    if (equals > 0) query.append(`metadata.${pair.slice(0, equals)}`, pair.slice(equals + 1));
+  }
+  return query;
 }
 
 function listen() {
   let typed;
-  $("search").addEventListener("input", () => {
-    clearTimeout(typed);
-    typed = setTimeout(search, 150);
-  });
+  for (const id of ["search", "capability", "tags", "metadata-filter"]) {
+    $(id).addEventListener("input", () => {
+      clearTimeout(typed);
+      typed = setTimeout(search, 150);
+    });
+  }
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("status").addEventListener("change", () => {
     Object.assign(view, { status: $("status").value, page: 0 });
@@ -380,9 +399,9 @@ function listen() {
   for (const button of document.querySelectorAll("[data-sort]")) {
     button.addEventListener("click", () => {
       const { sort } = button.dataset;
-      Object.assign(view, { descending: view.sort === sort && !view.descending, sort, page: 0, q: "", ranked: null });
+      Object.assign(view, { descending: view.sort === sort && !view.descending, sort, page: 0, q: "" });
       $("search").value = "";
-      renderRows();
+      search();
     });
   }
   for (const [id, step] of [["previous", -1], ["next", 1]]) {
