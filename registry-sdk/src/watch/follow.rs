@@ -32,39 +32,18 @@ const REFUSAL: Backoff = Backoff { max_delay: Duration::from_secs(60), ..OUTAGE 
 /// leads from any state to `Listing`; an id that the registry does not take, or an event that is too long to be read, to
 /// `Empty`.
 enum State {
-    /// Nothing is known. Waits for a stream that says where it begins: `Listing`.
+    /// Nothing is known. Waits for a stream that has begun: `Listing`.
     Empty,
-    /// Waits for the pages of a list, and keeps back what the stream tells meanwhile. All pages: reports the list and what was
-    /// kept back, then `Confirming`. A page fails, or is an old one from memory: the registry counts as interrupted until it
-    /// is read again.
+    /// Waits for the pages of a list, and keeps back what the stream tells meanwhile. All pages: reports both as one list, then
+    /// `Confirming`, or `Following` if it was begun late enough. A page fails, or is an old one from memory: the registry counts as
+    /// interrupted until it is read again.
     Listing(List),
-    /// Everything was reported, and the stream's events are reported as they come. But the list may have lagged behind the
-    /// stream, or an event was skipped: waits until no server lags any more, for the pages of another list, and until the stream
-    /// has caught up with that. Then reports the list if it shows anything else, and `Following`. A page fails: as above.
-    Confirming(Confirmation),
-    /// Waits for the next event. One that cannot be read: `Confirming`.
-    ///
-    /// The last list may have been ahead of the stream; its revisions are known until the stream has caught up.
-    Following(Option<Told>),
-}
-
-impl State {
-    /// The state after everything was told. Unless the list was complete, it is read once more.
-    fn told(told: Told, mut list: List, is_complete: bool) -> Self {
-        if is_complete {
-            return Self::Following(Some(told));
-        }
-        list.postpone();
-        Self::Confirming(Confirmation { list, told: Some(told), has_gap: false })
-    }
-}
-
-struct Confirmation {
-    list: List,
-    /// What was reported, as far as it is known.
-    told: Option<Told>,
-    /// Whether something is missing in it for certain.
-    has_gap: bool,
+    /// The stream's events are reported as they come, but the list may have lagged behind the stream: waits until no server lags any
+    /// more, for the pages of another list, and until the stream has caught up with that. Then reports the list if it shows anything
+    /// else than what was reported, and `Following`. A page fails: as above.
+    Confirming(List, Told),
+    /// The stream's events are reported as they come. One that cannot be read: `Listing`.
+    Following(Told),
 }
 
 /// Why a connection is not followed any more.
@@ -149,6 +128,9 @@ impl Follower {
         }
         let mut stream = EventStream::open(&self.client, self.last_id.as_deref()).await?;
         self.has_opened = true;
+        if matches!(self.state, State::Empty) {
+            self.state = State::Listing(List::begin());
+        }
         if let Some(list) = self.list() {
             list.stream_opened();
         }
@@ -211,10 +193,9 @@ impl Follower {
         }
         let Block { id, message } = block;
         match &mut self.state {
-            State::Empty if id.is_some() || message.is_some() => self.state = State::Listing(List::begin()),
             State::Following(_) => self.resumed().await?,
-            State::Confirming(Confirmation { list, .. }) if !list.is_failing => self.resumed().await?,
-            State::Empty | State::Confirming(_) | State::Listing(_) => {}
+            State::Confirming(list, _) if !list.is_failing => self.resumed().await?,
+            State::Empty | State::Confirming(..) | State::Listing(_) => {}
         }
         if let Some(message) = message {
             self.event(message, id.as_deref()).await?;
@@ -239,36 +220,25 @@ impl Follower {
     }
 
     async fn changed(&mut self, change: Change) -> Result<(), Disturbance> {
-        let is_news = match &mut self.state {
-            State::Empty => false,
+        let told = match &mut self.state {
+            State::Empty => None,
             State::Listing(list) => {
                 list.add(change.clone());
-                false
+                None
             }
-            State::Confirming(Confirmation { list, told, .. }) => {
+            State::Confirming(list, told) => {
                 list.add(change.clone());
-                told.as_mut().is_none_or(|told| told.note(&change))
+                Some(told)
             }
-            State::Following(told) => {
-                told.take_if(|told| told.is_older_than(&change));
-                told.as_mut().is_none_or(|told| told.note(&change))
-            }
+            State::Following(told) => Some(told),
         };
-        if is_news { self.report(change.into()).await } else { Ok(()) }
+        if told.is_some_and(|told| told.note(&change)) { self.report(change.into()).await } else { Ok(()) }
     }
 
     fn skipped_event(&mut self) {
-        match &mut self.state {
-            State::Empty => {}
-            State::Listing(list) => list.skipped_event(),
-            State::Confirming(Confirmation { list, has_gap, .. }) => {
-                list.skipped_event();
-                *has_gap = true;
-            }
-            State::Following(told) => {
-                let (list, told) = (List::begin(), told.take());
-                self.state = State::Confirming(Confirmation { list, told, has_gap: true });
-            }
+        match self.list() {
+            Some(list) => list.skipped_event(),
+            None => self.state = State::Listing(List::begin()),
         }
     }
 
@@ -287,14 +257,14 @@ impl Follower {
                 let detail = format!("it answers from memory: its database has been away for {age:?}");
                 return Err(Error::Unavailable { status: 503, detail, retry_after: None }.into());
             }
-            if matches!(self.state, State::Confirming(Confirmation { has_gap: false, .. })) {
+            if matches!(self.state, State::Confirming(..)) {
                 // The list may be ahead of the stream, which then tells the rest.
                 return Ok(());
             }
         }
         match std::mem::replace(&mut self.state, State::Empty) {
-            State::Listing(list) => self.listed_first(list).await,
-            State::Confirming(confirmation) => self.confirmed(confirmation).await,
+            State::Listing(list) => self.listed_all(list, None).await,
+            State::Confirming(list, told) => self.listed_all(list, Some(told)).await,
             State::Empty | State::Following(_) => Ok(()),
         }
     }
@@ -313,55 +283,37 @@ impl Follower {
         Ok(())
     }
 
-    async fn listed_first(&mut self, mut list: List) -> Result<(), Disturbance> {
-        let (is_complete, is_outdated) = (list.is_complete(), list.is_outdated());
-        let agents = list.restart();
-        let (agents, mut told) = beside(move || {
-            let told = Told::of(&agents);
-            (agents, told)
-        })
-        .await
-        .ok_or(Disturbance::ReceiverDropped)?;
-        self.current();
-        self.report(WatchEvent::Listed(agents)).await?;
-        if is_outdated {
-            self.state = State::Listing(list);
-            return Ok(());
-        }
-        for change in list.changes() {
-            if told.note(&change) {
-                self.report(change.into()).await?;
-            }
-        }
-        self.state = State::told(told, list, is_complete);
-        Ok(())
-    }
-
-    async fn confirmed(&mut self, confirmation: Confirmation) -> Result<(), Disturbance> {
-        let Confirmation { mut list, told: before, has_gap } = confirmation;
+    /// Takes over a whole list, and reports it if it shows anything else than what was told before.
+    async fn listed_all(&mut self, mut list: List, before: Option<Told>) -> Result<(), Disturbance> {
         let is_complete = list.is_complete();
         let agents = list.restart();
-        let (list, news, told) = beside(move || {
+        let (mut list, news, told) = beside(move || {
             let agents = list.merge(agents);
             let told = Told::of(&agents);
-            let is_same = !has_gap && before.is_some_and(|before| before.has_same_agents(&told));
+            let is_same = before.is_some_and(|before| before.has_same_agents(&told));
             (list, (!is_same).then_some(agents), told)
         })
         .await
         .ok_or(Disturbance::ReceiverDropped)?;
-        if let Some(agents) = news {
-            self.current();
-            self.report(WatchEvent::Listed(agents)).await?;
-        } else {
-            self.resumed().await?;
+        match news {
+            Some(agents) => {
+                self.current();
+                self.report(WatchEvent::Listed(agents)).await?;
+            }
+            None => self.resumed().await?,
         }
-        self.state = State::told(told, list, is_complete);
+        self.state = if is_complete {
+            State::Following(told)
+        } else {
+            list.postpone();
+            State::Confirming(list, told)
+        };
         Ok(())
     }
 
     fn list(&mut self) -> Option<&mut List> {
         match &mut self.state {
-            State::Listing(list) | State::Confirming(Confirmation { list, .. }) => Some(list),
+            State::Listing(list) | State::Confirming(list, _) => Some(list),
             State::Empty | State::Following(_) => None,
         }
     }
@@ -401,7 +353,7 @@ impl Follower {
 /// Waits for what comes next of a list, if there is one.
 async fn next_progress(state: &mut State, client: &RegistryClient) -> Progress {
     match state {
-        State::Listing(list) | State::Confirming(Confirmation { list, .. }) => list.next(client).await,
+        State::Listing(list) | State::Confirming(list, _) => list.next(client).await,
         State::Empty | State::Following(_) => std::future::pending().await,
     }
 }

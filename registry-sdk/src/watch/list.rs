@@ -30,20 +30,18 @@ pub(super) struct Change {
 /// Reads the list, again and again until it is certain to have everything that happened before the stream began.
 ///
 /// The server that is asked for the list may lag behind the one that sends the stream, and then neither of them has what lies
-/// between. So a list counts as the truth only if it was begun [`LONGEST_LAG`] after the stream.
+/// between. So a list counts as the truth only if it was begun [`LONGEST_LAG`] after the stream. A list that is read at once, so
+/// that nobody waits, is therefore read a second time. Its revisions cannot tell that it lacks nothing: a removal leaves none, each
+/// page may come from another server, and a server that still shows another history has revisions as great.
 pub(super) struct List {
     /// When the stream had begun, or skipped an event: the list has to have everything until then.
     required_at: Instant,
-    /// The last change of each agent since then, and the number of the change.
-    changes: HashMap<String, (u64, Change)>,
-    next_change: u64,
+    /// The last change of each agent that the stream told since the list was begun.
+    changes: HashMap<String, Change>,
     /// The greatest revision of the changes.
     heard: Option<u64>,
     /// When the last one came, or a stream that may have more.
     heard_at: Instant,
-    /// Whether the stream has skipped an event since the reading began.
-    has_skipped: bool,
-    is_first: bool,
     pass: Pass,
     request: Option<BoxFuture<'static, Result<Aged<Page>, Error>>>,
     /// Whether a page could not be read, or was an old one.
@@ -84,11 +82,8 @@ impl List {
         Self {
             required_at: now,
             changes: HashMap::new(),
-            next_change: 0,
             heard: None,
             heard_at: now,
-            has_skipped: false,
-            is_first: true,
             pass: Pass::due_at(now),
             request: None,
             is_failing: false,
@@ -98,8 +93,7 @@ impl List {
     /// Adds a change that the stream told.
     pub(super) fn add(&mut self, change: Change) {
         (self.heard, self.heard_at) = (self.heard.max(change.agent.revision), Instant::now());
-        self.changes.insert(change.agent.agent_id.clone(), (self.next_change, change));
-        self.next_change += 1;
+        self.changes.insert(change.agent.agent_id.clone(), change);
     }
 
     /// Notes that another stream was opened.
@@ -109,7 +103,7 @@ impl List {
 
     /// Notes that the stream had a change that could not be read.
     pub(super) fn skipped_event(&mut self) {
-        (self.required_at, self.has_skipped) = (Instant::now(), true);
+        self.required_at = Instant::now();
     }
 
     /// Waits for the next page, and before the first one until it is due; after the last one until the stream has caught up with the
@@ -185,14 +179,9 @@ impl List {
         self.pass.due >= self.required_at + LONGEST_LAG
     }
 
-    /// Whether the stream has skipped an event since the first reading began.
-    pub(super) fn is_outdated(&self) -> bool {
-        self.has_skipped && self.is_first
-    }
-
     /// Ends the reading, and returns what it found. The next one begins at once.
     pub(super) fn restart(&mut self) -> Vec<Arc<AgentRecord>> {
-        (self.request, self.has_skipped, self.is_first) = (None, false, false);
+        self.request = None;
         std::mem::replace(&mut self.pass, Pass::due_at(Instant::now())).agents
     }
 
@@ -203,17 +192,10 @@ impl List {
         self.pass.due = due.max(Instant::now());
     }
 
-    /// The changes since the list began, in order: of each agent the last.
-    pub(super) fn changes(&self) -> Vec<Change> {
-        let mut changes: Vec<_> = self.changes.values().collect();
-        changes.sort_unstable_by_key(|(number, _)| *number);
-        changes.into_iter().map(|(_, change)| change.clone()).collect()
-    }
-
     /// All agents, by what was read and what the stream told since: for each, the greater revision wins.
     pub(super) fn merge(&self, agents: Vec<Arc<AgentRecord>>) -> Vec<Arc<AgentRecord>> {
         let mut changes: HashMap<&str, &Change> =
-            self.changes.iter().map(|(agent_id, (_, change))| (agent_id.as_str(), change)).collect();
+            self.changes.iter().map(|(agent_id, change)| (agent_id.as_str(), change)).collect();
         let mut merged = Vec::with_capacity(agents.len());
         for listed in agents {
             match changes.remove(listed.agent_id.as_str()) {
@@ -234,23 +216,17 @@ impl Change {
     }
 }
 
-/// The revisions of all agents that were told, as long as the stream may repeat some of them, or a list has to be compared.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Told {
-    revisions: HashMap<String, Option<u64>>,
-    /// The greatest that a list had.
-    listed: Option<u64>,
-}
+/// The revisions of all agents that were told. By them a list is compared, and a change is known that a list had before the stream.
+pub(super) struct Told(HashMap<String, Option<u64>>);
 
 impl Told {
     pub(super) fn of(agents: &[Arc<AgentRecord>]) -> Self {
-        let revisions = agents.iter().map(|agent| (agent.agent_id.clone(), agent.revision)).collect();
-        Self { revisions, listed: agents.iter().filter_map(|agent| agent.revision).max() }
+        Self(agents.iter().map(|agent| (agent.agent_id.clone(), agent.revision)).collect())
     }
 
     /// Notes a change. Returns whether it is news: a list may have had it, or a later one of the same agent.
     pub(super) fn note(&mut self, Change { kind, agent }: &Change) -> bool {
-        let known = self.revisions.get(&agent.agent_id).copied().flatten();
+        let known = self.0.get(&agent.agent_id).copied().flatten();
         let is_removal = *kind == EventKind::Deregistered;
         let is_old = known
             .zip(agent.revision)
@@ -259,20 +235,15 @@ impl Told {
             return false;
         }
         if is_removal {
-            self.revisions.remove(&agent.agent_id);
+            self.0.remove(&agent.agent_id);
         } else {
-            self.revisions.insert(agent.agent_id.clone(), agent.revision);
+            self.0.insert(agent.agent_id.clone(), agent.revision);
         }
         true
     }
 
-    /// Whether the lists had nothing of this change or a later one.
-    pub(super) fn is_older_than(&self, change: &Change) -> bool {
-        change.agent.revision.is_none() || change.agent.revision > self.listed
-    }
-
     /// Whether the same agents were told, with the same revisions.
     pub(super) fn has_same_agents(&self, other: &Self) -> bool {
-        self.revisions == other.revisions
+        self.0 == other.0
     }
 }

@@ -6,12 +6,15 @@ use std::time::Duration;
 use registry_sdk::WatchEvent;
 use tokio::time::{Instant, timeout};
 
-use super::{HOUR, client, closed_stream, event, events_within, list, next, record, stream};
+use super::{HOUR, client, closed_stream, event, events_within, list, next, record, stream, stream_in_two};
 use crate::logs::Logs;
 use crate::support::{Reply, Server};
 
 /// These servers send no signs of life, so their streams count as lost after a while.
 const BEFORE_SILENCE: Duration = Duration::from_secs(30);
+
+/// What a stream tells after so long comes when the list was read, and before it is read once more.
+const AFTER_THE_LIST: Duration = Duration::from_secs(1);
 
 /// Waits for a list of these agents.
 async fn until_listed(watch: &mut registry_sdk::Watch, expected: &str) {
@@ -36,49 +39,51 @@ async fn a_list_that_lags_behind_the_stream_is_completed() {
     until_listed(&mut watch, "listed a busy, b active").await;
 }
 
-/// What the stream has told since is newer than the repeated list.
+/// Whether the stream tells it before the list is there or afterwards.
 #[tokio::test(start_paused = true)]
 async fn the_greater_revision_wins_between_a_list_and_the_stream() {
-    let lists = AtomicUsize::new(0);
-    let server = Server::start(move |what, _| match what {
-        "GET /events" => {
-            let events = [
-                event(101, "status_changed", "a", "busy"),
-                event(102, "registered", "c", "active"),
-                event(103, "deregistered", "d", "active"),
-                event(104, "status_changed", "e", "offline"),
-            ];
-            stream(&format!("id: 100-m\n\n{}", events.concat()))
-        }
-        // The first list has a change already that the stream tells later.
-        _ if lists.fetch_add(1, Ordering::SeqCst) == 0 => {
-            list(&[record("a", "active", 90), record("d", "active", 91), record("e", "busy", 105)])
-        }
-        // And the second one is older than the stream.
-        _ => list(&[
-            record("a", "active", 90),
-            record("b", "active", 97),
-            record("d", "active", 91),
-            record("e", "busy", 105),
-        ]),
-    })
-    .await;
-    let mut watch = client(&server).watch();
-    let told = events_within(&mut watch, BEFORE_SILENCE).await;
-    let expected = [
-        "listed a active, d active, e busy",
-        "changed a busy",
-        "registered c",
-        "removed d",
-        "listed a busy, b active, c active, e busy",
+    let events = [
+        event(101, "status_changed", "a", "busy"),
+        event(102, "registered", "c", "active"),
+        event(103, "deregistered", "d", "active"),
+        event(104, "status_changed", "e", "offline"),
     ];
-    assert_eq!(told, expected);
+    let events = events.concat();
+    let before = stream(&format!("id: 100-m\n\n{events}"));
+    let afterwards = stream_in_two(AFTER_THE_LIST, "id: 100-m\n\n", &events);
+    let one_by_one = ["listed a active, d active, e busy", "changed a busy", "registered c", "removed d"];
+    for (reply, told_first) in [(before, &["listed a busy, c active, e busy"][..]), (afterwards, &one_by_one)]
+    {
+        let lists = AtomicUsize::new(0);
+        let server = Server::start(move |what, _| match what {
+            "GET /events" => reply.clone(),
+            // The first list has a change already that the stream tells later.
+            _ if lists.fetch_add(1, Ordering::SeqCst) == 0 => {
+                list(&[record("a", "active", 90), record("d", "active", 91), record("e", "busy", 105)])
+            }
+            // And the second one is older than the stream.
+            _ => list(&[
+                record("a", "active", 90),
+                record("b", "active", 97),
+                record("d", "active", 91),
+                record("e", "busy", 105),
+            ]),
+        })
+        .await;
+        let mut watch = client(&server).watch();
+        let told = events_within(&mut watch, BEFORE_SILENCE).await;
+        let (last, first) = told.split_last().unwrap();
+        assert_eq!(first, told_first);
+        assert_eq!(last, "listed a busy, b active, c active, e busy");
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_list_that_is_complete_is_told_once() {
     let server = Server::start(move |what, _| match what {
-        "GET /events" => stream(&format!("id: 100-m\n\n{}", event(101, "status_changed", "a", "busy"))),
+        "GET /events" => {
+            stream_in_two(AFTER_THE_LIST, "id: 100-m\n\n", &event(101, "status_changed", "a", "busy"))
+        }
         _ => list(&[record("a", "active", 100)]),
     })
     .await;
@@ -93,7 +98,8 @@ async fn events_before_an_overrun_are_told_once() {
     let server = Server::start(move |what, _| match what {
         "GET /events" if opened.fetch_add(1, Ordering::SeqCst) == 0 => {
             let events = event(2, "registered", "b", "active") + &event(3, "registered", "c", "active");
-            closed_stream(&format!("id: 1-m\n\n{events}event: overrun\ndata: {{\"revision\": 9}}\n\n"))
+            let overrun = "event: overrun\ndata: {\"revision\": 9}\n\n";
+            stream_in_two(AFTER_THE_LIST, "id: 1-m\n\n", &(events + overrun))
         }
         "GET /events" => stream(&event(4, "registered", "d", "active")),
         _ => list(&[record("a", "active", 1)]),
@@ -107,26 +113,40 @@ async fn events_before_an_overrun_are_told_once() {
     assert_eq!(streams[1].header("last-event-id"), Some("3-m"), "each event is acknowledged by its own id");
 }
 
+/// While the first list is read, before it is read once more, and when that is long ago.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_cannot_be_read_is_skipped_and_answered_by_a_list() {
-    let logs = Logs::record();
-    let lists = AtomicUsize::new(0);
-    let server = Server::start(move |what, _| match what {
-        "GET /events" => {
-            let unreadable = "id: 2-m\nevent: registered\ndata: {\"agent_id\":7}\n\n";
-            stream(&format!("id: 1-m\n\n{unreadable}{}", event(3, "registered", "c", "active")))
+    let unreadable = "id: 2-m\nevent: registered\ndata: {\"agent_id\":7}\n\n";
+    let events = format!("{unreadable}{}", event(3, "registered", "c", "active"));
+    let while_it_is_read = stream(&format!("id: 1-m\n\n{events}"));
+    let afterwards = stream_in_two(AFTER_THE_LIST, "id: 1-m\n\n", &events);
+    // In parts of nine bytes, one a second.
+    let much_later = format!("id: 1-m\n\n{}{events}", ": alive\n\n".repeat(20)).leak();
+    let much_later = Reply::Slow(much_later, 9, Duration::from_secs(1));
+    let last = "listed a active, b active, c active";
+    let scenes = [
+        (while_it_is_read, vec!["listed a active, c active", last], 1),
+        (afterwards, vec!["listed a active", "registered c", last], 1),
+        (much_later, vec!["listed a active", last], 2),
+    ];
+    for (reply, expected, lists_before) in scenes {
+        let logs = Logs::record();
+        let lists = AtomicUsize::new(0);
+        let server = Server::start(move |what, _| match what {
+            "GET /events" => reply.clone(),
+            _ if lists.fetch_add(1, Ordering::SeqCst) < lists_before => list(&[record("a", "active", 1)]),
+            _ => list(&[record("a", "active", 1), record("b", "active", 2), record("c", "active", 3)]),
+        })
+        .await;
+        let mut watch = client(&server).watch();
+        for expected in expected {
+            assert_eq!(next(&mut watch).await, expected);
         }
-        _ if lists.fetch_add(1, Ordering::SeqCst) == 0 => list(&[record("a", "active", 1)]),
-        _ => list(&[record("a", "active", 1), record("b", "active", 2)]),
-    })
-    .await;
-    let mut watch = client(&server).watch();
-    let told = events_within(&mut watch, BEFORE_SILENCE).await;
-    let expected = ["listed a active", "listed a active, b active", "registered c"];
-    assert_eq!(told, expected);
-    assert!(server.times("GET /events").len() == 1 && server.times("GET /agents").len() <= 3);
-    let logged = logs.with("skipped an event");
-    assert!(logged.len() == 1 && logged[0].contains("2-m"), "{logged:?}");
+        assert_eq!(server.times("GET /events").len(), 1);
+        assert_eq!(server.times("GET /agents").len(), lists_before + 1);
+        let logged = logs.with("skipped an event");
+        assert!(logged.len() == 1 && logged[0].contains("2-m"), "{logged:?}");
+    }
 }
 
 /// The one who comes back to the event before it is sent it again.
@@ -246,24 +266,23 @@ async fn changes_without_a_revision_are_told() {
         format!("id: {id}-m\nevent: {kind}\ndata: {{\"agent_id\":\"a\",\"status\":\"busy\"}}\n\n")
     };
     let events = change(2, "status_changed") + &change(3, "deregistered") + &change(4, "registered");
-    let begin: &str = format!("id: 1-m\n\n{events}").leak();
     let server = Server::start(move |what, _| match what {
-        "GET /events" => stream(begin),
+        "GET /events" => stream_in_two(AFTER_THE_LIST, "id: 1-m\n\n", &events),
         _ => Reply::Answer(200, "", r#"[{"agent_id":"a","status":"busy"}]"#),
     })
     .await;
     let mut watch = client(&server).watch();
     let told = events_within(&mut watch, BEFORE_SILENCE).await;
-    // Of what the stream told before the list was there, the last counts.
-    assert_eq!(told.first().map(String::as_str), Some("listed a busy"));
-    assert_eq!(told.last().map(String::as_str), Some("registered a"), "{told:?}");
+    assert_eq!(told, ["listed a busy", "changed a busy", "removed a", "registered a"]);
 }
 
 /// Pages are read while the stream goes on.
 #[tokio::test(start_paused = true)]
 async fn a_list_is_read_by_pages_while_the_stream_goes_on() {
     let server = Server::start(|what, _| match what {
-        "GET /events" => stream(&format!("id: 1-m\n\n{}", event(2, "status_changed", "a", "busy"))),
+        "GET /events" => {
+            stream_in_two(AFTER_THE_LIST, "id: 1-m\n\n", &event(2, "status_changed", "a", "busy"))
+        }
         "GET /agents?limit=500" => {
             let body: &str = format!("[{}]", record("a", "active", 1)).leak();
             Reply::Answer(200, "link: </agents?limit=500&cursor=a>; rel=\"next\"\r\n", body)

@@ -25,6 +25,14 @@ fn closed_stream(blocks: &str) -> Reply {
     Reply::Raw(head(blocks))
 }
 
+/// A stream of two parts that stays open. Each comes after a pause, in one piece.
+fn stream_in_two(pause: Duration, first: &str, second: &str) -> Reply {
+    let padding = second.len().saturating_sub(first.len() + ":\n\n".len());
+    let first = format!("{first}:{}\n\n", " ".repeat(padding));
+    let size = first.len();
+    Reply::Slow(format!("{first}{second}").leak(), size, pause)
+}
+
 fn head(blocks: &str) -> &'static str {
     format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n{blocks}").leak()
 }
