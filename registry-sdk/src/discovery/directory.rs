@@ -103,7 +103,7 @@ impl Directory {
         let ended = || Error::Config("the task that follows the registry has ended".to_owned());
         let status = status.wait_for(is_settled).await.map_err(|_| ended())?;
         match &status.state {
-            DirectoryState::Ended { error } if !status.has_snapshot => Err(error.clone()),
+            DirectoryState::Ended { error } => Err(error.clone()),
             _ => Ok(()),
         }
     }
@@ -203,8 +203,6 @@ impl Keeper {
             }
         }
         self.statuses.send_modify(|status| status.state.end());
-        // The snapshot stays, as old as it is.
-        self.statuses.closed().await;
     }
 
     fn interrupted(&self, error: Error, known: Known) {

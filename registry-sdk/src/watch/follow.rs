@@ -269,13 +269,14 @@ impl Follower {
         }
     }
 
-    /// A list that the registry had in memory is better than none. If there was one before, it adds nothing.
+    /// A list that the registry had in memory is better than none.
     async fn listed_from_memory(
         &mut self,
         agents: Vec<Arc<AgentRecord>>,
         age: Duration,
     ) -> Result<(), Disturbance> {
-        if matches!(self.state, State::Listing(_)) && (self.interruption.is_none() || self.known.is_none()) {
+        if self.known.is_none() {
+            // It has to be reported again after a list.
             self.interruption = None;
             self.known = Some(Known::with_age(age));
             self.report(WatchEvent::Listed(agents)).await?;
@@ -288,7 +289,7 @@ impl Follower {
         let is_complete = list.is_complete();
         let agents = list.restart();
         let (mut list, news, told) = beside(move || {
-            let agents = list.merge(agents);
+            let agents = list.merge(agents, is_complete);
             let told = Told::of(&agents);
             let is_same = before.is_some_and(|before| before.has_same_agents(&told));
             (list, (!is_same).then_some(agents), told)

@@ -36,8 +36,8 @@ pub(super) struct Change {
 pub(super) struct List {
     /// When the stream had begun, or skipped an event: the list has to have everything until then.
     required_at: Instant,
-    /// The last change of each agent that the stream told since the list was begun.
-    changes: HashMap<String, Change>,
+    /// The last change of each agent that the stream told since the list was begun, and when it did.
+    changes: HashMap<String, (Instant, Change)>,
     /// The greatest revision of the changes.
     heard: Option<u64>,
     /// When the last one came, or a stream that may have more.
@@ -92,8 +92,9 @@ impl List {
 
     /// Adds a change that the stream told.
     pub(super) fn add(&mut self, change: Change) {
-        (self.heard, self.heard_at) = (self.heard.max(change.agent.revision), Instant::now());
-        self.changes.insert(change.agent.agent_id.clone(), change);
+        let now = Instant::now();
+        (self.heard, self.heard_at) = (self.heard.max(change.agent.revision), now);
+        self.changes.insert(change.agent.agent_id.clone(), (now, change));
     }
 
     /// Notes that another stream was opened.
@@ -192,10 +193,12 @@ impl List {
         self.pass.due = due.max(Instant::now());
     }
 
-    /// All agents, by what was read and what the stream told since: for each, the greater revision wins.
-    pub(super) fn merge(&self, agents: Vec<Arc<AgentRecord>>) -> Vec<Arc<AgentRecord>> {
+    /// All agents, by what was read and what the stream told since: for each, the greater revision wins. A complete list knows better
+    /// than what the stream told before it skipped an event, which may have removed that agent.
+    pub(super) fn merge(&self, agents: Vec<Arc<AgentRecord>>, is_complete: bool) -> Vec<Arc<AgentRecord>> {
+        let changes = self.changes.iter().filter(|(_, (at, _))| !is_complete || *at >= self.required_at);
         let mut changes: HashMap<&str, &Change> =
-            self.changes.iter().map(|(agent_id, change)| (agent_id.as_str(), change)).collect();
+            changes.map(|(agent_id, (_, change))| (agent_id.as_str(), change)).collect();
         let mut merged = Vec::with_capacity(agents.len());
         for listed in agents {
             match changes.remove(listed.agent_id.as_str()) {
@@ -242,8 +245,8 @@ impl Told {
         true
     }
 
-    /// Whether the same agents were told, with the same revisions.
+    /// Whether the same agents were told, with the same revisions. Without revisions nobody knows.
     pub(super) fn has_same_agents(&self, other: &Self) -> bool {
-        self.0 == other.0
+        self.0 == other.0 && self.0.values().all(Option::is_some)
     }
 }

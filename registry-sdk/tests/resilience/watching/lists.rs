@@ -78,6 +78,22 @@ async fn the_greater_revision_wins_between_a_list_and_the_stream() {
     }
 }
 
+/// Without revisions it cannot be seen whether a list lags.
+#[tokio::test(start_paused = true)]
+async fn a_list_without_revisions_that_lags_is_corrected() {
+    let lists = AtomicUsize::new(0);
+    let server = Server::start(move |what, _| match what {
+        "GET /events" => stream("id: 1-m\n\n"),
+        _ if lists.fetch_add(1, Ordering::SeqCst) == 0 => {
+            Reply::Answer(200, "", r#"[{"agent_id":"a","status":"active"}]"#)
+        }
+        _ => Reply::Answer(200, "", r#"[{"agent_id":"a","status":"busy"}]"#),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    assert_eq!(events_within(&mut watch, BEFORE_SILENCE).await, ["listed a active", "listed a busy"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_list_that_is_complete_is_told_once() {
     let server = Server::start(move |what, _| match what {
@@ -167,6 +183,21 @@ async fn an_event_that_is_too_long_to_be_read_is_skipped_and_answered_by_a_list(
     let streams: Vec<_> = server.arrived().into_iter().filter(|one| one.what == "GET /events").collect();
     let ids: Vec<_> = streams.iter().map(|stream| stream.header("last-event-id")).collect();
     assert_eq!(ids, [None, None], "it does not come back to it");
+}
+
+/// Of an agent that the stream told before.
+#[tokio::test(start_paused = true)]
+async fn an_agent_is_gone_whose_removal_cannot_be_read() {
+    let server = Server::start(move |what, _| match what {
+        "GET /events" => {
+            let registered = format!("id: 1-m\n\n{}", event(2, "registered", "a", "active"));
+            stream_in_two(AFTER_THE_LIST, &registered, "id: 3-m\nevent: deregistered\ndata: {}\n\n")
+        }
+        _ => list(&[]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    assert_eq!(events_within(&mut watch, BEFORE_SILENCE).await, ["listed a active", "listed"]);
 }
 
 /// From a newer registry, again and again.
@@ -273,7 +304,8 @@ async fn changes_without_a_revision_are_told() {
     .await;
     let mut watch = client(&server).watch();
     let told = events_within(&mut watch, BEFORE_SILENCE).await;
-    assert_eq!(told, ["listed a busy", "changed a busy", "removed a", "registered a"]);
+    // Whether the second list shows anything else cannot be seen.
+    assert_eq!(told, ["listed a busy", "changed a busy", "removed a", "registered a", "listed a busy"]);
 }
 
 /// Pages are read while the stream goes on.
