@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::request_log::{ReceivedRequest, RequestLog};
 use super::routes::{MockRequest, MockResponse, answer};
-use super::state::{MockState, ReceivedRequest, RequestLog};
+use super::state::MockState;
 
 /// A body that no registry would send.
 const GARBAGE: &str = "<!doctype html><title>Sign in</title><p>This is not the registry.</p>";

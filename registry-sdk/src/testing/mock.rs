@@ -21,8 +21,9 @@ use tokio::time::{Instant, sleep};
 
 use super::event_stream::follow;
 use super::faults::{InjectedFault, Inner, Shared, StreamEnd};
+use super::request_log::RequestLog;
 use super::routes::{MockRequest, MockResponse, answer};
-use super::state::{Backup, MockState, RequestLog};
+use super::state::{Backup, MockState};
 use crate::client::RegistryClient;
 use crate::contract::AgentRecord;
 use crate::retry::{RetryPolicy, deadline_after};

@@ -29,9 +29,11 @@ mod faults;
 mod log;
 mod mock;
 mod proxy;
+mod request_log;
 mod routes;
 mod state;
 
 pub use mock::{MockRegistry, MockRegistryBuilder};
 pub use proxy::{Fault, FaultProxy};
-pub use state::{Backup, ReceivedRequest, RequestLog};
+pub use request_log::{ReceivedRequest, RequestLog};
+pub use state::Backup;
