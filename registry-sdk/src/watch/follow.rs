@@ -337,7 +337,7 @@ impl Follower {
     /// Reports an interruption, if it is news.
     async fn interrupted(&mut self, error: Error, is_refused: bool) -> Result<(), Disturbance> {
         let interruption = if is_refused { Interruption::Refusal } else { Interruption::Outage };
-        if self.interruption.is_none() || self.interruption < Some(interruption) {
+        if self.interruption < Some(interruption) {
             self.interruption = Some(interruption);
             tracing::warn!(%error, "the registry cannot be followed, trying again: what is known may be out of date");
             self.report(WatchEvent::Interrupted(error)).await?;

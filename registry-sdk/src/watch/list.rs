@@ -94,7 +94,10 @@ impl List {
     pub(super) fn add(&mut self, change: Change) {
         let now = Instant::now();
         (self.heard, self.heard_at) = (self.heard.max(change.agent.revision), now);
-        self.changes.insert(change.agent.agent_id.clone(), (now, change));
+        match self.changes.get_mut(&change.agent.agent_id) {
+            Some(last) => *last = (now, change),
+            None => drop(self.changes.insert(change.agent.agent_id.clone(), (now, change))),
+        }
     }
 
     /// Notes that another stream was opened.
@@ -229,8 +232,13 @@ impl Told {
 
     /// Notes a change. Returns whether it is news: a list may have had it, or a later one of the same agent.
     pub(super) fn note(&mut self, Change { kind, agent }: &Change) -> bool {
-        let known = self.0.get(&agent.agent_id).copied().flatten();
         let is_removal = *kind == EventKind::Deregistered;
+        let Some(known) = self.0.get_mut(&agent.agent_id) else {
+            if !is_removal {
+                self.0.insert(agent.agent_id.clone(), agent.revision);
+            }
+            return true;
+        };
         let is_old = known
             .zip(agent.revision)
             .is_some_and(|(known, revision)| known > revision || known == revision && !is_removal);
@@ -240,7 +248,7 @@ impl Told {
         if is_removal {
             self.0.remove(&agent.agent_id);
         } else {
-            self.0.insert(agent.agent_id.clone(), agent.revision);
+            *known = agent.revision;
         }
         true
     }

@@ -153,6 +153,9 @@ mod tests {
         assert_eq!(parser.push(&endless), Ok(Vec::new()));
         assert_eq!(parser.push(&endless), Ok(Vec::new()));
         assert_eq!(parser.push(&endless), Err(TooLong));
+        // Everything that a registry sends is shorter than this.
+        let long = [b"data: ".as_slice(), &vec![b'x'; 3 * 1_024 * 1_024], b"\n\n"].concat();
+        assert_eq!(Parser::default().push(&long).map(|blocks| blocks.len()), Ok(1));
         let mut parser = Parser::default();
         let line = [b"data: ".as_slice(), &endless, b"\n"].concat();
         assert_eq!(parser.push(&line), Ok(Vec::new()));

@@ -24,6 +24,9 @@ pub(crate) enum Reply {
     Late(Duration, &'static str),
     /// A whole answer with 200 whose body comes in parts of this size, with a pause before each.
     Parts(&'static str, usize, Duration),
+    /// The same with further header lines.
+    #[cfg(feature = "testing")]
+    PartsWith(&'static str, &'static str, usize, Duration),
     /// Never answers, and keeps the connection.
     Hang,
     /// Says less than it promised, and closes.
@@ -169,13 +172,15 @@ async fn serve(
                 format!("HTTP/1.1 200 x\r\ncontent-length: {}\r\n\r\n{body}", body.len())
             }
             Reply::Parts(body, size, pause) => {
-                let head = format!("HTTP/1.1 200 x\r\ncontent-length: {}\r\n\r\n", body.len());
-                let _ = connection.write_all(head.as_bytes()).await;
-                for part in body.as_bytes().chunks(size) {
-                    tokio::time::sleep(pause).await;
-                    if connection.write_all(part).await.is_err() {
-                        return;
-                    }
+                if send_parts(&mut connection, "", body, size, pause).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            #[cfg(feature = "testing")]
+            Reply::PartsWith(headers, body, size, pause) => {
+                if send_parts(&mut connection, headers, body, size, pause).await.is_err() {
+                    return;
                 }
                 continue;
             }
@@ -223,6 +228,22 @@ async fn serve(
             return;
         }
     }
+}
+
+async fn send_parts(
+    connection: &mut TcpStream,
+    headers: &str,
+    body: &str,
+    size: usize,
+    pause: Duration,
+) -> std::io::Result<()> {
+    let head = format!("HTTP/1.1 200 x\r\n{headers}content-length: {}\r\n\r\n", body.len());
+    connection.write_all(head.as_bytes()).await?;
+    for part in body.as_bytes().chunks(size) {
+        tokio::time::sleep(pause).await;
+        connection.write_all(part).await?;
+    }
+    Ok(())
 }
 
 /// Sends a body of white space, which is the beginning of any JSON, until the reader closes the connection.

@@ -65,6 +65,37 @@ async fn a_list_of_many_large_records_arrives_over_connections_that_break() {
     assert_eq!(directory.len(), 3_000);
 }
 
+/// Each page takes 3 s, and all of them longer than any call may.
+#[tokio::test(start_paused = true)]
+async fn a_directory_is_ready_over_a_slow_link() {
+    const PAGES: usize = 20;
+    let note = "x".repeat(16_000);
+    let page = |page: usize| {
+        let records: Vec<_> = (0..100)
+            .map(|number| {
+                format!(r#"{{"agent_id":"a-{page}-{number}","status":"active","metadata":{{"note":"{note}"}},"revision":1}}"#)
+            })
+            .collect();
+        &*format!("[{}]", records.join(",")).leak()
+    };
+    let pages: Vec<&'static str> = (0..PAGES).map(page).collect();
+    let answer = move |page: usize| {
+        let next = format!("link: </agents?limit=500&cursor={}>; rel=\"next\"\r\n", page + 1).leak();
+        let link = if page + 1 < PAGES { next } else { "" };
+        Reply::PartsWith(link, pages[page], 100_000, Duration::from_millis(200))
+    };
+    let server = Server::start(move |what, _| match what {
+        "GET /events" => stream("id: 1-m\n\n"),
+        _ => answer(what.split_once("cursor=").map_or(0, |(_, page)| page.parse().unwrap())),
+    })
+    .await;
+    let began = tokio::time::Instant::now();
+    let directory = Directory::follow(&RegistryClient::new(server.url()).unwrap());
+    timeout(Duration::from_secs(120), directory.ready()).await.expect("it is ready").unwrap();
+    assert!(began.elapsed() > Duration::from_secs(60), "{:?}", began.elapsed());
+    assert_eq!(directory.len(), 100 * PAGES);
+}
+
 /// While its content is replaced, the other tasks of the runtime go on. A busy machine has many chances to show it.
 #[tokio::test]
 async fn nothing_waits_for_a_directory_that_is_rebuilt() {

@@ -6,15 +6,11 @@ use std::time::Duration;
 use registry_sdk::WatchEvent;
 use tokio::time::{Instant, timeout};
 
-use super::{HOUR, client, closed_stream, event, events_within, list, next, record, stream, stream_in_two};
-use crate::logs::Logs;
+use super::{
+    AFTER_THE_LIST, BEFORE_SILENCE, HOUR, client, event, events_within, list, next, record, stream,
+    stream_in_two,
+};
 use crate::support::{Reply, Server};
-
-/// These servers send no signs of life, so their streams count as lost after a while.
-const BEFORE_SILENCE: Duration = Duration::from_secs(30);
-
-/// What a stream tells after so long comes when the list was read, and before it is read once more.
-const AFTER_THE_LIST: Duration = Duration::from_secs(1);
 
 /// Waits for a list of these agents.
 async fn until_listed(watch: &mut registry_sdk::Watch, expected: &str) {
@@ -45,7 +41,8 @@ async fn the_greater_revision_wins_between_a_list_and_the_stream() {
     let events = [
         event(101, "status_changed", "a", "busy"),
         event(102, "registered", "c", "active"),
-        event(103, "deregistered", "d", "active"),
+        // The record is the last that there was.
+        event(91, "deregistered", "d", "active").replace("id: 91", "id: 103"),
         event(104, "status_changed", "e", "offline"),
     ];
     let events = events.concat();
@@ -94,6 +91,45 @@ async fn a_list_without_revisions_that_lags_is_corrected() {
     assert_eq!(events_within(&mut watch, BEFORE_SILENCE).await, ["listed a active", "listed a busy"]);
 }
 
+/// Whoever waits for a pause in the changes may wait for ever.
+#[tokio::test(start_paused = true)]
+async fn a_list_that_lags_is_completed_while_changes_go_on() {
+    let lists = AtomicUsize::new(0);
+    let events: String = (201..240).map(|revision| event(revision, "status_changed", "a", "busy")).collect();
+    let size = event(201, "status_changed", "a", "busy").len();
+    let padding = " ".repeat(size - "id: 200-m\n\n:\n\n".len());
+    let events: &str = format!("id: 200-m\n\n:{padding}\n\n{events}").leak();
+    let server = Server::start(move |what, _| match what {
+        // One every second.
+        "GET /events" => Reply::Slow(events, size, Duration::from_secs(1)),
+        _ if lists.fetch_add(1, Ordering::SeqCst) == 0 => list(&[record("a", "active", 96)]),
+        _ => list(&[record("a", "active", 96), record("b", "active", 97)]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    let began = Instant::now();
+    while next(&mut watch).await != "listed a busy, b active" {}
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn lists_are_repeated_after_a_few_seconds_and_not_all_at_once() {
+    let server = Server::start(|what, _| match what {
+        "GET /events" => stream("id: 1-m\n\n"),
+        _ => list(&[record("a", "active", 1)]),
+    })
+    .await;
+    let began = Instant::now();
+    let _watches: Vec<_> = (0..40).map(|_| client(&server).watch()).collect();
+    tokio::time::sleep(BEFORE_SILENCE).await;
+    let times: Vec<_> = server.times("GET /agents").into_iter().map(|time| time - began).collect();
+    let (first, second) = times.split_at(40);
+    assert!(first[39] < Duration::from_secs(1) && second.len() == 40, "{times:?}");
+    // The contract's second and a few more, and up to half as much again.
+    assert!(second[0] >= Duration::from_secs(5) && second[39] <= Duration::from_secs(8), "{second:?}");
+    assert!(second[39] >= second[0] + Duration::from_secs(1), "{second:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_list_that_is_complete_is_told_once() {
     let server = Server::start(move |what, _| match what {
@@ -105,136 +141,6 @@ async fn a_list_that_is_complete_is_told_once() {
     .await;
     let mut watch = client(&server).watch();
     assert_eq!(events_within(&mut watch, BEFORE_SILENCE).await, ["listed a active", "changed a busy"]);
-}
-
-/// All at once: two events, and the end for a reader that was too slow.
-#[tokio::test(start_paused = true)]
-async fn events_before_an_overrun_are_told_once() {
-    let opened = AtomicUsize::new(0);
-    let server = Server::start(move |what, _| match what {
-        "GET /events" if opened.fetch_add(1, Ordering::SeqCst) == 0 => {
-            let events = event(2, "registered", "b", "active") + &event(3, "registered", "c", "active");
-            let overrun = "event: overrun\ndata: {\"revision\": 9}\n\n";
-            stream_in_two(AFTER_THE_LIST, "id: 1-m\n\n", &(events + overrun))
-        }
-        "GET /events" => stream(&event(4, "registered", "d", "active")),
-        _ => list(&[record("a", "active", 1)]),
-    })
-    .await;
-    let mut watch = client(&server).watch();
-    for expected in ["listed a active", "registered b", "registered c", "registered d"] {
-        assert_eq!(next(&mut watch).await, expected);
-    }
-    let streams: Vec<_> = server.arrived().into_iter().filter(|one| one.what == "GET /events").collect();
-    assert_eq!(streams[1].header("last-event-id"), Some("3-m"), "each event is acknowledged by its own id");
-}
-
-/// While the first list is read, before it is read once more, and when that is long ago.
-#[tokio::test(start_paused = true)]
-async fn an_event_that_cannot_be_read_is_skipped_and_answered_by_a_list() {
-    let unreadable = "id: 2-m\nevent: registered\ndata: {\"agent_id\":7}\n\n";
-    let events = format!("{unreadable}{}", event(3, "registered", "c", "active"));
-    let while_it_is_read = stream(&format!("id: 1-m\n\n{events}"));
-    let afterwards = stream_in_two(AFTER_THE_LIST, "id: 1-m\n\n", &events);
-    // In parts of nine bytes, one a second.
-    let much_later = format!("id: 1-m\n\n{}{events}", ": alive\n\n".repeat(20)).leak();
-    let much_later = Reply::Slow(much_later, 9, Duration::from_secs(1));
-    let last = "listed a active, b active, c active";
-    let scenes = [
-        (while_it_is_read, vec!["listed a active, c active", last], 1),
-        (afterwards, vec!["listed a active", "registered c", last], 1),
-        (much_later, vec!["listed a active", last], 2),
-    ];
-    for (reply, expected, lists_before) in scenes {
-        let logs = Logs::record();
-        let lists = AtomicUsize::new(0);
-        let server = Server::start(move |what, _| match what {
-            "GET /events" => reply.clone(),
-            _ if lists.fetch_add(1, Ordering::SeqCst) < lists_before => list(&[record("a", "active", 1)]),
-            _ => list(&[record("a", "active", 1), record("b", "active", 2), record("c", "active", 3)]),
-        })
-        .await;
-        let mut watch = client(&server).watch();
-        for expected in expected {
-            assert_eq!(next(&mut watch).await, expected);
-        }
-        assert_eq!(server.times("GET /events").len(), 1);
-        assert_eq!(server.times("GET /agents").len(), lists_before + 1);
-        let logged = logs.with("skipped an event");
-        assert!(logged.len() == 1 && logged[0].contains("2-m"), "{logged:?}");
-    }
-}
-
-/// The one who comes back to the event before it is sent it again.
-#[tokio::test(start_paused = true)]
-async fn an_event_that_is_too_long_to_be_read_is_skipped_and_answered_by_a_list() {
-    let opened = AtomicUsize::new(0);
-    let too_long = format!("id: 2-m\nevent: registered\ndata: \"{}\"\n\n", "x".repeat(5 * 1_024 * 1_024));
-    let begin: &str = format!("id: 1-m\n\n{too_long}").leak();
-    let server = Server::start(move |what, _| match what {
-        "GET /events" if opened.fetch_add(1, Ordering::SeqCst) == 0 => stream(begin),
-        "GET /events" => stream("id: 3-m\n\n"),
-        _ => list(&[record("a", "active", 1), record("b", "active", 2)]),
-    })
-    .await;
-    let mut watch = client(&server).watch();
-    let told = events_within(&mut watch, BEFORE_SILENCE).await;
-    assert!(told.iter().all(|told| told == "listed a active, b active") && !told.is_empty(), "{told:?}");
-    let streams: Vec<_> = server.arrived().into_iter().filter(|one| one.what == "GET /events").collect();
-    let ids: Vec<_> = streams.iter().map(|stream| stream.header("last-event-id")).collect();
-    assert_eq!(ids, [None, None], "it does not come back to it");
-}
-
-/// Of an agent that the stream told before.
-#[tokio::test(start_paused = true)]
-async fn an_agent_is_gone_whose_removal_cannot_be_read() {
-    let server = Server::start(move |what, _| match what {
-        "GET /events" => {
-            let registered = format!("id: 1-m\n\n{}", event(2, "registered", "a", "active"));
-            stream_in_two(AFTER_THE_LIST, &registered, "id: 3-m\nevent: deregistered\ndata: {}\n\n")
-        }
-        _ => list(&[]),
-    })
-    .await;
-    let mut watch = client(&server).watch();
-    assert_eq!(events_within(&mut watch, BEFORE_SILENCE).await, ["listed a active", "listed"]);
-}
-
-/// From a newer registry, again and again.
-#[tokio::test(start_paused = true)]
-async fn many_events_that_cannot_be_read_are_answered_by_few_lists() {
-    let events: String = (2..200)
-        .map(|number| format!("id: {number}-m\nevent: registered\ndata: {{\"agent_id\":{number}}}\n\n"))
-        .collect();
-    let parts: &str = format!("id: 1-m\n\n{events}").leak();
-    let server = Server::start(move |what, _| match what {
-        // One every 100 ms.
-        "GET /events" => Reply::Slow(parts, 52, Duration::from_millis(100)),
-        _ => list(&[record("a", "active", 1)]),
-    })
-    .await;
-    let mut watch = client(&server).watch();
-    let told = events_within(&mut watch, BEFORE_SILENCE).await;
-    assert!(told.iter().all(|told| told == "listed a active"), "{told:?}");
-    let lists = server.times("GET /agents").len();
-    assert!((3..=10).contains(&lists), "{lists} lists in half a minute");
-}
-
-#[tokio::test(start_paused = true)]
-async fn streams_that_end_before_their_first_id_are_an_interruption_and_list_nothing() {
-    let server = Server::start(|what, _| match what {
-        "GET /events" => closed_stream(": welcome\n\n"),
-        _ => list(&[]),
-    })
-    .await;
-    let mut watch = client(&server).watch();
-    let told = events_within(&mut watch, Duration::from_secs(600)).await;
-    let (streams, lists) = (server.times("GET /events").len(), server.times("GET /agents").len());
-    assert!(
-        told.iter().any(|told| told.starts_with("interrupted")),
-        "{told:?}; {streams} streams, {lists} lists"
-    );
-    assert!(lists <= 5 && streams <= 400, "{streams} streams, {lists} lists in ten minutes");
 }
 
 /// The replica that is asked for the list is still in the old history, whose revisions are greater.
@@ -269,25 +175,6 @@ async fn a_new_history_replaces_the_old_one_although_its_revisions_are_smaller()
     .await;
     let known: Vec<_> = known.iter().map(|agent| (agent.agent_id.as_str(), agent.revision)).collect();
     assert_eq!(known, [("a", Some(51))]);
-}
-
-/// Nothing that has no id can be resumed, so what happens between two streams is found in a list.
-#[tokio::test(start_paused = true)]
-async fn a_stream_without_ids_is_followed_by_a_list() {
-    let opened = AtomicUsize::new(0);
-    let server = Server::start(move |what, _| match what {
-        "GET /events" if opened.fetch_add(1, Ordering::SeqCst) == 0 => {
-            closed_stream("event: reset\ndata: {\"revision\": 1}\n\n")
-        }
-        "GET /events" => stream("id: 2-m\n\n"),
-        _ => list(&[record("a", "active", 1)]),
-    })
-    .await;
-    let mut watch = client(&server).watch();
-    let told = events_within(&mut watch, BEFORE_SILENCE).await;
-    assert!(told.iter().all(|told| told == "listed a active") && !told.is_empty(), "{told:?}");
-    let lists = server.times("GET /agents").len();
-    assert!(lists >= 3, "{lists} lists: one for each stream, and one to confirm the last");
 }
 
 /// A registry that knows no revisions tells every change.
@@ -348,6 +235,24 @@ async fn pages_that_were_read_are_kept_over_an_interruption() {
     assert_eq!(server.times("GET /agents?limit=500").len(), 1 + 4);
 }
 
+/// Although the stream goes on.
+#[tokio::test(start_paused = true)]
+async fn a_second_list_that_fails_again_and_again_is_one_interruption() {
+    let lists = AtomicUsize::new(0);
+    let alive: &str = format!("id: 1-m\n\n{}", ": alive\n\n".repeat(20)).leak();
+    let server = Server::start(move |what, _| match what {
+        "GET /events" => Reply::Slow(alive, 9, Duration::from_secs(1)),
+        _ if (1..5).contains(&lists.fetch_add(1, Ordering::SeqCst)) => Reply::Answer(503, "", ""),
+        _ => list(&[record("a", "active", 1)]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    assert_eq!(next(&mut watch).await, "listed a active");
+    assert!(next(&mut watch).await.starts_with("interrupted"));
+    assert_eq!(next(&mut watch).await, "resumed");
+    assert_eq!(server.times("GET /agents").len(), 6);
+}
+
 #[tokio::test(start_paused = true)]
 async fn pages_that_lead_nowhere_are_an_interruption() {
     for (cursor, body) in [("a", r#"[{"agent_id":"a","status":"active"}]"#), ("b", "[]")] {
@@ -363,21 +268,6 @@ async fn pages_that_lead_nowhere_are_an_interruption() {
         let lists = server.times("GET /agents").len();
         assert!(lists < 60, "{lists} lists in half a minute");
     }
-}
-
-/// Streams that are closed again and again, as behind a proxy that allows none, are opened ever more rarely.
-#[tokio::test(start_paused = true)]
-async fn short_streams_are_opened_after_growing_pauses_and_lists_are_read_all_the_same() {
-    let server = Server::start(|what, _| match what {
-        "GET /events" => closed_stream("id: 1-m\n\n"),
-        _ => Reply::Late(Duration::from_secs(1), r#"[{"agent_id":"a","status":"active","revision":1}]"#),
-    })
-    .await;
-    let mut watch = client(&server).watch();
-    assert_eq!(events_within(&mut watch, Duration::from_secs(600)).await, ["listed a active"]);
-    let streams = server.times("GET /events").len();
-    assert!((120..400).contains(&streams), "{streams} streams in ten minutes");
-    assert_eq!(server.times("GET /agents").len(), 2);
 }
 
 /// Under a load of changes a list is ahead of the stream, which tells the same a moment later.

@@ -4,6 +4,8 @@ mod directories;
 mod lists;
 mod mock;
 mod refusals;
+mod streams;
+mod unreadable;
 
 use std::time::Duration;
 
@@ -14,6 +16,12 @@ use crate::support::{Reply, Server};
 
 /// Longer than anything takes on a paused clock.
 const HOUR: Duration = Duration::from_secs(3_600);
+
+/// These servers send no signs of life, so their streams count as lost after a while.
+const BEFORE_SILENCE: Duration = Duration::from_secs(30);
+
+/// What a stream tells after so long comes when the list was read, and before it is read once more.
+const AFTER_THE_LIST: Duration = Duration::from_secs(1);
 
 /// A stream that stays open after these blocks.
 fn stream(blocks: &str) -> Reply {

@@ -1,0 +1,111 @@
+//! Streams that end again and again, and what is told then.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::{
+    AFTER_THE_LIST, BEFORE_SILENCE, client, closed_stream, event, events_within, list, next, record, stream,
+    stream_in_two,
+};
+use crate::support::{Reply, Server};
+
+/// All at once: two events, and the end for a reader that was too slow.
+#[tokio::test(start_paused = true)]
+async fn events_before_an_overrun_are_told_once() {
+    let opened = AtomicUsize::new(0);
+    let server = Server::start(move |what, _| match what {
+        "GET /events" if opened.fetch_add(1, Ordering::SeqCst) == 0 => {
+            let events = event(2, "registered", "b", "active") + &event(3, "registered", "c", "active");
+            let overrun = "event: overrun\ndata: {\"revision\": 9}\n\n";
+            stream_in_two(AFTER_THE_LIST, "id: 1-m\n\n", &(events + overrun))
+        }
+        "GET /events" => stream(&event(4, "registered", "d", "active")),
+        _ => list(&[record("a", "active", 1)]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    for expected in ["listed a active", "registered b", "registered c", "registered d"] {
+        assert_eq!(next(&mut watch).await, expected);
+    }
+    let streams: Vec<_> = server.arrived().into_iter().filter(|one| one.what == "GET /events").collect();
+    assert_eq!(streams[1].header("last-event-id"), Some("3-m"), "each event is acknowledged by its own id");
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_end_before_their_first_id_are_an_interruption_and_list_nothing() {
+    let server = Server::start(|what, _| match what {
+        "GET /events" => closed_stream(": welcome\n\n"),
+        _ => list(&[]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    let told = events_within(&mut watch, Duration::from_secs(600)).await;
+    let (streams, lists) = (server.times("GET /events").len(), server.times("GET /agents").len());
+    assert!(
+        told.iter().any(|told| told.starts_with("interrupted")),
+        "{told:?}; {streams} streams, {lists} lists"
+    );
+    assert!(lists <= 5 && streams <= 400, "{streams} streams, {lists} lists in ten minutes");
+}
+
+/// Nothing that has no id can be resumed, so what happens between two streams is found in a list.
+#[tokio::test(start_paused = true)]
+async fn a_stream_without_ids_is_followed_by_a_list() {
+    let opened = AtomicUsize::new(0);
+    let server = Server::start(move |what, _| match what {
+        "GET /events" if opened.fetch_add(1, Ordering::SeqCst) == 0 => {
+            closed_stream("event: reset\ndata: {\"revision\": 1}\n\n")
+        }
+        "GET /events" => stream("id: 2-m\n\n"),
+        _ => list(&[record("a", "active", 1)]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    let told = events_within(&mut watch, BEFORE_SILENCE).await;
+    assert!(told.iter().all(|told| told == "listed a active") && !told.is_empty(), "{told:?}");
+    let lists = server.times("GET /agents").len();
+    assert!(lists >= 3, "{lists} lists: one for each stream, and one to confirm the last");
+}
+
+/// Streams that are closed again and again, as behind a proxy that allows none, are opened ever more rarely.
+#[tokio::test(start_paused = true)]
+async fn short_streams_are_opened_after_growing_pauses_and_lists_are_read_all_the_same() {
+    let server = Server::start(|what, _| match what {
+        "GET /events" => closed_stream("id: 1-m\n\n"),
+        _ => Reply::Late(Duration::from_secs(1), r#"[{"agent_id":"a","status":"active","revision":1}]"#),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    assert_eq!(events_within(&mut watch, Duration::from_secs(600)).await, ["listed a active"]);
+    let streams = server.times("GET /events").len();
+    assert!((120..400).contains(&streams), "{streams} streams in ten minutes");
+    assert_eq!(server.times("GET /agents").len(), 2);
+}
+
+/// A stream that told a change was of use, however soon it ended, and one that lasted for a while was, too.
+#[tokio::test(start_paused = true)]
+async fn streams_that_were_of_use_are_opened_again_soon() {
+    let alive = ": alive\n\n".repeat(14);
+    let lasting: &str = format!("{alive}event: overrun\ndata: {{}}\n\n").leak();
+    let first: &str = format!("id: 1-m\n\n{lasting}").leak();
+    let lasting_for = Duration::from_secs(17);
+    let opened = AtomicUsize::new(0);
+    let server = Server::start(move |what, _| match what {
+        "GET /events" => match opened.fetch_add(1, Ordering::SeqCst) {
+            0 => Reply::Slow(first, 9, Duration::from_secs(1)),
+            before @ 1..15 => closed_stream(&event(before as u64 + 1, "status_changed", "a", "busy")),
+            _ => Reply::Slow(lasting, 9, Duration::from_secs(1)),
+        },
+        _ => list(&[record("a", "busy", 1)]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    let told = events_within(&mut watch, 20 * lasting_for).await;
+    assert!(told.iter().skip(1).all(|told| told == "changed a busy"), "{told:?}");
+    let times = server.times("GET /events");
+    let pauses: Vec<_> = times.windows(2).map(|two| two[1] - two[0]).collect();
+    let soon = Duration::from_millis(600);
+    assert!(pauses[1..15].iter().all(|pause| *pause <= soon), "{pauses:?}");
+    assert!(pauses[15..].iter().all(|pause| *pause <= lasting_for + soon), "{pauses:?}");
+    assert!(pauses.len() > 25, "{pauses:?}");
+}
