@@ -48,10 +48,15 @@ impl Parser {
         let mut bytes = bytes;
         // Lines end with LF here. Ours always do, and a CR before it is cut off.
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
-            self.rest.extend_from_slice(&bytes[..end]);
+            let mut line = &bytes[..end];
             bytes = &bytes[end + 1..];
-            let line = std::mem::take(&mut self.rest);
-            let line = line.strip_suffix(b"\r").unwrap_or(&line);
+            // Most lines come whole, and are read where they are.
+            let mut joined = std::mem::take(&mut self.rest);
+            if !joined.is_empty() {
+                joined.extend_from_slice(line);
+                line = &joined;
+            }
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
             blocks.extend(self.line(&String::from_utf8_lossy(line)));
             self.check()?;
         }
@@ -75,6 +80,8 @@ impl Parser {
         match field {
             "event" => value.clone_into(&mut self.message.kind),
             "data" => {
+                // Most events have one such line, and are kept no larger than they are.
+                self.message.data.reserve(value.len() + 1);
                 self.message.data.push_str(value);
                 self.message.data.push('\n');
             }
