@@ -1,8 +1,9 @@
 //! Admission control: bounds concurrent work, so that a flood only slows down the clients that cause it.
 //!
-//! Expensive reads (searches, lists, counts) run on threads beside those that answer heartbeats, as many as there
-//! are cores, so that a flood of them competes with heartbeats for CPU time only, which the operating system divides
-//! fairly. A fixed number may wait for their turn; a further one is rejected at once. The bodies that are being read
+//! As many searches, lists and counts run at a time as there are cores. A fixed number may wait for their turn; a further
+//! one is rejected at once. Those that take long run on threads beside the ones that answer heartbeats, so that they compete with
+//! heartbeats for CPU time only, which the operating system divides fairly. Quick ones run where they arrive: changing
+//! threads would double their cost, and in a flood of them heartbeats waited longer for it. The bodies that are being read
 //! share a byte budget. Heartbeats need neither: their bodies are small, and their write queue is their own. This is
 //! load shedding as in "Handling Overload", Site Reliability Engineering
 //! (<https://sre.google/sre-book/handling-overload/>).
@@ -73,7 +74,14 @@ impl Admission {
         }
     }
 
-    /// Runs an expensive read, unless too many wait already.
+    /// Runs a read that takes no longer than a millisecond, unless too many wait already.
+    pub(crate) async fn read_quick<T>(&self, read: impl FnOnce() -> T) -> Result<T, Error> {
+        let _place = self.expensive_reads.try_acquire().map_err(|_| Error::Overloaded)?;
+        let _running = self.running_reads.acquire().await.map_err(|_| Error::ShuttingDown)?;
+        Ok(read())
+    }
+
+    /// Runs a read that may take longer, unless too many wait already.
     ///
     /// A read whose caller gives up while it waits does not run.
     pub(crate) async fn read<T: Send + 'static>(

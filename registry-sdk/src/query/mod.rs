@@ -169,11 +169,20 @@ impl SearchQuery {
     /// Finds the agents of an index, each by its best capability that is accepted, in no order. `accepts` gets an agent's slot
     /// and a capability's position.
     pub fn find(&self, index: &SearchIndex, accepts: impl FnMut(u32, u16) -> bool) -> Vec<Hit> {
-        let query = match &self.filter.capability {
+        index.search(&self.query(), accepts)
+    }
+
+    /// Returns whether the search looks at fewer capabilities of an index than `max`.
+    #[must_use]
+    pub fn is_quick(&self, index: &SearchIndex, max: usize) -> bool {
+        index.is_quick(&self.query(), max)
+    }
+
+    fn query(&self) -> Query {
+        match &self.filter.capability {
             Some(name) if self.q.is_empty() => Query::named(name),
             _ => Query::all(&self.q),
-        };
-        index.search(&query, accepts)
+        }
     }
 
     /// Brings matches into their order, and keeps those of one answer: up to a limit, or the page after the cursor. Returns the

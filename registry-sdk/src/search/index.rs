@@ -72,6 +72,16 @@ impl SearchIndex {
         hits
     }
 
+    /// Returns whether a search looks at fewer capabilities than `max`.
+    #[must_use]
+    pub fn is_quick(&self, query: &Query, max: usize) -> bool {
+        match &query.mode {
+            Mode::Name(_) => match_name::is_quick(&self.documents, &query.key, max),
+            Mode::All => match_all::is_quick(&self.documents, query, max),
+            Mode::Best => self.documents.counts().0 < max,
+        }
+    }
+
     /// How many capabilities there are, and how many distinct names they have.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {

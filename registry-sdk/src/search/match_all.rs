@@ -65,7 +65,9 @@ pub(super) fn search(documents: &Documents, query: &Query) -> Vec<Match> {
         }
         _ => documents_with_all(documents, &compounds),
     };
-    found.extend(documents_with_name(documents, &query.key));
+    if !compounds.is_empty() {
+        found.extend(documents_with_name(documents, &query.key));
+    }
     // The best of each document comes first.
     found.sort_unstable_by(|one, other| one.0.cmp(&other.0).then(other.1.0.total_cmp(&one.1.0)));
     found.dedup_by_key(|(id, _)| *id);
@@ -74,6 +76,14 @@ pub(super) fn search(documents: &Documents, query: &Query) -> Vec<Match> {
     matches
         .filter(|found| found.score >= query.min_score && (query.description_only || !found.description_only))
         .collect()
+}
+
+/// Returns whether a search looks at fewer documents than `max`.
+pub(super) fn is_quick(documents: &Documents, query: &Query, max: usize) -> bool {
+    query.compounds.iter().any(|compound| {
+        let compound = MatchedCompound::new(&documents.dictionary, compound);
+        compound.words.iter().any(|word| compound.alternatives(word, max).count < max)
+    })
 }
 
 type Scored = (DocumentId, (f64, bool));
@@ -98,13 +108,18 @@ fn candidates(compounds: &[MatchedCompound<'_>]) -> Option<Vec<DocumentId>> {
         || compounds.iter().flat_map(|compound| compound.words.iter().map(move |word| (compound, word)));
     let limits = std::iter::successors(Some(64_usize), |limit| limit.checked_mul(4));
     let mut rare = limits.flat_map(|limit| {
-        words().filter_map(move |(compound, word)| {
-            let terms: Vec<_> = compound.joined.iter().chain(word.alternatives(limit)).collect();
-            (terms.iter().map(|term| term.count(limit)).sum::<usize>() < limit).then_some(terms)
-        })
+        let alternatives = move |(compound, word)| MatchedCompound::alternatives(compound, word, limit);
+        words().map(alternatives).filter(move |alternatives| alternatives.count < limit)
     });
     let found = |term: &MatchedTerm<'_>| term.found().map(|(id, _)| id).collect::<Vec<_>>();
-    rare.next().map(|terms| terms.into_iter().flat_map(found).collect())
+    rare.next().map(|alternatives| alternatives.terms.into_iter().flat_map(found).collect())
+}
+
+/// The terms of which a match has at least one, because of one word.
+struct Alternatives<'a> {
+    terms: Vec<&'a MatchedTerm<'a>>,
+    /// Number of their postings, up to a limit.
+    count: usize,
 }
 
 /// Returns the documents whose whole name is the query, in this or another form.
@@ -227,6 +242,13 @@ impl<'a> MatchedCompound<'a> {
     fn new(dictionary: &'a Dictionary, compound: &'a Compound) -> Self {
         let joined = compound.joined.as_ref().map(|joined| MatchedTerm::new(dictionary, joined));
         Self { joined, words: compound.words.iter().map(|word| MatchedWord::new(dictionary, word)).collect() }
+    }
+
+    /// Returns the alternatives for one of the words. Counts up to a limit, which the last term may exceed.
+    fn alternatives<'b>(&'b self, word: &'b MatchedWord<'a>, limit: usize) -> Alternatives<'b> {
+        let terms: Vec<&'b MatchedTerm<'b>> = self.joined.iter().chain(word.alternatives(limit)).collect();
+        let count = terms.iter().map(|term| term.count(limit)).sum();
+        Alternatives { terms, count }
     }
 
     /// Adds how each word was found, and returns whether all of them were.

@@ -27,7 +27,7 @@ use registry_sdk::contract::{
     AgentHealth, AgentStatus, HealthStatus, Heartbeat, HeartbeatAck, Owner, Registration, RegistryStats,
     ServerHealth, StatusUpdate, Timestamp, heartbeat_timeout, is_valid_agent_id,
 };
-use registry_sdk::{ListQuery, SearchQuery};
+use registry_sdk::{AgentFilter, ListQuery, SearchQuery};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -240,6 +240,9 @@ impl Registry {
 
     /// Returns the beginning of a list or a page.
     pub(crate) async fn list_agents(&self, query: ListQuery) -> Result<Page, Error> {
+        if query.filter == AgentFilter::default() {
+            return self.read_quick(|view, context| view.list(&query, context)).await;
+        }
         self.read_expensive(move |view, context| view.list(&query, context)).await
     }
 
@@ -259,6 +262,9 @@ impl Registry {
 
     /// Returns the beginning of the matches, or of one page of them.
     pub(crate) async fn search_capabilities(&self, query: SearchQuery) -> Result<Page, Error> {
+        if self.shared.view.is_quick(&query) {
+            return self.read_quick(|view, context| view.search(&query, context)).await;
+        }
         self.read_expensive(move |view, context| view.search(&query, context)).await
     }
 
@@ -348,7 +354,16 @@ impl Registry {
         read(&self.shared.read_context()).value
     }
 
-    /// Like `read`, for expensive reads.
+    /// Like `read`, for reads that take up to a millisecond.
+    async fn read_quick<T>(&self, read: impl Fn(&View, &ReadContext) -> Read<T>) -> Result<T, Error> {
+        let run = || {
+            let read = || read(&self.shared.view, &self.shared.read_context());
+            self.shared.admission.read_quick(read)
+        };
+        self.confirmed(run).await
+    }
+
+    /// Like `read`, for reads that may take longer.
     async fn read_expensive<T, R>(&self, read: R) -> Result<T, Error>
     where
         T: Send + 'static,

@@ -35,6 +35,9 @@ pub(crate) struct Read<T> {
 /// Number of agents that a list looks at before it lets a writer go first.
 const AGENTS_AT_ONCE: usize = 1_000;
 
+/// Number of capabilities that a quick search looks at, at most: it takes up to a millisecond.
+const MAX_QUICK: usize = 1_000;
+
 /// The beginning of an answer: of a list, a search, or one page of either.
 #[derive(Debug)]
 pub(crate) struct Page {
@@ -210,6 +213,11 @@ impl View {
             }
         }
         Read { value: objects, unconfirmed }
+    }
+
+    /// Returns whether a search takes no longer than a page of a list.
+    pub(crate) fn is_quick(&self, query: &SearchQuery) -> bool {
+        query.is_quick(&self.inner.read().agents.index, MAX_QUICK)
     }
 
     /// Returns the beginning of the array of matches, or of one page of it.
