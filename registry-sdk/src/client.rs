@@ -385,8 +385,7 @@ fn matches_of(response: &ApiResponse, query: &SearchQuery) -> Result<Aged<Vec<Ca
 
 fn decode_matches(response: &ApiResponse, query: &SearchQuery) -> Result<Vec<CapabilityMatch>, Error> {
     let mut matches = decode::list(response)?;
-    // The registry may not know the filters.
-    matches.retain(|found| query.filter.accepts_match(found));
+    query.check(&mut matches);
     Ok(matches)
 }
 

@@ -27,11 +27,12 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let client = registry_sdk::RegistryClient::new("http://127.0.0.1:8009")?;
-//! use registry_sdk::Orchestrator;
+//! use registry_sdk::{Orchestrator, TaskQuery};
 //!
 //! let orchestrator = Orchestrator::new(client);
 //! let task = serde_json::json!({"repository": "https://example.org/code.git"});
-//! let done = orchestrator.delegate("security scan").post_json::<serde_json::Value>("/execute", &task).await?;
+//! let query = TaskQuery::describe("Look for security holes in this repository");
+//! let done = orchestrator.delegate(query).post_json::<serde_json::Value>("/execute", &task).await?;
 //! println!("{} did it: {}", done.selection.agent.agent_name, done.value);
 //! # Ok(())
 //! # }
@@ -169,7 +170,9 @@ mod watch;
 pub mod testing;
 
 pub use contract::{AgentRecord, AgentStatus, Capability, CapabilityMatch, Registration};
-pub use query::{AgentFilter, InvalidParameter, ListQuery, MatchPage, MetadataFilter, Page, SearchQuery};
+pub use query::{
+    AgentFilter, InvalidParameter, ListQuery, MatchMode, MatchPage, MetadataFilter, Page, SearchQuery,
+};
 
 #[cfg(feature = "client")]
 pub use agent::{

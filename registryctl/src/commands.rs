@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use registry_sdk::contract::{AgentStatus, CapabilityMatch, Registration, ValidationError, limits};
-use registry_sdk::{Error, ListQuery, RegistryClient, RetryPolicy, SearchQuery, WatchEvent};
+use registry_sdk::{Error, ListQuery, MatchMode, RegistryClient, RetryPolicy, SearchQuery, WatchEvent};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::output::Output;
@@ -28,16 +28,12 @@ pub(crate) async fn run(
             output.agents(&client.list_agents(query).await?.agents)?;
         }
         Command::Show { id } => output.agent(&client.get_agent(&id).await?)?,
-        Command::Search { words, filter, limit, all } => {
-            let mut query = SearchQuery::new(words.join(" "));
+        Command::Search { words, matching, filter, limit, all } => {
+            let mut query = SearchQuery::new(words.join(" "))
+                .min_score(matching.min_score)
+                .description_only(!matching.no_description_only);
             (query.filter, query.limit) = (filter.into_filter(), limit);
-            let found = if all {
-                client.search_all(query.limit(limits::PAGE)).await?
-            } else {
-                client.search_capabilities(query).await?
-            };
-            output.matches(&found)?;
-            return Ok(if found.is_empty() { Outcome::Negative } else { Outcome::Positive });
+            return search(client, output, query, matching.mode, all).await;
         }
         Command::Health { id } => {
             let health = client.check_health(&id).await?;
@@ -64,6 +60,35 @@ pub(crate) async fn run(
         Command::Completions { .. } => {}
     }
     Ok(Outcome::Positive)
+}
+
+/// Searches by every word first, and for the best matches where that finds nobody.
+async fn search(
+    client: &RegistryClient,
+    output: &Output,
+    query: SearchQuery,
+    mode: Option<MatchMode>,
+    all: bool,
+) -> Result<Outcome, Failure> {
+    let find = async |mode| {
+        let query = query.clone().match_mode(mode);
+        if all {
+            client.search_all(query.limit(limits::PAGE)).await
+        } else {
+            client.search_capabilities(query).await
+        }
+    };
+    let mut found = find(mode.unwrap_or_default()).await?;
+    if mode.is_none() && !query.q.is_empty() {
+        if found.is_empty() {
+            output.note("no agent has every word; the best matches:")?;
+            found = find(MatchMode::Best).await?;
+        } else {
+            output.note("agents that have every word:")?;
+        }
+    }
+    output.matches(&found)?;
+    Ok(if found.is_empty() { Outcome::Negative } else { Outcome::Positive })
 }
 
 /// Goes on whatever happens, unless the registry refuses at the very beginning: then somebody looks at the terminal.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use registry_sdk::contract::AgentStatus;
-use registry_sdk::{AgentFilter, Error, MetadataFilter, RegistryClient};
+use registry_sdk::{AgentFilter, Error, MatchMode, MetadataFilter, RegistryClient};
 
 /// Look around in an agent registry, and change it.
 ///
@@ -69,9 +69,11 @@ enum Command {
     },
     /// Find agents by what they can do, the best match first. Ends with 3 where there are none.
     Search {
-        /// Words that their capabilities have to have.
+        /// Words that their capabilities have to have, or a sentence.
         #[arg(required_unless_present = "capability")]
         words: Vec<String>,
+        #[command(flatten)]
+        matching: MatchArguments,
         #[command(flatten)]
         filter: FilterArguments,
         /// How many at most.
@@ -122,6 +124,21 @@ enum Command {
         /// Which.
         shell: Shell,
     },
+}
+
+/// How words are matched.
+#[derive(Debug, Args)]
+struct MatchArguments {
+    /// `all`: only agents that have every word. `best`: any word counts, as in a sentence. By default `best` where `all` finds
+    /// nobody.
+    #[arg(long = "match", value_name = "MODE")]
+    mode: Option<MatchMode>,
+    /// Only matches with this score, up to 1, or a greater one.
+    #[arg(long, value_name = "SCORE", default_value_t = 0.0)]
+    min_score: f64,
+    /// Only agents that have one of the words elsewhere than in a description.
+    #[arg(long)]
+    no_description_only: bool,
 }
 
 /// Which agents to list or to find.

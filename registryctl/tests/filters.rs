@@ -51,7 +51,9 @@ fn agents() -> [Registration; 5] {
             .capability(Capability::new("code_review").tag("rust"))
             .metadata("gpu", "true")
             .status(AgentStatus::Offline),
-        of("odd").capability(Capability::new("🦀").tag("fast")).metadata("zone", Value::Null),
+        of("odd")
+            .capability(Capability::new("🦀").tag("fast").description("Never deploys"))
+            .metadata("zone", Value::Null),
     ]
 }
 
@@ -87,6 +89,26 @@ fn searches() -> Vec<(SearchQuery, &'static str, &'static [&'static str])> {
         (SearchQuery::exact("code"), "--capability code", &[]),
         (SearchQuery::exact("🦀"), "--capability 🦀", &["odd"]),
         (SearchQuery::exact("🦀").tag("slow"), "--capability 🦀 --tag slow", &[]),
+        (SearchQuery::new("deploy"), "deploy", &["odd"]),
+        (SearchQuery::new("deploy").description_only(false), "deploy --no-description-only", &[]),
+        (review().min_score(0.95), "review --min-score 0.95", &["eu", "gone", "two", "us"]),
+        (review().min_score(1.0), "review --min-score 1 --match all", &["two"]),
+    ]
+}
+
+/// Searches by sentences, as above, with the best match first.
+fn sentences() -> Vec<(SearchQuery, &'static str, &'static str)> {
+    let text = "Who reviews Rust code?";
+    let sentence = || SearchQuery::sentence(text);
+    vec![
+        // Its capability says the same in fewer words than the one of `eu`.
+        (sentence(), "--match best", "gone"),
+        (sentence(), "", "gone"),
+        (sentence().status(AgentStatus::Busy), "--match best --status busy", "us"),
+        (sentence().tag("slow"), "--match best --tag slow", "eu"),
+        (sentence().capability("review"), "--match best --capability review", "two"),
+        (sentence().min_score(0.4).healthy(false), "--match best --min-score 0.4 --unhealthy", "gone"),
+        (sentence().metadata("gpu", "true").limit(1), "--match best --metadata gpu=true --limit 1", "gone"),
     ]
 }
 
@@ -125,19 +147,39 @@ async fn same_answers(url: &str) {
         ids.sort_unstable();
         assert_eq!(ids, expected, "{query:?}");
         assert_eq!(directory.search(query.clone()), found, "{query:?}");
-        assert_eq!(run(url, "search", arguments), json!(found), "{arguments}");
+        assert_eq!(run(url, "search", &words(arguments)), json!(found), "{arguments}");
         let mut paged = client.search_all(query.clone().limit(1)).await.unwrap();
         paged.sort_by(|one, other| one.agent_id.cmp(&other.agent_id));
         let paged: Vec<_> = paged.iter().map(|one| one.agent_id.as_str()).collect();
         assert_eq!(paged, expected, "{query:?}");
     }
+    for (query, arguments, expected) in sentences() {
+        let found = client.search_capabilities(query.clone()).await.unwrap();
+        assert_eq!(found.first().map(|one| one.agent_id.as_str()), Some(expected), "{query:?}");
+        assert_eq!(directory.search(query.clone()), found, "{query:?}");
+        let arguments: Vec<_> = [query.q.as_str()].into_iter().chain(arguments.split_whitespace()).collect();
+        assert_eq!(run(url, "search", &arguments), json!(found), "{arguments:?}");
+        if query.limit.is_none() {
+            let mut paged = client.search_all(query.clone().limit(1)).await.unwrap();
+            let mut found = found;
+            for all in [&mut paged, &mut found] {
+                all.sort_by(|one, other| one.agent_id.cmp(&other.agent_id));
+            }
+            assert_eq!(paged, found, "{query:?}");
+        }
+    }
+    // Filters do not change scores.
+    let sentence = SearchQuery::sentence("Who reviews Rust code?");
+    let all = client.search_capabilities(sentence.clone()).await.unwrap();
+    let busy = client.search_capabilities(sentence.status(AgentStatus::Busy)).await.unwrap();
+    assert_eq!(all.iter().find(|one| one.agent_id == "us"), busy.first());
     for (query, arguments, expected) in lists() {
         let listed = client.list_agents(query.clone()).await.unwrap().agents;
         let ids: Vec<_> = listed.iter().map(|one| one.agent_id.as_str()).collect();
         assert_eq!(ids, expected, "{query:?}");
         let known: Vec<_> = directory.list(&query).iter().map(|one| one.agent_id.clone()).collect();
         assert_eq!(known, expected, "{query:?}");
-        assert_eq!(run(url, "agents", arguments), json!(listed), "{arguments}");
+        assert_eq!(run(url, "agents", &words(arguments)), json!(listed), "{arguments}");
     }
     // A search may match by the capability that is not the best one.
     let found = client.search_capabilities(SearchQuery::new("review").tag("rust")).await.unwrap();
@@ -145,14 +187,18 @@ async fn same_answers(url: &str) {
     assert_eq!(two.capability, "code_review_all");
 }
 
+fn words(arguments: &str) -> Vec<&str> {
+    arguments.split_whitespace().collect()
+}
+
 /// What the command line prints.
-fn run(url: &str, command: &str, arguments: &str) -> Value {
+fn run(url: &str, command: &str, arguments: &[&str]) -> Value {
     let mut program = Command::new(env!("CARGO_BIN_EXE_registryctl"));
     program.env_clear().stdin(Stdio::null()).env("REGISTRY_URL", url).arg(command);
-    let output = program.args(arguments.split_whitespace()).output().unwrap();
+    let output = program.args(arguments).output().unwrap();
     assert!(
         matches!(output.status.code(), Some(0 | 3)),
-        "{arguments}: {}",
+        "{arguments:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     serde_json::from_slice(&output.stdout).unwrap()

@@ -87,6 +87,11 @@ async fn agents_are_searched_filtered_sorted_and_paged() {
     // By the registry's own search, active before busy.
     page.type_into("search", "security scan").await;
     page.until(&format!("{IDS} === 'a087,a007,a047'")).await;
+    page.until("document.getElementById('shown').textContent.includes('with every word')").await;
+    // A sentence, of which no agent has every word.
+    page.type_into("search", "Who scans for security holes?").await;
+    page.until("document.getElementById('shown').textContent.includes('none has every word')").await;
+    page.until(&format!("{IDS} === 'a087,a007,a047'")).await;
     page.choose("status", "busy").await;
     page.until(&format!("{IDS} === 'a047'")).await;
     page.choose("status", "any").await;

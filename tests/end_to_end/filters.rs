@@ -73,6 +73,30 @@ async fn a_wrong_filter_is_refused_by_name(database: Database) {
         let url = format!("{}/capabilities/search?q=work&cursor={cursor}", server.url());
         assert_eq!(reqwest::get(url).await.unwrap().status(), StatusCode::BAD_REQUEST, "{cursor}");
     }
+    for (query, name) in [
+        ("match=", "match"),
+        ("match=any", "match"),
+        ("match=Best", "match"),
+        ("match=all&match=best", "match"),
+        ("min_score=", "min_score"),
+        ("min_score=-0.1", "min_score"),
+        ("min_score=1.01", "min_score"),
+        ("min_score=NaN", "min_score"),
+        ("min_score=0&min_score=0", "min_score"),
+        ("description_only=no", "description_only"),
+        ("description_only=true&description_only=true", "description_only"),
+    ] {
+        let url = format!("{}/capabilities/search?q=work&{query}", server.url());
+        let response = reqwest::get(url).await.unwrap();
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{query}");
+        let problem: Problem = response.json().await.unwrap();
+        assert!(problem.detail.starts_with(name), "{query}: {problem:?}");
+        // A list has no words to match.
+        if !query.contains('&') {
+            let listed = reqwest::get(format!("{}/agents?{query}", server.url())).await.unwrap();
+            assert_eq!(listed.status(), StatusCode::OK, "{query}");
+        }
+    }
     for q in ["", "q=&", "q=%20&", "q=-&capability=a&"] {
         let url = format!("{}/capabilities/search?{q}healthy=true", server.url());
         let problem: Problem = reqwest::get(url).await.unwrap().json().await.unwrap();

@@ -36,7 +36,7 @@ use crate::query::{ListQuery, Page, SearchQuery};
 #[derive(Clone, Debug)]
 pub struct DiscoveryCache {
     client: RegistryClient,
-    searches: ResponseCache<SearchQuery, Vec<CapabilityMatch>>,
+    searches: ResponseCache<String, Vec<CapabilityMatch>>,
     lists: ResponseCache<ListQuery, Page>,
     agents: ResponseCache<String, AgentRecord>,
 }
@@ -147,8 +147,10 @@ impl DiscoveryCache {
         query: impl Into<SearchQuery>,
     ) -> Result<Cached<Vec<CapabilityMatch>>, Error> {
         let query = query.into();
-        let (client, asked) = (self.client.clone(), query.clone());
-        self.searches.get(&query, || async move { client.search_with_age(asked).await }).await
+        let client = self.client.clone();
+        self.searches
+            .get(&query.to_query_string(), || async move { client.search_with_age(query).await })
+            .await
     }
 
     /// As [`RegistryClient::list_agents`].

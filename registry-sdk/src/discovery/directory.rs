@@ -165,9 +165,7 @@ impl Directory {
 
     /// The same, before the matches are written out.
     pub(super) fn candidates(&self, query: &SearchQuery) -> Vec<Candidate> {
-        let mut found = self.read().candidates(query);
-        query.arrange(&mut found, query.limit.unwrap_or(usize::MAX), Candidate::rank);
-        found
+        self.read().candidates(query)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Snapshot> {

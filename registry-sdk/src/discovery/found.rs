@@ -12,10 +12,10 @@ use crate::query::SearchQuery;
 /// Number of searches that an orchestrator remembers for outages of the registry.
 const REMEMBERED: usize = 256;
 
-/// What an orchestrator's last searches found. While the registry is away, tasks go to those of the agents that are healthy by their
+/// What an orchestrator's last searches found, by their query as it is sent. While the registry is away, tasks go to those of the agents that are healthy by their
 /// own word.
 #[derive(Clone, Debug, Default)]
-pub(super) struct LastSearches(Arc<Mutex<HashMap<SearchQuery, Found>>>);
+pub(super) struct LastSearches(Arc<Mutex<HashMap<String, Found>>>);
 
 /// What earlier attempts of one delegation found and tried. So failing over needs no registry.
 #[derive(Debug, Default)]
@@ -45,10 +45,11 @@ impl Found {
 
 impl LastSearches {
     pub(super) fn get(&self, search: &SearchQuery) -> Option<Found> {
-        lock(&self.0).get(search).cloned()
+        lock(&self.0).get(&search.to_query_string()).cloned()
     }
 
-    pub(super) fn set(&self, search: SearchQuery, found: &Found) {
+    pub(super) fn set(&self, search: &SearchQuery, found: &Found) {
+        let search = search.to_query_string();
         let mut searches = lock(&self.0);
         // Queries may be made of any words.
         if searches.len() >= REMEMBERED && !searches.contains_key(&search) {

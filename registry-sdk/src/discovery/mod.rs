@@ -45,7 +45,7 @@ pub use failure_kind::FailureKind;
 pub use freshness::Freshness;
 pub use http_task_error::HttpTaskError;
 pub use orchestrator::{Orchestrator, OrchestratorBuilder};
-pub use query::{HealthSource, Policy, TaskQuery};
+pub use query::{CapabilityQuery, HealthSource, Policy, TaskQuery};
 pub use race::Delegated;
 #[cfg(feature = "cache")]
 pub use response_cache::Cached;

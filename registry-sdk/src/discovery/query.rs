@@ -46,21 +46,41 @@ pub enum HealthSource {
     Agent,
 }
 
-/// Which agents are looked for. The name of a capability can be used in its place.
+/// How the capability of a [`TaskQuery`] is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CapabilityQuery {
+    /// In words, all of which the capability has to have.
+    #[default]
+    Words,
+    /// By its exact name.
+    Name,
+    /// In a sentence that says what the task is. The best match gets the task.
+    Sentence,
+}
+
+/// Which agents are looked for. The words for a capability can be used in its place.
 ///
 /// ```
 /// use registry_sdk::discovery::{Policy, TaskQuery};
-/// let query = TaskQuery::new("code_review").fallback("code_generation").tag("rust").policy(Policy::RoundRobin);
+/// let query = TaskQuery::new("code review").fallback("code generation").tag("rust").policy(Policy::RoundRobin);
+/// let query = TaskQuery::exact("code_review");
+/// let query = TaskQuery::describe("Look for mistakes in this pull request");
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct TaskQuery {
-    /// The capability, in words that are searched for.
+    /// The capability.
     pub capability: String,
     /// Capabilities that are used instead, in this order, if no agent can be given a task of those before.
     pub fallbacks: Vec<String>,
-    /// Whether the capability and the fallbacks are exact names instead of words.
-    pub is_exact: bool,
+    /// How the capability and the fallbacks are given.
+    pub given_by: CapabilityQuery,
+    /// Score below which an agent is no candidate. Default: 0.1 for a sentence, and 0 otherwise.
+    pub min_score: Option<f64>,
+    /// Whether an agent is a candidate if only the description of its capability has words of the query. Default: `false`, since
+    /// a description may as well say what an agent does not do.
+    pub description_only: bool,
     /// Tags that the capability has to have, all of them.
     pub tags: Vec<String>,
     /// Values that the agent's metadata has to have, all of them.
@@ -78,13 +98,19 @@ pub struct TaskQuery {
 }
 
 impl TaskQuery {
-    /// Looks for agents with a capability.
+    /// Score below which a sentence's match is no candidate: it turns away nearly all tasks that belong to another field than all
+    /// agents do, as `benches/README.md` shows.
+    pub const SENTENCE_MIN_SCORE: f64 = 0.1;
+
+    /// Looks for agents with a capability that has all these words.
     #[must_use]
     pub fn new(capability: impl Into<String>) -> Self {
         Self {
             capability: capability.into(),
             fallbacks: Vec::new(),
-            is_exact: false,
+            given_by: CapabilityQuery::Words,
+            min_score: None,
+            description_only: false,
             tags: Vec::new(),
             metadata: Vec::new(),
             exclude: HashSet::new(),
@@ -95,6 +121,21 @@ impl TaskQuery {
         }
     }
 
+    /// Looks for agents with a capability of exactly this name. Fallbacks are exact names, too.
+    #[must_use]
+    pub fn exact(capability: impl Into<String>) -> Self {
+        Self { given_by: CapabilityQuery::Name, ..Self::new(capability) }
+    }
+
+    /// Looks for agents that can do what a sentence describes. Fallbacks are sentences, too.
+    ///
+    /// The best match above [`TaskQuery::min_score`] gets the task. Words say little of what people mean: give capabilities
+    /// titles and examples, and see [`SearchQuery::sentence`] for registries that do not know sentences.
+    #[must_use]
+    pub fn describe(task: impl Into<String>) -> Self {
+        Self { given_by: CapabilityQuery::Sentence, ..Self::new(task) }
+    }
+
     /// Adds a capability that is used if no agent can be given a task of those before it.
     #[must_use]
     pub fn fallback(mut self, capability: impl Into<String>) -> Self {
@@ -102,10 +143,18 @@ impl TaskQuery {
         self
     }
 
-    /// Takes the capability and the fallbacks as exact names instead of words.
+    /// Sets the score below which an agent is no candidate, between 0 and 1. Default: [`TaskQuery::SENTENCE_MIN_SCORE`] for a
+    /// sentence, and 0 otherwise.
     #[must_use]
-    pub fn exact(mut self) -> Self {
-        self.is_exact = true;
+    pub fn min_score(mut self, min_score: f64) -> Self {
+        self.min_score = Some(min_score);
+        self
+    }
+
+    /// Sets whether an agent is a candidate if only the description of its capability has words of the query. Default: `false`.
+    #[must_use]
+    pub fn description_only(mut self, is_candidate: bool) -> Self {
+        self.description_only = is_candidate;
         self
     }
 
@@ -162,8 +211,13 @@ impl TaskQuery {
 
     /// The search for one of the capabilities.
     pub(super) fn search(&self, capability: &str) -> SearchQuery {
+        let (search, min_score) = match self.given_by {
+            CapabilityQuery::Words => (SearchQuery::new(capability), 0.0),
+            CapabilityQuery::Name => (SearchQuery::exact(capability), 0.0),
+            CapabilityQuery::Sentence => (SearchQuery::sentence(capability), Self::SENTENCE_MIN_SCORE),
+        };
         let mut search =
-            if self.is_exact { SearchQuery::exact(capability) } else { SearchQuery::new(capability) };
+            search.min_score(self.min_score.unwrap_or(min_score)).description_only(self.description_only);
         search.filter.tags.clone_from(&self.tags);
         search.filter.metadata.clone_from(&self.metadata);
         search

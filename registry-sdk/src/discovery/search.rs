@@ -62,7 +62,7 @@ impl Orchestrator {
                 let candidates = matches.value.into_iter().map(Arc::new).map(Candidate::FromRegistry);
                 let found = Found::new(candidates.collect(), Freshness::of(matches.age), is_complete);
                 earlier.set(capability, &found);
-                self.last_searches.set(search, &found);
+                self.last_searches.set(&search, &found);
                 Ok(found)
             }
             (Err(error), Some(cached), _) if error.is_outage() => Ok(from_directory(cached)),
@@ -78,7 +78,7 @@ impl Orchestrator {
     }
 
     /// Names the agents as well that the searches left out: those that are not healthy, and those that the query's tags and
-    /// metadata exclude.
+    /// metadata exclude or whose description alone matches.
     pub(super) async fn explain(&self, query: &TaskQuery, earlier: &Earlier, skipped: &mut Vec<Skipped>) {
         for capability in query.capabilities() {
             let Ok(unhealthy) = self.unhealthy(query, capability, earlier).await else { break };
@@ -111,19 +111,20 @@ impl Orchestrator {
         Ok(found.value.iter().map(skipped).collect())
     }
 
-    /// Names the agents that have the capability, but not the tags or the metadata.
+    /// Names the agents that have the capability, but not the tags or the metadata, or only in its description.
     async fn filtered(
         &self,
         query: &TaskQuery,
         capability: &str,
         earlier: &Earlier,
     ) -> Result<Vec<Skipped>, Error> {
-        if query.tags.is_empty() && query.metadata.is_empty() {
+        if query.tags.is_empty() && query.metadata.is_empty() && query.description_only {
             return Ok(Vec::new());
         }
         let filtered = query.search(capability);
         let mut unfiltered = filtered.clone();
         (unfiltered.filter.tags, unfiltered.filter.metadata) = (Vec::new(), Vec::new());
+        unfiltered.description_only = true;
         let (passed, all) = match (earlier.get(capability), &self.directory) {
             (None, Some(directory)) => (directory.candidates(&filtered), directory.candidates(&unfiltered)),
             (found, _) => {
@@ -137,7 +138,10 @@ impl Orchestrator {
         let others = all
             .iter()
             .filter(|agent| !passed.contains(agent.agent_id()) && !earlier.was_tried(agent.agent_id()));
+        let is_in_description_alone = filtered.in_description_alone();
         let skipped = |agent: &Candidate| {
+            let has_words = query.description_only
+                || agent.clone().into_match().is_some_and(|found| !is_in_description_alone(&found));
             let has_tags = query.tags.iter().all(|tag| agent.tags().contains(tag));
             let has_metadata = agent
                 .metadata()
@@ -146,6 +150,7 @@ impl Orchestrator {
                 true => SkipReason::Excluded,
                 false if !has_tags => SkipReason::MissingTag,
                 false if !has_metadata => SkipReason::OtherMetadata,
+                false if !has_words => SkipReason::DescriptionOnly,
                 false => return None,
             };
             Some(Skipped::new(agent.agent_id(), reason))

@@ -103,6 +103,9 @@ pub enum SkipReason {
     /// Its metadata lacks one of the values.
     #[error("has other metadata")]
     OtherMetadata,
+    /// Only the description of its capability has words of the query.
+    #[error("only mentions it in a description")]
+    DescriptionOnly,
     /// It is offline.
     #[error("is offline")]
     Offline,

@@ -29,7 +29,7 @@ impl Snapshot {
         self.agents.get(agent_id).map(|(_, agent)| agent.clone())
     }
 
-    /// The agents that can do something, in no order.
+    /// The agents that can do something, the best match first, up to the query's limit, or all of them.
     pub(super) fn candidates(&self, query: &SearchQuery) -> Vec<Candidate> {
         let filter = &query.filter;
         let agent = |slot: u32| self.by_slot.get(slot as usize)?.as_ref();
@@ -37,7 +37,7 @@ impl Snapshot {
             let capability = agent(slot).and_then(|agent| agent.capabilities.get(usize::from(position)));
             capability.is_some_and(|capability| filter.accepts_capability(capability))
         };
-        let candidate = |hit: Hit| {
+        let candidate = |hit: &Hit| {
             let agent = agent(hit.slot)?.clone();
             let is_accepted = filter.accepts_status(agent.status, agent.healthy)
                 && filter.accepts_metadata(&agent.metadata);
@@ -47,7 +47,8 @@ impl Snapshot {
                 score: hit.score,
             })
         };
-        query.find(&self.index, accepts).into_iter().filter_map(candidate).collect()
+        let limit = query.limit.unwrap_or(usize::MAX);
+        query.search(&self.index, limit, accepts, candidate, Candidate::rank).0
     }
 
     pub(super) fn insert(&mut self, agent: Arc<AgentRecord>) {

@@ -2,6 +2,7 @@
 
 mod cursor;
 mod filter;
+mod match_mode;
 mod parameters;
 
 use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch, is_valid_agent_id};
@@ -9,8 +10,9 @@ use crate::search::{Hit, Query, Rank, SearchIndex};
 use cursor::SearchCursor;
 use filter::filter_methods;
 pub use filter::{AgentFilter, MetadataFilter};
+pub use match_mode::MatchMode;
 pub use parameters::InvalidParameter;
-use parameters::{Parameters, invalid};
+use parameters::{Parameters, invalid, read_bool, read_min_score};
 
 /// Which agents to list. By default all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -66,7 +68,7 @@ impl ListQuery {
 
     fn parameters(&self) -> Parameters {
         let Self { filter, limit, cursor } = self.clone();
-        Parameters { q: None, filter, limit, cursor }
+        Parameters { filter, limit, cursor, ..Parameters::default() }
     }
 
     #[cfg(feature = "client")]
@@ -95,13 +97,25 @@ pub struct MatchPage {
     pub next_cursor: Option<String>,
 }
 
-/// What to search for. A text alone is one, too.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+/// What to search for. Words alone are such a query, too.
+///
+/// ```
+/// use registry_sdk::SearchQuery;
+/// let words = SearchQuery::new("security scan").tag("rust");
+/// let sentence = SearchQuery::sentence("Who can look for holes in my code?").min_score(0.1);
+/// let name = SearchQuery::exact("security_scanning");
+/// ```
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SearchQuery {
-    /// The words; each has to begin a word of the capability's name, tags or description. May be empty if a capability is
-    /// named.
+    /// The words or the sentence. May be empty if a capability is named.
     pub q: String,
+    /// How the words are matched.
+    pub match_mode: MatchMode,
+    /// Only matches with this score, up to 1, or a greater one. Default: 0.
+    pub min_score: f64,
+    /// Whether a capability is found if only its description has words of the query. Default: `true`.
+    pub description_only: bool,
     /// Only agents that pass.
     pub filter: AgentFilter,
     /// At most so many, up to 1,000; by default 100.
@@ -111,19 +125,57 @@ pub struct SearchQuery {
 }
 
 impl SearchQuery {
-    /// Searches for words.
+    /// Searches for words, all of which a capability has to have.
     #[must_use]
     pub fn new(q: impl Into<String>) -> Self {
-        Self { q: q.into(), ..Self::default() }
+        Self {
+            q: q.into(),
+            match_mode: MatchMode::default(),
+            min_score: 0.0,
+            description_only: true,
+            filter: AgentFilter::default(),
+            limit: None,
+            cursor: None,
+        }
+    }
+
+    /// Searches for what a sentence is about. Any word of it counts, and the score says how much.
+    ///
+    /// A registry that does not know sentences finds only capabilities that have every word of it. A
+    /// [`Directory`](crate::discovery::Directory) knows them whatever its registry does.
+    #[must_use]
+    pub fn sentence(text: impl Into<String>) -> Self {
+        Self::new(text).match_mode(MatchMode::Best)
     }
 
     /// Searches for a capability by its exact name.
     #[must_use]
     pub fn exact(capability: impl Into<String>) -> Self {
-        Self::default().capability(capability)
+        Self::new("").capability(capability)
     }
 
     filter_methods!();
+
+    /// Sets how the words are matched. Default: [`MatchMode::All`].
+    #[must_use]
+    pub fn match_mode(mut self, mode: MatchMode) -> Self {
+        self.match_mode = mode;
+        self
+    }
+
+    /// Sets the score below which nothing is found, between 0 and 1. Default: 0.
+    #[must_use]
+    pub fn min_score(mut self, min_score: f64) -> Self {
+        self.min_score = min_score;
+        self
+    }
+
+    /// Sets whether a capability is found if only its description has words of the query. Default: `true`.
+    #[must_use]
+    pub fn description_only(mut self, is_found: bool) -> Self {
+        self.description_only = is_found;
+        self
+    }
 
     /// At most so many, up to 1,000.
     #[must_use]
@@ -144,14 +196,23 @@ impl SearchQuery {
     /// # Errors
     /// If a parameter is invalid, or there is nothing to search for.
     pub fn from_query_string(query: &str) -> Result<Self, InvalidParameter> {
-        let Parameters { q, filter, limit, cursor } = Parameters::read(query)?;
-        let q = q.unwrap_or_default();
-        let may_be_empty = q.is_empty() && filter.capability.is_some();
-        if !may_be_empty && Query::all(&q).is_empty() {
+        let Parameters { q, match_mode, min_score, description_only, filter, limit, cursor } =
+            Parameters::read(query)?;
+        cursor.as_deref().map(str::parse::<SearchCursor>).transpose()?;
+        let query = Self {
+            q: q.unwrap_or_default(),
+            match_mode: match_mode.as_deref().map(str::parse).transpose()?.unwrap_or_default(),
+            min_score: min_score.as_deref().map(read_min_score).transpose()?.unwrap_or_default(),
+            description_only: description_only
+                .map_or(Ok(true), |value| read_bool("description_only", &value))?,
+            filter,
+            limit,
+            cursor,
+        };
+        if query.analyzed().is_empty() {
             return Err(invalid("q has to have at least one letter or digit to search for"));
         }
-        cursor.as_deref().map(str::parse::<SearchCursor>).transpose()?;
-        Ok(Self { q, filter, limit, cursor })
+        Ok(query)
     }
 
     /// Writes the query of a `GET /capabilities/search`.
@@ -166,49 +227,87 @@ impl SearchQuery {
         self.filter.capability.as_deref().filter(|_| self.q.is_empty()).unwrap_or(&self.q)
     }
 
-    /// Finds the agents of an index, each by its best capability that is accepted, in no order. `accepts` gets an agent's slot
-    /// and a capability's position.
-    pub fn find(&self, index: &SearchIndex, accepts: impl FnMut(u32, u16) -> bool) -> Vec<Hit> {
-        index.search(&self.query(), accepts)
-    }
-
     /// Returns whether the search looks at fewer capabilities of an index than `max`.
     #[must_use]
     pub fn is_quick(&self, index: &SearchIndex, max: usize) -> bool {
-        index.is_quick(&self.query(), max)
+        index.is_quick(&self.analyzed(), max)
     }
 
-    fn query(&self) -> Query {
-        match &self.filter.capability {
-            Some(name) if self.q.is_empty() => Query::named(name),
-            _ => Query::all(&self.q),
+    /// Searches an index for the matches of one answer, in their order: up to a limit, or the page after the cursor. Returns the
+    /// cursor of the next page, too, if more follow.
+    ///
+    /// Agents are found by their best capability that is accepted; `accepts` gets an agent's slot and a capability's position.
+    /// `candidate` returns none of an agent that does not pass. It is called for the best matches first, and not for all.
+    pub fn search<T>(
+        &self,
+        index: &SearchIndex,
+        limit: usize,
+        accepts: impl FnMut(u32, u16) -> bool,
+        mut candidate: impl FnMut(&Hit) -> Option<T>,
+        rank: impl Fn(&T) -> Rank<'_>,
+    ) -> (Vec<T>, Option<String>) {
+        let cursor: Option<SearchCursor> = self.cursor.as_deref().and_then(|cursor| cursor.parse().ok());
+        let mut hits = index.search(&self.analyzed(), accepts);
+        let (mut found, mut rest) = (Vec::new(), hits.as_mut_slice());
+        // One more than the limit says whether another page follows.
+        while !rest.is_empty() && found.len() <= limit {
+            let (best, others) = split_best(rest, limit.saturating_add(1));
+            let candidates = best.iter().filter_map(&mut candidate);
+            found.extend(
+                candidates.filter(|one| cursor.as_ref().is_none_or(|cursor| cursor.is_before(rank(one)))),
+            );
+            rest = others;
+        }
+        let has_more = found.len() > limit;
+        keep_first(&mut found, limit, |one, other| {
+            let (one, other) = (rank(one), rank(other));
+            if cursor.is_some() { SearchCursor::order(one, other) } else { one.cmp(&other) }
+        });
+        let last = found.last().filter(|_| has_more && cursor.is_some());
+        let next = last.map(|last| SearchCursor::after(rank(last)).to_string());
+        (found, next)
+    }
+
+    /// The query of an index.
+    fn analyzed(&self) -> Query {
+        let query = match (&self.filter.capability, self.match_mode) {
+            (Some(name), _) if self.q.is_empty() => return Query::exact(name),
+            (_, MatchMode::All) => Query::all(&self.q),
+            (_, MatchMode::Best) => Query::best(&self.q),
+        };
+        query.min_score(self.min_score).description_only(self.description_only)
+    }
+
+    /// Drops matches that contradict the query, as far as they show it: a registry may not know all parameters.
+    #[cfg(feature = "client")]
+    pub(crate) fn check(&self, matches: &mut Vec<CapabilityMatch>) {
+        let is_in_description_alone = self.in_description_alone();
+        matches.retain(|found| {
+            let has_score = found.score.is_none_or(|score| score >= self.min_score);
+            let is_elsewhere = self.description_only || !is_in_description_alone(found);
+            self.filter.accepts_match(found) && has_score && is_elsewhere
+        });
+    }
+
+    /// Returns whether a match has words of the query in its description alone.
+    #[cfg(feature = "client")]
+    pub(crate) fn in_description_alone(&self) -> impl Fn(&CapabilityMatch) -> bool {
+        let words = self.analyzed();
+        move |found| {
+            let tags_and_examples = found.tags.iter().chain(&found.examples);
+            let elsewhere = tags_and_examples.chain([&found.capability]).chain(&found.title);
+            words.is_only_in(&found.description, elsewhere.map(String::as_str))
         }
     }
 
-    /// Brings matches into their order, and keeps those of one answer: up to a limit, or the page after the cursor. Returns the
-    /// cursor of the next page, if more follow.
-    pub fn arrange<T>(
-        &self,
-        found: &mut Vec<T>,
-        limit: usize,
-        rank: impl Fn(&T) -> Rank<'_>,
-    ) -> Option<String> {
-        let cursor = self.cursor.as_deref().and_then(|cursor| cursor.parse::<SearchCursor>().ok());
-        let Some(cursor) = cursor else {
-            keep_first(found, limit, |one, other| rank(one).cmp(&rank(other)));
-            return None;
-        };
-        found.retain(|one| cursor.is_before(rank(one)));
-        let has_more = found.len() > limit;
-        keep_first(found, limit, |one, other| SearchCursor::order(rank(one), rank(other)));
-        let last = found.last().filter(|_| has_more)?;
-        Some(SearchCursor::after(rank(last)).to_string())
-    }
-
     fn parameters(&self) -> Parameters {
-        let Self { q, filter, limit, cursor } = self.clone();
+        let Self { q, match_mode, min_score, description_only, filter, limit, cursor } = self.clone();
         let q = Some(q).filter(|q| !q.is_empty() || filter.capability.is_none());
-        Parameters { q, filter, limit, cursor }
+        // Defaults are not written: an older registry has no others.
+        let match_mode = (match_mode != MatchMode::default()).then(|| match_mode.to_string());
+        let min_score = (min_score != 0.0).then(|| min_score.to_string());
+        let description_only = (!description_only).then(|| description_only.to_string());
+        Parameters { q, match_mode, min_score, description_only, filter, limit, cursor }
     }
 
     #[cfg(feature = "client")]
@@ -224,10 +323,33 @@ impl SearchQuery {
     }
 }
 
+impl Default for SearchQuery {
+    fn default() -> Self {
+        Self::new("")
+    }
+}
+
 impl<T: Into<String>> From<T> for SearchQuery {
     fn from(q: T) -> Self {
         Self::new(q)
     }
+}
+
+/// Splits off the hits with the best scores: so many, and all others with the score of the last one.
+fn split_best(hits: &mut [Hit], count: usize) -> (&mut [Hit], &mut [Hit]) {
+    if hits.len() <= count {
+        return (hits, &mut []);
+    }
+    let (_, last, others) =
+        hits.select_nth_unstable_by(count - 1, |one, other| other.score.total_cmp(&one.score));
+    let mut equal = 0;
+    for index in 0..others.len() {
+        if others[index].score >= last.score {
+            others.swap(index, equal);
+            equal += 1;
+        }
+    }
+    hits.split_at_mut(count + equal)
 }
 
 /// Sorts the first items, and drops all others.

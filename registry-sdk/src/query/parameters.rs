@@ -14,6 +14,10 @@ pub struct InvalidParameter(pub(super) String);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Parameters {
     pub(super) q: Option<String>,
+    /// This and the next two are as they were written: in a list, they mean nothing.
+    pub(super) match_mode: Option<String>,
+    pub(super) min_score: Option<String>,
+    pub(super) description_only: Option<String>,
     pub(super) filter: AgentFilter,
     pub(super) limit: Option<usize>,
     pub(super) cursor: Option<String>,
@@ -23,12 +27,15 @@ impl Parameters {
     /// Reads a query. Parameters that are not known are ignored: they may be those of a later version.
     pub(super) fn read(query: &str) -> Result<Self, InvalidParameter> {
         let mut all = Self::default();
-        let Self { q, filter, limit, cursor } = &mut all;
+        let Self { q, match_mode, min_score, description_only, filter, limit, cursor } = &mut all;
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match &*name {
                 "q" => set("q", q, value.into_owned())?,
+                "match" => set("match", match_mode, value.into_owned())?,
+                "min_score" => set("min_score", min_score, value.into_owned())?,
+                "description_only" => set("description_only", description_only, value.into_owned())?,
                 "status" => set("status", &mut filter.status, read_status(&value)?)?,
-                "healthy" => set("healthy", &mut filter.healthy, read_healthy(&value)?)?,
+                "healthy" => set("healthy", &mut filter.healthy, read_bool("healthy", &value)?)?,
                 "capability" => {
                     check_length("capability", &value, limits::CAPABILITY_NAME)?;
                     set("capability", &mut filter.capability, value.into_owned())?;
@@ -54,11 +61,14 @@ impl Parameters {
 
     /// All that are set, in the order in which they are written.
     pub(super) fn pairs(self) -> Vec<(String, String)> {
-        let Self { q, filter, limit, cursor } = self;
+        let Self { q, match_mode, min_score, description_only, filter, limit, cursor } = self;
         let AgentFilter { status, healthy, capability, tags, metadata } = filter;
         let pair = |name: &str, value: String| (name.to_owned(), value);
         let mut pairs = Vec::new();
         pairs.extend(q.map(|q| pair("q", q)));
+        pairs.extend(match_mode.map(|mode| pair("match", mode)));
+        pairs.extend(min_score.map(|score| pair("min_score", score)));
+        pairs.extend(description_only.map(|is_found| pair("description_only", is_found)));
         pairs.extend(status.map(|status| pair("status", status.to_string())));
         pairs.extend(healthy.map(|healthy| pair("healthy", healthy.to_string())));
         pairs.extend(capability.map(|name| pair("capability", name)));
@@ -107,8 +117,13 @@ fn read_status(value: &str) -> Result<AgentStatus, InvalidParameter> {
     value.parse().map_err(|error: ParseStatusError| invalid(error.to_string()))
 }
 
-fn read_healthy(value: &str) -> Result<bool, InvalidParameter> {
-    value.parse().map_err(|_| invalid("healthy has to be true or false"))
+pub(super) fn read_bool(name: &str, value: &str) -> Result<bool, InvalidParameter> {
+    value.parse().map_err(|_| invalid(format!("{name} has to be true or false")))
+}
+
+pub(super) fn read_min_score(value: &str) -> Result<f64, InvalidParameter> {
+    let score = value.parse().ok().filter(|score| (0.0..=1.0).contains(score));
+    score.ok_or_else(|| invalid(format!("min_score has to be a number between 0 and 1, is {value:?}")))
 }
 
 fn read_limit(value: &str) -> Result<usize, InvalidParameter> {

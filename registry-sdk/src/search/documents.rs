@@ -192,7 +192,7 @@ impl Documents {
     fn intern(&mut self, compound: &Compound, field: Fields, found: &mut Vec<(TermId, u16, Fields)>) -> u16 {
         let mut count = 0_u16;
         for word in &compound.words {
-            for form in word.whole.iter().chain(&word.parts) {
+            for form in word.forms() {
                 found.push((self.dictionary.intern(form), field.weight(), field));
             }
             count = count.saturating_add(u16::try_from(word.parts.len().max(1)).unwrap_or(u16::MAX));

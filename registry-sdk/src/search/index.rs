@@ -51,6 +51,9 @@ impl SearchIndex {
     /// Returns all agents with a capability that matches and is accepted, each by its best one; of equals, the first. The hits
     /// are in no order that means anything. `accepts` gets the agent's number and the capability's position.
     pub fn search(&self, query: &Query, mut accepts: impl FnMut(u32, u16) -> bool) -> Vec<Hit> {
+        if query.is_empty() {
+            return Vec::new();
+        }
         let matches = match &query.mode {
             Mode::Name(name) => match_name::search(&self.documents, &query.key, name),
             Mode::All => match_all::search(&self.documents, query),

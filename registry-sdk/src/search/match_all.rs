@@ -65,9 +65,7 @@ pub(super) fn search(documents: &Documents, query: &Query) -> Vec<Match> {
         }
         _ => documents_with_all(documents, &compounds),
     };
-    if !compounds.is_empty() {
-        found.extend(documents_with_name(documents, &query.key));
-    }
+    found.extend(documents_with_name(documents, &query.key));
     // The best of each document comes first.
     found.sort_unstable_by(|one, other| one.0.cmp(&other.0).then(other.1.0.total_cmp(&one.1.0)));
     found.dedup_by_key(|(id, _)| *id);

@@ -18,6 +18,10 @@ const K1: f32 = 1.5;
 /// How much the length of a document counts, between 0 and 1.
 const B: f32 = 0.3;
 
+/// Number of capabilities without any word of the query that are imagined beside those that there are. Without them a word that
+/// one of three agents has counts as little as one that a third of thousands have.
+const IMAGINED: f32 = 30.0;
+
 /// Returns all matches, by document.
 pub(super) fn search(documents: &Documents, query: &Query) -> Vec<Match> {
     let mut scores = Scores::new(documents);
@@ -34,7 +38,6 @@ type Term<'a> = Vec<&'a Postings>;
 /// Returns the distinct terms of a query. A word that no document has is one, too: what lacks it is no perfect match. A
 /// compound is not, as long as it has parts.
 fn terms<'a>(documents: &'a Documents, query: &Query) -> Vec<Term<'a>> {
-    let has_subject = query.compounds.iter().flat_map(|compound| &compound.words).any(|word| !word.is_stop);
     let (mut known, mut terms) = (HashSet::new(), Vec::new());
     let mut add = |text: &str, is_optional: bool| {
         let stem = stem(text);
@@ -46,7 +49,7 @@ fn terms<'a>(documents: &'a Documents, query: &Query) -> Vec<Term<'a>> {
         }
     };
     for compound in &query.compounds {
-        for word in compound.words.iter().filter(|word| !(has_subject && word.is_stop)) {
+        for word in compound.words.iter().filter(|word| query.counts(word)) {
             word.whole.iter().for_each(|whole| add(whole, !word.parts.is_empty()));
             word.parts.iter().for_each(|part| add(part, false));
         }
@@ -112,7 +115,7 @@ impl<'a> Scores<'a> {
 
     #[expect(clippy::cast_precision_loss, reason = "six digits of a count are enough")]
     fn inverse_document_frequency(&self, documents: usize) -> f32 {
-        let (all, documents) = (self.documents.counts().0 as f32, documents as f32);
+        let (all, documents) = (self.documents.counts().0 as f32 + IMAGINED, documents as f32);
         ((all - documents + 0.5) / (documents + 0.5)).ln_1p()
     }
 

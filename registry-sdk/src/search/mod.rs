@@ -3,7 +3,7 @@
 //!
 //! An analyzer cuts texts into terms, an inverted index says which capabilities have a term, and a [`Query`] is matched in
 //! one of three ways: by [all](Query::all) its words, as a sentence, by the [best](Query::best) of them, or as an exact
-//! [name](Query::named).
+//! [name](Query::exact).
 
 mod analysis;
 mod dictionary;

@@ -1,6 +1,6 @@
 //! Queries.
 
-use super::analysis::{Compound, Source, analyze, key};
+use super::analysis::{Compound, Source, Word, analyze, key, stem};
 
 /// How a query is matched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub(super) enum Mode {
 pub struct Query {
     pub(super) mode: Mode,
     pub(super) compounds: Vec<Compound>,
+    /// Whether there are words beside stop words.
+    has_subject: bool,
     /// The whole query as the name of a capability.
     pub(super) key: String,
     pub(super) min_score: f64,
@@ -53,7 +55,7 @@ impl Query {
 
     /// Creates a query for capabilities of exactly this name, which score 1.
     #[must_use]
-    pub fn named(name: &str) -> Self {
+    pub fn exact(name: &str) -> Self {
         Self { compounds: Vec::new(), ..Self::new(Mode::Name(name.to_owned()), name) }
     }
 
@@ -79,6 +81,35 @@ impl Query {
 
     fn new(mode: Mode, text: &str) -> Self {
         let compounds = analyze(text, Source::Query);
-        Self { mode, compounds, key: key(text), min_score: 0.0, description_only: true }
+        let has_subject = compounds.iter().flat_map(|compound| &compound.words).any(|word| !word.is_stop);
+        Self { mode, compounds, has_subject, key: key(text), min_score: 0.0, description_only: true }
+    }
+
+    /// Returns whether a word counts: all do, except for the stop words of a sentence that has others.
+    pub(super) fn counts(&self, word: &Word) -> bool {
+        !(word.is_stop && self.has_subject && self.mode == Mode::Best)
+    }
+
+    /// Returns whether a description has a word of the query, and no other text has one.
+    ///
+    /// Any part of a word of the other texts counts: a registry may match them in another way than this index does.
+    #[cfg(feature = "client")]
+    pub(crate) fn is_only_in<'a>(
+        &self,
+        description: &str,
+        mut others: impl Iterator<Item = &'a str>,
+    ) -> bool {
+        !others.any(|text| self.is_in(text)) && self.is_in(description)
+    }
+
+    #[cfg(feature = "client")]
+    fn is_in(&self, text: &str) -> bool {
+        let words = || self.compounds.iter().flat_map(|compound| &compound.words);
+        let wanted = || words().filter(|word| self.counts(word)).flat_map(Word::forms);
+        let found = analyze(text, Source::Text);
+        let mut forms = found.iter().flat_map(|compound| compound.words.iter().flat_map(Word::forms));
+        let is_there =
+            |form: &str| wanted().any(|wanted| form.contains(wanted) || stem(form) == stem(wanted));
+        forms.any(is_there) || key(text).contains(&self.key)
     }
 }

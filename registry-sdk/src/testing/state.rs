@@ -15,7 +15,7 @@ use crate::contract::{
     heartbeat_timeout, limits,
 };
 use crate::query::{ListQuery, SearchQuery};
-use crate::search::{Rank, SearchIndex};
+use crate::search::{Hit, Rank, SearchIndex};
 
 /// One agent.
 #[derive(Clone, Debug)]
@@ -264,23 +264,21 @@ impl MockState {
             let capability = slots.get(&slot).and_then(|agent| agent.capabilities.get(usize::from(position)));
             capability.is_some_and(|capability| filter.accepts_capability(capability))
         };
-        let mut found: Vec<(Rank<'_>, CapabilityMatch)> = Vec::new();
-        for hit in query.find(&index, accepts) {
-            let Some(agent) = slots.get(&hit.slot) else { continue };
+        let candidate = |hit: &Hit| {
+            let agent = slots.get(&hit.slot)?;
             let passes = filter.accepts_status(agent.status, agent.healthy)
                 && filter.accepts_metadata(&agent.metadata);
-            if !passes {
-                continue;
-            }
-            found.extend(CapabilityMatch::from_record(agent, hit.position.into(), hit.score).map(|found| {
-                let AgentRecord { agent_id, status, last_heartbeat, .. } = agent;
-                let (status, last_heartbeat) = (*status, *last_heartbeat);
-                (Rank { score: hit.score, status, last_heartbeat, agent_id }, found)
-            }));
-        }
+            passes.then_some((*agent, hit.position, hit.score))
+        };
         let limit = query.limit.unwrap_or(limits::DEFAULT_MATCHES);
-        let next = query.arrange(&mut found, limit, |(rank, _)| *rank);
-        (found.into_iter().map(|(_, found)| found).collect(), next)
+        let (found, next) = query.search(&index, limit, accepts, candidate, |(agent, _, score)| {
+            let AgentRecord { agent_id, status, last_heartbeat, .. } = *agent;
+            Rank { score: *score, status: *status, last_heartbeat: *last_heartbeat, agent_id }
+        });
+        let found = found.into_iter().filter_map(|(agent, position, score)| {
+            CapabilityMatch::from_record(agent, position.into(), score)
+        });
+        (found.collect(), next)
     }
 
     pub(super) fn stats(&mut self) -> RegistryStats {

@@ -54,6 +54,27 @@ async fn what_contradicts_a_filter_is_dropped_where_the_registry_ignores_it() {
 }
 
 #[tokio::test]
+async fn a_registry_without_sentences_is_asked_all_the_same() {
+    let server = Server::start(|_, _| {
+        Reply::Answer(
+            200,
+            "",
+            r#"[{"agent_id":"planner","status":"active","capability":"planning","description":"Never deploys"},
+                {"agent_id":"low","status":"active","capability":"deployment","score":0.05},
+                {"agent_id":"odd","status":"active","capability":"redeploy","description":"Deploys again"},
+                {"agent_id":"right","status":"active","capability":"deployment","score":0.5}]"#,
+        )
+    })
+    .await;
+    let client = RegistryClient::new(server.url()).unwrap();
+    let query = SearchQuery::sentence("deploy it").min_score(0.1).description_only(false);
+    let found = client.search_capabilities(query).await.unwrap();
+    assert_eq!(ids(&found, |one| &one.agent_id), ["odd", "right"]);
+    let sent = "q=deploy+it&match=best&min_score=0.1&description_only=false";
+    assert_eq!(server.arrived().last().unwrap().what, format!("GET /capabilities/search?{sent}"));
+}
+
+#[tokio::test]
 async fn an_agent_that_comes_on_two_pages_is_found_once() {
     let server = Server::start(|what, _| {
         let next = "link: </capabilities/search?q=work&limit=2&cursor=2>; rel=\"next\"\r\n";
@@ -114,10 +135,10 @@ async fn a_task_goes_to_an_agent_that_passes_the_filters() {
     ] {
         let rust = TaskQuery::new("work").tag("rust");
         assert_eq!(selected(&orchestrator, &rust.clone().metadata("region", "us")).await, "rust-us");
-        assert_eq!(selected(&orchestrator, &TaskQuery::new("hard_work").exact()).await, "hard");
-        let exact = TaskQuery::new("work").exact().tag("rust").exclude("rust-us").exclude("rust-eu");
+        assert_eq!(selected(&orchestrator, &TaskQuery::exact("hard_work")).await, "hard");
+        let exact = TaskQuery::exact("work").tag("rust").exclude("rust-us").exclude("rust-eu");
         assert!(orchestrator.select(&exact).await.is_err(), "`hard_work` is no `work`");
-        let fallback = TaskQuery::new("nothing").exact().fallback("work").metadata("region", "us");
+        let fallback = TaskQuery::exact("nothing").fallback("work").metadata("region", "us");
         assert_eq!(selected(&orchestrator, &fallback).await, "rust-us");
 
         let error = orchestrator.select(&rust.metadata("region", "asia")).await.unwrap_err();
@@ -134,6 +155,50 @@ async fn a_task_goes_to_an_agent_that_passes_the_filters() {
     }
 }
 
+#[tokio::test]
+async fn a_description_alone_makes_no_candidate() {
+    let registry = MockRegistry::start().await;
+    let registration = |id: &str, name: &str, description: &str| {
+        let capability = Capability::new(name).description(description);
+        Registration::new(id, id, "http://agent:8000").capability(capability)
+    };
+    let planner = registration("planner", "planning", "Plans releases, but never deploys");
+    registry.client().register(&planner).await.unwrap();
+    let directory = Directory::follow(&registry.client());
+    directory.ready().await.unwrap();
+    let orchestrators = [
+        Orchestrator::new(registry.client()),
+        Orchestrator::builder(registry.client()).directory(directory.clone()).build(),
+    ];
+    for orchestrator in &orchestrators {
+        for query in [TaskQuery::new("deploy"), TaskQuery::describe("Deploy this branch to production")] {
+            let error = orchestrator.select(&query).await.unwrap_err();
+            let [skipped] = error.skipped() else { panic!("{error}") };
+            assert_eq!((&*skipped.agent_id, &skipped.reason), ("planner", &SkipReason::DescriptionOnly));
+            let found = selected(orchestrator, &query.description_only(true)).await;
+            assert_eq!(found, "planner");
+        }
+    }
+    let deployer = registration("deployer", "deployment", "Ships containers");
+    registry.client().register(&deployer).await.unwrap();
+    while directory.len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    for orchestrator in &orchestrators {
+        for query in [
+            TaskQuery::new("deploy"),
+            TaskQuery::exact("deployment"),
+            TaskQuery::describe("Deploy this branch to production"),
+        ] {
+            assert_eq!(selected(orchestrator, &query).await, "deployer");
+        }
+        let unrelated = TaskQuery::describe(
+            "Translate the release notes, summarize them and find photographs of a deployment",
+        );
+        assert!(orchestrator.select(&unrelated.min_score(0.5)).await.is_err());
+    }
+}
+
 /// What an earlier search found is not used for a query with other filters.
 #[tokio::test(start_paused = true)]
 async fn an_outage_does_not_mix_up_filters() {
@@ -146,7 +211,7 @@ async fn an_outage_does_not_mix_up_filters() {
         TaskQuery::new("work"),
         TaskQuery::new("work").tag("rust"),
         TaskQuery::new("work").tag("python").metadata("region", "us"),
-        TaskQuery::new("work").tag("python").exact(),
+        TaskQuery::exact("work").tag("python"),
     ] {
         let error = orchestrator.select(&query).await.unwrap_err();
         assert!(matches!(error, SelectError::Registry(_)), "{error}");

@@ -49,7 +49,7 @@ impl Scene {
             Capability::new("work"),
             Capability::new("work_in_part"),
             Capability::new("other").tag("work"),
-            Capability::new("other").description("may work"),
+            Capability::new("other").example("may work"),
         ];
         assert!(ids.len() <= capabilities.len(), "there are no more ranks than that");
         for (id, capability) in ids.iter().zip(capabilities) {

@@ -8,7 +8,7 @@ const EVENTS_SHOWN = 30;
 const agents = new Map();
 const events = [];
 // `found` has the ids that the registry found, if it was asked; the best match comes first if there is a `q`.
-const view = { sort: "agent_id", descending: false, page: 0, status: "", q: "", found: null };
+const view = { sort: "agent_id", descending: false, page: 0, status: "", q: "", hasEveryWord: true, found: null };
 // How far the registry's clock is ahead of this one, in milliseconds.
 let clockAhead = 0;
 let isLoaded = false;
@@ -181,7 +181,8 @@ function renderRows() {
   view.page = Math.min(view.page, pages - 1);
   const from = view.page * PAGE;
   $("rows").replaceChildren(...found.slice(from, from + PAGE).map(row));
-  const of = view.q === "" ? "" : ` that can do “${view.q}”, the best match first`;
+  const how = view.hasEveryWord ? " with every word" : ": none has every word";
+  const of = view.q === "" ? "" : `${how} of “${view.q}”, the best match first`;
   $("shown").textContent = `${found.length.toLocaleString("en")} agents${of}`;
   $("pages").hidden = pages === 1;
   $("page").textContent = `page ${view.page + 1} of ${pages}`;
@@ -353,19 +354,24 @@ async function search() {
   // The registry's own search; it wants a letter or a digit.
   const q = /[\p{L}\p{N}]/u.test(words) ? words : "";
   const query = filters();
+  const ids = async (path) => (await (await ask(path)).json()).map((agent) => agent.agent_id);
   let found = null;
-  if (q !== "" || query.size > 0) {
-    if (q !== "") query.append("q", q);
-    const path = q === "" ? `/agents?${query}` : `/capabilities/search?limit=1000&${query}`;
-    try {
-      found = (await (await ask(path)).json()).map((agent) => agent.agent_id);
-    } catch (error) {
-      return connection(error.message);
+  let hasEveryWord = true;
+  try {
+    if (q !== "") {
+      query.append("q", q);
+      found = await ids(`/capabilities/search?limit=1000&${query}`);
+      hasEveryWord = found.length > 0;
+      if (!hasEveryWord) found = await ids(`/capabilities/search?match=best&limit=1000&${query}`);
+    } else if (query.size > 0) {
+      found = await ids(`/agents?${query}`);
     }
+  } catch (error) {
+    return connection(error.message);
   }
   // A later one may have been answered before.
   if (number !== searches) return;
-  Object.assign(view, { q, found, page: 0 });
+  Object.assign(view, { q, found, hasEveryWord, page: 0 });
   renderRows();
 }
 

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
-use registry_sdk::SearchQuery;
 use registry_sdk::contract::CapabilityMatch;
+use registry_sdk::{MatchMode, SearchQuery};
 use utoipa::IntoParams;
+use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
 use super::describe::{Always, BadParameter, Busy, FilterParams};
 use super::json::json_page;
@@ -17,10 +18,28 @@ use crate::registry::Registry;
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "it describes parameters, which are read as a `SearchQuery`")]
 struct WordsParam {
-    /// Terms that a capability must contain, each as the prefix of a word: at least one letter or digit. May be left out if
-    /// `capability` is given.
+    /// Words or a sentence: at least one letter or digit. May be left out if `capability` is given.
     #[param(min_length = 1, example = "code gen")]
     q: Option<String>,
+    /// `all`, the default: a capability must have every word, as it is, in another English form, or as the beginning of a word.
+    /// `best`: any word of a sentence counts, and the score says how much.
+    #[param(rename = "match", schema_with = match_mode)]
+    match_mode: Option<String>,
+    /// Only matches with this score or a greater one.
+    #[param(minimum = 0, maximum = 1, default = 0)]
+    min_score: Option<f64>,
+    /// Whether a capability is found if only its description has words of the query.
+    #[param(default = true)]
+    description_only: Option<bool>,
+}
+
+fn match_mode() -> Object {
+    let modes = [MatchMode::All, MatchMode::Best].map(|mode| mode.to_string());
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(modes))
+        .default(Some(MatchMode::default().to_string().into()))
+        .build()
 }
 
 #[derive(IntoParams)]
@@ -58,7 +77,9 @@ pub(super) async fn search_capabilities(
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     let query = SearchQuery::from_query_string(&query.unwrap_or_default())?;
-    registry.metrics().record_search(query.words());
+    // Sentences differ, and would fill the labels.
+    let is_sentence = query.match_mode == MatchMode::Best;
+    registry.metrics().record_search(if is_sentence { "(sentence)" } else { query.words() });
     let page = registry.search_capabilities(query.clone()).await?;
     let target = |cursor| format!("/capabilities/search?{}", query.after(cursor).to_query_string());
     Ok(json_page(registry, page, target))

@@ -38,6 +38,13 @@ pub(super) struct Word {
     pub(super) is_stop: bool,
 }
 
+impl Word {
+    /// Returns all forms in which the word is found.
+    pub(super) fn forms(&self) -> impl Iterator<Item = &str> {
+        self.whole.iter().chain(&self.parts).map(String::as_str)
+    }
+}
+
 /// What is analyzed. They differ in the last character of a script without spaces: in a text it is a part of its own, so
 /// that it is found; in a query it is looked for only within its pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +92,11 @@ fn composed(text: &str) -> Cow<'_, str> {
 }
 
 fn word(word: &words::Word<'_>, source: Source) -> Option<Word> {
+    // Nearly every word of most texts is its own only form.
+    if word.whole == word.letters && word.letters.bytes().all(|byte| byte.is_ascii_lowercase()) {
+        let is_stop = stop_words::is_stop_word(word.letters);
+        return Some(Word { whole: Some(word.letters.to_owned()), parts: Vec::new(), is_stop });
+    }
     let (mut letters, mut parts, mut is_spaced) = (String::new(), Vec::new(), true);
     for hump in humps::humps(word.letters).map(fold::fold) {
         for run in scripts::runs(&hump) {

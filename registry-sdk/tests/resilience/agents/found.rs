@@ -30,7 +30,7 @@ async fn graveyard(dead: usize) -> MockRegistry {
     // Past their deadline.
     sleep(Duration::from_secs(61)).await;
     let living = Registration::new("living", "Living", "http://agent:8000");
-    client.register(&living.capability(Capability::new("other").description("work"))).await.unwrap();
+    client.register(&living.capability(Capability::new("other").example("work"))).await.unwrap();
     registry
 }
 

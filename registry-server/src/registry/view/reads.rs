@@ -7,7 +7,7 @@ use parking_lot::RwLockReadGuard;
 use registry_sdk::contract::{
     AgentHealth, AgentStatus, HealthStatus, RegistryStats, UnhealthyReason, heartbeat_timeout, limits,
 };
-use registry_sdk::search::Rank;
+use registry_sdk::search::{Hit, Rank};
 use registry_sdk::{AgentFilter, ListQuery, SearchQuery};
 
 use super::View;
@@ -225,23 +225,22 @@ impl View {
         let agents = &self.inner.read().agents;
         let filter = &query.filter;
         let mut unconfirmed = Vec::new();
-        let mut candidates: Vec<Candidate<'_>> = Vec::new();
         let accepts = |slot, position: u16| {
             let entry = agents.slot(slot).filter(|_| filter.has_capability());
             entry.is_none_or(|entry| entry.agent.capabilities.passes(position.into(), filter))
         };
-        for hit in query.find(&agents.index, accepts) {
-            let Some(entry) = agents.slot(hit.slot) else { continue };
+        let candidate = |hit: &Hit| {
+            let entry = agents.slot(hit.slot)?;
             let effective = entry.effective_status(context, &mut unconfirmed);
-            if effective.passes(filter) && entry.agent.metadata.passes(filter) {
-                let last_heartbeat = Some(entry.liveness.last_heartbeat());
-                let agent_id = &entry.agent.agent_id;
-                let rank = Rank { score: hit.score, status: effective.status, last_heartbeat, agent_id };
-                candidates.push(Candidate { rank, index: hit.position.into(), effective, entry });
-            }
-        }
+            let last_heartbeat = Some(entry.liveness.last_heartbeat());
+            let agent_id = &entry.agent.agent_id;
+            let rank = Rank { score: hit.score, status: effective.status, last_heartbeat, agent_id };
+            let is_accepted = effective.passes(filter) && entry.agent.metadata.passes(filter);
+            is_accepted.then(|| Candidate { rank, index: hit.position.into(), effective, entry })
+        };
         let limit = query.limit.unwrap_or(limits::DEFAULT_MATCHES);
-        let next = query.arrange(&mut candidates, limit, |candidate| candidate.rank);
+        let (candidates, next) =
+            query.search(&agents.index, limit, accepts, candidate, |candidate| candidate.rank);
         let mut objects = Vec::with_capacity(WHOLE_BYTES.min(candidates.len() * MATCH_BYTES));
         let mut selected = Vec::new();
         for Candidate { rank, index, effective, entry } in candidates {
