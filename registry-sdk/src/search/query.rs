@@ -1,6 +1,8 @@
 //! Queries.
 
-use super::analysis::{Compound, Source, Word, analyze, key, stem};
+#[cfg(feature = "client")]
+use super::analysis::stem;
+use super::analysis::{Compound, Source, Word, analyze, key};
 
 /// How a query is matched.
 #[derive(Clone, Debug, PartialEq, Eq)]
