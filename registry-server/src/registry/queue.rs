@@ -132,7 +132,9 @@ mod tests {
                 sleep(Duration::from_millis(1)).await;
                 counter.fetch_add(1, Ordering::Relaxed);
                 previous = batch.len();
-                batch.into_iter().for_each(|pending| pending.reply_tx.send(Ok(())).unwrap());
+                for pending in batch {
+                    pending.reply_tx.send(Ok(())).unwrap();
+                }
             }
         });
         (queue_tx, written)
