@@ -11,7 +11,7 @@ from . import lines, servers
 from .servers import ROOT
 
 SCRATCH = Path(os.environ["SCRATCH"])
-AT_MOST = {10_000: (64, 0.2), 100_000: (350, 1)}
+AT_MOST = {10_000: (64, 0.2), 100_000: (300, 1)}
 
 
 def database(name, schema=None):
@@ -90,6 +90,7 @@ def measure(table, arguments, running):
 
     lines.against_the_ceiling(table, ours, bare)
     lines.lists(table, ours)
+    lines.sentences(table, ours)
     if arguments.nacos:
         nacos = servers.nacos(18_330, arguments.nacos, SCRATCH)
         start(nacos)

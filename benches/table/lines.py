@@ -8,6 +8,8 @@ from .servers import fill
 from .wrk import flood, wrk, wrk_side_by_side
 
 SEARCH = "/capabilities/search?q=security"
+# Seven of its fifteen words are those of thousands of capabilities.
+SENTENCE = "/capabilities/search?match=best&q=" + "Which of you can review some Python code and then translate the reports for us?".replace(" ", "+")
 
 
 @dataclass
@@ -131,6 +133,12 @@ def lists(table, ours):
         now = server.resident()[0]
         table.add("GET /agents of 10,000, 4 connections", database, measured.rate, 40, f"p99 {measured.p99:.0f} ms", "/s")
         table.add("  and what it adds to the resident memory", database, now - before, 8, f"{before:.0f} to {now:.0f} MiB", " MiB", most=True)
+
+
+def sentences(table, ours):
+    for database, server in ours.items():
+        measured = wrk(server.url + SENTENCE, None, 64, table.seconds)
+        table.add("searches for a sentence of 15 words", database, measured.rate, 3_000, f"p99 {measured.p99:.0f} ms", "/s")
 
 
 def at_a_hundred_thousand(table, ours, large):

@@ -1,9 +1,9 @@
 //! Admission control: bounds concurrent work, so that a flood only slows down the clients that cause it.
 //!
-//! As many searches, lists and counts run at a time as there are cores. A fixed number may wait for their turn; a further
-//! one is rejected at once. Those that take long run on threads beside the ones that answer heartbeats, so that they compete with
-//! heartbeats for CPU time only, which the operating system divides fairly. Quick ones run where they arrive: changing
-//! threads would double their cost, and in a flood of them heartbeats waited longer for it. The bodies that are being read
+//! A few searches, lists and counts run at a time. A fixed number may wait for their turn; a further one is rejected at once.
+//! Those that take long run on threads beside the ones that answer heartbeats, as many as there are cores, so that they compete
+//! with heartbeats for CPU time only, which the operating system divides fairly. Quick ones run where they arrive, on all
+//! threads but one, since changing threads would double their cost (measured in `benches/README.md`). The bodies that are being read
 //! share a byte budget. Heartbeats need neither: their bodies are small, and their write queue is their own. This is
 //! load shedding as in "Handling Overload", Site Reliability Engineering
 //! (<https://sre.google/sre-book/handling-overload/>).
@@ -43,6 +43,8 @@ pub(crate) struct Admission {
     expensive_reads: Semaphore,
     /// The permits of the expensive reads that run.
     running_reads: Arc<Semaphore>,
+    /// The permits of the quick reads that run: one fewer than there are threads for requests, so that one is always left.
+    running_quick_reads: Semaphore,
     body_bytes: Arc<Semaphore>,
     rate_limiters: Option<RateLimiters>,
 }
@@ -66,9 +68,11 @@ pub(crate) enum ClientKey {
 impl Admission {
     /// Creates the limits; `rate_limit` is in requests per second and client.
     pub(crate) fn new(rate_limit: Option<NonZeroU32>) -> Self {
+        let cores = available_parallelism().map_or(1, Into::into);
         Self {
             expensive_reads: Semaphore::new(MAX_EXPENSIVE_READS),
-            running_reads: Arc::new(Semaphore::new(available_parallelism().map_or(1, Into::into))),
+            running_reads: Arc::new(Semaphore::new(cores)),
+            running_quick_reads: Semaphore::new((cores - 1).max(1)),
             body_bytes: Arc::new(Semaphore::new(MAX_BODY_BYTES_IN_FLIGHT)),
             rate_limiters: rate_limit.map(RateLimiters::new),
         }
@@ -77,7 +81,7 @@ impl Admission {
     /// Runs a read that takes no longer than a millisecond, unless too many wait already.
     pub(crate) async fn read_quick<T>(&self, read: impl FnOnce() -> T) -> Result<T, Error> {
         let _place = self.expensive_reads.try_acquire().map_err(|_| Error::Overloaded)?;
-        let _running = self.running_reads.acquire().await.map_err(|_| Error::ShuttingDown)?;
+        let _running = self.running_quick_reads.acquire().await.map_err(|_| Error::ShuttingDown)?;
         Ok(read())
     }
 
