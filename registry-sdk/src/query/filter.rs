@@ -103,8 +103,8 @@ fn is_same_number(one: &Number, other: &Number) -> bool {
     one == other || ((one.is_f64() || other.is_f64()) && one.as_f64() == other.as_f64())
 }
 
-/// The methods that set the filter of a query.
-macro_rules! filter_methods {
+/// The methods that set what lists and searches have in common: filter, limit and cursor.
+macro_rules! query_methods {
     () => {
         /// Only agents of this status.
         #[must_use]
@@ -149,10 +149,24 @@ macro_rules! filter_methods {
             self.filter.metadata.push(MetadataFilter { path: path.into(), value: value.to_string() });
             self
         }
+
+        /// At most so many, up to 1,000.
+        #[must_use]
+        pub fn limit(mut self, limit: usize) -> Self {
+            self.limit = Some(limit);
+            self
+        }
+
+        /// After the page that ended here.
+        #[must_use]
+        pub fn after(mut self, cursor: impl Into<String>) -> Self {
+            self.cursor = Some(cursor.into());
+            self
+        }
     };
 }
 
-pub(super) use filter_methods;
+pub(super) use query_methods;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]

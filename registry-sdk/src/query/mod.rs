@@ -8,7 +8,7 @@ mod parameters;
 use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch, is_valid_agent_id};
 use crate::search::{Hit, Query, Rank, SearchIndex};
 use cursor::SearchCursor;
-use filter::filter_methods;
+use filter::query_methods;
 pub use filter::{AgentFilter, MetadataFilter};
 pub use match_mode::MatchMode;
 pub use parameters::InvalidParameter;
@@ -32,21 +32,7 @@ impl ListQuery {
         Self::default()
     }
 
-    filter_methods!();
-
-    /// At most so many, up to 1,000.
-    #[must_use]
-    pub fn limit(mut self, limit: usize) -> Self {
-        self.limit = Some(limit);
-        self
-    }
-
-    /// After the page that ended here.
-    #[must_use]
-    pub fn after(mut self, cursor: impl Into<String>) -> Self {
-        self.cursor = Some(cursor.into());
-        self
-    }
+    query_methods!();
 
     /// Reads the query of a `GET /agents`, as a registry does. Unknown parameters are ignored.
     ///
@@ -154,7 +140,7 @@ impl SearchQuery {
         Self::new("").capability(capability)
     }
 
-    filter_methods!();
+    query_methods!();
 
     /// Sets how the words are matched. Default: [`MatchMode::All`].
     #[must_use]
@@ -174,20 +160,6 @@ impl SearchQuery {
     #[must_use]
     pub fn description_only(mut self, is_found: bool) -> Self {
         self.description_only = is_found;
-        self
-    }
-
-    /// At most so many, up to 1,000.
-    #[must_use]
-    pub fn limit(mut self, limit: usize) -> Self {
-        self.limit = Some(limit);
-        self
-    }
-
-    /// After the page that ended here.
-    #[must_use]
-    pub fn after(mut self, cursor: impl Into<String>) -> Self {
-        self.cursor = Some(cursor.into());
         self
     }
 
