@@ -25,8 +25,8 @@ use tokio::time::Instant;
 
 use crate::registry::Error;
 
-/// Maximum number of expensive reads that run or wait.
-const MAX_EXPENSIVE_READS: usize = 256;
+/// Maximum number of searches, lists and counts that run or wait.
+const MAX_READS: usize = 256;
 
 /// Maximum total size of the longer bodies in flight.
 const MAX_BODY_BYTES_IN_FLIGHT: usize = 64 * 1_024 * 1_024;
@@ -40,8 +40,9 @@ const CLEANUP_INTERVAL: Duration = Duration::from_secs(60);
 /// Permits for expensive work, and the clients' rate limits.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    expensive_reads: Semaphore,
-    /// The permits of the expensive reads that run.
+    /// The places of all reads that run or wait.
+    reads: Semaphore,
+    /// The permits of the longer reads that run.
     running_reads: Arc<Semaphore>,
     /// The permits of the quick reads that run: one fewer than there are threads for requests, so that one is always left.
     running_quick_reads: Semaphore,
@@ -70,7 +71,7 @@ impl Admission {
     pub(crate) fn new(rate_limit: Option<NonZeroU32>) -> Self {
         let cores = available_parallelism().map_or(1, Into::into);
         Self {
-            expensive_reads: Semaphore::new(MAX_EXPENSIVE_READS),
+            reads: Semaphore::new(MAX_READS),
             running_reads: Arc::new(Semaphore::new(cores)),
             running_quick_reads: Semaphore::new((cores - 1).max(1)),
             body_bytes: Arc::new(Semaphore::new(MAX_BODY_BYTES_IN_FLIGHT)),
@@ -80,7 +81,7 @@ impl Admission {
 
     /// Runs a read that takes no longer than a millisecond, unless too many wait already.
     pub(crate) async fn read_quick<T>(&self, read: impl FnOnce() -> T) -> Result<T, Error> {
-        let _place = self.expensive_reads.try_acquire().map_err(|_| Error::Overloaded)?;
+        let _place = self.reads.try_acquire().map_err(|_| Error::Overloaded)?;
         let _running = self.running_quick_reads.acquire().await.map_err(|_| Error::ShuttingDown)?;
         Ok(read())
     }
@@ -92,11 +93,11 @@ impl Admission {
         &self,
         read: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let _place = self.expensive_reads.try_acquire().map_err(|_| Error::Overloaded)?;
+        let _place = self.reads.try_acquire().map_err(|_| Error::Overloaded)?;
         self.read_further(read).await
     }
 
-    /// Goes on with an expensive read that was admitted before.
+    /// Goes on with a read that was admitted before.
     pub(crate) async fn read_further<T: Send + 'static>(
         &self,
         read: impl FnOnce() -> T + Send + 'static,
@@ -184,18 +185,18 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn expensive_reads_are_bounded() {
+    async fn reads_are_bounded() {
         let admission = Arc::new(Admission::new(None));
         assert!(matches!(admission.read(|| panic!("a defect")).await, Err::<(), _>(Error::Internal)));
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let ended = Arc::new(Mutex::new(ended));
-        let reads: Vec<_> = (0..MAX_EXPENSIVE_READS)
+        let reads: Vec<_> = (0..MAX_READS)
             .map(|_| {
                 let (admission, ended) = (admission.clone(), ended.clone());
                 tokio::spawn(async move { admission.read(move || ended.lock().recv().is_err()).await })
             })
             .collect();
-        while admission.expensive_reads.available_permits() > 0 {
+        while admission.reads.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
         assert!(matches!(admission.read(|| ()).await, Err(Error::Overloaded)));
