@@ -19,21 +19,29 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// # Ok::<(), registry_sdk::contract::ParseTimestampError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Timestamp(DateTime<Utc>);
+pub struct Timestamp {
+    /// Since the Unix epoch, within chrono's range. A number, since most timestamps are compared and never written.
+    millis: i64,
+}
 
 impl Timestamp {
     /// The moment so many milliseconds after the Unix epoch. Beyond chrono's range (some 262,000 years) it
     /// is the nearest end of that range.
     #[must_use]
     pub fn from_unix_millis(millis: i64) -> Self {
-        let nearest = if millis < 0 { DateTime::<Utc>::MIN_UTC } else { DateTime::<Utc>::MAX_UTC };
-        Self(DateTime::from_timestamp_millis(millis).unwrap_or(nearest))
+        const FIRST: i64 = DateTime::<Utc>::MIN_UTC.timestamp_millis();
+        const LAST: i64 = DateTime::<Utc>::MAX_UTC.timestamp_millis();
+        Self { millis: millis.clamp(FIRST, LAST) }
     }
 
     /// Milliseconds since the Unix epoch.
     #[must_use]
     pub fn unix_millis(self) -> i64 {
-        self.0.timestamp_millis()
+        self.millis
+    }
+
+    fn date_time(self) -> DateTime<Utc> {
+        DateTime::from_timestamp_millis(self.millis).unwrap_or_default()
     }
 
     /// Returns the moment this long after, or the last one there is.
@@ -85,7 +93,7 @@ impl From<SystemTime> for Timestamp {
 
 impl From<Timestamp> for SystemTime {
     fn from(time: Timestamp) -> Self {
-        time.0.into()
+        time.date_time().into()
     }
 }
 
@@ -101,14 +109,15 @@ impl Timestamp {
                 number /= 10;
             }
         };
-        let (date, time) = (self.0.date_naive(), self.0.time());
+        let date_time = self.date_time();
+        let (date, time) = (date_time.date_naive(), date_time.time());
         put(0, 4, u32::try_from(date.year()).ok().filter(|year| *year <= 9_999)?);
         put(5, 7, date.month());
         put(8, 10, date.day());
         put(11, 13, time.hour());
         put(14, 16, time.minute());
         put(17, 19, time.second());
-        put(20, 23, self.0.timestamp_subsec_millis());
+        put(20, 23, date_time.timestamp_subsec_millis());
         Some(text)
     }
 }
@@ -117,7 +126,7 @@ impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.to_ascii() {
             Some(text) => f.write_str(str::from_utf8(&text).unwrap_or_default()),
-            None => f.write_str(&self.0.to_rfc3339_opts(SecondsFormat::Millis, true)),
+            None => f.write_str(&self.date_time().to_rfc3339_opts(SecondsFormat::Millis, true)),
         }
     }
 }
@@ -236,7 +245,7 @@ mod tests {
         let near = (0..2_000).map(|number| number * 97_654_321_987 - 90_000_000_000_000);
         for millis in far.into_iter().chain(near).chain([0, 951_782_400_000, i64::MAX]) {
             let time = Timestamp::from_unix_millis(millis);
-            assert_eq!(time.to_string(), time.0.to_rfc3339_opts(SecondsFormat::Millis, true));
+            assert_eq!(time.to_string(), time.date_time().to_rfc3339_opts(SecondsFormat::Millis, true));
             assert_eq!(serde_json::to_string(&time).unwrap(), format!("\"{time}\""));
         }
     }
