@@ -117,6 +117,15 @@ impl Documents {
         (self.count, self.names.len())
     }
 
+    /// Returns the number of each agent, and its documents.
+    pub(super) fn agents(&self) -> impl Iterator<Item = (u32, std::ops::Range<usize>)> {
+        let agents = (0..).zip(&self.agents);
+        agents.filter_map(|(slot, range)| {
+            let Range { start, len } = (*range)?;
+            Some((slot, start as usize..start as usize + len))
+        })
+    }
+
     /// One more than the greatest number of a document.
     pub(super) fn end(&self) -> usize {
         self.by_id.len()
@@ -211,6 +220,12 @@ impl Documents {
 }
 
 impl Document {
+    /// Returns where the document has a term.
+    pub(super) fn fields_of(&self, term: TermId) -> Option<Fields> {
+        let index = self.terms.binary_search_by_key(&term, |term| term.id()).ok()?;
+        Some(self.terms[index].fields())
+    }
+
     /// Returns the terms with where they are found, by number.
     pub(super) fn terms(&self) -> impl Iterator<Item = (TermId, Fields)> {
         self.terms.iter().map(|term| (term.id(), term.fields()))

@@ -14,8 +14,6 @@ pub struct Hit {
     pub position: u16,
     /// How well it matches, up to 1: see [`Query::all`] and [`Query::best`].
     pub score: f64,
-    /// Whether only the description has words of the query.
-    pub description_only: bool,
 }
 
 /// Finds agents by what they can do.
@@ -57,14 +55,17 @@ impl SearchIndex {
         let matches = match &query.mode {
             Mode::Name(name) => match_name::search(&self.documents, &query.key, name),
             Mode::All => match_all::search(&self.documents, query),
-            Mode::Best => match_best::search(&self.documents, query),
+            Mode::Best => return match_best::search(&self.documents, query, accepts),
         };
         let mut hits: Vec<Hit> = Vec::with_capacity(matches.len());
         // The capabilities of an agent follow each other.
         for found in matches {
+            if !query.accepts(found.score, found.description_only) {
+                continue;
+            }
             let Some(document) = self.documents.get(found.id) else { continue };
             let (slot, position) = (document.slot, document.position);
-            let hit = Hit { slot, position, score: found.score, description_only: found.description_only };
+            let hit = Hit { slot, position, score: found.score };
             match hits.last_mut().filter(|last| last.slot == slot) {
                 Some(last) if hit.score <= last.score => {}
                 _ if !accepts(slot, position) => {}

@@ -1,5 +1,7 @@
 //! Matching every word of a query.
 
+use std::cell::OnceCell;
+
 use super::analysis::{Compound, Word, stem};
 use super::dictionary::{Dictionary, TermId};
 use super::documents::{Document, Documents};
@@ -61,19 +63,15 @@ pub(super) fn search(documents: &Documents, query: &Query) -> Vec<Match> {
         // One plain word, as most queries are: its postings say all.
         [MatchedCompound { joined: None, words }] if words.len() == 1 && words[0].parts.is_empty() => {
             let found = words[0].whole.iter().flat_map(MatchedTerm::found);
-            found.map(|(id, found)| (id, score(&[found]))).collect()
+            found.map(|(id, found)| score(id, &[found])).collect()
         }
         _ => documents_with_all(documents, &compounds),
     };
     found.extend(documents_with_name(documents, &query.key));
     // The best of each document comes first.
-    found.sort_unstable_by(|one, other| one.0.cmp(&other.0).then(other.1.0.total_cmp(&one.1.0)));
-    found.dedup_by_key(|(id, _)| *id);
-    let matches =
-        found.into_iter().map(|(id, (score, description_only))| Match { id, score, description_only });
-    matches
-        .filter(|found| found.score >= query.min_score && (query.description_only || !found.description_only))
-        .collect()
+    found.sort_unstable_by(|one, other| one.id.cmp(&other.id).then(other.score.total_cmp(&one.score)));
+    found.dedup_by_key(|found| found.id);
+    found
 }
 
 /// Returns whether a search looks at fewer documents than `max`.
@@ -84,9 +82,7 @@ pub(super) fn is_quick(documents: &Documents, query: &Query, max: usize) -> bool
     })
 }
 
-type Scored = (DocumentId, (f64, bool));
-
-fn documents_with_all(documents: &Documents, compounds: &[MatchedCompound<'_>]) -> Vec<Scored> {
+fn documents_with_all(documents: &Documents, compounds: &[MatchedCompound<'_>]) -> Vec<Match> {
     let Some(mut candidates) = candidates(compounds) else { return Vec::new() };
     candidates.sort_unstable();
     candidates.dedup();
@@ -94,7 +90,7 @@ fn documents_with_all(documents: &Documents, compounds: &[MatchedCompound<'_>]) 
     let scored = candidates.into_iter().filter_map(|id| {
         let document = documents.get(id)?;
         all.clear();
-        compounds.iter().all(|compound| compound.find(document, &mut all)).then(|| (id, score(&all)))
+        compounds.iter().all(|compound| compound.find(document, &mut all)).then(|| score(id, &all))
     });
     scored.collect()
 }
@@ -121,12 +117,12 @@ struct Alternatives<'a> {
 }
 
 /// Returns the documents whose whole name is the query, in this or another form.
-fn documents_with_name(documents: &Documents, key: &str) -> Vec<Scored> {
+fn documents_with_name(documents: &Documents, key: &str) -> Vec<Match> {
     let term = MatchedTerm::new(&documents.dictionary, key);
     let postings = term.forms().flat_map(|(id, form)| term.postings(id).map(move |posting| (posting, form)));
     let named = postings.filter(|(posting, _)| posting.fields.intersects(Fields::WHOLE_NAME));
     let found = |form| Found { place: Place::WholeName, form, description_only: false };
-    named.map(|(posting, form)| (posting.document, score(&[found(form)]))).collect()
+    named.map(|(posting, form)| score(posting.document, &[found(form)])).collect()
 }
 
 /// A term of the query, which stands for terms of the dictionary.
@@ -136,14 +132,19 @@ struct MatchedTerm<'a> {
     text: &'a str,
     /// All terms with the same stem.
     forms: Vec<TermId>,
+    /// All terms that it stands for, unless they are many.
+    few: OnceCell<Option<Vec<(TermId, Form)>>>,
 }
+
+/// Number of terms that are looked up in a document, at most, instead of looking at all terms of the document.
+const FEW: usize = 8;
 
 impl<'a> MatchedTerm<'a> {
     fn new(dictionary: &'a Dictionary, text: &'a str) -> Self {
         let mut forms: Vec<_> = dictionary.with_stem(&stem(text)).collect();
         // A term may look like the stem of others and have another one itself.
         forms.extend(dictionary.get(text).filter(|id| !forms.contains(id)));
-        Self { dictionary, text, forms }
+        Self { dictionary, text, forms, few: OnceCell::new() }
     }
 
     /// Returns the term itself and its other forms.
@@ -193,6 +194,14 @@ impl<'a> MatchedTerm<'a> {
     }
 
     fn find(&self, document: &Document) -> Option<Found> {
+        let few = self.few.get_or_init(|| {
+            let few: Vec<_> = self.terms().take(FEW + 1).collect();
+            (few.len() <= FEW).then_some(few)
+        });
+        if let Some(few) = few {
+            let found = |(id, form): &(TermId, Form)| Some(Found::new(document.fields_of(*id)?, *form));
+            return few.iter().filter_map(found).min();
+        }
         document.terms().filter_map(|(id, fields)| Some(Found::new(fields, self.form(id)?))).min()
     }
 }
@@ -252,20 +261,20 @@ impl<'a> MatchedCompound<'a> {
     /// Adds how each word was found, and returns whether all of them were.
     fn find(&self, document: &Document, all: &mut Vec<Found>) -> bool {
         let joined = self.joined.as_ref().and_then(|joined| joined.find(document));
-        let words = self.words.iter().map(|word| {
+        self.words.iter().all(|word| {
             let found = [word.find(document), joined].into_iter().flatten().min();
-            found.inspect(|found| all.push(*found))
-        });
-        words.collect::<Option<Vec<_>>>().is_some()
+            all.extend(found);
+            found.is_some()
+        })
     }
 }
 
 /// Greatest part of the score that the forms of the words decide.
 const FORM_SHARE: f64 = 0.05;
 
-/// Returns the score of a document by how each word of the query was found, and whether its description alone has them.
+/// Returns how well a document matches, by how each word of the query was found in it.
 #[expect(clippy::cast_precision_loss, reason = "a query has few words")]
-fn score(found: &[Found]) -> (f64, bool) {
+fn score(id: DocumentId, found: &[Found]) -> Match {
     let words = found.len().max(1) as f64;
     let count = |place| found.iter().filter(|one| one.place == place).count() as f64;
     let inexact = |found: &Found| match found.form {
@@ -278,7 +287,8 @@ fn score(found: &[Found]) -> (f64, bool) {
     let places = 0.1 + digit * (count(Place::Name) * (words + 1.0) + count(Place::TitleOrTag));
     let places = if count(Place::WholeName) > 0.0 { 1.0 } else { places };
     let forms = found.iter().map(inexact).sum::<f64>() / words;
-    (round(places - forms * FORM_SHARE.min(digit / 2.0)), found.iter().all(|found| found.description_only))
+    let score = round(places - forms * FORM_SHARE.min(digit / 2.0));
+    Match { id, score, description_only: found.iter().all(|found| found.description_only) }
 }
 
 #[cfg(test)]
@@ -293,7 +303,7 @@ mod tests {
     fn places_decide_before_forms_and_one_more_word_in_the_name_before_any_number_in_tags() {
         use Place::{ExampleOrDescription, Name, TitleOrTag, WholeName};
         for words in 1..=20 {
-            let all = |place, form| score(&vec![found(place, form); words]).0;
+            let all = |place, form| score(0, &vec![found(place, form); words]).score;
             for (better, worse) in [(WholeName, Name), (Name, TitleOrTag), (TitleOrTag, ExampleOrDescription)]
             {
                 // A whole name has the form of the whole query.
@@ -304,11 +314,11 @@ mod tests {
             if words > 1 {
                 let mut one_in_name = vec![found(ExampleOrDescription, Form::Prefix); words];
                 one_in_name[0].place = Name;
-                assert!(score(&one_in_name).0 > all(TitleOrTag, Form::Exact), "{words} words");
+                assert!(score(0, &one_in_name).score > all(TitleOrTag, Form::Exact), "{words} words");
             }
         }
-        let [best, worst] =
-            [found(Name, Form::Exact), found(ExampleOrDescription, Form::Prefix)].map(|one| score(&[one]).0);
+        let [best, worst] = [found(Name, Form::Exact), found(ExampleOrDescription, Form::Prefix)]
+            .map(|one| score(0, &[one]).score);
         assert!((best - 0.95).abs() < 1e-9 && (worst - 0.05).abs() < 1e-9, "{best} {worst}");
     }
 }

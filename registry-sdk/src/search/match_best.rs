@@ -8,9 +8,10 @@ use std::collections::HashSet;
 use super::analysis::stem;
 use super::documents::Documents;
 use super::fields::Fields;
+use super::index::Hit;
 use super::postings::Postings;
 use super::query::Query;
-use super::score::{Match, round};
+use super::score::round;
 
 /// How slowly more of a term stops to count.
 const K1: f32 = 1.5;
@@ -22,14 +23,18 @@ const B: f32 = 0.3;
 /// one of three agents has counts as little as one that a third of thousands have.
 const IMAGINED: f32 = 30.0;
 
-/// Returns all matches, by document.
-pub(super) fn search(documents: &Documents, query: &Query) -> Vec<Match> {
+/// Returns the best match of each agent that is accepted, by an agent's number and a capability's position.
+pub(super) fn search(
+    documents: &Documents,
+    query: &Query,
+    accepts: impl FnMut(u32, u16) -> bool,
+) -> Vec<Hit> {
     let mut scores = Scores::new(documents);
     let mut bound = 0.0;
     for term in terms(documents, query) {
         bound += scores.add(&term) * (K1 + 1.0);
     }
-    scores.matches(bound, query)
+    scores.hits(bound, query, accepts)
 }
 
 /// A term of the query: the postings of all its forms.
@@ -62,20 +67,25 @@ fn terms<'a>(documents: &'a Documents, query: &Query) -> Vec<Term<'a>> {
 struct Scores<'a> {
     documents: &'a Documents,
     lengths: &'a [u16],
-    by_id: Vec<f32>,
-    /// Where each document has terms of the query.
-    fields: Vec<u8>,
+    by_id: Vec<Score>,
     /// Frequencies of the current term, if it has several forms. All are 0 between terms.
     frequencies: Vec<u16>,
-    mean_length: f32,
+    /// What a word of a document adds to what a term's frequency is compared with.
+    length_weight: f32,
+}
+
+/// The score of a document, and where it has terms of the query.
+#[derive(Clone, Copy, Debug, Default)]
+struct Score {
+    value: f32,
+    fields: Fields,
 }
 
 impl<'a> Scores<'a> {
     fn new(documents: &'a Documents) -> Self {
-        let end = documents.end();
-        let (by_id, fields) = (vec![0.0; end], vec![0; end]);
-        let (lengths, mean_length) = (documents.lengths(), documents.mean_length());
-        Self { documents, lengths, by_id, fields, frequencies: Vec::new(), mean_length }
+        let by_id = vec![Score::default(); documents.end()];
+        let (lengths, length_weight) = (documents.lengths(), K1 * B / documents.mean_length());
+        Self { documents, lengths, by_id, frequencies: Vec::new(), length_weight }
     }
 
     /// Adds what a term is worth to each document that has it, and returns its inverse document frequency.
@@ -95,7 +105,7 @@ impl<'a> Scores<'a> {
                 touched.push(document);
             }
             self.frequencies[document] = self.frequencies[document].saturating_add(posting.frequency);
-            self.fields[document] |= posting.fields.bits();
+            self.by_id[document].fields = self.by_id[document].fields.union(posting.fields);
         }
         let weight = self.inverse_document_frequency(touched.len());
         for document in touched {
@@ -108,9 +118,10 @@ impl<'a> Scores<'a> {
     fn add_to(&mut self, document: usize, frequency: u16, fields: Fields, weight: f32) {
         let length = f32::from(self.lengths[document]);
         let frequency = f32::from(frequency) / f32::from(Fields::DESCRIPTION.weight());
-        let saturation = frequency / (frequency + K1 * (1.0 - B + B * length / self.mean_length));
-        self.by_id[document] += weight * saturation * (K1 + 1.0);
-        self.fields[document] |= fields.bits();
+        let saturation = frequency / (frequency + K1 * (1.0 - B) + length * self.length_weight);
+        let score = &mut self.by_id[document];
+        score.value += weight * saturation * (K1 + 1.0);
+        score.fields = score.fields.union(fields);
     }
 
     #[expect(clippy::cast_precision_loss, reason = "six digits of a count are enough")]
@@ -119,16 +130,24 @@ impl<'a> Scores<'a> {
         ((all - documents + 0.5) / (documents + 0.5)).ln_1p()
     }
 
-    fn matches(self, bound: f32, query: &Query) -> Vec<Match> {
-        let scored = (0..).zip(self.by_id).zip(self.fields).filter(|((_, score), _)| *score > 0.0);
-        let matches = scored.map(|((id, score), fields)| {
-            let description_only = Fields::from_bits(fields) == Fields::DESCRIPTION;
-            Match { id, score: round((score / bound).into()), description_only }
-        });
-        matches
-            .filter(|found| {
-                found.score >= query.min_score && (query.description_only || !found.description_only)
-            })
-            .collect()
+    fn hits(&self, bound: f32, query: &Query, mut accepts: impl FnMut(u32, u16) -> bool) -> Vec<Hit> {
+        let mut hits = Vec::new();
+        for (slot, documents) in self.documents.agents() {
+            let (mut best, mut best_value) = (None::<Hit>, 0.0);
+            for (position, found) in (0..).zip(&self.by_id[documents]) {
+                if found.value <= best_value {
+                    continue;
+                }
+                let score = round((found.value / bound).into());
+                if best.is_none_or(|best| score > best.score)
+                    && query.accepts(score, found.fields == Fields::DESCRIPTION)
+                    && accepts(slot, position)
+                {
+                    (best, best_value) = (Some(Hit { slot, position, score }), found.value);
+                }
+            }
+            hits.extend(best);
+        }
+        hits
     }
 }

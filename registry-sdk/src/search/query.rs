@@ -92,6 +92,11 @@ impl Query {
         !(word.is_stop && self.has_subject && self.mode == Mode::Best)
     }
 
+    /// Returns whether a match is found that has this score, and words of the query in the description alone or not.
+    pub(super) fn accepts(&self, score: f64, description_only: bool) -> bool {
+        score >= self.min_score && (self.description_only || !description_only)
+    }
+
     /// Returns whether a description has a word of the query, and no other text has one.
     ///
     /// Any part of a word of the other texts counts: a registry may match them in another way than this index does.

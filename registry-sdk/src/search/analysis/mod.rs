@@ -34,7 +34,7 @@ pub(super) struct Word {
     pub(super) whole: Option<String>,
     /// Its humps, pairs of characters, or the word without symbols. None if the whole word is the only part.
     pub(super) parts: Vec<String>,
-    /// Whether a sentence has it for its grammar alone.
+    /// Whether a query has it for its grammar alone.
     pub(super) is_stop: bool,
 }
 
@@ -92,9 +92,10 @@ fn composed(text: &str) -> Cow<'_, str> {
 }
 
 fn word(word: &words::Word<'_>, source: Source) -> Option<Word> {
+    let is_stop = |letters: &str| source == Source::Query && stop_words::is_stop_word(letters);
     // Nearly every word of most texts is its own only form.
     if word.whole == word.letters && word.letters.bytes().all(|byte| byte.is_ascii_lowercase()) {
-        let is_stop = stop_words::is_stop_word(word.letters);
+        let is_stop = is_stop(word.letters);
         return Some(Word { whole: Some(word.letters.to_owned()), parts: Vec::new(), is_stop });
     }
     let (mut letters, mut parts, mut is_spaced) = (String::new(), Vec::new(), true);
@@ -121,7 +122,7 @@ fn word(word: &words::Word<'_>, source: Source) -> Option<Word> {
     if parts.len() == 1 && whole.as_ref() == parts.first() {
         parts.clear();
     }
-    Some(Word { whole, parts, is_stop: stop_words::is_stop_word(&letters) })
+    Some(Word { whole, parts, is_stop: is_stop(&letters) })
 }
 
 /// Puts a word's symbols round its folded letters.
