@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::candidate::Candidate;
 use crate::contract::AgentRecord;
-use crate::query::SearchQuery;
+use crate::query::{PreparedSearch, SearchQuery};
 use crate::search::{Hit, SearchIndex};
 
 /// The agents, and the index by which they are found.
@@ -48,7 +48,8 @@ impl Snapshot {
             })
         };
         let limit = query.limit.unwrap_or(usize::MAX);
-        query.search(&self.index, limit, accepts, candidate, Candidate::rank).0
+        let search = PreparedSearch::from(query.clone());
+        search.search(&self.index, limit, accepts, candidate, Candidate::rank).0
     }
 
     pub(super) fn insert(&mut self, agent: Arc<AgentRecord>) {

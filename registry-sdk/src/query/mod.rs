@@ -4,15 +4,18 @@ mod cursor;
 mod filter;
 mod match_mode;
 mod parameters;
+mod prepared;
 
 use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch, is_valid_agent_id};
-use crate::search::{Hit, Query, Rank, SearchIndex};
+use crate::search::Query;
+#[cfg(feature = "client")]
 use cursor::SearchCursor;
 use filter::query_methods;
 pub use filter::{AgentFilter, MetadataFilter};
 pub use match_mode::MatchMode;
 pub use parameters::InvalidParameter;
-use parameters::{Parameters, invalid, read_bool, read_min_score};
+use parameters::{Parameters, invalid};
+pub use prepared::PreparedSearch;
 
 /// Which agents to list. By default all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -163,30 +166,6 @@ impl SearchQuery {
         self
     }
 
-    /// Reads the query of a `GET /capabilities/search`, as a registry does. Unknown parameters are ignored.
-    ///
-    /// # Errors
-    /// If a parameter is invalid, or there is nothing to search for.
-    pub fn from_query_string(query: &str) -> Result<Self, InvalidParameter> {
-        let Parameters { q, match_mode, min_score, description_only, filter, limit, cursor } =
-            Parameters::read(query)?;
-        cursor.as_deref().map(str::parse::<SearchCursor>).transpose()?;
-        let query = Self {
-            q: q.unwrap_or_default(),
-            match_mode: match_mode.as_deref().map(str::parse).transpose()?.unwrap_or_default(),
-            min_score: min_score.as_deref().map(read_min_score).transpose()?.unwrap_or_default(),
-            description_only: description_only
-                .map_or(Ok(true), |value| read_bool("description_only", &value))?,
-            filter,
-            limit,
-            cursor,
-        };
-        if query.analyzed().is_empty() {
-            return Err(invalid("q has to have at least one letter or digit to search for"));
-        }
-        Ok(query)
-    }
-
     /// Writes the query of a `GET /capabilities/search`.
     #[must_use]
     pub fn to_query_string(&self) -> String {
@@ -197,47 +176,6 @@ impl SearchQuery {
     #[must_use]
     pub fn words(&self) -> &str {
         self.filter.capability.as_deref().filter(|_| self.q.is_empty()).unwrap_or(&self.q)
-    }
-
-    /// Returns whether the search looks at fewer capabilities of an index than `max`.
-    #[must_use]
-    pub fn is_quick(&self, index: &SearchIndex, max: usize) -> bool {
-        index.is_quick(&self.analyzed(), max)
-    }
-
-    /// Searches an index for the matches of one answer, in their order: up to a limit, or the page after the cursor. Returns the
-    /// cursor of the next page, too, if more follow.
-    ///
-    /// Agents are found by their best capability that is accepted; `accepts` gets an agent's slot and a capability's position.
-    /// `candidate` returns none of an agent that does not pass. It is called for the best matches first, and not for all.
-    pub fn search<T>(
-        &self,
-        index: &SearchIndex,
-        limit: usize,
-        accepts: impl FnMut(u32, u16) -> bool,
-        mut candidate: impl FnMut(&Hit) -> Option<T>,
-        rank: impl Fn(&T) -> Rank<'_>,
-    ) -> (Vec<T>, Option<String>) {
-        let cursor: Option<SearchCursor> = self.cursor.as_deref().and_then(|cursor| cursor.parse().ok());
-        let mut hits = index.search(&self.analyzed(), accepts);
-        let (mut found, mut rest) = (Vec::new(), hits.as_mut_slice());
-        // One more than the limit says whether another page follows.
-        while !rest.is_empty() && found.len() <= limit {
-            let (best, others) = split_best(rest, limit.saturating_add(1));
-            let candidates = best.iter().filter_map(&mut candidate);
-            found.extend(
-                candidates.filter(|one| cursor.as_ref().is_none_or(|cursor| cursor.is_before(rank(one)))),
-            );
-            rest = others;
-        }
-        let has_more = found.len() > limit;
-        keep_first(&mut found, limit, |one, other| {
-            let (one, other) = (rank(one), rank(other));
-            if cursor.is_some() { SearchCursor::order(one, other) } else { one.cmp(&other) }
-        });
-        let last = found.last().filter(|_| has_more && cursor.is_some());
-        let next = last.map(|last| SearchCursor::after(rank(last)).to_string());
-        (found, next)
     }
 
     /// The query of an index.
@@ -305,30 +243,4 @@ impl<T: Into<String>> From<T> for SearchQuery {
     fn from(q: T) -> Self {
         Self::new(q)
     }
-}
-
-/// Splits off the hits with the best scores: so many, and all others with the score of the last one.
-fn split_best(hits: &mut [Hit], count: usize) -> (&mut [Hit], &mut [Hit]) {
-    if hits.len() <= count {
-        return (hits, &mut []);
-    }
-    let (_, last, others) =
-        hits.select_nth_unstable_by(count - 1, |one, other| other.score.total_cmp(&one.score));
-    let mut equal = 0;
-    for index in 0..others.len() {
-        if others[index].score >= last.score {
-            others.swap(index, equal);
-            equal += 1;
-        }
-    }
-    hits.split_at_mut(count + equal)
-}
-
-/// Sorts the first items, and drops all others.
-fn keep_first<T>(items: &mut Vec<T>, limit: usize, compare: impl Fn(&T, &T) -> std::cmp::Ordering) {
-    if items.len() > limit {
-        items.select_nth_unstable_by(limit, &compare);
-        items.truncate(limit);
-    }
-    items.sort_unstable_by(compare);
 }

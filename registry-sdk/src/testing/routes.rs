@@ -7,7 +7,7 @@ use super::state::{MockState, Refusal};
 use crate::contract::{
     HealthStatus, Heartbeat, Owner, Problem, Registration, ServerHealth, StatusUpdate, ValidationError,
 };
-use crate::query::{InvalidParameter, ListQuery, SearchQuery};
+use crate::query::{InvalidParameter, ListQuery, PreparedSearch};
 
 /// A whole answer.
 #[derive(Debug)]
@@ -162,12 +162,10 @@ fn list(state: &mut MockState, query: &str) -> Result<MockResponse, MockResponse
 }
 
 fn search(state: &mut MockState, query: &str) -> Result<MockResponse, MockResponse> {
-    let mut query = SearchQuery::from_query_string(query)?;
-    let (found, next) = state.search(&query);
+    let search = PreparedSearch::from_query_string(query)?;
+    let (found, next) = state.search(&search);
     let mut answer = MockResponse::ok(&found);
-    if next.is_some() {
-        query.cursor = next;
-        answer.next = Some(format!("/capabilities/search?{}", query.to_query_string()));
-    }
+    let target = |cursor| search.query().clone().after(cursor).to_query_string();
+    answer.next = next.map(|cursor| format!("/capabilities/search?{}", target(cursor)));
     Ok(answer)
 }

@@ -14,7 +14,7 @@ use crate::contract::{
     Instances, Owner, Registration, RegistryStats, StatusUpdate, Timestamp, UnhealthyReason,
     heartbeat_timeout, limits,
 };
-use crate::query::{ListQuery, SearchQuery};
+use crate::query::{ListQuery, PreparedSearch};
 use crate::search::{Hit, Rank, SearchIndex};
 
 /// One agent.
@@ -252,10 +252,10 @@ impl MockState {
     }
 
     /// Everyone that can do something, the best match first, and the cursor of the next page.
-    pub(super) fn search(&mut self, query: &SearchQuery) -> (Vec<CapabilityMatch>, Option<String>) {
+    pub(super) fn search(&mut self, search: &PreparedSearch) -> (Vec<CapabilityMatch>, Option<String>) {
         self.expire();
         let agents: Vec<_> = self.agents.values().map(|entry| self.record(entry)).collect();
-        let filter = &query.filter;
+        let filter = &search.query().filter;
         // Of all agents, since scores depend on those that do not pass the filter, too.
         let mut index = SearchIndex::default();
         let slots: HashMap<u32, &AgentRecord> =
@@ -270,8 +270,8 @@ impl MockState {
                 && filter.accepts_metadata(&agent.metadata);
             passes.then_some((*agent, hit.position, hit.score))
         };
-        let limit = query.limit.unwrap_or(limits::DEFAULT_MATCHES);
-        let (found, next) = query.search(&index, limit, accepts, candidate, |(agent, _, score)| {
+        let limit = search.query().limit.unwrap_or(limits::DEFAULT_MATCHES);
+        let (found, next) = search.search(&index, limit, accepts, candidate, |(agent, _, score)| {
             let AgentRecord { agent_id, status, last_heartbeat, .. } = *agent;
             Rank { score: *score, status: *status, last_heartbeat: *last_heartbeat, agent_id }
         });

@@ -27,7 +27,8 @@ use registry_sdk::contract::{
     AgentHealth, AgentStatus, HealthStatus, Heartbeat, HeartbeatAck, Owner, Registration, RegistryStats,
     ServerHealth, StatusUpdate, Timestamp, heartbeat_timeout, is_valid_agent_id,
 };
-use registry_sdk::{AgentFilter, ListQuery, SearchQuery};
+use registry_sdk::search::PreparedSearch;
+use registry_sdk::{AgentFilter, ListQuery};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -261,11 +262,11 @@ impl Registry {
     }
 
     /// Returns the beginning of the matches, or of one page of them.
-    pub(crate) async fn search_capabilities(&self, query: SearchQuery) -> Result<Page, Error> {
-        if self.shared.view.is_quick(&query) {
-            return self.read_quick(|view, context| view.search(&query, context)).await;
+    pub(crate) async fn search_capabilities(&self, search: Arc<PreparedSearch>) -> Result<Page, Error> {
+        if self.shared.view.is_quick(&search) {
+            return self.read_quick(|view, context| view.search(&search, context)).await;
         }
-        self.read_expensive(move |view, context| view.search(&query, context)).await
+        self.read_expensive(move |view, context| view.search(&search, context)).await
     }
 
     pub(crate) async fn get_stats(&self) -> Result<RegistryStats, Error> {

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
+use registry_sdk::MatchMode;
 use registry_sdk::contract::CapabilityMatch;
-use registry_sdk::{MatchMode, SearchQuery};
+use registry_sdk::search::PreparedSearch;
 use utoipa::IntoParams;
 use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
@@ -16,7 +17,7 @@ use crate::registry::Registry;
 
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "it describes parameters, which are read as a `SearchQuery`")]
+#[expect(dead_code, reason = "it describes parameters, which are read as a `PreparedSearch`")]
 struct WordsParam {
     /// Words or a sentence: at least one letter or digit. May be left out if `capability` is given.
     #[param(min_length = 1, example = "code gen")]
@@ -44,7 +45,7 @@ fn match_mode() -> Object {
 
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "it describes parameters, which are read as a `SearchQuery`")]
+#[expect(dead_code, reason = "it describes parameters, which are read as a `PreparedSearch`")]
 struct PageParams {
     /// Maximum number of matches, 100 by default. Applied after the filters.
     #[param(minimum = 1, maximum = 1000)]
@@ -76,11 +77,12 @@ pub(super) async fn search_capabilities(
     State(registry): State<Arc<Registry>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    let query = SearchQuery::from_query_string(&query.unwrap_or_default())?;
+    let search = Arc::new(PreparedSearch::from_query_string(&query.unwrap_or_default())?);
+    let query = search.query();
     // Sentences differ, and would fill the labels.
     let is_sentence = query.match_mode == MatchMode::Best;
     registry.metrics().record_search(if is_sentence { "(sentence)" } else { query.words() });
-    let page = registry.search_capabilities(query.clone()).await?;
-    let target = |cursor| format!("/capabilities/search?{}", query.after(cursor).to_query_string());
+    let page = registry.search_capabilities(search.clone()).await?;
+    let target = |cursor| format!("/capabilities/search?{}", query.clone().after(cursor).to_query_string());
     Ok(json_page(registry, page, target))
 }

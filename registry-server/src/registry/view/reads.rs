@@ -7,8 +7,8 @@ use parking_lot::RwLockReadGuard;
 use registry_sdk::contract::{
     AgentHealth, AgentStatus, HealthStatus, RegistryStats, UnhealthyReason, heartbeat_timeout, limits,
 };
-use registry_sdk::search::{Hit, Rank};
-use registry_sdk::{AgentFilter, ListQuery, SearchQuery};
+use registry_sdk::search::{Hit, PreparedSearch, Rank};
+use registry_sdk::{AgentFilter, ListQuery};
 
 use super::View;
 use super::entry::{EffectiveStatus, Entry, ReadContext};
@@ -216,13 +216,14 @@ impl View {
     }
 
     /// Returns whether a search takes no longer than a page of a list.
-    pub(crate) fn is_quick(&self, query: &SearchQuery) -> bool {
-        query.is_quick(&self.inner.read().agents.index, MAX_QUICK)
+    pub(crate) fn is_quick(&self, search: &PreparedSearch) -> bool {
+        search.is_quick(&self.inner.read().agents.index, MAX_QUICK)
     }
 
     /// Returns the beginning of the array of matches, or of one page of it.
-    pub(crate) fn search(&self, query: &SearchQuery, context: &ReadContext) -> Read<Page> {
+    pub(crate) fn search(&self, search: &PreparedSearch, context: &ReadContext) -> Read<Page> {
         let agents = &self.inner.read().agents;
+        let query = search.query();
         let filter = &query.filter;
         let mut unconfirmed = Vec::new();
         let accepts = |slot, position: u16| {
@@ -240,7 +241,7 @@ impl View {
         };
         let limit = query.limit.unwrap_or(limits::DEFAULT_MATCHES);
         let (candidates, next) =
-            query.search(&agents.index, limit, accepts, candidate, |candidate| candidate.rank);
+            search.search(&agents.index, limit, accepts, candidate, |candidate| candidate.rank);
         let mut objects = Vec::with_capacity(WHOLE_BYTES.min(candidates.len() * MATCH_BYTES));
         let mut selected = Vec::new();
         for Candidate { rank, index, effective, entry } in candidates {

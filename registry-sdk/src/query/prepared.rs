@@ -1,0 +1,130 @@
+//! Searches that are ready to be run.
+
+use super::SearchQuery;
+use super::cursor::SearchCursor;
+use super::parameters::{InvalidParameter, Parameters, invalid, read_bool, read_min_score};
+use crate::search::{Hit, Query, Rank, SearchIndex};
+
+/// A search query whose words are analyzed and whose cursor is read: once, for all that is asked of it.
+///
+/// ```
+/// use registry_sdk::search::PreparedSearch;
+/// let search = PreparedSearch::from_query_string("q=security+scan&limit=10")?;
+/// assert_eq!(search.query().limit, Some(10));
+/// let error = PreparedSearch::from_query_string("q=scan&limit=none").unwrap_err();
+/// assert_eq!(error.to_string(), "limit has to be 1 to 1000, is \"none\"");
+/// # Ok::<(), registry_sdk::InvalidParameter>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct PreparedSearch {
+    query: SearchQuery,
+    analyzed: Query,
+    cursor: Option<SearchCursor>,
+}
+
+impl PreparedSearch {
+    /// Reads the query of a `GET /capabilities/search`, as a registry does. Unknown parameters are ignored.
+    ///
+    /// # Errors
+    /// If a parameter is invalid, or there is nothing to search for.
+    pub fn from_query_string(query: &str) -> Result<Self, InvalidParameter> {
+        let Parameters { q, match_mode, min_score, description_only, filter, limit, cursor } =
+            Parameters::read(query)?;
+        let page = cursor.as_deref().map(str::parse).transpose()?;
+        let query = SearchQuery {
+            q: q.unwrap_or_default(),
+            match_mode: match_mode.as_deref().map(str::parse).transpose()?.unwrap_or_default(),
+            min_score: min_score.as_deref().map(read_min_score).transpose()?.unwrap_or_default(),
+            description_only: description_only
+                .map_or(Ok(true), |value| read_bool("description_only", &value))?,
+            filter,
+            limit,
+            cursor,
+        };
+        let analyzed = query.analyzed();
+        if analyzed.is_empty() {
+            return Err(invalid("q has to have at least one letter or digit to search for"));
+        }
+        Ok(Self { query, analyzed, cursor: page })
+    }
+
+    /// Returns the query.
+    #[must_use]
+    pub fn query(&self) -> &SearchQuery {
+        &self.query
+    }
+
+    /// Returns whether the search looks at fewer capabilities of an index than `max`.
+    #[must_use]
+    pub fn is_quick(&self, index: &SearchIndex, max: usize) -> bool {
+        index.is_quick(&self.analyzed, max)
+    }
+
+    /// Searches an index for the matches of one answer, in their order: up to a limit, or the page after the cursor. Returns the
+    /// cursor of the next page, too, if more follow.
+    ///
+    /// Agents are found by their best capability that is accepted; `accepts` gets an agent's slot and a capability's position.
+    /// `candidate` returns none of an agent that does not pass. It is called for the best matches first, and not for all.
+    pub fn search<T>(
+        &self,
+        index: &SearchIndex,
+        limit: usize,
+        accepts: impl FnMut(u32, u16) -> bool,
+        mut candidate: impl FnMut(&Hit) -> Option<T>,
+        rank: impl Fn(&T) -> Rank<'_>,
+    ) -> (Vec<T>, Option<String>) {
+        let cursor = self.cursor.as_ref();
+        let mut hits = index.search(&self.analyzed, accepts);
+        let (mut found, mut rest) = (Vec::new(), hits.as_mut_slice());
+        // One more than the limit says whether another page follows.
+        while !rest.is_empty() && found.len() <= limit {
+            let (best, others) = split_best(rest, limit.saturating_add(1));
+            let candidates = best.iter().filter_map(&mut candidate);
+            found.extend(candidates.filter(|one| cursor.is_none_or(|cursor| cursor.is_before(rank(one)))));
+            rest = others;
+        }
+        let has_more = found.len() > limit;
+        keep_first(&mut found, limit, |one, other| {
+            let (one, other) = (rank(one), rank(other));
+            if cursor.is_some() { SearchCursor::order(one, other) } else { one.cmp(&other) }
+        });
+        let last = found.last().filter(|_| has_more && cursor.is_some());
+        let next = last.map(|last| SearchCursor::after(rank(last)).to_string());
+        (found, next)
+    }
+}
+
+/// A cursor that cannot be read is none.
+#[cfg(feature = "client")]
+impl From<SearchQuery> for PreparedSearch {
+    fn from(query: SearchQuery) -> Self {
+        let cursor = query.cursor.as_deref().and_then(|cursor| cursor.parse().ok());
+        Self { analyzed: query.analyzed(), query, cursor }
+    }
+}
+
+/// Splits off the hits with the best scores: so many, and all others with the score of the last one.
+fn split_best(hits: &mut [Hit], count: usize) -> (&mut [Hit], &mut [Hit]) {
+    if hits.len() <= count {
+        return (hits, &mut []);
+    }
+    let (_, last, others) =
+        hits.select_nth_unstable_by(count - 1, |one, other| other.score.total_cmp(&one.score));
+    let mut equal = 0;
+    for index in 0..others.len() {
+        if others[index].score >= last.score {
+            others.swap(index, equal);
+            equal += 1;
+        }
+    }
+    hits.split_at_mut(count + equal)
+}
+
+/// Sorts the first items, and drops all others.
+fn keep_first<T>(items: &mut Vec<T>, limit: usize, compare: impl Fn(&T, &T) -> std::cmp::Ordering) {
+    if items.len() > limit {
+        items.select_nth_unstable_by(limit, &compare);
+        items.truncate(limit);
+    }
+    items.sort_unstable_by(compare);
+}
