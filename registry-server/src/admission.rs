@@ -3,7 +3,8 @@
 //! A few searches, lists and counts run at a time. A fixed number may wait for their turn; a further one is rejected at once.
 //! Those that take long run on threads beside the ones that answer heartbeats, as many as there are cores, so that they compete
 //! with heartbeats for CPU time only, which the operating system divides fairly. Quick ones run where they arrive, on all
-//! threads but one, since changing threads would double their cost (measured in `benches/README.md`). The bodies that are being read
+//! threads but one, since changing threads would double their cost (measured in `benches/README.md`). Very many of them may
+//! wait: who waits costs no CPU time, and who is rejected comes again. The bodies that are being read
 //! share a byte budget. Heartbeats need neither: their bodies are small, and their write queue is their own. This is
 //! load shedding as in "Handling Overload", Site Reliability Engineering
 //! (<https://sre.google/sre-book/handling-overload/>).
@@ -25,8 +26,12 @@ use tokio::time::Instant;
 
 use crate::registry::Error;
 
-/// Maximum number of searches, lists and counts that run or wait.
-const MAX_READS: usize = 256;
+/// Maximum number of longer searches, lists and counts that run or wait.
+const MAX_LONG_READS: usize = 256;
+
+/// Maximum number of quick ones: the last of them waits some 0.3 s. With 256 places a flood over a thousand connections was
+/// rejected 50,000 times a second, and heartbeats waited for that (measured in `benches/README.md`).
+const MAX_QUICK_READS: usize = 4_096;
 
 /// Maximum total size of the longer bodies in flight.
 const MAX_BODY_BYTES_IN_FLIGHT: usize = 64 * 1_024 * 1_024;
@@ -40,14 +45,18 @@ const CLEANUP_INTERVAL: Duration = Duration::from_secs(60);
 /// Permits for expensive work, and the clients' rate limits.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    /// The places of all reads that run or wait.
-    reads: Semaphore,
-    /// The permits of the longer reads that run.
-    running_reads: Arc<Semaphore>,
-    /// The permits of the quick reads that run: one fewer than there are threads for requests, so that one is always left.
-    running_quick_reads: Semaphore,
+    long_reads: Reads,
+    quick_reads: Reads,
     body_bytes: Arc<Semaphore>,
     rate_limiters: Option<RateLimiters>,
+}
+
+/// Permits for reads of one kind.
+#[derive(Debug)]
+struct Reads {
+    /// For those that run or wait.
+    places: Semaphore,
+    running: Arc<Semaphore>,
 }
 
 /// Permission for a request, returned when dropped.
@@ -71,9 +80,9 @@ impl Admission {
     pub(crate) fn new(rate_limit: Option<NonZeroU32>) -> Self {
         let cores = available_parallelism().map_or(1, Into::into);
         Self {
-            reads: Semaphore::new(MAX_READS),
-            running_reads: Arc::new(Semaphore::new(cores)),
-            running_quick_reads: Semaphore::new((cores - 1).max(1)),
+            long_reads: Reads::new(MAX_LONG_READS, cores),
+            // One thread for requests is always left.
+            quick_reads: Reads::new(MAX_QUICK_READS, (cores - 1).max(1)),
             body_bytes: Arc::new(Semaphore::new(MAX_BODY_BYTES_IN_FLIGHT)),
             rate_limiters: rate_limit.map(RateLimiters::new),
         }
@@ -81,8 +90,8 @@ impl Admission {
 
     /// Runs a read that takes no longer than a millisecond, unless too many wait already.
     pub(crate) async fn read_quick<T>(&self, read: impl FnOnce() -> T) -> Result<T, Error> {
-        let _place = self.reads.try_acquire().map_err(|_| Error::Overloaded)?;
-        let _running = self.running_quick_reads.acquire().await.map_err(|_| Error::ShuttingDown)?;
+        let _place = self.quick_reads.places.try_acquire().map_err(|_| Error::Overloaded)?;
+        let _running = self.quick_reads.running.acquire().await.map_err(|_| Error::ShuttingDown)?;
         Ok(read())
     }
 
@@ -93,7 +102,7 @@ impl Admission {
         &self,
         read: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let _place = self.reads.try_acquire().map_err(|_| Error::Overloaded)?;
+        let _place = self.long_reads.places.try_acquire().map_err(|_| Error::Overloaded)?;
         self.read_further(read).await
     }
 
@@ -102,7 +111,8 @@ impl Admission {
         &self,
         read: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let running = self.running_reads.clone().acquire_owned().await.map_err(|_| Error::ShuttingDown)?;
+        let running =
+            self.long_reads.running.clone().acquire_owned().await.map_err(|_| Error::ShuttingDown)?;
         let read = move || {
             // Kept until the end, also if the caller gives up.
             let _running = running;
@@ -132,6 +142,12 @@ impl Admission {
     /// Counts a request of a client; an error says how long to wait before the next attempt.
     pub(crate) fn check_rate(&self, client: &ClientKey) -> Result<(), Duration> {
         self.rate_limiters.as_ref().map_or(Ok(()), |rate_limiters| rate_limiters.check_rate(client))
+    }
+}
+
+impl Reads {
+    fn new(places: usize, running: usize) -> Self {
+        Self { places: Semaphore::new(places), running: Arc::new(Semaphore::new(running)) }
     }
 }
 
@@ -185,26 +201,45 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn reads_are_bounded() {
+    async fn long_reads_are_bounded_and_quick_ones_have_places_of_their_own() {
         let admission = Arc::new(Admission::new(None));
         assert!(matches!(admission.read(|| panic!("a defect")).await, Err::<(), _>(Error::Internal)));
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let ended = Arc::new(Mutex::new(ended));
-        let reads: Vec<_> = (0..MAX_READS)
+        let reads: Vec<_> = (0..MAX_LONG_READS)
             .map(|_| {
                 let (admission, ended) = (admission.clone(), ended.clone());
                 tokio::spawn(async move { admission.read(move || ended.lock().recv().is_err()).await })
             })
             .collect();
-        while admission.reads.available_permits() > 0 {
+        while admission.long_reads.places.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
         assert!(matches!(admission.read(|| ()).await, Err(Error::Overloaded)));
+        admission.read_quick(|| ()).await.unwrap();
         drop(end);
         for read in reads {
             assert!(read.await.unwrap().unwrap());
         }
         admission.read(|| ()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn thousands_of_quick_reads_wait_and_further_ones_are_rejected() {
+        let admission = Arc::new(Admission::new(None));
+        let permits = u32::try_from(admission.quick_reads.running.available_permits()).unwrap();
+        let running = admission.quick_reads.running.acquire_many(permits).await;
+        let read = |admission: Arc<Admission>| async move { admission.read_quick(|| ()).await };
+        let reads: Vec<_> = (0..MAX_QUICK_READS).map(|_| tokio::spawn(read(admission.clone()))).collect();
+        while admission.quick_reads.places.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(admission.read_quick(|| ()).await, Err(Error::Overloaded)));
+        admission.read(|| ()).await.unwrap();
+        drop(running);
+        for read in reads {
+            read.await.unwrap().unwrap();
+        }
     }
 
     #[test]
