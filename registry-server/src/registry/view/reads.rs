@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use parking_lot::RwLockReadGuard;
 use registry_sdk::contract::{
-    AgentHealth, AgentStatus, HealthStatus, RegistryStats, UnhealthyReason, heartbeat_timeout, limits,
+    AgentHealth, AgentStatus, HealthStatus, RegistryStats, Timestamp, UnhealthyReason, heartbeat_timeout,
+    limits,
 };
 use registry_sdk::search::{Hit, PreparedSearch, Rank};
 use registry_sdk::{AgentFilter, ListQuery};
@@ -233,23 +234,21 @@ impl View {
         let candidate = |hit: &Hit| {
             let entry = agents.slot(hit.slot)?;
             let effective = entry.effective_status(context, &mut unconfirmed);
-            let last_heartbeat = Some(entry.liveness.last_heartbeat());
-            let agent_id = &entry.agent.agent_id;
-            let rank = Rank { score: hit.score, status: effective.status, last_heartbeat, agent_id };
+            let last_heartbeat = entry.liveness.last_heartbeat();
             let is_accepted = effective.passes(filter) && entry.agent.metadata.passes(filter);
-            is_accepted.then(|| Candidate { rank, index: hit.position.into(), effective, entry })
+            is_accepted.then_some(Candidate { hit: *hit, last_heartbeat, effective, entry })
         };
         let limit = query.limit.unwrap_or(limits::DEFAULT_MATCHES);
-        let (candidates, next) =
-            search.search(&agents.index, limit, accepts, candidate, |candidate| candidate.rank);
+        let (candidates, next) = search.search(&agents.index, limit, accepts, candidate, Candidate::rank);
         let mut objects = Vec::with_capacity(WHOLE_BYTES.min(candidates.len() * MATCH_BYTES));
         let mut selected = Vec::new();
-        for Candidate { rank, index, effective, entry } in candidates {
+        for Candidate { hit: Hit { position, score, .. }, effective, entry, .. } in candidates {
+            let index = position.into();
             if objects.len() < WHOLE_BYTES {
                 objects.push(b',');
-                Record::of_entry(entry, effective, context).write_match(&mut objects, index, rank.score);
-            } else if let Some((agent_id, _)) = agents.ids.get_key_value(rank.agent_id) {
-                let found = Found { index, score: rank.score, registration: entry.registration_tag() };
+                Record::of_entry(entry, effective, context).write_match(&mut objects, index, score);
+            } else if let Some((agent_id, _)) = agents.ids.get_key_value(&*entry.agent.agent_id) {
+                let found = Found { index, score, registration: entry.registration_tag() };
                 selected.push(Selected { agent_id: agent_id.clone(), found: Some(found) });
             }
         }
@@ -272,12 +271,20 @@ impl View {
     }
 }
 
-/// A match that has not been ranked yet.
+/// A match that has not been ranked yet. Small, since there may be thousands with the same score.
 struct Candidate<'a> {
-    rank: Rank<'a>,
-    index: usize,
+    hit: Hit,
+    last_heartbeat: Timestamp,
     effective: EffectiveStatus,
     entry: &'a Entry,
+}
+
+impl Candidate<'_> {
+    fn rank(&self) -> Rank<'_> {
+        let Self { hit, last_heartbeat, effective, entry } = self;
+        let last_heartbeat = Some(*last_heartbeat);
+        Rank { score: hit.score, status: effective.status, last_heartbeat, agent_id: &entry.agent.agent_id }
+    }
 }
 
 /// The part of a list that is made at once.
