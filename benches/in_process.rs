@@ -58,6 +58,12 @@ fn searching(bench: &mut Criterion) {
     bench.bench_function("find the best of 10,000 agents for a sentence of 15 words", |b| {
         b.iter(|| index.search(&Query::best(black_box(SENTENCE)), |_, _| true).len());
     });
+    let mut large = SearchIndex::default();
+    (0..10 * AGENTS).for_each(|agent| drop(large.insert(&capabilities(agent))));
+    bench.bench_function("find the best of 100,000 agents for a sentence of 15 words", |b| {
+        b.iter(|| large.search(&Query::best(black_box(SENTENCE)), |_, _| true).len());
+    });
+    drop(large);
     let again = capabilities(7);
     bench.bench_function("index an agent anew among 10,000", |b| {
         let mut slot = slots[7];
