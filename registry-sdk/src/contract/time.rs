@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// assert_eq!(time.to_string(), "2026-11-24T09:30:00.123Z");
 /// # Ok::<(), registry_sdk::contract::ParseTimestampError>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp {
     /// Since the Unix epoch, within chrono's range. A number, since most timestamps are compared and never written.
     millis: i64,
@@ -131,6 +131,13 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// As it is written: a number of milliseconds says nothing to a reader.
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Timestamp({self})")
+    }
+}
+
 /// A text that is no [`Timestamp`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is no RFC 3339 time: {why}")]
@@ -234,6 +241,7 @@ mod tests {
         ] {
             let time: Timestamp = text.parse().unwrap();
             assert_eq!(time.to_string(), "2026-11-24T09:30:00.123Z", "{text}");
+            assert_eq!(format!("{time:?}"), "Timestamp(2026-11-24T09:30:00.123Z)", "{text}");
         }
         assert!("yesterday".parse::<Timestamp>().is_err());
     }

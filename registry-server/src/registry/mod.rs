@@ -20,6 +20,7 @@ mod sweeper;
 mod time;
 mod view;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -346,13 +347,9 @@ impl Registry {
 
     /// Reads from the view. Missed deadlines are confirmed by the database before they are believed.
     async fn read<T>(&self, read: impl Fn(&ReadContext) -> Read<T>) -> T {
-        let first = read(&self.shared.read_context());
-        if first.unconfirmed.is_empty() {
-            return first.value;
-        }
-        // Afterwards the deadlines are confirmed; one that cannot be does not count.
-        self.shared.confirm_deadlines(&first.unconfirmed).await;
-        read(&self.shared.read_context()).value
+        let run = || std::future::ready(Ok::<_, Infallible>(read(&self.shared.read_context())));
+        let Ok(value) = self.confirmed(run).await;
+        value
     }
 
     /// Like `read`, for reads that take up to a millisecond.
@@ -379,14 +376,15 @@ impl Registry {
     }
 
     /// Reads again if deadlines had to be confirmed.
-    async fn confirmed<T, F>(&self, run: impl Fn() -> F) -> Result<T, Error>
+    async fn confirmed<T, E, F>(&self, run: impl Fn() -> F) -> Result<T, E>
     where
-        F: Future<Output = Result<Read<T>, Error>>,
+        F: Future<Output = Result<Read<T>, E>>,
     {
         let first = run().await?;
         if first.unconfirmed.is_empty() {
             return Ok(first.value);
         }
+        // Afterwards the deadlines are confirmed; one that cannot be does not count.
         self.shared.confirm_deadlines(&first.unconfirmed).await;
         Ok(run().await?.value)
     }
