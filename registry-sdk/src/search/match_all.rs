@@ -74,8 +74,10 @@ pub(super) fn search(documents: &Documents, query: &Query) -> Vec<Match> {
     found
 }
 
-/// Returns whether a search looks at fewer documents than `max`.
+/// Returns whether a search looks for fewer words in documents than `max`.
 pub(super) fn is_quick(documents: &Documents, query: &Query, max: usize) -> bool {
+    let words = query.compounds.iter().map(|compound| compound.words.len()).sum::<usize>();
+    let max = max / words.max(1);
     query.compounds.iter().any(|compound| {
         let compound = MatchedCompound::new(&documents.dictionary, compound);
         compound.words.iter().any(|word| compound.alternatives(word, max).count < max)

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use super::analysis::stem;
+use super::analysis::{Word, stem};
 use super::documents::Documents;
 use super::fields::Fields;
 use super::index::Hit;
@@ -40,25 +40,39 @@ pub(super) fn search(
 /// A term of the query: the postings of all its forms.
 type Term<'a> = Vec<&'a Postings>;
 
-/// Returns the distinct terms of a query. A word that no document has is one, too: what lacks it is no perfect match. A
-/// compound is not, as long as it has parts.
+/// Returns the distinct terms of a query. A word that no document has is one, too: what lacks it is no perfect match.
+///
+/// A word in parts is one term if a document has it whole, so that `TypeScript` is the same as `typescript`. Otherwise its
+/// parts are terms.
 fn terms<'a>(documents: &'a Documents, query: &Query) -> Vec<Term<'a>> {
     let (mut known, mut terms) = (HashSet::new(), Vec::new());
-    let mut add = |text: &str, is_optional: bool| {
-        let stem = stem(text);
-        let postings =
-            documents.dictionary.with_stem(&stem).filter_map(|id| documents.dictionary.postings(id));
-        let term: Term<'_> = postings.collect();
-        if !(term.is_empty() && is_optional) && known.insert(stem.into_owned()) {
+    let find = |text: &str| {
+        let ids = documents.dictionary.with_stem(&stem(text)).collect::<Vec<_>>();
+        ids.into_iter().filter_map(|id| documents.dictionary.postings(id)).collect::<Term<'_>>()
+    };
+    let mut add = |text: &str, term: Term<'a>| {
+        if known.insert(stem(text).into_owned()) {
             terms.push(term);
         }
     };
     for compound in &query.compounds {
-        for word in compound.words.iter().filter(|word| query.counts(word)) {
-            word.whole.iter().for_each(|whole| add(whole, !word.parts.is_empty()));
-            word.parts.iter().for_each(|part| add(part, false));
+        if let ([Word { whole: Some(many), .. }], Some(one)) = (compound.words.as_slice(), &compound.joined) {
+            // The plural of an abbreviation, or the abbreviation.
+            let many = Some(find(many)).filter(|_| stem(many) != stem(one));
+            add(one, [find(one), many.unwrap_or_default()].concat());
+            continue;
         }
-        compound.joined.iter().for_each(|joined| add(joined, true));
+        for word in compound.words.iter().filter(|word| query.counts(word)) {
+            let whole = word.whole.as_deref().map(|whole| (whole, find(whole)));
+            match whole {
+                Some((whole, term)) if word.parts.is_empty() || !term.is_empty() => add(whole, term),
+                _ => word.parts.iter().for_each(|part| add(part, find(part))),
+            }
+        }
+        let joined = compound.joined.as_deref().map(|joined| (joined, find(joined)));
+        if let Some((joined, term)) = joined.filter(|(_, term)| !term.is_empty()) {
+            add(joined, term);
+        }
     }
     terms
 }

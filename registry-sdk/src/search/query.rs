@@ -1,5 +1,7 @@
 //! Queries.
 
+use std::collections::HashSet;
+
 #[cfg(feature = "client")]
 use super::analysis::stem;
 use super::analysis::{Compound, Source, Word, analyze, key};
@@ -82,7 +84,10 @@ impl Query {
     }
 
     fn new(mode: Mode, text: &str) -> Self {
-        let compounds = analyze(text, Source::Query);
+        let mut compounds = analyze(text, Source::Query);
+        // A word that is repeated costs as much as another one, and says nothing.
+        let mut known = HashSet::new();
+        compounds.retain(|compound| known.insert(compound.clone()));
         let has_subject = compounds.iter().flat_map(|compound| &compound.words).any(|word| !word.is_stop);
         Self { mode, compounds, has_subject, key: key(text), min_score: 0.0, description_only: true }
     }

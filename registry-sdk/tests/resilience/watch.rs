@@ -6,7 +6,7 @@ use std::time::Duration;
 use registry_sdk::contract::{AgentRecord, AgentStatus, Capability, Registration};
 use registry_sdk::discovery::{Directory, Freshness};
 use registry_sdk::testing::MockRegistry;
-use registry_sdk::{SearchQuery, Watch, WatchEvent};
+use registry_sdk::{ListQuery, SearchQuery, Watch, WatchEvent};
 use tokio::time::timeout;
 
 use crate::support::until;
@@ -124,7 +124,7 @@ async fn when_the_watch_is_dropped_its_connection_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_directory_finds_what_the_registry_would() {
+async fn a_directory_finds_and_lists_what_the_registry_would() {
     let registry = MockRegistry::start().await;
     let client = registry.client();
     let directory = Directory::follow(&client);
@@ -156,5 +156,15 @@ async fn a_directory_finds_what_the_registry_would() {
             let expected = client.search_capabilities(query.clone()).await.unwrap();
             assert_eq!(directory.search(query.clone()), expected, "{query:?}");
         }
+    }
+    assert!(!directory.is_empty());
+    let all = ListQuery::all;
+    let filtered = [all(), all().status(AgentStatus::Busy), all().tag("codeReview")];
+    let later = filtered.clone().map(|query| query.after("a14"));
+    for query in filtered.into_iter().chain(later).flat_map(|query| [query.clone(), query.limit(2)]) {
+        let expected = client.list_agents(query.clone()).await.unwrap().agents;
+        let listed: Vec<_> = directory.list(&query).iter().map(|agent| AgentRecord::clone(agent)).collect();
+        assert!(!listed.is_empty(), "{query:?}");
+        assert_eq!(listed, expected, "{query:?}");
     }
 }

@@ -1,8 +1,9 @@
 //! Words that mean the same although they are written differently.
 
 use registry_sdk::contract::Capability;
+use registry_sdk::search::Query;
 
-use crate::found;
+use crate::{found, hits, scored};
 
 fn described(description: &str) -> Capability {
     Capability::new("work").description(description)
@@ -96,4 +97,68 @@ fn words_with_dots_are_found_without_them() {
         &["nodejs", "node.js", "NodeJS", "node", "node js", "node-js"],
     );
     assert_finds(&described("nodejs services"), &["node.js", "NODE.JS"]);
+}
+
+#[test]
+fn a_sentence_finds_the_same_in_any_case() {
+    let names = ["typescript", "script_runner", "type", "typescript_lint"];
+    let capabilities = names.map(Capability::new);
+    let expected = scored(&capabilities, "Convert this to typescript");
+    assert_eq!(
+        expected.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        ["typescript", "typescript_lint"]
+    );
+    for query in ["Convert this to TYPESCRIPT", "Convert this to TypeScript"] {
+        assert_eq!(scored(&capabilities, query), expected, "{query}");
+    }
+    // What nobody has as a whole is looked for in parts.
+    assert_eq!(scored(&capabilities, "a ScriptType")[0].0, "type");
+}
+
+#[test]
+fn words_beside_other_scripts_are_found_in_any_case() {
+    for text in [
+        "使用JavaScript编写",
+        "JavaScript编写",
+        "使用JavaScript",
+        "使用javascript编写",
+        "使用 JavaScript 编写",
+    ] {
+        let capabilities = [Capability::new("unrelated"), Capability::new("work").tag(text)];
+        assert_finds(&described(text), &["javascript", "JavaScript", "JAVASCRIPT"]);
+        assert_eq!(scored(&capabilities, "javascript").len(), 1, "{text}");
+    }
+    assert_finds(&described("使用Node.js"), &["nodejs", "node.js", "使用", "使用Node.js", "使用nodejs"]);
+    assert_finds(&described("iphone手机App"), &["手机", "手机app", "iphone手机"]);
+}
+
+#[test]
+fn words_with_inner_capitals_and_symbols_are_found_without_them() {
+    for text in ["JavaScript+ tools", "javascript+ tools", "JavaScript# tools"] {
+        assert_finds(&described(text), &["javascript", "JavaScript"]);
+        assert_eq!(scored(&[described(text)], "javascript").len(), 1, "{text}");
+    }
+}
+
+#[test]
+fn abbreviations_are_found_by_their_plurals_and_these_by_them() {
+    for (one, many) in [("PDF", "PDFs"), ("LLM", "LLMs"), ("GPU", "GPUs"), ("VM", "VMs"), ("API", "APIs")] {
+        let lower = one.to_lowercase();
+        assert_finds(&Capability::new(format!("{lower}_tables")), &[many]);
+        assert_finds(&described(&format!("Reads {many}")), &[one, &lower, many, &many.to_lowercase()]);
+        for [text, query] in [[&lower, many], [many, &lower], [many, many]] {
+            let capabilities = [described(text), described("unrelated")];
+            assert_eq!(scored(&capabilities, &format!("Who reads {query}?")).len(), 1, "{query} in {text}");
+        }
+    }
+    assert_finds(&described("pdf"), &["pdfs"]);
+}
+
+#[test]
+fn a_word_counts_once() {
+    let capabilities = [Capability::new("code_review_tool"), described("code to review"), described("code")];
+    let once = Query::all("code review");
+    for repeated in ["code review code".to_owned(), "code review ".repeat(2_000)] {
+        assert_eq!(hits(&capabilities, &Query::all(&repeated)), hits(&capabilities, &once));
+    }
 }

@@ -23,6 +23,12 @@ pub(super) fn humps(word: &str) -> impl Iterator<Item = &str> {
     })
 }
 
+/// Returns the abbreviation that a word is the plural of: `PDF` for `PDFs`.
+pub(super) fn abbreviation(word: &str) -> Option<&str> {
+    let one = word.strip_suffix('s').filter(|one| one.len() > 1)?;
+    one.bytes().all(|letter| letter.is_ascii_uppercase()).then_some(one)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,5 +46,11 @@ mod tests {
         ] {
             assert_eq!(humps(word).collect::<Vec<_>>(), expected);
         }
+    }
+
+    #[test]
+    fn plurals_of_abbreviations_are_told_by_capitals() {
+        assert_eq!(["PDFs", "VMs", "GPUs"].map(abbreviation), [Some("PDF"), Some("VM"), Some("GPU")]);
+        assert_eq!(["As", "PDF", "pdfs", "Pdfs", "PDFS", "s", ""].map(abbreviation), [None; 7]);
     }
 }

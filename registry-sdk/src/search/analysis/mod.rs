@@ -20,19 +20,21 @@ use self::scripts::Run;
 pub(super) use self::stem::stem;
 
 /// Words that are written as one, such as `code_review`; nearly always a single word.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Compound {
     pub(super) words: Vec<Word>,
-    /// All words without what joins them, if there are several.
+    /// All words without what joins them, if there are several; in a query also the abbreviation that the only word is the plural
+    /// of.
     pub(super) joined: Option<String>,
 }
 
 /// A word: whole, in parts, or both.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Word {
     /// The word with its symbols, unless part of it is in a script without spaces.
     pub(super) whole: Option<String>,
-    /// Its humps, pairs of characters, or the word without symbols. None if the whole word is the only part.
+    /// Its humps, pairs of characters, the word without symbols, and in a text the abbreviation that it is the plural of. None if
+    /// the whole word is the only part.
     pub(super) parts: Vec<String>,
     /// Whether a query has it for its grammar alone.
     pub(super) is_stop: bool,
@@ -67,6 +69,8 @@ pub(super) fn analyze(text: &str, source: Source) -> Vec<Compound> {
         if !word.is_joined {
             if current.words.len() > 1 {
                 current.joined = Some(std::mem::take(&mut joined));
+            } else if source == Source::Query {
+                current.joined = humps::abbreviation(word.letters).map(fold::fold);
             }
             joined.clear();
             if !current.words.is_empty() {
@@ -122,6 +126,10 @@ fn word(word: &words::Word<'_>, source: Source) -> Option<Word> {
     if parts.len() == 1 && whole.as_ref() == parts.first() {
         parts.clear();
     }
+    if source == Source::Text && parts.len() > 1 {
+        parts.extend((word.whole != word.letters).then(|| letters.clone()));
+        parts.extend(humps::abbreviation(word.letters).map(fold::fold));
+    }
     Some(Word { whole, parts, is_stop: is_stop(&letters) })
 }
 
@@ -155,6 +163,8 @@ mod tests {
             ("--__--", &[]),
             ("Finds bugs", &["finds", "bugs"]),
             ("JavaScript", &["javascript", "java", "script"]),
+            ("JavaScript+", &["javascript+", "java", "script", "javascript"]),
+            ("PDFs", &["pdfs", "pd", "fs", "pdf"]),
             ("security_scanning", &["security", "scanning", "securityscanning"]),
             ("Node.js", &["node", "js", "nodejs"]),
             ("C++ .NET", &["c++", "c", ".net", "net"]),

@@ -27,6 +27,14 @@ pub(super) fn runs(word: &str) -> impl Iterator<Item = Run<'_>> {
     })
 }
 
+/// Returns the beginning of a word, up to where it changes for the first time.
+pub(super) fn first_run(word: &str) -> &str {
+    match runs(word).next() {
+        Some(Run::Spaced(run) | Run::Unspaced(run)) => run,
+        None => word,
+    }
+}
+
 /// Returns each character of a run together with the next one, the last one alone. Marks belong to the character before.
 pub(super) fn pairs(run: &str) -> Vec<&str> {
     let starts = run.char_indices().filter(|(at, letter)| *at == 0 || !is_combining_mark(*letter));
@@ -35,7 +43,8 @@ pub(super) fn pairs(run: &str) -> Vec<&str> {
     starts.iter().enumerate().map(|(number, start)| &run[*start..end(number)]).collect()
 }
 
-fn is_unspaced(letter: char) -> bool {
+/// Returns whether a character is of a script without spaces.
+pub(super) fn is_unspaced(letter: char) -> bool {
     matches!(letter,
         // Thai, Lao; Myanmar; Hangul; Khmer.
         '\u{e00}'..='\u{eff}' | '\u{1000}'..='\u{109f}' | '\u{1100}'..='\u{11ff}' | '\u{1780}'..='\u{17ff}'

@@ -1,6 +1,7 @@
 //! Words: where in a text they begin and end, and which of them are written as one.
 
 use super::fold::is_in_word;
+use super::scripts;
 
 /// A word as it stands in a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,12 +14,13 @@ pub(super) struct Word<'a> {
     pub(super) is_joined: bool,
 }
 
-/// Cuts a text into words, at every character that is neither a letter nor a digit.
+/// Cuts a text into words, at every character that is neither a letter nor a digit, and where it changes between scripts with
+/// and without spaces.
 pub(super) fn words(text: &str) -> impl Iterator<Item = Word<'_>> {
     let mut at = 0;
     std::iter::from_fn(move || {
         let start = at + text[at..].find(char::is_alphanumeric)?;
-        let end = end_of(text, start, is_in_word);
+        let end = start + scripts::first_run(&text[start..end_of(text, start, is_in_word)]).len();
         let whole_start = if has_leading_dot(text, start) { start - 1 } else { start };
         let whole_end = end_of_symbols(text, end);
         at = whole_end;
@@ -39,14 +41,17 @@ fn has_leading_dot(text: &str, start: usize) -> bool {
     let Some(before) = text[..start].strip_suffix('.') else { return false };
     let is_name = text[start..].starts_with(char::is_alphabetic);
     is_name
-        && before.chars().next_back().is_none_or(|character| character.is_whitespace() || character == '(')
+        && before.chars().next_back().is_none_or(|character| {
+            character.is_whitespace() || character == '(' || scripts::is_unspaced(character)
+        })
 }
 
 /// Returns the end of the plus or number signs that follow a word, if no other word follows them.
 fn end_of_symbols(text: &str, end: usize) -> usize {
     let Some(symbol @ ('+' | '#')) = text[end..].chars().next() else { return end };
     let after = end_of(text, end, |character| character == symbol);
-    if text[after..].starts_with(char::is_alphanumeric) { end } else { after }
+    let goes_on = |next: char| next.is_alphanumeric() && !scripts::is_unspaced(next);
+    if text[after..].starts_with(goes_on) { end } else { after }
 }
 
 #[cfg(test)]
@@ -66,6 +71,10 @@ mod tests {
         assert_eq!(
             whole("security-scanning.v2, (日本語) über"),
             ["security", "scanning", "v2", "日本語", "über"]
+        );
+        assert_eq!(
+            whole("使用Node.js编写 C++代码，用.NET"),
+            ["使用", "Node", "js", "编写", "C++", "代码", "用", ".NET"]
         );
         assert_eq!(whole("re\u{301}sume\u{301} हिन्दी"), ["re\u{301}sume\u{301}", "हिन्दी"]);
         assert!(whole("--__-- ++ # . …").is_empty());

@@ -278,6 +278,7 @@ async fn a_client_that_is_set_up_wrongly_ends_a_watch_and_a_directory() {
     assert!(watch.next().await.is_none());
     let directory = Directory::follow(&client);
     let ready = timeout(super::HOUR, directory.ready()).await.expect("it ends");
-    assert!(matches!(ready, Err(Error::Config(_))), "{ready:?}");
-    assert!(matches!(directory.state(), DirectoryState::Ended { error: Error::Config(_) }));
+    let DirectoryState::Ended { error } = directory.state() else { panic!("{:?}", directory.state()) };
+    assert!(matches!(error, Error::Config(_)), "{error:?}");
+    assert_eq!(ready.unwrap_err().to_string(), error.to_string(), "the cause is told");
 }
