@@ -1,14 +1,14 @@
 //! Searches that are ready to be run.
 
-use super::SearchQuery;
 use super::cursor::SearchCursor;
 use super::parameters::{InvalidParameter, Parameters, invalid, read_bool, read_min_score};
+use super::search_query::SearchQuery;
 use crate::search::{Hit, Query, Rank, SearchIndex};
 
 /// A search query whose words are analyzed and whose cursor is read: once, for all that is asked of it.
 ///
 /// ```
-/// use registry_sdk::search::PreparedSearch;
+/// use registry_sdk::PreparedSearch;
 /// let search = PreparedSearch::from_query_string("q=security+scan&limit=10")?;
 /// assert_eq!(search.query().limit, Some(10));
 /// let error = PreparedSearch::from_query_string("q=scan&limit=none").unwrap_err();

@@ -2,19 +2,9 @@
 
 use super::documents::Documents;
 use super::query::{Mode, Query};
+use super::score::Hit;
 use super::{match_all, match_best, match_name};
 use crate::contract::Capability;
-
-/// An agent that was found, by its best capability.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Hit {
-    /// The agent's number, as [`SearchIndex::insert`] gave it.
-    pub slot: u32,
-    /// The position of the capability among those of the agent.
-    pub position: u16,
-    /// How well it matches, up to 1: see [`Query::all`] and [`Query::best`].
-    pub score: f64,
-}
 
 /// Finds agents by what they can do.
 ///

@@ -8,10 +8,9 @@ use std::collections::HashSet;
 use super::analysis::{Word, stem};
 use super::documents::Documents;
 use super::fields::Fields;
-use super::index::Hit;
 use super::postings::Postings;
 use super::query::Query;
-use super::score::round;
+use super::score::{Hit, round};
 
 /// How slowly more of a term stops to count.
 const K1: f32 = 1.5;

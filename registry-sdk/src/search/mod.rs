@@ -18,7 +18,7 @@ mod query;
 mod rank;
 mod score;
 
-pub use crate::query::PreparedSearch;
-pub use index::{Hit, SearchIndex};
+pub use index::SearchIndex;
 pub use query::Query;
 pub use rank::Rank;
+pub use score::Hit;

@@ -1,6 +1,17 @@
-//! Scores of documents.
+//! What was found, and its score.
 
 use super::postings::DocumentId;
+
+/// An agent that was found, by its best capability.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hit {
+    /// The agent's number, as [`SearchIndex::insert`](super::SearchIndex::insert) gave it.
+    pub slot: u32,
+    /// The position of the capability among those of the agent.
+    pub position: u16,
+    /// How well it matches, up to 1: see [`Query::all`](super::Query::all) and [`Query::best`](super::Query::best).
+    pub score: f64,
+}
 
 /// A document that was found.
 #[derive(Clone, Copy, Debug)]

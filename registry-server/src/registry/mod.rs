@@ -28,8 +28,7 @@ use registry_sdk::contract::{
     AgentHealth, AgentStatus, HealthStatus, Heartbeat, HeartbeatAck, Owner, Registration, RegistryStats,
     ServerHealth, StatusUpdate, Timestamp, heartbeat_timeout, is_valid_agent_id,
 };
-use registry_sdk::search::PreparedSearch;
-use registry_sdk::{AgentFilter, ListQuery};
+use registry_sdk::{AgentFilter, ListQuery, PreparedSearch};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

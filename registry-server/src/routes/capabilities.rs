@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
-use registry_sdk::MatchMode;
 use registry_sdk::contract::CapabilityMatch;
-use registry_sdk::search::PreparedSearch;
+use registry_sdk::{MatchMode, PreparedSearch};
 use utoipa::IntoParams;
 use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 

@@ -8,8 +8,8 @@ use registry_sdk::contract::{
     AgentHealth, AgentStatus, HealthStatus, RegistryStats, Timestamp, UnhealthyReason, heartbeat_timeout,
     limits,
 };
-use registry_sdk::search::{Hit, PreparedSearch, Rank};
-use registry_sdk::{AgentFilter, ListQuery};
+use registry_sdk::search::{Hit, Rank};
+use registry_sdk::{AgentFilter, ListQuery, PreparedSearch};
 
 use super::View;
 use super::entry::{EffectiveStatus, Entry, ReadContext};
