@@ -4,7 +4,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use registry_sdk::Agent;
-use registry_sdk::contract::AgentStatus;
+use registry_sdk::contract::{AgentRecord, AgentStatus};
 
 use crate::support::{Cluster, FakeClock, Server, Store, agent, client, eventually, is_long, length};
 
@@ -136,14 +136,21 @@ async fn clocks_of_agents() {
         client.get_agent("alone").await.is_ok_and(|record| record.heartbeat_interval == Some(INTERVAL))
     })
     .await;
-    for off in ["+3600", "+0", "-3600"] {
-        clock.set(off);
-        let before = client.get_agent("alone").await.unwrap();
-        tokio::time::sleep(Duration::from_secs(length(10, 0))).await;
+    let goes_on = async |before: &AgentRecord| {
         eventually("its heartbeats go on", async || {
             client.get_agent("alone").await.unwrap().last_heartbeat > before.last_heartbeat
         })
         .await;
+    };
+    // On a busy machine it may repeat its registration until that is answered. Heartbeats follow.
+    for _ in 0..3 {
+        goes_on(&client.get_agent("alone").await.unwrap()).await;
+    }
+    for off in ["+3600", "+0", "-3600"] {
+        clock.set(off);
+        let before = client.get_agent("alone").await.unwrap();
+        tokio::time::sleep(Duration::from_secs(length(10, 0))).await;
+        goes_on(&before).await;
         let after = client.get_agent("alone").await.unwrap();
         assert_eq!((after.status, after.revision), (AgentStatus::Active, before.revision), "{off}");
         println!("an agent's own clock {off} s: its heartbeats went on");
