@@ -12,7 +12,7 @@ use crate::support::{Reply, Server};
 /// While the first list is read, before it is read once more, and when that is long ago.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_cannot_be_read_is_skipped_and_answered_by_a_list() {
-    let unreadable = "id: 2-m\nevent: registered\ndata: {\"agent_id\":7}\n\n";
+    let unreadable = "id: 2-m\nevent: registered\ndata: {\"agent_id\":\"b\",\"status\":7}\n\n";
     let events = format!("{unreadable}{}", event(3, "registered", "c", "active"));
     let while_it_is_read = stream(&format!("id: 1-m\n\n{events}"));
     let afterwards = stream_in_two(AFTER_THE_LIST, "id: 1-m\n\n", &events);
