@@ -4,7 +4,7 @@
 //! Those that take long run on threads beside the ones that answer heartbeats, as many as there are cores, so that they compete
 //! with heartbeats for CPU time only, which the operating system divides fairly. Quick ones run where they arrive, on all
 //! threads but one, since changing threads would double their cost (measured in `benches/README.md`). Very many of them may
-//! wait: who waits costs no CPU time, and who is rejected comes again. The bodies that are being read
+//! wait: a waiting request costs no CPU time, and a rejected client tries again. The bodies that are being read
 //! share a byte budget. Heartbeats need neither: their bodies are small, and their write queue is their own. This is
 //! load shedding as in "Handling Overload", Site Reliability Engineering
 //! (<https://sre.google/sre-book/handling-overload/>).

@@ -12,8 +12,8 @@ use crate::query::SearchQuery;
 /// Number of searches that an orchestrator remembers for outages of the registry.
 const REMEMBERED: usize = 256;
 
-/// What an orchestrator's last searches found, by their query as it is sent. While the registry is away, tasks go to those of the agents that are healthy by their
-/// own word.
+/// What an orchestrator's last searches found, by their query as it is sent. While the registry is away, tasks go to those of
+/// the agents that are healthy by their own word.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LastSearches(Arc<Mutex<HashMap<String, Found>>>);
 

@@ -96,7 +96,7 @@ impl SearchQuery {
         self.parameters().write()
     }
 
-    /// What is searched for, in words: the exact name if there are none.
+    /// Returns the words, or the exact name if there are none.
     #[must_use]
     pub fn words(&self) -> &str {
         self.filter.capability.as_deref().filter(|_| self.q.is_empty()).unwrap_or(&self.q)
@@ -115,10 +115,10 @@ impl SearchQuery {
     /// Drops matches that contradict the query, as far as they show it: a registry may not know all parameters.
     #[cfg(feature = "client")]
     pub(crate) fn check(&self, matches: &mut Vec<CapabilityMatch>) {
-        let is_in_description_alone = self.in_description_alone();
+        let is_in_description_alone = (!self.description_only).then(|| self.in_description_alone());
         matches.retain(|found| {
             let has_score = found.score.is_none_or(|score| score >= self.min_score);
-            let is_elsewhere = self.description_only || !is_in_description_alone(found);
+            let is_elsewhere = is_in_description_alone.as_ref().is_none_or(|is_alone| !is_alone(found));
             self.filter.accepts_match(found) && has_score && is_elsewhere
         });
     }

@@ -220,7 +220,7 @@ impl Documents {
 }
 
 impl Document {
-    /// Returns where the document has a term.
+    /// Returns the fields that contain a term.
     pub(super) fn fields_of(&self, term: TermId) -> Option<Fields> {
         let index = self.terms.binary_search_by_key(&term, |term| term.id()).ok()?;
         Some(self.terms[index].fields())

@@ -46,32 +46,34 @@ type Term<'a> = Vec<&'a Postings>;
 fn terms<'a>(documents: &'a Documents, query: &Query) -> Vec<Term<'a>> {
     let (mut known, mut terms) = (HashSet::new(), Vec::new());
     let find = |text: &str| {
-        let ids = documents.dictionary.with_stem(&stem(text)).collect::<Vec<_>>();
-        ids.into_iter().filter_map(|id| documents.dictionary.postings(id)).collect::<Term<'_>>()
+        let stem = stem(text).into_owned();
+        let ids = documents.dictionary.with_stem(&stem);
+        let term: Term<'a> = ids.filter_map(|id| documents.dictionary.postings(id)).collect();
+        (stem, term)
     };
-    let mut add = |text: &str, term: Term<'a>| {
-        if known.insert(stem(text).into_owned()) {
+    let mut add = |(stem, term)| {
+        if known.insert(stem) {
             terms.push(term);
         }
     };
     for compound in &query.compounds {
         if let ([Word { whole: Some(many), .. }], Some(one)) = (compound.words.as_slice(), &compound.joined) {
             // The plural of an abbreviation, or the abbreviation.
-            let many = Some(find(many)).filter(|_| stem(many) != stem(one));
-            add(one, [find(one), many.unwrap_or_default()].concat());
+            let ((stem, mut term), (other_stem, others)) = (find(one), find(many));
+            if other_stem != stem {
+                term.extend(others);
+            }
+            add((stem, term));
             continue;
         }
         for word in compound.words.iter().filter(|word| query.counts(word)) {
-            let whole = word.whole.as_deref().map(|whole| (whole, find(whole)));
-            match whole {
-                Some((whole, term)) if word.parts.is_empty() || !term.is_empty() => add(whole, term),
-                _ => word.parts.iter().for_each(|part| add(part, find(part))),
+            match word.whole.as_deref().map(find) {
+                Some((stem, term)) if word.parts.is_empty() || !term.is_empty() => add((stem, term)),
+                _ => word.parts.iter().for_each(|part| add(find(part))),
             }
         }
-        let joined = compound.joined.as_deref().map(|joined| (joined, find(joined)));
-        if let Some((joined, term)) = joined.filter(|(_, term)| !term.is_empty()) {
-            add(joined, term);
-        }
+        let joined = compound.joined.as_deref().map(find);
+        joined.into_iter().filter(|(_, term)| !term.is_empty()).for_each(&mut add);
     }
     terms
 }
@@ -87,7 +89,7 @@ struct Scores<'a> {
     length_weight: f32,
 }
 
-/// The score of a document, and where it has terms of the query.
+/// The score of a document, and its fields that contain terms of the query.
 #[derive(Clone, Copy, Debug, Default)]
 struct Score {
     value: f32,

@@ -1,4 +1,4 @@
-//! What was found, and its score.
+//! Matches and their scores.
 
 use super::postings::DocumentId;
 

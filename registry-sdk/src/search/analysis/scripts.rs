@@ -27,7 +27,7 @@ pub(super) fn runs(word: &str) -> impl Iterator<Item = Run<'_>> {
     })
 }
 
-/// Returns the beginning of a word, up to where it changes for the first time.
+/// Returns the first run of a word.
 pub(super) fn first_run(word: &str) -> &str {
     match runs(word).next() {
         Some(Run::Spaced(run) | Run::Unspaced(run)) => run,

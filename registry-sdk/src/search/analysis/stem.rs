@@ -7,7 +7,7 @@ use frostem::{Algorithm, Stemmer};
 /// Length of the shortest stem on -er that is taken for the doer of something.
 const SHORTEST_DOER: usize = 5;
 
-/// Length of the shortest abbreviation that is told by its letters alone: shorter ones end in s too often (`dns`, `sms`).
+/// Minimum length of an abbreviation whose plural is recognized without capitals: shorter words often end in s themselves (`dns`).
 const SHORTEST_ABBREVIATION: usize = 3;
 
 /// Returns the stem of a folded word, by [Porter's second algorithm](https://snowballstem.org/algorithms/english/stemmer.html)
