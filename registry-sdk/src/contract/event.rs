@@ -21,6 +21,10 @@ pub const RESET_EVENT: &str = "reset";
 /// The last event of a stream that is closed because its reader was too slow.
 pub const OVERRUN_EVENT: &str = "overrun";
 
+/// The last event of a stream of a server that is being drained: the reader connects again at once, to another server if
+/// there is one.
+pub const DRAINING_EVENT: &str = "draining";
+
 impl EventKind {
     const ALL: [Self; 3] = [Self::Registered, Self::StatusChanged, Self::Deregistered];
 

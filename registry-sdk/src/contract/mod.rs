@@ -24,7 +24,7 @@ pub use capability_match::CapabilityMatch;
 pub use delegation::{
     ATTEMPT_HEADER, IDEMPOTENCY_KEY_HEADER, TIME_LEFT_HEADER, idempotency_key_value, parse_idempotency_key,
 };
-pub use event::{EventKind, OVERRUN_EVENT, ParseEventKindError, RESET_EVENT};
+pub use event::{DRAINING_EVENT, EventKind, OVERRUN_EVENT, ParseEventKindError, RESET_EVENT};
 pub use health::{
     AgentHealth, FailedCheck, HealthReport, HealthStatus, ProbeResult, ServerHealth, UnhealthyReason,
     health_url,

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::faults::{Shared, StreamEnd};
 use super::log::Cursor;
 use super::request_log::RequestLog;
+use crate::contract::DRAINING_EVENT;
 
 /// How often a stream of events has a comment if there is nothing else to send.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -74,6 +75,10 @@ impl Follower {
                 let log = inner.state.log();
                 let (mut last, _) = log.after(self.cursor);
                 last.extend(log.overrun());
+                Ok(Frame::data(Bytes::from(last)))
+            }
+            StreamEnd::Draining => {
+                let last = format!("event: {DRAINING_EVENT}\ndata: {{}}\n\n");
                 Ok(Frame::data(Bytes::from(last)))
             }
         }

@@ -62,6 +62,8 @@ pub(super) enum StreamEnd {
     Cut,
     /// As for readers that are too slow.
     Overrun,
+    /// As by a server that is about to stop.
+    Draining,
 }
 
 impl Shared {

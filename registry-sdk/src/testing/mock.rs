@@ -165,6 +165,13 @@ impl MockRegistry {
         self.shared.ends.send_replace(StreamEnd::Overrun);
     }
 
+    /// Ends the event streams that are open with `draining`, like a server that is about to stop, and answers further ones
+    /// with 503. [`MockRegistry::heal`] ends it.
+    pub fn drain_event_streams(&self) {
+        self.lock().refusal = Some(503);
+        self.shared.ends.send_replace(StreamEnd::Draining);
+    }
+
     /// Answers every request for an event stream with a status from now on, and cuts off those that are open: a token has
     /// expired (401), or a proxy knows no such path (404). [`MockRegistry::heal`] ends it.
     ///

@@ -13,7 +13,7 @@ use super::sse::{Block, Message};
 use super::stream::{EventStream, StreamEnd};
 use crate::beside::beside;
 use crate::client::RegistryClient;
-use crate::contract::{AgentRecord, AgentStatus, EventKind, OVERRUN_EVENT, RESET_EVENT};
+use crate::contract::{AgentRecord, AgentStatus, EventKind, RESET_EVENT};
 use crate::decode;
 use crate::error::Error;
 use crate::retry::Backoff;
@@ -50,6 +50,8 @@ enum State {
 enum Disturbance {
     /// Nothing is wrong.
     Closed,
+    /// The registry is about to stop, and another one may go on.
+    Draining,
     Failed(Error),
     /// The next event cannot be read, nor can any after it.
     TooLong,
@@ -66,6 +68,7 @@ impl From<StreamEnd> for Disturbance {
     fn from(end: StreamEnd) -> Self {
         match end {
             StreamEnd::Closed => Self::Closed,
+            StreamEnd::Draining => Self::Draining,
             StreamEnd::Failed(error) => Self::Failed(error),
             StreamEnd::TooLong => Self::TooLong,
         }
@@ -137,7 +140,6 @@ impl Follower {
         let end = loop {
             tokio::select! {
                 block = stream.next(&self.client) => match block {
-                    Ok(block) if block.is(OVERRUN_EVENT) => break StreamEnd::Closed,
                     Ok(block) => self.heard(block, &mut stream).await?,
                     Err(end) => break end,
                 },
@@ -145,6 +147,11 @@ impl Follower {
             }
         };
         self.short_streams = if stream.was_short() { self.short_streams.saturating_add(1) } else { 0 };
+        let end = match end {
+            // Leaving at once again and again would lead nowhere.
+            StreamEnd::Draining if self.short_streams > 1 => StreamEnd::Closed,
+            end => end,
+        };
         // Streams that are closed again and again must not keep a list from being read.
         if matches!(end, StreamEnd::Closed) && self.list().is_some_and(|list| list.is_reading()) {
             let progress = next_progress(&mut self.state, &self.client).await;
@@ -161,6 +168,7 @@ impl Follower {
         let error = match disturbance {
             Disturbance::ReceiverDropped => return None,
             Disturbance::Closed => return Some(OUTAGE.delay(self.short_streams, None)),
+            Disturbance::Draining => return Some(Duration::ZERO),
             Disturbance::TooLong => {
                 tracing::warn!(
                     after = self.last_id,

@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::sse::{Block, Parser};
 use crate::client::RegistryClient;
+use crate::contract::{DRAINING_EVENT, OVERRUN_EVENT};
 use crate::error::Error;
 
 /// How soon a stream says where it begins.
@@ -36,6 +37,8 @@ pub(super) struct EventStream {
 pub(super) enum StreamEnd {
     /// It was closed, as streams are for many reasons.
     Closed,
+    /// Its registry is about to stop.
+    Draining,
     /// It failed its endpoint.
     Failed(Error),
     /// It cannot be read any further: the next event is longer than any can be.
@@ -64,7 +67,7 @@ impl EventStream {
             }
             match stream.receive(now + BEGINNING_TIMEOUT).await {
                 Ok(()) => {}
-                Err(StreamEnd::Closed) => break "it ended before its first event",
+                Err(StreamEnd::Closed | StreamEnd::Draining) => break "it ended before its first event",
                 Err(StreamEnd::Failed(_)) => break "it did not begin",
                 Err(StreamEnd::TooLong) => return Err(StreamEnd::TooLong),
             }
@@ -76,8 +79,15 @@ impl EventStream {
     /// The next block. Cancel safe.
     pub(super) async fn next(&mut self, client: &RegistryClient) -> Result<Block, StreamEnd> {
         loop {
-            if let Some(block) = self.blocks.pop_front() {
-                return Ok(block);
+            match self.blocks.pop_front() {
+                Some(block) if block.is(OVERRUN_EVENT) => return Err(StreamEnd::Closed),
+                Some(block) if block.is(DRAINING_EVENT) => {
+                    // So that all calls go elsewhere.
+                    client.stream_failed(self.endpoint);
+                    return Err(StreamEnd::Draining);
+                }
+                Some(block) => return Ok(block),
+                None => {}
             }
             let received = self.receive(self.heard_at + SILENCE_TIMEOUT).await;
             if let Err(StreamEnd::Failed(_)) = received {

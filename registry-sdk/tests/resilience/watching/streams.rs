@@ -3,6 +3,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use registry_sdk::RegistryClient;
+use tokio::time::Instant;
+
 use super::{
     AFTER_THE_LIST, BEFORE_SILENCE, client, closed_stream, event, events_within, list, next, record, stream,
     stream_in_two,
@@ -108,4 +111,49 @@ async fn streams_that_were_of_use_are_opened_again_soon() {
     assert!(pauses[1..15].iter().all(|pause| *pause <= soon), "{pauses:?}");
     assert!(pauses[15..].iter().all(|pause| *pause <= lasting_for + soon), "{pauses:?}");
     assert!(pauses.len() > 25, "{pauses:?}");
+}
+
+/// Of two registries the first is about to stop.
+#[tokio::test(start_paused = true)]
+async fn a_draining_registry_is_left_for_another_at_once() {
+    let draining = format!("{}event: draining\ndata: {{}}\n\n", event(2, "status_changed", "a", "busy"));
+    let draining: &str = draining.leak();
+    let first = Server::start(move |what, _| match what {
+        "GET /events" => stream_in_two(AFTER_THE_LIST, "id: 1-m\n\n", draining),
+        _ => list(&[record("a", "active", 1)]),
+    })
+    .await;
+    let second = Server::start(|what, _| match what {
+        "GET /events" => stream(&event(3, "status_changed", "a", "active")),
+        _ => list(&[record("a", "active", 3)]),
+    })
+    .await;
+    let client = RegistryClient::builder(format!("{},{}", first.url(), second.url())).build().unwrap();
+    let mut watch = client.watch();
+    for expected in ["listed a active", "changed a busy"] {
+        assert_eq!(next(&mut watch).await, expected);
+    }
+    let told_at = Instant::now();
+    assert_eq!(next(&mut watch).await, "changed a active");
+    assert_eq!(told_at.elapsed(), Duration::ZERO);
+    let streams: Vec<_> = second.arrived().into_iter().filter(|one| one.what == "GET /events").collect();
+    assert_eq!(streams[0].header("last-event-id"), Some("2-m"));
+    // Other calls go elsewhere, too.
+    let before = first.arrived().len();
+    client.get_agent("a").await.ok();
+    assert_eq!(first.arrived().len(), before);
+}
+
+/// Every registry says that it is about to stop, or one does again and again.
+#[tokio::test(start_paused = true)]
+async fn registries_that_drain_for_ever_are_asked_ever_more_rarely() {
+    let server = Server::start(|what, _| match what {
+        "GET /events" => closed_stream("id: 1-m\n\nevent: draining\ndata: {}\n\n"),
+        _ => list(&[record("a", "active", 1)]),
+    })
+    .await;
+    let mut watch = client(&server).watch();
+    assert_eq!(events_within(&mut watch, Duration::from_secs(600)).await, ["listed a active"]);
+    let streams = server.times("GET /events").len();
+    assert!((120..400).contains(&streams), "{streams} streams in ten minutes");
 }
