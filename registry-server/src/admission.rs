@@ -10,7 +10,7 @@
 //! (<https://sre.google/sre-book/handling-overload/>).
 
 use std::net::IpAddr;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
@@ -39,6 +39,10 @@ const MAX_BODY_BYTES_IN_FLIGHT: usize = 64 * 1_024 * 1_024;
 /// Maximum size of a body that needs no permit: nearly all registrations, and every heartbeat.
 const SMALL_BODY_BYTES: usize = 4 * 1_024;
 
+/// Number of wrong tokens that an address may send at once; afterwards one a second. Some agents of one host whose token has
+/// expired are all told so.
+const WRONG_TOKENS_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
+
 /// Interval at which the state of idle clients is freed.
 const CLEANUP_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -48,7 +52,10 @@ pub(crate) struct Admission {
     long_reads: Reads,
     quick_reads: Reads,
     body_bytes: Arc<Semaphore>,
+    event_streams: Arc<Semaphore>,
     rate_limiters: Option<RateLimiters>,
+    /// For wrong tokens, by address.
+    wrong_tokens: RateLimiters,
 }
 
 /// Permits for reads of one kind.
@@ -62,7 +69,7 @@ struct Reads {
 /// Permission for a request, returned when dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Permit {
-    /// `None` for small bodies, which need no permit.
+    /// `None` for small bodies, which need none.
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -77,14 +84,18 @@ pub(crate) enum ClientKey {
 
 impl Admission {
     /// Creates the limits; `rate_limit` is in requests per second and client.
-    pub(crate) fn new(rate_limit: Option<NonZeroU32>) -> Self {
+    pub(crate) fn new(max_connections: NonZeroUsize, rate_limit: Option<NonZeroU32>) -> Self {
         let cores = available_parallelism().map_or(1, Into::into);
         Self {
             long_reads: Reads::new(MAX_LONG_READS, cores),
             // One thread for requests is always left.
             quick_reads: Reads::new(MAX_QUICK_READS, (cores - 1).max(1)),
             body_bytes: Arc::new(Semaphore::new(MAX_BODY_BYTES_IN_FLIGHT)),
-            rate_limiters: rate_limit.map(RateLimiters::new),
+            event_streams: Arc::new(Semaphore::new(share_of(max_connections.get()))),
+            rate_limiters: rate_limit.map(|per_second| RateLimiters::new(Quota::per_second(per_second))),
+            wrong_tokens: RateLimiters::new(
+                Quota::per_second(NonZeroU32::MIN).allow_burst(WRONG_TOKENS_BURST),
+            ),
         }
     }
 
@@ -135,6 +146,17 @@ impl Admission {
         Some(Permit { _permit: Some(permit) })
     }
 
+    /// Returns a permit for an event stream, or `None` if there are too many.
+    pub(crate) fn acquire_event_stream(&self) -> Option<Permit> {
+        let permit = self.event_streams.clone().try_acquire_owned().ok()?;
+        Some(Permit { _permit: Some(permit) })
+    }
+
+    /// Counts a request with a wrong token; an error says how long to wait before the next attempt.
+    pub(crate) fn count_wrong_token(&self, address: IpAddr) -> Result<(), Duration> {
+        self.wrong_tokens.check_rate(&ClientKey::from_address(address))
+    }
+
     pub(crate) fn has_rate_limit(&self) -> bool {
         self.rate_limiters.is_some()
     }
@@ -143,6 +165,12 @@ impl Admission {
     pub(crate) fn check_rate(&self, client: &ClientKey) -> Result<(), Duration> {
         self.rate_limiters.as_ref().map_or(Ok(()), |rate_limiters| rate_limiters.check_rate(client))
     }
+}
+
+/// Returns the share of the connections that event streams may keep, and that may be in a TLS handshake: the rest is for
+/// requests.
+pub(crate) fn share_of(max_connections: usize) -> usize {
+    (max_connections / 2).max(1)
 }
 
 impl Reads {
@@ -160,7 +188,7 @@ impl ClientKey {
     }
 }
 
-/// A rate limiter per client, by the generic cell rate algorithm with a burst of one second.
+/// A rate limiter per client, by the generic cell rate algorithm.
 struct RateLimiters {
     limiter: RateLimiter<ClientKey, HashMapStateStore<ClientKey>, MonotonicClock>,
     last_cleanup: Mutex<Instant>,
@@ -173,9 +201,8 @@ impl std::fmt::Debug for RateLimiters {
 }
 
 impl RateLimiters {
-    fn new(per_second: NonZeroU32) -> Self {
-        let limiter =
-            RateLimiter::new(Quota::per_second(per_second), HashMapStateStore::default(), MonotonicClock);
+    fn new(quota: Quota) -> Self {
+        let limiter = RateLimiter::new(quota, HashMapStateStore::default(), MonotonicClock);
         Self { limiter, last_cleanup: Mutex::new(Instant::now()) }
     }
 
@@ -202,7 +229,7 @@ mod tests {
 
     #[tokio::test]
     async fn long_reads_are_bounded_and_quick_ones_have_places_of_their_own() {
-        let admission = Arc::new(Admission::new(None));
+        let admission = Arc::new(Admission::new(NonZeroUsize::MIN, None));
         assert!(matches!(admission.read(|| panic!("a defect")).await, Err::<(), _>(Error::Internal)));
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let ended = Arc::new(Mutex::new(ended));
@@ -226,7 +253,7 @@ mod tests {
 
     #[tokio::test]
     async fn thousands_of_quick_reads_wait_and_further_ones_are_rejected() {
-        let admission = Arc::new(Admission::new(None));
+        let admission = Arc::new(Admission::new(NonZeroUsize::MIN, None));
         let permits = u32::try_from(admission.quick_reads.running.available_permits()).unwrap();
         let running = admission.quick_reads.running.acquire_many(permits).await;
         let read = |admission: Arc<Admission>| async move { admission.read_quick(|| ()).await };
@@ -244,7 +271,7 @@ mod tests {
 
     #[test]
     fn long_bodies_are_bounded_and_small_bodies_are_not() {
-        let admission = Admission::new(None);
+        let admission = Admission::new(NonZeroUsize::MIN, None);
         // Bodies of unknown length count as the longest one.
         let permits: Vec<_> = (0..MAX_BODY_BYTES_IN_FLIGHT / limits::BODY_BYTES)
             .map(|_| admission.acquire_body(None).unwrap())
@@ -257,7 +284,7 @@ mod tests {
 
     #[test]
     fn rate_limits_are_per_client() {
-        let admission = Admission::new(NonZeroU32::new(2));
+        let admission = Admission::new(NonZeroUsize::MIN, NonZeroU32::new(2));
         let client = |text: &str| ClientKey::from_address(text.parse().unwrap());
         let (first, neighbour, other) = (client("2001:db8::1"), client("2001:db8::2"), client("192.0.2.1"));
         assert!(admission.check_rate(&first).is_ok() && admission.check_rate(&neighbour).is_ok());

@@ -1,12 +1,13 @@
 //! Configuration of a server. All flags and environment variables are read here.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use registry_sdk::contract::DEFAULT_PORT;
+use url::Host;
 
 /// Configuration of a server.
 ///
@@ -20,8 +21,14 @@ use registry_sdk::contract::DEFAULT_PORT;
 #[derive(Clone, Debug, clap::Args)]
 #[expect(clippy::doc_markdown, reason = "`--help` shows these comments as they are")]
 pub struct Config {
-    /// Address to listen on; port 0 selects a free port.
-    #[arg(long, value_name = "ADDR", env = "REGISTRY_LISTEN", default_value_t = Config::default().listen)]
+    /// Address to listen on, such as 0.0.0.0:8009 or localhost:8009; port 0 selects a free port.
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "REGISTRY_LISTEN",
+        value_parser = parse_listen,
+        default_value_t = Config::default().listen
+    )]
     pub listen: SocketAddr,
 
     /// Database: sqlite://FILE, sqlite::memory: or postgres://USER:PASSWORD@HOST/NAME.
@@ -78,6 +85,36 @@ pub struct Config {
     #[arg(long, value_name = "FILE", env = "REGISTRY_TLS_CLIENT_CA")]
     pub tls_client_ca: Option<PathBuf>,
 
+    /// Time from SIGTERM until no more connections are accepted. Meanwhile GET /readyz answers 503.
+    ///
+    /// Long enough for load balancers to notice: a few of their checks. Ctrl-C and a second SIGTERM do not wait.
+    #[arg(
+        long,
+        value_name = "DUR",
+        env = "REGISTRY_DRAIN_DELAY",
+        value_parser = parse_delay,
+        default_value = "0s"
+    )]
+    pub drain_delay: Duration,
+
+    /// Answer to this host name as well, and take changes from its web pages; repeatable.
+    ///
+    /// For servers without --tokens-file. On a loopback address they answer only to addresses, localhost,
+    /// *.localhost, names without a dot, *.internal and these. Web pages of other names change nothing on any
+    /// address.
+    #[arg(
+        long = "allowed-host",
+        value_name = "NAME",
+        env = "REGISTRY_ALLOWED_HOST",
+        value_parser = parse_host_name,
+        value_delimiter = ','
+    )]
+    pub allowed_hosts: Vec<String>,
+
+    /// Take a client's address from X-Forwarded-For or Forwarded if a proxy in this network sent it; repeatable.
+    #[arg(long = "trusted-proxy", value_name = "CIDR", env = "REGISTRY_TRUSTED_PROXY", value_parser = parse_network, value_delimiter = ',')]
+    pub trusted_proxies: Vec<IpNet>,
+
     /// Maximum number of connections; further ones get 503. The system's open-file limit applies as well.
     #[arg(
         long,
@@ -123,7 +160,7 @@ pub struct Config {
     ///
     /// By default, loopback, link-local and cloud metadata addresses are refused, also if a name resolves to
     /// one.
-    #[arg(long, value_name = "CIDR", env = "REGISTRY_PROBE_ALLOW", value_delimiter = ',')]
+    #[arg(long, value_name = "CIDR", env = "REGISTRY_PROBE_ALLOW", value_parser = parse_network, value_delimiter = ',')]
     pub probe_allow: Vec<IpNet>,
 }
 
@@ -150,6 +187,9 @@ impl Default for Config {
             tls_cert: None,
             tls_key: None,
             tls_client_ca: None,
+            drain_delay: Duration::ZERO,
+            allowed_hosts: Vec::new(),
+            trusted_proxies: Vec::new(),
             max_connections: NonZeroUsize::MIN.saturating_add(16_383),
             rate_limit: None,
             probe_interval: None,
@@ -162,7 +202,40 @@ impl Default for Config {
 
 /// Parses a duration such as `500ms`, `30s` or `2m`.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; write a duration such as 500ms, 30s or 2m"))?;
+    let duration = parse_delay(text)?;
     if duration.is_zero() { Err("must be greater than zero".to_owned()) } else { Ok(duration) }
+}
+
+/// The same, or zero.
+fn parse_delay(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a duration such as 500ms, 30s or 2m"))
+}
+
+/// Parses an address with a port. A name is resolved, and its first IPv4 address taken if it has one.
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    const FORM: &str = "write an address and a port, such as 127.0.0.1:8009, localhost:8009 or [::]:8009";
+    let (host, port) = text.rsplit_once(':').ok_or(FORM)?;
+    if host.is_empty() || port.parse::<u16>().is_err() {
+        return Err(FORM.to_owned());
+    }
+    let found: Vec<_> =
+        text.to_socket_addrs().map_err(|error| format!("cannot resolve {host}: {error}; {FORM}"))?.collect();
+    let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
+    first.copied().ok_or_else(|| format!("{host} has no address; {FORM}"))
+}
+
+/// Parses the name of a host, without a scheme or port.
+fn parse_host_name(text: &str) -> Result<String, String> {
+    match Host::parse(text) {
+        Ok(Host::Domain(name)) => Ok(name),
+        Ok(_) => Err("addresses are always allowed; write a name".to_owned()),
+        Err(_) => Err("write the name alone, such as registry.example.com".to_owned()),
+    }
+}
+
+/// Parses a network such as `10.0.0.0/8`, or a single address.
+fn parse_network(text: &str) -> Result<IpNet, String> {
+    let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map_err(|_| "write a network or an address, such as 10.0.0.0/8 or 10.0.0.7".to_owned())
 }

@@ -25,6 +25,7 @@
 mod admission;
 mod config;
 mod connections;
+mod drain;
 mod metrics;
 mod registry;
 mod routes;

@@ -135,7 +135,14 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
                 break;
             }
             _ = sigterm.recv() => {
-                tracing::info!("received SIGTERM, shutting down");
+                tracing::info!("received SIGTERM, draining and shutting down");
+                // Whoever does not want to wait sends another signal.
+                tokio::select! {
+                    () = server.drain() => {}
+                    error = server.failure() => outcome = Err(error.into()),
+                    _ = sigterm.recv() => {}
+                    _ = sigint.recv() => {}
+                }
                 break;
             }
             _ = sigint.recv() => {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::config::{Config, MigrateMode};
 use crate::connections::ConnectionServer;
 use crate::metrics::Metrics;
 use crate::registry::{Registry, Supervisor};
-use crate::routes::{self, Authenticator};
+use crate::routes::{self, Authenticator, Origins};
 use crate::store::{Database, PostgresDatabase, SqliteDatabase};
 use crate::tls::{Tls, TlsError, TlsListener};
 use crate::tokens::TokensError;
@@ -36,6 +37,7 @@ const RESERVED_FILES: u64 = 64;
 #[derive(Debug)]
 pub struct Server {
     local_addr: SocketAddr,
+    drain_delay: Duration,
     /// Requests the shutdown when dropped.
     shutdown: DropGuard,
     supervisor: Supervisor,
@@ -137,7 +139,7 @@ impl Server {
     ///
     /// # Errors
     /// Fails if the configuration, the database or the address cannot be used. Then nothing is left running.
-    pub async fn bind(config: Config) -> Result<Self, StartError> {
+    pub async fn bind(mut config: Config) -> Result<Self, StartError> {
         let shutdown = CancellationToken::new();
         let guard = shutdown.clone().drop_guard();
         let supervisor = Supervisor::new(shutdown.clone());
@@ -148,7 +150,9 @@ impl Server {
         let listener = bind(listen).map_err(|error| StartError::Listen(listen, error))?;
         let local_addr = listener.local_addr().map_err(|error| StartError::Listen(listen, error))?;
         let database_name = redact_password(&config.database_url);
-        let max_connections = connection_limit(&config);
+        config.max_connections = connection_limit(&config);
+        let (max_connections, drain_delay) = (config.max_connections.get(), config.drain_delay);
+        let allowed_hosts = config.allowed_hosts.clone();
         let metrics = Metrics::new().map_err(|error| StartError::Metrics(error.into()))?;
         let registry = Registry::start(database.clone(), config, metrics, &supervisor)
             .await
@@ -159,14 +163,15 @@ impl Server {
                 "serving without authentication, any client can register and remove agents: see --tokens-file"
             );
         }
-        let router = routes::router(registry.clone(), authenticator.clone());
-        // Only rate limits need the address.
-        let insert_peer = registry.admission().has_rate_limit();
+        let origins = authenticator
+            .is_disabled()
+            .then(|| Origins::new(allowed_hosts, local_addr.ip().to_canonical().is_loopback()));
+        let router = routes::router(registry.clone(), authenticator.clone(), origins);
         let rejecting_router = routes::rejecting_router();
-        let connections =
-            ConnectionServer { router, rejecting_router, insert_peer, max_connections, shutdown };
+        let drain = supervisor.drain().clone();
+        let connections = ConnectionServer { router, rejecting_router, max_connections, drain, shutdown };
         if let Some(tls) = tls.clone() {
-            let served = serve(connections, TlsListener::new(listener, tls), registry);
+            let served = serve(connections, TlsListener::new(listener, tls, max_connections), registry);
             supervisor.spawn_until("connections", supervisor.shutdown().clone(), served);
         } else {
             let listener = listener.tap_io(|connection| {
@@ -179,7 +184,7 @@ impl Server {
         }
         supervisor.close();
         tracing::info!(%local_addr, store = database.name(), "accepting connections");
-        Ok(Self { local_addr, shutdown: guard, supervisor, database, authenticator, tls })
+        Ok(Self { local_addr, drain_delay, shutdown: guard, supervisor, database, authenticator, tls })
     }
 
     /// Reloads the tokens file and the certificate, if configured, without dropping a request.
@@ -224,7 +229,19 @@ impl Server {
         ServeError { task: self.supervisor.failure().await }
     }
 
-    /// Shuts the server down gracefully, within ten seconds.
+    /// Sends clients elsewhere while the server still answers them, and returns after [`Config::drain_delay`].
+    ///
+    /// From then on `GET /readyz` answers 503, each connection is closed after its next response, and event streams
+    /// end. There is no way back: what follows is [`Server::shutdown`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe: the server stays drained, and a shutdown may follow at once.
+    pub async fn drain(&self) {
+        self.supervisor.drain().begin();
+        tokio::time::sleep(self.drain_delay).await;
+    }
+
+    /// Shuts the server down gracefully, within ten seconds, without the delay of [`Server::drain`].
     ///
     /// Stops accepting, waits for the requests in flight, finishes their writes, and closes the database. What has not
     /// ended after 9.5 seconds is dropped.
@@ -291,11 +308,12 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Returns the configured connection limit, lowered to what the open-file limit allows.
-fn connection_limit(config: &Config) -> usize {
-    let configured = config.max_connections.get();
+fn connection_limit(config: &Config) -> NonZeroUsize {
+    let configured = config.max_connections;
     // If the limit is unknown and reached, accepting fails and is retried.
     let files = rlimit::Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
-    let available = usize::try_from(files.saturating_sub(RESERVED_FILES).max(1)).unwrap_or(usize::MAX);
+    let available = usize::try_from(files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX);
+    let available = NonZeroUsize::new(available).unwrap_or(NonZeroUsize::MIN);
     if available < configured {
         tracing::warn!(
             configured,

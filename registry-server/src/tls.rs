@@ -1,5 +1,6 @@
 //! TLS for the server's port, optionally with client certificates (mutual TLS).
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,17 +14,18 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::admission::share_of;
 use crate::config::Config;
 
 /// Timeout of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Maximum number of handshakes at a time; further connections wait in the listen queue.
+/// Maximum number of handshakes at a time, if there may be twice as many connections.
 const MAX_CONCURRENT_HANDSHAKES: usize = 1_024;
 
 /// An error in the TLS configuration.
@@ -122,16 +124,45 @@ fn load_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErr
 
 /// A listener that yields connections after their TLS handshake.
 ///
-/// Handshakes run concurrently, so a slow client delays no other.
+/// Handshakes run concurrently, so a slow client delays no other. If there are too many, the oldest one is dropped: a client
+/// that means well needs milliseconds, and one that says nothing would keep its place for seconds.
 pub(crate) struct TlsListener {
     tcp: TcpListener,
     tls: Tls,
+    max_handshakes: usize,
     handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
+    /// The same handshakes, the oldest first, and some that have ended.
+    by_age: VecDeque<AbortHandle>,
 }
 
 impl TlsListener {
-    pub(crate) fn new(tcp: TcpListener, tls: Tls) -> Self {
-        Self { tcp, tls, handshakes: JoinSet::new() }
+    pub(crate) fn new(tcp: TcpListener, tls: Tls, max_connections: usize) -> Self {
+        let max_handshakes = share_of(max_connections).min(MAX_CONCURRENT_HANDSHAKES);
+        Self { tcp, tls, max_handshakes, handshakes: JoinSet::new(), by_age: VecDeque::new() }
+    }
+
+    fn begin_handshake(&mut self, connection: TcpStream, address: SocketAddr) {
+        if self.by_age.len() == self.max_handshakes {
+            self.by_age.retain(|handshake| !handshake.is_finished());
+        }
+        if self.by_age.len() == self.max_handshakes
+            && let Some(oldest) = self.by_age.pop_front()
+        {
+            tracing::debug!("too many TLS handshakes at a time, dropping the oldest");
+            oldest.abort();
+        }
+        let acceptor = self.tls.acceptor.read().clone();
+        self.by_age.push_back(self.handshakes.spawn(async move {
+            let _ = connection.set_nodelay(true);
+            match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(connection)).await {
+                Ok(Ok(stream)) => Some((stream, address)),
+                Ok(Err(error)) => {
+                    tracing::debug!(%address, %error, "TLS handshake failed, closing the connection");
+                    None
+                }
+                Err(_) => None,
+            }
+        }));
     }
 }
 
@@ -142,19 +173,8 @@ impl Listener for TlsListener {
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         loop {
             tokio::select! {
-                (connection, address) = Listener::accept(&mut self.tcp), if self.handshakes.len() < MAX_CONCURRENT_HANDSHAKES => {
-                    let acceptor = self.tls.acceptor.read().clone();
-                    self.handshakes.spawn(async move {
-                        let _ = connection.set_nodelay(true);
-                        match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(connection)).await {
-                            Ok(Ok(stream)) => Some((stream, address)),
-                            Ok(Err(error)) => {
-                                tracing::debug!(%address, %error, "TLS handshake failed, closing the connection");
-                                None
-                            }
-                            Err(_) => None,
-                        }
-                    });
+                (connection, address) = Listener::accept(&mut self.tcp) => {
+                    self.begin_handshake(connection, address);
                 }
                 Some(finished) = self.handshakes.join_next() => {
                     if let Ok(Some(finished)) = finished {

@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use registry_sdk::RegistryClient;
@@ -26,6 +27,8 @@ const LONG: Duration = Duration::from_secs(300);
 /// A running program. It is killed where the test fails.
 struct Running {
     child: Child,
+    /// What it logs after its start.
+    log: mpsc::Receiver<String>,
     url: String,
     client: RegistryClient,
 }
@@ -39,24 +42,45 @@ impl Running {
     fn start_with(database: &Path, arguments: &[&str]) -> Self {
         let url = format!("sqlite://{}", database.display());
         let mut command = program();
+        if !arguments.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
         // Nobody is offline because the machine is busy.
-        command.args(["--listen", "127.0.0.1:0", "--database-url", &url, "--heartbeat-timeout", "1h"]);
+        command.args(["--database-url", &url, "--heartbeat-timeout", "1h"]);
         command.args(arguments);
         let mut child = command.spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
         let line = log.find(|line| line.as_ref().unwrap().contains("local_addr=")).unwrap().unwrap();
         let address = line.split("local_addr=").nth(1).unwrap().split_whitespace().next().unwrap();
         // The rest of the log is read to its end, so that the program never waits for a full pipe.
-        std::thread::spawn(move || log.for_each(drop));
+        let (lines, log_lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in log.map_while(Result::ok) {
+                let _ = lines.send(line);
+            }
+        });
         let url = format!("http://{address}");
         let client = RegistryClient::builder(&url).timeout(LONG).build().unwrap();
-        Self { child, url, client }
+        Self { child, log: log_lines, url, client }
     }
 
     fn signal(&mut self, signal: &str) -> std::process::ExitStatus {
+        self.send_signal(signal);
+        self.child.wait().unwrap()
+    }
+
+    fn send_signal(&self, signal: &str) {
         let sent = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
-        self.child.wait().unwrap()
+    }
+
+    /// The next line of the log that has a text in it.
+    fn logged(&self, text: &str) -> String {
+        std::iter::from_fn(|| self.log.recv_timeout(LONG).ok()).find(|line| line.contains(text)).unwrap()
+    }
+
+    async fn is_ready(&self) -> bool {
+        reqwest::get(format!("{}/readyz", self.url)).await.unwrap().status().is_success()
     }
 }
 
@@ -98,6 +122,70 @@ async fn sigterm_and_ctrl_c_end_it_well() {
     }
 }
 
+#[tokio::test]
+async fn sigterm_drains_for_a_while_and_ctrl_c_or_another_sigterm_does_not_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("registry.db");
+    for (delay, second) in [("1h", Some("TERM")), ("1h", Some("INT")), ("10ms", None)] {
+        let mut running = Running::start_with(&database, &["--drain-delay", delay]);
+        assert!(running.is_ready().await);
+        running.send_signal("TERM");
+        if let Some(second) = second {
+            running.logged("received SIGTERM");
+            while running.is_ready().await {}
+            // On new connections, too, all is answered as before.
+            running.client.register(&registration(1)).await.unwrap();
+            assert_eq!(running.signal(second).code(), Some(0), "{second}");
+        } else {
+            assert_eq!(running.child.wait().unwrap().code(), Some(0));
+        }
+    }
+    let mut running = Running::start_with(&database, &["--drain-delay", "1h"]);
+    assert_eq!(running.signal("INT").code(), Some(0));
+}
+
+#[tokio::test]
+async fn it_listens_on_names_and_prefers_ipv4() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("registry.db");
+    for (listen, host) in [("localhost:0", "127.0.0.1:"), ("127.0.0.2:0", "127.0.0.2:")] {
+        let mut running = Running::start_with(&database, &["--listen", listen]);
+        assert!(running.url.starts_with(&format!("http://{host}")), "{}", running.url);
+        running.client.get_stats().await.unwrap();
+        running.signal("TERM");
+    }
+}
+
+/// Each line of the log stands for itself: the next registration of another agent marks its end.
+#[tokio::test]
+async fn loopback_addresses_of_agents_elsewhere_are_logged_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("registry.db");
+    let running = Running::start_with(&database, &["--trusted-proxy", "127.0.0.1"]);
+    let register = async |id: &str, url: &str, client: &str| {
+        let body = serde_json::to_vec(&Registration::new(id, id, url)).unwrap();
+        let request = reqwest::Client::new().post(format!("{}/register", running.url)).body(body);
+        let request = request.header("content-type", "application/json").header("x-forwarded-for", client);
+        let answer = request.send().await.unwrap();
+        assert!(answer.status().is_success());
+    };
+    let elsewhere = "192.0.2.7";
+    register("here", "http://localhost:1", "127.0.0.1").await;
+    register("well", "http://agent:8000", elsewhere).await;
+    for (id, url) in [
+        ("one", "http://127.0.0.1:8002"),
+        ("two", "http://localhost"),
+        ("three", "http://[::1]:1/x"),
+        ("four", "http://a.localhost"),
+    ] {
+        register(id, url, elsewhere).await;
+        register(id, url, elsewhere).await;
+        let line = running.logged("loopback");
+        let names_all = [id, url, elsewhere].iter().all(|text| line.contains(text));
+        assert!(line.contains("WARN") && names_all, "{line}");
+    }
+}
+
 /// A signal that arrived before the server had a handler for it would be lost where it is ignored (under `nohup`, say), or kill
 /// the server.
 #[cfg(target_os = "linux")]
@@ -134,7 +222,16 @@ fn a_wrong_setting_is_named() {
     for (arguments, expected) in [
         (&["--heartbeat-timeout", "soon"][..], "30s"),
         (&["--sweep-interval", "0s"], "--sweep-interval"),
-        (&["--listen", "here"], "--listen"),
+        (&["--listen", "here"], "localhost:8009"),
+        (&["--listen", ":8009"], "localhost:8009"),
+        (&["--listen", "127.0.0.1:65536"], "localhost:8009"),
+        (&["--listen", "no.such.host.invalid:8009"], "no.such.host.invalid"),
+        (&["--drain-delay", "soon"], "30s"),
+        (&["--allowed-host", "http://a.example"], "registry.example.com"),
+        (&["--allowed-host", "a.example:80"], "registry.example.com"),
+        (&["--allowed-host", "10.0.0.1"], "addresses are always allowed"),
+        (&["--trusted-proxy", "proxy"], "10.0.0.0/8"),
+        (&["--probe-allow", "10.0.0.0/99"], "10.0.0.0/8"),
         (&["--database-url", "mysql://x"], "sqlite: or postgres:"),
         (&["--database-url", "postgres://u:secret@127.0.0.1:1/x"], "127.0.0.1:1"),
         (&["--database-url", "sqlite:///no/such/folder/registry.db"], "/no/such/folder"),
@@ -160,6 +257,9 @@ fn help_lists_every_flag_with_its_variable_and_default() {
         ("--heartbeat-timeout <DUR>", "REGISTRY_HEARTBEAT_TIMEOUT", "60s"),
         ("--sweep-interval <DUR>", "REGISTRY_SWEEP_INTERVAL", "5s"),
         ("--remove-after <DUR>", "REGISTRY_REMOVE_AFTER", "they are kept"),
+        ("--drain-delay <DUR>", "REGISTRY_DRAIN_DELAY", "0s"),
+        ("--allowed-host <NAME>", "REGISTRY_ALLOWED_HOST", "repeatable"),
+        ("--trusted-proxy <CIDR>", "REGISTRY_TRUSTED_PROXY", "repeatable"),
         ("--log-format <FORMAT>", "REGISTRY_LOG_FORMAT", "text"),
         ("--log <FILTER>", "REGISTRY_LOG", "info"),
     ] {

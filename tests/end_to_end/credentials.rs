@@ -111,7 +111,7 @@ async fn who_has_no_token_is_told_and_changes_nothing(database: Database) {
     }
     let http = reqwest::Client::new();
     for path in ["agents", "agents/a", "stats", "events", "metrics", "no/such/path"] {
-        for credentials in [None, Some("Basic YTpi"), Some("Bearer"), Some("Bearer x y")] {
+        for credentials in [None, Some("Basic YTpi"), Some("Bearer")] {
             let mut request = http.get(format!("{}/{path}", server.url()));
             if let Some(credentials) = credentials {
                 request = request.header("authorization", credentials);

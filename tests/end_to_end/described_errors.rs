@@ -6,7 +6,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use futures_util::future::join_all;
 use registry_sdk::contract::{Problem, ServerHealth, limits};
 use registry_sdk::testing::Fault;
-use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -56,6 +56,11 @@ impl Operation {
     /// A request with a body that passes for JSON until it is read.
     fn request_with(&self, server: &Registry, body: impl Into<reqwest::Body>) -> RequestBuilder {
         self.request(server).header(CONTENT_TYPE, "application/json").body(body)
+    }
+
+    /// Whether it is for those who watch over the server, who are always answered.
+    fn is_health_check(&self) -> bool {
+        matches!(&*self.path, "/health" | "/livez" | "/readyz")
     }
 
     fn is_for_an_agent(&self) -> bool {
@@ -150,6 +155,8 @@ async fn every_listed_error_is_answered(database: Database) {
     bad_requests(&server, described).await;
     conflicts(&server, described, young).await;
     slow_bodies(&server, described).await;
+    let elsewhere = |operation: &Operation| operation.request(&server).header(HOST, "elsewhere.example");
+    described.provoke(421, |operation| (!operation.is_health_check()).then(|| elsewhere(operation))).await;
     server.shutdown().await;
     bad_credentials(&database, described).await;
     too_many_requests(&database, described).await;
@@ -224,9 +231,8 @@ async fn slow_bodies(server: &Registry, described: &mut Described) {
 async fn bad_credentials(database: &Database, described: &mut Described) {
     let (file, tokens) = File::new(&["scope = \"agent\"\nagents = [\"other\"]"]);
     let server = database.start_with(|config| config.tokens_file = Some(file.path.clone())).await;
-    // Only the server's own health is for everyone.
     described
-        .provoke(401, |operation| (operation.id != "get_server_health").then(|| operation.request(&server)))
+        .provoke(401, |operation| (!operation.is_health_check()).then(|| operation.request(&server)))
         .await;
     let authorization = format!("Bearer {}", tokens[0]);
     let body = serde_json::to_value(agent("a", "work")).unwrap();
@@ -239,7 +245,7 @@ async fn bad_credentials(database: &Database, described: &mut Described) {
 
 async fn too_many_requests(database: &Database, described: &mut Described) {
     let server = database.start_with(|config| config.rate_limit = NonZeroU32::new(1)).await;
-    for operation in described.operations.iter().filter(|operation| operation.id != "get_server_health") {
+    for operation in described.operations.iter().filter(|operation| !operation.is_health_check()) {
         let refused = loop {
             // Several at once, so that a slow machine does not spread them over as many seconds.
             let answers = join_all((0..4).map(|_| operation.request(&server).send())).await;
@@ -260,7 +266,15 @@ async fn too_many_connections(database: &Database, described: &mut Described) {
     let mut connection = TcpStream::connect(server.local_addr()).await.unwrap();
     connection.write_all(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     assert!(connection.read(&mut [0; 1_024]).await.unwrap() > 0);
-    described.provoke(503, |operation| Some(operation.request(&server))).await;
+    // A server that is busy need not be restarted.
+    let is_rejected = |operation: &&Operation| operation.id != "get_liveness";
+    described
+        .provoke(503, |operation| {
+            Some(operation).filter(is_rejected).map(|operation| operation.request(&server))
+        })
+        .await;
+    let liveness = reqwest::get(format!("{}/livez", server.url())).await.unwrap();
+    assert_eq!(liveness.text().await.unwrap(), "alive");
     drop(connection);
     server.shutdown().await;
 }

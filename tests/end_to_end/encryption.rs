@@ -1,5 +1,6 @@
 //! HTTPS on the server's own port, and clients that have to show a certificate.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -15,6 +16,7 @@ on_both_databases!(
     clients_have_to_show_a_certificate_where_that_is_wanted,
     a_renewed_certificate_is_read_anew,
     who_dawdles_or_speaks_plainly_holds_up_nobody,
+    handshakes_that_are_never_ended_make_way_for_others,
 );
 
 /// An authority, and the files that it has signed.
@@ -136,6 +138,29 @@ async fn who_dawdles_or_speaks_plainly_holds_up_nobody(database: Database) {
     let mut rest = Vec::new();
     plain.read_to_end(&mut rest).await.unwrap();
     assert!(!rest.starts_with(b"HTTP"), "no answer in the clear");
+    drop(silent);
+    server.shutdown().await;
+}
+
+/// More of them than there may be at a time, and none takes a place of the connections.
+async fn handshakes_that_are_never_ended_make_way_for_others(database: Database) {
+    let authority = Authority::new();
+    let server = database
+        .start_with(|config| {
+            authority.configure(config);
+            config.max_connections = NonZeroUsize::new(4).unwrap();
+        })
+        .await;
+    let mut silent = Vec::new();
+    let requests = async {
+        // The server gives each silent client 10 s, and two at a time: without making way, 490 s in all.
+        for _ in 0..100 {
+            silent.push(TcpStream::connect(server.local_addr()).await.unwrap());
+            // Each time on a new connection, whose handshake comes after those.
+            trusting(&server, &authority).get_stats().await.unwrap();
+        }
+    };
+    tokio::time::timeout(LONG, requests).await.expect("nobody is held up");
     drop(silent);
     server.shutdown().await;
 }

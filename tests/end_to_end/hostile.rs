@@ -18,6 +18,7 @@ on_both_databases!(
     what_is_nested_deeply_is_refused_or_can_be_read_back,
     a_body_that_does_not_come_is_not_waited_for,
     connections_too_many_are_refused_and_heartbeats_on_the_others_go_on,
+    event_streams_leave_connections_to_requests,
     slow_readers_get_agents_as_they_are_when_they_are_sent,
     who_sends_too_much_is_slowed_down_and_nobody_else,
     tricks_with_paths_lead_nowhere,
@@ -130,6 +131,20 @@ async fn connections_too_many_are_refused_and_heartbeats_on_the_others_go_on(dat
         reqwest::Client::new().get(&url).send().await.is_ok_and(|answer| answer.status().is_success())
     })
     .await;
+    server.shutdown().await;
+}
+
+async fn event_streams_leave_connections_to_requests(database: Database) {
+    let server = database.start_with(|config| config.max_connections = NonZeroUsize::new(8).unwrap()).await;
+    let open = async || reqwest::get(format!("{}/events", server.url())).await.unwrap();
+    let streams = [open().await, open().await, open().await, open().await];
+    assert!(streams.iter().all(|stream| stream.status().is_success()));
+    let refused = open().await;
+    assert_eq!((refused.status().as_u16(), &refused.headers()[RETRY_AFTER]), (503, &"1".parse().unwrap()));
+    assert!(refused.text().await.unwrap().contains("too many event streams"));
+    client(&server).register(&agent("a", "work")).await.unwrap();
+    drop(streams);
+    eventually("a stream has a place again", async || open().await.status().is_success()).await;
     server.shutdown().await;
 }
 

@@ -6,9 +6,11 @@
 
 mod agent_life;
 mod api_description;
+mod behind_proxies;
 mod credentials;
 mod deadlines;
 mod described_errors;
+mod draining;
 mod edited_rows;
 mod encryption;
 mod errors;
@@ -18,6 +20,7 @@ mod hostile;
 mod instances;
 mod lists;
 mod metrics;
+mod origins;
 mod outages;
 mod probes;
 mod registration;

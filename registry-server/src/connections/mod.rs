@@ -26,6 +26,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::drain::Drain;
 use timeouts::{TimedIo, Timeouts};
 
 /// Time that requests in flight have to finish after a shutdown was requested.
@@ -41,7 +42,7 @@ const MAX_BUFFER_BYTES: usize = MAX_HEADER_BYTES;
 /// Maximum number of connections over the limit that are answered; further ones are just closed.
 const MAX_CONCURRENT_REJECTIONS: usize = 64;
 
-/// The client's IP address, as a request extension.
+/// The IP address of the other end of the connection, as a request extension.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PeerAddr(pub(crate) IpAddr);
 
@@ -50,10 +51,10 @@ pub(crate) struct ConnectionServer {
     pub(crate) router: Router,
     /// Answers the connections over the limit.
     pub(crate) rejecting_router: Router,
-    /// Whether requests carry their [`PeerAddr`]. Only rate limits need it.
-    pub(crate) insert_peer: bool,
     /// Maximum number of open connections.
     pub(crate) max_connections: usize,
+    /// Begins with the shutdown, unless it has begun before.
+    pub(crate) drain: Arc<Drain>,
     /// Stops accepting, and closes each connection after its current request.
     pub(crate) shutdown: CancellationToken,
 }
@@ -84,10 +85,11 @@ impl ConnectionServer {
                 (&self.rejecting_router, permit)
             };
             let (router, shutdown) = (router.clone(), self.shutdown.clone());
-            let served = serve_connection(io, peer, self.insert_peer, router, shutdown, permit);
+            let served = serve_connection(io, peer, router, shutdown, permit);
             tasks.spawn(abort.clone().run_until_cancelled_owned(served));
         }
         drop(listener);
+        self.drain.begin();
         tasks.close();
         if timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
             tracing::warn!("dropping requests that did not finish within the shutdown timeout");
@@ -100,7 +102,6 @@ impl ConnectionServer {
 async fn serve_connection<I: AsyncRead + AsyncWrite + Unpin>(
     io: I,
     peer: SocketAddr,
-    insert_peer: bool,
     router: Router,
     shutdown: CancellationToken,
     _permit: OwnedSemaphorePermit,
@@ -111,9 +112,7 @@ async fn serve_connection<I: AsyncRead + AsyncWrite + Unpin>(
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         state.request_received();
         let mut request = request.map(Body::new);
-        if insert_peer {
-            request.extensions_mut().insert(PeerAddr(peer.ip().to_canonical()));
-        }
+        request.extensions_mut().insert(PeerAddr(peer.ip().to_canonical()));
         let response = service.call(request);
         let state = state.clone();
         async move {

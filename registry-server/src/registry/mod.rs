@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
 use crate::config::Config;
+use crate::drain::Drain;
 use crate::metrics::{Gauges, Metrics};
 use crate::store::{Database, Position, Purpose, Session, StoreError, StoredAgent, Writes};
 use availability::Part;
@@ -86,6 +87,9 @@ pub(crate) enum Error {
     /// A queue is full, or there are no permits left.
     #[error("too many requests are waiting, nothing was changed; try again")]
     Overloaded,
+    /// Half of the connections are event streams already.
+    #[error("too many event streams are open, see --max-connections; ask another server, or try again")]
+    TooManyStreams,
     /// The server is shutting down.
     #[error("the server is shutting down, nothing was changed; try again")]
     ShuttingDown,
@@ -187,6 +191,11 @@ impl Registry {
             .submit_and_get(&agent_id, Change::Register { draft: Box::new(draft), instance_age }, arrived)
             .await?;
         Ok(self.shared.record(&agent))
+    }
+
+    /// Whether an agent is registered with a URL.
+    pub(crate) fn is_registered_at(&self, agent_id: &str, base_url: &str) -> bool {
+        self.shared.view.entry(agent_id).is_some_and(|entry| entry.agent.base_url == base_url)
     }
 
     /// Records a heartbeat, with an optional status and load.
@@ -334,9 +343,17 @@ impl Registry {
         self.shared.view.subscribe()
     }
 
-    /// Waits until a shutdown is requested.
-    pub(crate) async fn shutdown_requested(&self) {
-        self.supervisor.shutdown().cancelled().await;
+    pub(crate) fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    pub(crate) fn drain(&self) -> &Drain {
+        self.supervisor.drain()
+    }
+
+    /// Rejects what another server has to do once this one is being drained.
+    pub(crate) fn check_ready(&self) -> Result<(), Error> {
+        if self.drain().has_begun() { Err(Error::ShuttingDown) } else { Ok(()) }
     }
 
     /// Returns how long the database has been unavailable, if it is.

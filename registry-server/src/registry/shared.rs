@@ -74,7 +74,7 @@ impl Shared {
             dirty_reports: DirtyReports::default(),
             suspects: Mutex::default(),
             has_suspects: Notify::new(),
-            admission: Admission::new(config.rate_limit),
+            admission: Admission::new(config.max_connections, config.rate_limit),
             metrics,
             cached_stats: Mutex::default(),
             server_id: RandomState::new().hash_one(std::process::id()),

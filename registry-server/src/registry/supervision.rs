@@ -3,16 +3,21 @@
 //! A server whose view is no longer brought up to date answers as if all were well. It is better restarted.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::drain::Drain;
+
 /// Starts tasks, and notices those that end too early.
 #[derive(Clone, Debug)]
 pub(crate) struct Supervisor {
     tasks: TaskTracker,
+    /// Precedes the shutdown.
+    drain: Arc<Drain>,
     /// Requests the shutdown.
     shutdown: CancellationToken,
     /// Ends all tasks at once, also in the middle of their work.
@@ -25,10 +30,15 @@ impl Supervisor {
     pub(crate) fn new(shutdown: CancellationToken) -> Self {
         Self {
             tasks: TaskTracker::new(),
+            drain: Arc::default(),
             shutdown,
             abort: CancellationToken::new(),
             failed: watch::Sender::default(),
         }
+    }
+
+    pub(crate) fn drain(&self) -> &Arc<Drain> {
+        &self.drain
     }
 
     pub(crate) fn shutdown(&self) -> &CancellationToken {

@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use registry_sdk::contract::{AgentRecord, Heartbeat, HeartbeatAck, Registration, StatusUpdate};
 use serde_json::Value;
+use url::{Host, Url};
 
 use super::auth::Caller;
 use super::describe::{Always, BadBody, Busy, Refused, Superseded, Unknown};
@@ -63,7 +64,30 @@ pub(super) async fn register(
 ) -> Result<Response, ApiError> {
     let registration = Registration::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     caller.check_may_act_for(&registration.agent_id)?;
+    if let Some(client) = caller.address.filter(|client| !client.is_loopback())
+        && is_loopback(&registration.base_url)
+        && !registry.is_registered_at(&registration.agent_id, &registration.base_url)
+    {
+        tracing::warn!(
+            agent_id = registration.agent_id,
+            base_url = registration.base_url,
+            %client,
+            "an agent on another host registers a loopback address, by which its callers reach only themselves; it should \
+             register a name or address of its own host"
+        );
+    }
     Ok(json(registry.register(registration).await?))
+}
+
+/// Whether a URL leads to the host of whoever asks for it.
+fn is_loopback(url: &str) -> bool {
+    let Ok(url) = Url::parse(url) else { return false };
+    match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        None => false,
+    }
 }
 
 /// Reports that an agent is alive, and optionally its status and load.

@@ -1,5 +1,6 @@
 //! Authentication and authorization of requests.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,9 +16,14 @@ use super::dashboard;
 use super::problem::ApiError;
 use crate::tokens::{Token, Tokens, TokensError};
 
+/// Whether a path is for those who watch over the server. It always gets an answer.
+pub(super) fn is_health_check(path: &str) -> bool {
+    matches!(path, "/health" | "/livez" | "/readyz")
+}
+
 /// Whether a path needs no token: the pages, the API description, and the server's health for load balancers.
 fn is_public(path: &str) -> bool {
-    path == "/health"
+    is_health_check(path)
         || path == "/openapi.json"
         || path.starts_with("/docs")
         || dashboard::PATHS.contains(&path)
@@ -33,11 +39,27 @@ pub(crate) struct Authenticator {
 
 /// The authenticated caller. Handlers that write check its authorization.
 #[derive(Clone, Debug)]
-pub(super) enum Caller {
-    /// No tokens file is configured, or the path is public.
-    Anyone,
-    /// The bearer of a token, and a receiver that is notified when the tokens are reloaded.
-    Bearer(Arc<Token>, watch::Receiver<()>),
+pub(super) struct Caller {
+    /// Address of the client.
+    pub(super) address: Option<IpAddr>,
+    /// `None` if no tokens file is configured, or the path is public.
+    bearer: Option<Bearer>,
+}
+
+/// The bearer of a token.
+#[derive(Clone, Debug)]
+struct Bearer {
+    token: Arc<Token>,
+    /// Notified when the tokens are reloaded.
+    reloaded: watch::Receiver<()>,
+}
+
+/// Why a request is not authenticated.
+pub(super) enum Unauthenticated {
+    /// It has no token.
+    NoToken,
+    /// Its token is unknown, or has expired.
+    WrongToken,
 }
 
 impl Authenticator {
@@ -62,45 +84,43 @@ impl Authenticator {
         self.file.is_none()
     }
 
-    /// Returns the caller, or a 401 error.
-    pub(super) fn authenticate(&self, request: &Request) -> Result<Caller, ApiError> {
+    /// Returns the caller at an address.
+    pub(super) fn authenticate(
+        &self,
+        request: &Request,
+        address: Option<IpAddr>,
+    ) -> Result<Caller, Unauthenticated> {
         if self.is_disabled() || is_public(request.uri().path()) {
-            return Ok(Caller::Anyone);
+            return Ok(Caller { address, bearer: None });
         }
         let tokens = self.tokens.read().clone();
-        let presented =
-            bearer(request.headers()).ok_or_else(|| unauthorized("send a token: Authorization: Bearer …"))?;
-        let token = tokens.find(presented, SystemTime::now());
-        let reloaded = self.reloaded.subscribe();
-        let bearer = token.map(|token| Caller::Bearer(token, reloaded));
-        bearer.ok_or_else(|| unauthorized("the token is unknown, or has expired"))
+        let presented = bearer(request.headers()).ok_or(Unauthenticated::NoToken)?;
+        let token = tokens.find(presented, SystemTime::now()).ok_or(Unauthenticated::WrongToken)?;
+        Ok(Caller { address, bearer: Some(Bearer { token, reloaded: self.reloaded.subscribe() }) })
     }
 }
 
 impl Caller {
     /// Rejects the write if the caller is not authorized for the agent.
     pub(super) fn check_may_act_for(&self, agent_id: &str) -> Result<(), ApiError> {
-        match self {
-            Self::Bearer(token, _) if !token.may_act_for(agent_id) => {
+        match &self.bearer {
+            Some(Bearer { token, .. }) if !token.may_act_for(agent_id) => {
                 let name = &token.name;
                 let detail = format!("the token {name:?} does not allow to change the agent {agent_id:?}");
                 Err(ApiError::new(StatusCode::FORBIDDEN, detail))
             }
-            Self::Bearer(..) | Self::Anyone => Ok(()),
+            _ => Ok(()),
         }
     }
 
     /// Returns the name of the caller's token.
     pub(super) fn name(&self) -> Option<&str> {
-        match self {
-            Self::Anyone => None,
-            Self::Bearer(token, _) => Some(&token.name),
-        }
+        self.bearer.as_ref().map(|bearer| &*bearer.token.name)
     }
 
     /// Waits until the caller has to authenticate again: the token has expired, or the tokens were reloaded.
     pub(super) async fn credentials_expired(&mut self) {
-        let Self::Bearer(token, reloaded) = self else { return std::future::pending().await };
+        let Some(Bearer { token, reloaded }) = &mut self.bearer else { return std::future::pending().await };
         let expires = async {
             match token.expires_in(SystemTime::now()) {
                 Some(left) => tokio::time::sleep(left).await,
@@ -121,7 +141,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         // A route that is not behind the middleware rejects everything.
         let caller = parts.extensions.get::<Self>().cloned();
-        caller.ok_or_else(|| unauthorized("the request was not authenticated"))
+        caller.ok_or_else(|| ApiError::new(StatusCode::UNAUTHORIZED, "the request was not authenticated"))
     }
 }
 
@@ -129,8 +149,4 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-}
-
-fn unauthorized(detail: &str) -> ApiError {
-    ApiError::new(StatusCode::UNAUTHORIZED, detail)
 }

@@ -15,7 +15,11 @@ pub(super) enum Always {
     #[response(status = 401, content_type = "application/problem+json",
         headers(("WWW-Authenticate" = String, description = "`Bearer`")))]
     Unauthorized(Problem),
-    /// The client exceeds its request rate, on a server that limits rates.
+    /// The server requires no token, listens on a loopback address, and does not answer for the host of the request.
+    #[response(status = 421, content_type = "application/problem+json")]
+    Misdirected(Problem),
+    /// The client exceeds its request rate, on a server that limits rates, or too many unknown or expired tokens came from
+    /// its address.
     #[response(status = 429, content_type = "application/problem+json",
         headers(("Retry-After" = u32, description = "Seconds to wait before the next attempt.")))]
     TooMany(Problem),
@@ -28,7 +32,8 @@ pub(super) enum Always {
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "it describes answers, which are made elsewhere")]
 pub(super) enum Refused {
-    /// The token may not change this agent.
+    /// The token may not change this agent; or the server requires no token, and a web page of another site sent the
+    /// request.
     #[response(status = 403, content_type = "application/problem+json")]
     Forbidden(Problem),
     /// The database does not answer, the server has too many requests or connections, or it is shutting down.

@@ -10,15 +10,16 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, stream};
-use registry_sdk::contract::{OVERRUN_EVENT, RESET_EVENT};
+use registry_sdk::contract::{DRAINING_EVENT, OVERRUN_EVENT, RESET_EVENT};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::auth::Caller;
 use super::describe::{Always, BadParameter, Busy};
 use super::problem::ApiError;
+use crate::admission::Permit;
 use crate::metrics::WatcherGuard;
-use crate::registry::{Cursor, LogRead, Registry};
+use crate::registry::{Cursor, Error, LogRead, Registry};
 use crate::store::Position;
 
 /// Maximum time without data: proxies and clients take a longer silence for a lost connection.
@@ -28,7 +29,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 ///
 /// `registered`, `status_changed` and `deregistered` have the agent's record, as it was after the change, as their data,
 /// and an opaque id. `reset` says that changes were missed and everything has to be read anew;
-/// `overrun` is sent once, before a slow reader is disconnected.
+/// `overrun` is sent once, before a slow reader is disconnected. `draining` is the last event of a server that is about to
+/// stop: connect again at once, to another server if there is one.
 #[utoipa::path(
     get, path = "/events", tag = "discovery",
     params(("Last-Event-ID" = Option<String>, Header, pattern = "^[0-9]{1,18}(-[0-9a-f]{16})?$", description = "Id of the last event that was seen")),
@@ -44,10 +46,13 @@ pub(super) async fn watch_events(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let after = last_event_id(&headers)?;
+    registry.check_ready()?;
+    let permit = registry.admission().acquire_event_stream().ok_or(Error::TooManyStreams)?;
     let cursor = registry.cursor(after).await;
     let changed = registry.subscribe();
     let counted = registry.metrics().track_watcher();
-    let watcher = Watcher { registry, caller, _counted: counted, cursor, changed, next: Next::Begin };
+    let watcher =
+        Watcher { registry, caller, _permit: permit, _counted: counted, cursor, changed, next: Next::Begin };
     let headers = [
         (CONTENT_TYPE, "text/event-stream"),
         (CACHE_CONTROL, "no-store"),
@@ -67,6 +72,7 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<Position>, ApiError> {
 struct Watcher {
     registry: Arc<Registry>,
     caller: Caller,
+    _permit: Permit,
     _counted: WatcherGuard,
     cursor: Cursor,
     changed: watch::Receiver<()>,
@@ -119,7 +125,10 @@ impl Watcher {
                 woken = timeout(KEEP_ALIVE, self.changed.changed()) => if woken.is_err() {
                     return Some(b": keep-alive\n\n".to_vec());
                 },
-                () = self.registry.shutdown_requested() => return None,
+                () = self.registry.drain().begun() => {
+                    self.next = Next::End;
+                    return Some(format!("event: {DRAINING_EVENT}\ndata: {{}}\n\n").into_bytes());
+                }
                 () = self.caller.credentials_expired() => return None,
             }
         }

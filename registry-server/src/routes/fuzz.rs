@@ -9,7 +9,7 @@ use bolero::check;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-use super::{Authenticator, router};
+use super::{Authenticator, Origins, router};
 use crate::config::{Config, MigrateMode};
 use crate::metrics::Metrics;
 use crate::registry::{Registry, Supervisor};
@@ -90,7 +90,8 @@ fn no_request_meets_a_defect() {
         let supervisor = Supervisor::new(stop.clone());
         let registry = Registry::start(database, config, metrics, &supervisor);
         let registry = registry.await.unwrap();
-        router(registry, Arc::new(Authenticator::open(None).unwrap()))
+        let origins = Some(Origins::new(Vec::new(), true));
+        router(registry, Arc::new(Authenticator::open(None).unwrap()), origins)
     });
     // A panic ends the test, so nothing is looked at after it.
     let shared = AssertUnwindSafe((&router, &runtime));

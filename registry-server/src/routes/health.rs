@@ -52,6 +52,33 @@ pub(super) async fn get_server_health(
     (status, Json(health))
 }
 
+/// Says that the process runs, without asking for a token.
+///
+/// For a supervisor that restarts a process which does not answer.
+#[utoipa::path(
+    get, path = "/livez", tag = "server", security(()),
+    responses((status = 200, description = "The process runs.", body = String, content_type = "text/plain", example = "alive")),
+)]
+pub(super) async fn get_liveness() -> &'static str {
+    "alive"
+}
+
+/// Says whether the server takes requests, without asking for a token.
+///
+/// For load balancers. The database has no part in it: without one, reads are answered from memory.
+#[utoipa::path(
+    get, path = "/readyz", tag = "server", security(()),
+    responses(
+        (status = 200, description = "The server takes requests.", body = String, content_type = "text/plain", example = "ready"),
+        (status = 503, description = "The server is about to stop, or has too many connections: send requests to another one.",
+            body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn get_readiness(State(registry): State<Arc<Registry>>) -> Result<&'static str, ApiError> {
+    registry.check_ready()?;
+    Ok("ready")
+}
+
 /// Counts agents and capabilities.
 #[utoipa::path(
     get, path = "/stats", tag = "discovery",

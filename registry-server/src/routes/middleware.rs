@@ -1,16 +1,18 @@
 //! The middleware of every request.
 //!
-//! It sets the request id and the stale marker, authenticates, limits rates, logs, measures, and catches
-//! panics. One layer does all of it, since every layer adds a cost to every request.
+//! It sets the request id and the stale marker, checks origins, authenticates, limits rates, logs, measures, catches
+//! panics, and closes connections while the server is drained. One layer does all of it, since every layer adds a cost to every request.
 
 use std::any::Any;
 use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::CONNECTION;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -18,7 +20,9 @@ use futures_util::FutureExt;
 use registry_sdk::contract::STALE_HEADER;
 use tracing::Instrument;
 
-use super::auth::{Authenticator, Caller};
+use super::auth::{Authenticator, Caller, Unauthenticated, is_health_check};
+use super::client_address::TrustedProxies;
+use super::origins::Origins;
 use super::problem::ApiError;
 use crate::admission::ClientKey;
 use crate::connections::PeerAddr;
@@ -30,12 +34,20 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(super) struct Middleware {
     registry: Arc<Registry>,
     authenticator: Arc<Authenticator>,
+    /// `None` if requests need tokens, which no other site knows.
+    origins: Option<Origins>,
+    trusted_proxies: TrustedProxies,
     request_ids: RequestIds,
 }
 
 impl Middleware {
-    pub(super) fn new(registry: Arc<Registry>, authenticator: Arc<Authenticator>) -> Self {
-        Self { registry, authenticator, request_ids: RequestIds::default() }
+    pub(super) fn new(
+        registry: Arc<Registry>,
+        authenticator: Arc<Authenticator>,
+        origins: Option<Origins>,
+    ) -> Self {
+        let trusted_proxies = TrustedProxies(registry.config().trusted_proxies.clone());
+        Self { registry, authenticator, origins, trusted_proxies, request_ids: RequestIds::default() }
     }
 }
 
@@ -59,6 +71,9 @@ pub(super) async fn handle(
     if let Some(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
     }
+    if middleware.registry.drain().has_begun() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     let elapsed = started.elapsed();
     // Labelled by route, not by path: callers can make up any number of paths.
     let route = path.as_ref().map_or("unmatched", MatchedPath::as_str);
@@ -68,13 +83,10 @@ pub(super) async fn handle(
 }
 
 impl Middleware {
-    /// Runs the handler if the credentials and the rate limit allow it.
+    /// Runs the handler if the origin, the credentials and the rate limit allow it.
     async fn admit(&self, mut request: Request, next: Next) -> Response {
-        match self.authenticator.authenticate(&request) {
+        match self.check(&request) {
             Ok(caller) => {
-                if let Err(wait) = self.check_rate(&request, &caller) {
-                    return ApiError::too_many_requests(wait).into_response();
-                }
                 request.extensions_mut().insert(caller);
                 next.run(request).await
             }
@@ -82,19 +94,51 @@ impl Middleware {
         }
     }
 
+    fn check(&self, request: &Request) -> Result<Caller, ApiError> {
+        if let Some(origins) = &self.origins {
+            origins.check(request)?;
+        }
+        let peer = request.extensions().get::<PeerAddr>();
+        let address =
+            peer.map(|PeerAddr(peer)| self.trusted_proxies.client_address(*peer, request.headers()));
+        let caller = self.authenticator.authenticate(request, address);
+        let caller = caller.map_err(|failure| self.unauthorized(&failure, address))?;
+        self.check_rate(request, &caller)?;
+        Ok(caller)
+    }
+
+    /// Counts wrong tokens towards a limit of their own, so that guessing takes nothing from clients at the same address.
+    fn unauthorized(&self, failure: &Unauthenticated, address: Option<IpAddr>) -> ApiError {
+        let detail = match failure {
+            Unauthenticated::NoToken => "send a token: Authorization: Bearer …",
+            Unauthenticated::WrongToken => {
+                if let Some(address) = address
+                    && let Err(wait) = self.registry.admission().count_wrong_token(address)
+                {
+                    let detail = "too many tokens from this address are unknown or have expired; check the token, and wait";
+                    return ApiError::too_many_requests(detail, wait);
+                }
+                "the token is unknown, or has expired"
+            }
+        };
+        ApiError::new(StatusCode::UNAUTHORIZED, detail)
+    }
+
     /// Counts the request towards its client's rate limit.
-    ///
-    /// `/health` is exempt, so that monitoring always gets an answer.
-    fn check_rate(&self, request: &Request, caller: &Caller) -> Result<(), Duration> {
+    fn check_rate(&self, request: &Request, caller: &Caller) -> Result<(), ApiError> {
         let admission = self.registry.admission();
-        if !admission.has_rate_limit() || request.uri().path() == "/health" {
+        if !admission.has_rate_limit() || is_health_check(request.uri().path()) {
             return Ok(());
         }
-        let address = || {
-            request.extensions().get::<PeerAddr>().map(|PeerAddr(address)| ClientKey::from_address(*address))
+        let address = || caller.address.map(ClientKey::from_address);
+        let Some(client) = caller.name().map(|name| ClientKey::Token(name.to_owned())).or_else(address)
+        else {
+            return Ok(());
         };
-        let client = caller.name().map(|name| ClientKey::Token(name.to_owned())).or_else(address);
-        client.map_or(Ok(()), |client| admission.check_rate(&client))
+        admission.check_rate(&client).map_err(|wait| {
+            let detail = "this client sends more requests than it may; wait, and send fewer";
+            ApiError::too_many_requests(detail, wait)
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 mod agents;
 mod auth;
 mod capabilities;
+mod client_address;
 mod dashboard;
 mod describe;
 mod events;
@@ -14,6 +15,7 @@ mod json;
 mod list;
 mod metrics;
 mod middleware;
+mod origins;
 mod problem;
 
 use std::sync::Arc;
@@ -30,9 +32,15 @@ use utoipa_axum::routes;
 use crate::registry::Registry;
 pub(crate) use auth::Authenticator;
 use middleware::Middleware;
+pub(crate) use origins::Origins;
 use problem::ApiError;
 
-pub(crate) fn router(registry: Arc<Registry>, authenticator: Arc<Authenticator>) -> Router {
+/// Returns the router; without `origins`, requests of all web pages are taken.
+pub(crate) fn router(
+    registry: Arc<Registry>,
+    authenticator: Arc<Authenticator>,
+    origins: Option<Origins>,
+) -> Router {
     let (routes, description) = OpenApiRouter::with_openapi(describe::Description::openapi())
         .routes(routes!(agents::register))
         .routes(routes!(list::list_agents))
@@ -41,6 +49,8 @@ pub(crate) fn router(registry: Arc<Registry>, authenticator: Arc<Authenticator>)
         .routes(routes!(agents::update_status))
         .routes(routes!(capabilities::search_capabilities))
         .routes(routes!(health::get_server_health))
+        .routes(routes!(health::get_liveness))
+        .routes(routes!(health::get_readiness))
         .routes(routes!(health::check_health))
         .routes(routes!(health::get_stats))
         .routes(routes!(metrics::get_metrics))
@@ -54,7 +64,7 @@ pub(crate) fn router(registry: Arc<Registry>, authenticator: Arc<Authenticator>)
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(
-            Arc::new(Middleware::new(registry.clone(), authenticator)),
+            Arc::new(Middleware::new(registry.clone(), authenticator, origins)),
             middleware::handle,
         ));
     routes.with_state(registry)
@@ -65,7 +75,9 @@ pub(crate) fn rejecting_router() -> Router {
     let detail = "the server has reached its connection limit; try again";
     let reject =
         async move || ([(CONNECTION, "close")], ApiError::new(StatusCode::SERVICE_UNAVAILABLE, detail));
-    Router::new().fallback(reject)
+    // A server that is busy need not be restarted.
+    let liveness = async || ([(CONNECTION, "close")], health::get_liveness().await);
+    Router::new().route("/livez", get(liveness)).fallback(reject)
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {

@@ -35,8 +35,7 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, detail)
     }
 
-    pub(crate) fn too_many_requests(wait: Duration) -> Self {
-        let detail = "this client sends more requests than it may; wait, and send fewer";
+    pub(crate) fn too_many_requests(detail: &str, wait: Duration) -> Self {
         let seconds = wait.as_millis().div_ceil(1_000).try_into().unwrap_or(u32::MAX);
         Self { retry_after: Some(seconds), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
     }
@@ -60,6 +59,7 @@ impl From<Error> for ApiError {
             | Error::Unsettled
             | Error::Locked(_)
             | Error::Overloaded
+            | Error::TooManyStreams
             | Error::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Error::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };

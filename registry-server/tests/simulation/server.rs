@@ -161,7 +161,7 @@ impl Server {
                 Failure::Unchanged
             }
             Error::Unsettled => Failure::Unknown,
-            Error::Internal | Error::Superseded { .. } | Error::ShutDown { .. } => {
+            Error::Internal | Error::TooManyStreams | Error::Superseded { .. } | Error::ShutDown { .. } => {
                 let index = self.index;
                 self.sim.lock().violation(format!("server {index}: {name} failed: {error}"));
                 Failure::Other
