@@ -9,6 +9,7 @@ mod black_holes;
 mod clocks;
 mod database;
 mod dawdlers;
+mod drain;
 mod edited_rows;
 mod failover;
 mod history;

@@ -11,8 +11,8 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 
 use crate::support::{
-    Server, Store, agent, equal_the_database, eventually, follow_each_other, free_port, is_root, length,
-    recovered, start_error, within,
+    Server, Store, agent, equal_the_database, eventually, follow_each_other, free_port, installed, is_root,
+    length, recovered, start_error, within,
 };
 
 const FLAGS: [&str; 4] = ["--heartbeat-timeout", "1h", "--sweep-interval", "500ms"];
@@ -88,6 +88,7 @@ async fn poolers_without_sessions_are_refused_at_the_start() {
 
 /// A `PgBouncer` of the test's own. It is killed when this is dropped.
 struct PgBouncer {
+    program: &'static str,
     /// The URL of the database through it.
     url: String,
     folder: tempfile::TempDir,
@@ -95,14 +96,9 @@ struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// `None`, said aloud, where it is not installed; a failure with `REQUIRE_PGBOUNCER=1`.
+    /// `None` if it is not installed.
     async fn start(database_url: &str, pool_mode: &str) -> Option<Self> {
-        if Self::program().is_none() {
-            let is_required = std::env::var("REQUIRE_PGBOUNCER").is_ok_and(|required| required == "1");
-            assert!(!is_required, "PgBouncer is not installed");
-            println!("not run: PgBouncer is not installed (Debian: apt-get install pgbouncer)");
-            return None;
-        }
+        let program = installed(["pgbouncer", "/usr/sbin/pgbouncer"], "--version")?;
         let mut url = url::Url::parse(database_url).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let (host, port) = (url.host_str().unwrap().to_owned(), url.port().unwrap_or(5_432));
@@ -126,23 +122,14 @@ impl PgBouncer {
         }
         url.set_host(Some("127.0.0.1")).unwrap();
         url.set_port(Some(own_port)).unwrap();
-        let mut pooler = Self { url: url.into(), folder, process: None };
+        let mut pooler = Self { program, url: url.into(), folder, process: None };
         pooler.begin().await;
         Some(pooler)
     }
 
-    fn program() -> Option<&'static str> {
-        // Debian's is not on everybody's path.
-        ["pgbouncer", "/usr/sbin/pgbouncer"].into_iter().find(|program| {
-            let mut version = Command::new(program);
-            version.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
-            version.status().is_ok_and(|status| status.success())
-        })
-    }
-
     /// Starts it, again where it had ended, and waits until it passes connections.
     async fn begin(&mut self) {
-        let program = Self::program().unwrap();
+        let program = self.program;
         let mut command = if is_root() {
             let mut command = Command::new("runuser");
             command.args(["-u", "postgres", "--", program]);

@@ -46,28 +46,49 @@ impl Connection {
         );
         stream.write_all(format!("{head}{body}").as_bytes()).await?;
         self.buffer.clear();
-        let (head, length) = loop {
+        let (body, head) = loop {
             if let Some(head) = self.buffer.windows(4).position(|end| end == b"\r\n\r\n") {
-                break (head + 4, content_length(&self.buffer[..head])?);
+                let text = std::str::from_utf8(&self.buffer[..head]).map_err(io::Error::other)?;
+                break (head + 4, Head::parse(text)?);
             }
             if stream.read_buf(&mut self.buffer).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         };
-        while self.buffer.len() < head + length {
+        while self.buffer.len() < body + head.content_length {
             if stream.read_buf(&mut self.buffer).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        let status = std::str::from_utf8(&self.buffer[9..12]).ok().and_then(|status| status.parse().ok());
-        status.ok_or_else(|| io::ErrorKind::InvalidData.into())
+        if head.closes {
+            self.stream = None;
+        }
+        Ok(head.status)
     }
 }
 
-fn content_length(head: &[u8]) -> io::Result<usize> {
-    let head = std::str::from_utf8(head).map_err(io::Error::other)?.to_ascii_lowercase();
-    let line = head.lines().find_map(|line| line.strip_prefix("content-length:"));
-    line.map_or(Ok(0), |length| length.trim().parse().map_err(io::Error::other))
+/// The head of an answer.
+struct Head {
+    status: u16,
+    content_length: usize,
+    /// Whether the server closes the connection after it.
+    closes: bool,
+}
+
+impl Head {
+    fn parse(text: &str) -> io::Result<Self> {
+        let text = text.to_ascii_lowercase();
+        let field = |name: &str| {
+            text.lines().filter_map(|line| line.split_once(':')).find(|(field, _)| *field == name)
+        };
+        let content_length = field("content-length").map_or(Ok(0), |(_, length)| length.trim().parse());
+        let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
+        Ok(Self {
+            status: status.ok_or(io::ErrorKind::InvalidData)?,
+            content_length: content_length.map_err(io::Error::other)?,
+            closes: field("connection").is_some_and(|(_, value)| value.trim() == "close"),
+        })
+    }
 }
 
 /// How long answers took, those that were good.

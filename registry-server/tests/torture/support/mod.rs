@@ -1,6 +1,7 @@
 //! Servers, databases, load and measures for the scenarios.
 
 mod agreement;
+mod callers;
 mod cluster;
 mod database_proxy;
 mod event_stream;
@@ -18,16 +19,36 @@ use registry_sdk::contract::{Capability, Registration};
 use registry_sdk::{RegistryClient, RetryPolicy};
 
 pub(crate) use agreement::{equal_the_database, follow_each_other, recovered};
+pub(crate) use callers::{Callers, Seen};
 pub(crate) use cluster::{Cluster, is_root};
 pub(crate) use database_proxy::{DatabaseProxy, Effect};
 pub(crate) use event_stream::{Block, Change, EventStream};
 pub(crate) use fake_clock::FakeClock;
-pub(crate) use load::Load;
+pub(crate) use load::{Connection, Load};
 pub(crate) use server::{Server, free_port, run_program, start_error};
 pub(crate) use store::Store;
 pub(crate) use switch::Switch;
 pub(crate) use witness::{Acknowledged, Outages, Reader, ShownOffline, wall_clock};
 pub(crate) use witnesses::Witnesses;
+
+/// Finds an installed program by its names, of which Debian's is not on everybody's path.
+///
+/// `None`, said aloud, if it is not installed; a failure if the variable `REQUIRE_…` is 1.
+pub(crate) fn installed(names: [&'static str; 2], version: &str) -> Option<&'static str> {
+    let found = names.into_iter().find(|program| {
+        let mut command = std::process::Command::new(program);
+        command.arg(version).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    });
+    if found.is_none() {
+        let name = names[0];
+        let variable = format!("REQUIRE_{}", name.to_uppercase());
+        let is_required = std::env::var(variable).is_ok_and(|required| required == "1");
+        assert!(!is_required, "{name} is not installed");
+        println!("not run: {name} is not installed (Debian: apt-get install {name})");
+    }
+    found
+}
 
 /// Whether the scenarios run at full length.
 pub(crate) fn is_long() -> bool {

@@ -113,8 +113,15 @@ impl Server {
 
     /// As an operator would end it. Fails where it does not end well.
     pub(crate) async fn stop(&mut self) {
+        if self.process.is_some() {
+            self.signal("TERM");
+            self.ended().await;
+        }
+    }
+
+    /// Waits until it has ended. Fails where it does not end well.
+    pub(crate) async fn ended(&mut self) {
         let Some(mut process) = self.process.take() else { return };
-        assert!(Command::new("kill").arg(process.id().to_string()).status().unwrap().success());
         let ended = tokio::task::spawn_blocking(move || process.wait().unwrap());
         let status = tokio::time::timeout(LONG, ended).await.expect("it does not end").unwrap();
         assert!(status.success(), "{}", self.log());
