@@ -10,6 +10,7 @@
 
 mod browser;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use registry_sdk::RegistryClient;
@@ -61,6 +62,27 @@ async fn what_happens_is_shown_as_it_happens() {
     page.until("document.getElementById('events').textContent.includes('deregistered')").await;
     // Nothing of all this came from anywhere else.
     page.until_all_is_from(&server.url()).await;
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_the_server_is_survived() {
+    let Some(browser) = browser().await else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let on_file = |listen: SocketAddr| {
+        let database_url = format!("sqlite://{}", folder.path().join("registry.db").display());
+        start(move |config| (config.listen, config.database_url) = (listen, database_url))
+    };
+    let (server, client) = on_file(([127, 0, 0, 1], 0).into()).await;
+    let address = server.local_addr();
+    let page = Page::open(&browser, &server.url()).await;
+    client.register(&agent("a", "work")).await.unwrap();
+    page.until(&format!("{IDS} === 'a'")).await;
+    // The last that the page hears of it is that it is about to stop.
+    server.shutdown().await;
+    let (server, client) = on_file(address).await;
+    client.register(&agent("b", "work")).await.unwrap();
+    page.until(&format!("{IDS} === 'a,b'")).await;
     server.shutdown().await;
 }
 

@@ -13,6 +13,9 @@ const view = { sort: "agent_id", descending: false, page: 0, status: "", q: "", 
 let clockAhead = 0;
 let isLoaded = false;
 
+// Other events say something of the stream, or are of a later version.
+const KINDS = ["registered", "status_changed", "deregistered"];
+
 const $ = (id) => document.getElementById(id);
 
 function element(name, text, properties = {}) {
@@ -98,7 +101,7 @@ async function take(block) {
   }
   if (fields.event === "reset") {
     await list();
-  } else if (fields.event !== undefined && fields.event !== "overrun") {
+  } else if (KINDS.includes(fields.event)) {
     apply(fields.event, JSON.parse(fields.data));
   }
   return fields.id;
