@@ -66,7 +66,7 @@ impl ApiResponse {
         Duration::try_from_secs_f64(seconds).unwrap_or_default().max(Duration::from_millis(1))
     }
 
-    /// The cursor in a `Link: <…&cursor=…>; rel="next"` header (RFC 8288).
+    /// The cursor in a `Link: <?…&cursor=…>; rel="next"` header (RFC 8288), whatever stands before its query.
     pub(crate) fn next_cursor(&self) -> Option<String> {
         let links = self.headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
         let next = links.flat_map(|value| value.split(',')).find(|link| link.contains("rel=\"next\""))?;
@@ -203,6 +203,24 @@ mod tests {
         assert!(wait > Duration::from_secs(50) && wait <= Duration::from_secs(60), "{wait:?}");
         assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
         assert_eq!(read("soon"), None);
+    }
+
+    /// Servers have sent the whole path, and only the query since.
+    #[test]
+    fn next_cursor_is_read_whatever_form_the_link_has() {
+        let read = |link: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(LINK, link.parse().unwrap());
+            ApiResponse { status: 200, headers, body: Vec::new() }.next_cursor()
+        };
+        for target in
+            ["?limit=2&cursor=a%2B1", "/agents?limit=2&cursor=a%2B1", "https://h/registry/agents?cursor=a%2B1"]
+        {
+            assert_eq!(read(&format!("<{target}>; rel=\"next\"")).as_deref(), Some("a+1"), "{target}");
+            let among_others = format!("</docs>; rel=\"help\", <{target}>; rel=\"next\"");
+            assert_eq!(read(&among_others).as_deref(), Some("a+1"), "{target}");
+        }
+        assert_eq!(read("<?cursor=a>; rel=\"prev\""), None);
     }
 
     #[test]

@@ -9,6 +9,8 @@
 )]
 
 mod browser;
+#[path = "../path_proxy/mod.rs"]
+mod path_proxy;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,6 +20,7 @@ use registry_sdk::contract::{AgentStatus, Capability, Heartbeat, Registration};
 use registry_server::{Config, NewToken, Server};
 
 use browser::{Page, browser};
+use path_proxy::PathProxy;
 
 async fn start(change: impl FnOnce(&mut Config)) -> (Server, RegistryClient) {
     let database_url = "sqlite::memory:".to_owned();
@@ -215,5 +218,54 @@ async fn the_api_is_browsed_without_the_outside() {
     let page = Page::open(&browser, &format!("{}/docs/", server.url())).await;
     page.until("document.body.innerText.includes('/capabilities/search')").await;
     page.until_all_is_from(&server.url()).await;
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_of_it_works_below_a_path() {
+    let Some(browser) = browser().await else { return };
+    let (server, client) = start(|_| {}).await;
+    let proxy = PathProxy::start(server.url()).await;
+    let url = proxy.url();
+    let page = Page::open(&browser, &format!("{url}/")).await;
+    page.until("document.getElementById('sample-curl').checkVisibility()").await;
+    assert!(page.text("sample-curl").await.contains(&format!("curl {url}/register")));
+    assert!(page.text("sample-rust").await.contains(&format!("RegistryClient::new(\"{url}\")")));
+    client.register(&agent("a", "code_generation")).await.unwrap();
+    client.register(&agent("b", "review")).await.unwrap();
+    page.until(&format!("{IDS} === 'a,b'")).await;
+    page.type_into("search", "review").await;
+    page.until(&format!("{IDS} === 'b'")).await;
+    page.run("document.querySelector('#rows a').click()").await;
+    page.until("document.getElementById('agent-title').textContent === 'Agent b (b)'").await;
+    page.until("document.getElementById('facts').textContent.includes('http://b:8000')").await;
+    page.until_all_is_from(&url).await;
+
+    // The API's page, and a request from it.
+    page.go(&format!("{url}/docs#/discovery/get_stats")).await;
+    page.until("document.body.innerText.includes('/capabilities/search')").await;
+    for button in [".opblock.is-open .try-out__btn", ".opblock.is-open .execute"] {
+        page.until(&format!("document.querySelector('{button}')")).await;
+        page.run(&format!("document.querySelector('{button}').click()")).await;
+    }
+    let asked = "document.querySelector('.opblock.is-open .request-url pre')?.innerText.trim()";
+    page.until(&format!("{asked} === '{url}/stats'")).await;
+    page.until("document.querySelector('.live-responses-table')?.innerText.includes('\"total_agents\": 2')").await;
+    page.until_all_is_from(&url).await;
+    assert_eq!(proxy.strays(), Vec::<String>::new());
+    server.shutdown().await;
+}
+
+/// Most proxies pass on such a request, and the files of the page are not beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_without_a_slash_at_its_end_leads_to_the_page() {
+    let Some(browser) = browser().await else { return };
+    let (server, client) = start(|_| {}).await;
+    client.register(&agent("a", "review")).await.unwrap();
+    let proxy = PathProxy::start(server.url()).await;
+    let page = Page::open(&browser, &format!("{}#/agents/a", proxy.url())).await;
+    page.until("document.getElementById('agent-title')?.textContent === 'Agent a (a)'").await;
+    page.until(&format!("location.href === '{}/#/agents/a'", proxy.url())).await;
+    page.until_all_is_from(&proxy.url()).await;
     server.shutdown().await;
 }

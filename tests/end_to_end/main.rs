@@ -7,6 +7,7 @@
 mod agent_life;
 mod api_description;
 mod behind_proxies;
+mod below_a_path;
 mod credentials;
 mod deadlines;
 mod described_errors;
@@ -22,6 +23,8 @@ mod lists;
 mod metrics;
 mod origins;
 mod outages;
+#[path = "../path_proxy/mod.rs"]
+mod path_proxy;
 mod probes;
 mod registration;
 mod replicas;

@@ -340,7 +340,7 @@ fn response(answer: MockResponse, shared: &Arc<Shared>) -> Response<Body> {
     };
     let mut builder = Response::builder().status(answer.status).header(CONTENT_TYPE, kind);
     if let Some(next) = answer.next {
-        builder = builder.header(LINK, format!("<{next}>; rel=\"next\""));
+        builder = builder.header(LINK, format!("<?{next}>; rel=\"next\""));
     }
     if matches!(answer.status, 429 | 503) {
         builder = builder.header(RETRY_AFTER, 1);

@@ -14,7 +14,7 @@ use crate::query::{InvalidParameter, ListQuery, PreparedSearch};
 pub(super) struct MockResponse {
     pub(super) status: u16,
     pub(super) body: Vec<u8>,
-    /// The target of a `Link` header to the next page.
+    /// The query of the next page, for a `Link` header.
     pub(super) next: Option<String>,
     /// The changes after this one follow the body, without end.
     pub(super) follow: Option<Cursor>,
@@ -156,7 +156,7 @@ fn list(state: &mut MockState, query: &str) -> Result<MockResponse, MockResponse
     let mut answer = MockResponse::ok(&agents);
     if next.is_some() {
         query.cursor = next;
-        answer.next = Some(format!("/agents?{}", query.to_query_string()));
+        answer.next = Some(query.to_query_string());
     }
     Ok(answer)
 }
@@ -165,7 +165,6 @@ fn search(state: &mut MockState, query: &str) -> Result<MockResponse, MockRespon
     let search = PreparedSearch::from_query_string(query)?;
     let (found, next) = state.search(&search);
     let mut answer = MockResponse::ok(&found);
-    let target = |cursor| search.query().clone().after(cursor).to_query_string();
-    answer.next = next.map(|cursor| format!("/capabilities/search?{}", target(cursor)));
+    answer.next = next.map(|cursor| search.query().clone().after(cursor).to_query_string());
     Ok(answer)
 }

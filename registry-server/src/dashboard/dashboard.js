@@ -15,6 +15,10 @@ let isLoaded = false;
 
 // Other events say something of the stream, or are of a later version.
 const KINDS = ["registered", "status_changed", "deregistered"];
+// Where the registry is: at the root of a host, or below a path of a proxy.
+const registryUrl = new URL(".", location.href).href.replace(/\/$/, "");
+// Other programs, and other registries, may be at the same origin.
+const TOKEN_KEY = `token of ${registryUrl}`;
 
 const $ = (id) => document.getElementById(id);
 
@@ -28,13 +32,14 @@ function element(name, text, properties = {}) {
 // ---- The registry
 
 function token() {
-  return sessionStorage.getItem("token");
+  return sessionStorage.getItem(TOKEN_KEY);
 }
 
+/// Asks for a path of the API, without a slash before it.
 async function ask(path, options = {}) {
   const headers = { ...options.headers };
   if (token()) headers.Authorization = `Bearer ${token()}`;
-  const answer = await fetch(path, { ...options, headers, cache: "no-store" });
+  const answer = await fetch(`${registryUrl}/${path}`, { ...options, headers, cache: "no-store" });
   if (answer.status === 401) {
     $("sign-in").hidden = false;
     throw new Error("a token is asked for");
@@ -46,7 +51,7 @@ async function ask(path, options = {}) {
 }
 
 async function list() {
-  const known = await (await ask("/agents")).json();
+  const known = await (await ask("agents")).json();
   agents.clear();
   for (const agent of known) agents.set(agent.agent_id, agent);
   // What happened while the list was on its way.
@@ -69,7 +74,7 @@ async function follow() {
   for (let failures = 0; ; ) {
     try {
       const headers = lastId === null ? {} : { "Last-Event-ID": lastId };
-      const answer = await ask("/events", { headers });
+      const answer = await ask("events", { headers });
       // From here on every change comes, so a list that is read now misses none.
       if (lastId === null) await list();
       connection("live");
@@ -247,8 +252,8 @@ async function renderAgent() {
   let agent, health;
   try {
     const path = encodeURIComponent(id);
-    agent = await (await ask(`/agents/${path}`)).json();
-    health = await (await ask(`/health/${path}`)).json();
+    agent = await (await ask(`agents/${path}`)).json();
+    health = await (await ask(`health/${path}`)).json();
   } catch (error) {
     if (error.status !== 404) return;
   }
@@ -363,11 +368,11 @@ async function search() {
   try {
     if (q !== "") {
       query.append("q", q);
-      found = await ids(`/capabilities/search?limit=1000&${query}`);
+      found = await ids(`capabilities/search?limit=1000&${query}`);
       hasEveryWord = found.length > 0;
-      if (!hasEveryWord) found = await ids(`/capabilities/search?match=best&limit=1000&${query}`);
+      if (!hasEveryWord) found = await ids(`capabilities/search?match=best&limit=1000&${query}`);
     } else if (query.size > 0) {
-      found = await ids(`/agents?${query}`);
+      found = await ids(`agents?${query}`);
     }
   } catch (error) {
     return connection(error.message);
@@ -428,7 +433,7 @@ function listen() {
   }
   $("sign-in").addEventListener("submit", (event) => {
     event.preventDefault();
-    sessionStorage.setItem("token", $("token").value);
+    sessionStorage.setItem(TOKEN_KEY, $("token").value);
     $("token").value = "";
     $("sign-in").hidden = true;
     follow();
@@ -448,8 +453,8 @@ function samples() {
     "capabilities": [{"name": "code_generation", "tags": ["python"]}]
   }`;
   $("sample-curl").textContent =
-    `curl ${location.origin}/register \\\n  -H 'Content-Type: application/json' \\\n  -d '${registration}'`;
-  $("sample-rust").textContent = `let client = RegistryClient::new("${location.origin}")?;
+    `curl ${registryUrl}/register \\\n  -H 'Content-Type: application/json' \\\n  -d '${registration}'`;
+  $("sample-rust").textContent = `let client = RegistryClient::new("${registryUrl}")?;
 let registration = Registration::new("my-agent", "My first agent", "http://localhost:8000")
     .capability(Capability::new("code_generation").tag("python"));
 let agent = Agent::new(client, registration);

@@ -60,11 +60,11 @@ struct PageParams {
 
 /// Finds agents by what they can do: the best match first, one match for each agent.
 ///
-/// With `cursor`, while more follow, the answer has `Link: <…>; rel="next"`.
+/// With `cursor`, while more follow, the answer has `Link: <?…>; rel="next"`.
 #[utoipa::path(
     get, path = "/capabilities/search", tag = "discovery", params(WordsParam, FilterParams, PageParams),
     responses((status = 200, description = "The matches, best first.", body = Vec<CapabilityMatch>,
-        headers(("Link" = String, description = "The next page, if `cursor` was given and more follow: `<…>; rel=\"next\"`.")),
+        headers(("Link" = String, description = "The next page, if `cursor` was given and more follow: `<?…>; rel=\"next\"`, relative to this request's URL.")),
         example = json!([{
         "agent_id": "feature-dev", "agent_name": "Feature Development Agent", "base_url": "http://feature-dev:8002",
         "status": "active", "last_heartbeat": "2026-11-24T09:31:00.456Z", "capability": "code_generation",
@@ -82,6 +82,5 @@ pub(super) async fn search_capabilities(
     let is_sentence = query.match_mode == MatchMode::Best;
     registry.metrics().record_search(if is_sentence { "(sentence)" } else { query.words() });
     let page = registry.search_capabilities(search.clone()).await?;
-    let target = |cursor| format!("/capabilities/search?{}", query.clone().after(cursor).to_query_string());
-    Ok(json_page(registry, page, target))
+    Ok(json_page(registry, page, |cursor| query.clone().after(cursor).to_query_string()))
 }

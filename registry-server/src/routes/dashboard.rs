@@ -10,9 +10,11 @@ type File = ([(HeaderName, &'static str); 5], &'static str);
 /// Where the files are. They have nothing to hide, so no token is asked for them.
 pub(super) const PATHS: [&str; 3] = ["/", "/dashboard.js", "/dashboard.css"];
 
-/// Only what the server itself sends is loaded and run, whatever an agent calls itself.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
-                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// Only what the server itself sends is loaded and run, whatever an agent calls itself. The hash is that of the script inside
+/// of the page.
+const POLICY: &str = "default-src 'none'; script-src 'self' 'sha256-Y0XQXim+tYaQcAlmS1dYZNrXaA35dbh2JJjuetb29NM='; \
+                      style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \
+                      frame-ancestors 'none'";
 
 fn file(kind: &'static str, content: &'static str) -> File {
     let headers = [

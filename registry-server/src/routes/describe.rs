@@ -1,11 +1,21 @@
 //! `GET /openapi.json` and `GET /docs`: what the API is, told by the handlers themselves.
 
+use std::sync::Arc;
+
 use axum::Router;
+use axum::body::Bytes;
+use axum::extract::Path;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::get;
 use registry_sdk::contract::{AgentStatus, Heartbeat, Problem, limits};
 use utoipa::openapi::schema::{Array, ArrayBuilder, Ref};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{IntoParams, IntoResponses, Modify, OpenApi};
-use utoipa_swagger_ui::{Config, SwaggerUi};
+use utoipa_swagger_ui::Config;
+
+use super::json::json;
+use super::problem::ApiError;
 
 /// Errors of every operation that asks for a token.
 #[derive(IntoResponses)]
@@ -146,8 +156,8 @@ fn tags() -> Array {
                        `Registry-Stale-Seconds`, the number of seconds since the database last answered.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
     ),
-    // The server that sends this description.
-    servers((url = "/")),
+    // The server that sends this description, relative to where the description is: a proxy may serve both below a path.
+    servers((url = ".")),
     tags(
         (name = "agents", description = "Registration, heartbeats, status and records"),
         (name = "discovery", description = "Search, health, counts and changes"),
@@ -173,7 +183,21 @@ impl Modify for Bearer {
 }
 
 /// The page and the description. The page is part of the program: it asks nothing of the outside.
-pub(super) fn pages<S: Clone + Send + Sync + 'static>(description: utoipa::openapi::OpenApi) -> Router<S> {
-    let config = Config::from("/openapi.json").validator_url("none");
-    SwaggerUi::new("/docs").url("/openapi.json", description).config(config).into()
+///
+/// All references are relative, since a proxy may serve the page below a path.
+pub(super) fn pages<S: Clone + Send + Sync + 'static>(description: &utoipa::openapi::OpenApi) -> Router<S> {
+    // A description always serializes.
+    let description = Bytes::from(serde_json::to_vec(description).unwrap_or_default());
+    Router::new()
+        .route("/openapi.json", get(move || async { json(description) }))
+        .route("/docs", get(async || Redirect::to("docs/")))
+        .route("/docs/", get(async || page_file("")))
+        .route("/docs/{*name}", get(async |Path(name): Path<String>| page_file(&name)))
+}
+
+fn page_file(name: &str) -> Result<Response, ApiError> {
+    let config = Config::from("../openapi.json").validator_url("none");
+    let file = utoipa_swagger_ui::serve(name, Arc::new(config)).ok().flatten();
+    let file = file.ok_or_else(|| ApiError::not_found(format!("there is nothing at /docs/{name}")))?;
+    Ok(([(CONTENT_TYPE, file.content_type)], file.bytes).into_response())
 }

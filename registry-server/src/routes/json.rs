@@ -14,17 +14,18 @@ pub(super) fn json(body: impl Into<Body>) -> Response {
     ([(CONTENT_TYPE, "application/json")], body.into()).into_response()
 }
 
-/// Sends a list or a search, with a link to the next page if there is one. `target` makes the page's address of its cursor.
+/// Sends a list or a search, with a link to the next page if there is one. `query` makes the page's query of its cursor.
 pub(super) fn json_page(
     registry: Arc<Registry>,
     page: Page,
-    target: impl FnOnce(String) -> String,
+    query: impl FnOnce(String) -> String,
 ) -> Response {
     let Page { first, next } = page;
     let mut response = json_array(registry, first);
-    // An encoded query is plain ASCII, so there always is a value.
-    let link =
-        next.and_then(|cursor| HeaderValue::try_from(format!("<{}>; rel=\"next\"", target(cursor))).ok());
+    // An encoded query is plain ASCII, so there always is a value. Alone, it refers to the path of the request as the client
+    // knows it, which a proxy may have changed.
+    let link = |cursor| HeaderValue::try_from(format!("<?{}>; rel=\"next\"", query(cursor))).ok();
+    let link = next.and_then(link);
     response.headers_mut().extend(link.map(|link| (LINK, link)));
     response
 }

@@ -27,13 +27,13 @@ struct PageParams {
 
 /// Lists all agents in the order of their ids, in pages if `limit` is given.
 ///
-/// While more follow, the answer has `Link: <…>; rel="next"`. The cursor is the last id of the page before, and stays valid
+/// While more follow, the answer has `Link: <?…>; rel="next"`. The cursor is the last id of the page before, and stays valid
 /// whatever is registered or removed meanwhile.
 #[utoipa::path(
     get, path = "/agents", tag = "agents", params(FilterParams, PageParams),
     responses(
         (status = 200, description = "The agents, or one page of them.", body = Vec<AgentRecord>,
-            headers(("Link" = String, description = "The next page, while more agents follow: `<…>; rel=\"next\"`.")),
+            headers(("Link" = String, description = "The next page, while more agents follow: `<?…>; rel=\"next\"`, relative to this request's URL.")),
             example = json!([])),
         BadParameter, Busy, Always,
     ),
@@ -44,5 +44,5 @@ pub(super) async fn list_agents(
 ) -> Result<Response, ApiError> {
     let query = ListQuery::from_query_string(&query.unwrap_or_default())?;
     let page = registry.list_agents(query.clone()).await?;
-    Ok(json_page(registry, page, |cursor| format!("/agents?{}", query.after(cursor).to_query_string())))
+    Ok(json_page(registry, page, |cursor| query.after(cursor).to_query_string()))
 }

@@ -60,7 +60,7 @@ pub(crate) fn router(
         .route("/", get(dashboard::page))
         .route("/dashboard.js", get(dashboard::script))
         .route("/dashboard.css", get(dashboard::style))
-        .merge(describe::pages(description))
+        .merge(describe::pages(&description))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(
