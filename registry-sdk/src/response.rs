@@ -213,9 +213,11 @@ mod tests {
             headers.insert(LINK, link.parse().unwrap());
             ApiResponse { status: 200, headers, body: Vec::new() }.next_cursor()
         };
-        for target in
-            ["?limit=2&cursor=a%2B1", "/agents?limit=2&cursor=a%2B1", "https://h/registry/agents?cursor=a%2B1"]
-        {
+        for target in [
+            "?limit=2&cursor=a%2B1",
+            "/agents?limit=2&cursor=a%2B1",
+            "https://h/registry/agents?cursor=a%2B1",
+        ] {
             assert_eq!(read(&format!("<{target}>; rel=\"next\"")).as_deref(), Some("a+1"), "{target}");
             let among_others = format!("</docs>; rel=\"help\", <{target}>; rel=\"next\"");
             assert_eq!(read(&among_others).as_deref(), Some("a+1"), "{target}");

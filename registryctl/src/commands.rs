@@ -8,7 +8,7 @@ use registry_sdk::contract::{AgentStatus, CapabilityMatch, Registration, Validat
 use registry_sdk::{Error, ListQuery, MatchMode, RegistryClient, RetryPolicy, SearchQuery, WatchEvent};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::output::Output;
+use crate::output::{Output, print_reason};
 use crate::{Command, Failure, Outcome};
 
 /// Longer than anybody waits.
@@ -20,6 +20,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) async fn run(
     command: Command,
     client: &RegistryClient,
+    registry_url: &str,
     output: &Output,
 ) -> Result<Outcome, Failure> {
     match command {
@@ -50,8 +51,10 @@ pub(crate) async fn run(
             output.done(&format!("{id} is removed"))?;
         }
         Command::Wait { capability, timeout } => {
-            let Some(found) = wait(client, &capability.join(" "), timeout).await? else {
-                output.note(&format!("no healthy agent can do that after {timeout:?}"))?;
+            let url = registry_url.split('?').next().unwrap_or_default();
+            let no_answer = Error::TimedOut { url: url.to_owned(), after: timeout };
+            let Some(found) = wait(client, &capability.join(" "), timeout, no_answer).await? else {
+                print_reason(&format!("no healthy agent can do that after {timeout:?}"));
                 return Ok(Outcome::Negative);
             };
             output.matches(&[found])?;
@@ -88,20 +91,31 @@ async fn search(
         }
     }
     output.matches(&found)?;
-    Ok(if found.is_empty() { Outcome::Negative } else { Outcome::Positive })
+    if found.is_empty() {
+        print_reason("no agent is found");
+        return Ok(Outcome::Negative);
+    }
+    Ok(Outcome::Positive)
 }
 
 /// Goes on whatever happens, unless the registry refuses at the very beginning: then somebody looks at the terminal.
 async fn watch(client: &RegistryClient, output: &Output) -> Result<Outcome, Failure> {
     let mut watch = client.watch();
-    let (mut last, mut has_listed) = (None, false);
+    let (mut last, mut has_listed, mut is_interrupted) = (None, false, false);
     while let Some(event) = watch.next().await {
         output.event(&event)?;
         match event {
             WatchEvent::Interrupted(error) if !has_listed && is_refused(&error) => return Err(error.into()),
-            WatchEvent::Interrupted(error) => last = Some(error),
+            WatchEvent::Interrupted(error) => {
+                print_reason(&format!("not connected, trying again: {}", error.full_message()));
+                (last, is_interrupted) = (Some(error), true);
+                continue;
+            }
             WatchEvent::Listed(_) => has_listed = true,
             _ => {}
+        }
+        if std::mem::take(&mut is_interrupted) {
+            print_reason("connected again");
         }
     }
     // It only ends if the client is set up wrongly, and reports why before.
@@ -130,10 +144,19 @@ fn read(file: &Path) -> Result<Registration, Failure> {
 }
 
 /// Waits for a healthy agent, and for the registry itself if it is not reachable yet. Returns the best match.
-async fn wait(client: &RegistryClient, q: &str, limit: Duration) -> Result<Option<CapabilityMatch>, Error> {
+///
+/// If there is none in time, the last attempt that ended decides whether that is the registry's answer. `no_answer` is the error
+/// if none has ended.
+async fn wait(
+    client: &RegistryClient,
+    q: &str,
+    limit: Duration,
+    no_answer: Error,
+) -> Result<Option<CapabilityMatch>, Error> {
     // A limit beyond what the clock can count is as good as none.
     let deadline = Instant::now().checked_add(limit).unwrap_or_else(|| Instant::now() + A_YEAR);
     let client = client.with_retry(RetryPolicy::none());
+    let mut last = Err(no_answer);
     loop {
         match timeout_at(deadline, client.search_capabilities(SearchQuery::new(q).healthy(true))).await {
             Ok(Ok(found)) => {
@@ -142,13 +165,14 @@ async fn wait(client: &RegistryClient, q: &str, limit: Duration) -> Result<Optio
                 if let Some(found) = found.into_iter().find(is_healthy) {
                     return Ok(Some(found));
                 }
+                last = Ok(None);
             }
             Ok(Err(error)) if !error.is_retryable() => return Err(error),
-            Ok(Err(error)) if Instant::now() >= deadline => return Err(error),
-            Ok(Err(_)) | Err(_) => {}
+            Ok(Err(error)) => last = Err(error),
+            Err(_) => return last,
         }
         if Instant::now() >= deadline {
-            return Ok(None);
+            return last;
         }
         sleep(POLL_INTERVAL.min(deadline - Instant::now())).await;
     }

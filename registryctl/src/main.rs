@@ -92,7 +92,7 @@ enum Command {
     Ping,
     /// Count agents and capabilities.
     Stats,
-    /// Print every change as it happens, until Ctrl-C.
+    /// Print every change as it happens, until Ctrl-C. Says on standard error while it is not connected.
     Watch,
     /// Register an agent. Without heartbeats it goes offline after the registry's time-out.
     Register {
@@ -110,7 +110,8 @@ enum Command {
         /// Its id.
         id: String,
     },
-    /// Wait until a healthy agent can do something, and print it. Ends with 3 where none can in time.
+    /// Wait until a healthy agent can do something, and print it. Ends with 3 where none can in time, and with 4 where the
+    /// registry cannot be reached either.
     Wait {
         /// What it has to be able to do, in words.
         #[arg(required = true)]
@@ -222,7 +223,10 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     if let Command::Completions { shell } = arguments.command {
-        clap_complete::generate(shell, &mut Arguments::command(), "registryctl", &mut io::stdout());
+        // It panics where it cannot write.
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Arguments::command(), "registryctl", &mut script);
+        io::stdout().write_all(&script)?;
         return Ok(Outcome::Positive);
     }
     let mut builder = RegistryClient::builder(&arguments.registry_url);
@@ -241,7 +245,7 @@ async fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     }
     let client = builder.build()?;
     let output = output::Output::new(arguments.json, arguments.table);
-    commands::run(arguments.command, &client, &output).await
+    commands::run(arguments.command, &client, &arguments.registry_url, &output).await
 }
 
 /// Prints what went wrong to standard error. Returns the exit code.
@@ -260,6 +264,6 @@ fn explain(failure: &Failure) -> ExitCode {
             (error.full_message(), code)
         }
     };
-    let _ = writeln!(io::stderr(), "registryctl: {text}");
+    output::print_reason(&text);
     ExitCode::from(code)
 }

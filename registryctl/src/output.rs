@@ -103,11 +103,11 @@ impl Output {
             return print_json(health);
         }
         let mut table = Self::rows();
+        let (verdict, colour) =
+            if health.is_healthy() { ("healthy", Color::Green) } else { ("unhealthy", Color::Red) };
+        table.add_row([self.coloured(verdict.to_owned(), colour), Cell::new(sanitized(&health.agent_id))]);
         let status = health.agent_status.unwrap_or(AgentStatus::Offline);
-        table.add_row([
-            Cell::new(sanitized(&health.agent_id)),
-            self.status(status, Some(health.is_healthy())),
-        ]);
+        table.add_row([Cell::new("status"), self.status(status, None)]);
         if let Some(reason) = health.reason.map(|reason| json!(reason)) {
             table.add_row(["reason", reason.as_str().unwrap_or_default()]);
         }
@@ -149,15 +149,15 @@ impl Output {
         print(&table)
     }
 
-    /// Prints an event on one line.
+    /// Prints an event on one line. For people, an interruption is none: it belongs on standard error.
     pub(crate) fn event(&self, event: &WatchEvent) -> io::Result<()> {
         let (kind, agent, text) = match event {
             WatchEvent::Listed(agents) => ("listed", None, format!("{} agents", agents.len())),
             WatchEvent::Registered(agent) => ("registered", Some(agent), String::new()),
             WatchEvent::StatusChanged(agent) => ("status_changed", Some(agent), String::new()),
             WatchEvent::Deregistered(agent) => ("deregistered", Some(agent), String::new()),
-            WatchEvent::Interrupted(error) => ("interrupted", None, error.to_string()),
-            WatchEvent::Resumed => ("resumed", None, String::new()),
+            WatchEvent::Interrupted(error) if self.json => ("interrupted", None, error.full_message()),
+            WatchEvent::Resumed if self.json => ("resumed", None, String::new()),
             _ => return Ok(()),
         };
         let mut out = io::stdout().lock();
@@ -189,7 +189,7 @@ impl Output {
         if self.json { Ok(()) } else { writeln!(io::stdout(), "{text}") }
     }
 
-    /// Prints a remark to standard error.
+    /// Prints a remark to standard error, for people.
     pub(crate) fn note(&self, text: &str) -> io::Result<()> {
         if self.json { Ok(()) } else { writeln!(io::stderr(), "{text}") }
     }
@@ -202,6 +202,10 @@ impl Output {
             (AgentStatus::Busy, false) => Color::Yellow,
             _ => Color::Red,
         };
+        self.coloured(text, colour)
+    }
+
+    fn coloured(&self, text: String, colour: Color) -> Cell {
         if self.colours { Cell::new(text).fg(colour) } else { Cell::new(text) }
     }
 
@@ -223,17 +227,24 @@ impl Output {
 }
 
 fn print(table: &Table) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    for line in table.lines() {
-        writeln!(out, "{}", line.trim_end())?;
-    }
-    Ok(())
+    print_text(&table.lines().map(|line| format!("{}\n", line.trim_end())).collect::<String>())
 }
 
 fn print_json<T: Serialize + ?Sized>(value: &T) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, value)?;
-    writeln!(out)
+    print_text(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// A reader that has read enough, such as `head`, does not change how the command ends.
+fn print_text(text: &str) -> io::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed,
+    }
+}
+
+/// Prints why the answer is no, or what goes wrong, to standard error, also for programs.
+pub(crate) fn print_reason(text: &str) {
+    let _ = writeln!(io::stderr(), "registryctl: {text}");
 }
 
 /// An agent's text without control characters, which could move the cursor or worse.

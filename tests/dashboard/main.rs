@@ -250,7 +250,8 @@ async fn all_of_it_works_below_a_path() {
     }
     let asked = "document.querySelector('.opblock.is-open .request-url pre')?.innerText.trim()";
     page.until(&format!("{asked} === '{url}/stats'")).await;
-    page.until("document.querySelector('.live-responses-table')?.innerText.includes('\"total_agents\": 2')").await;
+    page.until("document.querySelector('.live-responses-table')?.innerText.includes('\"total_agents\": 2')")
+        .await;
     page.until_all_is_from(&url).await;
     assert_eq!(proxy.strays(), Vec::<String>::new());
     server.shutdown().await;

@@ -12,10 +12,7 @@ use url::Url;
 use crate::path_proxy::PathProxy;
 use crate::support::{Database, agent, client, client_builder, on_both_databases, on_every_registry};
 
-on_every_registry!(
-    the_sdk_works_with_and_without_a_slash_at_the_end,
-    links_lead_to_the_next_page,
-);
+on_every_registry!(the_sdk_works_with_and_without_a_slash_at_the_end, links_lead_to_the_next_page,);
 
 mod server {
     super::on_both_databases!(the_page_of_the_api_finds_its_description_and_the_server);
@@ -80,7 +77,8 @@ async fn links_lead_to_the_next_page(database: Database) {
             let page: Vec<Value> = response.json().await.unwrap();
             ids.extend(page.iter().map(|one| one["agent_id"].as_str().unwrap().to_owned()));
             let Some(link) = link else { break };
-            let target = link.strip_prefix('<').and_then(|link| link.strip_suffix(">; rel=\"next\"")).unwrap();
+            let target =
+                link.strip_prefix('<').and_then(|link| link.strip_suffix(">; rel=\"next\"")).unwrap();
             url = url.join(target).unwrap();
         }
         assert_eq!(ids, ["a0", "a1", "a2", "a3", "a4"], "{first}");
