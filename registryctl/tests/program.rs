@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use registry_sdk::testing::{Fault, FaultProxy};
 use registry_server::{Config, Server};
 use serde_json::{Value, json};
 
@@ -87,7 +88,9 @@ async fn programs_get_json_and_exit_codes() {
     for no in
         [&["show", "a"][..], &["health", "a"], &["remove", "a"], &["offline", "a"], &["search", "nothing"]]
     {
-        assert_eq!(code(no), Some(3), "{no:?}");
+        let output = registry.run(no);
+        assert_eq!(output.status.code(), Some(3), "{no:?}");
+        assert!(text(&output.stderr).contains("registryctl: no agent"), "{no:?}: {}", text(&output.stderr));
     }
     assert_eq!(code(&["agents", "--status", "asleep"]), Some(2));
     assert_eq!(code(&["agents", "--registry-url", "nonsense"]), Some(1));
@@ -116,6 +119,41 @@ async fn people_get_tables_without_what_could_harm_a_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn health_begins_with_its_verdict() {
+    let registry = Registry::start().await;
+    registry.register("a");
+    for (verdict, status, code) in [("healthy", "active", 0), ("unhealthy", "offline", 3)] {
+        let output = registry.run(&["health", "a", "--table"]);
+        let shown = text(&output.stdout);
+        let words: Vec<&str> = shown.split_whitespace().collect();
+        assert_eq!(words[..4], [verdict, "a", "status", status], "{shown}");
+        assert_eq!(output.status.code(), Some(code));
+        registry.run(&["offline", "a"]);
+    }
+    registry.server.shutdown().await;
+}
+
+/// A reader such as `head` may go before all is printed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_pipe_changes_no_exit_code() {
+    let registry = Registry::start().await;
+    registry.register("a");
+    registry.run(&["offline", "a"]);
+    for (arguments, code) in [
+        (&["completions", "bash"][..], 0),
+        (&["agents"], 0),
+        (&["health", "a", "--table"], 3),
+        (&["watch"], 0),
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = registry.command(arguments).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(code), ""), "{arguments:?}");
+    }
+    registry.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_file_is_explained_field_by_field() {
     let registry = Registry::start().await;
     let folder = tempfile::tempdir().unwrap();
@@ -139,8 +177,6 @@ async fn a_wrong_file_is_explained_field_by_field() {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_waits_for_an_agent_and_for_its_registry() {
     let registry = Registry::start().await;
-    let late = registry.run(&["wait", "code review", "--timeout", "700ms"]);
-    assert_eq!(late.status.code(), Some(3));
     let waiting = registry
         .command(&["wait", "code", "review", "--timeout", "1m"])
         .stdout(Stdio::piped())
@@ -151,6 +187,81 @@ async fn it_waits_for_an_agent_and_for_its_registry() {
     assert_eq!(output.status.code(), Some(0));
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(found[0]["agent_id"], "a");
+    registry.server.shutdown().await;
+}
+
+/// Waits for what no agent can do, for longer where the machine is too busy for an attempt to end in time.
+fn wait_in_vain(arguments: &[&str], expected: &str) -> Output {
+    let run = |timeout| {
+        let wait = ["wait", "anything", "--timeout", timeout];
+        program().args(wait).args(arguments).output().unwrap()
+    };
+    let is_expected = |output: &Output| text(&output.stderr).contains(&format!("registryctl: {expected}"));
+    ["700ms", "5s", "1m"].into_iter().map(run).find(is_expected).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_says_whether_the_registry_answered() {
+    let registry = Registry::start().await;
+    let hanging = FaultProxy::start(registry.server.local_addr().to_string()).await;
+    hanging.set(Fault::Hang);
+    let hanging = format!("http://{}", hanging.address());
+    for (url, expected, code) in [
+        (registry.server.url(), "no healthy agent can do that after".to_owned(), 3),
+        (hanging.clone(), format!("the registry at {hanging} did not answer within"), 4),
+        (
+            "http://127.0.0.1:1".to_owned(),
+            "the registry at http://127.0.0.1:1/ cannot be reached".to_owned(),
+            4,
+        ),
+    ] {
+        for format in ["--table", "--json"] {
+            let output = wait_in_vain(&["--registry-url", &url, format], &expected);
+            assert_eq!(output.status.code(), Some(code), "{url} {format}: {}", text(&output.stderr));
+            assert!(output.stdout.is_empty(), "{url} {format}");
+        }
+    }
+    registry.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_says_when_it_is_not_connected() {
+    let registry = Registry::start().await;
+    let proxy = FaultProxy::start(registry.server.local_addr().to_string()).await;
+    proxy.set(Fault::Refuse);
+    let url = format!("http://{}", proxy.address());
+    for (format, interruptions) in [("--json", &["interrupted", "resumed"][..]), ("--table", &[])] {
+        proxy.set(Fault::Refuse);
+        let mut watching = program()
+            .args(["watch", format, "--registry-url", &url])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut reasons = BufReader::new(watching.stderr.take().unwrap()).lines();
+        for _ in 0..2 {
+            // At the start, and when the stream breaks.
+            let said = reasons.next().unwrap().unwrap();
+            assert!(
+                said.starts_with("registryctl: not connected, trying again: ") && said.contains(&url),
+                "{said}"
+            );
+            proxy.set(Fault::None);
+            assert_eq!(reasons.next().unwrap().unwrap(), "registryctl: connected again");
+            proxy.set(Fault::Refuse);
+        }
+        watching.kill().unwrap();
+        let printed = text(&watching.wait_with_output().unwrap().stdout);
+        let printed: Vec<&str> = printed.lines().collect();
+        assert_eq!(printed.iter().filter(|line| line.contains("listed")).count(), 1, "{printed:?}");
+        for kind in ["interrupted", "resumed"] {
+            let is_printed = printed.iter().any(|line| line.contains(kind));
+            assert_eq!(is_printed, interruptions.contains(&kind), "{kind}: {printed:?}");
+        }
+        if format == "--json" {
+            assert!(printed.iter().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{printed:?}");
+        }
+    }
     registry.server.shutdown().await;
 }
 
