@@ -4,6 +4,7 @@
 //! announces it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use registry_sdk::contract::AgentStatus;
@@ -11,10 +12,34 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::Registry;
 use super::rules::{Change, DeadlinePolicy, Outcome};
+use super::shared::Shared;
 use super::view::Entry;
 
 /// Maximum number of changes submitted at a time, so that the queue has room for those of clients.
 const MAX_CONCURRENT_CHANGES: usize = 500;
+
+/// From more than so many agents that have been offline for so long, nobody seems to expect all of them back.
+const MANY_FORGOTTEN: usize = 100;
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(7 * 86_400);
+
+/// Names `--remove-after` in the log if it is not set and many agents have been offline for long.
+pub(super) fn warn_of_forgotten_agents(shared: &Shared) {
+    if shared.config.remove_after.is_some() {
+        return;
+    }
+    let now = shared.time.now();
+    let is_forgotten = |Entry { agent, .. }: &Entry| {
+        agent.status == AgentStatus::Offline
+            && agent.offline_since.is_some_and(|since| now.since(since) >= FORGOTTEN_AFTER)
+    };
+    let agents = shared.view.ids_where(is_forgotten).len();
+    if agents > MANY_FORGOTTEN {
+        tracing::warn!(
+            agents,
+            "agents have been offline for more than a week and are kept: --remove-after 7d would remove them"
+        );
+    }
+}
 
 /// Sweeps at every sweep interval. Never returns.
 ///

@@ -12,6 +12,7 @@ mod dawdlers;
 mod drain;
 mod edited_rows;
 mod failover;
+mod forgotten_agents;
 mod history;
 mod killed_after_an_answer;
 mod lost_commits;
