@@ -85,11 +85,17 @@ impl DeadlinePolicy {
     }
 
     /// Whether an agent has been offline for long enough to be removed.
+    ///
+    /// The start of a server does not begin that time anew: servers may be replaced more often. But then the agent gets
+    /// one timeout to come back, since it could not before.
     pub(crate) fn is_purgeable(&self, agent: &StoredAgent, now: Timestamp) -> bool {
         let (Some(since), Some(limit)) = (agent.offline_since, self.remove_after) else {
             return false;
         };
-        agent.status == AgentStatus::Offline && self.silence.of(since, limit, now) > limit
+        let timeout = heartbeat_timeout(self.timeout, agent.heartbeat_interval);
+        agent.status == AgentStatus::Offline
+            && self.silence.with_downtime(since, limit, now) > limit
+            && self.silence.of(since, limit, now) > timeout.min(limit)
     }
 
     /// Whether other servers may see a missed deadline before a heartbeat that arrives now is committed.

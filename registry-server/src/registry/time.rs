@@ -135,7 +135,12 @@ impl Silence {
 
     /// Returns how much of the time since an agent was heard counts as silence.
     pub(crate) fn of(&self, heard: Timestamp, timeout: Duration, now: Timestamp) -> Duration {
-        let heard = if heard.since(now) > MAX_CLOCK_SKEW { self.since } else { heard.max(self.since) };
+        self.with_downtime(heard.max(self.since), timeout, now)
+    }
+
+    /// Returns the same, but with the time before this server started.
+    pub(crate) fn with_downtime(&self, heard: Timestamp, timeout: Duration, now: Timestamp) -> Duration {
+        let heard = if heard.since(now) > MAX_CLOCK_SKEW { self.since } else { heard };
         let judged_at = now.min(self.last_poll.saturating_add(outage_gap(timeout)));
         let mut silence = judged_at.since(heard);
         let mut counted_to = heard;

@@ -166,10 +166,12 @@ fn offline_agent_is_purged_after_remove_after() {
     let (outcome, writes) = decide(&Change::Purge, agent(AgentStatus::Offline), at(701));
     assert!(matches!(outcome, Outcome::Removed));
     assert_eq!(kinds(&writes), [(8, EventKind::Deregistered)]);
-    // Downtime of the server does not count towards removal.
+    // After the start of a server it has one timeout to come back, however long it was offline before.
     let back = DeadlinePolicy { silence: Silence::without_outages(at(10_000)), ..deadline_policy() };
-    let (_, writes) = decide_under(&back, &Change::Purge, agent(AgentStatus::Offline), at(10_600));
+    let (_, writes) = decide_under(&back, &Change::Purge, agent(AgentStatus::Offline), at(10_060));
     assert!(writes.is_empty());
+    let (outcome, _) = decide_under(&back, &Change::Purge, agent(AgentStatus::Offline), at(10_061));
+    assert!(matches!(outcome, Outcome::Removed));
 }
 
 #[test]
