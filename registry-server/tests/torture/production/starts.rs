@@ -1,7 +1,9 @@
 //! Starts on databases that take no writes, and on addresses that lead to more than one.
 
+use std::process::Stdio;
 use std::time::Duration;
 
+use registry_sdk::testing::{Fault, FaultProxy};
 use sqlx::{AssertSqlSafe, Executor};
 
 use crate::support::{Cluster, Server, Store, agent, eventually, recovered, start_error};
@@ -50,4 +52,31 @@ async fn several_hosts_in_the_url_are_refused() {
         assert!(error.contains("several hosts") && error.contains("one address"), "{url}: {error}");
         assert!(!error.contains("secret"), "{error}");
     }
+}
+
+const UNIT: &str = include_str!("../../../../deploy/registry-server.service");
+
+/// systemd gives up after five starts in ten seconds, unless the unit says otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn server_is_started_by_systemd_until_its_database_has_booted() {
+    let has_line = |section: &str, expected: &str| section.lines().any(|line| line == expected);
+    let (unit, service) = UNIT.split_once("[Service]").unwrap();
+    assert!(has_line(unit, "StartLimitIntervalSec=0"), "{unit}");
+    assert!(has_line(service, "Restart=on-failure"), "{service}");
+    assert!(has_line(service, "RestartPreventExitStatus=2"), "{service}");
+    let store = Store::postgres().await;
+    let mut url = url::Url::parse(&store.url).unwrap();
+    let proxy =
+        FaultProxy::start(format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(5_432))).await;
+    proxy.set(Fault::Refuse);
+    url.set_port(Some(proxy.address().port())).unwrap();
+    let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_registry-server"));
+    program.args(["--listen", "127.0.0.1:0", "--database-url", url.as_str()]).kill_on_drop(true);
+    for _ in 0..6 {
+        let status = program.stdin(Stdio::null()).stderr(Stdio::null()).status().await.unwrap();
+        assert_eq!(status.code(), Some(1));
+    }
+    proxy.set(Fault::None);
+    Server::running(url.as_str(), &[]).await.client().get_server_health().await.unwrap();
+    store.remove().await;
 }
