@@ -8,6 +8,7 @@ use registry_sdk::discovery::{Orchestrator, TaskQuery};
 use registry_sdk::{ListQuery, RegistryClient, SearchQuery};
 use reqwest::StatusCode;
 use serde_json::json;
+use url::Url;
 
 use crate::support::{Database, agent, client, on_every_registry};
 
@@ -286,13 +287,16 @@ async fn links_carry_the_whole_query(database: Database) {
     let query = SearchQuery::new(format!("work {odd}")).tag("x").tag(odd).metadata(odd, odd);
     let query = query.capability(format!("work {odd}")).healthy(true).status(AgentStatus::Active);
     assert_eq!(ids(&client.search_all(query.clone().limit(1)).await.unwrap()), ["a", "b", "c"]);
-    let mut next = Some(format!("/capabilities/search?{}&cursor=*", query.limit(1).to_query_string()));
+    let query = query.limit(1).to_query_string();
+    let mut next =
+        Some(Url::parse(&format!("{}/capabilities/search?{query}&cursor=*", server.url())).unwrap());
     let mut pages = Vec::new();
-    while let Some(target) = next {
-        let response = reqwest::get(format!("{}{target}", server.url())).await.unwrap();
+    while let Some(url) = next {
+        let response = reqwest::get(url.clone()).await.unwrap();
         let link = response.headers().get("link").map(|link| link.to_str().unwrap().to_owned());
         pages.extend(response.json::<Vec<CapabilityMatch>>().await.unwrap());
-        next = link.map(|link| link.strip_prefix('<').unwrap().split_once('>').unwrap().0.to_owned());
+        let target = |link: String| link.strip_prefix('<').unwrap().split_once('>').unwrap().0.to_owned();
+        next = link.map(|link| url.join(&target(link)).unwrap());
     }
     assert_eq!(ids(&pages), ["a", "b", "c"]);
     let mut query = ListQuery::all().tag(odd).metadata(odd, odd).limit(1);
