@@ -93,7 +93,7 @@ type Nearly = (String, String, u8, Vec<(String, Vec<String>)>, Vec<(String, Stri
 fn nearly_good_registrations() {
     const ADDRESSES: [&str; 8] = [
         "http://a",
-        "https://a.b:1/c?d",
+        "https://a.b:1/c/",
         "http://[::1]",
         "http://a:99999",
         "ftp://a",

@@ -1,10 +1,13 @@
 //! Every limit of a registration, on both sides of its boundary.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use registry_sdk::contract::{Capability, Registration, ValidationError};
+use proptest::prelude::{ProptestConfig, prop_oneof, proptest};
+use registry_sdk::contract::{Capability, Registration, ValidationError, health_url};
 use serde_json::{Value, json};
+use url::{Host, Url};
 
 fn plain() -> Registration {
     Registration::new("feature-dev", "Feature Development Agent", "http://feature-dev:8002")
@@ -51,18 +54,19 @@ fn agent_name_has_1_to_128_characters() {
     assert_eq!(with("a\0b".to_owned()), ["agent_name"]);
 }
 
+/// What is wrong with a `base_url`, in words; `None` if nothing is.
+fn objection(url: &str) -> Option<String> {
+    let ValidationError(errors) = Registration::new("a", "A", url).validate().err()?;
+    assert!(errors.iter().all(|error| error.field == "base_url"), "{url:?}: {errors:?}");
+    errors.into_iter().map(|error| error.message).next()
+}
+
 #[test]
 fn base_url_is_absolute_http_without_user_info_up_to_256_characters() {
-    let with = |url: &str| refused(&Registration::new("a", "A", url));
     let of_length = |length: usize| format!("http://a/{}", "p".repeat(length - 9));
-    for good in [
-        "http://a",
-        "HTTPS://a.example:8443/path?query#part",
-        "http://[::1]:8002",
-        "http://127.0.0.1",
-        &of_length(256),
-    ] {
-        assert!(with(good).is_empty(), "{good}");
+    for good in ["http://a", "HTTPS://a.example:8443/path", "http://a/", "http://a:1/b//c/", &of_length(256)]
+    {
+        assert_eq!(objection(good), None, "{good}");
     }
     for bad in [
         "",
@@ -72,18 +76,144 @@ fn base_url_is_absolute_http_without_user_info_up_to_256_characters() {
         "ftp://a",
         "javascript:alert(1)",
         "http:a",
+        "http:/a",
         "http://",
+        "http:///a",
+        "http://:8002",
         "http:// a",
         " http://a",
         "http://a\t",
         "http://user@a",
         "http://user:secret@a",
         "http://:secret@a",
+        "http://@a",
         "http://a:99999",
+        "http://a:$PORT",
         &of_length(257),
     ] {
-        let fields = with(bad);
-        assert!(!fields.is_empty() && fields.iter().all(|field| field == "base_url"), "{bad:?}: {fields:?}");
+        assert!(objection(bad).is_some(), "{bad:?}");
+    }
+}
+
+#[test]
+fn base_url_can_be_dialled() {
+    let label = "x".repeat(63);
+    for good in [
+        "http://127.0.0.1",
+        "http://[::1]:8002",
+        "http://localhost:65535",
+        "http://2130706433:1",
+        "http://10.1.2.3",
+        "http://[2001:db8::7]",
+        "http://[::ffff:10.1.2.3]",
+        "http://feature_dev-1:8002",
+        "http://agent.default.svc.cluster.local.:8002",
+        "http://bücher.example",
+        "http://xn--bcher-kva.example",
+        &format!("http://{label}.{label}"),
+    ] {
+        assert_eq!(objection(good), None, "{good}");
+    }
+    // Each of a kind, and the words that name the fix.
+    let (name, listen, group) = ("is no host name or address", "an address to listen on", "one receiver");
+    // Punycode makes it longer than it was written.
+    let long_name = format!("http://{}example", "ü.".repeat(40));
+    let kinds: [(&str, &[&str]); 9] = [
+        (
+            listen,
+            &[
+                "http://0.0.0.0:8002",
+                "http://0.0.0.0",
+                "http://0.1.2.3:8002",
+                "http://0:8002",
+                "http://0x0",
+                "http://00.0x0.0",
+                "http://1",
+                "http://０.０.０.０",
+                "http://[::]:8002",
+                "http://[0:0:0:0:0:0:0:0]",
+                "http://[::ffff:0.0.0.0]",
+                "http://[::ffff:0:0]:1",
+                "http://[::0.0.0.2]",
+            ],
+        ),
+        (
+            group,
+            &[
+                "http://224.0.0.1",
+                "http://239.255.255.255",
+                "http://255.255.255.255:80",
+                "http://[ff02::1]:1",
+                "http://[::ffff:224.0.0.1]",
+            ],
+        ),
+        ("needs a zone", &["http://[fe80::1]:8002", "http://[febf::1]"]),
+        ("port 0", &["http://a:0", "http://a:000/x"]),
+        (
+            "must have no query and no fragment",
+            &["http://a:1/?x=1#y", "http://a?", "http://a/#", "http://a#part"],
+        ),
+        ("must have no backslash", &["http://a:1\\path", "http:\\\\a", "http://\\a"]),
+        (
+            name,
+            &[
+                "http://*:80",
+                "http://{host}:8002",
+                "http://$HOST",
+                "http://${HOST}:1",
+                "http://<host>:8002",
+                "http://a,b",
+                "http://a..b",
+                "http://.a",
+                "http://a..",
+                "http://.",
+                "http://%61gent",
+                "http://a%20b",
+                "http://999.1.1.1",
+                "http://[::1",
+                "http://[::1%25eth0]",
+                "http://＊",
+                &format!("http://{label}x"),
+                &long_name,
+            ],
+        ),
+        ("scheme twice", &["http://http://a:8002", "https://HTTP://a", "http://https://a"]),
+        ("http or https", &["http:/x", "http:x", "agent:8002", "ws://agent"]),
+    ];
+    for (words, urls) in kinds {
+        for url in urls {
+            let said = objection(url).unwrap_or_default();
+            assert!(said.contains(words) && said.contains("http://agent:8002"), "{url:?}: {said:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(5_000))]
+
+    /// Pieces from which URLs of every kind are made, good ones and odd ones.
+    #[test]
+    fn what_passes_can_be_dialled_and_its_health_url_lies_below_it(
+        scheme in prop_oneof![4 => "(http|https|HTTP)://", 1 => "(http|ftp)?(:/|:|//|:///)"],
+        host in "([a-z0-9_.-]{1,9}|[a-z0-9_.*$%\\\\@{}\\[\\]:-]{0,12}|(0x)?[0-9a-f.]{1,15}|\\[[0-9a-f:.]{0,20}\\]|\\PC{1,6})",
+        port in "(:[0-9]{0,6})?",
+        path in "(/[a-z%.2eE/~;@?#-]{0,12})?",
+    ) {
+        let base_url = format!("{scheme}{host}{port}{path}");
+        if Registration::new("a", "A", &*base_url).validate().is_ok() {
+            let url = Url::parse(&base_url).unwrap();
+            assert!(url.port_or_known_default() != Some(0), "{base_url}");
+            let address = match url.host().unwrap() {
+                Host::Ipv4(address) => Some(IpAddr::from(address)),
+                Host::Ipv6(address) => Some(IpAddr::from(address).to_canonical()),
+                Host::Domain(_) => None,
+            };
+            assert!(address.is_none_or(|to| !to.is_unspecified() && !to.is_multicast()), "{base_url}");
+            let health = health_url(&base_url).unwrap();
+            assert_eq!(health.origin(), url.origin(), "{base_url}");
+            assert!(health.path().starts_with(url.path().trim_end_matches('/')), "{base_url}: {health}");
+            assert_eq!((health.query(), health.fragment()), (None, None), "{base_url}");
+        }
     }
 }
 

@@ -5,7 +5,7 @@ import json
 import schemathesis
 from hypothesis import strategies as st
 
-# A schema knows `format: uri`, and not that only http and https are taken.
+# A schema knows `format: uri`, and not that only http and https are taken, and hosts that can be dialled.
 hosts = st.sampled_from(["agent", "agent.example.org", "10.1.2.3", "[2001:db8::7]", "feature-dev", "UPPER.example"])
 ports = st.one_of(st.just(""), st.integers(1, 65535).map(lambda port: f":{port}"))
 paths = st.sampled_from(["", "/", "/v1", "/v1/agents/"])

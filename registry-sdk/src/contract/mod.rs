@@ -5,6 +5,7 @@
 //! fields whose names end in `_seconds`. Unknown fields are ignored on both sides. Fields that only this
 //! project's server sends are optional here, so that a plainer server's answers decode as well.
 
+mod address;
 mod agent;
 mod capability_match;
 mod delegation;

@@ -40,7 +40,8 @@ pub struct Registration {
     /// The agent's name, for people: 1 to 128 characters.
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 128, pattern = "^[^\\u0000]*$"))]
     pub agent_name: String,
-    /// The URL at which the agent answers: absolute, `http` or `https`, without user info, up to 256 characters.
+    /// The URL at which callers reach the agent: absolute, `http` or `https`, without user info, query and fragment, up to
+    /// 256 characters. Addresses that nobody can connect to, such as `0.0.0.0`, are refused.
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 256, format = "uri"))]
     pub base_url: String,
     /// What the agent can do: up to 128 capabilities with distinct names.

@@ -5,8 +5,8 @@ use std::fmt;
 use std::time::Duration;
 
 use serde_json::Value;
-use url::Url;
 
+use super::address::check_base_url;
 use super::agent::Capability;
 use super::problem::{FieldError, ValidationError};
 use super::registration::Registration;
@@ -142,17 +142,8 @@ impl Check {
 
     fn base_url(&mut self, text: &str) {
         self.text("base_url", text, 1, limits::BASE_URL);
-        let lower = text.get(..8).unwrap_or(text).to_ascii_lowercase();
-        // The URL standard's parser forgives much (missing slashes, tabs, spaces around); this does not.
-        let strict = (lower.starts_with("http://") || lower.starts_with("https://"))
-            && !text.contains(|character: char| character.is_whitespace() || character.is_control());
-        match Url::parse(text) {
-            Ok(url) if strict && url.has_host() => {
-                if !url.username().is_empty() || url.password().is_some() {
-                    self.fail("base_url", "must not carry a user name or a password");
-                }
-            }
-            _ => self.fail("base_url", "must be an absolute http or https URL, such as http://agent:8002"),
+        if let Err(message) = check_base_url(text) {
+            self.fail("base_url", message);
         }
     }
 

@@ -134,7 +134,7 @@ fn kinds(healthy_url: &str) -> Vec<Registration> {
                     .tag("ǅ"),
             )
             .heartbeat_interval(long),
-        Registration::new("url", "Url", "HTTP://127.0.0.1:9/a%20b/../ß?x=%41#f").heartbeat_interval(long),
+        Registration::new("url", "Url", "HTTP://127.0.0.1:9/a%20b/../ß;x=%41").heartbeat_interval(long),
         lasting("metadata")
             .metadata("deep", deep)
             .metadata("z", 1)

@@ -63,8 +63,6 @@ async fn the_path_of_a_task_is_below_the_path_of_the_base_url() {
         ("/", "POST /execute"),
         ("/api/v1", "POST /api/v1/execute"),
         ("/api/v1/", "POST /api/v1/execute"),
-        ("/api?tenant=7", "POST /api/execute"),
-        ("/api#part", "POST /api/execute"),
     ] {
         let registry = registry_sdk::testing::MockRegistry::start().await;
         let agents = Server::start(|_, _| Reply::Answer(200, "", "{}")).await;
@@ -74,7 +72,7 @@ async fn the_path_of_a_task_is_below_the_path_of_the_base_url() {
         let orchestrator = Orchestrator::new(registry.client());
         let outcome = send(orchestrator.delegate("work")).await;
         let arrived: Vec<_> = agents.arrived().into_iter().map(|one| one.what).collect();
-        if arrived.first().is_none_or(|what| what.split('?').next() != Some(expected)) {
+        if arrived.first().is_none_or(|what| what != expected) {
             wrong.push(format!("{base:?}: {arrived:?}, {outcome:?}"));
         }
     }

@@ -1,0 +1,112 @@
+//! The addresses that an agent may register: callers and probes must be able to dial them.
+//!
+//! The URL standard's parser forgives much (missing slashes, backslashes, spaces around), so the text is checked first, and
+//! then what the parser made of it: it knows all spellings of an address.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use url::{Host, ParseError, Url};
+
+const EXAMPLE: &str = "use the name or address at which callers reach the agent, such as http://agent:8002";
+
+/// Longest name and longest label of a name in DNS (RFC 1035, section 2.3.4), without the dot at the end.
+const MAX_NAME: usize = 253;
+const MAX_LABEL: usize = 63;
+
+/// Checks that a `base_url` can be dialled.
+///
+/// # Errors
+/// What is wrong, and what to write instead.
+pub(super) fn check_base_url(text: &str) -> Result<(), String> {
+    let authority = authority(text)?;
+    let no_host = || format!("{authority:?} is no host name or address: {EXAMPLE}");
+    let url = match Url::parse(text) {
+        // A percent sign is no part of a name. The parser would decode it.
+        Ok(url) if !authority.contains('%') => url,
+        Err(ParseError::InvalidPort) => {
+            return Err("its port must be a number from 1 to 65535, such as in http://agent:8002".to_owned());
+        }
+        _ => return Err(no_host()),
+    };
+    if url.port() == Some(0) {
+        return Err(format!("nobody can connect to port 0: {EXAMPLE}"));
+    }
+    let unreachable = match url.host() {
+        Some(Host::Domain(name)) => return if is_host_name(name) { Ok(()) } else { Err(no_host()) },
+        Some(Host::Ipv4(address)) => unreachable_v4(address),
+        Some(Host::Ipv6(address)) => unreachable_v6(address),
+        None => return Err(no_host()),
+    };
+    unreachable.map_or(Ok(()), |why| Err(format!("{authority} is {why}: {EXAMPLE}")))
+}
+
+/// The part of the text between the scheme and the path.
+fn authority(text: &str) -> Result<&str, String> {
+    if text.contains('\\') {
+        return Err("must have no backslash: write it with slashes, such as http://agent:8002/v1".to_owned());
+    }
+    if text.contains(|character: char| character.is_whitespace() || character.is_control()) {
+        return Err("must have no white space, such as http://agent:8002".to_owned());
+    }
+    let (scheme, rest) = text.split_once("://").unwrap_or_default();
+    if !is_http(scheme) {
+        return Err("must be an absolute http or https URL, such as http://agent:8002".to_owned());
+    }
+    if text.contains(['?', '#']) {
+        return Err(
+            "must have no query and no fragment, since paths are appended to it: write it without them, \
+                    such as http://agent:8002/v1"
+                .to_owned(),
+        );
+    }
+    let authority = rest.split('/').next().unwrap_or_default();
+    if authority.is_empty() {
+        return Err(format!("names no host: {EXAMPLE}"));
+    }
+    if authority.contains('@') {
+        return Err("must not carry a user name or a password: write it without, such as http://agent:8002"
+            .to_owned());
+    }
+    if authority.strip_suffix(':').is_some_and(is_http) {
+        return Err("has its scheme twice: write it once, such as http://agent:8002".to_owned());
+    }
+    Ok(authority)
+}
+
+fn is_http(scheme: &str) -> bool {
+    scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")
+}
+
+/// Whether a name can be one of DNS, of `/etc/hosts` or of a compose network, which allow underscores.
+fn is_host_name(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let is_label = |label: &str| {
+        let ordinary = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        (1..=MAX_LABEL).contains(&label.len()) && label.bytes().all(ordinary)
+    };
+    name.len() <= MAX_NAME && name.split('.').all(is_label)
+}
+
+/// Why nobody can connect to an address; `None` if that may be possible.
+fn unreachable_v4(address: Ipv4Addr) -> Option<&'static str> {
+    if address.octets()[0] == 0 {
+        Some("an address to listen on, nobody can connect to it")
+    } else if address.is_multicast() || address.is_broadcast() {
+        Some("an address of many hosts, and a connection needs one receiver")
+    } else {
+        None
+    }
+}
+
+fn unreachable_v6(address: Ipv6Addr) -> Option<&'static str> {
+    if address.is_multicast() {
+        Some("an address of many hosts, and a connection needs one receiver")
+    } else if address.is_unicast_link_local() {
+        Some("a link-local address, which needs a zone, and a URL cannot name one")
+    } else if address.is_loopback() {
+        None
+    } else {
+        // `::` is among the addresses that embed one of IPv4.
+        address.to_ipv4().and_then(unreachable_v4)
+    }
+}
