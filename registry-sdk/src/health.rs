@@ -1,4 +1,4 @@
-//! The agent's own `GET /health` (feature `axum`): what the registry's probes and orchestrators ask.
+//! The agent's own health endpoint (feature `axum`): what the registry's probes and orchestrators ask.
 
 use std::fmt;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout};
 
 use crate::agent::{Agent, TaskCounter};
-use crate::contract::{FailedCheck, HealthReport, HealthStatus};
+use crate::contract::{DEFAULT_HEALTH_PATH, FailedCheck, HealthReport, HealthStatus, health_url};
 
 /// How long one check may take. Half of what a registry waits for the whole answer.
 const CHECK_LIMIT: Duration = Duration::from_secs(1);
@@ -42,6 +42,7 @@ type Verdict = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 /// ```
 pub struct HealthEndpoint {
     agent_id: String,
+    path: String,
     tasks: TaskCounter,
     began: Instant,
     checks: Vec<Check>,
@@ -63,11 +64,15 @@ impl fmt::Debug for HealthEndpoint {
 }
 
 impl HealthEndpoint {
-    /// The endpoint of an agent. Its uptime counts from now. It does not keep the agent's heartbeat loop alive.
+    /// The endpoint of an agent, at the `health_path` that it registers (`/health` by default). Its uptime counts from now. It does not keep the agent's heartbeat loop alive.
     #[must_use]
     pub fn new(agent: &Agent) -> Self {
+        // As it arrives in requests: encoded.
+        let url = health_url("http://agent", agent.registration().health_path.as_deref());
+        let path = url.map_or_else(|| DEFAULT_HEALTH_PATH.to_owned(), |url| url.path().to_owned());
         Self {
             agent_id: agent.agent_id().to_owned(),
+            path,
             tasks: agent.tasks(),
             began: Instant::now(),
             checks: Vec::new(),
@@ -85,9 +90,10 @@ impl HealthEndpoint {
         self
     }
 
-    /// `GET /health`, to be merged into the agent's own router.
+    /// `GET` of the health path, to be merged into the agent's own router.
     pub fn router<S: Clone + Send + Sync + 'static>(self) -> Router<S> {
-        Router::new().route("/health", get(answer)).with_state(Arc::new(self))
+        // A path may have segments that begin with a colon, which older versions of axum took for parameters.
+        Router::new().without_v07_checks().route(&self.path.clone(), get(answer)).with_state(Arc::new(self))
     }
 
     /// How the agent is now.

@@ -112,7 +112,7 @@
 //! | `client` | yes | [`RegistryClient`], [`Agent`], [`Orchestrator`], [`Directory`], [`Watch`] and [`StatsMonitor`], over HTTP, on Tokio |
 //! | `tls` | yes | HTTPS, with rustls. Without it nothing is compiled from C |
 //! | `cache` | no | `DiscoveryCache`: discovery that outlives the registry |
-//! | `axum` | no | `HealthEndpoint`, the agent's own `GET /health`, and `DelegatedTask`, an extractor for tasks |
+//! | `axum` | no | `HealthEndpoint`, the agent's own `GET /health` or `health_path`, and `DelegatedTask`, an extractor for tasks |
 //! | `testing` | no | `testing::MockRegistry`, a registry with faults to script, for the tests of agents |
 //! | `metrics` | no | counters of registrations, heartbeats, retries, states and tasks, through the `metrics` facade |
 //!

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use proptest::option;
 use proptest::prelude::{ProptestConfig, prop_oneof, proptest};
 use registry_sdk::contract::{Capability, Registration, ValidationError, health_url};
 use serde_json::{Value, json};
@@ -198,9 +199,12 @@ proptest! {
         host in "([a-z0-9_.-]{1,9}|[a-z0-9_.*$%\\\\@{}\\[\\]:-]{0,12}|(0x)?[0-9a-f.]{1,15}|\\[[0-9a-f:.]{0,20}\\]|\\PC{1,6})",
         port in "(:[0-9]{0,6})?",
         path in "(/[a-z%.2eE/~;@?#-]{0,12})?",
+        health_path in option::of("/[a-z%.2eE/~;:@-]{0,12}"),
     ) {
         let base_url = format!("{scheme}{host}{port}{path}");
-        if Registration::new("a", "A", &*base_url).validate().is_ok() {
+        let mut registration = Registration::new("a", "A", &*base_url);
+        registration.health_path = health_path;
+        if registration.validate().is_ok() {
             let url = Url::parse(&base_url).unwrap();
             assert!(url.port_or_known_default() != Some(0), "{base_url}");
             let address = match url.host().unwrap() {
@@ -209,11 +213,67 @@ proptest! {
                 Host::Domain(_) => None,
             };
             assert!(address.is_none_or(|to| !to.is_unspecified() && !to.is_multicast()), "{base_url}");
-            let health = health_url(&base_url).unwrap();
+            let health = health_url(&base_url, registration.health_path.as_deref()).unwrap();
             assert_eq!(health.origin(), url.origin(), "{base_url}");
-            assert!(health.path().starts_with(url.path().trim_end_matches('/')), "{base_url}: {health}");
+            let below = format!("{}/", url.path().trim_end_matches('/'));
+            assert!(health.path().starts_with(&below), "{base_url}: {health}");
+            assert!(health.path().len() > below.len() || registration.health_path.as_deref() == Some("/"));
             assert_eq!((health.query(), health.fragment()), (None, None), "{base_url}");
         }
+    }
+}
+
+#[test]
+fn health_path_has_1_to_256_characters_and_stays_below_the_base_url() {
+    let with = |path: &str| refused(&plain().health_path(path));
+    for good in [
+        "/",
+        "/healthz",
+        "/health/",
+        "/a/b.c/..d",
+        "/gesund/ä",
+        "/a%20b",
+        "/v1//health",
+        &format!("/{}", letters(255)),
+    ] {
+        assert!(with(good).is_empty(), "{good}");
+        assert!(health_url("http://agent:8002/v1", Some(good)).unwrap().path().starts_with("/v1/"), "{good}");
+    }
+    for bad in [
+        "",
+        "healthz",
+        "//other",
+        "/a?b",
+        "/a#b",
+        "/a\\b",
+        "/a b",
+        "/a\n",
+        "/a\0",
+        "/..",
+        "/a/../b",
+        "/a/..",
+        "/./a",
+        "/%2e%2e/a",
+        "/a/.%2E",
+        "http://other/health",
+        &format!("/{}", letters(256)),
+    ] {
+        let fields = with(bad);
+        assert!(
+            !fields.is_empty() && fields.iter().all(|field| field == "health_path"),
+            "{bad:?}: {fields:?}"
+        );
+    }
+}
+
+#[test]
+fn probe_is_one_of_its_words() {
+    let body = |probe: Value| json!({"agent_id": "a", "agent_name": "A", "base_url": "http://a", "capabilities": [], "probe": probe});
+    for good in [json!("on"), json!("off"), Value::Null] {
+        assert!(refused_json(&body(good.clone())).is_empty(), "{good}");
+    }
+    for bad in [json!("of"), json!("OFF"), json!(""), json!(false), json!(["off"])] {
+        assert_eq!(refused_json(&body(bad.clone())), ["probe"], "{bad}");
     }
 }
 
@@ -321,7 +381,7 @@ fn instance_id_is_as_agent_id() {
 fn all_that_is_wrong_is_said_at_once() {
     let body = json!({
         "agent_id": 7, "base_url": "nowhere", "status": "asleep", "metadata": [],
-        "heartbeat_interval_seconds": -1,
+        "heartbeat_interval_seconds": -1, "health_path": 7, "probe": "maybe",
         "capabilities": [{"name": "ok"}, {"description": 5, "tags": "x"}, ["text"], {"name": ""},
             {"name": "b", "title": 1, "examples": "x"}],
     });
@@ -340,8 +400,10 @@ fn all_that_is_wrong_is_said_at_once() {
             "capabilities[3].name",
             "capabilities[4].examples",
             "capabilities[4].title",
+            "health_path",
             "heartbeat_interval_seconds",
             "metadata",
+            "probe",
             "status",
         ]
     );
@@ -354,6 +416,7 @@ fn null_and_unknown_fields_are_taken_as_left_out() {
     let body = json!({
         "agent_id": "a", "agent_name": "A", "base_url": "http://a", "invented_later": {"x": 1},
         "status": null, "metadata": null, "heartbeat_interval_seconds": null,
+        "health_path": null, "probe": null,
         "capabilities": [{"name": "c", "description": null, "cost_estimate": null, "tags": null,
             "title": null, "examples": null, "more": 1}],
     });

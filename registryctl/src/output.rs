@@ -59,6 +59,12 @@ impl Output {
         row("name", Cell::new(sanitized(&agent.agent_name)));
         row("status", self.status(agent.status, agent.healthy));
         row("url", Cell::new(sanitized(&agent.base_url)));
+        if let Some(path) = &agent.health_path {
+            row("health path", Cell::new(sanitized(path)));
+        }
+        if let Some(probe) = &agent.probe {
+            row("probe", Cell::new(sanitized(probe.as_str())));
+        }
         row("last heartbeat", Cell::new(ago(agent.last_heartbeat)));
         row("registered", Cell::new(agent.registered_at.map_or_else(String::new, |time| time.to_string())));
         row("heartbeat timeout", Cell::new(agent.heartbeat_timeout.map_or_else(String::new, whole_seconds)));

@@ -43,6 +43,7 @@ impl Registry {
     fn register(&self, id: &str) {
         let registration = json!({
             "agent_id": id, "agent_name": format!("Agent {id}"), "base_url": "http://agent:8000",
+            "health_path": "/healthz", "probe": "off",
             "capabilities": [{"name": "code_review", "tags": ["rust"], "cost_estimate": "~10 tokens"}],
             "metadata": {"evil": "\u{1b}[31mred"},
         });
@@ -108,7 +109,7 @@ async fn people_get_tables_without_what_could_harm_a_terminal() {
     let lines: Vec<&str> = table.lines().collect();
     assert!(lines[0].contains("STATUS") && lines[1].contains("code_review"), "{table}");
     let shown = text(&registry.run(&["show", "a", "--table"]).stdout);
-    assert!(shown.contains("rust") && shown.contains("red"), "{shown}");
+    assert!(["rust", "red", "/healthz", "off"].iter().all(|part| shown.contains(part)), "{shown}");
     // No colour where it is no terminal, and none from an agent anywhere.
     assert!(!table.contains('\u{1b}') && !shown.contains('\u{1b}'), "{shown}");
     for command in ["stats", "search code", "health a"] {

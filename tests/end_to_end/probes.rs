@@ -1,8 +1,8 @@
 //! The server asks agents how they are, and is not to be misused for it.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -13,7 +13,9 @@ use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures_util::stream;
-use registry_sdk::contract::{AgentHealth, AgentStatus, Capability, Registration, UnhealthyReason, limits};
+use registry_sdk::contract::{
+    AgentHealth, AgentStatus, Capability, ProbeMode, ProbeResult, Registration, UnhealthyReason, limits,
+};
 use registry_sdk::{RegistryClient, SearchQuery, WatchEvent};
 use registry_server::Config;
 use tokio::net::TcpListener;
@@ -25,6 +27,10 @@ on_both_databases!(
     two_failures_make_an_agent_unhealthy_and_one_success_heals_it,
     agents_that_fail_their_probes_do_not_push_a_living_one_off_the_page,
     whatever_a_hostile_agent_answers_it_is_only_unhealthy,
+    an_agent_that_answers_401_or_redirects_within_itself_is_healthy,
+    an_answer_of_404_neither_fails_an_agent_nor_heals_it,
+    an_agent_is_asked_at_its_health_path,
+    an_agent_with_probe_off_is_not_asked_and_an_earlier_failure_is_forgotten,
     no_connection_is_made_where_probes_may_not_go,
     who_is_offline_is_not_asked,
 );
@@ -56,8 +62,8 @@ fn probing(config: &mut Config) {
 /// Agents of every kind on one server: each answers below the path of its kind.
 struct Agents {
     port: u16,
-    /// How often the agent `counted` was asked, and whether it is well.
-    asked: Arc<AtomicUsize>,
+    /// The kinds of the agents that were asked, and what those of no other kind answer in place of 200.
+    asked: Arc<Mutex<Vec<String>>>,
     ill: Arc<AtomicUsize>,
     _serving: JoinSet<()>,
 }
@@ -66,16 +72,17 @@ impl Agents {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (asked, ill) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let (asked, ill) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<AtomicUsize>::default());
         let counts = (asked.clone(), ill.clone());
         let health = move |Path(kind): Path<String>| {
             let (asked, ill) = counts.clone();
             async move {
-                asked.fetch_add(1, Ordering::SeqCst);
-                answer(&kind, ill.load(Ordering::SeqCst) > 0).await
+                asked.lock().unwrap().push(kind.clone());
+                answer(&kind, ill.load(Ordering::SeqCst)).await
             }
         };
-        let app = Router::new().route("/{kind}/health", get(health));
+        let app =
+            Router::new().route("/{kind}/health", get(health.clone())).route("/{kind}/elsewhere/", get(well));
         let mut serving = JoinSet::new();
         serving.spawn(async move { axum::serve(listener, app).await.unwrap() });
         Self { port, asked, ill, _serving: serving }
@@ -91,11 +98,20 @@ impl Agents {
     }
 
     fn asked(&self) -> usize {
-        self.asked.load(Ordering::SeqCst)
+        self.asked.lock().unwrap().len()
+    }
+
+    /// How often those of a kind were.
+    fn asked_at(&self, kind: &str) -> usize {
+        self.asked.lock().unwrap().iter().filter(|asked| *asked == kind).count()
     }
 }
 
-async fn answer(kind: &str, ill: bool) -> Response {
+async fn well() -> &'static str {
+    r#"{"status":"healthy"}"#
+}
+
+async fn answer(kind: &str, ill: usize) -> Response {
     match kind {
         "endless" => {
             let endless = stream::repeat_with(|| Ok::<_, Infallible>(vec![b'x'; 1_024]));
@@ -113,10 +129,21 @@ async fn answer(kind: &str, ill: bool) -> Response {
         "redirect" => {
             (StatusCode::FOUND, [(LOCATION, "http://169.254.169.254/latest/meta-data/")]).into_response()
         }
+        // The same host, and another port.
+        "redirect-port" => (StatusCode::FOUND, [(LOCATION, "http://127.0.0.1:1/health")]).into_response(),
+        "circle" => (StatusCode::FOUND, [(LOCATION, "/circle/health")]).into_response(),
+        "nowhere" => StatusCode::TEMPORARY_REDIRECT.into_response(),
+        "301" | "302" | "303" | "307" | "308" => {
+            let status = StatusCode::from_bytes(kind.as_bytes()).unwrap();
+            (status, [(LOCATION, "elsewhere/")]).into_response()
+        }
+        "401" | "403" | "404" | "405" | "501" => {
+            StatusCode::from_bytes(kind.as_bytes()).unwrap().into_response()
+        }
         "failing" => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         "in-words" => r#"{"status":"unhealthy"}"#.into_response(),
-        _ if ill => StatusCode::SERVICE_UNAVAILABLE.into_response(),
-        _ => r#"{"status":"healthy"}"#.into_response(),
+        _ if ill > 0 => StatusCode::from_u16(ill.try_into().unwrap()).unwrap().into_response(),
+        _ => well().await.into_response(),
     }
 }
 
@@ -135,7 +162,7 @@ async fn two_failures_make_an_agent_unhealthy_and_one_success_heals_it(database:
     assert!(before.is_healthy() && before.reason.is_none(), "{before:?}");
 
     let asked = agents.asked();
-    agents.ill.store(1, Ordering::SeqCst);
+    agents.ill.store(503, Ordering::SeqCst);
     eventually("it is unhealthy", async || !health(&client, "well").await.is_healthy()).await;
     assert!(agents.asked() >= asked + 2, "one failure is not enough");
     let found = health(&client, "well").await;
@@ -161,7 +188,7 @@ async fn two_failures_make_an_agent_unhealthy_and_one_success_heals_it(database:
     server.shutdown().await;
 
     // A server that does not probe does not go by what probes found.
-    agents.ill.store(1, Ordering::SeqCst);
+    agents.ill.store(503, Ordering::SeqCst);
     let server = database.start_with(probing).await;
     let client = crate::support::client(&server);
     eventually("it is unhealthy", async || !health(&client, "well").await.is_healthy()).await;
@@ -207,7 +234,10 @@ async fn whatever_a_hostile_agent_answers_it_is_only_unhealthy(database: Databas
         ("long", "longer than 65536 bytes"),
         ("trickle", "no complete answer within 400ms"),
         ("silent", "no complete answer within 400ms"),
-        ("redirect", "it answered 302"),
+        ("redirect", "it answered 302, a redirect to another origin: http://169.254.169.254"),
+        ("redirect-port", "a redirect to another origin: http://127.0.0.1:1"),
+        ("circle", "it redirects more than 5 times"),
+        ("nowhere", "it answered 307, a redirect without a location"),
         ("failing", "it answered 500"),
         ("in-words", "it says that it is unhealthy"),
     ];
@@ -226,6 +256,112 @@ async fn whatever_a_hostile_agent_answers_it_is_only_unhealthy(database: Databas
     }
     eventually("the others do not suffer", async || health(&client, "well").await.is_healthy()).await;
     server.shutdown().await;
+}
+
+async fn an_agent_that_answers_401_or_redirects_within_itself_is_healthy(database: Database) {
+    let server = database.start_with(probing).await;
+    let (client, agents) = (client(&server), Agents::start().await);
+    let kinds = ["401", "403", "301", "302", "303", "307", "308"];
+    for kind in kinds {
+        agents.register(&client, kind).await;
+    }
+    for kind in kinds {
+        let rounds = probe_rounds(&client, kind, 3).await;
+        assert!(rounds.iter().all(|probe| probe.ok && probe.detail.is_none()), "{kind}: {rounds:?}");
+        assert!(health(&client, kind).await.is_healthy(), "{kind}");
+    }
+    server.shutdown().await;
+}
+
+const CANNOT_TELL: &str = "it answered 404, so the probe cannot tell: set health_path, or probe: off";
+
+async fn an_answer_of_404_neither_fails_an_agent_nor_heals_it(database: Database) {
+    let server = database.start_with(probing).await;
+    let (client, agents) = (client(&server), Agents::start().await);
+    let kinds = ["404", "405", "501"];
+    for kind in kinds {
+        agents.register(&client, kind).await;
+    }
+    for kind in kinds {
+        let rounds = probe_rounds(&client, kind, 3).await;
+        let detail = CANNOT_TELL.replace("404", kind);
+        let is_right = |probe: &ProbeResult| probe.ok && probe.detail.as_ref() == Some(&detail);
+        assert!(rounds.iter().all(is_right), "{rounds:?}");
+        assert!(health(&client, kind).await.is_healthy(), "{kind}");
+    }
+    // One that failed before stays so, until it answers well.
+    agents.ill.store(503, Ordering::SeqCst);
+    agents.register(&client, "ill").await;
+    eventually("it is unhealthy", async || !health(&client, "ill").await.is_healthy()).await;
+    agents.ill.store(404, Ordering::SeqCst);
+    let cannot_tell = async || {
+        let found = health(&client, "ill").await;
+        found.probe.is_some_and(|probe| probe.detail.as_deref() == Some(CANNOT_TELL))
+    };
+    eventually("it answers 404", cannot_tell).await;
+    let rounds = probe_rounds(&client, "ill", 3).await;
+    assert!(rounds.iter().all(|probe| !probe.ok), "{rounds:?}");
+    let found = health(&client, "ill").await;
+    assert_eq!(found.reason, Some(UnhealthyReason::ProbeFailed), "{found:?}");
+    agents.ill.store(0, Ordering::SeqCst);
+    eventually("it is healthy again", async || health(&client, "ill").await.is_healthy()).await;
+    server.shutdown().await;
+}
+
+async fn an_agent_is_asked_at_its_health_path(database: Database) {
+    let server = database.start_with(probing).await;
+    let (client, agents) = (client(&server), Agents::start().await);
+    let registration = |path: &str| {
+        let base_url = format!("http://127.0.0.1:{}/failing", agents.port);
+        Registration::new("a", "A", base_url).health_path(path)
+    };
+    client.register(&registration("/health")).await.unwrap();
+    eventually("it is unhealthy", async || !health(&client, "a").await.is_healthy()).await;
+    let record = client.register(&registration("/elsewhere/")).await.unwrap();
+    assert_eq!((record.health_path.as_deref(), record.healthy), (Some("/elsewhere/"), Some(true)));
+    let rounds = probe_rounds(&client, "a", 3).await;
+    assert!(rounds.iter().skip(1).all(|probe| probe.ok && probe.detail.is_none()), "{rounds:?}");
+    server.shutdown().await;
+}
+
+async fn an_agent_with_probe_off_is_not_asked_and_an_earlier_failure_is_forgotten(database: Database) {
+    let server = database.start_with(probing).await;
+    let (client, agents) = (client(&server), Agents::start().await);
+    let url = format!("http://127.0.0.1:{}/failing", agents.port);
+    let registration = || Registration::new("a", "A", &*url).capability(Capability::new("work"));
+    client.register(&registration()).await.unwrap();
+    eventually("it is unhealthy", async || !health(&client, "a").await.is_healthy()).await;
+
+    let record = client.register(&registration().no_probe()).await.unwrap();
+    assert_eq!((record.probe, record.healthy), (Some(ProbeMode::Off), Some(true)));
+    let found = health(&client, "a").await;
+    assert!(found.is_healthy() && found.reason.is_none() && found.probe.is_none(), "{found:?}");
+    assert_eq!(client.search_capabilities("work").await.unwrap()[0].healthy, Some(true));
+    // A question that was on its way changes nothing, and there is no other: the rounds go on for another agent.
+    agents.register(&client, "well").await;
+    probe_rounds(&client, "well", 3).await;
+    let asked = agents.asked_at("failing");
+    probe_rounds(&client, "well", 3).await;
+    assert_eq!(agents.asked_at("failing"), asked);
+    let found = health(&client, "a").await;
+    assert!(found.is_healthy() && found.probe.is_none(), "{found:?}");
+
+    client.register(&registration().probe(ProbeMode::On)).await.unwrap();
+    eventually("it is unhealthy again", async || !health(&client, "a").await.is_healthy()).await;
+    server.shutdown().await;
+}
+
+/// The results of the next rounds in which an agent is probed.
+async fn probe_rounds(client: &RegistryClient, id: &str, count: usize) -> Vec<ProbeResult> {
+    let mut seen: Vec<ProbeResult> = Vec::new();
+    while seen.len() < count {
+        let latest = async || health(client, id).await.probe;
+        let last = seen.last().map(|probe| probe.checked_at);
+        let is_new = async || latest().await.is_some_and(|probe| Some(probe.checked_at) != last);
+        eventually("it is probed", is_new).await;
+        seen.extend(latest().await);
+    }
+    seen
 }
 
 async fn no_connection_is_made_where_probes_may_not_go(database: Database) {
@@ -298,7 +434,7 @@ async fn one_replica_asks_and_all_know(database: Database) {
     tokio::time::sleep(10 * every).await;
     let most = began.elapsed().as_millis() / every.as_millis() + 2;
     assert!(((agents.asked() - before) as u128) <= most, "asked by both: {}", agents.asked() - before);
-    agents.ill.store(1, Ordering::SeqCst);
+    agents.ill.store(503, Ordering::SeqCst);
     for client in &clients {
         let knows = async || {
             let health = health(client, "well").await;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use registry_sdk::ListQuery;
-use registry_sdk::contract::{AgentStatus, Capability, Registration};
-use serde_json::json;
+use registry_sdk::contract::{AgentStatus, Capability, ProbeMode, Registration};
+use serde_json::{Value, json};
 
 use crate::support::{Database, agent, client, on_both_databases, on_every_registry};
 
@@ -13,6 +13,7 @@ on_every_registry!(
     a_registration_is_read_back_as_it_was_sent,
     registering_again_updates_and_keeps_the_first_date,
     registering_the_same_again_is_a_heartbeat,
+    own_health_is_shown_where_it_was_registered,
     a_deregistered_agent_is_gone_and_may_come_back,
 );
 
@@ -81,6 +82,41 @@ async fn registering_again_updates_and_keeps_the_first_date(database: Database) 
     server.shutdown().await;
 }
 
+async fn own_health_is_shown_where_it_was_registered(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    let get = async |path: &str| {
+        let response = reqwest::get(format!("{}{path}", server.url())).await.unwrap();
+        serde_json::from_slice::<Value>(&response.bytes().await.unwrap()).unwrap()
+    };
+    let plain = client.register(&agent("feature-dev", "work")).await.unwrap();
+    for path in ["/agents/feature-dev", "/agents", "/capabilities/search?q=work"] {
+        let answer = get(path).await;
+        let fields = answer.get(0).unwrap_or(&answer);
+        assert_eq!((fields.get("health_path"), fields.get("probe")), (None, None), "{answer}");
+    }
+    let changed = agent("feature-dev", "work").health_path("/healthz").no_probe();
+    let record = client.register(&changed).await.unwrap();
+    assert_eq!((record.health_path.as_deref(), record.probe), (Some("/healthz"), Some(ProbeMode::Off)));
+    assert_ne!(record.registration_tag, plain.registration_tag);
+    assert!(record.revision > plain.revision);
+    for path in ["/agents/feature-dev", "/agents", "/capabilities/search?q=work"] {
+        let answer = get(path).await;
+        let fields = answer.get(0).unwrap_or(&answer);
+        assert_eq!(
+            (&fields["health_path"], &fields["probe"]),
+            (&json!("/healthz"), &json!("off")),
+            "{answer}"
+        );
+    }
+    let found = client.search_capabilities("work").await.unwrap().remove(0);
+    assert_eq!((found.health_path.as_deref(), found.probe), (Some("/healthz"), Some(ProbeMode::Off)));
+    let again = client.register(&agent("feature-dev", "work")).await.unwrap();
+    assert_eq!((again.health_path, again.probe), (None, None));
+    assert_eq!(again.registration_tag, plain.registration_tag);
+    server.shutdown().await;
+}
+
 async fn registering_the_same_again_is_a_heartbeat(database: Database) {
     let server = database.start().await;
     let client = client(&server);
@@ -95,7 +131,7 @@ async fn agents_survive_a_restart(database: Database) {
     let server = database.start().await;
     let before = client(&server);
     before.register(&full()).await.unwrap();
-    before.register(&agent("resting", "rest")).await.unwrap();
+    before.register(&agent("resting", "rest").health_path("/").probe(ProbeMode::On)).await.unwrap();
     before.update_status("resting", AgentStatus::Offline).await.unwrap();
     before.heartbeat("feature-dev").await.unwrap();
     let everyone = before.list_agents(ListQuery::all()).await.unwrap().agents;

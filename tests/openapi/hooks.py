@@ -29,7 +29,7 @@ def searches_for_nothing(case):
 
 @schemathesis.hook
 def filter_case(context, case):
-    """Names are distinct within an agent; metadata has no NUL in any depth, and up to 16 KiB. An age and an end are those of
+    """Names are distinct within an agent, and a health path has no dots as segments; metadata has no NUL in any depth, and up to 16 KiB. An age and an end are those of
     an instance, and a process that was shut down is offline. A heartbeat's body may be left out, and `null` counts as left
     out: saying so in the schema would make generated clients send a body that they do not have."""
     if searches_for_nothing(case):
@@ -41,6 +41,9 @@ def filter_case(context, case):
         if body.get("instance_age_seconds") is not None or body.get("final"):
             return False
     if isinstance(body, dict) and body.get("final") and body.get("status") != "offline":
+        return False
+    path = body.get("health_path") if isinstance(body, dict) else None
+    if isinstance(path, str) and {".", ".."} & set(path.lower().replace("%2e", ".").split("/")):
         return False
     metadata = json.dumps(body.get("metadata")) if isinstance(body, dict) else ""
     if "\\u0000" in metadata or len(metadata) > 16 * 1024:

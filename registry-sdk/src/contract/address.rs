@@ -110,3 +110,25 @@ fn unreachable_v6(address: Ipv6Addr) -> Option<&'static str> {
         address.to_ipv4().and_then(unreachable_v4)
     }
 }
+
+/// Checks the characters of a `health_path`, which must stay below the `base_url`.
+///
+/// # Errors
+/// What is wrong, and what to write instead.
+pub(super) fn check_health_path(path: &str) -> Result<(), String> {
+    let is_odd = |character: char| {
+        character.is_whitespace() || character.is_control() || matches!(character, '?' | '#' | '\\')
+    };
+    if !path.starts_with('/') || path.starts_with("//") {
+        return Err("must begin with one slash, such as /healthz".to_owned());
+    }
+    if path.contains(is_odd) {
+        return Err("must have no query, fragment, backslash or white space, such as /healthz".to_owned());
+    }
+    // URLs know these spellings of a dot, too.
+    let is_dots = |segment: &str| matches!(&*segment.to_ascii_lowercase().replace("%2e", "."), "." | "..");
+    if path.split('/').any(is_dots) {
+        return Err("must have no segment . or .., such as /healthz".to_owned());
+    }
+    Ok(())
+}

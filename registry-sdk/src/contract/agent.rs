@@ -10,6 +10,7 @@ use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use super::own_health::ProbeMode;
 use super::problem::{FieldError, ValidationError};
 use super::time::{Timestamp, optional_seconds};
 use super::words::{UnknownWord, words};
@@ -272,6 +273,12 @@ pub struct AgentRecord {
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub base_url: String,
+    /// The path below `base_url` at which the agent says how it is; left out if that is `/health`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_path: Option<String>,
+    /// Whether the registry may ask the agent itself how it is; left out if the agent did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeMode>,
     /// What the agent can do.
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<RegisteredCapability>, required))]
@@ -335,6 +342,8 @@ impl AgentRecord {
             agent_id: agent_id.into(),
             agent_name: String::new(),
             base_url: String::new(),
+            health_path: None,
+            probe: None,
             capabilities: Vec::new(),
             status,
             metadata: Map::new(),

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::agent::{AgentRecord, AgentStatus, Capability, null_is_default};
+use super::own_health::ProbeMode;
 use super::time::Timestamp;
 
 /// An agent that matches a search, with its best capability.
@@ -26,6 +27,12 @@ pub struct CapabilityMatch {
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub base_url: String,
+    /// The path below `base_url` at which the agent says how it is; left out if that is `/health`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_path: Option<String>,
+    /// Whether the registry may ask the agent itself how it is; left out if the agent did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeMode>,
     /// The agent's status at the time of the answer.
     #[serde(deserialize_with = "AgentStatus::tolerant")]
     pub status: AgentStatus,
@@ -80,6 +87,8 @@ impl CapabilityMatch {
             agent_id: agent_id.into(),
             agent_name: String::new(),
             base_url: String::new(),
+            health_path: None,
+            probe: None,
             status,
             last_heartbeat: None,
             capability: capability.name,
@@ -102,6 +111,8 @@ impl CapabilityMatch {
             Self::new(&*record.agent_id, record.status, record.capabilities.get(position)?.clone());
         found.agent_name.clone_from(&record.agent_name);
         found.base_url.clone_from(&record.base_url);
+        found.health_path.clone_from(&record.health_path);
+        found.probe = record.probe;
         found.last_heartbeat = record.last_heartbeat;
         found.score = Some(score);
         found.healthy = record.healthy;

@@ -5,7 +5,6 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
-use url::Url;
 
 use super::agent::AgentStatus;
 use super::time::{Timestamp, optional_seconds, seconds};
@@ -53,7 +52,7 @@ impl<'de> Deserialize<'de> for UnhealthyReason {
     }
 }
 
-/// The result of the registry's last request to the agent's own `GET {base_url}/health`.
+/// The result of the registry's last request to the agent's own `GET {base_url}{health_path}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
@@ -64,39 +63,23 @@ pub struct ProbeResult {
     #[serde(rename = "latency_seconds", with = "seconds")]
     #[cfg_attr(feature = "openapi", schema(value_type = f64))]
     pub latency: Duration,
-    /// Whether the agent said that it is healthy.
+    /// Whether the agent passes its probes. One that answers 404, so that nobody can tell, does unless it failed before.
     pub ok: bool,
-    /// What went wrong, if the probe failed.
+    /// What went wrong if the probe failed, or why it cannot tell.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub detail: Option<String>,
 }
 
 impl ProbeResult {
-    /// What a registry found when it asked an agent: that it is well, or what went wrong.
+    /// What a registry found when it asked an agent.
     #[must_use]
-    pub fn new(checked_at: Timestamp, latency: Duration, failure: Option<&str>) -> Self {
-        Self { checked_at, latency, ok: failure.is_none(), detail: failure.map(str::to_owned) }
+    pub fn new(checked_at: Timestamp, latency: Duration, ok: bool, detail: Option<String>) -> Self {
+        Self { checked_at, latency, ok, detail }
     }
 }
 
-/// Where an agent says itself how it is: `GET {base_url}/health`. `None` where the URL is none.
-///
-/// ```
-/// use registry_sdk::contract::health_url;
-/// let url = health_url("http://agent:8000/v1/");
-/// assert_eq!(url.unwrap().as_str(), "http://agent:8000/v1/health");
-/// ```
-#[must_use]
-pub fn health_url(base_url: &str) -> Option<Url> {
-    let mut url = Url::parse(base_url).ok()?;
-    url.path_segments_mut().ok()?.pop_if_empty().push("health");
-    url.set_query(None);
-    url.set_fragment(None);
-    Some(url)
-}
-
-/// What an agent says of itself at its own `GET {base_url}/health`.
+/// What an agent says of itself at its own `GET {base_url}{health_path}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct HealthReport {

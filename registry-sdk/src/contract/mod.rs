@@ -13,6 +13,7 @@ mod event;
 mod health;
 mod heartbeat;
 mod instances;
+mod own_health;
 mod problem;
 mod registration;
 mod stats;
@@ -28,10 +29,10 @@ pub use delegation::{
 pub use event::{DRAINING_EVENT, EventKind, OVERRUN_EVENT, ParseEventKindError, RESET_EVENT};
 pub use health::{
     AgentHealth, FailedCheck, HealthReport, HealthStatus, ProbeResult, ServerHealth, UnhealthyReason,
-    health_url,
 };
 pub use heartbeat::{Heartbeat, HeartbeatAck, StatusUpdate};
 pub use instances::{Instances, Owner};
+pub use own_health::{DEFAULT_HEALTH_PATH, HealthAnswer, MAX_HEALTH_REDIRECTS, ProbeMode, health_url};
 pub use problem::{FieldError, Problem, ValidationError};
 pub use registration::Registration;
 pub use stats::RegistryStats;

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::agent::{AgentStatus, Capability, null_is_default};
+use super::own_health::ProbeMode;
 use super::problem::{FieldError, ValidationError};
 use super::time::{optional_seconds, seconds};
 
@@ -44,6 +45,21 @@ pub struct Registration {
     /// 256 characters. Addresses that nobody can connect to, such as `0.0.0.0`, are refused.
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 256, format = "uri"))]
     pub base_url: String,
+    /// The path below `base_url` at which the agent says how it is: 1 to 256 characters, begins with one slash.
+    /// `/health` by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(
+            min_length = 1,
+            max_length = 256,
+            pattern = "^/([^/?#\\\\\\s\\x00-\\x1f\\x7f-\\x9f][^?#\\\\\\s\\x00-\\x1f\\x7f-\\x9f]*)?$"
+        )
+    )]
+    pub health_path: Option<String>,
+    /// Whether the registry may ask the agent itself how it is, `on` by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeMode>,
     /// What the agent can do: up to 128 capabilities with distinct names.
     #[cfg_attr(feature = "openapi", schema(max_items = 128))]
     pub capabilities: Vec<Capability>,
@@ -97,6 +113,8 @@ impl Registration {
             agent_id: agent_id.into(),
             agent_name: agent_name.into(),
             base_url: base_url.into(),
+            health_path: None,
+            probe: None,
             capabilities: Vec::new(),
             status: AgentStatus::Active,
             metadata: Map::new(),
@@ -125,6 +143,26 @@ impl Registration {
     pub fn metadata(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.metadata.insert(key.into(), value.into());
         self
+    }
+
+    /// Sets the path below `base_url` at which the agent says how it is, in place of `/health`.
+    #[must_use]
+    pub fn health_path(mut self, path: impl Into<String>) -> Self {
+        self.health_path = Some(path.into());
+        self
+    }
+
+    /// Sets whether the registry may ask the agent itself how it is.
+    #[must_use]
+    pub fn probe(mut self, probe: ProbeMode) -> Self {
+        self.probe = Some(probe);
+        self
+    }
+
+    /// Keeps the registry from asking the agent itself: it is judged by its heartbeats alone.
+    #[must_use]
+    pub fn no_probe(self) -> Self {
+        self.probe(ProbeMode::Off)
     }
 
     /// Declares how often heartbeats come.
@@ -173,6 +211,8 @@ struct Draft<'a> {
     agent_id: Option<&'a RawValue>,
     agent_name: Option<&'a RawValue>,
     base_url: Option<&'a RawValue>,
+    health_path: Option<&'a RawValue>,
+    probe: Option<&'a RawValue>,
     capabilities: Option<&'a RawValue>,
     status: Option<&'a RawValue>,
     metadata: Option<&'a RawValue>,
@@ -190,6 +230,8 @@ impl Draft<'_> {
         let agent_id = required(&mut errors, "agent_id", "a string", self.agent_id);
         let agent_name = required(&mut errors, "agent_name", "a string", self.agent_name);
         let base_url = required(&mut errors, "base_url", "a string", self.base_url);
+        let health_path = optional(&mut errors, "health_path", "a string", self.health_path);
+        let probe = optional(&mut errors, "probe", "\"on\" or \"off\"", self.probe);
         let capabilities =
             required::<Vec<&RawValue>>(&mut errors, "capabilities", "a list", self.capabilities);
         let mut unread = Vec::new();
@@ -226,6 +268,8 @@ impl Draft<'_> {
             agent_id: agent_id.unwrap_or_default(),
             agent_name: agent_name.unwrap_or_default(),
             base_url: base_url.unwrap_or_default(),
+            health_path,
+            probe,
             capabilities: capabilities_read,
             status: status.unwrap_or_default(),
             metadata: metadata.unwrap_or_default(),

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::address::check_base_url;
+use super::address::{check_base_url, check_health_path};
 use super::agent::Capability;
+use super::own_health::ProbeMode;
 use super::problem::{FieldError, ValidationError};
 use super::registration::Registration;
 
@@ -21,6 +22,8 @@ pub mod limits {
     pub const AGENT_NAME: usize = 128;
     /// Characters of a `base_url`.
     pub const BASE_URL: usize = 256;
+    /// Characters of a `health_path`.
+    pub const HEALTH_PATH: usize = 256;
     /// Capabilities of one agent.
     pub const CAPABILITIES: usize = 128;
     /// Characters of a capability's name.
@@ -88,7 +91,10 @@ impl Registration {
             check.errors.extend(errors);
         }
         check.text("agent_name", &self.agent_name, 1, limits::AGENT_NAME);
-        check.base_url(&self.base_url);
+        check.address(self);
+        if let Some(ProbeMode::Unknown(word)) = self.probe {
+            check.fail("probe", format!("must be \"on\" or \"off\", is {word:?}"));
+        }
         check.capabilities(&self.capabilities);
         check.metadata(self);
         if let Some(interval) = self.heartbeat_interval
@@ -140,10 +146,16 @@ impl Check {
         }
     }
 
-    fn base_url(&mut self, text: &str) {
-        self.text("base_url", text, 1, limits::BASE_URL);
-        if let Err(message) = check_base_url(text) {
+    fn address(&mut self, given: &Registration) {
+        self.text("base_url", &given.base_url, 1, limits::BASE_URL);
+        if let Err(message) = check_base_url(&given.base_url) {
             self.fail("base_url", message);
+        }
+        if let Some(path) = &given.health_path {
+            self.text("health_path", path, 1, limits::HEALTH_PATH);
+            if let Err(message) = check_health_path(path) {
+                self.fail("health_path", message);
+            }
         }
     }
 

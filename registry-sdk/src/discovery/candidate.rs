@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::load::ReportedLoad;
-use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch};
+use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch, ProbeMode};
 use crate::search::Rank;
 
 #[derive(Clone, Debug)]
@@ -27,6 +27,22 @@ impl Candidate {
             Self::FromRegistry(found) => &found.base_url,
             Self::FromDirectory { agent, .. } => &agent.base_url,
         }
+    }
+
+    pub(super) fn health_path(&self) -> Option<&str> {
+        match self {
+            Self::FromRegistry(found) => found.health_path.as_deref(),
+            Self::FromDirectory { agent, .. } => agent.health_path.as_deref(),
+        }
+    }
+
+    /// Whether the agent wants to be asked how it is.
+    pub(super) fn probe(&self) -> ProbeMode {
+        let probe = match self {
+            Self::FromRegistry(found) => found.probe,
+            Self::FromDirectory { agent, .. } => agent.probe,
+        };
+        probe.unwrap_or_default()
     }
 
     pub(super) fn status(&self) -> AgentStatus {

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use reqwest::header::LOCATION;
 use tokio::time::{Instant, timeout};
 
 use super::candidate::Candidate;
 use super::query::HealthSource;
 use super::selection::SkipReason;
 use crate::client::RegistryClient;
-use crate::contract::health_url;
+use crate::contract::{HealthAnswer, MAX_HEALTH_REDIRECTS, ProbeMode, health_url};
 use crate::http::{HttpClients, read_bounded};
 
 /// Maximum length of an agent's own health report in bytes.
@@ -30,8 +31,8 @@ pub(super) struct HealthCheck<'a> {
 enum Report {
     Healthy,
     Unhealthy,
-    /// It answers, but has no health endpoint.
-    NoEndpoint,
+    /// It has no health endpoint, or does not want to be asked.
+    CannotTell,
     NoAnswer,
 }
 
@@ -39,11 +40,7 @@ impl HealthCheck<'_> {
     /// Whether an agent can be given a task. One attempt each.
     pub(super) async fn run(&self, agent: &Candidate) -> Result<(), SkipReason> {
         let is_healthy = match (self.source, agent.reported_health()) {
-            (HealthSource::Agent, _) => match self.ask_agent(agent).await {
-                Report::Healthy => true,
-                Report::Unhealthy | Report::NoEndpoint => false,
-                Report::NoAnswer => return Err(SkipReason::NoAnswer),
-            },
+            (HealthSource::Agent, _) => return self.trust_agent(agent).await,
             _ if self.is_stale => return self.trust_agent(agent).await,
             (HealthSource::Search, Some(is_healthy)) => is_healthy,
             (HealthSource::Search | HealthSource::Registry, reported) => {
@@ -60,36 +57,44 @@ impl HealthCheck<'_> {
         if is_healthy { Ok(()) } else { Err(SkipReason::Unhealthy) }
     }
 
-    /// Asks the agent in place of a registry that is away. If it has no health endpoint, the registry's last word counts.
+    /// Asks the agent itself. If that cannot tell, the registry's last word counts.
     async fn trust_agent(&self, agent: &Candidate) -> Result<(), SkipReason> {
         match self.ask_agent(agent).await {
             Report::Healthy => Ok(()),
-            Report::NoEndpoint if agent.reported_health() != Some(false) => Ok(()),
-            Report::NoEndpoint | Report::Unhealthy => Err(SkipReason::Unhealthy),
+            Report::CannotTell if agent.looks_healthy() => Ok(()),
+            Report::CannotTell | Report::Unhealthy => Err(SkipReason::Unhealthy),
             Report::NoAnswer => Err(SkipReason::NoAnswer),
         }
     }
 
     async fn ask_agent(&self, agent: &Candidate) -> Report {
+        if agent.probe() != ProbeMode::On {
+            return Report::CannotTell;
+        }
         let asked = timeout(self.limit, self.request_report(agent)).await;
         asked.ok().flatten().unwrap_or(Report::NoAnswer)
     }
 
     /// `None` if there is no complete answer.
     async fn request_report(&self, agent: &Candidate) -> Option<Report> {
-        let url = health_url(agent.base_url())?;
-        let response = self.http.for_url(&url).ok()?.get(url).send().await.ok()?;
-        let status = response.status();
-        if matches!(status.as_u16(), 404 | 405 | 501) {
-            return Some(Report::NoEndpoint);
+        let mut url = health_url(agent.base_url(), agent.health_path())?;
+        for _ in 0..=MAX_HEALTH_REDIRECTS {
+            let response = self.http.for_url(&url).ok()?.get(url).send().await.ok()?;
+            let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+            // The client has followed some redirects itself.
+            match HealthAnswer::of_head(response.url(), response.status().as_u16(), location) {
+                HealthAnswer::Success => {
+                    let forever = crate::retry::deadline_after(Instant::now(), Duration::MAX);
+                    let body = read_bounded(response, MAX_REPORT, forever).await.ok()?;
+                    let is_unhealthy = HealthAnswer::says_unhealthy(&body);
+                    return Some(if is_unhealthy { Report::Unhealthy } else { Report::Healthy });
+                }
+                HealthAnswer::Alive => return Some(Report::Healthy),
+                HealthAnswer::CannotTell => return Some(Report::CannotTell),
+                HealthAnswer::Failure(_) => return Some(Report::Unhealthy),
+                HealthAnswer::Redirect(target) => url = target,
+            }
         }
-        if !status.is_success() {
-            return Some(Report::Unhealthy);
-        }
-        // Some agents answer 200 and say it only in the body.
-        let forever = crate::retry::deadline_after(Instant::now(), Duration::MAX);
-        let body = read_bounded(response, MAX_REPORT, forever).await.ok()?;
-        let report = serde_json::from_slice::<serde_json::Value>(&body).unwrap_or_default();
-        Some(if report["status"] == "unhealthy" { Report::Unhealthy } else { Report::Healthy })
+        Some(Report::Unhealthy)
     }
 }

@@ -21,8 +21,9 @@ use crate::http::HttpClients;
 ///
 /// Cheap to clone; clones share what is known of the agents: which are ejected, busy or loaded.
 ///
-/// While the registry is away, tasks go to the agents that the last search found, if they answer `GET {base_url}/health`. Only a
-/// capability that was never searched for needs the registry; with a [`directory`](OrchestratorBuilder::directory) none does.
+/// While the registry is away, tasks go to the agents that the last search found, if they answer at their health path (`/health`
+/// by default). Only a capability that was never searched for needs the registry; with a
+/// [`directory`](OrchestratorBuilder::directory) none does.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]

@@ -41,8 +41,9 @@ pub enum HealthSource {
     Search,
     /// The registry's `GET /health/{id}`.
     Registry,
-    /// The agent's own `GET {base_url}/health`: it is healthy if it answers with a success, and does not say in it that
-    /// its `status` is `unhealthy`.
+    /// The agent's own `GET {base_url}{health_path}` (`/health` by default): it is healthy if it answers with a success, and
+    /// does not say in it that its `status` is `unhealthy`, or with 401 or 403. If it has no such path (404, 405, 501), or
+    /// registered `probe: off` and so is not asked, the registry's word counts.
     Agent,
 }
 

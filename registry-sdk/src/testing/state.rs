@@ -351,6 +351,8 @@ impl MockState {
         let mut record = AgentRecord::new(given.agent_id, entry.status);
         record.agent_name = given.agent_name;
         record.base_url = given.base_url;
+        record.health_path = given.health_path;
+        record.probe = given.probe;
         record.capabilities = given.capabilities;
         record.metadata = given.metadata;
         record.heartbeat_interval = given.heartbeat_interval;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use registry_sdk::contract::{HealthReport, HealthStatus, Registration};
+use registry_sdk::contract::{HealthReport, HealthStatus, Registration, health_url};
 use registry_sdk::testing::MockRegistry;
 use registry_sdk::{Agent, HealthEndpoint};
 use tokio::net::TcpListener;
@@ -82,4 +82,20 @@ async fn heartbeats_tell_the_load_and_the_number_of_tasks() {
     tasks.set_load(0.3);
     until("its own word counts", || known() == (Some(0.3), Some(9))).await;
     drop(many);
+}
+
+#[tokio::test]
+async fn the_endpoint_is_at_the_path_that_the_agent_registers() {
+    let registry = MockRegistry::start().await;
+    for path in ["/healthz", "/v1/{how}/:are/*you", "/gesund/ä"] {
+        let registration = Registration::new("a", "Agent", "http://agent:8000").health_path(path);
+        let agent = Agent::new(registry.client(), registration);
+        agent.register().await.unwrap();
+        let (url, _serving) = serve(HealthEndpoint::new(&agent)).await;
+        let base_url = url.strip_suffix("/health").unwrap();
+        let record = registry.agent("a").unwrap();
+        let url = health_url(base_url, record.health_path.as_deref()).unwrap();
+        assert_eq!(ask(url.as_str()).await.0, 200, "{url}");
+        assert_eq!(reqwest::get(format!("{base_url}/health")).await.unwrap().status(), 404);
+    }
 }

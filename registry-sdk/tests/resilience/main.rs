@@ -40,6 +40,8 @@ mod odd_registries;
 #[cfg(feature = "testing")]
 mod orchestrate;
 #[cfg(feature = "testing")]
+mod own_health;
+#[cfg(feature = "testing")]
 mod ownership;
 #[cfg(all(feature = "cache", feature = "testing"))]
 mod partial_outages;

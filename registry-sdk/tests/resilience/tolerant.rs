@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use registry_sdk::contract::{HealthStatus, Heartbeat, Registration, UnhealthyReason};
+use registry_sdk::contract::{HealthStatus, Heartbeat, ProbeMode, Registration, UnhealthyReason};
 use registry_sdk::discovery::{HealthSource, SkipReason};
 use registry_sdk::{
     AgentStatus, Error, ListQuery, Orchestrator, RegistryClient, RetryPolicy, TaskQuery, WatchEvent,
@@ -11,7 +11,8 @@ use registry_sdk::{
 use crate::logs::Logs;
 use crate::support::{HEARTBEAT, REGISTER, Reply, Server, agent, until};
 
-const DRAINING: &str = r#"{"agent_id":"a","status":"draining","capabilities":[],"a_new_field":{"x":1}}"#;
+const DRAINING: &str =
+    r#"{"agent_id":"a","status":"draining","probe":"by_tcp","capabilities":[],"a_new_field":{"x":1}}"#;
 const FOUND: &str = r#"[{"agent_id":"a","status":"draining","capability":"work","healthy":true},
     {"agent_id":"b","status":"active","capability":"work","healthy":true}]"#;
 const HEALTH: &str =
@@ -52,6 +53,8 @@ async fn a_word_that_is_not_known_keeps_its_text_and_fails_nothing() {
     let record = client.get_agent("a").await.unwrap();
     status(record.status);
     assert_eq!(serde_json::to_value(&record).unwrap()["status"], "draining", "and is written as it was read");
+    assert!(matches!(record.probe, Some(ProbeMode::Unknown(word)) if word.as_str() == "by_tcp"));
+    assert_eq!(serde_json::to_value(&record).unwrap()["probe"], "by_tcp");
     status(client.search_capabilities("work").await.unwrap()[0].status);
     status(client.heartbeat("a").await.unwrap().status);
     let registration = Registration::new("a", "Agent", "http://agent:8000");
@@ -65,6 +68,8 @@ async fn a_word_that_is_not_known_keeps_its_text_and_fails_nothing() {
     changed.status = record.status;
     let error = client.register(&changed).await.unwrap_err();
     assert!(error.is_refused() && error.fields()[0].field == "status", "{error}");
+    let error = client.register(&registration.clone().probe(record.probe.unwrap())).await.unwrap_err();
+    assert!(error.is_refused() && error.fields()[0].field == "probe", "{error}");
     let status = record.status;
     for refused in [
         client.heartbeat_with("a", &Heartbeat::default().status(status)).await.map(|_| ()),

@@ -225,10 +225,8 @@ impl<'a> Transition<'a> {
         if let Some(previous) = current {
             agent.registered_at = previous.registered_at;
             agent.last_heartbeat = self.latest_heartbeat(previous.last_heartbeat, arrived);
-            // Probe results of another address or process say nothing about this one.
-            let is_same_process =
-                previous.base_url == agent.base_url && previous.instance_id == agent.instance_id;
-            agent.probe_failed = previous.probe_failed && is_same_process;
+            agent.probe_failed =
+                previous.probe_failed && agent.may_be_probed() && previous.has_same_probes(&agent);
         }
         self.assign_status(&mut agent, draft.status);
         self.emit(agent, EventKind::Registered)
@@ -305,6 +303,8 @@ impl<'a> Transition<'a> {
     }
 
     fn probed(&mut self, mut agent: StoredAgent, failed: bool) -> Outcome {
+        // It may have registered again while it was asked.
+        let failed = failed && agent.may_be_probed();
         if agent.probe_failed == failed {
             return self.unchanged(agent);
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use registry_sdk::AgentFilter;
-use registry_sdk::contract::{AgentStatus, Instances, Registration, Timestamp};
+use registry_sdk::contract::{AgentStatus, Instances, ProbeMode, Registration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Capabilities, LogEntry, Metadata, Position, RegistrationTag};
@@ -15,6 +15,12 @@ pub(crate) struct StoredAgent {
     pub(crate) agent_id: String,
     pub(crate) agent_name: String,
     pub(crate) base_url: String,
+    /// Path of the agent's own health, if it is not the default. Events of older versions lack the field.
+    #[serde(default)]
+    pub(crate) health_path: Option<String>,
+    /// Whether the agent may be probed, if it said so. Events of older versions lack the field.
+    #[serde(default)]
+    pub(crate) probe: Option<ProbeMode>,
     pub(crate) capabilities: Capabilities,
     pub(crate) metadata: Metadata,
     pub(crate) status: AgentStatus,
@@ -46,6 +52,8 @@ impl StoredAgent {
             agent_id: registration.agent_id,
             agent_name: registration.agent_name,
             base_url: registration.base_url,
+            health_path: registration.health_path,
+            probe: registration.probe,
             status: registration.status,
             missed_deadline: false,
             offline_since: None,
@@ -69,11 +77,25 @@ impl StoredAgent {
         (!filter.has_capability() || self.capabilities.any_passes(filter)) && self.metadata.passes(filter)
     }
 
+    /// Whether the agent may be probed. One that wants something only a later version knows is left alone.
+    pub(crate) fn may_be_probed(&self) -> bool {
+        self.probe.unwrap_or_default() == ProbeMode::On
+    }
+
+    /// Whether what probes of one found also holds for the other: it is the same process at the same URL.
+    pub(crate) fn has_same_probes(&self, other: &Self) -> bool {
+        self.base_url == other.base_url
+            && self.health_path == other.health_path
+            && self.instance_id == other.instance_id
+    }
+
     /// Whether a registration would change nothing.
     pub(crate) fn has_same_registration(&self, draft: &Self) -> bool {
         self.status == draft.status
             && self.agent_name == draft.agent_name
             && self.base_url == draft.base_url
+            && self.health_path == draft.health_path
+            && self.probe == draft.probe
             && self.heartbeat_interval == draft.heartbeat_interval
             && self.instance_id == draft.instance_id
             && self.capabilities == draft.capabilities
@@ -184,8 +206,14 @@ mod tests {
     #[test]
     fn events_of_other_versions_are_decoded() {
         assert!(decode_changed(|_| {}).unwrap().instances.is_running("one"));
-        let older = decode_changed(|event| assert!(event.remove("instances").is_some()));
+        let older = decode_changed(|event| {
+            for later in ["instances", "health_path", "probe"] {
+                assert!(event.remove(later).is_some(), "{later}");
+            }
+        });
         assert_eq!(older.unwrap().instances, Instances::default());
+        let later = decode_changed(|event| drop(event.insert("probe".to_owned(), "sometimes".into())));
+        assert!(!later.unwrap().may_be_probed());
         let later =
             decode_changed(|event| assert!(event.insert("added_later".to_owned(), 1.into()).is_none()));
         assert!(later.unwrap().instances.is_running("one"));

@@ -355,7 +355,7 @@ const RETAINED_REVISIONS: i64 = 20_000;
 macro_rules! select_agents {
     ($last_heartbeat:literal, $($rest:literal)*) => {
         concat!(
-            "SELECT agent.agent_id, agent_name, base_url, status, capabilities, metadata, ",
+            "SELECT agent.agent_id, agent_name, base_url, health_path, probe, status, capabilities, metadata, ",
             $last_heartbeat,
             " AS last_heartbeat, heartbeat_interval_seconds, instance_id, instances, registered_at, missed_deadline,
                  offline_since, probe_failed, agent.revision

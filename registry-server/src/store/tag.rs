@@ -25,6 +25,11 @@ impl RegistrationTag {
         let interval = agent.heartbeat_interval.map(|interval| interval.as_nanos().to_be_bytes());
         hash.field(interval.as_ref().map(<[u8; 16]>::as_slice));
         hash.field(agent.instance_id.as_deref().map(str::as_bytes));
+        // Nothing without them: the tag must be that of servers that do not know them.
+        if agent.health_path.is_some() || agent.probe.is_some() {
+            hash.field(agent.health_path.as_deref().map(str::as_bytes));
+            hash.field(agent.probe.as_ref().map(|probe| probe.as_str().as_bytes()));
+        }
         let digest = hash.0.finalize();
         // A SHA-256 digest has 32 bytes, so there always is a first chunk.
         Self(digest.first_chunk().copied().map_or(0, u64::from_be_bytes))
@@ -62,7 +67,7 @@ impl FieldHasher {
 mod tests {
     use std::time::Duration;
 
-    use registry_sdk::contract::{AgentStatus, Capability, Registration};
+    use registry_sdk::contract::{AgentStatus, Capability, ProbeMode, Registration};
 
     use super::*;
 
@@ -87,9 +92,13 @@ mod tests {
     #[test]
     fn every_registered_field_but_the_status_and_the_age_changes_the_tag() {
         let mut seen = vec![tag(registration())];
-        let changes: [fn(&mut Registration); 10] = [
+        let changes: [fn(&mut Registration); 14] = [
             |given| given.agent_name.push('x'),
             |given| given.base_url.push('x'),
+            |given| given.health_path = Some("/health".to_owned()),
+            |given| given.health_path = Some("on".to_owned()),
+            |given| given.probe = Some(ProbeMode::On),
+            |given| given.probe = Some(ProbeMode::Off),
             |given| given.capabilities[0].tags.reverse(),
             |given| given.capabilities[0].title = Some("Work".to_owned()),
             |given| given.capabilities[0].examples.push("Work!".to_owned()),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use registry_sdk::contract::{AgentStatus, Capability, Registration, UnhealthyReason};
+use registry_sdk::contract::{AgentStatus, Capability, ProbeMode, Registration, UnhealthyReason};
 use registry_sdk::{ListQuery, RegistryClient};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -135,6 +135,8 @@ fn kinds(healthy_url: &str) -> Vec<Registration> {
             )
             .heartbeat_interval(long),
         Registration::new("url", "Url", "HTTP://127.0.0.1:9/a%20b/../ß;x=%41").heartbeat_interval(long),
+        lasting("health-path").health_path("/ß/%41;\"'").probe(ProbeMode::On),
+        lasting("not-probed").no_probe(),
         lasting("metadata")
             .metadata("deep", deep)
             .metadata("z", 1)

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use axum::http::header::CONTENT_LENGTH;
+use axum::http::header::{CONTENT_LENGTH, LOCATION};
 use reqwest::redirect::Policy;
 use tokio::time::{Instant, timeout};
 use url::Host;
 
 use super::address_filter::AddressFilter;
-use registry_sdk::contract::health_url;
+use crate::store::StoredAgent;
+use registry_sdk::contract::{HealthAnswer, MAX_HEALTH_REDIRECTS, health_url};
 
 /// Maximum size of a response.
 const MAX_RESPONSE_BYTES: usize = 64 * 1_024;
@@ -16,7 +17,7 @@ const MAX_RESPONSE_BYTES: usize = 64 * 1_024;
 /// Maximum length of a failure's detail, in characters.
 const MAX_DETAIL_CHARS: usize = 200;
 
-/// An HTTP client for untrusted agents: follows no redirects, and limits the response in size and time.
+/// An HTTP client for untrusted agents: follows only redirects within an agent, and limits the response in size and time.
 #[derive(Clone, Debug)]
 pub(super) struct ProbeClient {
     http: reqwest::Client,
@@ -27,9 +28,32 @@ pub(super) struct ProbeClient {
 /// The outcome of a probe.
 #[derive(Debug)]
 pub(super) struct ProbeOutcome {
-    /// The reason if the agent does not count as healthy.
-    pub(super) result: Result<(), String>,
+    pub(super) verdict: Verdict,
     pub(super) elapsed: Duration,
+}
+
+/// What a probe found.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// The agent answers well, or at least lives.
+    Healthy,
+    /// There is no health endpoint at the path.
+    CannotTell(u16),
+    /// The agent does not answer well, and why.
+    Failed(String),
+}
+
+impl Verdict {
+    /// What people should know of it.
+    pub(super) fn detail(&self) -> Option<String> {
+        match self {
+            Self::Healthy => None,
+            Self::CannotTell(status) => Some(format!(
+                "it answered {status}, so the probe cannot tell: set health_path, or probe: off"
+            )),
+            Self::Failed(detail) => Some(detail.clone()),
+        }
+    }
 }
 
 impl ProbeClient {
@@ -42,6 +66,7 @@ impl ProbeClient {
             .dns_resolver(filter.clone())
             // A proxy would resolve names itself and connect to any address.
             .no_proxy()
+            // They are followed one by one, after a check.
             .redirect(Policy::none())
             .pool_max_idle_per_host(0)
             .user_agent(concat!("registry-server/", env!("CARGO_PKG_VERSION"), " (probe)"))
@@ -49,17 +74,20 @@ impl ProbeClient {
         Ok(Self { http, filter, timeout })
     }
 
-    pub(super) async fn probe(&self, base_url: &str) -> ProbeOutcome {
+    pub(super) async fn probe(&self, agent: &StoredAgent) -> ProbeOutcome {
         let started = Instant::now();
-        let timed_out = || format!("no complete answer within {:?}", self.timeout);
-        let result = timeout(self.timeout, self.check(base_url)).await.unwrap_or_else(|_| Err(timed_out()));
-        let result = result.map_err(|detail| detail.chars().take(MAX_DETAIL_CHARS).collect());
-        ProbeOutcome { result, elapsed: started.elapsed() }
+        let timed_out = || Err(format!("no complete answer within {:?}", self.timeout));
+        let verdict = timeout(self.timeout, self.check(agent)).await.unwrap_or_else(|_| timed_out());
+        let verdict =
+            verdict.unwrap_or_else(|detail| Verdict::Failed(detail.chars().take(MAX_DETAIL_CHARS).collect()));
+        ProbeOutcome { verdict, elapsed: started.elapsed() }
     }
 
-    async fn check(&self, base_url: &str) -> Result<(), String> {
-        let url = health_url(base_url).ok_or("its base_url cannot be asked")?;
-        // Names are checked when they are resolved. A literal address is not resolved.
+    /// Asks an agent, and follows redirects within it. The error is the reason why it fails.
+    async fn check(&self, agent: &StoredAgent) -> Result<Verdict, String> {
+        let url = health_url(&agent.base_url, agent.health_path.as_deref());
+        let mut url = url.ok_or("its base_url cannot be asked")?;
+        // Names are checked when they are resolved. A literal address is not resolved, and redirects keep it.
         let address = match url.host() {
             Some(Host::Ipv4(address)) => Some(address.into()),
             Some(Host::Ipv6(address)) => Some(address.into()),
@@ -68,27 +96,39 @@ impl ProbeClient {
         if let Some(address) = address {
             self.filter.check(address).map_err(|forbidden| forbidden.to_string())?;
         }
-        let mut response = self.http.get(url).send().await.map_err(root_cause)?;
-        if !response.status().is_success() {
-            return Err(format!("it answered {}", response.status().as_u16()));
+        for _ in 0..=MAX_HEALTH_REDIRECTS {
+            let response = self.http.get(url.clone()).send().await.map_err(root_cause)?;
+            let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+            let status = response.status().as_u16();
+            match HealthAnswer::of_head(&url, status, location) {
+                HealthAnswer::Success if HealthAnswer::says_unhealthy(&read_body(response).await?) => {
+                    return Err("it says that it is unhealthy".to_owned());
+                }
+                HealthAnswer::Success | HealthAnswer::Alive => return Ok(Verdict::Healthy),
+                HealthAnswer::CannotTell => return Ok(Verdict::CannotTell(status)),
+                HealthAnswer::Failure(detail) => return Err(detail),
+                HealthAnswer::Redirect(target) => url = target,
+            }
         }
-        let too_long = || format!("its answer is longer than {MAX_RESPONSE_BYTES} bytes");
-        let content_length =
-            response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        if content_length.is_some_and(|length: usize| length > MAX_RESPONSE_BYTES) {
+        Err(format!("it redirects more than {MAX_HEALTH_REDIRECTS} times"))
+    }
+}
+
+async fn read_body(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
+    let too_long = || format!("its answer is longer than {MAX_RESPONSE_BYTES} bytes");
+    let content_length =
+        response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if content_length.is_some_and(|length: usize| length > MAX_RESPONSE_BYTES) {
+        return Err(too_long());
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(root_cause)? {
+        if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
             return Err(too_long());
         }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(root_cause)? {
-            if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
-                return Err(too_long());
-            }
-            body.extend_from_slice(&chunk);
-        }
-        // Most agents use the response status alone; some only report it in the body.
-        let health = serde_json::from_slice::<serde_json::Value>(&body).unwrap_or_default();
-        if health["status"] == "unhealthy" { Err("it says that it is unhealthy".to_owned()) } else { Ok(()) }
+        body.extend_from_slice(&chunk);
     }
+    Ok(body)
 }
 
 /// Returns the innermost cause of an error, which is the most specific.

@@ -1,6 +1,7 @@
 //! Active probing: the server requests each agent's health endpoint.
 //!
-//! Two failures in a row make an agent unhealthy, one success makes it healthy again. Of several servers over
+//! Two failures in a row make an agent unhealthy, one success makes it healthy again; an answer that cannot tell (404) does
+//! neither. Of several servers over
 //! one database only the holder of a lease probes. Probes run in rounds of one interval; each agent has its
 //! own offset in the round, so that there are no bursts.
 
@@ -24,9 +25,9 @@ use super::reports::Report;
 use super::rules::Change;
 use super::shared::Shared;
 use super::view::Entry;
-use crate::store::StoreError;
+use crate::store::{StoreError, StoredAgent};
 use address_filter::AddressFilter;
-use client::{ProbeClient, ProbeOutcome};
+use client::{ProbeClient, ProbeOutcome, Verdict};
 
 /// Lifetime of the lease unless it is renewed.
 const LEASE_DURATION: Duration = Duration::from_secs(10);
@@ -46,9 +47,8 @@ struct Prober {
 }
 
 struct FailureStreak {
-    /// The probed address. A new address or process starts a new streak.
-    base_url: String,
-    instance_id: Option<String>,
+    /// The agent as it first failed. A new address or process starts a new streak.
+    agent: Arc<StoredAgent>,
     count: u32,
 }
 
@@ -149,17 +149,26 @@ impl Prober {
     async fn probe(&self, agent_id: &str) {
         let shared = &self.registry.shared;
         let Some(probed) = shared.view.entry(agent_id).filter(|entry| should_probe(entry)) else { return };
-        let outcome = self.client.probe(&probed.agent.base_url).await;
+        let outcome = self.client.probe(&probed.agent).await;
         let current = shared.view.entry(agent_id);
         // If the agent has registered again, the outcome may concern another address.
-        let Some(entry) = current.filter(|current| is_same_process(current, &probed)) else { return };
-        let failed = self.count(&entry, &outcome);
-        shared.report(agent_id, Report { probe: Some(probe_result(&outcome, shared)), ..Report::default() });
+        let is_meant =
+            |current: &Arc<Entry>| should_probe(current) && current.agent.has_same_probes(&probed.agent);
+        let Some(entry) = current.filter(is_meant) else { return };
+        let failed = self.count(&entry.agent, &outcome);
+        let ok = match &outcome.verdict {
+            Verdict::Healthy => true,
+            Verdict::CannotTell(_) => !entry.agent.probe_failed,
+            Verdict::Failed(_) => false,
+        };
+        let detail = outcome.verdict.detail();
+        let result = ProbeResult::new(shared.time.now(), outcome.elapsed, ok, detail.clone());
+        shared.report(agent_id, Report { probe: Some(result), ..Report::default() });
         let Some(failed) = failed.filter(|failed| *failed != entry.agent.probe_failed) else { return };
         // If the change cannot be stored, the next probe tries again.
         match self.registry.submit(agent_id, Change::Probed { failed }, Instant::now()).await {
             Ok(_) => {
-                tracing::info!(agent_id, failed, detail = ?outcome.result.err(), "probe result of the agent changed");
+                tracing::info!(agent_id, failed, detail, "probe result of the agent changed");
             }
             Err(error) => {
                 tracing::debug!(agent_id, failed, %error, "cannot store the probe result, the next probe retries");
@@ -169,21 +178,20 @@ impl Prober {
 
     /// Counts an outcome, and returns whether the agent counts as failed from now on.
     ///
-    /// `None` if the failures are not enough to decide.
-    fn count(&self, entry: &Entry, outcome: &ProbeOutcome) -> Option<bool> {
+    /// `None` if that stays as it is: there were too few failures, or the probe cannot tell.
+    fn count(&self, agent: &Arc<StoredAgent>, outcome: &ProbeOutcome) -> Option<bool> {
         let mut failures = self.failures.lock();
-        let agent = &entry.agent;
-        if outcome.result.is_ok() {
-            failures.remove(&agent.agent_id);
-            return Some(false);
+        match outcome.verdict {
+            Verdict::Healthy => {
+                failures.remove(&agent.agent_id);
+                return Some(false);
+            }
+            Verdict::CannotTell(_) => return None,
+            Verdict::Failed(_) => {}
         }
-        let new_streak = || FailureStreak {
-            base_url: agent.base_url.clone(),
-            instance_id: agent.instance_id.clone(),
-            count: 0,
-        };
+        let new_streak = || FailureStreak { agent: agent.clone(), count: 0 };
         let streak = failures.entry(agent.agent_id.clone()).or_insert_with(new_streak);
-        if streak.base_url != agent.base_url || streak.instance_id != agent.instance_id {
+        if !streak.agent.has_same_probes(agent) {
             *streak = new_streak();
         }
         streak.count = streak.count.saturating_add(1);
@@ -191,16 +199,7 @@ impl Prober {
     }
 }
 
-/// Offline agents are not probed.
+/// Offline agents are not probed, nor those that do not want it.
 fn should_probe(entry: &Entry) -> bool {
-    entry.agent.status != AgentStatus::Offline
-}
-
-fn is_same_process(one: &Entry, other: &Entry) -> bool {
-    one.agent.base_url == other.agent.base_url && one.agent.instance_id == other.agent.instance_id
-}
-
-fn probe_result(outcome: &ProbeOutcome, shared: &Shared) -> ProbeResult {
-    let failure = outcome.result.as_ref().err();
-    ProbeResult::new(shared.time.now(), outcome.elapsed, failure.map(String::as_str))
+    entry.agent.status != AgentStatus::Offline && entry.agent.may_be_probed()
 }

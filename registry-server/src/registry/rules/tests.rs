@@ -1,6 +1,6 @@
 //! The rules, one change at a time.
 
-use registry_sdk::contract::{Capability, Instances, Registration};
+use registry_sdk::contract::{Capability, Instances, ProbeMode, Registration};
 
 use super::*;
 use crate::store::{Capabilities, Metadata};
@@ -27,6 +27,8 @@ fn agent(status: AgentStatus) -> StoredAgent {
         agent_id: "a".to_owned(),
         agent_name: "Agent".to_owned(),
         base_url: "http://agent:8000".to_owned(),
+        health_path: None,
+        probe: None,
         capabilities: Capabilities::new(&[Capability::new("work")]).unwrap(),
         metadata: Metadata::new(&serde_json::Map::new()).unwrap(),
         status,
@@ -197,6 +199,26 @@ fn probe_changes_an_agent_only_if_its_result_differs() {
 fn started(instance_id: &str, start: i64, sent: i64) -> Change {
     let age = Duration::from_secs(u64::try_from(sent - start).unwrap());
     register(Registration::new("a", "Agent", "http://b").instance_id(instance_id).instance_age(age))
+}
+
+#[test]
+fn what_probes_found_holds_as_long_as_the_same_process_is_asked_at_the_same_url() {
+    let failed = StoredAgent { probe_failed: true, ..agent(AgentStatus::Active) };
+    let again = || Registration::new("a", "Agent", "http://agent:8000").instance_id("one");
+    for (registration, still_fails) in [
+        (again(), true),
+        (again().probe(ProbeMode::On), true),
+        (again().no_probe(), false),
+        (again().health_path("/healthz"), false),
+        (again().instance_id("two"), false),
+        (Registration::new("a", "Agent", "http://b").instance_id("one"), false),
+    ] {
+        let after = applied(decide(&register(registration.clone()), failed.clone(), at(101)));
+        assert_eq!(after.probe_failed, still_fails, "{registration:?}");
+    }
+    // A probe may have been under way when the agent registered.
+    let not_asked = StoredAgent { probe: Some(ProbeMode::Off), ..agent(AgentStatus::Active) };
+    assert!(!applied(decide(&Change::Probed { failed: true }, not_asked, at(101))).probe_failed);
 }
 
 fn shut_down(instance_id: &str) -> Change {

@@ -47,7 +47,8 @@ impl EffectiveStatus {
     /// Returns the status as stored.
     pub(super) fn stored(agent: &StoredAgent, context: &ReadContext) -> Self {
         let StoredAgent { status, missed_deadline, probe_failed, .. } = *agent;
-        Self { status, missed_deadline, probe_failed: probe_failed && context.is_probing }
+        let is_probed = context.is_probing && agent.may_be_probed();
+        Self { status, missed_deadline, probe_failed: probe_failed && is_probed }
     }
 
     /// Returns the status by the time of the last heartbeat.

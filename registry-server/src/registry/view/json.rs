@@ -31,6 +31,14 @@ impl<'a> JsonObject<'a> {
         self
     }
 
+    /// Writes a field that is left out if there is nothing to say.
+    pub(super) fn field_if_some(&mut self, name: &str, value: Option<&impl Serialize>) -> &mut Self {
+        if let Some(value) = value {
+            self.field(name, value);
+        }
+        self
+    }
+
     /// Writes a number of seconds, without a fraction if it is whole, as the contract demands.
     pub(super) fn seconds(&mut self, name: &str, duration: Option<Duration>) -> &mut Self {
         match duration {

@@ -131,7 +131,8 @@ impl View {
         health.heartbeat_timeout =
             Some(heartbeat_timeout(context.policy.timeout, entry.agent.heartbeat_interval));
         health.reason = reason;
-        health.probe = if context.is_probing { entry.liveness.report().probe } else { None };
+        let is_probed = context.is_probing && entry.agent.may_be_probed();
+        health.probe = if is_probed { entry.liveness.report().probe } else { None };
         Read { value: Some(health), unconfirmed }
     }
 

@@ -88,6 +88,8 @@ impl<'a> Record<'a> {
             .field("agent_id", &agent.agent_id)
             .field("agent_name", &agent.agent_name)
             .field("base_url", &agent.base_url)
+            .field_if_some("health_path", agent.health_path.as_ref())
+            .field_if_some("probe", agent.probe.as_ref())
             .raw("capabilities", agent.capabilities.json().get())
             .field("status", &self.effective.status)
             .raw("metadata", agent.metadata.json().get())
@@ -114,6 +116,8 @@ impl<'a> Record<'a> {
             .field("agent_id", &agent.agent_id)
             .field("agent_name", &agent.agent_name)
             .field("base_url", &agent.base_url)
+            .field_if_some("health_path", agent.health_path.as_ref())
+            .field_if_some("probe", agent.probe.as_ref())
             .field("status", &self.effective.status)
             .field("last_heartbeat", &self.last_heartbeat)
             .raw("capability", fields.unwrap_or("\"\""))
@@ -149,6 +153,8 @@ mod tests {
     fn agents() -> Vec<StoredAgent> {
         let bare = Registration::new("bare", "Bare", "http://bare:8000");
         let full = Registration::new("full", "F\u{7}ull \"\\\u{1f980}\"", "http://full:8000/ä")
+            .health_path("/health \"z\"")
+            .no_probe()
             .capability(Capability::new("one"))
             .capability(Capability::new("two \"2\"").description("d\n").cost_estimate("~1").tag("a").tag("{"))
             .capability(Capability::new("three").title("T\"").example("e }").example("f"))

@@ -1,7 +1,7 @@
 //! Decodes and encodes the values in rows.
 
 use chrono::{DateTime, Utc};
-use registry_sdk::contract::Timestamp;
+use registry_sdk::contract::{ProbeMode, Timestamp};
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgRow, PgTypeInfo, PgValueRef, Postgres};
 use sqlx::types::Json;
@@ -23,6 +23,8 @@ fn agent_from_row(row: &PgRow) -> sqlx::Result<StoredAgent> {
         agent_id: row.try_get("agent_id")?,
         agent_name: row.try_get("agent_name")?,
         base_url: row.try_get("base_url")?,
+        health_path: row.try_get("health_path")?,
+        probe: row.try_get::<Option<&str>, _>("probe")?.map(ProbeMode::from),
         capabilities,
         metadata,
         status: status.parse().map_err(|error| undecodable("status", error))?,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use registry_sdk::contract::ProbeMode;
 use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 
@@ -58,10 +59,10 @@ async fn write_events(connection: &mut PgConnection, writes: &Writes, process_id
              INSERT INTO agent_registry AS agent
                  (agent_id, agent_name, base_url, status, capabilities, metadata, last_heartbeat,
                   heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since,
-                  probe_failed, revision, instances)
+                  probe_failed, revision, instances, health_path, probe)
              SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::json[],
                  $7::timestamptz[], $8::float8[], $9::text[], $10::timestamptz[], $11::bool[], $12::timestamptz[],
-                 $13::bool[], $14::int8[], $15::json[])
+                 $13::bool[], $14::int8[], $15::json[], $16::text[], $17::text[])
              ON CONFLICT (agent_id) DO UPDATE SET
                  agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
                  capabilities = excluded.capabilities, metadata = excluded.metadata,
@@ -69,18 +70,19 @@ async fn write_events(connection: &mut PgConnection, writes: &Writes, process_id
                  heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
                  instance_id = excluded.instance_id, registered_at = excluded.registered_at,
                  missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
-                 probe_failed = excluded.probe_failed, revision = excluded.revision, instances = excluded.instances
+                 probe_failed = excluded.probe_failed, revision = excluded.revision, instances = excluded.instances,
+                 health_path = excluded.health_path, probe = excluded.probe
          ), removed AS (
-             DELETE FROM agent_registry WHERE agent_id = ANY ($16)
+             DELETE FROM agent_registry WHERE agent_id = ANY ($18)
          ), event AS (
              INSERT INTO agent_registry_event (revision, mark, kind, agent_id, agent, at)
-             SELECT *, now() FROM unnest($17::int8[], $18::int8[], $19::text[], $20::text[], $21::json[])
+             SELECT *, now() FROM unnest($19::int8[], $20::int8[], $21::text[], $22::text[], $23::json[])
          ), old_event AS (
-             DELETE FROM agent_registry_event WHERE revision <= $22 - $24
+             DELETE FROM agent_registry_event WHERE revision <= $24 - $26
          ), head AS (
-             UPDATE agent_registry_state SET revision = $22, mark = $23 WHERE singleton
+             UPDATE agent_registry_state SET revision = $24, mark = $25 WHERE singleton
          )
-         SELECT pg_notify($25, $26)",
+         SELECT pg_notify($27, $28)",
     )
     .bind(column(&upserts, |agent| agent.agent_id.as_str()))
     .bind(column(&upserts, |agent| agent.agent_name.as_str()))
@@ -98,6 +100,8 @@ async fn write_events(connection: &mut PgConnection, writes: &Writes, process_id
     .bind(column(&upserts, |agent| agent.probe_failed))
     .bind(column(&upserts, |agent| agent.revision))
     .bind(column(&upserts, |agent| Json(&agent.instances)))
+    .bind(column(&upserts, |agent| agent.health_path.as_deref()))
+    .bind(column(&upserts, |agent| agent.probe.as_ref().map(ProbeMode::as_str)))
     .bind(writes.deletes())
     .bind(&revisions)
     .bind(&marks)

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use registry_sdk::contract::{AgentStatus, Instances, Timestamp};
+use registry_sdk::contract::{AgentStatus, Instances, ProbeMode, Timestamp};
 use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -92,6 +92,8 @@ struct NewRow<'a> {
     agent_id: &'a str,
     agent_name: &'a str,
     base_url: &'a str,
+    health_path: Option<&'a str>,
+    probe: Option<ProbeMode>,
     status: AgentStatus,
     capabilities: &'a RawValue,
     last_heartbeat: i64,
@@ -112,6 +114,8 @@ impl<'a> NewRow<'a> {
             agent_id: &agent.agent_id,
             agent_name: &agent.agent_name,
             base_url: &agent.base_url,
+            health_path: agent.health_path.as_deref(),
+            probe: agent.probe,
             status: agent.status,
             capabilities: agent.capabilities.json(),
             last_heartbeat: agent.last_heartbeat.unix_millis(),
@@ -136,16 +140,18 @@ async fn upsert(
     let rows = serde_json::to_string(&rows).map_err(|error| sqlx::Error::Encode(error.into()))?;
     sqlx::query(
         "INSERT INTO agent_registry
-             (agent_id, agent_name, base_url, status, capabilities, last_heartbeat, metadata,
+             (agent_id, agent_name, base_url, health_path, probe, status, capabilities, last_heartbeat, metadata,
               heartbeat_interval_seconds, instance_id, instances, registered_at, missed_deadline, offline_since,
               probe_failed, revision)
-         SELECT value ->> 'agent_id', value ->> 'agent_name', value ->> 'base_url', value ->> 'status',
+         SELECT value ->> 'agent_id', value ->> 'agent_name', value ->> 'base_url', value ->> 'health_path',
+                value ->> 'probe', value ->> 'status',
                 value -> 'capabilities', value ->> 'last_heartbeat', value -> 'metadata',
                 value ->> 'heartbeat_interval_seconds', value ->> 'instance_id', value -> 'instances',
                 value ->> 'registered_at', value ->> 'missed_deadline', value ->> 'offline_since', value ->> 'probe_failed', value ->> 'revision'
          FROM json_each(?) WHERE true
          ON CONFLICT (agent_id) DO UPDATE SET
-             agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
+             agent_name = excluded.agent_name, base_url = excluded.base_url,
+             health_path = excluded.health_path, probe = excluded.probe, status = excluded.status,
              capabilities = excluded.capabilities, metadata = excluded.metadata,
              last_heartbeat = excluded.last_heartbeat,
              heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
@@ -170,6 +176,8 @@ fn agent_from_row(row: &SqliteRow) -> sqlx::Result<StoredAgent> {
         agent_id: row.try_get("agent_id")?,
         agent_name: row.try_get("agent_name")?,
         base_url: row.try_get("base_url")?,
+        health_path: row.try_get("health_path")?,
+        probe: row.try_get::<Option<&str>, _>("probe")?.map(ProbeMode::from),
         capabilities: serde_json::from_str(json("capabilities")?)
             .map_err(|error| undecodable("capabilities", error))?,
         metadata: serde_json::from_str(json("metadata")?).map_err(|error| undecodable("metadata", error))?,

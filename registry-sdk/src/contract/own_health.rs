@@ -1,0 +1,114 @@
+//! An agent's own health: where it is asked, and what its answer means to whoever asks.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use url::Url;
+
+use super::words::{UnknownWord, words};
+
+/// Path of an agent's own health below its `base_url`, unless it registered another one.
+pub const DEFAULT_HEALTH_PATH: &str = "/health";
+
+/// Maximum number of redirects that are followed when an agent is asked.
+pub const MAX_HEALTH_REDIRECTS: usize = 5;
+
+/// Whether the registry may ask an agent itself how it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ProbeMode {
+    /// The registry asks `GET {base_url}{health_path}`, if it probes agents at all.
+    #[default]
+    On,
+    /// Nobody asks: the agent is judged by its heartbeats alone.
+    Off,
+    /// A word that only a newer server knows. Such an agent is not asked, and no request can set it.
+    Unknown(UnknownWord),
+}
+
+words!(ProbeMode "Whether the registry may ask the agent itself how it is.": On = "on", Off = "off");
+
+/// Takes any word, as a newer server may have stored it.
+impl From<&str> for ProbeMode {
+    fn from(word: &str) -> Self {
+        Self::of_word(word)
+    }
+}
+
+impl<'de> Deserialize<'de> for ProbeMode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::tolerant(deserializer)
+    }
+}
+
+/// Where an agent says itself how it is: `GET {base_url}{health_path}`. `None` where the URL is none.
+///
+/// ```
+/// use registry_sdk::contract::health_url;
+/// let url = |path| health_url("http://agent:8000/v1/", path).unwrap();
+/// assert_eq!(url(None).as_str(), "http://agent:8000/v1/health");
+/// assert_eq!(url(Some("/healthz")).as_str(), "http://agent:8000/v1/healthz");
+/// ```
+#[must_use]
+pub fn health_url(base_url: &str, health_path: Option<&str>) -> Option<Url> {
+    let mut url = Url::parse(base_url).ok().filter(Url::has_host)?;
+    let path = format!("{}{}", url.path().trim_end_matches('/'), health_path.unwrap_or(DEFAULT_HEALTH_PATH));
+    url.set_path(&path);
+    url.set_query(None);
+    url.set_fragment(None);
+    Some(url)
+}
+
+/// What the head of an agent's answer says of its health. Registries and orchestrators go by the same rules.
+///
+/// ```
+/// use registry_sdk::contract::{HealthAnswer, health_url};
+/// let url = health_url("http://agent:8000", None).unwrap();
+/// assert_eq!(HealthAnswer::of_head(&url, 401, None), HealthAnswer::Alive);
+/// let HealthAnswer::Redirect(target) = HealthAnswer::of_head(&url, 307, Some("/health/")) else { panic!() };
+/// assert_eq!(target.as_str(), "http://agent:8000/health/");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HealthAnswer {
+    /// A success: healthy, unless the body says otherwise. See [`says_unhealthy`](Self::says_unhealthy).
+    Success,
+    /// The agent asks for credentials: it lives, and says no more to whoever has none.
+    Alive,
+    /// There is no health endpoint at this path.
+    CannotTell,
+    /// The answer is elsewhere within the agent. Up to [`MAX_HEALTH_REDIRECTS`] are followed.
+    Redirect(Url),
+    /// The agent does not answer well, and why.
+    Failure(String),
+}
+
+impl HealthAnswer {
+    /// Judges the status and the `Location` of an answer from a URL.
+    #[must_use]
+    pub fn of_head(url: &Url, status: u16, location: Option<&str>) -> Self {
+        match status {
+            200..=299 => Self::Success,
+            401 | 403 => Self::Alive,
+            404 | 405 | 501 => Self::CannotTell,
+            301 | 302 | 303 | 307 | 308 => match location.map(|location| url.join(location)) {
+                Some(Ok(target)) if target.origin() == url.origin() => Self::Redirect(target),
+                Some(Ok(target)) => {
+                    let origin = target.origin().ascii_serialization();
+                    Self::Failure(format!("it answered {status}, a redirect to another origin: {origin}"))
+                }
+                Some(Err(_)) | None => {
+                    Self::Failure(format!("it answered {status}, a redirect without a location"))
+                }
+            },
+            _ => Self::Failure(format!("it answered {status}")),
+        }
+    }
+
+    /// Whether the body of a success says that the agent is unhealthy. Most agents use the status alone.
+    #[must_use]
+    pub fn says_unhealthy(body: &[u8]) -> bool {
+        let health = serde_json::from_slice::<serde_json::Value>(body).unwrap_or_default();
+        health["status"] == "unhealthy"
+    }
+}
