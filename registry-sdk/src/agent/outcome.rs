@@ -24,6 +24,7 @@ impl Loop {
         self.update_timer.failures = 0;
         self.known.knows_ages |= record.registration_tag.is_some();
         self.known.acked = Some(Acked { version, tag: record.registration_tag.clone() });
+        self.known.logged_refusal = None;
         (self.phase, self.is_reborn) = (Phase::Registered, false);
         self.shared.registered(record.last_heartbeat);
         self.shared.lock().answer_concerned(&Ok(Some(record)));
@@ -221,7 +222,7 @@ impl Loop {
     /// The registry did not take an update. The agent stays registered as it was.
     fn update_failed(&mut self, error: &Error) {
         let pause = self.update_timer.failed(error, self.pace());
-        if self.update_timer.failures == 1 {
+        if self.is_new_refusal(error) || self.update_timer.failures == 1 {
             tracing::warn!(
                 agent_id = self.shared.agent_id, %error, ?pause,
                 "the registry did not take a changed registration, trying again; heartbeats go on"
@@ -230,9 +231,24 @@ impl Loop {
         self.shared.lock().settle(error);
     }
 
+    /// Whether the registry refuses the agent for a reason that was not logged yet. An outage may have been logged before.
+    fn is_new_refusal(&mut self, error: &Error) -> bool {
+        let refusal = error.is_refused().then(|| error.to_string());
+        let is_new = refusal.is_some() && refusal != self.known.logged_refusal;
+        if is_new {
+            self.known.logged_refusal = refusal;
+        }
+        is_new
+    }
+
     fn degraded(&mut self, error: Error) {
         let pause = self.phase_timer.failed(&error, self.pace());
-        if self.shared.state.borrow().is_degraded() {
+        if self.is_new_refusal(&error) {
+            tracing::warn!(
+                agent_id = self.shared.agent_id, %error, ?pause,
+                "the registry refuses this agent, which somebody has to mend: running on without it, and trying again"
+            );
+        } else if self.shared.state.borrow().is_degraded() {
             tracing::debug!(agent_id = self.shared.agent_id, %error, ?pause, "the registry still fails");
         } else {
             tracing::warn!(

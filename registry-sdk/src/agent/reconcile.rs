@@ -102,6 +102,8 @@ pub(super) struct Known {
     /// The owner in whose favour the last registration was refused, and how often in a row.
     pub(super) refused_for: Option<String>,
     pub(super) refusals: u32,
+    /// The refusal that was logged last, since the last registration that was acknowledged.
+    pub(super) logged_refusal: Option<String>,
 }
 
 pub(super) struct Loop {

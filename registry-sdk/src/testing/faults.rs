@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::request_log::{ReceivedRequest, RequestLog};
 use super::routes::{MockRequest, MockResponse, answer};
 use super::state::MockState;
+use crate::contract::{FieldError, ValidationError};
 
 /// A body that no registry would send.
 const GARBAGE: &str = "<!doctype html><title>Sign in</title><p>This is not the registry.</p>";
@@ -34,6 +35,8 @@ pub(super) struct Inner {
     pub(super) outage: Option<Instant>,
     /// What event streams are answered in place of events.
     pub(super) refusal: Option<u16>,
+    /// What is wrong with every registration.
+    pub(super) invalid: Option<FieldError>,
     /// What reads show, and until when.
     pub(super) lag: Option<(Instant, MockState)>,
 }
@@ -84,6 +87,9 @@ impl Shared {
         let is_stream = request.path == "/events";
         if let Some(status) = inner.refusal.filter(|_| is_stream) {
             return (Ok(MockResponse::problem(status, "refused on purpose")), delay);
+        }
+        if let Some(error) = inner.invalid.clone().filter(|_| request.path == "/register") {
+            return (Ok(MockResponse::invalid(ValidationError(vec![error]))), delay);
         }
         let lag = inner.lag.as_mut().filter(|(until, _)| Instant::now() < *until);
         if let Some((_, state)) = lag.filter(|_| request.method == "GET" && !is_stream) {

@@ -25,7 +25,7 @@ use super::request_log::RequestLog;
 use super::routes::{MockRequest, MockResponse, answer};
 use super::state::{Backup, MockState};
 use crate::client::RegistryClient;
-use crate::contract::AgentRecord;
+use crate::contract::{AgentRecord, FieldError};
 use crate::retry::{RetryPolicy, deadline_after};
 
 /// A registry for tests: it behaves as the contract says, keeps its agents in memory, and misbehaves when told
@@ -67,6 +67,7 @@ impl MockRegistryBuilder {
             delay: Duration::ZERO,
             outage: None,
             refusal: None,
+            invalid: None,
             lag: None,
         };
         let shared = Arc::new(Shared {
@@ -195,6 +196,26 @@ impl MockRegistry {
         self.cut_event_streams();
     }
 
+    /// Answers every registration with 422 and this field from now on, as a registry does that was upgraded and takes less than
+    /// before. Heartbeats and all else go on. [`MockRegistry::heal`] ends it.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use registry_sdk::Registration;
+    /// use registry_sdk::testing::MockRegistry;
+    ///
+    /// let registry = MockRegistry::start().await;
+    /// registry.refuse_registrations("base_url", "must be reachable from outside");
+    /// let registration = Registration::new("a", "Agent", "http://agent:8000");
+    /// let error = registry.client().register(&registration).await.unwrap_err();
+    /// assert_eq!(error.fields()[0].field, "base_url");
+    /// # }
+    /// ```
+    pub fn refuse_registrations(&self, field: &str, message: &str) {
+        self.lock().invalid = Some(FieldError::new(field, message));
+    }
+
     /// Answers reads for so long as of now, as a replica that lags behind. Writes are made, and event streams report them.
     /// [`MockRegistry::heal`] ends it.
     pub fn lag(&self, duration: Duration) {
@@ -207,11 +228,12 @@ impl MockRegistry {
         self.lock().state.log().forget();
     }
 
-    /// Ends all faults: those that are counted, the delay, the outage, the lag and the refusal.
+    /// Ends all faults: those that are counted, the delay, the outage, the lag and the refusals.
     pub fn heal(&self) {
         let mut inner = self.lock();
         inner.faults.clear();
-        (inner.delay, inner.outage, inner.refusal, inner.lag) = (Duration::ZERO, None, None, None);
+        (inner.delay, inner.outage, inner.lag) = (Duration::ZERO, None, None);
+        (inner.refusal, inner.invalid) = (None, None);
     }
 
     /// Forgets all agents and changes, like a registry that lost its database: heartbeats are answered 404, and watches get a

@@ -36,7 +36,7 @@ impl MockResponse {
         Self { status: 409, ..Self::ok(&problem) }
     }
 
-    fn invalid(ValidationError(errors): ValidationError) -> Self {
+    pub(super) fn invalid(ValidationError(errors): ValidationError) -> Self {
         let mut problem = Problem::new(422, title(422), "fields are not as they have to be");
         problem.errors = errors;
         Self { status: 422, ..Self::ok(&problem) }

@@ -54,6 +54,8 @@ mod run;
 mod scene;
 #[cfg(feature = "testing")]
 mod shutdown;
+#[cfg(feature = "testing")]
+mod stricter;
 mod support;
 #[cfg(feature = "testing")]
 mod tolerant;
