@@ -1,5 +1,7 @@
 //! The client: one method for each operation.
 
+mod maintenance;
+
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -175,7 +177,7 @@ impl RegistryClient {
         self.ask(Self::status_update(agent_id, update)?).await
     }
 
-    /// Removes an agent from the registry.
+    /// Removes an agent from the registry. One that runs registers again.
     ///
     /// # Errors
     /// As [`RegistryClient::update_status`].

@@ -33,6 +33,7 @@ pub(crate) struct Metrics {
     agents: IntGaugeVec,
     capabilities: IntGauge,
     stale_agents: IntGauge,
+    maintenance_agents: IntGauge,
     last_sweep_age: Gauge,
     database_up: IntGauge,
     watchers: IntGauge,
@@ -73,6 +74,10 @@ impl Metrics {
                 "agent_registry_stale_agents_total",
                 "Number of agents that are offline because they missed their deadline",
             )?,
+            maintenance_agents: gauge(
+                "agent_registry_maintenance_agents",
+                "Number of agents in maintenance, whatever their status",
+            )?,
             last_sweep_age: Gauge::new(
                 "agent_registry_last_sweep_age_seconds",
                 "Time since this server last checked deadlines",
@@ -100,6 +105,7 @@ impl Metrics {
         for gauge in [
             &metrics.capabilities,
             &metrics.stale_agents,
+            &metrics.maintenance_agents,
             &metrics.database_up,
             &metrics.watchers,
             &metrics.unreadable_rows,
@@ -164,6 +170,7 @@ impl Metrics {
         }
         self.capabilities.set(to_i64(stats.total_capabilities));
         self.stale_agents.set(to_i64(stats.stale_agents));
+        self.maintenance_agents.set(to_i64(stats.maintenance_agents));
         self.last_sweep_age.set(last_sweep_age.as_secs_f64());
         self.database_up.set((*is_database_up).into());
         TextEncoder::new().encode_to_string(&self.registry.gather())

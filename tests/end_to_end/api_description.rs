@@ -71,6 +71,7 @@ async fn every_operation_is_described_with_its_answers_and_an_example(database: 
     let expected = [
         "check_health get /health/{id}",
         "deregister delete /agents/{id}",
+        "end_maintenance delete /agents/{id}/maintenance",
         "get_agent get /agents/{id}",
         "get_liveness get /livez",
         "get_metrics get /metrics",
@@ -81,6 +82,7 @@ async fn every_operation_is_described_with_its_answers_and_an_example(database: 
         "list_agents get /agents",
         "register post /register",
         "search_capabilities get /capabilities/search",
+        "set_maintenance put /agents/{id}/maintenance",
         "update_status put /agents/{id}/status",
         "watch_events get /events",
     ];
@@ -105,7 +107,7 @@ async fn every_schema_that_is_referred_to_is_there(database: Database) {
     let description: Value =
         reqwest::get(format!("{}/openapi.json", server.url())).await.unwrap().json().await.unwrap();
     let references = references(&description);
-    for name in ["AgentRecord", "Problem", "Owner"] {
+    for name in ["AgentRecord", "Maintenance", "Problem", "Owner"] {
         let reference = format!("#/components/schemas/{name}");
         assert!(references.contains(&reference.as_str()), "nothing refers to {name}");
     }

@@ -179,7 +179,8 @@ async fn bad_requests(server: &Registry, described: &mut Described) {
         .await;
     described
         .provoke(404, |operation| {
-            let unknown = || operation.request_for(server, "unknown").json(&json!({"status": "busy"}));
+            let unknown =
+                || operation.request_for(server, "unknown").json(&json!({"status": "busy", "reason": "x"}));
             operation.is_for_an_agent().then(unknown)
         })
         .await;
@@ -198,7 +199,7 @@ async fn conflicts(server: &Registry, described: &mut Described, mut registratio
     let request = |operation: &Operation| {
         let body = match &*operation.id {
             "register" => registration.clone(),
-            _ => json!({"instance_id": "old", "status": "busy"}),
+            _ => json!({"instance_id": "old", "status": "busy", "reason": "x"}),
         };
         operation.request(server).json(&body)
     };
@@ -288,7 +289,8 @@ async fn without_the_database_writes_and_the_health_of_the_server_are_503(databa
     proxy.set(Fault::Refuse);
     let impatient = impatient_client(&server);
     eventually("the server is unhealthy", async || impatient.get_server_health().await.is_err()).await;
-    let body = serde_json::to_value(agent("a", "rest")).unwrap();
+    let mut body = serde_json::to_value(agent("a", "rest")).unwrap();
+    body["reason"] = json!("disk upgrade");
     described
         .provoke(503, |operation| {
             (operation.method != Method::GET).then(|| operation.request(&server).json(&body))

@@ -20,6 +20,7 @@ mod filters;
 mod hostile;
 mod instances;
 mod lists;
+mod maintenance;
 mod metrics;
 mod origins;
 mod outages;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use registry_sdk::contract::AgentStatus;
+use registry_sdk::contract::{AgentStatus, MaintenanceRequest};
 use reqwest::header::CONTENT_TYPE;
 
 use crate::support::{Database, Registry, agent, client, eventually, on_both_databases, on_postgres};
@@ -39,6 +39,7 @@ async fn every_name_of_the_contract_is_there(database: Database) {
     client.register(&agent("b", "work").status(AgentStatus::Busy)).await.unwrap();
     client.register(&agent("c", "work").status(AgentStatus::Offline)).await.unwrap();
     client.heartbeat("a").await.unwrap();
+    client.set_maintenance("c", &MaintenanceRequest::new("disk upgrade")).await.unwrap();
     for _ in 0..3 {
         client.search_capabilities("Work").await.unwrap();
     }
@@ -49,6 +50,7 @@ async fn every_name_of_the_contract_is_there(database: Database) {
         ("agent_registry_agents_total{status=\"offline\"}", 1.0),
         ("agent_registry_capabilities_total", 3.0),
         ("agent_registry_stale_agents_total", 0.0),
+        ("agent_registry_maintenance_agents", 1.0),
         ("agent_registry_heartbeat_latency_seconds_count{agent_id=\"a\"}", 1.0),
         ("agent_registry_discovery_requests_total{capability=\"work\"}", 3.0),
         (

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestRunner};
-use registry_sdk::contract::{AgentRecord, AgentStatus, Heartbeat, StatusUpdate};
+use registry_sdk::contract::{
+    AgentRecord, AgentStatus, Heartbeat, Maintenance, MaintenanceRequest, StatusUpdate,
+};
 use registry_sdk::{ListQuery, RegistryClient};
 use sqlx::{Connection, Executor, Row};
 
@@ -27,6 +29,9 @@ enum Step {
     SetStatus(AgentStatus),
     /// A process says that it was shut down.
     ShutDown(u8),
+    /// An operator takes the agent out, or a process takes itself out.
+    SetMaintenance(Option<u8>),
+    EndMaintenance,
     Deregister,
     /// Cuts off what tells the replicas of each other's changes.
     CutListening,
@@ -43,6 +48,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => proptest::option::of(status()).prop_map(Step::Beat),
         3 => status().prop_map(Step::SetStatus),
         2 => (0..3_u8).prop_map(Step::ShutDown),
+        3 => proptest::option::of(0..3_u8).prop_map(Step::SetMaintenance),
+        1 => Just(Step::EndMaintenance),
         2 => Just(Step::Deregister),
         1 => Just(Step::CutListening),
     ]
@@ -119,6 +126,12 @@ async fn take(client: RegistryClient, id: String, step: Step) {
             let end = StatusUpdate::shut_down(format!("i{instance}"));
             client.update_status_with(&id, &end).await.map(|_| ())
         }
+        Step::SetMaintenance(instance) => {
+            let mut request = MaintenanceRequest::new("disk upgrade").duration(Duration::from_secs(3_600));
+            request.instance_id = instance.map(|instance| format!("i{instance}"));
+            client.set_maintenance(&id, &request).await.map(|_| ())
+        }
+        Step::EndMaintenance => client.end_maintenance(&id).await.map(|_| ()),
         Step::Deregister => client.deregister(&id).await,
         Step::CutListening => Ok(()),
     };
@@ -127,23 +140,29 @@ async fn take(client: RegistryClient, id: String, step: Step) {
     }
 }
 
-/// Each agent's status, capability, process and revision. The time of the last heartbeat may lag on the other replica.
-type Summary = BTreeMap<String, (AgentStatus, String, Option<String>, Option<u64>)>;
+/// Each agent's status, capability, process, maintenance and revision. The time of the last heartbeat may lag on the other replica.
+type Summary = BTreeMap<String, (AgentStatus, String, Option<String>, Option<Maintenance>, Option<u64>)>;
 
 fn summary(agents: Vec<AgentRecord>) -> Summary {
     let each = agents.into_iter().map(|agent| {
         assert!(agent.heartbeat_timeout >= Some(Duration::from_secs(60)));
         let capability = agent.capabilities[0].name.clone();
-        (agent.agent_id, (agent.status, capability, agent.instance_id, agent.revision))
+        (agent.agent_id, (agent.status, capability, agent.instance_id, agent.maintenance, agent.revision))
     });
     each.collect()
 }
 
 async fn stored(connection: &mut sqlx::PgConnection) -> Summary {
     let query =
-        "SELECT agent_id, status, capabilities -> 0 ->> 'name', instance_id, revision FROM agent_registry";
+        "SELECT agent_id, status, capabilities -> 0 ->> 'name', instance_id, revision, maintenance::text
+         FROM agent_registry";
     let rows = sqlx::query(query).fetch_all(connection).await.unwrap();
     let status = |row: &sqlx::postgres::PgRow| row.get::<&str, _>(1).parse().unwrap();
     let revision = |row: &sqlx::postgres::PgRow| u64::try_from(row.get::<i64, _>(4)).ok();
-    rows.iter().map(|row| (row.get(0), (status(row), row.get(2), row.get(3), revision(row)))).collect()
+    let maintenance = |row: &sqlx::postgres::PgRow| {
+        let json = row.get::<Option<&str>, _>(5);
+        json.map(|json| serde_json::from_str(json).unwrap())
+    };
+    let agent = |row| (status(row), row.get(2), row.get(3), maintenance(row), revision(row));
+    rows.iter().map(|row| (row.get(0), agent(row))).collect()
 }

@@ -183,6 +183,20 @@ impl Database {
         }
     }
 
+    /// A text, or nothing, from the database itself.
+    pub(crate) async fn text(&self, query: &'static str) -> Option<String> {
+        match self.kind {
+            Kind::Sqlite { .. } => {
+                let mut connection = SqliteConnection::connect(&self.url).await.unwrap();
+                sqlx::query_scalar(query).fetch_one(&mut connection).await.unwrap()
+            }
+            Kind::Mock => unreachable!("the mock has no database"),
+            Kind::Postgres { .. } => {
+                sqlx::query_scalar(query).fetch_one(&mut self.connect().await).await.unwrap()
+            }
+        }
+    }
+
     /// Runs a statement on the database itself.
     pub(crate) async fn execute(&self, sql: &'static str) {
         match self.kind {

@@ -10,6 +10,7 @@ use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use super::maintenance::Maintenance;
 use super::own_health::ProbeMode;
 use super::problem::{FieldError, ValidationError};
 use super::time::{Timestamp, optional_seconds};
@@ -322,6 +323,10 @@ pub struct AgentRecord {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = bool, required))]
     pub healthy: Option<bool>,
+    /// Why and until when the agent is given no work, if it is in maintenance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Maintenance, required = false))]
+    pub maintenance: Option<Maintenance>,
     /// The revision of the agent's last change; plain heartbeats do not count. Of two records of an agent, the one with
     /// the greater revision is the later.
     #[serde(default)]
@@ -355,6 +360,7 @@ impl AgentRecord {
             load: None,
             active_tasks: None,
             healthy: None,
+            maintenance: None,
             revision: None,
             registration_tag: None,
         }

@@ -38,13 +38,15 @@ pub enum UnhealthyReason {
     Offline,
     /// It has been silent past its deadline.
     HeartbeatMissed,
+    /// Somebody has taken it out for a while: see `maintenance` in its record.
+    Maintenance,
     /// The registry asked the agent itself, and it did not answer well.
     ProbeFailed,
     /// A reason that only a newer server knows.
     Unknown(UnknownWord),
 }
 
-words!(UnhealthyReason "The reason why an agent is unhealthy.": Offline = "offline", HeartbeatMissed = "heartbeat_missed", ProbeFailed = "probe_failed");
+words!(UnhealthyReason "The reason why an agent is unhealthy.": Offline = "offline", HeartbeatMissed = "heartbeat_missed", Maintenance = "maintenance", ProbeFailed = "probe_failed");
 
 impl<'de> Deserialize<'de> for UnhealthyReason {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -136,7 +138,7 @@ pub struct AgentHealth {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub agent_id: String,
-    /// Healthy: active or busy, inside its deadline, and not failed by a probe.
+    /// Healthy: active or busy, inside its deadline, in no maintenance, and not failed by a probe.
     pub status: HealthStatus,
     /// The agent's status.
     #[serde(default, deserialize_with = "AgentStatus::tolerant_option")]

@@ -197,13 +197,13 @@ fn to_u32(number: f64) -> u32 {
 const STATUS: &str = "one of \"active\", \"busy\", \"offline\"";
 
 /// The fields of a small body. What is wrong with them is gathered.
-struct Fields {
+pub(super) struct Fields {
     given: Map<String, Value>,
     errors: Vec<FieldError>,
 }
 
 impl Fields {
-    fn read(body: &[u8]) -> Result<Self, serde_json::Error> {
+    pub(super) fn read(body: &[u8]) -> Result<Self, serde_json::Error> {
         // Nothing at all and `null` are no fields.
         let given: Option<_> = if body.is_empty() { None } else { serde_json::from_slice(body)? };
         let given = given.unwrap_or_default();
@@ -214,14 +214,19 @@ impl Fields {
         self.get("status", STATUS, |value| AgentStatus::deserialize(value).ok())
     }
 
-    fn instance_id(&mut self) -> Option<String> {
+    pub(super) fn instance_id(&mut self) -> Option<String> {
         self.get("instance_id", "1 to 64 of A-Z a-z 0-9 . _ -", |value| {
             value.as_str().filter(|id| is_valid_agent_id(id)).map(str::to_owned)
         })
     }
 
     /// A field, where it is given. `null` counts as not given.
-    fn get<T>(&mut self, field: &str, wanted: &str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
+    pub(super) fn get<T>(
+        &mut self,
+        field: &str,
+        wanted: &str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Option<T> {
         let value = self.given.get(field).filter(|value| !value.is_null())?;
         let found = read(value);
         if found.is_none() {
@@ -230,17 +235,17 @@ impl Fields {
         found
     }
 
-    fn is_missing(&mut self, field: &str, wanted: &str) {
+    pub(super) fn is_missing(&mut self, field: &str, wanted: &str) {
         if !self.errors.iter().any(|error| error.field == field) {
             self.fail(field, format!("is required, and must be {wanted}"));
         }
     }
 
-    fn fail(&mut self, field: &str, message: impl Into<String>) {
+    pub(super) fn fail(&mut self, field: &str, message: impl Into<String>) {
         self.errors.push(FieldError::new(field, message));
     }
 
-    fn check(self) -> Result<(), ValidationError> {
+    pub(super) fn check(self) -> Result<(), ValidationError> {
         if self.errors.is_empty() { Ok(()) } else { Err(ValidationError(self.errors)) }
     }
 }

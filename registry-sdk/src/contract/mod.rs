@@ -13,6 +13,8 @@ mod event;
 mod health;
 mod heartbeat;
 mod instances;
+mod maintenance;
+mod maintenance_request;
 mod own_health;
 mod problem;
 mod registration;
@@ -32,6 +34,8 @@ pub use health::{
 };
 pub use heartbeat::{Heartbeat, HeartbeatAck, StatusUpdate};
 pub use instances::{Instances, Owner};
+pub use maintenance::Maintenance;
+pub use maintenance_request::MaintenanceRequest;
 pub use own_health::{DEFAULT_HEALTH_PATH, HealthAnswer, MAX_HEALTH_REDIRECTS, ProbeMode, health_url};
 pub use problem::{FieldError, Problem, ValidationError};
 pub use registration::Registration;

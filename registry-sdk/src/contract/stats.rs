@@ -29,6 +29,10 @@ pub struct RegistryStats {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub stale_agents: u64,
+    /// Agents in maintenance, whatever their status.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
+    pub maintenance_agents: u64,
     /// Capabilities of all agents together.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]

@@ -53,6 +53,10 @@ pub mod limits {
     pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(86_400);
     /// The longest time that a process can say it has been running.
     pub const INSTANCE_AGE: Duration = Duration::from_secs(1_000_000_000);
+    /// Characters of the reason of a maintenance.
+    pub const MAINTENANCE_REASON: usize = 256;
+    /// The longest maintenance that ends by itself.
+    pub const MAINTENANCE: Duration = Duration::from_secs(31_536_000);
     /// Entries of one page of a list, or of one search.
     pub const PAGE: usize = 1_000;
     /// Matches of a search that names no limit.
@@ -114,6 +118,17 @@ impl Registration {
     }
 }
 
+/// What is wrong with a text, if anything is.
+pub(super) fn text_error(text: &str, least: usize, most: usize) -> Option<String> {
+    let length = text.chars().count();
+    if length < least || length > most {
+        Some(format!("must have {least} to {most} characters, has {length}"))
+    } else {
+        // PostgreSQL cannot store it, and no text that people read has it.
+        text.contains('\0').then(|| "must not contain a NUL character".to_owned())
+    }
+}
+
 /// Gathers what is wrong.
 #[derive(Default)]
 struct Check {
@@ -127,12 +142,8 @@ impl Check {
 
     /// The field is only written out where something is wrong with it.
     fn text(&mut self, field: impl fmt::Display, text: &str, least: usize, most: usize) {
-        let length = text.chars().count();
-        if length < least || length > most {
-            self.fail(field, format!("must have {least} to {most} characters, has {length}"));
-        } else if text.contains('\0') {
-            // PostgreSQL cannot store it, and no text that people read has it.
-            self.fail(field, "must not contain a NUL character");
+        if let Some(error) = text_error(text, least, most) {
+            self.fail(field, error);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Candidates of a selection: matches of the registry, or records of a directory.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde_json::{Map, Value};
 
@@ -81,8 +82,13 @@ impl Candidate {
     pub(super) fn reported_health(&self) -> Option<bool> {
         match self {
             Self::FromRegistry(found) => found.healthy,
-            Self::FromDirectory { agent, .. } => agent.healthy,
+            Self::FromDirectory { agent, .. } => known_health(agent),
         }
+    }
+
+    /// Whether it is in maintenance. The registry leaves such agents out of its searches, a directory knows them.
+    pub(super) fn is_in_maintenance(&self) -> bool {
+        matches!(self, Self::FromDirectory { agent, .. } if is_in_maintenance(agent))
     }
 
     /// Whether the registry thinks that it can be given a task.
@@ -118,8 +124,20 @@ impl Candidate {
         match self {
             Self::FromRegistry(found) => Some(Arc::unwrap_or_clone(found)),
             Self::FromDirectory { agent, position, score } => {
-                CapabilityMatch::from_record(&agent, position.into(), score)
+                let found = CapabilityMatch::from_record(&agent, position.into(), score)?;
+                Some(CapabilityMatch { healthy: known_health(&agent), ..found })
             }
         }
     }
+}
+
+/// Whether a record's maintenance goes on, by this host's clock: the registry may be away when it ends.
+pub(super) fn is_in_maintenance(agent: &AgentRecord) -> bool {
+    agent.maintenance.as_ref().is_some_and(|maintenance| !maintenance.is_over(SystemTime::now().into()))
+}
+
+/// What a record says of an agent's health. Nothing, once the maintenance is over for which it was unhealthy, until the registry
+/// says more.
+pub(super) fn known_health(agent: &AgentRecord) -> Option<bool> {
+    agent.healthy.filter(|_| agent.maintenance.is_none() || is_in_maintenance(agent))
 }

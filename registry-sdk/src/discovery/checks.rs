@@ -9,7 +9,7 @@ use super::candidate::Candidate;
 use super::query::HealthSource;
 use super::selection::SkipReason;
 use crate::client::RegistryClient;
-use crate::contract::{HealthAnswer, MAX_HEALTH_REDIRECTS, ProbeMode, health_url};
+use crate::contract::{HealthAnswer, MAX_HEALTH_REDIRECTS, ProbeMode, UnhealthyReason, health_url};
 use crate::http::{HttpClients, read_bounded};
 
 /// Maximum length of an agent's own health report in bytes.
@@ -46,6 +46,9 @@ impl HealthCheck<'_> {
             (HealthSource::Search | HealthSource::Registry, reported) => {
                 let health = self.client.check_health_within(agent.agent_id(), self.limit).await;
                 match (health, reported) {
+                    (Ok(health), _) if health.reason == Some(UnhealthyReason::Maintenance) => {
+                        return Err(SkipReason::Maintenance);
+                    }
                     (Ok(health), _) => health.is_healthy(),
                     // Its word of a moment ago still counts.
                     (Err(error), Some(reported)) if error.is_outage() => reported,

@@ -160,12 +160,13 @@ impl Directory {
     /// Finds agents as the registry would: the best match first, up to the query's limit, or all of them.
     #[must_use]
     pub fn search(&self, query: impl Into<SearchQuery>) -> Vec<CapabilityMatch> {
-        self.candidates(&query.into()).into_iter().filter_map(Candidate::into_match).collect()
+        let found = self.read().candidates(&query.into(), false);
+        found.into_iter().filter_map(Candidate::into_match).collect()
     }
 
-    /// The same, before the matches are written out.
+    /// The same before the matches are written out, and agents in maintenance as well.
     pub(super) fn candidates(&self, query: &SearchQuery) -> Vec<Candidate> {
-        self.read().candidates(query)
+        self.read().candidates(query, true)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Snapshot> {

@@ -186,9 +186,10 @@ impl Tier<'_> {
 fn unfit(health_source: HealthSource, agent: &Candidate) -> Option<SkipReason> {
     match (agent.status(), agent.reported_health()) {
         (AgentStatus::Unknown(_), _) => Some(SkipReason::Unhealthy),
+        (AgentStatus::Offline, _) if health_source != HealthSource::Agent => Some(SkipReason::Offline),
+        _ if agent.is_in_maintenance() => Some(SkipReason::Maintenance),
         // It is asked itself.
         _ if health_source == HealthSource::Agent => None,
-        (AgentStatus::Offline, _) => Some(SkipReason::Offline),
         (_, Some(false)) => Some(SkipReason::Unhealthy),
         _ => None,
     }

@@ -109,6 +109,9 @@ pub enum SkipReason {
     /// It is offline.
     #[error("is offline")]
     Offline,
+    /// It is in maintenance. Named if a directory or a health check says so: the registry leaves such an agent out of its searches.
+    #[error("is in maintenance")]
+    Maintenance,
     /// It is not healthy.
     #[error("is not healthy")]
     Unhealthy,

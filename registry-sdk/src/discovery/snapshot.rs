@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::candidate::Candidate;
+use super::candidate::{Candidate, known_health};
 use crate::contract::AgentRecord;
 use crate::query::{PreparedSearch, SearchQuery};
 use crate::search::{Hit, SearchIndex};
@@ -29,8 +29,9 @@ impl Snapshot {
         self.agents.get(agent_id).map(|(_, agent)| agent.clone())
     }
 
-    /// The agents that can do something, the best match first, up to the query's limit, or all of them.
-    pub(super) fn candidates(&self, query: &SearchQuery) -> Vec<Candidate> {
+    /// The agents that can do something, the best match first, up to the query's limit, or all of them. Those in maintenance,
+    /// which a registry leaves out, only if they are wanted.
+    pub(super) fn candidates(&self, query: &SearchQuery, wants_maintenance: bool) -> Vec<Candidate> {
         let filter = &query.filter;
         let agent = |slot: u32| self.by_slot.get(slot as usize)?.as_ref();
         let accepts = |slot, position: u16| {
@@ -39,13 +40,10 @@ impl Snapshot {
         };
         let candidate = |hit: &Hit| {
             let agent = agent(hit.slot)?.clone();
-            let is_accepted = filter.accepts_status(agent.status, agent.healthy)
+            let is_accepted = filter.accepts_status(agent.status, known_health(&agent))
                 && filter.accepts_metadata(&agent.metadata);
-            is_accepted.then_some(Candidate::FromDirectory {
-                agent,
-                position: hit.position,
-                score: hit.score,
-            })
+            let found = Candidate::FromDirectory { agent, position: hit.position, score: hit.score };
+            Some(found).filter(|found| is_accepted && (wants_maintenance || !found.is_in_maintenance()))
         };
         let limit = query.limit.unwrap_or(usize::MAX);
         let search = PreparedSearch::from(query.clone());
@@ -70,5 +68,43 @@ impl Snapshot {
         if let Some(entry) = self.by_slot.get_mut(slot as usize) {
             *entry = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::contract::{AgentStatus, Capability, MaintenanceRequest, Timestamp};
+
+    /// A record as it was while the agent was in maintenance that ends this long after now, or before.
+    fn snapshot(ends_in: i64) -> Snapshot {
+        let mut agent = AgentRecord::new("a", AgentStatus::Active);
+        agent.capabilities = vec![Capability::new("work")];
+        agent.healthy = Some(false);
+        let end = Timestamp::from(SystemTime::now()).unix_millis() + ends_in;
+        let day = Duration::from_secs(86_400);
+        let since = Timestamp::from_unix_millis(end).saturating_sub(day);
+        agent.maintenance = Some(MaintenanceRequest::new("upgrade").duration(day).begin(since));
+        let mut snapshot = Snapshot::default();
+        snapshot.insert(Arc::new(agent));
+        snapshot
+    }
+
+    /// The registry may be away when it ends, and so not have said it yet.
+    #[test]
+    fn maintenance_is_over_at_its_end_whether_or_not_the_registry_has_said_so() {
+        let found = |ends_in, query: SearchQuery| {
+            let found = snapshot(ends_in).candidates(&query, false);
+            found.first().map(Candidate::reported_health)
+        };
+        let work = || SearchQuery::new("work");
+        for query in [work(), work().healthy(false), work().healthy(true)] {
+            assert_eq!(found(3_600_000, query.clone()), None, "{query:?}");
+            assert_eq!(found(-1, query), Some(None), "its health is not known");
+        }
+        let candidates = snapshot(3_600_000).candidates(&work(), true);
+        assert!(candidates[0].is_in_maintenance() && candidates[0].reported_health() == Some(false));
     }
 }

@@ -5,7 +5,8 @@ use serde::Serialize;
 use super::log::Cursor;
 use super::state::{MockState, Refusal};
 use crate::contract::{
-    HealthStatus, Heartbeat, Owner, Problem, Registration, ServerHealth, StatusUpdate, ValidationError,
+    HealthStatus, Heartbeat, MaintenanceRequest, Owner, Problem, Registration, ServerHealth, StatusUpdate,
+    ValidationError,
 };
 use crate::query::{InvalidParameter, ListQuery, PreparedSearch};
 
@@ -97,6 +98,10 @@ pub(super) fn answer(state: &mut MockState, request: &MockRequest<'_>) -> MockRe
         }
         ("POST", ["agents", id, "heartbeat"]) => heartbeat(state, id, body),
         ("PUT", ["agents", id, "status"]) => set_status(state, id, body),
+        ("PUT", ["agents", id, "maintenance"]) => set_maintenance(state, id, body),
+        ("DELETE", ["agents", id, "maintenance"]) => {
+            state.end_maintenance(id).map(|record| MockResponse::ok(&record)).map_err(MockResponse::from)
+        }
         ("GET", ["capabilities", "search"]) => search(state, query),
         ("GET", ["health", id]) => {
             state.health(id).map(|health| MockResponse::ok(&health)).map_err(MockResponse::from)
@@ -144,6 +149,11 @@ fn set_status(state: &mut MockState, id: &str, body: &[u8]) -> Result<MockRespon
     let update =
         StatusUpdate::from_json(body).map_err(|error| malformed(&error))?.map_err(MockResponse::invalid)?;
     Ok(MockResponse::ok(&state.set_status(id, &update)?))
+}
+
+fn set_maintenance(state: &mut MockState, id: &str, body: &[u8]) -> Result<MockResponse, MockResponse> {
+    let request = MaintenanceRequest::from_json(body).map_err(|error| malformed(&error))?;
+    Ok(MockResponse::ok(&state.set_maintenance(id, &request.map_err(MockResponse::invalid)?)?))
 }
 
 fn malformed(error: &serde_json::Error) -> MockResponse {

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use super::log::Log;
 use crate::contract::{
     AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, EventKind, HealthStatus, Heartbeat, HeartbeatAck,
-    Instances, Owner, Registration, RegistryStats, StatusUpdate, Timestamp, UnhealthyReason,
-    heartbeat_timeout, limits,
+    Instances, Maintenance, MaintenanceRequest, Owner, Registration, RegistryStats, StatusUpdate, Timestamp,
+    UnhealthyReason, heartbeat_timeout, limits,
 };
 use crate::query::{ListQuery, PreparedSearch};
 use crate::search::{Hit, Rank, SearchIndex};
@@ -26,6 +26,7 @@ struct Entry {
     status: AgentStatus,
     /// Offline because it missed its deadline.
     missed: bool,
+    maintenance: Option<Maintenance>,
     registered: Instant,
     heard: Instant,
     load: Option<f64>,
@@ -42,6 +43,11 @@ impl Entry {
         // The contract's types always serialize.
         serde_json::to_string(&registration).unwrap_or_default().hash(&mut hasher);
         format!("{:016x}", hasher.finish())
+    }
+
+    fn is_owned_by(&self, instance_id: &str) -> bool {
+        self.registration.instance_id.as_deref() == Some(instance_id)
+            && !self.instances.has_ended(instance_id)
     }
 
     fn refuse(&self, instance_id: &str) -> Refusal {
@@ -118,11 +124,21 @@ impl MockState {
         });
         let same = known.filter(|entry| entry.registration.instance_id == registration.instance_id);
         let (agent_id, status) = (registration.agent_id.clone(), registration.status);
+        let started = age.map(|age| self.timestamp(now).saturating_sub(age));
+        let outlasts = |maintenance: &&Maintenance| {
+            let is_later = started.is_some_and(|started| started >= maintenance.since);
+            let owner = maintenance.instance_id.as_deref();
+            owner.is_none_or(|owner| registration.instance_id.as_deref() == Some(owner) && !is_later)
+        };
+        let before = known.and_then(|entry| entry.maintenance.as_ref());
+        let maintenance = before.filter(outlasts).cloned();
+        let is_news = is_news || before.is_some() && maintenance.is_none();
         let entry = Entry {
             registration,
             instances,
             status,
             missed: false,
+            maintenance,
             registered: known.map_or(now, |entry| entry.registered),
             heard: now,
             load: same.and_then(|entry| entry.load),
@@ -184,11 +200,39 @@ impl MockState {
         };
         // Only a heartbeat brings back who has fallen silent.
         let is_taken = !entry.missed || update.status == AgentStatus::Offline;
-        if !is_taken || (entry.status == update.status && !entry.missed) {
+        let owner = instance_id.filter(|_| update.is_final);
+        let ended = entry
+            .maintenance
+            .take_if(|maintenance| owner.is_some() && maintenance.instance_id.as_deref() == owner);
+        if !is_taken || (entry.status == update.status && !entry.missed && ended.is_none()) {
             return Ok(self.known(agent_id));
         }
         (entry.status, entry.missed) = (update.status, false);
         Ok(self.changed(agent_id, EventKind::StatusChanged))
+    }
+
+    pub(super) fn set_maintenance(
+        &mut self,
+        agent_id: &str,
+        request: &MaintenanceRequest,
+    ) -> Result<AgentRecord, Refusal> {
+        let now = self.timestamp(Instant::now());
+        let entry = self.entry(agent_id, None)?;
+        if let Some(other) = request.instance_id.as_deref().filter(|id| !entry.is_owned_by(id)) {
+            return Err(entry.refuse(other));
+        }
+        let is_of_agent = |current: &Maintenance| current.instance_id.is_none();
+        if request.instance_id.is_some() && entry.maintenance.as_ref().is_some_and(is_of_agent) {
+            return Ok(self.known(agent_id));
+        }
+        entry.maintenance = Some(request.begin(now));
+        Ok(self.changed(agent_id, EventKind::StatusChanged))
+    }
+
+    pub(super) fn end_maintenance(&mut self, agent_id: &str) -> Result<AgentRecord, Refusal> {
+        let ended = self.entry(agent_id, None)?.maintenance.take();
+        let is_news = ended.is_some();
+        Ok(if is_news { self.changed(agent_id, EventKind::StatusChanged) } else { self.known(agent_id) })
     }
 
     /// Notes that a process was shut down. Only the owner's end is the agent's: `None` if it was noted before.
@@ -220,6 +264,9 @@ impl MockState {
     pub(super) fn health(&mut self, agent_id: &str) -> Result<AgentHealth, Refusal> {
         let entry = self.entry(agent_id, None)?.clone();
         let (status, reason) = match (entry.status, entry.missed) {
+            (AgentStatus::Active | AgentStatus::Busy, _) if entry.maintenance.is_some() => {
+                (HealthStatus::Unhealthy, Some(UnhealthyReason::Maintenance))
+            }
             (AgentStatus::Active | AgentStatus::Busy, _) => (HealthStatus::Healthy, None),
             (AgentStatus::Offline | AgentStatus::Unknown(_), true) => {
                 (HealthStatus::Unhealthy, Some(UnhealthyReason::HeartbeatMissed))
@@ -267,6 +314,7 @@ impl MockState {
         let candidate = |hit: &Hit| {
             let agent = slots.get(&hit.slot)?;
             let passes = filter.accepts_status(agent.status, agent.healthy)
+                && agent.maintenance.is_none()
                 && filter.accepts_metadata(&agent.metadata);
             passes.then_some((*agent, hit.position, hit.score))
         };
@@ -287,6 +335,7 @@ impl MockState {
         let mut names = std::collections::HashSet::new();
         for entry in self.agents.values() {
             stats.count(entry.status, entry.missed);
+            stats.maintenance_agents += u64::from(entry.maintenance.is_some());
             stats.total_capabilities += entry.registration.capabilities.len() as u64;
             names.extend(entry.registration.capabilities.iter().map(|capability| capability.name.as_str()));
         }
@@ -294,16 +343,22 @@ impl MockState {
         stats
     }
 
-    /// Marks who has missed the deadline. Every answer begins with it, so nobody sees it late.
+    /// Marks who has missed the deadline, and ends maintenance whose time is over. Every answer begins with it, so nobody
+    /// sees it late.
     fn expire(&mut self) {
         let mut expired = Vec::new();
+        let now = self.timestamp(Instant::now());
         for (agent_id, entry) in &mut self.agents {
             let limit = heartbeat_timeout(self.timeout, entry.registration.heartbeat_interval);
             if entry.status != AgentStatus::Offline && entry.heard.elapsed() > limit {
                 (entry.status, entry.missed) = (AgentStatus::Offline, true);
                 expired.push(agent_id.clone());
             }
+            if entry.maintenance.take_if(|maintenance| maintenance.is_over(now)).is_some() {
+                expired.push(agent_id.clone());
+            }
         }
+        expired.dedup();
         for agent_id in expired {
             self.changed(&agent_id, EventKind::StatusChanged);
         }
@@ -361,7 +416,8 @@ impl MockState {
         record.last_heartbeat = Some(self.timestamp(entry.heard));
         record.heartbeat_timeout = Some(limit);
         (record.load, record.active_tasks) = (entry.load, entry.active_tasks);
-        record.healthy = Some(entry.status != AgentStatus::Offline);
+        record.healthy = Some(entry.status != AgentStatus::Offline && entry.maintenance.is_none());
+        record.maintenance.clone_from(&entry.maintenance);
         record.revision = Some(entry.revision);
         record.registration_tag = Some(entry.tag());
         record

@@ -25,8 +25,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use registry_sdk::contract::{
-    AgentHealth, AgentStatus, HealthStatus, Heartbeat, HeartbeatAck, Owner, Registration, RegistryStats,
-    ServerHealth, StatusUpdate, Timestamp, heartbeat_timeout, is_valid_agent_id,
+    AgentHealth, AgentStatus, HealthStatus, Heartbeat, HeartbeatAck, MaintenanceRequest, Owner, Registration,
+    RegistryStats, ServerHealth, StatusUpdate, Timestamp, heartbeat_timeout, is_valid_agent_id,
 };
 use registry_sdk::{AgentFilter, ListQuery, PreparedSearch};
 use tokio::sync::watch;
@@ -183,6 +183,8 @@ impl Registry {
             && draft.instance_id.as_deref().is_none_or(|id| {
                 entry.agent.instances.is_noted(id, instance_age, self.shared.time.now())
             })
+            // The start of a later process under the same name may end it.
+            && entry.agent.maintenance.as_ref().is_none_or(|maintenance| maintenance.instance_id.is_none())
             && let Some(last_heartbeat) = self.write_heartbeat(&entry, arrived).await?
         {
             return Ok(entry.record(&self.shared.read_context(), last_heartbeat));
@@ -228,6 +230,23 @@ impl Registry {
 
     pub(crate) async fn update_status(&self, agent_id: &str, update: StatusUpdate) -> Result<Json, Error> {
         let agent = self.submit_and_get(agent_id, Change::SetStatus(update), Instant::now()).await?;
+        Ok(self.shared.record(&agent))
+    }
+
+    /// Takes an agent out for a while, in place of an earlier maintenance.
+    pub(crate) async fn set_maintenance(
+        &self,
+        agent_id: &str,
+        request: MaintenanceRequest,
+    ) -> Result<Json, Error> {
+        let change = Change::SetMaintenance(request);
+        let agent = self.submit_and_get(agent_id, change, Instant::now()).await?;
+        Ok(self.shared.record(&agent))
+    }
+
+    /// Ends maintenance of an agent, if there is any.
+    pub(crate) async fn end_maintenance(&self, agent_id: &str) -> Result<Json, Error> {
+        let agent = self.submit_and_get(agent_id, Change::EndMaintenance, Instant::now()).await?;
         Ok(self.shared.record(&agent))
     }
 

@@ -1,12 +1,18 @@
 //! The effect of a change on an agent: pure functions, shared by both databases.
 
+mod maintenance;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use registry_sdk::contract::{AgentStatus, Heartbeat, Owner, StatusUpdate, Timestamp, heartbeat_timeout};
+use registry_sdk::contract::{
+    AgentStatus, Heartbeat, MaintenanceRequest, Owner, StatusUpdate, Timestamp, heartbeat_timeout,
+};
 
 use super::time::Silence;
 use crate::store::{Event, EventKind, StoredAgent, Writes};
+pub(crate) use maintenance::has_leftover_maintenance;
+use maintenance::outlasts;
 
 /// Maximum time from a heartbeat's arrival until every server finds it in the database; a quarter of a short timeout.
 const MAX_COMMIT_LAG: Duration = Duration::from_secs(1);
@@ -24,10 +30,16 @@ pub(crate) enum Change {
     Heartbeat(Heartbeat),
     /// Sets the status.
     SetStatus(StatusUpdate),
+    /// Takes the agent out for a while.
+    SetMaintenance(MaintenanceRequest),
+    /// Ends the agent's maintenance.
+    EndMaintenance,
     /// Removes the agent.
     Remove,
     /// Marks the agent offline if it has missed its deadline by a margin.
     Expire,
+    /// Ends the agent's maintenance if its time is over.
+    ExpireMaintenance,
     /// Removes the agent if it has been offline for long enough.
     Purge,
     /// Records whether the registry's probes of the agent fail.
@@ -187,6 +199,9 @@ impl<'a> Transition<'a> {
             }
             (Change::Heartbeat(heartbeat), Some(agent)) => self.heartbeat(agent, heartbeat.status, arrived),
             (Change::SetStatus(update), Some(agent)) => self.set_status(agent, update),
+            (Change::SetMaintenance(request), Some(agent)) => self.set_maintenance(agent, request, arrived),
+            (Change::EndMaintenance, Some(agent)) => self.end_maintenance(agent),
+            (Change::ExpireMaintenance, Some(agent)) => self.expire_maintenance(agent),
             (Change::Expire, Some(agent)) => self.expire(agent),
             (Change::Probed { failed }, Some(agent)) => self.probed(agent, *failed),
             (Change::Reconcile, Some(agent)) => self.unchanged(agent),
@@ -227,6 +242,9 @@ impl<'a> Transition<'a> {
             agent.last_heartbeat = self.latest_heartbeat(previous.last_heartbeat, arrived);
             agent.probe_failed =
                 previous.probe_failed && agent.may_be_probed() && previous.has_same_probes(&agent);
+            let started_at = instance_age.map(|age| arrived.saturating_sub(age));
+            agent.maintenance =
+                previous.maintenance.filter(|maintenance| outlasts(maintenance, &agent, started_at));
         }
         self.assign_status(&mut agent, draft.status);
         self.emit(agent, EventKind::Registered)
@@ -263,7 +281,12 @@ impl<'a> Transition<'a> {
         if let Some(instance_id) = ended_instance {
             agent.instances.end(instance_id, self.now);
         }
-        let is_unchanged = agent.status == status && !agent.missed_deadline;
+        // It may have belonged to that process.
+        let ends_maintenance = ended_instance.is_some() && has_leftover_maintenance(&agent, self.now);
+        if ends_maintenance {
+            agent.maintenance = None;
+        }
+        let is_unchanged = agent.status == status && !agent.missed_deadline && !ends_maintenance;
         // Only a heartbeat revives an agent that is past its deadline.
         if is_unchanged || self.is_past_deadline(&agent) && status != AgentStatus::Offline {
             return self.unchanged(agent);
@@ -377,7 +400,9 @@ impl<'a> Transition<'a> {
 
 /// Returns the kind of the change between two states of an agent.
 fn difference(known: &StoredAgent, agent: &StoredAgent) -> EventKind {
-    let health = |agent: &StoredAgent| (agent.status, agent.missed_deadline, agent.probe_failed);
+    let health = |agent: &StoredAgent| {
+        (agent.status, agent.missed_deadline, agent.probe_failed, agent.maintenance.clone())
+    };
     if !known.has_same_registration(&StoredAgent { status: known.status, ..agent.clone() }) {
         EventKind::Registered
     } else if health(known) != health(agent) {

@@ -1,7 +1,7 @@
-//! Persists missed deadlines, and removes agents that have been offline for long enough.
+//! Persists missed deadlines and the ends of maintenance, and removes agents that have been offline for long enough.
 //!
-//! Readers do not depend on the sweeper: for them a missed deadline counts at once. The sweeper persists and
-//! announces it.
+//! Readers do not depend on the sweeper: for them a missed deadline counts at once, and so does the end of a maintenance.
+//! The sweeper persists and announces it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use registry_sdk::contract::AgentStatus;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::Registry;
-use super::rules::{Change, DeadlinePolicy, Outcome};
+use super::rules::{Change, DeadlinePolicy, Outcome, has_leftover_maintenance};
 use super::shared::Shared;
 use super::view::Entry;
 
@@ -74,6 +74,9 @@ async fn sweep(registry: &Arc<Registry>) {
     };
     let expired = shared.view.ids_where(is_expired);
     submit_all(registry, expired, || Change::Expire, "marked agents offline after a missed deadline").await;
+    let over = shared.view.ids_where(|entry| has_leftover_maintenance(&entry.agent, now));
+    let message = "ended maintenance whose time was over";
+    submit_all(registry, over, || Change::ExpireMaintenance, message).await;
     let purged = shared.view.ids_where(|entry| policy.is_purgeable(&entry.agent, now));
     let message = "removed agents that were offline for longer than --remove-after";
     submit_all(registry, purged, || Change::Purge, message).await;

@@ -19,7 +19,7 @@ use super::problem::ApiError;
 use crate::registry::Registry;
 
 /// The agent in the examples.
-fn example_record() -> Value {
+pub(super) fn example_record() -> Value {
     serde_json::json!({
         "agent_id": "feature-dev",
         "agent_name": "Feature Development Agent",

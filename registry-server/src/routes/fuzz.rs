@@ -18,7 +18,7 @@ use crate::store::SqliteDatabase;
 const METHODS: [&str; 6] = ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH"];
 
 /// What targets are put together from, so that many of them are nearly good.
-const PIECES: [&str; 42] = [
+const PIECES: [&str; 43] = [
     "/",
     "/agents",
     "/agents/",
@@ -29,6 +29,7 @@ const PIECES: [&str; 42] = [
     "/stats",
     "/status",
     "/heartbeat",
+    "/maintenance",
     "/metrics",
     "/events",
     "/docs",
@@ -63,7 +64,7 @@ const PIECES: [&str; 42] = [
     "~",
 ];
 
-const BODIES: [&str; 11] = [
+const BODIES: [&str; 13] = [
     "",
     "{}",
     "{\"status\":\"busy\"}",
@@ -72,6 +73,8 @@ const BODIES: [&str; 11] = [
     "{\"agent_id\":\"a\",\"agent_name\":\"A\",\"base_url\":\"http://a\",\"capabilities\":[{\"name\":\"work\"}]}",
     "{\"agent_id\":\"b\",\"agent_name\":\"\\u0007\",\"base_url\":\"http://b\",\"capabilities\":[],\"metadata\":{\"a\":[[1]]}}",
     "{\"load\":1e300}",
+    "{\"reason\":\"x\",\"duration_seconds\":1e-300}",
+    "{\"reason\":\"x\",\"instance_id\":\"x\"}",
     "{\"status\":\"offline\",\"instance_id\":\"x\",\"final\":true}",
     "{\"agent_id\":\"a\",\"agent_name\":\"A\",\"base_url\":\"http://a\",\"capabilities\":[],\"instance_id\":\"x\",\"instance_age_seconds\":9}",
     "{\"agent_id\":\"a\",\"agent_name\":\"A\",\"base_url\":\"http://a\",\"capabilities\":[],\"instance_id\":\"y\",\"instance_age_seconds\":1e9}",

@@ -13,6 +13,7 @@ mod fuzz;
 mod health;
 mod json;
 mod list;
+mod maintenance;
 mod metrics;
 mod middleware;
 mod origins;
@@ -47,6 +48,7 @@ pub(crate) fn router(
         .routes(routes!(agents::get_agent, agents::deregister))
         .routes(routes!(agents::heartbeat))
         .routes(routes!(agents::update_status))
+        .routes(routes!(maintenance::set_maintenance, maintenance::end_maintenance))
         .routes(routes!(capabilities::search_capabilities))
         .routes(routes!(health::get_server_health))
         .routes(routes!(health::get_liveness))

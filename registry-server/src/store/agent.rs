@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use registry_sdk::AgentFilter;
-use registry_sdk::contract::{AgentStatus, Instances, ProbeMode, Registration, Timestamp};
+use registry_sdk::contract::{AgentStatus, Instances, Maintenance, ProbeMode, Registration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Capabilities, LogEntry, Metadata, Position, RegistrationTag};
@@ -36,6 +36,9 @@ pub(crate) struct StoredAgent {
     /// The last few instances of the agent. Events of older versions lack the field.
     #[serde(default)]
     pub(crate) instances: Instances,
+    /// As it was stored: it may be over by now. Events of older versions lack the field.
+    #[serde(default)]
+    pub(crate) maintenance: Option<Maintenance>,
     pub(crate) registered_at: Timestamp,
     pub(crate) last_heartbeat: Timestamp,
     /// Revision of the agent's last change. Plain heartbeats do not move it.
@@ -61,6 +64,7 @@ impl StoredAgent {
             heartbeat_interval: registration.heartbeat_interval,
             instance_id: registration.instance_id,
             instances: Instances::default(),
+            maintenance: None,
             registered_at: never,
             last_heartbeat: never,
             revision: 0,
@@ -100,6 +104,19 @@ impl StoredAgent {
             && self.instance_id == draft.instance_id
             && self.capabilities == draft.capabilities
             && self.metadata == draft.metadata
+    }
+
+    /// Whether the agent is in maintenance at a time.
+    pub(crate) fn is_in_maintenance(&self, now: Timestamp) -> bool {
+        self.maintenance.as_ref().is_some_and(|maintenance| {
+            let owner = maintenance.instance_id.as_deref();
+            !maintenance.is_over(now) && owner.is_none_or(|instance_id| self.is_owned_by(instance_id))
+        })
+    }
+
+    /// Whether a process owns the agent's id, and has not been shut down.
+    pub(crate) fn is_owned_by(&self, instance_id: &str) -> bool {
+        self.instance_id.as_deref() == Some(instance_id) && !self.instances.has_ended(instance_id)
     }
 
     /// Whether two states of an agent differ in nothing but the last heartbeat.
@@ -207,11 +224,12 @@ mod tests {
     fn events_of_other_versions_are_decoded() {
         assert!(decode_changed(|_| {}).unwrap().instances.is_running("one"));
         let older = decode_changed(|event| {
-            for later in ["instances", "health_path", "probe"] {
+            for later in ["instances", "health_path", "probe", "maintenance"] {
                 assert!(event.remove(later).is_some(), "{later}");
             }
         });
-        assert_eq!(older.unwrap().instances, Instances::default());
+        let older = older.unwrap();
+        assert_eq!((older.instances, older.maintenance), (Instances::default(), None));
         let later = decode_changed(|event| drop(event.insert("probe".to_owned(), "sometimes".into())));
         assert!(!later.unwrap().may_be_probed());
         let later =

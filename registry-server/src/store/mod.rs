@@ -358,7 +358,7 @@ macro_rules! select_agents {
             "SELECT agent.agent_id, agent_name, base_url, health_path, probe, status, capabilities, metadata, ",
             $last_heartbeat,
             " AS last_heartbeat, heartbeat_interval_seconds, instance_id, instances, registered_at, missed_deadline,
-                 offline_since, probe_failed, agent.revision
+                 offline_since, probe_failed, maintenance, agent.revision
              FROM agent_registry AS agent ",
             $($rest),*
         )

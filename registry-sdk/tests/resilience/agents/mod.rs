@@ -8,6 +8,7 @@ mod fair;
 mod flaky;
 mod found;
 mod hung;
+mod in_maintenance;
 mod misdeployed;
 mod once;
 mod outages;

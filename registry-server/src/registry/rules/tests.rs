@@ -1,5 +1,7 @@
 //! The rules, one change at a time.
 
+mod maintenance;
+
 use registry_sdk::contract::{Capability, Instances, ProbeMode, Registration};
 
 use super::*;
@@ -38,6 +40,7 @@ fn agent(status: AgentStatus) -> StoredAgent {
         heartbeat_interval: None,
         instance_id: Some("one".to_owned()),
         instances: Instances::default(),
+        maintenance: None,
         registered_at: at(50),
         last_heartbeat: at(100),
         revision: 7,

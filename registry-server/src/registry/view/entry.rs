@@ -41,14 +41,15 @@ pub(super) struct EffectiveStatus {
     pub(super) status: AgentStatus,
     pub(super) missed_deadline: bool,
     pub(super) probe_failed: bool,
+    pub(super) in_maintenance: bool,
 }
 
 impl EffectiveStatus {
     /// Returns the status as stored.
     pub(super) fn stored(agent: &StoredAgent, context: &ReadContext) -> Self {
         let StoredAgent { status, missed_deadline, probe_failed, .. } = *agent;
-        let is_probed = context.is_probing && agent.may_be_probed();
-        Self { status, missed_deadline, probe_failed: probe_failed && is_probed }
+        let probe_failed = probe_failed && context.is_probing && agent.may_be_probed();
+        Self { status, missed_deadline, probe_failed, in_maintenance: agent.is_in_maintenance(context.now) }
     }
 
     /// Returns the status by the time of the last heartbeat.
@@ -62,7 +63,7 @@ impl EffectiveStatus {
     }
 
     pub(super) fn is_healthy(self) -> bool {
-        self.status != AgentStatus::Offline && !self.probe_failed
+        self.status != AgentStatus::Offline && !self.probe_failed && !self.in_maintenance
     }
 
     /// Returns whether a filter accepts the status.

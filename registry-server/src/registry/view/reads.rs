@@ -115,8 +115,10 @@ impl View {
         let effective = entry.effective_status(context, &mut unconfirmed);
         let (status, reason) = match effective {
             effective if effective.is_healthy() => (HealthStatus::Healthy, None),
-            EffectiveStatus { status: AgentStatus::Active | AgentStatus::Busy, .. } => {
-                (HealthStatus::Unhealthy, Some(UnhealthyReason::ProbeFailed))
+            EffectiveStatus { status: AgentStatus::Active | AgentStatus::Busy, in_maintenance, .. } => {
+                let probe_failed = UnhealthyReason::ProbeFailed;
+                let reason = if in_maintenance { UnhealthyReason::Maintenance } else { probe_failed };
+                (HealthStatus::Unhealthy, Some(reason))
             }
             EffectiveStatus { missed_deadline: true, .. } => {
                 (HealthStatus::Unhealthy, Some(UnhealthyReason::HeartbeatMissed))
@@ -199,12 +201,12 @@ impl View {
             *sent += 1;
             let Some(entry) = agents.get(agent_id) else { continue };
             let effective = entry.effective_status(context, &mut unconfirmed);
-            let is_as_found = match found {
+            let belongs = match found {
                 // The filter accepted the registration.
-                Some(found) => found.registration == entry.registration_tag(),
+                Some(found) => !effective.in_maintenance && found.registration == entry.registration_tag(),
                 None => entry.agent.passes(filter),
             };
-            if !effective.passes(filter) || !is_as_found {
+            if !effective.passes(filter) || !belongs {
                 continue;
             }
             objects.push(b',');
@@ -236,7 +238,8 @@ impl View {
             let entry = agents.slot(hit.slot)?;
             let effective = entry.effective_status(context, &mut unconfirmed);
             let last_heartbeat = entry.liveness.last_heartbeat();
-            let is_accepted = effective.passes(filter) && entry.agent.metadata.passes(filter);
+            let is_accepted =
+                effective.passes(filter) && !effective.in_maintenance && entry.agent.metadata.passes(filter);
             is_accepted.then_some(Candidate { hit: *hit, last_heartbeat, effective, entry })
         };
         let limit = query.limit.unwrap_or(limits::DEFAULT_MATCHES);
@@ -264,6 +267,7 @@ impl View {
         for entry in agents.slots.iter().flatten() {
             let effective = entry.effective_status(context, &mut unconfirmed);
             stats.count(effective.status, effective.missed_deadline);
+            stats.maintenance_agents += u64::from(effective.in_maintenance);
         }
         let (capabilities, distinct) = agents.index.counts();
         stats.total_capabilities = capabilities as u64;

@@ -100,9 +100,11 @@ impl<'a> Record<'a> {
             .seconds("heartbeat_timeout_seconds", Some(self.timeout))
             .field("load", &self.load.load)
             .field("active_tasks", &self.load.active_tasks)
-            .field("healthy", &self.effective.is_healthy())
-            .field("revision", &agent.revision)
-            .field("registration_tag", &tag);
+            .field("healthy", &self.effective.is_healthy());
+        if let Some(maintenance) = agent.maintenance.as_ref().filter(|_| self.effective.in_maintenance) {
+            object.field("maintenance", maintenance);
+        }
+        object.field("revision", &agent.revision).field("registration_tag", &tag);
         object.finish();
     }
 
@@ -132,7 +134,9 @@ impl<'a> Record<'a> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use registry_sdk::contract::{AgentRecord, Capability, CapabilityMatch, Registration};
+    use registry_sdk::contract::{
+        AgentRecord, Capability, CapabilityMatch, MaintenanceRequest, Registration,
+    };
 
     use super::*;
     use crate::registry::rules::DeadlinePolicy;
@@ -161,7 +165,11 @@ mod tests {
             .metadata("deep", serde_json::json!({"list": [1, 2.5, null], "text": "\u{0}"}))
             .heartbeat_interval(Duration::from_millis(45_500))
             .instance_id("i-1");
-        [bare, full].map(|registration| StoredAgent::from_registration(registration).unwrap()).into()
+        let mut agents =
+            [bare, full].map(|registration| StoredAgent::from_registration(registration).unwrap());
+        let request = MaintenanceRequest::new("\"disk\"").duration(Duration::from_secs(1)).instance_id("i-1");
+        agents[1].maintenance = Some(request.begin(Timestamp::from_unix_millis(5)));
+        agents.into()
     }
 
     #[test]
@@ -173,6 +181,7 @@ mod tests {
                 let read: AgentRecord = serde_json::from_slice(&json).unwrap();
                 assert_eq!(read.capabilities, agent.capabilities.decode());
                 assert_eq!((read.load, read.active_tasks), (load.load, load.active_tasks));
+                assert_eq!(read.maintenance, agent.maintenance);
                 assert_eq!(read.registration_tag, Some(agent.registration_tag().to_string()));
                 // No field is missing, and none is unknown to the contract.
                 let written = serde_json::to_string(&read).unwrap();

@@ -18,6 +18,7 @@ fn agent_from_row(row: &PgRow) -> sqlx::Result<StoredAgent> {
     let Json(capabilities) = row.try_get("capabilities")?;
     let Json(metadata) = row.try_get("metadata")?;
     let Json(instances) = row.try_get("instances")?;
+    let maintenance: Option<Json<_>> = row.try_get("maintenance")?;
     let offline_since: Option<Time> = row.try_get("offline_since")?;
     Ok(StoredAgent {
         agent_id: row.try_get("agent_id")?,
@@ -33,6 +34,7 @@ fn agent_from_row(row: &PgRow) -> sqlx::Result<StoredAgent> {
         probe_failed: row.try_get("probe_failed")?,
         instance_id: row.try_get("instance_id")?,
         instances,
+        maintenance: maintenance.map(|Json(maintenance)| maintenance),
         heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
         registered_at: timestamp(row, "registered_at")?,
         last_heartbeat: timestamp(row, "last_heartbeat")?,

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use registry_sdk::contract::{AgentStatus, Instances, ProbeMode, Timestamp};
+use registry_sdk::contract::{AgentStatus, Instances, Maintenance, ProbeMode, Timestamp};
 use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -105,6 +105,7 @@ struct NewRow<'a> {
     missed_deadline: bool,
     offline_since: Option<i64>,
     probe_failed: bool,
+    maintenance: Option<&'a Maintenance>,
     revision: i64,
 }
 
@@ -127,6 +128,7 @@ impl<'a> NewRow<'a> {
             missed_deadline: agent.missed_deadline,
             offline_since: agent.offline_since.map(Timestamp::unix_millis),
             probe_failed: agent.probe_failed,
+            maintenance: agent.maintenance.as_ref(),
             revision: agent.revision,
         }
     }
@@ -142,12 +144,13 @@ async fn upsert(
         "INSERT INTO agent_registry
              (agent_id, agent_name, base_url, health_path, probe, status, capabilities, last_heartbeat, metadata,
               heartbeat_interval_seconds, instance_id, instances, registered_at, missed_deadline, offline_since,
-              probe_failed, revision)
+              probe_failed, maintenance, revision)
          SELECT value ->> 'agent_id', value ->> 'agent_name', value ->> 'base_url', value ->> 'health_path',
                 value ->> 'probe', value ->> 'status',
                 value -> 'capabilities', value ->> 'last_heartbeat', value -> 'metadata',
                 value ->> 'heartbeat_interval_seconds', value ->> 'instance_id', value -> 'instances',
-                value ->> 'registered_at', value ->> 'missed_deadline', value ->> 'offline_since', value ->> 'probe_failed', value ->> 'revision'
+                value ->> 'registered_at', value ->> 'missed_deadline', value ->> 'offline_since', value ->> 'probe_failed',
+                nullif(value -> 'maintenance', 'null'), value ->> 'revision'
          FROM json_each(?) WHERE true
          ON CONFLICT (agent_id) DO UPDATE SET
              agent_name = excluded.agent_name, base_url = excluded.base_url,
@@ -157,7 +160,7 @@ async fn upsert(
              heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
              registered_at = excluded.registered_at, instance_id = excluded.instance_id, instances = excluded.instances,
              missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
-             probe_failed = excluded.probe_failed, revision = excluded.revision",
+             probe_failed = excluded.probe_failed, maintenance = excluded.maintenance, revision = excluded.revision",
     )
     .bind(rows)
     .execute(connection)
@@ -172,6 +175,7 @@ pub(super) fn decode_row(row: &SqliteRow) -> sqlx::Result<AgentRow> {
 fn agent_from_row(row: &SqliteRow) -> sqlx::Result<StoredAgent> {
     let json = |column: &'static str| row.try_get::<&str, _>(column);
     let status: &str = row.try_get("status")?;
+    let maintenance: Option<&str> = row.try_get("maintenance")?;
     Ok(StoredAgent {
         agent_id: row.try_get("agent_id")?,
         agent_name: row.try_get("agent_name")?,
@@ -188,6 +192,10 @@ fn agent_from_row(row: &SqliteRow) -> sqlx::Result<StoredAgent> {
         instance_id: row.try_get("instance_id")?,
         instances: serde_json::from_str(json("instances")?)
             .map_err(|error| undecodable("instances", error))?,
+        maintenance: maintenance
+            .map(serde_json::from_str)
+            .transpose()
+            .map_err(|error| undecodable("maintenance", error))?,
         heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
         registered_at: Timestamp::from_unix_millis(row.try_get("registered_at")?),
         last_heartbeat: Timestamp::from_unix_millis(row.try_get("last_heartbeat")?),

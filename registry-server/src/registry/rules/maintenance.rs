@@ -1,0 +1,62 @@
+//! Maintenance: what begins and ends it.
+
+use registry_sdk::contract::{Maintenance, MaintenanceRequest, Timestamp};
+
+use super::{Outcome, Transition, superseded};
+use crate::store::{EventKind, StoredAgent};
+
+impl Transition<'_> {
+    pub(super) fn set_maintenance(
+        &mut self,
+        mut agent: StoredAgent,
+        request: &MaintenanceRequest,
+        arrived: Timestamp,
+    ) -> Outcome {
+        if let Some(instance_id) = request.instance_id.as_deref().filter(|id| !agent.is_owned_by(id)) {
+            return superseded(&agent, Some(instance_id));
+        }
+        let is_of_agent = |current: &Maintenance| current.instance_id.is_none();
+        if request.instance_id.is_some()
+            && agent.is_in_maintenance(self.now)
+            && agent.maintenance.as_ref().is_some_and(is_of_agent)
+        {
+            // A process takes itself out, and must not let the agent come back with its successor.
+            return self.unchanged(agent);
+        }
+        agent.maintenance = Some(request.begin(arrived));
+        self.emit(agent, EventKind::StatusChanged)
+    }
+
+    pub(super) fn end_maintenance(&mut self, mut agent: StoredAgent) -> Outcome {
+        if agent.maintenance.take().is_none() {
+            return self.unchanged(agent);
+        }
+        self.emit(agent, EventKind::StatusChanged)
+    }
+
+    pub(super) fn expire_maintenance(&mut self, agent: StoredAgent) -> Outcome {
+        if has_leftover_maintenance(&agent, self.now) {
+            self.end_maintenance(agent)
+        } else {
+            self.unchanged(agent)
+        }
+    }
+}
+
+/// Whether an agent's row has a maintenance that readers do not see any more.
+pub(crate) fn has_leftover_maintenance(agent: &StoredAgent, now: Timestamp) -> bool {
+    agent.maintenance.is_some() && !agent.is_in_maintenance(now)
+}
+
+/// Whether a maintenance outlasts a registration of the agent, by a process that started at a time if it said so.
+///
+/// One that belongs to a process ends when another one registers. That is also one that started later under the same name.
+pub(super) fn outlasts(
+    maintenance: &Maintenance,
+    agent: &StoredAgent,
+    started_at: Option<Timestamp>,
+) -> bool {
+    let is_later = started_at.is_some_and(|started_at| started_at >= maintenance.since);
+    let owner = maintenance.instance_id.as_deref();
+    owner.is_none_or(|instance_id| agent.is_owned_by(instance_id) && !is_later)
+}

@@ -1,0 +1,67 @@
+//! Maintenance: agents that are taken out for a while.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use registry_sdk::contract::{AgentRecord, MaintenanceRequest};
+use serde_json::Value;
+
+use super::agents::example_record;
+use super::auth::Caller;
+use super::describe::{Always, BadBody, Refused, Superseded, Unknown};
+use super::extract::{AgentId, JsonBody, malformed};
+use super::json::json;
+use super::problem::ApiError;
+use crate::registry::Registry;
+
+fn example_in_maintenance() -> Value {
+    let mut record = example_record();
+    record["healthy"] = false.into();
+    record["maintenance"] = serde_json::json!({
+        "reason": "disk upgrade", "since": "2026-11-24T09:31:00.456Z", "until": "2026-11-24T10:31:00.456Z",
+    });
+    record
+}
+
+/// Takes an agent out for a while, in place of an earlier maintenance.
+///
+/// Searches leave it out, and it is unhealthy, whatever its status. Neither heartbeats nor registrations end that. With an
+/// `instance_id` it belongs to that process: it ends when that was shut down, or when another process registers.
+#[utoipa::path(
+    put, path = "/agents/{id}/maintenance", tag = "agents",
+    params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
+    request_body(content = MaintenanceRequest, example = json!({"reason": "disk upgrade", "duration_seconds": 3600})),
+    responses(
+        (status = 200, description = "The agent's record.", body = AgentRecord, example = json!(example_in_maintenance())),
+        BadBody, Unknown, Superseded, Refused, Always,
+    ),
+)]
+pub(super) async fn set_maintenance(
+    State(registry): State<Arc<Registry>>,
+    AgentId(id): AgentId,
+    caller: Caller,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    caller.check_may_act_for(&id)?;
+    let request = MaintenanceRequest::from_json(body.bytes()).map_err(|error| malformed(&error))??;
+    Ok(json(registry.set_maintenance(&id, request).await?))
+}
+
+/// Ends an agent's maintenance. Changes nothing if it is in none.
+#[utoipa::path(
+    delete, path = "/agents/{id}/maintenance", tag = "agents",
+    params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
+    responses(
+        (status = 200, description = "The agent's record.", body = AgentRecord, example = json!(example_record())),
+        Unknown, Refused, Always,
+    ),
+)]
+pub(super) async fn end_maintenance(
+    State(registry): State<Arc<Registry>>,
+    AgentId(id): AgentId,
+    caller: Caller,
+) -> Result<Response, ApiError> {
+    caller.check_may_act_for(&id)?;
+    Ok(json(registry.end_maintenance(&id).await?))
+}
