@@ -21,7 +21,7 @@ const CHECK_LIMIT: Duration = Duration::from_secs(1);
 type Verdict = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 
 /// Answers how the agent is: 200 and `healthy` where all its checks pass, 503 and `unhealthy` with those that failed
-/// where one does not. Without a check it is healthy as long as it answers.
+/// where one does not. Without a check it is healthy as long as it answers, until it [drains](Agent::drain).
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
@@ -105,7 +105,10 @@ impl HealthEndpoint {
             let verdict = timeout(CHECK_LIMIT, (check.run)()).await.unwrap_or_else(|_| Err(late()));
             verdict.err().map(|detail| FailedCheck::new(&check.name, detail))
         });
-        let failed: Vec<FailedCheck> = join_all(verdicts).await.into_iter().flatten().collect();
+        let mut failed: Vec<FailedCheck> = join_all(verdicts).await.into_iter().flatten().collect();
+        if self.tasks.is_draining() {
+            failed.push(FailedCheck::new("draining", "it takes no new tasks"));
+        }
         let status = if failed.is_empty() { HealthStatus::Healthy } else { HealthStatus::Unhealthy };
         let mut health = HealthReport::new(status, &self.agent_id);
         health.active_tasks = self.tasks.active();

@@ -67,7 +67,10 @@
 //! | `another process owns this agent's id, no heartbeats are sent; …` | warn, once | `agent_id`, `instance_id`, `owner_instance_id`, `owner_base_url` |
 //! | `a heartbeat is late: the runtime was blocked, or the process suspended; …` | warn | `agent_id`, `late` |
 //! | `no heartbeats are sent until the agent is used again` | error, if the agent's runtime has ended | `agent_id`, `error` |
+//! | `the registry was not told that the agent drains, …` | warn, at the first failure | `agent_id`, `error`, `pause` |
 //! | `asked to end: shutting down` | info | `agent_id` |
+//! | `draining` | info | `agent_id`, `active_tasks` |
+//! | `not drained in time: shutting down` | warn | `agent_id`, `active_tasks`, `limit` |
 //! | `shut down` | info; warn if the registry did not take the status | `agent_id`, `error` |
 //! | `trying again` | debug | `error`, `pause` |
 //! | `the registry cannot be followed, …` | warn, once an outage, and once if it becomes a refusal | `error` |

@@ -8,7 +8,7 @@ use super::reconcile::{Answered, Loop, Phase, Request};
 use super::shared::{Shared, Wants};
 use super::state::AgentState;
 use super::timer::heartbeat_limit;
-use crate::contract::{AgentStatus, Heartbeat, StatusUpdate};
+use crate::contract::{AgentStatus, Heartbeat, MaintenanceRequest, StatusUpdate};
 use crate::error::Error;
 use crate::metrics;
 
@@ -23,7 +23,9 @@ impl Loop {
         let mut inner = self.shared.lock();
         for call in &mut inner.calls {
             let is_concerned = match (request, call.wants) {
-                (Request::Register, Wants::Registration) | (Request::Status, Wants::Status) => true,
+                (Request::Register, Wants::Registration)
+                | (Request::Status, Wants::Status)
+                | (Request::Maintenance, Wants::Maintenance) => true,
                 // The heartbeat without which the registration may not be sent.
                 (Request::Heartbeat, Wants::Registration) => call.due <= now,
                 (Request::Register, Wants::Status) => by_registering,
@@ -80,10 +82,28 @@ impl Loop {
                     outcome => outcome.map(|()| Answered::StatusSet),
                 }
             }
+            Request::Maintenance => self.take_out(limit).await.map(|()| Answered::TakenOut),
             Request::ReadOwner => {
                 let seen = client.get_agent_once(agent_id, limit).await;
                 seen.map(|record| Answered::Record(Box::new(record)))
             }
+        }
+    }
+
+    /// Asks the registry to give the process no more work. One that knows no maintenance sets the status `offline`, which
+    /// heartbeats carry from then on.
+    async fn take_out(&self, limit: Duration) -> Result<(), Error> {
+        let Shared { agent_id, instance_id, client, .. } = &*self.shared;
+        let request = MaintenanceRequest::new("draining").instance_id(instance_id);
+        match client.set_maintenance_once(agent_id, &request, limit).await {
+            Err(Error::Unsupported { .. }) => {}
+            outcome => return outcome,
+        }
+        let update = StatusUpdate::new(AgentStatus::Offline).instance_id(instance_id);
+        match client.update_status_once(agent_id, &update, limit).await {
+            // With the basic operations alone there is no way to say it: a heartbeat may make any agent active.
+            Err(Error::Unsupported { .. }) => Ok(()),
+            outcome => outcome.inspect(|()| self.shared.lock().desired.set_status(AgentStatus::Offline)),
         }
     }
 
@@ -96,7 +116,7 @@ impl Loop {
     /// Says that the agent is offline, for good. The last request of the loop.
     pub(super) async fn shut_down(&mut self, deadline: Instant) {
         let Shared { agent_id, instance_id, client, .. } = &*self.shared;
-        let calls = [Wants::Registration, Wants::Status, Wants::Idle];
+        let calls = [Wants::Registration, Wants::Status, Wants::Maintenance, Wants::Idle];
         self.shared.lock().answer(&calls, &Err(Error::ShutDown));
         if self.shared.may_be_registered() {
             let update = StatusUpdate::shut_down(instance_id);

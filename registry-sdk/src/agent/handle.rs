@@ -240,7 +240,7 @@ impl Agent {
         self.shared().ended(limit).await;
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.handle.shared
     }
 }

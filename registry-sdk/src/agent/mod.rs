@@ -4,6 +4,7 @@
 //! has acknowledged (`reconcile`); nothing else sends anything.
 
 mod attempt;
+mod drain;
 mod handle;
 mod outcome;
 mod reconcile;

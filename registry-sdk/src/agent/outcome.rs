@@ -26,6 +26,8 @@ impl Loop {
         self.known.acked = Some(Acked { version, tag: record.registration_tag.clone() });
         self.known.logged_refusal = None;
         (self.phase, self.is_reborn) = (Phase::Registered, false);
+        // It may have been restored, or another process have registered in between.
+        self.known.is_out &= record.maintenance.is_some();
         self.shared.registered(record.last_heartbeat);
         self.shared.lock().answer_concerned(&Ok(Some(record)));
     }
@@ -124,6 +126,8 @@ impl Loop {
             (Request::Status, Error::Superseded { .. }) if !self.status_needs_registration() => {
                 self.shared.lock().settle(&error);
             }
+            (Request::Maintenance, Error::NotFound { .. } | Error::Superseded { .. }) => self.taken_out(),
+            (Request::Maintenance, _) => self.drain_failed(&error),
             (Request::Heartbeat | Request::Status, Error::Superseded { owner: Some(_), .. }) => {
                 self.contested(&error);
             }
@@ -139,6 +143,24 @@ impl Loop {
             (Request::Register, _) if self.phase == Phase::Superseded => self.shared.lock().settle(&error),
             (Request::Register | Request::Heartbeat, _) => self.degraded(error),
         }
+    }
+
+    /// The registry gives this process no more work: it said so, or has another process or none for the id.
+    pub(super) fn taken_out(&mut self) {
+        self.known.is_out = true;
+        self.drain_timer = Timer::at(Instant::now());
+        self.shared.lock().answer_concerned(&Ok(None));
+    }
+
+    fn drain_failed(&mut self, error: &Error) {
+        let pause = self.drain_timer.failed(error, self.pace());
+        if self.drain_timer.failures == 1 {
+            tracing::warn!(
+                agent_id = self.shared.agent_id, %error, ?pause,
+                "the registry was not told that the agent drains, trying again; the agent drains all the same"
+            );
+        }
+        self.shared.lock().settle(error);
     }
 
     /// The registry does not know the agent any more.

@@ -14,6 +14,8 @@
 //! | | | another process owns the id (409), and ages are known | `Unregistered`, at once: its age decides |
 //! | | | the same, and ages are not known | `Superseded` |
 //! | | heartbeat | failed | `Registered`, after a pause that grows |
+//! | | maintenance, while the agent drains | acknowledged, or no longer needed (404, 409) | `Registered` |
+//! | | | failed | `Registered`, after a pause that grows |
 //! | | register, to send an update | acknowledged | `Registered` |
 //! | | | a younger process owns the id (409) | `Superseded` |
 //! | | | failed | `Registered`; heartbeats go on, and the update is sent again after a pause that grows |
@@ -23,6 +25,8 @@
 //!
 //! A registry that knows no ages lets the newest registration win. There an update is sent only right after a heartbeat was
 //! acknowledged: so an older process finds out in time that it was superseded, and never takes the id back.
+//!
+//! An agent that drains does not register by itself any more: a registry that does not have it gives it no work, either.
 //!
 //! While heartbeats are off, the loop sends only what a caller waits for. In every phase a shutdown ends it: the request
 //! under way gets up to half of the time, then the status is set to `offline`, for good, unless the registry cannot have the
@@ -63,6 +67,8 @@ pub(super) enum Request {
     Heartbeat,
     /// Sets the status now.
     Status,
+    /// Asks to be given no more work.
+    Maintenance,
     /// Reads the record, to see whether the owner of the id lives.
     ReadOwner,
 }
@@ -81,6 +87,7 @@ pub(super) enum Answered {
     Registered(Box<AgentRecord>),
     Heartbeat(HeartbeatAck),
     StatusSet,
+    TakenOut,
     Record(Box<AgentRecord>),
 }
 
@@ -104,6 +111,8 @@ pub(super) struct Known {
     pub(super) refusals: u32,
     /// The refusal that was logged last, since the last registration that was acknowledged.
     pub(super) logged_refusal: Option<String>,
+    /// Whether the registry gives this process no more work.
+    pub(super) is_out: bool,
 }
 
 pub(super) struct Loop {
@@ -113,6 +122,8 @@ pub(super) struct Loop {
     pub(super) phase_timer: Timer,
     /// An update of the registration.
     pub(super) update_timer: Timer,
+    /// The request to be given no more work.
+    pub(super) drain_timer: Timer,
     /// The interval and the version for which the timers are set.
     pub(super) interval: Option<Duration>,
     pub(super) version: u64,
@@ -145,6 +156,7 @@ impl Loop {
             phase: Phase::Unregistered,
             phase_timer: Timer::at(now),
             update_timer: Timer::at(now),
+            drain_timer: Timer::at(now),
             interval: None,
             version: 0,
             known: Known::default(),
@@ -220,18 +232,20 @@ impl Loop {
     }
 
     /// The requests that may be next, and when each is due. Of those due at the same time the first goes first.
-    fn candidates(&self, inner: &mut Inner) -> [Option<(Instant, Request)>; 3] {
+    fn candidates(&self, inner: &mut Inner) -> [Option<(Instant, Request)>; 4] {
         let own = self.interval.map(|_| self.phase_timer.due);
+        let drain = self.drain_due(inner);
         let (registration, status) = (inner.due(Wants::Registration), inner.due(Wants::Status));
         let at = |request| move |due| (due, request);
         match self.phase {
             Phase::Unregistered if self.status_needs_registration() => {
+                let own = own.filter(|_| !self.is_draining());
                 let register = [own, registration, status].into_iter().flatten().min();
-                [register.map(at(Request::Register)), None, None]
+                [drain.map(at(Request::Maintenance)), register.map(at(Request::Register)), None, None]
             }
             Phase::Unregistered => {
-                let register = [own, registration].into_iter().flatten().min();
-                [register.map(at(Request::Register)), status.map(at(Request::Status)), None]
+                let register = registration.map(at(Request::Register));
+                [drain.map(at(Request::Maintenance)), register, status.map(at(Request::Status)), None]
             }
             Phase::Registered => {
                 // While the registry fails, only heartbeats are tried: they find out when it is back.
@@ -241,10 +255,15 @@ impl Loop {
                     registration.into_iter().chain(must_update.then_some(self.update_timer.due)).min();
                 let may_register = self.known.knows_ages || self.is_confirmed;
                 let request = if may_register { Request::Register } else { Request::Heartbeat };
-                [update.map(at(request)), own.map(at(Request::Heartbeat)), status.map(at(Request::Status))]
+                [
+                    drain.map(at(Request::Maintenance)),
+                    update.map(at(request)),
+                    own.map(at(Request::Heartbeat)),
+                    status.map(at(Request::Status)),
+                ]
             }
             Phase::Superseded => {
-                let looks = inner.on_superseded == OnSuperseded::StandBy;
+                let looks = inner.on_superseded == OnSuperseded::StandBy && !self.is_draining();
                 let look = own.filter(|_| looks).map(at(Request::ReadOwner));
                 let refused: &[Wants] = if self.known.knows_ages {
                     &[Wants::Status]
@@ -254,9 +273,28 @@ impl Loop {
                 if registration.or(status).is_some() {
                     inner.answer(refused, &Err(self.superseded_error()));
                 }
-                [registration.filter(|_| self.known.knows_ages).map(at(Request::Register)), look, None]
+                [registration.filter(|_| self.known.knows_ages).map(at(Request::Register)), look, None, None]
             }
         }
+    }
+
+    /// When the registry is to be asked to give the process no more work. Answers the callers that wait for it if it need not be.
+    fn drain_due(&self, inner: &mut Inner) -> Option<Instant> {
+        let may_be_given_work = match self.phase {
+            Phase::Unregistered => self.shared.may_be_registered(),
+            Phase::Registered => true,
+            Phase::Superseded => false,
+        };
+        if !self.is_draining() || !may_be_given_work || self.known.is_out {
+            inner.answer(&[Wants::Maintenance], &Ok(None));
+            return None;
+        }
+        let own = self.interval.map(|_| self.drain_timer.due);
+        own.into_iter().chain(inner.due(Wants::Maintenance)).min()
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.shared.tasks.is_draining()
     }
 
     /// The time between two heartbeats: the interval, unless the registry expects to hear of the agent more often. It does
@@ -295,6 +333,7 @@ impl Loop {
             Ok(Answered::Registered(record)) => self.acknowledged(version, began, *record),
             Ok(Answered::Heartbeat(ack)) => self.heartbeat_acknowledged(began, &ack),
             Ok(Answered::StatusSet) => self.shared.lock().answer_concerned(&Ok(None)),
+            Ok(Answered::TakenOut) => self.taken_out(),
             Ok(Answered::Record(record)) => self.record_read(&record),
             Err(error) => self.failed(request, error),
         }

@@ -99,6 +99,8 @@ pub(super) enum Wants {
     Registration,
     /// The status as it is now.
     Status,
+    /// That the registry has taken the process out.
+    Maintenance,
     /// That no request is under way.
     Idle,
 }

@@ -1,6 +1,8 @@
 //! Counting the agent's tasks, so that its heartbeats tell how busy it is.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use tokio::sync::watch;
 
 use crate::contract::Heartbeat;
 
@@ -23,10 +25,10 @@ use crate::contract::Heartbeat;
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct TaskCounter {
-    counts: Arc<Mutex<Counts>>,
+    counts: Arc<watch::Sender<Counts>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Counts {
     active: u32,
     /// Whether a task was ever counted.
@@ -35,6 +37,8 @@ struct Counts {
     capacity: Option<u32>,
     /// What it said itself.
     load: Option<f64>,
+    /// Whether it takes no new tasks.
+    is_draining: bool,
 }
 
 /// A task that is under way. It ends when this is dropped.
@@ -47,9 +51,10 @@ pub struct TaskGuard {
 impl TaskCounter {
     /// Counts a task, until the guard is dropped.
     pub fn begin(&self) -> TaskGuard {
-        let mut counts = self.counts();
-        counts.active = counts.active.saturating_add(1);
-        counts.is_used = true;
+        self.counts.send_modify(|counts| {
+            counts.active = counts.active.saturating_add(1);
+            counts.is_used = true;
+        });
         TaskGuard { counter: self.clone() }
     }
 
@@ -62,12 +67,12 @@ impl TaskCounter {
     /// Sets how many tasks the agent can do at once, at least one: from then on the load is the part of it that is in
     /// use.
     pub fn set_capacity(&self, tasks: u32) {
-        self.counts().capacity = Some(tasks.max(1));
+        self.counts.send_modify(|counts| counts.capacity = Some(tasks.max(1)));
     }
 
     /// Sets the load by a measure of the agent's own, from 0 to 1, whatever the number of tasks.
     pub fn set_load(&self, load: f64) {
-        self.counts().load = Some(load.clamp(0.0, 1.0));
+        self.counts.send_modify(|counts| counts.load = Some(load.clamp(0.0, 1.0)));
     }
 
     /// How much of the agent's capacity is in use, from 0 to 1; `None` where neither a capacity nor a load was set.
@@ -86,14 +91,32 @@ impl TaskCounter {
         beat
     }
 
-    fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits until no task is under way. Another one may begin at once.
+    ///
+    /// Cancel safe.
+    pub async fn idle(&self) {
+        // It only fails without a sender, and this is one.
+        let _ = self.counts.subscribe().wait_for(|counts| counts.active == 0).await;
+    }
+
+    /// Whether the agent drains: see [`Agent::drain`](super::Agent::drain). Its own server should then refuse new tasks, with 503
+    /// and `Retry-After`, so that whoever sent one tries another agent at once. A task that begins all the same is counted.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.counts().is_draining
+    }
+
+    pub(super) fn drain(&self) {
+        self.counts.send_modify(|counts| counts.is_draining = true);
+    }
+
+    fn counts(&self) -> Counts {
+        *self.counts.borrow()
     }
 }
 
 impl Drop for TaskGuard {
     fn drop(&mut self) {
-        let mut counts = self.counter.counts();
-        counts.active = counts.active.saturating_sub(1);
+        self.counter.counts.send_modify(|counts| counts.active = counts.active.saturating_sub(1));
     }
 }

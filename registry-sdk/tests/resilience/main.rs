@@ -18,6 +18,8 @@ mod counts;
 mod delegate;
 #[cfg(all(feature = "axum", feature = "testing"))]
 mod delegated_task;
+#[cfg(feature = "testing")]
+mod drain;
 mod environment;
 #[cfg(feature = "testing")]
 mod filters;
