@@ -4,7 +4,9 @@ use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
-use registry_sdk::contract::{AgentStatus, CapabilityMatch, Registration, ValidationError, limits};
+use registry_sdk::contract::{
+    AgentStatus, CapabilityMatch, MaintenanceRequest, Registration, ValidationError, limits,
+};
 use registry_sdk::{Error, ListQuery, MatchMode, RegistryClient, RetryPolicy, SearchQuery, WatchEvent};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -46,9 +48,21 @@ pub(crate) async fn run(
         Command::Watch => return watch(client, output).await,
         Command::Register { file } => output.agent(&client.register(&read(&file)?).await?)?,
         Command::Offline { id } => output.agent(&client.update_status(&id, AgentStatus::Offline).await?)?,
+        Command::Drain { id, reason, duration } => {
+            let mut request = MaintenanceRequest::new(reason);
+            request.duration = duration;
+            output.agent(&client.set_maintenance(&id, &request).await?)?;
+        }
+        Command::Resume { id } => output.agent(&client.end_maintenance(&id).await?)?,
         Command::Remove { id } => {
+            let was_alive = client.get_agent(&id).await.is_ok_and(|agent| agent.status.takes_work());
             client.deregister(&id).await?;
             output.done(&format!("{id} is removed"))?;
+            if was_alive {
+                output.note(
+                    "it was alive: a running agent registers again, and `registryctl drain` keeps it out",
+                )?;
+            }
         }
         Command::Wait { capability, timeout } => {
             let url = registry_url.split('?').next().unwrap_or_default();

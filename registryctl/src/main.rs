@@ -100,12 +100,28 @@ enum Command {
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
     },
-    /// Set an agent offline.
+    /// Take an agent out for a while: searches leave it out, and nothing that it sends brings it back.
+    Drain {
+        /// Its id.
+        id: String,
+        /// Why, for people.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// How long, such as 30m or 1h. Without it, until `resume`.
+        #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+        duration: Option<Duration>,
+    },
+    /// Bring back an agent that was drained.
+    Resume {
+        /// Its id.
+        id: String,
+    },
+    /// Set an agent offline. One that runs comes back with its next heartbeat: `drain` keeps it out.
     Offline {
         /// Its id.
         id: String,
     },
-    /// Remove an agent from the registry.
+    /// Remove an agent from the registry. One that runs registers again: `drain` keeps it out.
     Remove {
         /// Its id.
         id: String,

@@ -7,8 +7,8 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table};
 use registry_sdk::WatchEvent;
 use registry_sdk::contract::{
-    AgentHealth, AgentRecord, AgentStatus, Capability, CapabilityMatch, RegistryStats, ServerHealth,
-    Timestamp,
+    AgentHealth, AgentRecord, AgentStatus, Capability, CapabilityMatch, Maintenance, RegistryStats,
+    ServerHealth, Timestamp,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -38,7 +38,7 @@ impl Output {
             table.add_row([
                 Cell::new(sanitized(&agent.agent_id)),
                 Cell::new(sanitized(&agent.agent_name)),
-                self.status(agent.status, agent.healthy),
+                self.agent_status(agent),
                 Cell::new(ago(agent.last_heartbeat)),
                 Cell::new(sanitized(&names.join(", "))),
                 Cell::new(sanitized(&agent.base_url)),
@@ -57,7 +57,10 @@ impl Output {
         };
         row("id", Cell::new(sanitized(&agent.agent_id)));
         row("name", Cell::new(sanitized(&agent.agent_name)));
-        row("status", self.status(agent.status, agent.healthy));
+        row("status", self.agent_status(agent));
+        if let Some(maintenance) = &agent.maintenance {
+            row("maintenance", Cell::new(describe(maintenance)));
+        }
         row("url", Cell::new(sanitized(&agent.base_url)));
         if let Some(path) = &agent.health_path {
             row("health path", Cell::new(sanitized(path)));
@@ -147,6 +150,7 @@ impl Output {
             ("busy", stats.busy_agents),
             ("offline", stats.offline_agents),
             ("stale", stats.stale_agents),
+            ("in maintenance", stats.maintenance_agents),
             ("capabilities", stats.total_capabilities),
             ("distinct capabilities", stats.distinct_capabilities),
         ] {
@@ -181,7 +185,11 @@ impl Output {
             let about = agent.map_or_else(
                 || sanitized(&text),
                 |agent| {
-                    let suffix = if agent.healthy == Some(false) { ", unhealthy" } else { "" };
+                    let suffix = match agent.healthy {
+                        _ if agent.maintenance.is_some() => ", maintenance",
+                        Some(false) => ", unhealthy",
+                        _ => "",
+                    };
                     format!("{} ({}{suffix})", sanitized(&agent.agent_id), agent.status)
                 },
             );
@@ -198,6 +206,15 @@ impl Output {
     /// Prints a remark to standard error, for people.
     pub(crate) fn note(&self, text: &str) -> io::Result<()> {
         if self.json { Ok(()) } else { writeln!(io::stderr(), "{text}") }
+    }
+
+    /// The status of an agent, and that it is in maintenance, which says more than that it is unhealthy.
+    fn agent_status(&self, agent: &AgentRecord) -> Cell {
+        if agent.maintenance.is_none() {
+            return self.status(agent.status, agent.healthy);
+        }
+        let cell = Cell::new(format!("{}, maintenance", agent.status));
+        if self.colours { cell.fg(Color::Yellow) } else { cell }
     }
 
     fn status(&self, status: AgentStatus, healthy: Option<bool>) -> Cell {
@@ -256,6 +273,17 @@ pub(crate) fn print_reason(text: &str) {
 /// An agent's text without control characters, which could move the cursor or worse.
 fn sanitized(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
+}
+
+/// Why and until when an agent is out.
+fn describe(maintenance: &Maintenance) -> String {
+    let Maintenance { reason, since, until, instance_id, .. } = maintenance;
+    let end = match (until, instance_id) {
+        (Some(until), _) => format!("until {until}"),
+        (None, Some(_)) => "until its process has ended".to_owned(),
+        (None, None) => "until it is resumed".to_owned(),
+    };
+    format!("{} (since {since}, {end})", sanitized(reason))
 }
 
 fn ago(time: Option<Timestamp>) -> String {

@@ -155,6 +155,64 @@ async fn a_closed_pipe_changes_no_exit_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_drained_agent_stays_out_until_it_is_resumed() {
+    let registry = Registry::start().await;
+    registry.register("a");
+    let drained = registry.json(&["drain", "a", "--reason", "disk\u{1b} upgrade", "--for", "1h"]);
+    assert_eq!(drained["maintenance"]["reason"], "disk\u{1b} upgrade");
+    assert!(drained["maintenance"]["until"].is_string(), "{drained}");
+    let code = |arguments: &[&str]| registry.run(arguments).status.code();
+    let table = |command: &[&str]| text(&registry.run(&[command, &["--table"]].concat()).stdout);
+    assert_eq!(code(&["search", "code", "review"]), Some(3));
+    assert_eq!(code(&["health", "a"]), Some(3));
+    assert_eq!(registry.json(&["agents", "--unhealthy"])[0]["agent_id"], "a");
+    assert_eq!(registry.json(&["stats"])["maintenance_agents"], 1);
+    assert!(table(&["health", "a"]).contains("maintenance"));
+    assert!(table(&["agents"]).contains("active, maintenance"));
+    let shown = table(&["show", "a"]);
+    assert!(
+        shown.contains("upgrade (since ") && shown.contains(", until ") && !shown.contains('\u{1b}'),
+        "{shown}"
+    );
+
+    // What a running agent sends changes nothing, and neither do the other commands.
+    registry.register("a");
+    assert_eq!(registry.json(&["offline", "a"])["maintenance"], drained["maintenance"]);
+    registry.register("a");
+    assert_eq!(code(&["search", "code", "review"]), Some(3));
+    let forever = registry.json(&["drain", "a", "--reason", "more"]);
+    assert_eq!(forever["maintenance"].get("until"), None);
+    assert!(table(&["show", "a"]).contains("until it is resumed"));
+    assert_eq!(registry.json(&["resume", "a"]).get("maintenance"), None);
+    assert_eq!(registry.json(&["resume", "a"])["healthy"], true);
+    assert_eq!(code(&["search", "code", "review"]), Some(0));
+
+    assert_eq!(code(&["drain", "a"]), Some(2), "without a reason");
+    assert_eq!(code(&["drain", "a", "--reason", "x", "--for", "soon"]), Some(2));
+    assert_eq!(code(&["drain", "a", "--reason", ""]), Some(1));
+    assert_eq!(code(&["drain", "nobody", "--reason", "x"]), Some(3));
+    assert_eq!(code(&["resume", "nobody"]), Some(3));
+    registry.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_removes_a_living_agent_is_told_that_it_comes_back() {
+    let registry = Registry::start().await;
+    registry.register("a");
+    let removed = registry.run(&["remove", "a", "--table"]);
+    assert!(text(&removed.stderr).contains("registryctl drain"), "{}", text(&removed.stderr));
+    registry.register("a");
+    registry.run(&["offline", "a"]);
+    let removed = registry.run(&["remove", "a", "--table"]);
+    assert_eq!((removed.status.code(), text(&removed.stderr)), (Some(0), String::new()));
+    for command in ["offline", "remove"] {
+        let help = text(&registry.run(&[command, "--help"]).stdout);
+        assert!(help.contains("`drain` keeps it out"), "{help}");
+    }
+    registry.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_file_is_explained_field_by_field() {
     let registry = Registry::start().await;
     let folder = tempfile::tempdir().unwrap();

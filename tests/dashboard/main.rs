@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use registry_sdk::RegistryClient;
-use registry_sdk::contract::{AgentStatus, Capability, Heartbeat, Registration};
+use registry_sdk::contract::{AgentStatus, Capability, Heartbeat, MaintenanceRequest, Registration};
 use registry_server::{Config, NewToken, Server};
 
 use browser::{Page, browser};
@@ -140,6 +140,34 @@ async fn agents_are_searched_filtered_sorted_and_paged() {
     page.run("document.querySelector('[data-sort=agent_id]').click(); document.querySelector('[data-sort=agent_id]').click()").await;
     page.until(&format!("{IDS}.startsWith('a000,') || {IDS}.startsWith('a119,')")).await;
     page.until("document.querySelectorAll('th[aria-sort]').length === 1").await;
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_in_maintenance_is_shown_with_the_reason() {
+    let Some(browser) = browser().await else { return };
+    let (server, client) = start(|_| {}).await;
+    client.register(&agent("a", "work")).await.unwrap();
+    client.register(&agent("b", "work")).await.unwrap();
+    let page = Page::open(&browser, &server.url()).await;
+    page.until(&format!("{IDS} === 'a,b'")).await;
+    client.set_maintenance("a", &MaintenanceRequest::new("<b>disk</b> upgrade")).await.unwrap();
+    let badge = "document.querySelector('#rows tr:first-child .status')";
+    page.until(&format!("{badge}.textContent === 'maintenance'")).await;
+    page.until(&format!("{badge}.title.startsWith('<b>disk</b> upgrade, since 2')")).await;
+    page.until("document.getElementById('counts').innerText.replace(/\\s+/g, ' ').includes('maintenance 1')")
+        .await;
+    page.choose("status", "maintenance").await;
+    page.until(&format!("{IDS} === 'a'")).await;
+    page.choose("status", "active").await;
+    page.until(&format!("{IDS} === 'a,b'")).await;
+
+    page.go(&format!("{}/#/agents/a", server.url())).await;
+    page.until("document.getElementById('facts').textContent.includes('upgrade, since 2')").await;
+    page.until("document.querySelectorAll('main b').length === 0").await;
+    client.end_maintenance("a").await.unwrap();
+    page.go(&server.url()).await;
+    page.until(&format!("{badge}.textContent === 'active' && {badge}.title === ''")).await;
     server.shutdown().await;
 }
 

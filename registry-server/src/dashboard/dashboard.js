@@ -146,11 +146,12 @@ function render() {
 }
 
 function renderOverview() {
-  const counts = { all: agents.size, active: 0, busy: 0, offline: 0, unhealthy: 0, capabilities: 0 };
+  const counts = { all: agents.size, active: 0, busy: 0, offline: 0, unhealthy: 0, maintenance: 0, capabilities: 0 };
   for (const agent of agents.values()) {
     counts[agent.status] += 1;
     counts.capabilities += agent.capabilities.length;
     if (state(agent) === "unhealthy") counts.unhealthy += 1;
+    if (agent.maintenance !== undefined) counts.maintenance += 1;
   }
   $("counts").replaceChildren(
     ...Object.entries(counts).map(([name, count]) => {
@@ -169,7 +170,8 @@ function renderOverview() {
 /// The agents that the filters leave, in order.
 function chosen() {
   const wanted = (agent) =>
-    view.status === "" || (view.status === "unhealthy" ? state(agent) === "unhealthy" : agent.status === view.status);
+    ["", agent.status, state(agent)].includes(view.status) ||
+    (view.status === "maintenance" && agent.maintenance !== undefined);
   const known = view.found === null ? [...agents.values()] : view.found.map((id) => agents.get(id));
   const found = known.filter((agent) => agent !== undefined && wanted(agent));
   if (view.q !== "") return found;
@@ -294,6 +296,7 @@ function tick() {
   const facts = [
     ["Status", statusOf(agent)],
     ["Why", health.reason?.replace("_", " ")],
+    ["Maintenance", maintenance(agent)],
     ["Last heartbeat", `${seconds(silent)} ago`],
     ["Deadline", left > 0 ? `in ${seconds(left)}` : `missed ${seconds(-left)} ago`],
     ["Heartbeats", agent.heartbeat_interval_seconds ? `every ${seconds(agent.heartbeat_interval_seconds)}` : null],
@@ -319,11 +322,21 @@ function renderAgentEvents(id) {
 // ---- Small parts
 
 function state(agent) {
+  if (agent.maintenance !== undefined && agent.status !== "offline") return "maintenance";
   return agent.healthy === false && agent.status !== "offline" ? "unhealthy" : agent.status;
 }
 
 function statusOf(agent) {
-  return element("span", state(agent), { className: `status ${state(agent)}` });
+  const made = element("span", state(agent), { className: `status ${state(agent)}` });
+  if (agent.maintenance !== undefined) made.title = maintenance(agent);
+  return made;
+}
+
+/// Why and until when an agent is out.
+function maintenance({ maintenance }) {
+  if (maintenance === undefined) return null;
+  const end = maintenance.instance_id === undefined ? "it is ended" : "its process has ended";
+  return `${maintenance.reason}, since ${maintenance.since}, until ${maintenance.until ?? end}`;
 }
 
 function agentLink(id) {
