@@ -106,6 +106,8 @@ impl DeadlinePolicy {
         };
         let timeout = heartbeat_timeout(self.timeout, agent.heartbeat_interval);
         agent.status == AgentStatus::Offline
+            // Whoever took it out expects it back.
+            && !agent.is_in_maintenance(now)
             && self.silence.with_downtime(since, limit, now) > limit
             && self.silence.of(since, limit, now) > timeout.min(limit)
     }

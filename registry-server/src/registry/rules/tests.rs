@@ -2,7 +2,7 @@
 
 mod maintenance;
 
-use registry_sdk::contract::{Capability, Instances, ProbeMode, Registration};
+use registry_sdk::contract::{Capability, Instances, MaintenanceRequest, ProbeMode, Registration};
 
 use super::*;
 use crate::store::{Capabilities, Metadata};
@@ -171,6 +171,10 @@ fn offline_agent_is_purged_after_remove_after() {
     let (outcome, writes) = decide(&Change::Purge, agent(AgentStatus::Offline), at(701));
     assert!(matches!(outcome, Outcome::Removed));
     assert_eq!(kinds(&writes), [(8, EventKind::Deregistered)]);
+    let mut taken_out = agent(AgentStatus::Offline);
+    taken_out.maintenance = Some(MaintenanceRequest::new("repair").begin(at(100)));
+    let (_, writes) = decide(&Change::Purge, taken_out, at(1_000_000));
+    assert!(writes.is_empty());
     // After the start of a server it has one timeout to come back, however long it was offline before.
     let back = DeadlinePolicy { silence: Silence::without_outages(at(10_000)), ..deadline_policy() };
     let (_, writes) = decide_under(&back, &Change::Purge, agent(AgentStatus::Offline), at(10_060));

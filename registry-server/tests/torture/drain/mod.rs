@@ -47,11 +47,12 @@ async fn the_sdk_with_two_urls_loses_no_call_and_no_event() {
     let client =
         RegistryClient::builder(&urls).timeout(length(Duration::from_secs(10), LONG)).build().unwrap();
     client.register(&agent("agent-7", "endure")).await.unwrap();
-    let callers = Callers::start(&client).await;
     let watches: Vec<_> = (0..4).map(|_| Seen::by(&client)).collect();
     for seen in &watches {
         eventually("the watches have begun", async || seen.began.load(Ordering::Relaxed)).await;
     }
+    // What happened before the lists of the watches is in them.
+    let callers = Callers::start(&client).await;
     for _ in 0..rounds() {
         for server in &mut servers {
             restart(server, async || callers.go_on_for(Duration::ZERO).await).await;

@@ -44,7 +44,7 @@ impl Block {
 
     /// `None` for everything else than a change.
     pub(crate) fn change(&self) -> Option<Change> {
-        let kind = self.kind.clone().filter(|_| !self.is_reset())?;
+        let kind = self.kind.clone().filter(|kind| kind != "draining" && !self.is_reset())?;
         let agent_id = self.data["agent_id"].as_str().unwrap_or_default().to_owned();
         Some(Change { revision: self.revision().unwrap_or_default(), kind, agent_id })
     }
