@@ -5,6 +5,7 @@ mod maintenance;
 use registry_sdk::contract::{Capability, Instances, MaintenanceRequest, ProbeMode, Registration};
 
 use super::*;
+use crate::registry::time::Silence;
 use crate::store::{Capabilities, Metadata};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
