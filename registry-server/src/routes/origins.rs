@@ -9,10 +9,12 @@ use std::net::IpAddr;
 use axum::extract::Request;
 use axum::http::header::{HOST, ORIGIN};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 
 use super::auth::is_health_check;
 use super::problem::ApiError;
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The host names of a server without tokens.
 #[derive(Debug)]
@@ -62,7 +64,7 @@ impl Origins {
             }
         }
         // Fetch Metadata Request Headers, section 2.4 (<https://www.w3.org/TR/fetch-metadata/#sec-fetch-site-header>).
-        if headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site") {
+        if headers.get(SEC_FETCH_SITE).is_some_and(|site| site == "cross-site") {
             return Err(forbidden("of another site"));
         }
         Ok(())
