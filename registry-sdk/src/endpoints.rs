@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use url::Url;
+use url::{ParseError, Url};
 
 use crate::error::Error;
 
@@ -207,7 +207,10 @@ fn parse(text: &str, has_tls: bool) -> Result<Url, String> {
     if text.is_empty() {
         return Err("it is empty; separate several URLs by single commas".to_owned());
     }
-    let url = Url::parse(text).map_err(|error| error.to_string())?;
+    let url = Url::parse(text).map_err(|error| match error {
+        ParseError::RelativeUrlWithoutBase => "it has to begin with http:// or https://".to_owned(),
+        error => error.to_string(),
+    })?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err("it has to begin with http:// or https://".to_owned());
     }

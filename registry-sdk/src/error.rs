@@ -47,7 +47,7 @@ pub enum Error {
     },
 
     /// No complete response came in time.
-    #[error("the registry at {url} did not answer within {after:?}")]
+    #[error("the registry at {url} did not answer within {after:.1?}")]
     TimedOut {
         /// Where it was asked.
         url: String,

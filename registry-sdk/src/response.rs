@@ -9,7 +9,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use url::Url;
 
-use crate::contract::{FieldError, Owner, STALE_HEADER, cut};
+use crate::contract::{
+    FieldError, HealthStatus, Owner, STALE_HEADER, ServerHealth, UNKNOWN_PATH_DETAIL, cut,
+};
 use crate::error::Error;
 
 /// How much of an answer that makes no sense is quoted.
@@ -122,14 +124,16 @@ pub(crate) fn failure(status: StatusCode, response: &ApiResponse, kind: Kind) ->
     let Refusal { detail, title, errors: fields, owner } = problem.unwrap_or_default();
     let detail = shorten(detail.or(title).unwrap_or_else(|| plain_detail(&response.body)));
     let code = status.as_u16();
-    // A server without the operation knows no such path, and does not say it as ours does.
+    // Our own server says so of a path that it does not know.
+    let is_unknown_path = code == 404 && is_own && detail.starts_with(UNKNOWN_PATH_DETAIL);
+    // A server without the operation knows no such path.
     if let Kind::Optional(operation) = kind
-        && (matches!(code, 405 | 501) || code == 404 && !is_own)
+        && (matches!(code, 405 | 501) || is_unknown_path || code == 404 && !is_own)
     {
         return Error::Unsupported { operation };
     }
     match code {
-        404 if is_not_found(kind, is_own, &response.body) => Error::NotFound { detail },
+        404 if !is_unknown_path && is_not_found(kind, is_own, &response.body) => Error::NotFound { detail },
         409 if is_own => Error::Superseded { detail, owner },
         401 | 403 if is_own => Error::Denied { status: code, detail },
         400 | 413 | 415 | 422 if is_own => Error::Invalid { detail, fields },
@@ -162,6 +166,11 @@ fn plain_detail(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Plain {
         detail: Value,
+    }
+    if serde_json::from_slice::<ServerHealth>(body)
+        .is_ok_and(|health| health.status == HealthStatus::Unhealthy)
+    {
+        return "it says that it is unhealthy: its database does not answer, perhaps".to_owned();
     }
     match serde_json::from_slice::<Plain>(body) {
         Ok(Plain { detail: Value::String(text) }) => text,

@@ -1,6 +1,6 @@
 //! Configuration of a server. All flags and environment variables are read here.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,6 +9,8 @@ use ipnet::IpNet;
 use registry_sdk::contract::DEFAULT_PORT;
 use url::Host;
 
+use crate::listen_address::ListenAddress;
+
 /// Configuration of a server.
 ///
 /// [`Config::default`] is the configuration of `registry-server` without arguments.
@@ -16,7 +18,7 @@ use url::Host;
 /// ```
 /// use registry_server::Config;
 /// let config = Config { database_url: "sqlite::memory:".to_owned(), ..Config::default() };
-/// assert_eq!(config.listen.port(), 8009);
+/// assert_eq!(config.listen.to_string(), "127.0.0.1:8009");
 /// ```
 #[derive(Clone, Debug, clap::Args)]
 #[expect(clippy::doc_markdown, reason = "`--help` shows these comments as they are")]
@@ -26,10 +28,9 @@ pub struct Config {
         long,
         value_name = "ADDR",
         env = "REGISTRY_LISTEN",
-        value_parser = parse_listen,
         default_value_t = Config::default().listen
     )]
-    pub listen: SocketAddr,
+    pub listen: ListenAddress,
 
     /// Database: sqlite://FILE, sqlite::memory: or postgres://USER:PASSWORD@HOST/NAME.
     #[arg(
@@ -177,7 +178,7 @@ pub enum MigrateMode {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)).into(),
             database_url: "sqlite://agent-registry.db".to_owned(),
             migrate: MigrateMode::default(),
             heartbeat_timeout: Duration::from_secs(60),
@@ -212,22 +213,12 @@ fn parse_delay(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error}; write a duration such as 500ms, 30s or 2m"))
 }
 
-/// Parses an address with a port. A name is resolved, and its first IPv4 address taken if it has one.
-fn parse_listen(text: &str) -> Result<SocketAddr, String> {
-    const FORM: &str = "write an address and a port, such as 127.0.0.1:8009, localhost:8009 or [::]:8009";
-    let (host, port) = text.rsplit_once(':').ok_or(FORM)?;
-    if host.is_empty() || port.parse::<u16>().is_err() {
-        return Err(FORM.to_owned());
-    }
-    let found: Vec<_> =
-        text.to_socket_addrs().map_err(|error| format!("cannot resolve {host}: {error}; {FORM}"))?.collect();
-    let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
-    first.copied().ok_or_else(|| format!("{host} has no address; {FORM}"))
-}
-
 /// Parses the name of a host, without a scheme or port.
 fn parse_host_name(text: &str) -> Result<String, String> {
-    match Host::parse(text) {
+    match Host::parse(text.strip_suffix('.').unwrap_or(text)) {
+        Ok(Host::Domain(name)) if name.contains('*') || name.starts_with('.') => {
+            Err("write each name on its own, such as registry.example.com".to_owned())
+        }
         Ok(Host::Domain(name)) => Ok(name),
         Ok(_) => Err("addresses are always allowed; write a name".to_owned()),
         Err(_) => Err("write the name alone, such as registry.example.com".to_owned()),

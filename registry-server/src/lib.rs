@@ -26,6 +26,7 @@ mod admission;
 mod config;
 mod connections;
 mod drain;
+mod listen_address;
 mod metrics;
 mod registry;
 mod routes;
@@ -38,6 +39,7 @@ mod tls;
 mod tokens;
 
 pub use config::{Config, MigrateMode};
+pub use listen_address::{ListenAddress, ParseListenAddressError};
 pub use server::{ServeError, Server, StartError, migrate};
 pub use tls::TlsError;
 pub use tokens::{NewToken, TokensError};

@@ -5,8 +5,8 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use registry_server::{Config, NewToken, Server};
-use tokio::signal::unix::{SignalKind, signal};
+use registry_server::{Config, NewToken, ServeError, Server};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// A heartbeat costs a sixth less processor time than with the allocator of glibc (`benches/README.md`).
@@ -119,46 +119,61 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
     // connections.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     // Before the server listens: from then on, no signal may be lost.
-    let mut sigint = signal(SignalKind::interrupt())?;
-    let mut sigterm = signal(SignalKind::terminate())?;
-    let mut sighup = signal(SignalKind::hangup())?;
+    let mut signals = Signals::catch()?;
     let server = tokio::select! {
         server = Server::bind(config) => server?,
-        _ = sigterm.recv() => return Ok(()),
-        _ = sigint.recv() => return Ok(()),
+        _ = signals.sigterm.recv() => return Ok(()),
+        _ = signals.sigint.recv() => return Ok(()),
     };
-    let mut outcome = Ok(());
+    let outcome = serve(&server, &mut signals).await;
+    server.shutdown().await;
+    tracing::info!("shutdown complete");
+    Ok(outcome?)
+}
+
+struct Signals {
+    sigint: Signal,
+    sigterm: Signal,
+    sighup: Signal,
+}
+
+impl Signals {
+    fn catch() -> std::io::Result<Self> {
+        Ok(Self {
+            sigint: signal(SignalKind::interrupt())?,
+            sigterm: signal(SignalKind::terminate())?,
+            sighup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Waits until the server has to be shut down: it has failed, was drained, or a signal asks for it at once.
+async fn serve(server: &Server, signals: &mut Signals) -> Result<(), ServeError> {
+    // It begins when it is awaited.
+    let (mut drained, mut is_draining) = (std::pin::pin!(server.drain()), false);
     loop {
         tokio::select! {
-            error = server.failure() => {
-                outcome = Err(error.into());
-                break;
-            }
-            _ = sigterm.recv() => {
-                tracing::info!("received SIGTERM, draining and shutting down");
-                // Whoever does not want to wait sends another signal.
-                tokio::select! {
-                    () = server.drain() => {}
-                    error = server.failure() => outcome = Err(error.into()),
-                    _ = sigterm.recv() => {}
-                    _ = sigint.recv() => {}
+            error = server.failure() => return Err(error),
+            () = &mut drained, if is_draining => return Ok(()),
+            _ = signals.sigterm.recv() => {
+                if is_draining {
+                    tracing::info!("received SIGTERM again, shutting down without waiting");
+                    return Ok(());
                 }
-                break;
+                tracing::info!("received SIGTERM, draining and shutting down");
+                is_draining = true;
             }
-            _ = sigint.recv() => {
+            _ = signals.sigint.recv() => {
                 tracing::info!("received Ctrl-C, shutting down");
-                break;
+                return Ok(());
             }
-            _ = sighup.recv() => {
+            _ = signals.sighup.recv() => {
                 if let Err(error) = server.reload() {
                     tracing::error!(%error, "reload failed, keeping the previous configuration");
                 }
             }
         }
     }
-    server.shutdown().await;
-    tracing::info!("shutdown complete");
-    outcome
 }
 
 async fn migrate(database_url: &str) -> Result<(), Box<dyn Error>> {

@@ -15,20 +15,21 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::{Config, MigrateMode};
-use crate::connections::ConnectionServer;
+use crate::connections::{ConnectionServer, MAX_CONCURRENT_REJECTIONS};
+use crate::listen_address::ListenAddress;
 use crate::metrics::Metrics;
 use crate::registry::{Registry, Supervisor};
 use crate::routes::{self, Authenticator, Origins};
 use crate::store::{Database, PostgresDatabase, SqliteDatabase};
-use crate::tls::{Tls, TlsError, TlsListener};
+use crate::tls::{MAX_CONCURRENT_HANDSHAKES, Tls, TlsError, TlsListener};
 use crate::tokens::TokensError;
 
 /// Time that a shutdown takes at most, and then the closing of the database. What hangs after it is dropped.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(9_500);
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// Maximum number of open files besides client connections.
-const RESERVED_FILES: u64 = 64;
+/// Maximum number of open files besides client connections: its own, and the connections over the limit that are answered.
+const RESERVED_FILES: u64 = 64 + MAX_CONCURRENT_REJECTIONS as u64;
 
 /// A running server.
 ///
@@ -100,7 +101,7 @@ pub enum StartError {
     Metrics(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The server cannot listen on the address.
     #[error("cannot listen on {0}")]
-    Listen(SocketAddr, #[source] io::Error),
+    Listen(ListenAddress, #[source] io::Error),
 }
 
 impl StartError {
@@ -146,9 +147,10 @@ impl Server {
         let authenticator = Arc::new(Authenticator::open(config.tokens_file.clone())?);
         let tls = Tls::from_config(&config)?;
         let database = open_database(&config.database_url, config.migrate).await?;
-        let listen = config.listen;
-        let listener = bind(listen).map_err(|error| StartError::Listen(listen, error))?;
-        let local_addr = listener.local_addr().map_err(|error| StartError::Listen(listen, error))?;
+        let listener = bind(&config.listen).await;
+        let listener = listener.map_err(|error| StartError::Listen(config.listen.clone(), error))?;
+        let local_addr = listener.local_addr();
+        let local_addr = local_addr.map_err(|error| StartError::Listen(config.listen.clone(), error))?;
         let database_name = redact_password(&config.database_url);
         config.max_connections = connection_limit(&config);
         let (max_connections, drain_delay) = (config.max_connections.get(), config.drain_delay);
@@ -157,15 +159,14 @@ impl Server {
         let registry = Registry::start(database.clone(), config, metrics, &supervisor)
             .await
             .map_err(|error| StartError::Database { database: database_name, source: error.into() })?;
-        if authenticator.is_disabled() && !local_addr.ip().is_loopback() {
+        let is_loopback = local_addr.ip().to_canonical().is_loopback();
+        if authenticator.is_disabled() && !is_loopback {
             tracing::warn!(
                 %local_addr,
                 "serving without authentication, any client can register and remove agents: see --tokens-file"
             );
         }
-        let origins = authenticator
-            .is_disabled()
-            .then(|| Origins::new(allowed_hosts, local_addr.ip().to_canonical().is_loopback()));
+        let origins = authenticator.is_disabled().then(|| Origins::new(allowed_hosts, is_loopback));
         let router = routes::router(registry.clone(), authenticator.clone(), origins);
         let rejecting_router = routes::rejecting_router();
         let drain = supervisor.drain().clone();
@@ -296,7 +297,8 @@ const LISTEN_BACKLOG: u32 = 4_096;
 #[cfg(target_os = "linux")]
 const MAX_UNSENT_BYTES: u32 = 32 * 1_024;
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+async fn bind(address: &ListenAddress) -> io::Result<TcpListener> {
+    let address = address.resolve().await?;
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // Connections inherit it.
     #[cfg(target_os = "linux")]
@@ -313,6 +315,10 @@ fn connection_limit(config: &Config) -> NonZeroUsize {
     // If the limit is unknown and reached, accepting fails and is retried.
     let files = rlimit::Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
     let available = usize::try_from(files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX);
+    // Handshakes come on top, up to half as many as there are connections.
+    let handshakes =
+        if config.tls_cert.is_some() { (available / 3).min(MAX_CONCURRENT_HANDSHAKES) } else { 0 };
+    let available = available - handshakes;
     let available = NonZeroUsize::new(available).unwrap_or(NonZeroUsize::MIN);
     if available < configured {
         tracing::warn!(

@@ -26,7 +26,7 @@ use crate::config::Config;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum number of handshakes at a time, if there may be twice as many connections.
-const MAX_CONCURRENT_HANDSHAKES: usize = 1_024;
+pub(crate) const MAX_CONCURRENT_HANDSHAKES: usize = 1_024;
 
 /// An error in the TLS configuration.
 #[derive(Debug, thiserror::Error)]

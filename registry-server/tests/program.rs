@@ -145,6 +145,19 @@ async fn sigterm_drains_for_a_while_and_ctrl_c_or_another_sigterm_does_not_wait(
 }
 
 #[tokio::test]
+async fn tokens_are_read_anew_also_during_the_drain() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokens.toml");
+    std::fs::write(&file, "").unwrap();
+    let flags = ["--drain-delay", "1h", "--tokens-file", &file.display().to_string()];
+    let running = Running::start_with(&folder.path().join("registry.db"), &flags);
+    running.send_signal("TERM");
+    running.logged("received SIGTERM");
+    running.send_signal("HUP");
+    running.logged("loaded the tokens");
+}
+
+#[tokio::test]
 async fn it_listens_on_names_and_prefers_ipv4() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("registry.db");
@@ -225,7 +238,9 @@ fn a_wrong_setting_is_named() {
         (&["--listen", "here"], "localhost:8009"),
         (&["--listen", ":8009"], "localhost:8009"),
         (&["--listen", "127.0.0.1:65536"], "localhost:8009"),
-        (&["--listen", "no.such.host.invalid:8009"], "no.such.host.invalid"),
+        (&["--listen", "*:8009"], "localhost:8009"),
+        (&["--listen", "http://127.0.0.1:8009"], "localhost:8009"),
+        (&["--allowed-host", "*.example.com"], "each name on its own"),
         (&["--drain-delay", "soon"], "30s"),
         (&["--allowed-host", "http://a.example"], "registry.example.com"),
         (&["--allowed-host", "a.example:80"], "registry.example.com"),
@@ -244,6 +259,15 @@ fn a_wrong_setting_is_named() {
         assert!(!output.status.success() && said.contains(expected), "{arguments:?}: {said}");
         assert!(!said.contains("secret"), "{said}");
     }
+}
+
+/// Names may be resolved a moment later, so a supervisor has to tell it from a wrong setting, which is 2.
+#[test]
+fn a_name_that_is_not_resolved_is_no_wrong_setting() {
+    let ended = run(&["--listen", "no.such.host.invalid:8009", "--database-url", "sqlite::memory:"]);
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(said.contains("cannot listen on no.such.host.invalid:8009"), "{said}");
+    assert_eq!((ended.status.code(), run(&["--listen", "here"]).status.code()), (Some(1), Some(2)));
 }
 
 #[test]

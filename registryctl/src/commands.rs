@@ -41,7 +41,12 @@ pub(crate) async fn run(
         Command::Health { id } => {
             let health = client.check_health(&id).await?;
             output.health(&health)?;
-            return Ok(if health.is_healthy() { Outcome::Positive } else { Outcome::Negative });
+            if !health.is_healthy() {
+                let reason =
+                    health.reason.map_or_else(|| "unhealthy".to_owned(), |reason| reason.to_string());
+                print_reason(&format!("{id} is not healthy: {reason}"));
+                return Ok(Outcome::Negative);
+            }
         }
         Command::Ping => output.server(&client.get_server_health().await?)?,
         Command::Stats => output.stats(&client.get_stats().await?)?,

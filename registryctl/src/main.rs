@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use registry_sdk::contract::AgentStatus;
+use registry_sdk::contract::{AgentStatus, limits};
 use registry_sdk::{AgentFilter, Error, MatchMode, MetadataFilter, RegistryClient};
 
 /// Look around in an agent registry, and change it.
@@ -76,8 +76,8 @@ enum Command {
         matching: MatchArguments,
         #[command(flatten)]
         filter: FilterArguments,
-        /// How many at most.
-        #[arg(long)]
+        /// How many at most, up to 1000.
+        #[arg(long, value_parser = parse_limit)]
         limit: Option<usize>,
         /// Without a limit, page by page.
         #[arg(long, conflicts_with = "limit")]
@@ -108,7 +108,7 @@ enum Command {
         #[arg(long, value_name = "TEXT")]
         reason: String,
         /// How long, such as 30m or 1h. Without it, until `resume`.
-        #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+        #[arg(long = "for", value_name = "TIME", value_parser = parse_maintenance)]
         duration: Option<Duration>,
     },
     /// Bring back an agent that was drained.
@@ -151,7 +151,7 @@ struct MatchArguments {
     #[arg(long = "match", value_name = "MODE")]
     mode: Option<MatchMode>,
     /// Only matches with this score, up to 1, or a greater one.
-    #[arg(long, value_name = "SCORE", default_value_t = 0.0)]
+    #[arg(long, value_name = "SCORE", default_value_t = 0.0, value_parser = parse_score)]
     min_score: f64,
     /// Only agents that have one of the words elsewhere than in a description.
     #[arg(long)]
@@ -191,6 +191,19 @@ impl FilterArguments {
         filter.metadata = self.metadata;
         filter
     }
+}
+
+fn parse_limit(text: &str) -> Result<usize, &'static str> {
+    text.parse().ok().filter(|limit| (1..=limits::PAGE).contains(limit)).ok_or("use a number from 1 to 1000")
+}
+
+fn parse_score(text: &str) -> Result<f64, &'static str> {
+    text.parse().ok().filter(|score| (0.0..=1.0).contains(score)).ok_or("use a number from 0 to 1")
+}
+
+fn parse_maintenance(text: &str) -> Result<Duration, &'static str> {
+    let duration = humantime::parse_duration(text).ok().filter(|duration| !duration.is_zero());
+    duration.filter(|duration| *duration <= limits::MAINTENANCE).ok_or("use a time such as 30m, up to 365d")
 }
 
 fn parse_metadata(text: &str) -> Result<MetadataFilter, &'static str> {
@@ -274,7 +287,10 @@ fn explain(failure: &Failure) -> ExitCode {
         Failure::Registry(error) => {
             let code = match error {
                 Error::NotFound { .. } => 3,
+                // Something else answers in place of the registry.
+                Error::InvalidResponse { .. } => 4,
                 error if error.is_retryable() => 4,
+                Error::Config(_) => 2,
                 _ => 1,
             };
             (error.full_message(), code)

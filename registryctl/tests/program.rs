@@ -94,7 +94,32 @@ async fn programs_get_json_and_exit_codes() {
         assert!(text(&output.stderr).contains("registryctl: no agent"), "{no:?}: {}", text(&output.stderr));
     }
     assert_eq!(code(&["agents", "--status", "asleep"]), Some(2));
-    assert_eq!(code(&["agents", "--registry-url", "nonsense"]), Some(1));
+    let nonsense = registry.run(&["agents", "--registry-url", "127.0.0.1:8009"]);
+    assert_eq!(nonsense.status.code(), Some(2));
+    assert!(text(&nonsense.stderr).contains("begin with http://"), "{}", text(&nonsense.stderr));
+    for wrong in [
+        &["search", "code", "--limit", "0"][..],
+        &["search", "code", "--limit", "1001"],
+        &["search", "code", "--min-score", "2"],
+        &["drain", "b", "--reason", "x", "--for", "0s"],
+        &["drain", "b", "--reason", "x", "--for", "366d"],
+    ] {
+        assert_eq!(code(wrong), Some(2), "{wrong:?}");
+    }
+    // What answers there does not know its paths: that says nothing of agents.
+    let elsewhere = format!("{}/elsewhere", registry.server.url());
+    let run_elsewhere = |command: &[&str]| registry.run(&[command, &["--registry-url", &elsewhere]].concat());
+    for command in [&["show", "b"][..], &["health", "b"], &["agents"], &["search", "code"]] {
+        let output = run_elsewhere(command);
+        assert_eq!(output.status.code(), Some(4), "{command:?}");
+        assert!(text(&output.stderr).contains("nothing at /elsewhere/"), "{}", text(&output.stderr));
+    }
+    // Plainer registries do not have these operations.
+    for command in [&["remove", "b"][..], &["offline", "b"], &["ping"], &["stats"]] {
+        let output = run_elsewhere(command);
+        assert_eq!(output.status.code(), Some(1), "{command:?}");
+        assert!(text(&output.stderr).contains("this registry cannot do that"), "{}", text(&output.stderr));
+    }
     let unreachable = registry.run(&["stats", "--registry-url", "http://127.0.0.1:1"]);
     assert_eq!(unreachable.status.code(), Some(4));
     assert!(text(&unreachable.stderr).contains("http://127.0.0.1:1"), "{}", text(&unreachable.stderr));
@@ -140,16 +165,17 @@ async fn a_closed_pipe_changes_no_exit_code() {
     let registry = Registry::start().await;
     registry.register("a");
     registry.run(&["offline", "a"]);
-    for (arguments, code) in [
-        (&["completions", "bash"][..], 0),
-        (&["agents"], 0),
-        (&["health", "a", "--table"], 3),
-        (&["watch"], 0),
+    for (arguments, code, reason) in [
+        (&["completions", "bash"][..], 0, ""),
+        (&["agents"], 0, ""),
+        (&["health", "a", "--table"], 3, "registryctl: a is not healthy: offline\n"),
+        (&["watch"], 0, ""),
     ] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let output = registry.command(arguments).stdout(writer).stderr(Stdio::piped()).output().unwrap();
-        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(code), ""), "{arguments:?}");
+        let ended = (output.status.code(), text(&output.stderr));
+        assert_eq!(ended, (Some(code), reason.to_owned()), "{arguments:?}");
     }
     registry.server.shutdown().await;
 }

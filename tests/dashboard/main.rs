@@ -74,7 +74,7 @@ async fn a_restart_of_the_server_is_survived() {
     let folder = tempfile::tempdir().unwrap();
     let on_file = |listen: SocketAddr| {
         let database_url = format!("sqlite://{}", folder.path().join("registry.db").display());
-        start(move |config| (config.listen, config.database_url) = (listen, database_url))
+        start(move |config| (config.listen, config.database_url) = (listen.into(), database_url))
     };
     let (server, client) = on_file(([127, 0, 0, 1], 0).into()).await;
     let address = server.local_addr();

@@ -80,7 +80,7 @@ async fn a_forgotten_agent_registers_again_with_its_latest_capabilities(database
 
 async fn an_agent_outlives_its_registry(database: Database) {
     let address = lasting_address();
-    let server = database.start_with(|config| config.listen = address).await;
+    let server = database.start_with(|config| config.listen = address.into()).await;
     let agent = Agent::new(client(&server), agent("a", "work"));
     agent.register().await.unwrap();
     agent.start_heartbeat(INTERVAL).unwrap();
@@ -88,7 +88,7 @@ async fn an_agent_outlives_its_registry(database: Database) {
     server.shutdown().await;
     state.wait_for(AgentState::is_degraded).await.unwrap();
 
-    let server = database.start_with(|config| config.listen = address).await;
+    let server = database.start_with(|config| config.listen = address.into()).await;
     state.wait_for(AgentState::is_registered).await.unwrap();
     assert_eq!(status_of(&client(&server), "a").await, AgentStatus::Active);
     agent.shutdown().await;
@@ -125,7 +125,7 @@ async fn an_agent_that_starts_before_its_registry_registers_when_it_is_there(dat
     assert!(matches!(outcome, RegistrationOutcome::Degraded(_)), "{outcome:?}");
     assert!(early.state().is_degraded());
     early.start_heartbeat(INTERVAL).unwrap();
-    let server = database.start_with(|config| config.listen = address).await;
+    let server = database.start_with(|config| config.listen = address.into()).await;
     early.watch().wait_for(AgentState::is_registered).await.unwrap();
     assert_eq!(status_of(&client, "early").await, AgentStatus::Active);
     early.shutdown().await;
@@ -169,7 +169,7 @@ async fn a_dropped_agent_falls_silent(database: Database) {
 
 async fn a_status_is_kept_over_a_restart_of_the_registry(database: Database) {
     let address = lasting_address();
-    let server = database.start_with(|config| config.listen = address).await;
+    let server = database.start_with(|config| config.listen = address.into()).await;
     let client = client(&server);
     let busy = Agent::new(impatient_client(&server), agent("a", "work"));
     busy.register().await.unwrap();
@@ -177,7 +177,7 @@ async fn a_status_is_kept_over_a_restart_of_the_registry(database: Database) {
     server.shutdown().await;
     // It cannot be told now; the next heartbeat that gets through tells it.
     assert!(busy.update_status(AgentStatus::Busy).await.unwrap_err().is_retryable());
-    let server = database.start_with(|config| config.listen = address).await;
+    let server = database.start_with(|config| config.listen = address.into()).await;
     eventually("it is busy", async || status_of(&client, "a").await == AgentStatus::Busy).await;
     busy.shutdown().await;
     server.shutdown().await;

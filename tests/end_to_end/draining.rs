@@ -8,6 +8,9 @@ use registry_sdk::{RegistryClient, RetryPolicy, WatchEvent};
 use reqwest::StatusCode;
 use reqwest::header::CONNECTION;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
 use crate::support::{Database, LONG, Registry, agent, client, on_both_databases, on_postgres};
 
 on_both_databases!(
@@ -49,12 +52,21 @@ async fn a_drained_server_answers_everything_and_closes_each_connection(database
         ("/health", StatusCode::OK),
         ("/agents/unknown", StatusCode::NOT_FOUND),
         ("/no/such/path", StatusCode::NOT_FOUND),
-        ("/events", StatusCode::SERVICE_UNAVAILABLE),
+        ("/events", StatusCode::OK),
     ] {
         let answer = get(path).await;
         assert_eq!(answer.status(), expected, "{path}");
         assert_eq!(answer.headers()[CONNECTION], "close", "{path}");
     }
+    // A new stream ends at once: browsers never come back to one that was refused.
+    let stream = get("/events").await.text().await.unwrap();
+    assert!(stream.starts_with("id: ") && stream.ends_with("\n\nevent: draining\ndata: {}\n\n"), "{stream}");
+    // Clients of HTTP/1.0 are told the same, whatever they ask for.
+    let mut old = TcpStream::connect(server.local_addr()).await.unwrap();
+    old.write_all(b"GET /stats HTTP/1.0\r\nconnection: keep-alive\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    old.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("\r\nconnection: close\r\n") && !answer.contains("keep-alive"), "{answer}");
     sdk.heartbeat("a").await.unwrap();
     sdk.update_status("a", AgentStatus::Busy).await.unwrap();
     server.shutdown().await;

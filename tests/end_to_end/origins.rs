@@ -60,8 +60,11 @@ async fn pages_of_other_sites_change_nothing(database: Database) {
         [(ORIGIN.as_str(), "http://evil.test")].as_slice(),
         &[(ORIGIN.as_str(), "https://evil.test:8009")],
         &[(ORIGIN.as_str(), "null")],
+        &[(ORIGIN.as_str(), "http://203.0.113.5:18150")],
+        &[(ORIGIN.as_str(), "http://[2001:db8::1]")],
         &[(ORIGIN.as_str(), "chrome-extension://abcdef")],
         &[("sec-fetch-site", "cross-site")],
+        &[("sec-fetch-site", "none"), ("sec-fetch-site", "Cross-Site")],
         &[("sec-fetch-site", "cross-site"), (ORIGIN.as_str(), "http://localhost")],
         &[(ORIGIN.as_str(), "http://localhost"), (ORIGIN.as_str(), "http://evil.test")],
     ] {
@@ -85,6 +88,8 @@ async fn own_names_and_programs_are_answered(database: Database) {
     let server = start_with_agent(&database, &["registry.example.com"]).await;
     for host in [
         "127.0.0.1",
+        "127.1:8009",
+        "192.168.0.7",
         "[::1]:8009",
         "localhost:8009",
         "registry.localhost",
@@ -131,5 +136,10 @@ async fn beyond_loopback_any_name_is_answered_and_pages_change_nothing(database:
     // Also if the page comes from the very name by which the server is asked.
     let page = [host, (ORIGIN.as_str(), "http://registry.example.org")];
     assert_eq!(send(&server, Method::DELETE, "/agents/a", &page).await.0, 403);
+    let stranger = [(HOST.as_str(), "10.1.2.3"), (ORIGIN.as_str(), "http://203.0.113.5")];
+    assert_eq!(send(&server, Method::DELETE, "/agents/a", &stranger).await.0, 403);
+    // A page of the server's own, at a public address, which no name can be pointed to.
+    let own = [(HOST.as_str(), "203.0.113.5:8009"), (ORIGIN.as_str(), "http://203.0.113.5:8009")];
+    assert_eq!(send(&server, Method::POST, "/agents/a/heartbeat", &own).await.0, 200);
     server.shutdown().await;
 }

@@ -21,13 +21,14 @@ use registry_server::Config;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use crate::support::{Database, client, eventually, on_both_databases, on_postgres};
+use crate::support::{Database, LONG, client, eventually, on_both_databases, on_postgres};
 
 on_both_databases!(
     two_failures_make_an_agent_unhealthy_and_one_success_heals_it,
     agents_that_fail_their_probes_do_not_push_a_living_one_off_the_page,
     whatever_a_hostile_agent_answers_it_is_only_unhealthy,
-    an_agent_that_answers_401_or_redirects_within_itself_is_healthy,
+    what_probes_found_is_forgotten_with_the_address,
+    an_agent_that_answers_401_redirects_within_itself_or_sends_a_page_is_healthy,
     an_answer_of_404_neither_fails_an_agent_nor_heals_it,
     an_agent_is_asked_at_its_health_path,
     an_agent_with_probe_off_is_not_asked_and_an_earlier_failure_is_forgotten,
@@ -230,8 +231,6 @@ async fn whatever_a_hostile_agent_answers_it_is_only_unhealthy(database: Databas
     let server = database.start_with(impatient).await;
     let (client, agents) = (client(&server), Agents::start().await);
     let kinds = [
-        ("endless", "longer than 65536 bytes"),
-        ("long", "longer than 65536 bytes"),
         ("trickle", "no complete answer within 400ms"),
         ("silent", "no complete answer within 400ms"),
         ("redirect", "it answered 302, a redirect to another origin: http://169.254.169.254"),
@@ -258,10 +257,11 @@ async fn whatever_a_hostile_agent_answers_it_is_only_unhealthy(database: Databas
     server.shutdown().await;
 }
 
-async fn an_agent_that_answers_401_or_redirects_within_itself_is_healthy(database: Database) {
+async fn an_agent_that_answers_401_redirects_within_itself_or_sends_a_page_is_healthy(database: Database) {
     let server = database.start_with(probing).await;
     let (client, agents) = (client(&server), Agents::start().await);
-    let kinds = ["401", "403", "301", "302", "303", "307", "308"];
+    // A long page says nothing of its health, and is not read to its end.
+    let kinds = ["401", "403", "301", "302", "303", "307", "308", "endless", "long"];
     for kind in kinds {
         agents.register(&client, kind).await;
     }
@@ -270,6 +270,23 @@ async fn an_agent_that_answers_401_or_redirects_within_itself_is_healthy(databas
         assert!(rounds.iter().all(|probe| probe.ok && probe.detail.is_none()), "{kind}: {rounds:?}");
         assert!(health(&client, kind).await.is_healthy(), "{kind}");
     }
+    server.shutdown().await;
+}
+
+async fn what_probes_found_is_forgotten_with_the_address(database: Database) {
+    let patient = |config: &mut Config| {
+        probing(config);
+        config.probe_timeout = LONG;
+    };
+    let server = database.start_with(patient).await;
+    let (client, agents) = (client(&server), Agents::start().await);
+    let url = |kind: &str| format!("http://127.0.0.1:{}/{kind}", agents.port);
+    agents.register_at(&client, "moving", &url("failing")).await;
+    eventually("it is unhealthy", async || !health(&client, "moving").await.is_healthy()).await;
+    // It is asked there, too, and never answers.
+    agents.register_at(&client, "moving", &url("silent")).await;
+    let found = health(&client, "moving").await;
+    assert!(found.is_healthy() && found.probe.is_none(), "{found:?}");
     server.shutdown().await;
 }
 

@@ -155,7 +155,7 @@ async fn a_list_and_the_changes_after_it_are_the_whole_truth(database: Database)
 
 async fn a_watch_goes_on_where_it_was_after_a_restart(database: Database) {
     let address = lasting_address();
-    let server = database.start_with(|config| config.listen = address).await;
+    let server = database.start_with(|config| config.listen = address.into()).await;
     let client = client(&server);
     let mut watch = client.watch();
     listed(&mut watch).await;
@@ -163,7 +163,7 @@ async fn a_watch_goes_on_where_it_was_after_a_restart(database: Database) {
     assert_eq!(next_change(&mut watch).await.1.agent_id, "before");
     server.shutdown().await;
 
-    let server = database.start_with(|config| config.listen = address).await;
+    let server = database.start_with(|config| config.listen = address.into()).await;
     let patient = client.with_retry(RetryPolicy::discovery());
     patient.register(&agent("after", "work")).await.unwrap();
     loop {

@@ -82,7 +82,7 @@ impl Loop {
                     outcome => outcome.map(|()| Answered::StatusSet),
                 }
             }
-            Request::Maintenance => self.take_out(limit).await.map(|()| Answered::TakenOut),
+            Request::Maintenance => self.take_out(limit).await,
             Request::ReadOwner => {
                 let seen = client.get_agent_once(agent_id, limit).await;
                 seen.map(|record| Answered::Record(Box::new(record)))
@@ -92,18 +92,22 @@ impl Loop {
 
     /// Asks the registry to give the process no more work. One that knows no maintenance sets the status `offline`, which
     /// heartbeats carry from then on.
-    async fn take_out(&self, limit: Duration) -> Result<(), Error> {
+    async fn take_out(&self, limit: Duration) -> Result<Answered, Error> {
         let Shared { agent_id, instance_id, client, .. } = &*self.shared;
         let request = MaintenanceRequest::new("draining").instance_id(instance_id);
         match client.set_maintenance_once(agent_id, &request, limit).await {
             Err(Error::Unsupported { .. }) => {}
-            outcome => return outcome,
+            outcome => return outcome.map(|is_by_other| Answered::TakenOut { is_by_other }),
         }
+        let taken_out = Answered::TakenOut { is_by_other: false };
         let update = StatusUpdate::new(AgentStatus::Offline).instance_id(instance_id);
         match client.update_status_once(agent_id, &update, limit).await {
             // With the basic operations alone there is no way to say it: a heartbeat may make any agent active.
-            Err(Error::Unsupported { .. }) => Ok(()),
-            outcome => outcome.inspect(|()| self.shared.lock().desired.set_status(AgentStatus::Offline)),
+            Err(Error::Unsupported { .. }) => Ok(taken_out),
+            outcome => outcome.map(|()| {
+                self.shared.lock().desired.set_status(AgentStatus::Offline);
+                taken_out
+            }),
         }
     }
 

@@ -126,7 +126,9 @@ impl Loop {
             (Request::Status, Error::Superseded { .. }) if !self.status_needs_registration() => {
                 self.shared.lock().settle(&error);
             }
-            (Request::Maintenance, Error::NotFound { .. } | Error::Superseded { .. }) => self.taken_out(),
+            (Request::Maintenance, Error::NotFound { .. } | Error::Superseded { .. }) => {
+                self.taken_out(false);
+            }
             (Request::Maintenance, _) => self.drain_failed(&error),
             (Request::Heartbeat | Request::Status, Error::Superseded { owner: Some(_), .. }) => {
                 self.contested(&error);
@@ -146,9 +148,10 @@ impl Loop {
     }
 
     /// The registry gives this process no more work: it said so, or has another process or none for the id.
-    pub(super) fn taken_out(&mut self) {
-        self.known.is_out = true;
-        self.drain_timer = Timer::at(Instant::now());
+    pub(super) fn taken_out(&mut self, is_by_other: bool) {
+        self.known.is_out = !is_by_other;
+        // The other may end it at any time.
+        self.drain_timer = Timer::at(Instant::now() + self.pace());
         self.shared.lock().answer_concerned(&Ok(None));
     }
 

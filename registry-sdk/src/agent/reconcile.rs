@@ -87,7 +87,10 @@ pub(super) enum Answered {
     Registered(Box<AgentRecord>),
     Heartbeat(HeartbeatAck),
     StatusSet,
-    TakenOut,
+    TakenOut {
+        /// Whether that is maintenance by somebody else, which may end before the drain.
+        is_by_other: bool,
+    },
     Record(Box<AgentRecord>),
 }
 
@@ -333,7 +336,7 @@ impl Loop {
             Ok(Answered::Registered(record)) => self.acknowledged(version, began, *record),
             Ok(Answered::Heartbeat(ack)) => self.heartbeat_acknowledged(began, &ack),
             Ok(Answered::StatusSet) => self.shared.lock().answer_concerned(&Ok(None)),
-            Ok(Answered::TakenOut) => self.taken_out(),
+            Ok(Answered::TakenOut { is_by_other }) => self.taken_out(is_by_other),
             Ok(Answered::Record(record)) => self.record_read(&record),
             Err(error) => self.failed(request, error),
         }

@@ -7,7 +7,7 @@ use reqwest::Method;
 use super::{RegistryClient, encode, get, path_segment};
 use crate::contract::{AgentRecord, MaintenanceRequest};
 use crate::error::Error;
-use crate::response::Kind;
+use crate::response::{ApiResponse, Kind};
 use crate::transport::{Body, Request};
 
 const SET: &str = "PUT /agents/{id}/maintenance";
@@ -37,7 +37,7 @@ impl RegistryClient {
         agent_id: &str,
         request: &MaintenanceRequest,
     ) -> Result<AgentRecord, Error> {
-        self.ask(Self::maintenance(agent_id, request)?).await.map_err(|error| unless_supported(error, SET))
+        self.ask(Self::maintenance(agent_id, request)?).await
     }
 
     /// Ends an agent's maintenance. That there is none is no error.
@@ -56,19 +56,24 @@ impl RegistryClient {
         let mut request = get(Kind::OfAgent, ["agents", path_segment(agent_id)?, "maintenance"]);
         request.method = Method::DELETE;
         request.kind = Kind::Optional(END);
-        self.ask(request).await.map_err(|error| unless_supported(error, END))
+        self.ask(request).await
     }
 
-    /// Takes an agent out in one attempt of limited length. Any success counts, whatever its body.
+    /// Takes an agent out in one attempt of limited length. Any success counts, whatever its body. Returns whether an earlier
+    /// maintenance goes on instead, which belongs to the agent and not to a process.
     pub(crate) async fn set_maintenance_once(
         &self,
         agent_id: &str,
         request: &MaintenanceRequest,
         limit: Duration,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let request = Self::maintenance(agent_id, request)?;
-        let outcome = self.transport.send_within(&request, limit, |_| Ok(())).await;
-        outcome.map_err(|error| unless_supported(error, SET))
+        let is_of_agent = |response: &ApiResponse| {
+            let record = serde_json::from_slice::<AgentRecord>(&response.body).ok();
+            let maintenance = record.and_then(|record| record.maintenance);
+            Ok(maintenance.is_some_and(|maintenance| maintenance.instance_id.is_none()))
+        };
+        self.transport.send_within(&request, limit, is_of_agent).await
     }
 
     fn maintenance(agent_id: &str, body: &MaintenanceRequest) -> Result<Request, Error> {
@@ -77,14 +82,5 @@ impl RegistryClient {
         request.body = Some(Body::Fixed(encode(body)?));
         request.kind = Kind::Optional(SET);
         Ok(request)
-    }
-}
-
-/// Tells a registry of an earlier version, which answers 404 in the contract's form and names the path, from one that does not
-/// know the agent.
-fn unless_supported(error: Error, operation: &'static str) -> Error {
-    match error {
-        Error::NotFound { detail } if detail.contains("/maintenance") => Error::Unsupported { operation },
-        error => error,
     }
 }

@@ -19,7 +19,15 @@ const MAX_LABEL: usize = 63;
 /// What is wrong, and what to write instead.
 pub(super) fn check_base_url(text: &str) -> Result<(), String> {
     let authority = authority(text)?;
-    let no_host = || format!("{authority:?} is no host name or address: {EXAMPLE}");
+    let no_host = || {
+        if authority.contains(['{', '}', '$', '<', '>', '*']) {
+            return format!("{authority:?} is a placeholder that was not filled in: {EXAMPLE}");
+        }
+        format!(
+            "{authority:?} is no host name or address (a name has letters, digits, - and _ in parts of up to {MAX_LABEL}): \
+             {EXAMPLE}"
+        )
+    };
     let url = match Url::parse(text) {
         // A percent sign is no part of a name. The parser would decode it.
         Ok(url) if !authority.contains('%') => url,
@@ -46,7 +54,7 @@ fn authority(text: &str) -> Result<&str, String> {
         return Err("must have no backslash: write it with slashes, such as http://agent:8002/v1".to_owned());
     }
     if text.contains(|character: char| character.is_whitespace() || character.is_control()) {
-        return Err("must have no white space, such as http://agent:8002".to_owned());
+        return Err("must have no white space or control characters, such as http://agent:8002".to_owned());
     }
     let (scheme, rest) = text.split_once("://").unwrap_or_default();
     if !is_http(scheme) {

@@ -37,7 +37,7 @@ pub use instances::{Instances, Owner};
 pub use maintenance::Maintenance;
 pub use maintenance_request::MaintenanceRequest;
 pub use own_health::{DEFAULT_HEALTH_PATH, HealthAnswer, MAX_HEALTH_REDIRECTS, ProbeMode, health_url};
-pub use problem::{FieldError, Problem, ValidationError};
+pub use problem::{FieldError, Problem, UNKNOWN_PATH_DETAIL, ValidationError};
 pub use registration::Registration;
 pub use stats::RegistryStats;
 pub use time::{ParseTimestampError, Timestamp};

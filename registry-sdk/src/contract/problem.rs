@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::instances::Owner;
 
+/// How the detail of a problem begins that says that there is no such path, in distinction from no such agent.
+pub const UNKNOWN_PATH_DETAIL: &str = "there is nothing at ";
+
 /// What is wrong with one field.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -158,15 +158,15 @@ impl Check {
     }
 
     fn address(&mut self, given: &Registration) {
-        self.text("base_url", &given.base_url, 1, limits::BASE_URL);
-        if let Err(message) = check_base_url(&given.base_url) {
-            self.fail("base_url", message);
+        let Registration { base_url, health_path, .. } = given;
+        let error = text_error(base_url, 1, limits::BASE_URL).or_else(|| check_base_url(base_url).err());
+        if let Some(error) = error {
+            self.fail("base_url", error);
         }
-        if let Some(path) = &given.health_path {
-            self.text("health_path", path, 1, limits::HEALTH_PATH);
-            if let Err(message) = check_health_path(path) {
-                self.fail("health_path", message);
-            }
+        let Some(path) = health_path else { return };
+        let error = text_error(path, 1, limits::HEALTH_PATH).or_else(|| check_health_path(path).err());
+        if let Some(error) = error {
+            self.fail("health_path", error);
         }
     }
 

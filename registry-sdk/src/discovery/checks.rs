@@ -10,7 +10,7 @@ use super::query::HealthSource;
 use super::selection::SkipReason;
 use crate::client::RegistryClient;
 use crate::contract::{HealthAnswer, MAX_HEALTH_REDIRECTS, ProbeMode, UnhealthyReason, health_url};
-use crate::http::{HttpClients, read_bounded};
+use crate::http::{HttpClients, Unread, read_bounded};
 
 /// Maximum length of an agent's own health report in bytes.
 const MAX_REPORT: usize = 64 * 1_024;
@@ -88,7 +88,9 @@ impl HealthCheck<'_> {
             match HealthAnswer::of_head(response.url(), response.status().as_u16(), location) {
                 HealthAnswer::Success => {
                     let forever = crate::retry::deadline_after(Instant::now(), Duration::MAX);
-                    let body = read_bounded(response, MAX_REPORT, forever).await.ok()?;
+                    // A longer one is a page rather than a report, which says nothing of its health.
+                    let read = read_bounded(response, MAX_REPORT, forever).await;
+                    let (Ok(body) | Err(Unread::TooLong(body))) = read else { return None };
                     let is_unhealthy = HealthAnswer::says_unhealthy(&body);
                     return Some(if is_unhealthy { Report::Unhealthy } else { Report::Healthy });
                 }

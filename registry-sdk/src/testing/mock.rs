@@ -166,10 +166,8 @@ impl MockRegistry {
         self.shared.ends.send_replace(StreamEnd::Overrun);
     }
 
-    /// Ends the event streams that are open with `draining`, like a server that is about to stop, and answers further ones
-    /// with 503. [`MockRegistry::heal`] ends it.
+    /// Ends the event streams that are open with `draining`, like a server that is about to stop.
     pub fn drain_event_streams(&self) {
-        self.lock().refusal = Some(503);
         self.shared.ends.send_replace(StreamEnd::Draining);
     }
 

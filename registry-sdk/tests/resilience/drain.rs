@@ -85,6 +85,34 @@ async fn a_draining_agent_takes_itself_out_and_waits_for_its_tasks() {
     assert_eq!(registry.client().search_capabilities("work").await.unwrap().len(), 1);
 }
 
+/// An operator's maintenance goes on beside the drain, and may end before it.
+#[tokio::test(start_paused = true)]
+async fn a_draining_agent_stays_out_when_the_maintenance_of_an_operator_ends() {
+    for ends_by_itself in [true, false] {
+        let registry = MockRegistry::start().await;
+        let (agent, operator) = (running(&registry).await, registry.client());
+        let reason = || registry.agent("a").unwrap().maintenance.unwrap().reason;
+        let mut request = MaintenanceRequest::new("upgrade");
+        request.duration = ends_by_itself.then_some(3 * INTERVAL);
+        operator.set_maintenance("a", &request).await.unwrap();
+        let task = agent.tasks().begin();
+        let draining = drain(&agent);
+        sleep(2 * INTERVAL).await;
+        assert_eq!(reason(), "upgrade");
+        if !ends_by_itself {
+            operator.end_maintenance("a").await.unwrap();
+        }
+        sleep(3 * INTERVAL).await;
+        assert_eq!(reason(), "draining");
+        let before = registry.request_log().0.len();
+        sleep(10 * INTERVAL).await;
+        let sent = &registry.request_log().0[before..];
+        assert!(sent.iter().all(|one| one.path.ends_with("/heartbeat")), "and it asks no more");
+        drop(task);
+        draining.await.unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_drain_ends_after_its_limit() {
     let registry = MockRegistry::start().await;

@@ -40,7 +40,7 @@ const MAX_HEADERS: usize = 64;
 const MAX_BUFFER_BYTES: usize = MAX_HEADER_BYTES;
 
 /// Maximum number of connections over the limit that are answered; further ones are just closed.
-const MAX_CONCURRENT_REJECTIONS: usize = 64;
+pub(crate) const MAX_CONCURRENT_REJECTIONS: usize = 64;
 
 /// The IP address of the other end of the connection, as a request extension.
 #[derive(Clone, Copy, Debug)]

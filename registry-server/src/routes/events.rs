@@ -46,7 +46,6 @@ pub(super) async fn watch_events(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let after = last_event_id(&headers)?;
-    registry.check_ready()?;
     let permit = registry.admission().acquire_event_stream().ok_or(Error::TooManyStreams)?;
     let cursor = registry.cursor(after).await;
     let changed = registry.subscribe();

@@ -83,7 +83,7 @@ pub(super) async fn get_readiness(State(registry): State<Arc<Registry>>) -> Resu
 #[utoipa::path(
     get, path = "/stats", tag = "discovery",
     responses((status = 200, description = "The counts.", body = RegistryStats, example = json!({"total_agents": 3, "active_agents": 2,
-        "busy_agents": 0, "offline_agents": 1, "stale_agents": 1, "total_capabilities": 5,
+        "busy_agents": 0, "offline_agents": 1, "stale_agents": 1, "maintenance_agents": 0, "total_capabilities": 5,
         "distinct_capabilities": 4})), Busy, Always),
 )]
 pub(super) async fn get_stats(

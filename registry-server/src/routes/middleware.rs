@@ -59,7 +59,7 @@ pub(super) async fn handle(
     let started = Instant::now();
     let id = request.headers().get(REQUEST_ID).cloned().or_else(|| middleware.request_ids.next());
     let path = request.extensions().get::<MatchedPath>().cloned();
-    let method = method_label(request.method());
+    let (method, version) = (method_label(request.method()), request.version());
     let span = tracing::debug_span!("request", id = ?id, method, path = request.uri().path());
     let outcome =
         AssertUnwindSafe(middleware.admit(request, next)).catch_unwind().instrument(span.clone()).await;
@@ -73,6 +73,8 @@ pub(super) async fn handle(
     }
     if middleware.registry.drain().has_begun() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        // Otherwise hyper adds `keep-alive` for clients of HTTP/1.0 that ask for it.
+        *response.version_mut() = version;
     }
     let elapsed = started.elapsed();
     // Labelled by route, not by path: callers can make up any number of paths.
@@ -101,40 +103,43 @@ impl Middleware {
         let peer = request.extensions().get::<PeerAddr>();
         let address =
             peer.map(|PeerAddr(peer)| self.trusted_proxies.client_address(*peer, request.headers()));
-        let caller = self.authenticator.authenticate(request, address);
-        let caller = caller.map_err(|failure| self.unauthorized(&failure, address))?;
-        self.check_rate(request, &caller)?;
-        Ok(caller)
+        match self.authenticator.authenticate(request, address) {
+            Ok(caller) => {
+                self.check_rate(request, caller.name(), address)?;
+                Ok(caller)
+            }
+            Err(Unauthenticated::NoToken) => {
+                self.check_rate(request, None, address)?;
+                Err(ApiError::new(StatusCode::UNAUTHORIZED, "send a token: Authorization: Bearer …"))
+            }
+            Err(Unauthenticated::WrongToken) => Err(self.wrong_token(address)),
+        }
     }
 
     /// Counts wrong tokens towards a limit of their own, so that guessing takes nothing from clients at the same address.
-    fn unauthorized(&self, failure: &Unauthenticated, address: Option<IpAddr>) -> ApiError {
-        let detail = match failure {
-            Unauthenticated::NoToken => "send a token: Authorization: Bearer …",
-            Unauthenticated::WrongToken => {
-                if let Some(address) = address
-                    && let Err(wait) = self.registry.admission().count_wrong_token(address)
-                {
-                    let detail = "too many tokens from this address are unknown or have expired; check the token, and wait";
-                    return ApiError::too_many_requests(detail, wait);
-                }
-                "the token is unknown, or has expired"
+    fn wrong_token(&self, address: Option<IpAddr>) -> ApiError {
+        match address.map_or(Ok(()), |address| self.registry.admission().count_wrong_token(address)) {
+            Ok(()) => ApiError::new(StatusCode::UNAUTHORIZED, "the token is unknown, or has expired"),
+            Err(wait) => {
+                let detail = "too many tokens from this address are unknown or have expired; check the token, and wait";
+                ApiError::too_many_requests(detail, wait)
             }
-        };
-        ApiError::new(StatusCode::UNAUTHORIZED, detail)
+        }
     }
 
-    /// Counts the request towards its client's rate limit.
-    fn check_rate(&self, request: &Request, caller: &Caller) -> Result<(), ApiError> {
+    /// Counts the request towards the rate limit of its client: its token, or else its address.
+    fn check_rate(
+        &self,
+        request: &Request,
+        token: Option<&str>,
+        address: Option<IpAddr>,
+    ) -> Result<(), ApiError> {
         let admission = self.registry.admission();
         if !admission.has_rate_limit() || is_health_check(request.uri().path()) {
             return Ok(());
         }
-        let address = || caller.address.map(ClientKey::from_address);
-        let Some(client) = caller.name().map(|name| ClientKey::Token(name.to_owned())).or_else(address)
-        else {
-            return Ok(());
-        };
+        let client = token.map(|name| ClientKey::Token(name.to_owned()));
+        let Some(client) = client.or_else(|| address.map(ClientKey::from_address)) else { return Ok(()) };
         admission.check_rate(&client).map_err(|wait| {
             let detail = "this client sends more requests than it may; wait, and send fewer";
             ApiError::too_many_requests(detail, wait)

@@ -26,6 +26,7 @@ use axum::http::header::CONNECTION;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::get;
+use registry_sdk::contract::UNKNOWN_PATH_DETAIL;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -83,7 +84,7 @@ pub(crate) fn rejecting_router() -> Router {
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {
-    ApiError::not_found(format!("there is nothing at {}", uri.path()))
+    ApiError::not_found(format!("{UNKNOWN_PATH_DETAIL}{}", uri.path()))
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {

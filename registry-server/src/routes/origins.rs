@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use axum::extract::Request;
 use axum::http::header::{HOST, ORIGIN};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderName, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::auth::is_health_check;
 use super::problem::ApiError;
@@ -41,8 +41,9 @@ impl Origins {
     fn check_host(&self, request: &Request) -> Result<(), ApiError> {
         // A target with a host in it comes before the header (RFC 9112, section 3.2.2).
         let target = request.uri().authority().map(Authority::as_str);
-        let named = request.headers().get_all(HOST).iter().map(|host| host.to_str().unwrap_or_default());
-        match target.into_iter().chain(named).find(|host| !self.is_own(host)) {
+        let named = request.headers().get_all(HOST).iter().map(|host| host.to_str().unwrap_or("?.?"));
+        let is_other = |host: &&str| !host.is_empty() && !self.is_own(host);
+        match target.into_iter().chain(named).find(is_other) {
             None => Ok(()),
             Some(host) => Err(ApiError::new(
                 StatusCode::MISDIRECTED_REQUEST,
@@ -59,12 +60,13 @@ impl Origins {
         for origin in headers.get_all(ORIGIN) {
             let origin = origin.to_str().unwrap_or_default();
             let host = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
-            if !host.is_some_and(|host| self.is_own(host)) {
+            if !host.is_some_and(|host| self.is_own(host) && !is_of_stranger(host, headers)) {
                 return Err(forbidden(&format!("of the origin {origin:?}")));
             }
         }
         // Fetch Metadata Request Headers, section 2.4 (<https://www.w3.org/TR/fetch-metadata/#sec-fetch-site-header>).
-        if headers.get(SEC_FETCH_SITE).is_some_and(|site| site == "cross-site") {
+        let is_cross_site = |site: &HeaderValue| site.as_bytes().eq_ignore_ascii_case(b"cross-site");
+        if headers.get_all(SEC_FETCH_SITE).iter().any(is_cross_site) {
             return Err(forbidden("of another site"));
         }
         Ok(())
@@ -73,21 +75,38 @@ impl Origins {
     /// Whether a host, with or without a port, is an address or a name that no outsider can point here.
     fn is_own(&self, host: &str) -> bool {
         let Some(name) = without_port(host) else { return false };
+        let name = name.strip_suffix('.').unwrap_or(name);
         if name.parse::<IpAddr>().is_ok() {
             return true;
         }
-        let name = name.strip_suffix('.').unwrap_or(name);
         let is_below = |top: &str| {
             let start = name.len().checked_sub(top.len());
             start.and_then(|start| name.get(start..)).is_some_and(|end| end.eq_ignore_ascii_case(top))
         };
+        // No top-level domain is a number, but a short form of an address such as `127.1` ends with one.
+        let is_number = |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_digit());
         // `localhost` has no dot. Names below it never leave the machine (RFC 6761, section 6.3), and nobody can register
         // one below `internal` (ICANN resolution 2024.07.29.06).
         !name.is_empty() && !name.contains('.')
+            || name.rsplit('.').next().is_some_and(is_number)
             || is_below(".localhost")
             || is_below(".internal")
             || self.allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(name))
     }
+}
+
+/// Whether the host of an origin is a public address that is not the server's: anybody can have pages at such a one.
+fn is_of_stranger(host: &str, headers: &HeaderMap) -> bool {
+    let address = |host| without_port(host).and_then(|name| name.parse::<IpAddr>().ok());
+    let Some(origin) = address(host).map(|address| address.to_canonical()) else { return false };
+    let is_private = match origin {
+        IpAddr::V4(address) => address.is_loopback() || address.is_private() || address.is_link_local(),
+        IpAddr::V6(address) => {
+            address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local()
+        }
+    };
+    let own = headers.get(HOST).and_then(|host| address(host.to_str().ok()?));
+    !is_private && own != Some(origin)
 }
 
 fn forbidden(whose: &str) -> ApiError {
@@ -124,6 +143,9 @@ mod tests {
             "localhost",
             "LocalHost:1",
             "localhost.",
+            "127.0.0.1.",
+            "127.1:8009",
+            "2130706433",
             "a.b.localhost:80",
             "agent-registry:8009",
             "registry.internal",
@@ -138,6 +160,8 @@ mod tests {
             ":8009",
             ".",
             "evil.test",
+            "1.evil.test",
+            "evil.1a",
             "evil.test:8009",
             "evil.test.",
             "localhost.evil.test",

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use registry_sdk::AgentFilter;
-use registry_sdk::contract::{AgentStatus, Instances, Maintenance, ProbeMode, Registration, Timestamp};
+use registry_sdk::contract::{
+    AgentStatus, DEFAULT_HEALTH_PATH, Instances, Maintenance, ProbeMode, Registration, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Capabilities, LogEntry, Metadata, Position, RegistrationTag};
@@ -88,8 +90,10 @@ impl StoredAgent {
 
     /// Whether what probes of one found also holds for the other: it is the same process at the same URL.
     pub(crate) fn has_same_probes(&self, other: &Self) -> bool {
+        let path = |agent: &Self| agent.health_path.clone().unwrap_or_else(|| DEFAULT_HEALTH_PATH.to_owned());
         self.base_url == other.base_url
-            && self.health_path == other.health_path
+            && path(self) == path(other)
+            && self.may_be_probed() == other.may_be_probed()
             && self.instance_id == other.instance_id
     }
 

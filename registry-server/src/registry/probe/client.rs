@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::http::header::{CONTENT_LENGTH, LOCATION};
+use axum::http::header::LOCATION;
 use reqwest::redirect::Policy;
 use tokio::time::{Instant, timeout};
 use url::Host;
@@ -11,7 +11,7 @@ use super::address_filter::AddressFilter;
 use crate::store::StoredAgent;
 use registry_sdk::contract::{HealthAnswer, MAX_HEALTH_REDIRECTS, health_url};
 
-/// Maximum size of a response.
+/// Size of a response after which no more of it is read.
 const MAX_RESPONSE_BYTES: usize = 64 * 1_024;
 
 /// Maximum length of a failure's detail, in characters.
@@ -114,18 +114,12 @@ impl ProbeClient {
     }
 }
 
+/// Reads the beginning of a response. A longer one is a page rather than a report, which says nothing of its health.
 async fn read_body(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
-    let too_long = || format!("its answer is longer than {MAX_RESPONSE_BYTES} bytes");
-    let content_length =
-        response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if content_length.is_some_and(|length: usize| length > MAX_RESPONSE_BYTES) {
-        return Err(too_long());
-    }
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(root_cause)? {
-        if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
-            return Err(too_long());
-        }
+    while body.len() < MAX_RESPONSE_BYTES
+        && let Some(chunk) = response.chunk().await.map_err(root_cause)?
+    {
         body.extend_from_slice(&chunk);
     }
     Ok(body)

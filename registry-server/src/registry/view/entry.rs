@@ -105,6 +105,9 @@ impl Liveness {
         } else {
             Arc::new(Self::new(agent.last_heartbeat))
         };
+        if !previous.agent.has_same_probes(agent) {
+            liveness.report.lock().probe = None;
+        }
         // Memory may have a heartbeat that was not in the row yet.
         liveness.record_heartbeat(previous.liveness.last_heartbeat(), now);
         liveness.record_heartbeat(agent.last_heartbeat, now);
