@@ -42,6 +42,9 @@ const MAX_BUFFER_BYTES: usize = MAX_HEADER_BYTES;
 /// Maximum number of connections over the limit that are answered; further ones are just closed.
 pub(crate) const MAX_CONCURRENT_REJECTIONS: usize = 64;
 
+/// Time that such a connection has: clients that say nothing must not keep the places of others.
+const REJECTION_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// The IP address of the other end of the connection, as a request extension.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PeerAddr(pub(crate) IpAddr);
@@ -71,9 +74,9 @@ impl ConnectionServer {
                 accepted = listener.accept() => accepted,
                 () = self.shutdown.cancelled() => break,
             };
-            let (router, permit) = if let Ok(permit) = permits.clone().try_acquire_owned() {
+            let (router, permit, limit) = if let Ok(permit) = permits.clone().try_acquire_owned() {
                 is_full = false;
-                (&self.router, permit)
+                (&self.router, permit, None)
             } else {
                 if !std::mem::replace(&mut is_full, true) {
                     tracing::warn!(
@@ -82,11 +85,16 @@ impl ConnectionServer {
                     );
                 }
                 let Ok(permit) = rejections.clone().try_acquire_owned() else { continue };
-                (&self.rejecting_router, permit)
+                (&self.rejecting_router, permit, Some(REJECTION_TIMEOUT))
             };
             let (router, shutdown) = (router.clone(), self.shutdown.clone());
             let served = serve_connection(io, peer, router, shutdown, permit);
-            tasks.spawn(abort.clone().run_until_cancelled_owned(served));
+            tasks.spawn(abort.clone().run_until_cancelled_owned(async move {
+                match limit {
+                    Some(limit) => drop(timeout(limit, served).await),
+                    None => served.await,
+                }
+            }));
         }
         drop(listener);
         self.drain.begin();
