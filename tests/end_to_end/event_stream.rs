@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use registry_sdk::contract::{Capability, Registration};
+use registry_sdk::contract::{AgentStatus, Capability, Registration};
 use reqwest::header::CONTENT_TYPE;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -146,11 +146,10 @@ async fn who_reads_too_slowly_is_dropped_with_a_last_event(database: Database) {
         big = big.capability(Capability::new(format!("c{number}")).description("x".repeat(1_000)));
     }
     let began = Instant::now();
-    client(&server).register(&big).await.unwrap();
-    let (http, url) = (reqwest::Client::new(), format!("{}/agents/big/status", server.url()));
-    for status in ["busy", "active"].into_iter().cycle().take(200) {
-        let changed = http.put(&url).json(&json!({"status": status})).send().await.unwrap();
-        changed.error_for_status().unwrap();
+    let client = client(&server);
+    client.register(&big).await.unwrap();
+    for status in [AgentStatus::Busy, AgentStatus::Active].into_iter().cycle().take(200) {
+        client.update_status("big", status).await.unwrap();
     }
     let mut rest = Vec::new();
     timeout(LONG, slow.read_to_end(&mut rest)).await.expect("it is closed").unwrap();
