@@ -116,6 +116,10 @@ pub struct Config {
     #[arg(long = "trusted-proxy", value_name = "CIDR", env = "REGISTRY_TRUSTED_PROXY", value_parser = parse_network, value_delimiter = ',')]
     pub trusted_proxies: Vec<IpNet>,
 
+    /// Log every request, at the level info. Changes are logged in any case.
+    #[arg(long, env = "REGISTRY_ACCESS_LOG")]
+    pub access_log: bool,
+
     /// Maximum number of connections; further ones get 503. The system's open-file limit applies as well.
     #[arg(
         long,
@@ -191,6 +195,7 @@ impl Default for Config {
             drain_delay: Duration::ZERO,
             allowed_hosts: Vec::new(),
             trusted_proxies: Vec::new(),
+            access_log: false,
             max_connections: NonZeroUsize::MIN.saturating_add(16_383),
             rate_limit: None,
             probe_interval: None,

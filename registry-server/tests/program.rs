@@ -169,6 +169,58 @@ async fn it_listens_on_names_and_prefers_ipv4() {
     }
 }
 
+#[tokio::test]
+async fn every_change_is_logged_with_its_request_token_and_outcome() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = run(&["token", "new", "--name", "ci", "--scope", "agent", "--agent", "agent-*"]);
+    let text = String::from_utf8(made.stdout).unwrap();
+    let token = text.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned();
+    let file = folder.path().join("tokens.toml");
+    std::fs::write(&file, &text).unwrap();
+    let flags = ["--tokens-file", &file.display().to_string(), "--access-log"];
+    let running = Running::start_with(&folder.path().join("registry.db"), &flags);
+    let send = async |method: reqwest::Method, path: &str, body: String| {
+        let request = reqwest::Client::new().request(method, format!("{}{path}", running.url));
+        let request = request.bearer_auth(&token).header("x-request-id", "the-request").body(body);
+        let answer = request.header("content-type", "application/json").send().await.unwrap();
+        assert_eq!(answer.headers()["x-request-id"], "the-request");
+    };
+    let registration = |number| serde_json::to_string(&registration(number)).unwrap();
+    let other = serde_json::to_string(&Registration::new("other", "Other", "http://a:1")).unwrap();
+    for (method, path, body, agent_id, change, outcome) in [
+        ("POST", "/register", registration(1), "agent-1", "register at http://agent:8000", "changed"),
+        ("POST", "/register", other, "other", "register at http://a:1", "does not allow"),
+        (
+            "PUT",
+            "/agents/agent-1/status",
+            r#"{"status":"busy"}"#.to_owned(),
+            "agent-1",
+            "set the status busy",
+            "changed",
+        ),
+        (
+            "PUT",
+            "/agents/agent-1/maintenance",
+            r#"{"reason":"disk\n"}"#.to_owned(),
+            "agent-1",
+            "begin maintenance: \"disk\\n\"",
+            "changed",
+        ),
+        ("DELETE", "/agents/agent-1/maintenance", String::new(), "agent-1", "end maintenance", "changed"),
+        ("DELETE", "/agents/agent-1", String::new(), "agent-1", "remove", "changed"),
+        ("DELETE", "/agents/agent-1", String::new(), "agent-1", "remove", "no agent"),
+    ] {
+        send(method.parse().unwrap(), path, body).await;
+        let line = running.logged(" an agent");
+        for expected in ["INFO", "the-request", "token=\"ci\"", "client=127.0.0.1", agent_id, change, outcome]
+        {
+            assert!(line.contains(expected), "{expected}: {line}");
+        }
+        let line = running.logged("request finished");
+        assert!(line.contains("INFO") && line.contains(path) && line.contains("the-request"), "{line}");
+    }
+}
+
 /// Each line of the log stands for itself: the next registration of another agent marks its end.
 #[tokio::test]
 async fn loopback_addresses_of_agents_elsewhere_are_logged_once() {

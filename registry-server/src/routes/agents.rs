@@ -63,20 +63,21 @@ pub(super) async fn register(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let registration = Registration::from_json(body.bytes()).map_err(|error| malformed(&error))??;
-    caller.check_may_act_for(&registration.agent_id)?;
-    if let Some(client) = caller.address.filter(|client| !client.is_loopback())
-        && is_loopback(&registration.base_url)
-        && !registry.is_registered_at(&registration.agent_id, &registration.base_url)
-    {
+    let (agent_id, base_url) = (registration.agent_id.clone(), registration.base_url.clone());
+    let elsewhere = caller.address.filter(|client| !client.is_loopback());
+    let is_news = elsewhere.is_some() && !registry.is_registered_at(&agent_id, &base_url);
+    let change = format!("register at {base_url}");
+    let record = caller.change(&agent_id, change, registry.register(registration)).await?;
+    if is_news && is_loopback(&base_url) {
         tracing::warn!(
-            agent_id = registration.agent_id,
-            base_url = registration.base_url,
-            %client,
-            "an agent on another host registers a loopback address, by which its callers reach only themselves; it should \
+            agent_id,
+            base_url,
+            client = elsewhere.map(tracing::field::display),
+            "an agent on another host registered a loopback address, by which its callers reach only themselves; it should \
              register a name or address of its own host"
         );
     }
-    Ok(json(registry.register(registration).await?))
+    Ok(json(record))
 }
 
 /// Whether a URL leads to the host of whoever asks for it.
@@ -142,9 +143,10 @@ pub(super) async fn update_status(
     caller: Caller,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    caller.check_may_act_for(&id)?;
     let update = StatusUpdate::from_json(body.bytes()).map_err(|error| malformed(&error))??;
-    Ok(json(registry.update_status(&id, update).await?))
+    let ends = if update.is_final { ", for good" } else { "" };
+    let change = format!("set the status {}{ends}", update.status);
+    Ok(json(caller.change(&id, change, registry.update_status(&id, update)).await?))
 }
 
 /// Returns one agent's record.
@@ -172,7 +174,6 @@ pub(super) async fn deregister(
     AgentId(id): AgentId,
     caller: Caller,
 ) -> Result<StatusCode, ApiError> {
-    caller.check_may_act_for(&id)?;
-    registry.deregister(&id).await?;
+    caller.change(&id, "remove", registry.deregister(&id)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

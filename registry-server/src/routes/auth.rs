@@ -1,5 +1,6 @@
 //! Authentication and authorization of requests.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,12 +9,13 @@ use std::time::SystemTime;
 use axum::extract::{FromRequestParts, Request};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::dashboard;
 use super::problem::ApiError;
+use crate::registry::Error;
 use crate::tokens::{Token, Tokens, TokensError};
 
 /// Whether a path is for those who watch over the server. It always gets an answer.
@@ -42,6 +44,8 @@ pub(crate) struct Authenticator {
 pub(super) struct Caller {
     /// Address of the client.
     pub(super) address: Option<IpAddr>,
+    /// Id of the request, as in the log and in the response.
+    request_id: Option<HeaderValue>,
     /// `None` if no tokens file is configured, or the path is public.
     bearer: Option<Bearer>,
 }
@@ -84,23 +88,44 @@ impl Authenticator {
         self.file.is_none()
     }
 
-    /// Returns the caller at an address.
+    /// Returns the caller of a request from an address.
     pub(super) fn authenticate(
         &self,
         request: &Request,
+        request_id: Option<HeaderValue>,
         address: Option<IpAddr>,
     ) -> Result<Caller, Unauthenticated> {
         if self.is_disabled() || is_public(request.uri().path()) {
-            return Ok(Caller { address, bearer: None });
+            return Ok(Caller { address, request_id, bearer: None });
         }
         let tokens = self.tokens.read().clone();
         let presented = bearer(request.headers()).ok_or(Unauthenticated::NoToken)?;
         let token = tokens.find(presented, SystemTime::now()).ok_or(Unauthenticated::WrongToken)?;
-        Ok(Caller { address, bearer: Some(Bearer { token, reloaded: self.reloaded.subscribe() }) })
+        let bearer = Bearer { token, reloaded: self.reloaded.subscribe() };
+        Ok(Caller { address, request_id, bearer: Some(bearer) })
     }
 }
 
 impl Caller {
+    /// Makes a change of an agent if the caller is authorized for it, and logs who asked for what, and the outcome.
+    pub(super) async fn change<T>(
+        &self,
+        agent_id: &str,
+        change: impl fmt::Display,
+        make: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, ApiError> {
+        let outcome = match self.check_may_act_for(agent_id) {
+            Ok(()) => make.await.map_err(ApiError::from),
+            Err(denied) => Err(denied),
+        };
+        let error = outcome.as_ref().err().map(ApiError::detail);
+        let request_id = self.request_id.as_ref().and_then(|id| id.to_str().ok());
+        let client = self.address.map(tracing::field::display);
+        let message = if error.is_none() { "changed an agent" } else { "did not change an agent" };
+        tracing::info!(request_id, token = self.name(), client, agent_id, %change, error, "{message}");
+        outcome
+    }
+
     /// Rejects the write if the caller is not authorized for the agent.
     pub(super) fn check_may_act_for(&self, agent_id: &str) -> Result<(), ApiError> {
         match &self.bearer {

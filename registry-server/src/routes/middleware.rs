@@ -18,7 +18,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use registry_sdk::contract::STALE_HEADER;
-use tracing::Instrument;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 use super::auth::{Authenticator, Caller, Unauthenticated, is_health_check};
 use super::client_address::TrustedProxies;
@@ -60,9 +61,11 @@ pub(super) async fn handle(
     let id = request.headers().get(REQUEST_ID).cloned().or_else(|| middleware.request_ids.next());
     let path = request.extensions().get::<MatchedPath>().cloned();
     let (method, version) = (method_label(request.method()), request.version());
-    let span = tracing::debug_span!("request", id = ?id, method, path = request.uri().path());
-    let outcome =
-        AssertUnwindSafe(middleware.admit(request, next)).catch_unwind().instrument(span.clone()).await;
+    let span = middleware.span(&request, id.as_ref());
+    let outcome = AssertUnwindSafe(middleware.admit(request, id.clone(), &span, next))
+        .catch_unwind()
+        .instrument(span.clone())
+        .await;
     let mut response = outcome.unwrap_or_else(|cause| panic_response(id.as_ref(), &*cause));
     let status = response.status();
     if let Some(stale) = middleware.registry.stale_for().filter(|_| matches!(method, "GET" | "HEAD")) {
@@ -80,14 +83,36 @@ pub(super) async fn handle(
     // Labelled by route, not by path: callers can make up any number of paths.
     let route = path.as_ref().map_or("unmatched", MatchedPath::as_str);
     middleware.registry.metrics().record_request(method, route, status.as_str(), elapsed);
-    tracing::debug!(parent: &span, status = status.as_u16(), ?elapsed, "request finished");
+    let status = status.as_u16();
+    if middleware.registry.config().access_log {
+        tracing::info!(parent: &span, status, ?elapsed, "request finished");
+    } else {
+        tracing::debug!(parent: &span, status, ?elapsed, "request finished");
+    }
     response
 }
 
 impl Middleware {
+    /// Returns the span of a request, to which the log of its handling belongs. The client's address and token are added later.
+    fn span(&self, request: &Request, id: Option<&HeaderValue>) -> Span {
+        let (id, method, path) =
+            (id.and_then(|id| id.to_str().ok()), request.method().as_str(), request.uri().path());
+        if self.registry.config().access_log {
+            tracing::info_span!("request", id, method, path, client = Empty, token = Empty)
+        } else {
+            tracing::debug_span!("request", id, method, path, client = Empty, token = Empty)
+        }
+    }
+
     /// Runs the handler if the origin, the credentials and the rate limit allow it.
-    async fn admit(&self, mut request: Request, next: Next) -> Response {
-        match self.check(&request) {
+    async fn admit(
+        &self,
+        mut request: Request,
+        id: Option<HeaderValue>,
+        span: &Span,
+        next: Next,
+    ) -> Response {
+        match self.check(&request, id, span) {
             Ok(caller) => {
                 request.extensions_mut().insert(caller);
                 next.run(request).await
@@ -96,15 +121,17 @@ impl Middleware {
         }
     }
 
-    fn check(&self, request: &Request) -> Result<Caller, ApiError> {
+    fn check(&self, request: &Request, id: Option<HeaderValue>, span: &Span) -> Result<Caller, ApiError> {
         if let Some(origins) = &self.origins {
             origins.check(request)?;
         }
         let peer = request.extensions().get::<PeerAddr>();
         let address =
             peer.map(|PeerAddr(peer)| self.trusted_proxies.client_address(*peer, request.headers()));
-        match self.authenticator.authenticate(request, address) {
+        span.record("client", address.map(tracing::field::display));
+        match self.authenticator.authenticate(request, id, address) {
             Ok(caller) => {
+                span.record("token", caller.name());
                 self.check_rate(request, caller.name(), address)?;
                 Ok(caller)
             }

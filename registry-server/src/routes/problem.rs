@@ -31,6 +31,10 @@ impl ApiError {
         Self { status, problem, retry_after }
     }
 
+    pub(crate) fn detail(&self) -> &str {
+        &self.problem.detail
+    }
+
     pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, detail)
     }
