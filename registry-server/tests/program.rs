@@ -189,7 +189,7 @@ async fn every_change_is_logged_with_its_request_token_and_outcome() {
     let other = serde_json::to_string(&Registration::new("other", "Other", "http://a:1")).unwrap();
     for (method, path, body, agent_id, change, outcome) in [
         ("POST", "/register", registration(1), "agent-1", "register at http://agent:8000", "changed"),
-        ("POST", "/register", other, "other", "register at http://a:1", "does not allow"),
+        ("POST", "/register", other, "other", "did not", "does not allow"),
         (
             "PUT",
             "/agents/agent-1/status",

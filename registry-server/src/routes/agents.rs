@@ -66,8 +66,9 @@ pub(super) async fn register(
     let (agent_id, base_url) = (registration.agent_id.clone(), registration.base_url.clone());
     let elsewhere = caller.address.filter(|client| !client.is_loopback());
     let is_news = elsewhere.is_some() && !registry.is_registered_at(&agent_id, &base_url);
+    caller.check_may_act_for(&agent_id)?;
     let change = format!("register at {base_url}");
-    let record = caller.change(&agent_id, change, registry.register(registration)).await?;
+    let record = caller.change(&agent_id, &change, registry.register(registration)).await?;
     if is_news && is_loopback(&base_url) {
         tracing::warn!(
             agent_id,
@@ -143,10 +144,11 @@ pub(super) async fn update_status(
     caller: Caller,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
+    caller.check_may_act_for(&id)?;
     let update = StatusUpdate::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     let ends = if update.is_final { ", for good" } else { "" };
     let change = format!("set the status {}{ends}", update.status);
-    Ok(json(caller.change(&id, change, registry.update_status(&id, update)).await?))
+    Ok(json(caller.change(&id, &change, registry.update_status(&id, update)).await?))
 }
 
 /// Returns one agent's record.
@@ -174,6 +176,7 @@ pub(super) async fn deregister(
     AgentId(id): AgentId,
     caller: Caller,
 ) -> Result<StatusCode, ApiError> {
+    caller.check_may_act_for(&id)?;
     caller.change(&id, "remove", registry.deregister(&id)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

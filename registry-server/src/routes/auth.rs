@@ -1,6 +1,5 @@
 //! Authentication and authorization of requests.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use parking_lot::RwLock;
 use tokio::sync::watch;
+use tracing::field::display;
 
 use super::dashboard;
 use super::problem::ApiError;
@@ -107,35 +107,37 @@ impl Authenticator {
 }
 
 impl Caller {
-    /// Makes a change of an agent if the caller is authorized for it, and logs who asked for what, and the outcome.
-    pub(super) async fn change<T>(
-        &self,
-        agent_id: &str,
-        change: impl fmt::Display,
-        make: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, ApiError> {
-        let outcome = match self.check_may_act_for(agent_id) {
-            Ok(()) => make.await.map_err(ApiError::from),
-            Err(denied) => Err(denied),
-        };
-        let error = outcome.as_ref().err().map(ApiError::detail);
-        let request_id = self.request_id.as_ref().and_then(|id| id.to_str().ok());
-        let client = self.address.map(tracing::field::display);
-        let message = if error.is_none() { "changed an agent" } else { "did not change an agent" };
-        tracing::info!(request_id, token = self.name(), client, agent_id, %change, error, "{message}");
-        outcome
-    }
-
     /// Rejects the write if the caller is not authorized for the agent.
     pub(super) fn check_may_act_for(&self, agent_id: &str) -> Result<(), ApiError> {
         match &self.bearer {
             Some(Bearer { token, .. }) if !token.may_act_for(agent_id) => {
                 let name = &token.name;
                 let detail = format!("the token {name:?} does not allow to change the agent {agent_id:?}");
+                self.log_change(agent_id, None, Some(&detail));
                 Err(ApiError::new(StatusCode::FORBIDDEN, detail))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Makes a change of an agent for which the caller is authorized, and logs it.
+    pub(super) async fn change<T>(
+        &self,
+        agent_id: &str,
+        change: &str,
+        make: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, ApiError> {
+        let outcome = make.await.map_err(ApiError::from);
+        self.log_change(agent_id, Some(change), outcome.as_ref().err().map(ApiError::detail));
+        outcome
+    }
+
+    /// Logs who asked for a change, for whoever asks later, and why it was not made.
+    fn log_change(&self, agent_id: &str, change: Option<&str>, error: Option<&str>) {
+        let request_id = self.request_id.as_ref().and_then(|id| id.to_str().ok());
+        let (client, change) = (self.address.map(display), change.map(display));
+        let message = if error.is_none() { "changed an agent" } else { "did not change an agent" };
+        tracing::info!(request_id, token = self.name(), client, agent_id, change, error, "{message}");
     }
 
     /// Returns the name of the caller's token.

@@ -19,7 +19,7 @@ use crate::registry::Registry;
 #[expect(dead_code, reason = "it describes parameters, which are read as a `PreparedSearch`")]
 struct WordsParam {
     /// Words or a sentence: at least one letter or digit. May be left out if `capability` is given.
-    #[param(min_length = 1, example = "code gen")]
+    #[param(example = "code gen")]
     q: Option<String>,
     /// `all`, the default: a capability must have every word, as it is, in another English form, or as the beginning of a word.
     /// `best`: any word of a sentence counts, and the score says how much.

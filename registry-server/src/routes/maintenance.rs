@@ -43,9 +43,10 @@ pub(super) async fn set_maintenance(
     caller: Caller,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
+    caller.check_may_act_for(&id)?;
     let request = MaintenanceRequest::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     let change = format!("begin maintenance: {:?}", request.reason);
-    Ok(json(caller.change(&id, change, registry.set_maintenance(&id, request)).await?))
+    Ok(json(caller.change(&id, &change, registry.set_maintenance(&id, request)).await?))
 }
 
 /// Ends an agent's maintenance. Changes nothing if it is in none.
@@ -62,5 +63,6 @@ pub(super) async fn end_maintenance(
     AgentId(id): AgentId,
     caller: Caller,
 ) -> Result<Response, ApiError> {
+    caller.check_may_act_for(&id)?;
     Ok(json(caller.change(&id, "end maintenance", registry.end_maintenance(&id)).await?))
 }
