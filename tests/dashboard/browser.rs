@@ -5,11 +5,12 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use fantoccini::wd::WindowHandle;
 use fantoccini::{Client, ClientBuilder, Locator};
 use serde_json::json;
 
 /// Limit of everything that a test waits for. Only a defect takes so long, however busy the machine is.
-const LONG: Duration = Duration::from_secs(300);
+pub(crate) const LONG: Duration = Duration::from_secs(300);
 
 /// A browser of the test's own. It is gone when this is dropped.
 pub(crate) struct Browser {
@@ -86,6 +87,28 @@ impl<'a> Page<'a> {
         self.0.client.goto(url).await.unwrap();
     }
 
+    /// The tab that is driven.
+    pub(crate) async fn tab(&self) -> WindowHandle {
+        self.0.client.window().await.unwrap()
+    }
+
+    /// Opens another tab, which is driven from here on.
+    pub(crate) async fn open_tab(&self, url: &str) -> WindowHandle {
+        let tab = self.0.client.new_window(true).await.unwrap().handle;
+        self.switch_to(&tab).await;
+        self.go(url).await;
+        tab
+    }
+
+    pub(crate) async fn switch_to(&self, tab: &WindowHandle) {
+        self.0.client.switch_to_window(tab.clone()).await.unwrap();
+    }
+
+    /// Closes the tab that is driven. Another has to be switched to.
+    pub(crate) async fn close_tab(&self) {
+        self.0.client.close_window().await.unwrap();
+    }
+
     /// Waits until an expression holds in the page.
     pub(crate) async fn until(&self, expression: &str) {
         let script = format!("return Boolean({expression})");
@@ -120,6 +143,12 @@ impl<'a> Page<'a> {
 
     pub(crate) async fn type_into(&self, id: &str, text: &str) {
         self.0.client.find(Locator::Id(id)).await.unwrap().send_keys(text).await.unwrap();
+    }
+
+    pub(crate) async fn sign_in(&self, token: &str) {
+        self.until("document.getElementById('sign-in').checkVisibility()").await;
+        self.type_into("token", token).await;
+        self.run("document.querySelector('#sign-in button').click()").await;
     }
 
     pub(crate) async fn choose(&self, id: &str, label: &str) {

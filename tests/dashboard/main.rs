@@ -9,10 +9,12 @@
 )]
 
 mod browser;
+mod connection;
 #[path = "../path_proxy/mod.rs"]
 mod path_proxy;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use registry_sdk::RegistryClient;
@@ -40,6 +42,17 @@ async fn start(change: impl FnOnce(&mut Config)) -> (Server, RegistryClient) {
 fn agent(id: &str, capability: &str) -> Registration {
     Registration::new(id, format!("Agent {id}"), format!("http://{id}:8000"))
         .capability(Capability::new(capability))
+}
+
+/// Writes a file of two tokens, and gives them.
+fn tokens_file(folder: &Path) -> (PathBuf, [String; 2]) {
+    let file = folder.join("tokens.toml");
+    let [one, other] = [NewToken::generate().unwrap(), NewToken::generate().unwrap()];
+    let entry = |name: &str, sha256: &str| {
+        format!("[[token]]\nname = \"{name}\"\nsha256 = \"{sha256}\"\nscope = \"admin\"\n")
+    };
+    std::fs::write(&file, entry("one", &one.sha256) + &entry("other", &other.sha256)).unwrap();
+    (file, [one.token, other.token])
 }
 
 /// The ids in the table, as they are shown.
@@ -225,15 +238,10 @@ async fn what_agents_say_is_text_and_never_markup() {
 async fn where_a_token_is_asked_for_the_page_asks_for_it() {
     let Some(browser) = browser().await else { return };
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("tokens.toml");
-    let NewToken { token, sha256, .. } = NewToken::generate().unwrap();
-    std::fs::write(&file, format!("[[token]]\nname = \"people\"\nsha256 = \"{sha256}\"\nscope = \"read\""))
-        .unwrap();
+    let (file, [token, _]) = tokens_file(folder.path());
     let (server, _) = start(|config| config.tokens_file = Some(file)).await;
     let page = Page::open(&browser, &server.url()).await;
-    page.until("document.getElementById('sign-in').checkVisibility()").await;
-    page.type_into("token", &token).await;
-    page.run("document.querySelector('#sign-in button').click()").await;
+    page.sign_in(&token).await;
     page.until("document.getElementById('empty').checkVisibility()").await;
     page.until("!document.getElementById('sign-in').checkVisibility()").await;
     server.shutdown().await;

@@ -1,24 +1,16 @@
-"use strict";
-// Everything that comes from an agent is set as text, never as markup.
+// The page. Everything that comes from an agent is set as text, never as markup.
+
+import { agents, connection, events, isLive, isLoaded, keepUpToDate, now, refresh } from "./copy.js";
+import { readJson, registryUrl } from "./registry.js";
 
 const PAGE = 100;
-const EVENTS_KEPT = 200;
 const EVENTS_SHOWN = 30;
 
-const agents = new Map();
-const events = [];
-// `found` has the ids that the registry found, if it was asked; the best match comes first if there is a `q`.
-const view = { sort: "agent_id", descending: false, page: 0, status: "", q: "", hasEveryWord: true, found: null };
-// How far the registry's clock is ahead of this one, in milliseconds.
-let clockAhead = 0;
-let isLoaded = false;
-
-// Other events say something of the stream, or are of a later version.
-const KINDS = ["registered", "status_changed", "deregistered"];
-// Where the registry is: at the root of a host, or below a path of a proxy.
-const registryUrl = new URL(".", location.href).href.replace(/\/$/, "");
-// Other programs, and other registries, may be at the same origin.
-const TOKEN_KEY = `token of ${registryUrl}`;
+// `found` has the ids that the registry found, if it was asked; the best match comes first if there is a `q`. `failure` says why
+// what is typed was not searched.
+const view = {
+  sort: "agent_id", descending: false, page: 0, status: "", q: "", hasEveryWord: true, found: null, failure: null,
+};
 
 const $ = (id) => document.getElementById(id);
 
@@ -27,101 +19,6 @@ function element(name, text, properties = {}) {
   if (text !== undefined) made.textContent = text;
   Object.assign(made, properties);
   return made;
-}
-
-// ---- The registry
-
-function token() {
-  return sessionStorage.getItem(TOKEN_KEY);
-}
-
-/// Asks for a path of the API, without a slash before it.
-async function ask(path, options = {}) {
-  const headers = { ...options.headers };
-  if (token()) headers.Authorization = `Bearer ${token()}`;
-  const answer = await fetch(`${registryUrl}/${path}`, { ...options, headers, cache: "no-store" });
-  if (answer.status === 401) {
-    $("sign-in").hidden = false;
-    throw new Error("a token is asked for");
-  }
-  if (!answer.ok) throw Object.assign(new Error(`the registry answered ${answer.status}`), { status: answer.status });
-  const date = Date.parse(answer.headers.get("date") ?? "");
-  if (!Number.isNaN(date)) clockAhead = date - Date.now();
-  return answer;
-}
-
-async function list() {
-  const known = await (await ask("agents")).json();
-  agents.clear();
-  for (const agent of known) agents.set(agent.agent_id, agent);
-  // What happened while the list was on its way.
-  for (const event of events.toReversed()) takeOver(event);
-  isLoaded = true;
-  changed();
-}
-
-function takeOver({ kind, agent }) {
-  const known = agents.get(agent.agent_id);
-  if (known && known.revision >= agent.revision) return false;
-  if (kind === "deregistered") agents.delete(agent.agent_id);
-  else agents.set(agent.agent_id, agent);
-  return true;
-}
-
-/// Follows the changes, and comes back where the connection is lost.
-async function follow() {
-  let lastId = null;
-  for (let failures = 0; ; ) {
-    try {
-      const headers = lastId === null ? {} : { "Last-Event-ID": lastId };
-      const answer = await ask("events", { headers });
-      // From here on every change comes, so a list that is read now misses none.
-      if (lastId === null) await list();
-      connection("live");
-      failures = 0;
-      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-      let text = "";
-      for (let chunk; !(chunk = await reader.read()).done; ) {
-        text += chunk.value;
-        const blocks = text.split("\n\n");
-        text = blocks.pop();
-        for (const block of blocks) lastId = (await take(block)) ?? lastId;
-      }
-      connection("connection lost, trying again …");
-    } catch (error) {
-      connection(`${error.message}, trying again …`);
-      if (!$("sign-in").hidden) return;
-      failures += 1;
-    }
-    await new Promise((done) => setTimeout(done, Math.min(500 * 2 ** failures, 10000) * Math.random()));
-  }
-}
-
-/// Takes over one block of the stream. Gives its id.
-async function take(block) {
-  const fields = {};
-  for (const line of block.split("\n")) {
-    const colon = line.indexOf(": ");
-    if (colon > 0) fields[line.slice(0, colon)] = line.slice(colon + 2);
-  }
-  if (fields.event === "reset") {
-    await list();
-  } else if (KINDS.includes(fields.event)) {
-    apply(fields.event, JSON.parse(fields.data));
-  }
-  return fields.id;
-}
-
-function apply(kind, agent) {
-  const event = { kind, agent, at: new Date() };
-  if (!takeOver(event)) return;
-  events.unshift(event);
-  events.length = Math.min(events.length, EVENTS_KEPT);
-  changed();
-}
-
-function connection(text) {
-  $("connection").textContent = text;
 }
 
 // ---- Rendering, at most every 200 ms however many changes come
@@ -136,8 +33,14 @@ function changed() {
   }, 200);
 }
 
+/// Says it only if it is new, since a screen reader reads it out.
+function renderConnection() {
+  if ($("connection").textContent !== connection()) $("connection").textContent = connection();
+}
+
 function render() {
   const id = shownAgent();
+  renderConnection();
   $("overview").hidden = id !== null || !isLoaded;
   $("agent").hidden = id === null;
   document.title = id === null ? "Agent registry" : `${id} · Agent registry`;
@@ -193,7 +96,7 @@ function renderRows() {
   $("rows").replaceChildren(...found.slice(from, from + PAGE).map(row));
   const how = view.hasEveryWord ? " with every word" : ": none has every word";
   const of = view.q === "" ? "" : `${how} of “${view.q}”, the best match first`;
-  $("shown").textContent = `${found.length.toLocaleString("en")} agents${of}`;
+  $("shown").textContent = view.failure ?? `${found.length.toLocaleString("en")} agents${of}`;
   $("pages").hidden = pages === 1;
   $("page").textContent = `page ${view.page + 1} of ${pages}`;
   $("previous").disabled = view.page === 0;
@@ -254,8 +157,8 @@ async function renderAgent() {
   let agent, health;
   try {
     const path = encodeURIComponent(id);
-    agent = await (await ask(`agents/${path}`)).json();
-    health = await (await ask(`health/${path}`)).json();
+    agent = await readJson(`agents/${path}`);
+    health = await readJson(`health/${path}`);
   } catch (error) {
     if (error.status !== 404) return;
   }
@@ -283,12 +186,17 @@ async function renderAgent() {
   );
   if (agent.capabilities.length === 0) $("capabilities").replaceChildren(element("li", "nothing that it tells"));
   $("metadata").textContent = JSON.stringify(agent.metadata, null, 2);
-  tick();
+  renderFacts();
   renderAgentEvents(id);
 }
 
 /// What changes with every second.
 function tick() {
+  renderConnection();
+  if (isLive()) renderFacts();
+}
+
+function renderFacts() {
   if (shownRecord === null || shownAgent() === null) return;
   const { agent, health, heardAt } = shownRecord;
   const silent = Math.max(0, (performance.now() - heardAt) / 1000);
@@ -350,7 +258,7 @@ function link(text) {
 }
 
 function age(agent) {
-  return Math.max(0, (Date.now() + clockAhead - Date.parse(agent.last_heartbeat)) / 1000);
+  return Math.max(0, (now() - Date.parse(agent.last_heartbeat)) / 1000);
 }
 
 function seconds(count) {
@@ -375,9 +283,10 @@ async function search() {
   // The registry's own search; it wants a letter or a digit.
   const q = /[\p{L}\p{N}]/u.test(words) ? words : "";
   const query = filters();
-  const ids = async (path) => (await (await ask(path)).json()).map((agent) => agent.agent_id);
+  const ids = async (path) => (await readJson(path)).map((agent) => agent.agent_id);
   let found = null;
   let hasEveryWord = true;
+  let failure = null;
   try {
     if (q !== "") {
       query.append("q", q);
@@ -388,11 +297,12 @@ async function search() {
       found = await ids(`agents?${query}`);
     }
   } catch (error) {
-    return connection(error.message);
+    failure = `not searched: ${error.message}`;
   }
   // A later one may have been answered before.
   if (number !== searches) return;
-  Object.assign(view, { q, found, hasEveryWord, page: 0 });
+  if (failure === null) Object.assign(view, { q, found, hasEveryWord, page: 0 });
+  view.failure = failure;
   renderRows();
 }
 
@@ -444,13 +354,6 @@ function listen() {
       setTimeout(() => (button.textContent = "Copy"), 2000);
     });
   }
-  $("sign-in").addEventListener("submit", (event) => {
-    event.preventDefault();
-    sessionStorage.setItem(TOKEN_KEY, $("token").value);
-    $("token").value = "";
-    $("sign-in").hidden = true;
-    follow();
-  });
   addEventListener("hashchange", () => {
     render();
     renderAgent();
@@ -475,20 +378,24 @@ agent.register_with_retry().await?;
 agent.start_heartbeat(Duration::from_secs(30))?;`;
 }
 
+/// Does something again and again, so much time after it has ended.
+async function repeat(action, milliseconds) {
+  for (;;) {
+    await action().catch(() => {});
+    await new Promise((done) => setTimeout(done, milliseconds()));
+  }
+}
+
 samples();
 listen();
 render();
-renderAgent();
-follow();
+keepUpToDate(changed);
 setInterval(tick, 1000);
-setInterval(renderAgent, 2000);
+repeat(renderAgent, () => 2000);
 // Heartbeats are no events: what was last heard is read anew now and then, less often where that is much.
 setInterval(() => {
   if (!document.hidden && shownAgent() === null) changed();
 }, 5000);
-(function refresh() {
-  setTimeout(() => {
-    const reading = document.hidden || shownAgent() !== null ? Promise.resolve() : list();
-    reading.catch(() => {}).finally(refresh);
-  }, agents.size > 1000 ? 60000 : 15000);
-})();
+repeat(async () => {
+  if (!document.hidden && shownAgent() === null) await refresh();
+}, () => (agents.size > 1000 ? 60000 : 15000));

@@ -25,10 +25,7 @@ pub(super) fn is_health_check(path: &str) -> bool {
 
 /// Whether a path needs no token: the pages, the API description, and the server's health for load balancers.
 fn is_public(path: &str) -> bool {
-    is_health_check(path)
-        || path == "/openapi.json"
-        || path.starts_with("/docs")
-        || dashboard::PATHS.contains(&path)
+    is_health_check(path) || path == "/openapi.json" || path.starts_with("/docs") || dashboard::has(path)
 }
 
 /// Authenticates requests by the tokens file, if there is one.

@@ -1,14 +1,24 @@
-//! `GET /`: one page for people, and its two files. It asks the API like anybody else, and nothing of the outside.
+//! `GET /`: one page for people, and its files. It asks the API like anybody else, and nothing of the outside.
 
-use axum::http::HeaderName;
+use axum::Router;
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
+use axum::routing::get;
 
-type File = ([(HeaderName, &'static str); 5], &'static str);
+const HTML: &str = "text/html; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const STYLE: &str = "text/css; charset=utf-8";
 
-/// Where the files are. They have nothing to hide, so no token is asked for them.
-pub(super) const PATHS: [&str; 3] = ["/", "/dashboard.js", "/dashboard.css"];
+/// Path, type and content of each file.
+const FILES: [(&str, &str, &str); 6] = [
+    ("/", HTML, include_str!("../dashboard/index.html")),
+    ("/dashboard.js", SCRIPT, include_str!("../dashboard/dashboard.js")),
+    ("/copy.js", SCRIPT, include_str!("../dashboard/copy.js")),
+    ("/stream.js", SCRIPT, include_str!("../dashboard/stream.js")),
+    ("/registry.js", SCRIPT, include_str!("../dashboard/registry.js")),
+    ("/dashboard.css", STYLE, include_str!("../dashboard/dashboard.css")),
+];
 
 /// Only what the server itself sends is loaded and run, whatever an agent calls itself. The hash is that of the script inside
 /// of the page.
@@ -16,25 +26,21 @@ const POLICY: &str = "default-src 'none'; script-src 'self' 'sha256-Y0XQXim+tYaQ
                       style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'none'";
 
-fn file(kind: &'static str, content: &'static str) -> File {
-    let headers = [
-        (CONTENT_TYPE, kind),
-        (CONTENT_SECURITY_POLICY, POLICY),
-        (CACHE_CONTROL, "no-cache"),
-        (REFERRER_POLICY, "no-referrer"),
-        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ];
-    (headers, content)
+/// Whether a path is one of the files. They have nothing to hide, so no token is asked for them.
+pub(super) fn has(path: &str) -> bool {
+    FILES.iter().any(|(known, ..)| *known == path)
 }
 
-pub(super) async fn page() -> File {
-    file("text/html; charset=utf-8", include_str!("../dashboard/index.html"))
-}
-
-pub(super) async fn script() -> File {
-    file("text/javascript; charset=utf-8", include_str!("../dashboard/dashboard.js"))
-}
-
-pub(super) async fn style() -> File {
-    file("text/css; charset=utf-8", include_str!("../dashboard/dashboard.css"))
+/// Returns the routes of all files.
+pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
+    FILES.into_iter().fold(Router::new(), |router, (path, kind, content)| {
+        let headers = [
+            (CONTENT_TYPE, kind),
+            (CONTENT_SECURITY_POLICY, POLICY),
+            (CACHE_CONTROL, "no-cache"),
+            (REFERRER_POLICY, "no-referrer"),
+            (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        ];
+        router.route(path, get(async move || (headers, content)))
+    })
 }

@@ -60,9 +60,7 @@ pub(crate) fn router(
         .routes(routes!(events::watch_events))
         .split_for_parts();
     let routes = routes
-        .route("/", get(dashboard::page))
-        .route("/dashboard.js", get(dashboard::script))
-        .route("/dashboard.css", get(dashboard::style))
+        .merge(dashboard::routes())
         .merge(describe::pages(&description))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
