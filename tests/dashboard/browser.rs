@@ -12,6 +12,9 @@ use serde_json::json;
 /// Limit of everything that a test waits for. Only a defect takes so long, however busy the machine is.
 pub(crate) const LONG: Duration = Duration::from_secs(300);
 
+/// A name of this host that a browser does not take for it.
+pub(crate) const ANOTHER_HOST: &str = "registry.example";
+
 /// A browser of the test's own. It is gone when this is dropped.
 pub(crate) struct Browser {
     client: Client,
@@ -58,7 +61,14 @@ pub(crate) async fn browser() -> Option<Browser> {
     // The rest is read to its end, so that chromedriver never waits for a full pipe.
     std::thread::spawn(move || lines.for_each(drop));
     // A container's root has no sandbox, and little shared memory.
-    let options = json!({"args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"]});
+    let args = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,900",
+        &format!("--host-resolver-rules=MAP {ANOTHER_HOST} 127.0.0.1"),
+    ];
+    let options = json!({ "args": args });
     let capabilities = json!({"goog:chromeOptions": options}).as_object().unwrap().clone();
     let connecting = async {
         loop {

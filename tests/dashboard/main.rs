@@ -17,9 +17,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
 use registry_sdk::RegistryClient;
 use registry_sdk::contract::{AgentStatus, Capability, Heartbeat, MaintenanceRequest, Registration};
 use registry_server::{Config, NewToken, Server};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 use browser::{Page, browser};
 use path_proxy::PathProxy;
@@ -57,6 +62,13 @@ fn tokens_file(folder: &Path) -> (PathBuf, [String; 2]) {
 
 /// The ids in the table, as they are shown.
 const IDS: &str = "[...document.querySelectorAll('#rows tr')].map(row => row.cells[0].textContent).join()";
+
+/// What the page of an agent says of something.
+fn fact(name: &str) -> String {
+    format!(
+        "[...document.querySelectorAll('#facts dt')].find(dt => dt.textContent === '{name}').nextSibling.textContent"
+    )
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_happens_is_shown_as_it_happens() {
@@ -170,6 +182,10 @@ async fn an_agent_in_maintenance_is_shown_with_the_reason() {
     page.until(&format!("{badge}.title.startsWith('<b>disk</b> upgrade, since 2')")).await;
     page.until("document.getElementById('counts').innerText.replace(/\\s+/g, ' ').includes('maintenance 1')")
         .await;
+    page.until(
+        "document.querySelector('#rows tr:first-child .reason').textContent === '<b>disk</b> upgrade'",
+    )
+    .await;
     page.choose("status", "maintenance").await;
     page.until(&format!("{IDS} === 'a'")).await;
     page.choose("status", "active").await;
@@ -181,6 +197,36 @@ async fn an_agent_in_maintenance_is_shown_with_the_reason() {
     client.end_maintenance("a").await.unwrap();
     page.go(&server.url()).await;
     page.until(&format!("{badge}.textContent === 'active' && {badge}.title === ''")).await;
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_probes_found_is_shown() {
+    let Some(browser) = browser().await else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let agents = Router::new()
+        .route("/health", get(async || "well"))
+        .route("/ill", get(async || StatusCode::INTERNAL_SERVER_ERROR));
+    let mut serving = JoinSet::new();
+    serving.spawn(async move { axum::serve(listener, agents).await.unwrap() });
+    let (server, client) = start(|config| {
+        config.probe_interval = Some(Duration::from_millis(100));
+        config.probe_timeout = Duration::from_secs(60);
+        config.probe_allow = vec!["127.0.0.1/32".parse().unwrap()];
+    })
+    .await;
+    client.register(&Registration::new("well", "Agent", &url)).await.unwrap();
+    client.register(&Registration::new("ill", "Agent", &url).health_path("/ill")).await.unwrap();
+    client.register(&Registration::new("unasked", "Agent", &url).no_probe()).await.unwrap();
+    let page = Page::open(&browser, &format!("{}/#/agents/well", server.url())).await;
+    let probe = fact("Last probe");
+    page.until(&format!("/^passed \\d+ s ago, after \\d+ ms$/.test({probe})")).await;
+    page.go(&format!("{}/#/agents/ill", server.url())).await;
+    page.until(&format!("/^failed \\d+ s ago, after \\d+ ms: .*500/.test({probe})")).await;
+    page.until(&format!("{} === 'probe failed'", fact("Why"))).await;
+    page.go(&format!("{}/#/agents/unasked", server.url())).await;
+    page.until(&format!("{probe}.startsWith('none')")).await;
     server.shutdown().await;
 }
 
@@ -197,11 +243,6 @@ async fn an_agents_page_ticks() {
     for part in ["Writes features", "python", "\"team\": \"platform\""] {
         assert!(page.text("agent").await.contains(part), "{part}");
     }
-    let fact = |name: &str| {
-        format!(
-            "[...document.querySelectorAll('#facts dt')].find(dt => dt.textContent === '{name}').nextSibling.textContent"
-        )
-    };
     page.until(&format!("{}.startsWith('in ')", fact("Deadline"))).await;
     let silence = format!("parseInt({})", fact("Last heartbeat"));
     page.until(&format!("{silence} >= 2")).await;

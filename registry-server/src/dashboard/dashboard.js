@@ -33,9 +33,13 @@ function changed() {
   }, 200);
 }
 
-/// Says it only if it is new, since a screen reader reads it out.
+let wasLive = false;
 function renderConnection() {
+  // Only what is new, since a screen reader reads it out.
   if ($("connection").textContent !== connection()) $("connection").textContent = connection();
+  $("connection").classList.toggle("lost", isLoaded && !isLive());
+  if (isLive() && !wasLive && view.failure !== null) search();
+  wasLive = isLive();
 }
 
 function render() {
@@ -116,10 +120,12 @@ function row(agent) {
     one.dataset.label = label;
     one.append(content);
     made.append(one);
+    return one;
   };
   cell("Id", agentLink(agent.agent_id));
   cell("Name", agent.agent_name);
-  cell("Status", statusOf(agent));
+  const status = cell("Status", statusOf(agent));
+  if (agent.maintenance !== undefined) status.append(element("span", agent.maintenance.reason, { className: "reason" }));
   cell("Last heard", `${seconds(age(agent))} ago`, "number");
   cell("Load", load(agent), "number");
   const names = agent.capabilities.map((capability) => capability.name);
@@ -209,7 +215,7 @@ function renderFacts() {
     ["Deadline", left > 0 ? `in ${seconds(left)}` : `missed ${seconds(-left)} ago`],
     ["Heartbeats", agent.heartbeat_interval_seconds ? `every ${seconds(agent.heartbeat_interval_seconds)}` : null],
     ["Load", load(agent)],
-    ["Last probe", health.probe ? health.probe.detail ?? `answered in ${Math.round(health.probe.latency_seconds * 1000)} ms` : null],
+    ["Last probe", probe(agent, health)],
     ["Works at", link(agent.base_url)],
     ["Registered", agent.registered_at],
     ["Instance", agent.instance_id],
@@ -245,6 +251,15 @@ function maintenance({ maintenance }) {
   if (maintenance === undefined) return null;
   const end = maintenance.instance_id === undefined ? "it is ended" : "its process has ended";
   return `${maintenance.reason}, since ${maintenance.since}, until ${maintenance.until ?? end}`;
+}
+
+/// What the registry heard when it asked the agent itself.
+function probe(agent, { probe }) {
+  if (agent.probe === "off") return "none: the agent does not want to be probed";
+  if (!probe) return null;
+  const age = Math.max(0, (now() - Date.parse(probe.checked_at)) / 1000);
+  const outcome = `${probe.ok ? "passed" : "failed"} ${seconds(age)} ago, after ${Math.round(probe.latency_seconds * 1000)} ms`;
+  return probe.detail ? `${outcome}: ${probe.detail}` : outcome;
 }
 
 function agentLink(id) {
