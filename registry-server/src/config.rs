@@ -70,11 +70,11 @@ pub struct Config {
     #[arg(long, value_name = "DUR", env = "REGISTRY_REMOVE_AFTER", value_parser = parse_duration)]
     pub remove_after: Option<Duration>,
 
-    /// Require a token from this TOML file; SIGHUP reloads it [default: no authentication].
+    /// Require a token from this TOML file, which is reloaded when it changes [default: no authentication].
     #[arg(long, value_name = "FILE", env = "REGISTRY_TOKENS_FILE")]
     pub tokens_file: Option<PathBuf>,
 
-    /// Serve HTTPS with this certificate chain, a PEM file; SIGHUP reloads it [default: HTTP].
+    /// Serve HTTPS with this certificate chain, a PEM file that is reloaded when it changes [default: HTTP].
     #[arg(long, value_name = "FILE", env = "REGISTRY_TLS_CERT")]
     pub tls_cert: Option<PathBuf>,
 

@@ -25,7 +25,9 @@
 mod admission;
 mod config;
 mod connections;
+mod credential_files;
 mod drain;
+mod file_contents;
 mod listen_address;
 mod metrics;
 mod registry;

@@ -16,12 +16,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::{Config, MigrateMode};
 use crate::connections::{ConnectionServer, MAX_CONCURRENT_REJECTIONS};
+use crate::credential_files::CredentialFiles;
 use crate::listen_address::ListenAddress;
 use crate::metrics::Metrics;
 use crate::registry::{Registry, Supervisor};
-use crate::routes::{self, Authenticator, Origins};
+use crate::routes::{self, Origins};
 use crate::store::{Database, PostgresDatabase, SqliteDatabase};
-use crate::tls::{MAX_CONCURRENT_HANDSHAKES, Tls, TlsError, TlsListener};
+use crate::tls::{MAX_CONCURRENT_HANDSHAKES, TlsError, TlsListener};
 use crate::tokens::TokensError;
 
 /// Time that a shutdown takes at most, and then the closing of the database. What hangs after it is dropped.
@@ -44,8 +45,7 @@ pub struct Server {
     supervisor: Supervisor,
     /// Closed after all tasks have ended.
     database: Arc<dyn Database>,
-    authenticator: Arc<Authenticator>,
-    tls: Option<Tls>,
+    credentials: Arc<CredentialFiles>,
 }
 
 /// An error that keeps a server from starting.
@@ -144,8 +144,8 @@ impl Server {
         let shutdown = CancellationToken::new();
         let guard = shutdown.clone().drop_guard();
         let supervisor = Supervisor::new(shutdown.clone());
-        let authenticator = Arc::new(Authenticator::open(config.tokens_file.clone())?);
-        let tls = Tls::from_config(&config)?;
+        let credentials = Arc::new(CredentialFiles::open(&config)?);
+        let authenticator = credentials.authenticator().clone();
         let database = open_database(&config.database_url, config.migrate).await?;
         let listener = bind(&config.listen).await;
         let listener = listener.map_err(|error| StartError::Listen(config.listen.clone(), error))?;
@@ -167,11 +167,11 @@ impl Server {
             );
         }
         let origins = authenticator.is_disabled().then(|| Origins::new(allowed_hosts, is_loopback));
-        let router = routes::router(registry.clone(), authenticator.clone(), origins);
+        let router = routes::router(registry.clone(), authenticator, origins);
         let rejecting_router = routes::rejecting_router();
         let drain = supervisor.drain().clone();
         let connections = ConnectionServer { router, rejecting_router, max_connections, drain, shutdown };
-        if let Some(tls) = tls.clone() {
+        if let Some(tls) = credentials.tls().cloned() {
             let served = serve(connections, TlsListener::new(listener, tls, max_connections), registry);
             supervisor.spawn_until("connections", supervisor.shutdown().clone(), served);
         } else {
@@ -183,21 +183,22 @@ impl Server {
             let served = serve(connections, listener, registry);
             supervisor.spawn_until("connections", supervisor.shutdown().clone(), served);
         }
+        if !credentials.is_empty() {
+            supervisor.spawn("credential files", credentials.clone().watch());
+        }
         supervisor.close();
         tracing::info!(%local_addr, store = database.name(), "accepting connections");
-        Ok(Self { local_addr, drain_delay, shutdown: guard, supervisor, database, authenticator, tls })
+        Ok(Self { local_addr, drain_delay, shutdown: guard, supervisor, database, credentials })
     }
 
-    /// Reloads the tokens file and the certificate, if configured, without dropping a request.
+    /// Reloads the configured tokens file and TLS files at once, without dropping a request.
+    ///
+    /// The server does so by itself within some seconds after a file has changed.
     ///
     /// # Errors
-    /// Fails at the first file that cannot be used, and keeps its previous content.
+    /// Fails at the first file that cannot be used. Then tokens and certificate all stay as they were.
     pub fn reload(&self) -> Result<(), StartError> {
-        self.authenticator.reload()?;
-        if let Some(tls) = &self.tls {
-            tls.reload()?;
-        }
-        Ok(())
+        self.credentials.reload()
     }
 
     /// Returns the address that the server listens on.
@@ -217,7 +218,7 @@ impl Server {
             };
             address.set_ip(loopback);
         }
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let scheme = if self.credentials.tls().is_some() { "https" } else { "http" };
         format!("{scheme}://{address}")
     }
 

@@ -21,6 +21,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::admission::share_of;
 use crate::config::Config;
+use crate::file_contents::FileContents;
 
 /// Timeout of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,52 +44,58 @@ pub enum TlsError {
     InvalidCertificate(String),
 }
 
-/// The configured PEM files, and the acceptor made from what they last contained.
+/// What new connections are accepted with.
 #[derive(Clone)]
 pub(crate) struct Tls {
-    files: Arc<TlsFiles>,
     acceptor: Arc<RwLock<TlsAcceptor>>,
 }
 
 impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tls").field("certificate", &self.files.certificate).finish_non_exhaustive()
+        f.debug_struct("Tls").finish_non_exhaustive()
     }
 }
 
-struct TlsFiles {
-    certificate: PathBuf,
+/// The configured PEM files.
+#[derive(Debug)]
+pub(crate) struct TlsFiles {
+    pub(crate) certificate: PathBuf,
     key: PathBuf,
     client_ca: Option<PathBuf>,
 }
 
 impl Tls {
-    /// Loads the configured files; returns `None` if TLS is not configured.
-    pub(crate) fn from_config(config: &Config) -> Result<Option<Self>, TlsError> {
-        let files = match (&config.tls_cert, &config.tls_key, &config.tls_client_ca) {
-            (None, None, None) => return Ok(None),
-            (Some(certificate), Some(key), client_ca) => {
-                let (certificate, key) = (certificate.clone(), key.clone());
-                TlsFiles { certificate, key, client_ca: client_ca.clone() }
-            }
-            _ => return Err(TlsError::Incomplete),
-        };
-        let acceptor = Arc::new(RwLock::new(files.load()?));
-        Ok(Some(Self { files: Arc::new(files), acceptor }))
+    pub(crate) fn new(acceptor: TlsAcceptor) -> Self {
+        Self { acceptor: Arc::new(RwLock::new(acceptor)) }
     }
 
-    /// Reloads the files. New connections use the new certificate.
-    pub(crate) fn reload(&self) -> Result<(), TlsError> {
-        *self.acceptor.write() = self.files.load()?;
-        tracing::info!(certificate = %self.files.certificate.display(), "loaded the TLS certificate");
-        Ok(())
+    /// Has new connections use another certificate. Those that are open stay as they are.
+    pub(crate) fn replace(&self, acceptor: TlsAcceptor) {
+        *self.acceptor.write() = acceptor;
     }
 }
 
 impl TlsFiles {
-    fn load(&self) -> Result<TlsAcceptor, TlsError> {
+    /// Returns the configured files, or `None` if TLS is not configured.
+    pub(crate) fn from_config(config: &Config) -> Result<Option<Self>, TlsError> {
+        match (&config.tls_cert, &config.tls_key, &config.tls_client_ca) {
+            (None, None, None) => Ok(None),
+            (Some(certificate), Some(key), client_ca) => {
+                let (certificate, key) = (certificate.clone(), key.clone());
+                Ok(Some(Self { certificate, key, client_ca: client_ca.clone() }))
+            }
+            _ => Err(TlsError::Incomplete),
+        }
+    }
+
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+        [&self.certificate, &self.key].into_iter().chain(&self.client_ca).map(PathBuf::as_path)
+    }
+
+    /// Returns an acceptor made from what the files contain.
+    pub(crate) fn acceptor(&self, contents: &FileContents) -> Result<TlsAcceptor, TlsError> {
         let invalid = |error: &dyn std::fmt::Display| TlsError::InvalidCertificate(error.to_string());
-        let key = PrivateKeyDer::from_pem_file(&self.key)
+        let key = PrivateKeyDer::from_pem_slice(pem(&self.key, contents)?)
             .map_err(|error| TlsError::File(self.key.clone(), error.to_string()))?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone())
@@ -98,7 +105,7 @@ impl TlsFiles {
             None => builder.with_no_client_auth(),
             Some(file) => {
                 let mut roots = RootCertStore::empty();
-                for certificate in load_certificates(file)? {
+                for certificate in certificates(file, contents)? {
                     roots
                         .add(certificate)
                         .map_err(|error| TlsError::File(file.clone(), error.to_string()))?;
@@ -108,16 +115,21 @@ impl TlsFiles {
             }
         };
         let mut config = builder
-            .with_single_cert(load_certificates(&self.certificate)?, key)
+            .with_single_cert(certificates(&self.certificate, contents)?, key)
             .map_err(|error| invalid(&error))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 }
 
-fn load_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// Returns the content of a file, if it could be read.
+fn pem<'a>(file: &Path, contents: &'a FileContents) -> Result<&'a [u8], TlsError> {
+    contents.get(file).map_err(|error| TlsError::File(file.to_owned(), error.to_string()))
+}
+
+fn certificates(file: &Path, contents: &FileContents) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let invalid = |error: &dyn std::fmt::Display| TlsError::File(file.to_owned(), error.to_string());
-    let parsed = CertificateDer::pem_file_iter(file).map_err(|error| invalid(&error))?;
+    let parsed = CertificateDer::pem_slice_iter(pem(file, contents)?);
     let found = parsed.collect::<Result<Vec<_>, _>>().map_err(|error| invalid(&error))?;
     if found.is_empty() { Err(invalid(&"it contains no certificate")) } else { Ok(found) }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,13 +18,13 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 const TOKEN_PREFIX: &str = "agreg_";
 
 /// The tokens of a file.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Tokens {
     tokens: Vec<Arc<Token>>,
 }
 
 /// A token without its secret text.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct Token {
     /// Name of the token, for logs and errors.
     pub(crate) name: String,
@@ -48,7 +49,7 @@ enum Scope {
 #[non_exhaustive]
 pub enum TokensError {
     /// The file cannot be read.
-    #[error("cannot read the tokens file {0}")]
+    #[error("cannot read the tokens file {0}: {1}")]
     Read(PathBuf, #[source] std::io::Error),
     /// The file has invalid content.
     #[error("the tokens file {0} is invalid: {1}")]
@@ -82,10 +83,11 @@ enum Expiry {
 }
 
 impl Tokens {
-    pub(crate) fn read(path: &Path) -> Result<Self, TokensError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|error| TokensError::Read(path.to_owned(), error))?;
-        Self::parse(&text).map_err(|reason| TokensError::Invalid(path.to_owned(), reason))
+    /// Reads the tokens from the content of a file, if it could be read.
+    pub(crate) fn load(path: &Path, content: io::Result<&[u8]>) -> Result<Self, TokensError> {
+        let content = content.map_err(|error| TokensError::Read(path.to_owned(), error))?;
+        let text = std::str::from_utf8(content).map_err(|error| error.to_string());
+        text.and_then(Self::parse).map_err(|reason| TokensError::Invalid(path.to_owned(), reason))
     }
 
     fn parse(text: &str) -> Result<Self, String> {

@@ -373,6 +373,63 @@ async fn a_new_token_goes_into_the_file_and_a_hang_up_reads_it() {
     assert!(!refused.status.success(), "an agent's token has to say for which agents");
 }
 
+/// A token, and a tokens file with it alone.
+fn new_token() -> (String, String) {
+    let made = run(&["token", "new", "--scope", "admin"]);
+    let text = String::from_utf8(made.stdout).unwrap();
+    (text.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned(), text)
+}
+
+#[tokio::test]
+async fn changed_files_are_read_without_a_signal_and_apply_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let current = folder.path().join("current");
+    let path = |file: &str| current.join(file).display().to_string();
+    // The link to them is replaced, and so all of them at once.
+    let publish = |version: &str, files: &[(&str, &str)]| {
+        let (target, link) = (folder.path().join(version), folder.path().join("next"));
+        std::fs::create_dir(&target).unwrap();
+        for (file, text) in files {
+            std::fs::write(target.join(file), text).unwrap();
+        }
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        std::fs::rename(&link, &current).unwrap();
+    };
+    let certified = || {
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        (cert.pem(), signing_key.serialize_pem())
+    };
+    let ((old_cert, old_key), (new_cert, new_key)) = (certified(), certified());
+    let ((old_token, old_tokens), (new_token, new_tokens)) = (new_token(), new_token());
+    publish("old", &[("tokens.toml", &old_tokens), ("cert.pem", &old_cert), ("key.pem", &old_key)]);
+    let (tokens, cert, key) = (path("tokens.toml"), path("cert.pem"), path("key.pem"));
+    let flags = ["--tokens-file", &tokens, "--tls-cert", &cert, "--tls-key", &key];
+    let running = Running::start_with(&folder.path().join("registry.db"), &flags);
+    let client = |token: &str, root: &str| {
+        let builder = RegistryClient::builder(running.url.replace("http:", "https:")).timeout(LONG);
+        builder.token(token).root_certificate(root).build().unwrap()
+    };
+
+    publish("mixed", &[("tokens.toml", &new_tokens), ("cert.pem", &new_cert), ("key.pem", &old_key)]);
+    let error = running.logged("ERROR");
+    assert!(error.contains("invalid TLS certificate or key") && error.contains("keeping"), "{error}");
+    client(&old_token, &old_cert).get_stats().await.unwrap();
+    let outcome = client(&new_token, &old_cert).get_stats().await;
+    assert!(matches!(outcome, Err(registry_sdk::Error::Denied { status: 401, .. })), "{outcome:?}");
+
+    publish("new", &[("tokens.toml", &new_tokens), ("cert.pem", &new_cert), ("key.pem", &new_key)]);
+    let next = running.logged("tokens");
+    assert!(next.contains("can be used again"), "the error was logged once: {next}");
+    running.logged("loaded the TLS certificate");
+    client(&new_token, &new_cert).get_stats().await.unwrap();
+
+    publish("incomplete", &[("cert.pem", &new_cert), ("key.pem", &new_key)]);
+    let error = running.logged("ERROR");
+    assert!(error.contains("tokens.toml: No such file"), "{error}");
+    client(&new_token, &new_cert).get_stats().await.unwrap();
+}
+
 #[test]
 fn a_tokens_file_that_cannot_be_used_is_said_at_the_start() {
     let folder = tempfile::tempdir().unwrap();

@@ -35,4 +35,5 @@ mod status;
 mod support;
 mod taking_over;
 mod tls_failures;
+mod watched_files;
 mod watching;

@@ -1,7 +1,6 @@
 //! Authentication and authorization of requests.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -16,7 +15,7 @@ use tracing::field::display;
 use super::dashboard;
 use super::problem::ApiError;
 use crate::registry::Error;
-use crate::tokens::{Token, Tokens, TokensError};
+use crate::tokens::{Token, Tokens};
 
 /// Whether a path is for those who watch over the server. It always gets an answer.
 pub(super) fn is_health_check(path: &str) -> bool {
@@ -31,9 +30,8 @@ fn is_public(path: &str) -> bool {
 /// Authenticates requests by the tokens file, if there is one.
 #[derive(Debug, Default)]
 pub(crate) struct Authenticator {
-    file: Option<PathBuf>,
-    tokens: RwLock<Arc<Tokens>>,
-    reloaded: watch::Sender<()>,
+    tokens: Option<RwLock<Arc<Tokens>>>,
+    replaced: watch::Sender<()>,
 }
 
 /// The authenticated caller. Handlers that write check its authorization.
@@ -51,8 +49,8 @@ pub(super) struct Caller {
 #[derive(Clone, Debug)]
 struct Bearer {
     token: Arc<Token>,
-    /// Notified when the tokens are reloaded.
-    reloaded: watch::Receiver<()>,
+    /// Notified when the tokens are replaced.
+    replaced: watch::Receiver<()>,
 }
 
 /// Why a request is not authenticated.
@@ -64,25 +62,30 @@ pub(super) enum Unauthenticated {
 }
 
 impl Authenticator {
-    pub(crate) fn open(file: Option<PathBuf>) -> Result<Self, TokensError> {
-        let authenticator = Self { file, tokens: RwLock::default(), reloaded: watch::Sender::default() };
-        authenticator.reload()?;
-        Ok(authenticator)
+    /// An authenticator that accepts these tokens, or everybody if there is no tokens file.
+    pub(crate) fn new(tokens: Option<Tokens>) -> Self {
+        let tokens = tokens.map(|tokens| RwLock::new(Arc::new(tokens)));
+        Self { tokens, replaced: watch::Sender::default() }
     }
 
-    /// Reloads the tokens file. If that fails, the previous tokens stay valid.
-    pub(crate) fn reload(&self) -> Result<(), TokensError> {
-        if let Some(file) = &self.file {
-            let tokens = Tokens::read(file)?;
-            tracing::info!(file = %file.display(), tokens = tokens.len(), "loaded the tokens");
-            *self.tokens.write() = Arc::new(tokens);
-            self.reloaded.send_replace(());
+    /// Replaces the tokens of the file.
+    pub(crate) fn replace(&self, tokens: Tokens) {
+        let Some(current) = &self.tokens else { return };
+        // A certificate was renewed, for example: no stream has to begin anew for that.
+        if **current.read() == tokens {
+            return;
         }
-        Ok(())
+        *current.write() = Arc::new(tokens);
+        self.replaced.send_replace(());
     }
 
     pub(crate) fn is_disabled(&self) -> bool {
-        self.file.is_none()
+        self.tokens.is_none()
+    }
+
+    /// Returns the number of tokens.
+    pub(crate) fn len(&self) -> usize {
+        self.tokens.as_ref().map_or(0, |tokens| tokens.read().len())
     }
 
     /// Returns the caller of a request from an address.
@@ -92,14 +95,15 @@ impl Authenticator {
         request_id: Option<HeaderValue>,
         address: Option<IpAddr>,
     ) -> Result<Caller, Unauthenticated> {
-        if self.is_disabled() || is_public(request.uri().path()) {
+        let Some(tokens) = self.tokens.as_ref().filter(|_| !is_public(request.uri().path())) else {
             return Ok(Caller { address, request_id, bearer: None });
-        }
-        let tokens = self.tokens.read().clone();
+        };
+        // First, so that it tells of every change to the tokens below.
+        let replaced = self.replaced.subscribe();
+        let tokens = tokens.read().clone();
         let presented = bearer(request.headers()).ok_or(Unauthenticated::NoToken)?;
         let token = tokens.find(presented, SystemTime::now()).ok_or(Unauthenticated::WrongToken)?;
-        let bearer = Bearer { token, reloaded: self.reloaded.subscribe() };
-        Ok(Caller { address, request_id, bearer: Some(bearer) })
+        Ok(Caller { address, request_id, bearer: Some(Bearer { token, replaced }) })
     }
 }
 
@@ -142,9 +146,9 @@ impl Caller {
         self.bearer.as_ref().map(|bearer| &*bearer.token.name)
     }
 
-    /// Waits until the caller has to authenticate again: the token has expired, or the tokens were reloaded.
+    /// Waits until the caller has to authenticate again: the token has expired, or the tokens were replaced.
     pub(super) async fn credentials_expired(&mut self) {
-        let Some(Bearer { token, reloaded }) = &mut self.bearer else { return std::future::pending().await };
+        let Some(Bearer { token, replaced }) = &mut self.bearer else { return std::future::pending().await };
         let expires = async {
             match token.expires_in(SystemTime::now()) {
                 Some(left) => tokio::time::sleep(left).await,
@@ -153,7 +157,7 @@ impl Caller {
         };
         tokio::select! {
             // The sender is dropped with the authenticator, when the server ends.
-            _ = reloaded.changed() => {}
+            _ = replaced.changed() => {}
             () = expires => {}
         }
     }

@@ -94,7 +94,7 @@ fn no_request_meets_a_defect() {
         let registry = Registry::start(database, config, metrics, &supervisor);
         let registry = registry.await.unwrap();
         let origins = Some(Origins::new(Vec::new(), true));
-        router(registry, Arc::new(Authenticator::open(None).unwrap()), origins)
+        router(registry, Arc::new(Authenticator::new(None)), origins)
     });
     // A panic ends the test, so nothing is looked at after it.
     let shared = AssertUnwindSafe((&router, &runtime));
