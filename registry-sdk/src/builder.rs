@@ -105,6 +105,29 @@ impl RegistryClientBuilder {
         self
     }
 
+    /// The same for certificates that are renewed: asks for the current one whenever connections are made anew, that is every
+    /// five minutes, and ten seconds after the last time if a request failed since. Meanwhile open connections keep theirs. If
+    /// there is none that can be used, the previous one stays in use, and the log has a warning. It is called while a request
+    /// waits: reading a small file is fine.
+    ///
+    /// ```no_run
+    /// # use registry_sdk::{Error, RegistryClient};
+    /// // The chain and the key in one file, which is replaced when they are renewed.
+    /// let client = RegistryClient::builder("https://registry.example:8009")
+    ///     .client_certificate_provider(|| std::fs::read("/etc/agent/client.pem"))
+    ///     .build()?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn client_certificate_provider<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+        mut self,
+        pem: impl Fn() -> Result<Vec<u8>, E> + Send + Sync + 'static,
+    ) -> Self {
+        self.certificates = self.certificates.map(|known| known.own_provider(pem));
+        self
+    }
+
     /// Sends all requests to the registry with this HTTP client, which is taken as it is: its own proxy, certificates and connect
     /// timeout apply, and it is never replaced, so it is up to it to follow changes in DNS. Redirects should be off. Agents are
     /// not asked with it, since its default headers may be credentials: see

@@ -1,5 +1,8 @@
 //! Certificates for TLS (feature `tls`).
 
+use std::error::Error as StdError;
+use std::sync::Arc;
+
 use reqwest::{Certificate, ClientBuilder, Identity};
 
 use crate::error::{Error, with_causes};
@@ -9,8 +12,8 @@ use crate::error::{Error, with_causes};
 pub(crate) struct Certificates {
     /// Of authorities.
     roots: Vec<Certificate>,
-    /// The client's own, with its key.
-    own: Option<Identity>,
+    /// Gives the client's own, with its key.
+    own: Option<Arc<dyn Fn() -> Result<Identity, Error> + Send + Sync>>,
 }
 
 impl Certificates {
@@ -27,18 +30,38 @@ impl Certificates {
 
     /// Sets the client's own: a PEM of the certificate's chain and its private key.
     pub(crate) fn own(mut self, pem: &[u8]) -> Result<Self, Error> {
-        let own = Identity::from_pem(pem)
-            .map_err(|error| invalid("the client certificate and its key cannot be used", &error))?;
-        self.own = Some(own);
+        let own = identity(pem)?;
+        self.own = Some(Arc::new(move || Ok(own.clone())));
         Ok(self)
     }
 
-    pub(crate) fn add_to(&self, builder: ClientBuilder) -> ClientBuilder {
+    /// Sets where the client's own come from.
+    pub(crate) fn own_provider<E: Into<Box<dyn StdError + Send + Sync>>>(
+        mut self,
+        provider: impl Fn() -> Result<Vec<u8>, E> + Send + Sync + 'static,
+    ) -> Self {
+        self.own = Some(Arc::new(move || {
+            let pem =
+                provider().map_err(|error| invalid("there is no client certificate", &*error.into()))?;
+            identity(&pem)
+        }));
+        self
+    }
+
+    pub(crate) fn add_to(&self, builder: ClientBuilder) -> Result<ClientBuilder, Error> {
         let builder = builder.tls_certs_merge(self.roots.clone());
-        self.own.clone().into_iter().fold(builder, ClientBuilder::identity)
+        match &self.own {
+            Some(own) => Ok(builder.identity(own()?)),
+            None => Ok(builder),
+        }
     }
 }
 
-fn invalid(what: &str, error: &reqwest::Error) -> Error {
+fn identity(pem: &[u8]) -> Result<Identity, Error> {
+    Identity::from_pem(pem)
+        .map_err(|error| invalid("the client certificate and its key cannot be used", &error))
+}
+
+fn invalid(what: &str, error: &dyn StdError) -> Error {
     Error::Config(format!("{what}: {}", with_causes(error)))
 }

@@ -175,7 +175,7 @@ impl HttpSettings {
         #[cfg(feature = "tls")]
         {
             // Trusting nobody spares reading the system's certificates.
-            builder = if needs.tls { self.certificates.add_to(builder) } else { builder.tls_certs_only([]) };
+            builder = if needs.tls { self.certificates.add_to(builder)? } else { builder.tls_certs_only([]) };
         }
         builder.build().map_err(|error| {
             let causes = with_causes(&error.without_url());

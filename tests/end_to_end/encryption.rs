@@ -2,6 +2,8 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use registry_sdk::{Error, RegistryClient, WatchEvent};
@@ -9,12 +11,13 @@ use registry_server::Config;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{Database, LONG, Registry, agent, client_builder, on_both_databases};
+use crate::support::{Database, LONG, Registry, agent, client_builder, eventually, on_both_databases};
 
 on_both_databases!(
     clients_that_trust_the_authority_speak_https,
     clients_have_to_show_a_certificate_where_that_is_wanted,
     a_renewed_certificate_is_read_anew,
+    a_client_certificate_may_be_renewed_while_the_client_runs,
     who_dawdles_or_speaks_plainly_holds_up_nobody,
     handshakes_that_are_never_ended_make_way_for_others,
 );
@@ -166,4 +169,40 @@ async fn handshakes_that_are_never_ended_make_way_for_others(database: Database)
     tokio::time::timeout(LONG, requests).await.expect("nobody is held up");
     drop(silent);
     server.shutdown().await;
+}
+
+async fn a_client_certificate_may_be_renewed_while_the_client_runs(database: Database) {
+    let (authority, of_clients) = (Authority::new(), Authority::new());
+    let registry = database
+        .start_with(|config| {
+            authority.configure(config);
+            config.tls_client_ca = Some(of_clients.write("ca.pem", &of_clients.pem()));
+        })
+        .await;
+    let file = of_clients.write("client.pem", "");
+    let (read, missed) = (file.clone(), Arc::new(AtomicBool::new(false)));
+    let has_missed = missed.clone();
+    let builder = client_builder(registry.url()).root_certificate(authority.pem());
+    let builder = builder.client_certificate_provider(move || {
+        std::fs::read(&read).inspect_err(|_| missed.store(true, Ordering::SeqCst))
+    });
+    assert!(matches!(builder.clone().build(), Err(Error::Config(_))), "there is none in the file");
+    let present = |(certificate, key): (String, String)| {
+        of_clients.write("client.pem", &(certificate + &key));
+    };
+    present(authority.sign("of another authority"));
+    let client = builder.build().unwrap();
+    assert!(client.get_stats().await.is_err());
+
+    // Without one it goes on with the previous one, and asks again.
+    std::fs::remove_file(file).unwrap();
+    eventually("it is asked again", || async {
+        let outcome = client.get_stats().await;
+        assert!(!matches!(outcome, Ok(_) | Err(Error::Config(_))), "{outcome:?}");
+        has_missed.load(Ordering::SeqCst)
+    })
+    .await;
+    present(of_clients.sign("agent"));
+    eventually("the new certificate is presented", || async { client.get_stats().await.is_ok() }).await;
+    registry.shutdown().await;
 }
