@@ -1,30 +1,26 @@
 //! The contract's Prometheus metrics. Labels taken from requests have a bounded number of values.
 
-use std::collections::HashMap;
-use std::sync::OnceLock;
+mod heartbeats;
+mod searches;
+
 use std::time::Duration;
 
-use parking_lot::RwLock;
 use prometheus::{
-    Error, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Error, Gauge, HistogramOpts, HistogramVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use registry_sdk::contract::{AgentStatus, RegistryStats};
+
+use heartbeats::HeartbeatLatencies;
+use searches::SearchCounters;
 
 /// Maximum number of distinct values of a label taken from requests.
 const MAX_LABEL_VALUES: usize = 1_000;
 
-/// The label that counts the values beyond the maximum.
+/// The label that counts what has no series of its own.
 const OVERFLOW_LABEL: &str = "other";
-
-/// Maximum length of a label taken from requests, in characters.
-const MAX_LABEL_CHARS: usize = 128;
 
 const REQUEST_BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
-
-/// Few buckets, since each agent has a histogram of its own.
-const HEARTBEAT_BUCKETS: &[f64] = &[0.001, 0.005, 0.025, 0.1, 0.5, 2.5];
 
 /// The metrics of one server.
 #[derive(Debug)]
@@ -39,10 +35,8 @@ pub(crate) struct Metrics {
     watchers: IntGauge,
     unreadable_rows: IntGauge,
     requests: HistogramVec,
-    heartbeats: HistogramVec,
-    heartbeats_by_agent: BoundedSeries<Histogram>,
-    searches: IntCounterVec,
-    searches_by_capability: BoundedSeries<IntCounter>,
+    heartbeats: HeartbeatLatencies,
+    searches: SearchCounters,
 }
 
 /// Gauges that are computed when they are scraped.
@@ -54,17 +48,13 @@ pub(crate) struct Gauges {
 
 impl Metrics {
     pub(crate) fn new() -> Result<Self, Error> {
-        let heartbeat = HistogramOpts::new(
-            "agent_registry_heartbeat_latency_seconds",
-            "Time until an agent's heartbeat was stored and answered",
-        );
         let request = HistogramOpts::new(
             "agent_registry_http_request_duration_seconds",
             "Time until a response started",
         );
         let gauge = |name, help| IntGauge::new(name, help);
+        let registry = Registry::new();
         let metrics = Self {
-            registry: Registry::new(),
             agents: IntGaugeVec::new(
                 Opts::new("agent_registry_agents_total", "Number of agents by status, over all servers"),
                 &["status"],
@@ -92,13 +82,9 @@ impl Metrics {
                 request.buckets(REQUEST_BUCKETS.to_vec()),
                 &["method", "route", "status"],
             )?,
-            heartbeats: HistogramVec::new(heartbeat.buckets(HEARTBEAT_BUCKETS.to_vec()), &["agent_id"])?,
-            heartbeats_by_agent: BoundedSeries::default(),
-            searches: IntCounterVec::new(
-                Opts::new("agent_registry_discovery_requests_total", "Number of searches by search text"),
-                &["capability"],
-            )?,
-            searches_by_capability: BoundedSeries::default(),
+            heartbeats: HeartbeatLatencies::new(&registry)?,
+            searches: SearchCounters::new(&registry)?,
+            registry,
         };
         let registry = &metrics.registry;
         registry.register(Box::new(metrics.agents.clone()))?;
@@ -114,8 +100,6 @@ impl Metrics {
         }
         registry.register(Box::new(metrics.last_sweep_age.clone()))?;
         registry.register(Box::new(metrics.requests.clone()))?;
-        registry.register(Box::new(metrics.heartbeats.clone()))?;
-        registry.register(Box::new(metrics.searches.clone()))?;
         Ok(metrics)
     }
 
@@ -124,27 +108,29 @@ impl Metrics {
         self.requests.with_label_values(&[method, route, status]).observe(elapsed.as_secs_f64());
     }
 
-    /// Records a heartbeat that was stored.
-    pub(crate) fn record_heartbeat(&self, agent_id: &str, elapsed: Duration) {
-        let create = |agent_id: &str| self.heartbeats.with_label_values(&[agent_id]);
-        self.heartbeats_by_agent.record(agent_id, create, |latency| latency.observe(elapsed.as_secs_f64()));
+    /// Records a heartbeat that was stored. `is_present` says whether the agent is registered and not offline.
+    pub(crate) fn record_heartbeat(
+        &self,
+        agent_id: &str,
+        elapsed: Duration,
+        is_present: impl FnOnce() -> bool,
+    ) {
+        self.heartbeats.record(agent_id, elapsed, is_present);
     }
 
-    /// Removes the series of an agent.
+    /// Frees the series of an agent that was removed or went offline.
     pub(crate) fn remove_agent(&self, agent_id: &str) {
-        // The overflow series counts many agents, so it stays even if an agent has its name.
-        if self.heartbeats_by_agent.remove(agent_id) && agent_id != OVERFLOW_LABEL {
-            // An error says that there is no such series.
-            let _ = self.heartbeats.remove_label_values(&[agent_id]);
-        }
+        self.heartbeats.remove(agent_id);
+    }
+
+    /// Frees the series of all agents that are not present.
+    pub(crate) fn retain_agents(&self, is_present: impl Fn(&str) -> bool) {
+        self.heartbeats.retain(is_present);
     }
 
     /// Records a search.
     pub(crate) fn record_search(&self, q: &str) {
-        let words = q.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
-        let words: String = words.chars().take(MAX_LABEL_CHARS).collect();
-        let create = |words: &str| self.searches.with_label_values(&[words]);
-        self.searches_by_capability.record(&words, create, IntCounter::inc);
+        self.searches.record(q);
     }
 
     /// Records how many agents' rows cannot be read.
@@ -173,7 +159,9 @@ impl Metrics {
         self.maintenance_agents.set(to_i64(stats.maintenance_agents));
         self.last_sweep_age.set(last_sweep_age.as_secs_f64());
         self.database_up.set((*is_database_up).into());
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        let families = self.registry.gather();
+        self.searches.record_scrape();
+        TextEncoder::new().encode_to_string(&families)
     }
 }
 
@@ -191,46 +179,12 @@ impl Drop for WatcherGuard {
     }
 }
 
-/// The series of one metric, one per value of a label taken from requests, up to a maximum.
-#[derive(Debug)]
-struct BoundedSeries<M> {
-    series: RwLock<HashMap<String, M>>,
-    overflow: OnceLock<M>,
-}
-
-impl<M> Default for BoundedSeries<M> {
-    fn default() -> Self {
-        Self { series: RwLock::default(), overflow: OnceLock::new() }
-    }
-}
-
-impl<M> BoundedSeries<M> {
-    /// Updates the series of a value, creating it if there is room.
-    fn record(&self, value: &str, create: impl FnOnce(&str) -> M, update: impl FnOnce(&M)) {
-        let series = self.series.read();
-        if let Some(metric) = series.get(value) {
-            return update(metric);
-        }
-        if series.len() < MAX_LABEL_VALUES {
-            drop(series);
-            let mut series = self.series.write();
-            // Another thread may have filled the map in the meantime.
-            if series.len() < MAX_LABEL_VALUES || series.contains_key(value) {
-                return update(series.entry(value.to_owned()).or_insert_with(|| create(value)));
-            }
-        }
-        update(self.overflow.get_or_init(|| create(OVERFLOW_LABEL)));
-    }
-
-    /// Returns whether the value had a series.
-    fn remove(&self, value: &str) -> bool {
-        self.series.write().remove(value).is_some()
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::collections::HashMap;
+    use std::time::Instant;
+
     use super::*;
 
     fn text(metrics: &Metrics) -> String {
@@ -242,23 +196,75 @@ mod tests {
         metrics.encode(&gauges).unwrap()
     }
 
+    /// The counts of a metric by its label.
+    fn counts(metrics: &Metrics, name: &str) -> HashMap<String, u64> {
+        let count = |line: &str| {
+            let (label, count) = line.strip_prefix(name)?.split_once("=\"")?.1.split_once("\"} ")?;
+            Some((label.to_owned(), count.parse().unwrap()))
+        };
+        text(metrics).lines().filter_map(count).collect()
+    }
+
+    fn heartbeats(metrics: &Metrics) -> HashMap<String, u64> {
+        counts(metrics, "agent_registry_heartbeat_latency_seconds_count{")
+    }
+
+    fn searches(metrics: &Metrics) -> HashMap<String, u64> {
+        counts(metrics, "agent_registry_discovery_requests_total{")
+    }
+
     #[test]
-    fn labels_from_requests_are_bounded() {
+    fn places_of_agents_that_left_are_given_to_others() {
         let metrics = Metrics::new().unwrap();
-        for number in 0..MAX_LABEL_VALUES + 50 {
-            metrics.record_search(&format!("Word{number}"));
-            metrics.record_heartbeat(&format!("agent-{number}"), Duration::from_millis(2));
-        }
-        let all = text(&metrics);
-        let searches = |line: &&str| line.starts_with("agent_registry_discovery_requests_total{");
-        assert_eq!(all.lines().filter(searches).count(), MAX_LABEL_VALUES + 1);
-        assert!(all.contains("agent_registry_discovery_requests_total{capability=\"other\"} 50"));
-        assert!(all.contains("agent_registry_heartbeat_latency_seconds_count{agent_id=\"other\"} 50"));
-        // A removed series makes room for a new one.
+        let beat = |agent_id: &str| metrics.record_heartbeat(agent_id, Duration::from_millis(2), || true);
+        (0..MAX_LABEL_VALUES + 50).for_each(|number| beat(&format!("agent-{number}")));
+        let counted = heartbeats(&metrics);
+        assert_eq!((counted.len(), counted["other"]), (MAX_LABEL_VALUES + 1, 50));
         metrics.remove_agent("agent-7");
-        metrics.record_heartbeat("agent-new", Duration::from_millis(2));
-        let all = text(&metrics);
-        assert!(!all.contains("agent_id=\"agent-7\"") && all.contains("agent_id=\"agent-new\""));
+        beat("agent-new");
+        let counted = heartbeats(&metrics);
+        assert_eq!((counted.get("agent-7"), counted["agent-new"], counted["other"]), (None, 1, 50));
+        metrics.retain_agents(|agent_id| agent_id == "agent-new");
+        assert_eq!(heartbeats(&metrics).len(), 2);
+    }
+
+    #[test]
+    fn heartbeat_of_an_agent_that_left_meanwhile_makes_no_series() {
+        let metrics = Metrics::new().unwrap();
+        metrics.record_heartbeat("gone", Duration::from_millis(2), || false);
+        // Whoever has this name counts among the others, whose series is not theirs to take along.
+        metrics.record_heartbeat("other", Duration::from_millis(2), || true);
+        metrics.remove_agent("other");
+        assert_eq!(heartbeats(&metrics), HashMap::from([("other".to_owned(), 2)]));
+    }
+
+    #[test]
+    fn text_that_was_searched_longest_ago_makes_room() {
+        let metrics = Metrics::new().unwrap();
+        (0..MAX_LABEL_VALUES).for_each(|number| metrics.record_search(&format!("Word{number}")));
+        metrics.record_search("word0");
+        metrics.record_search("new");
+        let counted = searches(&metrics);
+        assert_eq!((counted["word0"], counted.get("word1"), counted["new"]), (2, None, 1));
+        // Nobody had read the count of the one that made room.
+        assert_eq!(counted["other"], 1);
+        metrics.record_search("newer");
+        let counted = searches(&metrics);
+        assert_eq!((counted.get("word2"), counted["newer"], counted["other"]), (None, 1, 1));
+    }
+
+    #[test]
+    fn flood_of_texts_makes_few_series_and_every_search_is_counted() {
+        let metrics = Metrics::new().unwrap();
+        let began = Instant::now();
+        (0..MAX_LABEL_VALUES).for_each(|number| metrics.record_search(&format!("word{number}")));
+        (0..MAX_LABEL_VALUES * 3).for_each(|number| metrics.record_search(&format!("odd{number}")));
+        let replaced_later = usize::try_from(began.elapsed().as_secs() * 2 + 2).unwrap();
+        let counted = searches(&metrics);
+        assert_eq!(counted.len(), MAX_LABEL_VALUES + 1);
+        assert_eq!(counted.values().sum::<u64>(), MAX_LABEL_VALUES as u64 * 4);
+        let kept = counted.keys().filter(|text| text.starts_with("word")).count();
+        assert!(kept + replaced_later >= MAX_LABEL_VALUES / 2, "{kept}");
     }
 
     #[test]

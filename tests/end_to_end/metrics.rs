@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use futures_util::{StreamExt, stream};
 use registry_sdk::contract::{AgentStatus, MaintenanceRequest};
 use reqwest::header::CONTENT_TYPE;
 
@@ -10,6 +11,8 @@ use crate::support::{Database, Registry, agent, client, eventually, on_both_data
 on_both_databases!(
     every_name_of_the_contract_is_there,
     an_agents_series_goes_with_it,
+    agents_that_went_offline_leave_their_series_to_others,
+    odd_searches_leave_a_series_to_a_real_one,
     paths_are_counted_by_their_route,
 );
 
@@ -30,6 +33,15 @@ async fn scrape(server: &Registry) -> HashMap<String, f64> {
         .map(|line| line.rsplit_once(' ').unwrap())
         .map(|(name, value)| (name.to_owned(), value.parse().unwrap()))
         .collect()
+}
+
+/// The samples of a metric that has one label, by its value.
+fn by_label(samples: &HashMap<String, f64>, name: &str) -> HashMap<String, u64> {
+    let counts = samples.iter().filter_map(|(labelled, count)| {
+        let (_, value) = labelled.strip_prefix(name)?.strip_prefix('{')?.split_once("=\"")?;
+        Some((value.strip_suffix("\"}")?.to_owned(), format!("{count}").parse().unwrap()))
+    });
+    counts.collect()
 }
 
 async fn every_name_of_the_contract_is_there(database: Database) {
@@ -75,6 +87,51 @@ async fn an_agents_series_goes_with_it(database: Database) {
     assert!(of_agent().await > 0);
     client.deregister("a").await.unwrap();
     assert_eq!(of_agent().await, 0);
+    server.shutdown().await;
+}
+
+async fn agents_that_went_offline_leave_their_series_to_others(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    let client = &client;
+    let beat = async |agent_id: String| {
+        client.register(&agent(&agent_id, "work")).await.unwrap();
+        client.heartbeat(&agent_id).await.unwrap();
+    };
+    let leave = async |agent_id: String| {
+        client.update_status(&agent_id, AgentStatus::Offline).await.unwrap();
+    };
+    let random = || stream::iter((0..1_010).map(|number| format!("random-{number}")));
+    random().map(beat).buffer_unordered(100).count().await;
+    random().map(leave).buffer_unordered(100).count().await;
+    stream::iter((0..10).map(|number| format!("real-{number}"))).for_each(beat).await;
+    let heartbeats = by_label(&scrape(&server).await, "agent_registry_heartbeat_latency_seconds_count");
+    let mut expected: HashMap<_, _> = (0..10).map(|number| (format!("real-{number}"), 1)).collect();
+    expected.insert("other".to_owned(), 10);
+    assert_eq!(heartbeats, expected);
+    server.shutdown().await;
+}
+
+async fn odd_searches_leave_a_series_to_a_real_one(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    let client = &client;
+    let search = async |word: String| drop(client.search_capabilities(&word).await.unwrap());
+    search("summary".to_owned()).await;
+    stream::iter((0..999).map(|number| format!("odd{number}")))
+        .map(search)
+        .buffer_unordered(100)
+        .count()
+        .await;
+    // The oldest one is not the one that was searched longest ago.
+    search("summary".to_owned()).await;
+    search("translation".to_owned()).await;
+    let searches = by_label(&scrape(&server).await, "agent_registry_discovery_requests_total");
+    assert_eq!(searches.get("summary"), Some(&2));
+    assert_eq!(searches.get("translation"), Some(&1));
+    // A search whose series went before anybody read it is not lost.
+    assert_eq!(searches["other"], 1);
+    assert_eq!((searches.len(), searches.values().sum::<u64>()), (1_001, 1_002));
     server.shutdown().await;
 }
 

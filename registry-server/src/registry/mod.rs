@@ -252,6 +252,11 @@ impl Registry {
         &self.shared.metrics
     }
 
+    /// Records how long a heartbeat took.
+    pub(crate) fn record_heartbeat_latency(&self, agent_id: &str, elapsed: Duration) {
+        self.shared.metrics.record_heartbeat(agent_id, elapsed, || self.shared.is_present(agent_id));
+    }
+
     /// Returns the metrics in Prometheus' text format.
     pub(crate) async fn metrics_text(&self) -> Result<String, Error> {
         let shared = &self.shared;

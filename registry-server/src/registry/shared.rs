@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use registry_sdk::contract::{RegistryStats, Timestamp};
+use registry_sdk::contract::{AgentStatus, RegistryStats, Timestamp};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -23,8 +23,7 @@ use crate::admission::Admission;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::store::{
-    AgentSender, Database, EventKind, Head, LastHeartbeats, LogEntry, Purpose, Result, Session, StoreError,
-    StoredAgent,
+    AgentSender, Database, Head, LastHeartbeats, LogEntry, Purpose, Result, Session, StoreError, StoredAgent,
 };
 
 /// Interval at which a part whose session failed tries again, from one beginning to the next.
@@ -141,21 +140,25 @@ impl Shared {
             return false;
         }
         for LogEntry { position, agent_id, event } in entries {
-            match event {
-                Some(event) if event.kind == EventKind::Deregistered => self.metrics.remove_agent(agent_id),
-                Some(_) => {}
-                None => {
-                    tracing::error!(
-                        agent_id,
-                        revision = position.revision,
-                        "cannot read a change that another server wrote, reading the agent instead"
-                    );
-                    self.suspects.lock().insert(agent_id.clone());
-                    self.has_suspects.notify_one();
-                }
+            if !self.is_present(agent_id) {
+                self.metrics.remove_agent(agent_id);
+            }
+            if event.is_none() {
+                tracing::error!(
+                    agent_id,
+                    revision = position.revision,
+                    "cannot read a change that another server wrote, reading the agent instead"
+                );
+                self.suspects.lock().insert(agent_id.clone());
+                self.has_suspects.notify_one();
             }
         }
         true
+    }
+
+    /// Whether an agent is registered and not offline.
+    pub(super) fn is_present(&self, agent_id: &str) -> bool {
+        self.view.entry(agent_id).is_some_and(|entry| entry.agent.status != AgentStatus::Offline)
     }
 
     /// Returns the generation of the sessions that may be used.
@@ -190,6 +193,7 @@ impl Shared {
             self.time.restart();
         }
         self.view.replace(agents, &snapshot, &self.read_context());
+        self.metrics.retain_agents(|agent_id| self.is_present(agent_id));
         tracing::info!(agents = count, revision = head.position.revision, "loaded all agents");
         Ok(())
     }

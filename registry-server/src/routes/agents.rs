@@ -120,7 +120,7 @@ pub(super) async fn heartbeat(
     let beat = Heartbeat::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     let began = Instant::now();
     let heard = registry.heartbeat(&id, beat).await?;
-    registry.metrics().record_heartbeat(&id, began.elapsed());
+    registry.record_heartbeat_latency(&id, began.elapsed());
     Ok(Json(heard))
 }
 

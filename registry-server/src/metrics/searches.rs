@@ -1,0 +1,132 @@
+//! Numbers of searches, by search text.
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use governor::clock::MonotonicClock;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
+use parking_lot::RwLock;
+use prometheus::{Error, IntCounter, IntCounterVec, Opts, Registry};
+
+use super::{MAX_LABEL_VALUES, OVERFLOW_LABEL};
+
+/// Maximum length of a label, in characters.
+const MAX_LABEL_CHARS: usize = 128;
+
+/// Number of texts that may take the place of others at once, and per minute afterwards.
+///
+/// Prometheus keeps every series that it ever saw for hours: a flood of different texts must not make a new one of each.
+const REPLACEMENTS: Quota = Quota::per_minute(NonZeroU32::MIN.saturating_add(99))
+    .allow_burst(NonZeroU32::MIN.saturating_add(MAX_REPLACED_AT_ONCE - 1));
+const MAX_REPLACED_AT_ONCE: u32 = 500;
+
+/// A series for each text, up to a maximum, and one for all others. A new text takes the place of the one that was searched
+/// longest ago.
+pub(super) struct SearchCounters {
+    vec: IntCounterVec,
+    by_text: RwLock<HashMap<String, Series>>,
+    /// Number of searches so far: the time by which the series are compared.
+    clock: AtomicU64,
+    replacements: RateLimiter<NotKeyed, InMemoryState, MonotonicClock>,
+}
+
+/// The series of one text.
+#[derive(Debug)]
+struct Series {
+    counter: IntCounter,
+    last_used: AtomicU64,
+    /// The count in the last scrape.
+    scraped: AtomicU64,
+}
+
+impl std::fmt::Debug for SearchCounters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SearchCounters").field("by_text", &self.by_text).finish_non_exhaustive()
+    }
+}
+
+impl SearchCounters {
+    pub(super) fn new(registry: &Registry) -> Result<Self, Error> {
+        let options =
+            Opts::new("agent_registry_discovery_requests_total", "Number of searches by search text");
+        let vec = IntCounterVec::new(options, &["capability"])?;
+        registry.register(Box::new(vec.clone()))?;
+        Ok(Self {
+            vec,
+            by_text: RwLock::default(),
+            clock: AtomicU64::default(),
+            replacements: RateLimiter::direct_with_clock(REPLACEMENTS, MonotonicClock),
+        })
+    }
+
+    /// Records a search.
+    pub(super) fn record(&self, q: &str) {
+        let text = q.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+        let text: String = text.chars().take(MAX_LABEL_CHARS).collect();
+        let now = self.clock.fetch_add(1, Ordering::Relaxed);
+        let by_text = self.by_text.read();
+        if let Some(series) = by_text.get(&text) {
+            return series.record(now);
+        }
+        let has_place = by_text.len() < MAX_LABEL_VALUES || self.replacements.check().is_ok();
+        drop(by_text);
+        if has_place && text != OVERFLOW_LABEL {
+            self.record_new(text, now);
+        } else {
+            self.others().inc();
+        }
+    }
+
+    fn record_new(&self, text: String, now: u64) {
+        let mut by_text = self.by_text.write();
+        // Another thread may have created it in the meantime, or the last one.
+        if by_text.len() >= MAX_LABEL_VALUES && !by_text.contains_key(&text) {
+            self.free_oldest(&mut by_text);
+        }
+        let counter = self.vec.with_label_values(&[&text]);
+        by_text.entry(text).or_insert_with(|| Series::new(counter)).record(now);
+    }
+
+    /// Frees the series that was used longest ago. What no scrape has seen of it counts among the others from now on, so
+    /// that every search is counted once over all series.
+    fn free_oldest(&self, by_text: &mut HashMap<String, Series>) {
+        let last_used = |(_, series): &(&String, &Series)| series.last_used.load(Ordering::Relaxed);
+        let oldest = by_text.iter().min_by_key(last_used).map(|(text, _)| text.clone());
+        if let Some((text, series)) = oldest.and_then(|text| by_text.remove_entry(&text)) {
+            // An error says that there is no such series.
+            let _ = self.vec.remove_label_values(&[&text]);
+            match series.unscraped() {
+                0 => {}
+                unscraped => self.others().inc_by(unscraped),
+            }
+        }
+    }
+
+    fn others(&self) -> IntCounter {
+        self.vec.with_label_values(&[OVERFLOW_LABEL])
+    }
+
+    /// Records that the counts were just scraped.
+    pub(super) fn record_scrape(&self) {
+        for series in self.by_text.read().values() {
+            series.scraped.store(series.counter.get(), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Series {
+    fn new(counter: IntCounter) -> Self {
+        Self { counter, last_used: AtomicU64::default(), scraped: AtomicU64::default() }
+    }
+
+    fn record(&self, now: u64) {
+        self.counter.inc();
+        self.last_used.store(now, Ordering::Relaxed);
+    }
+
+    fn unscraped(&self) -> u64 {
+        self.counter.get().saturating_sub(self.scraped.load(Ordering::Relaxed))
+    }
+}
