@@ -24,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
+use crate::metrics::Usage;
 use crate::registry::Error;
 
 /// Maximum number of longer searches, lists and counts that run or wait.
@@ -52,7 +53,8 @@ pub(crate) struct Admission {
     long_reads: Reads,
     quick_reads: Reads,
     body_bytes: Arc<Semaphore>,
-    event_streams: Arc<Semaphore>,
+    connections: Places,
+    event_streams: Places,
     rate_limiters: Option<RateLimiters>,
     /// For wrong tokens, by address.
     wrong_tokens: RateLimiters,
@@ -64,6 +66,13 @@ struct Reads {
     /// For those that run or wait.
     places: Semaphore,
     running: Arc<Semaphore>,
+}
+
+/// Places for connections or event streams, one each.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    free: Arc<Semaphore>,
+    max: usize,
 }
 
 /// Permission for a request, returned when dropped.
@@ -91,7 +100,8 @@ impl Admission {
             // One thread for requests is always left.
             quick_reads: Reads::new(MAX_QUICK_READS, (cores - 1).max(1)),
             body_bytes: Arc::new(Semaphore::new(MAX_BODY_BYTES_IN_FLIGHT)),
-            event_streams: Arc::new(Semaphore::new(share_of(max_connections.get()))),
+            connections: Places::new(max_connections.get()),
+            event_streams: Places::new(share_of(max_connections.get())),
             rate_limiters: rate_limit.map(|per_second| RateLimiters::new(Quota::per_second(per_second))),
             wrong_tokens: RateLimiters::new(
                 Quota::per_second(NonZeroU32::MIN).allow_burst(WRONG_TOKENS_BURST),
@@ -146,10 +156,14 @@ impl Admission {
         Some(Permit { _permit: Some(permit) })
     }
 
-    /// Returns a permit for an event stream, or `None` if there are too many.
-    pub(crate) fn acquire_event_stream(&self) -> Option<Permit> {
-        let permit = self.event_streams.clone().try_acquire_owned().ok()?;
-        Some(Permit { _permit: Some(permit) })
+    /// Returns the places for connections.
+    pub(crate) fn connections(&self) -> &Places {
+        &self.connections
+    }
+
+    /// Returns the places for event streams.
+    pub(crate) fn event_streams(&self) -> &Places {
+        &self.event_streams
     }
 
     /// Counts a request with a wrong token; an error says how long to wait before the next attempt.
@@ -171,6 +185,22 @@ impl Admission {
 /// requests.
 pub(crate) fn share_of(max_connections: usize) -> usize {
     (max_connections / 2).max(1)
+}
+
+impl Places {
+    fn new(max: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(max)), max }
+    }
+
+    /// Takes a place until the permit is dropped; `None` if all are taken.
+    pub(crate) fn take(&self) -> Option<OwnedSemaphorePermit> {
+        self.free.clone().try_acquire_owned().ok()
+    }
+
+    /// Returns how many places are taken, and how many there are.
+    pub(crate) fn usage(&self) -> Usage {
+        Usage { used: self.max.saturating_sub(self.free.available_permits()), max: self.max }
+    }
 }
 
 impl Reads {

@@ -6,7 +6,8 @@ mod searches;
 use std::time::Duration;
 
 use prometheus::{
-    Error, Gauge, HistogramOpts, HistogramVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Error, Gauge, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 use registry_sdk::contract::{AgentStatus, RegistryStats};
 
@@ -22,6 +23,9 @@ const OVERFLOW_LABEL: &str = "other";
 const REQUEST_BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
+/// The parts of the server that use the database.
+const DATABASE_PARTS: [&str; 4] = ["changes", "follower", "heartbeats", "reads"];
+
 /// The metrics of one server.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -32,7 +36,15 @@ pub(crate) struct Metrics {
     maintenance_agents: IntGauge,
     last_sweep_age: Gauge,
     database_up: IntGauge,
+    database_errors: IntCounterVec,
+    revision: IntGauge,
+    replica_lag: Gauge,
+    connections: IntGauge,
+    max_connections: IntGauge,
     watchers: IntGauge,
+    max_watchers: IntGauge,
+    queue_length: IntGaugeVec,
+    max_queue_length: IntGaugeVec,
     unreadable_rows: IntGauge,
     requests: HistogramVec,
     heartbeats: HeartbeatLatencies,
@@ -44,6 +56,21 @@ pub(crate) struct Gauges {
     pub(crate) stats: RegistryStats,
     pub(crate) last_sweep_age: Duration,
     pub(crate) is_database_up: bool,
+    /// Revision up to which this server knows the changes.
+    pub(crate) revision: i64,
+    /// Time since this server last knew all changes.
+    pub(crate) replica_lag: Duration,
+    pub(crate) connections: Usage,
+    pub(crate) event_streams: Usage,
+    pub(crate) queued_heartbeats: Usage,
+    pub(crate) queued_changes: Usage,
+}
+
+/// Usage of something that has a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) used: usize,
+    pub(crate) max: usize,
 }
 
 impl Metrics {
@@ -73,7 +100,30 @@ impl Metrics {
                 "Time since this server last checked deadlines",
             )?,
             database_up: gauge("agent_registry_database_up", "Whether this server can reach its database")?,
+            database_errors: IntCounterVec::new(
+                Opts::new(
+                    "agent_registry_database_errors_total",
+                    "Number of times that the database failed a part of this server",
+                ),
+                &["part"],
+            )?,
+            revision: gauge("agent_registry_revision", "Revision up to which this server knows the changes")?,
+            replica_lag: Gauge::new(
+                "agent_registry_replica_lag_seconds",
+                "Time since this server last knew all changes in its database",
+            )?,
+            connections: gauge("agent_registry_connections", "Number of open connections")?,
+            max_connections: gauge("agent_registry_max_connections", "Maximum number of open connections")?,
             watchers: gauge("agent_registry_watchers", "Number of open event streams")?,
+            max_watchers: gauge("agent_registry_max_watchers", "Maximum number of open event streams")?,
+            queue_length: IntGaugeVec::new(
+                Opts::new("agent_registry_queue_length", "Number of writes that wait for the database"),
+                &["queue"],
+            )?,
+            max_queue_length: IntGaugeVec::new(
+                Opts::new("agent_registry_max_queue_length", "Maximum number of writes that wait"),
+                &["queue"],
+            )?,
             unreadable_rows: gauge(
                 "agent_registry_unreadable_rows",
                 "Number of agents whose rows in the database cannot be read, as of the last minute",
@@ -87,19 +137,32 @@ impl Metrics {
             registry,
         };
         let registry = &metrics.registry;
+        registry.register(Box::new(build_info()?))?;
         registry.register(Box::new(metrics.agents.clone()))?;
+        registry.register(Box::new(metrics.database_errors.clone()))?;
+        registry.register(Box::new(metrics.queue_length.clone()))?;
+        registry.register(Box::new(metrics.max_queue_length.clone()))?;
         for gauge in [
             &metrics.capabilities,
             &metrics.stale_agents,
             &metrics.maintenance_agents,
             &metrics.database_up,
+            &metrics.revision,
+            &metrics.connections,
+            &metrics.max_connections,
             &metrics.watchers,
+            &metrics.max_watchers,
             &metrics.unreadable_rows,
         ] {
             registry.register(Box::new(gauge.clone()))?;
         }
         registry.register(Box::new(metrics.last_sweep_age.clone()))?;
+        registry.register(Box::new(metrics.replica_lag.clone()))?;
         registry.register(Box::new(metrics.requests.clone()))?;
+        // From zero on: an increase from nothing is none to Prometheus.
+        for part in DATABASE_PARTS {
+            metrics.database_errors.with_label_values(&[part]);
+        }
         Ok(metrics)
     }
 
@@ -138,15 +201,14 @@ impl Metrics {
         self.unreadable_rows.set(to_i64(count as u64));
     }
 
-    /// Counts an event stream as open until the guard is dropped.
-    pub(crate) fn track_watcher(&self) -> WatcherGuard {
-        self.watchers.inc();
-        WatcherGuard(self.watchers.clone())
+    /// Records that the database failed a part of the server.
+    pub(crate) fn record_database_error(&self, part: &str) {
+        self.database_errors.with_label_values(&[part]).inc();
     }
 
     /// Encodes all metrics in Prometheus' text format.
     pub(crate) fn encode(&self, gauges: &Gauges) -> Result<String, Error> {
-        let Gauges { stats, last_sweep_age, is_database_up } = gauges;
+        let Gauges { stats, last_sweep_age, is_database_up, .. } = gauges;
         for (status, count) in [
             (AgentStatus::Active, stats.active_agents),
             (AgentStatus::Busy, stats.busy_agents),
@@ -159,24 +221,34 @@ impl Metrics {
         self.maintenance_agents.set(to_i64(stats.maintenance_agents));
         self.last_sweep_age.set(last_sweep_age.as_secs_f64());
         self.database_up.set((*is_database_up).into());
+        self.revision.set(gauges.revision);
+        self.replica_lag.set(gauges.replica_lag.as_secs_f64());
+        set_usage(gauges.connections, &self.connections, &self.max_connections);
+        set_usage(gauges.event_streams, &self.watchers, &self.max_watchers);
+        for (queue, usage) in [("heartbeats", gauges.queued_heartbeats), ("changes", gauges.queued_changes)] {
+            let (length, max) = (&self.queue_length, &self.max_queue_length);
+            set_usage(usage, &length.with_label_values(&[queue]), &max.with_label_values(&[queue]));
+        }
         let families = self.registry.gather();
         self.searches.record_scrape();
         TextEncoder::new().encode_to_string(&families)
     }
 }
 
-fn to_i64(count: u64) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
+fn build_info() -> Result<IntGaugeVec, Error> {
+    let options = Opts::new("agent_registry_build_info", "1, with the version of this server");
+    let build_info = IntGaugeVec::new(options, &["version"])?;
+    build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    Ok(build_info)
 }
 
-/// Counts an event stream while it is open.
-#[derive(Debug)]
-pub(crate) struct WatcherGuard(IntGauge);
+fn set_usage(usage: Usage, used: &IntGauge, max: &IntGauge) {
+    used.set(to_i64(usage.used as u64));
+    max.set(to_i64(usage.max as u64));
+}
 
-impl Drop for WatcherGuard {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
+fn to_i64(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -192,6 +264,12 @@ mod tests {
             stats: RegistryStats::default(),
             last_sweep_age: Duration::from_millis(1_500),
             is_database_up: true,
+            revision: 7,
+            replica_lag: Duration::from_millis(250),
+            connections: Usage { used: 2, max: 100 },
+            event_streams: Usage { used: 1, max: 50 },
+            queued_heartbeats: Usage { used: 3, max: 1_000 },
+            queued_changes: Usage { used: 0, max: 500 },
         };
         metrics.encode(&gauges).unwrap()
     }

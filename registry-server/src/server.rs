@@ -170,7 +170,8 @@ impl Server {
         let router = routes::router(registry.clone(), authenticator, origins);
         let rejecting_router = routes::rejecting_router();
         let drain = supervisor.drain().clone();
-        let connections = ConnectionServer { router, rejecting_router, max_connections, drain, shutdown };
+        let places = registry.admission().connections().clone();
+        let connections = ConnectionServer { router, rejecting_router, places, drain, shutdown };
         if let Some(tls) = credentials.tls().cloned() {
             let served = serve(connections, TlsListener::new(listener, tls, max_connections), registry);
             supervisor.spawn_until("connections", supervisor.shutdown().clone(), served);

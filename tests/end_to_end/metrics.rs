@@ -1,12 +1,18 @@
 //! `GET /metrics`, as Prometheus reads it.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 
 use futures_util::{StreamExt, stream};
 use registry_sdk::contract::{AgentStatus, MaintenanceRequest};
+use registry_sdk::testing::Fault;
+use registry_server::Config;
 use reqwest::header::CONTENT_TYPE;
 
-use crate::support::{Database, Registry, agent, client, eventually, on_both_databases, on_postgres};
+use crate::support::{
+    Database, NEVER, Registry, agent, client, eventually, impatient_client, on_both_databases, on_postgres,
+    proxy_before,
+};
 
 on_both_databases!(
     every_name_of_the_contract_is_there,
@@ -14,13 +20,14 @@ on_both_databases!(
     agents_that_went_offline_leave_their_series_to_others,
     odd_searches_leave_a_series_to_a_real_one,
     paths_are_counted_by_their_route,
+    connections_and_streams_are_counted_with_their_limits,
 );
 
 /// What takes several servers.
 mod replicas {
     use super::*;
 
-    on_postgres!(the_figures_are_those_of_all_servers);
+    on_postgres!(the_figures_are_those_of_all_servers, an_outage_is_seen_in_the_lag_and_in_the_errors);
 }
 
 /// Every sample by its name and labels.
@@ -70,10 +77,23 @@ async fn every_name_of_the_contract_is_there(database: Database) {
             3.0,
         ),
         ("agent_registry_database_up", 1.0),
+        (concat!("agent_registry_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1.0),
+        // Three registrations and a maintenance.
+        ("agent_registry_revision", 4.0),
+        ("agent_registry_queue_length{queue=\"heartbeats\"}", 0.0),
+        ("agent_registry_queue_length{queue=\"changes\"}", 0.0),
+        ("agent_registry_max_queue_length{queue=\"heartbeats\"}", 16_384.0),
+        ("agent_registry_max_queue_length{queue=\"changes\"}", 8_192.0),
+        ("agent_registry_watchers", 0.0),
     ] {
         assert_eq!(found.get(name), Some(&expected), "{name}");
     }
     assert!(found["agent_registry_last_sweep_age_seconds"] < 300.0);
+    assert!(found["agent_registry_replica_lag_seconds"] < 300.0);
+    for part in ["changes", "follower", "heartbeats", "reads"] {
+        let name = format!("agent_registry_database_errors_total{{part=\"{part}\"}}");
+        assert!(found.contains_key(&name), "{name}");
+    }
     server.shutdown().await;
 }
 
@@ -149,6 +169,47 @@ async fn paths_are_counted_by_their_route(database: Database) {
     server.shutdown().await;
 }
 
+async fn connections_and_streams_are_counted_with_their_limits(database: Database) {
+    let limit = NonZeroUsize::new(40).unwrap();
+    let server = database.start_with(|config| config.max_connections = limit).await;
+    let found = scrape(&server).await;
+    for (name, limit) in [("agent_registry_max_connections", 40.0), ("agent_registry_max_watchers", 20.0)] {
+        assert_eq!(found.get(name), Some(&limit), "{name}");
+    }
+    let stream = reqwest::get(format!("{}/events", server.url())).await.unwrap();
+    let used = async || {
+        let found = scrape(&server).await;
+        (found["agent_registry_connections"], found["agent_registry_watchers"])
+    };
+    // That of the scrape is one of them.
+    let (connections, watchers) = used().await;
+    assert!(connections >= 2.0 && (watchers - 1.0).abs() < 0.5, "{connections} {watchers}");
+    drop(stream);
+    eventually("both are free again", async || used().await == (1.0, 0.0)).await;
+    server.shutdown().await;
+}
+
+async fn an_outage_is_seen_in_the_lag_and_in_the_errors(database: Database) {
+    let proxy = proxy_before(&database).await;
+    let probing = |config: &mut Config| config.probe_interval = Some(NEVER);
+    let server = database.through(&proxy).start_with(probing).await;
+    let client = impatient_client(&server);
+    client.register(&agent("a", "work")).await.unwrap();
+    proxy.set(Fault::Refuse);
+    eventually("every part has failed", async || {
+        let outcomes = (client.heartbeat("a").await, client.update_status("a", AgentStatus::Busy).await);
+        let found = scrape(&server).await;
+        let errors = by_label(&found, "agent_registry_database_errors_total");
+        let is_behind = found["agent_registry_replica_lag_seconds"] > 1.0;
+        outcomes.0.is_err() && outcomes.1.is_err() && is_behind && errors.values().all(|count| *count > 0)
+    })
+    .await;
+    proxy.set(Fault::None);
+    let lag = async || scrape(&server).await["agent_registry_replica_lag_seconds"];
+    eventually("it agrees with its database", async || lag().await < 1.0).await;
+    server.shutdown().await;
+}
+
 async fn the_figures_are_those_of_all_servers(database: Database) {
     let (one, two) = (database.start().await, database.start().await);
     client(&one).register(&agent("a", "work")).await.unwrap();
@@ -156,6 +217,7 @@ async fn the_figures_are_those_of_all_servers(database: Database) {
     for server in [&one, &two] {
         let active = async || scrape(server).await["agent_registry_agents_total{status=\"active\"}"];
         eventually("it counts both", async || (active().await - 2.0).abs() < 0.5).await;
+        assert!((scrape(server).await["agent_registry_revision"] - 2.0).abs() < 0.5);
     }
     one.shutdown().await;
     two.shutdown().await;

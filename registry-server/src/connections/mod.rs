@@ -26,6 +26,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::Places;
 use crate::drain::Drain;
 use timeouts::{TimedIo, Timeouts};
 
@@ -54,8 +55,8 @@ pub(crate) struct ConnectionServer {
     pub(crate) router: Router,
     /// Answers the connections over the limit.
     pub(crate) rejecting_router: Router,
-    /// Maximum number of open connections.
-    pub(crate) max_connections: usize,
+    /// One for each open connection.
+    pub(crate) places: Places,
     /// Begins with the shutdown, unless it has begun before.
     pub(crate) drain: Arc<Drain>,
     /// Stops accepting, and closes each connection after its current request.
@@ -65,7 +66,6 @@ pub(crate) struct ConnectionServer {
 impl ConnectionServer {
     /// Serves until shutdown is requested, then waits up to five seconds for the requests in flight.
     pub(crate) async fn serve<L: Listener<Addr = SocketAddr>>(self, mut listener: L) {
-        let permits = Arc::new(Semaphore::new(self.max_connections));
         let rejections = Arc::new(Semaphore::new(MAX_CONCURRENT_REJECTIONS));
         let (tasks, abort) = (TaskTracker::new(), CancellationToken::new());
         let mut is_full = false;
@@ -74,13 +74,13 @@ impl ConnectionServer {
                 accepted = listener.accept() => accepted,
                 () = self.shutdown.cancelled() => break,
             };
-            let (router, permit, limit) = if let Ok(permit) = permits.clone().try_acquire_owned() {
+            let (router, permit, limit) = if let Some(permit) = self.places.take() {
                 is_full = false;
                 (&self.router, permit, None)
             } else {
                 if !std::mem::replace(&mut is_full, true) {
                     tracing::warn!(
-                        max_connections = self.max_connections,
+                        max_connections = self.places.usage().max,
                         "connection limit reached, rejecting new connections with 503: see --max-connections"
                     );
                 }

@@ -34,12 +34,26 @@ struct State {
     /// Start of the current outage of any part.
     unavailable_since: Option<Instant>,
     last_sweep: Instant,
+    /// The last time at which the view had all changes.
+    last_agreement: Instant,
+}
+
+impl Part {
+    /// Returns the part's name in the metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Follower => "follower",
+            Self::Heartbeats => "heartbeats",
+            Self::Changes => "changes",
+        }
+    }
 }
 
 impl Availability {
     pub(super) fn new() -> Self {
-        let state = State { failing: Vec::new(), unavailable_since: None, last_sweep: Instant::now() };
-        Self(Mutex::new(state))
+        let now = Instant::now();
+        let (last_sweep, last_agreement) = (now, now);
+        Self(Mutex::new(State { failing: Vec::new(), unavailable_since: None, last_sweep, last_agreement }))
     }
 
     /// Records that the database failed a part.
@@ -88,6 +102,16 @@ impl Availability {
 
     pub(super) fn last_sweep_age(&self) -> Duration {
         self.0.lock().last_sweep.elapsed()
+    }
+
+    /// Records that the view has all changes.
+    pub(super) fn record_agreement(&self) {
+        self.0.lock().last_agreement = Instant::now();
+    }
+
+    /// Returns the time since the view last had all changes.
+    pub(super) fn replica_lag(&self) -> Duration {
+        self.0.lock().last_agreement.elapsed()
     }
 
     /// Returns `Healthy` while the database is available and the sweeper runs.

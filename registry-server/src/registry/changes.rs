@@ -16,9 +16,10 @@ use super::Error;
 use super::availability::Part;
 use super::follower::catch_up;
 use super::lane::{Lane, LaneSession, timed};
-use super::queue::{Batches, Pace, Pending, submit};
+use super::queue::{self, Batches, Pace, Pending, submit};
 use super::rules::{Change, CurrentAgent, Outcome, Transition};
 use super::shared::{RETRY_INTERVAL, Shared};
+use crate::metrics::Usage;
 use crate::store::{
     AgentRow, CommitError, Event, Head, LockedAgents, LogEntry, Position, Purpose, Session, StoreError,
     Writes,
@@ -102,6 +103,11 @@ impl ChangeQueue {
         (Self(queue_tx), ChangeWriter { shared, batches, lane: Lane::new(Purpose::Changes) })
     }
 
+    /// Returns how many changes wait, and how many may.
+    pub(super) fn usage(&self) -> Usage {
+        queue::usage(&self.0)
+    }
+
     /// Makes a change. Tries again for a moment while somebody else has locked the agent's row.
     pub(super) async fn submit(
         &self,
@@ -179,8 +185,9 @@ impl ChangeWriter {
             Err(Failure::NotApplied(StoreError::Locked(_))) => self.reply(batch, vec![Outcome::Locked]),
             Err(Failure::NotApplied(error)) => {
                 if matches!(error, StoreError::Unavailable(_)) {
-                    self.shared.availability.record_failure(Part::Changes, &error);
+                    self.shared.record_failure(Part::Changes, &error);
                 } else {
+                    self.shared.metrics.record_database_error(Part::Changes.as_str());
                     tracing::error!(cause = std::error::Error::source(&error), "{error}");
                 }
                 reply_error(batch, &Error::from(&error));
@@ -290,13 +297,13 @@ impl ChangeWriter {
             }
         });
         if settled.await.is_err() {
-            self.shared.availability.record_failure(Part::Changes, &error);
+            self.shared.record_failure(Part::Changes, &error);
             return reply_error(batch, &Error::Unsettled);
         }
         match self.shared.view.has_event(first) {
             Some(true) => self.reply(batch, outcomes),
             Some(false) => {
-                self.shared.availability.record_failure(Part::Changes, &error);
+                self.shared.record_failure(Part::Changes, &error);
                 reply_error(batch, &Error::Unavailable);
             }
             None => reply_error(batch, &Error::Unsettled),

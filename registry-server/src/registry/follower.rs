@@ -35,7 +35,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         is_replacement = true;
         // A session that was just in use is replaced at once: it may be the only thing that was lost.
         if last_poll.is_none_or(|last_poll: Instant| last_poll.elapsed() > POLL_TIMEOUT) {
-            shared.availability.record_failure(Part::Follower, &error);
+            shared.record_failure(Part::Follower, &error);
         }
         if last_poll.is_none() {
             sleep_until(began + RETRY_INTERVAL).await;

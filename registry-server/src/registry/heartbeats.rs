@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use super::Error;
 use super::availability::Part;
 use super::lane::{Lane, LaneSession, timed};
-use super::queue::{Batches, Pace, Pending, ReplySender, submit};
+use super::queue::{self, Batches, Pace, Pending, ReplySender, submit};
 use super::shared::{RETRY_INTERVAL, Shared};
 use super::view::{Entry, Liveness};
+use crate::metrics::Usage;
 use crate::store::{HeartbeatWrite, Purpose, Result, StoredAgent};
 
 /// Maximum number of queued heartbeats; further ones are rejected.
@@ -66,6 +67,11 @@ impl HeartbeatQueue {
         let batches = Batches::new(queue, closing, PACE);
         let lane = Lane::new(Purpose::Heartbeats);
         (Self(queue_tx), HeartbeatWriter { shared, batches, lane, had_session: false, needs_rewrite: false })
+    }
+
+    /// Returns how many heartbeats wait, and how many may.
+    pub(super) fn usage(&self) -> Usage {
+        queue::usage(&self.0)
     }
 
     /// Writes a heartbeat; returns `None` if the agent is at another revision in the database, or locked there.
@@ -126,7 +132,7 @@ impl HeartbeatWriter {
         }
         match &written {
             Ok(_) => self.shared.availability.record_success(Part::Heartbeats),
-            Err(error) => self.shared.availability.record_failure(Part::Heartbeats, error),
+            Err(error) => self.shared.record_failure(Part::Heartbeats, error),
         }
         written
     }
@@ -161,7 +167,7 @@ impl HeartbeatWriter {
             // What went to the session before it may be lost.
             self.needs_rewrite |= session.is_new;
             if let Err(error) = self.send(&mut session, writes).await {
-                return self.shared.availability.record_failure(Part::Heartbeats, &error);
+                return self.shared.record_failure(Part::Heartbeats, &error);
             }
             self.lane.give_back(session);
         }

@@ -269,9 +269,18 @@ impl Registry {
                 *shared.cached_stats.lock() = Some((stats, Instant::now()));
                 stats
             };
-        let last_sweep_age = shared.availability.last_sweep_age();
-        let is_database_up = shared.availability.unavailable_for().is_none();
-        shared.metrics.encode(&Gauges { stats, last_sweep_age, is_database_up }).map_err(|error| {
+        let gauges = Gauges {
+            stats,
+            last_sweep_age: shared.availability.last_sweep_age(),
+            is_database_up: shared.availability.unavailable_for().is_none(),
+            revision: shared.view.position().position.revision,
+            replica_lag: shared.availability.replica_lag(),
+            connections: shared.admission.connections().usage(),
+            event_streams: shared.admission.event_streams().usage(),
+            queued_heartbeats: self.heartbeats.usage(),
+            queued_changes: self.changes.usage(),
+        };
+        shared.metrics.encode(&gauges).map_err(|error| {
             tracing::error!(%error, "cannot encode the metrics, answering 500");
             Error::Internal
         })

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
+use crate::metrics::Usage;
 
 /// A queued request, and the channel for its result.
 pub(super) struct Pending<T, A> {
@@ -31,6 +32,11 @@ pub(super) async fn submit<T, A>(queue: &mpsc::Sender<Pending<T, A>>, request: T
     })?;
     // Whoever had the request ended in the middle of it.
     reply_rx.await.unwrap_or(Err(Error::Unsettled))
+}
+
+/// Returns how many requests wait in a queue, and how many may.
+pub(super) fn usage<T>(queue: &mpsc::Sender<T>) -> Usage {
+    Usage { used: queue.max_capacity() - queue.capacity(), max: queue.max_capacity() }
 }
 
 /// When batches begin.
@@ -138,6 +144,17 @@ mod tests {
             }
         });
         (queue_tx, written)
+    }
+
+    #[tokio::test]
+    async fn usage_is_what_waits() {
+        let (queue_tx, mut queue) = mpsc::channel(10);
+        assert_eq!(usage(&queue_tx), Usage { used: 0, max: 10 });
+        queue_tx.send(1).await.unwrap();
+        queue_tx.send(2).await.unwrap();
+        assert_eq!(usage(&queue_tx), Usage { used: 2, max: 10 });
+        queue.recv().await.unwrap();
+        assert_eq!(usage(&queue_tx), Usage { used: 1, max: 10 });
     }
 
     #[tokio::test(start_paused = true)]

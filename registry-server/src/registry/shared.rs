@@ -126,9 +126,18 @@ impl Shared {
         }
     }
 
-    /// Records a good poll. Silence counts only while the writers can use the database, too.
+    /// Records that the database failed a part.
+    pub(super) fn record_failure(&self, part: Part, error: &StoreError) {
+        self.metrics.record_database_error(part.as_str());
+        self.availability.record_failure(part, error);
+    }
+
+    /// Records a good poll, after which the view has all changes.
+    ///
+    /// Silence counts only while the writers can use the database, too.
     pub(super) fn record_poll(&self, now: Timestamp) {
         self.availability.record_success(Part::Follower);
+        self.availability.record_agreement();
         if self.availability.unavailable_for().is_none() {
             self.time.record_poll(now);
         }
@@ -236,7 +245,7 @@ impl Shared {
         &self,
         operation: impl for<'s> Fn(&'s mut (dyn Session + 'a)) -> BoxFuture<'s, Result<T>>,
     ) -> Result<T> {
-        timed(READ_TIMEOUT, async {
+        let outcome = timed(READ_TIMEOUT, async {
             let mut lane = self.reads.lock().await;
             loop {
                 let may_be_lost = lane.has_session();
@@ -251,7 +260,11 @@ impl Shared {
                 }
             }
         })
-        .await
+        .await;
+        if outcome.is_err() {
+            self.metrics.record_database_error("reads");
+        }
+        outcome
     }
 }
 

@@ -11,14 +11,12 @@ use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, stream};
 use registry_sdk::contract::{DRAINING_EVENT, OVERRUN_EVENT, RESET_EVENT};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 
 use super::auth::Caller;
 use super::describe::{Always, BadParameter, Busy};
 use super::problem::ApiError;
-use crate::admission::Permit;
-use crate::metrics::WatcherGuard;
 use crate::registry::{Cursor, Error, LogRead, Registry};
 use crate::store::Position;
 
@@ -46,12 +44,10 @@ pub(super) async fn watch_events(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let after = last_event_id(&headers)?;
-    let permit = registry.admission().acquire_event_stream().ok_or(Error::TooManyStreams)?;
+    let permit = registry.admission().event_streams().take().ok_or(Error::TooManyStreams)?;
     let cursor = registry.cursor(after).await;
     let changed = registry.subscribe();
-    let counted = registry.metrics().track_watcher();
-    let watcher =
-        Watcher { registry, caller, _permit: permit, _counted: counted, cursor, changed, next: Next::Begin };
+    let watcher = Watcher { registry, caller, _permit: permit, cursor, changed, next: Next::Begin };
     let headers = [
         (CONTENT_TYPE, "text/event-stream"),
         (CACHE_CONTROL, "no-store"),
@@ -71,8 +67,7 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<Position>, ApiError> {
 struct Watcher {
     registry: Arc<Registry>,
     caller: Caller,
-    _permit: Permit,
-    _counted: WatcherGuard,
+    _permit: OwnedSemaphorePermit,
     cursor: Cursor,
     changed: watch::Receiver<()>,
     next: Next,
