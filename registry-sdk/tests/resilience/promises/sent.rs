@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use registry_sdk::contract::Registration;
 use registry_sdk::discovery::{EjectionState, FailureKind};
+use registry_sdk::testing::MockRegistry;
 use registry_sdk::{Capability, Orchestrator};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -64,7 +65,7 @@ async fn the_path_of_a_task_is_below_the_path_of_the_base_url() {
         ("/api/v1", "POST /api/v1/execute"),
         ("/api/v1/", "POST /api/v1/execute"),
     ] {
-        let registry = registry_sdk::testing::MockRegistry::start().await;
+        let registry = MockRegistry::start().await;
         let agents = Server::start(|_, _| Reply::Answer(200, "", "{}")).await;
         let url = format!("{}{base}", agents.url());
         let registration = Registration::new("odd", "odd", url).capability(Capability::new("work"));
@@ -82,7 +83,9 @@ async fn the_path_of_a_task_is_below_the_path_of_the_base_url() {
 /// An agent on axum with its limit of 2 MB, and a task of 20: the answer is 413 before the task was read.
 #[tokio::test]
 async fn a_task_that_is_too_large_is_the_tasks_own_fault() {
-    let registry = registry_sdk::testing::MockRegistry::start().await;
+    // A busy machine takes more than a minute for it, and nobody sends heartbeats.
+    let forever = Duration::from_secs(86_400);
+    let registry = MockRegistry::builder().heartbeat_timeout(forever).start().await;
     for id in ["one", "two"] {
         let app = axum::Router::new().route("/execute", axum::routing::post(|_: String| async { "{}" }));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -120,7 +123,7 @@ async fn a_refusal_before_the_task_was_read_is_understood() {
             while connection.read(&mut rest).await.is_ok_and(|read| read > 0) {}
         }
     });
-    let registry = registry_sdk::testing::MockRegistry::start().await;
+    let registry = MockRegistry::start().await;
     let registration = Registration::new("one", "one", url).capability(Capability::new("work"));
     registry.client().register(&registration).await.unwrap();
     let orchestrator = Orchestrator::new(registry.client());
@@ -145,7 +148,7 @@ async fn a_connection_that_was_closed_while_idle_loses_no_task() {
             let _ = connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
         }
     });
-    let registry = registry_sdk::testing::MockRegistry::start().await;
+    let registry = MockRegistry::start().await;
     let registration = Registration::new("one", "one", url)
         .capability(Capability::new("work"))
         .heartbeat_interval(Duration::from_secs(86_400));
@@ -201,7 +204,7 @@ async fn an_agent_on_ipv6_is_reached() {
             let _ = connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
         }
     });
-    let registry = registry_sdk::testing::MockRegistry::start().await;
+    let registry = MockRegistry::start().await;
     let registration = Registration::new("one", "one", url)
         .capability(Capability::new("work"))
         .heartbeat_interval(Duration::from_secs(86_400));
