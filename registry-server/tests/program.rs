@@ -242,6 +242,7 @@ async fn loopback_addresses_of_agents_elsewhere_are_logged_once() {
         ("two", "http://localhost"),
         ("three", "http://[::1]:1/x"),
         ("four", "http://a.localhost"),
+        ("five", "http://localhost.:1"),
     ] {
         register(id, url, elsewhere).await;
         register(id, url, elsewhere).await;

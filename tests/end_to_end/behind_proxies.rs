@@ -13,6 +13,7 @@ on_both_databases!(
     clients_behind_a_trusted_proxy_have_limits_of_their_own,
     addresses_that_others_claim_are_not_believed,
     wrong_tokens_are_limited_by_address_and_take_nothing_from_others,
+    requests_without_a_token_count_towards_the_limit_of_their_address,
 );
 
 /// Sends requests at once, and returns how many got each of two statuses.
@@ -93,5 +94,22 @@ async fn wrong_tokens_are_limited_by_address_and_take_nothing_from_others(databa
     };
     assert_eq!(limited.headers()[RETRY_AFTER], "1");
     assert!(limited.text().await.unwrap().contains("unknown or have expired"));
+    server.shutdown().await;
+}
+
+async fn requests_without_a_token_count_towards_the_limit_of_their_address(database: Database) {
+    let (file, tokens) = File::new(&["scope = \"read\""]);
+    let server = database
+        .start_with(|config| {
+            config.tokens_file = Some(file.path.clone());
+            config.rate_limit = NonZeroU32::new(2);
+        })
+        .await;
+    eventually("the address is limited", async || {
+        statuses(&server, 20, ("authorization", "Basic YTpi"), [401, 429]).await[1] > 0
+    })
+    .await;
+    let valid = format!("Bearer {}", tokens[0]);
+    assert_eq!(statuses(&server, 1, ("authorization", &valid), [200, 429]).await, [1, 0]);
     server.shutdown().await;
 }
