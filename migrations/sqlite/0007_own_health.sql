@@ -1,6 +1,6 @@
--- Where an agent says how it is, and whether it may be asked; NULL where it registered nothing of that kind.
+-- Path of an agent's own health endpoint, and whether the registry may probe the agent. NULL if the agent registered neither.
 ALTER TABLE agent_registry ADD COLUMN health_path TEXT;
 ALTER TABLE agent_registry ADD COLUMN probe TEXT;
 
--- A 404 counted as a failed probe until now. It neither counts nor clears any more; who really fails is found out anew.
+-- Until now, a 404 counted as a failed probe, and now it changes nothing. The next probes find the agents that do fail.
 UPDATE agent_registry SET probe_failed = 0 WHERE probe_failed;

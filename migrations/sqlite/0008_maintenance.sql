@@ -1,2 +1,2 @@
--- Why and until when an agent is given no work, as it stands in the agent's record; NULL where it is not in maintenance.
+-- The `maintenance` of an agent's record, as JSON. NULL if the agent is not in maintenance.
 ALTER TABLE agent_registry ADD COLUMN maintenance TEXT;

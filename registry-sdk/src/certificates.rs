@@ -35,7 +35,7 @@ impl Certificates {
         Ok(self)
     }
 
-    /// Sets where the client's own come from.
+    /// Sets the provider of the client's own certificate and its key.
     pub(crate) fn own_provider<E: Into<Box<dyn StdError + Send + Sync>>>(
         mut self,
         provider: impl Fn() -> Result<Vec<u8>, E> + Send + Sync + 'static,

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use reqwest::redirect;
 use tokio::time::{Instant, timeout_at};
-use url::{Host, Url};
+use url::Url;
 
 #[cfg(feature = "tls")]
 use crate::certificates::Certificates;
+use crate::contract::is_loopback;
 use crate::error::{Error, with_causes};
 
 /// How long a client is used. A new one makes new connections, and so asks DNS again.
@@ -235,18 +236,5 @@ pub(crate) async fn read_bounded(
         if is_too_long {
             return Err(Unread::TooLong(body));
         }
-    }
-}
-
-/// Whether a URL names a loopback address. Names other than `localhost` are not resolved for it.
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => {
-            let name = name.trim_end_matches('.');
-            name == "localhost" || name.ends_with(".localhost")
-        }
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
-        None => false,
     }
 }

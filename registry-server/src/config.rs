@@ -113,7 +113,13 @@ pub struct Config {
     pub allowed_hosts: Vec<String>,
 
     /// Take a client's address from X-Forwarded-For or Forwarded if a proxy in this network sent it; repeatable.
-    #[arg(long = "trusted-proxy", value_name = "CIDR", env = "REGISTRY_TRUSTED_PROXY", value_parser = parse_network, value_delimiter = ',')]
+    #[arg(
+        long = "trusted-proxy",
+        value_name = "CIDR",
+        env = "REGISTRY_TRUSTED_PROXY",
+        value_parser = parse_network,
+        value_delimiter = ','
+    )]
     pub trusted_proxies: Vec<IpNet>,
 
     /// Log every request, at the level info. Changes are logged in any case.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio_rustls::TlsAcceptor;
 
 use crate::config::Config;
 use crate::file_contents::{Digest, FileContents};
@@ -52,8 +53,7 @@ impl CredentialFiles {
     pub(crate) fn open(config: &Config) -> Result<Self, StartError> {
         let (tokens_file, tls_files) = (config.tokens_file.clone(), TlsFiles::from_config(config)?);
         let contents = FileContents::read(paths(tokens_file.as_ref(), tls_files.as_ref()));
-        let tokens = tokens_file.as_ref().map(|file| Tokens::load(file, contents.get(file))).transpose()?;
-        let acceptor = tls_files.as_ref().map(|files| files.acceptor(&contents)).transpose()?;
+        let (tokens, acceptor) = parse(&contents, tokens_file.as_ref(), tls_files.as_ref())?;
         let state = State { last_seen: None, last_attempted: contents.digest(), has_failed: false };
         let (authenticator, tls) = (Arc::new(Authenticator::new(tokens)), acceptor.map(Tls::new));
         let files = Self { tokens_file, tls_files, authenticator, tls, state: Mutex::new(state) };
@@ -123,9 +123,7 @@ impl CredentialFiles {
     fn apply(&self, contents: &FileContents, state: &mut State) -> Result<(), StartError> {
         let had_failed = std::mem::replace(&mut state.has_failed, true);
         state.last_attempted = contents.digest();
-        let tokens =
-            self.tokens_file.as_ref().map(|file| Tokens::load(file, contents.get(file))).transpose()?;
-        let acceptor = self.tls_files.as_ref().map(|files| files.acceptor(contents)).transpose()?;
+        let (tokens, acceptor) = parse(contents, self.tokens_file.as_ref(), self.tls_files.as_ref())?;
         // From here on nothing can fail.
         state.has_failed = false;
         if let Some(tokens) = tokens {
@@ -153,6 +151,17 @@ impl CredentialFiles {
     fn paths(&self) -> impl Iterator<Item = &Path> {
         paths(self.tokens_file.as_ref(), self.tls_files.as_ref())
     }
+}
+
+/// Parses what the files contain.
+fn parse(
+    contents: &FileContents,
+    tokens_file: Option<&PathBuf>,
+    tls_files: Option<&TlsFiles>,
+) -> Result<(Option<Tokens>, Option<TlsAcceptor>), StartError> {
+    let tokens = tokens_file.map(|file| Tokens::load(file, contents.get(file))).transpose()?;
+    let acceptor = tls_files.map(|files| files.acceptor(contents)).transpose()?;
+    Ok((tokens, acceptor))
 }
 
 fn paths<'a>(

@@ -1,4 +1,4 @@
-//! The addresses that an agent may register: callers and probes must be able to dial them.
+//! The addresses of agents: callers and probes must be able to dial those that are registered.
 //!
 //! The URL standard's parser forgives much (missing slashes, backslashes, spaces around), so the text is checked first, and
 //! then what the parser made of it: it knows all spellings of an address.
@@ -16,7 +16,7 @@ const MAX_LABEL: usize = 63;
 /// Checks that a `base_url` can be dialled.
 ///
 /// # Errors
-/// What is wrong, and what to write instead.
+/// Returns a message that says what is wrong and what to write instead.
 pub(super) fn check_base_url(text: &str) -> Result<(), String> {
     let authority = authority(text)?;
     let no_host = || {
@@ -81,6 +81,27 @@ fn authority(text: &str) -> Result<&str, String> {
     Ok(authority)
 }
 
+/// Whether a URL leads whoever asks for it to their own host. Names other than those of `localhost` are not resolved for it.
+///
+/// ```
+/// use registry_sdk::contract::is_loopback;
+/// let is_loopback = |url: &str| is_loopback(&url.parse().unwrap());
+/// assert!(is_loopback("http://127.1:8002") && is_loopback("http://a.localhost.") && is_loopback("http://[::1]"));
+/// assert!(!is_loopback("http://agent:8002"));
+/// ```
+#[must_use]
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => {
+            let name = name.trim_end_matches('.');
+            name == "localhost" || name.ends_with(".localhost")
+        }
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
+        None => false,
+    }
+}
+
 fn is_http(scheme: &str) -> bool {
     scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")
 }
@@ -122,7 +143,7 @@ fn unreachable_v6(address: Ipv6Addr) -> Option<&'static str> {
 /// Checks the characters of a `health_path`, which must stay below the `base_url`.
 ///
 /// # Errors
-/// What is wrong, and what to write instead.
+/// Returns a message that says what is wrong and what to write instead.
 pub(super) fn check_health_path(path: &str) -> Result<(), String> {
     let is_odd = |character: char| {
         character.is_whitespace() || character.is_control() || matches!(character, '?' | '#' | '\\')

@@ -23,6 +23,7 @@ mod time;
 mod validate;
 mod words;
 
+pub use address::is_loopback;
 pub use agent::{AgentRecord, AgentStatus, Capability, ParseStatusError, heartbeat_timeout};
 pub use capability_match::CapabilityMatch;
 pub use delegation::{

@@ -125,13 +125,9 @@ impl MockState {
         let same = known.filter(|entry| entry.registration.instance_id == registration.instance_id);
         let (agent_id, status) = (registration.agent_id.clone(), registration.status);
         let started = age.map(|age| self.timestamp(now).saturating_sub(age));
-        let outlasts = |maintenance: &&Maintenance| {
-            let is_later = started.is_some_and(|started| started >= maintenance.since);
-            let owner = maintenance.instance_id.as_deref();
-            owner.is_none_or(|owner| registration.instance_id.as_deref() == Some(owner) && !is_later)
-        };
+        let is_owner = |instance_id: &str| registration.instance_id.as_deref() == Some(instance_id);
         let before = known.and_then(|entry| entry.maintenance.as_ref());
-        let maintenance = before.filter(outlasts).cloned();
+        let maintenance = before.filter(|maintenance| maintenance.outlasts(started, is_owner)).cloned();
         let is_news = is_news || before.is_some() && maintenance.is_none();
         let entry = Entry {
             registration,

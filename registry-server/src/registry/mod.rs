@@ -170,8 +170,7 @@ impl Registry {
     }
 
     pub(crate) async fn update_status(&self, agent_id: &str, update: StatusUpdate) -> Result<Json, Error> {
-        let agent = self.submit_and_get(agent_id, Change::SetStatus(update), Instant::now()).await?;
-        Ok(self.shared.record(&agent))
+        self.submit_and_record(agent_id, Change::SetStatus(update)).await
     }
 
     /// Takes an agent out for a while, in place of an earlier maintenance.
@@ -180,15 +179,12 @@ impl Registry {
         agent_id: &str,
         request: MaintenanceRequest,
     ) -> Result<Json, Error> {
-        let change = Change::SetMaintenance(request);
-        let agent = self.submit_and_get(agent_id, change, Instant::now()).await?;
-        Ok(self.shared.record(&agent))
+        self.submit_and_record(agent_id, Change::SetMaintenance(request)).await
     }
 
     /// Ends maintenance of an agent, if there is any.
     pub(crate) async fn end_maintenance(&self, agent_id: &str) -> Result<Json, Error> {
-        let agent = self.submit_and_get(agent_id, Change::EndMaintenance, Instant::now()).await?;
-        Ok(self.shared.record(&agent))
+        self.submit_and_record(agent_id, Change::EndMaintenance).await
     }
 
     pub(crate) async fn deregister(&self, agent_id: &str) -> Result<(), Error> {
@@ -326,11 +322,6 @@ impl Registry {
         self.supervisor.drain()
     }
 
-    /// Rejects what another server has to do once this one is being drained.
-    pub(crate) fn check_ready(&self) -> Result<(), Error> {
-        if self.drain().has_begun() { Err(Error::ShuttingDown) } else { Ok(()) }
-    }
-
     /// Returns how long the database has been unavailable, if it is.
     pub(crate) fn stale_for(&self) -> Option<Duration> {
         self.shared.availability.unavailable_for()
@@ -391,6 +382,11 @@ impl Registry {
         }
         self.shared.check_available(Part::Heartbeats)?;
         self.heartbeats.write(entry, arrived).await
+    }
+
+    async fn submit_and_record(&self, agent_id: &str, change: Change) -> Result<Json, Error> {
+        let agent = self.submit_and_get(agent_id, change, Instant::now()).await?;
+        Ok(self.shared.record(&agent))
     }
 
     async fn submit_and_get(

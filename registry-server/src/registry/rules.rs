@@ -11,7 +11,6 @@ use registry_sdk::contract::{AgentStatus, Heartbeat, MaintenanceRequest, Owner, 
 use crate::store::{Event, EventKind, StoredAgent, Writes};
 pub(crate) use deadline_policy::DeadlinePolicy;
 pub(crate) use maintenance::has_leftover_maintenance;
-use maintenance::outlasts;
 
 /// A requested change of one agent.
 #[derive(Debug)]
@@ -173,8 +172,9 @@ impl<'a> Transition<'a> {
             agent.probe_failed =
                 previous.probe_failed && agent.may_be_probed() && previous.has_same_probes(&agent);
             let started_at = instance_age.map(|age| arrived.saturating_sub(age));
+            let is_owner = |instance_id: &str| agent.is_owned_by(instance_id);
             agent.maintenance =
-                previous.maintenance.filter(|maintenance| outlasts(maintenance, &agent, started_at));
+                previous.maintenance.filter(|maintenance| maintenance.outlasts(started_at, is_owner));
         }
         self.assign_status(&mut agent, draft.status);
         self.emit(agent, EventKind::Registered)

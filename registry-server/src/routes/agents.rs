@@ -7,9 +7,9 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use registry_sdk::contract::{AgentRecord, Heartbeat, HeartbeatAck, Registration, StatusUpdate};
+use registry_sdk::contract::{AgentRecord, Heartbeat, HeartbeatAck, Registration, StatusUpdate, is_loopback};
 use serde_json::Value;
-use url::{Host, Url};
+use url::Url;
 
 use super::auth::Caller;
 use super::describe::{Always, BadBody, Busy, Refused, Superseded, Unknown};
@@ -69,7 +69,7 @@ pub(super) async fn register(
     caller.check_may_act_for(&agent_id)?;
     let change = format!("register at {base_url}");
     let record = caller.change(&agent_id, &change, registry.register(registration)).await?;
-    if is_news && is_loopback(&base_url) {
+    if is_news && Url::parse(&base_url).is_ok_and(|url| is_loopback(&url)) {
         tracing::warn!(
             agent_id,
             base_url,
@@ -79,20 +79,6 @@ pub(super) async fn register(
         );
     }
     Ok(json(record))
-}
-
-/// Whether a URL leads to the host of whoever asks for it.
-fn is_loopback(url: &str) -> bool {
-    let Ok(url) = Url::parse(url) else { return false };
-    match url.host() {
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
-        Some(Host::Domain(name)) => {
-            let name = name.strip_suffix('.').unwrap_or(name);
-            name == "localhost" || name.ends_with(".localhost")
-        }
-        None => false,
-    }
 }
 
 /// Reports that an agent is alive, and optionally its status and load.

@@ -10,7 +10,7 @@ use registry_sdk::contract::{AgentHealth, HealthStatus, Problem, RegistryStats, 
 use super::describe::{Always, Busy, Unknown};
 use super::extract::AgentId;
 use super::problem::ApiError;
-use crate::registry::Registry;
+use crate::registry::{Error, Registry};
 
 /// Checks whether an agent can be given work.
 #[utoipa::path(
@@ -75,8 +75,7 @@ pub(super) async fn get_liveness() -> &'static str {
     ),
 )]
 pub(super) async fn get_readiness(State(registry): State<Arc<Registry>>) -> Result<&'static str, ApiError> {
-    registry.check_ready()?;
-    Ok("ready")
+    if registry.drain().has_begun() { Err(Error::ShuttingDown.into()) } else { Ok("ready") }
 }
 
 /// Counts agents and capabilities.

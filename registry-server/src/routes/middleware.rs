@@ -1,7 +1,8 @@
 //! The middleware of every request.
 //!
 //! It sets the request id and the stale marker, checks origins, authenticates, limits rates, logs, measures, catches
-//! panics, and closes connections while the server is drained. One layer does all of it, since every layer adds a cost to every request.
+//! panics, and closes connections while the server is drained. One layer does all of it, since every layer adds a
+//! cost to every request.
 
 use std::any::Any;
 use std::hash::{BuildHasher, RandomState};

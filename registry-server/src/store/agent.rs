@@ -90,9 +90,9 @@ impl StoredAgent {
 
     /// Whether what probes of one found also holds for the other: it is the same process at the same URL.
     pub(crate) fn has_same_probes(&self, other: &Self) -> bool {
-        let path = |agent: &Self| agent.health_path.clone().unwrap_or_else(|| DEFAULT_HEALTH_PATH.to_owned());
+        let path = self.health_path.as_deref().unwrap_or(DEFAULT_HEALTH_PATH);
         self.base_url == other.base_url
-            && path(self) == path(other)
+            && path == other.health_path.as_deref().unwrap_or(DEFAULT_HEALTH_PATH)
             && self.may_be_probed() == other.may_be_probed()
             && self.instance_id == other.instance_id
     }

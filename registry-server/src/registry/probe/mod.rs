@@ -1,9 +1,8 @@
 //! Active probing: the server requests each agent's health endpoint.
 //!
 //! Two failures in a row make an agent unhealthy, one success makes it healthy again; an answer that cannot tell (404) does
-//! neither. Of several servers over
-//! one database only the holder of a lease probes. Probes run in rounds of one interval; each agent has its
-//! own offset in the round, so that there are no bursts.
+//! neither. Of several servers over one database only the holder of a lease probes. Probes run in rounds of one interval;
+//! each agent has its own offset in the round, so that there are no bursts.
 
 mod address_filter;
 mod client;

@@ -47,16 +47,3 @@ impl Transition<'_> {
 pub(crate) fn has_leftover_maintenance(agent: &StoredAgent, now: Timestamp) -> bool {
     agent.maintenance.is_some() && !agent.is_in_maintenance(now)
 }
-
-/// Whether a maintenance outlasts a registration of the agent, by a process that started at a time if it said so.
-///
-/// One that belongs to a process ends when another one registers. That is also one that started later under the same name.
-pub(super) fn outlasts(
-    maintenance: &Maintenance,
-    agent: &StoredAgent,
-    started_at: Option<Timestamp>,
-) -> bool {
-    let is_later = started_at.is_some_and(|started_at| started_at >= maintenance.since);
-    let owner = maintenance.instance_id.as_deref();
-    owner.is_none_or(|instance_id| agent.is_owned_by(instance_id) && !is_later)
-}
