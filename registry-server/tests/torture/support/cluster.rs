@@ -43,6 +43,7 @@ impl Cluster {
             "-A",
             "trust",
             "--no-sync",
+            "--wal-segsize=1",
             "-E",
             "UTF8",
             "--locale=C",
@@ -145,7 +146,7 @@ impl Cluster {
     /// Starts it, again where it had ended, and waits until it answers.
     pub(crate) async fn begin(&self) {
         let options = format!(
-            "-p {} -c unix_socket_directories= -c listen_addresses=127.0.0.1 -c max_wal_size=32MB -c min_wal_size=32MB",
+            "-p {} -c unix_socket_directories= -c listen_addresses=127.0.0.1 -c max_wal_size=16MB -c min_wal_size=2MB -c wal_keep_size=8MB",
             self.port
         );
         let log = self.data.join("log");
