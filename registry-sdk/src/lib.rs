@@ -174,8 +174,8 @@ pub mod testing;
 
 pub use contract::{AgentRecord, AgentStatus, Capability, CapabilityMatch, Registration};
 pub use query::{
-    AgentFilter, InvalidParameter, ListQuery, MatchMode, MatchPage, MetadataFilter, Page, PreparedSearch,
-    SearchQuery,
+    AgentFilter, EventsQuery, InvalidParameter, ListQuery, MatchMode, MatchPage, MetadataFilter, Page,
+    PreparedSearch, SearchQuery,
 };
 
 #[cfg(feature = "client")]

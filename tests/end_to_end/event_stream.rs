@@ -11,7 +11,12 @@ use tokio::time::timeout;
 
 use crate::support::{Database, LONG, Registry, agent, client, on_both_databases, on_every_registry};
 
-on_every_registry!(a_stream_is_resumed_after_the_event_that_is_named, an_id_that_is_not_kept_means_reset,);
+on_every_registry!(
+    a_stream_is_resumed_after_the_event_that_is_named,
+    an_id_that_is_not_kept_means_reset,
+    a_stream_begins_with_the_last_events,
+    a_bad_number_of_last_events_is_refused,
+);
 
 /// What the mock does not have.
 mod lasting {
@@ -20,6 +25,8 @@ mod lasting {
     on_both_databases!(
         an_id_that_is_none_is_refused,
         a_quiet_stream_says_at_once_that_it_is_there,
+        the_last_events_outlive_a_restart,
+        a_thousand_big_events_come_before_the_id_alone,
         who_reads_too_slowly_is_dropped_with_a_last_event,
     );
 }
@@ -32,7 +39,11 @@ struct Stream {
 
 impl Stream {
     async fn open(server: &Registry, last_event_id: Option<&str>) -> Self {
-        let mut request = reqwest::Client::new().get(format!("{}/events", server.url()));
+        Self::open_with(server, "", last_event_id).await
+    }
+
+    async fn open_with(server: &Registry, query: &str, last_event_id: Option<&str>) -> Self {
+        let mut request = reqwest::Client::new().get(format!("{}/events{query}", server.url()));
         if let Some(id) = last_event_id {
             request = request.header("Last-Event-ID", id);
         }
@@ -90,6 +101,88 @@ async fn a_stream_is_resumed_after_the_event_that_is_named(database: Database) {
         ("deregistered", &"a".into(), &"active".into())
     );
     drop(stream);
+    server.shutdown().await;
+}
+
+/// Reads what comes before the id alone: the kind and the agent of each event, and the last id.
+async fn past(stream: &mut Stream) -> (Vec<String>, String) {
+    let mut events = Vec::new();
+    loop {
+        let lines = stream.block().await;
+        let field = |name: &str| lines.iter().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+        let id = field("id: ").expect("each block has an id");
+        let Some(data) = field("data: ") else { return (events, id) };
+        let record: Value = serde_json::from_str(&data).unwrap();
+        let revision = id.split_once('-').unwrap().0;
+        assert_eq!(revision, record["revision"].to_string(), "each event has its own id");
+        events.push(format!("{} {}", field("event: ").unwrap(), record["agent_id"].as_str().unwrap()));
+    }
+}
+
+async fn a_stream_begins_with_the_last_events(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    assert_eq!(past(&mut Stream::open_with(&server, "?last=50", None).await).await.0, Vec::<String>::new());
+    for id in ["a", "b"] {
+        client.register(&agent(id, "work")).await.unwrap();
+    }
+    client.heartbeat("a").await.unwrap();
+    client.update_status("b", AgentStatus::Busy).await.unwrap();
+    client.deregister("a").await.unwrap();
+    let all = ["registered a", "registered b", "status_changed b", "deregistered a"];
+    for (query, count) in
+        [("", 0), ("?last=0", 0), ("?last=1", 1), ("?last=3", 3), ("?last=4", 4), ("?last=1000", 4)]
+    {
+        let (events, _) = past(&mut Stream::open_with(&server, query, None).await).await;
+        assert_eq!(events, all[4 - count..], "{query}");
+    }
+    // Then it goes on, and can be resumed from the id alone, whatever else is asked for.
+    let mut stream = Stream::open_with(&server, "?last=2", None).await;
+    let (_, id) = past(&mut stream).await;
+    client.register(&agent("c", "work")).await.unwrap();
+    assert_eq!(stream.event().await.2["agent_id"], "c");
+    drop(stream);
+    let (missed, _) = past(&mut Stream::open_with(&server, "?last=4", Some(&id)).await).await;
+    assert_eq!(missed, ["registered c"], "with a Last-Event-ID the number is ignored");
+    server.shutdown().await;
+}
+
+async fn a_bad_number_of_last_events_is_refused(database: Database) {
+    let server = database.start().await;
+    for query in ["last=", "last=-1", "last=1001", "last=1.5", "last=x", "last=1&last=2"] {
+        let response = reqwest::get(format!("{}/events?{query}", server.url())).await.unwrap();
+        assert_eq!(response.status().as_u16(), 400, "{query}");
+        let problem: Value = response.json().await.unwrap();
+        assert!(problem["detail"].as_str().unwrap().contains("last"), "{query}: {problem}");
+    }
+    server.shutdown().await;
+}
+
+async fn the_last_events_outlive_a_restart(database: Database) {
+    let server = database.start().await;
+    for id in ["a", "b", "c"] {
+        client(&server).register(&agent(id, "work")).await.unwrap();
+    }
+    let before = past(&mut Stream::open_with(&server, "?last=2", None).await).await;
+    server.shutdown().await;
+    let server = database.start().await;
+    let after = past(&mut Stream::open_with(&server, "?last=2", None).await).await;
+    assert_eq!(before.0, ["registered b", "registered c"]);
+    assert_eq!(after, before);
+    server.shutdown().await;
+}
+
+/// More than is sent at once.
+async fn a_thousand_big_events_come_before_the_id_alone(database: Database) {
+    let server = database.start().await;
+    let client = client(&server);
+    client.register(&agent("a", "work").metadata("text", "x".repeat(10_000))).await.unwrap();
+    for status in [AgentStatus::Busy, AgentStatus::Active].into_iter().cycle().take(1_000) {
+        client.update_status("a", status).await.unwrap();
+    }
+    let (events, id) = past(&mut Stream::open_with(&server, "?last=1000", None).await).await;
+    assert_eq!(events, ["status_changed a"; 1_000]);
+    assert!(id.starts_with("1001-"), "{id}");
     server.shutdown().await;
 }
 

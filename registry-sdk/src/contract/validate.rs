@@ -61,6 +61,8 @@ pub mod limits {
     pub const PAGE: usize = 1_000;
     /// Matches of a search that names no limit.
     pub const DEFAULT_MATCHES: usize = 100;
+    /// Past events that an event stream begins with.
+    pub const LAST_EVENTS: usize = 1_000;
 }
 
 /// Whether a text can be an `agent_id`.

@@ -1,6 +1,7 @@
 //! What to list and what to search for, on both sides of the wire.
 
 mod cursor;
+mod events_query;
 mod filter;
 mod match_mode;
 mod parameters;
@@ -8,6 +9,7 @@ mod prepared;
 mod search_query;
 
 use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch, is_valid_agent_id};
+pub use events_query::EventsQuery;
 use filter::query_methods;
 pub use filter::{AgentFilter, MetadataFilter};
 pub use match_mode::MatchMode;

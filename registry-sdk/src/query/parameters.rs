@@ -89,7 +89,7 @@ pub(super) fn invalid(message: impl Into<String>) -> InvalidParameter {
     InvalidParameter(message.into())
 }
 
-fn set<T>(name: &str, parameter: &mut Option<T>, value: T) -> Result<(), InvalidParameter> {
+pub(super) fn set<T>(name: &str, parameter: &mut Option<T>, value: T) -> Result<(), InvalidParameter> {
     match parameter.replace(value) {
         None => Ok(()),
         Some(_) => Err(invalid(format!("{name} may stand once only"))),

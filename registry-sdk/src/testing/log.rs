@@ -66,24 +66,38 @@ impl Log {
         (self.base, self.kept) = (self.head, Vec::new());
     }
 
-    /// Where a stream begins: after an event, or now. `None` for an id that is none.
-    pub(super) fn begin(&self, last_event_id: Option<&str>) -> Option<Cursor> {
-        let position = last_event_id.map_or(Some(self.head), Position::parse)?;
+    /// Where a stream begins: after an event, or before the last ones. `None` for an id that is none.
+    pub(super) fn begin(&self, last_event_id: Option<&str>, last: usize) -> Option<Cursor> {
+        let before_last = || Some(self.before_last(last));
+        let position = last_event_id.map_or_else(before_last, Position::parse)?;
         let mut known = self.kept.iter().map(|(position, _)| *position).chain([self.base, self.head]);
         let history = known.any(|known| known == position).then_some(self.history);
         Some(Cursor { history, revision: position.revision })
     }
 
-    /// The first block of a stream that has nothing to tell yet.
+    fn before_last(&self, count: usize) -> Position {
+        if count == 0 {
+            return self.head;
+        }
+        let before = self.kept.iter().rev().nth(count);
+        before.map_or(self.base, |(position, _)| *position)
+    }
+
+    /// The block of a stream that says that everything from there on is new.
     pub(super) fn greeting(&self) -> Vec<u8> {
         format!("id: {}\n\n", self.head.id()).into_bytes()
+    }
+
+    /// Whether the changes after a cursor are not kept, or not of this history.
+    pub(super) fn has_lost(&self, cursor: Cursor) -> bool {
+        cursor.history != Some(self.history) || cursor.revision < self.base.revision
     }
 
     /// What comes after a change, and how far that reaches.
     pub(super) fn after(&self, cursor: Cursor) -> (Vec<u8>, Cursor) {
         let Position { revision, .. } = self.head;
         let head = Cursor { history: Some(self.history), revision };
-        if cursor.history != head.history || cursor.revision < self.base.revision {
+        if self.has_lost(cursor) {
             let id = self.head.id();
             let reset = format!("id: {id}\nevent: {RESET_EVENT}\ndata: {{\"revision\": {revision}}}\n\n");
             return (reset.into_bytes(), head);

@@ -8,7 +8,7 @@ use crate::contract::{
     HealthStatus, Heartbeat, MaintenanceRequest, Owner, Problem, Registration, ServerHealth, StatusUpdate,
     ValidationError,
 };
-use crate::query::{InvalidParameter, ListQuery, PreparedSearch};
+use crate::query::{EventsQuery, InvalidParameter, ListQuery, PreparedSearch};
 
 /// A whole answer.
 #[derive(Debug)]
@@ -115,21 +115,27 @@ pub(super) fn answer(state: &mut MockState, request: &MockRequest<'_>) -> MockRe
                 std::time::Duration::ZERO,
             )))
         }
-        ("GET", ["events"]) => events(state, last_event_id),
+        ("GET", ["events"]) => events(state, query, last_event_id),
         ("GET", ["stats"]) => Ok(MockResponse::ok(&state.stats())),
         _ => Err(MockResponse::problem(404, format!("there is nothing at {path}"))),
     };
     outcome.unwrap_or_else(|refused| refused)
 }
 
-fn events(state: &mut MockState, last_event_id: Option<&str>) -> Result<MockResponse, MockResponse> {
+fn events(
+    state: &mut MockState,
+    query: &str,
+    last_event_id: Option<&str>,
+) -> Result<MockResponse, MockResponse> {
+    let EventsQuery { last } = EventsQuery::from_query_string(query)?;
     let log = state.log();
-    let cursor = log.begin(last_event_id);
+    let cursor = log.begin(last_event_id, last);
     let cursor =
         cursor.ok_or_else(|| MockResponse::problem(400, "Last-Event-ID has to be the id of an event"))?;
+    let is_reset = log.has_lost(cursor);
     let (mut body, cursor) = log.after(cursor);
-    if body.is_empty() {
-        body = log.greeting();
+    if !is_reset {
+        body.extend(log.greeting());
     }
     Ok(MockResponse { status: 200, body, next: None, follow: Some(cursor) })
 }

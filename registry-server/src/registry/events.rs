@@ -43,6 +43,15 @@ impl Cursor {
     }
 }
 
+/// Where an event stream begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum StreamStart {
+    /// After a position in the history.
+    After(Position),
+    /// Before the last so many events, or as many of them as are retained.
+    Last(usize),
+}
+
 /// The result of a read.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum LogRead {
@@ -81,16 +90,27 @@ impl EventLog {
         }
     }
 
-    /// Returns a cursor after a position, or at the head.
-    pub(super) fn cursor(&self, after: Option<Position>) -> Cursor {
-        Cursor { after: after.unwrap_or_else(|| self.head()), epoch: self.epoch }
+    /// Returns a cursor where a stream begins.
+    pub(super) fn cursor(&self, start: StreamStart) -> Cursor {
+        let after = match start {
+            StreamStart::After(position) => position,
+            StreamStart::Last(count) => self.before_last(count),
+        };
+        Cursor { after, epoch: self.epoch }
+    }
+
+    /// Returns the position before the last so many events, or before all that are retained. Internal entries do not count.
+    fn before_last(&self, count: usize) -> Position {
+        let events = self.entries.iter().enumerate().filter(|(_, (_, frame))| frame.is_some());
+        let Some((first, _)) = events.rev().take(count).last() else { return self.head() };
+        first.checked_sub(1).and_then(|before| self.entries.get(before)).map_or(self.base, |entry| entry.0)
     }
 
     /// Reads the events after the cursor, and advances it.
     pub(super) fn read(&self, cursor: &mut Cursor) -> LogRead {
         let Some(start) = self.index_after(cursor) else {
             let has_lagged = cursor.epoch == self.epoch && cursor.after.revision < self.base.revision;
-            *cursor = self.cursor(None);
+            *cursor = Cursor { after: self.head(), epoch: self.epoch };
             return if has_lagged { LogRead::Lagged(cursor.after) } else { LogRead::Reset(cursor.after) };
         };
         let mut frames = Vec::new();
@@ -149,7 +169,7 @@ mod tests {
     #[test]
     fn a_watcher_reads_on_from_its_cursor_and_resumes_after_any_entry() {
         let mut log = EventLog::new(at(10), 0);
-        let mut cursor = log.cursor(None);
+        let mut cursor = log.cursor(StreamStart::Last(0));
         assert_eq!(read(&log, &mut cursor), "up to date");
         push(&mut log, 11..=13);
         assert_eq!(read(&log, &mut cursor), "11;12;13;");
@@ -157,8 +177,12 @@ mod tests {
         assert_eq!(read(&log, &mut cursor), "up to date", "14 is internal");
         push(&mut log, 15..=15);
         assert_eq!(read(&log, &mut cursor), "15;");
-        assert_eq!(read(&log, &mut log.cursor(Some(at(12)))), "13;15;", "a resumed watcher continues");
-        assert_eq!(read(&log, &mut log.cursor(Some(at(10)))), "11;12;13;15;");
+        assert_eq!(
+            read(&log, &mut log.cursor(StreamStart::After(at(12)))),
+            "13;15;",
+            "a resumed watcher continues"
+        );
+        assert_eq!(read(&log, &mut log.cursor(StreamStart::After(at(10)))), "11;12;13;15;");
         assert_eq!(log.head(), at(15));
     }
 
@@ -168,9 +192,9 @@ mod tests {
         push(&mut log, 11..=13);
         for other in [Position { revision: 12, mark: 7 }, Position { revision: 10, mark: 7 }, at(14), at(99)]
         {
-            assert_eq!(read(&log, &mut log.cursor(Some(other))), "reset 13", "{other:?}");
+            assert_eq!(read(&log, &mut log.cursor(StreamStart::After(other))), "reset 13", "{other:?}");
         }
-        let mut cursor = log.cursor(None);
+        let mut cursor = log.cursor(StreamStart::Last(0));
         let mut log = EventLog::new(at(13), 1);
         assert_eq!(read(&log, &mut cursor), "reset 13", "an earlier epoch");
         push(&mut log, 14..=14);
@@ -178,9 +202,32 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_begins_before_the_last_events_that_are_retained() {
+        let mut log = EventLog::new(at(10), 0);
+        let last = |log: &EventLog, count| read(log, &mut log.cursor(StreamStart::Last(count)));
+        assert_eq!(last(&log, 5), "up to date");
+        log.push(at(11), None);
+        assert_eq!(last(&log, 5), "up to date", "11 is internal");
+        push(&mut log, 12..=13);
+        log.push(at(14), None);
+        push(&mut log, 15..=15);
+        log.push(at(16), None);
+        assert_eq!(last(&log, 0), "up to date");
+        assert_eq!(last(&log, 1), "15;");
+        assert_eq!(last(&log, 2), "13;15;");
+        assert_eq!(last(&log, 3), "12;13;15;");
+        assert_eq!(last(&log, 1_000), "12;13;15;");
+        push(&mut log, 17..=10 + i64::try_from(MAX_RETAINED_ENTRIES).unwrap());
+        assert!(last(&log, MAX_RETAINED_ENTRIES).starts_with("12;13;15;17;"));
+        push(&mut log, [11 + i64::try_from(MAX_RETAINED_ENTRIES).unwrap()]);
+        push(&mut log, [12 + i64::try_from(MAX_RETAINED_ENTRIES).unwrap()]);
+        assert!(last(&log, MAX_RETAINED_ENTRIES).starts_with("13;15;17;"), "12 is not retained any more");
+    }
+
+    #[test]
     fn a_lagging_watcher_is_told() {
         let mut log = EventLog::new(at(0), 0);
-        let mut slow = log.cursor(None);
+        let mut slow = log.cursor(StreamStart::Last(0));
         let most = i64::try_from(MAX_RETAINED_ENTRIES).unwrap();
         push(&mut log, 1..=most);
         assert!(read(&log, &mut slow.clone()).starts_with("1;2;"), "just in time");
@@ -191,11 +238,14 @@ mod tests {
     #[test]
     fn retained_bytes_are_bounded() {
         let mut log = EventLog::new(at(0), 0);
-        let mut cursor = log.cursor(None);
+        let mut cursor = log.cursor(StreamStart::Last(0));
         for revision in 1..=17 {
             log.push(at(revision), Some(vec![b'x'; 1_024 * 1_024]));
         }
         assert_eq!(read(&log, &mut cursor), "lagged 17");
-        assert_eq!(log.read(&mut log.cursor(Some(at(1)))), LogRead::Frames(vec![b'x'; 1_024 * 1_024]));
+        assert_eq!(
+            log.read(&mut log.cursor(StreamStart::After(at(1)))),
+            LogRead::Frames(vec![b'x'; 1_024 * 1_024])
+        );
     }
 }

@@ -42,7 +42,7 @@ use crate::store::{Database, Position, Purpose, Session, StoreError, StoredAgent
 use availability::Part;
 use changes::ChangeQueue;
 pub(crate) use error::Error;
-pub(crate) use events::{Cursor, LogRead};
+pub(crate) use events::{Cursor, LogRead, StreamStart};
 use heartbeats::HeartbeatQueue;
 use lane::timed;
 use reports::Report;
@@ -294,14 +294,14 @@ impl Registry {
         ServerHealth::new(status, env!("CARGO_PKG_VERSION"), shared.database.name(), uptime)
     }
 
-    /// Returns a cursor after a position in the history, or at its head.
+    /// Returns a cursor where a stream begins, and the last position that is known then.
     ///
     /// Waits a moment for a position that this server does not know yet: the watcher may have read from another one.
-    pub(crate) async fn cursor(&self, after: Option<Position>) -> Cursor {
-        if let Some(after) = after {
-            self.shared.view.reach(after.revision).await;
+    pub(crate) async fn cursor(&self, start: StreamStart) -> (Cursor, Position) {
+        if let StreamStart::After(position) = start {
+            self.shared.view.reach(position.revision).await;
         }
-        self.shared.view.cursor(after)
+        self.shared.view.cursor(start)
     }
 
     /// Reads the events after the cursor, and advances it.

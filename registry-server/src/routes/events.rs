@@ -5,25 +5,39 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, stream};
+use registry_sdk::EventsQuery;
 use registry_sdk::contract::{DRAINING_EVENT, OVERRUN_EVENT, RESET_EVENT};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
+use utoipa::IntoParams;
 
 use super::auth::Caller;
 use super::describe::{Always, BadParameter, Busy};
 use super::problem::ApiError;
-use crate::registry::{Cursor, Error, LogRead, Registry};
+use crate::registry::{Cursor, Error, LogRead, Registry, StreamStart};
 use crate::store::Position;
 
 /// Maximum time without data: proxies and clients take a longer silence for a lost connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it describes a parameter, which is read as an `EventsQuery`")]
+struct LastParam {
+    /// Begin with up to this number of past events, as many as the server still keeps. Ignored with a `Last-Event-ID`.
+    #[param(minimum = 0, maximum = 1000, default = 0)]
+    last: Option<usize>,
+}
+
 /// Streams every change from now on, or after the event in `Last-Event-ID`, as server-sent events.
+///
+/// What happened before the stream was opened comes first: the events after `Last-Event-ID`, or the `last` ones. Then an id
+/// without an event says that everything from there on is new.
 ///
 /// `registered`, `status_changed` and `deregistered` have the agent's record, as it was after the change, as their data,
 /// and an opaque id. `reset` says that changes were missed and everything has to be read anew;
@@ -31,7 +45,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// stop: connect again at once, to another server if there is one.
 #[utoipa::path(
     get, path = "/events", tag = "discovery",
-    params(("Last-Event-ID" = Option<String>, Header, pattern = "^[0-9]{1,18}(-[0-9a-f]{16})?$", description = "Id of the last event that was seen")),
+    params(LastParam, ("Last-Event-ID" = Option<String>, Header, pattern = "^[0-9]{1,18}(-[0-9a-f]{16})?$", description = "Id of the last event that was seen")),
     responses(
         (status = 200, description = "The stream, which does not end.", body = String, content_type = "text/event-stream",
             example = "id: 7-3f0c59d1a2b46e87\nevent: registered\ndata: {\"agent_id\": \"feature-dev\", …}\n\n"),
@@ -41,13 +55,15 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub(super) async fn watch_events(
     State(registry): State<Arc<Registry>>,
     caller: Caller,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let after = last_event_id(&headers)?;
+    let EventsQuery { last, .. } = EventsQuery::from_query_string(&query.unwrap_or_default())?;
+    let start = last_event_id(&headers)?.map_or(StreamStart::Last(last), StreamStart::After);
     let permit = registry.admission().event_streams().take().ok_or(Error::TooManyStreams)?;
-    let cursor = registry.cursor(after).await;
     let changed = registry.subscribe();
-    let watcher = Watcher { registry, caller, _permit: permit, cursor, changed, next: Next::Begin };
+    let (cursor, head) = registry.cursor(start).await;
+    let watcher = Watcher { registry, caller, _permit: permit, cursor, changed, next: Next::Begin { head } };
     let headers = [
         (CONTENT_TYPE, "text/event-stream"),
         (CACHE_CONTROL, "no-store"),
@@ -74,7 +90,10 @@ struct Watcher {
 }
 
 enum Next {
-    Begin,
+    /// Send what happened up to a position, and an id alone.
+    Begin {
+        head: Position,
+    },
     GoOn,
     End,
 }
@@ -86,19 +105,27 @@ impl Watcher {
 
     async fn next(&mut self) -> Option<Vec<u8>> {
         match self.next {
-            Next::Begin => {
-                self.next = Next::GoOn;
-                let begun = format!("id: {}\n\n", self.cursor.position()).into_bytes();
-                match self.registry.read_events(&mut self.cursor) {
-                    // Without data it is no event, but it tells where to go on after a lost connection.
-                    LogRead::UpToDate => Some(begun),
-                    LogRead::Frames(frames) => Some(frames),
-                    LogRead::Lagged(head) | LogRead::Reset(head) => Some(reset(head)),
-                }
-            }
+            Next::Begin { head } => Some(self.begin(head)),
             Next::GoOn => self.go_on().await,
             Next::End => None,
         }
+    }
+
+    fn begin(&mut self, head: Position) -> Vec<u8> {
+        let (mut frames, is_up_to_date) = match self.registry.read_events(&mut self.cursor) {
+            LogRead::UpToDate => (Vec::new(), true),
+            LogRead::Frames(frames) => (frames, self.cursor.position().revision >= head.revision),
+            LogRead::Lagged(head) | LogRead::Reset(head) => {
+                self.next = Next::GoOn;
+                return reset(head);
+            }
+        };
+        if is_up_to_date {
+            self.next = Next::GoOn;
+            // Without data it is no event, but it tells where to go on after a lost connection.
+            frames.extend(format!("id: {}\n\n", self.cursor.position()).into_bytes());
+        }
+        frames
     }
 
     async fn go_on(&mut self) -> Option<Vec<u8>> {

@@ -18,7 +18,7 @@ use crate::store::SqliteDatabase;
 const METHODS: [&str; 6] = ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH"];
 
 /// What targets are put together from, so that many of them are nearly good.
-const PIECES: [&str; 43] = [
+const PIECES: [&str; 44] = [
     "/",
     "/agents",
     "/agents/",
@@ -41,6 +41,7 @@ const PIECES: [&str; 43] = [
     "healthy=",
     "limit=",
     "cursor=",
+    "last=",
     "a",
     "busy",
     "true",

@@ -8,7 +8,7 @@ use tokio::time::{sleep, timeout};
 
 use super::server::Server;
 use super::world::World;
-use crate::registry::LogRead;
+use crate::registry::{LogRead, StreamStart};
 use crate::store::Position;
 
 /// What a watcher was told.
@@ -77,7 +77,8 @@ async fn read(world: &World, server: &Server, number: usize) {
         records.streams[number].last_id
     };
     let mut changed = registry.subscribe();
-    let mut cursor = registry.cursor(last_id).await;
+    let start = last_id.map_or(StreamStart::Last(0), StreamStart::After);
+    let (mut cursor, _) = registry.cursor(start).await;
     let mut begun = Some((cursor.position(), last_id));
     while !server.killed.is_cancelled() {
         let read = registry.read_events(&mut cursor);

@@ -18,7 +18,7 @@ use registry_sdk::contract::Timestamp;
 use registry_sdk::search::SearchIndex;
 use tokio::sync::{mpsc, watch};
 
-use super::events::{Cursor, EventLog, LogRead};
+use super::events::{Cursor, EventLog, LogRead, StreamStart};
 use super::reports::Report;
 use crate::store::{Event, EventKind, LogEntry, Position, Snapshot, StoredAgent};
 pub(crate) use entry::{Entry, Liveness, ReadContext};
@@ -141,9 +141,10 @@ impl View {
         self.inner.read().log.contains(event)
     }
 
-    /// Returns a cursor after a position, or at the head.
-    pub(crate) fn cursor(&self, after: Option<Position>) -> Cursor {
-        self.inner.read().log.cursor(after)
+    /// Returns a cursor where a stream begins, and the head of the log.
+    pub(crate) fn cursor(&self, start: StreamStart) -> (Cursor, Position) {
+        let log = &self.inner.read().log;
+        (log.cursor(start), log.head())
     }
 
     /// Reads the events after the cursor, and advances it.
