@@ -35,6 +35,15 @@ impl Drop for Driver {
 
 /// Starts a browser; `None` where there is none and none is required.
 pub(crate) async fn browser() -> Option<Browser> {
+    browser_with(json!({})).await
+}
+
+/// Starts a browser with the screen of a small phone.
+pub(crate) async fn phone() -> Option<Browser> {
+    browser_with(json!({ "deviceMetrics": { "width": 360, "height": 740, "pixelRatio": 2 } })).await
+}
+
+async fn browser_with(emulation: serde_json::Value) -> Option<Browser> {
     let folder = tempfile::tempdir().unwrap();
     let started = Command::new("chromedriver")
         .env("TMPDIR", folder.path())
@@ -68,7 +77,10 @@ pub(crate) async fn browser() -> Option<Browser> {
         "--window-size=1200,900",
         &format!("--host-resolver-rules=MAP {ANOTHER_HOST} 127.0.0.1"),
     ];
-    let options = json!({ "args": args });
+    let mut options = json!({ "args": args });
+    if emulation != json!({}) {
+        options["mobileEmulation"] = emulation;
+    }
     let capabilities = json!({"goog:chromeOptions": options}).as_object().unwrap().clone();
     let connecting = async {
         loop {

@@ -10,8 +10,11 @@
 
 mod browser;
 mod connection;
+mod events;
+mod odd_input;
 #[path = "../path_proxy/mod.rs"]
 mod path_proxy;
+mod searching;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -140,7 +143,7 @@ async fn agents_are_searched_filtered_sorted_and_paged() {
     page.until("document.getElementById('shown').textContent.includes('with every word')").await;
     // A sentence, of which no agent has every word.
     page.type_into("search", "Who scans for security holes?").await;
-    page.until("document.getElementById('shown').textContent.includes('none has every word')").await;
+    page.until("document.getElementById('shown').textContent.startsWith('No agent has every word')").await;
     page.until(&format!("{IDS} === 'a087,a007,a047'")).await;
     page.choose("status", "busy").await;
     page.until(&format!("{IDS} === 'a047'")).await;
@@ -179,11 +182,10 @@ async fn an_agent_in_maintenance_is_shown_with_the_reason() {
     client.set_maintenance("a", &MaintenanceRequest::new("<b>disk</b> upgrade")).await.unwrap();
     let badge = "document.querySelector('#rows tr:first-child .status')";
     page.until(&format!("{badge}.textContent === 'maintenance'")).await;
-    page.until(&format!("{badge}.title.startsWith('<b>disk</b> upgrade, since 2')")).await;
     page.until("document.getElementById('counts').innerText.replace(/\\s+/g, ' ').includes('maintenance 1')")
         .await;
     page.until(
-        "document.querySelector('#rows tr:first-child .reason').textContent === '<b>disk</b> upgrade'",
+        "document.querySelector('#rows tr:first-child .detail').textContent === '<b>disk</b> upgrade'",
     )
     .await;
     page.choose("status", "maintenance").await;
@@ -194,9 +196,17 @@ async fn an_agent_in_maintenance_is_shown_with_the_reason() {
     page.go(&format!("{}/#/agents/a", server.url())).await;
     page.until("document.getElementById('facts').textContent.includes('upgrade, since 2')").await;
     page.until("document.querySelectorAll('main b').length === 0").await;
-    client.end_maintenance("a").await.unwrap();
+    let until = MaintenanceRequest::new("upgrade").duration(Duration::from_secs(7_200));
+    client.set_maintenance("a", &until).await.unwrap();
+    page.until(&format!("/^upgrade, since 2.*, until 2/.test({})", fact("Maintenance"))).await;
     page.go(&server.url()).await;
-    page.until(&format!("{badge}.textContent === 'active' && {badge}.title === ''")).await;
+    page.until(
+        "/^upgrade, until .*\\d\\d:\\d\\d$/.test(document.querySelector('#rows tr:first-child .detail').textContent)",
+    )
+    .await;
+    client.end_maintenance("a").await.unwrap();
+    page.until(&format!("{badge}.textContent === 'active' && document.querySelector('.detail') === null"))
+        .await;
     server.shutdown().await;
 }
 

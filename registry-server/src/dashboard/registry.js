@@ -23,6 +23,15 @@ export function isSignInNeeded() {
   return !form.hidden;
 }
 
+function askForToken() {
+  if (isSignInNeeded()) return;
+  const why = token() === "" ? "This registry asks for a token." : "The registry refused the token: it is unknown, or it has expired.";
+  document.getElementById("sign-in-why").textContent = why;
+  form.hidden = false;
+  // Nobody loses their place in a page that is read already.
+  if (document.activeElement === document.body) document.getElementById("token").focus();
+}
+
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem(TOKEN_KEY, document.getElementById("token").value);
@@ -45,14 +54,15 @@ export async function* read(path, headers = {}) {
     const response = await fetch(`${registryUrl}/${path}`, { headers, cache: "no-store", signal: request.signal });
     heard();
     if (response.status === 401) {
-      form.hidden = false;
-      throw new Error("a token is asked for");
+      askForToken();
+      throw new Error("a token is needed");
     }
     if (!response.ok) {
       throw Object.assign(new Error(`the registry answered ${response.status}`), { status: response.status });
     }
-    const date = Date.parse(response.headers.get("date") ?? "");
-    if (!Number.isNaN(date)) clockAhead = date - Date.now();
+    const ahead = Date.parse(response.headers.get("date") ?? "") - Date.now();
+    // The header has whole seconds, and took some time: a small difference is none.
+    if (!Number.isNaN(ahead)) clockAhead = Math.abs(ahead) < 2000 ? 0 : ahead;
     yield "";
     const pieces = response.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let piece; !(piece = await pieces.read()).done; ) {

@@ -3,7 +3,7 @@
 // The tab that holds a lock reads the stream, and sends what it reads to the others over a channel. When that tab is closed,
 // another gets the lock and resumes the stream.
 
-import { isSignInNeeded, pause, read, registryUrl, token } from "./registry.js";
+import { clockAhead, isSignInNeeded, pause, read, registryUrl, token } from "./registry.js";
 
 // Id of the last event. Each tab keeps it, since each may have to resume the stream.
 let lastId = null;
@@ -12,18 +12,26 @@ let state = { isConnected: false, heardAt: 0 };
 let isReader = false;
 let channel = null;
 let receive;
+let recentEvents;
+
+// Number of past events that are asked for, and told to another tab.
+const LAST_EVENTS = 50;
 
 /// Follows the stream until the token is refused. `receiver` gets `{ isConnected, heardAt }` with every sign of life and every loss,
-/// and with it the `event` and its `data` if there is one, or `failure`, the reason of a loss.
-export async function follow(receiver) {
+/// and with it the `event`, its `id` and its `data` if there is one, or `failure`, the reason of a loss.
+///
+/// An event that happened while this tab was connected has `at`, the time by the registry's clock. One from before the first connection `isPast`.
+/// `recent()` returns what other tabs get as `recent` when they are opened: events, the latest first.
+export async function follow(receiver, recent) {
   receive = receiver;
+  recentEvents = recent;
   // Browsers have locks only where the connection is secure, or to this host. Elsewhere each tab reads a stream of its own.
   if (navigator.locks === undefined) return readStream();
   const [lockName, channelName] = await names();
   channel = new BroadcastChannel(channelName);
   channel.onmessage = ({ data }) => {
     if (data.isQuestion) {
-      if (isReader) channel.postMessage(state);
+      if (isReader) tellRecent();
     } else {
       take(data);
     }
@@ -31,6 +39,8 @@ export async function follow(receiver) {
   channel.postMessage({ isQuestion: true });
   await navigator.locks.request(lockName, async () => {
     isReader = true;
+    // A tab may have asked when no tab was reading.
+    if (lastId !== null) tellRecent();
     await readStream();
     isReader = false;
   });
@@ -51,7 +61,9 @@ async function readStream() {
     try {
       let text = "";
       const isResumed = lastId !== null;
-      for await (const piece of read("events", isResumed ? { "Last-Event-ID": lastId } : {})) {
+      // What happened before the stream was opened comes first.
+      let isEarlier = true;
+      for await (const piece of read(`events?last=${LAST_EVENTS}`, isResumed ? { "Last-Event-ID": lastId } : {})) {
         if (!state.isConnected) {
           failures = 0;
           // From here on every change comes, but nothing is known of those before.
@@ -59,7 +71,13 @@ async function readStream() {
         }
         const blocks = (text + piece).split("\n\n");
         text = blocks.pop();
-        for (const block of blocks) tell({ ...fields(block), isConnected: true });
+        for (const block of blocks) {
+          const message = fields(block);
+          // An id alone, or a comment.
+          if (message.data === undefined) isEarlier = false;
+          const times = isEarlier ? { isPast: !isResumed } : { at: Date.now() + clockAhead };
+          tell({ ...message, ...times, isConnected: true });
+        }
       }
     } catch (error) {
       failure = error.message;
@@ -78,6 +96,10 @@ function fields(block) {
     if (colon > 0) found[line.slice(0, colon)] = line.slice(colon + 2);
   }
   return found;
+}
+
+function tellRecent() {
+  channel.postMessage({ ...state, recent: recentEvents().slice(0, LAST_EVENTS) });
 }
 
 function tell(message) {

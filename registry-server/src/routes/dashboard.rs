@@ -11,9 +11,14 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
 
 /// Path, type and content of each file.
-const FILES: [(&str, &str, &str); 6] = [
+const FILES: [(&str, &str, &str); 11] = [
     ("/", HTML, include_str!("../dashboard/index.html")),
     ("/dashboard.js", SCRIPT, include_str!("../dashboard/dashboard.js")),
+    ("/agent.js", SCRIPT, include_str!("../dashboard/agent.js")),
+    ("/events.js", SCRIPT, include_str!("../dashboard/events.js")),
+    ("/overview.js", SCRIPT, include_str!("../dashboard/overview.js")),
+    ("/parts.js", SCRIPT, include_str!("../dashboard/parts.js")),
+    ("/search.js", SCRIPT, include_str!("../dashboard/search.js")),
     ("/copy.js", SCRIPT, include_str!("../dashboard/copy.js")),
     ("/stream.js", SCRIPT, include_str!("../dashboard/stream.js")),
     ("/registry.js", SCRIPT, include_str!("../dashboard/registry.js")),
