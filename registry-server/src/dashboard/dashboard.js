@@ -39,6 +39,8 @@ function renderConnection() {
 function listen() {
   listenToOverview();
   for (const button of document.querySelectorAll("[data-copy]")) {
+    // Browsers have no clipboard at plain HTTP from another host.
+    button.hidden = navigator.clipboard === undefined;
     button.addEventListener("click", async () => {
       await navigator.clipboard.writeText($(button.dataset.copy).textContent);
       button.textContent = "Copied";
