@@ -9,13 +9,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use registry_sdk::contract::Timestamp;
+use registry_sdk::contract::{CHANGED_BY_REGISTRY, Timestamp};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 /// Prefix of a token, by which secret scanners recognize a leaked one.
 const TOKEN_PREFIX: &str = "agreg_";
+
+/// Maximum length of a token's name.
+const MAX_NAME_CHARACTERS: usize = 128;
 
 /// The tokens of a file.
 #[derive(Debug, Default, PartialEq)]
@@ -26,8 +29,8 @@ pub(crate) struct Tokens {
 /// A token without its secret text.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Token {
-    /// Name of the token, for logs and errors.
-    pub(crate) name: String,
+    /// Name of the token, for logs, errors, and the records that it changed.
+    pub(crate) name: Arc<str>,
     digest: [u8; 32],
     scope: Scope,
     expires: Option<Timestamp>,
@@ -96,8 +99,9 @@ impl Tokens {
         let mut tokens = Vec::with_capacity(file.token.len());
         for entry in file.token {
             let name = entry.name.clone();
-            if name.is_empty() || !names.insert(name.clone()) {
-                return Err(format!("each token needs a name of its own, {name:?} is empty or repeated"));
+            check_name(&name)?;
+            if !names.insert(name.clone()) {
+                return Err(format!("each token needs a name of its own, {name:?} is repeated"));
             }
             let token = entry.into_token().map_err(|reason| format!("token {name:?}: {reason}"))?;
             tokens.push(Arc::new(token));
@@ -121,6 +125,21 @@ impl Tokens {
         let now = Timestamp::from(now);
         token.expires.is_none_or(|expires| now < expires).then(|| token.clone())
     }
+}
+
+/// Checks a name, which stands in the records of the agents that the token changes.
+fn check_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.chars().count() > MAX_NAME_CHARACTERS || name.contains(char::is_control) {
+        return Err(format!(
+            "a token's name must have 1 to {MAX_NAME_CHARACTERS} characters, none of them a control character: {name:?}"
+        ));
+    }
+    if name == CHANGED_BY_REGISTRY {
+        return Err(format!(
+            "a token must not be named {name:?}, which stands for the registry itself in records: give it another name"
+        ));
+    }
+    Ok(())
 }
 
 impl Token {
@@ -159,7 +178,7 @@ impl TokenEntry {
         });
         let expires = expires.map(|text| text.parse::<Timestamp>()).transpose();
         let expires = expires.map_err(|error| format!("expires: {error}"))?;
-        Ok(Token { name: self.name, digest, scope, expires })
+        Ok(Token { name: self.name.into(), digest, scope, expires })
     }
 }
 
@@ -240,7 +259,7 @@ mod tests {
         let tokens = Tokens::parse(&file("scope = \"read\"\nexpires = 2027-01-01T00:00:00Z")).unwrap();
         let at = |text: &str| SystemTime::from(text.parse::<Timestamp>().unwrap());
         let before = at("2026-12-31T23:59:59Z");
-        assert_eq!(tokens.find("secret", before).unwrap().name, "a");
+        assert_eq!(&*tokens.find("secret", before).unwrap().name, "a");
         assert!(tokens.find("secret ", before).is_none() && tokens.find("", before).is_none());
         assert!(tokens.find("secret", at("2027-01-01T00:00:00Z")).is_none());
         assert!(Tokens::default().find("secret", before).is_none());
@@ -294,6 +313,21 @@ mod tests {
                 assert!(tokens.find(&text, SystemTime::now()).is_none());
             }
         });
+    }
+
+    #[test]
+    fn name_fits_into_records_and_is_not_the_registrys() {
+        let parse =
+            |name: &str| Tokens::parse(&file("scope = \"read\"").replace("\"a\"", &format!("{name:?}")));
+        for name in ["registry", "(Registry)", "team a", &"ä".repeat(128)] {
+            assert_eq!(&*parse(name).unwrap().tokens[0].name, name);
+        }
+        assert!(parse("(registry)").unwrap_err().contains("stands for the registry itself"));
+        for name in ["", "a\nb", "a\tb", &"a".repeat(129)] {
+            assert!(parse(name).unwrap_err().contains("1 to 128 characters"), "{name:?}");
+        }
+        let with_nul = file("scope = \"read\"").replace("\"a\"", "\"\\u0000\"");
+        assert!(Tokens::parse(&with_nul).unwrap_err().contains("control character"));
     }
 
     #[test]

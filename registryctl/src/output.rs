@@ -61,6 +61,9 @@ impl Output {
         if let Some(maintenance) = &agent.maintenance {
             row("maintenance", Cell::new(describe(maintenance)));
         }
+        if let Some(name) = &agent.changed_by {
+            row("changed by", Cell::new(sanitized(name)));
+        }
         row("url", Cell::new(sanitized(&agent.base_url)));
         if let Some(path) = &agent.health_path {
             row("health path", Cell::new(sanitized(path)));

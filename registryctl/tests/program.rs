@@ -181,6 +181,23 @@ async fn a_closed_pipe_changes_no_exit_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_changed_an_agent_is_shown() {
+    let registry = Registry::start().await;
+    registry.register("a");
+    let table = || text(&registry.run(&["show", "a", "--table"]).stdout);
+    assert!(!table().contains("changed by"), "without tokens nobody is known");
+    // The registry ends it.
+    registry.json(&["drain", "a", "--reason", "upgrade", "--for", "1ms"]);
+    while registry.json(&["show", "a"]).get("changed_by").is_none() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let shown = table();
+    let line = shown.lines().find(|line| line.trim_start().starts_with("changed by")).unwrap();
+    assert!(line.ends_with(" (registry)"), "{shown}");
+    registry.server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_drained_agent_stays_out_until_it_is_resumed() {
     let registry = Registry::start().await;
     registry.register("a");

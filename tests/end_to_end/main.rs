@@ -8,6 +8,7 @@ mod agent_life;
 mod api_description;
 mod behind_proxies;
 mod below_a_path;
+mod changed_by;
 mod credentials;
 mod deadlines;
 mod described_errors;

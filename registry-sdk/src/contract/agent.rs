@@ -1,4 +1,4 @@
-//! An agent: its status, what it can do, its record, and its heartbeat.
+//! An agent: its status, what it can do, and its record.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -253,6 +253,10 @@ struct RegisteredCapability {
     examples: Vec<String>,
 }
 
+/// The [`AgentRecord::changed_by`] of a change that the registry made itself: a missed deadline, for example. No token has this
+/// name.
+pub const CHANGED_BY_REGISTRY: &str = "(registry)";
+
 /// Everything that the registry knows about one agent.
 ///
 /// A field that the server did not send is `None`, or its type's default.
@@ -327,6 +331,11 @@ pub struct AgentRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Maintenance, required = false))]
     pub maintenance: Option<Maintenance>,
+    /// The name of the token whose request made the agent's last change, or `(registry)` if the registry made it itself. Left
+    /// out if that request needed no token, or if the change was made by a version that did not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, required = false))]
+    pub changed_by: Option<String>,
     /// The revision of the agent's last change; plain heartbeats do not count. Of two records of an agent, the one with
     /// the greater revision is the later.
     #[serde(default)]
@@ -361,6 +370,7 @@ impl AgentRecord {
             active_tasks: None,
             healthy: None,
             maintenance: None,
+            changed_by: None,
             revision: None,
             registration_tag: None,
         }
@@ -374,19 +384,4 @@ where
     T: Deserialize<'de> + Default,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
-/// How long an agent may be silent: the larger of the registry's own timeout and twice the interval that
-/// the agent declared.
-///
-/// ```
-/// use std::time::Duration;
-/// use registry_sdk::contract::heartbeat_timeout;
-/// let minute = Duration::from_secs(60);
-/// assert_eq!(heartbeat_timeout(minute, None), minute);
-/// assert_eq!(heartbeat_timeout(minute, Some(Duration::from_secs(120))), Duration::from_secs(240));
-/// ```
-#[must_use]
-pub fn heartbeat_timeout(of_registry: Duration, declared_interval: Option<Duration>) -> Duration {
-    of_registry.max(declared_interval.unwrap_or_default().saturating_mul(2))
 }

@@ -249,3 +249,18 @@ impl Fields {
         if self.errors.is_empty() { Ok(()) } else { Err(ValidationError(self.errors)) }
     }
 }
+
+/// How long an agent may be silent: the larger of the registry's own timeout and twice the interval that
+/// the agent declared.
+///
+/// ```
+/// use std::time::Duration;
+/// use registry_sdk::contract::heartbeat_timeout;
+/// let minute = Duration::from_secs(60);
+/// assert_eq!(heartbeat_timeout(minute, None), minute);
+/// assert_eq!(heartbeat_timeout(minute, Some(Duration::from_secs(120))), Duration::from_secs(240));
+/// ```
+#[must_use]
+pub fn heartbeat_timeout(of_registry: Duration, declared_interval: Option<Duration>) -> Duration {
+    of_registry.max(declared_interval.unwrap_or_default().saturating_mul(2))
+}

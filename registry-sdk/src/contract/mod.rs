@@ -24,7 +24,7 @@ mod validate;
 mod words;
 
 pub use address::is_loopback;
-pub use agent::{AgentRecord, AgentStatus, Capability, ParseStatusError, heartbeat_timeout};
+pub use agent::{AgentRecord, AgentStatus, CHANGED_BY_REGISTRY, Capability, ParseStatusError};
 pub use capability_match::CapabilityMatch;
 pub use delegation::{
     ATTEMPT_HEADER, IDEMPOTENCY_KEY_HEADER, TIME_LEFT_HEADER, idempotency_key_value, parse_idempotency_key,
@@ -33,7 +33,7 @@ pub use event::{DRAINING_EVENT, EventKind, OVERRUN_EVENT, ParseEventKindError, R
 pub use health::{
     AgentHealth, FailedCheck, HealthReport, HealthStatus, ProbeResult, ServerHealth, UnhealthyReason,
 };
-pub use heartbeat::{Heartbeat, HeartbeatAck, StatusUpdate};
+pub use heartbeat::{Heartbeat, HeartbeatAck, StatusUpdate, heartbeat_timeout};
 pub use instances::{Instances, Owner};
 pub use maintenance::Maintenance;
 pub use maintenance_request::MaintenanceRequest;

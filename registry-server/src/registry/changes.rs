@@ -57,6 +57,8 @@ const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) struct ChangeRequest {
     agent_id: String,
     change: Arc<Change>,
+    /// Name of the token of the request, or that of the registry. `None` if the server asks for no token.
+    changed_by: Option<Arc<str>>,
     arrived: Instant,
 }
 
@@ -113,6 +115,7 @@ impl ChangeQueue {
         &self,
         agent_id: String,
         change: Change,
+        changed_by: Option<Arc<str>>,
         arrived: Instant,
     ) -> Result<Outcome, Error> {
         if self.0.capacity() <= RESERVED_FOR_HEARTBEATS && !matches!(change, Change::Heartbeat(_)) {
@@ -120,7 +123,8 @@ impl ChangeQueue {
         }
         let change = Arc::new(change);
         loop {
-            let request = ChangeRequest { agent_id: agent_id.clone(), change: change.clone(), arrived };
+            let (agent_id, change, changed_by) = (agent_id.clone(), change.clone(), changed_by.clone());
+            let request = ChangeRequest { agent_id, change, changed_by, arrived };
             match submit(&self.0, request).await? {
                 Outcome::Locked if arrived.elapsed() < LOCK_TIMEOUT => sleep(LOCK_RETRY_INTERVAL).await,
                 outcome => return Ok(outcome),
@@ -263,7 +267,7 @@ impl ChangeWriter {
         let LockedAgents { mut rows, held } = session.lock_agents(&agent_ids).await?;
         let policy = self.shared.read_context().policy;
         let mut transition = Transition::new(&policy, head.now, head.position.revision);
-        let decide = |ChangeRequest { agent_id, change, arrived, .. }: &ChangeRequest| {
+        let decide = |ChangeRequest { agent_id, change, changed_by, arrived }: &ChangeRequest| {
             if held.contains(agent_id) {
                 return Outcome::Locked;
             }
@@ -274,7 +278,8 @@ impl ChangeWriter {
                 None => {}
             }
             current.known = self.shared.view.entry(agent_id).map(|entry| entry.agent.clone());
-            transition.decide(change, began.saturating_duration_since(*arrived), current)
+            let age = began.saturating_duration_since(*arrived);
+            transition.decide(change, changed_by.as_deref(), age, current)
         };
         let outcomes = batch.iter().map(|pending| &pending.request).map(decide).collect();
         Ok(Prepared { writes: transition.writes, outcomes, epoch })

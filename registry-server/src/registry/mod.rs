@@ -26,8 +26,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use registry_sdk::contract::{
-    AgentHealth, AgentStatus, HealthStatus, Heartbeat, HeartbeatAck, MaintenanceRequest, Registration,
-    RegistryStats, ServerHealth, StatusUpdate, Timestamp, heartbeat_timeout, is_valid_agent_id,
+    AgentHealth, AgentStatus, CHANGED_BY_REGISTRY, HealthStatus, Heartbeat, HeartbeatAck, MaintenanceRequest,
+    Registration, RegistryStats, ServerHealth, StatusUpdate, Timestamp, heartbeat_timeout, is_valid_agent_id,
 };
 use registry_sdk::{AgentFilter, ListQuery, PreparedSearch};
 use tokio::sync::watch;
@@ -111,7 +111,13 @@ impl Registry {
     }
 
     /// Creates or updates an agent. A registration that changes nothing is as cheap as a heartbeat.
-    pub(crate) async fn register(&self, registration: Registration) -> Result<Json, Error> {
+    ///
+    /// `changed_by` is the name of the caller's token, here and in the other changes.
+    pub(crate) async fn register(
+        &self,
+        registration: Registration,
+        changed_by: Option<&Arc<str>>,
+    ) -> Result<Json, Error> {
         let arrived = Instant::now();
         let instance_age = registration.instance_age;
         let draft = StoredAgent::from_registration(registration).map_err(|error| {
@@ -132,7 +138,12 @@ impl Registry {
         }
         let agent_id = draft.agent_id.clone();
         let agent = self
-            .submit_and_get(&agent_id, Change::Register { draft: Box::new(draft), instance_age }, arrived)
+            .submit_and_get(
+                &agent_id,
+                Change::Register { draft: Box::new(draft), instance_age },
+                changed_by,
+                arrived,
+            )
             .await?;
         Ok(self.shared.record(&agent))
     }
@@ -147,6 +158,7 @@ impl Registry {
         &self,
         agent_id: &str,
         heartbeat: Heartbeat,
+        changed_by: Option<&Arc<str>>,
     ) -> Result<HeartbeatAck, Error> {
         let arrived = Instant::now();
         let report = Report { load: heartbeat.load, active_tasks: heartbeat.active_tasks, probe: None };
@@ -162,15 +174,21 @@ impl Registry {
             let ack = HeartbeatAck::new(agent_id.to_owned(), status, last_heartbeat, timeout(interval));
             return Ok(ack.registration_tag(entry.registration_tag().to_string()));
         }
-        let agent = self.submit_and_get(agent_id, Change::Heartbeat(heartbeat), arrived).await?;
+        let change = Change::Heartbeat(heartbeat);
+        let agent = self.submit_and_get(agent_id, change, changed_by, arrived).await?;
         self.shared.report(agent_id, report);
         let timeout = timeout(agent.heartbeat_interval);
         let ack = HeartbeatAck::new(agent_id.to_owned(), agent.status, agent.last_heartbeat, timeout);
         Ok(ack.registration_tag(agent.registration_tag().to_string()))
     }
 
-    pub(crate) async fn update_status(&self, agent_id: &str, update: StatusUpdate) -> Result<Json, Error> {
-        self.submit_and_record(agent_id, Change::SetStatus(update)).await
+    pub(crate) async fn update_status(
+        &self,
+        agent_id: &str,
+        update: StatusUpdate,
+        changed_by: Option<&Arc<str>>,
+    ) -> Result<Json, Error> {
+        self.submit_and_record(agent_id, Change::SetStatus(update), changed_by).await
     }
 
     /// Takes an agent out for a while, in place of an earlier maintenance.
@@ -178,17 +196,26 @@ impl Registry {
         &self,
         agent_id: &str,
         request: MaintenanceRequest,
+        changed_by: Option<&Arc<str>>,
     ) -> Result<Json, Error> {
-        self.submit_and_record(agent_id, Change::SetMaintenance(request)).await
+        self.submit_and_record(agent_id, Change::SetMaintenance(request), changed_by).await
     }
 
     /// Ends maintenance of an agent, if there is any.
-    pub(crate) async fn end_maintenance(&self, agent_id: &str) -> Result<Json, Error> {
-        self.submit_and_record(agent_id, Change::EndMaintenance).await
+    pub(crate) async fn end_maintenance(
+        &self,
+        agent_id: &str,
+        changed_by: Option<&Arc<str>>,
+    ) -> Result<Json, Error> {
+        self.submit_and_record(agent_id, Change::EndMaintenance, changed_by).await
     }
 
-    pub(crate) async fn deregister(&self, agent_id: &str) -> Result<(), Error> {
-        match self.submit(agent_id, Change::Remove, Instant::now()).await? {
+    pub(crate) async fn deregister(
+        &self,
+        agent_id: &str,
+        changed_by: Option<&Arc<str>>,
+    ) -> Result<(), Error> {
+        match self.submit(agent_id, Change::Remove, changed_by.cloned(), Instant::now()).await? {
             Outcome::NotFound => Err(Error::NotFound(agent_id.to_owned())),
             Outcome::Applied(_) | Outcome::Removed | Outcome::Superseded { .. } => Ok(()),
             Outcome::Locked => Err(Error::Locked(agent_id.to_owned())),
@@ -384,8 +411,13 @@ impl Registry {
         self.heartbeats.write(entry, arrived).await
     }
 
-    async fn submit_and_record(&self, agent_id: &str, change: Change) -> Result<Json, Error> {
-        let agent = self.submit_and_get(agent_id, change, Instant::now()).await?;
+    async fn submit_and_record(
+        &self,
+        agent_id: &str,
+        change: Change,
+        changed_by: Option<&Arc<str>>,
+    ) -> Result<Json, Error> {
+        let agent = self.submit_and_get(agent_id, change, changed_by, Instant::now()).await?;
         Ok(self.shared.record(&agent))
     }
 
@@ -393,9 +425,10 @@ impl Registry {
         &self,
         agent_id: &str,
         change: Change,
+        changed_by: Option<&Arc<str>>,
         arrived: Instant,
     ) -> Result<Arc<StoredAgent>, Error> {
-        match self.submit(agent_id, change, arrived).await? {
+        match self.submit(agent_id, change, changed_by.cloned(), arrived).await? {
             Outcome::Applied(agent) => Ok(agent),
             Outcome::Superseded { owner, has_ended: false } => {
                 Err(Error::Superseded { agent_id: agent_id.to_owned(), owner })
@@ -408,13 +441,24 @@ impl Registry {
         }
     }
 
-    async fn submit(&self, agent_id: &str, change: Change, arrived: Instant) -> Result<Outcome, Error> {
+    /// Makes a change of the registry's own.
+    async fn submit_own(&self, agent_id: &str, change: Change) -> Result<Outcome, Error> {
+        self.submit(agent_id, change, Some(CHANGED_BY_REGISTRY.into()), Instant::now()).await
+    }
+
+    async fn submit(
+        &self,
+        agent_id: &str,
+        change: Change,
+        changed_by: Option<Arc<str>>,
+        arrived: Instant,
+    ) -> Result<Outcome, Error> {
         // An invalid id cannot be registered, so the database need not be asked, unless another program wrote it there.
         if !is_valid_agent_id(agent_id) && self.shared.view.entry(agent_id).is_none() {
             return Ok(Outcome::NotFound);
         }
         self.shared.check_available(Part::Changes)?;
-        self.changes.submit(agent_id.to_owned(), change, arrived).await
+        self.changes.submit(agent_id.to_owned(), change, changed_by, arrived).await
     }
 }
 

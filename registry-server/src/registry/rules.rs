@@ -6,7 +6,9 @@ mod maintenance;
 use std::sync::Arc;
 use std::time::Duration;
 
-use registry_sdk::contract::{AgentStatus, Heartbeat, MaintenanceRequest, Owner, StatusUpdate, Timestamp};
+use registry_sdk::contract::{
+    AgentStatus, CHANGED_BY_REGISTRY, Heartbeat, MaintenanceRequest, Owner, StatusUpdate, Timestamp,
+};
 
 use crate::store::{Event, EventKind, StoredAgent, Writes};
 pub(crate) use deadline_policy::DeadlinePolicy;
@@ -93,19 +95,36 @@ pub(crate) struct Transition<'a> {
     pub(crate) writes: Writes,
     /// The agent after the last change of its history.
     known: Option<Arc<StoredAgent>>,
+    /// Whether the row is not what is known, since another program wrote it.
+    is_edited: bool,
+    /// Name of whoever asked for the change, if it is known.
+    changed_by: Option<String>,
 }
 
 impl<'a> Transition<'a> {
     pub(crate) fn new(policy: &'a DeadlinePolicy, now: Timestamp, revision: i64) -> Self {
-        Self { policy, now, revision, writes: Writes::default(), known: None }
+        let writes = Writes::default();
+        Self { policy, now, revision, writes, known: None, is_edited: false, changed_by: None }
     }
 
-    /// Decides the effect of a change that arrived `age` ago, and adds its writes.
+    /// Decides the effect of a change that somebody asked for `age` ago, and adds its writes.
     ///
     /// At most one change per agent: `current` does not include earlier decisions. If the row is not what is known,
     /// another program changed it, and the decision makes that a change of the history.
-    pub(crate) fn decide(&mut self, change: &Change, age: Duration, current: CurrentAgent) -> Outcome {
+    pub(crate) fn decide(
+        &mut self,
+        change: &Change,
+        changed_by: Option<&str>,
+        age: Duration,
+        mut current: CurrentAgent,
+    ) -> Outcome {
         self.known = current.known;
+        self.changed_by = changed_by.map(str::to_owned);
+        self.is_edited = current.row.as_ref().is_some_and(|row| !self.is_known(row));
+        if let Some(row) = current.row.as_mut().filter(|_| self.is_edited) {
+            // The edit is the last change, unless this one is.
+            row.changed_by = Some(CHANGED_BY_REGISTRY.to_owned());
+        }
         let arrived = self.now.saturating_sub(age);
         match (change, current.row) {
             (Change::Register { draft, instance_age }, row) => {
@@ -160,12 +179,13 @@ impl<'a> Transition<'a> {
                 previous.instances = agent.instances;
                 let rejection = superseded(&previous, Some(claimant));
                 if has_changed {
-                    self.emit(previous, EventKind::Internal);
+                    self.append(previous, EventKind::Internal);
                 }
                 return rejection;
             }
         }
         (agent.registered_at, agent.last_heartbeat) = (arrived, arrived);
+        agent.changed_by.clone_from(&self.changed_by);
         if let Some(previous) = current {
             agent.registered_at = previous.registered_at;
             agent.last_heartbeat = self.latest_heartbeat(previous.last_heartbeat, arrived);
@@ -174,10 +194,16 @@ impl<'a> Transition<'a> {
             let started_at = instance_age.map(|age| arrived.saturating_sub(age));
             let is_owner = |instance_id: &str| agent.is_owned_by(instance_id);
             agent.maintenance =
-                previous.maintenance.filter(|maintenance| maintenance.outlasts(started_at, is_owner));
+                previous.maintenance.clone().filter(|maintenance| maintenance.outlasts(started_at, is_owner));
+            let is_repeated = previous.has_same_registration(draft)
+                && previous.maintenance == agent.maintenance
+                && !self.is_past_deadline(&previous);
+            if is_repeated {
+                agent.changed_by = previous.changed_by;
+            }
         }
         self.assign_status(&mut agent, draft.status);
-        self.emit(agent, EventKind::Registered)
+        self.append(agent, EventKind::Registered)
     }
 
     fn heartbeat(
@@ -194,14 +220,14 @@ impl<'a> Transition<'a> {
         if next != agent.status || agent.missed_deadline {
             self.assign_status(&mut agent, next);
             self.emit(agent, EventKind::StatusChanged)
+        } else if self.is_edited {
+            self.unchanged(agent)
         } else if self.policy.is_nearly_overdue(last_heartbeat, interval, self.now) {
-            self.emit(agent, EventKind::Internal)
-        } else if self.is_known(&agent) {
+            self.append(agent, EventKind::Internal)
+        } else {
             let agent = Arc::new(agent);
             self.writes.heartbeats.push(agent.clone());
             Outcome::Applied(agent)
-        } else {
-            self.unchanged(agent)
         }
     }
 
@@ -230,7 +256,7 @@ impl<'a> Transition<'a> {
         let running = update.instance_id.as_deref().filter(|id| agent.instances.is_running(id));
         if let Some(instance_id) = running.filter(|_| update.is_final) {
             agent.instances.end(instance_id, self.now);
-            self.emit(agent, EventKind::Internal);
+            self.append(agent, EventKind::Internal);
         }
     }
 
@@ -276,6 +302,9 @@ impl<'a> Transition<'a> {
         match self.known.take() {
             // What cannot be read is left as it is: somebody may want to repair it.
             Some(known) if is_removal || !is_unreadable => {
+                if !is_removal {
+                    self.changed_by = Some(CHANGED_BY_REGISTRY.to_owned());
+                }
                 self.emit(StoredAgent::clone(&known), EventKind::Deregistered);
                 if is_removal { Outcome::Removed } else { Outcome::NotFound }
             }
@@ -286,7 +315,7 @@ impl<'a> Transition<'a> {
     /// Leaves the row as it is. If another program changed it, that becomes a change of the history.
     fn unchanged(&mut self, mut agent: StoredAgent) -> Outcome {
         let kind = match &self.known {
-            Some(known) if known.is_same_but_for_heartbeat(&agent) => {
+            Some(known) if !self.is_edited && known.is_same_but_for_heartbeat(&agent) => {
                 return Outcome::Applied(Arc::new(agent));
             }
             Some(known) => difference(known, &agent),
@@ -296,7 +325,7 @@ impl<'a> Transition<'a> {
         let is_offline = agent.status == AgentStatus::Offline;
         agent.missed_deadline &= is_offline;
         agent.offline_since = is_offline.then(|| agent.offline_since.unwrap_or(self.now));
-        self.emit(agent, kind)
+        self.append(agent, kind)
     }
 
     /// Whether the row is what the history says.
@@ -319,7 +348,14 @@ impl<'a> Transition<'a> {
         agent.missed_deadline = false;
     }
 
+    /// Adds a change that was asked for.
     fn emit(&mut self, mut agent: StoredAgent, kind: EventKind) -> Outcome {
+        agent.changed_by = self.changed_by.take();
+        self.append(agent, kind)
+    }
+
+    /// Adds a change, with whoever is named in the agent.
+    fn append(&mut self, mut agent: StoredAgent, kind: EventKind) -> Outcome {
         self.revision += 1;
         agent.revision = self.revision;
         let agent = Arc::new(agent);

@@ -108,7 +108,7 @@ pub(super) async fn submit_all(
     let before = registry.shared.view.position().position.revision;
     let mut changed = 0;
     for chunk in agent_ids.chunks(MAX_CONCURRENT_CHANGES) {
-        let submitted = chunk.iter().map(|agent_id| registry.submit(agent_id, change(), Instant::now()));
+        let submitted = chunk.iter().map(|agent_id| registry.submit_own(agent_id, change()));
         let is_change = |outcome: &Outcome| match outcome {
             Outcome::Applied(agent) => agent.revision > before,
             Outcome::Removed => true,

@@ -36,6 +36,7 @@ pub(super) fn example_record() -> Value {
         "load": 0.25,
         "active_tasks": 2,
         "healthy": true,
+        "changed_by": "team-a",
         "revision": 7,
         "registration_tag": "6f3bd1a20c94e857",
     })
@@ -68,7 +69,8 @@ pub(super) async fn register(
     let is_news = elsewhere.is_some() && !registry.is_registered_at(&agent_id, &base_url);
     caller.check_may_act_for(&agent_id)?;
     let change = format!("register at {base_url}");
-    let record = caller.change(&agent_id, &change, registry.register(registration)).await?;
+    let record =
+        caller.change(&agent_id, &change, registry.register(registration, caller.changed_by())).await?;
     if is_news && Url::parse(&base_url).is_ok_and(|url| is_loopback(&url)) {
         tracing::warn!(
             agent_id,
@@ -105,7 +107,7 @@ pub(super) async fn heartbeat(
     caller.check_may_act_for(&id)?;
     let beat = Heartbeat::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     let began = Instant::now();
-    let heard = registry.heartbeat(&id, beat).await?;
+    let heard = registry.heartbeat(&id, beat, caller.changed_by()).await?;
     registry.record_heartbeat_latency(&id, began.elapsed());
     Ok(Json(heard))
 }
@@ -134,7 +136,8 @@ pub(super) async fn update_status(
     let update = StatusUpdate::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     let ends = if update.is_final { ", for good" } else { "" };
     let change = format!("set the status {}{ends}", update.status);
-    Ok(json(caller.change(&id, &change, registry.update_status(&id, update)).await?))
+    let updated = registry.update_status(&id, update, caller.changed_by());
+    Ok(json(caller.change(&id, &change, updated).await?))
 }
 
 /// Returns one agent's record.
@@ -163,6 +166,6 @@ pub(super) async fn deregister(
     caller: Caller,
 ) -> Result<StatusCode, ApiError> {
     caller.check_may_act_for(&id)?;
-    caller.change(&id, "remove", registry.deregister(&id)).await?;
+    caller.change(&id, "remove", registry.deregister(&id, caller.changed_by())).await?;
     Ok(StatusCode::NO_CONTENT)
 }

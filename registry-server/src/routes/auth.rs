@@ -143,7 +143,12 @@ impl Caller {
 
     /// Returns the name of the caller's token.
     pub(super) fn name(&self) -> Option<&str> {
-        self.bearer.as_ref().map(|bearer| &*bearer.token.name)
+        self.changed_by().map(|name| &**name)
+    }
+
+    /// Returns the name for the changes that the caller makes.
+    pub(super) fn changed_by(&self) -> Option<&Arc<str>> {
+        self.bearer.as_ref().map(|bearer| &bearer.token.name)
     }
 
     /// Waits until the caller has to authenticate again: the token has expired, or the tokens were replaced.

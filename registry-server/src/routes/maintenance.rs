@@ -46,7 +46,8 @@ pub(super) async fn set_maintenance(
     caller.check_may_act_for(&id)?;
     let request = MaintenanceRequest::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     let change = format!("begin maintenance: {:?}", request.reason);
-    Ok(json(caller.change(&id, &change, registry.set_maintenance(&id, request)).await?))
+    let set = registry.set_maintenance(&id, request, caller.changed_by());
+    Ok(json(caller.change(&id, &change, set).await?))
 }
 
 /// Ends an agent's maintenance. Changes nothing if it is in none.
@@ -64,5 +65,6 @@ pub(super) async fn end_maintenance(
     caller: Caller,
 ) -> Result<Response, ApiError> {
     caller.check_may_act_for(&id)?;
-    Ok(json(caller.change(&id, "end maintenance", registry.end_maintenance(&id)).await?))
+    let ended = registry.end_maintenance(&id, caller.changed_by());
+    Ok(json(caller.change(&id, "end maintenance", ended).await?))
 }

@@ -41,6 +41,9 @@ pub(crate) struct StoredAgent {
     /// As it was stored: it may be over by now. Events of older versions lack the field.
     #[serde(default)]
     pub(crate) maintenance: Option<Maintenance>,
+    /// Name of the token whose request made the last change, or that of the registry. Events of older versions lack the field.
+    #[serde(default)]
+    pub(crate) changed_by: Option<String>,
     pub(crate) registered_at: Timestamp,
     pub(crate) last_heartbeat: Timestamp,
     /// Revision of the agent's last change. Plain heartbeats do not move it.
@@ -48,7 +51,7 @@ pub(crate) struct StoredAgent {
 }
 
 impl StoredAgent {
-    /// Creates an agent from a registration. Its instances, times and revision are still to be set.
+    /// Creates an agent from a registration. Its instances, times and revision are still to be set, and whoever changed it.
     pub(crate) fn from_registration(registration: Registration) -> serde_json::Result<Self> {
         let never = Timestamp::from_unix_millis(0);
         Ok(Self {
@@ -67,6 +70,7 @@ impl StoredAgent {
             instance_id: registration.instance_id,
             instances: Instances::default(),
             maintenance: None,
+            changed_by: None,
             registered_at: never,
             last_heartbeat: never,
             revision: 0,
@@ -228,7 +232,7 @@ mod tests {
     fn events_of_other_versions_are_decoded() {
         assert!(decode_changed(|_| {}).unwrap().instances.is_running("one"));
         let older = decode_changed(|event| {
-            for later in ["instances", "health_path", "probe", "maintenance"] {
+            for later in ["instances", "health_path", "probe", "maintenance", "changed_by"] {
                 assert!(event.remove(later).is_some(), "{later}");
             }
         });

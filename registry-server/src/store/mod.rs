@@ -358,7 +358,7 @@ macro_rules! select_agents {
             "SELECT agent.agent_id, agent_name, base_url, health_path, probe, status, capabilities, metadata, ",
             $last_heartbeat,
             " AS last_heartbeat, heartbeat_interval_seconds, instance_id, instances, registered_at, missed_deadline,
-                 offline_since, probe_failed, maintenance, agent.revision
+                 offline_since, probe_failed, maintenance, changed_by, changed_by_revision, agent.revision
              FROM agent_registry AS agent ",
             $($rest),*
         )
@@ -395,6 +395,12 @@ fn agent_row(
 /// Another program may have written any number. One that the contract does not allow counts as none.
 fn interval_from_seconds(seconds: Option<f64>) -> Option<Duration> {
     timeout_from_seconds(seconds).filter(|interval| *interval <= limits::HEARTBEAT_INTERVAL)
+}
+
+/// Returns whoever made an agent's last change. The columns are left alone by servers that do not know them, so they count
+/// only for the revision that they were written with.
+fn changed_by(name: Option<String>, at_revision: Option<i64>, revision: i64) -> Option<String> {
+    name.filter(|_| at_revision == Some(revision))
 }
 
 fn timeout_from_seconds(seconds: Option<f64>) -> Option<Duration> {

@@ -46,6 +46,8 @@ pub(super) struct Server {
     /// The process is gone, whatever its tasks still do: they have no effect any more.
     pub(super) killed: CancellationToken,
     pub(super) started_at: Instant,
+    /// Name of the token of its callers.
+    token: Arc<str>,
     sim: Arc<Sim>,
 }
 
@@ -64,7 +66,8 @@ impl Server {
         let started = Registry::start(database, config, metrics, &supervisor);
         let registry = timeout(START_LIMIT, started).await.ok()?.ok()?;
         let (sim, killed, started_at) = (sim.clone(), CancellationToken::new(), Instant::now());
-        Some(Arc::new(Self { index, registry, supervisor, killed, started_at, sim }))
+        let token = format!("token of server {index}").into();
+        Some(Arc::new(Self { index, registry, supervisor, killed, started_at, token, sim }))
     }
 
     /// Waits until the process ends because one of its tasks failed.
@@ -98,12 +101,13 @@ impl Server {
     }
 
     pub(super) async fn register(&self, registration: Registration) -> Result<AgentRecord, Failure> {
-        let json = self.call("register", self.registry.register(registration)).await?;
+        let json = self.call("register", self.registry.register(registration, Some(&self.token))).await?;
         self.decode(&json)
     }
 
     pub(super) async fn heartbeat(&self, agent_id: &str) -> Result<HeartbeatAck, Failure> {
-        self.call("heartbeat", self.registry.heartbeat(agent_id, Heartbeat::default())).await
+        self.call("heartbeat", self.registry.heartbeat(agent_id, Heartbeat::default(), Some(&self.token)))
+            .await
     }
 
     pub(super) async fn update_status(
@@ -111,12 +115,14 @@ impl Server {
         agent_id: &str,
         update: StatusUpdate,
     ) -> Result<AgentRecord, Failure> {
-        let json = self.call("update_status", self.registry.update_status(agent_id, update)).await?;
+        let json = self
+            .call("update_status", self.registry.update_status(agent_id, update, Some(&self.token)))
+            .await?;
         self.decode(&json)
     }
 
     pub(super) async fn deregister(&self, agent_id: &str) -> Result<(), Failure> {
-        self.call("deregister", self.registry.deregister(agent_id)).await
+        self.call("deregister", self.registry.deregister(agent_id, Some(&self.token))).await
     }
 
     pub(super) async fn get_agent(&self, agent_id: &str) -> Result<AgentRecord, Failure> {

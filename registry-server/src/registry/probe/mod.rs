@@ -165,7 +165,7 @@ impl Prober {
         shared.report(agent_id, Report { probe: Some(result), ..Report::default() });
         let Some(failed) = failed.filter(|failed| *failed != entry.agent.probe_failed) else { return };
         // If the change cannot be stored, the next probe tries again.
-        match self.registry.submit(agent_id, Change::Probed { failed }, Instant::now()).await {
+        match self.registry.submit_own(agent_id, Change::Probed { failed }).await {
             Ok(_) => {
                 tracing::info!(agent_id, failed, detail, "probe result of the agent changed");
             }

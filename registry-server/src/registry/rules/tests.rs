@@ -1,5 +1,6 @@
 //! The rules, one change at a time.
 
+mod changed_by;
 mod maintenance;
 
 use registry_sdk::contract::{Capability, Instances, MaintenanceRequest, ProbeMode, Registration};
@@ -10,6 +11,9 @@ use crate::store::{Capabilities, Metadata};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 const EXPIRY_MARGIN: Duration = Duration::from_secs(1);
+
+/// Name of the token of every change.
+const CALLER: &str = "caller";
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_unix_millis(seconds * 1_000)
@@ -42,6 +46,7 @@ fn agent(status: AgentStatus) -> StoredAgent {
         instance_id: Some("one".to_owned()),
         instances: Instances::default(),
         maintenance: None,
+        changed_by: None,
         registered_at: at(50),
         last_heartbeat: at(100),
         revision: 7,
@@ -69,7 +74,7 @@ fn decide_under(
     now: Timestamp,
 ) -> (Outcome, Writes) {
     let mut transition = Transition::new(policy, now, 7);
-    let outcome = transition.decide(change, Duration::ZERO, as_known(current));
+    let outcome = transition.decide(change, Some(CALLER), Duration::ZERO, as_known(current));
     (outcome, transition.writes)
 }
 
@@ -143,7 +148,12 @@ fn last_heartbeat_moves_back_only_from_the_future() {
     assert_eq!(heard(&writes), [("a", at(90))], "its clock was set back: now is 90");
     let policy = deadline_policy();
     let mut transition = Transition::new(&policy, at(130), 7);
-    transition.decide(&heartbeat(), Duration::from_secs(40), as_known(agent(AgentStatus::Active)));
+    transition.decide(
+        &heartbeat(),
+        Some(CALLER),
+        Duration::from_secs(40),
+        as_known(agent(AgentStatus::Active)),
+    );
     assert_eq!(heard(&transition.writes), [("a", at(100))], "a later one is known");
 }
 
@@ -383,7 +393,7 @@ fn delayed_request_is_decided_by_what_was_recorded_meanwhile() {
     let decide_late = |change: &Change, waited: u64, current: StoredAgent| {
         let policy = deadline_policy();
         let mut transition = Transition::new(&policy, at(120), 7);
-        transition.decide(change, Duration::from_secs(waited), as_known(current))
+        transition.decide(change, Some(CALLER), Duration::from_secs(waited), as_known(current))
     };
     // The request arrived at 110; the process was shut down at 115, through another server for example.
     let ended = applied(decide(&shut_down("one"), owned(AgentStatus::Active), at(115)));
@@ -414,7 +424,7 @@ fn decide_edited(change: &Change, row: Option<StoredAgent>, known: Option<Stored
     let policy = deadline_policy();
     let mut transition = Transition::new(&policy, at(110), 7);
     let current = CurrentAgent { row, is_unreadable: false, known: known.map(Arc::new) };
-    let outcome = transition.decide(change, Duration::ZERO, current);
+    let outcome = transition.decide(change, Some(CALLER), Duration::ZERO, current);
     (outcome, transition.writes)
 }
 
@@ -458,8 +468,12 @@ fn a_row_that_cannot_be_read_is_left_unless_the_agent_registers_or_is_removed() 
     let decide = |change: &Change| {
         let mut transition = Transition::new(&policy, at(110), 7);
         let known = Some(Arc::new(agent(AgentStatus::Active)));
-        let outcome =
-            transition.decide(change, Duration::ZERO, CurrentAgent { row: None, is_unreadable: true, known });
+        let outcome = transition.decide(
+            change,
+            Some(CALLER),
+            Duration::ZERO,
+            CurrentAgent { row: None, is_unreadable: true, known },
+        );
         (outcome, kinds(&transition.writes))
     };
     assert!(matches!(decide(&heartbeat()), (Outcome::NotFound, writes) if writes.is_empty()));

@@ -104,6 +104,7 @@ impl<'a> Record<'a> {
         if let Some(maintenance) = agent.maintenance.as_ref().filter(|_| self.effective.in_maintenance) {
             object.field("maintenance", maintenance);
         }
+        object.field_if_some("changed_by", agent.changed_by.as_ref());
         object.field("revision", &agent.revision).field("registration_tag", &tag);
         object.finish();
     }
@@ -169,6 +170,7 @@ mod tests {
             [bare, full].map(|registration| StoredAgent::from_registration(registration).unwrap());
         let request = MaintenanceRequest::new("\"disk\"").duration(Duration::from_secs(1)).instance_id("i-1");
         agents[1].maintenance = Some(request.begin(Timestamp::from_unix_millis(5)));
+        agents[1].changed_by = Some("a \"token\"".to_owned());
         agents.into()
     }
 
@@ -181,7 +183,7 @@ mod tests {
                 let read: AgentRecord = serde_json::from_slice(&json).unwrap();
                 assert_eq!(read.capabilities, agent.capabilities.decode());
                 assert_eq!((read.load, read.active_tasks), (load.load, load.active_tasks));
-                assert_eq!(read.maintenance, agent.maintenance);
+                assert_eq!((&read.maintenance, &read.changed_by), (&agent.maintenance, &agent.changed_by));
                 assert_eq!(read.registration_tag, Some(agent.registration_tag().to_string()));
                 // No field is missing, and none is unknown to the contract.
                 let written = serde_json::to_string(&read).unwrap();

@@ -7,7 +7,7 @@ use sqlx::postgres::{PgRow, PgTypeInfo, PgValueRef, Postgres};
 use sqlx::types::Json;
 use sqlx::{Decode, Row, Type};
 
-use crate::store::{AgentRow, StoredAgent, agent_row, interval_from_seconds, undecodable};
+use crate::store::{AgentRow, StoredAgent, agent_row, changed_by, interval_from_seconds, undecodable};
 
 pub(super) fn decode_row(row: &PgRow) -> sqlx::Result<AgentRow> {
     agent_row(row.try_get("agent_id")?, agent_from_row(row))
@@ -20,6 +20,7 @@ fn agent_from_row(row: &PgRow) -> sqlx::Result<StoredAgent> {
     let Json(instances) = row.try_get("instances")?;
     let maintenance: Option<Json<_>> = row.try_get("maintenance")?;
     let offline_since: Option<Time> = row.try_get("offline_since")?;
+    let revision = row.try_get("revision")?;
     Ok(StoredAgent {
         agent_id: row.try_get("agent_id")?,
         agent_name: row.try_get("agent_name")?,
@@ -35,10 +36,11 @@ fn agent_from_row(row: &PgRow) -> sqlx::Result<StoredAgent> {
         instance_id: row.try_get("instance_id")?,
         instances,
         maintenance: maintenance.map(|Json(maintenance)| maintenance),
+        changed_by: changed_by(row.try_get("changed_by")?, row.try_get("changed_by_revision")?, revision),
         heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
         registered_at: timestamp(row, "registered_at")?,
         last_heartbeat: timestamp(row, "last_heartbeat")?,
-        revision: row.try_get("revision")?,
+        revision,
     })
 }
 

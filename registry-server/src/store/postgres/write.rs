@@ -59,10 +59,11 @@ async fn write_events(connection: &mut PgConnection, writes: &Writes, process_id
              INSERT INTO agent_registry AS agent
                  (agent_id, agent_name, base_url, status, capabilities, metadata, last_heartbeat,
                   heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since,
-                  probe_failed, revision, instances, health_path, probe, maintenance)
+                  probe_failed, revision, instances, health_path, probe, maintenance, changed_by, changed_by_revision)
              SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::json[],
                  $7::timestamptz[], $8::float8[], $9::text[], $10::timestamptz[], $11::bool[], $12::timestamptz[],
-                 $13::bool[], $14::int8[], $15::json[], $16::text[], $17::text[], $18::json[])
+                 $13::bool[], $14::int8[], $15::json[], $16::text[], $17::text[], $18::json[], $19::text[],
+                 $14::int8[])
              ON CONFLICT (agent_id) DO UPDATE SET
                  agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
                  capabilities = excluded.capabilities, metadata = excluded.metadata,
@@ -71,18 +72,19 @@ async fn write_events(connection: &mut PgConnection, writes: &Writes, process_id
                  instance_id = excluded.instance_id, registered_at = excluded.registered_at,
                  missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
                  probe_failed = excluded.probe_failed, revision = excluded.revision, instances = excluded.instances,
-                 health_path = excluded.health_path, probe = excluded.probe, maintenance = excluded.maintenance
+                 health_path = excluded.health_path, probe = excluded.probe, maintenance = excluded.maintenance,
+                 changed_by = excluded.changed_by, changed_by_revision = excluded.changed_by_revision
          ), removed AS (
-             DELETE FROM agent_registry WHERE agent_id = ANY ($19)
+             DELETE FROM agent_registry WHERE agent_id = ANY ($20)
          ), event AS (
              INSERT INTO agent_registry_event (revision, mark, kind, agent_id, agent, at)
-             SELECT *, now() FROM unnest($20::int8[], $21::int8[], $22::text[], $23::text[], $24::json[])
+             SELECT *, now() FROM unnest($21::int8[], $22::int8[], $23::text[], $24::text[], $25::json[])
          ), old_event AS (
-             DELETE FROM agent_registry_event WHERE revision <= $25 - $27
+             DELETE FROM agent_registry_event WHERE revision <= $26 - $28
          ), head AS (
-             UPDATE agent_registry_state SET revision = $25, mark = $26 WHERE singleton
+             UPDATE agent_registry_state SET revision = $26, mark = $27 WHERE singleton
          )
-         SELECT pg_notify($28, $29)",
+         SELECT pg_notify($29, $30)",
     )
     .bind(column(&upserts, |agent| agent.agent_id.as_str()))
     .bind(column(&upserts, |agent| agent.agent_name.as_str()))
@@ -103,6 +105,7 @@ async fn write_events(connection: &mut PgConnection, writes: &Writes, process_id
     .bind(column(&upserts, |agent| agent.health_path.as_deref()))
     .bind(column(&upserts, |agent| agent.probe.as_ref().map(ProbeMode::as_str)))
     .bind(column(&upserts, |agent| agent.maintenance.as_ref().map(Json)))
+    .bind(column(&upserts, |agent| agent.changed_by.as_deref()))
     .bind(writes.deletes())
     .bind(&revisions)
     .bind(&marks)

@@ -11,7 +11,7 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::heartbeats;
 use crate::store::{
-    AgentRow, Event, RETAINED_REVISIONS, StoredAgent, Writes, agent_row, interval_from_seconds,
+    AgentRow, Event, RETAINED_REVISIONS, StoredAgent, Writes, agent_row, changed_by, interval_from_seconds,
     select_agents, undecodable,
 };
 
@@ -106,6 +106,7 @@ struct NewRow<'a> {
     offline_since: Option<i64>,
     probe_failed: bool,
     maintenance: Option<&'a Maintenance>,
+    changed_by: Option<&'a str>,
     revision: i64,
 }
 
@@ -129,6 +130,7 @@ impl<'a> NewRow<'a> {
             offline_since: agent.offline_since.map(Timestamp::unix_millis),
             probe_failed: agent.probe_failed,
             maintenance: agent.maintenance.as_ref(),
+            changed_by: agent.changed_by.as_deref(),
             revision: agent.revision,
         }
     }
@@ -144,13 +146,13 @@ async fn upsert(
         "INSERT INTO agent_registry
              (agent_id, agent_name, base_url, health_path, probe, status, capabilities, last_heartbeat, metadata,
               heartbeat_interval_seconds, instance_id, instances, registered_at, missed_deadline, offline_since,
-              probe_failed, maintenance, revision)
+              probe_failed, maintenance, changed_by, changed_by_revision, revision)
          SELECT value ->> 'agent_id', value ->> 'agent_name', value ->> 'base_url', value ->> 'health_path',
                 value ->> 'probe', value ->> 'status',
                 value -> 'capabilities', value ->> 'last_heartbeat', value -> 'metadata',
                 value ->> 'heartbeat_interval_seconds', value ->> 'instance_id', value -> 'instances',
                 value ->> 'registered_at', value ->> 'missed_deadline', value ->> 'offline_since', value ->> 'probe_failed',
-                nullif(value -> 'maintenance', 'null'), value ->> 'revision'
+                nullif(value -> 'maintenance', 'null'), value ->> 'changed_by', value ->> 'revision', value ->> 'revision'
          FROM json_each(?) WHERE true
          ON CONFLICT (agent_id) DO UPDATE SET
              agent_name = excluded.agent_name, base_url = excluded.base_url,
@@ -160,7 +162,9 @@ async fn upsert(
              heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
              registered_at = excluded.registered_at, instance_id = excluded.instance_id, instances = excluded.instances,
              missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
-             probe_failed = excluded.probe_failed, maintenance = excluded.maintenance, revision = excluded.revision",
+             probe_failed = excluded.probe_failed, maintenance = excluded.maintenance,
+             changed_by = excluded.changed_by, changed_by_revision = excluded.changed_by_revision,
+             revision = excluded.revision",
     )
     .bind(rows)
     .execute(connection)
@@ -176,6 +180,7 @@ fn agent_from_row(row: &SqliteRow) -> sqlx::Result<StoredAgent> {
     let json = |column: &'static str| row.try_get::<&str, _>(column);
     let status: &str = row.try_get("status")?;
     let maintenance: Option<&str> = row.try_get("maintenance")?;
+    let revision = row.try_get("revision")?;
     Ok(StoredAgent {
         agent_id: row.try_get("agent_id")?,
         agent_name: row.try_get("agent_name")?,
@@ -196,9 +201,10 @@ fn agent_from_row(row: &SqliteRow) -> sqlx::Result<StoredAgent> {
             .map(serde_json::from_str)
             .transpose()
             .map_err(|error| undecodable("maintenance", error))?,
+        changed_by: changed_by(row.try_get("changed_by")?, row.try_get("changed_by_revision")?, revision),
         heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
         registered_at: Timestamp::from_unix_millis(row.try_get("registered_at")?),
         last_heartbeat: Timestamp::from_unix_millis(row.try_get("last_heartbeat")?),
-        revision: row.try_get("revision")?,
+        revision,
     })
 }

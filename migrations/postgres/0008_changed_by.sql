@@ -1,0 +1,3 @@
+-- The `changed_by` of an agent's record. It counts only while `changed_by_revision` is the row's revision: a server of an
+-- older version leaves both columns alone.
+ALTER TABLE agent_registry ADD COLUMN changed_by text, ADD COLUMN changed_by_revision bigint;

@@ -1,0 +1,299 @@
+//! Records and events name the token whose request made the agent's last change.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use registry_sdk::contract::{AgentRecord, AgentStatus, CHANGED_BY_REGISTRY, MaintenanceRequest};
+use registry_sdk::{RegistryClient, Watch, WatchEvent};
+use registry_server::Config;
+use tokio::time::timeout;
+
+use crate::credentials::File;
+use crate::support::{
+    Database, LONG, NEVER, Registry, agent, client, client_builder, eventually, on_both_databases,
+    on_postgres,
+};
+
+on_both_databases!(
+    records_and_events_name_the_token_of_the_last_change,
+    changes_of_the_registry_have_its_name,
+    a_server_without_tokens_names_nobody,
+    changes_of_another_program_have_the_registrys_name,
+    a_restart_keeps_the_name_until_an_older_server_changes_the_row,
+);
+
+mod replicas {
+    use super::*;
+
+    on_postgres!(replicas_agree, an_older_servers_change_hides_the_name);
+}
+
+const OWNER: &str = "token 0";
+const OPERATOR: &str = "token 1";
+
+/// The tokens of an agent's owner and of an operator.
+struct Tokens {
+    file: File,
+    tokens: Vec<String>,
+}
+
+impl Tokens {
+    fn new() -> Self {
+        let (file, tokens) = File::new(&["scope = \"agent\"\nagents = [\"a\"]", "scope = \"admin\""]);
+        Self { file, tokens }
+    }
+
+    async fn start(&self, database: &Database) -> Registry {
+        self.start_with(database, |_| {}).await
+    }
+
+    async fn start_with(&self, database: &Database, change: impl FnOnce(&mut Config)) -> Registry {
+        let change = |config: &mut Config| {
+            config.tokens_file = Some(self.file.path.clone());
+            change(config);
+        };
+        database.start_with(change).await
+    }
+
+    /// Clients of the owner and the operator.
+    fn clients(&self, server: &Registry) -> [RegistryClient; 2] {
+        [0, 1].map(|number: usize| client_builder(server.url()).token(&*self.tokens[number]).build().unwrap())
+    }
+}
+
+/// A watch that has begun.
+async fn watch(client: &RegistryClient) -> Watch {
+    let mut watch = client.watch();
+    assert!(matches!(timeout(LONG, watch.next()).await.unwrap(), Some(WatchEvent::Listed(_))));
+    watch
+}
+
+/// The next change, with a word for its kind.
+async fn next(watch: &mut Watch) -> (&'static str, Arc<AgentRecord>) {
+    match timeout(LONG, watch.next()).await.expect("an event").expect("the watch goes on") {
+        WatchEvent::Registered(agent) => ("registered", agent),
+        WatchEvent::StatusChanged(agent) => ("status_changed", agent),
+        WatchEvent::Deregistered(agent) => ("deregistered", agent),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The next change, and whoever made it.
+async fn next_name(watch: &mut Watch) -> (&'static str, Option<String>) {
+    let (kind, agent) = next(watch).await;
+    (kind, agent.changed_by.clone())
+}
+
+async fn name(client: &RegistryClient) -> Option<String> {
+    client.get_agent("a").await.unwrap().changed_by
+}
+
+fn by(name: &str) -> Option<String> {
+    Some(name.to_owned())
+}
+
+async fn records_and_events_name_the_token_of_the_last_change(database: Database) {
+    let tokens = Tokens::new();
+    let server = tokens.start(&database).await;
+    let [owner, operator] = tokens.clients(&server);
+    let mut watch = watch(&operator).await;
+    let registered = owner.register(&agent("a", "work")).await.unwrap();
+    assert_eq!(registered.changed_by, by(OWNER));
+    // Neither a repeated registration nor a heartbeat is a change.
+    let again = operator.register(&agent("a", "work")).await.unwrap();
+    assert_eq!((again.revision, again.changed_by), (registered.revision, by(OWNER)));
+    operator.heartbeat("a").await.unwrap();
+    assert_eq!(name(&owner).await, by(OWNER));
+
+    let set = operator.set_maintenance("a", &MaintenanceRequest::new("upgrade")).await.unwrap();
+    assert_eq!((&set.changed_by, set.registration_tag), (&by(OPERATOR), registered.registration_tag));
+    owner.heartbeat("a").await.unwrap();
+    owner.register(&agent("a", "work")).await.unwrap();
+    assert_eq!(name(&owner).await, by(OPERATOR));
+    let listed = owner.list_agents(registry_sdk::ListQuery::all()).await.unwrap().agents;
+    assert_eq!(listed[0].changed_by, by(OPERATOR));
+
+    assert_eq!(owner.update_status("a", AgentStatus::Busy).await.unwrap().changed_by, by(OWNER));
+    assert_eq!(operator.update_status("a", AgentStatus::Busy).await.unwrap().changed_by, by(OWNER));
+    assert_eq!(operator.end_maintenance("a").await.unwrap().changed_by, by(OPERATOR));
+    assert_eq!(owner.end_maintenance("a").await.unwrap().changed_by, by(OPERATOR));
+    assert_eq!(owner.update_status("a", AgentStatus::Offline).await.unwrap().changed_by, by(OWNER));
+    // It comes back.
+    operator.heartbeat("a").await.unwrap();
+    assert_eq!(name(&owner).await, by(OPERATOR));
+    owner.register(&agent("a", "more work")).await.unwrap();
+    operator.deregister("a").await.unwrap();
+    for (kind, expected) in [
+        ("registered", OWNER),
+        ("status_changed", OPERATOR),
+        ("status_changed", OWNER),
+        ("status_changed", OPERATOR),
+        ("status_changed", OWNER),
+        ("status_changed", OPERATOR),
+        ("registered", OWNER),
+        ("deregistered", OPERATOR),
+    ] {
+        assert_eq!(next_name(&mut watch).await, (kind, by(expected)));
+    }
+    server.shutdown().await;
+}
+
+async fn changes_of_the_registry_have_its_name(database: Database) {
+    let tokens = Tokens::new();
+    let server = tokens.start(&database).await;
+    let [owner, operator] = tokens.clients(&server);
+    owner.register(&agent("a", "work")).await.unwrap();
+    let mut events = watch(&operator).await;
+    let short = MaintenanceRequest::new("upgrade").duration(Duration::from_millis(500));
+    operator.set_maintenance("a", &short).await.unwrap();
+    assert_eq!(next_name(&mut events).await, ("status_changed", by(OPERATOR)));
+    assert_eq!(next_name(&mut events).await, ("status_changed", by(CHANGED_BY_REGISTRY)));
+    assert_eq!(name(&operator).await, by(CHANGED_BY_REGISTRY));
+    server.shutdown().await;
+
+    // It misses its deadline, and stays away.
+    let server = tokens
+        .start_with(&database, |config| {
+            config.heartbeat_timeout = Duration::from_secs(1);
+            config.remove_after = Some(Duration::from_secs(1));
+        })
+        .await;
+    let [_, operator] = tokens.clients(&server);
+    let mut events = watch(&operator).await;
+    operator.register(&agent("b", "work")).await.unwrap();
+    let mut of_b = Vec::new();
+    while of_b.last().is_none_or(|(kind, _)| *kind != "deregistered") {
+        let (kind, agent) = next(&mut events).await;
+        if agent.agent_id == "b" {
+            of_b.push((kind, agent.changed_by.clone()));
+        }
+    }
+    let expected = [
+        ("registered", by(OPERATOR)),
+        ("status_changed", by(CHANGED_BY_REGISTRY)),
+        ("deregistered", by(CHANGED_BY_REGISTRY)),
+    ];
+    assert_eq!(of_b, expected);
+    server.shutdown().await;
+}
+
+async fn a_server_without_tokens_names_nobody(database: Database) {
+    let tokens = Tokens::new();
+    let server = tokens.start(&database).await;
+    let [owner, _] = tokens.clients(&server);
+    owner.register(&agent("a", "work")).await.unwrap();
+    server.shutdown().await;
+
+    let server = database.start().await;
+    let client = client(&server);
+    let mut watch = watch(&client).await;
+    assert_eq!(name(&client).await, by(OWNER));
+    assert_eq!(client.update_status("a", AgentStatus::Busy).await.unwrap().changed_by, None);
+    let set = client.set_maintenance("a", &MaintenanceRequest::new("upgrade")).await.unwrap();
+    assert_eq!(set.changed_by, None);
+    client.deregister("a").await.unwrap();
+    for kind in ["status_changed", "status_changed", "deregistered"] {
+        assert_eq!(next_name(&mut watch).await, (kind, None));
+    }
+    server.shutdown().await;
+}
+
+async fn changes_of_another_program_have_the_registrys_name(database: Database) {
+    let tokens = Tokens::new();
+    let server = tokens.start(&database).await;
+    let [owner, operator] = tokens.clients(&server);
+    owner.register(&agent("a", "work")).await.unwrap();
+    let mut watch = watch(&owner).await;
+    // Every change of an agent looks at its row, and this one changes nothing itself.
+    let look = async || operator.update_status("a", AgentStatus::Active).await.unwrap();
+    database.execute("UPDATE agent_registry SET agent_name = 'Edited'").await;
+    assert_eq!(look().await.changed_by, by(CHANGED_BY_REGISTRY));
+    assert_eq!(next_name(&mut watch).await, ("registered", by(CHANGED_BY_REGISTRY)));
+
+    owner.update_status("a", AgentStatus::Busy).await.unwrap();
+    database.execute("UPDATE agent_registry SET status = 'active', changed_by = 'forged'").await;
+    assert_eq!(look().await.changed_by, by(CHANGED_BY_REGISTRY));
+    assert_eq!(next_name(&mut watch).await, ("status_changed", by(OWNER)));
+    assert_eq!(next_name(&mut watch).await, ("status_changed", by(CHANGED_BY_REGISTRY)));
+
+    database.execute("DELETE FROM agent_registry").await;
+    assert!(operator.update_status("a", AgentStatus::Active).await.is_err());
+    assert_eq!(next_name(&mut watch).await, ("deregistered", by(CHANGED_BY_REGISTRY)));
+    server.shutdown().await;
+}
+
+async fn a_restart_keeps_the_name_until_an_older_server_changes_the_row(database: Database) {
+    let tokens = Tokens::new();
+    let server = tokens.start(&database).await;
+    let registered = tokens.clients(&server)[0].register(&agent("a", "work")).await.unwrap();
+    server.shutdown().await;
+    let server = tokens.start(&database).await;
+    let [owner, _] = tokens.clients(&server);
+    let kept = owner.get_agent("a").await.unwrap();
+    assert_eq!((kept.changed_by, kept.revision), (by(OWNER), registered.revision));
+    server.shutdown().await;
+
+    // A downgrade: the older server leaves columns alone that it does not know.
+    database.execute("UPDATE agent_registry_state SET revision = revision + 1, mark = 7").await;
+    database
+        .execute(
+            "UPDATE agent_registry
+             SET status = 'busy', revision = (SELECT revision FROM agent_registry_state) WHERE agent_id = 'a'",
+        )
+        .await;
+    let server = tokens.start(&database).await;
+    let [owner, _] = tokens.clients(&server);
+    let changed = owner.get_agent("a").await.unwrap();
+    assert_eq!((changed.status, changed.changed_by), (AgentStatus::Busy, None));
+    assert_eq!(owner.update_status("a", AgentStatus::Active).await.unwrap().changed_by, by(OWNER));
+    server.shutdown().await;
+}
+
+async fn replicas_agree(database: Database) {
+    let tokens = Tokens::new();
+    let (one, two) = (tokens.start(&database).await, tokens.start(&database).await);
+    let ([owner, _], [_, operator]) = (tokens.clients(&one), tokens.clients(&two));
+    let mut watch = watch(&operator).await;
+    let registered = owner.register(&agent("a", "work")).await.unwrap();
+    assert_eq!(next_name(&mut watch).await, ("registered", by(OWNER)));
+    assert_eq!(operator.get_agent("a").await.unwrap(), registered);
+    let set =
+        operator.set_maintenance("a", &MaintenanceRequest::new("upgrade").duration(NEVER)).await.unwrap();
+    eventually("the other shows it", async || owner.get_agent("a").await.unwrap() == set).await;
+    assert_eq!(set.changed_by, by(OPERATOR));
+    owner.deregister("a").await.unwrap();
+    assert_eq!(next_name(&mut watch).await, ("status_changed", by(OPERATOR)));
+    assert_eq!(next_name(&mut watch).await, ("deregistered", by(OWNER)));
+    one.shutdown().await;
+    two.shutdown().await;
+}
+
+/// A rolling upgrade: a server that does not know the columns, and leaves them out of its statements and events.
+async fn an_older_servers_change_hides_the_name(database: Database) {
+    let tokens = Tokens::new();
+    let server = tokens.start(&database).await;
+    let [owner, _] = tokens.clients(&server);
+    owner.register(&agent("a", "work")).await.unwrap();
+    let mut watch = watch(&owner).await;
+    database
+        .execute(
+            "WITH head AS (
+                 UPDATE agent_registry_state SET revision = revision + 1, mark = 7 RETURNING revision
+             ), put AS (
+                 UPDATE agent_registry SET status = 'busy', revision = head.revision FROM head WHERE agent_id = 'a'
+             )
+             INSERT INTO agent_registry_event (revision, mark, kind, agent_id, agent, at)
+             SELECT head.revision, 7, 'status_changed', 'a',
+                 (last.agent::jsonb - 'changed_by' || jsonb_build_object('status', 'busy', 'revision', head.revision))::json,
+                 now()
+             FROM head, agent_registry_event AS last WHERE last.revision = head.revision - 1",
+        )
+        .await;
+    assert_eq!(next_name(&mut watch).await, ("status_changed", None));
+    let shown = owner.get_agent("a").await.unwrap();
+    assert_eq!((shown.status, shown.changed_by), (AgentStatus::Busy, None));
+    // The row is no other than that, so nothing is adopted.
+    let looked = owner.update_status("a", AgentStatus::Busy).await.unwrap();
+    assert_eq!((looked.revision, looked.changed_by), (shown.revision, None));
+    server.shutdown().await;
+}
