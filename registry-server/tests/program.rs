@@ -187,6 +187,7 @@ async fn every_change_is_logged_with_its_request_token_and_outcome() {
     };
     let registration = |number| serde_json::to_string(&registration(number)).unwrap();
     let other = serde_json::to_string(&Registration::new("other", "Other", "http://a:1")).unwrap();
+    let mut revisions = Vec::new();
     for (method, path, body, agent_id, change, outcome) in [
         ("POST", "/register", registration(1), "agent-1", "register at http://agent:8000", "changed"),
         ("POST", "/register", other, "other", "did not", "does not allow"),
@@ -216,9 +217,15 @@ async fn every_change_is_logged_with_its_request_token_and_outcome() {
         {
             assert!(line.contains(expected), "{expected}: {line}");
         }
+        if outcome == "changed" {
+            assert!(line.contains("changed_by=\"ci\""), "{line}");
+            let revision = line.split("revision=").nth(1).unwrap().split(' ').next().unwrap();
+            revisions.push(revision.parse::<u64>().unwrap());
+        }
         let line = running.logged("request finished");
         assert!(line.contains("INFO") && line.contains(path) && line.contains("the-request"), "{line}");
     }
+    assert_eq!(revisions, [1, 2, 3, 4, 5]);
 }
 
 /// Each line of the log stands for itself: the next registration of another agent marks its end.

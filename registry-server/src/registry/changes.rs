@@ -206,7 +206,7 @@ impl ChangeWriter {
     fn reply(&self, batch: Vec<PendingChange>, outcomes: Vec<Outcome>) {
         let now = self.shared.time.now();
         for (pending, outcome) in batch.into_iter().zip(outcomes) {
-            if let Outcome::Applied(agent) = &outcome
+            if let Some(agent) = outcome.agent()
                 && let Some(entry) = self.shared.view.entry(&agent.agent_id)
             {
                 entry.liveness.record_heartbeat(agent.last_heartbeat, now);

@@ -3,6 +3,7 @@
 //! Writes go to the database first; reads come from memory.
 
 mod availability;
+mod change_log;
 mod changes;
 mod error;
 mod events;
@@ -20,15 +21,13 @@ mod supervision;
 mod sweeper;
 mod time;
 mod view;
+mod writes;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use registry_sdk::contract::{
-    AgentHealth, AgentStatus, CHANGED_BY_REGISTRY, HealthStatus, Heartbeat, HeartbeatAck, MaintenanceRequest,
-    Registration, RegistryStats, ServerHealth, StatusUpdate, Timestamp, heartbeat_timeout, is_valid_agent_id,
-};
+use registry_sdk::contract::{AgentHealth, HealthStatus, RegistryStats, ServerHealth, Timestamp};
 use registry_sdk::{AgentFilter, ListQuery, PreparedSearch};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -38,19 +37,17 @@ use crate::admission::Admission;
 use crate::config::Config;
 use crate::drain::Drain;
 use crate::metrics::{Gauges, Metrics};
-use crate::store::{Database, Position, Purpose, Session, StoreError, StoredAgent, Writes};
-use availability::Part;
+use crate::store::{Database, Position, Purpose, Session, StoreError, Writes};
 use changes::ChangeQueue;
 pub(crate) use error::Error;
 pub(crate) use events::{Cursor, LogRead, StreamStart};
 use heartbeats::HeartbeatQueue;
 use lane::timed;
-use reports::Report;
-use rules::{Change, Outcome, accepts_instance};
 use shared::{LOAD_TIMEOUT, Shared};
 pub(crate) use supervision::Supervisor;
 pub(crate) use view::{CHUNK_BYTES, Chunk, Json, Page, Rest};
-use view::{Entry, Read, ReadContext, View};
+use view::{Read, ReadContext, View};
+pub(crate) use writes::Written;
 
 /// Time for which the statistics of `GET /metrics` are cached.
 const STATS_TTL: Duration = Duration::from_secs(1);
@@ -110,116 +107,9 @@ impl Registry {
         self.closing.cancel();
     }
 
-    /// Creates or updates an agent. A registration that changes nothing is as cheap as a heartbeat.
-    ///
-    /// `changed_by` is the name of the caller's token, here and in the other changes.
-    pub(crate) async fn register(
-        &self,
-        registration: Registration,
-        changed_by: Option<&Arc<str>>,
-    ) -> Result<Json, Error> {
-        let arrived = Instant::now();
-        let instance_age = registration.instance_age;
-        let draft = StoredAgent::from_registration(registration).map_err(|error| {
-            tracing::error!(%error, "cannot encode a registration, answering 500");
-            Error::Internal
-        })?;
-        if let Some(entry) = self.shared.view.entry(&draft.agent_id)
-            && entry.agent.has_same_registration(&draft)
-            // The start of a new instance has to be stored, and a late request of an ended one rejected.
-            && draft.instance_id.as_deref().is_none_or(|id| {
-                entry.agent.instances.is_noted(id, instance_age, self.shared.time.now())
-            })
-            // The start of a later process under the same name may end it.
-            && entry.agent.maintenance.as_ref().is_none_or(|maintenance| maintenance.instance_id.is_none())
-            && let Some(last_heartbeat) = self.write_heartbeat(&entry, arrived).await?
-        {
-            return Ok(entry.record(&self.shared.read_context(), last_heartbeat));
-        }
-        let agent_id = draft.agent_id.clone();
-        let agent = self
-            .submit_and_get(
-                &agent_id,
-                Change::Register { draft: Box::new(draft), instance_age },
-                changed_by,
-                arrived,
-            )
-            .await?;
-        Ok(self.shared.record(&agent))
-    }
-
     /// Whether an agent is registered with a URL.
     pub(crate) fn is_registered_at(&self, agent_id: &str, base_url: &str) -> bool {
         self.shared.view.entry(agent_id).is_some_and(|entry| entry.agent.base_url == base_url)
-    }
-
-    /// Records a heartbeat, with an optional status and load.
-    pub(crate) async fn heartbeat(
-        &self,
-        agent_id: &str,
-        heartbeat: Heartbeat,
-        changed_by: Option<&Arc<str>>,
-    ) -> Result<HeartbeatAck, Error> {
-        let arrived = Instant::now();
-        let report = Report { load: heartbeat.load, active_tasks: heartbeat.active_tasks, probe: None };
-        let timeout = |interval| heartbeat_timeout(self.shared.heartbeat_timeout(), interval);
-        if let Some(entry) = self.shared.view.entry(agent_id)
-            && entry.agent.status != AgentStatus::Offline
-            && heartbeat.status.is_none_or(|status| status == entry.agent.status)
-            && accepts_instance(&entry.agent, heartbeat.instance_id.as_deref())
-            && let Some(last_heartbeat) = self.write_heartbeat(&entry, arrived).await?
-        {
-            self.shared.report(agent_id, report);
-            let (status, interval) = (entry.agent.status, entry.agent.heartbeat_interval);
-            let ack = HeartbeatAck::new(agent_id.to_owned(), status, last_heartbeat, timeout(interval));
-            return Ok(ack.registration_tag(entry.registration_tag().to_string()));
-        }
-        let change = Change::Heartbeat(heartbeat);
-        let agent = self.submit_and_get(agent_id, change, changed_by, arrived).await?;
-        self.shared.report(agent_id, report);
-        let timeout = timeout(agent.heartbeat_interval);
-        let ack = HeartbeatAck::new(agent_id.to_owned(), agent.status, agent.last_heartbeat, timeout);
-        Ok(ack.registration_tag(agent.registration_tag().to_string()))
-    }
-
-    pub(crate) async fn update_status(
-        &self,
-        agent_id: &str,
-        update: StatusUpdate,
-        changed_by: Option<&Arc<str>>,
-    ) -> Result<Json, Error> {
-        self.submit_and_record(agent_id, Change::SetStatus(update), changed_by).await
-    }
-
-    /// Takes an agent out for a while, in place of an earlier maintenance.
-    pub(crate) async fn set_maintenance(
-        &self,
-        agent_id: &str,
-        request: MaintenanceRequest,
-        changed_by: Option<&Arc<str>>,
-    ) -> Result<Json, Error> {
-        self.submit_and_record(agent_id, Change::SetMaintenance(request), changed_by).await
-    }
-
-    /// Ends maintenance of an agent, if there is any.
-    pub(crate) async fn end_maintenance(
-        &self,
-        agent_id: &str,
-        changed_by: Option<&Arc<str>>,
-    ) -> Result<Json, Error> {
-        self.submit_and_record(agent_id, Change::EndMaintenance, changed_by).await
-    }
-
-    pub(crate) async fn deregister(
-        &self,
-        agent_id: &str,
-        changed_by: Option<&Arc<str>>,
-    ) -> Result<(), Error> {
-        match self.submit(agent_id, Change::Remove, changed_by.cloned(), Instant::now()).await? {
-            Outcome::NotFound => Err(Error::NotFound(agent_id.to_owned())),
-            Outcome::Applied(_) | Outcome::Removed | Outcome::Superseded { .. } => Ok(()),
-            Outcome::Locked => Err(Error::Locked(agent_id.to_owned())),
-        }
     }
 
     pub(crate) async fn get_agent(&self, agent_id: &str) -> Result<Json, Error> {
@@ -396,69 +286,6 @@ impl Registry {
         // Afterwards the deadlines are confirmed; one that cannot be does not count.
         self.shared.confirm_deadlines(&first.unconfirmed).await;
         Ok(run().await?.value)
-    }
-
-    /// Writes a plain heartbeat and returns its time, or `None` if the heartbeat changes more than the time.
-    async fn write_heartbeat(&self, entry: &Entry, arrived: Instant) -> Result<Option<Timestamp>, Error> {
-        let (last_heartbeat, interval) = (entry.liveness.last_heartbeat(), entry.agent.heartbeat_interval);
-        let context = self.shared.read_context();
-        if entry.agent.missed_deadline
-            || context.policy.is_nearly_overdue(last_heartbeat, interval, context.now)
-        {
-            return Ok(None);
-        }
-        self.shared.check_available(Part::Heartbeats)?;
-        self.heartbeats.write(entry, arrived).await
-    }
-
-    async fn submit_and_record(
-        &self,
-        agent_id: &str,
-        change: Change,
-        changed_by: Option<&Arc<str>>,
-    ) -> Result<Json, Error> {
-        let agent = self.submit_and_get(agent_id, change, changed_by, Instant::now()).await?;
-        Ok(self.shared.record(&agent))
-    }
-
-    async fn submit_and_get(
-        &self,
-        agent_id: &str,
-        change: Change,
-        changed_by: Option<&Arc<str>>,
-        arrived: Instant,
-    ) -> Result<Arc<StoredAgent>, Error> {
-        match self.submit(agent_id, change, changed_by.cloned(), arrived).await? {
-            Outcome::Applied(agent) => Ok(agent),
-            Outcome::Superseded { owner, has_ended: false } => {
-                Err(Error::Superseded { agent_id: agent_id.to_owned(), owner })
-            }
-            Outcome::Superseded { owner, has_ended: true } => {
-                Err(Error::ShutDown { agent_id: agent_id.to_owned(), owner })
-            }
-            Outcome::Removed | Outcome::NotFound => Err(Error::NotFound(agent_id.to_owned())),
-            Outcome::Locked => Err(Error::Locked(agent_id.to_owned())),
-        }
-    }
-
-    /// Makes a change of the registry's own.
-    async fn submit_own(&self, agent_id: &str, change: Change) -> Result<Outcome, Error> {
-        self.submit(agent_id, change, Some(CHANGED_BY_REGISTRY.into()), Instant::now()).await
-    }
-
-    async fn submit(
-        &self,
-        agent_id: &str,
-        change: Change,
-        changed_by: Option<Arc<str>>,
-        arrived: Instant,
-    ) -> Result<Outcome, Error> {
-        // An invalid id cannot be registered, so the database need not be asked, unless another program wrote it there.
-        if !is_valid_agent_id(agent_id) && self.shared.view.entry(agent_id).is_none() {
-            return Ok(Outcome::NotFound);
-        }
-        self.shared.check_available(Part::Changes)?;
-        self.changes.submit(agent_id.to_owned(), change, changed_by, arrived).await
     }
 }
 

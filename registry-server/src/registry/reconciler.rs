@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
 use super::Registry;
+use super::change_log::EDIT;
 use super::rules::Change;
 use super::sweeper::submit_all;
 use crate::store::{AgentPage, AgentRow, Result, StoredAgent};
@@ -39,13 +40,7 @@ pub(super) async fn run(registry: Arc<Registry>) {
             () = registry.shared.has_suspects.notified() => Vec::new(),
         };
         suspects.extend(std::mem::take(&mut *registry.shared.suspects.lock()));
-        submit_all(
-            &registry,
-            suspects,
-            || Change::Reconcile,
-            "adopted changes that another program made in the database",
-        )
-        .await;
+        submit_all(&registry, suspects, || Change::Reconcile, EDIT).await;
     }
 }
 

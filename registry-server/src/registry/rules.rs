@@ -2,6 +2,7 @@
 
 mod deadline_policy;
 mod maintenance;
+mod outcome;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use registry_sdk::contract::{
 use crate::store::{Event, EventKind, StoredAgent, Writes};
 pub(crate) use deadline_policy::DeadlinePolicy;
 pub(crate) use maintenance::has_leftover_maintenance;
+pub(crate) use outcome::Outcome;
 
 /// A requested change of one agent.
 #[derive(Debug)]
@@ -64,25 +66,6 @@ pub(crate) fn accepts_instance(agent: &StoredAgent, instance_id: Option<&str>) -
     let Some(instance_id) = instance_id else { return true };
     agent.instance_id.as_deref().is_none_or(|registered| registered == instance_id)
         && !agent.instances.has_ended(instance_id)
-}
-
-/// The result of a change.
-#[derive(Clone, Debug)]
-pub(crate) enum Outcome {
-    /// The change was applied, or changed nothing. Contains the agent as it is now.
-    Applied(Arc<StoredAgent>),
-    /// The agent was removed.
-    Removed,
-    /// The calling process does not own the agent's id; nothing visible was changed.
-    Superseded {
-        owner: Owner,
-        /// Whether the calling process was shut down rather than superseded.
-        has_ended: bool,
-    },
-    /// The agent is not registered.
-    NotFound,
-    /// Somebody else has locked the agent's row; nothing was changed.
-    Locked,
 }
 
 /// Applies changes within one transaction, and collects the resulting writes.
@@ -203,7 +186,7 @@ impl<'a> Transition<'a> {
             }
         }
         self.assign_status(&mut agent, draft.status);
-        self.append(agent, EventKind::Registered)
+        Outcome::Applied(self.append(agent, EventKind::Registered))
     }
 
     fn heartbeat(
@@ -223,11 +206,11 @@ impl<'a> Transition<'a> {
         } else if self.is_edited {
             self.unchanged(agent)
         } else if self.policy.is_nearly_overdue(last_heartbeat, interval, self.now) {
-            self.append(agent, EventKind::Internal)
+            Outcome::Applied(self.append(agent, EventKind::Internal))
         } else {
             let agent = Arc::new(agent);
             self.writes.heartbeats.push(agent.clone());
-            Outcome::Applied(agent)
+            Outcome::Unchanged(agent)
         }
     }
 
@@ -291,22 +274,20 @@ impl<'a> Transition<'a> {
         self.emit(agent, EventKind::StatusChanged)
     }
 
-    fn remove(&mut self, agent: StoredAgent) -> Outcome {
-        self.emit(agent, EventKind::Deregistered);
-        Outcome::Removed
+    fn remove(&mut self, mut agent: StoredAgent) -> Outcome {
+        agent.changed_by = self.changed_by.take();
+        Outcome::Removed(self.append(agent, EventKind::Deregistered))
     }
 
     /// Decides a change of an agent without a row that can be read.
     fn missing(&mut self, change: &Change, is_unreadable: bool) -> Outcome {
         let is_removal = matches!(change, Change::Remove | Change::Purge);
-        match self.known.take() {
+        match self.known.as_deref().cloned() {
+            Some(known) if is_removal => self.remove(known),
             // What cannot be read is left as it is: somebody may want to repair it.
-            Some(known) if is_removal || !is_unreadable => {
-                if !is_removal {
-                    self.changed_by = Some(CHANGED_BY_REGISTRY.to_owned());
-                }
-                self.emit(StoredAgent::clone(&known), EventKind::Deregistered);
-                if is_removal { Outcome::Removed } else { Outcome::NotFound }
+            Some(mut known) if !is_unreadable => {
+                known.changed_by = Some(CHANGED_BY_REGISTRY.to_owned());
+                Outcome::FoundDeleted(self.append(known, EventKind::Deregistered))
             }
             _ => Outcome::NotFound,
         }
@@ -316,7 +297,7 @@ impl<'a> Transition<'a> {
     fn unchanged(&mut self, mut agent: StoredAgent) -> Outcome {
         let kind = match &self.known {
             Some(known) if !self.is_edited && known.is_same_but_for_heartbeat(&agent) => {
-                return Outcome::Applied(Arc::new(agent));
+                return Outcome::Unchanged(Arc::new(agent));
             }
             Some(known) => difference(known, &agent),
             None => EventKind::Registered,
@@ -325,7 +306,8 @@ impl<'a> Transition<'a> {
         let is_offline = agent.status == AgentStatus::Offline;
         agent.missed_deadline &= is_offline;
         agent.offline_since = is_offline.then(|| agent.offline_since.unwrap_or(self.now));
-        self.append(agent, kind)
+        let agent = self.append(agent, kind);
+        if self.is_edited { Outcome::Adopted(agent) } else { Outcome::Applied(agent) }
     }
 
     /// Whether the row is what the history says.
@@ -351,16 +333,16 @@ impl<'a> Transition<'a> {
     /// Adds a change that was asked for.
     fn emit(&mut self, mut agent: StoredAgent, kind: EventKind) -> Outcome {
         agent.changed_by = self.changed_by.take();
-        self.append(agent, kind)
+        Outcome::Applied(self.append(agent, kind))
     }
 
-    /// Adds a change, with whoever is named in the agent.
-    fn append(&mut self, mut agent: StoredAgent, kind: EventKind) -> Outcome {
+    /// Adds a change by whoever is named in the agent.
+    fn append(&mut self, mut agent: StoredAgent, kind: EventKind) -> Arc<StoredAgent> {
         self.revision += 1;
         agent.revision = self.revision;
         let agent = Arc::new(agent);
         self.writes.events.push(Event::new(kind, agent.clone()));
-        Outcome::Applied(agent)
+        agent
     }
 }
 

@@ -11,7 +11,8 @@ use registry_sdk::contract::AgentStatus;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::Registry;
-use super::rules::{Change, DeadlinePolicy, Outcome, has_leftover_maintenance};
+use super::change_log::ChangeLog;
+use super::rules::{Change, DeadlinePolicy, has_leftover_maintenance};
 use super::shared::Shared;
 use super::view::Entry;
 
@@ -73,13 +74,14 @@ async fn sweep(registry: &Arc<Registry>) {
             && policy.is_past_deadline_by(policy.expiry_margin, heard, interval, now)
     };
     let expired = shared.view.ids_where(is_expired);
-    submit_all(registry, expired, || Change::Expire, "marked agents offline after a missed deadline").await;
+    let description = "set the status offline: it missed its deadline";
+    submit_all(registry, expired, || Change::Expire, description).await;
     let over = shared.view.ids_where(|entry| has_leftover_maintenance(&entry.agent, now));
-    let message = "ended maintenance whose time was over";
-    submit_all(registry, over, || Change::ExpireMaintenance, message).await;
+    let description = "end maintenance: its time is over";
+    submit_all(registry, over, || Change::ExpireMaintenance, description).await;
     let purged = shared.view.ids_where(|entry| policy.is_purgeable(&entry.agent, now));
-    let message = "removed agents that were offline for longer than --remove-after";
-    submit_all(registry, purged, || Change::Purge, message).await;
+    let description = "remove: it was offline for longer than --remove-after";
+    submit_all(registry, purged, || Change::Purge, description).await;
     shared.availability.record_sweep();
 }
 
@@ -98,25 +100,18 @@ async fn confirm_upcoming(registry: &Registry) {
     }
 }
 
-/// Submits a change of each agent, and logs how many agents changed.
+/// Submits a change of each agent, and logs those that were made.
 pub(super) async fn submit_all(
     registry: &Registry,
     agent_ids: Vec<String>,
     change: impl Fn() -> Change,
-    message: &str,
+    description: &str,
 ) {
-    let before = registry.shared.view.position().position.revision;
-    let mut changed = 0;
+    let mut log = ChangeLog::default();
     for chunk in agent_ids.chunks(MAX_CONCURRENT_CHANGES) {
         let submitted = chunk.iter().map(|agent_id| registry.submit_own(agent_id, change()));
-        let is_change = |outcome: &Outcome| match outcome {
-            Outcome::Applied(agent) => agent.revision > before,
-            Outcome::Removed => true,
-            Outcome::Superseded { .. } | Outcome::NotFound | Outcome::Locked => false,
-        };
-        changed += join_all(submitted).await.into_iter().flatten().filter(is_change).count();
+        // What fails is tried again by the next sweep.
+        join_all(submitted).await.into_iter().flatten().for_each(|outcome| log.add(outcome));
     }
-    if changed > 0 {
-        tracing::info!(agents = changed, "{message}");
-    }
+    log.write(description);
 }

@@ -14,7 +14,7 @@ use tracing::field::display;
 
 use super::dashboard;
 use super::problem::ApiError;
-use crate::registry::Error;
+use crate::registry::{Error, Written};
 use crate::tokens::{Token, Tokens};
 
 /// Whether a path is for those who watch over the server. It always gets an answer.
@@ -114,7 +114,7 @@ impl Caller {
             Some(Bearer { token, .. }) if !token.may_act_for(agent_id) => {
                 let name = &token.name;
                 let detail = format!("the token {name:?} does not allow to change the agent {agent_id:?}");
-                self.log_change(agent_id, None, Some(&detail));
+                self.log_rejection(agent_id, None, &detail);
                 Err(ApiError::new(StatusCode::FORBIDDEN, detail))
             }
             _ => Ok(()),
@@ -126,19 +126,41 @@ impl Caller {
         &self,
         agent_id: &str,
         change: &str,
-        make: impl Future<Output = Result<T, Error>>,
+        make: impl Future<Output = Result<Written<T>, Error>>,
     ) -> Result<T, ApiError> {
-        let outcome = make.await.map_err(ApiError::from);
-        self.log_change(agent_id, Some(change), outcome.as_ref().err().map(ApiError::detail));
-        outcome
+        let (request_id, token, client) = (self.request_id(), self.name(), self.address.map(display));
+        match make.await {
+            Ok(written) => {
+                let (revision, changed_by) = (written.revision(), written.changed_by());
+                tracing::info!(
+                    request_id,
+                    token,
+                    client,
+                    agent_id,
+                    %change,
+                    revision,
+                    changed_by,
+                    "changed an agent"
+                );
+                Ok(written.response)
+            }
+            Err(error) => {
+                let error = ApiError::from(error);
+                self.log_rejection(agent_id, Some(change), error.detail());
+                Err(error)
+            }
+        }
     }
 
-    /// Logs who asked for a change, for whoever asks later, and why it was not made.
-    fn log_change(&self, agent_id: &str, change: Option<&str>, error: Option<&str>) {
-        let request_id = self.request_id.as_ref().and_then(|id| id.to_str().ok());
-        let (client, change) = (self.address.map(display), change.map(display));
-        let message = if error.is_none() { "changed an agent" } else { "did not change an agent" };
-        tracing::info!(request_id, token = self.name(), client, agent_id, change, error, "{message}");
+    /// Logs who asked for a change that was not made, and why.
+    fn log_rejection(&self, agent_id: &str, change: Option<&str>, error: &str) {
+        let (request_id, token, client) = (self.request_id(), self.name(), self.address.map(display));
+        let change = change.map(display);
+        tracing::info!(request_id, token, client, agent_id, change, error, "did not change an agent");
+    }
+
+    fn request_id(&self) -> Option<&str> {
+        self.request_id.as_ref().and_then(|id| id.to_str().ok())
     }
 
     /// Returns the name of the caller's token.

@@ -101,8 +101,8 @@ impl Server {
     }
 
     pub(super) async fn register(&self, registration: Registration) -> Result<AgentRecord, Failure> {
-        let json = self.call("register", self.registry.register(registration, Some(&self.token))).await?;
-        self.decode(&json)
+        let written = self.call("register", self.registry.register(registration, Some(&self.token))).await?;
+        self.decode(&written.response)
     }
 
     pub(super) async fn heartbeat(&self, agent_id: &str) -> Result<HeartbeatAck, Failure> {
@@ -115,14 +115,13 @@ impl Server {
         agent_id: &str,
         update: StatusUpdate,
     ) -> Result<AgentRecord, Failure> {
-        let json = self
-            .call("update_status", self.registry.update_status(agent_id, update, Some(&self.token)))
-            .await?;
-        self.decode(&json)
+        let updating = self.registry.update_status(agent_id, update, Some(&self.token));
+        let written = self.call("update_status", updating).await?;
+        self.decode(&written.response)
     }
 
     pub(super) async fn deregister(&self, agent_id: &str) -> Result<(), Failure> {
-        self.call("deregister", self.registry.deregister(agent_id, Some(&self.token))).await
+        self.call("deregister", self.registry.deregister(agent_id, Some(&self.token))).await.map(drop)
     }
 
     pub(super) async fn get_agent(&self, agent_id: &str) -> Result<AgentRecord, Failure> {

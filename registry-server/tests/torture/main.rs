@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "it shows what it measured")]
 
 mod black_holes;
+mod change_log;
 mod clocks;
 mod database;
 mod dawdlers;

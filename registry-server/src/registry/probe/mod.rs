@@ -20,8 +20,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::Registry;
+use super::change_log::{log_adoption, log_one};
 use super::reports::Report;
-use super::rules::Change;
+use super::rules::{Change, Outcome};
 use super::shared::Shared;
 use super::view::Entry;
 use crate::store::{StoreError, StoredAgent};
@@ -166,8 +167,16 @@ impl Prober {
         let Some(failed) = failed.filter(|failed| *failed != entry.agent.probe_failed) else { return };
         // If the change cannot be stored, the next probe tries again.
         match self.registry.submit_own(agent_id, Change::Probed { failed }).await {
-            Ok(_) => {
-                tracing::info!(agent_id, failed, detail, "probe result of the agent changed");
+            Ok(outcome) => {
+                log_adoption(&outcome);
+                if let Outcome::Applied(agent) = outcome {
+                    let change = if failed {
+                        "mark unhealthy: its probes failed"
+                    } else {
+                        "mark healthy: its probe succeeded"
+                    };
+                    log_one(change, detail.as_deref(), &agent);
+                }
             }
             Err(error) => {
                 tracing::debug!(agent_id, failed, %error, "cannot store the probe result, the next probe retries");

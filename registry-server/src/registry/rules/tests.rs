@@ -113,8 +113,8 @@ fn silence_counts_only_while_the_registry_is_reachable() {
 
 #[test]
 fn agent_past_the_deadline_by_the_margin_is_marked_offline() {
-    let (_, early) = decide(&Change::Expire, agent(AgentStatus::Busy), at(161));
-    assert!(early.is_empty());
+    let (outcome, early) = decide(&Change::Expire, agent(AgentStatus::Busy), at(161));
+    assert!(matches!(outcome, Outcome::Unchanged(_)) && early.is_empty());
     let (outcome, writes) = decide(&Change::Expire, agent(AgentStatus::Busy), at(162));
     assert_eq!(kinds(&writes), [(8, EventKind::StatusChanged)]);
     let Outcome::Applied(marked) = outcome else { panic!("{outcome:?}") };
@@ -180,7 +180,7 @@ fn offline_agent_is_purged_after_remove_after() {
     let (_, alive) = decide(&Change::Purge, agent(AgentStatus::Active), at(1_000_000));
     assert!(alive.is_empty());
     let (outcome, writes) = decide(&Change::Purge, agent(AgentStatus::Offline), at(701));
-    assert!(matches!(outcome, Outcome::Removed));
+    assert!(matches!(outcome, Outcome::Removed(_)));
     assert_eq!(kinds(&writes), [(8, EventKind::Deregistered)]);
     let mut taken_out = agent(AgentStatus::Offline);
     taken_out.maintenance = Some(MaintenanceRequest::new("repair").begin(at(100)));
@@ -191,7 +191,7 @@ fn offline_agent_is_purged_after_remove_after() {
     let (_, writes) = decide_under(&back, &Change::Purge, agent(AgentStatus::Offline), at(10_060));
     assert!(writes.is_empty());
     let (outcome, _) = decide_under(&back, &Change::Purge, agent(AgentStatus::Offline), at(10_061));
-    assert!(matches!(outcome, Outcome::Removed));
+    assert!(matches!(outcome, Outcome::Removed(_)));
 }
 
 #[test]
@@ -255,8 +255,7 @@ fn owned(status: AgentStatus) -> StoredAgent {
 }
 
 fn applied((outcome, _): (Outcome, Writes)) -> StoredAgent {
-    let Outcome::Applied(agent) = outcome else { panic!("{outcome:?}") };
-    agent.as_ref().clone()
+    outcome.agent().unwrap_or_else(|| panic!("{outcome:?}")).as_ref().clone()
 }
 
 /// Returns the owner named in a rejection, and whether the process was shut down.
@@ -354,7 +353,7 @@ fn end_of_an_offline_agent_is_recorded_invisibly() {
     let ended = applied((outcome, writes));
     assert!(ended.instances.has_ended("one"));
     let (outcome, writes) = decide(&shut_down("one"), ended, at(111));
-    assert!(matches!(outcome, Outcome::Applied(_)), "{outcome:?}");
+    assert!(matches!(outcome, Outcome::Unchanged(_)), "{outcome:?}");
     assert!(writes.is_empty());
 }
 
@@ -438,7 +437,8 @@ fn a_row_that_another_program_wrote_becomes_a_change() {
         [(busy, EventKind::StatusChanged), (moved, EventKind::Registered), (renumbered, EventKind::Internal)]
     {
         for change in [Change::Reconcile, heartbeat(), Change::Expire, Change::Purge] {
-            let (_, writes) = decide_edited(&change, Some(row.clone()), Some(known.clone()));
+            let (outcome, writes) = decide_edited(&change, Some(row.clone()), Some(known.clone()));
+            assert!(matches!(outcome, Outcome::Adopted(_)), "{change:?}: {outcome:?}");
             assert_eq!(kinds(&writes), [(8, kind)], "{change:?}");
         }
     }
@@ -453,11 +453,11 @@ fn a_row_that_another_program_wrote_becomes_a_change() {
 fn a_row_that_another_program_deleted_is_a_removal() {
     for change in [Change::Reconcile, heartbeat(), Change::Expire] {
         let (outcome, writes) = decide_edited(&change, None, Some(agent(AgentStatus::Active)));
-        assert!(matches!(outcome, Outcome::NotFound), "{change:?}");
+        assert!(matches!(outcome, Outcome::FoundDeleted(_)), "{change:?}");
         assert_eq!(kinds(&writes), [(8, EventKind::Deregistered)], "{change:?}");
     }
     let (outcome, _) = decide_edited(&Change::Remove, None, Some(agent(AgentStatus::Active)));
-    assert!(matches!(outcome, Outcome::Removed));
+    assert!(matches!(outcome, Outcome::Removed(_)));
     let (outcome, writes) = decide_edited(&Change::Remove, None, None);
     assert!(matches!(outcome, Outcome::NotFound) && writes.is_empty());
 }
