@@ -1,6 +1,7 @@
 //! The client: one method for each operation.
 
 mod maintenance;
+mod raw;
 
 use std::collections::HashSet;
 use std::time::Duration;

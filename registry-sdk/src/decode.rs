@@ -97,7 +97,8 @@ pub(crate) fn agent_id(record: &str) -> Option<String> {
     serde_json::from_str(record).ok().map(|Identity { agent_id }| agent_id)
 }
 
-fn items(response: &ApiResponse) -> Result<Vec<&RawValue>, Error> {
+/// The entries of a list, which may also be wrapped in an object.
+pub(crate) fn items(response: &ApiResponse) -> Result<Vec<&RawValue>, Error> {
     let list = |body| serde_json::from_slice(body).map_err(|error| response.invalid(error));
     if response.body.trim_ascii_start().first() != Some(&b'{') {
         return list(&response.body);

@@ -175,7 +175,7 @@ pub mod testing;
 pub use contract::{AgentRecord, AgentStatus, Capability, CapabilityMatch, Registration};
 pub use query::{
     AgentFilter, EventsQuery, InvalidParameter, ListQuery, MatchMode, MatchPage, MetadataFilter, Page,
-    PreparedSearch, SearchQuery,
+    PreparedSearch, RawPage, SearchQuery,
 };
 
 #[cfg(feature = "client")]

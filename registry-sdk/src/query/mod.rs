@@ -8,6 +8,10 @@ mod parameters;
 mod prepared;
 mod search_query;
 
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+
 use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch, is_valid_agent_id};
 pub use events_query::EventsQuery;
 use filter::query_methods;
@@ -75,6 +79,18 @@ pub struct Page {
     pub agents: Vec<AgentRecord>,
     /// Where the next page begins; `None` after the last.
     pub next_cursor: Option<String>,
+}
+
+/// One page of a list, as the registry sent it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RawPage {
+    /// The agents' records as JSON, by id.
+    pub agents: Vec<Box<RawValue>>,
+    /// Where the next page begins; `None` after the last.
+    pub next_cursor: Option<String>,
+    /// How old the records are. Zero, unless the registry answers from memory because its database is away.
+    pub age: Duration,
 }
 
 /// One page of the matches of a search.
