@@ -11,6 +11,7 @@ use registry_sdk::{Error, ListQuery, MatchMode, RegistryClient, RetryPolicy, Sea
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::output::{Output, print_reason};
+use crate::transfer::{export, import};
 use crate::{Command, Failure, Outcome};
 
 /// Longer than anybody waits.
@@ -69,6 +70,8 @@ pub(crate) async fn run(
                 )?;
             }
         }
+        Command::Export { file } => return export(client, output, file.as_deref()).await,
+        Command::Import { file, replace } => return import(client, output, &file, replace).await,
         Command::Wait { capability, timeout } => {
             let url = registry_url.split('?').next().unwrap_or_default();
             let no_answer = Error::TimedOut { url: url.to_owned(), after: timeout };

@@ -2,6 +2,7 @@
 
 mod commands;
 mod output;
+mod transfer;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -125,6 +126,21 @@ enum Command {
     Remove {
         /// Its id.
         id: String,
+    },
+    /// Write all agents to a file, or to standard output, as lines of JSON that `import` reads.
+    Export {
+        /// The file. It takes this name when it is complete. - is the standard output.
+        file: Option<PathBuf>,
+    },
+    /// Register the agents of an export. Those that the registry has already are left as they are.
+    ///
+    /// Checks the whole file before anything is sent. If it is interrupted, the same command goes on from there.
+    Import {
+        /// A file that `export` wrote; - is the standard input.
+        file: PathBuf,
+        /// Register agents that the registry has already as the file says, too.
+        #[arg(long)]
+        replace: bool,
     },
     /// Wait until a healthy agent can do something, and print it. Ends with 3 where none can in time, and with 4 where the
     /// registry cannot be reached either.

@@ -162,6 +162,11 @@ impl Output {
         print(&table)
     }
 
+    /// Prints figures: as they are for programs, and as a text for people.
+    pub(crate) fn figures(&self, figures: &impl Serialize, text: &str) -> io::Result<()> {
+        if self.json { print_json(figures) } else { print_text(&format!("{text}\n")) }
+    }
+
     /// Prints an event on one line. For people, an interruption is none: it belongs on standard error.
     pub(crate) fn event(&self, event: &WatchEvent) -> io::Result<()> {
         let (kind, agent, text) = match event {

@@ -1,0 +1,105 @@
+//! `registryctl import`: the agents of an export, to a registry.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use registry_sdk::contract::Timestamp;
+use registry_sdk::{RegistryClient, RetryPolicy};
+use tokio::task::JoinSet;
+
+use super::check::{Item, Refused, check, read_header};
+use super::lines::Lines;
+use super::report::Report;
+use super::send::send;
+use crate::output::{Output, print_reason};
+use crate::{Failure, Outcome};
+
+/// Maximum number of agents that are sent at a time. A registry writes those together to its database.
+const MAX_CONCURRENT: usize = 64;
+
+/// How long a call goes on while the registry cannot be reached, or asks to be sent less.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) async fn import(
+    client: &RegistryClient,
+    output: &Output,
+    file: &Path,
+    replaces: bool,
+) -> Result<Outcome, Failure> {
+    let import = Import { client, output, name: file.display().to_string(), replaces };
+    let mut bytes = Vec::new();
+    if file == Path::new("-") {
+        io::stdin().read_to_end(&mut bytes).map_err(|error| import.unreadable(&error))?;
+    } else {
+        let mut opened = File::open(file).map_err(|error| import.unreadable(&error))?;
+        if opened.rewind().is_ok() {
+            return import.run(BufReader::new(opened)).await;
+        }
+        opened.read_to_end(&mut bytes).map_err(|error| import.unreadable(&error))?;
+    }
+    // A pipe cannot be read twice.
+    import.run(Cursor::new(bytes)).await
+}
+
+struct Import<'a> {
+    client: &'a RegistryClient,
+    output: &'a Output,
+    /// Name of the file.
+    name: String,
+    /// Whether agents that the registry has are registered as the file says.
+    replaces: bool,
+}
+
+impl Import<'_> {
+    async fn run(self, mut file: impl BufRead + Seek) -> Result<Outcome, Failure> {
+        let checked = check(&mut file, Timestamp::from(SystemTime::now()));
+        if let Some((line, field)) = checked.map_err(|refused| self.refused(refused))? {
+            print_reason(&format!(
+                "line {line}: this registryctl does not know maintenance.{field}, and does not import it: use a newer one"
+            ));
+        }
+        file.rewind().map_err(|error| self.unreadable(&error))?;
+        let report = self.send_all(file).await?;
+        report.print(self.output)
+    }
+
+    async fn send_all(&self, file: impl BufRead) -> Result<Report, Failure> {
+        let mut lines = Lines::new(file);
+        read_header(&mut lines).map_err(|refused| self.refused(refused))?;
+        let policy = RetryPolicy::discovery().attempts(1_000).max_delay(Duration::from_secs(5));
+        let client = self.client.with_retry(policy.time_limit(PATIENCE));
+        let mut sending = JoinSet::new();
+        let mut report = Report::default();
+        while !report.is_stopped()
+            && let Some(line) = lines.next().map_err(|error| self.unreadable(&error))?
+        {
+            match Item::read(&line, Timestamp::from(SystemTime::now())) {
+                Item::Agent(entry) => {
+                    sending.spawn(send(client.clone(), entry, line.number, self.replaces));
+                }
+                Item::End(_) => break,
+                Item::Invalid(_) => report.file_changed(line.number),
+            }
+            if sending.len() == MAX_CONCURRENT {
+                report.add_next(&mut sending).await;
+            }
+        }
+        while report.add_next(&mut sending).await {}
+        Ok(report)
+    }
+
+    fn refused(&self, refused: Refused) -> Failure {
+        match refused {
+            Refused::Unreadable(error) => self.unreadable(&error),
+            Refused::Invalid(errors) => {
+                Failure::Input(format!("{} cannot be imported, and nothing was sent:{errors}", self.name))
+            }
+        }
+    }
+
+    fn unreadable(&self, error: &io::Error) -> Failure {
+        Failure::Input(format!("cannot read {}: {error}", self.name))
+    }
+}

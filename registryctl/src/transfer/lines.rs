@@ -1,0 +1,52 @@
+//! The lines of a file, each of bounded length.
+
+use std::io::{self, BufRead, Read};
+
+use registry_sdk::contract::limits;
+
+/// Maximum length of a line: a registration with its maintenance, and as much again for white space.
+const MAX_LINE: usize = 2 * limits::BODY_BYTES;
+
+/// A line, without the end of the line.
+pub(super) struct Line {
+    /// Number of the line, from 1.
+    pub(super) number: usize,
+    /// `None` if the line is too long to be that of an export.
+    pub(super) text: Option<Vec<u8>>,
+}
+
+/// Reads line by line, without empty lines.
+pub(super) struct Lines<R> {
+    reader: R,
+    number: usize,
+}
+
+impl<R: BufRead> Lines<R> {
+    pub(super) fn new(reader: R) -> Self {
+        Self { reader, number: 0 }
+    }
+
+    /// The number of the last line that was read.
+    pub(super) fn number(&self) -> usize {
+        self.number
+    }
+
+    pub(super) fn next(&mut self) -> io::Result<Option<Line>> {
+        loop {
+            let mut text = Vec::new();
+            let limit = u64::try_from(MAX_LINE).unwrap_or(u64::MAX);
+            if self.reader.by_ref().take(limit).read_until(b'\n', &mut text)? == 0 {
+                return Ok(None);
+            }
+            self.number += 1;
+            if text.len() == MAX_LINE && text.last() != Some(&b'\n') {
+                self.reader.skip_until(b'\n')?;
+                return Ok(Some(Line { number: self.number, text: None }));
+            }
+            let trimmed = text.trim_ascii();
+            if !trimmed.is_empty() {
+                return Ok(Some(Line { number: self.number, text: Some(trimmed.to_vec()) }));
+            }
+        }
+    }
+}

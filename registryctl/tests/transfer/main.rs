@@ -1,0 +1,11 @@
+//! Export and import, as operators run them, on both databases and with agents that go on meanwhile.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod agents_that_run;
+mod files;
+mod interruptions;
+mod newer_registries;
+mod outages;
+mod present_agents;
+mod round_trip;
+mod support;
