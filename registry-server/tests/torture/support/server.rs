@@ -47,6 +47,12 @@ impl Server {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Sets the database for its next start.
+    pub(crate) fn set_database(&mut self, database_url: &str) {
+        let flag = self.arguments.iter().position(|argument| argument == "--database-url").unwrap();
+        database_url.clone_into(&mut self.arguments[flag + 1]);
+    }
+
     /// Starts it, and waits until it answers.
     pub(crate) async fn start(&mut self) {
         self.spawn();
