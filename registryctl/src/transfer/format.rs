@@ -44,7 +44,7 @@ pub(super) struct Footer {
 ///
 /// An `instance_id` is not carried over. The agent's own process registers again as soon as it sees another `registration_tag`, and
 /// says how old it is. The imported registration cannot, so a process that was restarted since would count as the older one.
-const OWN_FIELDS: [&str; 10] = [
+const OWN_FIELDS: [&str; 11] = [
     "registered_at",
     "last_heartbeat",
     "heartbeat_timeout_seconds",
@@ -52,6 +52,7 @@ const OWN_FIELDS: [&str; 10] = [
     "active_tasks",
     "healthy",
     "revision",
+    "changed_by",
     "registration_tag",
     "instance_id",
     "instance_age_seconds",

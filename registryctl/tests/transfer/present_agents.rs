@@ -114,7 +114,7 @@ async fn what_belongs_to_another_registry_is_not_sent() {
     let registry = MockRegistry::start().await;
     let own = json!({
         "registered_at": "2026-01-01T00:00:00Z", "last_heartbeat": "2026-01-01T00:00:00Z", "revision": 7, "load": 0.5,
-        "healthy": true, "registration_tag": "x", "instance_id": "process", "instance_age_seconds": 5, "active_tasks": 1,
+        "healthy": true, "registration_tag": "x", "changed_by": "team-a", "instance_id": "process", "instance_age_seconds": 5, "active_tasks": 1,
         "heartbeat_timeout_seconds": 60,
     });
     assert_eq!(import_well(&registry.url(), &file_of(&[line_with("a", own)]), &[]), json!({"imported": 1}));
