@@ -1,16 +1,17 @@
 //! The contract's Prometheus metrics. Labels taken from requests have a bounded number of values.
 
+mod database;
 mod heartbeats;
 mod searches;
 
 use std::time::Duration;
 
 use prometheus::{
-    Error, Gauge, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Error, Gauge, HistogramOpts, HistogramVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use registry_sdk::contract::{AgentStatus, RegistryStats};
 
+use database::DatabaseMetrics;
 use heartbeats::HeartbeatLatencies;
 use searches::SearchCounters;
 
@@ -20,11 +21,8 @@ const MAX_LABEL_VALUES: usize = 1_000;
 /// The label that counts what has no series of its own.
 const OVERFLOW_LABEL: &str = "other";
 
-const REQUEST_BUCKETS: &[f64] =
+const LATENCY_BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
-
-/// The parts of the server that use the database.
-const DATABASE_PARTS: [&str; 4] = ["changes", "follower", "heartbeats", "reads"];
 
 /// The metrics of one server.
 #[derive(Debug)]
@@ -36,7 +34,7 @@ pub(crate) struct Metrics {
     maintenance_agents: IntGauge,
     last_sweep_age: Gauge,
     database_up: IntGauge,
-    database_errors: IntCounterVec,
+    pub(crate) database: DatabaseMetrics,
     revision: IntGauge,
     replica_lag: Gauge,
     connections: IntGauge,
@@ -56,6 +54,8 @@ pub(crate) struct Gauges {
     pub(crate) stats: RegistryStats,
     pub(crate) last_sweep_age: Duration,
     pub(crate) is_database_up: bool,
+    /// Time for which the database was away since this was last asked.
+    pub(crate) outage_time: Duration,
     /// Revision up to which this server knows the changes.
     pub(crate) revision: i64,
     /// Time since this server last knew all changes.
@@ -100,13 +100,7 @@ impl Metrics {
                 "Time since this server last checked deadlines",
             )?,
             database_up: gauge("agent_registry_database_up", "Whether this server can reach its database")?,
-            database_errors: IntCounterVec::new(
-                Opts::new(
-                    "agent_registry_database_errors_total",
-                    "Number of times that the database failed a part of this server",
-                ),
-                &["part"],
-            )?,
+            database: DatabaseMetrics::new(&registry)?,
             revision: gauge("agent_registry_revision", "Revision up to which this server knows the changes")?,
             replica_lag: Gauge::new(
                 "agent_registry_replica_lag_seconds",
@@ -129,7 +123,7 @@ impl Metrics {
                 "Number of agents whose rows in the database cannot be read, as of the last minute",
             )?,
             requests: HistogramVec::new(
-                request.buckets(REQUEST_BUCKETS.to_vec()),
+                request.buckets(LATENCY_BUCKETS.to_vec()),
                 &["method", "route", "status"],
             )?,
             heartbeats: HeartbeatLatencies::new(&registry)?,
@@ -139,7 +133,6 @@ impl Metrics {
         let registry = &metrics.registry;
         registry.register(Box::new(build_info()?))?;
         registry.register(Box::new(metrics.agents.clone()))?;
-        registry.register(Box::new(metrics.database_errors.clone()))?;
         registry.register(Box::new(metrics.queue_length.clone()))?;
         registry.register(Box::new(metrics.max_queue_length.clone()))?;
         for gauge in [
@@ -159,10 +152,6 @@ impl Metrics {
         registry.register(Box::new(metrics.last_sweep_age.clone()))?;
         registry.register(Box::new(metrics.replica_lag.clone()))?;
         registry.register(Box::new(metrics.requests.clone()))?;
-        // From zero on: an increase from nothing is none to Prometheus.
-        for part in DATABASE_PARTS {
-            metrics.database_errors.with_label_values(&[part]);
-        }
         Ok(metrics)
     }
 
@@ -201,11 +190,6 @@ impl Metrics {
         self.unreadable_rows.set(to_i64(count as u64));
     }
 
-    /// Records that the database failed a part of the server.
-    pub(crate) fn record_database_error(&self, part: &str) {
-        self.database_errors.with_label_values(&[part]).inc();
-    }
-
     /// Encodes all metrics in Prometheus' text format.
     pub(crate) fn encode(&self, gauges: &Gauges) -> Result<String, Error> {
         let Gauges { stats, last_sweep_age, is_database_up, .. } = gauges;
@@ -221,6 +205,7 @@ impl Metrics {
         self.maintenance_agents.set(to_i64(stats.maintenance_agents));
         self.last_sweep_age.set(last_sweep_age.as_secs_f64());
         self.database_up.set((*is_database_up).into());
+        self.database.add_outage_time(gauges.outage_time);
         self.revision.set(gauges.revision);
         self.replica_lag.set(gauges.replica_lag.as_secs_f64());
         set_usage(gauges.connections, &self.connections, &self.max_connections);
@@ -264,6 +249,7 @@ mod tests {
             stats: RegistryStats::default(),
             last_sweep_age: Duration::from_millis(1_500),
             is_database_up: true,
+            outage_time: Duration::ZERO,
             revision: 7,
             replica_lag: Duration::from_millis(250),
             connections: Usage { used: 2, max: 100 },

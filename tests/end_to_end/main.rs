@@ -10,6 +10,7 @@ mod behind_proxies;
 mod below_a_path;
 mod changed_by;
 mod credentials;
+mod database_metrics;
 mod deadlines;
 mod described_errors;
 mod draining;

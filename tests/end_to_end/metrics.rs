@@ -31,7 +31,7 @@ mod replicas {
 }
 
 /// Every sample by its name and labels.
-async fn scrape(server: &Registry) -> HashMap<String, f64> {
+pub(crate) async fn scrape(server: &Registry) -> HashMap<String, f64> {
     let answer = reqwest::get(format!("{}/metrics", server.url())).await.unwrap();
     assert_eq!(answer.headers()[CONTENT_TYPE], "text/plain; version=0.0.4; charset=utf-8");
     let text = answer.text().await.unwrap();
@@ -43,7 +43,7 @@ async fn scrape(server: &Registry) -> HashMap<String, f64> {
 }
 
 /// The samples of a metric that has one label, by its value.
-fn by_label(samples: &HashMap<String, f64>, name: &str) -> HashMap<String, u64> {
+pub(crate) fn by_label(samples: &HashMap<String, f64>, name: &str) -> HashMap<String, u64> {
     let counts = samples.iter().filter_map(|(labelled, count)| {
         let (_, value) = labelled.strip_prefix(name)?.strip_prefix('{')?.split_once("=\"")?;
         Some((value.strip_suffix("\"}")?.to_owned(), format!("{count}").parse().unwrap()))

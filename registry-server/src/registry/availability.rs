@@ -33,6 +33,10 @@ struct State {
     failing: Vec<Part>,
     /// Start of the current outage of any part.
     unavailable_since: Option<Instant>,
+    /// Time of outages that no scrape has counted yet, but for the current one, of which the time from `counted_until` on
+    /// is not counted.
+    uncounted: Duration,
+    counted_until: Instant,
     last_sweep: Instant,
     /// The last time at which the view had all changes.
     last_agreement: Instant,
@@ -52,18 +56,26 @@ impl Part {
 impl Availability {
     pub(super) fn new() -> Self {
         let now = Instant::now();
-        let (last_sweep, last_agreement) = (now, now);
-        Self(Mutex::new(State { failing: Vec::new(), unavailable_since: None, last_sweep, last_agreement }))
+        Self(Mutex::new(State {
+            failing: Vec::new(),
+            unavailable_since: None,
+            uncounted: Duration::ZERO,
+            counted_until: now,
+            last_sweep: now,
+            last_agreement: now,
+        }))
     }
 
-    /// Records that the database failed a part.
-    pub(super) fn record_failure(&self, part: Part, error: &StoreError) {
+    /// Records that the database failed a part. Returns whether an outage began.
+    pub(super) fn record_failure(&self, part: Part, error: &StoreError) -> bool {
         let mut state = self.0.lock();
         if !state.failing.contains(&part) {
             state.failing.push(part);
         }
-        if state.unavailable_since.is_none() {
-            state.unavailable_since = Some(Instant::now());
+        let has_begun = state.unavailable_since.is_none();
+        if has_begun {
+            let now = Instant::now();
+            (state.unavailable_since, state.counted_until) = (Some(now), now);
             let cause = std::error::Error::source(error).map(ToString::to_string);
             tracing::error!(
                 ?part,
@@ -71,6 +83,7 @@ impl Availability {
                 "{error}; answering reads from memory and rejecting writes until the database is available"
             );
         }
+        has_begun
     }
 
     /// Records that a part has used the database.
@@ -82,6 +95,8 @@ impl Availability {
             && state.failing.is_empty()
             && let Some(since) = state.unavailable_since.take()
         {
+            let uncounted = state.counted_until.elapsed();
+            state.uncounted += uncounted;
             let unavailable_seconds = since.elapsed().as_secs_f64();
             tracing::info!(unavailable_seconds, "the database is available again, accepting writes");
         }
@@ -94,6 +109,17 @@ impl Availability {
     /// Returns how long the database has been unavailable for any part, if it is.
     pub(super) fn unavailable_for(&self) -> Option<Duration> {
         self.0.lock().unavailable_since.map(|since| since.elapsed())
+    }
+
+    /// Returns the time of outages since the last call.
+    pub(super) fn take_outage_time(&self) -> Duration {
+        let mut state = self.0.lock();
+        let mut outage_time = std::mem::take(&mut state.uncounted);
+        if state.unavailable_since.is_some() {
+            let now = Instant::now();
+            outage_time += now - std::mem::replace(&mut state.counted_until, now);
+        }
+        outage_time
     }
 
     pub(super) fn record_sweep(&self) {
@@ -124,5 +150,39 @@ impl Availability {
         } else {
             HealthStatus::Unhealthy
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn fail(availability: &Availability, part: Part) -> bool {
+        availability.record_failure(part, &StoreError::Unavailable("away".into()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn outage_is_counted_once_and_every_second_of_it() {
+        let availability = Availability::new();
+        advance(SECOND).await;
+        assert_eq!(availability.take_outage_time(), Duration::ZERO);
+        assert!(fail(&availability, Part::Changes));
+        advance(SECOND).await;
+        assert!(!fail(&availability, Part::Follower), "the same outage");
+        assert_eq!(availability.take_outage_time(), SECOND);
+        advance(SECOND).await;
+        availability.record_success(Part::Changes);
+        advance(SECOND).await;
+        availability.record_success(Part::Follower);
+        advance(SECOND).await;
+        assert_eq!(availability.take_outage_time(), 2 * SECOND);
+        assert!(fail(&availability, Part::Heartbeats));
+        advance(SECOND).await;
+        assert_eq!(availability.take_outage_time(), SECOND);
+        assert_eq!(availability.take_outage_time(), Duration::ZERO);
     }
 }

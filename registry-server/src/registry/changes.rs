@@ -59,7 +59,10 @@ pub(super) struct ChangeRequest {
     change: Arc<Change>,
     /// Name of the token of the request, or that of the registry. `None` if the server asks for no token.
     changed_by: Option<Arc<str>>,
+    /// Arrival of the request.
     arrived: Instant,
+    /// Later than `arrived` if this is another attempt, after somebody else had locked the agent's row.
+    queued: Instant,
 }
 
 type PendingChange = Pending<ChangeRequest, Outcome>;
@@ -124,7 +127,7 @@ impl ChangeQueue {
         let change = Arc::new(change);
         loop {
             let (agent_id, change, changed_by) = (agent_id.clone(), change.clone(), changed_by.clone());
-            let request = ChangeRequest { agent_id, change, changed_by, arrived };
+            let request = ChangeRequest { agent_id, change, changed_by, arrived, queued: Instant::now() };
             match submit(&self.0, request).await? {
                 Outcome::Locked if arrived.elapsed() < LOCK_TIMEOUT => sleep(LOCK_RETRY_INTERVAL).await,
                 outcome => return Ok(outcome),
@@ -164,13 +167,17 @@ impl ChangeWriter {
             // These callers have waited for a batch that failed. Fail at once.
             return reply_error(batch, &error);
         }
+        if let Some(oldest) = batch.first() {
+            let waited = oldest.request.queued.elapsed();
+            self.shared.metrics.database.record_queue_wait(Part::Changes.as_str(), waited);
+        }
         let has_waited = |pending: &PendingChange| pending.request.arrived.elapsed() > QUEUE_TIMEOUT;
         let (late, batch) = batch.into_iter().partition::<Vec<_>, _>(has_waited);
         reply_error(late, &Error::Overloaded);
         if batch.is_empty() {
             return;
         }
-        let may_be_lost = self.lane.has_session();
+        let (began, may_be_lost) = (Instant::now(), self.lane.has_session());
         let mut outcome = self.transact(&batch).await;
         if matches!(outcome, Err(Failure::NotApplied(StoreError::Unavailable(_)))) && may_be_lost {
             outcome = self.transact(&batch).await;
@@ -178,6 +185,8 @@ impl ChangeWriter {
         match outcome {
             Ok(outcomes) => {
                 self.shared.availability.record_success(Part::Changes);
+                let (part, elapsed) = (Part::Changes.as_str(), began.elapsed());
+                self.shared.metrics.database.record_flush(part, batch.len(), elapsed);
                 self.reply(batch, outcomes);
             }
             // Commit them one by one, so that only the one that failed fails.
@@ -191,7 +200,7 @@ impl ChangeWriter {
                 if matches!(error, StoreError::Unavailable(_)) {
                     self.shared.record_failure(Part::Changes, &error);
                 } else {
-                    self.shared.metrics.record_database_error(Part::Changes.as_str());
+                    self.shared.metrics.database.record_error(Part::Changes.as_str());
                     tracing::error!(cause = std::error::Error::source(&error), "{error}");
                 }
                 reply_error(batch, &Error::from(&error));

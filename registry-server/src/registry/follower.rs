@@ -53,7 +53,10 @@ async fn follow(shared: &Arc<Shared>, is_replacement: bool, last_poll: &mut Opti
     let generation = shared.generation();
     while shared.generation() == generation {
         let mut next_poll = Instant::now() + POLL_INTERVAL;
-        match catch_up(shared, &mut *listener).await? {
+        let began = Instant::now();
+        let head = catch_up(shared, &mut *listener).await?;
+        shared.metrics.database.record_latency(Part::Follower.as_str(), began.elapsed());
+        match head {
             Some(head) => shared.record_poll(head.now),
             None => shared.reload().await?,
         }

@@ -114,9 +114,14 @@ impl HeartbeatWriter {
     }
 
     async fn write_batch(&mut self, pending: Vec<PendingHeartbeat>) {
+        let oldest = pending.first().map(|pending| pending.request.arrived);
         let batch = Batch::new(pending);
         let times = match self.shared.check_available(Part::Heartbeats) {
-            Ok(()) => self.write(&batch.heartbeats).await.map_err(|error| Error::from(&error)),
+            Ok(()) => {
+                let waited = oldest.map(|arrived| arrived.elapsed()).unwrap_or_default();
+                self.shared.metrics.database.record_queue_wait(Part::Heartbeats.as_str(), waited);
+                self.write(&batch.heartbeats).await.map_err(|error| Error::from(&error))
+            }
             // These callers have waited for a batch that failed. Fail at once.
             Err(error) => Err(error),
         };
@@ -125,13 +130,19 @@ impl HeartbeatWriter {
 
     /// Writes heartbeats, on a new session if the idle one turns out to be lost.
     async fn write(&mut self, heartbeats: &[QueuedHeartbeat]) -> Result<Vec<Option<Timestamp>>> {
-        let may_be_lost = self.lane.has_session();
+        let (began, may_be_lost) = (Instant::now(), self.lane.has_session());
         let mut written = self.write_once(heartbeats).await;
         if written.is_err() && may_be_lost {
             written = self.write_once(heartbeats).await;
         }
         match &written {
-            Ok(_) => self.shared.availability.record_success(Part::Heartbeats),
+            Ok(times) => {
+                self.shared.availability.record_success(Part::Heartbeats);
+                if !times.is_empty() {
+                    let (part, elapsed) = (Part::Heartbeats.as_str(), began.elapsed());
+                    self.shared.metrics.database.record_flush(part, times.len(), elapsed);
+                }
+            }
             Err(error) => self.shared.record_failure(Part::Heartbeats, error),
         }
         written

@@ -186,6 +186,7 @@ impl Registry {
             stats,
             last_sweep_age: shared.availability.last_sweep_age(),
             is_database_up: shared.availability.unavailable_for().is_none(),
+            outage_time: shared.availability.take_outage_time(),
             revision: shared.view.position().position.revision,
             replica_lag: shared.availability.replica_lag(),
             connections: shared.admission.connections().usage(),

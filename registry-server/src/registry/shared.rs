@@ -128,8 +128,10 @@ impl Shared {
 
     /// Records that the database failed a part.
     pub(super) fn record_failure(&self, part: Part, error: &StoreError) {
-        self.metrics.record_database_error(part.as_str());
-        self.availability.record_failure(part, error);
+        self.metrics.database.record_error(part.as_str());
+        if self.availability.record_failure(part, error) {
+            self.metrics.database.record_outage();
+        }
     }
 
     /// Records a good poll, after which the view has all changes.
@@ -250,10 +252,12 @@ impl Shared {
             loop {
                 let may_be_lost = lane.has_session();
                 let mut session = lane.take(self).await?;
+                let began = Instant::now();
                 match operation(&mut *session.session).await {
                     Err(_) if may_be_lost => {}
                     Err(error) => return Err(error),
                     Ok(value) => {
+                        self.metrics.database.record_latency("reads", began.elapsed());
                         lane.give_back(session);
                         return Ok(value);
                     }
@@ -262,7 +266,7 @@ impl Shared {
         })
         .await;
         if outcome.is_err() {
-            self.metrics.record_database_error("reads");
+            self.metrics.database.record_error("reads");
         }
         outcome
     }

@@ -1,0 +1,111 @@
+//! What `GET /metrics` says about the database: waits, batches, latencies and outages.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures_util::future::{join, join_all};
+use registry_sdk::testing::Fault;
+use sqlx::Executor;
+
+use crate::metrics::{by_label, scrape};
+use crate::support::{Database, agent, client, eventually, on_both_databases, on_postgres, proxy_before};
+
+on_both_databases!(writes_are_counted_by_transaction_with_their_waits);
+
+/// What needs a lock or a proxy.
+mod faults {
+    use super::*;
+
+    on_postgres!(a_change_that_waits_behind_another_is_seen, every_outage_is_counted_with_its_length);
+}
+
+/// The count and the sum of a histogram's series.
+fn histogram(samples: &HashMap<String, f64>, name: &str, label: &str) -> (f64, f64) {
+    let value = |kind: &str| samples[&format!("agent_registry_{name}_{kind}{{{label}}}")];
+    (value("count"), value("sum"))
+}
+
+async fn writes_are_counted_by_transaction_with_their_waits(database: Database) {
+    const AGENTS: u32 = 20;
+    let server = database.start().await;
+    let (client, agents) = (client(&server), f64::from(AGENTS));
+    let agents_ids: Vec<_> = (0..AGENTS).map(|number| format!("agent-{number}")).collect();
+    let registrations: Vec<_> = agents_ids.iter().map(|agent_id| agent(agent_id, "work")).collect();
+    join_all(registrations.iter().map(|registration| async { client.register(registration).await.unwrap() }))
+        .await;
+    join_all(agents_ids.iter().map(|agent_id| async { client.heartbeat(agent_id).await.unwrap() })).await;
+    let found = scrape(&server).await;
+    for queue in ["changes", "heartbeats"] {
+        let label = format!("queue=\"{queue}\"");
+        let (flushes, writes) = histogram(&found, "flush_size", &label);
+        assert!(flushes >= 1.0 && flushes <= writes && writes >= agents, "{queue}: {flushes} {writes}");
+        let (waits, waited) = histogram(&found, "queue_wait_seconds", &label);
+        assert!(waits >= flushes && waited > 0.0, "{queue}: {waits} {waited} s");
+        let (operations, took) = histogram(&found, "database_latency_seconds", &format!("part=\"{queue}\""));
+        assert!((operations - flushes).abs() < 0.5 && took > 0.0, "{queue}: {operations} {took} s");
+    }
+    let (polls, took) = histogram(&found, "database_latency_seconds", "part=\"follower\"");
+    assert!(polls >= 1.0 && took > 0.0, "{polls} {took} s");
+    assert!(found.contains_key("agent_registry_database_latency_seconds_count{part=\"reads\"}"));
+    assert!(found.contains_key("agent_registry_database_outages_total"));
+    server.shutdown().await;
+}
+
+async fn a_change_that_waits_behind_another_is_seen(database: Database) {
+    const HELD: Duration = Duration::from_millis(200);
+    let server = database.start().await;
+    let client = client(&server);
+    let (first, second) = (agent("first", "work"), agent("second", "work"));
+    // Another program holds the state row, so the first change's transaction takes as long. On a busy machine it may fail.
+    let round = async || {
+        let mut holder = database.connect().await;
+        holder.execute("BEGIN; SELECT FROM agent_registry_state FOR UPDATE").await.unwrap();
+        let holding = async {
+            eventually("the second change waits", async || {
+                by_label(&scrape(&server).await, "agent_registry_queue_length")["changes"] > 0
+            })
+            .await;
+            tokio::time::sleep(HELD).await;
+            holder.execute("ROLLBACK").await.unwrap();
+        };
+        let (registered, ()) = join(join(client.register(&first), client.register(&second)), holding).await;
+        registered.0.unwrap();
+        registered.1.unwrap();
+        let found = scrape(&server).await;
+        let (_, waited) = histogram(&found, "queue_wait_seconds", "queue=\"changes\"");
+        let (_, took) = histogram(&found, "database_latency_seconds", "part=\"changes\"");
+        let held = HELD.as_secs_f64();
+        waited >= held && took >= held
+    };
+    eventually("the wait and the latency are seen", round).await;
+    server.shutdown().await;
+}
+
+async fn every_outage_is_counted_with_its_length(database: Database) {
+    let proxy = proxy_before(&database).await;
+    let server = database.through(&proxy).start().await;
+    let outages = async || {
+        let found = scrape(&server).await;
+        let is_up = found["agent_registry_database_up"] > 0.5;
+        let count = found["agent_registry_database_outages_total"];
+        (is_up, count, found["agent_registry_database_outage_seconds_total"])
+    };
+    let (_, before, _) = outages().await;
+    for round in [1.0, 2.0] {
+        proxy.set(Fault::Refuse);
+        eventually("an outage has begun", async || {
+            let (is_up, count, _) = outages().await;
+            !is_up && count >= before + round
+        })
+        .await;
+        let (_, _, seconds) = outages().await;
+        eventually("its length is counted while it lasts", async || {
+            let (is_up, _, later) = outages().await;
+            !is_up && later > seconds + 0.1
+        })
+        .await;
+        proxy.set(Fault::None);
+        eventually("it is over", async || outages().await.0).await;
+    }
+    server.shutdown().await;
+}
