@@ -13,6 +13,7 @@ mod credentials;
 mod database_metrics;
 mod deadlines;
 mod described_errors;
+mod differing_replicas;
 mod draining;
 mod edited_rows;
 mod encryption;

@@ -11,6 +11,7 @@ use crate::store::{Listener, LogPage, LogReader, Notification, Result};
 
 pub(super) struct PostgresListener {
     listener: PgListener,
+    broadcast_channel: String,
     process_id: Arc<str>,
 }
 
@@ -28,8 +29,13 @@ impl PostgresListener {
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.eager_reconnect(false);
         set_up(&mut listener, SETTINGS).await?;
-        listener.listen_all([CHANGE_CHANNEL, BROADCAST_CHANNEL]).await?;
-        Ok(Self { listener, process_id })
+        let broadcast_channel: String =
+            sqlx::query_scalar("SELECT $1::text || 'agent_registry_state'::regclass::oid")
+                .bind(BROADCAST_CHANNEL)
+                .fetch_one(&mut listener)
+                .await?;
+        listener.listen_all([CHANGE_CHANNEL, &broadcast_channel]).await?;
+        Ok(Self { listener, broadcast_channel, process_id })
     }
 }
 
@@ -47,7 +53,7 @@ impl Listener for PostgresListener {
             let notification = self.listener.try_recv().await?;
             // Without one the connection was lost. The caller opens a new listener, since notifications are lost, too.
             let notification = notification.ok_or(sqlx::Error::WorkerCrashed)?;
-            if notification.channel() == BROADCAST_CHANNEL {
+            if notification.channel() == self.broadcast_channel {
                 return Ok(Notification::Broadcast(notification.payload().to_owned()));
             }
             if notification.payload() != &*self.process_id {

@@ -25,8 +25,9 @@ use session::PostgresSession;
 /// Notification channel for "something has changed".
 const CHANGE_CHANNEL: &str = "agent_registry";
 
-/// Notification channel for broadcasts, which are not stored.
-const BROADCAST_CHANNEL: &str = "agent_registry_news";
+/// Notification channel for broadcasts, which are not stored. The id of the state table follows: another schema of the
+/// database may hold another registry.
+const BROADCAST_CHANNEL: &str = "agent_registry_news_";
 
 /// Settings of every session, by name. They are set by a statement, since `PgBouncer` refuses them at the start of a
 /// connection.

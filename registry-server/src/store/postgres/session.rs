@@ -222,11 +222,14 @@ impl Session for PostgresSession {
     }
 
     async fn broadcast(&mut self, messages: &[String]) -> Result<()> {
-        sqlx::query("SELECT pg_notify($1, message) FROM unnest($2::text[]) AS message")
-            .bind(BROADCAST_CHANNEL)
-            .bind(messages)
-            .execute(&mut self.connection)
-            .await?;
+        sqlx::query(
+            "SELECT pg_notify($1::text || 'agent_registry_state'::regclass::oid, message)
+             FROM unnest($2::text[]) AS message",
+        )
+        .bind(BROADCAST_CHANNEL)
+        .bind(messages)
+        .execute(&mut self.connection)
+        .await?;
         Ok(())
     }
 
