@@ -37,6 +37,8 @@ pub(crate) struct Metrics {
     pub(crate) database: DatabaseMetrics,
     revision: IntGauge,
     replica_lag: Gauge,
+    replicas: IntGauge,
+    differing_replicas: IntGaugeVec,
     connections: IntGauge,
     max_connections: IntGauge,
     watchers: IntGauge,
@@ -60,10 +62,19 @@ pub(crate) struct Gauges {
     pub(crate) revision: i64,
     /// Time since this server last knew all changes.
     pub(crate) replica_lag: Duration,
+    pub(crate) replicas: ReplicaCounts,
     pub(crate) connections: Usage,
     pub(crate) event_streams: Usage,
     pub(crate) queued_heartbeats: Usage,
     pub(crate) queued_changes: Usage,
+}
+
+/// Numbers of servers over one database.
+pub(crate) struct ReplicaCounts {
+    /// All that were heard within the last minute, this one included.
+    pub(crate) all: usize,
+    /// Those that differ from this one, by setting.
+    pub(crate) differing: [(&'static str, usize); 2],
 }
 
 /// Usage of something that has a limit.
@@ -106,6 +117,17 @@ impl Metrics {
                 "agent_registry_replica_lag_seconds",
                 "Time since this server last knew all changes in its database",
             )?,
+            replicas: gauge(
+                "agent_registry_replicas",
+                "Number of servers over this database that were heard within the last minute, this one included",
+            )?,
+            differing_replicas: IntGaugeVec::new(
+                Opts::new(
+                    "agent_registry_differing_replicas",
+                    "Number of other servers over this database whose setting differs from that of this server",
+                ),
+                &["setting"],
+            )?,
             connections: gauge("agent_registry_connections", "Number of open connections")?,
             max_connections: gauge("agent_registry_max_connections", "Maximum number of open connections")?,
             watchers: gauge("agent_registry_watchers", "Number of open event streams")?,
@@ -133,14 +155,16 @@ impl Metrics {
         let registry = &metrics.registry;
         registry.register(Box::new(build_info()?))?;
         registry.register(Box::new(metrics.agents.clone()))?;
-        registry.register(Box::new(metrics.queue_length.clone()))?;
-        registry.register(Box::new(metrics.max_queue_length.clone()))?;
+        for gauges in [&metrics.differing_replicas, &metrics.queue_length, &metrics.max_queue_length] {
+            registry.register(Box::new(gauges.clone()))?;
+        }
         for gauge in [
             &metrics.capabilities,
             &metrics.stale_agents,
             &metrics.maintenance_agents,
             &metrics.database_up,
             &metrics.revision,
+            &metrics.replicas,
             &metrics.connections,
             &metrics.max_connections,
             &metrics.watchers,
@@ -208,6 +232,10 @@ impl Metrics {
         self.database.add_outage_time(gauges.outage_time);
         self.revision.set(gauges.revision);
         self.replica_lag.set(gauges.replica_lag.as_secs_f64());
+        self.replicas.set(to_i64(gauges.replicas.all as u64));
+        for (setting, count) in gauges.replicas.differing {
+            self.differing_replicas.with_label_values(&[setting]).set(to_i64(count as u64));
+        }
         set_usage(gauges.connections, &self.connections, &self.max_connections);
         set_usage(gauges.event_streams, &self.watchers, &self.max_watchers);
         for (queue, usage) in [("heartbeats", gauges.queued_heartbeats), ("changes", gauges.queued_changes)] {
@@ -252,6 +280,7 @@ mod tests {
             outage_time: Duration::ZERO,
             revision: 7,
             replica_lag: Duration::from_millis(250),
+            replicas: ReplicaCounts { all: 1, differing: [("version", 0), ("heartbeat_timeout", 0)] },
             connections: Usage { used: 2, max: 100 },
             event_streams: Usage { used: 1, max: 50 },
             queued_heartbeats: Usage { used: 3, max: 1_000 },

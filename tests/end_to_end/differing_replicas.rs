@@ -1,12 +1,72 @@
-//! Several registries in one database.
+//! Servers over one database that are set up differently.
 
 use registry_sdk::contract::Heartbeat;
 use registry_server::Config;
 use sqlx::{AssertSqlSafe, Executor};
 
-use crate::support::{Database, NEVER, Registry, agent, client, eventually, on_postgres};
+use crate::metrics::{by_label, scrape};
+use crate::support::{Database, NEVER, Registry, agent, client, eventually, on_both_databases, on_postgres};
 
-on_postgres!(two_registries_in_one_database_know_nothing_of_each_other);
+on_both_databases!(a_server_alone_differs_from_none);
+
+/// What takes several servers.
+mod replicas {
+    use super::*;
+
+    on_postgres!(
+        servers_with_another_timeout_are_counted,
+        a_server_of_another_version_is_counted,
+        two_registries_in_one_database_know_nothing_of_each_other,
+    );
+}
+
+/// The number of servers, and of those whose version and heartbeat timeout differ.
+async fn counted(server: &Registry) -> (u64, u64, u64) {
+    let found = scrape(server).await;
+    let differing = by_label(&found, "agent_registry_differing_replicas");
+    let replicas = format!("{}", found["agent_registry_replicas"]).parse().unwrap();
+    (replicas, differing["version"], differing["heartbeat_timeout"])
+}
+
+async fn eventually_counted(server: &Registry, expected: (u64, u64, u64)) {
+    eventually(&format!("counted {expected:?}"), async || counted(server).await == expected).await;
+}
+
+async fn a_server_alone_differs_from_none(database: Database) {
+    let server = database.start().await;
+    assert_eq!(counted(&server).await, (1, 0, 0));
+    server.shutdown().await;
+}
+
+async fn servers_with_another_timeout_are_counted(database: Database) {
+    let shorter = |config: &mut Config| config.heartbeat_timeout = NEVER / 2;
+    let (one, two) = (database.start().await, database.start().await);
+    eventually_counted(&one, (2, 0, 0)).await;
+    eventually_counted(&two, (2, 0, 0)).await;
+    let other = database.start_with(shorter).await;
+    eventually_counted(&one, (3, 0, 1)).await;
+    eventually_counted(&two, (3, 0, 1)).await;
+    eventually_counted(&other, (3, 0, 2)).await;
+    for server in [one, two, other] {
+        server.shutdown().await;
+    }
+}
+
+async fn a_server_of_another_version_is_counted(database: Database) {
+    let server = database.start().await;
+    eventually_counted(&server, (1, 0, 0)).await;
+    // What such a server sends.
+    database
+        .execute(
+            "SELECT pg_notify(
+                 'agent_registry_news_' || 'agent_registry_state'::regclass::oid,
+                 '{\"from\":7,\"settings\":{\"version\":\"0.0.1\",\"heartbeat_timeout_millis\":3600000},\"later\":1}'
+             )",
+        )
+        .await;
+    eventually_counted(&server, (2, 1, 0)).await;
+    server.shutdown().await;
+}
 
 async fn two_registries_in_one_database_know_nothing_of_each_other(database: Database) {
     let mut servers = Vec::new();
@@ -29,6 +89,8 @@ async fn two_registries_in_one_database_know_nothing_of_each_other(database: Dat
     }
     eventually("the replica knows the load", async || load(&servers[2]).await == Some(0.75)).await;
     assert_eq!(load(&servers[0]).await, Some(0.25));
+    assert_eq!(counted(&servers[0]).await, (1, 0, 0));
+    eventually_counted(&servers[1], (2, 0, 0)).await;
     for server in servers {
         server.shutdown().await;
     }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::availability::Part;
+use super::broadcasts;
 use super::history::entries_after;
 use super::lane::{CONNECT_TIMEOUT, timed};
-use super::reports;
 use super::shared::{RETRY_INTERVAL, Shared};
 use crate::store::{Head, LogReader, Notification, Result, StoreError};
 
@@ -50,6 +50,8 @@ async fn follow(shared: &Arc<Shared>, is_replacement: bool, last_poll: &mut Opti
         // The database may be another one now, or have lost heartbeats.
         shared.drop_sessions();
     }
+    // Those that do not know this server answer, which only now it can hear.
+    shared.replicas.introduce_soon();
     let generation = shared.generation();
     while shared.generation() == generation {
         let mut next_poll = Instant::now() + POLL_INTERVAL;
@@ -65,7 +67,7 @@ async fn follow(shared: &Arc<Shared>, is_replacement: bool, last_poll: &mut Opti
             match notification? {
                 // Others are on their way with it, from a busy server.
                 Notification::Changed => next_poll = next_poll.min(Instant::now() + NOTIFICATION_DELAY),
-                Notification::Broadcast(message) => reports::receive(shared, &message),
+                Notification::Broadcast(message) => broadcasts::receive(shared, &message),
             }
         }
     }

@@ -3,6 +3,7 @@
 //! Writes go to the database first; reads come from memory.
 
 mod availability;
+mod broadcasts;
 mod change_log;
 mod changes;
 mod error;
@@ -14,6 +15,7 @@ mod lane;
 mod probe;
 mod queue;
 mod reconciler;
+mod replicas;
 mod reports;
 mod rules;
 mod shared;
@@ -92,7 +94,7 @@ impl Registry {
         supervisor.spawn("sweeper", sweeper::run(registry.clone()));
         supervisor.spawn("reconciler", reconciler::run(registry.clone()));
         if shared.database.is_shared() {
-            supervisor.spawn("reports", reports::broadcast(shared.clone()));
+            supervisor.spawn("broadcasts", broadcasts::run(shared.clone()));
         }
         if let Some(interval) = shared.config.probe_interval {
             let shutdown = supervisor.shutdown().clone();
@@ -189,6 +191,7 @@ impl Registry {
             outage_time: shared.availability.take_outage_time(),
             revision: shared.view.position().position.revision,
             replica_lag: shared.availability.replica_lag(),
+            replicas: shared.replicas.counts(),
             connections: shared.admission.connections().usage(),
             event_streams: shared.admission.event_streams().usage(),
             queued_heartbeats: self.heartbeats.usage(),

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::Error;
 use super::availability::{Availability, Part};
 use super::lane::{Lane, timed};
+use super::replicas::Replicas;
 use super::reports::DirtyReports;
 use super::rules::DeadlinePolicy;
 use super::time::DatabaseTime;
@@ -44,6 +45,7 @@ pub(super) struct Shared {
     pub(super) config: Config,
     pub(super) started_at: Instant,
     pub(super) dirty_reports: DirtyReports,
+    pub(super) replicas: Replicas,
     /// Agents whose rows may differ from the view.
     pub(super) suspects: Mutex<BTreeSet<String>>,
     /// Notified when there are suspects.
@@ -71,6 +73,7 @@ impl Shared {
             availability: Availability::new(),
             started_at: Instant::now(),
             dirty_reports: DirtyReports::default(),
+            replicas: Replicas::new(config.heartbeat_timeout),
             suspects: Mutex::default(),
             has_suspects: Notify::new(),
             admission: Admission::new(config.max_connections, config.rate_limit),
@@ -118,7 +121,8 @@ impl Shared {
         let Some(timeout) = head.heartbeat_timeout else { return };
         let previous = self.timeout_millis.swap(millis(timeout), Ordering::Relaxed);
         if previous != millis(timeout) {
-            tracing::warn!(
+            // Servers that differ warn of that: see `Replicas`.
+            tracing::info!(
                 ?timeout,
                 previous = ?Duration::from_millis(previous),
                 "another server over this database was started with another --heartbeat-timeout, which now applies to all"

@@ -10,6 +10,7 @@ mod change_log;
 mod clocks;
 mod database;
 mod dawdlers;
+mod differing_servers;
 mod drain;
 mod edited_rows;
 mod failover;
