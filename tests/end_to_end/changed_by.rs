@@ -88,39 +88,44 @@ async fn name(client: &RegistryClient) -> Option<String> {
     client.get_agent("a").await.unwrap().changed_by
 }
 
-fn by(name: &str) -> Option<String> {
-    Some(name.to_owned())
-}
-
 async fn records_and_events_name_the_token_of_the_last_change(database: Database) {
     let tokens = Tokens::new();
     let server = tokens.start(&database).await;
     let [owner, operator] = tokens.clients(&server);
     let mut watch = watch(&operator).await;
     let registered = owner.register(&agent("a", "work")).await.unwrap();
-    assert_eq!(registered.changed_by, by(OWNER));
+    assert_eq!(registered.changed_by, Some(OWNER.to_owned()));
     // Neither a repeated registration nor a heartbeat is a change.
     let again = operator.register(&agent("a", "work")).await.unwrap();
-    assert_eq!((again.revision, again.changed_by), (registered.revision, by(OWNER)));
+    assert_eq!((again.revision, again.changed_by), (registered.revision, Some(OWNER.to_owned())));
     operator.heartbeat("a").await.unwrap();
-    assert_eq!(name(&owner).await, by(OWNER));
+    assert_eq!(name(&owner).await, Some(OWNER.to_owned()));
 
     let set = operator.set_maintenance("a", &MaintenanceRequest::new("upgrade")).await.unwrap();
-    assert_eq!((&set.changed_by, set.registration_tag), (&by(OPERATOR), registered.registration_tag));
+    assert_eq!(
+        (&set.changed_by, set.registration_tag),
+        (&Some(OPERATOR.to_owned()), registered.registration_tag)
+    );
     owner.heartbeat("a").await.unwrap();
     owner.register(&agent("a", "work")).await.unwrap();
-    assert_eq!(name(&owner).await, by(OPERATOR));
+    assert_eq!(name(&owner).await, Some(OPERATOR.to_owned()));
     let listed = owner.list_agents(registry_sdk::ListQuery::all()).await.unwrap().agents;
-    assert_eq!(listed[0].changed_by, by(OPERATOR));
+    assert_eq!(listed[0].changed_by, Some(OPERATOR.to_owned()));
 
-    assert_eq!(owner.update_status("a", AgentStatus::Busy).await.unwrap().changed_by, by(OWNER));
-    assert_eq!(operator.update_status("a", AgentStatus::Busy).await.unwrap().changed_by, by(OWNER));
-    assert_eq!(operator.end_maintenance("a").await.unwrap().changed_by, by(OPERATOR));
-    assert_eq!(owner.end_maintenance("a").await.unwrap().changed_by, by(OPERATOR));
-    assert_eq!(owner.update_status("a", AgentStatus::Offline).await.unwrap().changed_by, by(OWNER));
+    assert_eq!(owner.update_status("a", AgentStatus::Busy).await.unwrap().changed_by, Some(OWNER.to_owned()));
+    assert_eq!(
+        operator.update_status("a", AgentStatus::Busy).await.unwrap().changed_by,
+        Some(OWNER.to_owned())
+    );
+    assert_eq!(operator.end_maintenance("a").await.unwrap().changed_by, Some(OPERATOR.to_owned()));
+    assert_eq!(owner.end_maintenance("a").await.unwrap().changed_by, Some(OPERATOR.to_owned()));
+    assert_eq!(
+        owner.update_status("a", AgentStatus::Offline).await.unwrap().changed_by,
+        Some(OWNER.to_owned())
+    );
     // It comes back.
     operator.heartbeat("a").await.unwrap();
-    assert_eq!(name(&owner).await, by(OPERATOR));
+    assert_eq!(name(&owner).await, Some(OPERATOR.to_owned()));
     owner.register(&agent("a", "more work")).await.unwrap();
     operator.deregister("a").await.unwrap();
     for (kind, expected) in [
@@ -133,7 +138,7 @@ async fn records_and_events_name_the_token_of_the_last_change(database: Database
         ("registered", OWNER),
         ("deregistered", OPERATOR),
     ] {
-        assert_eq!(next_name(&mut watch).await, (kind, by(expected)));
+        assert_eq!(next_name(&mut watch).await, (kind, Some(expected.to_owned())));
     }
     server.shutdown().await;
 }
@@ -146,9 +151,9 @@ async fn changes_of_the_registry_have_its_name(database: Database) {
     let mut events = watch(&operator).await;
     let short = MaintenanceRequest::new("upgrade").duration(Duration::from_millis(500));
     operator.set_maintenance("a", &short).await.unwrap();
-    assert_eq!(next_name(&mut events).await, ("status_changed", by(OPERATOR)));
-    assert_eq!(next_name(&mut events).await, ("status_changed", by(CHANGED_BY_REGISTRY)));
-    assert_eq!(name(&operator).await, by(CHANGED_BY_REGISTRY));
+    assert_eq!(next_name(&mut events).await, ("status_changed", Some(OPERATOR.to_owned())));
+    assert_eq!(next_name(&mut events).await, ("status_changed", Some(CHANGED_BY_REGISTRY.to_owned())));
+    assert_eq!(name(&operator).await, Some(CHANGED_BY_REGISTRY.to_owned()));
     server.shutdown().await;
 
     // It misses its deadline, and stays away.
@@ -169,9 +174,9 @@ async fn changes_of_the_registry_have_its_name(database: Database) {
         }
     }
     let expected = [
-        ("registered", by(OPERATOR)),
-        ("status_changed", by(CHANGED_BY_REGISTRY)),
-        ("deregistered", by(CHANGED_BY_REGISTRY)),
+        ("registered", Some(OPERATOR.to_owned())),
+        ("status_changed", Some(CHANGED_BY_REGISTRY.to_owned())),
+        ("deregistered", Some(CHANGED_BY_REGISTRY.to_owned())),
     ];
     assert_eq!(of_b, expected);
     server.shutdown().await;
@@ -187,7 +192,7 @@ async fn a_server_without_tokens_names_nobody(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let mut watch = watch(&client).await;
-    assert_eq!(name(&client).await, by(OWNER));
+    assert_eq!(name(&client).await, Some(OWNER.to_owned()));
     assert_eq!(client.update_status("a", AgentStatus::Busy).await.unwrap().changed_by, None);
     let set = client.set_maintenance("a", &MaintenanceRequest::new("upgrade")).await.unwrap();
     assert_eq!(set.changed_by, None);
@@ -207,18 +212,18 @@ async fn changes_of_another_program_have_the_registrys_name(database: Database) 
     // Every change of an agent looks at its row, and this one changes nothing itself.
     let look = async || operator.update_status("a", AgentStatus::Active).await.unwrap();
     database.execute("UPDATE agent_registry SET agent_name = 'Edited'").await;
-    assert_eq!(look().await.changed_by, by(CHANGED_BY_REGISTRY));
-    assert_eq!(next_name(&mut watch).await, ("registered", by(CHANGED_BY_REGISTRY)));
+    assert_eq!(look().await.changed_by, Some(CHANGED_BY_REGISTRY.to_owned()));
+    assert_eq!(next_name(&mut watch).await, ("registered", Some(CHANGED_BY_REGISTRY.to_owned())));
 
     owner.update_status("a", AgentStatus::Busy).await.unwrap();
     database.execute("UPDATE agent_registry SET status = 'active', changed_by = 'forged'").await;
-    assert_eq!(look().await.changed_by, by(CHANGED_BY_REGISTRY));
-    assert_eq!(next_name(&mut watch).await, ("status_changed", by(OWNER)));
-    assert_eq!(next_name(&mut watch).await, ("status_changed", by(CHANGED_BY_REGISTRY)));
+    assert_eq!(look().await.changed_by, Some(CHANGED_BY_REGISTRY.to_owned()));
+    assert_eq!(next_name(&mut watch).await, ("status_changed", Some(OWNER.to_owned())));
+    assert_eq!(next_name(&mut watch).await, ("status_changed", Some(CHANGED_BY_REGISTRY.to_owned())));
 
     database.execute("DELETE FROM agent_registry").await;
     assert!(operator.update_status("a", AgentStatus::Active).await.is_err());
-    assert_eq!(next_name(&mut watch).await, ("deregistered", by(CHANGED_BY_REGISTRY)));
+    assert_eq!(next_name(&mut watch).await, ("deregistered", Some(CHANGED_BY_REGISTRY.to_owned())));
     server.shutdown().await;
 }
 
@@ -230,7 +235,7 @@ async fn a_restart_keeps_the_name_until_an_older_server_changes_the_row(database
     let server = tokens.start(&database).await;
     let [owner, _] = tokens.clients(&server);
     let kept = owner.get_agent("a").await.unwrap();
-    assert_eq!((kept.changed_by, kept.revision), (by(OWNER), registered.revision));
+    assert_eq!((kept.changed_by, kept.revision), (Some(OWNER.to_owned()), registered.revision));
     server.shutdown().await;
 
     // A downgrade: the older server leaves columns alone that it does not know.
@@ -245,7 +250,10 @@ async fn a_restart_keeps_the_name_until_an_older_server_changes_the_row(database
     let [owner, _] = tokens.clients(&server);
     let changed = owner.get_agent("a").await.unwrap();
     assert_eq!((changed.status, changed.changed_by), (AgentStatus::Busy, None));
-    assert_eq!(owner.update_status("a", AgentStatus::Active).await.unwrap().changed_by, by(OWNER));
+    assert_eq!(
+        owner.update_status("a", AgentStatus::Active).await.unwrap().changed_by,
+        Some(OWNER.to_owned())
+    );
     server.shutdown().await;
 }
 
@@ -255,15 +263,15 @@ async fn replicas_agree(database: Database) {
     let ([owner, _], [_, operator]) = (tokens.clients(&one), tokens.clients(&two));
     let mut watch = watch(&operator).await;
     let registered = owner.register(&agent("a", "work")).await.unwrap();
-    assert_eq!(next_name(&mut watch).await, ("registered", by(OWNER)));
+    assert_eq!(next_name(&mut watch).await, ("registered", Some(OWNER.to_owned())));
     assert_eq!(operator.get_agent("a").await.unwrap(), registered);
     let set =
         operator.set_maintenance("a", &MaintenanceRequest::new("upgrade").duration(NEVER)).await.unwrap();
     eventually("the other shows it", async || owner.get_agent("a").await.unwrap() == set).await;
-    assert_eq!(set.changed_by, by(OPERATOR));
+    assert_eq!(set.changed_by, Some(OPERATOR.to_owned()));
     owner.deregister("a").await.unwrap();
-    assert_eq!(next_name(&mut watch).await, ("status_changed", by(OPERATOR)));
-    assert_eq!(next_name(&mut watch).await, ("deregistered", by(OWNER)));
+    assert_eq!(next_name(&mut watch).await, ("status_changed", Some(OPERATOR.to_owned())));
+    assert_eq!(next_name(&mut watch).await, ("deregistered", Some(OWNER.to_owned())));
     one.shutdown().await;
     two.shutdown().await;
 }

@@ -44,7 +44,9 @@ impl ChangeLog {
             if agents.len() > MAX_LINES {
                 log_many(change, agents);
             } else {
-                agents.iter().for_each(|agent| log_one(change, None, agent));
+                for agent in agents {
+                    log_one(change, None, agent);
+                }
             }
         }
     }

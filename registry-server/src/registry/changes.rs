@@ -276,7 +276,7 @@ impl ChangeWriter {
         let LockedAgents { mut rows, held } = session.lock_agents(&agent_ids).await?;
         let policy = self.shared.read_context().policy;
         let mut transition = Transition::new(&policy, head.now, head.position.revision);
-        let decide = |ChangeRequest { agent_id, change, changed_by, arrived }: &ChangeRequest| {
+        let decide = |ChangeRequest { agent_id, change, changed_by, arrived, .. }: &ChangeRequest| {
             if held.contains(agent_id) {
                 return Outcome::Locked;
             }

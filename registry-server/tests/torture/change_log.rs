@@ -101,7 +101,9 @@ async fn what_another_program_wrote_is_one_line(store: Store) {
     for (change, id, count) in [(EDITED, "edited", 2), (DELETED, "deleted", 1)] {
         let lines = lines(&server, change, Some(id));
         assert_eq!(lines.len(), count, "{}", server.log());
-        lines.iter().for_each(|line| check(line));
+        for line in &lines {
+            check(line);
+        }
     }
 }
 
