@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use registry_sdk::{Error, RegistryClient, WatchEvent};
 use registry_server::NewToken;
 
-use crate::encryption::Authority;
+use crate::encryption::{Authority, REFUSAL_TIMEOUT};
 use crate::support::{Database, Registry, agent, client_builder, eventually};
 
 /// A folder that is filled as Kubernetes fills a mounted secret: each file is a link into `..data`, which is a link to the
@@ -100,11 +100,13 @@ async fn renew_certificates(database: Database) {
         })
         .await;
     // On a new connection each time.
-    let client_of = |authority: &Authority, issuer: &Authority| {
+    let builder_of = |authority: &Authority, issuer: &Authority| {
         let (certificate, key) = issuer.sign("agent");
         let builder = client_builder(registry.url()).root_certificate(authority.pem());
-        builder.client_certificate(certificate + &key).build().unwrap()
+        builder.client_certificate(certificate + &key)
     };
+    let client_of =
+        |authority: &Authority, issuer: &Authority| builder_of(authority, issuer).build().unwrap();
     client_of(&before, &before).get_stats().await.unwrap();
 
     publish(&mut volume, &after);
@@ -113,7 +115,8 @@ async fn renew_certificates(database: Database) {
     })
     .await;
     assert!(client_of(&before, &after).get_stats().await.is_err(), "the old certificate");
-    assert!(client_of(&after, &before).get_stats().await.is_err(), "a client of the old authority");
+    let refused = builder_of(&after, &before).timeout(REFUSAL_TIMEOUT).build().unwrap();
+    assert!(refused.get_stats().await.is_err(), "a client of the old authority");
     registry.shutdown().await;
 }
 
