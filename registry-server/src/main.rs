@@ -54,7 +54,7 @@ enum Command {
 
 #[derive(Debug, clap::Subcommand)]
 enum TokenCommand {
-    /// Generate a token and its entry for the tokens file. The token itself is shown only once.
+    /// Generate a token, shown only once on standard error, and print its entry for the tokens file.
     New {
         /// Name of the token, for logs and errors.
         #[arg(long, default_value = "a-name-of-its-own")]
@@ -190,9 +190,9 @@ fn print_new_token(TokenCommand::New { name, scope, agents }: &TokenCommand) -> 
         // `Debug` quotes strings the way TOML does.
         ScopeName::Agent => format!("scope = \"agent\"\nagents = {agents:?}"),
     };
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "# The token, shown only once: {token}")?;
-    writeln!(out, "[[token]]\nname = {name:?}\nsha256 = \"{sha256}\"\n{scope}")?;
+    // On standard error, so that it does not end up in the file to which the entry is appended.
+    writeln!(std::io::stderr(), "The token, shown only once: {token}")?;
+    writeln!(std::io::stdout(), "[[token]]\nname = {name:?}\nsha256 = \"{sha256}\"\n{scope}")?;
     Ok(())
 }
 

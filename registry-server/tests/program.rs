@@ -173,8 +173,7 @@ async fn it_listens_on_names_and_prefers_ipv4() {
 async fn every_change_is_logged_with_its_request_token_and_outcome() {
     let folder = tempfile::tempdir().unwrap();
     let made = run(&["token", "new", "--name", "ci", "--scope", "agent", "--agent", "agent-*"]);
-    let text = String::from_utf8(made.stdout).unwrap();
-    let token = text.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned();
+    let (token, text) = token_and_entry(made);
     let file = folder.path().join("tokens.toml");
     std::fs::write(&file, &text).unwrap();
     let flags = ["--tokens-file", &file.display().to_string(), "--access-log"];
@@ -364,9 +363,9 @@ async fn a_new_token_goes_into_the_file_and_a_hang_up_reads_it() {
     assert!(matches!(address.get_stats().await, Err(registry_sdk::Error::Denied { status: 401, .. })));
 
     let made = run(&["token", "new", "--name", "ci", "--scope", "agent", "--agent", "agent-*"]);
-    let text = String::from_utf8(made.stdout).unwrap();
-    assert!(made.status.success() && text.contains("agents = [\"agent-*\"]"), "{text}");
-    let token = text.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned();
+    assert!(made.status.success());
+    let (token, text) = token_and_entry(made);
+    assert!(text.contains("agents = [\"agent-*\"]") && !text.contains(&token), "{text}");
     std::fs::write(&file, &text).unwrap();
     let pid = server.child.id().to_string();
     assert!(Command::new("kill").args(["-s", "HUP", &pid]).status().unwrap().success());
@@ -383,9 +382,13 @@ async fn a_new_token_goes_into_the_file_and_a_hang_up_reads_it() {
 
 /// A token, and a tokens file with it alone.
 fn new_token() -> (String, String) {
-    let made = run(&["token", "new", "--scope", "admin"]);
-    let text = String::from_utf8(made.stdout).unwrap();
-    (text.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned(), text)
+    token_and_entry(run(&["token", "new", "--scope", "admin"]))
+}
+
+/// What `token new` printed: the token, which is for people alone, and the entry for the file.
+fn token_and_entry(made: Output) -> (String, String) {
+    let [shown, entry] = [made.stderr, made.stdout].map(|text| String::from_utf8(text).unwrap());
+    (shown.trim_end().rsplit(' ').next().unwrap().to_owned(), entry)
 }
 
 #[tokio::test]
