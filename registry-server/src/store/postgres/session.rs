@@ -157,11 +157,13 @@ impl Session for PostgresSession {
     }
 
     async fn load(&mut self, mut agents: AgentSender) -> Result<Snapshot> {
-        // Unlike all other statements, this one reads the whole table.
+        // Unlike all other statements, this one reads the whole table. Indexing the last agents may take longer than other
+        // transactions are allowed to be idle, and nobody waits for this one's locks.
         sqlx::raw_sql(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
              SET LOCAL enable_seqscan = on;
-             SET LOCAL statement_timeout = '60s'",
+             SET LOCAL statement_timeout = '60s';
+             SET LOCAL idle_in_transaction_session_timeout = '60s'",
         )
         .execute(&mut self.connection)
         .await?;
