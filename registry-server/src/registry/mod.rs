@@ -8,6 +8,7 @@ mod change_log;
 mod changes;
 mod error;
 mod events;
+mod find;
 mod follower;
 mod heartbeats;
 mod history;
@@ -47,7 +48,7 @@ use heartbeats::HeartbeatQueue;
 use lane::timed;
 use shared::{LOAD_TIMEOUT, Shared};
 pub(crate) use supervision::Supervisor;
-pub(crate) use view::{CHUNK_BYTES, Chunk, Json, Page, Rest};
+pub(crate) use view::{CHUNK_BYTES, Chunk, Find, FoundAgent, FoundAgents, Json, Page, Rest};
 use view::{Read, ReadContext, View};
 pub(crate) use writes::Written;
 

@@ -4,6 +4,7 @@
 //! together, under one lock.
 
 mod entry;
+mod find;
 mod json;
 mod reads;
 mod record;
@@ -22,6 +23,7 @@ use super::events::{Cursor, EventLog, LogRead, StreamStart};
 use super::reports::Report;
 use crate::store::{Event, EventKind, LogEntry, Position, Snapshot, StoredAgent};
 pub(crate) use entry::{Entry, Liveness, ReadContext};
+pub(crate) use find::{Find, FoundAgent, FoundAgents};
 pub(crate) use reads::{CHUNK_BYTES, Chunk, Page, Read, Rest};
 pub(crate) use record::{Json, Load, Record};
 

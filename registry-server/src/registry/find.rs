@@ -1,0 +1,28 @@
+//! Finds agents for protocols that describe agents in their own terms.
+
+use super::view::{Find, FoundAgent, FoundAgents, Read};
+use super::{Error, Registry};
+
+impl Registry {
+    /// Returns a registered agent, whatever its status.
+    pub(crate) fn find_agent(&self, agent_id: &str) -> Result<FoundAgent, Error> {
+        self.shared.view.find_one(agent_id).ok_or_else(|| Error::NotFound(agent_id.to_owned()))
+    }
+
+    /// Finds the agents that are accepted, up to a limit, and returns what `finish` makes of them.
+    ///
+    /// Both closures run beside the threads of requests, like a longer search.
+    pub(crate) async fn find_agents<T: Send + 'static>(
+        &self,
+        which: Find,
+        limit: usize,
+        accepts: impl Fn(&FoundAgent) -> bool + Send + Sync + 'static,
+        finish: impl Fn(FoundAgents) -> T + Send + Sync + 'static,
+    ) -> Result<T, Error> {
+        self.read_expensive(move |view, context| {
+            let Read { value, unconfirmed } = view.find(&which, limit, &accepts, context);
+            Read { value: finish(value), unconfirmed }
+        })
+        .await
+    }
+}
