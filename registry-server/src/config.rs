@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use registry_sdk::contract::DEFAULT_PORT;
-use url::Host;
+use url::{Host, Url};
 
 use crate::listen_address::ListenAddress;
 
@@ -122,6 +122,16 @@ pub struct Config {
     )]
     pub trusted_proxies: Vec<IpNet>,
 
+    /// Serve Agentic Resource Discovery (ARD) below /ard, with identifiers of this domain [default: off].
+    #[arg(long, value_name = "DOMAIN", env = "REGISTRY_ARD_PUBLISHER", value_parser = parse_domain)]
+    pub ard_publisher: Option<String>,
+
+    /// URL at which clients reach this server, for responses that need absolute URLs [default: the request's Host].
+    ///
+    /// Needed for --ard-publisher behind a proxy that terminates TLS, changes the host or strips a path.
+    #[arg(long, value_name = "URL", env = "REGISTRY_PUBLIC_URL", value_parser = parse_public_url)]
+    pub public_url: Option<String>,
+
     /// Log every request, at the level info. Changes are logged in any case.
     #[arg(long, env = "REGISTRY_ACCESS_LOG")]
     pub access_log: bool,
@@ -201,6 +211,8 @@ impl Default for Config {
             drain_delay: Duration::ZERO,
             allowed_hosts: Vec::new(),
             trusted_proxies: Vec::new(),
+            ard_publisher: None,
+            public_url: None,
             access_log: false,
             max_connections: NonZeroUsize::MIN.saturating_add(16_383),
             rate_limit: None,
@@ -233,6 +245,37 @@ fn parse_host_name(text: &str) -> Result<String, String> {
         Ok(Host::Domain(name)) => Ok(name),
         Ok(_) => Err("addresses are always allowed; write a name".to_owned()),
         Err(_) => Err("write the name alone, such as registry.example.com".to_owned()),
+    }
+}
+
+/// Parses a domain name of at least two labels.
+fn parse_domain(text: &str) -> Result<String, String> {
+    let is_label = |label: &str| {
+        let is_plain = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        is_plain && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    match Host::parse(text.strip_suffix('.').unwrap_or(text)) {
+        Ok(Host::Domain(name))
+            if name.contains('.') && name.len() <= 253 && name.split('.').all(is_label) =>
+        {
+            Ok(name)
+        }
+        _ => Err("write a fully qualified domain name, such as agents.example.com".to_owned()),
+    }
+}
+
+/// Parses the URL to which the paths of the API are appended.
+fn parse_public_url(text: &str) -> Result<String, String> {
+    let is_base = |url: &Url| {
+        let has_user = !url.username().is_empty() || url.password().is_some();
+        let has_more = url.query().is_some() || url.fragment().is_some();
+        matches!(url.scheme(), "http" | "https") && !has_user && !has_more
+    };
+    match Url::parse(text).ok().filter(is_base) {
+        Some(url) => Ok(url.into()),
+        None => Err("write an http or https URL without user, query and fragment, such as \
+                     https://agents.example.com/registry"
+            .to_owned()),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod agent_life;
 mod api_description;
+mod ard;
 mod behind_proxies;
 mod below_a_path;
 mod changed_by;

@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 use tracing::field::display;
 
+use super::ard::MANIFEST_PATH;
 use super::dashboard;
 use super::problem::ApiError;
 use crate::registry::{Error, Written};
@@ -22,9 +23,12 @@ pub(super) fn is_health_check(path: &str) -> bool {
     matches!(path, "/health" | "/livez" | "/readyz")
 }
 
-/// Whether a path needs no token: the pages, the API description, and the server's health for load balancers.
+/// Whether a path needs no token: the pages, the API description, the manifest, and the server's health for load balancers.
 fn is_public(path: &str) -> bool {
-    is_health_check(path) || path == "/openapi.json" || path.starts_with("/docs") || dashboard::has(path)
+    is_health_check(path)
+        || matches!(path, "/openapi.json" | MANIFEST_PATH)
+        || path.starts_with("/docs")
+        || dashboard::has(path)
 }
 
 /// Authenticates requests by the tokens file, if there is one.

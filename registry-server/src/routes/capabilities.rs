@@ -14,6 +14,9 @@ use super::json::json_page;
 use super::problem::ApiError;
 use crate::registry::Registry;
 
+/// Label of searches by sentence. Sentences differ, and would fill the labels.
+pub(super) const SENTENCE: &str = "(sentence)";
+
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "it describes parameters, which are read as a `PreparedSearch`")]
@@ -78,9 +81,8 @@ pub(super) async fn search_capabilities(
 ) -> Result<Response, ApiError> {
     let search = Arc::new(PreparedSearch::from_query_string(&query.unwrap_or_default())?);
     let query = search.query();
-    // Sentences differ, and would fill the labels.
     let is_sentence = query.match_mode == MatchMode::Best;
-    registry.metrics().record_search(if is_sentence { "(sentence)" } else { query.words() });
+    registry.metrics().record_search(if is_sentence { SENTENCE } else { query.words() });
     let page = registry.search_capabilities(search.clone()).await?;
     Ok(json_page(registry, page, |cursor| query.clone().after(cursor).to_query_string()))
 }

@@ -18,7 +18,7 @@ use crate::store::SqliteDatabase;
 const METHODS: [&str; 6] = ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH"];
 
 /// What targets are put together from, so that many of them are nearly good.
-const PIECES: [&str; 44] = [
+const PIECES: [&str; 54] = [
     "/",
     "/agents",
     "/agents/",
@@ -33,6 +33,16 @@ const PIECES: [&str; 44] = [
     "/metrics",
     "/events",
     "/docs",
+    "/ard/",
+    "/ard/search",
+    "/ard/explore",
+    "/ard/agents",
+    "/.well-known/ard.json",
+    "urn:air:example.com:agent:",
+    "filter=",
+    "type='",
+    "%20AND%20",
+    "pageSize=",
     "?",
     "&",
     "=",
@@ -65,7 +75,7 @@ const PIECES: [&str; 44] = [
     "~",
 ];
 
-const BODIES: [&str; 13] = [
+const BODIES: [&str; 18] = [
     "",
     "{}",
     "{\"status\":\"busy\"}",
@@ -74,6 +84,11 @@ const BODIES: [&str; 13] = [
     "{\"agent_id\":\"a\",\"agent_name\":\"A\",\"base_url\":\"http://a\",\"capabilities\":[{\"name\":\"work\"}]}",
     "{\"agent_id\":\"b\",\"agent_name\":\"\\u0007\",\"base_url\":\"http://b\",\"capabilities\":[],\"metadata\":{\"a\":[[1]]}}",
     "{\"load\":1e300}",
+    "{\"query\":{\"text\":\"work\"}}",
+    "{\"query\":{\"text\":\"work\",\"filter\":{\"metadata.a\":[1,true]}},\"pageSize\":1,\"pageToken\":\"*\"}",
+    "{\"query\":{\"text\":\"\"}}",
+    "{\"resultType\":{\"facets\":[{\"field\":\"tags\",\"limit\":1},{\"field\":\"metadata.a\"}]}}",
+    "{\"query\":{\"text\":\"work\",\"filter\":{\"\":[[]]}},\"resultType\":{\"facets\":[]}}",
     "{\"reason\":\"x\",\"duration_seconds\":1e-300}",
     "{\"reason\":\"x\",\"instance_id\":\"x\"}",
     "{\"status\":\"offline\",\"instance_id\":\"x\",\"final\":true}",
@@ -90,7 +105,8 @@ fn no_request_meets_a_defect() {
     let stop = CancellationToken::new();
     let router = runtime.block_on(async {
         let database = Arc::new(SqliteDatabase::open("sqlite::memory:", MigrateMode::Auto).await.unwrap());
-        let (config, metrics) = (Config::default(), Metrics::new().unwrap());
+        let config = Config { ard_publisher: Some("example.com".to_owned()), ..Config::default() };
+        let metrics = Metrics::new().unwrap();
         let supervisor = Supervisor::new(stop.clone());
         let registry = Registry::start(database, config, metrics, &supervisor);
         let registry = registry.await.unwrap();

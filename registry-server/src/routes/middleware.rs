@@ -69,7 +69,12 @@ pub(super) async fn handle(
         .await;
     let mut response = outcome.unwrap_or_else(|cause| panic_response(id.as_ref(), &*cause));
     let status = response.status();
-    if let Some(stale) = middleware.registry.stale_for().filter(|_| matches!(method, "GET" | "HEAD")) {
+    // The searches of ARD are read by POST.
+    let is_read = || {
+        matches!(method, "GET" | "HEAD")
+            || path.as_ref().is_some_and(|path| path.as_str().starts_with("/ard/"))
+    };
+    if let Some(stale) = middleware.registry.stale_for().filter(|_| is_read()) {
         response.headers_mut().insert(STALE_HEADER, stale.as_secs().into());
     }
     if let Some(id) = id {

@@ -1,6 +1,7 @@
 //! The whole API in one short router. A handler reads the request, calls the registry, answers.
 
 mod agents;
+mod ard;
 mod auth;
 mod capabilities;
 mod client_address;
@@ -24,8 +25,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::header::CONNECTION;
 use axum::http::{Method, StatusCode, Uri};
-use axum::middleware::from_fn_with_state;
-use axum::routing::get;
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::routing::{any, get};
 use registry_sdk::contract::UNKNOWN_PATH_DETAIL;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -59,16 +60,27 @@ pub(crate) fn router(
         .routes(routes!(metrics::get_metrics))
         .routes(routes!(events::watch_events))
         .split_for_parts();
-    let routes = routes
+    let has_ard = registry.config().ard_publisher.is_some();
+    let middleware = Arc::new(Middleware::new(registry.clone(), authenticator, origins));
+    let mut routes = routes
         .merge(dashboard::routes())
         .merge(describe::pages(&description))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(from_fn_with_state(
-            Arc::new(Middleware::new(registry.clone(), authenticator, origins)),
-            middleware::handle,
-        ));
+        .layer(from_fn_with_state(middleware.clone(), middleware::handle));
+    if has_ard {
+        routes = routes.merge(ard_routes(middleware));
+    }
     routes.with_state(registry)
+}
+
+/// Returns the routes of ARD, with its own form of errors around the middleware, whose errors it rewrites, too.
+fn ard_routes(middleware: Arc<Middleware>) -> Router<Arc<Registry>> {
+    ard::routes()
+        .method_not_allowed_fallback(wrong_method)
+        .route("/ard/{*rest}", any(unknown_path))
+        .layer(from_fn_with_state(middleware, middleware::handle))
+        .layer(map_response(ard::to_ard_error))
 }
 
 /// Returns the router for connections over the limit, which closes each after its first response.

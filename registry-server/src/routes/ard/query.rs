@@ -1,0 +1,111 @@
+//! What a search and facets have in common: the query, a text and a filter of fields.
+
+use std::sync::Arc;
+
+use registry_sdk::contract::{is_valid_agent_id, limits};
+use registry_sdk::{PreparedSearch, SearchQuery};
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::{Map, Value};
+
+use super::field::Field;
+use super::site::Site;
+use crate::registry::FoundAgent;
+use crate::routes::extract::JsonBody;
+use crate::routes::problem::ApiError;
+
+/// Maximum number of fields in a filter, and of values for each.
+const MAX_CONSTRAINTS: usize = limits::TAGS;
+
+/// Page token of the first page of a search.
+const FIRST_PAGE: &str = "*";
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Query {
+    /// Binds prefixes of fields. No field with a prefix is supported, so there is nothing to resolve.
+    #[serde(rename = "@context", default)]
+    _context: IgnoredAny,
+    pub(super) text: Option<String>,
+    #[serde(default)]
+    filter: Map<String, Value>,
+}
+
+impl Query {
+    /// Reads the filter.
+    pub(super) fn filter(&self) -> Result<Filter, ApiError> {
+        if self.filter.len() > MAX_CONSTRAINTS {
+            let detail = format!("query.filter may have up to {MAX_CONSTRAINTS} fields");
+            return Err(ApiError::bad_request(detail));
+        }
+        let constraints = self.filter.iter();
+        let read = constraints.map(|(path, value)| Ok((Field::read(path)?, read_values(path, value)?)));
+        Ok(Filter { constraints: read.collect::<Result<_, ApiError>>()? })
+    }
+}
+
+/// Constraints on the fields of entries, all of which have to be met.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Filter {
+    constraints: Vec<(Field, Vec<String>)>,
+}
+
+impl Filter {
+    /// Adds a field, and the values of which it has to have one.
+    pub(super) fn add(&mut self, field: Field, values: Vec<String>) {
+        self.constraints.push((field, values));
+    }
+
+    /// Returns whether an agent has an entry that meets the constraints.
+    pub(super) fn accepts(&self, agent: &FoundAgent, site: &Site) -> bool {
+        // Another program may have written an id that no identifier can have.
+        is_valid_agent_id(agent.agent_id())
+            && self.constraints.iter().all(|(field, values)| field.has_any(values, agent, site))
+    }
+}
+
+/// Reads a list of values, or a single one.
+fn read_values(path: &str, value: &Value) -> Result<Vec<String>, ApiError> {
+    let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+    let texts: Option<Vec<_>> = values
+        .iter()
+        .map(|value| match value {
+            Value::String(text) => Some(text.clone()),
+            Value::Bool(_) | Value::Number(_) => Some(value.to_string()),
+            Value::Null | Value::Array(_) | Value::Object(_) => None,
+        })
+        .collect();
+    texts.filter(|texts| (1..=MAX_CONSTRAINTS).contains(&texts.len())).ok_or_else(|| {
+        ApiError::bad_request(format!(
+            "the filter {path:?} has to be a text, or a list of 1 to {MAX_CONSTRAINTS} texts"
+        ))
+    })
+}
+
+/// Prepares the search for a text among healthy agents, from a page token on.
+pub(super) fn prepare(text: &str, page_token: Option<&str>) -> Result<Arc<PreparedSearch>, ApiError> {
+    let query = SearchQuery::sentence(text).healthy(true);
+    let read = |query: SearchQuery| PreparedSearch::from_query_string(&query.to_query_string());
+    let wrong_text = || ApiError::bad_request("query.text has to have at least one letter or digit");
+    let first = read(query.clone().after(FIRST_PAGE)).map_err(|_| wrong_text())?;
+    let Some(token) = page_token else { return Ok(first.into()) };
+    read(query.after(token)).map(Arc::new).map_err(|_| wrong_page_token())
+}
+
+pub(super) fn wrong_page_token() -> ApiError {
+    ApiError::bad_request("pageToken has to be the one that the page before had")
+}
+
+/// Reads the size of a page.
+pub(super) fn read_page_size(size: Option<u64>, default: usize) -> Result<usize, ApiError> {
+    const MAX: usize = 100;
+    let Some(size) = size else { return Ok(default) };
+    let size = usize::try_from(size).ok().filter(|size| (1..=MAX).contains(size));
+    size.ok_or_else(|| ApiError::bad_request(format!("pageSize has to be 1 to {MAX}")))
+}
+
+/// Reads a body, in which unknown fields are errors.
+pub(super) fn read_body<T: DeserializeOwned>(body: &JsonBody) -> Result<T, ApiError> {
+    let read = serde_json::from_slice(body.bytes());
+    read.map_err(|error| ApiError::bad_request(format!("the body is not what this operation takes: {error}")))
+}
