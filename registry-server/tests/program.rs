@@ -189,7 +189,15 @@ async fn every_change_is_logged_with_its_request_token_and_outcome() {
     let mut revisions = Vec::new();
     for (method, path, body, agent_id, change, outcome) in [
         ("POST", "/register", registration(1), "agent-1", "register at http://agent:8000", "changed"),
-        ("POST", "/register", other, "other", "did not", "does not allow"),
+        ("POST", "/register", other, "other", "change=register", "does not allow"),
+        (
+            "POST",
+            "/agents/agent-1/heartbeat",
+            r#"{"status":"offline"}"#.to_owned(),
+            "agent-1",
+            "set the status offline by a heartbeat",
+            "changed",
+        ),
         (
             "PUT",
             "/agents/agent-1/status",
@@ -224,7 +232,7 @@ async fn every_change_is_logged_with_its_request_token_and_outcome() {
         let line = running.logged("request finished");
         assert!(line.contains("INFO") && line.contains(path) && line.contains("the-request"), "{line}");
     }
-    assert_eq!(revisions, [1, 2, 3, 4, 5]);
+    assert_eq!(revisions, [1, 2, 3, 4, 5, 6]);
 }
 
 /// Each line of the log stands for itself: the next registration of another agent marks its end.

@@ -35,6 +35,14 @@ impl<T> Written<T> {
     }
 }
 
+/// The response to a heartbeat.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    pub(crate) ack: HeartbeatAck,
+    /// The agent afterwards, if the heartbeat changed its status.
+    pub(crate) changed: Option<Arc<StoredAgent>>,
+}
+
 impl Registry {
     /// Creates or updates an agent. A registration that changes nothing is as cheap as a heartbeat.
     ///
@@ -75,7 +83,7 @@ impl Registry {
         agent_id: &str,
         heartbeat: Heartbeat,
         changed_by: Option<&Arc<str>>,
-    ) -> Result<HeartbeatAck, Error> {
+    ) -> Result<Heard, Error> {
         let arrived = Instant::now();
         let report = Report { load: heartbeat.load, active_tasks: heartbeat.active_tasks, probe: None };
         let timeout = |interval| heartbeat_timeout(self.shared.heartbeat_timeout(), interval);
@@ -88,14 +96,18 @@ impl Registry {
             self.shared.report(agent_id, report);
             let (status, interval) = (entry.agent.status, entry.agent.heartbeat_interval);
             let ack = HeartbeatAck::new(agent_id.to_owned(), status, last_heartbeat, timeout(interval));
-            return Ok(ack.registration_tag(entry.registration_tag().to_string()));
+            let ack = ack.registration_tag(entry.registration_tag().to_string());
+            return Ok(Heard { ack, changed: None });
         }
+        let previous = self.shared.view.entry(agent_id).map(|entry| entry.agent.status);
         let change = Change::Heartbeat(heartbeat);
         let agent = self.submit_and_get(agent_id, change, changed_by, arrived).await?;
         self.shared.report(agent_id, report);
         let timeout = timeout(agent.heartbeat_interval);
         let ack = HeartbeatAck::new(agent_id.to_owned(), agent.status, agent.last_heartbeat, timeout);
-        Ok(ack.registration_tag(agent.registration_tag().to_string()))
+        let ack = ack.registration_tag(agent.registration_tag().to_string());
+        let changed = previous.is_some_and(|status| status != agent.status).then_some(agent);
+        Ok(Heard { ack, changed })
     }
 
     pub(crate) async fn update_status(

@@ -67,7 +67,7 @@ pub(super) async fn register(
     let (agent_id, base_url) = (registration.agent_id.clone(), registration.base_url.clone());
     let elsewhere = caller.address.filter(|client| !client.is_loopback());
     let is_news = elsewhere.is_some() && !registry.is_registered_at(&agent_id, &base_url);
-    caller.check_may_act_for(&agent_id)?;
+    caller.check_may_act_for(&agent_id, "register")?;
     let change = format!("register at {base_url}");
     let record =
         caller.change(&agent_id, &change, registry.register(registration, caller.changed_by())).await?;
@@ -104,12 +104,16 @@ pub(super) async fn heartbeat(
     caller: Caller,
     body: JsonBody,
 ) -> Result<Json<HeartbeatAck>, ApiError> {
-    caller.check_may_act_for(&id)?;
+    caller.check_may_act_for(&id, "heartbeat")?;
     let beat = Heartbeat::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     let began = Instant::now();
     let heard = registry.heartbeat(&id, beat, caller.changed_by()).await?;
     registry.record_heartbeat_latency(&id, began.elapsed());
-    Ok(Json(heard))
+    if let Some(agent) = heard.changed {
+        let change = format!("set the status {} by a heartbeat", agent.status);
+        caller.log_change(&id, &change, agent.revision, agent.changed_by.as_deref());
+    }
+    Ok(Json(heard.ack))
 }
 
 /// Sets an agent's status. Does not count as a heartbeat, and so does not bring back an agent that has fallen silent.
@@ -132,7 +136,7 @@ pub(super) async fn update_status(
     caller: Caller,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    caller.check_may_act_for(&id)?;
+    caller.check_may_act_for(&id, "set the status")?;
     let update = StatusUpdate::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     let ends = if update.is_final { ", for good" } else { "" };
     let change = format!("set the status {}{ends}", update.status);
@@ -165,7 +169,7 @@ pub(super) async fn deregister(
     AgentId(id): AgentId,
     caller: Caller,
 ) -> Result<StatusCode, ApiError> {
-    caller.check_may_act_for(&id)?;
+    caller.check_may_act_for(&id, "remove")?;
     caller.change(&id, "remove", registry.deregister(&id, caller.changed_by())).await?;
     Ok(StatusCode::NO_CONTENT)
 }

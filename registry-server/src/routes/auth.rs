@@ -113,12 +113,14 @@ impl Authenticator {
 
 impl Caller {
     /// Rejects the write if the caller is not authorized for the agent.
-    pub(super) fn check_may_act_for(&self, agent_id: &str) -> Result<(), ApiError> {
+    ///
+    /// `change` says in the log what was asked for.
+    pub(super) fn check_may_act_for(&self, agent_id: &str, change: &str) -> Result<(), ApiError> {
         match &self.bearer {
             Some(Bearer { token, .. }) if !token.may_act_for(agent_id) => {
                 let name = &token.name;
                 let detail = format!("the token {name:?} does not allow to change the agent {agent_id:?}");
-                self.log_rejection(agent_id, None, &detail);
+                self.log_rejection(agent_id, change, &detail);
                 Err(ApiError::new(StatusCode::FORBIDDEN, detail))
             }
             _ => Ok(()),
@@ -132,35 +134,38 @@ impl Caller {
         change: &str,
         make: impl Future<Output = Result<Written<T>, Error>>,
     ) -> Result<T, ApiError> {
-        let (request_id, token, client) = (self.request_id(), self.name(), self.address.map(display));
         match make.await {
             Ok(written) => {
-                let (revision, changed_by) = (written.revision(), written.changed_by());
-                tracing::info!(
-                    request_id,
-                    token,
-                    client,
-                    agent_id,
-                    %change,
-                    revision,
-                    changed_by,
-                    "changed an agent"
-                );
+                self.log_change(agent_id, change, written.revision(), written.changed_by());
                 Ok(written.response)
             }
             Err(error) => {
                 let error = ApiError::from(error);
-                self.log_rejection(agent_id, Some(change), error.detail());
+                self.log_rejection(agent_id, change, error.detail());
                 Err(error)
             }
         }
     }
 
-    /// Logs who asked for a change that was not made, and why.
-    fn log_rejection(&self, agent_id: &str, change: Option<&str>, error: &str) {
+    /// Logs who changed an agent.
+    pub(super) fn log_change(&self, agent_id: &str, change: &str, revision: i64, changed_by: Option<&str>) {
         let (request_id, token, client) = (self.request_id(), self.name(), self.address.map(display));
-        let change = change.map(display);
-        tracing::info!(request_id, token, client, agent_id, change, error, "did not change an agent");
+        tracing::info!(
+            request_id,
+            token,
+            client,
+            agent_id,
+            %change,
+            revision,
+            changed_by,
+            "changed an agent"
+        );
+    }
+
+    /// Logs who asked for a change that was not made, and why.
+    fn log_rejection(&self, agent_id: &str, change: &str, error: &str) {
+        let (request_id, token, client) = (self.request_id(), self.name(), self.address.map(display));
+        tracing::info!(request_id, token, client, agent_id, %change, error, "did not change an agent");
     }
 
     fn request_id(&self) -> Option<&str> {

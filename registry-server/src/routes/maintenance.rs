@@ -43,7 +43,7 @@ pub(super) async fn set_maintenance(
     caller: Caller,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    caller.check_may_act_for(&id)?;
+    caller.check_may_act_for(&id, "begin maintenance")?;
     let request = MaintenanceRequest::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     let change = format!("begin maintenance: {:?}", request.reason);
     let set = registry.set_maintenance(&id, request, caller.changed_by());
@@ -64,7 +64,7 @@ pub(super) async fn end_maintenance(
     AgentId(id): AgentId,
     caller: Caller,
 ) -> Result<Response, ApiError> {
-    caller.check_may_act_for(&id)?;
+    caller.check_may_act_for(&id, "end maintenance")?;
     let ended = registry.end_maintenance(&id, caller.changed_by());
     Ok(json(caller.change(&id, "end maintenance", ended).await?))
 }

@@ -106,8 +106,8 @@ impl Server {
     }
 
     pub(super) async fn heartbeat(&self, agent_id: &str) -> Result<HeartbeatAck, Failure> {
-        self.call("heartbeat", self.registry.heartbeat(agent_id, Heartbeat::default(), Some(&self.token)))
-            .await
+        let heartbeat = self.registry.heartbeat(agent_id, Heartbeat::default(), Some(&self.token));
+        self.call("heartbeat", heartbeat).await.map(|heard| heard.ack)
     }
 
     pub(super) async fn update_status(
