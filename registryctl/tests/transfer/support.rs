@@ -11,7 +11,7 @@ use std::time::Duration;
 use registry_sdk::contract::{Capability, Registration};
 use registry_sdk::testing::MockRegistry;
 use registry_sdk::{RegistryClient, RetryPolicy};
-use registry_server::{Config, Server};
+use registry_server::{Config, Server, StartError};
 use serde_json::{Value, json};
 
 /// Nobody is offline because the machine is busy.
@@ -63,7 +63,13 @@ impl Database {
     pub(crate) async fn serve_at(&self, address: SocketAddr) -> Server {
         let (listen, database_url) = (address.into(), self.url.clone());
         let config = Config { listen, database_url, heartbeat_timeout: NEVER, ..Config::default() };
-        Server::bind(config).await.unwrap()
+        loop {
+            match Server::bind(config.clone()).await {
+                // A program that another test starts has this process's files, and their locks, until it runs.
+                Err(StartError::DatabaseInUse(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
+                outcome => return outcome.unwrap(),
+            }
+        }
     }
 }
 
