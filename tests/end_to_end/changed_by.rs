@@ -276,27 +276,14 @@ async fn replicas_agree(database: Database) {
     two.shutdown().await;
 }
 
-/// A rolling upgrade: a server that does not know the columns, and leaves them out of its statements and events.
+/// A rolling upgrade.
 async fn an_older_servers_change_hides_the_name(database: Database) {
     let tokens = Tokens::new();
     let server = tokens.start(&database).await;
     let [owner, _] = tokens.clients(&server);
     owner.register(&agent("a", "work")).await.unwrap();
     let mut watch = watch(&owner).await;
-    database
-        .execute(
-            "WITH head AS (
-                 UPDATE agent_registry_state SET revision = revision + 1, mark = 7 RETURNING revision
-             ), put AS (
-                 UPDATE agent_registry SET status = 'busy', revision = head.revision FROM head WHERE agent_id = 'a'
-             )
-             INSERT INTO agent_registry_event (revision, mark, kind, agent_id, agent, at)
-             SELECT head.revision, 7, 'status_changed', 'a',
-                 (last.agent::jsonb - 'changed_by' || jsonb_build_object('status', 'busy', 'revision', head.revision))::json,
-                 now()
-             FROM head, agent_registry_event AS last WHERE last.revision = head.revision - 1",
-        )
-        .await;
+    database.make_busy_as_an_older_server().await;
     assert_eq!(next_name(&mut watch).await, ("status_changed", None));
     let shown = owner.get_agent("a").await.unwrap();
     assert_eq!((shown.status, shown.changed_by), (AgentStatus::Busy, None));

@@ -467,26 +467,13 @@ async fn replicas_agree_about_maintenance(database: Database) {
     two.shutdown().await;
 }
 
-/// A rolling upgrade: a server that does not know the column, and leaves it out of its statements and events.
+/// A rolling upgrade.
 async fn an_older_servers_write_leaves_the_maintenance_in_the_row(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
     let set = client.set_maintenance("a", &request()).await.unwrap();
-    database
-        .execute(
-            "WITH head AS (
-                 UPDATE agent_registry_state SET revision = revision + 1, mark = 7 RETURNING revision
-             ), put AS (
-                 UPDATE agent_registry SET status = 'busy', revision = head.revision FROM head WHERE agent_id = 'a'
-             )
-             INSERT INTO agent_registry_event (revision, mark, kind, agent_id, agent, at)
-             SELECT head.revision, 7, 'status_changed', 'a',
-                 (last.agent::jsonb - 'maintenance' || jsonb_build_object('status', 'busy', 'revision', head.revision))::json,
-                 now()
-             FROM head, agent_registry_event AS last WHERE last.revision = head.revision - 1",
-        )
-        .await;
+    database.make_busy_as_an_older_server().await;
     let is_busy = async || client.get_agent("a").await.unwrap().status == AgentStatus::Busy;
     eventually("the change is followed", is_busy).await;
     // The next change of the agent shows what its row says; without one, the comparison of all rows does within a minute.

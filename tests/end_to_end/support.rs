@@ -197,6 +197,24 @@ impl Database {
         }
     }
 
+    /// Makes the agent `a` busy, as a server does that does not know the columns `maintenance` and `changed_by`: it leaves them
+    /// out of its statements and events. The agent's own last change has to be the last of all. PostgreSQL only.
+    pub(crate) async fn make_busy_as_an_older_server(&self) {
+        self.execute(
+            "WITH head AS (
+                 UPDATE agent_registry_state SET revision = revision + 1, mark = 7 RETURNING revision
+             ), put AS (
+                 UPDATE agent_registry SET status = 'busy', revision = head.revision FROM head WHERE agent_id = 'a'
+             )
+             INSERT INTO agent_registry_event (revision, mark, kind, agent_id, agent, at)
+             SELECT head.revision, 7, 'status_changed', 'a',
+                 (last.agent::jsonb - 'maintenance' - 'changed_by' || jsonb_build_object('status', 'busy', 'revision', head.revision))::json,
+                 now()
+             FROM head, agent_registry_event AS last WHERE last.revision = head.revision - 1",
+        )
+        .await;
+    }
+
     /// Runs a statement on the database itself.
     pub(crate) async fn execute(&self, sql: &'static str) {
         match self.kind {

@@ -5,9 +5,9 @@ import { renderEvents } from "./events.js";
 import { $, arrange, dateAndTime, element, fill, link, load, said, saidInParagraph, seconds, setText, statusOf } from "./parts.js";
 import { readJson } from "./registry.js";
 
-// What the registry said of the agent last: its record and its health, which may be unknown. null if there is no such agent.
+// The agent's last record, and its health if that is known. null if there is no such agent.
 let shown = null;
-// Of which agent that is.
+// The id of that agent.
 let shownId = null;
 
 /// The id of the agent that is to be shown; null for the overview.
@@ -20,7 +20,7 @@ export function agentInAddress() {
   }
 }
 
-/// Shows what is known of an agent at once.
+/// Shows what is already known of the agent, before it is fetched.
 export function openAgent() {
   const id = agentInAddress();
   if (id === null || id === shownId) return;
@@ -31,7 +31,7 @@ export function openAgent() {
   renderAgent();
 }
 
-/// Reads the agent anew, and shows it. What is shown stays if that fails.
+/// Fetches the agent and shows it. If that fails, the page keeps what it shows.
 export async function readAgent() {
   const id = agentInAddress();
   if (id === null) return;

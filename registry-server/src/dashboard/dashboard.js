@@ -93,7 +93,7 @@ setInterval(() => {
   if (isOverviewSeen()) changed();
 }, 5000);
 repeat(readAgent, () => 2000);
-// Heartbeats are no events: what was last heard is read anew now and then, less often where that takes long.
+// Heartbeats are not events, so the list is fetched again from time to time, less often if that is slow.
 repeat(async () => {
   if (isOverviewSeen()) await refresh();
 }, () => Math.max(15000, 50000 * listSeconds));

@@ -5,7 +5,7 @@ import { agentLink, arrange, element, said, statusOf, timeOfDay } from "./parts.
 // The items of each list, by event. An event never changes.
 const itemsOf = new WeakMap();
 
-/// Shows events in a list; with links to their agents where it has events of many.
+/// Shows events in a list. `withLink` adds links to their agents.
 export function renderEvents(list, events, withLink) {
   const known = itemsOf.get(list) ?? new Map();
   const items = new Map(events.map((event) => [event, known.get(event) ?? item(event, withLink)]));

@@ -4,12 +4,12 @@ import { findableChanges, isLive } from "./copy.js";
 import { $ } from "./parts.js";
 import { readJson } from "./registry.js";
 
-// Most matches of one answer.
+// Maximum number of matches in a response.
 const LIMIT = 1000;
 const BOXES = ["search", "capability", "tags", "metadata-filter"];
 
-/// What is shown: the words `q`, and by id what the registry found, in its order: matches if there are words, and otherwise agents that
-/// pass the filters. `found` is null if nothing is asked for. `failure` says why what is typed was not searched for.
+/// The search that is shown. `found` has the registry's results by agent id, in its order: matches if `q` has words, and otherwise
+/// agents that pass the filters. It is null without words and filters. `failure` says why the input was not searched for.
 export const result = { q: "", found: null, hasEveryWord: true, failure: null };
 
 let searches = 0;
@@ -68,7 +68,7 @@ function filters() {
   return query;
 }
 
-/// What to say of so many agents that are shown.
+/// Describes the search, given the number of agents shown.
 export function summary(count) {
   const { q, found, hasEveryWord, failure } = result;
   if (failure !== null) return failure;

@@ -14,7 +14,7 @@ let channel = null;
 let receive;
 let recentEvents;
 
-// Number of past events that are asked for, and told to another tab.
+// Number of past events to request, and to pass on to another tab.
 const LAST_EVENTS = 50;
 
 /// Follows the stream until the token is refused. `receiver` gets `{ isConnected, heardAt }` with every sign of life and every loss,

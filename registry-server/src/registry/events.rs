@@ -43,7 +43,7 @@ impl Cursor {
     }
 }
 
-/// Where an event stream begins.
+/// The place in the log at which an event stream starts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum StreamStart {
     /// After a position in the history.
@@ -90,7 +90,7 @@ impl EventLog {
         }
     }
 
-    /// Returns a cursor where a stream begins.
+    /// Returns the cursor at which a stream starts.
     pub(super) fn cursor(&self, start: StreamStart) -> Cursor {
         let after = match start {
             StreamStart::After(position) => position,

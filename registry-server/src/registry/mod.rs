@@ -216,7 +216,7 @@ impl Registry {
         ServerHealth::new(status, env!("CARGO_PKG_VERSION"), shared.database.name(), uptime)
     }
 
-    /// Returns a cursor where a stream begins, and the last position that is known then.
+    /// Returns the cursor at which a stream starts, and the last known position at that time.
     ///
     /// Waits a moment for a position that this server does not know yet: the watcher may have read from another one.
     pub(crate) async fn cursor(&self, start: StreamStart) -> (Cursor, Position) {

@@ -86,27 +86,27 @@ impl Registry {
     ) -> Result<Heard, Error> {
         let arrived = Instant::now();
         let report = Report { load: heartbeat.load, active_tasks: heartbeat.active_tasks, probe: None };
-        let timeout = |interval| heartbeat_timeout(self.shared.heartbeat_timeout(), interval);
-        if let Some(entry) = self.shared.view.entry(agent_id)
+        let ack = |agent: &StoredAgent, last_heartbeat, tag: String| {
+            let timeout = heartbeat_timeout(self.shared.heartbeat_timeout(), agent.heartbeat_interval);
+            HeartbeatAck::new(agent_id.to_owned(), agent.status, last_heartbeat, timeout)
+                .registration_tag(tag)
+        };
+        let entry = self.shared.view.entry(agent_id);
+        if let Some(entry) = &entry
             && entry.agent.status != AgentStatus::Offline
             && heartbeat.status.is_none_or(|status| status == entry.agent.status)
             && accepts_instance(&entry.agent, heartbeat.instance_id.as_deref())
-            && let Some(last_heartbeat) = self.write_heartbeat(&entry, arrived).await?
+            && let Some(last_heartbeat) = self.write_heartbeat(entry, arrived).await?
         {
             self.shared.report(agent_id, report);
-            let (status, interval) = (entry.agent.status, entry.agent.heartbeat_interval);
-            let ack = HeartbeatAck::new(agent_id.to_owned(), status, last_heartbeat, timeout(interval));
-            let ack = ack.registration_tag(entry.registration_tag().to_string());
+            let ack = ack(&entry.agent, last_heartbeat, entry.registration_tag().to_string());
             return Ok(Heard { ack, changed: None });
         }
-        let previous = self.shared.view.entry(agent_id).map(|entry| entry.agent.status);
         let change = Change::Heartbeat(heartbeat);
         let agent = self.submit_and_get(agent_id, change, changed_by, arrived).await?;
         self.shared.report(agent_id, report);
-        let timeout = timeout(agent.heartbeat_interval);
-        let ack = HeartbeatAck::new(agent_id.to_owned(), agent.status, agent.last_heartbeat, timeout);
-        let ack = ack.registration_tag(agent.registration_tag().to_string());
-        let changed = previous.is_some_and(|status| status != agent.status).then_some(agent);
+        let ack = ack(&agent, agent.last_heartbeat, agent.registration_tag().to_string());
+        let changed = entry.is_some_and(|entry| entry.agent.status != agent.status).then_some(agent);
         Ok(Heard { ack, changed })
     }
 
@@ -180,10 +180,8 @@ impl Registry {
         changed_by: Option<&Arc<str>>,
         arrived: Instant,
     ) -> Result<Arc<StoredAgent>, Error> {
-        match self.submit_requested(agent_id, change, changed_by, arrived).await? {
-            Outcome::Applied(agent) | Outcome::Unchanged(agent) | Outcome::Adopted(agent) => Ok(agent),
-            outcome => Err(not_applied(agent_id, outcome)),
-        }
+        let outcome = self.submit_requested(agent_id, change, changed_by, arrived).await?;
+        outcome.agent().cloned().ok_or_else(|| not_applied(agent_id, outcome))
     }
 
     /// Makes a change that a client asked for.

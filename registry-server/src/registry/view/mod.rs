@@ -143,7 +143,7 @@ impl View {
         self.inner.read().log.contains(event)
     }
 
-    /// Returns a cursor where a stream begins, and the head of the log.
+    /// Returns the cursor at which a stream starts, and the head of the log.
     pub(crate) fn cursor(&self, start: StreamStart) -> (Cursor, Position) {
         let log = &self.inner.read().log;
         (log.cursor(start), log.head())

@@ -85,11 +85,14 @@ fn read_values(path: &str, value: &Value) -> Result<Vec<String>, ApiError> {
 /// Prepares the search for a text among healthy agents, from a page token on.
 pub(super) fn prepare(text: &str, page_token: Option<&str>) -> Result<Arc<PreparedSearch>, ApiError> {
     let query = SearchQuery::sentence(text).healthy(true);
-    let read = |query: SearchQuery| PreparedSearch::from_query_string(&query.to_query_string());
-    let wrong_text = || ApiError::bad_request("query.text has to have at least one letter or digit");
-    let first = read(query.clone().after(FIRST_PAGE)).map_err(|_| wrong_text())?;
-    let Some(token) = page_token else { return Ok(first.into()) };
-    read(query.after(token)).map(Arc::new).map_err(|_| wrong_page_token())
+    let read = |token: &str| PreparedSearch::from_query_string(&query.clone().after(token).to_query_string());
+    if let Ok(search) = read(page_token.unwrap_or(FIRST_PAGE)) {
+        return Ok(search.into());
+    }
+    Err(match read(FIRST_PAGE) {
+        Ok(_) => wrong_page_token(),
+        Err(_) => ApiError::bad_request("query.text has to have at least one letter or digit"),
+    })
 }
 
 pub(super) fn wrong_page_token() -> ApiError {
