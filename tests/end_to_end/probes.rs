@@ -247,11 +247,14 @@ async fn whatever_a_hostile_agent_answers_it_is_only_unhealthy(database: Databas
     // Nobody listens there.
     agents.register_at(&client, "gone", "http://127.0.0.1:1").await;
     for (kind, detail) in kinds.into_iter().chain([("gone", "refused")]) {
-        let failed = async || !health(&client, kind).await.is_healthy();
-        eventually(&format!("{kind} is unhealthy"), failed).await;
-        let probe = health(&client, kind).await.probe.unwrap();
-        let said = probe.detail.unwrap_or_default();
-        assert!(!probe.ok && said.contains(detail), "{kind}: {said}");
+        // On a busy machine an answer that takes several requests may come too late once.
+        let failed = async || {
+            let found = health(&client, kind).await;
+            let is_told = |said: String| said.contains(detail);
+            !found.is_healthy()
+                && found.probe.is_some_and(|probe| !probe.ok && probe.detail.is_some_and(is_told))
+        };
+        eventually(&format!("{kind} is unhealthy, since {detail}"), failed).await;
     }
     eventually("the others do not suffer", async || health(&client, "well").await.is_healthy()).await;
     server.shutdown().await;
