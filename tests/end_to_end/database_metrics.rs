@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use futures_util::future::{join, join_all};
+use futures_util::future::{join_all, join3};
 use registry_sdk::testing::Fault;
 use sqlx::Executor;
+use tokio::time::timeout;
 
 use crate::metrics::{by_label, scrape};
-use crate::support::{Database, agent, client, eventually, on_both_databases, on_postgres, proxy_before};
+use crate::support::{
+    Database, LONG, agent, client, eventually, on_both_databases, on_postgres, proxy_before,
+};
 
 on_both_databases!(writes_are_counted_by_transaction_with_their_waits);
 
@@ -53,31 +56,40 @@ async fn writes_are_counted_by_transaction_with_their_waits(database: Database) 
 
 async fn a_change_that_waits_behind_another_is_seen(database: Database) {
     const HELD: Duration = Duration::from_millis(200);
+    /// A transaction gives up soon after that.
+    const MOST: Duration = Duration::from_secs(1);
     let server = database.start().await;
     let client = client(&server);
-    let (first, second) = (agent("first", "work"), agent("second", "work"));
-    // Another program holds the state row, so the first change's transaction takes as long. On a busy machine it may fail.
-    let round = async || {
+    let blocked = "SELECT min(pid)::text FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let is_blocked = async || database.text(blocked).await.is_some();
+    let is_queued = async || by_label(&scrape(&server).await, "agent_registry_queue_length")["changes"] > 0;
+    // Another program holds the state row, so the first change's transaction takes as long. On a busy machine it may fail,
+    // or take the second change with it.
+    let mut rounds = 0;
+    let mut round = async || {
+        rounds += 1;
+        let [first, second] = ["first", "second"].map(|name| agent(&format!("{name}-{rounds}"), "work"));
         let mut holder = database.connect().await;
         holder.execute("BEGIN; SELECT FROM agent_registry_state FOR UPDATE").await.unwrap();
+        let sending_second = async {
+            let _ = timeout(MOST, eventually("the first change is blocked", is_blocked)).await;
+            client.register(&second).await
+        };
         let holding = async {
-            eventually("the second change waits", async || {
-                by_label(&scrape(&server).await, "agent_registry_queue_length")["changes"] > 0
-            })
-            .await;
+            let _ = timeout(MOST, eventually("the second change waits", is_queued)).await;
             tokio::time::sleep(HELD).await;
             holder.execute("ROLLBACK").await.unwrap();
         };
-        let (registered, ()) = join(join(client.register(&first), client.register(&second)), holding).await;
-        registered.0.unwrap();
-        registered.1.unwrap();
+        let _ = join3(client.register(&first), sending_second, holding).await;
         let found = scrape(&server).await;
         let (_, waited) = histogram(&found, "queue_wait_seconds", "queue=\"changes\"");
         let (_, took) = histogram(&found, "database_latency_seconds", "part=\"changes\"");
         let held = HELD.as_secs_f64();
         waited >= held && took >= held
     };
-    eventually("the wait and the latency are seen", round).await;
+    let seen = async { while !round().await {} };
+    timeout(LONG, seen).await.expect("the wait and the latency are seen");
     server.shutdown().await;
 }
 
