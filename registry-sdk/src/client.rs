@@ -1,5 +1,6 @@
 //! The client: one method for each operation.
 
+mod card;
 mod maintenance;
 mod raw;
 

@@ -73,6 +73,7 @@ async fn every_operation_is_described_with_its_answers_and_an_example(database: 
         "deregister delete /agents/{id}",
         "end_maintenance delete /agents/{id}/maintenance",
         "get_agent get /agents/{id}",
+        "get_card get /agents/{id}/card",
         "get_liveness get /livez",
         "get_metrics get /metrics",
         "get_readiness get /readyz",

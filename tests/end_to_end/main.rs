@@ -9,6 +9,7 @@ mod api_description;
 mod ard;
 mod behind_proxies;
 mod below_a_path;
+mod cards;
 mod changed_by;
 mod credentials;
 mod database_metrics;

@@ -336,6 +336,10 @@ pub struct AgentRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = String, required = false))]
     pub changed_by: Option<String>,
+    /// An opaque text that depends on the agent's A2A agent card, if it registered one: `GET /agents/{id}/card` returns the card.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, required = false))]
+    pub card_digest: Option<String>,
     /// The revision of the agent's last change; plain heartbeats do not count. Of two records of an agent, the one with
     /// the greater revision is the later.
     #[serde(default)]
@@ -371,6 +375,7 @@ impl AgentRecord {
             healthy: None,
             maintenance: None,
             changed_by: None,
+            card_digest: None,
             revision: None,
             registration_tag: None,
         }

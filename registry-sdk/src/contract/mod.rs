@@ -8,6 +8,7 @@
 mod address;
 mod agent;
 mod capability_match;
+mod card;
 mod delegation;
 mod event;
 mod health;
@@ -26,6 +27,7 @@ mod words;
 pub use address::is_loopback;
 pub use agent::{AgentRecord, AgentStatus, CHANGED_BY_REGISTRY, Capability, ParseStatusError};
 pub use capability_match::CapabilityMatch;
+pub use card::{AgentCard, CARD_MEDIA_TYPE};
 pub use delegation::{
     ATTEMPT_HEADER, IDEMPOTENCY_KEY_HEADER, TIME_LEFT_HEADER, idempotency_key_value, parse_idempotency_key,
 };

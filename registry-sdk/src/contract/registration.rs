@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::agent::{AgentStatus, Capability, null_is_default};
+use super::card::AgentCard;
 use super::own_health::ProbeMode;
 use super::problem::{FieldError, ValidationError};
 use super::time::{optional_seconds, seconds};
@@ -99,6 +100,11 @@ pub struct Registration {
     )]
     #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 1_000_000_000, value_type = Option<f64>))]
     pub instance_age: Option<Duration>,
+    /// The agent's A2A agent card, up to 64 KiB of JSON. It is kept byte for byte, apart from the record: `GET /agents/{id}/card`
+    /// returns it. A registration without a card removes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<super::card::Card>))]
+    pub card: Option<AgentCard>,
 }
 
 impl Registration {
@@ -121,6 +127,7 @@ impl Registration {
             heartbeat_interval: None,
             instance_id: None,
             instance_age: None,
+            card: None,
         }
     }
 
@@ -186,6 +193,13 @@ impl Registration {
         self
     }
 
+    /// Sets the agent's A2A agent card, which the registry passes on as it is.
+    #[must_use]
+    pub fn card(mut self, card: AgentCard) -> Self {
+        self.card = Some(card);
+        self
+    }
+
     /// Reads and checks the body of a registration.
     ///
     /// The error has all the fields that are missing, of a wrong type or out of their limits. A body that is
@@ -219,6 +233,7 @@ struct Draft<'a> {
     heartbeat_interval_seconds: Option<&'a RawValue>,
     instance_id: Option<&'a RawValue>,
     instance_age_seconds: Option<&'a RawValue>,
+    card: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -264,6 +279,7 @@ impl Draft<'_> {
             "a number of seconds from 0 to 1000000000",
             self.instance_age_seconds,
         );
+        let card = optional(&mut errors, "card", "a JSON object", self.card);
         let registration = Registration {
             agent_id: agent_id.unwrap_or_default(),
             agent_name: agent_name.unwrap_or_default(),
@@ -276,6 +292,7 @@ impl Draft<'_> {
             heartbeat_interval: interval.map(|Seconds(duration)| duration),
             instance_id,
             instance_age: age.map(|Seconds(duration)| duration),
+            card,
         };
         // What could be read is checked against its limits as well; what could not has its error already.
         if let Err(ValidationError(limits)) = registration.validate() {

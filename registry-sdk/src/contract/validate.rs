@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::address::{check_base_url, check_health_path};
 use super::agent::Capability;
+use super::card::AgentCard;
 use super::own_health::ProbeMode;
 use super::problem::{FieldError, ValidationError};
 use super::registration::Registration;
@@ -47,6 +48,10 @@ pub mod limits {
     /// Levels of lists and objects in the metadata. Readers of JSON have limits of their own (128 is common), and the metadata
     /// has to be readable inside of a list of agents, too.
     pub const METADATA_DEPTH: usize = 64;
+    /// Bytes of an A2A agent card.
+    pub const CARD_BYTES: usize = 64 * 1_024;
+    /// Levels of lists and objects in a card, for the same reason as in the metadata.
+    pub const CARD_DEPTH: usize = 64;
     /// Bytes of a request's body.
     pub const BODY_BYTES: usize = 256 * 1_024;
     /// The longest interval between two heartbeats.
@@ -115,6 +120,9 @@ impl Registration {
             check.fail("instance_age_seconds", "must be from 0 to 1000000000");
         } else if self.instance_age.is_some() && self.instance_id.is_none() {
             check.fail("instance_age_seconds", "needs an instance_id: it is the age of that process");
+        }
+        if let Some(card) = &self.card {
+            check.card(card);
         }
         if check.errors.is_empty() { Ok(()) } else { Err(ValidationError(check.errors)) }
     }
@@ -201,6 +209,19 @@ impl Check {
         }
         let field = format_args!("capabilities[{index}].examples");
         self.texts(field, examples, limits::EXAMPLES, limits::EXAMPLE);
+    }
+
+    fn card(&mut self, card: &AgentCard) {
+        let (bytes, depth) = (card.as_str().len(), card.depth());
+        if !card.is_object() {
+            self.fail("card", "must be a JSON object, the A2A agent card");
+        } else if bytes > limits::CARD_BYTES {
+            let most = limits::CARD_BYTES;
+            self.fail("card", format!("must be up to {most} bytes of JSON, has {bytes}"));
+        } else if depth > limits::CARD_DEPTH {
+            let most = limits::CARD_DEPTH;
+            self.fail("card", format!("must be nested up to {most} levels deep, is nested {depth}"));
+        }
     }
 
     fn metadata(&mut self, given: &Registration) {

@@ -10,7 +10,7 @@ use futures_util::{StreamExt, future, stream};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
-use hyper::header::{CONTENT_TYPE, LINK, RETRY_AFTER};
+use hyper::header::{CONTENT_TYPE, ETAG, LINK, RETRY_AFTER};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -25,7 +25,7 @@ use super::request_log::RequestLog;
 use super::routes::{MockRequest, MockResponse, answer};
 use super::state::{Backup, MockState};
 use crate::client::RegistryClient;
-use crate::contract::{AgentRecord, FieldError};
+use crate::contract::{AgentRecord, CARD_MEDIA_TYPE, FieldError};
 use crate::retry::{RetryPolicy, deadline_after};
 
 /// A registry for tests: it behaves as the contract says, keeps its agents in memory, and misbehaves when told
@@ -355,10 +355,14 @@ type Body = BoxBody<Bytes, io::Error>;
 fn response(answer: MockResponse, shared: &Arc<Shared>) -> Response<Body> {
     let kind = match (answer.status, answer.follow) {
         (..400, Some(_)) => "text/event-stream",
+        (..400, None) if answer.card_tag.is_some() => CARD_MEDIA_TYPE,
         (..400, None) => "application/json",
         _ => "application/problem+json",
     };
     let mut builder = Response::builder().status(answer.status).header(CONTENT_TYPE, kind);
+    if let Some(digest) = answer.card_tag {
+        builder = builder.header(ETAG, format!("\"{digest}\""));
+    }
     if let Some(next) = answer.next {
         builder = builder.header(LINK, format!("<?{next}>; rel=\"next\""));
     }

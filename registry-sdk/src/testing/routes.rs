@@ -17,6 +17,8 @@ pub(super) struct MockResponse {
     pub(super) body: Vec<u8>,
     /// The query of the next page, for a `Link` header.
     pub(super) next: Option<String>,
+    /// The `ETag` of a card.
+    pub(super) card_tag: Option<String>,
     /// The changes after this one follow the body, without end.
     pub(super) follow: Option<Cursor>,
 }
@@ -24,7 +26,13 @@ pub(super) struct MockResponse {
 impl MockResponse {
     fn ok(body: &impl Serialize) -> Self {
         // The contract's types always serialize.
-        Self { status: 200, body: serde_json::to_vec(body).unwrap_or_default(), next: None, follow: None }
+        Self {
+            status: 200,
+            body: serde_json::to_vec(body).unwrap_or_default(),
+            next: None,
+            card_tag: None,
+            follow: None,
+        }
     }
 
     pub(super) fn problem(status: u16, detail: impl Into<String>) -> Self {
@@ -94,8 +102,15 @@ pub(super) fn answer(state: &mut MockState, request: &MockRequest<'_>) -> MockRe
         }
         ("DELETE", ["agents", id]) => {
             let removed = state.remove(id).map_err(MockResponse::from);
-            removed.map(|()| MockResponse { status: 204, body: Vec::new(), next: None, follow: None })
+            removed.map(|()| MockResponse {
+                status: 204,
+                body: Vec::new(),
+                next: None,
+                card_tag: None,
+                follow: None,
+            })
         }
+        ("GET", ["agents", id, "card"]) => card(state, id),
         ("POST", ["agents", id, "heartbeat"]) => heartbeat(state, id, body),
         ("PUT", ["agents", id, "status"]) => set_status(state, id, body),
         ("PUT", ["agents", id, "maintenance"]) => set_maintenance(state, id, body),
@@ -137,12 +152,18 @@ fn events(
     if !is_reset {
         body.extend(log.greeting());
     }
-    Ok(MockResponse { status: 200, body, next: None, follow: Some(cursor) })
+    Ok(MockResponse { status: 200, body, next: None, card_tag: None, follow: Some(cursor) })
 }
 
 fn register(state: &mut MockState, body: &[u8]) -> Result<MockResponse, MockResponse> {
     let read = Registration::from_json(body).map_err(|error| malformed(&error))?;
     Ok(MockResponse::ok(&state.register(read.map_err(MockResponse::invalid)?)?))
+}
+
+fn card(state: &mut MockState, id: &str) -> Result<MockResponse, MockResponse> {
+    let none = || MockResponse::problem(404, format!("agent {id:?} has registered no A2A agent card"));
+    let (card, digest) = state.card(id)?.ok_or_else(none)?;
+    Ok(MockResponse { body: card.as_str().into(), card_tag: Some(digest), ..MockResponse::ok(&()) })
 }
 
 fn heartbeat(state: &mut MockState, id: &str, body: &[u8]) -> Result<MockResponse, MockResponse> {

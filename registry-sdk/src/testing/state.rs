@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use super::log::Log;
 use crate::contract::{
-    AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, EventKind, HealthStatus, Heartbeat, HeartbeatAck,
-    Instances, Maintenance, MaintenanceRequest, Owner, Registration, RegistryStats, StatusUpdate, Timestamp,
-    UnhealthyReason, heartbeat_timeout, limits,
+    AgentCard, AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, EventKind, HealthStatus, Heartbeat,
+    HeartbeatAck, Instances, Maintenance, MaintenanceRequest, Owner, Registration, RegistryStats,
+    StatusUpdate, Timestamp, UnhealthyReason, heartbeat_timeout, limits,
 };
 use crate::query::{ListQuery, PreparedSearch};
 use crate::search::{Hit, Rank, SearchIndex};
@@ -43,6 +43,13 @@ impl Entry {
         // The contract's types always serialize.
         serde_json::to_string(&registration).unwrap_or_default().hash(&mut hasher);
         format!("{:016x}", hasher.finish())
+    }
+
+    /// Depends on the card.
+    fn card_digest(&self) -> Option<String> {
+        let mut hasher = DefaultHasher::new();
+        self.registration.card.as_ref()?.as_str().hash(&mut hasher);
+        Some(format!("{:016x}", hasher.finish()))
     }
 
     fn is_owned_by(&self, instance_id: &str) -> bool {
@@ -257,6 +264,12 @@ impl MockState {
         Ok(self.known(agent_id))
     }
 
+    /// The card of an agent, and its digest.
+    pub(super) fn card(&mut self, agent_id: &str) -> Result<Option<(AgentCard, String)>, Refusal> {
+        let entry = self.entry(agent_id, None)?;
+        Ok(entry.registration.card.clone().zip(entry.card_digest()))
+    }
+
     pub(super) fn health(&mut self, agent_id: &str) -> Result<AgentHealth, Refusal> {
         let entry = self.entry(agent_id, None)?.clone();
         let (status, reason) = match (entry.status, entry.missed) {
@@ -414,6 +427,7 @@ impl MockState {
         (record.load, record.active_tasks) = (entry.load, entry.active_tasks);
         record.healthy = Some(entry.status != AgentStatus::Offline && entry.maintenance.is_none());
         record.maintenance.clone_from(&entry.maintenance);
+        record.card_digest = entry.card_digest();
         record.revision = Some(entry.revision);
         record.registration_tag = Some(entry.tag());
         record

@@ -10,6 +10,9 @@ pub(crate) enum Error {
     /// The agent is not registered.
     #[error("no agent {0:?} is registered")]
     NotFound(String),
+    /// The agent registered no card.
+    #[error("agent {0:?} has registered no A2A agent card")]
+    NoCard(String),
     /// Another process owns the agent's id.
     #[error(
         "agent {agent_id:?} is owned by another process ({}): if this is a different agent, give it its own id",

@@ -120,6 +120,17 @@ impl Registry {
         found.ok_or_else(|| Error::NotFound(agent_id.to_owned()))
     }
 
+    /// Returns the card of an agent. Cards are not kept in memory.
+    pub(crate) async fn get_card(&self, agent_id: &str) -> Result<String, Error> {
+        let entry = self.shared.view.entry(agent_id).ok_or_else(|| Error::NotFound(agent_id.to_owned()))?;
+        let no_card = || Error::NoCard(agent_id.to_owned());
+        if entry.agent.card_digest.is_none() {
+            return Err(no_card());
+        }
+        let card = self.shared.read(|session| session.read_card(agent_id)).await;
+        card.map_err(|error| Error::from(&error))?.ok_or_else(no_card)
+    }
+
     pub(crate) async fn check_health(&self, agent_id: &str) -> Result<AgentHealth, Error> {
         let found = self.read(|context| self.shared.view.health(agent_id, context)).await;
         found.ok_or_else(|| Error::NotFound(agent_id.to_owned()))

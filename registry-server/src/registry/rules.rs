@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use registry_sdk::contract::{
-    AgentStatus, CHANGED_BY_REGISTRY, Heartbeat, MaintenanceRequest, Owner, StatusUpdate, Timestamp,
+    AgentCard, AgentStatus, CHANGED_BY_REGISTRY, Heartbeat, MaintenanceRequest, Owner, StatusUpdate,
+    Timestamp,
 };
 
-use crate::store::{Event, EventKind, StoredAgent, Writes};
+use crate::store::{CardWrite, Event, EventKind, StoredAgent, Writes};
 pub(crate) use deadline_policy::DeadlinePolicy;
 pub(crate) use maintenance::has_leftover_maintenance;
 pub(crate) use outcome::Outcome;
@@ -24,6 +25,8 @@ pub(crate) enum Change {
         draft: Box<StoredAgent>,
         /// Age of the agent's process when the request arrived.
         instance_age: Option<Duration>,
+        /// The document whose digest the draft has.
+        card: Option<AgentCard>,
     },
     /// Records a heartbeat, with an optional status.
     Heartbeat(Heartbeat),
@@ -110,8 +113,15 @@ impl<'a> Transition<'a> {
         }
         let arrived = self.now.saturating_sub(age);
         match (change, current.row) {
-            (Change::Register { draft, instance_age }, row) => {
-                self.register(draft, *instance_age, arrived, row)
+            (Change::Register { draft, instance_age, card }, row) => {
+                // A row that cannot be read, or that another program deleted, may have left a card.
+                let may_have_card = row.as_ref().is_none_or(|row| row.card_digest.is_some());
+                let outcome = self.register(draft, *instance_age, arrived, row);
+                if matches!(outcome, Outcome::Applied(_)) && (card.is_some() || may_have_card) {
+                    let agent_id = draft.agent_id.clone();
+                    self.writes.cards.push(CardWrite { agent_id, card: card.clone() });
+                }
+                outcome
             }
             (change, None) => self.missing(change, current.is_unreadable),
             (Change::SetStatus(update), Some(agent)) if is_repeated_shutdown(&agent, update) => {

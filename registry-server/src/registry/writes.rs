@@ -54,6 +54,7 @@ impl Registry {
     ) -> Result<Written<Json>, Error> {
         let arrived = Instant::now();
         let instance_age = registration.instance_age;
+        let card = registration.card.clone();
         let draft = StoredAgent::from_registration(registration).map_err(|error| {
             tracing::error!(%error, "cannot encode a registration, answering 500");
             Error::Internal
@@ -72,7 +73,7 @@ impl Registry {
             return Ok(Written { response, agent: entry.agent.clone() });
         }
         let agent_id = draft.agent_id.clone();
-        let change = Change::Register { draft: Box::new(draft), instance_age };
+        let change = Change::Register { draft: Box::new(draft), instance_age, card };
         let agent = self.submit_and_get(&agent_id, change, changed_by, arrived).await?;
         Ok(Written { response: self.shared.record(&agent), agent })
     }

@@ -4,6 +4,7 @@ mod agents;
 mod ard;
 mod auth;
 mod capabilities;
+mod card;
 mod client_address;
 mod dashboard;
 mod describe;
@@ -48,6 +49,7 @@ pub(crate) fn router(
         .routes(routes!(agents::register))
         .routes(routes!(list::list_agents))
         .routes(routes!(agents::get_agent, agents::deregister))
+        .routes(routes!(card::get_card))
         .routes(routes!(agents::heartbeat))
         .routes(routes!(agents::update_status))
         .routes(routes!(maintenance::set_maintenance, maintenance::end_maintenance))

@@ -57,7 +57,7 @@ impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         let detail = error.to_string();
         let status = match &error {
-            Error::NotFound(_) => StatusCode::NOT_FOUND,
+            Error::NotFound(_) | Error::NoCard(_) => StatusCode::NOT_FOUND,
             Error::Superseded { .. } | Error::ShutDown { .. } => StatusCode::CONFLICT,
             Error::Unavailable
             | Error::Unsettled

@@ -9,6 +9,7 @@ use registry_sdk::contract::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::card::card_digest;
 use super::{Capabilities, LogEntry, Metadata, Position, RegistrationTag};
 
 /// An agent as it is stored, in its row and in events.
@@ -44,6 +45,9 @@ pub(crate) struct StoredAgent {
     /// Name of the token whose request made the last change, or that of the registry. Events of older versions lack the field.
     #[serde(default)]
     pub(crate) changed_by: Option<String>,
+    /// Hash of the agent's card, which stands in a table of its own. Events of older versions lack the field.
+    #[serde(default)]
+    pub(crate) card_digest: Option<String>,
     pub(crate) registered_at: Timestamp,
     pub(crate) last_heartbeat: Timestamp,
     /// Revision of the agent's last change. Plain heartbeats do not move it.
@@ -71,6 +75,7 @@ impl StoredAgent {
             instances: Instances::default(),
             maintenance: None,
             changed_by: None,
+            card_digest: registration.card.as_ref().map(|card| card_digest(card.as_str())),
             registered_at: never,
             last_heartbeat: never,
             revision: 0,
@@ -112,6 +117,7 @@ impl StoredAgent {
             && self.instance_id == draft.instance_id
             && self.capabilities == draft.capabilities
             && self.metadata == draft.metadata
+            && self.card_digest == draft.card_digest
     }
 
     /// Whether the agent is in maintenance at a time.
@@ -232,7 +238,7 @@ mod tests {
     fn events_of_other_versions_are_decoded() {
         assert!(decode_changed(|_| {}).unwrap().instances.is_running("one"));
         let older = decode_changed(|event| {
-            for later in ["instances", "health_path", "probe", "maintenance", "changed_by"] {
+            for later in ["instances", "health_path", "probe", "maintenance", "changed_by", "card_digest"] {
                 assert!(event.remove(later).is_some(), "{later}");
             }
         });

@@ -4,6 +4,7 @@
 //! step its time, and drops a session whose step failed or took too long.
 
 mod agent;
+mod card;
 mod encoded;
 mod error;
 mod migrations;
@@ -22,6 +23,7 @@ use registry_sdk::contract::{Timestamp, limits};
 use tokio::sync::mpsc;
 
 pub(crate) use agent::{Event, EventKind, StoredAgent};
+pub(crate) use card::{CardWrite, card_digest};
 pub(crate) use encoded::{Capabilities, Metadata};
 pub(crate) use error::{CommitError, Result, StoreError};
 pub(crate) use postgres::PostgresDatabase;
@@ -168,6 +170,8 @@ pub(crate) struct Writes {
     ///
     /// Their revisions follow the head's without a gap.
     pub(crate) events: Vec<Event>,
+    /// Cards of agents among them.
+    pub(crate) cards: Vec<CardWrite>,
 }
 
 impl Writes {
@@ -177,6 +181,19 @@ impl Writes {
 
     fn upserts(&self) -> impl Iterator<Item = &StoredAgent> {
         self.events.iter().filter(|event| event.kind != EventKind::Deregistered).map(|event| &*event.agent)
+    }
+
+    /// Returns the cards to be stored, each with the id of its agent.
+    fn new_cards(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.cards.iter().filter_map(|write| Some((write.agent_id.as_str(), write.card.as_ref()?.as_str())))
+    }
+
+    /// Returns the ids of the agents that have no card afterwards, though they may have one.
+    fn agents_without_cards(&self) -> Vec<&str> {
+        let removed = self.cards.iter().filter(|write| write.card.is_none());
+        let mut agent_ids = self.deletes();
+        agent_ids.extend(removed.map(|write| write.agent_id.as_str()));
+        agent_ids
     }
 
     fn deletes(&self) -> Vec<&str> {
@@ -269,6 +286,9 @@ pub(crate) trait Session: LogReader + Sync {
     /// they are the last ones.
     async fn read_agents(&mut self, after: &str, limit: usize) -> Result<AgentPage>;
 
+    /// Reads the card of an agent.
+    async fn read_card(&mut self, agent_id: &str) -> Result<Option<String>>;
+
     /// Sets the heartbeat timeout of all servers over this database, in the open transaction.
     async fn set_heartbeat_timeout(&mut self, timeout: Duration) -> Result<()>;
 
@@ -358,7 +378,8 @@ macro_rules! select_agents {
             "SELECT agent.agent_id, agent_name, base_url, health_path, probe, status, capabilities, metadata, ",
             $last_heartbeat,
             " AS last_heartbeat, heartbeat_interval_seconds, instance_id, instances, registered_at, missed_deadline,
-                 offline_since, probe_failed, maintenance, changed_by, changed_by_revision, agent.revision
+                 offline_since, probe_failed, maintenance, changed_by, changed_by_revision, card_digest,
+                 agent.revision
              FROM agent_registry AS agent ",
             $($rest),*
         )

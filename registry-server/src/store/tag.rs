@@ -30,6 +30,9 @@ impl RegistrationTag {
             hash.field(agent.health_path.as_deref().map(str::as_bytes));
             hash.field(agent.probe.as_ref().map(|probe| probe.as_str().as_bytes()));
         }
+        if let Some(digest) = &agent.card_digest {
+            hash.field(Some(digest.as_bytes()));
+        }
         let digest = hash.0.finalize();
         // A SHA-256 digest has 32 bytes, so there always is a first chunk.
         Self(digest.first_chunk().copied().map_or(0, u64::from_be_bytes))
@@ -92,7 +95,7 @@ mod tests {
     #[test]
     fn every_registered_field_but_the_status_and_the_age_changes_the_tag() {
         let mut seen = vec![tag(registration())];
-        let changes: [fn(&mut Registration); 14] = [
+        let changes: [fn(&mut Registration); 16] = [
             |given| given.agent_name.push('x'),
             |given| given.base_url.push('x'),
             |given| given.health_path = Some("/health".to_owned()),
@@ -107,6 +110,8 @@ mod tests {
             |given| given.heartbeat_interval = None,
             |given| given.instance_id = Some("two".to_owned()),
             |given| given.instance_id = None,
+            |given| given.card = Some(r#"{"name":"A"}"#.parse().unwrap()),
+            |given| given.card = Some(r#"{"name": "A"}"#.parse().unwrap()),
         ];
         for change in changes {
             let mut other = registration();

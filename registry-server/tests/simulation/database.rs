@@ -240,6 +240,11 @@ impl Session for SimSession {
         .await
     }
 
+    async fn read_card(&mut self, _agent_id: &str) -> Result<Option<String>> {
+        // No agent of the simulation has one.
+        Ok(None)
+    }
+
     async fn set_heartbeat_timeout(&mut self, timeout: Duration) -> Result<()> {
         self.execute(move |state, link| {
             state.check_writable(link)?;

@@ -161,7 +161,7 @@ impl Server {
 
     fn failure(&self, name: &str, error: &Error) -> Failure {
         match error {
-            Error::NotFound(_) => Failure::NotFound,
+            Error::NotFound(_) | Error::NoCard(_) => Failure::NotFound,
             Error::Unavailable | Error::Overloaded | Error::ShuttingDown | Error::Locked(_) => {
                 Failure::Unchanged
             }

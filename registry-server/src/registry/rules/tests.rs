@@ -47,6 +47,7 @@ fn agent(status: AgentStatus) -> StoredAgent {
         instances: Instances::default(),
         maintenance: None,
         changed_by: None,
+        card_digest: None,
         registered_at: at(50),
         last_heartbeat: at(100),
         revision: 7,
@@ -84,7 +85,9 @@ fn heartbeat() -> Change {
 
 fn register(registration: Registration) -> Change {
     let instance_age = registration.instance_age;
-    Change::Register { draft: Box::new(StoredAgent::from_registration(registration).unwrap()), instance_age }
+    let card = registration.card.clone();
+    let draft = Box::new(StoredAgent::from_registration(registration).unwrap());
+    Change::Register { draft, instance_age, card }
 }
 
 fn kinds(writes: &Writes) -> Vec<(i64, EventKind)> {

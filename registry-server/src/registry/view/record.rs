@@ -105,6 +105,7 @@ impl<'a> Record<'a> {
             object.field("maintenance", maintenance);
         }
         object.field_if_some("changed_by", agent.changed_by.as_ref());
+        object.field_if_some("card_digest", agent.card_digest.as_ref());
         object.field("revision", &agent.revision).field("registration_tag", &tag);
         object.finish();
     }
@@ -165,7 +166,8 @@ mod tests {
             .capability(Capability::new("three").title("T\"").example("e }").example("f"))
             .metadata("deep", serde_json::json!({"list": [1, 2.5, null], "text": "\u{0}"}))
             .heartbeat_interval(Duration::from_millis(45_500))
-            .instance_id("i-1");
+            .instance_id("i-1")
+            .card(r#"{"name": "Full"}"#.parse().unwrap());
         let mut agents =
             [bare, full].map(|registration| StoredAgent::from_registration(registration).unwrap());
         let request = MaintenanceRequest::new("\"disk\"").duration(Duration::from_secs(1)).instance_id("i-1");
@@ -184,6 +186,7 @@ mod tests {
                 assert_eq!(read.capabilities, agent.capabilities.decode());
                 assert_eq!((read.load, read.active_tasks), (load.load, load.active_tasks));
                 assert_eq!((&read.maintenance, &read.changed_by), (&agent.maintenance, &agent.changed_by));
+                assert_eq!(read.card_digest, agent.card_digest);
                 assert_eq!(read.registration_tag, Some(agent.registration_tag().to_string()));
                 // No field is missing, and none is unknown to the contract.
                 let written = serde_json::to_string(&read).unwrap();

@@ -37,6 +37,7 @@ fn agent_from_row(row: &PgRow) -> sqlx::Result<StoredAgent> {
         instances,
         maintenance: maintenance.map(|Json(maintenance)| maintenance),
         changed_by: changed_by(row.try_get("changed_by")?, row.try_get("changed_by_revision")?, revision),
+        card_digest: row.try_get("card_digest")?,
         heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
         registered_at: timestamp(row, "registered_at")?,
         last_heartbeat: timestamp(row, "last_heartbeat")?,

@@ -212,6 +212,14 @@ impl Session for PostgresSession {
         Ok(page)
     }
 
+    async fn read_card(&mut self, agent_id: &str) -> Result<Option<String>> {
+        let card = sqlx::query_scalar("SELECT card FROM agent_registry_card WHERE agent_id = $1")
+            .bind(agent_id)
+            .fetch_optional(&mut self.connection)
+            .await?;
+        Ok(card)
+    }
+
     async fn set_heartbeat_timeout(&mut self, timeout: Duration) -> Result<()> {
         sqlx::query(
             "UPDATE agent_registry_state SET heartbeat_timeout_seconds = $1

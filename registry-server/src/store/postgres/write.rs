@@ -49,6 +49,7 @@ async fn write_events(connection: &mut PgConnection, writes: &Writes, process_id
         agents.iter().map(|agent| value(agent)).collect()
     }
     let upserts: Vec<&StoredAgent> = writes.upserts().collect();
+    let (agents_with_cards, cards): (Vec<&str>, Vec<&str>) = writes.new_cards().unzip();
     let revisions: Vec<i64> = writes.events.iter().map(|event| event.agent.revision).collect();
     let kinds: Vec<&str> = writes.events.iter().map(|event| event.kind.as_str()).collect();
     let agent_ids: Vec<&str> = writes.events.iter().map(|event| event.agent.agent_id.as_str()).collect();
@@ -59,11 +60,12 @@ async fn write_events(connection: &mut PgConnection, writes: &Writes, process_id
              INSERT INTO agent_registry AS agent
                  (agent_id, agent_name, base_url, status, capabilities, metadata, last_heartbeat,
                   heartbeat_interval_seconds, instance_id, registered_at, missed_deadline, offline_since,
-                  probe_failed, revision, instances, health_path, probe, maintenance, changed_by, changed_by_revision)
+                  probe_failed, revision, instances, health_path, probe, maintenance, changed_by, changed_by_revision,
+                  card_digest)
              SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::json[],
                  $7::timestamptz[], $8::float8[], $9::text[], $10::timestamptz[], $11::bool[], $12::timestamptz[],
                  $13::bool[], $14::int8[], $15::json[], $16::text[], $17::text[], $18::json[], $19::text[],
-                 $14::int8[])
+                 $14::int8[], $33::text[])
              ON CONFLICT (agent_id) DO UPDATE SET
                  agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
                  capabilities = excluded.capabilities, metadata = excluded.metadata,
@@ -73,9 +75,16 @@ async fn write_events(connection: &mut PgConnection, writes: &Writes, process_id
                  missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
                  probe_failed = excluded.probe_failed, revision = excluded.revision, instances = excluded.instances,
                  health_path = excluded.health_path, probe = excluded.probe, maintenance = excluded.maintenance,
-                 changed_by = excluded.changed_by, changed_by_revision = excluded.changed_by_revision
+                 changed_by = excluded.changed_by, changed_by_revision = excluded.changed_by_revision,
+                 card_digest = excluded.card_digest
          ), removed AS (
              DELETE FROM agent_registry WHERE agent_id = ANY ($20)
+         ), card AS (
+             INSERT INTO agent_registry_card (agent_id, card)
+             SELECT * FROM unnest($31::text[], $32::text[])
+             ON CONFLICT (agent_id) DO UPDATE SET card = excluded.card
+         ), removed_card AS (
+             DELETE FROM agent_registry_card WHERE agent_id = ANY ($34)
          ), event AS (
              INSERT INTO agent_registry_event (revision, mark, kind, agent_id, agent, at)
              SELECT *, now() FROM unnest($21::int8[], $22::int8[], $23::text[], $24::text[], $25::json[])
@@ -117,6 +126,10 @@ async fn write_events(connection: &mut PgConnection, writes: &Writes, process_id
     .bind(RETAINED_REVISIONS)
     .bind(CHANGE_CHANNEL)
     .bind(process_id)
+    .bind(agents_with_cards)
+    .bind(cards)
+    .bind(column(&upserts, |agent| agent.card_digest.as_deref()))
+    .bind(writes.agents_without_cards())
     .execute(connection)
     .await?;
     Ok(())

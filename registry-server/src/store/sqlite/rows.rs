@@ -47,7 +47,30 @@ pub(super) async fn write(
             .execute(&mut *connection)
             .await?;
     }
+    write_cards(connection, writes).await?;
     append_events(connection, &writes.events, now).await
+}
+
+async fn write_cards(connection: &mut SqliteConnection, writes: &Writes) -> sqlx::Result<()> {
+    let removed = writes.agents_without_cards();
+    if !removed.is_empty() {
+        sqlx::query("DELETE FROM agent_registry_card WHERE agent_id IN (SELECT value FROM json_each(?))")
+            .bind(json!(removed).to_string())
+            .execute(&mut *connection)
+            .await?;
+    }
+    let new = writes.new_cards().collect::<Vec<_>>();
+    if !new.is_empty() {
+        sqlx::query(
+            "INSERT INTO agent_registry_card (agent_id, card)
+             SELECT value ->> 0, value ->> 1 FROM json_each(?) WHERE true
+             ON CONFLICT (agent_id) DO UPDATE SET card = excluded.card",
+        )
+        .bind(json!(new).to_string())
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
 }
 
 /// Appends to the log, and drops its old entries. Without events it writes the state row unchanged.
@@ -107,6 +130,7 @@ struct NewRow<'a> {
     probe_failed: bool,
     maintenance: Option<&'a Maintenance>,
     changed_by: Option<&'a str>,
+    card_digest: Option<&'a str>,
     revision: i64,
 }
 
@@ -131,6 +155,7 @@ impl<'a> NewRow<'a> {
             probe_failed: agent.probe_failed,
             maintenance: agent.maintenance.as_ref(),
             changed_by: agent.changed_by.as_deref(),
+            card_digest: agent.card_digest.as_deref(),
             revision: agent.revision,
         }
     }
@@ -146,13 +171,14 @@ async fn upsert(
         "INSERT INTO agent_registry
              (agent_id, agent_name, base_url, health_path, probe, status, capabilities, last_heartbeat, metadata,
               heartbeat_interval_seconds, instance_id, instances, registered_at, missed_deadline, offline_since,
-              probe_failed, maintenance, changed_by, changed_by_revision, revision)
+              probe_failed, maintenance, changed_by, changed_by_revision, revision, card_digest)
          SELECT value ->> 'agent_id', value ->> 'agent_name', value ->> 'base_url', value ->> 'health_path',
                 value ->> 'probe', value ->> 'status',
                 value -> 'capabilities', value ->> 'last_heartbeat', value -> 'metadata',
                 value ->> 'heartbeat_interval_seconds', value ->> 'instance_id', value -> 'instances',
                 value ->> 'registered_at', value ->> 'missed_deadline', value ->> 'offline_since', value ->> 'probe_failed',
-                nullif(value -> 'maintenance', 'null'), value ->> 'changed_by', value ->> 'revision', value ->> 'revision'
+                nullif(value -> 'maintenance', 'null'), value ->> 'changed_by', value ->> 'revision', value ->> 'revision',
+                value ->> 'card_digest'
          FROM json_each(?) WHERE true
          ON CONFLICT (agent_id) DO UPDATE SET
              agent_name = excluded.agent_name, base_url = excluded.base_url,
@@ -164,7 +190,7 @@ async fn upsert(
              missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
              probe_failed = excluded.probe_failed, maintenance = excluded.maintenance,
              changed_by = excluded.changed_by, changed_by_revision = excluded.changed_by_revision,
-             revision = excluded.revision",
+             revision = excluded.revision, card_digest = excluded.card_digest",
     )
     .bind(rows)
     .execute(connection)
@@ -202,6 +228,7 @@ fn agent_from_row(row: &SqliteRow) -> sqlx::Result<StoredAgent> {
             .transpose()
             .map_err(|error| undecodable("maintenance", error))?,
         changed_by: changed_by(row.try_get("changed_by")?, row.try_get("changed_by_revision")?, revision),
+        card_digest: row.try_get("card_digest")?,
         heartbeat_interval: interval_from_seconds(row.try_get("heartbeat_interval_seconds")?),
         registered_at: Timestamp::from_unix_millis(row.try_get("registered_at")?),
         last_heartbeat: Timestamp::from_unix_millis(row.try_get("last_heartbeat")?),

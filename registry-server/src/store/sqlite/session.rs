@@ -130,6 +130,14 @@ impl Session for SqliteSession {
         Ok(AgentPage { rows: rows.iter().map(decode_row).collect::<sqlx::Result<_>>()?, revision })
     }
 
+    async fn read_card(&mut self, agent_id: &str) -> Result<Option<String>> {
+        let card = sqlx::query_scalar("SELECT card FROM agent_registry_card WHERE agent_id = ?")
+            .bind(agent_id)
+            .fetch_optional(&mut self.writer().await?.connection)
+            .await?;
+        Ok(card)
+    }
+
     async fn set_heartbeat_timeout(&mut self, timeout: Duration) -> Result<()> {
         sqlx::query("UPDATE agent_registry_state SET heartbeat_timeout_seconds = ?")
             .bind(timeout.as_secs_f64())

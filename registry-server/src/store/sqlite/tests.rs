@@ -60,7 +60,7 @@ async fn put(session: &mut dyn Session, numbers: impl Iterator<Item = i64>) -> V
         numbers.zip(revisions).map(|(number, revision)| agent(number, revision, head.now)).collect();
     let event = |agent: &Arc<StoredAgent>| Event::new(EventKind::Registered, agent.clone());
     session
-        .commit(&Writes { heartbeats: Vec::new(), events: agents.iter().map(event).collect() })
+        .commit(&Writes { events: agents.iter().map(event).collect(), ..Writes::default() })
         .await
         .unwrap();
     agents
@@ -144,7 +144,7 @@ async fn heartbeats_outlive_transactions_that_do_not_commit() {
     session.lock_agents(&ids).await.unwrap();
     let later = Timestamp::from_unix_millis(last.unix_millis() + 5);
     let heartbeats = vec![agent(0, agents[0].revision, later)];
-    session.commit(&Writes { heartbeats, events: Vec::new() }).await.unwrap();
+    session.commit(&Writes { heartbeats, ..Writes::default() }).await.unwrap();
     drop((session, database));
     assert_eq!(loaded(&file).await[&ids[0]], later);
 }
