@@ -81,6 +81,14 @@ pub(crate) async fn run(
             };
             output.matches(&[found])?;
         }
+        #[cfg(feature = "mcp")]
+        Command::Mcp { allow_delegation } => return crate::mcp::serve(client, allow_delegation).await,
+        #[cfg(not(feature = "mcp"))]
+        Command::Mcp { .. } => {
+            let reason =
+                "this registryctl was built without MCP: cargo install --path registryctl --features mcp";
+            return Err(Failure::Input(reason.to_owned()));
+        }
         // Handled before, since it needs no registry.
         Command::Completions { .. } => {}
     }

@@ -1,6 +1,8 @@
 //! An agent registry's command line.
 
 mod commands;
+#[cfg(feature = "mcp")]
+mod mcp;
 mod output;
 mod transfer;
 
@@ -151,6 +153,12 @@ enum Command {
         /// How long to wait, such as 30s or 2m.
         #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
         timeout: Duration,
+    },
+    /// Serve the registry as tools for language models: the Model Context Protocol (MCP) on standard input and output.
+    Mcp {
+        /// Let models give tasks to agents, too, with the tool `delegate_task`.
+        #[arg(long)]
+        allow_delegation: bool,
     },
     /// Print a completion script for a shell.
     Completions {

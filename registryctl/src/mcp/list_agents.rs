@@ -1,0 +1,105 @@
+//! The tool `list_agents`: the registered agents, page by page.
+
+use registry_sdk::{AgentRecord, ListQuery, RegistryClient};
+use rmcp::model::Tool;
+use rmcp::schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::json;
+
+use super::arguments::Arguments;
+use super::explain::explain;
+use super::filters;
+use super::text::{cut, rounded};
+use super::tool::{Answer, answer, read_only};
+
+pub(super) const NAME: &str = "list_agents";
+
+const DEFAULT_LIMIT: usize = 20;
+const MAX_LIMIT: usize = 50;
+const MAX_CAPABILITIES: usize = 8;
+const MAX_REASON: usize = 100;
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(crate = "rmcp::schemars")]
+struct Listed {
+    /// The agents, by id.
+    agents: Vec<ListedAgent>,
+    /// The `cursor` of the next page. Left out on the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(crate = "rmcp::schemars")]
+struct ListedAgent {
+    agent_id: String,
+    name: String,
+    /// Names of the agent's first capabilities.
+    capabilities: Vec<String>,
+    /// Number of capabilities that are not named here: `get_agent` has all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    more_capabilities: Option<usize>,
+    /// active, busy or offline.
+    status: String,
+    /// Whether the agent can be given work now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    healthy: Option<bool>,
+    /// Why the agent is in maintenance, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    maintenance: Option<String>,
+    /// Part of the agent's capacity in use, from 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    load: Option<f64>,
+}
+
+impl From<AgentRecord> for ListedAgent {
+    fn from(agent: AgentRecord) -> Self {
+        let more = agent.capabilities.len().saturating_sub(MAX_CAPABILITIES);
+        let names = agent.capabilities.into_iter().take(MAX_CAPABILITIES).map(|capability| capability.name);
+        Self {
+            agent_id: agent.agent_id,
+            name: agent.agent_name,
+            capabilities: names.collect(),
+            more_capabilities: (more > 0).then_some(more),
+            status: agent.status.to_string(),
+            healthy: agent.healthy,
+            maintenance: agent.maintenance.map(|maintenance| cut(&maintenance.reason, MAX_REASON)),
+            load: agent.load.map(rounded),
+        }
+    }
+}
+
+pub(super) fn tool() -> Tool {
+    let mut arguments = filters::properties();
+    arguments.insert(
+        "limit".to_owned(),
+        json!({"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT, "description": "Maximum number of agents."}),
+    );
+    arguments.insert(
+        "cursor".to_owned(),
+        json!({"type": "string", "description": "The `next_cursor` of the page before, for the next one."}),
+    );
+    read_only::<Listed>(
+        NAME,
+        "List agents",
+        "Lists registered agents by id. To find an agent for a task, use search_agents.",
+        arguments,
+        &[],
+    )
+}
+
+pub(super) async fn call(client: &RegistryClient, mut arguments: Arguments) -> Answer {
+    let filter = filters::take(&mut arguments)?;
+    let limit = arguments.count("limit", MAX_LIMIT)?.unwrap_or(DEFAULT_LIMIT);
+    let cursor = arguments.text("cursor")?;
+    arguments.finish()?;
+    let query = ListQuery { filter, limit: Some(limit), cursor };
+    let page = client.list_agents(query).await.map_err(|error| explain(&error))?;
+    let (mut agents, mut next_cursor) = (page.agents, page.next_cursor);
+    if agents.len() > limit {
+        // A registry without pages sends all at once. Its agents are in the order of their ids, which are the cursors.
+        agents.truncate(limit);
+        next_cursor = agents.last().map(|agent| agent.agent_id.clone());
+    }
+    answer(&Listed { agents: agents.into_iter().map(ListedAgent::from).collect(), next_cursor })
+}

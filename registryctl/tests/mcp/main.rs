@@ -1,0 +1,10 @@
+//! `registryctl mcp` as an MCP client starts it: messages over the program's standard input and output.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod arguments;
+mod delegation;
+mod documentation;
+mod outages;
+mod protocol;
+mod support;
+mod tools;
