@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use registry_sdk::discovery::{DelegateError, EndReason, FailedAttempt, TaskResponse};
+use registry_sdk::discovery::{DelegateError, EndReason, TaskResponse};
 use registry_sdk::{Orchestrator, TaskQuery};
 use rmcp::model::{Tool, ToolAnnotations};
 use rmcp::schemars::JsonSchema;
@@ -42,22 +42,9 @@ struct Done {
     /// Why the response is not complete. The task is not repeated for this.
     #[serde(skip_serializing_if = "Option::is_none")]
     incomplete: Option<String>,
-    /// Attempts at other agents before, which failed.
+    /// Attempts at other agents before: each agent, and how it failed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    failed_attempts: Vec<Attempt>,
-}
-
-#[derive(Serialize, JsonSchema)]
-#[schemars(crate = "rmcp::schemars")]
-struct Attempt {
-    agent_id: String,
-    error: String,
-}
-
-impl From<FailedAttempt> for Attempt {
-    fn from(attempt: FailedAttempt) -> Self {
-        Self { error: cut(&attempt.error.to_string(), MAX_ERROR), agent_id: attempt.agent_id }
-    }
+    failed_attempts: Vec<String>,
 }
 
 pub(super) fn tool() -> Tool {
@@ -128,7 +115,7 @@ pub(super) async fn call(orchestrator: &Orchestrator, mut arguments: Arguments) 
         status,
         response,
         incomplete,
-        failed_attempts: done.failed.into_iter().map(Attempt::from).collect(),
+        failed_attempts: done.failed.iter().map(|attempt| cut(&attempt.to_string(), MAX_ERROR)).collect(),
     })
 }
 
