@@ -14,7 +14,7 @@ use super::arguments::{Arguments, missing};
 use super::explain::explain;
 use super::filters;
 use super::text::cut;
-use super::tool::{Answer, answer, object};
+use super::tool::{Answer, answer, object, result_schema};
 
 pub(super) const NAME: &str = "delegate_task";
 
@@ -81,7 +81,7 @@ pub(super) fn tool() -> Tool {
         object(arguments, &["path", "body"]),
     )
     .with_title(title)
-    .with_output_schema::<Done>()
+    .with_raw_output_schema(result_schema::<Done>())
     .with_annotations(
         ToolAnnotations::with_title(title).read_only(false).destructive(true).idempotent(false).open_world(true),
     )

@@ -1,5 +1,8 @@
 //! What all tools have in common: their descriptions, and the form of their results.
 
+use std::sync::Arc;
+
+use rmcp::handler::server::tool::schema_for_output;
 use rmcp::model::{JsonObject, Tool, ToolAnnotations};
 use rmcp::schemars::JsonSchema;
 use serde::Serialize;
@@ -20,7 +23,7 @@ pub(super) fn read_only<R: JsonSchema + 'static>(
     let annotations = ToolAnnotations::with_title(title).read_only(true).open_world(false);
     Tool::new(name, description, object(arguments, required))
         .with_title(title)
-        .with_output_schema::<R>()
+        .with_raw_output_schema(result_schema::<R>())
         .with_annotations(annotations)
 }
 
@@ -34,6 +37,24 @@ pub(super) fn object(properties: Map<String, Value>, required: &[&str]) -> JsonO
     }
     schema.insert("additionalProperties".to_owned(), json!(false));
     schema
+}
+
+/// Returns the schema of a tool's result.
+pub(super) fn result_schema<R: JsonSchema + 'static>() -> Arc<JsonObject> {
+    let mut schema = schema_for_output::<R>();
+    Arc::make_mut(&mut schema).values_mut().for_each(remove_formats);
+    schema
+}
+
+/// Removes the formats of Rust's numbers, such as `uint32`: JSON Schema does not know them, and some clients warn of each.
+fn remove_formats(schema: &mut Value) {
+    if let Value::Object(keywords) = schema {
+        // A property of this name has a schema, not a text.
+        if keywords.get("format").is_some_and(Value::is_string) {
+            keywords.remove("format");
+        }
+        keywords.values_mut().for_each(remove_formats);
+    }
 }
 
 /// Returns the arguments of a tool about one agent.
