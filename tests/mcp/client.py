@@ -69,9 +69,9 @@ class Registry:
                 assert self.process.poll() is None, log.read_text()
 
     def stop(self) -> None:
-        assert self.process is not None
-        self.process.terminate()
-        self.process.wait()
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
 
     def register(self, registration: dict[str, object]) -> None:
         request = urllib.request.Request(
@@ -185,8 +185,7 @@ async def delegate(client: Client, agent: Agent) -> None:
     await anyio.to_thread.run_sync(agent.left_alone.wait)
 
 
-async def main(folder: Path) -> None:
-    registry, agent = Registry(folder), Agent()
+async def drive(registry: Registry, agent: Agent) -> None:
     registry.start()
     registry.register({
         "agent_id": "reviewer", "agent_name": "Reviewer", "base_url": agent.url, "metadata": {"team": "platform"},
@@ -223,8 +222,15 @@ async def main(folder: Path) -> None:
         assert "try again later" in await fail(client, "list_agents")
         registry.start()
         await read(client)
-    registry.stop()
     print(f"registry away at the start: ok (client: mcp {version('mcp')})")
+
+
+async def main(folder: Path) -> None:
+    registry = Registry(folder)
+    try:
+        await drive(registry, Agent())
+    finally:
+        registry.stop()
 
 
 with tempfile.TemporaryDirectory() as scratch:
