@@ -204,8 +204,8 @@ impl Delegation<'_> {
         .await
     }
 
-    /// Sends the task as JSON in a `POST` to a path below the agent's `base_url`, and decodes the JSON of the response. An empty
-    /// response is `null`.
+    /// Sends the task as JSON in a `POST` to a path below the agent's `base_url`, and decodes the JSON of the response. An empty path is
+    /// the `base_url` itself, and an empty response is `null`.
     ///
     /// # Cancel safety
     /// As [`Delegation::run`]; an agent may have got the task.
@@ -241,8 +241,8 @@ impl Delegation<'_> {
         .await
     }
 
-    /// Sends a request to a path below the agent's `base_url`, and returns the first successful response as soon as it begins: for
-    /// streams, and for anything but JSON. From then on the task stays with this agent.
+    /// Sends a request to a path below the agent's `base_url`, which an empty path is itself, and returns the first successful response
+    /// as soon as it begins: for streams, and for anything but JSON. From then on the task stays with this agent.
     ///
     /// The `time_limit` holds until the response begins; after that, [`chunk_timeout`](Self::chunk_timeout).
     ///

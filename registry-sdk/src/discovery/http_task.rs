@@ -69,7 +69,7 @@ impl HttpTask {
         headers: HeaderMap,
         body: Vec<u8>,
     ) -> Self {
-        Self { access, method, path: path.trim_start_matches('/').to_owned(), headers, body }
+        Self { access, method, path: path.to_owned(), headers, body }
     }
 
     /// Sends the task to an agent. Returns a successful response, whose body is read later.
@@ -92,7 +92,8 @@ impl HttpTask {
         Err(self.failed(refusal(response, attempt.deadline).await))
     }
 
-    /// The URL of the task: below the path of an agent's base URL.
+    /// The URL of the task: below the path of an agent's base URL. An empty path is the base URL itself, without a slash that it does
+    /// not have: to some servers that is another path.
     fn url(&self, base_url: &str) -> Result<Url, Cause> {
         let mut url = Url::parse(base_url).map_err(|error| Arc::new(error) as Cause)?;
         if !matches!(url.scheme(), "http" | "https") {
@@ -103,7 +104,10 @@ impl HttpTask {
             Some((path, query)) => (path, Some(query)),
             None => (self.path.as_str(), None),
         };
-        url.set_path(&format!("{}/{path}", url.path().trim_end_matches('/')));
+        if !path.is_empty() {
+            let base = url.path().trim_end_matches('/');
+            url.set_path(&format!("{base}/{}", path.trim_start_matches('/')));
+        }
         url.set_query(query);
         url.set_fragment(None);
         Ok(url)

@@ -47,6 +47,22 @@ async fn headers_and_a_key_of_ones_own_are_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn task_with_an_empty_path_goes_to_the_base_url_itself() {
+    let scene = Scene::ranked(&["first"]).await;
+    let orchestrator = scene.orchestrator();
+    for (path, sent) in [
+        ("", "POST /first"),
+        ("?as=json", "POST /first?as=json"),
+        ("/", "POST /first/"),
+        ("/execute", "POST /first/execute"),
+        ("execute", "POST /first/execute"),
+    ] {
+        orchestrator.delegate("work").post_json::<serde_json::Value>(path, &1).await.unwrap();
+        assert_eq!(scene.agents.arrived().pop().unwrap().what, sent);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_cannot_be_sent_is_an_error_before_anything_is_sent() {
     let scene = Scene::ranked(&IDS).await;
     let orchestrator = scene.orchestrator();
