@@ -9,7 +9,7 @@ use crate::client::RegistryClient;
 use crate::credentials::Credentials;
 use crate::endpoints::Endpoints;
 use crate::error::Error;
-use crate::http::{HttpClients, HttpSettings, ProxySetting};
+use crate::http::{HttpClients, HttpSettings, ProxySetting, Purpose};
 use crate::retry::RetryPolicy;
 use crate::transport::Transport;
 
@@ -159,7 +159,7 @@ impl RegistryClientBuilder {
             #[cfg(feature = "tls")]
             certificates: self.certificates?,
             client: self.http_client,
-            is_for_agents: false,
+            purpose: Purpose::Calls,
         });
         // Whatever is wrong with the settings shows now.
         for url in endpoints.urls() {

@@ -38,8 +38,20 @@ pub(crate) struct HttpSettings {
     pub(crate) certificates: Certificates,
     /// A client of the user's own, which is taken as it is.
     pub(crate) client: Option<reqwest::Client>,
-    /// Whether the requests go to agents: a 307 or 308 to the same origin is followed then. No other redirect ever is.
-    pub(crate) is_for_agents: bool,
+    pub(crate) purpose: Purpose,
+}
+
+/// What requests are sent for, which decides which redirects are followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Calls to the registry: no redirect is followed.
+    #[default]
+    Calls,
+    /// Tasks of agents: redirects to the same origin that keep the method and the body.
+    Tasks,
+    /// Documents of agents, which are only read: all redirects to the same origin.
+    #[cfg(feature = "a2a")]
+    Documents,
 }
 
 /// Which proxy requests go through. Those to loopback addresses never go through one.
@@ -95,8 +107,18 @@ impl HttpClients {
     /// The same settings for requests to agents, whose paths may redirect within an agent. A client of the user's own is not for
     /// them: its default headers may be credentials, and its time-out is that of calls to the registry.
     pub(crate) fn for_agents(&self) -> Self {
+        self.for_purpose(Purpose::Tasks)
+    }
+
+    /// The same for the documents of agents.
+    #[cfg(feature = "a2a")]
+    pub(crate) fn for_documents(&self) -> Self {
+        self.for_purpose(Purpose::Documents)
+    }
+
+    fn for_purpose(&self, purpose: Purpose) -> Self {
         let settings = HttpSettings::clone(&self.settings);
-        Self::new(HttpSettings { is_for_agents: true, client: None, ..settings })
+        Self::new(HttpSettings { purpose, client: None, ..settings })
     }
 
     /// A client of the user's own for all URLs.
@@ -163,10 +185,16 @@ impl Made {
 
 impl HttpSettings {
     fn build(&self, needs: Needs) -> Result<reqwest::Client, Error> {
+        let (max_idle, redirects) = match self.purpose {
+            Purpose::Calls => (MAX_IDLE, redirect::Policy::none()),
+            Purpose::Tasks => (MAX_IDLE_AGENT, same_origin(|status| matches!(status, 307 | 308))),
+            #[cfg(feature = "a2a")]
+            Purpose::Documents => (MAX_IDLE_AGENT, same_origin(|_| true)),
+        };
         let mut builder = reqwest::Client::builder()
             .connect_timeout(self.connect_timeout)
-            .pool_idle_timeout(if self.is_for_agents { MAX_IDLE_AGENT } else { MAX_IDLE })
-            .redirect(if self.is_for_agents { same_origin() } else { redirect::Policy::none() })
+            .pool_idle_timeout(max_idle)
+            .redirect(redirects)
             .user_agent(concat!("registry-sdk/", env!("CARGO_PKG_VERSION")));
         builder = match &self.proxy {
             ProxySetting::Environment if needs.proxy => builder,
@@ -185,12 +213,11 @@ impl HttpSettings {
     }
 }
 
-/// Follows a redirect that keeps the method and the body, and does not send them to somebody else.
-fn same_origin() -> redirect::Policy {
-    redirect::Policy::custom(|attempt| {
-        let keeps_request = matches!(attempt.status().as_u16(), 307 | 308);
+/// Follows the redirects with some statuses that do not send the request to somebody else.
+fn same_origin(is_followed: fn(u16) -> bool) -> redirect::Policy {
+    redirect::Policy::custom(move |attempt| {
         let is_same = attempt.previous().iter().all(|url| url.origin() == attempt.url().origin());
-        if keeps_request && is_same && attempt.previous().len() <= MAX_REDIRECTS {
+        if is_followed(attempt.status().as_u16()) && is_same && attempt.previous().len() <= MAX_REDIRECTS {
             attempt.follow()
         } else {
             attempt.stop()

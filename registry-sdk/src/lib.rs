@@ -116,6 +116,7 @@
 //! | `tls` | yes | HTTPS, with rustls. Without it nothing is compiled from C |
 //! | `cache` | no | `DiscoveryCache`: discovery that outlives the registry |
 //! | `axum` | no | `HealthEndpoint`, the agent's own `GET /health` or `health_path`, and `DelegatedTask`, an extractor for tasks |
+//! | `a2a` | no | `a2a`: A2A agent cards as registrations; with `axum`, `a2a::CardEndpoint`: the card that an agent serves itself |
 //! | `testing` | no | `testing::MockRegistry`, a registry with faults to script, for the tests of agents |
 //! | `metrics` | no | counters of registrations, heartbeats, retries, states and tasks, through the `metrics` facade |
 //!
@@ -129,6 +130,8 @@ pub mod search;
 
 mod query;
 
+#[cfg(feature = "a2a")]
+pub mod a2a;
 #[cfg(feature = "client")]
 pub mod discovery;
 
@@ -207,6 +210,6 @@ pub use retry::RetryPolicy;
 pub use watch::{Watch, WatchEvent};
 
 /// The examples of the README, which are tested like those of the documentation.
-#[cfg(all(doctest, feature = "axum", feature = "cache", feature = "testing"))]
+#[cfg(all(doctest, feature = "a2a", feature = "axum", feature = "cache", feature = "testing"))]
 #[doc = include_str!("../README.md")]
 mod readme {}

@@ -10,7 +10,7 @@ use super::state::{AgentState, OnSuperseded, RegistrationOutcome};
 use super::tasks::TaskCounter;
 use super::timer::MIN_INTERVAL;
 use crate::client::RegistryClient;
-use crate::contract::{AgentRecord, AgentStatus, Capability, Registration, limits};
+use crate::contract::{AgentCard, AgentRecord, AgentStatus, Capability, Registration, limits};
 use crate::error::Error;
 use crate::retry::RetryPolicy;
 
@@ -194,13 +194,31 @@ impl Agent {
     /// registry from taking it now: while heartbeats are on, the agent goes on trying.
     /// [`Error::Superseded`] while another process owns the id.
     pub async fn update_capabilities(&self, capabilities: Vec<Capability>) -> Result<AgentRecord, Error> {
+        self.amend(|registration| registration.capabilities.clone_from(&capabilities)).await
+    }
+
+    /// Sets the agent's A2A agent card, or removes it, and registers anew. Whenever it registers again, that is the card that it sends.
+    ///
+    /// # Errors
+    /// As [`Agent::update_capabilities`].
+    pub async fn update_card(&self, card: Option<AgentCard>) -> Result<AgentRecord, Error> {
+        self.amend(|registration| registration.card.clone_from(&card)).await
+    }
+
+    /// Changes the registration if it is valid then, and registers anew.
+    async fn amend(&self, change: impl Fn(&mut Registration)) -> Result<AgentRecord, Error> {
         let mut changed = self.registration();
-        changed.capabilities.clone_from(&capabilities);
+        change(&mut changed);
         changed.validate()?;
-        self.shared().desire(|desired| {
-            desired.amend(|registration| registration.capabilities = capabilities);
-        });
+        self.shared().desire(|desired| desired.amend(|registration| change(registration)));
         self.register().await
+    }
+
+    /// Returns a function that reads the card as it would be registered now. It does not keep the heartbeat loop alive.
+    #[cfg(all(feature = "a2a", feature = "axum"))]
+    pub(crate) fn card_reader(&self) -> impl Fn() -> Option<AgentCard> + Send + Sync + 'static {
+        let shared = Arc::clone(self.shared());
+        move || shared.lock().desired.registration.card.clone()
     }
 
     /// Counter of the agent's tasks, which heartbeats report.

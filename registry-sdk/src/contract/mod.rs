@@ -25,6 +25,8 @@ mod validate;
 mod words;
 
 pub use address::is_loopback;
+#[cfg(feature = "a2a")]
+pub(crate) use agent::null_is_default;
 pub use agent::{AgentRecord, AgentStatus, CHANGED_BY_REGISTRY, Capability, ParseStatusError};
 pub use capability_match::CapabilityMatch;
 pub use card::{AgentCard, CARD_MEDIA_TYPE};

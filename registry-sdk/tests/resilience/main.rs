@@ -11,6 +11,8 @@ mod cache;
 mod cache_outages;
 #[cfg(feature = "testing")]
 mod calls;
+#[cfg(all(feature = "a2a", feature = "testing"))]
+mod cards;
 mod client;
 #[cfg(all(feature = "metrics", feature = "testing"))]
 mod counts;

@@ -1,0 +1,27 @@
+//! Where a card is, and reading its text.
+
+use super::error::CardError;
+use crate::contract::{AgentCard, limits};
+
+/// The path at which an agent serves its card.
+pub const CARD_PATH: &str = "/.well-known/agent-card.json";
+
+/// Reads a card from the bytes of a file or a response. White space around it and a byte order mark are no part of it.
+///
+/// # Errors
+/// [`CardError::Invalid`] if they are no JSON object, or longer than a card may be.
+pub fn read_card(bytes: &[u8]) -> Result<AgentCard, CardError> {
+    let invalid = |why: String| Err(CardError::Invalid(why));
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii();
+    match bytes.first() {
+        _ if bytes.len() > limits::CARD_BYTES => {
+            return invalid(format!("a card has up to {} bytes, this is longer", limits::CARD_BYTES));
+        }
+        None => return invalid("it is empty".to_owned()),
+        Some(b'<') => return invalid("it is HTML or XML; a card is JSON".to_owned()),
+        Some(b'{') => {}
+        Some(_) => return invalid("a card is a JSON object".to_owned()),
+    }
+    let Ok(text) = std::str::from_utf8(bytes) else { return invalid("it is not UTF-8".to_owned()) };
+    text.parse().or_else(|error| invalid(format!("it is no JSON: {error}")))
+}
