@@ -10,8 +10,9 @@ use registry_sdk::contract::{
 use registry_sdk::{Error, ListQuery, MatchMode, RegistryClient, RetryPolicy, SearchQuery, WatchEvent};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::card_import::import;
 use crate::output::{Output, print_reason};
-use crate::transfer::{export, import};
+use crate::transfer::export;
 use crate::{Command, Failure, Outcome};
 
 /// Longer than anybody waits.
@@ -71,7 +72,7 @@ pub(crate) async fn run(
             }
         }
         Command::Export { file } => return export(client, output, file.as_deref()).await,
-        Command::Import { file, replace } => return import(client, output, &file, replace).await,
+        Command::Import { file, id, replace } => return import(client, output, &file, id, replace).await,
         Command::Wait { capability, timeout } => {
             let url = registry_url.split('?').next().unwrap_or_default();
             let no_answer = Error::TimedOut { url: url.to_owned(), after: timeout };

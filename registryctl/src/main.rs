@@ -1,9 +1,11 @@
 //! An agent registry's command line.
 
+mod card_import;
 mod commands;
 #[cfg(feature = "mcp")]
 mod mcp;
 mod output;
+mod source;
 mod transfer;
 
 use std::io::{self, Write};
@@ -134,12 +136,21 @@ enum Command {
         /// The file. It takes this name when it is complete. - is the standard output.
         file: Option<PathBuf>,
     },
-    /// Register the agents of an export. Those that the registry has already are left as they are.
+    /// Register the agents of an export, or the agent of an A2A agent card. Those that the registry has already are left as they are.
     ///
     /// Checks the whole file before anything is sent. If it is interrupted, the same command goes on from there.
+    ///
+    /// An agent that is imported by its card knows nothing of the registry and sends no heartbeats. It goes offline after two days, unless
+    /// the card is imported again with --replace, once a day for example. A registry that probes its agents finds it unhealthy before, if
+    /// the card is served below the agent's own URL.
     Import {
-        /// A file that `export` wrote; - is the standard input.
+        /// A file that `export` wrote, or an A2A agent card; - is the standard input. Or the URL of a card, or of an agent that serves its
+        /// card at the well-known path.
+        #[arg(value_name = "FILE_OR_URL")]
         file: PathBuf,
+        /// The id of the card's agent, in place of the one that is made of its name.
+        #[arg(long)]
+        id: Option<String>,
         /// Register agents that the registry has already as the file says, too.
         #[arg(long)]
         replace: bool,

@@ -1,8 +1,6 @@
 //! `registryctl import`: the agents of an export, to a registry.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
-use std::path::Path;
+use std::io::{self, BufRead};
 use std::time::{Duration, SystemTime};
 
 use registry_sdk::contract::Timestamp;
@@ -14,6 +12,7 @@ use super::lines::Lines;
 use super::report::Report;
 use super::send::send;
 use crate::output::{Output, print_reason};
+use crate::source::Source;
 use crate::{Failure, Outcome};
 
 /// Maximum number of agents that are sent at a time. A registry writes those together to its database.
@@ -22,25 +21,15 @@ const MAX_CONCURRENT: usize = 64;
 /// How long a call goes on while the registry cannot be reached, or asks to be sent less.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Imports an export. `name` is that of the file.
 pub(crate) async fn import(
     client: &RegistryClient,
     output: &Output,
-    file: &Path,
+    name: String,
+    file: impl Source,
     replaces: bool,
 ) -> Result<Outcome, Failure> {
-    let import = Import { client, output, name: file.display().to_string(), replaces };
-    let mut bytes = Vec::new();
-    if file == Path::new("-") {
-        io::stdin().read_to_end(&mut bytes).map_err(|error| import.unreadable(&error))?;
-    } else {
-        let mut opened = File::open(file).map_err(|error| import.unreadable(&error))?;
-        if opened.rewind().is_ok() {
-            return import.run(BufReader::new(opened)).await;
-        }
-        opened.read_to_end(&mut bytes).map_err(|error| import.unreadable(&error))?;
-    }
-    // A pipe cannot be read twice.
-    import.run(Cursor::new(bytes)).await
+    Import { client, output, name, replaces }.run(file).await
 }
 
 struct Import<'a> {
@@ -53,7 +42,7 @@ struct Import<'a> {
 }
 
 impl Import<'_> {
-    async fn run(self, mut file: impl BufRead + Seek) -> Result<Outcome, Failure> {
+    async fn run(self, mut file: impl Source) -> Result<Outcome, Failure> {
         let checked = check(&mut file, Timestamp::from(SystemTime::now()));
         if let Some((line, field)) = checked.map_err(|refused| self.refused(refused))? {
             print_reason(&format!(
