@@ -1,6 +1,6 @@
 //! The entries themselves: what they say of an agent, one by one and in lists.
 
-use registry_sdk::contract::{AgentRecord, AgentStatus, Capability, Registration};
+use registry_sdk::contract::{AgentRecord, AgentStatus, CARD_MEDIA_TYPE, Capability, Registration};
 use reqwest::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH};
 use serde_json::json;
 
@@ -10,6 +10,7 @@ use crate::support::{Database, agent, client, on_both_databases};
 on_both_databases!(
     an_entry_describes_what_the_agent_registered,
     an_entry_leads_to_the_record_of_its_agent,
+    agent_with_a_card_is_described_by_it,
     an_entry_is_revalidated_until_the_agent_registers_anew,
     the_list_has_every_registered_agent_in_pages,
     the_list_is_filtered_by_expressions,
@@ -56,6 +57,25 @@ async fn an_entry_leads_to_the_record_of_its_agent(database: Database) {
         let path = format!("/ard/agents/{}", entry["identifier"].as_str().unwrap());
         assert_eq!(&answer(get(&server, &path)).await, entry);
     }
+    server.shutdown().await;
+}
+
+async fn agent_with_a_card_is_described_by_it(database: Database) {
+    let server = start(&database).await;
+    register_three(&server).await;
+    let (text, registry) = (r#"{"name":  "A", "url": "http://a.example"}"#, client(&server));
+    registry.register(&agent("a", "work").card(text.parse().unwrap())).await.unwrap();
+    let path = format!("/ard/agents/{}", identifier("a"));
+    let entry = answer(get(&server, &path)).await;
+    assert_eq!(entry["type"], CARD_MEDIA_TYPE);
+    let card = reqwest::get(entry["url"].as_str().unwrap()).await.unwrap();
+    assert_eq!(card.headers()["content-type"], CARD_MEDIA_TYPE);
+    assert_eq!(card.text().await.unwrap(), text);
+    let found = answer(search(&server, "work", &json!({"type": [CARD_MEDIA_TYPE]}))).await;
+    assert_eq!(ids(&found["results"]), ["a"]);
+
+    registry.register(&agent("a", "work")).await.unwrap();
+    assert_eq!(answer(get(&server, &path)).await["type"], "application/json");
     server.shutdown().await;
 }
 

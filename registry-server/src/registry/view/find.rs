@@ -45,6 +45,10 @@ impl FoundAgent {
         &self.agent.agent_name
     }
 
+    pub(crate) fn has_card(&self) -> bool {
+        self.agent.card_digest.is_some()
+    }
+
     pub(crate) fn registered_at(&self) -> Timestamp {
         self.agent.registered_at
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use registry_sdk::contract::{Capability, limits};
+use registry_sdk::contract::{CARD_MEDIA_TYPE, Capability, limits};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
@@ -23,7 +23,7 @@ const PAGE_BYTES: usize = 64 * 1_024;
 
 /// The document that describes an agent.
 ///
-/// This is the one place that decides which document that is: the registry's own record of the agent.
+/// This is the one place that decides which document that is: the agent's A2A agent card, or else the registry's own record of it.
 pub(super) struct Artifact {
     pub(super) media_type: &'static str,
     /// Path below the registry's URL.
@@ -32,7 +32,11 @@ pub(super) struct Artifact {
 
 impl Artifact {
     pub(super) fn of(agent: &FoundAgent) -> Self {
-        Self { media_type: RECORD_TYPE, path: format!("agents/{}", agent.agent_id()) }
+        let record = format!("agents/{}", agent.agent_id());
+        if agent.has_card() {
+            return Self { media_type: CARD_MEDIA_TYPE, path: format!("{record}/card") };
+        }
+        Self { media_type: RECORD_TYPE, path: record }
     }
 }
 
