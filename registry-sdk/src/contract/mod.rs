@@ -21,6 +21,7 @@ mod problem;
 mod registration;
 mod stats;
 mod time;
+mod trace_context;
 mod validate;
 mod words;
 
@@ -46,6 +47,7 @@ pub use problem::{FieldError, Problem, UNKNOWN_PATH_DETAIL, ValidationError};
 pub use registration::Registration;
 pub use stats::RegistryStats;
 pub use time::{ParseTimestampError, Timestamp};
+pub use trace_context::{TRACEPARENT_HEADER, trace_id};
 pub use validate::{is_valid_agent_id, limits};
 pub use words::UnknownWord;
 #[cfg(feature = "client")]

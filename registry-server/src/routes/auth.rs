@@ -15,6 +15,7 @@ use tracing::field::display;
 use super::ard::MANIFEST_PATH;
 use super::dashboard;
 use super::problem::ApiError;
+use super::trace_parent::TraceParent;
 use crate::registry::{Error, Written};
 use crate::tokens::{Token, Tokens};
 
@@ -45,6 +46,7 @@ pub(super) struct Caller {
     pub(super) address: Option<IpAddr>,
     /// Id of the request, as in the log and in the response.
     request_id: Option<HeaderValue>,
+    trace: TraceParent,
     /// `None` if no tokens file is configured, or the path is public.
     bearer: Option<Bearer>,
 }
@@ -99,15 +101,16 @@ impl Authenticator {
         request_id: Option<HeaderValue>,
         address: Option<IpAddr>,
     ) -> Result<Caller, Unauthenticated> {
+        let trace = TraceParent::of(request.headers());
         let Some(tokens) = self.tokens.as_ref().filter(|_| !is_public(request.uri().path())) else {
-            return Ok(Caller { address, request_id, bearer: None });
+            return Ok(Caller { address, request_id, trace, bearer: None });
         };
         // First, so that it tells of every change to the tokens below.
         let replaced = self.replaced.subscribe();
         let tokens = tokens.read().clone();
         let presented = bearer(request.headers()).ok_or(Unauthenticated::NoToken)?;
         let token = tokens.find(presented, SystemTime::now()).ok_or(Unauthenticated::WrongToken)?;
-        Ok(Caller { address, request_id, bearer: Some(Bearer { token, replaced }) })
+        Ok(Caller { address, request_id, trace, bearer: Some(Bearer { token, replaced }) })
     }
 }
 
@@ -152,6 +155,7 @@ impl Caller {
         let (request_id, token, client) = (self.request_id(), self.name(), self.address.map(display));
         tracing::info!(
             request_id,
+            trace_id = self.trace.trace_id(),
             token,
             client,
             agent_id,
@@ -165,7 +169,8 @@ impl Caller {
     /// Logs who asked for a change that was not made, and why.
     fn log_rejection(&self, agent_id: &str, change: &str, error: &str) {
         let (request_id, token, client) = (self.request_id(), self.name(), self.address.map(display));
-        tracing::info!(request_id, token, client, agent_id, %change, error, "did not change an agent");
+        let trace_id = self.trace.trace_id();
+        tracing::info!(request_id, trace_id, token, client, agent_id, %change, error, "did not change an agent");
     }
 
     fn request_id(&self) -> Option<&str> {

@@ -26,6 +26,7 @@ use super::auth::{Authenticator, Caller, Unauthenticated, is_health_check};
 use super::client_address::TrustedProxies;
 use super::origins::Origins;
 use super::problem::ApiError;
+use super::trace_parent::TraceParent;
 use crate::admission::ClientKey;
 use crate::connections::PeerAddr;
 use crate::registry::Registry;
@@ -103,10 +104,12 @@ impl Middleware {
     fn span(&self, request: &Request, id: Option<&HeaderValue>) -> Span {
         let (id, method, path) =
             (id.and_then(|id| id.to_str().ok()), request.method().as_str(), request.uri().path());
+        let trace = TraceParent::of(request.headers());
+        let trace_id = trace.trace_id();
         if self.registry.config().access_log {
-            tracing::info_span!("request", id, method, path, client = Empty, token = Empty)
+            tracing::info_span!("request", id, trace_id, method, path, client = Empty, token = Empty)
         } else {
-            tracing::debug_span!("request", id, method, path, client = Empty, token = Empty)
+            tracing::debug_span!("request", id, trace_id, method, path, client = Empty, token = Empty)
         }
     }
 

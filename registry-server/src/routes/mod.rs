@@ -20,6 +20,7 @@ mod metrics;
 mod middleware;
 mod origins;
 mod problem;
+mod trace_parent;
 
 use std::sync::Arc;
 

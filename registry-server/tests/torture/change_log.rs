@@ -13,6 +13,7 @@ on_both!(each_change_of_the_registry_is_one_line);
 on_both!(what_another_program_wrote_is_one_line);
 on_both!(many_agents_that_go_offline_together_are_one_line);
 on_both!(the_outcomes_of_probes_are_lines);
+on_both!(lines_of_a_request_have_its_trace);
 
 /// The lines of a change, and of an agent if there is one.
 fn lines(server: &Server, change: &str, agent_id: Option<&str>) -> Vec<String> {
@@ -186,5 +187,41 @@ async fn the_outcomes_of_probes_are_lines(store: Store) {
         assert_eq!(lines.len(), 1, "{}", server.log());
         check(&lines[0]);
         assert_eq!(lines[0].contains("detail="), change == failed, "{}", lines[0]);
+    }
+}
+
+async fn lines_of_a_request_have_its_trace(store: Store) {
+    let mut server = Server::running(&store.url, &["--access-log"]).await;
+    server.patient_client().register(&agent("a", "work")).await.unwrap();
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let send = async |request_id: &str, agent_id: &str, traceparents: &[&str]| {
+        let request = http.put(format!("{}/agents/{agent_id}/status", server.url()));
+        let mut request = request.header("content-type", "application/json").body(r#"{"status":"busy"}"#);
+        for traceparent in traceparents {
+            request = request.header("traceparent", *traceparent);
+        }
+        request.header("x-request-id", request_id).send().await.unwrap().status()
+    };
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let valid = format!("00-{trace}-b7ad6b7169203331-01");
+    assert_eq!(send("changed", "a", &[&valid]).await, 200);
+    assert_eq!(send("later", "a", &[&format!("cc{}-more", &valid[2..])]).await, 200);
+    assert_eq!(send("refused", "unknown", &[&valid]).await, 404);
+    assert_eq!(send("not-valid", "a", &[&valid.to_uppercase()]).await, 200);
+    assert_eq!(send("twice", "a", &[&valid, &valid]).await, 200);
+    assert_eq!(send("none", "a", &[]).await, 200);
+    server.stop().await;
+    for (request_id, count) in
+        [("changed", 2), ("later", 2), ("refused", 2), ("not-valid", 0), ("twice", 0), ("none", 0)]
+    {
+        let log = server.log();
+        let lines: Vec<_> = log.lines().filter(|line| line.contains(&format!("\"{request_id}\""))).collect();
+        let (change, access) = ("an agent ", "request finished");
+        for kind in [change, access] {
+            assert!(lines.iter().any(|line| line.contains(kind)), "{kind}: {log}");
+        }
+        let traced = lines.iter().filter(|line| line.contains(&format!("trace_id=\"{trace}\"")));
+        assert_eq!(traced.count(), count, "{request_id}: {lines:#?}");
+        assert_eq!(lines.len(), 2, "{lines:#?}");
     }
 }
