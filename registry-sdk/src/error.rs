@@ -156,6 +156,26 @@ impl Error {
         }
     }
 
+    /// The `error.type` of the spans.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Config(_) => "config",
+            Self::Invalid { .. } => "invalid",
+            Self::Unreachable { .. } => "unreachable",
+            Self::Tls { .. } => "tls",
+            Self::TimedOut { .. } => "timeout",
+            Self::Unavailable { .. } => "unavailable",
+            Self::NotFound { .. } => "not_found",
+            Self::Superseded { .. } => "superseded",
+            Self::ShutDown => "shut_down",
+            Self::Stalled { .. } => "stalled",
+            Self::Work { .. } => "work",
+            Self::Denied { .. } => "denied",
+            Self::Unsupported { .. } => "unsupported",
+            Self::InvalidResponse { .. } => "invalid_response",
+        }
+    }
+
     /// Whether the same request may succeed a little later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {

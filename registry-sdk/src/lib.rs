@@ -87,8 +87,18 @@
 //! | `response broke off` | info, after `done` with `send` | `agent_id`, `error` |
 //! | `not done` | info | `error` |
 //!
-//! The spans are `heartbeat_loop` (`agent_id`), `registry_request` (`method`, `path`) and `delegation` (`capability`,
-//! `idempotency_key`).
+//! The spans are these. Those of requests have the fields of
+//! [OpenTelemetry's conventions](https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-client), such as
+//! `http.response.status_code`; `error.type` is set if the operation failed.
+//!
+//! | span | level | fields |
+//! |---|---|---|
+//! | `heartbeat_loop` | debug | `agent_id` |
+//! | `registry_request`, an operation of the registry | info within another span, else debug | `method`, `path`, `error.type` |
+//! | `registry_attempt` | as `registry_request` | those of a request, `http.request.resend_count` |
+//! | `delegation` | info | `capability`, `idempotency_key`, `error.type` |
+//! | `delegation_attempt` | info | `agent_id`, `attempt`, `hedge`, `outcome`, and those of a request if the SDK sent it |
+//! | `agent_request`, with the features `axum` and `opentelemetry` | info | those of a request |
 //!
 //! # What it counts
 //!
@@ -119,6 +129,7 @@
 //! | `a2a` | no | `a2a`: A2A agent cards as registrations; with `axum`, `a2a::CardEndpoint`: the card that an agent serves itself |
 //! | `testing` | no | `testing::MockRegistry`, a registry with faults to script, for the tests of agents |
 //! | `metrics` | no | counters of registrations, heartbeats, retries, states and tasks, through the `metrics` facade |
+//! | `opentelemetry` | no | `trace`: requests to the registry and to agents carry `traceparent` and `tracestate`, and agents on axum continue the trace |
 //!
 //! Without any feature the crate is the [`contract`] and its [`search`] alone, with neither an HTTP client nor a runtime.
 
@@ -164,9 +175,13 @@ mod metrics;
 #[cfg(feature = "client")]
 mod monitor;
 #[cfg(feature = "client")]
+mod propagation;
+#[cfg(feature = "client")]
 mod response;
 #[cfg(feature = "client")]
 mod retry;
+#[cfg(feature = "client")]
+mod spans;
 #[cfg(feature = "client")]
 mod transport;
 #[cfg(feature = "client")]
@@ -174,6 +189,9 @@ mod watch;
 
 #[cfg(feature = "testing")]
 pub mod testing;
+
+#[cfg(feature = "opentelemetry")]
+pub mod trace;
 
 pub use contract::{AgentRecord, AgentStatus, Capability, CapabilityMatch, Registration};
 pub use query::{
@@ -211,5 +229,6 @@ pub use watch::{Watch, WatchEvent};
 
 /// The examples of the README, which are tested like those of the documentation.
 #[cfg(all(doctest, feature = "a2a", feature = "axum", feature = "cache", feature = "testing"))]
+#[cfg(all(doctest, feature = "axum", feature = "cache", feature = "opentelemetry", feature = "testing"))]
 #[doc = include_str!("../README.md")]
 mod readme {}

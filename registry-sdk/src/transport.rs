@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, Response};
 use tokio::time::{sleep, timeout_at};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 use url::Url;
 
 use crate::credentials::Credentials;
@@ -14,8 +14,10 @@ use crate::endpoints::{Attempt, Endpoints, shown};
 use crate::error::{Error, with_causes};
 use crate::http::HttpClients;
 use crate::metrics;
+use crate::propagation;
 use crate::response::{ApiResponse, Kind, failure};
 use crate::retry::{Attempts, Limit, RetryPolicy};
+use crate::spans;
 
 /// Maximum length of a list or of the matches of a search. 100,000 agents are some 80 MB.
 const MAX_LIST: usize = 256 * 1_024 * 1_024;
@@ -65,12 +67,8 @@ impl Transport {
         policy: &RetryPolicy,
         decode: impl Fn(&ApiResponse) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let path = request.path.join("/");
-        let span = tracing::debug_span!("registry_request", method = %request.method, path);
         let attempts = policy.begin(self.attempt_timeout, self.endpoints.urls().len());
-        self.send_until(attempts, |attempt, limit| self.receive(request, attempt, limit, &decode))
-            .instrument(span)
-            .await
+        self.send_until(request, attempts, |attempt| self.receive(request, attempt, &decode)).await
     }
 
     /// Sends a request once to each endpoint until one answers, within a limit that also bounds the response.
@@ -81,26 +79,47 @@ impl Transport {
         decode: impl Fn(&ApiResponse) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let attempts = Attempts::within(limit, self.endpoints.urls().len());
-        self.send_until(attempts, |attempt, limit| self.receive(request, attempt, limit, &decode)).await
+        self.send_until(request, attempts, |attempt| self.receive(request, attempt, &decode)).await
     }
 
     /// Makes attempts, at one endpoint after another, until one succeeds or no further one would help.
     async fn send_until<'a, T, F>(
         &'a self,
+        request: &Request,
+        attempts: Attempts,
+        send: impl Fn(Sending<'a>) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Failed>>,
+    {
+        let span = spans::registry_request(&request.method, &request.path);
+        let outcome = self.attempt_until(request, attempts, send).instrument(span.clone()).await;
+        spans::record_outcome(&span, &outcome);
+        outcome
+    }
+
+    async fn attempt_until<'a, T, F>(
+        &'a self,
+        request: &Request,
         mut attempts: Attempts,
-        send: impl Fn(Attempt<'a>, Limit) -> F,
+        send: impl Fn(Sending<'a>) -> F,
     ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Failed>>,
     {
         let mut tried = Vec::new();
+        let mut number = 0;
         loop {
+            number += 1;
             let attempt = self.endpoints.begin(&tried);
             let index = attempt.index();
-            let Failed { error, was_sent } = match send(attempt, attempts.limit()).await {
+            let span = spans::registry_attempt(&request.method, &self.endpoints.urls()[index], number);
+            let sending = Sending { attempt, limit: attempts.limit(), span: span.clone() };
+            let Failed { error, was_sent } = match send(sending).instrument(span.clone()).await {
                 Ok(value) => return Ok(value),
                 Err(failed) => failed,
             };
+            spans::record_failure(&span, error.name());
             if error.is_endpoint_failure() {
                 self.http.renew(&self.endpoints.urls()[index]);
                 tried.push(index);
@@ -125,7 +144,7 @@ impl Transport {
         let endpoints = self.endpoints.urls().len();
         let limit = self.attempt_timeout.saturating_mul(u32::try_from(endpoints).unwrap_or(u32::MAX));
         let attempts = Attempts::within(limit, endpoints);
-        self.send_until(attempts, |attempt, limit| self.open_events_at(request, attempt, limit)).await
+        self.send_until(request, attempts, |attempt| self.open_events_at(request, attempt)).await
     }
 
     /// Records that a stream was silent or broke off before it said anything.
@@ -137,23 +156,23 @@ impl Transport {
     async fn open_events_at(
         &self,
         request: &Request,
-        attempt: Attempt<'_>,
-        limit: Limit,
+        sending: Sending<'_>,
     ) -> Result<(Response, usize), Failed> {
-        let index = attempt.index();
-        let opened = self.open_stream(request, &self.endpoints.urls()[index], limit).await;
+        let index = sending.attempt.index();
+        let opened = self.open_stream(request, &sending).await;
         match &opened {
-            Ok(_) => attempt.undecided(),
-            Err(failed) => record(attempt, failed),
+            Ok(_) => sending.attempt.undecided(),
+            Err(failed) => record(sending.attempt, failed),
         }
         opened.map(|response| (response, index))
     }
 
-    async fn open_stream(&self, request: &Request, url: &Url, limit: Limit) -> Result<Response, Failed> {
-        let response = self.head(request, url, limit).await?;
+    async fn open_stream(&self, request: &Request, sending: &Sending<'_>) -> Result<Response, Failed> {
+        let response = self.head(request, sending).await?;
         let status = response.status();
         if !status.is_success() {
-            let response = read(response, url, limit, MAX_RECORD).await?;
+            let url = &self.endpoints.urls()[sending.attempt.index()];
+            let response = read(response, url, sending.limit, MAX_RECORD).await?;
             return Err(failure(status, &response, request.kind).into());
         }
         let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
@@ -169,12 +188,12 @@ impl Transport {
     async fn receive<T>(
         &self,
         request: &Request,
-        attempt: Attempt<'_>,
-        limit: Limit,
+        sending: Sending<'_>,
         decode: &impl Fn(&ApiResponse) -> Result<T, Error>,
     ) -> Result<T, Failed> {
-        let received = self.receive_response(request, &attempt, limit).await;
+        let received = self.receive_response(request, &sending).await;
         let decoded = received.and_then(|response| Ok((decode(&response)?, response.age())));
+        let attempt = sending.attempt;
         match decoded {
             // An endpoint that answers from memory is as good as one that failed, if there is another.
             Ok((value, age)) if !age.is_zero() => {
@@ -195,15 +214,14 @@ impl Transport {
     async fn receive_response(
         &self,
         request: &Request,
-        attempt: &Attempt<'_>,
-        limit: Limit,
+        sending: &Sending<'_>,
     ) -> Result<ApiResponse, Failed> {
-        let url = &self.endpoints.urls()[attempt.index()];
-        let response = self.head(request, url, limit).await?;
-        attempt.head_arrived();
+        let response = self.head(request, sending).await?;
+        sending.attempt.head_arrived();
         let status = response.status();
         let most = if request.kind == Kind::List { MAX_LIST } else { MAX_RECORD };
-        let response = read(response, url, limit, most).await?;
+        let url = &self.endpoints.urls()[sending.attempt.index()];
+        let response = read(response, url, sending.limit, most).await?;
         if !status.is_success() {
             return Err(failure(status, &response, request.kind).into());
         }
@@ -216,8 +234,14 @@ impl Transport {
     }
 
     /// Sends a request, and waits for the head of its response.
-    async fn head(&self, request: &Request, url: &Url, limit: Limit) -> Result<Response, Failed> {
-        let mut builder = self.http.for_url(url)?.request(request.method.clone(), request.url(url)?);
+    async fn head(&self, request: &Request, sending: &Sending<'_>) -> Result<Response, Failed> {
+        let Sending { attempt, limit, span } = sending;
+        let url = &self.endpoints.urls()[attempt.index()];
+        let full_url = request.url(url)?;
+        spans::record_url(span, &full_url);
+        let mut headers = HeaderMap::new();
+        propagation::inject(&mut headers);
+        let mut builder = self.http.for_url(url)?.request(request.method.clone(), full_url).headers(headers);
         if let Some(body) = &request.body {
             let body = match body {
                 Body::Fixed(body) => body.clone(),
@@ -231,11 +255,20 @@ impl Transport {
         if let Some(id) = &request.last_event_id {
             builder = builder.header("last-event-id", id);
         }
-        match timeout_at(limit.deadline, builder.send()).await {
-            Ok(response) => response.map_err(|error| broken(url, limit, error)),
-            Err(_) => Err(timed_out(url, limit).into()),
-        }
+        let response = match timeout_at(limit.deadline, builder.send()).await {
+            Ok(response) => response.map_err(|error| broken(url, *limit, error))?,
+            Err(_) => return Err(timed_out(url, *limit).into()),
+        };
+        spans::record_status(span, response.status().as_u16());
+        Ok(response)
     }
+}
+
+/// An attempt under way.
+struct Sending<'a> {
+    attempt: Attempt<'a>,
+    limit: Limit,
+    span: Span,
 }
 
 /// Reads a response to its end. The deadline moves on with each part that arrives, unless the limit is a strict one.

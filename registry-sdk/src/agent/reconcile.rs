@@ -141,7 +141,7 @@ pub(super) struct Loop {
 
 /// Runs until the agent is shut down, or nobody holds it any more. Wakes once an interval, and when something changes.
 pub(super) async fn run(shared: Arc<Shared>) {
-    let span = tracing::info_span!("heartbeat_loop", agent_id = shared.agent_id);
+    let span = tracing::debug_span!("heartbeat_loop", agent_id = shared.agent_id);
     Loop::new(shared).live().instrument(span).await;
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
+use tracing::Span;
 
 use super::failure_kind::FailureKind;
 use super::task_error::{Cause, TaskError};
@@ -38,6 +39,7 @@ pub(super) struct Attempt {
     /// When the delegation ends.
     pub(super) end: Instant,
     pub(super) idempotency_key: String,
+    pub(super) span: Span,
 }
 
 impl Attempt {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reqwest::header::LOCATION;
+use reqwest::header::{HeaderMap, LOCATION};
 use tokio::time::{Instant, timeout};
 
 use super::candidate::Candidate;
@@ -11,6 +11,7 @@ use super::selection::SkipReason;
 use crate::client::RegistryClient;
 use crate::contract::{HealthAnswer, MAX_HEALTH_REDIRECTS, ProbeMode, UnhealthyReason, health_url};
 use crate::http::{HttpClients, Unread, read_bounded};
+use crate::propagation;
 
 /// Maximum length of an agent's own health report in bytes.
 const MAX_REPORT: usize = 64 * 1_024;
@@ -82,7 +83,9 @@ impl HealthCheck<'_> {
     async fn request_report(&self, agent: &Candidate) -> Option<Report> {
         let mut url = health_url(agent.base_url(), agent.health_path())?;
         for _ in 0..=MAX_HEALTH_REDIRECTS {
-            let response = self.http.for_url(&url).ok()?.get(url).send().await.ok()?;
+            let mut headers = HeaderMap::new();
+            propagation::inject(&mut headers);
+            let response = self.http.for_url(&url).ok()?.get(url).headers(headers).send().await.ok()?;
             let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
             // The client has followed some redirects itself.
             match HealthAnswer::of_head(response.url(), response.status().as_u16(), location) {

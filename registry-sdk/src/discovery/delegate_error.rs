@@ -59,6 +59,23 @@ pub enum EndReason {
 }
 
 impl EndReason {
+    /// The `error.type` of the span.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::InvalidRequest(_) => "invalid_request",
+            Self::NoAgent { .. } => "no_agent",
+            Self::Registry(_) => "registry",
+            Self::AttemptsExhausted => "attempts_exhausted",
+            Self::TimedOut { .. } => "timeout",
+            Self::Busy { .. } => "busy",
+            Self::Misdeployed => "misdeployed",
+            Self::RetryBudgetExhausted => "retry_budget_exhausted",
+            Self::MayHaveArrived => "may_have_arrived",
+            Self::Rejected => "rejected",
+            Self::UnusableResponse => "unusable_response",
+        }
+    }
+
     /// Whether it is of interest which agents there are besides those that were tried.
     pub(super) fn asks_for_others(&self) -> bool {
         matches!(self, Self::NoAgent { .. } | Self::Misdeployed | Self::Busy { .. })

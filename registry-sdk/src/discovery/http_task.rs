@@ -19,7 +19,9 @@ use crate::contract::{
 };
 use crate::error::with_causes;
 use crate::http::{HttpClients, Unread, read_bounded};
+use crate::propagation;
 use crate::response::retry_after;
+use crate::spans;
 
 /// How much of an unsuccessful response is read.
 const MAX_REFUSAL: usize = 4 * 1_024;
@@ -77,6 +79,7 @@ impl HttpTask {
         let url = self.url(&attempt.agent.base_url).map_err(|source| self.unreachable(source))?;
         let http = self.access.http.for_url(&url).map_err(|error| self.unreachable(Arc::new(error)))?;
         let headers = self.headers_of(attempt).map_err(|error| self.failed(HttpTaskError::Request(error)))?;
+        attempt.record_request(&self.method, &url);
         let request = http.request(self.method.clone(), url).headers(headers).body(self.body.clone());
         let response = request.send().await.map_err(|error| {
             let error = Arc::new(error.without_url());
@@ -86,6 +89,7 @@ impl HttpTask {
                 _ => HttpTaskError::Broken(error),
             })
         })?;
+        spans::record_status(&attempt.span, response.status().as_u16());
         if response.status().is_success() {
             return Ok(response);
         }
@@ -157,6 +161,7 @@ impl HttpTask {
 
     fn headers_of(&self, attempt: &Attempt) -> Result<HeaderMap, String> {
         let mut headers = HeaderMap::new();
+        propagation::inject(&mut headers);
         let key = idempotency_key_value(&attempt.idempotency_key).unwrap_or_default();
         let key = HeaderValue::try_from(key).map_err(|error| format!("the idempotency key: {error}"))?;
         headers.insert(HeaderName::from_static(IDEMPOTENCY_KEY_HEADER), key);

@@ -66,6 +66,18 @@ impl HttpTaskError {
         }
     }
 
+    /// The `error.type` of the span. A status has its own.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Request(_) => "invalid_request",
+            Self::Unreachable(_) => "unreachable",
+            Self::Broken(_) => "broken",
+            Self::Redirects(_) => "redirects",
+            Self::Status { .. } => "status",
+            Self::InvalidResponse { .. } => "invalid_response",
+        }
+    }
+
     /// Whether the agent may have got the task.
     pub(super) fn may_have_arrived(&self) -> bool {
         !matches!(self, Self::Request(_) | Self::Unreachable(_))

@@ -2,6 +2,7 @@
 
 mod agent_states;
 mod attempt;
+mod attempt_span;
 mod budget;
 #[cfg(feature = "cache")]
 mod cache;

@@ -8,9 +8,11 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::Instrument;
+use tracing::field::Empty;
 
 use super::agent_states::Refusal;
 use super::attempt::{Attempt, AttemptTimeout, FailedAttempt, Settings};
+use super::attempt_span::AttemptSpan;
 use super::delegate_error::{DelegateError, EndReason};
 use super::failure_kind::FailureKind;
 use super::found::Earlier;
@@ -21,6 +23,7 @@ use super::task_error::{Charge, TaskError};
 use crate::error::with_causes;
 use crate::metrics;
 use crate::retry::deadline_after;
+use crate::spans;
 
 /// By how much at most a wait for a busy agent is prolonged at random, so that the tasks that wait for it do not all come at once.
 const MAX_SPREAD: Duration = Duration::from_secs(1);
@@ -52,7 +55,9 @@ where
     let span = tracing::info_span!(
         "delegation",
         capability = query.capability,
-        idempotency_key = settings.idempotency_key
+        idempotency_key = settings.idempotency_key,
+        error.type = Empty,
+        otel.status_code = Empty
     );
     orchestrator.states.deposit();
     let race = Race {
@@ -83,6 +88,7 @@ where
         }
         Err(error) => {
             tracing::info!(%error, "not done");
+            spans::record_failure(&span, error.reason.name());
             metrics::task_ended("failed");
         }
     });
@@ -121,6 +127,7 @@ struct Running {
     number: u32,
     selection: Selection,
     began: Instant,
+    span: AttemptSpan,
 }
 
 /// What the delegation waits for beside the attempts that run.
@@ -161,8 +168,8 @@ impl<'a> Race<'a> {
                 Some((number, outcome)) = attempts.next() => {
                     let ended = self.take_running(number);
                     match outcome {
-                        Ok(value) => return Ok(self.done(value, &ended)),
-                        Err(error) => self.failed(&ended, error),
+                        Ok(value) => return Ok(self.done(value, ended)),
+                        Err(error) => self.failed(ended, error),
                     }
                     next = match (self.end(), next) {
                         (Some(reason), _) => return Err(self.error(reason).await),
@@ -176,8 +183,8 @@ impl<'a> Race<'a> {
                     None => self.select(),
                     Some(Ok(selection)) if self.may_draw() => {
                         let attempt = self.begin(selection);
-                        let number = attempt.number;
-                        let task = task(attempt);
+                        let (number, span) = (attempt.number, attempt.span.clone());
+                        let task = span.in_scope(|| task(attempt)).instrument(span);
                         attempts.push(async move { (number, task.await) });
                         hedge_at = self.settings.hedge_after.map(|delay| deadline_after(Instant::now(), delay));
                         Next::Nothing
@@ -240,9 +247,11 @@ impl<'a> Race<'a> {
         self.fair_time.get_or_insert(share);
         let time = if is_last && self.settings.attempt_timeout.is_none() { left } else { share };
         self.skipped.clone_from(&selection.skipped);
-        self.running.push(Running { number, selection, began });
+        let attempt_span = AttemptSpan::begin(&agent.agent_id, number, !self.running.is_empty());
+        let span = attempt_span.span().clone();
+        self.running.push(Running { number, selection, began, span: attempt_span });
         let idempotency_key = self.settings.idempotency_key.clone();
-        Attempt { agent, number, began, deadline: began + time, end: self.deadline, idempotency_key }
+        Attempt { agent, number, began, deadline: began + time, end: self.deadline, idempotency_key, span }
     }
 
     fn take_running(&mut self, number: u32) -> Running {
@@ -250,8 +259,9 @@ impl<'a> Race<'a> {
         self.running.swap_remove(index)
     }
 
-    fn done<T>(self, value: T, done: &Running) -> Delegated<T> {
+    fn done<T>(self, value: T, done: Running) -> Delegated<T> {
         metrics::attempt_ended("ok");
+        done.span.succeeded();
         if self.settings.reports_success {
             done.selection.report_success();
         }
@@ -263,11 +273,11 @@ impl<'a> Race<'a> {
         for overtaken in self.running.iter().filter(|one| one.number < done.number) {
             overtaken.selection.report_failure(FailureKind::Agent);
         }
-        Delegated { value, selection: done.selection.clone(), failed: self.failed }
+        Delegated { value, selection: done.selection, failed: self.failed }
     }
 
     /// Records an attempt that failed, and decides whether a further one may follow.
-    fn failed(&mut self, ended: &Running, error: TaskError) {
+    fn failed(&mut self, ended: Running, error: TaskError) {
         let (kind, may_have_arrived) = (error.kind, error.may_have_arrived);
         self.draws |= error.draws;
         self.record(ended, error);
@@ -293,8 +303,9 @@ impl<'a> Race<'a> {
         }
     }
 
-    fn record(&mut self, ended: &Running, error: TaskError) {
-        let Running { number, selection, began, .. } = ended;
+    fn record(&mut self, ended: Running, error: TaskError) {
+        let Running { number, selection, began, span } = ended;
+        span.failed(&error);
         let TaskError { kind, source, may_have_arrived, charge, .. } = error;
         let had_time = self.fair_time.is_none_or(|time| began.elapsed() >= time);
         let is_charged = charge == Charge::Yes || charge == Charge::IfItHadTime && had_time;
@@ -351,7 +362,7 @@ impl<'a> Race<'a> {
     async fn out_of_time(&mut self) -> DelegateError {
         for running in std::mem::take(&mut self.running) {
             let error = TaskError::late(AttemptTimeout(running.began.elapsed()));
-            self.record(&running, error);
+            self.record(running, error);
         }
         let reason = self.ending.take().unwrap_or_else(|| self.timed_out());
         self.error(reason).await

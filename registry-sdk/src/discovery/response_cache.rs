@@ -8,6 +8,7 @@ use std::time::Duration;
 use quick_cache::sync::Cache;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
+use tracing::Instrument;
 
 use super::freshness::Freshness;
 use crate::client::Aged;
@@ -131,7 +132,8 @@ where
             }
             let since = *state.refreshing_since.get_or_insert_with(|| {
                 let refresh = Refresh { entry: entry.clone(), ttl: self.lifetimes.ttl };
-                tokio::spawn(refresh.run(fetch()));
+                // It belongs to the trace of the caller that it begins with.
+                tokio::spawn(refresh.run(fetch()).in_current_span());
                 began
             });
             // Later callers have waited as long as the first.

@@ -1,0 +1,37 @@
+//! Traces over several processes (feature `opentelemetry`): the context of the current span goes out with each request, and an
+//! agent on axum continues the trace.
+//!
+//! The SDK's spans are those of [`tracing`](https://docs.rs/tracing). They become spans of OpenTelemetry through the layer of
+//! `tracing-opentelemetry`, from version 0.33 on, with its default of activating contexts. A program that makes spans with the API of
+//! OpenTelemetry itself needs no layer: its current context is sent all the same.
+//!
+//! The headers are those of the global propagator, so the program chooses them once. There is none by default:
+//!
+//! ```
+//! use opentelemetry::global;
+//! use opentelemetry_sdk::propagation::TraceContextPropagator;
+//!
+//! // `traceparent` and `tracestate`, as in W3C Trace Context.
+//! global::set_text_map_propagator(TraceContextPropagator::new());
+//! ```
+//!
+//! The program has to use the same version of the crate `opentelemetry` as the SDK, 0.33: each version has a global propagator of
+//! its own.
+//!
+//! # What is traced
+//!
+//! - A delegation is a span, and so is each of its attempts, with `attempt`, `agent_id`, `hedge` and `outcome`: `ok`, `cancelled`
+//!   because another attempt was faster or the delegation was dropped, or a kind of failure. The agent gets the context of its attempt.
+//! - An operation of the registry is a span, and so is each of its attempts. The registry writes the trace's id to its log.
+//!
+//! Operations are at level `info` within another span, and at `debug` elsewhere. So at `info` heartbeats, watches and monitors, which
+//! run in tasks of the SDK, make no spans and send no context. At `debug` the heartbeats of an agent are one trace that lasts as long
+//! as the agent: keep `registry_sdk` at `info` for what goes to a collector.
+
+#[cfg(feature = "axum")]
+mod continue_trace;
+
+#[cfg(feature = "axum")]
+pub use continue_trace::continue_trace;
+
+pub use crate::propagation::headers;

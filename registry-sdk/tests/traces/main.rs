@@ -1,0 +1,13 @@
+//! Traces over several processes, as the OpenTelemetry SDK's own exporter sees them.
+#![cfg(all(feature = "axum", feature = "testing"))]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[cfg(feature = "opentelemetry")]
+mod agents;
+#[cfg(feature = "opentelemetry")]
+mod delegations;
+#[cfg(feature = "opentelemetry")]
+mod registry_calls;
+mod support;
+#[cfg(not(feature = "opentelemetry"))]
+mod without_the_feature;
