@@ -326,6 +326,7 @@ async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     let (method, path) = (parts.method.as_str(), parts.uri.path());
     let last_event_id = parts.headers.get("last-event-id").and_then(|value| value.to_str().ok());
+    let last_event_id = last_event_id.filter(|id| !id.is_empty());
     let query = parts.uri.query().unwrap_or_default();
     let (outcome, delay) = shared.decide(&MockRequest { method, path, query, last_event_id, body: &body });
     shared.record(method, path, &body, outcome.as_ref().ok().map(|answer| answer.status), false);

@@ -45,7 +45,7 @@ struct LastParam {
 /// stop: connect again at once, to another server if there is one.
 #[utoipa::path(
     get, path = "/events", tag = "discovery",
-    params(LastParam, ("Last-Event-ID" = Option<String>, Header, pattern = "^[0-9]{1,18}(-[0-9a-f]{16})?$", description = "Id of the last event that was seen")),
+    params(LastParam, ("Last-Event-ID" = Option<String>, Header, pattern = "^([0-9]{1,18}(-[0-9a-f]{16})?)?$", description = "Id of the last event that was seen; an empty one counts as none")),
     responses(
         (status = 200, description = "The stream, which does not end.", body = String, content_type = "text/event-stream",
             example = "id: 7-3f0c59d1a2b46e87\nevent: registered\ndata: {\"agent_id\": \"feature-dev\", …}\n\n"),
@@ -74,7 +74,8 @@ pub(super) async fn watch_events(
 }
 
 fn last_event_id(headers: &HeaderMap) -> Result<Option<Position>, ApiError> {
-    let Some(id) = headers.get("last-event-id") else { return Ok(None) };
+    // Some clients send an empty one if they have seen no event.
+    let Some(id) = headers.get("last-event-id").filter(|id| !id.is_empty()) else { return Ok(None) };
     let id = id.to_str().ok().and_then(|text| text.parse().ok());
     id.map(Some).ok_or_else(|| ApiError::bad_request("Last-Event-ID has to be the id of an event"))
 }
