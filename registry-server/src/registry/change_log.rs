@@ -2,6 +2,7 @@
 //!
 //! Each change is logged by the server that made it, whatever the number of replicas.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use registry_sdk::contract::CHANGED_BY_REGISTRY;
@@ -19,33 +20,42 @@ const NAMED_AGENTS: usize = 10;
 pub(super) const EDIT: &str = "adopt what another program wrote to the database";
 const DELETION: &str = "remove: another program deleted its row";
 
-/// Outcomes of changes that are made together.
+/// Changes that are logged together.
 #[derive(Debug, Default)]
 pub(super) struct ChangeLog {
-    made: Vec<Arc<StoredAgent>>,
-    edited: Vec<Arc<StoredAgent>>,
-    deleted: Vec<Arc<StoredAgent>>,
+    by_change: BTreeMap<&'static str, Vec<Made>>,
+}
+
+/// A change that was made.
+#[derive(Debug)]
+struct Made {
+    agent: Arc<StoredAgent>,
+    /// What led to the change.
+    detail: Option<String>,
 }
 
 impl ChangeLog {
-    /// Adds an outcome. Those that changed nothing do not count.
-    pub(super) fn add(&mut self, outcome: Outcome) {
-        match outcome {
-            Outcome::Applied(agent) | Outcome::Removed(agent) => self.made.push(agent),
-            Outcome::Adopted(agent) => self.edited.push(agent),
-            Outcome::FoundDeleted(agent) => self.deleted.push(agent),
-            Outcome::Unchanged(_) | Outcome::Superseded { .. } | Outcome::NotFound | Outcome::Locked => {}
-        }
+    /// Adds the outcome of a change that was asked for. Those that changed nothing do not count.
+    pub(super) fn add(&mut self, change: &'static str, detail: Option<String>, outcome: Outcome) {
+        let (change, made) = match outcome {
+            Outcome::Applied(agent) | Outcome::Removed(agent) => (change, Made { agent, detail }),
+            Outcome::Adopted(agent) => (EDIT, Made { agent, detail: None }),
+            Outcome::FoundDeleted(agent) => (DELETION, Made { agent, detail: None }),
+            Outcome::Unchanged(_) | Outcome::Superseded { .. } | Outcome::NotFound | Outcome::Locked => {
+                return;
+            }
+        };
+        self.by_change.entry(change).or_default().push(made);
     }
 
-    /// Logs what was changed; `change` says what was asked for.
-    pub(super) fn write(&self, change: &str) {
-        for (change, agents) in [(change, &self.made), (EDIT, &self.edited), (DELETION, &self.deleted)] {
-            if agents.len() > MAX_LINES {
-                log_many(change, agents);
+    /// Logs what was changed.
+    pub(super) fn write(self) {
+        for (change, made) in self.by_change {
+            if made.len() > MAX_LINES {
+                log_many(change, &made);
             } else {
-                for agent in agents {
-                    log_one(change, None, agent);
+                for Made { agent, detail } in &made {
+                    log_one(change, detail.as_deref(), agent);
                 }
             }
         }
@@ -61,16 +71,25 @@ pub(super) fn log_adoption(outcome: &Outcome) {
     }
 }
 
-/// Logs a change, with what led to it.
-pub(super) fn log_one(change: &str, detail: Option<&str>, agent: &StoredAgent) {
+fn log_one(change: &str, detail: Option<&str>, agent: &StoredAgent) {
     let StoredAgent { agent_id, revision, last_heartbeat, .. } = agent;
     let changed_by = CHANGED_BY_REGISTRY;
-    tracing::info!(agent_id, %change, detail, revision, changed_by, %last_heartbeat, "changed an agent");
+    tracing::info!(agent_id, change, detail, revision, changed_by, %last_heartbeat, "changed an agent");
 }
 
 /// Logs the same change of many agents in one line.
-fn log_many(change: &str, agents: &[Arc<StoredAgent>]) {
-    let named: Vec<&str> = agents.iter().take(NAMED_AGENTS).map(|agent| &*agent.agent_id).collect();
+fn log_many(change: &str, made: &[Made]) {
+    let named: Vec<&str> = made.iter().take(NAMED_AGENTS).map(|made| &*made.agent.agent_id).collect();
     let (first_agent_ids, changed_by) = (named.join(", "), CHANGED_BY_REGISTRY);
-    tracing::info!(agents = agents.len(), first_agent_ids, %change, changed_by, "changed many agents");
+    let revisions = || made.iter().map(|made| made.agent.revision);
+    let (first_revision, last_revision) = (revisions().min(), revisions().max());
+    tracing::info!(
+        agents = made.len(),
+        first_agent_ids,
+        change,
+        first_revision,
+        last_revision,
+        changed_by,
+        "changed many agents"
+    );
 }

@@ -105,13 +105,17 @@ pub(super) async fn submit_all(
     registry: &Registry,
     agent_ids: Vec<String>,
     change: impl Fn() -> Change,
-    description: &str,
+    description: &'static str,
 ) {
     let mut log = ChangeLog::default();
     for chunk in agent_ids.chunks(MAX_CONCURRENT_CHANGES) {
         let submitted = chunk.iter().map(|agent_id| registry.submit_own(agent_id, change()));
         // What fails is tried again by the next sweep.
-        join_all(submitted).await.into_iter().flatten().for_each(|outcome| log.add(outcome));
+        join_all(submitted)
+            .await
+            .into_iter()
+            .flatten()
+            .for_each(|outcome| log.add(description, None, outcome));
     }
-    log.write(description);
+    log.write();
 }

@@ -14,11 +14,12 @@ on_both!(what_another_program_wrote_is_one_line);
 on_both!(many_agents_that_go_offline_together_are_one_line);
 on_both!(the_outcomes_of_probes_are_lines);
 on_both!(lines_of_a_request_have_its_trace);
+on_both!(many_agents_that_fail_their_probes_together_are_few_lines);
 
 /// The lines of a change, and of an agent if there is one.
 fn lines(server: &Server, change: &str, agent_id: Option<&str>) -> Vec<String> {
     let named = agent_id.map(|agent_id| format!("agent_id=\"{agent_id}\"")).unwrap_or_default();
-    let is_meant = |line: &&str| line.contains(&format!("change={change}")) && line.contains(&named);
+    let is_meant = |line: &&str| line.contains(&format!("change=\"{change}\"")) && line.contains(&named);
     server.log().lines().filter(is_meant).map(str::to_owned).collect()
 }
 
@@ -153,7 +154,14 @@ async fn many_agents_that_go_offline_together_are_one_line(store: Store) {
     let (together, each): (Vec<_>, Vec<_>) =
         all.iter().partition(|line| line.contains("changed many agents"));
     assert_eq!((together.len(), each.len()), (1, 100), "{all:?}");
-    for expected in ["INFO", "agents=101", "first_agent_ids=\"agent-", "changed_by=\"(registry)\""] {
+    for expected in [
+        "INFO",
+        "agents=101",
+        "first_revision=",
+        "last_revision=",
+        "first_agent_ids=\"agent-",
+        "changed_by=\"(registry)\"",
+    ] {
         assert!(together[0].contains(expected), "{expected}: {}", together[0]);
     }
     assert_eq!(together[0].matches("agent-").count(), 10);
@@ -223,5 +231,36 @@ async fn lines_of_a_request_have_its_trace(store: Store) {
         let traced = lines.iter().filter(|line| line.contains(&format!("trace_id=\"{trace}\"")));
         assert_eq!(traced.count(), count, "{request_id}: {lines:#?}");
         assert_eq!(lines.len(), 2, "{lines:#?}");
+async fn many_agents_that_fail_their_probes_together_are_few_lines(store: Store) {
+    let insert = if store.is_postgres() {
+        insert_agents!(1000, "now()")
+    } else {
+        insert_agents!(1000, "unixepoch() * 1000")
+    };
+    let flags = ["--probe-interval", "100ms", "--probe-allow", "127.0.0.1/32", "--heartbeat-timeout", "1h"];
+    let mut server = Server::new(&store.url, &flags);
+    server.start().await;
+    server.stop().await;
+    store.execute(insert).await;
+    store.execute("UPDATE agent_registry SET base_url = 'http://127.0.0.1:1'").await;
+    server.start().await;
+    // How many agents a line tells of.
+    let agents = |line: &String| {
+        let number = line.split_once(" agents=").and_then(|(_, rest)| rest.split(' ').next());
+        number.map_or(1, |number| number.parse::<usize>().unwrap())
+    };
+    let lines = |server: &Server| lines(server, "mark unhealthy: its probes failed", None);
+    let is_logged = async || lines(&server).iter().map(agents).sum::<usize>() >= 1_000;
+    eventually("every agent is logged", is_logged).await;
+    server.stop().await;
+    let all = lines(&server);
+    assert_eq!(all.iter().map(agents).sum::<usize>(), 1_000);
+    let together: Vec<_> = all.iter().filter(|line| line.contains("changed many agents")).collect();
+    assert!(!together.is_empty(), "{} lines", all.len());
+    let number = |line: &str, name: &str| -> i64 {
+        line.split_once(name).unwrap().1.split(' ').next().unwrap().parse().unwrap()
+    };
+    for line in together {
+        assert!(number(line, "first_revision=") < number(line, "last_revision="), "{line}");
     }
 }

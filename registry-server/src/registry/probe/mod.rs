@@ -20,9 +20,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::Registry;
-use super::change_log::{log_adoption, log_one};
+use super::change_log::ChangeLog;
 use super::reports::Report;
-use super::rules::{Change, Outcome};
+use super::rules::Change;
 use super::shared::Shared;
 use super::view::Entry;
 use crate::store::{StoreError, StoredAgent};
@@ -38,12 +38,17 @@ const LEASE_RENEW_INTERVAL: Duration = Duration::from_secs(3);
 /// Number of failures in a row that make an agent unhealthy.
 const FAILURE_THRESHOLD: u32 = 2;
 
+/// Interval at which changes are logged: those of many agents that went away together are bundled.
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Probes agents, and counts their failures.
 struct Prober {
     registry: Arc<Registry>,
     client: ProbeClient,
     /// Current failure streaks, by agent id.
     failures: Mutex<HashMap<String, FailureStreak>>,
+    /// Changes that are not logged yet.
+    log: Mutex<ChangeLog>,
 }
 
 struct FailureStreak {
@@ -67,13 +72,15 @@ pub(super) async fn run(registry: Arc<Registry>, interval: Duration, shutdown: C
     };
     let permits = Arc::new(Semaphore::new(config.probe_concurrency.get()));
     let shared = registry.shared.clone();
-    let prober = Arc::new(Prober { registry, client, failures: Mutex::default() });
+    let prober = Arc::new(Prober { registry, client, failures: Mutex::default(), log: Mutex::default() });
     let (leader_tx, is_leader) = watch::channel(false);
     tokio::select! {
         () = hold_lease(&shared, leader_tx) => {}
         () = run_rounds(&prober, interval, &permits, is_leader.clone()) => {}
+        () = write_logs(&prober) => {}
         () = shutdown.cancelled() => {}
     }
+    prober.write_log();
     if *is_leader.borrow() {
         // If that fails, the lease expires.
         let _ = request_lease(&shared, Duration::ZERO).await;
@@ -99,6 +106,14 @@ async fn hold_lease(shared: &Shared, leader_tx: watch::Sender<bool>) {
             tracing::info!("{message}");
         }
         sleep(LEASE_RENEW_INTERVAL).await;
+    }
+}
+
+/// Logs the changes at every interval. Never returns.
+async fn write_logs(prober: &Prober) {
+    loop {
+        sleep(LOG_INTERVAL).await;
+        prober.write_log();
     }
 }
 
@@ -168,20 +183,22 @@ impl Prober {
         // If the change cannot be stored, the next probe tries again.
         match self.registry.submit_own(agent_id, Change::Probed { failed }).await {
             Ok(outcome) => {
-                log_adoption(&outcome);
-                if let Outcome::Applied(agent) = outcome {
-                    let change = if failed {
-                        "mark unhealthy: its probes failed"
-                    } else {
-                        "mark healthy: its probe succeeded"
-                    };
-                    log_one(change, detail.as_deref(), &agent);
-                }
+                let change = if failed {
+                    "mark unhealthy: its probes failed"
+                } else {
+                    "mark healthy: its probe succeeded"
+                };
+                self.log.lock().add(change, detail, outcome);
             }
             Err(error) => {
                 tracing::debug!(agent_id, failed, %error, "cannot store the probe result, the next probe retries");
             }
         }
+    }
+
+    /// Logs the changes since the last time.
+    fn write_log(&self) {
+        std::mem::take(&mut *self.log.lock()).write();
     }
 
     /// Counts an outcome, and returns whether the agent counts as failed from now on.
