@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::Places;
 use crate::drain::Drain;
+use crate::metrics::Usage;
 use timeouts::{TimedIo, Timeouts};
 
 /// Time that requests in flight have to finish after a shutdown was requested.
@@ -75,7 +76,8 @@ impl ConnectionServer {
                 () = self.shutdown.cancelled() => break,
             };
             let (router, permit, limit) = if let Some(permit) = self.places.take() {
-                is_full = false;
+                // Otherwise each connection that ends at the limit would make the next one a new line.
+                is_full &= is_nearly_full(self.places.usage());
                 (&self.router, permit, None)
             } else {
                 if !std::mem::replace(&mut is_full, true) {
@@ -104,6 +106,11 @@ impl ConnectionServer {
             abort.cancel();
         }
     }
+}
+
+/// Whether more than three quarters of the places are taken.
+fn is_nearly_full(Usage { used, max }: Usage) -> bool {
+    used.saturating_mul(4) > max.saturating_mul(3)
 }
 
 /// Serves one connection until it ends.
