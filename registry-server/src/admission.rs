@@ -219,7 +219,7 @@ impl ClientKey {
 }
 
 /// A rate limiter per client, by the generic cell rate algorithm.
-struct RateLimiters {
+pub(crate) struct RateLimiters {
     limiter: RateLimiter<ClientKey, HashMapStateStore<ClientKey>, MonotonicClock>,
     last_cleanup: Mutex<Instant>,
 }
@@ -231,12 +231,12 @@ impl std::fmt::Debug for RateLimiters {
 }
 
 impl RateLimiters {
-    fn new(quota: Quota) -> Self {
+    pub(crate) fn new(quota: Quota) -> Self {
         let limiter = RateLimiter::new(quota, HashMapStateStore::default(), MonotonicClock);
         Self { limiter, last_cleanup: Mutex::new(Instant::now()) }
     }
 
-    fn check_rate(&self, client: &ClientKey) -> Result<(), Duration> {
+    pub(crate) fn check_rate(&self, client: &ClientKey) -> Result<(), Duration> {
         self.cleanup();
         self.limiter.check_key(client).map_err(|not_until| not_until.wait_time_from(MonotonicClock.now()))
     }

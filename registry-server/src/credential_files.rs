@@ -8,14 +8,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
+use tracing::field::display;
 
 use crate::config::Config;
 use crate::file_contents::{Digest, FileContents};
+use crate::metrics::CredentialMetrics;
 use crate::routes::Authenticator;
 use crate::server::StartError;
 use crate::tls::{Tls, TlsFiles};
@@ -23,6 +25,9 @@ use crate::tokens::Tokens;
 
 /// Interval at which the files are read. A change applies one or two of them later, see [`CredentialFiles::watch`].
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Maximum number of names of tokens in a line of the log.
+const LISTED_NAMES: usize = 50;
 
 /// The configured files, and what the server uses of them.
 ///
@@ -33,6 +38,7 @@ pub(crate) struct CredentialFiles {
     tls_files: Option<TlsFiles>,
     authenticator: Arc<Authenticator>,
     tls: Option<Tls>,
+    metrics: CredentialMetrics,
     /// Locked while the files are read and applied, so that older content never replaces newer content.
     state: Mutex<State>,
 }
@@ -50,14 +56,20 @@ struct State {
 
 impl CredentialFiles {
     /// Loads the files of a configuration.
-    pub(crate) fn open(config: &Config) -> Result<Self, StartError> {
+    pub(crate) fn open(config: &Config, metrics: CredentialMetrics) -> Result<Self, StartError> {
         let (tokens_file, tls_files) = (config.tokens_file.clone(), TlsFiles::from_config(config)?);
         let contents = FileContents::read(paths(tokens_file.as_ref(), tls_files.as_ref()));
         let (tokens, acceptor) = parse(&contents, tokens_file.as_ref(), tls_files.as_ref())?;
         let state = State { last_seen: None, last_attempted: contents.digest(), has_failed: false };
         let (authenticator, tls) = (Arc::new(Authenticator::new(tokens)), acceptor.map(Tls::new));
-        let files = Self { tokens_file, tls_files, authenticator, tls, state: Mutex::new(state) };
-        files.log_loaded();
+        let files = Self { tokens_file, tls_files, authenticator, tls, metrics, state: Mutex::new(state) };
+        if let (Some(file), Some(tokens)) = (&files.tokens_file, files.authenticator.tokens()) {
+            log_tokens(file, None, &tokens);
+        }
+        files.report_certificate(&contents);
+        if !files.is_empty() {
+            files.metrics.set_last_reload(true);
+        }
         Ok(files)
     }
 
@@ -123,34 +135,71 @@ impl CredentialFiles {
     fn apply(&self, contents: &FileContents, state: &mut State) -> Result<(), StartError> {
         let had_failed = std::mem::replace(&mut state.has_failed, true);
         state.last_attempted = contents.digest();
+        self.metrics.set_last_reload(false);
         let (tokens, acceptor) = parse(contents, self.tokens_file.as_ref(), self.tls_files.as_ref())?;
         // From here on nothing can fail.
         state.has_failed = false;
-        if let Some(tokens) = tokens {
+        self.metrics.set_last_reload(true);
+        if had_failed {
+            tracing::info!("the tokens file and the TLS files can be used again");
+        }
+        if let (Some(file), Some(tokens)) = (&self.tokens_file, tokens) {
+            let tokens = Arc::new(tokens);
+            log_tokens(file, self.authenticator.tokens().as_deref(), &tokens);
             self.authenticator.replace(tokens);
         }
         if let (Some(tls), Some(acceptor)) = (&self.tls, acceptor) {
             tls.replace(acceptor);
         }
-        if had_failed {
-            tracing::info!("the tokens file and the TLS files can be used again");
-        }
-        self.log_loaded();
+        self.report_certificate(contents);
         Ok(())
     }
 
-    fn log_loaded(&self) {
-        if let Some(file) = &self.tokens_file {
-            tracing::info!(file = %file.display(), tokens = self.authenticator.len(), "loaded the tokens");
-        }
-        if let Some(files) = &self.tls_files {
-            tracing::info!(certificate = %files.certificate.display(), "loaded the TLS certificate");
+    /// Logs which certificate was loaded, and warns of those that clients reject.
+    fn report_certificate(&self, contents: &FileContents) {
+        let Some(files) = &self.tls_files else { return };
+        let (file, chain) = (files.certificate.display().to_string(), files.chain(contents));
+        let own = chain.first();
+        self.metrics.set_expiration(own.map(|own| own.valid_until));
+        let (subject, valid_until) = (own.map(|own| &*own.subject), own.map(|own| display(own.valid_until)));
+        tracing::info!(file, subject, valid_until, "loaded the TLS certificate");
+        for certificate in &chain {
+            certificate.warn_if_invalid(&file, SystemTime::now().into());
         }
     }
 
     fn paths(&self) -> impl Iterator<Item = &Path> {
         paths(self.tokens_file.as_ref(), self.tls_files.as_ref())
     }
+}
+
+/// Logs that tokens were loaded, and the names of those that came and went.
+fn log_tokens(file: &Path, previous: Option<&Tokens>, tokens: &Tokens) {
+    let file = file.display().to_string();
+    let Some(previous) = previous else {
+        tracing::info!(file, tokens = tokens.len(), "loaded the tokens");
+        return;
+    };
+    let (came, went) = (tokens.names_missing_in(previous), previous.names_missing_in(tokens));
+    let (added, removed) = (list(&came), list(&went));
+    if went.len() * 2 > previous.len() {
+        tracing::warn!(
+            file,
+            tokens = tokens.len(),
+            added,
+            removed,
+            "loaded the tokens, of which more than half are gone: clients with one of these get 401"
+        );
+    } else {
+        tracing::info!(file, tokens = tokens.len(), added, removed, "loaded the tokens");
+    }
+}
+
+/// Returns names as they are logged; `None` if there are none.
+fn list(names: &[&str]) -> Option<String> {
+    let (shown, more) = names.split_at(names.len().min(LISTED_NAMES));
+    let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+    (!shown.is_empty()).then(|| shown.join(", ") + &more)
 }
 
 /// Parses what the files contain.
@@ -183,6 +232,8 @@ mod tests {
 
     const ONE_TOKEN: &str = "[[token]]\nname = \"a\"\nscope = \"read\"\n\
          sha256 = \"0000000000000000000000000000000000000000000000000000000000000000\"\n";
+    const ANOTHER_TOKEN: &str = "[[token]]\nname = \"b\"\nscope = \"read\"\n\
+         sha256 = \"1111111111111111111111111111111111111111111111111111111111111111\"\n";
 
     /// A tokens file that is watched.
     struct Watched {
@@ -194,9 +245,10 @@ mod tests {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let file = folder.path().join("tokens.toml");
-            std::fs::write(&file, "").unwrap();
+            std::fs::write(&file, ONE_TOKEN).unwrap();
             let config = Config { tokens_file: Some(file), ..Config::default() };
-            Self { folder, files: CredentialFiles::open(&config).unwrap() }
+            let metrics = crate::metrics::Metrics::new().unwrap().credentials;
+            Self { folder, files: CredentialFiles::open(&config, metrics).unwrap() }
         }
 
         fn path(&self) -> PathBuf {
@@ -211,7 +263,7 @@ mod tests {
         fn assert_looks(&self, expected: &[Option<usize>]) {
             for (look, expected) in expected.iter().enumerate() {
                 let outcome = self.files.load_if_changed();
-                let tokens = outcome.is_ok().then(|| self.files.authenticator.len());
+                let tokens = outcome.is_ok().then(|| self.files.authenticator.tokens().unwrap().len());
                 assert_eq!(tokens, *expected, "look {look}: {outcome:?}");
             }
         }
@@ -220,29 +272,30 @@ mod tests {
     #[test]
     fn change_applies_at_the_second_look_that_finds_it() {
         let watched = Watched::new();
-        watched.assert_looks(&[Some(0), Some(0)]);
-        watched.write(ONE_TOKEN);
-        watched.assert_looks(&[Some(0), Some(1), Some(1)]);
+        watched.assert_looks(&[Some(1), Some(1)]);
+        watched.write(&[ONE_TOKEN, ANOTHER_TOKEN].concat());
+        watched.assert_looks(&[Some(1), Some(2), Some(2)]);
     }
 
     #[test]
     fn file_that_is_being_written_is_not_used() {
         let watched = Watched::new();
-        for end in (20..ONE_TOKEN.len()).step_by(20) {
-            watched.write(&ONE_TOKEN[..end]);
-            watched.assert_looks(&[Some(0)]);
+        let text = [ONE_TOKEN, ANOTHER_TOKEN].concat();
+        for end in (20..text.len()).step_by(20) {
+            watched.write(&text[..end]);
+            watched.assert_looks(&[Some(1)]);
         }
-        watched.write(ONE_TOKEN);
-        watched.assert_looks(&[Some(0), Some(1)]);
+        watched.write(&text);
+        watched.assert_looks(&[Some(1), Some(2)]);
     }
 
     #[test]
     fn file_that_cannot_be_used_is_reported_once() {
         let watched = Watched::new();
-        watched.write(ONE_TOKEN);
-        watched.assert_looks(&[Some(0), Some(1)]);
-        watched.write("nonsense");
-        watched.assert_looks(&[Some(1), None, Some(1), Some(1)]);
+        for unusable in ["nonsense", "", "# no token\n"] {
+            watched.write(unusable);
+            watched.assert_looks(&[Some(1), None, Some(1), Some(1)]);
+        }
         std::fs::remove_file(watched.path()).unwrap();
         watched.assert_looks(&[Some(1), None, Some(1), Some(1)]);
         assert!(watched.files.state.lock().has_failed);
@@ -256,7 +309,7 @@ mod tests {
         let watched = Watched::new();
         watched.write("nonsense");
         assert!(watched.files.reload().is_err());
-        watched.assert_looks(&[Some(0), Some(0), Some(0)]);
+        watched.assert_looks(&[Some(1), Some(1), Some(1)]);
     }
 
     #[test]
@@ -265,6 +318,6 @@ mod tests {
         std::fs::remove_file(watched.path()).unwrap();
         let made = std::process::Command::new("mkfifo").arg(watched.path()).status().unwrap();
         assert!(made.success());
-        watched.assert_looks(&[Some(0), Some(0), Some(0)]);
+        watched.assert_looks(&[Some(1), Some(1), Some(1)]);
     }
 }

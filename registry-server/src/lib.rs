@@ -23,13 +23,16 @@
 //! memory, and `store` persists them.
 
 mod admission;
+mod certificate;
 mod config;
 mod connections;
 mod credential_files;
 mod drain;
 mod file_contents;
+mod line_limit;
 mod listen_address;
 mod metrics;
+mod networks;
 mod registry;
 mod routes;
 mod server;

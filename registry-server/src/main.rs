@@ -1,10 +1,13 @@
 //! The `registry-server` program.
 
+mod log_text;
+
 use std::error::Error;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::builder::Resettable;
+use clap::{CommandFactory, FromArgMatches, Parser};
 use registry_server::{Config, NewToken, ServeError, Server};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -86,7 +89,7 @@ enum LogFormat {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = parse_args();
     let outcome = match (&args.command, init_tracing(&args)) {
         (_, Err(error)) => Err(error),
         (Some(Command::Token(command)), Ok(())) => print_new_token(command),
@@ -112,6 +115,22 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Parses the flags and variables. An empty variable counts as one that is not set, as for `REGISTRY_ALLOWED_HOST=` in an env
+/// file.
+fn parse_args() -> Args {
+    let command = without_empty_variables(Args::command());
+    let mut command = command.mut_subcommands(without_empty_variables);
+    Args::from_arg_matches(&command.get_matches_mut())
+        .unwrap_or_else(|error| error.format(&mut command).exit())
+}
+
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    command.mut_args(|arg| {
+        let value = arg.get_env().and_then(std::env::var_os);
+        if value.is_some_and(|value| value.is_empty()) { arg.env(Resettable::Reset) } else { arg }
+    })
 }
 
 async fn run(config: Config) -> Result<(), Box<dyn Error>> {
@@ -200,7 +219,9 @@ fn init_tracing(args: &Args) -> Result<(), Box<dyn Error>> {
     let filter = EnvFilter::try_new(&args.log)?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Text => {
+            log.fmt_fields(log_text::fields()).with_ansi(std::io::stderr().is_terminal()).init();
+        }
         LogFormat::Json => log.json().init(),
     }
     Ok(())

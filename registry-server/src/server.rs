@@ -144,7 +144,8 @@ impl Server {
         let shutdown = CancellationToken::new();
         let guard = shutdown.clone().drop_guard();
         let supervisor = Supervisor::new(shutdown.clone());
-        let credentials = Arc::new(CredentialFiles::open(&config)?);
+        let metrics = Metrics::new().map_err(|error| StartError::Metrics(error.into()))?;
+        let credentials = Arc::new(CredentialFiles::open(&config, metrics.credentials.clone())?);
         let authenticator = credentials.authenticator().clone();
         let database = open_database(&config.database_url, config.migrate).await?;
         let listener = bind(&config.listen).await;
@@ -155,7 +156,6 @@ impl Server {
         config.max_connections = connection_limit(&config);
         let (max_connections, drain_delay) = (config.max_connections.get(), config.drain_delay);
         let allowed_hosts = config.allowed_hosts.clone();
-        let metrics = Metrics::new().map_err(|error| StartError::Metrics(error.into()))?;
         let registry = Registry::start(database.clone(), config, metrics, &supervisor)
             .await
             .map_err(|error| StartError::Database { database: database_name, source: error.into() })?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::serve::Listener;
 use parking_lot::RwLock;
 use rustls::RootCertStore;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::admission::share_of;
+use crate::certificate::CertificateInfo;
 use crate::config::Config;
 use crate::file_contents::FileContents;
 
@@ -39,9 +40,16 @@ pub enum TlsError {
     /// A PEM file cannot be read or parsed.
     #[error("cannot load the PEM file {0}: {1}")]
     File(PathBuf, String),
-    /// The certificate cannot be used, for example because it does not match the key.
-    #[error("invalid TLS certificate or key: {0}")]
-    InvalidCertificate(String),
+    /// The certificate cannot be used with the key, for example because they do not match.
+    #[error("cannot use the TLS certificate {certificate} with the key {key}: {reason}")]
+    InvalidCertificate {
+        /// File of the certificate chain.
+        certificate: PathBuf,
+        /// File of the key.
+        key: PathBuf,
+        /// The cause.
+        reason: String,
+    },
 }
 
 /// What new connections are accepted with.
@@ -94,13 +102,22 @@ impl TlsFiles {
 
     /// Returns an acceptor made from what the files contain.
     pub(crate) fn acceptor(&self, contents: &FileContents) -> Result<TlsAcceptor, TlsError> {
-        let invalid = |error: &dyn std::fmt::Display| TlsError::InvalidCertificate(error.to_string());
-        let key = PrivateKeyDer::from_pem_slice(pem(&self.key, contents)?)
-            .map_err(|error| TlsError::File(self.key.clone(), error.to_string()))?;
+        let invalid = |error: rustls::Error| TlsError::InvalidCertificate {
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+            reason: error.to_string(),
+        };
+        let key = PrivateKeyDer::from_pem_slice(content(&self.key, contents)?).map_err(|error| {
+            let reason = match error {
+                pem::Error::NoItemsFound => "it contains no private key".to_owned(),
+                error => error.to_string(),
+            };
+            TlsError::File(self.key.clone(), reason)
+        })?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .map_err(|error| invalid(&error))?;
+            .map_err(invalid)?;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
             Some(file) => {
@@ -111,25 +128,31 @@ impl TlsFiles {
                         .map_err(|error| TlsError::File(file.clone(), error.to_string()))?;
                 }
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-                builder.with_client_cert_verifier(verifier.map_err(|error| invalid(&error))?)
+                let verifier = verifier.map_err(|error| TlsError::File(file.clone(), error.to_string()))?;
+                builder.with_client_cert_verifier(verifier)
             }
         };
-        let mut config = builder
-            .with_single_cert(certificates(&self.certificate, contents)?, key)
-            .map_err(|error| invalid(&error))?;
+        let mut config =
+            builder.with_single_cert(certificates(&self.certificate, contents)?, key).map_err(invalid)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(TlsAcceptor::from(Arc::new(config)))
+    }
+
+    /// Returns what the certificates of the chain say about themselves, the server's own first.
+    pub(crate) fn chain(&self, contents: &FileContents) -> Vec<CertificateInfo> {
+        let chain = certificates(&self.certificate, contents).unwrap_or_default();
+        chain.iter().filter_map(CertificateInfo::of).collect()
     }
 }
 
 /// Returns the content of a file, if it could be read.
-fn pem<'a>(file: &Path, contents: &'a FileContents) -> Result<&'a [u8], TlsError> {
+fn content<'a>(file: &Path, contents: &'a FileContents) -> Result<&'a [u8], TlsError> {
     contents.get(file).map_err(|error| TlsError::File(file.to_owned(), error.to_string()))
 }
 
 fn certificates(file: &Path, contents: &FileContents) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let invalid = |error: &dyn std::fmt::Display| TlsError::File(file.to_owned(), error.to_string());
-    let parsed = CertificateDer::pem_slice_iter(pem(file, contents)?);
+    let parsed = CertificateDer::pem_slice_iter(content(file, contents)?);
     let found = parsed.collect::<Result<Vec<_>, _>>().map_err(|error| invalid(&error))?;
     if found.is_empty() { Err(invalid(&"it contains no certificate")) } else { Ok(found) }
 }

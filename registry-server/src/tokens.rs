@@ -57,6 +57,11 @@ pub enum TokensError {
     /// The file has invalid content.
     #[error("the tokens file {0} is invalid: {1}")]
     Invalid(PathBuf, String),
+    /// The file has no token, as if it had been cut off.
+    #[error(
+        "the tokens file {0} has no token, and would let nobody in: add what `registry-server token new --scope admin` prints"
+    )]
+    Empty(PathBuf),
 }
 
 /// Content of the tokens file.
@@ -90,7 +95,9 @@ impl Tokens {
     pub(crate) fn load(path: &Path, content: io::Result<&[u8]>) -> Result<Self, TokensError> {
         let content = content.map_err(|error| TokensError::Read(path.to_owned(), error))?;
         let text = std::str::from_utf8(content).map_err(|error| error.to_string());
-        text.and_then(Self::parse).map_err(|reason| TokensError::Invalid(path.to_owned(), reason))
+        let tokens = text.and_then(Self::parse);
+        let tokens = tokens.map_err(|reason| TokensError::Invalid(path.to_owned(), reason))?;
+        if tokens.tokens.is_empty() { Err(TokensError::Empty(path.to_owned())) } else { Ok(tokens) }
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -111,6 +118,12 @@ impl Tokens {
 
     pub(crate) fn len(&self) -> usize {
         self.tokens.len()
+    }
+
+    /// Returns the names of the tokens that others lack.
+    pub(crate) fn names_missing_in(&self, others: &Self) -> Vec<&str> {
+        let known: HashSet<&str> = others.tokens.iter().map(|token| &*token.name).collect();
+        self.tokens.iter().map(|token| &*token.name).filter(|name| !known.contains(name)).collect()
     }
 
     /// Returns the presented token if it exists and has not expired. Takes the same time for any token.

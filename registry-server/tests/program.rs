@@ -1,6 +1,13 @@
 //! The program itself: its flags, its signals, and what is left when it is killed.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "program/credential_files.rs"]
+mod credential_files;
+#[path = "program/empty_variables.rs"]
+mod empty_variables;
+#[path = "program/logs.rs"]
+mod logs;
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -27,6 +34,8 @@ const LONG: Duration = Duration::from_secs(300);
 /// A running program. It is killed where the test fails.
 struct Running {
     child: Child,
+    /// What it logged up to its start.
+    start: Vec<String>,
     /// What it logs after its start.
     log: mpsc::Receiver<String>,
     url: String,
@@ -48,20 +57,34 @@ impl Running {
         // Nobody is offline because the machine is busy.
         command.args(["--database-url", &url, "--heartbeat-timeout", "1h"]);
         command.args(arguments);
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
-        let line = log.find(|line| line.as_ref().unwrap().contains("local_addr=")).unwrap().unwrap();
-        let address = line.split("local_addr=").nth(1).unwrap().split_whitespace().next().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut start = Vec::new();
+        let address = loop {
+            let line = log.next().unwrap_or_else(|| panic!("it does not start: {start:?}"));
+            // In both forms of the log.
+            let address =
+                line.split_once("local_addr").map(|(_, rest)| rest.trim_start_matches(['=', '"', ':']));
+            let address = address.and_then(|rest| rest.split([' ', '"']).next()).map(str::to_owned);
+            start.push(line);
+            if let Some(address) = address {
+                break address;
+            }
+        };
         // The rest of the log is read to its end, so that the program never waits for a full pipe.
         let (lines, log_lines) = mpsc::channel();
         std::thread::spawn(move || {
-            for line in log.map_while(Result::ok) {
+            for line in log {
                 let _ = lines.send(line);
             }
         });
         let url = format!("http://{address}");
         let client = RegistryClient::builder(&url).timeout(LONG).build().unwrap();
-        Self { child, log: log_lines, url, client }
+        Self { child, start, log: log_lines, url, client }
     }
 
     fn signal(&mut self, signal: &str) -> std::process::ExitStatus {
@@ -148,7 +171,7 @@ async fn sigterm_drains_for_a_while_and_ctrl_c_or_another_sigterm_does_not_wait(
 async fn tokens_are_read_anew_also_during_the_drain() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tokens.toml");
-    std::fs::write(&file, "").unwrap();
+    std::fs::write(&file, new_token().1).unwrap();
     let flags = ["--drain-delay", "1h", "--tokens-file", &file.display().to_string()];
     let running = Running::start_with(&folder.path().join("registry.db"), &flags);
     running.send_signal("TERM");
@@ -189,7 +212,7 @@ async fn every_change_is_logged_with_its_request_token_and_outcome() {
     let mut revisions = Vec::new();
     for (method, path, body, agent_id, change, outcome) in [
         ("POST", "/register", registration(1), "agent-1", "register at http://agent:8000", "changed"),
-        ("POST", "/register", other, "other", "change=register", "does not allow"),
+        ("POST", "/register", other, "other", "change=\"register\"", "does not allow"),
         (
             "POST",
             "/agents/agent-1/heartbeat",
@@ -211,7 +234,7 @@ async fn every_change_is_logged_with_its_request_token_and_outcome() {
             "/agents/agent-1/maintenance",
             r#"{"reason":"disk\n"}"#.to_owned(),
             "agent-1",
-            "begin maintenance: \"disk\\n\"",
+            "change=\"begin maintenance: disk\\n\"",
             "changed",
         ),
         ("DELETE", "/agents/agent-1/maintenance", String::new(), "agent-1", "end maintenance", "changed"),
@@ -378,7 +401,7 @@ fn help_lists_every_flag_with_its_variable_and_default() {
 async fn a_new_token_goes_into_the_file_and_a_hang_up_reads_it() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tokens.toml");
-    std::fs::write(&file, "").unwrap();
+    std::fs::write(&file, new_token().1).unwrap();
     let database = folder.path().join("registry.db");
     let server = Running::start_with(&database, &["--tokens-file", &file.display().to_string()]);
     let address = server.client.clone();
@@ -446,7 +469,7 @@ async fn changed_files_are_read_without_a_signal_and_apply_together() {
 
     publish("mixed", &[("tokens.toml", &new_tokens), ("cert.pem", &new_cert), ("key.pem", &old_key)]);
     let error = running.logged("ERROR");
-    assert!(error.contains("invalid TLS certificate or key") && error.contains("keeping"), "{error}");
+    assert!(error.contains("key.pem") && error.contains("keeping"), "{error}");
     client(&old_token, &old_cert).get_stats().await.unwrap();
     let outcome = client(&new_token, &old_cert).get_stats().await;
     assert!(matches!(outcome, Err(registry_sdk::Error::Denied { status: 401, .. })), "{outcome:?}");

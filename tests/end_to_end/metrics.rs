@@ -19,6 +19,8 @@ on_both_databases!(
     an_agents_series_goes_with_it,
     agents_that_went_offline_leave_their_series_to_others,
     odd_searches_leave_a_series_to_a_real_one,
+    sum_over_all_searches_is_exact_at_each_scrape,
+    limits_of_the_queues_are_those_that_the_guide_names,
     paths_are_counted_by_their_route,
     connections_and_streams_are_counted_with_their_limits,
 );
@@ -152,6 +154,50 @@ async fn odd_searches_leave_a_series_to_a_real_one(database: Database) {
     // A search whose series went before anybody read it is not lost.
     assert_eq!(searches["other"], 1);
     assert_eq!((searches.len(), searches.values().sum::<u64>()), (1_001, 1_002));
+    server.shutdown().await;
+}
+
+async fn sum_over_all_searches_is_exact_at_each_scrape(database: Database) {
+    const NAME: &str = "agent_registry_discovery_requests_total";
+    let server = database.start().await;
+    let client = client(&server);
+    let client = &client;
+    let search = async |word: String| drop(client.search_capabilities(&word).await.unwrap());
+    let scraped = async || by_label(&scrape(&server).await, NAME);
+    assert_eq!(scraped().await, HashMap::from([("other".to_owned(), 0)]), "before the first search");
+    search("summary".to_owned()).await;
+    search("summary".to_owned()).await;
+    let (mut sum, mut others) = (2, 0);
+    for round in 0..6 {
+        let searches = scraped().await;
+        assert_eq!(searches.values().sum::<u64>(), sum, "round {round}");
+        // No series goes back, and the texts whose series were given to others are counted there.
+        assert!(searches["other"] >= others, "round {round}");
+        others = searches["other"];
+        let words = (0..300).map(|number| format!("word{round}x{number}"));
+        stream::iter(words).map(search).buffer_unordered(50).count().await;
+        sum += 300;
+    }
+    let searches = scraped().await;
+    assert_eq!((searches.values().sum::<u64>(), searches.get("summary")), (sum, None));
+    server.shutdown().await;
+}
+
+async fn limits_of_the_queues_are_those_that_the_guide_names(database: Database) {
+    const GUIDE: &str = include_str!("../../docs/operations.md");
+    let server = database.start().await;
+    let limits = by_label(&scrape(&server).await, "agent_registry_max_queue_length");
+    let numbers = |row: &str| -> Vec<u64> {
+        let row = GUIDE.lines().find(|line| line.starts_with(&format!("| {row} |"))).unwrap();
+        let digits = row.replace(',', "");
+        digits.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+    };
+    assert_eq!(numbers("heartbeats that wait"), [limits["heartbeats"]]);
+    let (changes, reserved) = match numbers("registrations and other changes that wait")[..] {
+        [changes, all, reserved] if all == limits["changes"] => (changes, reserved),
+        ref others => panic!("{others:?}, {limits:?}"),
+    };
+    assert_eq!(changes + reserved, limits["changes"]);
     server.shutdown().await;
 }
 

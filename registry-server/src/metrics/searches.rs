@@ -37,8 +37,6 @@ pub(super) struct SearchCounters {
 struct Series {
     counter: IntCounter,
     last_used: AtomicU64,
-    /// The count in the last scrape.
-    scraped: AtomicU64,
 }
 
 impl std::fmt::Debug for SearchCounters {
@@ -53,6 +51,8 @@ impl SearchCounters {
             Opts::new("agent_registry_discovery_requests_total", "Number of searches by search text");
         let vec = IntCounterVec::new(options, &["capability"])?;
         registry.register(Box::new(vec.clone()))?;
+        // Present from the start, so that the first search is an increase.
+        vec.with_label_values(&[OVERFLOW_LABEL]);
         Ok(Self {
             vec,
             by_text: RwLock::default(),
@@ -89,18 +89,15 @@ impl SearchCounters {
         by_text.entry(text).or_insert_with(|| Series::new(counter)).record(now);
     }
 
-    /// Frees the series that was used longest ago. What no scrape has seen of it counts among the others from now on, so
-    /// that every search is counted once over all series.
+    /// Frees the series that was used longest ago. Its searches count among the others from now on, so that the sum over all
+    /// series is the number of searches at any time, whoever scraped what before.
     fn free_oldest(&self, by_text: &mut HashMap<String, Series>) {
         let last_used = |(_, series): &(&String, &Series)| series.last_used.load(Ordering::Relaxed);
         let oldest = by_text.iter().min_by_key(last_used).map(|(text, _)| text.clone());
         if let Some((text, series)) = oldest.and_then(|text| by_text.remove_entry(&text)) {
             // An error says that there is no such series.
             let _ = self.vec.remove_label_values(&[&text]);
-            match series.unscraped() {
-                0 => {}
-                unscraped => self.others().inc_by(unscraped),
-            }
+            self.others().inc_by(series.counter.get());
         }
     }
 
@@ -108,25 +105,20 @@ impl SearchCounters {
         self.vec.with_label_values(&[OVERFLOW_LABEL])
     }
 
-    /// Records that the counts were just scraped.
-    pub(super) fn record_scrape(&self) {
-        for series in self.by_text.read().values() {
-            series.scraped.store(series.counter.get(), Ordering::Relaxed);
-        }
+    /// Reads the counts while no series is replaced: in between, its searches would count twice or not at all.
+    pub(super) fn without_replacements<T>(&self, read: impl FnOnce() -> T) -> T {
+        let _by_text = self.by_text.read();
+        read()
     }
 }
 
 impl Series {
     fn new(counter: IntCounter) -> Self {
-        Self { counter, last_used: AtomicU64::default(), scraped: AtomicU64::default() }
+        Self { counter, last_used: AtomicU64::default() }
     }
 
     fn record(&self, now: u64) {
         self.counter.inc();
         self.last_used.store(now, Ordering::Relaxed);
-    }
-
-    fn unscraped(&self) -> u64 {
-        self.counter.get().saturating_sub(self.scraped.load(Ordering::Relaxed))
     }
 }

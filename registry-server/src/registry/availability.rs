@@ -78,7 +78,7 @@ impl Availability {
             (state.unavailable_since, state.counted_until) = (Some(now), now);
             let cause = std::error::Error::source(error).map(ToString::to_string);
             tracing::error!(
-                ?part,
+                part = part.as_str(),
                 cause,
                 "{error}; answering reads from memory and rejecting writes until the database is available"
             );

@@ -145,6 +145,7 @@ impl Setting {
     }
 
     fn log(self, own: &str, others: &BTreeSet<String>) {
+        let others = others.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         match self {
             _ if others.is_empty() => {
                 tracing::info!(
@@ -155,13 +156,13 @@ impl Setting {
             }
             Self::Version => tracing::info!(
                 own,
-                ?others,
+                others,
                 "servers over this database have different versions, as during an update: if that lasts, update those that \
                  are older"
             ),
             Self::HeartbeatTimeout => tracing::warn!(
                 own,
-                ?others,
+                others,
                 "servers over this database were started with different --heartbeat-timeouts, and the latest start decides \
                  for all: start all of them with the same one"
             ),

@@ -75,23 +75,23 @@ impl Authenticator {
     }
 
     /// Replaces the tokens of the file.
-    pub(crate) fn replace(&self, tokens: Tokens) {
+    pub(crate) fn replace(&self, tokens: Arc<Tokens>) {
         let Some(current) = &self.tokens else { return };
         // A certificate was renewed, for example: no stream has to begin anew for that.
-        if **current.read() == tokens {
+        if *current.read() == tokens {
             return;
         }
-        *current.write() = Arc::new(tokens);
+        *current.write() = tokens;
         self.replaced.send_replace(());
+    }
+
+    /// Returns the tokens of the file.
+    pub(crate) fn tokens(&self) -> Option<Arc<Tokens>> {
+        self.tokens.as_ref().map(|tokens| tokens.read().clone())
     }
 
     pub(crate) fn is_disabled(&self) -> bool {
         self.tokens.is_none()
-    }
-
-    /// Returns the number of tokens.
-    pub(crate) fn len(&self) -> usize {
-        self.tokens.as_ref().map_or(0, |tokens| tokens.read().len())
     }
 
     /// Returns the caller of a request from an address.
@@ -123,8 +123,7 @@ impl Caller {
             Some(Bearer { token, .. }) if !token.may_act_for(agent_id) => {
                 let name = &token.name;
                 let detail = format!("the token {name:?} does not allow to change the agent {agent_id:?}");
-                self.log_rejection(agent_id, change, &detail);
-                Err(ApiError::new(StatusCode::FORBIDDEN, detail))
+                Err(self.rejected(agent_id, change, ApiError::new(StatusCode::FORBIDDEN, detail)))
             }
             _ => Ok(()),
         }
@@ -142,27 +141,30 @@ impl Caller {
                 self.log_change(agent_id, change, written.revision(), written.changed_by());
                 Ok(written.response)
             }
-            Err(error) => {
-                let error = ApiError::from(error);
-                self.log_rejection(agent_id, change, error.detail());
-                Err(error)
-            }
+            Err(error) => Err(self.rejected(agent_id, change, error.into())),
         }
     }
 
     /// Logs who changed an agent.
     pub(super) fn log_change(&self, agent_id: &str, change: &str, revision: i64, changed_by: Option<&str>) {
         let (request_id, token, client) = (self.request_id(), self.name(), self.address.map(display));
+        tracing::info!(request_id, token, client, agent_id, change, revision, changed_by, "changed an agent");
+    }
+
+    /// Logs who asked for a change that was not made, and why.
+    fn rejected(&self, agent_id: &str, change: &str, error: ApiError) -> ApiError {
+        let (request_id, token, client) = (self.request_id(), self.name(), self.address.map(display));
+        let status = error.status().as_u16();
         tracing::info!(
             request_id,
             trace_id = self.trace.trace_id(),
             token,
             client,
             agent_id,
-            %change,
-            revision,
-            changed_by,
-            "changed an agent"
+            change,
+            status,
+            error = error.detail(),
+            "did not change an agent"
         );
     }
 
@@ -171,6 +173,7 @@ impl Caller {
         let (request_id, token, client) = (self.request_id(), self.name(), self.address.map(display));
         let trace_id = self.trace.trace_id();
         tracing::info!(request_id, trace_id, token, client, agent_id, %change, error, "did not change an agent");
+        error.logged()
     }
 
     fn request_id(&self) -> Option<&str> {

@@ -6,13 +6,19 @@ use axum::http::header::FORWARDED;
 use axum::http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
+use crate::networks::canonical;
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Proxies whose headers are believed.
 #[derive(Debug)]
-pub(super) struct TrustedProxies(pub(super) Vec<IpNet>);
+pub(super) struct TrustedProxies(Vec<IpNet>);
 
 impl TrustedProxies {
+    pub(super) fn new(networks: &[IpNet]) -> Self {
+        Self(networks.iter().copied().map(canonical).collect())
+    }
+
     /// Returns the client's address, given the address of the connection.
     ///
     /// Each proxy adds the address that it was asked from at the end of `X-Forwarded-For` or `Forwarded` (RFC 7239,
@@ -83,7 +89,8 @@ mod tests {
 
     /// Returns the client's address behind a proxy at 10.0.0.1.
     fn client(headers: &[(&'static str, &'static str)]) -> String {
-        let proxies = TrustedProxies(vec!["10.0.0.0/8".parse().unwrap(), "2001:db8:1::/48".parse().unwrap()]);
+        let proxies =
+            TrustedProxies::new(&["10.0.0.0/8".parse().unwrap(), "2001:db8:1::/48".parse().unwrap()]);
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(*name, value.parse().unwrap());
@@ -116,10 +123,27 @@ mod tests {
 
     #[test]
     fn other_clients_are_not_believed() {
-        let proxies = TrustedProxies(vec!["10.0.0.0/8".parse().unwrap()]);
+        let proxies = TrustedProxies::new(&["10.0.0.0/8".parse().unwrap()]);
         let mut headers = HeaderMap::new();
         headers.insert("x-forwarded-for", "1.1.1.1".parse().unwrap());
         let peer = IpAddr::from([192, 0, 2, 1]);
         assert_eq!(proxies.client_address(peer, &headers), peer);
+    }
+
+    #[test]
+    fn network_of_mapped_addresses_is_that_of_ipv4() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-forwarded-for", "192.0.2.1".parse().unwrap());
+        for (network, is_trusted) in [
+            ("::ffff:10.0.0.1/128", true),
+            ("::ffff:10.0.0.0/104", true),
+            ("::ffff:0:0/96", true),
+            ("::ffff:10.0.0.2/128", false),
+            ("2001:db8::/32", false),
+        ] {
+            let proxies = TrustedProxies::new(&[network.parse().unwrap()]);
+            let client = proxies.client_address([10, 0, 0, 1].into(), &headers).to_string();
+            assert_eq!(client == "192.0.2.1", is_trusted, "{network}");
+        }
     }
 }

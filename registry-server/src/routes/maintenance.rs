@@ -45,7 +45,7 @@ pub(super) async fn set_maintenance(
 ) -> Result<Response, ApiError> {
     caller.check_may_act_for(&id, "begin maintenance")?;
     let request = MaintenanceRequest::from_json(body.bytes()).map_err(|error| malformed(&error))??;
-    let change = format!("begin maintenance: {:?}", request.reason);
+    let change = format!("begin maintenance: {}", request.reason);
     let set = registry.set_maintenance(&id, request, caller.changed_by());
     Ok(json(caller.change(&id, &change, set).await?))
 }

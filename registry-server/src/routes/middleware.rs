@@ -5,33 +5,31 @@
 //! cost to every request.
 
 use std::any::Any;
-use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::CONNECTION;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use registry_sdk::contract::STALE_HEADER;
-use tracing::field::Empty;
-use tracing::{Instrument, Span};
 
 use super::auth::{Authenticator, Caller, Unauthenticated, is_health_check};
 use super::client_address::TrustedProxies;
 use super::origins::Origins;
 use super::problem::ApiError;
 use super::trace_parent::TraceParent;
+use super::problem::{ApiError, UnloggedError};
+use super::request_id::{REQUEST_ID, RequestIds};
+use super::request_log::{LoggedRequest, change_of};
 use crate::admission::ClientKey;
 use crate::connections::PeerAddr;
+use crate::line_limit::LineLimit;
 use crate::registry::Registry;
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// State of the middleware.
 pub(super) struct Middleware {
@@ -41,6 +39,8 @@ pub(super) struct Middleware {
     origins: Option<Origins>,
     trusted_proxies: TrustedProxies,
     request_ids: RequestIds,
+    /// Limits the lines of changes that no handler has seen.
+    rejection_lines: LineLimit,
 }
 
 impl Middleware {
@@ -49,8 +49,9 @@ impl Middleware {
         authenticator: Arc<Authenticator>,
         origins: Option<Origins>,
     ) -> Self {
-        let trusted_proxies = TrustedProxies(registry.config().trusted_proxies.clone());
-        Self { registry, authenticator, origins, trusted_proxies, request_ids: RequestIds::default() }
+        let trusted_proxies = TrustedProxies::new(&registry.config().trusted_proxies);
+        let (request_ids, rejection_lines) = (RequestIds::default(), LineLimit::default());
+        Self { registry, authenticator, origins, trusted_proxies, request_ids, rejection_lines }
     }
 }
 
@@ -60,15 +61,11 @@ pub(super) async fn handle(
     next: Next,
 ) -> Response {
     let started = Instant::now();
-    let id = request.headers().get(REQUEST_ID).cloned().or_else(|| middleware.request_ids.next());
     let path = request.extensions().get::<MatchedPath>().cloned();
     let (method, version) = (method_label(request.method()), request.version());
-    let span = middleware.span(&request, id.as_ref());
-    let outcome = AssertUnwindSafe(middleware.admit(request, id.clone(), &span, next))
-        .catch_unwind()
-        .instrument(span.clone())
-        .await;
-    let mut response = outcome.unwrap_or_else(|cause| panic_response(id.as_ref(), &*cause));
+    let mut logged = middleware.logged(&request);
+    let outcome = AssertUnwindSafe(middleware.admit(request, &mut logged, next)).catch_unwind().await;
+    let mut response = outcome.unwrap_or_else(|cause| panic_response(logged.id(), &*cause));
     let status = response.status();
     // The searches of ARD are read by POST.
     let is_read = || {
@@ -78,8 +75,8 @@ pub(super) async fn handle(
     if let Some(stale) = middleware.registry.stale_for().filter(|_| is_read()) {
         response.headers_mut().insert(STALE_HEADER, stale.as_secs().into());
     }
-    if let Some(id) = id {
-        response.headers_mut().insert(REQUEST_ID, id);
+    if let Some(id) = &logged.id {
+        response.headers_mut().insert(REQUEST_ID, id.clone());
     }
     if middleware.registry.drain().has_begun() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -90,12 +87,8 @@ pub(super) async fn handle(
     // Labelled by route, not by path: callers can make up any number of paths.
     let route = path.as_ref().map_or("unmatched", MatchedPath::as_str);
     middleware.registry.metrics().record_request(method, route, status.as_str(), elapsed);
-    let status = status.as_u16();
-    if middleware.registry.config().access_log {
-        tracing::info!(parent: &span, status, ?elapsed, "request finished");
-    } else {
-        tracing::debug!(parent: &span, status, ?elapsed, "request finished");
-    }
+    middleware.log_rejected_change(&logged, route, &response);
+    logged.log_finished(status, elapsed, middleware.registry.config().access_log);
     response
 }
 
@@ -110,18 +103,22 @@ impl Middleware {
             tracing::info_span!("request", id, trace_id, method, path, client = Empty, token = Empty)
         } else {
             tracing::debug_span!("request", id, trace_id, method, path, client = Empty, token = Empty)
+    /// Returns what the log says of a request. The name of its token is added later.
+    fn logged(&self, request: &Request) -> LoggedRequest {
+        let peer = request.extensions().get::<PeerAddr>();
+        let client = peer.map(|PeerAddr(peer)| self.trusted_proxies.client_address(*peer, request.headers()));
+        LoggedRequest {
+            id: self.request_ids.of(request.headers()),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            client,
+            token: None,
         }
     }
 
     /// Runs the handler if the origin, the credentials and the rate limit allow it.
-    async fn admit(
-        &self,
-        mut request: Request,
-        id: Option<HeaderValue>,
-        span: &Span,
-        next: Next,
-    ) -> Response {
-        match self.check(&request, id, span) {
+    async fn admit(&self, mut request: Request, logged: &mut LoggedRequest, next: Next) -> Response {
+        match self.check(&request, logged) {
             Ok(caller) => {
                 request.extensions_mut().insert(caller);
                 next.run(request).await
@@ -130,17 +127,14 @@ impl Middleware {
         }
     }
 
-    fn check(&self, request: &Request, id: Option<HeaderValue>, span: &Span) -> Result<Caller, ApiError> {
+    fn check(&self, request: &Request, logged: &mut LoggedRequest) -> Result<Caller, ApiError> {
         if let Some(origins) = &self.origins {
             origins.check(request)?;
         }
-        let peer = request.extensions().get::<PeerAddr>();
-        let address =
-            peer.map(|PeerAddr(peer)| self.trusted_proxies.client_address(*peer, request.headers()));
-        span.record("client", address.map(tracing::field::display));
-        match self.authenticator.authenticate(request, id, address) {
+        let address = logged.client;
+        match self.authenticator.authenticate(request, logged.id.clone(), address) {
             Ok(caller) => {
-                span.record("token", caller.name());
+                logged.token = caller.changed_by().cloned();
                 self.check_rate(request, caller.name(), address)?;
                 Ok(caller)
             }
@@ -149,6 +143,22 @@ impl Middleware {
                 Err(ApiError::new(StatusCode::UNAUTHORIZED, "send a token: Authorization: Bearer …"))
             }
             Err(Unauthenticated::WrongToken) => Err(self.wrong_token(address)),
+        }
+    }
+
+    /// Logs a change that no handler has seen: the client may not make it, or its request is malformed.
+    ///
+    /// Requests for which the server has no room or no database are not logged: those of all agents come at once.
+    fn log_rejected_change(&self, logged: &LoggedRequest, route: &str, response: &Response) {
+        let status = response.status();
+        if !matches!(status.as_u16(), 400 | 401 | 403 | 408 | 413 | 415 | 421 | 422) {
+            return;
+        }
+        if let Some(UnloggedError(reason)) = response.extensions().get()
+            && let Some(change) = change_of(&logged.method, route)
+            && let Some(left_out) = self.rejection_lines.admit(logged.client)
+        {
+            logged.log_rejected_change(change, status, reason, left_out);
         }
     }
 
@@ -194,28 +204,9 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
-fn panic_response(request_id: Option<&HeaderValue>, cause: &(dyn Any + Send)) -> Response {
+fn panic_response(request_id: Option<&str>, cause: &(dyn Any + Send)) -> Response {
     let message = cause.downcast_ref::<String>().map(String::as_str);
     let message = message.or_else(|| cause.downcast_ref::<&str>().copied()).unwrap_or("unknown");
-    tracing::error!(?request_id, message, "a request handler panicked, answering 500");
+    tracing::error!(request_id, message, "a request handler panicked, answering 500");
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed at this request").into_response()
-}
-
-/// Generates ids for requests without one: a random prefix per process, then a sequence number.
-struct RequestIds {
-    process: String,
-    next: AtomicU64,
-}
-
-impl Default for RequestIds {
-    fn default() -> Self {
-        Self { process: format!("{:016x}-", RandomState::new().hash_one(0)), next: AtomicU64::default() }
-    }
-}
-
-impl RequestIds {
-    fn next(&self) -> Option<HeaderValue> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        HeaderValue::try_from(format!("{}{number}", self.process)).ok()
-    }
 }

@@ -21,6 +21,8 @@ mod middleware;
 mod origins;
 mod problem;
 mod trace_parent;
+mod request_id;
+mod request_log;
 
 use std::sync::Arc;
 

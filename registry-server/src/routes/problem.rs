@@ -21,18 +21,47 @@ pub(crate) struct ApiError {
     problem: Box<Problem>,
     /// `Retry-After` in seconds, if a retry can succeed.
     retry_after: Option<u32>,
+    /// Whether the handler has logged the error, with what it knows of the request.
+    is_logged: bool,
 }
+
+/// The reason of an error that no handler has logged, as an extension of its response.
+#[derive(Clone, Debug)]
+pub(super) struct UnloggedError(pub(super) String);
+
+/// Maximum number of fields that the reason names.
+const NAMED_FIELDS: usize = 5;
 
 impl ApiError {
     pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         let title = status.canonical_reason().unwrap_or("Error");
         let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_AFTER_SECONDS);
         let problem = Problem::new(status.as_u16(), title, detail).into();
-        Self { status, problem, retry_after }
+        Self { status, problem, retry_after, is_logged: false }
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
     }
 
     pub(crate) fn detail(&self) -> &str {
         &self.problem.detail
+    }
+
+    /// Says that the error was logged.
+    pub(crate) fn logged(self) -> Self {
+        Self { is_logged: true, ..self }
+    }
+
+    /// Returns the detail with the first of the fields.
+    fn reason(&self) -> String {
+        let fields = self.problem.errors.iter().take(NAMED_FIELDS);
+        let fields: Vec<_> = fields.map(|error| format!("{} {}", error.field, error.message)).collect();
+        if fields.is_empty() {
+            self.problem.detail.clone()
+        } else {
+            format!("{}: {}", self.problem.detail, fields.join("; "))
+        }
     }
 
     pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
@@ -98,6 +127,9 @@ impl IntoResponse for ApiError {
         // Strings, numbers and a list: it cannot fail to serialize.
         let body = serde_json::to_vec(&self.problem).unwrap_or_default();
         let mut response = (self.status, body).into_response();
+        if !self.is_logged {
+            response.extensions_mut().insert(UnloggedError(self.reason()));
+        }
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if self.status == StatusCode::UNAUTHORIZED {

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
+use crate::networks::canonical;
+
 /// Metadata services at addresses that are not link-local: Alibaba Cloud, Azure, Oracle Cloud.
 const METADATA_V4: [Ipv4Addr; 3] =
     [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
@@ -34,7 +36,7 @@ pub(super) struct ForbiddenAddress(IpAddr);
 
 impl AddressFilter {
     pub(super) fn new(allowed: &[IpNet]) -> Self {
-        Self { allowed: allowed.into() }
+        Self { allowed: allowed.iter().copied().map(canonical).collect() }
     }
 
     pub(super) fn check(&self, address: IpAddr) -> Result<(), ForbiddenAddress> {
