@@ -59,9 +59,9 @@ enum Command {
 enum TokenCommand {
     /// Generate a token, shown only once on standard error, and print its entry for the tokens file.
     New {
-        /// Name of the token, for logs and errors.
-        #[arg(long, default_value = "a-name-of-its-own")]
-        name: String,
+        /// Name of the token, for logs, errors and the records that it changes. Without it, one that is unlike others.
+        #[arg(long)]
+        name: Option<String>,
         /// What the token permits.
         #[arg(long, value_enum, default_value_t = ScopeName::Read)]
         scope: ScopeName,
@@ -202,16 +202,16 @@ async fn migrate(database_url: &str) -> Result<(), Box<dyn Error>> {
 }
 
 fn print_new_token(TokenCommand::New { name, scope, agents }: &TokenCommand) -> Result<(), Box<dyn Error>> {
-    let NewToken { token, sha256 } = NewToken::generate()?;
+    let new = NewToken::generate()?;
     let scope = match scope {
-        ScopeName::Read => "scope = \"read\"".to_owned(),
-        ScopeName::Admin => "scope = \"admin\"".to_owned(),
-        // `Debug` quotes strings the way TOML does.
-        ScopeName::Agent => format!("scope = \"agent\"\nagents = {agents:?}"),
+        ScopeName::Read => "read",
+        ScopeName::Agent => "agent",
+        ScopeName::Admin => "admin",
     };
+    let entry = new.entry(name.as_deref(), scope, agents)?;
     // On standard error, so that it does not end up in the file to which the entry is appended.
-    writeln!(std::io::stderr(), "The token, shown only once: {token}")?;
-    writeln!(std::io::stdout(), "[[token]]\nname = {name:?}\nsha256 = \"{sha256}\"\n{scope}")?;
+    writeln!(std::io::stderr(), "The token, shown only once: {}", new.token)?;
+    write!(std::io::stdout(), "{entry}")?;
     Ok(())
 }
 

@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use registry_sdk::contract::{CHANGED_BY_REGISTRY, Timestamp};
+use registry_sdk::contract::{CHANGED_BY_REGISTRY, Timestamp, is_valid_agent_id, limits};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-/// Prefix of a token, by which secret scanners recognize a leaked one.
-const TOKEN_PREFIX: &str = "agreg_";
+pub use new_token::NewToken;
+
+mod new_token;
 
 /// Maximum length of a token's name.
 const MAX_NAME_CHARACTERS: usize = 128;
@@ -62,6 +63,9 @@ pub enum TokensError {
         "the tokens file {0} has no token, and would let nobody in: add what `registry-server token new --scope admin` prints"
     )]
     Empty(PathBuf),
+    /// The file would be invalid with the entry of a new token.
+    #[error("the tokens file would be invalid with this token: {0}")]
+    InvalidEntry(String),
 }
 
 /// Content of the tokens file.
@@ -105,13 +109,10 @@ impl Tokens {
         let mut names = HashSet::new();
         let mut tokens = Vec::with_capacity(file.token.len());
         for entry in file.token {
-            let name = entry.name.clone();
-            check_name(&name)?;
-            if !names.insert(name.clone()) {
-                return Err(format!("each token needs a name of its own, {name:?} is repeated"));
+            if !names.insert(entry.name.clone()) {
+                return Err(format!("each token needs a name of its own, {:?} is repeated", entry.name));
             }
-            let token = entry.into_token().map_err(|reason| format!("token {name:?}: {reason}"))?;
-            tokens.push(Arc::new(token));
+            tokens.push(Arc::new(entry.into_token()?));
         }
         Ok(Self { tokens })
     }
@@ -171,8 +172,30 @@ impl Token {
     }
 }
 
+/// Checks a pattern of agent ids, which matches at least one.
+fn check_pattern(pattern: &str) -> Result<(), String> {
+    let shortest = pattern.replace('*', "");
+    // An id does not begin with every character that it may have.
+    let after_star = || pattern.starts_with('*') && is_valid_agent_id(&format!("a{shortest}"));
+    if is_valid_agent_id(&shortest) || after_star() {
+        return Ok(());
+    }
+    let most = limits::AGENT_ID;
+    Err(format!(
+        "the pattern {pattern:?} matches no agent id: ids have 1 to {most} of A-Z a-z 0-9 . _ -, the first a letter or digit, and * \
+         stands for any of these"
+    ))
+}
+
 impl TokenEntry {
+    /// Checks the entry. The error names the token.
     fn into_token(self) -> Result<Token, String> {
+        check_name(&self.name)?;
+        let name = self.name.clone();
+        self.check().map_err(|reason| format!("token {name:?}: {reason}"))
+    }
+
+    fn check(self) -> Result<Token, String> {
         let scope = match (self.scope.as_str(), self.agents.is_empty()) {
             ("read", true) => Scope::Read,
             ("admin", true) => Scope::Admin,
@@ -183,6 +206,9 @@ impl TokenEntry {
                 return Err(format!("scope must be \"read\", \"agent\" or \"admin\", not {other:?}"));
             }
         };
+        if let Scope::Agent(patterns) = &scope {
+            patterns.iter().try_for_each(|pattern| check_pattern(pattern))?;
+        }
         let digest = decode_hex(&self.sha256)
             .ok_or("sha256 must be 64 hexadecimal digits, as printed by `registry-server token new`")?;
         let expires = self.expires.map(|expires| match expires {
@@ -192,29 +218,6 @@ impl TokenEntry {
         let expires = expires.map(|text| text.parse::<Timestamp>()).transpose();
         let expires = expires.map_err(|error| format!("expires: {error}"))?;
         Ok(Token { name: self.name.into(), digest, scope, expires })
-    }
-}
-
-/// A new token and its digest for the tokens file. The token itself is stored nowhere.
-#[derive(Debug)]
-pub struct NewToken {
-    /// The token, as clients send it.
-    pub token: String,
-    /// SHA-256 of the token, as hexadecimal digits.
-    pub sha256: String,
-}
-
-impl NewToken {
-    /// Generates a token from the operating system's random source.
-    ///
-    /// # Errors
-    /// Fails if that source is not available.
-    pub fn generate() -> std::io::Result<Self> {
-        let mut random = [0; 32];
-        getrandom::fill(&mut random).map_err(std::io::Error::other)?;
-        let token = format!("{TOKEN_PREFIX}{}", Hex(&random));
-        let sha256 = Hex(&digest(&token)).to_string();
-        Ok(Self { token, sha256 })
     }
 }
 

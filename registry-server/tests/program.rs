@@ -425,6 +425,82 @@ async fn a_new_token_goes_into_the_file_and_a_hang_up_reads_it() {
     assert!(!refused.status.success(), "an agent's token has to say for which agents");
 }
 
+/// Whether a server accepts a tokens file. It is not to start: its database is nowhere.
+fn reads_tokens_file(text: &str) -> Result<(), String> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokens.toml").display().to_string();
+    std::fs::write(&file, text).unwrap();
+    let nowhere = "sqlite:///nowhere/registry.db";
+    let ended = run(&["--listen", "127.0.0.1:0", "--database-url", nowhere, "--tokens-file", &file]);
+    let said = String::from_utf8(ended.stderr).unwrap();
+    if said.contains("is invalid") { Err(said) } else { Ok(()) }
+}
+
+#[test]
+fn entries_of_new_tokens_make_a_valid_file() {
+    let mut file = String::new();
+    let long = "ä".repeat(128);
+    let scopes = [
+        &["--scope", "read"][..],
+        &["--scope", "agent", "--agent", "a-*", "--agent", "*.x_y"],
+        &["--scope", "admin"],
+    ];
+    // Without a name, and with those that have to be quoted.
+    for name in [None, None, Some("team \"a\" \\ é 🦀 \u{200b}"), Some(&long), Some("'''")] {
+        let name = name.map_or(vec![], |name| vec!["--name", name]);
+        for scope in scopes {
+            let made = run(&[&["token", "new"], &name[..], scope].concat());
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+            let (token, entry) = token_and_entry(made);
+            assert!(token.starts_with("agreg_"), "{token}");
+            reads_tokens_file(&entry).unwrap();
+            if name.is_empty() {
+                file.push_str(&entry);
+            }
+        }
+    }
+    // Those without a name have names of their own.
+    reads_tokens_file(&file).unwrap();
+    assert!(reads_tokens_file(&file.repeat(2)).is_err());
+}
+
+/// What the tokens file refuses, with the same words, and before the token is shown.
+#[test]
+fn a_token_that_the_file_would_refuse_is_not_made() {
+    let long = "x".repeat(129);
+    let long_id = format!("{}*", "x".repeat(65));
+    let agent = |pattern| vec!["--scope", "agent", "--agent", pattern];
+    for (arguments, expected) in [
+        (vec!["--name", "(registry)"], "stands for the registry itself"),
+        (vec!["--name", ""], "1 to 128 characters"),
+        (vec!["--name", &long], "1 to 128 characters"),
+        (vec!["--name", "a\nb"], "1 to 128 characters"),
+        (vec!["--name", "a\u{7f}"], "1 to 128 characters"),
+        (vec!["--agent", "a-*"], "only scope \"agent\" takes agents"),
+        (vec!["--scope", "admin", "--agent", "*"], "only scope \"agent\" takes agents"),
+        (agent(""), "matches no agent id"),
+        (agent("team a-*"), "matches no agent id"),
+        // `--agent -*` would be another flag.
+        (vec!["--scope", "agent", "--agent=-*"], "matches no agent id"),
+        (agent("ä*"), "matches no agent id"),
+        (agent(&long_id), "matches no agent id"),
+        (agent("a\"]\nscope = \"admin"), "matches no agent id"),
+    ] {
+        let refused = run(&[&["token", "new"], &arguments[..]].concat());
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(!refused.status.success() && said.contains(expected), "{arguments:?}: {said}");
+        assert!(!said.contains("agreg_") && refused.stdout.is_empty(), "{arguments:?}: {said}");
+    }
+    let entry = format!("[[token]]\nname = \"a\"\nsha256 = \"{}\"\nscope = \"agent\"\n", "0".repeat(64));
+    for pattern in ["*", "a", "*-x", "a*b*c", &format!("*{}*", "x".repeat(64))] {
+        reads_tokens_file(&format!("{entry}agents = [\"{pattern}\"]\n")).unwrap();
+    }
+    for pattern in ["", "a b", "_*", &*long_id] {
+        let error = reads_tokens_file(&format!("{entry}agents = [\"{pattern}\"]\n")).unwrap_err();
+        assert!(error.contains("matches no agent id"), "{error}");
+    }
+}
+
 /// A token, and a tokens file with it alone.
 fn new_token() -> (String, String) {
     token_and_entry(run(&["token", "new", "--scope", "admin"]))
