@@ -13,6 +13,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::card_import::import;
 use crate::output::{Output, print_reason};
 use crate::transfer::export;
+use crate::output::{Output, print_card, print_reason};
+use crate::transfer::{export, import};
 use crate::{Command, Failure, Outcome};
 
 /// Longer than anybody waits.
@@ -33,6 +35,7 @@ pub(crate) async fn run(
             output.agents(&client.list_agents(query).await?.agents)?;
         }
         Command::Show { id } => output.agent(&client.get_agent(&id).await?)?,
+        Command::Card { id } => print_card(&client.get_card(&id).await?)?,
         Command::Search { words, matching, filter, limit, all } => {
             let mut query = SearchQuery::new(words.join(" "))
                 .min_score(matching.min_score)

@@ -72,6 +72,11 @@ enum Command {
         /// Its id.
         id: String,
     },
+    /// Print the A2A agent card of an agent, byte for byte as it was registered. Ends with 3 where it has none.
+    Card {
+        /// Its id.
+        id: String,
+    },
     /// Find agents by what they can do, the best match first. Ends with 3 where there are none.
     Search {
         /// Words that their capabilities have to have, or a sentence.

@@ -7,8 +7,8 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table};
 use registry_sdk::WatchEvent;
 use registry_sdk::contract::{
-    AgentHealth, AgentRecord, AgentStatus, Capability, CapabilityMatch, Maintenance, RegistryStats,
-    ServerHealth, Timestamp,
+    AgentCard, AgentHealth, AgentRecord, AgentStatus, Capability, CapabilityMatch, Maintenance,
+    RegistryStats, ServerHealth, Timestamp,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -271,6 +271,12 @@ fn print_text(text: &str) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         printed => printed,
     }
+}
+
+/// Prints a card byte for byte, since a signature may cover it. On a terminal, the prompt begins on its own line.
+pub(crate) fn print_card(card: &AgentCard) -> io::Result<()> {
+    let end = if io::stdout().is_terminal() { "\n" } else { "" };
+    print_text(&format!("{}{end}", card.as_str()))
 }
 
 /// Prints why the answer is no, or what goes wrong, to standard error, also for programs.

@@ -5,8 +5,10 @@ use std::fmt::Write;
 use std::io::{self, BufRead};
 
 use registry_sdk::contract::Timestamp;
+use serde::de::DeserializeOwned;
 
-use super::format::{Entry, FORMAT, Footer, Header};
+use super::fields::Fields;
+use super::format::{Entry, FORMAT};
 use super::lines::{Line, Lines};
 
 /// Maximum number of errors that are shown.
@@ -40,10 +42,17 @@ impl Item {
         let Some(text) = &line.text else {
             return Self::Invalid(vec!["is too long for an agent".to_owned()]);
         };
-        if let Ok(Footer { agents_exported }) = serde_json::from_slice(text) {
-            return Self::End(agents_exported);
+        let fields = match Fields::read(text) {
+            Ok(fields) => fields,
+            Err(error) => return Self::Invalid(vec![error.to_string()]),
+        };
+        if fields.contains("agents_exported") {
+            return match value(&fields, "agents_exported") {
+                Some(count) => Self::End(count),
+                None => Self::Invalid(vec!["agents_exported: must be a number of agents".to_owned()]),
+            };
         }
-        match Entry::read(text, now) {
+        match Entry::read(fields, now) {
             Ok(entry) => Self::Agent(Box::new(entry)),
             Err(errors) => Self::Invalid(errors),
         }
@@ -73,20 +82,38 @@ impl Errors {
     }
 }
 
+/// The value of a field, if it is one of this kind.
+fn value<T: DeserializeOwned>(fields: &Fields, name: &str) -> Option<T> {
+    serde_json::from_str(fields.get(name)?.get()).ok()
+}
+
 /// Reads the first line.
 pub(super) fn read_header<R: BufRead>(lines: &mut Lines<R>) -> Result<(), Refused> {
     let text = lines.next()?.and_then(|line| line.text).unwrap_or_default();
-    let error = match serde_json::from_slice(&text) {
-        Ok(Header { agent_registry_export: FORMAT, .. }) => return Ok(()),
-        Ok(Header { agent_registry_export: format, .. }) => {
-            format!("is of format {format}, and this registryctl reads format {FORMAT}: use a newer one")
-        }
-        Err(_) => format!(
+    check_header(&text).map_err(|error| Refused::Invalid(format!("\n  line 1: {error}")))
+}
+
+fn check_header(text: &[u8]) -> Result<(), String> {
+    let fields = Fields::read(text).ok().filter(|fields| fields.contains("agent_registry_export"));
+    let fields = fields.ok_or_else(|| {
+        format!(
             "expected {{\"agent_registry_export\":{FORMAT},…}}, with which a file of `registryctl export` begins; a single agent is \
              for `registryctl register`"
-        ),
-    };
-    Err(Refused::Invalid(format!("\n  line 1: {error}")))
+        )
+    })?;
+    match value::<u32>(&fields, "agent_registry_export") {
+        Some(FORMAT) => {}
+        Some(newer) if newer > FORMAT => {
+            return Err(format!(
+                "written by a newer registryctl, in format {newer}, and this one reads format {FORMAT}: use that one"
+            ));
+        }
+        _ => return Err(format!("agent_registry_export: must be {FORMAT}, the format of the file")),
+    }
+    if fields.get("exported_at").is_some() && value::<Timestamp>(&fields, "exported_at").is_none() {
+        return Err("exported_at: must be a time such as 2026-11-24T09:30:00Z".to_owned());
+    }
+    Ok(())
 }
 
 /// Checks all lines. Returns the first field of a maintenance that this version does not know, with its line.

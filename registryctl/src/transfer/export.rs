@@ -1,20 +1,26 @@
 //! `registryctl export`: all agents, to a file or the standard output.
 
-use std::fs::{self, File};
+use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
-use registry_sdk::contract::Timestamp;
+use registry_sdk::contract::{AgentCard, Timestamp};
 use registry_sdk::{Error, ListQuery, RegistryClient};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 
-use super::format::{FORMAT, Footer, Header, line_of_record};
+use super::draft::Draft;
+use super::format::{FORMAT, Footer, Header, RecordFields};
 use crate::output::{Output, print_reason};
 use crate::{Failure, Outcome};
 
 /// Agents on a page. A record takes up to 256 KiB.
 const PAGE: usize = 200;
+
+/// Maximum number of cards that are asked for at a time.
+const MAX_CONCURRENT: usize = 16;
 
 pub(crate) async fn export(
     client: &RegistryClient,
@@ -32,8 +38,20 @@ pub(crate) async fn export(
         return Ok(Outcome::Positive);
     };
     let cannot_write = |error: io::Error| Failure::Input(format!("cannot write {}: {error}", file.display()));
-    let mut draft = Draft::create(file).map_err(cannot_write)?;
-    let count = write_agents(client, &mut draft.file).await.map_err(|failure| match failure {
+    let draft = Draft::create(file).map_err(cannot_write)?;
+    let written = if draft.has_name() {
+        // Dropped, the draft leaves nothing.
+        tokio::select! {
+            written = write_agents(client, draft.file()) => written,
+            interrupted = interrupted() => {
+                interrupted.map_err(cannot_write)?;
+                return Err(Failure::Input(format!("interrupted: {} is as it was", file.display())));
+            }
+        }
+    } else {
+        write_agents(client, draft.file()).await
+    };
+    let count = written.map_err(|failure| match failure {
         Failure::Output(error) => cannot_write(error),
         failure => failure,
     })?;
@@ -42,10 +60,19 @@ pub(crate) async fn export(
     Ok(Outcome::Positive)
 }
 
+/// Waits for Ctrl-C or SIGTERM.
+async fn interrupted() -> io::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
 /// Writes the agents page by page. Returns their number.
 async fn write_agents(client: &RegistryClient, out: impl Write) -> Result<usize, Failure> {
     let mut out = BufWriter::new(out);
-    let exported_at = Some(Timestamp::from(SystemTime::now()));
+    let exported_at = Timestamp::from(SystemTime::now());
     write_line(&mut out, &Header { agent_registry_export: FORMAT, exported_at })?;
     let (mut query, mut count, mut was_fresh) = (ListQuery::all().limit(PAGE), 0, true);
     loop {
@@ -56,9 +83,12 @@ async fn write_agents(client: &RegistryClient, out: impl Write) -> Result<usize,
                 "the registry cannot reach its database: the export has what this server knew then, and may lack changes",
             );
         }
-        for record in &page.agents {
-            let line = line_of_record(record).map_err(|error| invalid(format!("{error} in a record")))?;
-            writeln!(out, "{line}")?;
+        let records = page.agents.iter().map(|record| RecordFields::read(record));
+        let records = records.collect::<Result<Vec<_>, _>>().map_err(|reason| invalid_record(&reason))?;
+        let cards = read_cards(client, &records).await?;
+        for record in records {
+            let card = cards.get(record.agent_id());
+            writeln!(out, "{}", record.into_line(card).map_err(|reason| invalid_record(&reason))?)?;
         }
         count += page.agents.len();
         let Some(next) = page.next_cursor else { break };
@@ -72,54 +102,39 @@ async fn write_agents(client: &RegistryClient, out: impl Write) -> Result<usize,
     Ok(count)
 }
 
+/// Returns the cards by agent. A card that has changed since the list was read is the new one, and one that is gone is left out.
+async fn read_cards(
+    client: &RegistryClient,
+    records: &[RecordFields],
+) -> Result<HashMap<String, AgentCard>, Error> {
+    let (mut cards, mut reading) = (HashMap::new(), JoinSet::new());
+    let mut with_card = records.iter().filter(|record| record.has_card());
+    loop {
+        for record in with_card.by_ref().take(MAX_CONCURRENT - reading.len()) {
+            let (client, agent_id) = (client.clone(), record.agent_id().to_owned());
+            reading.spawn(async move { (client.get_card(&agent_id).await, agent_id) });
+        }
+        match reading.join_next().await {
+            None => return Ok(cards),
+            Some(Ok((Ok(card), agent_id))) => {
+                cards.insert(agent_id, card);
+            }
+            Some(Ok((Err(Error::NotFound { .. }), _))) => {}
+            Some(Ok((Err(error), _))) => return Err(error),
+            Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+}
+
 fn write_line(out: &mut impl Write, line: &impl Serialize) -> Result<(), Failure> {
     serde_json::to_writer(&mut *out, line).map_err(io::Error::from)?;
     Ok(writeln!(out)?)
 }
 
+fn invalid_record(reason: &str) -> Error {
+    invalid(format!("a record of the list cannot be read: {reason}"))
+}
+
 fn invalid(detail: String) -> Error {
     Error::InvalidResponse { status: 200, detail }
-}
-
-/// A file that takes its name only when it is complete.
-struct Draft {
-    file: File,
-    /// Where it is until then, and its name. `None` for a device or a pipe, which is written to as it is.
-    names: Option<(PathBuf, PathBuf)>,
-}
-
-impl Draft {
-    fn create(name: &Path) -> io::Result<Self> {
-        // A link stays one.
-        let name = fs::canonicalize(name).unwrap_or_else(|_| name.to_owned());
-        let present = fs::metadata(&name).ok();
-        if present.as_ref().is_some_and(|present| !present.is_file()) {
-            return Ok(Self { file: File::options().write(true).open(name)?, names: None });
-        }
-        let mut draft = name.clone().into_os_string();
-        draft.push(format!(".{}.draft", std::process::id()));
-        let file = File::options().write(true).create_new(true).open(&draft)?;
-        let draft = Self { file, names: Some((draft.into(), name)) };
-        if let Some(present) = present {
-            // Whoever may not read the last export may not read this one.
-            draft.file.set_permissions(present.permissions())?;
-        }
-        Ok(draft)
-    }
-
-    fn finish(mut self) -> io::Result<()> {
-        let Some((draft, name)) = &self.names else { return Ok(()) };
-        self.file.sync_all()?;
-        fs::rename(draft, name)?;
-        self.names = None;
-        Ok(())
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        if let Some((draft, _)) = &self.names {
-            let _ = fs::remove_file(draft);
-        }
-    }
 }

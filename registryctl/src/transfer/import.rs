@@ -1,6 +1,10 @@
 //! `registryctl import`: the agents of an export, to a registry.
 
 use std::io::{self, BufRead};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use registry_sdk::contract::Timestamp;
@@ -10,7 +14,7 @@ use tokio::task::JoinSet;
 use super::check::{Item, Refused, check, read_header};
 use super::lines::Lines;
 use super::report::Report;
-use super::send::send;
+use super::send::Sender;
 use crate::output::{Output, print_reason};
 use crate::source::Source;
 use crate::{Failure, Outcome};
@@ -59,20 +63,25 @@ impl Import<'_> {
         read_header(&mut lines).map_err(|refused| self.refused(refused))?;
         let policy = RetryPolicy::discovery().attempts(1_000).max_delay(Duration::from_secs(5));
         let client = self.client.with_retry(policy.time_limit(PATIENCE));
+        let sender = Arc::new(Sender::new(client, self.replaces));
         let mut sending = JoinSet::new();
         let mut report = Report::default();
+        // The first one goes alone: it mostly shows whether the token is wrong, or allows too little.
+        let mut max_concurrent = 1;
         while !report.is_stopped()
             && let Some(line) = lines.next().map_err(|error| self.unreadable(&error))?
         {
             match Item::read(&line, Timestamp::from(SystemTime::now())) {
                 Item::Agent(entry) => {
-                    sending.spawn(send(client.clone(), entry, line.number, self.replaces));
+                    let sender = sender.clone();
+                    sending.spawn(async move { sender.send(&entry, line.number).await });
                 }
                 Item::End(_) => break,
                 Item::Invalid(_) => report.file_changed(line.number),
             }
-            if sending.len() == MAX_CONCURRENT {
+            if sending.len() == max_concurrent {
                 report.add_next(&mut sending).await;
+                max_concurrent = MAX_CONCURRENT;
             }
         }
         while report.add_next(&mut sending).await {}

@@ -4,8 +4,12 @@ use std::io::{self, BufRead, Read};
 
 use registry_sdk::contract::limits;
 
-/// Maximum length of a line: a registration with its maintenance, and as much again for white space.
-const MAX_LINE: usize = 2 * limits::BODY_BYTES;
+/// Maximum length of a line: a registration with its maintenance, and as much again for white space and for a card, whose text is
+/// longer as a string.
+const MAX_LINE: usize = 2 * (limits::BODY_BYTES + limits::CARD_BYTES);
+
+/// Stands at the beginning of files that some editors write.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// A line, without the end of the line.
 pub(super) struct Line {
@@ -43,6 +47,7 @@ impl<R: BufRead> Lines<R> {
                 self.reader.skip_until(b'\n')?;
                 return Ok(Some(Line { number: self.number, text: None }));
             }
+            let text = text.strip_prefix(BYTE_ORDER_MARK).filter(|_| self.number == 1).unwrap_or(&text);
             let trimmed = text.trim_ascii();
             if !trimmed.is_empty() {
                 return Ok(Some(Line { number: self.number, text: Some(trimmed.to_vec()) }));

@@ -4,10 +4,13 @@
 //! `import` sends the agents, each as `send` says.
 
 mod check;
+mod draft;
 mod export;
+mod fields;
 mod format;
 mod import;
 mod lines;
+mod maintenance;
 mod report;
 mod send;
 

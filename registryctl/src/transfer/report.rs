@@ -48,6 +48,8 @@ pub(super) struct Report {
     counts: Counts,
     /// Agents that may be given work, although the file says that they are in maintenance.
     in_service: Vec<String>,
+    /// Agents that were not sent, because their own processes were taking them out.
+    draining: Vec<String>,
     /// Why agents were refused.
     refusals: Vec<String>,
     stopped: Option<Stopped>,
@@ -86,7 +88,11 @@ impl Report {
             Ok(Sent::Imported) => counts.imported += 1,
             Ok(Sent::Replaced) => counts.replaced += 1,
             Ok(Sent::AlreadyThere) => counts.already_there += 1,
-            Ok(Sent::Draining) => counts.draining += 1,
+            Ok(Sent::Draining) => {
+                counts.draining += 1;
+                self.draining.push(agent_id);
+            }
+            Ok(Sent::NotBegun) => {}
             Ok(Sent::AlreadyThereInService) => {
                 counts.already_there += 1;
                 self.in_service.push(agent_id);
@@ -98,20 +104,36 @@ impl Report {
                     self.refusals.push(format!("\n  line {line}: {}", error.full_message()));
                 }
             }
-            Err(error) => {
-                self.stopped.get_or_insert(Stopped::ByError { line, agent_id, error });
+            Err(error) => self.stop_at(line, agent_id, error),
+        }
+    }
+
+    /// Of several errors of one kind at a time, that of the first line is named, whichever came first.
+    fn stop_at(&mut self, line: usize, agent_id: String, error: Error) {
+        let is_denied = |error: &Error| matches!(error, Error::Denied { .. });
+        let replaces = match &self.stopped {
+            None => true,
+            Some(Stopped::FileChanged { .. }) => false,
+            Some(Stopped::ByError { line: first, error: stopped, .. }) => {
+                (is_denied(stopped), *first) > (is_denied(&error), line)
             }
+        };
+        if replaces {
+            self.stopped = Some(Stopped::ByError { line, agent_id, error });
         }
     }
 
     /// Prints how the import ended.
     pub(super) fn print(self, output: &Output) -> Result<Outcome, Failure> {
         if !self.in_service.is_empty() {
-            let count = self.in_service.len();
-            let named = self.in_service[..count.min(MAX_NAMED)].join(", ");
+            let (count, named) = (self.in_service.len(), names(self.in_service));
             print_reason(&format!(
                 "{count} that are already there are not in maintenance, but are in the file; `registryctl drain` takes one out: {named}"
             ));
+        }
+        if !self.draining.is_empty() {
+            let (count, named) = (self.draining.len(), names(self.draining));
+            print_reason(&format!("{count} were draining themselves and are left out: {named}"));
         }
         let counts = self.counts.describe();
         match self.stopped {
@@ -126,17 +148,28 @@ impl Report {
             Some(Stopped::FileChanged { line }) => Err(Failure::Input(format!(
                 "stopped in line {line}, because the file has changed since it was checked: {counts}; import it again"
             ))),
+            Some(Stopped::ByError { line, agent_id, error: error @ Error::Denied { .. } }) => {
+                let denied = error.full_message();
+                Err(Failure::Input(format!(
+                    "stopped in line {line}, at the agent {agent_id:?}: {counts}; {denied}; an import needs a token of scope \"admin\", \
+                     or of scope \"agent\" with patterns that match every agent of the file"
+                )))
+            }
             Some(Stopped::ByError { line, agent_id, error }) => {
                 print_reason(&format!(
                     "stopped in line {line}, at the agent {agent_id:?}: {counts}; the same command goes on from there"
                 ));
-                if matches!(error, Error::Denied { .. }) {
-                    print_reason(
-                        "an import needs a token that may change every agent of the file: scope \"admin\"",
-                    );
-                }
                 Err(error.into())
             }
         }
+    }
+}
+
+/// The first of these agents, by name.
+fn names(mut agents: Vec<String>) -> String {
+    agents.sort();
+    match agents.len().saturating_sub(MAX_NAMED) {
+        0 => agents.join(", "),
+        more => format!("{} and {more} more", agents[..MAX_NAMED].join(", ")),
     }
 }

@@ -1,16 +1,11 @@
-//! Files: those that cannot be imported, of which nothing is sent, and those that an export leaves.
+//! Files that cannot be imported, of which nothing is sent, and those that can although they look different.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::process::Stdio;
 
 use registry_sdk::testing::MockRegistry;
 use serde_json::{Value, json};
 
-use crate::support::{
-    Ended, agent, agents, export, file_of, import, import_well, line, line_with, path, registryctl, run,
-    text, writes,
-};
+use crate::support::{Ended, agent, file_of, import, import_well, line, line_with, path, run};
 
 /// A file that is refused, and what is said of it.
 struct Wrong {
@@ -22,9 +17,9 @@ fn wrong(file: impl Into<String>, expected: &'static [&'static str]) -> Wrong {
     Wrong { file: file.into(), expected }
 }
 
+/// Whole files: what is missing of them, their first and their last lines.
 fn wrong_files() -> Vec<Wrong> {
     let two = file_of(&[line("a"), line("b")]);
-    let of = |line: Value| file_of(&[line]);
     vec![
         // Cut off: between lines, within one, and after nothing.
         wrong(
@@ -46,7 +41,52 @@ fn wrong_files() -> Vec<Wrong> {
         wrong(line("a").to_string(), &["line 1: expected", "`registryctl register`"]),
         wrong(json!([line("a")]).to_string(), &["line 1: expected"]),
         wrong("agent_id,agent_name\na,A\n", &["line 1: expected"]),
-        wrong(two.replace("export\":1", "export\":2"), &["line 1: is of format 2", "use a newer one"]),
+        // Arrays are no lines, although they have as many elements as a line has fields.
+        wrong(
+            two.replace("{\"agent_registry_export\":1}", "[1,\"2026-11-24T09:30:00Z\"]"),
+            &["line 1: expected"],
+        ),
+        wrong(
+            two.replace("{\"agents_exported\":2}", "[2]"),
+            &["line 4: must be a JSON object", "line 5: expected"],
+        ),
+        // First lines that are nearly right, and last ones.
+        wrong(
+            two.replace("export\":1", "export\":2,\"exported_at\":{}"),
+            &["line 1: written by a newer registryctl", "format 2", "use that one"],
+        ),
+        wrong(two.replace("export\":1", "export\":0"), &["line 1: agent_registry_export: must be 1"]),
+        wrong(two.replace("export\":1", "export\":\"1\""), &["line 1: agent_registry_export: must be 1"]),
+        wrong(
+            two.replace("export\":1", "export\":1,\"exported_at\":\"yesterday\""),
+            &["line 1: exported_at: must be a time"],
+        ),
+        wrong(
+            two.replace("exported\":2", "exported\":\"2\""),
+            &["line 4: agents_exported: must be a number"],
+        ),
+    ]
+}
+
+/// Lines of agents.
+fn wrong_lines() -> Vec<Wrong> {
+    let two = file_of(&[line("a"), line("b")]);
+    let of = |line: Value| file_of(&[line]);
+    vec![
+        // Fields that are there twice: readers of JSON differ in which one they take.
+        wrong(
+            two.replace("{\"agent_id\":\"b\"", "{\"agent_id\":\"c\",\"agent_id\":\"b\""),
+            &["line 3: agent_id: is there twice"],
+        ),
+        wrong(
+            two.replace("{\"agent_id\":\"b\"", "{\"healthy\":1,\"healthy\":1,\"agent_id\":\"b\""),
+            &["line 3: healthy: is there twice"],
+        ),
+        wrong(
+            of(line_with("a", json!({"maintenance": {"reason": "x"}})))
+                .replace("{\"reason\":\"x\"}", "{\"reason\":\"x\",\"reason\":\"y\"}"),
+            &["line 2: maintenance.reason: is there twice"],
+        ),
         // Lines that are no agent, or out of their limits.
         wrong(of(json!([])), &["line 2: must be a JSON object"]),
         wrong(
@@ -73,11 +113,22 @@ fn wrong_files() -> Vec<Wrong> {
             of(line_with("a", json!({"maintenance": "disk"}))),
             &["line 2: maintenance: must be an object"],
         ),
-        wrong(of(line_with("a", json!({"maintenance": {}}))), &["line 2: maintenance: ", "reason"]),
+        wrong(
+            of(line_with("a", json!({"maintenance": [1, 2]}))),
+            &["line 2: maintenance: must be an object"],
+        ),
+        wrong(of(line_with("a", json!({"maintenance": {}}))), &["line 2: maintenance.reason: is required"]),
+        wrong(
+            of(line_with("a", json!({"maintenance": {"reason": 1, "instance_id": 5}}))),
+            &[
+                "line 2: maintenance.reason: must be a text",
+                "line 2: maintenance.instance_id: must be a string",
+            ],
+        ),
         wrong(of(line_with("a", json!({"maintenance": {"reason": ""}}))), &["line 2: maintenance.reason: "]),
         wrong(
             of(line_with("a", json!({"maintenance": {"reason": "x", "until": "soon"}}))),
-            &["line 2: maintenance: must be an object"],
+            &["line 2: maintenance.until: must be a time"],
         ),
         wrong(
             of(line_with(
@@ -85,6 +136,17 @@ fn wrong_files() -> Vec<Wrong> {
                 json!({"agent_name": "", "maintenance": {"reason": "x", "until": "2999-01-01T00:00:00Z"}}),
             )),
             &["line 2: agent_name: ", "line 2: maintenance.until: must be within the next 365 days"],
+        ),
+        // Cards.
+        wrong(of(line_with("a", json!({"card": {"name": "A"}}))), &["line 2: card: must be a string"]),
+        wrong(
+            of(line_with("a", json!({"card": "{\"name\": "}))),
+            &["line 2: card: must be the text of a JSON object"],
+        ),
+        wrong(of(line_with("a", json!({"card": "[]"}))), &["line 2: card: must be a JSON object"]),
+        wrong(
+            of(line_with("a", json!({"card": format!("{{\"x\":\"{}\"}}", "x".repeat(65_536))}))),
+            &["line 2: card: must be up to 65536 bytes"],
         ),
     ]
 }
@@ -94,7 +156,7 @@ async fn a_wrong_file_is_explained_and_nothing_is_sent() {
     let registry = MockRegistry::start().await;
     let folder = tempfile::tempdir().unwrap();
     let (file, name) = path(&folder, "agents.jsonl");
-    for Wrong { file: content, expected } in wrong_files() {
+    for Wrong { file: content, expected } in wrong_files().into_iter().chain(wrong_lines()) {
         fs::write(&file, &content).unwrap();
         let start: String = content.chars().take(300).collect();
         for (Ended { code, said, reasons }, name) in [
@@ -109,6 +171,10 @@ async fn a_wrong_file_is_explained_and_nothing_is_sent() {
                 "{start}: {reasons}"
             );
             assert!(expected.iter().all(|part| reasons.contains(part)), "{start}: {reasons}");
+            // Of the file's lines, and not of the parts that this program reads on their own; no names of its types.
+            for word in ["struct", "line 1 column", "MaintenanceLine", "u32", "RawValue"] {
+                assert!(!reasons.contains(word), "{start}: {reasons}");
+            }
         }
     }
     assert!(registry.request_log().0.is_empty(), "something was sent");
@@ -149,6 +215,14 @@ async fn other_ends_of_lines_and_empty_lines_are_taken() {
     assert_eq!(import_well(&registry.url(), without_last_break.trim_end(), &[]), json!({"imported": 1}));
 }
 
+/// Some editors write one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_byte_order_mark_is_skipped() {
+    let registry = MockRegistry::start().await;
+    let file = format!("\u{feff}{}", file_of(&[line("a")]));
+    assert_eq!(import_well(&registry.url(), &file, &[]), json!({"imported": 1}));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn people_are_told_how_many() {
     let registry = MockRegistry::start().await;
@@ -158,72 +232,4 @@ async fn people_are_told_how_many() {
     let Ended { code, said, .. } = run(&registry.url(), &["export", &name, "--table"]);
     assert_eq!((code, said), (Some(0), format!("1 agents are exported to {name}\n")));
     assert_eq!(run(&registry.url(), &["import", &name, "--table"]).said, "0 imported, 1 already there\n");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_is_replaced_only_by_a_whole_export() {
-    let registry = MockRegistry::start().await;
-    let folder = tempfile::tempdir().unwrap();
-    let (file, name) = path(&folder, "agents.jsonl");
-    let (link, link_name) = path(&folder, "latest");
-    let files = || {
-        let mut names: Vec<_> =
-            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        names.sort();
-        names
-    };
-    for number in 0..450 {
-        registry.client().register(&agent(&format!("a{number:03}"))).await.unwrap();
-    }
-    assert_eq!(run(&registry.url(), &["export", &name]).code, Some(0));
-    let whole = fs::read_to_string(&file).unwrap();
-    let lines = export(&registry.url());
-    assert_eq!(agents(&whole.lines().map(str::to_owned).collect::<Vec<_>>()), agents(&lines));
-    assert_eq!(lines.len(), 452);
-    // The second page is not there: a client tries again, and then it gives up.
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-    symlink("agents.jsonl", &link).unwrap();
-    registry.client().register(&agent("b")).await.unwrap();
-    for target in [&name, &link_name] {
-        registry.fail_next(100, 503);
-        let Ended { code, reasons, .. } = run(&registry.url(), &["export", target]);
-        assert_eq!(code, Some(4), "{reasons}");
-        assert_eq!(fs::read_to_string(&file).unwrap(), whole);
-        assert_eq!(files(), ["agents.jsonl", "latest"]);
-        registry.heal();
-    }
-    // Readers of the last one are those of the next one, and a link stays one.
-    assert_eq!(run(&registry.url(), &["export", &link_name]).code, Some(0));
-    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 453);
-    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!(files(), ["agents.jsonl", "latest"]);
-    let (_, nowhere) = path(&folder, "missing/agents.jsonl");
-    let Ended { code, reasons, .. } = run(&registry.url(), &["export", &nowhere]);
-    assert!(code == Some(1) && reasons.contains(&format!("cannot write {nowhere}: ")), "{reasons}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_export_that_is_not_written_whole_fails() {
-    let registry = MockRegistry::start().await;
-    for number in 0..450 {
-        registry.client().register(&agent(&format!("a{number:03}"))).await.unwrap();
-    }
-    // A device is written to, and not replaced.
-    let Ended { code, reasons, .. } = run(&registry.url(), &["export", "/dev/full"]);
-    assert!(code == Some(1) && reasons.contains("cannot write /dev/full: "), "{reasons}");
-    assert_eq!(run(&registry.url(), &["export", "/dev/null"]).code, Some(0));
-    assert!(!fs::metadata("/dev/null").unwrap().is_file());
-    let full = fs::File::options().write(true).open("/dev/full").unwrap();
-    let output = registryctl(&registry.url(), &["export"]).stdout(full).output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
-    // A reader that ends, such as a compressor on a full disk.
-    let (reader, writer) = std::io::pipe().unwrap();
-    drop(reader);
-    let mut command = registryctl(&registry.url(), &["export", "-"]);
-    let output = command.stdout(writer).stderr(Stdio::piped()).output().unwrap();
-    let reasons = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{reasons}");
-    assert!(reasons.contains("the export is not complete"), "{reasons}");
-    assert!(writes(&registry).iter().all(|(request, _)| request == "POST /register"));
 }

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod agents_that_run;
+mod cards;
+mod drafts;
 mod files;
 mod interruptions;
 mod newer_registries;
@@ -9,3 +11,4 @@ mod outages;
 mod present_agents;
 mod round_trip;
 mod support;
+mod unfinished_agents;

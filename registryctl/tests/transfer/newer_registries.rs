@@ -1,59 +1,26 @@
 //! A registry of a later version: what this program does not know survives an export and an import.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
-use std::thread;
 
 use registry_sdk::testing::MockRegistry;
 use serde_json::{Value, json};
 
-use crate::support::{Ended, agents, export, file_of, import, import_well, line_with, run};
+use crate::support::{Ended, agents, export, file_of, import, import_well, line_with, run, scripted};
 
 /// Answers every `GET /agents` with a text, each `GET` of one agent with 404, and hands on the bodies of registrations.
 fn newer_registry(list: String) -> (String, mpsc::Receiver<Value>) {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
     let (registered, registrations) = mpsc::channel();
-    thread::spawn(move || {
-        for connection in listener.incoming() {
-            answer(connection.unwrap(), &list, &registered);
+    let url = scripted(move |request, body| {
+        if request == "POST /register" {
+            registered.send(serde_json::from_str(body).unwrap()).unwrap();
+            ("200 OK", body.to_owned())
+        } else if request.starts_with("GET /agents?") {
+            ("200 OK", list.clone())
+        } else {
+            ("404 Not Found", json!({"detail": "no such agent"}).to_string())
         }
     });
     (url, registrations)
-}
-
-/// Answers one request.
-fn answer(mut connection: TcpStream, list: &str, registered: &mpsc::Sender<Value>) {
-    let mut reader = BufReader::new(connection.try_clone().unwrap());
-    let mut head = Vec::new();
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line).unwrap() == 0 {
-            return;
-        }
-        if line == "\r\n" {
-            break;
-        }
-        head.push(line.to_lowercase());
-    }
-    let length =
-        head.iter().find_map(|line| line.strip_prefix("content-length:")).map(|text| text.trim().parse());
-    let mut body = vec![0; length.transpose().unwrap().unwrap_or_default()];
-    reader.read_exact(&mut body).unwrap();
-    let (status, text) = if head[0].starts_with("post /register ") {
-        let body: Value = serde_json::from_slice(&body).unwrap();
-        registered.send(body.clone()).unwrap();
-        ("200 OK", body.to_string())
-    } else if head[0].starts_with("get /agents?") {
-        ("200 OK", list.to_owned())
-    } else {
-        ("404 Not Found", json!({"detail": "no such agent"}).to_string())
-    };
-    let length = text.len();
-    let response =
-        format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{text}");
-    connection.write_all(response.as_bytes()).unwrap();
 }
 
 #[test]

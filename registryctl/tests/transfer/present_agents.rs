@@ -80,18 +80,38 @@ async fn an_agent_in_maintenance_is_given_work_at_no_moment() {
         assert_eq!(import_well(&registry.url(), &file, &[]), json!({"imported": 1}));
         let sent = writes(&registry).split_off(before);
         let requests: Vec<_> = sent.iter().map(|(request, _)| &**request).collect();
-        let (maintenance, last) =
-            (format!("PUT /agents/{status}/maintenance"), format!("PUT /agents/{status}/status"));
-        let expected = ["POST /register", &maintenance, &last];
-        assert_eq!(requests, if status == "offline" { &expected[..2] } else { &expected });
-        let body: Value = serde_json::from_str(&sent[0].1).unwrap();
-        assert_eq!((&body["status"], body.get("maintenance")), (&json!("offline"), None));
+        assert_eq!(
+            requests,
+            ["POST /register", &format!("PUT /agents/{status}/maintenance"), "POST /register"]
+        );
+        let [first, last] = [0, 2].map(|step| serde_json::from_str::<Value>(&sent[step].1).unwrap());
+        assert_eq!((&first["status"], first.get("maintenance")), (&json!("offline"), None));
+        assert_eq!(last, line_with(status, json!({"status": status})));
         let record = registry.agent(status).unwrap();
         assert_eq!(record.status.as_str(), status);
         let maintenance = record.maintenance.unwrap();
         let late = maintenance.until.unwrap().since(until).max(until.since(maintenance.until.unwrap()));
         assert!(maintenance.reason == "disk" && late < Duration::from_secs(300), "{late:?}");
     }
+}
+
+/// Somebody has to see to them.
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_that_were_draining_themselves_are_named() {
+    let registry = MockRegistry::start().await;
+    let own = json!({"maintenance": {"reason": "draining", "instance_id": "process"}});
+    let lines: Vec<Value> = (0..25).map(|number| line_with(&format!("a{number:02}"), own.clone())).collect();
+    let few = file_of(&[lines[0].clone(), line("b"), lines[1].clone()]);
+    let Ended { code, reasons, .. } = import(&registry.url(), &few, &[]);
+    assert_eq!(code, Some(0));
+    assert!(
+        reasons.contains("2 were draining themselves and are left out") && reasons.ends_with(": a00, a01\n"),
+        "{reasons}"
+    );
+    let Ended { code, said, reasons } = import(&registry.url(), &file_of(&lines), &[]);
+    assert_eq!(code, Some(0));
+    assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["draining"], 25);
+    assert!(reasons.contains(": a00, a01, ") && reasons.ends_with(", a19 and 5 more\n"), "{reasons}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,8 @@
 //! Servers, databases, and the program.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
@@ -101,7 +101,7 @@ pub(crate) fn lasting_address() -> SocketAddr {
     std::iter::repeat_with(|| {
         SocketAddr::from(([127, 0, 0, 1], first + NEXT.fetch_add(1, Ordering::Relaxed)))
     })
-    .find(|address| std::net::TcpListener::bind(address).is_ok())
+    .find(|address| TcpListener::bind(address).is_ok())
     .unwrap()
 }
 
@@ -217,4 +217,48 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: 
         }
     };
     assert!(tokio::time::timeout(LONG, waiting).await.is_ok(), "never happened: {what}");
+}
+
+/// A registry that answers one request after the other as a test says: to a method with a path and query, and a body, with a
+/// status and a text. Returns its URL.
+pub(crate) fn scripted(
+    mut answer: impl FnMut(&str, &str) -> (&'static str, String) + Send + 'static,
+) -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let Some((request, body)) = read_request(&connection) else { continue };
+            let (status, text) = answer(&request, &body);
+            let kind = if status.starts_with('2') { "application/json" } else { "application/problem+json" };
+            let length = text.len();
+            let head = format!("content-type: {kind}\r\ncontent-length: {length}\r\nconnection: close");
+            // A caller that was ended does not read it.
+            let _ = connection.write_all(format!("HTTP/1.1 {status}\r\n{head}\r\n\r\n{text}").as_bytes());
+        }
+    });
+    url
+}
+
+/// Reads the method and path of a request, and its body, unless the connection ends before.
+fn read_request(connection: &TcpStream) -> Option<(String, String)> {
+    let mut reader = BufReader::new(connection);
+    let mut head = Vec::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok().filter(|length| *length > 0)?;
+        if line == "\r\n" {
+            break;
+        }
+        head.push(line);
+    }
+    let length = head.iter().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().unwrap())
+    });
+    let mut body = vec![0; length.unwrap_or_default()];
+    reader.read_exact(&mut body).ok()?;
+    let (request, _version) = head.first()?.rsplit_once(' ')?;
+    Some((request.to_owned(), text(&body)))
 }

@@ -1,0 +1,95 @@
+//! A file that takes its name only when it is complete.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Maximum number of links that lead from one to the other, as in Linux.
+const MAX_LINKS: usize = 40;
+
+/// A file that takes its name only when it is complete. Until then it is beside it, under a name that is always the same, so that
+/// the next export goes on with what one that was killed has left.
+pub(super) struct Draft {
+    file: File,
+    /// Where it is until then, and its name. `None` for a device or a pipe, which is written to as it is.
+    names: Option<(PathBuf, PathBuf)>,
+}
+
+impl Draft {
+    pub(super) fn create(name: &Path) -> io::Result<Self> {
+        let present = fs::metadata(name).ok();
+        if present.as_ref().is_some_and(|present| !present.is_file()) {
+            return Ok(Self { file: File::options().write(true).open(name)?, names: None });
+        }
+        let name = follow_links(name)?;
+        let mut draft = name.clone().into_os_string();
+        draft.push(".draft");
+        let draft = PathBuf::from(draft);
+        let file = lock(&draft)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", draft.display())))?;
+        let draft = Self { file, names: Some((draft, name)) };
+        if let Some(present) = present {
+            // Whoever may not read the last export may not read this one.
+            draft.file.set_permissions(present.permissions())?;
+        }
+        draft.file.set_len(0)?;
+        Ok(draft)
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether something is left of it unless it is dropped.
+    pub(super) fn has_name(&self) -> bool {
+        self.names.is_some()
+    }
+
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        let Some((draft, name)) = &self.names else { return Ok(()) };
+        self.file.sync_all()?;
+        fs::rename(draft, name)?;
+        self.names = None;
+        Ok(())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if let Some((draft, _)) = &self.names {
+            let _ = fs::remove_file(draft);
+        }
+    }
+}
+
+/// Returns the file at which a link points, whether there is one or not.
+fn follow_links(name: &Path) -> io::Result<PathBuf> {
+    let mut name = name.to_owned();
+    for _ in 0..MAX_LINKS {
+        match fs::read_link(&name) {
+            Ok(target) => name = name.parent().unwrap_or(Path::new("")).join(target),
+            Err(_) => return Ok(name),
+        }
+    }
+    Err(io::Error::other("too many links lead to one another"))
+}
+
+/// Opens a draft that nobody else writes to.
+fn lock(draft: &Path) -> io::Result<File> {
+    let file = File::options().write(true).create(true).truncate(false).open(draft)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(io::Error::other("another export is writing it")),
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    // The one that was opened may have got its final name meanwhile, or be somewhere else behind a link: not to be overwritten.
+    let opened = file.metadata()?;
+    let is_opened = |named: fs::Metadata| (named.dev(), named.ino()) == (opened.dev(), opened.ino());
+    if !fs::symlink_metadata(draft).is_ok_and(is_opened) {
+        return Err(io::Error::other(
+            "is not the file that was opened: remove it if it is a link, or export again",
+        ));
+    }
+    Ok(file)
+}
