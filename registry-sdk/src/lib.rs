@@ -228,7 +228,13 @@ pub use retry::RetryPolicy;
 pub use watch::{Watch, WatchEvent};
 
 /// The examples of the README, which are tested like those of the documentation.
-#[cfg(all(doctest, feature = "a2a", feature = "axum", feature = "cache", feature = "testing"))]
-#[cfg(all(doctest, feature = "axum", feature = "cache", feature = "opentelemetry", feature = "testing"))]
+#[cfg(all(
+    doctest,
+    feature = "a2a",
+    feature = "axum",
+    feature = "cache",
+    feature = "opentelemetry",
+    feature = "testing"
+))]
 #[doc = include_str!("../README.md")]
 mod readme {}

@@ -11,10 +11,8 @@ use registry_sdk::{Error, ListQuery, MatchMode, RegistryClient, RetryPolicy, Sea
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::card_import::import;
-use crate::output::{Output, print_reason};
-use crate::transfer::export;
 use crate::output::{Output, print_card, print_reason};
-use crate::transfer::{export, import};
+use crate::transfer::export;
 use crate::{Command, Failure, Outcome};
 
 /// Longer than anybody waits.

@@ -148,16 +148,27 @@ impl Caller {
     /// Logs who changed an agent.
     pub(super) fn log_change(&self, agent_id: &str, change: &str, revision: i64, changed_by: Option<&str>) {
         let (request_id, token, client) = (self.request_id(), self.name(), self.address.map(display));
-        tracing::info!(request_id, token, client, agent_id, change, revision, changed_by, "changed an agent");
+        let trace_id = self.trace.trace_id();
+        tracing::info!(
+            request_id,
+            trace_id,
+            token,
+            client,
+            agent_id,
+            change,
+            revision,
+            changed_by,
+            "changed an agent"
+        );
     }
 
     /// Logs who asked for a change that was not made, and why.
     fn rejected(&self, agent_id: &str, change: &str, error: ApiError) -> ApiError {
         let (request_id, token, client) = (self.request_id(), self.name(), self.address.map(display));
-        let status = error.status().as_u16();
+        let (trace_id, status) = (self.trace.trace_id(), error.status().as_u16());
         tracing::info!(
             request_id,
-            trace_id = self.trace.trace_id(),
+            trace_id,
             token,
             client,
             agent_id,
@@ -166,13 +177,6 @@ impl Caller {
             error = error.detail(),
             "did not change an agent"
         );
-    }
-
-    /// Logs who asked for a change that was not made, and why.
-    fn log_rejection(&self, agent_id: &str, change: &str, error: &str) {
-        let (request_id, token, client) = (self.request_id(), self.name(), self.address.map(display));
-        let trace_id = self.trace.trace_id();
-        tracing::info!(request_id, trace_id, token, client, agent_id, %change, error, "did not change an agent");
         error.logged()
     }
 

@@ -21,11 +21,10 @@ use registry_sdk::contract::STALE_HEADER;
 use super::auth::{Authenticator, Caller, Unauthenticated, is_health_check};
 use super::client_address::TrustedProxies;
 use super::origins::Origins;
-use super::problem::ApiError;
-use super::trace_parent::TraceParent;
 use super::problem::{ApiError, UnloggedError};
 use super::request_id::{REQUEST_ID, RequestIds};
 use super::request_log::{LoggedRequest, change_of};
+use super::trace_parent::TraceParent;
 use crate::admission::ClientKey;
 use crate::connections::PeerAddr;
 use crate::line_limit::LineLimit;
@@ -93,22 +92,13 @@ pub(super) async fn handle(
 }
 
 impl Middleware {
-    /// Returns the span of a request, to which the log of its handling belongs. The client's address and token are added later.
-    fn span(&self, request: &Request, id: Option<&HeaderValue>) -> Span {
-        let (id, method, path) =
-            (id.and_then(|id| id.to_str().ok()), request.method().as_str(), request.uri().path());
-        let trace = TraceParent::of(request.headers());
-        let trace_id = trace.trace_id();
-        if self.registry.config().access_log {
-            tracing::info_span!("request", id, trace_id, method, path, client = Empty, token = Empty)
-        } else {
-            tracing::debug_span!("request", id, trace_id, method, path, client = Empty, token = Empty)
     /// Returns what the log says of a request. The name of its token is added later.
     fn logged(&self, request: &Request) -> LoggedRequest {
         let peer = request.extensions().get::<PeerAddr>();
         let client = peer.map(|PeerAddr(peer)| self.trusted_proxies.client_address(*peer, request.headers()));
         LoggedRequest {
             id: self.request_ids.of(request.headers()),
+            trace: TraceParent::of(request.headers()),
             method: request.method().clone(),
             uri: request.uri().clone(),
             client,

@@ -20,9 +20,9 @@ mod metrics;
 mod middleware;
 mod origins;
 mod problem;
-mod trace_parent;
 mod request_id;
 mod request_log;
+mod trace_parent;
 
 use std::sync::Arc;
 

@@ -8,12 +8,16 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use tracing::field::display;
 use url::form_urlencoded;
 
+use super::trace_parent::TraceParent;
+
 /// Maximum length of an agent's id from a path in the log, in characters: longer ones are no ids.
 const MAX_ID_CHARACTERS: usize = 64;
 
 /// What the log says of a request.
 pub(super) struct LoggedRequest {
     pub(super) id: Option<HeaderValue>,
+    /// The trace that it belongs to.
+    pub(super) trace: TraceParent,
     pub(super) method: Method,
     pub(super) uri: Uri,
     /// Address of the client.
@@ -27,10 +31,31 @@ impl LoggedRequest {
     pub(super) fn log_finished(&self, status: StatusCode, elapsed: Duration, is_access_log: bool) {
         let (request_id, token, client) = (self.id(), self.token.as_deref(), self.client.map(display));
         let (method, path, status) = (self.method.as_str(), self.uri.path(), status.as_u16());
+        let trace_id = self.trace.trace_id();
         if is_access_log {
-            tracing::info!(request_id, token, client, method, path, status, ?elapsed, "request finished");
+            tracing::info!(
+                request_id,
+                trace_id,
+                token,
+                client,
+                method,
+                path,
+                status,
+                ?elapsed,
+                "request finished"
+            );
         } else {
-            tracing::debug!(request_id, token, client, method, path, status, ?elapsed, "request finished");
+            tracing::debug!(
+                request_id,
+                trace_id,
+                token,
+                client,
+                method,
+                path,
+                status,
+                ?elapsed,
+                "request finished"
+            );
         }
     }
 
@@ -41,6 +66,7 @@ impl LoggedRequest {
         let left_out = (left_out > 0).then_some(left_out);
         tracing::info!(
             request_id,
+            trace_id = self.trace.trace_id(),
             token,
             client,
             agent_id,

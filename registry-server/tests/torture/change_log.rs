@@ -231,6 +231,9 @@ async fn lines_of_a_request_have_its_trace(store: Store) {
         let traced = lines.iter().filter(|line| line.contains(&format!("trace_id=\"{trace}\"")));
         assert_eq!(traced.count(), count, "{request_id}: {lines:#?}");
         assert_eq!(lines.len(), 2, "{lines:#?}");
+    }
+}
+
 async fn many_agents_that_fail_their_probes_together_are_few_lines(store: Store) {
     let insert = if store.is_postgres() {
         insert_agents!(1000, "now()")

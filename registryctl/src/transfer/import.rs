@@ -1,9 +1,6 @@
 //! `registryctl import`: the agents of an export, to a registry.
 
 use std::io::{self, BufRead};
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
