@@ -37,7 +37,7 @@ fn wrong_files() -> Vec<Wrong> {
         // Something else.
         wrong("", &["line 1: expected {\"agent_registry_export\":1,"]),
         wrong("\n\n", &["line 1: expected {\"agent_registry_export\":1,"]),
-        wrong("{\n  \"name\": \"A card\"\n}\n", &["line 1: expected {\"agent_registry_export\":1,"]),
+        wrong("{\n  \"title\": \"A book\"\n}\n", &["line 1: expected {\"agent_registry_export\":1,"]),
         wrong(line("a").to_string(), &["line 1: expected", "`registryctl register`"]),
         wrong(json!([line("a")]).to_string(), &["line 1: expected"]),
         wrong("agent_id,agent_name\na,A\n", &["line 1: expected"]),
