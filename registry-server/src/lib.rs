@@ -49,7 +49,25 @@ pub use server::{ServeError, Server, StartError, migrate};
 pub use tls::TlsError;
 pub use tokens::{NewToken, TokensError};
 
-/// The examples of the project's README, which are tested like those of the documentation.
+/// The examples of the project's documents, which are tested like those of the API's documentation.
 #[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-mod readme {}
+mod documents {
+    #[doc = include_str!("../../README.md")]
+    mod readme {}
+    #[doc = include_str!("../../docs/a2a.md")]
+    mod a2a {}
+    #[doc = include_str!("../../docs/agents.md")]
+    mod agents {}
+    #[doc = include_str!("../../docs/architecture.md")]
+    mod architecture {}
+    #[doc = include_str!("../../docs/contract.md")]
+    mod contract {}
+    #[doc = include_str!("../../docs/migrating-from-python.md")]
+    mod migrating_from_python {}
+    #[doc = include_str!("../../docs/orchestrators.md")]
+    mod orchestrators {}
+    #[doc = include_str!("../../docs/testing.md")]
+    mod testing {}
+    #[doc = include_str!("../../docs/tracing.md")]
+    mod tracing {}
+}

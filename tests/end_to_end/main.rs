@@ -16,6 +16,7 @@ mod database_metrics;
 mod deadlines;
 mod described_errors;
 mod differing_replicas;
+mod documents;
 mod draining;
 mod edited_rows;
 mod encryption;

@@ -194,10 +194,10 @@ async fn json_that_is_no_registrys_is_a_failure_of_its_endpoint() {
     assert_eq!(first.arrived().len(), 3, "one attempt of each client");
 }
 
-/// The README's table of time limits is what the code does.
+/// The documented table of time limits is what the code does.
 #[tokio::test(start_paused = true)]
 async fn the_documented_time_limits_are_those_of_the_code() {
-    let documents = [include_str!("../../src/lib.rs"), include_str!("../../README.md")];
+    let documents = [include_str!("../../src/lib.rs"), include_str!("../../../docs/agents.md")];
     let seconds = |what: &str| -> f64 {
         let [first, second] = documents.map(|document| {
             let is_row = |line: &&str| line.trim_start_matches("//! ").starts_with(&format!("| {what} |"));
