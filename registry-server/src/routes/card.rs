@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use registry_sdk::contract::{CARD_MEDIA_TYPE, Problem};
 
 use super::describe::{Always, Busy};
+use super::etag::is_known;
 use super::extract::AgentId;
 use super::problem::ApiError;
 use crate::registry::Registry;
@@ -51,14 +51,9 @@ pub(super) async fn get_card(
     let card = registry.get_card(&id).await?;
     // Of this very card: the agent's record may have the digest of an earlier one.
     let tag = format!("\"{}\"", card_digest(&card));
-    let has_it = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).any(|known| {
-        known.split(',').map(str::trim).any(|known| known == "*" || known.trim_start_matches("W/") == tag)
-    });
-    let (status, body) =
-        if has_it { (StatusCode::NOT_MODIFIED, Body::empty()) } else { (StatusCode::OK, Body::from(card)) };
-    let mut response = (status, [(ETAG, tag.as_str()), (CACHE_CONTROL, CACHE)], body).into_response();
-    if status == StatusCode::OK {
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(CARD_MEDIA_TYPE));
+    let caching = [(ETAG, tag.as_str()), (CACHE_CONTROL, CACHE)];
+    if is_known(&headers, &tag) {
+        return Ok((StatusCode::NOT_MODIFIED, caching).into_response());
     }
-    Ok(response)
+    Ok((caching, [(CONTENT_TYPE, CARD_MEDIA_TYPE)], card).into_response())
 }

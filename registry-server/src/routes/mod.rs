@@ -8,6 +8,7 @@ mod card;
 mod client_address;
 mod dashboard;
 mod describe;
+mod etag;
 mod events;
 mod extract;
 #[cfg(test)]

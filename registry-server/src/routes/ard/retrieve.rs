@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use registry_sdk::contract::is_valid_agent_id;
@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::entry::Entry;
 use super::site::Site;
 use crate::registry::{Error, Registry};
+use crate::routes::etag::is_known;
 use crate::routes::problem::ApiError;
 
 /// Returns the entry of a registered agent, also of one that is not healthy.
@@ -33,12 +34,9 @@ pub(super) async fn retrieve_entry(
     let agent = registry.find_agent(agent_id)?;
     let entry = serde_json::to_vec(&Entry::complete(&agent, &site)).map_err(|_| Error::Internal)?;
     let etag = etag(&entry);
-    let is_known = headers.get_all(IF_NONE_MATCH).iter().any(|known| {
-        known.to_str().is_ok_and(|known| known.split(',').any(|one| matches(one.trim(), &etag)))
-    });
     // The agent may register something else at any time, and perhaps only some clients may see it.
     let caching = [(CACHE_CONTROL, "private, no-cache"), (ETAG, &etag)];
-    if is_known {
+    if is_known(&headers, &etag) {
         return Ok((StatusCode::NOT_MODIFIED, caching).into_response());
     }
     Ok((caching, [(CONTENT_TYPE, "application/json")], entry).into_response())
@@ -60,9 +58,4 @@ fn etag(content: &[u8]) -> String {
     let digest = Sha256::digest(content);
     let hash = digest.iter().take(8).fold(0, |hash: u64, byte| hash << 8 | u64::from(*byte));
     format!("\"{hash:016x}\"")
-}
-
-/// Compares weakly, since a proxy that compresses makes the tag a weak one (RFC 9110, section 13.1.2).
-fn matches(known: &str, etag: &str) -> bool {
-    known == "*" || known.strip_prefix("W/").unwrap_or(known) == etag
 }
