@@ -65,7 +65,7 @@ pub(super) async fn register(
 ) -> Result<Response, ApiError> {
     let registration = Registration::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     let (agent_id, base_url) = (registration.agent_id.clone(), registration.base_url.clone());
-    let elsewhere = caller.address.filter(|client| !client.is_loopback());
+    let elsewhere = caller.source.client.filter(|client| !client.is_loopback());
     let is_news = elsewhere.is_some() && !registry.is_registered_at(&agent_id, &base_url);
     caller.check_may_act_for(&agent_id, "register")?;
     let change = format!("register at {base_url}");

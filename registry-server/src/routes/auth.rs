@@ -1,21 +1,19 @@
 //! Authentication and authorization of requests.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::extract::{FromRequestParts, Request};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, StatusCode};
 use parking_lot::RwLock;
 use tokio::sync::watch;
-use tracing::field::display;
 
 use super::ard::MANIFEST_PATH;
 use super::dashboard;
 use super::problem::ApiError;
-use super::trace_parent::TraceParent;
+use super::request_log::{RejectedChange, RequestSource};
 use crate::registry::{Error, Written};
 use crate::tokens::{Token, Tokens};
 
@@ -42,11 +40,7 @@ pub(crate) struct Authenticator {
 /// The authenticated caller. Handlers that write check its authorization.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
-    /// Address of the client.
-    pub(super) address: Option<IpAddr>,
-    /// Id of the request, as in the log and in the response.
-    request_id: Option<HeaderValue>,
-    trace: TraceParent,
+    pub(super) source: RequestSource,
     /// `None` if no tokens file is configured, or the path is public.
     bearer: Option<Bearer>,
 }
@@ -94,23 +88,22 @@ impl Authenticator {
         self.tokens.is_none()
     }
 
-    /// Returns the caller of a request from an address.
+    /// Returns the caller of a request.
     pub(super) fn authenticate(
         &self,
         request: &Request,
-        request_id: Option<HeaderValue>,
-        address: Option<IpAddr>,
+        source: &RequestSource,
     ) -> Result<Caller, Unauthenticated> {
-        let trace = TraceParent::of(request.headers());
+        let source = source.clone();
         let Some(tokens) = self.tokens.as_ref().filter(|_| !is_public(request.uri().path())) else {
-            return Ok(Caller { address, request_id, trace, bearer: None });
+            return Ok(Caller { source, bearer: None });
         };
         // First, so that it tells of every change to the tokens below.
         let replaced = self.replaced.subscribe();
         let tokens = tokens.read().clone();
         let presented = bearer(request.headers()).ok_or(Unauthenticated::NoToken)?;
         let token = tokens.find(presented, SystemTime::now()).ok_or(Unauthenticated::WrongToken)?;
-        Ok(Caller { address, request_id, trace, bearer: Some(Bearer { token, replaced }) })
+        Ok(Caller { source, bearer: Some(Bearer { token, replaced }) })
     }
 }
 
@@ -147,13 +140,11 @@ impl Caller {
 
     /// Logs who changed an agent.
     pub(super) fn log_change(&self, agent_id: &str, change: &str, revision: i64, changed_by: Option<&str>) {
-        let (request_id, token, client) = (self.request_id(), self.name(), self.address.map(display));
-        let trace_id = self.trace.trace_id();
         tracing::info!(
-            request_id,
-            trace_id,
-            token,
-            client,
+            request_id = self.source.id(),
+            trace_id = self.source.trace.trace_id(),
+            token = self.name(),
+            client = self.source.client.map(display),
             agent_id,
             change,
             revision,
@@ -164,24 +155,10 @@ impl Caller {
 
     /// Logs who asked for a change that was not made, and why.
     fn rejected(&self, agent_id: &str, change: &str, error: ApiError) -> ApiError {
-        let (request_id, token, client) = (self.request_id(), self.name(), self.address.map(display));
-        let (trace_id, status) = (self.trace.trace_id(), error.status().as_u16());
-        tracing::info!(
-            request_id,
-            trace_id,
-            token,
-            client,
-            agent_id,
-            change,
-            status,
-            error = error.detail(),
-            "did not change an agent"
-        );
+        let (token, agent_id, status) = (self.name(), Some(agent_id), error.status());
+        RejectedChange { token, agent_id, change, status, error: error.detail(), left_out: 0 }
+            .log(&self.source);
         error.logged()
-    }
-
-    fn request_id(&self) -> Option<&str> {
-        self.request_id.as_ref().and_then(|id| id.to_str().ok())
     }
 
     /// Returns the name of the caller's token.

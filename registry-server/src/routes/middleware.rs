@@ -21,9 +21,9 @@ use registry_sdk::contract::STALE_HEADER;
 use super::auth::{Authenticator, Caller, Unauthenticated, is_health_check};
 use super::client_address::TrustedProxies;
 use super::origins::Origins;
-use super::problem::{ApiError, UnloggedError};
+use super::problem::{ApiError, UnloggedRejection};
 use super::request_id::{REQUEST_ID, RequestIds};
-use super::request_log::{LoggedRequest, change_of};
+use super::request_log::{LoggedRequest, RejectedChange, RequestSource, change_of};
 use super::trace_parent::TraceParent;
 use crate::admission::ClientKey;
 use crate::connections::PeerAddr;
@@ -64,7 +64,7 @@ pub(super) async fn handle(
     let (method, version) = (method_label(request.method()), request.version());
     let mut logged = middleware.logged(&request);
     let outcome = AssertUnwindSafe(middleware.admit(request, &mut logged, next)).catch_unwind().await;
-    let mut response = outcome.unwrap_or_else(|cause| panic_response(logged.id(), &*cause));
+    let mut response = outcome.unwrap_or_else(|cause| panic_response(logged.source.id(), &*cause));
     let status = response.status();
     // The searches of ARD are read by POST.
     let is_read = || {
@@ -74,7 +74,7 @@ pub(super) async fn handle(
     if let Some(stale) = middleware.registry.stale_for().filter(|_| is_read()) {
         response.headers_mut().insert(STALE_HEADER, stale.as_secs().into());
     }
-    if let Some(id) = &logged.id {
+    if let Some(id) = &logged.source.id {
         response.headers_mut().insert(REQUEST_ID, id.clone());
     }
     if middleware.registry.drain().has_begun() {
@@ -97,11 +97,13 @@ impl Middleware {
         let peer = request.extensions().get::<PeerAddr>();
         let client = peer.map(|PeerAddr(peer)| self.trusted_proxies.client_address(*peer, request.headers()));
         LoggedRequest {
-            id: self.request_ids.of(request.headers()),
-            trace: TraceParent::of(request.headers()),
+            source: RequestSource {
+                id: self.request_ids.of(request.headers()),
+                trace: TraceParent::of(request.headers()),
+                client,
+            },
             method: request.method().clone(),
             uri: request.uri().clone(),
-            client,
             token: None,
         }
     }
@@ -121,8 +123,8 @@ impl Middleware {
         if let Some(origins) = &self.origins {
             origins.check(request)?;
         }
-        let address = logged.client;
-        match self.authenticator.authenticate(request, logged.id.clone(), address) {
+        let address = logged.source.client;
+        match self.authenticator.authenticate(request, &logged.source) {
             Ok(caller) => {
                 logged.token = caller.changed_by().cloned();
                 self.check_rate(request, caller.name(), address)?;
@@ -137,18 +139,14 @@ impl Middleware {
     }
 
     /// Logs a change that no handler has seen: the client may not make it, or its request is malformed.
-    ///
-    /// Requests for which the server has no room or no database are not logged: those of all agents come at once.
     fn log_rejected_change(&self, logged: &LoggedRequest, route: &str, response: &Response) {
-        let status = response.status();
-        if !matches!(status.as_u16(), 400 | 401 | 403 | 408 | 413 | 415 | 421 | 422) {
-            return;
-        }
-        if let Some(UnloggedError(reason)) = response.extensions().get()
+        if let Some(UnloggedRejection(error)) = response.extensions().get()
             && let Some(change) = change_of(&logged.method, route)
-            && let Some(left_out) = self.rejection_lines.admit(logged.client)
+            && let Some(left_out) = self.rejection_lines.admit(logged.source.client)
         {
-            logged.log_rejected_change(change, status, reason, left_out);
+            let (token, agent_id, status) = (logged.token.as_deref(), logged.agent_id(), response.status());
+            RejectedChange { token, agent_id: agent_id.as_deref(), change, status, error, left_out }
+                .log(&logged.source);
         }
     }
 

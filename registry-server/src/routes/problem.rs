@@ -25,9 +25,9 @@ pub(crate) struct ApiError {
     is_logged: bool,
 }
 
-/// The reason of an error that no handler has logged, as an extension of its response.
+/// The reason of a rejection that no handler has logged, as an extension of its response.
 #[derive(Clone, Debug)]
-pub(super) struct UnloggedError(pub(super) String);
+pub(super) struct UnloggedRejection(pub(super) String);
 
 /// Maximum number of fields that the reason names.
 const NAMED_FIELDS: usize = 5;
@@ -51,6 +51,13 @@ impl ApiError {
     /// Says that the error was logged.
     pub(crate) fn logged(self) -> Self {
         Self { is_logged: true, ..self }
+    }
+
+    /// Whether the client may not do what it asks for, or its request is malformed.
+    ///
+    /// Requests for which the server has no room or no database are none: those of all agents come at once.
+    fn is_rejection(&self) -> bool {
+        matches!(self.status.as_u16(), 400 | 401 | 403 | 408 | 413 | 415 | 421 | 422)
     }
 
     /// Returns the detail with the first of the fields.
@@ -127,8 +134,8 @@ impl IntoResponse for ApiError {
         // Strings, numbers and a list: it cannot fail to serialize.
         let body = serde_json::to_vec(&self.problem).unwrap_or_default();
         let mut response = (self.status, body).into_response();
-        if !self.is_logged {
-            response.extensions_mut().insert(UnloggedError(self.reason()));
+        if !self.is_logged && self.is_rejection() {
+            response.extensions_mut().insert(UnloggedRejection(self.reason()));
         }
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
-use tracing::field::display;
 use url::form_urlencoded;
 
 use super::trace_parent::TraceParent;
@@ -13,15 +12,28 @@ use super::trace_parent::TraceParent;
 /// Maximum length of an agent's id from a path in the log, in characters: longer ones are no ids.
 const MAX_ID_CHARACTERS: usize = 64;
 
-/// What the log says of a request.
-pub(super) struct LoggedRequest {
+/// Where a request came from, for its lines in the log.
+#[derive(Clone, Debug)]
+pub(super) struct RequestSource {
+    /// Id of the request, as in the response.
     pub(super) id: Option<HeaderValue>,
     /// The trace that it belongs to.
     pub(super) trace: TraceParent,
-    pub(super) method: Method,
-    pub(super) uri: Uri,
     /// Address of the client.
     pub(super) client: Option<IpAddr>,
+}
+
+impl RequestSource {
+    pub(super) fn id(&self) -> Option<&str> {
+        self.id.as_ref().and_then(|id| id.to_str().ok())
+    }
+}
+
+/// What the log says of a request.
+pub(super) struct LoggedRequest {
+    pub(super) source: RequestSource,
+    pub(super) method: Method,
+    pub(super) uri: Uri,
     /// Name of the client's token, once it is known.
     pub(super) token: Option<Arc<str>>,
 }
@@ -29,65 +41,59 @@ pub(super) struct LoggedRequest {
 impl LoggedRequest {
     /// Logs the request after its response has started.
     pub(super) fn log_finished(&self, status: StatusCode, elapsed: Duration, is_access_log: bool) {
-        let (request_id, token, client) = (self.id(), self.token.as_deref(), self.client.map(display));
-        let (method, path, status) = (self.method.as_str(), self.uri.path(), status.as_u16());
-        let trace_id = self.trace.trace_id();
-        if is_access_log {
-            tracing::info!(
-                request_id,
-                trace_id,
-                token,
-                client,
-                method,
-                path,
-                status,
-                ?elapsed,
-                "request finished"
-            );
-        } else {
-            tracing::debug!(
-                request_id,
-                trace_id,
-                token,
-                client,
-                method,
-                path,
-                status,
-                ?elapsed,
-                "request finished"
-            );
+        // The level of an event is fixed where it is written.
+        macro_rules! log {
+            ($level:ident) => {
+                tracing::$level!(
+                    request_id = self.source.id(),
+                    trace_id = self.source.trace.trace_id(),
+                    token = self.token.as_deref(),
+                    client = self.source.client.map(display),
+                    method = self.method.as_str(),
+                    path = self.uri.path(),
+                    status = status.as_u16(),
+                    ?elapsed,
+                    "request finished"
+                )
+            };
         }
-    }
-
-    /// Logs a change that was rejected. `left_out` is the number of such lines that were left out before.
-    pub(super) fn log_rejected_change(&self, change: &str, status: StatusCode, error: &str, left_out: u64) {
-        let (request_id, token, client) = (self.id(), self.token.as_deref(), self.client.map(display));
-        let (agent_id, status) = (self.agent_id(), status.as_u16());
-        let left_out = (left_out > 0).then_some(left_out);
-        tracing::info!(
-            request_id,
-            trace_id = self.trace.trace_id(),
-            token,
-            client,
-            agent_id,
-            change,
-            status,
-            error,
-            left_out,
-            "did not change an agent"
-        );
+        if is_access_log { log!(info) } else { log!(debug) }
     }
 
     /// Returns the id of the agent in the path, as its handler would read it.
-    fn agent_id(&self) -> Option<String> {
+    pub(super) fn agent_id(&self) -> Option<String> {
         let segment = self.uri.path().strip_prefix("/agents/")?.split('/').next()?;
         // Forms encode all characters that an id can have like paths do.
         let (decoded, _) = form_urlencoded::parse(segment.as_bytes()).next()?;
         Some(decoded.chars().take(MAX_ID_CHARACTERS).collect())
     }
+}
 
-    pub(super) fn id(&self) -> Option<&str> {
-        self.id.as_ref().and_then(|id| id.to_str().ok())
+/// A change that was not made, and why.
+pub(super) struct RejectedChange<'a> {
+    pub(super) token: Option<&'a str>,
+    pub(super) agent_id: Option<&'a str>,
+    pub(super) change: &'a str,
+    pub(super) status: StatusCode,
+    pub(super) error: &'a str,
+    /// Number of such lines that were left out before.
+    pub(super) left_out: u64,
+}
+
+impl RejectedChange<'_> {
+    pub(super) fn log(&self, source: &RequestSource) {
+        tracing::info!(
+            request_id = source.id(),
+            trace_id = source.trace.trace_id(),
+            token = self.token,
+            client = source.client.map(display),
+            agent_id = self.agent_id,
+            change = self.change,
+            status = self.status.as_u16(),
+            error = self.error,
+            left_out = (self.left_out > 0).then_some(self.left_out),
+            "did not change an agent"
+        );
     }
 }
 
