@@ -43,7 +43,7 @@ pub(super) struct Skill {
 
 impl Document {
     pub(super) fn read(card: &AgentCard) -> Result<Self, CardError> {
-        if !card.as_str().starts_with('{') {
+        if !card.is_object() {
             return Err(CardError::Invalid("a card is a JSON object".to_owned()));
         }
         serde_json::from_str(card.as_str()).map_err(|error| CardError::Invalid(error.to_string()))

@@ -33,7 +33,7 @@ impl AgentCard {
     }
 
     /// Whether it is an object, and no other JSON value.
-    pub(super) fn is_object(&self) -> bool {
+    pub(crate) fn is_object(&self) -> bool {
         self.as_str().starts_with('{')
     }
 

@@ -11,7 +11,7 @@ use crate::contract::{
 use crate::query::{EventsQuery, InvalidParameter, ListQuery, PreparedSearch};
 
 /// A whole answer.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct MockResponse {
     pub(super) status: u16,
     pub(super) body: Vec<u8>,
@@ -26,13 +26,7 @@ pub(super) struct MockResponse {
 impl MockResponse {
     fn ok(body: &impl Serialize) -> Self {
         // The contract's types always serialize.
-        Self {
-            status: 200,
-            body: serde_json::to_vec(body).unwrap_or_default(),
-            next: None,
-            card_tag: None,
-            follow: None,
-        }
+        Self { status: 200, body: serde_json::to_vec(body).unwrap_or_default(), ..Self::default() }
     }
 
     pub(super) fn problem(status: u16, detail: impl Into<String>) -> Self {
@@ -102,13 +96,7 @@ pub(super) fn answer(state: &mut MockState, request: &MockRequest<'_>) -> MockRe
         }
         ("DELETE", ["agents", id]) => {
             let removed = state.remove(id).map_err(MockResponse::from);
-            removed.map(|()| MockResponse {
-                status: 204,
-                body: Vec::new(),
-                next: None,
-                card_tag: None,
-                follow: None,
-            })
+            removed.map(|()| MockResponse { status: 204, ..MockResponse::default() })
         }
         ("GET", ["agents", id, "card"]) => card(state, id),
         ("POST", ["agents", id, "heartbeat"]) => heartbeat(state, id, body),
@@ -152,7 +140,7 @@ fn events(
     if !is_reset {
         body.extend(log.greeting());
     }
-    Ok(MockResponse { status: 200, body, next: None, card_tag: None, follow: Some(cursor) })
+    Ok(MockResponse { status: 200, body, follow: Some(cursor), ..MockResponse::default() })
 }
 
 fn register(state: &mut MockState, body: &[u8]) -> Result<MockResponse, MockResponse> {
@@ -163,7 +151,12 @@ fn register(state: &mut MockState, body: &[u8]) -> Result<MockResponse, MockResp
 fn card(state: &mut MockState, id: &str) -> Result<MockResponse, MockResponse> {
     let none = || MockResponse::problem(404, format!("agent {id:?} has registered no A2A agent card"));
     let (card, digest) = state.card(id)?.ok_or_else(none)?;
-    Ok(MockResponse { body: card.as_str().into(), card_tag: Some(digest), ..MockResponse::ok(&()) })
+    Ok(MockResponse {
+        status: 200,
+        body: card.as_str().into(),
+        card_tag: Some(digest),
+        ..MockResponse::default()
+    })
 }
 
 fn heartbeat(state: &mut MockState, id: &str, body: &[u8]) -> Result<MockResponse, MockResponse> {
