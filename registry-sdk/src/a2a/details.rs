@@ -1,4 +1,4 @@
-//! The card of an agent of one's own.
+//! Making the card of an agent from its registration.
 
 use serde_json::{Map, Value, json};
 use url::Url;

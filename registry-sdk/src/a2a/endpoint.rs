@@ -1,4 +1,4 @@
-//! The card that an agent serves itself (features `a2a` and `axum`).
+//! The HTTP endpoint that serves an agent's card (features `a2a` and `axum`).
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hasher};

@@ -1,4 +1,4 @@
-//! What is wrong with a card.
+//! Errors of agent cards.
 
 /// Why there is no card, or no registration of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -21,9 +21,9 @@ const NAMELESS: &str = "skill";
 /// | the first of the `supportedInterfaces` with an http or https URL that is not gRPC (version 0.3: `url`, then `additionalInterfaces`) | `base_url` |
 /// | each of the `skills`: `id`, `name`, `description`, `tags`, `examples` | a capability: `name`, `title`, `description`, `tags`, `examples` |
 ///
-/// A card has no limits. What is longer than a registration may be is cut there, and the card keeps all of it: texts are cut
-/// between characters, and lists after their first items. Capabilities whose names are the same then, or were before, are told apart by a
-/// number (`-2`). An address that a registry refuses is not looked for here: [`Registration::validate`] says what is wrong with it.
+/// A card has no limits, so the registration gets shortened copies: texts are cut between characters, and lists after their first items.
+/// The card itself stays whole. Capabilities with the same name are numbered (`-2`). Whether a registry accepts the address is not
+/// checked here: see [`Registration::validate`].
 ///
 /// ```
 /// use registry_sdk::a2a::registration_of;

@@ -2,7 +2,7 @@
 //! agent on axum continues the trace.
 //!
 //! The SDK's spans are those of [`tracing`](https://docs.rs/tracing). They become spans of OpenTelemetry through the layer of
-//! `tracing-opentelemetry`, from version 0.33 on, with its default of activating contexts. A program that makes spans with the API of
+//! `tracing-opentelemetry`, from version 0.34 on, with its default of activating contexts. A program that makes spans with the API of
 //! OpenTelemetry itself needs no layer: its current context is sent all the same.
 //!
 //! The headers are those of the global propagator, so the program chooses them once. There is none by default:
