@@ -1,8 +1,10 @@
 //! The tool `delegate_task`, which is there only if the user allows it.
 
+use std::sync::mpsc::Receiver;
+
 use serde_json::{Value, json};
 
-use crate::support::{Reply, Session, agent, register, start_agent, start_registry};
+use crate::support::{Reply, Session, Task, agent, register, start_agent, start_registry};
 
 const ALLOWED: &[&str] = &["--allow-delegation"];
 
@@ -134,13 +136,19 @@ async fn a_long_response_is_cut_and_one_that_stalls_is_returned_as_far_as_it_cam
     registry.shutdown().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_task_is_dropped() {
-    let registry = start_registry().await;
+/// Registers an agent that never responds. Returns the tasks that arrive at it.
+async fn register_hanging_agent(registry_url: &str) -> Receiver<Task> {
     let (url, tasks) = start_agent(Reply::Nothing);
     let mut registration = agent("hanging", "code_review");
     registration.base_url = url;
-    register(&registry.url(), &registration).await;
+    register(registry_url, &registration).await;
+    tasks
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_task_is_dropped() {
+    let registry = start_registry().await;
+    let tasks = register_hanging_agent(&registry.url()).await;
     let mut session = Session::start(&registry.url(), ALLOWED);
     let params = json!({"name": "delegate_task", "arguments": task("code_review")});
     let id = session.begin("tools/call", &params);
@@ -159,10 +167,7 @@ async fn a_cancelled_task_is_dropped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_is_dropped_with_its_client() {
     let registry = start_registry().await;
-    let (url, tasks) = start_agent(Reply::Nothing);
-    let mut registration = agent("hanging", "code_review");
-    registration.base_url = url;
-    register(&registry.url(), &registration).await;
+    let tasks = register_hanging_agent(&registry.url()).await;
     let mut session = Session::start(&registry.url(), ALLOWED);
     session.begin("tools/call", &json!({"name": "delegate_task", "arguments": task("code_review")}));
     let arrived = tasks.recv().unwrap();
