@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use registry_sdk::contract::{AgentStatus, Capability, Heartbeat, HeartbeatAck, Registration, Timestamp};
-use registry_sdk::search::{Query, Rank, SearchIndex};
+use registry_sdk::internal::{Query, Rank, RequestBody, SearchIndex};
 
 const AGENTS: usize = 10_000;
 const VERBS: [&str; 10] =

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::{env, fs};
 
 use registry_sdk::contract::Capability;
-use registry_sdk::search::{Hit, Query, SearchIndex};
+use registry_sdk::internal::{Hit, Query, SearchIndex};
 
 const PAGE: usize = 10;
 const MIN_SCORES: [f64; 9] = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5];

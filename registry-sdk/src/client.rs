@@ -2,7 +2,8 @@
 
 mod card;
 mod maintenance;
-mod raw;
+#[cfg(feature = "__internal")]
+pub(crate) mod raw;
 
 use std::collections::HashSet;
 use std::time::Duration;

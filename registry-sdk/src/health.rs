@@ -13,7 +13,8 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout};
 
 use crate::agent::{Agent, TaskCounter};
-use crate::contract::{DEFAULT_HEALTH_PATH, FailedCheck, HealthReport, HealthStatus, health_url};
+use crate::contract::own_health::health_url;
+use crate::contract::{DEFAULT_HEALTH_PATH, FailedCheck, HealthReport, HealthStatus};
 
 /// How long one check may take. Half of what a registry waits for the whole answer.
 const CHECK_LIMIT: Duration = Duration::from_secs(1);

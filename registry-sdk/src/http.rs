@@ -10,7 +10,7 @@ use url::Url;
 
 #[cfg(feature = "tls")]
 use crate::certificates::Certificates;
-use crate::contract::is_loopback;
+use crate::contract::address::is_loopback;
 use crate::error::{Error, with_causes};
 
 /// How long a client is used. A new one makes new connections, and so asks DNS again.

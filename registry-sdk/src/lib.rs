@@ -129,17 +129,25 @@
 //! | `a2a` | no | `a2a`: A2A agent cards as registrations; with `axum`, `a2a::CardEndpoint`: the card that an agent serves itself |
 //! | `testing` | no | `testing::MockRegistry`, a registry with faults to script, for the tests of agents |
 //! | `metrics` | no | counters of registrations, heartbeats, retries, states and tasks, through the `metrics` facade |
+//! | `openapi` | no | schemas of the [`contract`]'s types for `utoipa`, for a service that answers with them |
 //! | `opentelemetry` | no | `trace`: requests to the registry and to agents carry `traceparent` and `tracestate`, and agents on axum continue the trace |
 //!
-//! Without any feature the crate is the [`contract`] and its [`search`] alone, with neither an HTTP client nor a runtime.
+//! Without any feature the crate is the [`contract`] and its queries alone, with neither an HTTP client nor a runtime.
 
 #![warn(missing_docs)]
+// The client, the server and the mock registry share code, and none of them uses all of it.
+#![cfg_attr(not(all(feature = "client", feature = "__internal")), allow(dead_code, unreachable_pub))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod contract;
-pub mod search;
+
+#[cfg(feature = "__internal")]
+#[doc(hidden)]
+pub mod internal;
 
 mod query;
+#[cfg(any(feature = "client", feature = "__internal"))]
+mod search;
 
 #[cfg(feature = "a2a")]
 pub mod a2a;
@@ -195,8 +203,7 @@ pub mod trace;
 
 pub use contract::{AgentRecord, AgentStatus, Capability, CapabilityMatch, Registration};
 pub use query::{
-    AgentFilter, EventsQuery, InvalidParameter, ListQuery, MatchMode, MatchPage, MetadataFilter, Page,
-    PreparedSearch, RawPage, SearchQuery,
+    AgentFilter, ListQuery, MatchMode, MatchPage, MetadataFilter, Page, ParseMatchModeError, SearchQuery,
 };
 
 #[cfg(feature = "client")]

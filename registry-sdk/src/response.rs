@@ -9,9 +9,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use url::Url;
 
-use crate::contract::{
-    FieldError, HealthStatus, Owner, STALE_HEADER, ServerHealth, UNKNOWN_PATH_DETAIL, cut,
-};
+use crate::contract::problem::UNKNOWN_PATH_DETAIL;
+use crate::contract::{FieldError, HealthStatus, Owner, STALE_HEADER, ServerHealth, cut};
 use crate::error::Error;
 
 /// How much of an answer that makes no sense is quoted.

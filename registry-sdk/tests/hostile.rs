@@ -2,13 +2,13 @@
 //! forbid.
 //!
 //! Each test runs for a moment on random input; with `cargo bolero` or `BOLERO_RANDOM_ITERATIONS` for as long as one likes.
+#![cfg(feature = "__internal")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use registry_sdk::contract::{
     AgentRecord, Capability, CapabilityMatch, Heartbeat, Problem, Registration, StatusUpdate,
-    is_valid_agent_id,
 };
-use registry_sdk::search::{Query, SearchIndex};
+use registry_sdk::internal::{Query, RequestBody, SearchIndex, is_valid_agent_id};
 use serde_json::{Map, Value, json};
 
 /// What inputs are put together from, so that many of them are nearly good.

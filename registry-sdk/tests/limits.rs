@@ -1,4 +1,5 @@
 //! Every limit of a registration, on both sides of its boundary.
+#![cfg(feature = "__internal")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::IpAddr;
@@ -6,7 +7,8 @@ use std::time::Duration;
 
 use proptest::option;
 use proptest::prelude::{ProptestConfig, prop_oneof, proptest};
-use registry_sdk::contract::{Capability, Registration, ValidationError, health_url};
+use registry_sdk::contract::{Capability, Registration, ValidationError};
+use registry_sdk::internal::{RequestBody, health_url};
 use serde_json::{Value, json};
 use url::{Host, Url};
 

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use registry_sdk::contract::{CHANGED_BY_REGISTRY, Timestamp, is_valid_agent_id, limits};
+use registry_sdk::contract::{CHANGED_BY_REGISTRY, Timestamp, limits};
+use registry_sdk::internal::is_valid_agent_id;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};

@@ -7,6 +7,7 @@ use std::time::Duration;
 use registry_sdk::contract::{
     AgentStatus, CapabilityMatch, MaintenanceRequest, Registration, ValidationError, limits,
 };
+use registry_sdk::internal::RequestBody;
 use registry_sdk::{Error, ListQuery, MatchMode, RegistryClient, RetryPolicy, SearchQuery, WatchEvent};
 use tokio::time::{Instant, sleep, timeout_at};
 

@@ -1,15 +1,30 @@
 //! Records and registrations as JSON, for programs that copy agents from one registry to another: fields that only other versions
 //! know are kept.
 
+use std::time::Duration;
+
 use serde_json::value::RawValue;
 
 use super::{RegistryClient, get};
+use crate::contract::request_body::RequestBody;
 use crate::contract::{AgentRecord, Registration};
 use crate::decode;
 use crate::error::Error;
-use crate::query::{ListQuery, RawPage};
+use crate::query::ListQuery;
 use crate::response::{ApiResponse, Kind};
 use crate::transport::Body;
+
+/// One page of a list, as the registry sent it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RawPage {
+    /// The agents' records as JSON, by id.
+    pub agents: Vec<Box<RawValue>>,
+    /// Where the next page begins; `None` after the last.
+    pub next_cursor: Option<String>,
+    /// How old the records are. Zero, unless the registry answers from memory because its database is away.
+    pub age: Duration,
+}
 
 impl RegistryClient {
     /// Lists agents as [`RegistryClient::list_agents`] does, with the records as the registry sent them.

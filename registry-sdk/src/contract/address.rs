@@ -82,13 +82,6 @@ fn authority(text: &str) -> Result<&str, String> {
 }
 
 /// Whether a URL leads whoever asks for it to their own host. Names other than those of `localhost` are not resolved for it.
-///
-/// ```
-/// use registry_sdk::contract::is_loopback;
-/// let is_loopback = |url: &str| is_loopback(&url.parse().unwrap());
-/// assert!(is_loopback("http://127.1:8002") && is_loopback("http://a.localhost.") && is_loopback("http://[::1]"));
-/// assert!(!is_loopback("http://agent:8002"));
-/// ```
 #[must_use]
 pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
@@ -160,4 +153,24 @@ pub(super) fn check_health_path(path: &str) -> Result<(), String> {
         return Err("must have no segment . or .., such as /healthz".to_owned());
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_of_a_loopback_address_is_recognized() {
+        for (url, expected) in [
+            ("http://127.1:8002", true),
+            ("http://a.localhost.", true),
+            ("http://[::1]", true),
+            ("http://[::ffff:127.0.0.1]", true),
+            ("http://agent:8002", false),
+            ("http://localhost.example", false),
+        ] {
+            assert_eq!(is_loopback(&url.parse().unwrap()), expected, "{url}");
+        }
+    }
 }

@@ -105,8 +105,7 @@ impl CapabilityMatch {
     }
 
     /// The match of an agent's record by the capability at a position of its list; `None` if there is none.
-    #[must_use]
-    pub fn from_record(record: &AgentRecord, position: usize, score: f64) -> Option<Self> {
+    pub(crate) fn from_record(record: &AgentRecord, position: usize, score: f64) -> Option<Self> {
         let mut found =
             Self::new(&*record.agent_id, record.status, record.capabilities.get(position)?.clone());
         found.agent_name.clone_from(&record.agent_name);

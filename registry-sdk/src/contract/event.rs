@@ -1,7 +1,5 @@
 //! What `GET /events` tells.
 
-use std::str::FromStr;
-
 /// What kind of change an event tells. It has the agent's record with it, as it was after the change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -26,7 +24,13 @@ pub const OVERRUN_EVENT: &str = "overrun";
 pub const DRAINING_EVENT: &str = "draining";
 
 impl EventKind {
-    const ALL: [Self; 3] = [Self::Registered, Self::StatusChanged, Self::Deregistered];
+    /// Returns the kind with this name; `None` for an event of another kind.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Registered, Self::StatusChanged, Self::Deregistered]
+            .into_iter()
+            .find(|kind| kind.as_str() == name)
+    }
 
     /// The word on the wire.
     #[must_use]
@@ -51,19 +55,5 @@ impl EventKind {
         frame.extend_from_slice(record);
         frame.extend_from_slice(b"\n\n");
         frame
-    }
-}
-
-/// A word that is no [`EventKind`].
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no kind of event")]
-pub struct ParseEventKindError(pub String);
-
-impl FromStr for EventKind {
-    type Err = ParseEventKindError;
-
-    fn from_str(word: &str) -> Result<Self, Self::Err> {
-        let found = Self::ALL.into_iter().find(|kind| kind.as_str() == word);
-        found.ok_or_else(|| ParseEventKindError(word.to_owned()))
     }
 }

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::agent::AgentStatus;
-use super::problem::{FieldError, ValidationError};
+use super::problem::ValidationError;
+use super::request_body::{Fields, RequestBody, STATUS};
 use super::time::{Timestamp, optional_seconds};
-use super::validate::is_valid_agent_id;
 
 /// The body of a heartbeat, which may be left out altogether.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -63,12 +63,11 @@ impl Heartbeat {
         self.active_tasks = Some(tasks);
         self
     }
+}
 
-    /// Reads and checks the body of a heartbeat, which may be empty.
-    ///
-    /// The error has all the fields that are wrong. A body that is no JSON object at all is for the caller to tell
-    /// apart.
-    pub fn from_json(body: &[u8]) -> Result<Result<Self, ValidationError>, serde_json::Error> {
+/// The body may be empty.
+impl RequestBody for Heartbeat {
+    fn from_json(body: &[u8]) -> Result<Result<Self, ValidationError>, serde_json::Error> {
         let mut fields = Fields::read(body)?;
         let beat = Self {
             status: fields.status(),
@@ -169,11 +168,10 @@ impl StatusUpdate {
         self.instance_id = Some(instance_id.into());
         self
     }
+}
 
-    /// Reads and checks the body of a status update.
-    ///
-    /// The errors are as those of [`Heartbeat::from_json`].
-    pub fn from_json(body: &[u8]) -> Result<Result<Self, ValidationError>, serde_json::Error> {
+impl RequestBody for StatusUpdate {
+    fn from_json(body: &[u8]) -> Result<Result<Self, ValidationError>, serde_json::Error> {
         let mut fields = Fields::read(body)?;
         let (status, instance_id) = (fields.status(), fields.instance_id());
         if status.is_none() {
@@ -193,73 +191,8 @@ fn to_u32(number: f64) -> u32 {
     number as u32
 }
 
-/// What a status has to be.
-const STATUS: &str = "one of \"active\", \"busy\", \"offline\"";
-
-/// The fields of a small body. What is wrong with them is gathered.
-pub(super) struct Fields {
-    given: Map<String, Value>,
-    errors: Vec<FieldError>,
-}
-
-impl Fields {
-    pub(super) fn read(body: &[u8]) -> Result<Self, serde_json::Error> {
-        // Nothing at all and `null` are no fields.
-        let given: Option<_> = if body.is_empty() { None } else { serde_json::from_slice(body)? };
-        let given = given.unwrap_or_default();
-        Ok(Self { given, errors: Vec::new() })
-    }
-
-    fn status(&mut self) -> Option<AgentStatus> {
-        self.get("status", STATUS, |value| AgentStatus::deserialize(value).ok())
-    }
-
-    pub(super) fn instance_id(&mut self) -> Option<String> {
-        self.get("instance_id", "1 to 64 of A-Z a-z 0-9 . _ -", |value| {
-            value.as_str().filter(|id| is_valid_agent_id(id)).map(str::to_owned)
-        })
-    }
-
-    /// A field, where it is given. `null` counts as not given.
-    pub(super) fn get<T>(
-        &mut self,
-        field: &str,
-        wanted: &str,
-        read: impl FnOnce(&Value) -> Option<T>,
-    ) -> Option<T> {
-        let value = self.given.get(field).filter(|value| !value.is_null())?;
-        let found = read(value);
-        if found.is_none() {
-            self.fail(field, format!("must be {wanted}"));
-        }
-        found
-    }
-
-    pub(super) fn is_missing(&mut self, field: &str, wanted: &str) {
-        if !self.errors.iter().any(|error| error.field == field) {
-            self.fail(field, format!("is required, and must be {wanted}"));
-        }
-    }
-
-    pub(super) fn fail(&mut self, field: &str, message: impl Into<String>) {
-        self.errors.push(FieldError::new(field, message));
-    }
-
-    pub(super) fn check(self) -> Result<(), ValidationError> {
-        if self.errors.is_empty() { Ok(()) } else { Err(ValidationError(self.errors)) }
-    }
-}
-
 /// How long an agent may be silent: the larger of the registry's own timeout and twice the interval that
 /// the agent declared.
-///
-/// ```
-/// use std::time::Duration;
-/// use registry_sdk::contract::heartbeat_timeout;
-/// let minute = Duration::from_secs(60);
-/// assert_eq!(heartbeat_timeout(minute, None), minute);
-/// assert_eq!(heartbeat_timeout(minute, Some(Duration::from_secs(120))), Duration::from_secs(240));
-/// ```
 #[must_use]
 pub fn heartbeat_timeout(of_registry: Duration, declared_interval: Option<Duration>) -> Duration {
     of_registry.max(declared_interval.unwrap_or_default().saturating_mul(2))

@@ -31,17 +31,6 @@ pub struct Maintenance {
 }
 
 impl Maintenance {
-    /// Whether it goes on after a registration, by a process that started at a time if it said so. `is_owner` says whether a
-    /// process owns the agent's id now.
-    ///
-    /// One that belongs to a process ends when another one registers. That is also one that started later under the same
-    /// name.
-    #[must_use]
-    pub fn outlasts(&self, started_at: Option<Timestamp>, is_owner: impl FnOnce(&str) -> bool) -> bool {
-        let is_later = started_at.is_some_and(|started_at| started_at >= self.since);
-        self.instance_id.as_deref().is_none_or(|instance_id| is_owner(instance_id) && !is_later)
-    }
-
     /// Whether its time is over.
     ///
     /// ```
@@ -58,4 +47,19 @@ impl Maintenance {
     pub fn is_over(&self, now: Timestamp) -> bool {
         self.until.is_some_and(|until| until <= now)
     }
+}
+
+/// Returns whether a maintenance goes on after a registration by a process that started at a time, if it said so. `is_owner`
+/// says whether a process owns the agent's id now.
+///
+/// A maintenance that belongs to a process ends when another one registers. That includes one that started later under the
+/// same name.
+#[must_use]
+pub fn outlasts_registration(
+    maintenance: &Maintenance,
+    started_at: Option<Timestamp>,
+    is_owner: impl FnOnce(&str) -> bool,
+) -> bool {
+    let is_later = started_at.is_some_and(|started_at| started_at >= maintenance.since);
+    maintenance.instance_id.as_deref().is_none_or(|instance_id| is_owner(instance_id) && !is_later)
 }

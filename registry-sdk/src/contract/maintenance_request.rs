@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::heartbeat::Fields;
 use super::maintenance::Maintenance;
 use super::problem::ValidationError;
+use super::request_body::{Fields, RequestBody};
 use super::time::{Timestamp, optional_seconds};
 use super::validate::{limits, text_error};
 
@@ -81,11 +81,10 @@ impl MaintenanceRequest {
             instance_id: self.instance_id.clone(),
         }
     }
+}
 
-    /// Reads and checks the body of a request.
-    ///
-    /// The errors are as those of [`Heartbeat::from_json`](super::Heartbeat::from_json).
-    pub fn from_json(body: &[u8]) -> Result<Result<Self, ValidationError>, serde_json::Error> {
+impl RequestBody for MaintenanceRequest {
+    fn from_json(body: &[u8]) -> Result<Result<Self, ValidationError>, serde_json::Error> {
         let mut fields = Fields::read(body)?;
         let reason = fields.get("reason", REASON, |value| value.as_str().map(str::to_owned));
         match &reason {

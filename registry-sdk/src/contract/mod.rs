@@ -5,27 +5,28 @@
 //! fields whose names end in `_seconds`. Unknown fields are ignored on both sides. Fields that only this
 //! project's server sends are optional here, so that a plainer server's answers decode as well.
 
-mod address;
+pub(crate) mod address;
 mod agent;
 mod capability_match;
 mod card;
 mod delegation;
-mod event;
+pub(crate) mod event;
 mod health;
-mod heartbeat;
-mod instances;
-mod maintenance;
+pub(crate) mod heartbeat;
+pub(crate) mod instances;
+pub(crate) mod maintenance;
 mod maintenance_request;
-mod own_health;
-mod problem;
+pub(crate) mod own_health;
+pub(crate) mod problem;
 mod registration;
-mod stats;
+mod registration_body;
+pub(crate) mod request_body;
+pub(crate) mod stats;
 mod time;
-mod trace_context;
-mod validate;
+pub(crate) mod trace_context;
+pub(crate) mod validate;
 mod words;
 
-pub use address::is_loopback;
 #[cfg(feature = "a2a")]
 pub(crate) use agent::null_is_default;
 pub use agent::{AgentRecord, AgentStatus, CHANGED_BY_REGISTRY, Capability, ParseStatusError};
@@ -34,21 +35,19 @@ pub use card::{AgentCard, CARD_MEDIA_TYPE};
 pub use delegation::{
     ATTEMPT_HEADER, IDEMPOTENCY_KEY_HEADER, TIME_LEFT_HEADER, idempotency_key_value, parse_idempotency_key,
 };
-pub use event::{DRAINING_EVENT, EventKind, OVERRUN_EVENT, ParseEventKindError, RESET_EVENT};
 pub use health::{
     AgentHealth, FailedCheck, HealthReport, HealthStatus, ProbeResult, ServerHealth, UnhealthyReason,
 };
-pub use heartbeat::{Heartbeat, HeartbeatAck, StatusUpdate, heartbeat_timeout};
-pub use instances::{Instances, Owner};
+pub use heartbeat::{Heartbeat, HeartbeatAck, StatusUpdate};
+pub use instances::Owner;
 pub use maintenance::Maintenance;
 pub use maintenance_request::MaintenanceRequest;
-pub use own_health::{DEFAULT_HEALTH_PATH, HealthAnswer, MAX_HEALTH_REDIRECTS, ProbeMode, health_url};
-pub use problem::{FieldError, Problem, UNKNOWN_PATH_DETAIL, ValidationError};
+pub use own_health::{DEFAULT_HEALTH_PATH, ProbeMode};
+pub use problem::{FieldError, Problem, ValidationError};
 pub use registration::Registration;
 pub use stats::RegistryStats;
 pub use time::{ParseTimestampError, Timestamp};
-pub use trace_context::{TRACEPARENT_HEADER, trace_id};
-pub use validate::{is_valid_agent_id, limits};
+pub use validate::limits;
 pub use words::UnknownWord;
 #[cfg(feature = "client")]
 pub(crate) use words::cut;

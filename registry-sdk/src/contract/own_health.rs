@@ -43,13 +43,6 @@ impl<'de> Deserialize<'de> for ProbeMode {
 }
 
 /// Where an agent says itself how it is: `GET {base_url}{health_path}`. `None` where the URL is none.
-///
-/// ```
-/// use registry_sdk::contract::health_url;
-/// let url = |path| health_url("http://agent:8000/v1/", path).unwrap();
-/// assert_eq!(url(None).as_str(), "http://agent:8000/v1/health");
-/// assert_eq!(url(Some("/healthz")).as_str(), "http://agent:8000/v1/healthz");
-/// ```
 #[must_use]
 pub fn health_url(base_url: &str, health_path: Option<&str>) -> Option<Url> {
     let mut url = Url::parse(base_url).ok().filter(Url::has_host)?;
@@ -61,14 +54,6 @@ pub fn health_url(base_url: &str, health_path: Option<&str>) -> Option<Url> {
 }
 
 /// What the head of an agent's answer says of its health. Registries and orchestrators go by the same rules.
-///
-/// ```
-/// use registry_sdk::contract::{HealthAnswer, health_url};
-/// let url = health_url("http://agent:8000", None).unwrap();
-/// assert_eq!(HealthAnswer::of_head(&url, 401, None), HealthAnswer::Alive);
-/// let HealthAnswer::Redirect(target) = HealthAnswer::of_head(&url, 307, Some("/health/")) else { panic!() };
-/// assert_eq!(target.as_str(), "http://agent:8000/health/");
-/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HealthAnswer {
     /// A success: healthy, unless the body says otherwise. See [`says_unhealthy`](Self::says_unhealthy).
@@ -110,5 +95,28 @@ impl HealthAnswer {
     pub fn says_unhealthy(body: &[u8]) -> bool {
         let health = serde_json::from_slice::<serde_json::Value>(body).unwrap_or_default();
         health["status"] == "unhealthy"
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_path_is_appended_to_the_base_url() {
+        let url = |path| health_url("http://agent:8000/v1/", path).unwrap();
+        assert_eq!(url(None).as_str(), "http://agent:8000/v1/health");
+        assert_eq!(url(Some("/healthz")).as_str(), "http://agent:8000/v1/healthz");
+    }
+
+    #[test]
+    fn redirect_is_followed_within_the_same_origin() {
+        let url = health_url("http://agent:8000", None).unwrap();
+        let answer = |target| HealthAnswer::of_head(&url, 307, Some(target));
+        let target = "http://agent:8000/health/".parse().unwrap();
+        assert_eq!(answer("/health/"), HealthAnswer::Redirect(target));
+        assert!(matches!(answer("http://other:8000/health"), HealthAnswer::Failure(_)));
+        assert_eq!(HealthAnswer::of_head(&url, 401, None), HealthAnswer::Alive);
     }
 }

@@ -43,15 +43,13 @@ pub struct RegistryStats {
     pub distinct_capabilities: u64,
 }
 
-impl RegistryStats {
-    /// Counts one agent.
-    pub fn count(&mut self, status: AgentStatus, missed_deadline: bool) {
-        self.total_agents += 1;
-        self.stale_agents += u64::from(missed_deadline);
-        *match status {
-            AgentStatus::Active => &mut self.active_agents,
-            AgentStatus::Busy => &mut self.busy_agents,
-            AgentStatus::Offline | AgentStatus::Unknown(_) => &mut self.offline_agents,
-        } += 1;
-    }
+/// Counts one more agent.
+pub fn count_agent(counts: &mut RegistryStats, status: AgentStatus, missed_deadline: bool) {
+    counts.total_agents += 1;
+    counts.stale_agents += u64::from(missed_deadline);
+    *match status {
+        AgentStatus::Active => &mut counts.active_agents,
+        AgentStatus::Busy => &mut counts.busy_agents,
+        AgentStatus::Offline | AgentStatus::Unknown(_) => &mut counts.offline_agents,
+    } += 1;
 }

@@ -7,13 +7,6 @@ pub const TRACEPARENT_HEADER: &str = "traceparent";
 
 /// Returns the trace id of a `traceparent`: 32 lower case hexadecimal digits. `None` if the value is not valid. Of a later version, the
 /// fields of version 00 are read, as the specification demands.
-///
-/// ```
-/// use registry_sdk::contract::trace_id;
-///
-/// let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-/// assert_eq!(trace_id(traceparent), Some("0af7651916cd43dd8448eb211c80319c"));
-/// ```
 #[must_use]
 pub fn trace_id(traceparent: &str) -> Option<&str> {
     let value = traceparent.trim_matches([' ', '\t']);

@@ -71,12 +71,6 @@ pub mod limits {
 }
 
 /// Whether a text can be an `agent_id`.
-///
-/// ```
-/// use registry_sdk::contract::is_valid_agent_id;
-/// assert!(is_valid_agent_id("feature-dev"));
-/// assert!(!is_valid_agent_id("-dev") && !is_valid_agent_id("") && !is_valid_agent_id("a b"));
-/// ```
 #[must_use]
 pub fn is_valid_agent_id(text: &str) -> bool {
     let ordinary = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');

@@ -9,7 +9,8 @@ use super::candidate::Candidate;
 use super::query::HealthSource;
 use super::selection::SkipReason;
 use crate::client::RegistryClient;
-use crate::contract::{HealthAnswer, MAX_HEALTH_REDIRECTS, ProbeMode, UnhealthyReason, health_url};
+use crate::contract::own_health::{HealthAnswer, MAX_HEALTH_REDIRECTS, health_url};
+use crate::contract::{ProbeMode, UnhealthyReason};
 use crate::http::{HttpClients, Unread, read_bounded};
 use crate::propagation;
 

@@ -13,6 +13,7 @@ use super::query::{HealthSource, TaskQuery};
 use super::selection::{SkipReason, Skipped};
 use crate::contract::{AgentStatus, CapabilityMatch, limits};
 use crate::error::Error;
+use crate::query::filter::FilterParts;
 
 /// How long the attempts of one delegation use what the first one's search found without searching again.
 const MAX_AGE: Duration = Duration::from_secs(5);

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::candidate::{Candidate, known_health};
 use crate::contract::AgentRecord;
-use crate::query::{PreparedSearch, SearchQuery};
+use crate::query::SearchQuery;
+use crate::query::filter::FilterParts;
+use crate::query::prepared::PreparedSearch;
 use crate::search::{Hit, SearchIndex};
 
 /// The agents, and the index by which they are found.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::parameters::{InvalidParameter, invalid};
-use crate::contract::is_valid_agent_id;
+use crate::contract::validate::is_valid_agent_id;
 use crate::search::Rank;
 
 /// Where a page of a search begins.

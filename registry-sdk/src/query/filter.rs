@@ -29,44 +29,51 @@ pub struct MetadataFilter {
     pub value: String,
 }
 
-impl AgentFilter {
-    /// Whether it lets agents pass of this status and health.
-    #[must_use]
-    pub fn accepts_status(&self, status: AgentStatus, healthy: Option<bool>) -> bool {
+/// The parts of a filter, for a registry that keeps agents in a form of its own.
+pub trait FilterParts {
+    /// Whether agents of this status and health pass.
+    fn accepts_status(&self, status: AgentStatus, healthy: Option<bool>) -> bool;
+
+    /// Whether the filter looks at capabilities at all.
+    fn has_capability(&self) -> bool;
+
+    /// Whether a capability has the name and the tags.
+    fn accepts_capability(&self, capability: &Capability) -> bool;
+
+    /// Whether metadata has all the values.
+    fn accepts_metadata(&self, metadata: &Map<String, Value>) -> bool;
+}
+
+impl FilterParts for AgentFilter {
+    fn accepts_status(&self, status: AgentStatus, healthy: Option<bool>) -> bool {
         self.status.is_none_or(|wanted| wanted == status)
             && self.healthy.zip(healthy).is_none_or(|(wanted, reported)| wanted == reported)
     }
 
-    /// Whether it looks at capabilities at all.
-    #[must_use]
-    pub fn has_capability(&self) -> bool {
+    fn has_capability(&self) -> bool {
         self.capability.is_some() || !self.tags.is_empty()
     }
 
-    /// Whether the capability has the name and the tags.
-    #[must_use]
-    pub fn accepts_capability(&self, capability: &Capability) -> bool {
+    fn accepts_capability(&self, capability: &Capability) -> bool {
         self.accepts_name_and_tags(&capability.name, &capability.tags)
     }
 
-    /// Whether the metadata has all the values.
-    #[must_use]
-    pub fn accepts_metadata(&self, metadata: &Map<String, Value>) -> bool {
+    fn accepts_metadata(&self, metadata: &Map<String, Value>) -> bool {
         self.metadata.iter().all(|MetadataFilter { path, value }| has_value(metadata, path, value))
     }
+}
 
+impl AgentFilter {
     /// Whether an agent passes.
-    #[must_use]
-    pub fn accepts_record(&self, agent: &AgentRecord) -> bool {
+    pub(crate) fn accepts_record(&self, agent: &AgentRecord) -> bool {
         let mut capabilities = agent.capabilities.iter();
         self.accepts_status(agent.status, agent.healthy)
             && (!self.has_capability() || capabilities.any(|one| self.accepts_capability(one)))
             && self.accepts_metadata(&agent.metadata)
     }
 
-    /// Whether a match passes, as far as a match shows it: it has no metadata.
-    #[must_use]
-    pub fn accepts_match(&self, found: &CapabilityMatch) -> bool {
+    /// Whether a match passes, as far as it shows that: it has no metadata.
+    pub(crate) fn accepts_match(&self, found: &CapabilityMatch) -> bool {
         self.accepts_status(found.status, found.healthy)
             && self.accepts_name_and_tags(&found.capability, &found.tags)
     }

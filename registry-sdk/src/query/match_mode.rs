@@ -3,8 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::parameters::{InvalidParameter, invalid};
-
 /// How the words of a search are matched. By default, all of them have to be there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -25,14 +23,19 @@ impl fmt::Display for MatchMode {
     }
 }
 
-impl FromStr for MatchMode {
-    type Err = InvalidParameter;
+/// A word that is not a [`MatchMode`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a match mode: use all or best")]
+pub struct ParseMatchModeError(pub String);
 
-    fn from_str(text: &str) -> Result<Self, InvalidParameter> {
-        match text {
+impl FromStr for MatchMode {
+    type Err = ParseMatchModeError;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        match word {
             "all" => Ok(Self::All),
             "best" => Ok(Self::Best),
-            other => Err(invalid(format!("match has to be all or best, is {other:?}"))),
+            other => Err(ParseMatchModeError(other.to_owned())),
         }
     }
 }

@@ -1,25 +1,23 @@
 //! What to list and what to search for, on both sides of the wire.
 
+#[cfg(any(feature = "client", feature = "__internal"))]
 mod cursor;
-mod events_query;
-mod filter;
+pub(crate) mod events_query;
+pub(crate) mod filter;
+pub(crate) mod from_query_string;
 mod match_mode;
-mod parameters;
-mod prepared;
+pub(crate) mod parameters;
+#[cfg(any(feature = "client", feature = "__internal"))]
+pub(crate) mod prepared;
 mod search_query;
 
-use std::time::Duration;
-
-use serde_json::value::RawValue;
-
-use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch, is_valid_agent_id};
-pub use events_query::EventsQuery;
+use crate::contract::validate::is_valid_agent_id;
+use crate::contract::{AgentRecord, AgentStatus, CapabilityMatch};
 use filter::query_methods;
 pub use filter::{AgentFilter, MetadataFilter};
-pub use match_mode::MatchMode;
-pub use parameters::InvalidParameter;
-use parameters::{Parameters, invalid};
-pub use prepared::PreparedSearch;
+use from_query_string::FromQueryString;
+pub use match_mode::{MatchMode, ParseMatchModeError};
+use parameters::{InvalidParameter, Parameters, invalid};
 pub use search_query::SearchQuery;
 
 /// Which agents to list. By default all.
@@ -42,18 +40,6 @@ impl ListQuery {
 
     query_methods!();
 
-    /// Reads the query of a `GET /agents`, as a registry does. Unknown parameters are ignored.
-    ///
-    /// # Errors
-    /// If a parameter is invalid.
-    pub fn from_query_string(query: &str) -> Result<Self, InvalidParameter> {
-        let Parameters { filter, limit, cursor, .. } = Parameters::read(query)?;
-        if cursor.as_deref().is_some_and(|cursor| !is_valid_agent_id(cursor)) {
-            return Err(invalid("cursor has to be one that a Link header gave"));
-        }
-        Ok(Self { filter, limit, cursor })
-    }
-
     /// Writes the query of a `GET /agents`.
     #[must_use]
     pub fn to_query_string(&self) -> String {
@@ -71,6 +57,17 @@ impl ListQuery {
     }
 }
 
+/// The query of a `GET /agents`.
+impl FromQueryString for ListQuery {
+    fn from_query_string(query: &str) -> Result<Self, InvalidParameter> {
+        let Parameters { filter, limit, cursor, .. } = Parameters::read(query)?;
+        if cursor.as_deref().is_some_and(|cursor| !is_valid_agent_id(cursor)) {
+            return Err(invalid("cursor has to be one that a Link header gave"));
+        }
+        Ok(Self { filter, limit, cursor })
+    }
+}
+
 /// One page of a list.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -79,18 +76,6 @@ pub struct Page {
     pub agents: Vec<AgentRecord>,
     /// Where the next page begins; `None` after the last.
     pub next_cursor: Option<String>,
-}
-
-/// One page of a list, as the registry sent it.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct RawPage {
-    /// The agents' records as JSON, by id.
-    pub agents: Vec<Box<RawValue>>,
-    /// Where the next page begins; `None` after the last.
-    pub next_cursor: Option<String>,
-    /// How old the records are. Zero, unless the registry answers from memory because its database is away.
-    pub age: Duration,
 }
 
 /// One page of the matches of a search.

@@ -3,6 +3,7 @@
 use url::form_urlencoded;
 
 use super::filter::{AgentFilter, MetadataFilter};
+use super::match_mode::{MatchMode, ParseMatchModeError};
 use crate::contract::{AgentStatus, ParseStatusError, limits};
 
 /// A parameter of a request that is invalid, and why.
@@ -119,6 +120,10 @@ fn read_status(value: &str) -> Result<AgentStatus, InvalidParameter> {
 
 pub(super) fn read_bool(name: &str, value: &str) -> Result<bool, InvalidParameter> {
     value.parse().map_err(|_| invalid(format!("{name} has to be true or false")))
+}
+
+pub(super) fn read_match_mode(value: &str) -> Result<MatchMode, InvalidParameter> {
+    value.parse().map_err(|error: ParseMatchModeError| invalid(format!("match: {error}")))
 }
 
 pub(super) fn read_min_score(value: &str) -> Result<f64, InvalidParameter> {

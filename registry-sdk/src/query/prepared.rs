@@ -1,20 +1,12 @@
 //! Searches that are ready to be run.
 
 use super::cursor::SearchCursor;
-use super::parameters::{InvalidParameter, Parameters, invalid, read_bool, read_min_score};
+use super::from_query_string::FromQueryString;
+use super::parameters::{InvalidParameter, Parameters, invalid, read_bool, read_match_mode, read_min_score};
 use super::search_query::SearchQuery;
 use crate::search::{Hit, Query, Rank, SearchIndex};
 
 /// A search query whose words are analyzed and whose cursor is read: once, for all that is asked of it.
-///
-/// ```
-/// use registry_sdk::PreparedSearch;
-/// let search = PreparedSearch::from_query_string("q=security+scan&limit=10")?;
-/// assert_eq!(search.query().limit, Some(10));
-/// let error = PreparedSearch::from_query_string("q=scan&limit=none").unwrap_err();
-/// assert_eq!(error.to_string(), "limit has to be 1 to 1000, is \"none\"");
-/// # Ok::<(), registry_sdk::InvalidParameter>(())
-/// ```
 #[derive(Clone, Debug)]
 pub struct PreparedSearch {
     query: SearchQuery,
@@ -22,18 +14,15 @@ pub struct PreparedSearch {
     cursor: Option<SearchCursor>,
 }
 
-impl PreparedSearch {
-    /// Reads the query of a `GET /capabilities/search`, as a registry does. Unknown parameters are ignored.
-    ///
-    /// # Errors
-    /// If a parameter is invalid, or there is nothing to search for.
-    pub fn from_query_string(query: &str) -> Result<Self, InvalidParameter> {
+/// The query of a `GET /capabilities/search`. One without anything to search for is invalid.
+impl FromQueryString for PreparedSearch {
+    fn from_query_string(query: &str) -> Result<Self, InvalidParameter> {
         let Parameters { q, match_mode, min_score, description_only, filter, limit, cursor } =
             Parameters::read(query)?;
         let page = cursor.as_deref().map(str::parse).transpose()?;
         let query = SearchQuery {
             q: q.unwrap_or_default(),
-            match_mode: match_mode.as_deref().map(str::parse).transpose()?.unwrap_or_default(),
+            match_mode: match_mode.as_deref().map(read_match_mode).transpose()?.unwrap_or_default(),
             min_score: min_score.as_deref().map(read_min_score).transpose()?.unwrap_or_default(),
             description_only: description_only
                 .map_or(Ok(true), |value| read_bool("description_only", &value))?,
@@ -47,7 +36,9 @@ impl PreparedSearch {
         }
         Ok(Self { query, analyzed, cursor: page })
     }
+}
 
+impl PreparedSearch {
     /// Returns the query.
     #[must_use]
     pub fn query(&self) -> &SearchQuery {
@@ -127,4 +118,23 @@ fn keep_first<T>(items: &mut Vec<T>, limit: usize, compare: impl Fn(&T, &T) -> s
         items.truncate(limit);
     }
     items.sort_unstable_by(compare);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn query_is_read_and_checked() {
+        let search = PreparedSearch::from_query_string("q=security+scan&limit=10").unwrap();
+        assert_eq!(search.query().limit, Some(10));
+        for (query, error) in [
+            ("q=scan&limit=none", "limit has to be 1 to 1000, is \"none\""),
+            ("q=scan&match=some", "match: \"some\" is not a match mode: use all or best"),
+            ("q=--", "q has to have at least one letter or digit to search for"),
+        ] {
+            assert_eq!(PreparedSearch::from_query_string(query).unwrap_err().to_string(), error);
+        }
+    }
 }

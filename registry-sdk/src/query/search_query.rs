@@ -8,6 +8,7 @@ use super::parameters::Parameters;
 use crate::contract::AgentStatus;
 #[cfg(feature = "client")]
 use crate::contract::CapabilityMatch;
+#[cfg(any(feature = "client", feature = "__internal"))]
 use crate::search::Query;
 
 /// What to search for. Words alone are such a query, too.
@@ -96,13 +97,8 @@ impl SearchQuery {
         self.parameters().write()
     }
 
-    /// Returns the words, or the exact name if there are none.
-    #[must_use]
-    pub fn words(&self) -> &str {
-        self.filter.capability.as_deref().filter(|_| self.q.is_empty()).unwrap_or(&self.q)
-    }
-
     /// The query of an index.
+    #[cfg(any(feature = "client", feature = "__internal"))]
     pub(super) fn analyzed(&self) -> Query {
         let query = match (&self.filter.capability, self.match_mode) {
             (Some(name), _) if self.q.is_empty() => return Query::exact(name),

@@ -7,19 +7,6 @@ use super::{match_all, match_best, match_name};
 use crate::contract::Capability;
 
 /// Finds agents by what they can do.
-///
-/// ```
-/// use registry_sdk::contract::Capability;
-/// use registry_sdk::search::{Query, SearchIndex};
-/// let mut index = SearchIndex::default();
-/// let slot = index.insert(&[Capability::new("documentation"), Capability::new("security_scanning")]);
-/// let found = index.search(&Query::all("security scanner"), |_, _| true);
-/// assert_eq!((found[0].slot, found[0].position), (slot, 1));
-/// let found = index.search(&Query::best("Who can scan my code for holes?"), |slot, _| slot != 7);
-/// assert_eq!((found[0].slot, found[0].position), (slot, 1));
-/// index.remove(slot);
-/// assert!(index.search(&Query::all("security"), |_, _| true).is_empty());
-/// ```
 #[derive(Debug, Default)]
 pub struct SearchIndex {
     documents: Documents,
@@ -80,5 +67,25 @@ impl SearchIndex {
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
         self.documents.counts()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agent_is_found_by_its_best_capability_until_it_is_removed() {
+        let mut index = SearchIndex::default();
+        let slot = index.insert(&[Capability::new("documentation"), Capability::new("security_scanning")]);
+        let sentence = Query::best("Who can scan my code for holes?").min_score(0.1);
+        for query in [Query::all("security scanner"), Query::exact("security_scanning"), sentence] {
+            let hits = index.search(&query, |_, _| true);
+            assert_eq!((hits[0].slot, hits[0].position), (slot, 1));
+            assert!(index.search(&query, |found, _| found != slot).is_empty());
+        }
+        assert!(Query::all("--").is_empty(), "nothing to search for");
+        index.remove(slot);
+        assert!(index.search(&Query::all("security"), |_, _| true).is_empty());
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-#[cfg(feature = "client")]
 use super::analysis::stem;
 use super::analysis::{Compound, Source, Word, analyze, key};
 
@@ -16,14 +15,6 @@ pub(super) enum Mode {
 }
 
 /// A search, analyzed once.
-///
-/// ```
-/// use registry_sdk::search::Query;
-/// let words = Query::all("security scan");
-/// let sentence = Query::best("Which of you can look for holes in my code?").min_score(0.2);
-/// assert!(!words.is_empty() && !sentence.is_empty());
-/// assert!(Query::all("--").is_empty(), "nothing to search for");
-/// ```
 #[derive(Clone, Debug)]
 pub struct Query {
     pub(super) mode: Mode,
@@ -105,7 +96,6 @@ impl Query {
     /// Returns whether a description has a word of the query, and no other text has one.
     ///
     /// Any part of a word of the other texts counts: a registry may match them in another way than this index does.
-    #[cfg(feature = "client")]
     pub(crate) fn is_only_in<'a>(
         &self,
         description: &str,
@@ -114,7 +104,6 @@ impl Query {
         !others.any(|text| self.is_in(text)) && self.is_in(description)
     }
 
-    #[cfg(feature = "client")]
     fn is_in(&self, text: &str) -> bool {
         let words = || self.compounds.iter().flat_map(|compound| &compound.words);
         let wanted = || words().filter(|word| self.counts(word)).flat_map(Word::forms);

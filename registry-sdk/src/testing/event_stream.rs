@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::faults::{Shared, StreamEnd};
 use super::log::Cursor;
 use super::request_log::RequestLog;
-use crate::contract::DRAINING_EVENT;
+use crate::contract::event::DRAINING_EVENT;
 
 /// How often a stream of events has a comment if there is nothing else to send.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);

@@ -1,6 +1,7 @@
 //! The mock registry's changes, for those who watch.
 
-use crate::contract::{AgentRecord, EventKind, OVERRUN_EVENT, RESET_EVENT};
+use crate::contract::AgentRecord;
+use crate::contract::event::{EventKind, OVERRUN_EVENT, RESET_EVENT};
 
 /// The changes so far.
 #[derive(Clone, Debug, Default)]

@@ -4,11 +4,16 @@ use serde::Serialize;
 
 use super::log::Cursor;
 use super::state::{MockState, Refusal};
+use crate::contract::request_body::RequestBody;
 use crate::contract::{
     HealthStatus, Heartbeat, MaintenanceRequest, Owner, Problem, Registration, ServerHealth, StatusUpdate,
     ValidationError,
 };
-use crate::query::{EventsQuery, InvalidParameter, ListQuery, PreparedSearch};
+use crate::query::ListQuery;
+use crate::query::events_query::EventsQuery;
+use crate::query::from_query_string::FromQueryString;
+use crate::query::parameters::InvalidParameter;
+use crate::query::prepared::PreparedSearch;
 
 /// A whole answer.
 #[derive(Debug, Default)]

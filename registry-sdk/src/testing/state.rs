@@ -9,12 +9,19 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::log::Log;
+use crate::contract::event::EventKind;
+use crate::contract::heartbeat::heartbeat_timeout;
+use crate::contract::instances::Instances;
+use crate::contract::maintenance::outlasts_registration;
+use crate::contract::stats::count_agent;
 use crate::contract::{
-    AgentCard, AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, EventKind, HealthStatus, Heartbeat,
-    HeartbeatAck, Instances, Maintenance, MaintenanceRequest, Owner, Registration, RegistryStats,
-    StatusUpdate, Timestamp, UnhealthyReason, heartbeat_timeout, limits,
+    AgentCard, AgentHealth, AgentRecord, AgentStatus, CapabilityMatch, HealthStatus, Heartbeat, HeartbeatAck,
+    Maintenance, MaintenanceRequest, Owner, Registration, RegistryStats, StatusUpdate, Timestamp,
+    UnhealthyReason, limits,
 };
-use crate::query::{ListQuery, PreparedSearch};
+use crate::query::ListQuery;
+use crate::query::filter::FilterParts;
+use crate::query::prepared::PreparedSearch;
 use crate::search::{Hit, Rank, SearchIndex};
 
 /// One agent.
@@ -134,7 +141,8 @@ impl MockState {
         let started = age.map(|age| self.timestamp(now).saturating_sub(age));
         let is_owner = |instance_id: &str| registration.instance_id.as_deref() == Some(instance_id);
         let before = known.and_then(|entry| entry.maintenance.as_ref());
-        let maintenance = before.filter(|maintenance| maintenance.outlasts(started, is_owner)).cloned();
+        let maintenance =
+            before.filter(|maintenance| outlasts_registration(maintenance, started, is_owner)).cloned();
         let is_news = is_news || before.is_some() && maintenance.is_none();
         let entry = Entry {
             registration,
@@ -343,7 +351,7 @@ impl MockState {
         let mut stats = RegistryStats::default();
         let mut names = std::collections::HashSet::new();
         for entry in self.agents.values() {
-            stats.count(entry.status, entry.missed);
+            count_agent(&mut stats, entry.status, entry.missed);
             stats.maintenance_agents += u64::from(entry.maintenance.is_some());
             stats.total_capabilities += entry.registration.capabilities.len() as u64;
             names.extend(entry.registration.capabilities.iter().map(|capability| capability.name.as_str()));

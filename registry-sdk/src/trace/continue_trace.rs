@@ -11,7 +11,7 @@ use opentelemetry::{Context, global};
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
-use crate::contract::{TRACEPARENT_HEADER, trace_id};
+use crate::contract::trace_context::{TRACEPARENT_HEADER, trace_id};
 use crate::spans;
 
 /// Continues the trace of a request, as a middleware of axum: the request is handled in a span whose parent is the caller's.

@@ -13,7 +13,8 @@ use super::sse::{Block, Message};
 use super::stream::{EventStream, StreamEnd};
 use crate::beside::beside;
 use crate::client::RegistryClient;
-use crate::contract::{AgentRecord, AgentStatus, EventKind, RESET_EVENT};
+use crate::contract::event::{EventKind, RESET_EVENT};
+use crate::contract::{AgentRecord, AgentStatus};
 use crate::decode;
 use crate::error::Error;
 use crate::retry::Backoff;
@@ -215,7 +216,7 @@ impl Follower {
 
     async fn event(&mut self, message: Message, id: Option<&str>) -> Result<(), Disturbance> {
         // Kinds of a later time say nothing here.
-        let Ok(kind) = message.kind.parse::<EventKind>() else { return Ok(()) };
+        let Some(kind) = EventKind::from_name(&message.kind) else { return Ok(()) };
         match read(kind, &message.data) {
             Ok(change) => self.changed(change).await,
             Err(error) => {

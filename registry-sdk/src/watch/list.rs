@@ -9,7 +9,8 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep_until};
 
 use crate::client::{Aged, RegistryClient};
-use crate::contract::{AgentRecord, EventKind};
+use crate::contract::AgentRecord;
+use crate::contract::event::EventKind;
 use crate::error::Error;
 use crate::query::{ListQuery, Page};
 

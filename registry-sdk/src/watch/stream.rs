@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::sse::{Block, Parser};
 use crate::client::RegistryClient;
-use crate::contract::{DRAINING_EVENT, OVERRUN_EVENT};
+use crate::contract::event::{DRAINING_EVENT, OVERRUN_EVENT};
 use crate::error::Error;
 
 /// How soon a stream says where it begins.

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use registry_sdk::contract::Capability;
-use registry_sdk::search::{Query, SearchIndex};
+use registry_sdk::internal::{Query, SearchIndex};
 
 /// The terms of a text: lower case, cut at every character that is neither letter nor digit, and at camelCase humps.
 fn terms(text: &str) -> Vec<String> {

@@ -1,11 +1,12 @@
 //! The contract's search, through its public API.
+#![cfg(feature = "__internal")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod compatibility;
 mod words;
 
 use registry_sdk::contract::Capability;
-use registry_sdk::search::{Hit, Query, SearchIndex};
+use registry_sdk::internal::{Hit, Query, SearchIndex};
 
 /// Registers an agent for each capability, and returns what a query finds, best first.
 fn hits(capabilities: &[Capability], query: &Query) -> Vec<Hit> {

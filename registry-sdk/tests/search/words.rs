@@ -1,7 +1,7 @@
 //! Words that mean the same although they are written differently.
 
 use registry_sdk::contract::Capability;
-use registry_sdk::search::Query;
+use registry_sdk::internal::Query;
 
 use crate::{found, hits, scored};
 

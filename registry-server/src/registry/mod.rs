@@ -31,7 +31,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use registry_sdk::contract::{AgentHealth, HealthStatus, RegistryStats, ServerHealth, Timestamp};
-use registry_sdk::{AgentFilter, ListQuery, PreparedSearch};
+use registry_sdk::internal::PreparedSearch;
+use registry_sdk::{AgentFilter, ListQuery};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

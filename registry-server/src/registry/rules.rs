@@ -11,6 +11,7 @@ use registry_sdk::contract::{
     AgentCard, AgentStatus, CHANGED_BY_REGISTRY, Heartbeat, MaintenanceRequest, Owner, StatusUpdate,
     Timestamp,
 };
+use registry_sdk::internal::outlasts_registration;
 
 use crate::store::{CardWrite, Event, EventKind, StoredAgent, Writes};
 pub(crate) use deadline_policy::DeadlinePolicy;
@@ -186,8 +187,10 @@ impl<'a> Transition<'a> {
                 previous.probe_failed && agent.may_be_probed() && previous.has_same_probes(&agent);
             let started_at = instance_age.map(|age| arrived.saturating_sub(age));
             let is_owner = |instance_id: &str| agent.is_owned_by(instance_id);
-            agent.maintenance =
-                previous.maintenance.clone().filter(|maintenance| maintenance.outlasts(started_at, is_owner));
+            agent.maintenance = previous
+                .maintenance
+                .clone()
+                .filter(|maintenance| outlasts_registration(maintenance, started_at, is_owner));
             let is_repeated = previous.has_same_registration(draft)
                 && previous.maintenance == agent.maintenance
                 && !self.is_past_deadline(&previous);

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use registry_sdk::contract::{
     AgentStatus, CHANGED_BY_REGISTRY, Heartbeat, HeartbeatAck, MaintenanceRequest, Registration,
-    StatusUpdate, Timestamp, heartbeat_timeout, is_valid_agent_id,
+    StatusUpdate, Timestamp,
 };
+use registry_sdk::internal::{heartbeat_timeout, is_valid_agent_id};
 use tokio::time::Instant;
 
 use super::availability::Part;

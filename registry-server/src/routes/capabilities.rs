@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
+use registry_sdk::MatchMode;
 use registry_sdk::contract::CapabilityMatch;
-use registry_sdk::{MatchMode, PreparedSearch};
+use registry_sdk::internal::{FromQueryString, PreparedSearch};
 use utoipa::IntoParams;
 use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
@@ -82,7 +83,8 @@ pub(super) async fn search_capabilities(
     let search = Arc::new(PreparedSearch::from_query_string(&query.unwrap_or_default())?);
     let query = search.query();
     let is_sentence = query.match_mode == MatchMode::Best;
-    registry.metrics().record_search(if is_sentence { SENTENCE } else { query.words() });
+    let name = query.filter.capability.as_deref().filter(|_| query.q.is_empty());
+    registry.metrics().record_search(if is_sentence { SENTENCE } else { name.unwrap_or(&query.q) });
     let page = registry.search_capabilities(search.clone()).await?;
     Ok(json_page(registry, page, |cursor| query.clone().after(cursor).to_query_string()))
 }

@@ -10,8 +10,6 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, stream};
-use registry_sdk::EventsQuery;
-use registry_sdk::contract::{DRAINING_EVENT, OVERRUN_EVENT, RESET_EVENT};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 use utoipa::IntoParams;
@@ -21,6 +19,7 @@ use super::describe::{Always, BadParameter, Busy};
 use super::problem::ApiError;
 use crate::registry::{Cursor, Error, LogRead, Registry, StreamStart};
 use crate::store::Position;
+use registry_sdk::internal::{DRAINING_EVENT, EventsQuery, FromQueryString, OVERRUN_EVENT, RESET_EVENT};
 
 /// Maximum time without data: proxies and clients take a longer silence for a lost connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);

@@ -6,6 +6,7 @@ use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use registry_sdk::ListQuery;
 use registry_sdk::contract::AgentRecord;
+use registry_sdk::internal::FromQueryString;
 use utoipa::IntoParams;
 
 use super::describe::{Always, BadParameter, Busy, FilterParams};

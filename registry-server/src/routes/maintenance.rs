@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::Response;
 use registry_sdk::contract::{AgentRecord, MaintenanceRequest};
+use registry_sdk::internal::RequestBody;
 use serde_json::Value;
 
 use super::agents::example_record;

@@ -32,7 +32,6 @@ use axum::http::header::CONNECTION;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::routing::{any, get};
-use registry_sdk::contract::UNKNOWN_PATH_DETAIL;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -42,6 +41,7 @@ pub(crate) use auth::Authenticator;
 use middleware::Middleware;
 pub(crate) use origins::Origins;
 use problem::ApiError;
+use registry_sdk::internal::UNKNOWN_PATH_DETAIL;
 
 /// Returns the router; without `origins`, requests of all web pages are taken.
 pub(crate) fn router(

@@ -5,8 +5,8 @@ use std::time::Duration;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use registry_sdk::InvalidParameter;
 use registry_sdk::contract::{Problem, ValidationError};
+use registry_sdk::internal::InvalidParameter;
 
 use crate::registry::Error;
 

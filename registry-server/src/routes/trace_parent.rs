@@ -1,7 +1,7 @@
 //! The trace of a request, for the log.
 
 use axum::http::{HeaderMap, HeaderValue};
-use registry_sdk::contract::{TRACEPARENT_HEADER, trace_id};
+use registry_sdk::internal::{TRACEPARENT_HEADER, trace_id};
 
 /// The header that names the trace of a request, as it arrived.
 #[derive(Clone, Debug)]

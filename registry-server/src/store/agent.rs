@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use registry_sdk::AgentFilter;
 use registry_sdk::contract::{
-    AgentStatus, DEFAULT_HEALTH_PATH, Instances, Maintenance, ProbeMode, Registration, Timestamp,
+    AgentStatus, DEFAULT_HEALTH_PATH, Maintenance, ProbeMode, Registration, Timestamp,
 };
+use registry_sdk::internal::{FilterParts, Instances};
 use serde::{Deserialize, Serialize};
 
 use super::card::card_digest;

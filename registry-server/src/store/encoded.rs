@@ -4,6 +4,7 @@
 
 use registry_sdk::AgentFilter;
 use registry_sdk::contract::Capability;
+use registry_sdk::internal::FilterParts;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};

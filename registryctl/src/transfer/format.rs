@@ -14,6 +14,7 @@ use registry_sdk::Error;
 use registry_sdk::contract::{
     AgentCard, AgentStatus, FieldError, MaintenanceRequest, Registration, Timestamp, ValidationError, limits,
 };
+use registry_sdk::internal::RequestBody;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};

@@ -1,6 +1,7 @@
 //! The maintenance of an agent in an export.
 
 use registry_sdk::contract::{FieldError, MaintenanceRequest, Timestamp, ValidationError, limits};
+use registry_sdk::internal::RequestBody;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 

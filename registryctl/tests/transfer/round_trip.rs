@@ -5,6 +5,7 @@ use std::time::Duration;
 use registry_sdk::contract::{
     AgentStatus, Capability, MaintenanceRequest, ProbeMode, Registration, Timestamp,
 };
+use registry_sdk::internal::RequestBody;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 

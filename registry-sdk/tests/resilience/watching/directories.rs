@@ -6,7 +6,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use registry_sdk::contract::{Capability, Registration};
 use registry_sdk::discovery::{Directory, DirectoryState, Freshness, Orchestrator};
-use registry_sdk::search::SearchIndex;
 use registry_sdk::testing::{Fault, FaultProxy, MockRegistry};
 use registry_sdk::{Error, RegistryClient, RetryPolicy, WatchEvent};
 use tokio::time::timeout;
@@ -97,6 +96,7 @@ async fn a_directory_is_ready_over_a_slow_link() {
 }
 
 /// While its content is replaced, the other tasks of the runtime go on. A busy machine has many chances to show it.
+#[cfg(feature = "__internal")]
 #[tokio::test]
 async fn nothing_waits_for_a_directory_that_is_rebuilt() {
     const AGENTS: usize = 10_000;
@@ -108,7 +108,7 @@ async fn nothing_waits_for_a_directory_that_is_rebuilt() {
     let mut longest = Duration::ZERO;
     for _ in 0..20 {
         let began = Instant::now();
-        let mut index = SearchIndex::default();
+        let mut index = registry_sdk::internal::SearchIndex::default();
         for capabilities in &capabilities {
             index.insert(capabilities);
         }

@@ -9,7 +9,7 @@ use url::Host;
 
 use super::address_filter::AddressFilter;
 use crate::store::StoredAgent;
-use registry_sdk::contract::{HealthAnswer, MAX_HEALTH_REDIRECTS, health_url};
+use registry_sdk::internal::{HealthAnswer, MAX_HEALTH_REDIRECTS, health_url};
 
 /// Size of a response after which no more of it is read.
 const MAX_RESPONSE_BYTES: usize = 64 * 1_024;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use registry_sdk::contract::{AgentStatus, Timestamp, heartbeat_timeout};
+use registry_sdk::contract::{AgentStatus, Timestamp};
+use registry_sdk::internal::heartbeat_timeout;
 
 use crate::registry::time::Silence;
 use crate::store::StoredAgent;

@@ -3,7 +3,8 @@
 mod changed_by;
 mod maintenance;
 
-use registry_sdk::contract::{Capability, Instances, MaintenanceRequest, ProbeMode, Registration};
+use registry_sdk::contract::{Capability, MaintenanceRequest, ProbeMode, Registration};
+use registry_sdk::internal::Instances;
 
 use super::*;
 use crate::registry::time::Silence;

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use registry_sdk::AgentFilter;
 use registry_sdk::contract::{AgentStatus, Timestamp};
+use registry_sdk::internal::FilterParts;
 
 use super::record::{Json, Load, Record};
 use crate::registry::reports::Report;

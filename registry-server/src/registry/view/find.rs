@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use registry_sdk::ListQuery;
 use registry_sdk::contract::{Capability, Timestamp};
-use registry_sdk::search::{Hit, Rank};
-use registry_sdk::{ListQuery, PreparedSearch};
+use registry_sdk::internal::{Hit, PreparedSearch, Rank};
 use serde_json::{Map, Value};
 
 use super::View;

@@ -14,9 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use registry_sdk::contract;
 use registry_sdk::contract::Timestamp;
-use registry_sdk::search::SearchIndex;
+use registry_sdk::internal::{self, SearchIndex};
 use tokio::sync::{mpsc, watch};
 
 use super::events::{Cursor, EventLog, LogRead, StreamStart};
@@ -213,9 +212,9 @@ impl View {
 
 fn encode_frame(event: &Event, load: Load, context: &ReadContext) -> Option<Vec<u8>> {
     let kind = match event.kind {
-        EventKind::Registered => contract::EventKind::Registered,
-        EventKind::StatusChanged => contract::EventKind::StatusChanged,
-        EventKind::Deregistered => contract::EventKind::Deregistered,
+        EventKind::Registered => internal::EventKind::Registered,
+        EventKind::StatusChanged => internal::EventKind::StatusChanged,
+        EventKind::Deregistered => internal::EventKind::Deregistered,
         EventKind::Internal => return None,
     };
     let record = Record::stored(&event.agent, load, context).json(event.agent.registration_tag());

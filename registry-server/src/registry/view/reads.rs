@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use parking_lot::RwLockReadGuard;
 use registry_sdk::contract::{
-    AgentHealth, AgentStatus, HealthStatus, RegistryStats, Timestamp, UnhealthyReason, heartbeat_timeout,
-    limits,
+    AgentHealth, AgentStatus, HealthStatus, RegistryStats, Timestamp, UnhealthyReason, limits,
 };
-use registry_sdk::search::{Hit, Rank};
-use registry_sdk::{AgentFilter, ListQuery, PreparedSearch};
+use registry_sdk::internal::{FilterParts, Hit, PreparedSearch, Rank, count_agent, heartbeat_timeout};
+use registry_sdk::{AgentFilter, ListQuery};
 
 use super::View;
 use super::entry::{EffectiveStatus, Entry, ReadContext};
@@ -266,7 +265,7 @@ impl View {
         let mut stats = RegistryStats::default();
         for entry in agents.slots.iter().flatten() {
             let effective = entry.effective_status(context, &mut unconfirmed);
-            stats.count(effective.status, effective.missed_deadline);
+            count_agent(&mut stats, effective.status, effective.missed_deadline);
             stats.maintenance_agents += u64::from(effective.in_maintenance);
         }
         let (capabilities, distinct) = agents.index.counts();

@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use registry_sdk::contract::{Timestamp, heartbeat_timeout};
+use registry_sdk::contract::Timestamp;
+use registry_sdk::internal::heartbeat_timeout;
 
 use super::entry::{EffectiveStatus, Entry, ReadContext};
 use super::json::JsonObject;

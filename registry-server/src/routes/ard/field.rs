@@ -1,6 +1,7 @@
 //! Fields of entries, by which they are filtered and counted.
 
 use registry_sdk::ListQuery;
+use registry_sdk::internal::FilterParts;
 use serde_json::Value;
 
 use super::entry::{Artifact, distinct};

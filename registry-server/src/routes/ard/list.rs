@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use registry_sdk::ListQuery;
-use registry_sdk::contract::is_valid_agent_id;
+use registry_sdk::internal::is_valid_agent_id;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use registry_sdk::contract::{is_valid_agent_id, limits};
-use registry_sdk::{PreparedSearch, SearchQuery};
+use registry_sdk::SearchQuery;
+use registry_sdk::contract::limits;
+use registry_sdk::internal::{FromQueryString, PreparedSearch, is_valid_agent_id};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Map, Value};

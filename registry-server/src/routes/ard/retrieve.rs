@@ -7,7 +7,6 @@ use axum::extract::{Path, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use registry_sdk::contract::is_valid_agent_id;
 use sha2::{Digest, Sha256};
 
 use super::entry::Entry;
@@ -15,6 +14,7 @@ use super::site::Site;
 use crate::registry::{Error, Registry};
 use crate::routes::etag::is_known;
 use crate::routes::problem::ApiError;
+use registry_sdk::internal::is_valid_agent_id;
 
 /// Returns the entry of a registered agent, also of one that is not healthy.
 pub(super) async fn retrieve_entry(

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use registry_sdk::contract::{AgentStatus, Instances, Maintenance, ProbeMode, Timestamp};
+use registry_sdk::contract::{AgentStatus, Maintenance, ProbeMode, Timestamp};
+use registry_sdk::internal::Instances;
 use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
