@@ -64,7 +64,7 @@ pub(super) async fn handle(
     let (method, version) = (method_label(request.method()), request.version());
     let mut logged = middleware.logged(&request);
     let outcome = AssertUnwindSafe(middleware.admit(request, &mut logged, next)).catch_unwind().await;
-    let mut response = outcome.unwrap_or_else(|cause| panic_response(logged.source.id(), &*cause));
+    let mut response = outcome.unwrap_or_else(|cause| panic_response(&logged.source, &*cause));
     let status = response.status();
     // The searches of ARD are read by POST.
     let is_read = || {
@@ -192,9 +192,75 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
-fn panic_response(request_id: Option<&str>, cause: &(dyn Any + Send)) -> Response {
-    let message = cause.downcast_ref::<String>().map(String::as_str);
-    let message = message.or_else(|| cause.downcast_ref::<&str>().copied()).unwrap_or("unknown");
-    tracing::error!(request_id, message, "a request handler panicked, answering 500");
+fn panic_response(source: &RequestSource, cause: &(dyn Any + Send)) -> Response {
+    let error = cause.downcast_ref::<String>().map(String::as_str);
+    let error = error.or_else(|| cause.downcast_ref::<&str>().copied()).unwrap_or("unknown");
+    let (request_id, trace_id) = (source.id(), source.trace.trace_id());
+    tracing::error!(request_id, trace_id, error, "a request handler panicked, answering 500");
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed at this request").into_response()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Seek};
+
+    use axum::Router;
+    use axum::body::Body;
+    use axum::middleware::from_fn_with_state;
+    use axum::routing::get;
+    use tokio_util::sync::CancellationToken;
+    use tower_service::Service;
+
+    use super::*;
+    use crate::config::{Config, MigrateMode};
+    use crate::metrics::Metrics;
+    use crate::registry::Supervisor;
+    use crate::store::SqliteDatabase;
+
+    async fn middleware() -> Arc<Middleware> {
+        let database = SqliteDatabase::open("sqlite::memory:", MigrateMode::Auto).await.unwrap();
+        let supervisor = Supervisor::new(CancellationToken::new());
+        let registry =
+            Registry::start(Arc::new(database), Config::default(), Metrics::new().unwrap(), &supervisor);
+        Arc::new(Middleware::new(registry.await.unwrap(), Arc::new(Authenticator::new(None)), None))
+    }
+
+    fn record_log() -> (File, tracing::subscriber::DefaultGuard) {
+        let log = tempfile::tempfile().unwrap();
+        let subscriber = tracing_subscriber::fmt().json().with_writer(Arc::new(log.try_clone().unwrap()));
+        (log, tracing::subscriber::set_default(subscriber.finish()))
+    }
+
+    #[tokio::test]
+    async fn a_panic_answers_500_and_logs_the_request_and_its_trace() {
+        let (mut log, _recording) = record_log();
+        let mut app = Router::new()
+            .route("/fails", get(async || -> StatusCode { panic!("on purpose") }))
+            .layer(from_fn_with_state(middleware().await, handle));
+        let trace = "0af7651916cd43dd8448eb211c80319c";
+        let request = Request::get("/fails")
+            .header("x-request-id", "mine")
+            .header("traceparent", format!("00-{trace}-b7ad6b7169203331-01"));
+        let response = app.call(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(response.headers()["x-request-id"], "mine");
+        let mut lines = String::new();
+        log.rewind().unwrap();
+        log.read_to_string(&mut lines).unwrap();
+        let panics: Vec<serde_json::Value> = lines
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .filter(|line: &serde_json::Value| line["level"] == "ERROR")
+            .collect();
+        assert_eq!(panics.len(), 1, "{lines}");
+        let expected = serde_json::json!({
+            "message": "a request handler panicked, answering 500",
+            "error": "on purpose",
+            "request_id": "mine",
+            "trace_id": trace,
+        });
+        assert_eq!(panics[0]["fields"], expected, "{lines}");
+    }
 }
