@@ -5,7 +5,7 @@
 //! again.
 #![allow(clippy::print_stdout, reason = "it prints what it measured")]
 
-use std::process::{Child, Command, Stdio};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
@@ -14,37 +14,36 @@ use registry_sdk::discovery::Directory;
 use registry_sdk::testing::{Fault, FaultProxy};
 use registry_sdk::{Freshness, RegistryClient, RetryPolicy};
 use registry_server::{Config, Server};
+use test_support::ServerProcess;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 fn main() -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match std::env::var("DIRECTORY_LISTEN") {
-        Ok(address) => tokio::runtime::Runtime::new()?.block_on(serve(&address)),
-        Err(_) => runtime.block_on(measure()),
+    match ServerProcess::listen_address() {
+        Some(address) => tokio::runtime::Runtime::new()?.block_on(serve(address)),
+        None => runtime.block_on(measure()),
     }
 }
 
-async fn serve(address: &str) -> Outcome {
+async fn serve(address: SocketAddr) -> Outcome {
     let heartbeat_timeout = Duration::from_secs(86_400);
     let database_url = "sqlite::memory:".to_owned();
-    let config = Config { listen: address.parse()?, database_url, heartbeat_timeout, ..Config::default() };
+    let config = Config { listen: address.into(), database_url, heartbeat_timeout, ..Config::default() };
     let _server = Server::bind(config).await?;
     std::future::pending().await
 }
 
 async fn measure() -> Outcome {
     let agents: usize = std::env::var("AGENTS").map_or(Ok(100_000), |count| count.parse())?;
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let _server = Process::start(port)?;
-    let client = RegistryClient::builder(format!("http://127.0.0.1:{port}"))
-        .retry(RetryPolicy::registration().attempts(100))
-        .build()?;
+    let server = ServerProcess::start();
+    let client =
+        RegistryClient::builder(server.url()).retry(RetryPolicy::registration().attempts(100)).build()?;
     while client.get_stats().await.is_err() {}
     let registered = stream::iter(0..agents).map(|number| register(&client, number));
     registered.buffer_unordered(64).collect::<Vec<_>>().await.into_iter().collect::<Outcome>()?;
 
-    let proxy = FaultProxy::start(format!("127.0.0.1:{port}")).await;
+    let proxy = FaultProxy::start(server.address().to_string()).await;
     let before = memory("VmRSS:")?;
     let began = Instant::now();
     let directory = Directory::follow(&RegistryClient::new(format!("http://{}", proxy.address()))?);
@@ -130,22 +129,4 @@ fn memory(name: &str) -> Outcome<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find(|line| line.starts_with(name)).ok_or("no such line")?;
     Ok(line.split_whitespace().nth(1).ok_or("no value")?.parse::<u64>()? / 1_024)
-}
-
-/// The server's process. It is killed when this is dropped.
-struct Process(Child);
-
-impl Process {
-    fn start(port: u16) -> Outcome<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.env("DIRECTORY_LISTEN", format!("127.0.0.1:{port}")).stdin(Stdio::null());
-        Ok(Self(command.spawn()?))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

@@ -4,13 +4,14 @@
 //! `cargo bench --bench loops` (Linux). The registry runs in a process of its own, which is this program again.
 #![allow(clippy::print_stdout, reason = "it prints what it measured")]
 
-use std::process::{Child, Command, Stdio};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 use registry_sdk::contract::{Capability, Registration};
 use registry_sdk::{Agent, RegistryClient};
 use registry_server::{Config, Server};
+use test_support::ServerProcess;
 use tokio::time::sleep;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
@@ -19,24 +20,23 @@ const INTERVAL: Duration = Duration::from_secs(30);
 
 fn main() -> Outcome {
     let runtime = tokio::runtime::Runtime::new()?;
-    match std::env::var("LOOPS_LISTEN") {
-        Ok(address) => runtime.block_on(serve(&address)),
-        Err(_) => runtime.block_on(measure()),
+    match ServerProcess::listen_address() {
+        Some(address) => runtime.block_on(serve(address)),
+        None => runtime.block_on(measure()),
     }
 }
 
-async fn serve(address: &str) -> Outcome {
+async fn serve(address: SocketAddr) -> Outcome {
     let database_url = "sqlite::memory:".to_owned();
-    let config = Config { listen: address.parse()?, database_url, ..Config::default() };
+    let config = Config { listen: address.into(), database_url, ..Config::default() };
     let _server = Server::bind(config).await?;
     std::future::pending().await
 }
 
 async fn measure() -> Outcome {
     let count: usize = std::env::var("AGENTS").map_or(Ok(10_000), |agents| agents.parse())?;
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let _registry = Registry::start(port)?;
-    let client = RegistryClient::new(format!("http://127.0.0.1:{port}"))?;
+    let registry = ServerProcess::start();
+    let client = RegistryClient::new(registry.url())?;
     // The connections and the runtime are there before the first reading.
     let warm = stream::iter(0..64).map(|_| client.get_stats()).buffer_unordered(16).count().await;
     assert_eq!(warm, 64);
@@ -54,7 +54,7 @@ async fn measure() -> Outcome {
     println!("loops_core_percent {share:.2} of a core, at a heartbeat every {INTERVAL:?} from each");
 
     // Only now, since asking for them every second takes more than the loops do.
-    let metrics = format!("http://127.0.0.1:{port}/metrics");
+    let metrics = format!("{}/metrics", registry.url());
     let began = Instant::now();
     let mut heard = vec![heartbeats(&metrics).await?];
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
@@ -91,32 +91,6 @@ async fn heartbeats(metrics: &str) -> Outcome<f64> {
             && line.contains("/heartbeat\"")
     });
     Ok(answered.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
-}
-
-/// The registry's process. It is killed when this is dropped.
-struct Registry(Child);
-
-impl Registry {
-    fn start(port: u16) -> Outcome<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.env("LOOPS_LISTEN", format!("127.0.0.1:{port}")).stdin(Stdio::null());
-        let registry = Self(command.spawn()?);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            if Instant::now() > deadline {
-                return Err("the registry does not come up".into());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(registry)
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// This process's resident memory, in bytes.

@@ -9,7 +9,7 @@
 #![allow(clippy::print_stdout, reason = "it prints what it measured")]
 
 use std::collections::HashMap;
-use std::process::{Child, Command, Stdio};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use registry_sdk::testing::{Fault, FaultProxy};
 use registry_sdk::{RegistryClient, Watch, WatchEvent};
 use registry_server::{Config, Server};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use test_support::ServerProcess;
 use tokio::sync::Semaphore;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -29,9 +30,9 @@ const LAST: &str = "the-last";
 
 fn main() -> Outcome {
     let runtime = tokio::runtime::Runtime::new()?;
-    match std::env::var("WATCHERS_LISTEN") {
-        Ok(address) => runtime.block_on(serve(&address)),
-        Err(_) => runtime.block_on(measure()),
+    match ServerProcess::listen_address() {
+        Some(address) => runtime.block_on(serve(address)),
+        None => runtime.block_on(measure()),
     }
 }
 
@@ -39,9 +40,9 @@ fn setting(name: &str, default: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| default.to_owned())
 }
 
-async fn serve(address: &str) -> Outcome {
+async fn serve(address: SocketAddr) -> Outcome {
     let database_url = setting("DATABASE_URL", "sqlite::memory:");
-    let config = Config { listen: address.parse()?, database_url, ..Config::default() };
+    let config = Config { listen: address.into(), database_url, ..Config::default() };
     let _server = Server::bind(config).await?;
     std::future::pending().await
 }
@@ -50,13 +51,13 @@ async fn measure() -> Outcome {
     let watchers: usize = setting("WATCHERS", "1000").parse()?;
     let changes: usize = setting("CHANGES", "10000").parse()?;
     let replicas = if setting("DATABASE_URL", "sqlite::memory:").starts_with("postgres") { 2 } else { 1 };
-    let servers: Vec<Process> = (0..replicas).map(|_| Process::start()).collect::<Outcome<_>>()?;
+    let servers: Vec<_> = (0..replicas).map(|_| ServerProcess::start()).collect();
     let mut clients = Vec::new();
     let mut proxies = Vec::new();
     let mut through = Vec::new();
     for server in &servers {
         clients.push(RegistryClient::new(server.url())?);
-        let proxy = FaultProxy::start(format!("127.0.0.1:{}", server.port)).await;
+        let proxy = FaultProxy::start(server.address().to_string()).await;
         through.push(RegistryClient::new(format!("http://{}", proxy.address()))?);
         proxies.push(proxy);
     }
@@ -225,38 +226,4 @@ async fn register(client: &RegistryClient, id: &str, capability: &str) -> Outcom
     let registration = Registration::new(id, id, "http://agent:8000").capability(Capability::new(capability));
     let record = client.register(&registration).await?;
     Ok((record.agent_id, record.revision.ok_or("a record without its revision")?))
-}
-
-/// A server's process. It is killed when this is dropped.
-struct Process {
-    child: Child,
-    port: u16,
-}
-
-impl Process {
-    fn start() -> Outcome<Self> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let mut command = Command::new(std::env::current_exe()?);
-        command.env("WATCHERS_LISTEN", format!("127.0.0.1:{port}")).stdin(Stdio::null());
-        let process = Self { child: command.spawn()?, port };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            if Instant::now() > deadline {
-                return Err("the server does not come up".into());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(process)
-    }
-
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

@@ -10,12 +10,13 @@ mod logs;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use registry_sdk::RegistryClient;
 use registry_sdk::contract::{Capability, Registration};
+use test_support::{LONG, Process};
 
 /// The program as it is run without a setting in the environment.
 fn program() -> Command {
@@ -28,12 +29,9 @@ fn run(arguments: &[&str]) -> Output {
     program().args(arguments).output().unwrap()
 }
 
-/// Longer than any request takes, however busy the machine is.
-const LONG: Duration = Duration::from_secs(300);
-
-/// A running program. It is killed where the test fails.
+/// A running program.
 struct Running {
-    child: Child,
+    child: Process,
     /// What it logged up to its start.
     start: Vec<String>,
     /// What it logs after its start.
@@ -61,7 +59,7 @@ impl Running {
     }
 
     fn spawn(mut command: Command) -> Self {
-        let mut child = command.spawn().unwrap();
+        let mut child = Process::spawn(&mut command);
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let mut start = Vec::new();
         let address = loop {
@@ -93,8 +91,7 @@ impl Running {
     }
 
     fn send_signal(&self, signal: &str) {
-        let sent = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status().unwrap();
-        assert!(sent.success());
+        self.child.signal(signal);
     }
 
     /// The next line of the log that has a text in it.
@@ -104,13 +101,6 @@ impl Running {
 
     async fn is_ready(&self) -> bool {
         reqwest::get(format!("{}/readyz", self.url)).await.unwrap().status().is_success()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -412,8 +402,7 @@ async fn a_new_token_goes_into_the_file_and_a_hang_up_reads_it() {
     let (token, text) = token_and_entry(made);
     assert!(text.contains("agents = [\"agent-*\"]") && !text.contains(&token), "{text}");
     std::fs::write(&file, &text).unwrap();
-    let pid = server.child.id().to_string();
-    assert!(Command::new("kill").args(["-s", "HUP", &pid]).status().unwrap().success());
+    server.send_signal("HUP");
 
     let client = RegistryClient::builder(server.url.clone()).token(token).build().unwrap();
     while client.get_stats().await.is_err() {

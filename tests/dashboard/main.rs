@@ -26,6 +26,7 @@ use axum::routing::get;
 use registry_sdk::RegistryClient;
 use registry_sdk::contract::{AgentStatus, Capability, Heartbeat, MaintenanceRequest, Registration};
 use registry_server::{Config, NewToken, Server};
+use test_support::start_server;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -33,16 +34,7 @@ use browser::{Page, browser};
 use path_proxy::PathProxy;
 
 async fn start(change: impl FnOnce(&mut Config)) -> (Server, RegistryClient) {
-    let database_url = "sqlite::memory:".to_owned();
-    let mut config = Config {
-        listen: ([127, 0, 0, 1], 0).into(),
-        database_url,
-        // Nobody is offline because the machine is busy.
-        heartbeat_timeout: Duration::from_secs(3_600),
-        ..Config::default()
-    };
-    change(&mut config);
-    let server = Server::bind(config).await.unwrap();
+    let server = start_server(change).await;
     let client = RegistryClient::new(server.url()).unwrap();
     (server, client)
 }

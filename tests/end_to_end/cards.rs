@@ -185,7 +185,11 @@ async fn card_survives_a_restart_and_goes_with_its_agent(database: Database) {
     assert_eq!(again.registration_tag, registered.registration_tag);
     client.deregister("a").await.unwrap();
     assert_not_found(&client, "a").await;
-    assert_eq!(database.text("SELECT max(card) FROM agent_registry_card").await, None, "none is left");
+    assert_eq!(
+        database.value::<Option<String>>("SELECT max(card) FROM agent_registry_card").await,
+        None,
+        "none is left"
+    );
     client.register(&agent("a", "work")).await.unwrap();
     assert_not_found(&client, "a").await;
     server.shutdown().await;
@@ -229,7 +233,7 @@ async fn agent_of_a_deleted_row_leaves_its_card_to_nobody(database: Database) {
     database.execute("DELETE FROM agent_registry").await;
     client.register(&agent("a", "other")).await.unwrap();
     assert_not_found(&client, "a").await;
-    assert_eq!(database.text("SELECT max(card) FROM agent_registry_card").await, None);
+    assert_eq!(database.value::<Option<String>>("SELECT max(card) FROM agent_registry_card").await, None);
     server.shutdown().await;
 }
 

@@ -62,7 +62,7 @@ async fn a_change_that_waits_behind_another_is_seen(database: Database) {
     let client = client(&server);
     let blocked = "SELECT min(pid)::text FROM pg_stat_activity
         WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    let is_blocked = async || database.text(blocked).await.is_some();
+    let is_blocked = async || database.value::<Option<String>>(blocked).await.is_some();
     let is_queued = async || by_label(&scrape(&server).await, "agent_registry_queue_length")["changes"] > 0;
     // Another program holds the state row, so the first change's transaction takes as long. On a busy machine it may fail,
     // or take the second change with it.

@@ -330,7 +330,7 @@ async fn bad_requests_are_refused_with_all_their_fields(database: Database) {
 
 async fn stored(database: &Database) -> Option<String> {
     const QUERY: &str = "SELECT CAST(maintenance AS text) FROM agent_registry WHERE agent_id = 'a'";
-    database.text(QUERY).await
+    database.value::<Option<String>>(QUERY).await
 }
 
 async fn the_end_of_maintenance_is_written_down_and_told_once(database: Database) {

@@ -117,7 +117,6 @@ async fn black_holes_do_not_delay_a_shutdown() {
             }
             drop(traffic);
             world.resume();
-            world.store.remove().await;
         }
     }
 }
@@ -241,7 +240,6 @@ impl World {
         for server in &mut self.servers {
             server.stop_within(shutdown_limit()).await;
         }
-        self.store.remove().await;
     }
 }
 

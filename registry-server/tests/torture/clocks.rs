@@ -1,10 +1,11 @@
 //! Clocks that somebody sets: an hour forward, and back.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use registry_sdk::Agent;
 use registry_sdk::contract::{AgentRecord, AgentStatus};
+use test_support::Process;
 
 use crate::support::{Cluster, FakeClock, Server, Store, agent, client, eventually, is_long, length};
 
@@ -106,30 +107,19 @@ async fn all_live(server: &Server, off: &str, time: Duration) {
     println!("{off}: 0 of {AGENTS} agents were called offline");
 }
 
-/// It is killed when this is dropped, also if the test fails.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// An agent in a process whose clock jumps keeps its pace.
 #[tokio::test(flavor = "multi_thread")]
 async fn clocks_of_agents() {
     let Some(clock) = FakeClock::new() else { return };
     let store = Store::sqlite();
     let server = Server::running(&store.url, &["--heartbeat-timeout", length(TIMEOUT, LONG_TIMEOUT)]).await;
-    let process = Command::new(std::env::current_exe().unwrap())
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
         .args(["--exact", "clocks::an_agent_in_a_process_of_its_own", "--ignored"])
         .env("TORTURE_REGISTRY", server.url())
         .envs(clock.environment())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let _process = Process(process);
+        .stdout(Stdio::null());
+    let _process = Process::spawn(&mut command);
     let client = server.patient_client();
     // It says its interval with the last change that it makes.
     eventually("the agent has its interval", async || {

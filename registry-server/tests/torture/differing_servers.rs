@@ -40,5 +40,4 @@ async fn a_difference_is_logged_once_with_both_values() {
     // Everything that was sent before that has arrived.
     assert_eq!(lines(&log, TIMEOUTS).len(), 1, "{log}");
     drop((one, two));
-    store.remove().await;
 }

@@ -28,7 +28,7 @@ async fn log_is_quiet_about_a_deleted_row(store: Store) {
     let others = ["a", "b", "c"];
     for id in others {
         client.register(&agent(id, "work")).await.unwrap();
-        eventually("it is marked offline", async || store.missed_deadline(id).await).await;
+        eventually("it is marked offline", async || store.has_missed_deadline(id).await).await;
     }
     let log = server.log();
     let lines = log.lines().filter(|line| line.contains(EXPIRED)).count();
@@ -64,7 +64,7 @@ async fn untouched_rows_cause_no_event(store: Store) {
     client.update_status("busy-later", AgentStatus::Busy).await.unwrap();
     client.update_status("offline-later", AgentStatus::Offline).await.unwrap();
     for id in ["silent", "silent-busy", "interval-of-a-tenth"] {
-        eventually("it has missed its deadline", async || store.missed_deadline(id).await).await;
+        eventually("it has missed its deadline", async || store.has_missed_deadline(id).await).await;
     }
     for id in ["unreachable", "url"] {
         eventually("its probes have failed", async || {

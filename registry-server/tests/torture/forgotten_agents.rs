@@ -33,7 +33,6 @@ async fn the_flag_that_removes_them_is_named_on_sqlite() {
 async fn the_flag_that_removes_them_is_named_on_postgres() {
     let store = Store::postgres().await;
     flag_is_named(&store).await;
-    store.remove().await;
 }
 
 async fn flag_is_named(store: &Store) {

@@ -42,8 +42,6 @@ async fn servers_killed_after_an_answer() {
         world.recovers().await;
     }
     world.report("SIGKILL").await;
-    drop(world);
-    store.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -59,8 +57,6 @@ async fn servers_cut_from_the_database_after_an_answer() {
         world.recovers().await;
     }
     world.report("cut from PostgreSQL").await;
-    drop(world);
-    store.remove().await;
 }
 
 /// A heartbeat's commit does not wait for the disk, so PostgreSQL may lose it; the server that acknowledged it still knows of

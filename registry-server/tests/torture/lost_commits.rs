@@ -107,7 +107,6 @@ async fn lose(effect: Effect) {
     for mut server in servers {
         server.stop().await;
     }
-    store.remove().await;
 }
 
 struct World {

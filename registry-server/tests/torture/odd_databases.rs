@@ -45,7 +45,6 @@ async fn migration_and_previous_version_do_not_deadlock() {
         .await;
     let started = starting.await;
     assert!(written.is_ok() && started.is_ok(), "{written:?}, the new server started: {}", started.is_ok());
-    store.remove().await;
 }
 
 /// CREATE INDEX takes the same lock.
@@ -71,7 +70,6 @@ async fn requests_do_not_wait_for_a_locked_table() {
     assert!(!is_long() || took < Duration::from_secs(10), "{took:?}");
     holder.execute("ROLLBACK").await.unwrap();
     recovered(&servers).await;
-    store.remove().await;
 }
 
 /// At full length no request fails: the sessions that are there go on.
@@ -100,7 +98,6 @@ async fn lost_listener_is_replaced_when_there_is_room_again() {
     assert!(!is_long() || failures.is_empty(), "{failures:#?}: {}", servers[0].log());
     allow_connections(&mut administrator, name, true).await;
     recovered(&servers).await;
-    store.remove().await;
 }
 
 async fn allow_connections(administrator: &mut PgConnection, database: &str, is_allowed: bool) {
@@ -134,7 +131,6 @@ async fn database_does_not_end_idle_sessions_of_a_server() {
         .await;
         assert_eq!(ended().await, before, "sessions were ended: {}", server.log());
     }
-    store.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

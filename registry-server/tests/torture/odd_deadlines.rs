@@ -38,7 +38,6 @@ async fn deadlines_are_noticed_beside_a_server_of_the_previous_version() {
         )
         .await;
     eventually("a silent agent is offline", async || is_offline(&client, "dead").await).await;
-    store.remove().await;
 }
 
 /// At full length every first read past a deadline has to say so.
@@ -75,7 +74,6 @@ async fn deadlines_are_noticed_while_other_servers_change_agents() {
         store.revision().await
     );
     assert_eq!(wrong, 0);
-    store.remove().await;
 }
 
 /// Changes agents of their own all the while, until the result is dropped.

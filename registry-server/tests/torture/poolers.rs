@@ -70,8 +70,6 @@ async fn poolers_in_session_mode() {
     for server in &mut servers {
         server.stop_within(Duration::from_secs(length(10, 40))).await;
     }
-    drop(pooler);
-    store.remove().await;
 }
 
 /// Without sessions a server would miss changes, and leave its settings to others.
@@ -83,7 +81,6 @@ async fn poolers_without_sessions_are_refused_at_the_start() {
         let error = start_error(&pooler.url, &[]).await;
         assert!(error.contains("pool_mode = session"), "{mode}: {error}");
     }
-    store.remove().await;
 }
 
 /// A `PgBouncer` of the test's own. It is killed when this is dropped.

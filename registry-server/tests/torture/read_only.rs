@@ -39,7 +39,6 @@ async fn read_only_sessions() {
     outlast(&servers, &mut administrator, begin, &[&reset]).await;
     equal_the_database(&servers, &mut store.connect().await).await;
     end(servers).await;
-    store.remove().await;
 }
 
 /// All sessions become read-only, and writable again.

@@ -112,6 +112,4 @@ async fn replicas() {
     for some in agents.chunks(200) {
         join_all(some.iter().map(|agent| agent.shutdown_within(Duration::from_secs(1)))).await;
     }
-    drop(servers);
-    store.remove().await;
 }

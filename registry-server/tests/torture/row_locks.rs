@@ -86,7 +86,6 @@ async fn row_locks_do_not_delay_a_shutdown() {
     victims.end().await;
     holder.execute("ROLLBACK").await.unwrap();
     holder.close().await.unwrap();
-    store.remove().await;
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +142,6 @@ async fn hold(statement: &'static str, end: End) {
     for mut server in servers {
         server.stop().await;
     }
-    store.remove().await;
 }
 
 async fn start() -> (Store, Vec<Server>) {

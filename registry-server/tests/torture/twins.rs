@@ -2,13 +2,14 @@
 //! the middle of a retry; and a registry that is restored from a backup under them.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use registry_sdk::contract::{AgentRecord, AgentStatus, Capability, Registration};
 use registry_sdk::{Agent, RegistryClient, RetryPolicy};
 use sqlx::Executor;
+use test_support::Process;
 
 use crate::support::{LONG, Server, Store, eventually, length, on_both};
 
@@ -27,22 +28,22 @@ const FLAGS: [&str; 2] = ["--sweep-interval", "200ms"];
 /// machine. A process that is registered before the other starts is the older one without that.
 const YOUNGER_BY: Duration = Duration::from_secs(3);
 
-/// A process with the agent `a`, which is told what to do by lines. It is killed when this is dropped.
+/// A process with the agent `a`, which is told what to do by lines.
 struct Twin {
-    child: Child,
+    child: Process,
     commands: Option<ChildStdin>,
     lines: mpsc::Receiver<String>,
 }
 
 impl Twin {
     fn start(url: &str, name: &str, mode: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
             .args(["--exact", "twins::an_agent_in_a_process_of_its_own", "--ignored", "--nocapture"])
             .envs([("TWIN_REGISTRY", url), ("TWIN_NAME", name), ("TWIN_MODE", mode)])
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stdout(Stdio::piped());
+        let mut child = Process::spawn(&mut command);
         let output = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || {
@@ -81,14 +82,7 @@ impl Twin {
     }
 
     fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Twin {
-    fn drop(&mut self) {
-        self.kill();
+        self.child.kill();
     }
 }
 
@@ -325,8 +319,7 @@ async fn an_agent_works_while_the_registry_hangs_and_ends_at_sigterm() {
     let url = format!("http://{}", hanging.local_addr().unwrap());
     let mut agent = Twin::start(&url, "agent", "run");
     agent.says("working");
-    let pid = agent.child.id().to_string();
-    assert!(Command::new("kill").args(["-s", "TERM", &pid]).status().unwrap().success());
+    agent.child.signal("TERM");
     let began = Instant::now();
     agent.says("ended: true");
     println!("ended {:.1?} after SIGTERM", began.elapsed());

@@ -70,7 +70,6 @@ async fn the_sdk_with_two_urls_loses_no_call_and_no_event() {
     }
     let lists: Vec<_> = watches.iter().map(|seen| seen.lists()).collect();
     println!("{} changes, none told twice or missed on 4 watches; lists read by each: {lists:?}", done.len());
-    store.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,7 +88,6 @@ async fn plain_clients_behind_a_load_balancer_lose_no_request() {
         }
     }
     clients.end("kept-alive connections behind a load balancer").await;
-    store.remove().await;
 }
 
 /// At full length only: nginx is told once a second which servers are ready.
@@ -120,8 +118,6 @@ async fn plain_clients_behind_nginx_lose_no_request() {
         }
         clients.end("nginx").await;
     }
-    drop(servers);
-    store.remove().await;
 }
 
 /// Clients that know nothing of the registry's ways, and try nothing twice.

@@ -138,7 +138,6 @@ async fn postgres_is_restored_in_place_under_running_servers() {
     for server in &mut servers {
         server.stop().await;
     }
-    store.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -166,5 +165,4 @@ async fn postgres_is_restored_into_a_new_database() {
     server.stop().await;
     let drop = format!("DROP DATABASE {name} WITH (FORCE)");
     store.administrator().await.execute(AssertSqlSafe(drop)).await.unwrap();
-    store.remove().await;
 }

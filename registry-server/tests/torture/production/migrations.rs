@@ -52,7 +52,6 @@ async fn migration_that_waits_for_a_dump_does_not_stop_running_servers() {
     let servers = [one, other, migrating];
     recovered(&servers).await;
     follow_each_other(&servers).await;
-    store.remove().await;
 }
 
 /// Its transaction would keep all agents locked.
@@ -72,7 +71,6 @@ async fn migration_whose_connection_falls_silent_is_begun_again() {
         assert_eq!(proxy.fired(), 1);
         assert!(!is_long() || took < Duration::from_secs(20), "{effect:?}: {took:?}");
         recovered(&running).await;
-        store.remove().await;
     }
 }
 
@@ -93,5 +91,4 @@ async fn servers_that_start_together_migrate_once() {
     assert_eq!(all, versions);
     connection.close().await.unwrap();
     follow_each_other(&servers).await;
-    store.remove().await;
 }

@@ -38,7 +38,6 @@ async fn server_ends_if_its_database_stays_read_only() {
     println!("ended after {:.1?}: {error}", began.elapsed());
     assert!(error.contains("default_transaction_read_only"), "{error}");
     assert!(began.elapsed() > Duration::from_secs(10), "it did not wait");
-    store.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,5 +77,4 @@ async fn server_is_started_by_systemd_until_its_database_has_booted() {
     }
     proxy.set(Fault::None);
     Server::running(url.as_str(), &[]).await.client().get_server_health().await.unwrap();
-    store.remove().await;
 }

@@ -8,15 +8,15 @@ mod event_stream;
 mod fake_clock;
 mod load;
 mod server;
-mod store;
 mod switch;
 mod witness;
 mod witnesses;
 
 use std::time::{Duration, Instant};
 
-use registry_sdk::contract::{Capability, Registration};
-use registry_sdk::{RegistryClient, RetryPolicy};
+pub(crate) use test_support::{
+    Database as Store, LONG, agent, eventually, impatient_client as client, patient_client,
+};
 
 pub(crate) use agreement::{equal_the_database, follow_each_other, recovered};
 pub(crate) use callers::{Callers, Seen};
@@ -26,7 +26,6 @@ pub(crate) use event_stream::{Block, Change, EventStream};
 pub(crate) use fake_clock::FakeClock;
 pub(crate) use load::{Connection, Load};
 pub(crate) use server::{Server, free_port, run_program, start_error};
-pub(crate) use store::Store;
 pub(crate) use switch::Switch;
 pub(crate) use witness::{Acknowledged, Outages, Reader, ShownOffline, wall_clock};
 pub(crate) use witnesses::Witnesses;
@@ -58,35 +57,6 @@ pub(crate) fn is_long() -> bool {
 /// The one at full length, the other among the tests.
 pub(crate) fn length<T>(long: T, short: T) -> T {
     if is_long() { long } else { short }
-}
-
-/// Limit of everything that a scenario waits for. Only a defect takes so long, however busy the machine is.
-pub(crate) const LONG: Duration = Duration::from_secs(300);
-
-/// A client that gives its errors at once, and waits for its answers as long as it takes.
-pub(crate) fn client(url: &str) -> RegistryClient {
-    RegistryClient::builder(url).timeout(LONG).retry(RetryPolicy::none()).build().unwrap()
-}
-
-/// The same, but it tries again while the server is overloaded or its database does not answer: on a busy machine either may
-/// be so for a moment.
-pub(crate) fn patient_client(url: &str) -> RegistryClient {
-    client(url).with_retry(RetryPolicy::discovery().attempts(1_000).time_limit(LONG))
-}
-
-pub(crate) fn agent(agent_id: &str, capability: &str) -> Registration {
-    Registration::new(agent_id, agent_id, "http://agents.example:8000")
-        .capability(Capability::new(capability))
-}
-
-/// Waits until something holds, and returns how long that took.
-pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) -> Duration {
-    let began = Instant::now();
-    while !holds().await {
-        assert!(began.elapsed() < LONG, "never happened: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    began.elapsed()
 }
 
 /// Waits until a check succeeds, and returns how long that took. A failure says what the check found last.
@@ -133,9 +103,7 @@ macro_rules! on_both {
 
             #[tokio::test(flavor = "multi_thread")]
             async fn postgres() {
-                let store = crate::support::Store::postgres().await;
-                super::$name(store.clone()).await;
-                store.remove().await;
+                super::$name(crate::support::Store::postgres().await).await;
             }
         }
     };

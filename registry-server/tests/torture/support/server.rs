@@ -1,13 +1,11 @@
 //! The server as a process of its own, which can be killed.
 
 use std::fs::File;
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use registry_sdk::RegistryClient;
+use test_support::{Process, lasting_address};
 
 use super::{LONG, client, patient_client};
 
@@ -16,7 +14,7 @@ pub(crate) struct Server {
     port: u16,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
-    process: Option<Child>,
+    process: Option<Process>,
     log: tempfile::NamedTempFile,
 }
 
@@ -64,7 +62,7 @@ impl Server {
         let log = || Stdio::from(File::options().append(true).open(self.log.path()).unwrap());
         let mut command = Command::new(env!("CARGO_BIN_EXE_registry-server"));
         command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
-        self.process = Some(command.stdin(Stdio::null()).stdout(log()).stderr(log()).spawn().unwrap());
+        self.process = Some(Process::spawn(command.stdin(Stdio::null()).stdout(log()).stderr(log())));
     }
 
     /// Waits until it answers.
@@ -103,18 +101,14 @@ impl Server {
         patient_client(&self.url())
     }
 
-    /// As a crash would end it.
+    /// Ends it as a crash would.
     pub(crate) fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill().unwrap();
-            process.wait().unwrap();
-        }
+        self.process = None;
     }
 
-    /// Stops it in its tracks: it accepts connections, and answers nothing. With `CONT` it goes on.
+    /// Sends it a signal. After `STOP` it accepts connections and answers nothing, until it gets `CONT`.
     pub(crate) fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args(["-s", signal, &self.pid().to_string()]).status().unwrap();
-        assert!(sent.success());
+        self.process().signal(signal);
     }
 
     /// As an operator would end it. Fails where it does not end well.
@@ -153,26 +147,18 @@ impl Server {
         began.elapsed()
     }
 
-    fn pid(&self) -> u32 {
-        self.process.as_ref().unwrap().id()
+    fn process(&self) -> &Process {
+        self.process.as_ref().unwrap()
     }
 
     /// Its resident memory, in KiB.
     pub(crate) fn memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        self.process().memory()
     }
 
     /// How many files and connections it has open.
     pub(crate) fn open_files(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.kill();
+        std::fs::read_dir(format!("/proc/{}/fd", self.process().id())).unwrap().count()
     }
 }
 
@@ -193,11 +179,7 @@ pub(crate) async fn start_error(database_url: &str, arguments: &[&str]) -> Strin
     said.lines().last().unwrap_or_default().to_owned()
 }
 
-/// One below those that the system gives to connections on its own, and another one each time: it stays free while its
-/// server is down.
+/// A port that stays free while its server is down.
 pub(crate) fn free_port() -> u16 {
-    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(fastrand::u16(10_000..20_000)));
-    std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed))
-        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
-        .unwrap()
+    lasting_address().port()
 }

@@ -1,0 +1,13 @@
+//! Export and import, as operators run them, on both databases and with agents that go on meanwhile.
+
+mod agents_that_run;
+mod cards;
+mod drafts;
+mod files;
+mod interruptions;
+mod newer_registries;
+mod outages;
+mod present_agents;
+mod round_trip;
+mod support;
+mod unfinished_agents;
