@@ -1,4 +1,4 @@
-//! Agents and events, as they are stored.
+//! Agents and events in the form in which they are stored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,50 +13,52 @@ use serde::{Deserialize, Serialize};
 use super::card::card_digest;
 use super::{Capabilities, LogEntry, Metadata, Position, RegistrationTag};
 
-/// An agent as it is stored, in its row and in events.
+/// An agent in its stored form, as in its row and in events.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StoredAgent {
     pub(crate) agent_id: String,
     pub(crate) agent_name: String,
     pub(crate) base_url: String,
-    /// Path of the agent's own health, if it is not the default. Events of older versions lack the field.
+    /// Path of the agent's health check, if it is not the default. Missing in events of older versions.
     #[serde(default)]
     pub(crate) health_path: Option<String>,
-    /// Whether the agent may be probed, if it said so. Events of older versions lack the field.
+    /// Whether the agent allows probes, if it said so. Missing in events of older versions.
     #[serde(default)]
     pub(crate) probe: Option<ProbeMode>,
     pub(crate) capabilities: Capabilities,
     pub(crate) metadata: Metadata,
     pub(crate) status: AgentStatus,
-    /// Whether the agent is offline because it missed its deadline, not because it reported so.
+    /// Whether the agent is offline because it missed its deadline, rather than because it said so.
     pub(crate) missed_deadline: bool,
     /// Time since which the agent has been offline.
     pub(crate) offline_since: Option<Timestamp>,
-    /// Whether the registry's probes of the agent failed.
+    /// Whether the registry's last probes of the agent failed.
     pub(crate) probe_failed: bool,
     pub(crate) heartbeat_interval: Option<Duration>,
-    /// Instance that registered last, if it named itself.
+    /// The instance that registered last, if it sent an id.
     pub(crate) instance_id: Option<String>,
-    /// The last few instances of the agent. Events of older versions lack the field.
+    /// The most recent instances of the agent. Missing in events of older versions.
     #[serde(default)]
     pub(crate) instances: Instances,
-    /// As it was stored: it may be over by now. Events of older versions lack the field.
+    /// The stored maintenance, which may be over by now. Missing in events of older versions.
     #[serde(default)]
     pub(crate) maintenance: Option<Maintenance>,
-    /// Name of the token whose request made the last change, or that of the registry. Events of older versions lack the field.
+    /// Name of the token that made the last change, or the registry's. Missing in events of older versions.
     #[serde(default)]
     pub(crate) changed_by: Option<String>,
-    /// Hash of the agent's card, which stands in a table of its own. Events of older versions lack the field.
+    /// Hash of the agent's card, which is stored in a separate table. Missing in events of older versions.
     #[serde(default)]
     pub(crate) card_digest: Option<String>,
     pub(crate) registered_at: Timestamp,
     pub(crate) last_heartbeat: Timestamp,
-    /// Revision of the agent's last change. Plain heartbeats do not move it.
+    /// Revision of the agent's last change. Plain heartbeats do not change it.
     pub(crate) revision: i64,
 }
 
 impl StoredAgent {
-    /// Creates an agent from a registration. Its instances, times and revision are still to be set, and whoever changed it.
+    /// Creates an agent from a registration.
+    ///
+    /// The caller still has to set its instances, its times, its revision and `changed_by`.
     pub(crate) fn from_registration(registration: Registration) -> serde_json::Result<Self> {
         let never = Timestamp::from_unix_millis(0);
         Ok(Self {
@@ -88,17 +90,17 @@ impl StoredAgent {
         RegistrationTag::compute(self)
     }
 
-    /// Whether a filter accepts what the agent registered.
+    /// Whether what the agent registered passes a filter.
     pub(crate) fn passes(&self, filter: &AgentFilter) -> bool {
         (!filter.has_capability() || self.capabilities.any_passes(filter)) && self.metadata.passes(filter)
     }
 
-    /// Whether the agent may be probed. One that wants something only a later version knows is left alone.
+    /// Whether the agent may be probed. A mode that only later versions know counts as no.
     pub(crate) fn may_be_probed(&self) -> bool {
         self.probe.unwrap_or_default() == ProbeMode::On
     }
 
-    /// Whether what probes of one found also holds for the other: it is the same process at the same URL.
+    /// Whether probe results for one of the agents also hold for the other: same process, same URL.
     pub(crate) fn has_same_probes(&self, other: &Self) -> bool {
         let path = self.health_path.as_deref().unwrap_or(DEFAULT_HEALTH_PATH);
         self.base_url == other.base_url
@@ -107,7 +109,7 @@ impl StoredAgent {
             && self.instance_id == other.instance_id
     }
 
-    /// Whether a registration would change nothing.
+    /// Whether registering `draft` would change nothing.
     pub(crate) fn has_same_registration(&self, draft: &Self) -> bool {
         self.status == draft.status
             && self.agent_name == draft.agent_name
@@ -121,7 +123,7 @@ impl StoredAgent {
             && self.card_digest == draft.card_digest
     }
 
-    /// Whether the agent is in maintenance at a time.
+    /// Whether the agent is in maintenance at `now`.
     pub(crate) fn is_in_maintenance(&self, now: Timestamp) -> bool {
         self.maintenance.as_ref().is_some_and(|maintenance| {
             let owner = maintenance.instance_id.as_deref();
@@ -129,12 +131,12 @@ impl StoredAgent {
         })
     }
 
-    /// Whether a process owns the agent's id, and has not been shut down.
+    /// Whether a process owns the agent's id and has not been shut down.
     pub(crate) fn is_owned_by(&self, instance_id: &str) -> bool {
         self.instance_id.as_deref() == Some(instance_id) && !self.instances.has_ended(instance_id)
     }
 
-    /// Whether two states of an agent differ in nothing but the last heartbeat.
+    /// Whether two states of an agent differ only in the last heartbeat.
     pub(crate) fn is_same_but_for_heartbeat(&self, other: &Self) -> bool {
         *self == Self { last_heartbeat: self.last_heartbeat, ..other.clone() }
     }
@@ -146,7 +148,8 @@ pub(crate) enum EventKind {
     Registered,
     StatusChanged,
     Deregistered,
-    /// A change for other replicas only: a heartbeat close to its deadline, or a started or ended instance.
+    /// A change that only other replicas need: a heartbeat close to its deadline, or an instance that started
+    /// or ended.
     Internal,
 }
 
@@ -170,14 +173,14 @@ impl EventKind {
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
     pub(crate) kind: EventKind,
-    /// Tells the event from one with the same revision in another history: see [`Position`].
+    /// Distinguishes the event from one with the same revision in another history: see [`Position`].
     pub(crate) mark: i64,
-    /// The agent after the change; for `Deregistered`, its last state.
+    /// The agent after the change. For `Deregistered`, its last state.
     pub(crate) agent: Arc<StoredAgent>,
 }
 
 impl Event {
-    /// Creates an event with a mark of its own.
+    /// Creates an event with a new mark.
     pub(crate) fn new(kind: EventKind, agent: Arc<StoredAgent>) -> Self {
         Self { kind, mark: fastrand::i64(..), agent }
     }
@@ -193,7 +196,7 @@ impl Event {
 }
 
 impl LogEntry {
-    /// Decodes what was stored of an event.
+    /// Decodes a stored event.
     pub(super) fn decode(position: Position, agent_id: String, kind: &str, agent: Option<&str>) -> Self {
         let event = || {
             let agent: StoredAgent = serde_json::from_str(agent?).ok()?;

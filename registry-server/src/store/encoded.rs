@@ -1,6 +1,6 @@
 //! Capabilities and metadata, kept as the JSON that is stored and sent.
 //!
-//! They are encoded once, and take less memory than the decoded values.
+//! They are encoded once, and the JSON takes less memory than the decoded values.
 
 use registry_sdk::AgentFilter;
 use registry_sdk::contract::Capability;
@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 #[derive(Clone, Debug)]
 pub(crate) struct Capabilities {
     json: Box<RawValue>,
-    /// End of each capability in `json`.
+    /// End offset of each capability in `json`.
     ends: Box<[u32]>,
 }
 
@@ -40,7 +40,7 @@ impl Capabilities {
     /// Returns the JSON object of the capability at an index.
     fn object(&self, index: usize) -> Option<&str> {
         let end = *self.ends.get(index)? as usize;
-        // Skips the array's opening bracket, or the comma.
+        // Skip the opening bracket of the array, or the comma.
         let start = index.checked_sub(1).and_then(|previous| self.ends.get(previous)).copied().unwrap_or(0);
         self.json.get().get(start as usize + 1..end)
     }
@@ -50,19 +50,19 @@ impl Capabilities {
         self.object(index)?.strip_prefix('{')?.strip_suffix('}')
     }
 
-    /// Whether a filter accepts the capability at an index.
+    /// Whether the capability at an index passes a filter.
     pub(crate) fn passes(&self, index: usize, filter: &AgentFilter) -> bool {
         let capability = self.object(index).and_then(|object| serde_json::from_str(object).ok());
         capability.is_some_and(|capability| filter.accepts_capability(&capability))
     }
 
-    /// Whether a filter accepts one of the capabilities.
+    /// Whether at least one of the capabilities passes a filter.
     pub(crate) fn any_passes(&self, filter: &AgentFilter) -> bool {
         (0..self.ends.len()).any(|index| self.passes(index, filter))
     }
 
     pub(crate) fn decode(&self) -> Vec<Capability> {
-        // The JSON was encoded from capabilities, so it decodes.
+        // Always decodes, since the JSON was encoded from capabilities.
         serde_json::from_str(self.json.get()).unwrap_or_default()
     }
 }
@@ -99,7 +99,7 @@ impl Metadata {
         &self.0
     }
 
-    /// Whether a filter accepts the metadata, which is only decoded if it has to be.
+    /// Whether the metadata passes a filter. Decodes the metadata only if the filter needs it.
     pub(crate) fn passes(&self, filter: &AgentFilter) -> bool {
         let decoded = || serde_json::from_str(self.0.get()).unwrap_or_default();
         filter.metadata.is_empty() || filter.accepts_metadata(&decoded())

@@ -1,13 +1,13 @@
 //! Errors of the database.
 
-/// An error of the database.
+/// Error of the database.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
-    /// The database cannot be reached or cannot write now. A retry may succeed.
+    /// The database cannot be reached, or cannot write at the moment. A retry may succeed.
     #[error("the database is not available")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Somebody else has locked what the operation needs. A retry may succeed.
-    #[error("somebody else has locked the rows in the database")]
+    /// Another session holds a lock that the operation needs. A retry may succeed.
+    #[error("another session has locked the rows in the database")]
     Locked(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The database rejected the data. A retry cannot succeed.
     #[error("the database rejected the data")]
@@ -20,7 +20,7 @@ pub(crate) enum CommitError {
     /// Nothing was changed.
     #[error(transparent)]
     NotApplied(StoreError),
-    /// The answer to the commit was lost: the changes may have been made.
+    /// The response to the commit was lost, so the changes may have been made.
     #[error("the database did not say whether it made the changes")]
     Unknown(#[source] StoreError),
 }
@@ -31,7 +31,7 @@ impl From<StoreError> for CommitError {
     }
 }
 
-/// For a commit whose changes nobody waits for: whether they were made does not matter.
+/// For commits that no caller waits for, so that it does not matter whether the changes were made.
 impl From<CommitError> for StoreError {
     fn from(error: CommitError) -> Self {
         match error {

@@ -1,11 +1,11 @@
-//! Whether a database has the tables of this version, for both kinds of database.
+//! Checks whether a database has the tables of this version. Shared by both kinds of database.
 
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 
-/// The table in which sqlx notes what it has applied.
+/// The table in which sqlx records the applied migrations.
 pub(super) const TABLE: &str = "_sqlx_migrations";
 
-/// Whether all migrations have been applied. There has to be a [`TABLE`].
+/// Whether all migrations have been applied. The [`TABLE`] must exist.
 pub(super) async fn are_applied(
     migrations: &Migrator,
     connection: &mut impl Migrate,

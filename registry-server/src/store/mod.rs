@@ -1,7 +1,7 @@
-//! Persistence: sessions with a database, and one implementation per database.
+//! Persistence: database sessions, and one implementation per database.
 //!
-//! A session knows no rules, and has no time limits of its own. The registry decides what is written, gives each
-//! step its time, and drops a session whose step failed or took too long.
+//! Sessions know neither the registry's rules nor time limits. The registry decides what is written, limits
+//! the time of each step, and drops a session whose step failed or took too long.
 
 mod agent;
 mod card;
@@ -30,24 +30,25 @@ pub(crate) use postgres::PostgresDatabase;
 pub(crate) use sqlite::SqliteDatabase;
 pub(crate) use tag::RegistrationTag;
 
-/// A place in the history of a registry.
+/// A position in the history of a registry.
 ///
-/// A database that lost its latest changes (a promoted standby, a restored backup) gives their revisions again. The
-/// random mark tells the changes of one history from those of another.
+/// A database that lost its latest changes (a promoted standby, a restored backup) assigns their revisions
+/// again. The random mark distinguishes the changes of one history from those of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Position {
     pub(crate) revision: i64,
     pub(crate) mark: i64,
 }
 
-/// The id of an event: `REVISION-MARK`.
+/// Formats the id of an event: `REVISION-MARK`.
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{:016x}", self.revision, self.mark)
     }
 }
 
-/// A revision alone, the id of an older server, is in no history: it parses as one without a mark.
+/// Parses the id of an event. A revision alone, as sent by older servers, has no mark and so matches no
+/// history.
 impl FromStr for Position {
     type Err = ();
 
@@ -65,46 +66,46 @@ impl FromStr for Position {
 pub(crate) struct LogEntry {
     pub(crate) position: Position,
     pub(crate) agent_id: String,
-    /// `None` if it cannot be decoded: a later version of the server may have written it.
+    /// `None` if the entry cannot be decoded, because a later version of the server may have written it.
     pub(crate) event: Option<Event>,
 }
 
-/// The state row: where the history ends.
+/// The state row: the end of the history.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Head {
     pub(crate) position: Position,
     /// The heartbeat timeout of all servers over this database.
     pub(crate) heartbeat_timeout: Option<Duration>,
-    /// The database's time.
+    /// Time of the database.
     pub(crate) now: Timestamp,
 }
 
-/// A part of the log.
+/// A page of the log.
 #[derive(Debug)]
 pub(crate) struct LogPage {
     pub(crate) head: Head,
-    /// Whether the database takes writes. A standby and a read-only database do not.
+    /// Whether the database accepts writes. Standbys and read-only databases do not.
     pub(crate) is_writable: bool,
-    /// Entries from the requested revision on, that one included if it is kept, in ascending order.
+    /// Entries from the requested revision on, in ascending order. At most [`MAX_LOG_PAGE`].
     ///
-    /// At most [`MAX_LOG_PAGE`].
+    /// Includes the entry of the requested revision itself, if it is still kept.
     pub(crate) entries: Vec<LogEntry>,
 }
 
-/// All agents at one position, which were passed on while they were read.
+/// What [`Session::load`] returns beside the agents: the log and the head at the same position.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
-    /// The latest entries of the log, up to the head, for watchers that resume. At most [`MAX_REPLAYED_ENTRIES`].
+    /// The latest log entries up to the head, for watchers that resume. At most [`MAX_REPLAYED_ENTRIES`].
     pub(crate) log: Vec<LogEntry>,
     pub(crate) head: Head,
 }
 
-/// The rows of some agents that follow each other by id.
+/// Rows of agents with consecutive ids.
 #[derive(Debug)]
 pub(crate) struct AgentPage {
-    /// In the order of their ids.
+    /// Ordered by id.
     pub(crate) rows: Vec<AgentRow>,
-    /// Revision of the registry at which the rows were read.
+    /// Revision of the registry when the rows were read.
     pub(crate) revision: i64,
 }
 
@@ -112,7 +113,7 @@ pub(crate) struct AgentPage {
 #[derive(Debug)]
 pub(crate) enum AgentRow {
     Readable(Box<StoredAgent>),
-    /// The row of the agent with this id cannot be decoded: another program may have written it.
+    /// The id of an agent whose row cannot be decoded, because another program may have written it.
     Unreadable(String),
 }
 
@@ -125,20 +126,21 @@ impl AgentRow {
     }
 }
 
-/// Agents that a transaction has locked, by id. Those without a row are in neither.
+/// Agents that a transaction tried to lock, by id. Agents without a row are in neither collection.
 #[derive(Debug, Default)]
 pub(crate) struct LockedAgents {
     pub(crate) rows: HashMap<String, AgentRow>,
-    /// Agents whose rows somebody else has locked.
+    /// Agents whose rows another session has locked.
     pub(crate) held: HashSet<String>,
 }
 
-/// A heartbeat that only moves the agent's `last_heartbeat`.
+/// A heartbeat that only changes the agent's `last_heartbeat`.
 #[derive(Clone, Debug)]
 pub(crate) struct HeartbeatWrite {
     /// The agent as the caller knows it.
     ///
-    /// If the database has another revision, the heartbeat may change more than the time, and is not written.
+    /// If the database has another revision, the heartbeat might change more than the time, so it is not
+    /// written.
     pub(crate) agent: Arc<StoredAgent>,
     /// Time since the heartbeat arrived.
     pub(crate) age: Duration,
@@ -147,30 +149,31 @@ pub(crate) struct HeartbeatWrite {
 /// The result of writing heartbeats.
 #[derive(Debug)]
 pub(crate) struct WrittenHeartbeats {
-    /// The database's time.
+    /// Time of the database.
     pub(crate) now: Timestamp,
-    /// The new times in the order of the heartbeats; `None` if the agent is gone, at another revision or locked by
-    /// somebody else.
+    /// The new times, in the order of the heartbeats.
+    ///
+    /// `None` if the agent is gone, has another revision, or is locked by another session.
     pub(crate) times: Vec<Option<Timestamp>>,
 }
 
-/// Times of the last heartbeats in the database.
+/// Last heartbeats as recorded in the database.
 #[derive(Debug)]
 pub(crate) struct LastHeartbeats {
     pub(crate) head: Head,
     pub(crate) times: Vec<(String, Timestamp)>,
 }
 
-/// The writes of a transaction.
+/// Writes of one transaction.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Writes {
-    /// Agents of which only `last_heartbeat` moves, as they are afterwards.
+    /// New states of agents of which only `last_heartbeat` changes.
     pub(crate) heartbeats: Vec<Arc<StoredAgent>>,
-    /// Agents that are created, replaced or removed, at most once each.
+    /// Agents that are created, replaced or removed, each at most once.
     ///
-    /// Their revisions follow the head's without a gap.
+    /// Their revisions continue the head's without a gap.
     pub(crate) events: Vec<Event>,
-    /// Cards of agents among them.
+    /// Cards of agents in `events`.
     pub(crate) cards: Vec<CardWrite>,
 }
 
@@ -183,12 +186,12 @@ impl Writes {
         self.events.iter().filter(|event| event.kind != EventKind::Deregistered).map(|event| &*event.agent)
     }
 
-    /// Returns the cards to be stored, each with the id of its agent.
+    /// Returns the cards to store, each with the id of its agent.
     fn new_cards(&self) -> impl Iterator<Item = (&str, &str)> {
         self.cards.iter().filter_map(|write| Some((write.agent_id.as_str(), write.card.as_ref()?.as_str())))
     }
 
-    /// Returns the ids of the agents that have no card afterwards, though they may have one.
+    /// Returns the ids of agents that must not have a card afterwards.
     fn agents_without_cards(&self) -> Vec<&str> {
         let removed = self.cards.iter().filter(|write| write.card.is_none());
         let mut agent_ids = self.deletes();
@@ -202,12 +205,13 @@ impl Writes {
     }
 }
 
-/// Use of a session. Each use has a session of its own, so that none waits for another.
+/// Purpose of a session. Each purpose has its own session, so that none waits for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// Transactions, fully durable.
     Changes,
-    /// Heartbeats. Commits do not wait for the disk: after a crash of the database the registry writes them again.
+    /// Heartbeats. Commits do not wait for the disk: after a crash of the database, the registry writes them
+    /// again.
     Heartbeats,
     /// Everything else: reads, leases and broadcasts.
     Reads,
@@ -219,23 +223,25 @@ pub(crate) trait Database: Send + Sync + 'static {
     /// Returns the name of the store in `GET /health`.
     fn name(&self) -> &'static str;
 
-    /// Whether other processes write to the database, so that memory may lag behind it.
+    /// Whether other processes write to the database, so that memory may lag behind.
     fn is_shared(&self) -> bool;
 
     /// Opens a session.
     async fn connect(&self, purpose: Purpose) -> Result<Box<dyn Session>>;
 
-    /// Opens a session that is notified of the changes of other servers.
+    /// Opens a session that is notified of changes by other servers.
     async fn listen(&self) -> Result<Box<dyn Listener>>;
 
-    /// Closes what the sessions share, after all of them have been dropped.
+    /// Closes the resources that sessions share. All sessions must have been dropped.
     async fn close(&self);
 }
 
 /// Reads the log of changes.
 #[async_trait]
 pub(crate) trait LogReader: Send {
-    /// Reads the log from a revision on, that one included, inside or outside of a transaction. Not cancel safe.
+    /// Reads the log from a revision on, including that revision, inside or outside of a transaction.
+    ///
+    /// Not cancel safe.
     async fn read_log(&mut self, from: i64) -> Result<LogPage>;
 }
 
@@ -248,92 +254,95 @@ impl fmt::Debug for dyn Database {
 /// A connection, used by one task at a time.
 ///
 /// # Cancel safety
-/// None of its operations is cancel safe: after a cancelled or failed one the session has to be dropped, which rolls
-/// back what was not committed and waits for nothing.
+/// No operation is cancel safe. A session must be dropped after an operation was cancelled or failed.
+/// Dropping it rolls back uncommitted changes, without waiting.
 #[async_trait]
 pub(crate) trait Session: LogReader + Sync {
-    /// Begins a transaction, and locks the state row: the transactions of all servers are serialized.
+    /// Begins a transaction and locks the state row, which serializes the transactions of all servers.
     ///
-    /// If that takes too long, the transaction has to be rolled back before the next attempt.
+    /// If this takes too long, the transaction must be rolled back before the next attempt.
     async fn begin(&mut self) -> Result<Head>;
 
-    /// Locks agents in the open transaction, without waiting for those that somebody else has locked.
+    /// Locks agents in the open transaction, skipping those that another session has locked.
     async fn lock_agents(&mut self, agent_ids: &[String]) -> Result<LockedAgents>;
 
-    /// Writes in the open transaction, and commits it, fully durable. Drops log entries that are too old.
+    /// Writes and commits the open transaction, fully durable. Drops log entries that are too old.
     ///
-    /// Without writes it proves that the database takes some, with an update that changes nothing.
+    /// Without any writes, it performs an update that changes nothing, to prove that the database accepts
+    /// writes.
     async fn commit(&mut self, writes: &Writes) -> std::result::Result<(), CommitError>;
 
-    /// Ends the open transaction without a change.
+    /// Ends the open transaction without changing anything.
     async fn rollback(&mut self) -> Result<()>;
 
-    /// Moves `last_heartbeat` forward for each agent that is still at the caller's revision.
+    /// Moves `last_heartbeat` forward for each agent that still has the caller's revision.
     ///
-    /// Waits for no lock. No agent may be in it twice.
+    /// Never waits for a lock. Each agent may occur only once.
     async fn write_heartbeats(&mut self, heartbeats: &[HeartbeatWrite]) -> Result<WrittenHeartbeats>;
 
-    /// Returns the last heartbeats of the agents, as written by any process. For shared databases only.
+    /// Returns the last heartbeats of the agents, as written by any process. Only for shared databases.
     async fn last_heartbeats(&mut self, _agent_ids: &[String]) -> Result<LastHeartbeats> {
         Err(StoreError::Unavailable("no other process writes to it".into()))
     }
 
-    /// Loads all agents at one position, and passes them on while it reads. Those that cannot be decoded are logged and
-    /// skipped.
+    /// Loads all agents at one position, sending them to the channel while reading.
+    ///
+    /// Agents that cannot be decoded are logged and skipped.
     async fn load(&mut self, agents: AgentSender) -> Result<Snapshot>;
 
-    /// Reads the rows of the next agents by id, after an id or from the first one on. If there are fewer than `limit`,
-    /// they are the last ones.
+    /// Reads the next `limit` agent rows by id, starting after an id; `""` starts at the first.
+    ///
+    /// A page with fewer than `limit` rows is the last one.
     async fn read_agents(&mut self, after: &str, limit: usize) -> Result<AgentPage>;
 
     /// Reads the card of an agent.
     async fn read_card(&mut self, agent_id: &str) -> Result<Option<String>>;
 
-    /// Sets the heartbeat timeout of all servers over this database, in the open transaction.
+    /// Sets the heartbeat timeout of all servers over this database, within the open transaction.
     async fn set_heartbeat_timeout(&mut self, timeout: Duration) -> Result<()>;
 
-    /// Sends messages to all servers, without storing them. They may get lost. A server that is alone sends none.
+    /// Sends messages to all servers without storing them. Messages may get lost.
     ///
-    /// Each message must be shorter than 8,000 bytes.
+    /// Each message must be shorter than 8,000 bytes. Databases with a single server send nothing.
     async fn broadcast(&mut self, _messages: &[String]) -> Result<()> {
         Ok(())
     }
 
     /// Acquires or renews an exclusive lease, and returns whether the holder has it.
     ///
-    /// A duration of zero releases the lease. A server that is alone has every lease.
+    /// A duration of zero releases the lease. Databases with a single server always grant it.
     async fn acquire_lease(&mut self, _name: &str, _holder: &str, _duration: Duration) -> Result<bool> {
         Ok(true)
     }
 }
 
-/// A connection that is notified of the changes of other servers.
+/// A connection that is notified of changes by other servers.
 #[async_trait]
 pub(crate) trait Listener: LogReader {
     /// Waits for a notification.
     ///
     /// # Cancel safety
-    /// Cancel safe: no notification is lost.
+    /// Cancel safe: no notification gets lost.
     async fn notified(&mut self) -> Result<Notification>;
 }
 
-/// A notification. It may get lost, so the log has to be polled, too.
+/// A notification. Notifications may get lost, so the log has to be polled as well.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Notification {
     /// Another server may have written to the log.
     Changed,
-    /// A message that a server broadcast, this one included.
+    /// A message that a server broadcast, possibly this one.
     Broadcast(String),
 }
 
-/// Passes on agents that are loaded, some at a time.
+/// Sends loaded agents to a channel, in chunks.
 #[derive(Clone, Debug)]
 pub(crate) struct AgentSender {
     chunks: mpsc::Sender<Vec<StoredAgent>>,
     chunk: Vec<StoredAgent>,
 }
 
-/// Number of agents that are passed on at a time, and of such chunks that may wait.
+/// Number of agents in a chunk, and of chunks that the channel holds.
 const CHUNK_AGENTS: usize = 64;
 const MAX_CHUNKS: usize = 32;
 
@@ -343,7 +352,7 @@ impl AgentSender {
         (Self { chunks, chunk: Vec::new() }, received)
     }
 
-    /// Passes on an agent that was read, unless it is unreadable.
+    /// Sends an agent, unless its row is unreadable.
     pub(crate) async fn send(&mut self, row: AgentRow) {
         let AgentRow::Readable(agent) = row else { return };
         self.chunk.push(*agent);
@@ -352,9 +361,9 @@ impl AgentSender {
         }
     }
 
-    /// Passes on the last agents.
+    /// Sends the last, incomplete chunk.
     pub(crate) async fn flush(&mut self) {
-        // Whoever no longer receives them has given up.
+        // A receiver that is gone has given up on the agents.
         let _ = self.chunks.send(std::mem::take(&mut self.chunk)).await;
     }
 }
@@ -364,14 +373,15 @@ pub(crate) const MAX_LOG_PAGE: i64 = 1_000;
 
 /// Maximum number of entries in the log of a [`Snapshot`].
 ///
-/// Enough for about a minute of changes, and few enough not to delay the start.
+/// Covers about a minute of changes, and does not delay the start noticeably.
 pub(crate) const MAX_REPLAYED_ENTRIES: i64 = 4_096;
 
-/// Number of revisions whose entries are kept in the log: a server further behind reloads everything.
+/// Number of revisions kept in the log. A server that is further behind reloads everything.
 const RETAINED_REVISIONS: i64 = 20_000;
 
-/// Selects agents, with the expression for their last heartbeat. Names the columns, since a later version may have
-/// added others.
+/// Selects agents, with the given expression as their last heartbeat.
+///
+/// Names the columns, since a later version may have added others.
 macro_rules! select_agents {
     ($last_heartbeat:literal, $($rest:literal)*) => {
         concat!(
@@ -387,14 +397,14 @@ macro_rules! select_agents {
 }
 use select_agents;
 
-/// Returns the error of a column with an invalid value.
+/// Creates the error for a column with an invalid value.
 fn undecodable(column: &'static str, error: impl std::fmt::Display) -> sqlx::Error {
     sqlx::Error::ColumnDecode { index: column.to_owned(), source: error.to_string().into() }
 }
 
-/// Returns the row of an agent, readable or not; fails if the row could not be read at all.
+/// Returns the row of an agent, readable or not. Fails if the row could not be fetched.
 ///
-/// The owner of a database may write to it with any program, so a value that nothing can read concerns its agent only.
+/// Any program may write to the database, so an undecodable value must only affect its own agent.
 fn agent_row(
     agent_id: String,
     decoded: std::result::Result<StoredAgent, sqlx::Error>,
@@ -413,13 +423,16 @@ fn agent_row(
     }
 }
 
-/// Another program may have written any number. One that the contract does not allow counts as none.
+/// Converts a heartbeat interval. Intervals that the contract forbids, written by another program, are
+/// ignored.
 fn interval_from_seconds(seconds: Option<f64>) -> Option<Duration> {
     timeout_from_seconds(seconds).filter(|interval| *interval <= limits::HEARTBEAT_INTERVAL)
 }
 
-/// Returns whoever made an agent's last change. The columns are left alone by servers that do not know them, so they count
-/// only for the revision that they were written with.
+/// Returns the name behind an agent's last change.
+///
+/// Older servers leave these columns unchanged, so they only count for the revision with which they were
+/// written.
 fn changed_by(name: Option<String>, at_revision: Option<i64>, revision: i64) -> Option<String> {
     name.filter(|_| at_revision == Some(revision))
 }

@@ -1,4 +1,4 @@
-//! The tag of a registration, by which an agent notices that the registry lost it.
+//! The tag of a registration, by which an agent notices that the registry lost its registration.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use super::StoredAgent;
 
 /// A hash of what an agent registered.
 ///
-/// It is the same on every replica, with both databases, and in every version of the server: if two replicas
+/// The same on every replica, with both databases, and in every version of the server: if two replicas
 /// disagreed, agents would register again with each heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RegistrationTag(u64);
@@ -19,13 +19,13 @@ impl RegistrationTag {
         let mut hash = FieldHasher(Sha256::new());
         hash.field(Some(agent.agent_name.as_bytes()));
         hash.field(Some(agent.base_url.as_bytes()));
-        // The encoded text is the same with both databases: a row's value is encoded again when it is read.
+        // Both databases yield the same text, since values read from a row are encoded again.
         hash.field(Some(agent.capabilities.json().get().as_bytes()));
         hash.field(Some(agent.metadata.json().get().as_bytes()));
         let interval = agent.heartbeat_interval.map(|interval| interval.as_nanos().to_be_bytes());
         hash.field(interval.as_ref().map(<[u8; 16]>::as_slice));
         hash.field(agent.instance_id.as_deref().map(str::as_bytes));
-        // Nothing without them: the tag must be that of servers that do not know them.
+        // Fields that older servers do not know only count if they are set, so that the tag matches theirs.
         if agent.health_path.is_some() || agent.probe.is_some() {
             hash.field(agent.health_path.as_deref().map(str::as_bytes));
             hash.field(agent.probe.as_ref().map(|probe| probe.as_str().as_bytes()));
@@ -57,7 +57,7 @@ impl FieldHasher {
     /// Hashes a field after its length, so that different lists of fields never yield the same bytes.
     fn field(&mut self, field: Option<&[u8]>) {
         let Some(bytes) = field else {
-            // No field is that long.
+            // A length that no field has.
             return self.0.update(u64::MAX.to_be_bytes());
         };
         self.0.update((bytes.len() as u64).to_be_bytes());
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn every_registered_field_but_the_status_and_the_age_changes_the_tag() {
+    fn every_registered_field_except_status_and_age_changes_the_tag() {
         let mut seen = vec![tag(registration())];
         let changes: [fn(&mut Registration); 16] = [
             |given| given.agent_name.push('x'),
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_moves_to_the_next_field_changes_the_tag() {
+    fn text_moved_to_the_next_field_changes_the_tag() {
         assert_ne!(
             tag(Registration::new("a", "Ahttp://a", "http://b")),
             tag(Registration::new("a", "A", "http://ahttp://b"))
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn tag_survives_being_encoded_and_read_again() {
+    fn tag_survives_encoding_and_decoding() {
         // Floats that an inexact parser rounds differently.
         let floats = serde_json::json!([
             2.003_039_774_426_776_2e-253,

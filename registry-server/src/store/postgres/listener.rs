@@ -1,4 +1,4 @@
-//! The session that listens: for changes of other servers, and for broadcasts.
+//! A session that listens for changes by other servers and for broadcasts.
 
 use std::sync::Arc;
 
@@ -17,9 +17,9 @@ pub(super) struct PostgresListener {
 
 impl PostgresListener {
     pub(super) async fn connect(options: &PgConnectOptions, process_id: Arc<str>) -> Result<Self> {
-        // `PgListener` only takes a connection from a pool. This pool is for the listener alone.
-        // A listener that is dropped ends its session in the background: if the connection hangs, when the operating
-        // system gives it up. Nothing waits for that.
+        // `PgListener` only accepts connections from a pool, so this pool serves the listener alone. A
+        // dropped listener ends its session in the background. If the connection hangs, that takes until the
+        // operating system gives it up, but nothing waits for it.
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .max_lifetime(None)
@@ -51,7 +51,8 @@ impl Listener for PostgresListener {
     async fn notified(&mut self) -> Result<Notification> {
         loop {
             let notification = self.listener.try_recv().await?;
-            // Without one the connection was lost. The caller opens a new listener, since notifications are lost, too.
+            // `None` means that the connection was lost, and notifications with it. The caller opens a new
+            // listener.
             let notification = notification.ok_or(sqlx::Error::WorkerCrashed)?;
             if notification.channel() == self.broadcast_channel {
                 return Ok(Notification::Broadcast(notification.payload().to_owned()));

@@ -8,11 +8,11 @@ use sqlx::{PgExecutor, Row};
 use super::rows::timestamp;
 use crate::store::{Head, LogEntry, LogPage, MAX_LOG_PAGE, Position, timeout_from_seconds};
 
-/// Reads the log from a revision on: see [`crate::store::Session::read_log`].
+/// Reads the log from a revision on: see [`LogReader::read_log`](crate::store::LogReader::read_log).
 pub(super) async fn read_log(executor: impl PgExecutor<'_>, from: i64) -> sqlx::Result<LogPage> {
     let rows = sqlx::query(
-        // The subquery limits the entries before the join. Otherwise the database would sort all later ones. A server
-        // of an older version does not set the mark in the state row, but its entry in the log has one.
+        // The subquery limits the entries before the join; otherwise, the database would sort all later
+        // entries. Older servers do not set the mark in the state row, but their log entries have one.
         "SELECT state.revision, coalesce(last.mark, state.mark), now(), state.heartbeat_timeout_seconds,
              NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off',
              entry.revision, entry.mark, entry.agent_id, entry.kind, entry.agent
@@ -38,14 +38,14 @@ pub(super) async fn read_log(executor: impl PgExecutor<'_>, from: i64) -> sqlx::
     Ok(page)
 }
 
-/// Decodes the state row, whose columns are the first four.
+/// Decodes the state row from the first four columns.
 pub(super) fn head(row: &PgRow) -> sqlx::Result<Head> {
     let heartbeat_timeout: Option<Duration> = timeout_from_seconds(row.try_get(3)?);
     let position = Position { revision: row.try_get(0)?, mark: row.try_get(1)? };
     Ok(Head { position, heartbeat_timeout, now: timestamp(row, 2)? })
 }
 
-/// Decodes an entry: revision, mark, agent id, kind and agent, from a column on.
+/// Decodes a log entry: revision, mark, agent id, kind and agent, starting at a column.
 pub(super) fn entry(row: &PgRow, column: usize) -> sqlx::Result<LogEntry> {
     let position = Position { revision: row.try_get(column)?, mark: row.try_get(column + 1)? };
     let kind: &str = row.try_get(column + 3)?;

@@ -1,7 +1,7 @@
-//! Migrations, beside servers that are running and whatever else uses the tables.
+//! Migrations that run beside running servers and any other users of the tables.
 //!
-//! While a migration waits for a lock on a table, every later statement on the table waits behind it. So it waits for a
-//! moment only, and tries again later.
+//! While a migration waits for a table lock, every later statement on that table queues behind it. So an
+//! attempt waits only briefly, and is repeated later.
 
 use std::time::Duration;
 
@@ -14,33 +14,33 @@ use super::start::{CONNECT_TIMEOUT, has_code};
 use super::{set_up, timed_out};
 use crate::store::migrations;
 
-/// Limit of all attempts together. A dump of a large database takes minutes.
+/// Time limit for all attempts together. Dumping a large database, which blocks migrations, takes minutes.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Pause between attempts, in which running servers work undisturbed.
+/// Delay between attempts, during which running servers work undisturbed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Number of attempts between two lines in the log.
+/// Number of attempts between two log lines.
 const ATTEMPTS_PER_WARNING: u32 = 10;
 
-/// Settings of the session that migrates, whatever the role has.
+/// Settings of the migrating session, overriding those of the role.
 const SETTINGS: &[(&str, &str)] = &[
     ("statement_timeout", "0"),
-    // Shorter than that of running servers, whose statements wait behind this session's.
+    // Shorter than in running servers, whose statements queue behind this session's.
     ("lock_timeout", "50ms"),
     // If this server is cut off inside a transaction, the tables must not stay locked.
     ("idle_in_transaction_session_timeout", "5s"),
     ("default_transaction_isolation", "read committed"),
 ];
 
-/// How often the session that migrates is looked at.
+/// Interval between two checks of the migrating session.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long no look may succeed, until the database counts as away.
+/// Time without a successful check after which the database counts as unavailable.
 const AWAY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// PostgreSQL's codes for a lock timeout, a deadlock, and a session that was ended since it was idle in a transaction.
+/// PostgreSQL's codes for a lock timeout, a deadlock, and a session ended because it idled in a transaction.
 const TRANSIENT_CODES: [&str; 3] = ["55P03", "40P01", "25P03"];
 
 fn migrator() -> Migrator {
@@ -50,7 +50,7 @@ fn migrator() -> Migrator {
     migrations
 }
 
-/// Whether all migrations have been applied. Needs no right but to read.
+/// Whether all migrations have been applied. Only needs the right to read.
 pub(super) async fn is_current(connection: &mut PgConnection) -> Result<bool, MigrateError> {
     let reading = async {
         let query = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(migrations::TABLE);
@@ -60,7 +60,7 @@ pub(super) async fn is_current(connection: &mut PgConnection) -> Result<bool, Mi
     timeout(CONNECT_TIMEOUT, reading).await.unwrap_or_else(|_| Err(sqlx::Error::from(timed_out()).into()))
 }
 
-/// Applies what is missing. Servers that start together do so one after another.
+/// Applies the missing migrations. Servers that start together do so one after another.
 pub(super) async fn run(options: &PgConnectOptions) -> Result<(), MigrateError> {
     let deadline = Instant::now() + MIGRATION_TIMEOUT;
     let mut observer = Observer { options, connection: None, holders: None };
@@ -83,7 +83,7 @@ pub(super) async fn run(options: &PgConnectOptions) -> Result<(), MigrateError> 
     }
 }
 
-/// Migrates in a session of its own: one that failed may still have the lock that lets one server migrate at a time.
+/// Migrates in a new session: the session of a failed attempt may still hold sqlx's migration lock.
 async fn attempt(options: &PgConnectOptions, observer: &mut Observer<'_>) -> Result<(), MigrateError> {
     let opened = timeout(CONNECT_TIMEOUT, open_session(options)).await;
     let (mut connection, pid) = opened.unwrap_or_else(|_| Err(timed_out().into()))?;
@@ -94,7 +94,7 @@ async fn attempt(options: &PgConnectOptions, observer: &mut Observer<'_>) -> Res
     }
 }
 
-/// Returns a session, and its process.
+/// Opens the migrating session. Returns the connection and the id of its server process.
 async fn open_session(options: &PgConnectOptions) -> sqlx::Result<(PgConnection, i32)> {
     let mut connection = PgConnection::connect_with(options).await?;
     set_up(&mut connection, SETTINGS).await?;
@@ -110,7 +110,7 @@ fn is_transient(error: &MigrateError) -> bool {
     })
 }
 
-/// Returns the database's error.
+/// Returns the underlying database error.
 pub(super) fn sqlx_error(error: &MigrateError) -> Option<&sqlx::Error> {
     match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => Some(error),
@@ -118,19 +118,21 @@ pub(super) fn sqlx_error(error: &MigrateError) -> Option<&sqlx::Error> {
     }
 }
 
-/// Looks at the session that migrates from another one: a session that waits cannot say for whom, and a connection that fell
-/// silent looks the same from here as a migration that takes long.
+/// Watches the migrating session from a second connection.
+///
+/// A session that waits cannot say for whom, and from here, a dead connection looks the same as a long
+/// migration.
 struct Observer<'a> {
     options: &'a PgConnectOptions,
-    /// `None` until the first look, and after one that failed.
+    /// `None` before the first check and after a failed one.
     connection: Option<PgConnection>,
-    /// Sessions that held what the migration waited for last.
+    /// The sessions that the migration last waited for.
     holders: Option<String>,
 }
 
 impl Observer<'_> {
-    /// Waits until the session has ended or has nothing to do, although this server waits for its answer, or until the database
-    /// is away.
+    /// Returns when the migrating session has ended or is idle although this server waits for its response,
+    /// or when the database is unavailable.
     async fn lost(&mut self, pid: i32) {
         let mut last_success = Instant::now();
         while last_success.elapsed() < AWAY_TIMEOUT {
@@ -138,19 +140,19 @@ impl Observer<'_> {
             match timeout(LOOK_TIMEOUT, self.look(pid)).await {
                 Ok(Ok(true)) => last_success = Instant::now(),
                 Ok(Ok(false)) => return,
-                // The next look connects anew.
+                // The next check opens a new connection.
                 Ok(Err(_)) | Err(_) => {}
             }
         }
     }
 
-    /// Returns whether the session works, or did so a moment ago, and notes for whom it waits.
+    /// Returns whether the session is or recently was active, and records the sessions that it waits for.
     async fn look(&mut self, pid: i32) -> sqlx::Result<bool> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => PgConnection::connect_with(self.options).await?,
         };
-        // Others' transactions are only seen with the right to it.
+        // Transactions of other roles are only visible with the necessary privilege.
         let looked = sqlx::query(
             "SELECT session.state = 'active' OR session.state_change > clock_timestamp() - interval '3 s' AS works,
                  (SELECT string_agg(concat_ws(', ', 'process ' || blocking.pid, nullif(application_name, ''),

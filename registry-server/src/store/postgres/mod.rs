@@ -1,4 +1,4 @@
-//! The PostgreSQL store, for production, and for several servers over one database.
+//! The PostgreSQL store, for production and for several servers over one database.
 
 mod listener;
 mod log;
@@ -22,47 +22,50 @@ use crate::server::StartError;
 use listener::PostgresListener;
 use session::PostgresSession;
 
-/// Notification channel for "something has changed".
+/// Notification channel for changes.
 const CHANGE_CHANNEL: &str = "agent_registry";
 
-/// Notification channel for broadcasts, which are not stored. The id of the state table follows: another schema of the
-/// database may hold another registry.
+/// Prefix of the notification channel for broadcasts, which are not stored.
+///
+/// The id of the state table follows, since another schema of the database may hold another registry.
 const BROADCAST_CHANNEL: &str = "agent_registry_news_";
 
-/// Settings of every session, by name. They are set by a statement, since `PgBouncer` refuses them at the start of a
-/// connection.
+/// Settings of every session, by name.
+///
+/// Set with a statement, since `PgBouncer` rejects them in the startup message.
 const SETTINGS: &[(&str, &str)] = &[
     // A server that was suspended or cut off inside a transaction must not block the others for long.
     ("idle_in_transaction_session_timeout", "1s"),
     ("lock_timeout", "100ms"),
     ("statement_timeout", "2s"),
     ("default_transaction_isolation", "read committed"),
-    // Every statement finds its rows by a key, whatever the size of batch and table. A custom plan per batch, or
-    // one made while the table was still empty, costs many times more.
+    // Every statement finds its rows by key, whatever the size of the batch and the table. A custom plan per
+    // batch, or one made while the table was still empty, costs many times more.
     ("plan_cache_mode", "force_generic_plan"),
     ("enable_seqscan", "off"),
     ("jit", "off"),
 ];
 
-/// Settings that some versions or platforms lack: by them the database notices that this server is gone, and keeps
-/// sessions that are idle.
+/// Settings that some versions or platforms lack.
+///
+/// They let the database notice that this server is gone, and keep idle sessions open.
 const OPTIONAL_SETTINGS: &[(&str, &str)] = &[
     ("client_connection_check_interval", "500ms"),
     ("tcp_user_timeout", "3s"),
     ("idle_session_timeout", "0"),
 ];
 
-/// The settings of the session for heartbeats: a batch need not wait for the disk.
+/// Additional settings of heartbeat sessions: a batch need not wait for the disk.
 const HEARTBEAT_SETTINGS: &[(&str, &str)] = &[("synchronous_commit", "off")];
 
 pub(crate) struct PostgresDatabase {
     options: PgConnectOptions,
-    /// Marks this process's own notifications, so that it can ignore them.
+    /// Identifies this process's own notifications, which it ignores.
     process_id: Arc<str>,
 }
 
 impl PostgresDatabase {
-    /// Connects, and migrates the database.
+    /// Connects to the database and migrates it.
     pub(crate) async fn open(url: &str, mode: MigrateMode) -> std::result::Result<Self, StartError> {
         let options = start::connect_options(url).map_err(StartError::database(url))?;
         let mut connection = start::connect(&options).await.map_err(StartError::database(url))?;
@@ -121,8 +124,9 @@ async fn apply_settings(executor: impl PgExecutor<'_>, settings: &[(&str, &str)]
     Ok(())
 }
 
-/// Applies the settings of a session, and the optional ones, those one by one, since an error says that this database does
-/// not know or take the one.
+/// Applies the settings of a session, then the optional settings.
+///
+/// Optional settings are applied one by one and may fail, since some databases do not support them.
 async fn set_up<E>(executor: &mut E, settings: &[(&str, &str)]) -> sqlx::Result<()>
 where
     for<'e> &'e mut E: PgExecutor<'e>,

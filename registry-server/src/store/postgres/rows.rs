@@ -1,4 +1,4 @@
-//! Decodes and encodes the values in rows.
+//! Decodes and encodes column values.
 
 use chrono::{DateTime, Utc};
 use registry_sdk::contract::{ProbeMode, Timestamp};
@@ -50,7 +50,7 @@ pub(super) fn timestamp<I: sqlx::ColumnIndex<PgRow>>(row: &PgRow, column: I) -> 
     Ok(time)
 }
 
-/// A time as PostgreSQL stores it, which may be infinite or lie in any year. `chrono` panics at some of them.
+/// A PostgreSQL timestamp, which may be infinite or far away. `chrono` panics on some of them.
 pub(super) struct Time(pub(super) Timestamp);
 
 impl Type<Postgres> for Time {
@@ -61,7 +61,7 @@ impl Type<Postgres> for Time {
 
 impl Decode<'_, Postgres> for Time {
     fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
-        // In binary form: microseconds since the year 2000.
+        // In binary form, a timestamp is in microseconds since the year 2000.
         let micros = <[u8; 8]>::try_from(value.as_bytes()?).map(i64::from_be_bytes)?;
         let millis = micros.div_euclid(1_000) + MILLENNIUM_MILLIS;
         if !TIME_RANGE.contains(&millis) {
@@ -71,7 +71,7 @@ impl Decode<'_, Postgres> for Time {
     }
 }
 
-/// Unix time of the year 2000, and the times that can be read: of the years 1 to 9999.
+/// Unix time of the year 2000, and the range of supported times: the years 1 to 9999.
 const MILLENNIUM_MILLIS: i64 = 946_684_800_000;
 const TIME_RANGE: std::ops::Range<i64> = -62_135_596_800_000..253_402_300_800_000;
 

@@ -51,7 +51,7 @@ impl Session for PostgresSession {
     }
 
     async fn lock_agents(&mut self, agent_ids: &[String]) -> Result<LockedAgents> {
-        // A row that is there and not in `locked` is held by somebody else.
+        // Another session holds the rows that are present but not locked.
         let rows = sqlx::query(concat!(
             "WITH present AS (
                  SELECT agent_id FROM agent_registry WHERE agent_id = ANY ($1)
@@ -97,8 +97,8 @@ impl Session for PostgresSession {
         let age_millis =
             |heartbeat: &HeartbeatWrite| i64::try_from(heartbeat.age.as_millis()).unwrap_or(i64::MAX);
         let ages: Vec<i64> = heartbeats.iter().map(age_millis).collect();
-        // `least` caps a time that lies in the future, from before the database's clock was set back. The result is
-        // aggregated into one row, since each row costs both sides.
+        // `least` caps a time in the future, which was stored before the database's clock was set back. The
+        // result is aggregated into a single row, since each row costs both sides.
         let row = sqlx::query(
             "WITH locked AS (
                  SELECT agent.agent_id, heartbeat.n, heartbeat.age
@@ -157,8 +157,8 @@ impl Session for PostgresSession {
     }
 
     async fn load(&mut self, mut agents: AgentSender) -> Result<Snapshot> {
-        // Unlike all other statements, this one reads the whole table. Indexing the last agents may take longer than other
-        // transactions are allowed to be idle, and nobody waits for this one's locks.
+        // Unlike all other statements, this one reads the whole table. Indexing the last agents may take
+        // longer than transactions usually may be idle, but no other session waits for this one's locks.
         sqlx::raw_sql(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
              SET LOCAL enable_seqscan = on;
@@ -187,8 +187,8 @@ impl Session for PostgresSession {
     }
 
     async fn read_agents(&mut self, after: &str, limit: usize) -> Result<AgentPage> {
-        // One statement, so that the revision is the one of the rows. Ids are in the order of their bytes, as in memory,
-        // whatever the database's locale.
+        // A single statement, so that the revision belongs to the rows. Ids are ordered by their bytes, as in
+        // memory, whatever the locale of the database.
         let rows = sqlx::query(concat!(
             "SELECT state.revision AS head, page.*
              FROM agent_registry_state AS state LEFT JOIN (",

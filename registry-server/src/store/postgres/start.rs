@@ -1,4 +1,4 @@
-//! The start: what the URL may say, the first connection, and errors that say what to do.
+//! Start-up: the connection URL, the first connection, and errors that say what to do.
 
 use std::error::Error;
 use std::fs::File;
@@ -14,27 +14,29 @@ use tokio::time::{Instant, sleep, timeout};
 use super::migrations::sqlx_error;
 use super::timed_out;
 
-/// Timeout for a connection at the start, whose failure says why the database cannot be used.
+/// Timeout of a connection at the start. Its failure explains why the database cannot be used.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a start waits for a database that takes no writes yet: a failover may be under way, and whoever restarts a
-/// server that has ended does so ever more slowly. Shorter than the liveness probe of `deploy/kubernetes` allows.
+/// How long a start waits for a database that does not accept writes yet, such as during a failover.
+///
+/// Exiting instead would take longer, since supervisors restart a process with increasing delays. Must be
+/// shorter than the liveness probe in `deploy/kubernetes` allows.
 const WRITABLE_TIMEOUT: Duration = Duration::from_secs(20);
 const WRITABLE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// PostgreSQL's code for "the database system is starting up", or "shutting down".
+/// PostgreSQL's code for "the database system is starting up" or "shutting down".
 const CANNOT_CONNECT_NOW: &str = "57P03";
 
 /// PostgreSQL's code for a missing privilege.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
-/// Parameters of the URL that name files, with the names that sqlx takes besides PostgreSQL's.
+/// URL parameters that name files, including sqlx's aliases of PostgreSQL's names.
 const FILE_PARAMETERS: &[&str] =
     &["sslrootcert", "ssl-root-cert", "ssl-ca", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
 
 pub(super) type BoxError = Box<dyn Error + Send + Sync>;
 
-/// An error, after what it means and what to do.
+/// An error, preceded by advice: what it means and what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("{advice}")]
 struct Explained {
@@ -43,12 +45,12 @@ struct Explained {
     source: BoxError,
 }
 
-/// Adds advice to an error of the database, if there is some.
+/// Adds advice to a database error, if there is any.
 pub(super) fn explain(error: sqlx::Error, options: &PgConnectOptions) -> BoxError {
     explained(advice(&error, options), error)
 }
 
-/// The same for an error of a migration.
+/// Adds advice to a migration error, if there is any.
 pub(super) fn explain_migration(error: MigrateError, options: &PgConnectOptions) -> BoxError {
     explained(sqlx_error(&error).and_then(|error| advice(error, options)), error)
 }
@@ -61,7 +63,7 @@ fn explained(advice: Option<String>, error: impl Into<BoxError>) -> BoxError {
     }
 }
 
-/// Reads the URL.
+/// Parses the connection URL, and checks that its files can be read.
 pub(super) fn connect_options(url: &str) -> Result<PgConnectOptions, BoxError> {
     if has_several_hosts(url) {
         return Err("the URL has several hosts, which is not supported: give one address that leads to the primary, such \
@@ -75,12 +77,14 @@ pub(super) fn connect_options(url: &str) -> Result<PgConnectOptions, BoxError> {
         }
     }
     let options = PgConnectOptions::from_str(url)?;
-    // PgBouncer refuses extra_float_digits at the start of a connection. Floats travel in binary form, so nothing needs it.
+    // PgBouncer rejects extra_float_digits in the startup message. It is not needed, since floats are sent in
+    // binary.
     Ok(options.application_name("registry-server").extra_float_digits(None))
 }
 
-/// Whether the URL lists hosts, as PostgreSQL's own clients allow. As a host name, or with ports as a URL, a list would only
-/// lead to an error about its commas.
+/// Whether the URL lists several hosts, as PostgreSQL's own clients allow.
+///
+/// Without this check, the list would only cause an error about its commas.
 fn has_several_hosts(url: &str) -> bool {
     let (_, rest) = url.split_once("://").unwrap_or_default();
     let (hosts, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -91,7 +95,7 @@ fn has_several_hosts(url: &str) -> bool {
         || parameters.into_iter().any(|(name, value)| name.starts_with("host") && value.contains(','))
 }
 
-/// Waits until the database takes writes, and returns a connection.
+/// Waits until the database accepts writes, and returns a connection.
 pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, BoxError> {
     let deadline = Instant::now() + WRITABLE_TIMEOUT;
     let mut has_warned = false;
@@ -108,26 +112,26 @@ pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, 
         }
         if !has_warned {
             let limit = WRITABLE_TIMEOUT;
-            tracing::warn!(%obstacle, ?limit, "the database takes no writes yet, waiting until it does");
+            tracing::warn!(%obstacle, ?limit, "the database does not accept writes yet, waiting until it does");
             has_warned = true;
         }
         sleep(WRITABLE_INTERVAL).await;
     }
 }
 
-/// Connects, and returns the connection, or why the database takes no writes.
+/// Connects, and returns either the connection or the reason why the database does not accept writes.
 async fn connect_writable(options: &PgConnectOptions) -> sqlx::Result<Result<PgConnection, String>> {
     let mut connection = PgConnection::connect_with(options).await?;
     let query = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'";
     let row = sqlx::raw_sql(query).fetch_one(&mut connection).await?;
     let (is_standby, is_read_only): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
-    let what_to_do = "give the address of the primary, or one that follows it";
+    let alternative = "use the address of the primary, or one that follows it";
     Ok(if is_standby {
-        Err(format!("the database is a standby, which takes no writes: promote it, or {what_to_do}"))
+        Err(format!("the database is a standby, which does not accept writes: promote it, or {alternative}"))
     } else if is_read_only {
         Err(format!(
             "the database is read-only: reset default_transaction_read_only of the server, the database and the role {}, \
-             or {what_to_do}",
+             or {alternative}",
             options.get_username()
         ))
     } else {
@@ -135,7 +139,7 @@ async fn connect_writable(options: &PgConnectOptions) -> sqlx::Result<Result<PgC
     })
 }
 
-/// Fails if a pooler does not keep this connection's session: then settings, locks and `LISTEN` would reach others.
+/// Fails if a pooler does not keep the session: settings, locks and `LISTEN` would apply to other sessions.
 pub(super) async fn require_sessions(
     connection: &mut PgConnection,
     options: &PgConnectOptions,
@@ -145,7 +149,7 @@ pub(super) async fn require_sessions(
     match timeout(CONNECT_TIMEOUT, keeps_session(connection, options)).await {
         Ok(Ok(true)) => Ok(()),
         Ok(Ok(false)) => Err(advice.into()),
-        // PgBouncer's answer to BEGIN in its third mode, for which it has no code of its own.
+        // PgBouncer's response to BEGIN in statement pooling mode, which has no code of its own.
         Ok(Err(error)) if error.to_string().contains("statement pooling") => {
             Err(explained(Some(advice.to_owned()), error))
         }
@@ -154,12 +158,14 @@ pub(super) async fn require_sessions(
     }
 }
 
-/// While another connection is in a transaction, a pooler without sessions has to change this connection's, since it gives
-/// the one that was used last to whoever comes next.
+/// Whether the connection keeps its session while another connection is in a transaction.
+///
+/// A pooler that does not keep sessions has to switch this one's, since it hands out the most recently used
+/// session first.
 async fn keeps_session(connection: &mut PgConnection, options: &PgConnectOptions) -> sqlx::Result<bool> {
     let mut other = PgConnection::connect_with(options).await?;
     let before = session_id(connection).await?;
-    // The role may have a limit for transactions that are idle.
+    // The role may limit the time that transactions are idle.
     let begin = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0";
     sqlx::raw_sql(begin).execute(&mut other).await?;
     let after = session_id(connection).await?;
@@ -167,12 +173,12 @@ async fn keeps_session(connection: &mut PgConnection, options: &PgConnectOptions
     Ok(before == after)
 }
 
-/// Raw, since a pooler that keeps no sessions may not know prepared statements.
+/// Uses a raw statement, since a pooler that does not keep sessions may not support prepared statements.
 async fn session_id(connection: &mut PgConnection) -> sqlx::Result<i32> {
     sqlx::raw_sql("SELECT pg_backend_pid()").fetch_one(connection).await?.try_get(0)
 }
 
-/// Returns what an error means and what to do, if it is one of those that a setting causes.
+/// Returns what an error means and what to do, if it is one that a setting causes.
 fn advice(error: &sqlx::Error, options: &PgConnectOptions) -> Option<String> {
     match error {
         sqlx::Error::Tls(_) if error.to_string().contains("does not support TLS") => Some(

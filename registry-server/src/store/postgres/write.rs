@@ -16,7 +16,7 @@ pub(super) async fn write<'a>(
     process_id: &str,
 ) -> sqlx::Result<()> {
     if writes.is_empty() {
-        // Proves that the database takes writes.
+        // Proves that the database accepts writes.
         sqlx::query("UPDATE agent_registry_state SET revision = revision WHERE singleton")
             .execute(&mut *connection)
             .await?;
@@ -43,7 +43,7 @@ pub(super) async fn write<'a>(
 
 /// Writes the changed agents and their events, and notifies the other servers on commit.
 ///
-/// One statement for everything, since each costs a round trip. No agent is in it twice.
+/// A single statement, since each statement costs a round trip. No agent occurs twice.
 async fn write_events(connection: &mut PgConnection, writes: &Writes, process_id: &str) -> sqlx::Result<()> {
     fn column<'a, T>(agents: &[&'a StoredAgent], value: impl Fn(&'a StoredAgent) -> T) -> Vec<T> {
         agents.iter().map(|agent| value(agent)).collect()

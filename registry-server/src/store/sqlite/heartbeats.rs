@@ -1,7 +1,8 @@
-//! Last heartbeats: a log, and a table that it is moved to many heartbeats at a time.
+//! Last heartbeats: a log, which is moved in bulk to a table.
 //!
-//! Rows of their own would dirty a page for each agent of a batch. The log dirties one, and when it is moved each page of
-//! the table gets many heartbeats (measured in `benches/README.md`).
+//! Updating a row per agent would dirty a page for each agent of a batch. Appending to the log dirties one
+//! page, and when the log is moved, each page of the table receives many heartbeats (measured in
+//! `benches/README.md`).
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -13,8 +14,9 @@ use sqlx::sqlite::SqliteConnection;
 use super::Writer;
 use crate::store::{HeartbeatWrite, StoredAgent, WrittenHeartbeats, undecodable};
 
-/// Number of heartbeats in the log after which they are moved: large enough that a page gets many, small enough that it
-/// takes a few milliseconds.
+/// Number of logged heartbeats after which they are moved to the table.
+///
+/// Large enough that each page receives many, small enough that moving them takes a few milliseconds.
 const MAX_LOGGED: usize = 2_048;
 
 /// Writes plain heartbeats: see [`crate::store::Session::write_heartbeats`].
@@ -30,7 +32,8 @@ pub(super) async fn write_heartbeats(
     };
     let revisions = heartbeats.iter().map(|HeartbeatWrite { agent, .. }| (&*agent.agent_id, agent.revision));
     writer.logged += heartbeats.len();
-    // One statement, since each costs two switches between threads. All its rows are fetched, since its end commits it.
+    // One statement, since each costs two thread switches. Fetch all rows, since reading the last one commits
+    // it.
     let inserted = sqlx::query(
         "INSERT INTO agent_registry_heartbeat (heard) VALUES (?) RETURNING batch, (
              SELECT json_group_array(known.key) FROM json_each(?) AS known WHERE NOT EXISTS (
@@ -62,12 +65,12 @@ pub(super) async fn write_heartbeats(
     Ok(WrittenHeartbeats { now, times: heartbeats.iter().map(time).collect() })
 }
 
-/// Moves the log to the table. What is moved twice, if this is cut short, does no harm.
+/// Moves the log to the table. If interrupted, it may move entries twice, which does no harm.
 pub(super) async fn move_logged(connection: &mut SqliteConnection, now: Timestamp) -> sqlx::Result<()> {
-    // Another program may have written to the log: what is no time is left out.
+    // Entries that are no times, written by another program, are skipped.
     //
-    // `min` caps a time that lies in the future, from before the host's clock was set back; for the same reason the latest
-    // entry counts, and not the greatest time.
+    // `min` caps a time in the future, which was stored before the host's clock was set back. For the same
+    // reason, the latest entry counts rather than the greatest time.
     sqlx::query(
         "UPDATE agent_registry_last_heartbeat AS agent
          SET last_heartbeat = max(min(last_heartbeat, ?), latest.at)
@@ -85,13 +88,13 @@ pub(super) async fn move_logged(connection: &mut SqliteConnection, now: Timestam
     Ok(())
 }
 
-/// Encodes a JSON object from agent ids to numbers, which SQLite reads faster than anything nested.
+/// Encodes a JSON object from agent ids to numbers, which SQLite reads faster than nested values.
 fn encode<'a>(entries: impl Iterator<Item = (&'a str, i64)>) -> sqlx::Result<String> {
     let object: BTreeMap<&str, i64> = entries.collect();
     serde_json::to_string(&object).map_err(|error| sqlx::Error::Encode(error.into()))
 }
 
-/// Stores the last heartbeats of agents, each for its revision.
+/// Stores the last heartbeats of agents, each with the revision of its agent.
 pub(super) async fn store(
     connection: &mut SqliteConnection,
     agents: impl Iterator<Item = &StoredAgent>,

@@ -23,7 +23,7 @@ use crate::config::MigrateMode;
 use crate::server::StartError;
 use session::SqliteSession;
 
-/// Timeout for a lock that another program holds, `sqlite3` for example.
+/// Timeout for a lock that another program holds, such as `sqlite3`.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 pub(crate) struct SqliteDatabase {
@@ -31,7 +31,7 @@ pub(crate) struct SqliteDatabase {
     ///
     /// `None` after the database was closed.
     writer: Arc<Mutex<Option<Writer>>>,
-    /// Lock held until the database is closed, so that no second server uses the file. `None` in memory.
+    /// File lock that keeps a second server off the file until the database is closed. `None` in memory.
     lock: parking_lot::Mutex<Option<File>>,
 }
 
@@ -40,15 +40,16 @@ struct Writer {
     connection: SqliteConnection,
     /// Whether commits wait for the disk.
     is_durable: bool,
-    /// Whether a transaction is open. If its session was dropped, whoever uses the connection next rolls it back.
+    /// Whether a transaction is open. If its session was dropped, the next user of the connection rolls it
+    /// back.
     in_transaction: bool,
-    /// Number of heartbeats that this server has added to the log since it was last emptied.
+    /// Number of heartbeats that this server has logged since the log was last moved.
     logged: usize,
-    /// The file; `None` in memory.
+    /// The database file. `None` in memory.
     file: Option<DatabaseFile>,
 }
 
-/// A file, and which one it was when it was opened.
+/// A path, and the identity of the file that it led to when it was opened.
 struct DatabaseFile {
     path: PathBuf,
     id: (u64, u64),
@@ -65,7 +66,7 @@ impl DatabaseFile {
         Ok((metadata.dev(), metadata.ino()))
     }
 
-    /// Whether the path still leads to the file. If not, all that is written is lost with the next restart.
+    /// Whether the path still leads to the opened file. If not, all writes are lost at the next restart.
     fn is_in_place(&self) -> bool {
         Self::id(&self.path).is_ok_and(|id| id == self.id)
     }
@@ -78,7 +79,7 @@ impl SqliteDatabase {
     pub(crate) async fn open(url: &str, mode: MigrateMode) -> std::result::Result<Self, StartError> {
         let options = SqliteConnectOptions::from_str(url).map_err(StartError::database(url))?;
         let in_memory = url.contains(":memory:") || url.contains("mode=memory");
-        // In memory there is nothing that could have been prepared.
+        // An in-memory database cannot have been migrated beforehand.
         let may_migrate = mode == MigrateMode::Auto || in_memory;
         if !may_migrate && !options.get_filename().exists() {
             return Err(StartError::migration_required(url));
@@ -89,7 +90,8 @@ impl SqliteDatabase {
             .journal_mode(SqliteJournalMode::Wal)
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true)
-            // Each time that the buffer is full, a thread waits for another one, which shows when all agents are loaded.
+            // Whenever the buffer is full, one thread waits for another, which is noticeable when all agents
+            // are loaded.
             .row_buffer_size(1_000)
             .synchronous(SqliteSynchronous::Full);
         let connection = SqliteConnection::connect_with(&options).await;
@@ -119,7 +121,7 @@ async fn is_current(
     Ok(tables > 0 && migrations::are_applied(migrator, connection).await?)
 }
 
-/// Waits for the connection, and sets its durability: a power failure may lose heartbeats, but not changes.
+/// Waits for the connection and sets its durability: a power failure may lose heartbeats, but not changes.
 async fn writer(writer: Arc<Mutex<Option<Writer>>>, is_durable: bool) -> Result<WriterGuard> {
     let closed_error = |_| StoreError::Unavailable("the database is closed".into());
     let mut writer =
@@ -128,7 +130,7 @@ async fn writer(writer: Arc<Mutex<Option<Writer>>>, is_durable: bool) -> Result<
         return Err(StoreError::Unavailable("its file was removed or replaced: restart the server".into()));
     }
     if writer.in_transaction {
-        // Fails if the transaction had not begun or has ended.
+        // Fails if the transaction had not begun yet or has already ended, which is fine.
         let _ = sqlx::raw_sql("ROLLBACK").execute(&mut writer.connection).await;
         writer.in_transaction = false;
     }
@@ -144,8 +146,8 @@ async fn writer(writer: Arc<Mutex<Option<Writer>>>, is_durable: bool) -> Result<
 
 /// Locks a companion file.
 ///
-/// Locking the database file itself would fail: SQLite loses its own locks on a file when any handle of the
-/// process for that file is closed.
+/// The database file itself cannot be locked: SQLite loses its own locks on a file when the process closes
+/// any handle to that file.
 fn lock_file(database: &Path) -> std::result::Result<File, StartError> {
     let mut lock_path = database.as_os_str().to_owned();
     lock_path.push("-lock");
@@ -158,7 +160,7 @@ fn lock_file(database: &Path) -> std::result::Result<File, StartError> {
     }
 }
 
-/// Returns the database's time: the host's, since a database in this process has no other.
+/// Returns the database's time, which is the host's, since the database runs in this process.
 fn now() -> Timestamp {
     SystemTime::now().into()
 }
@@ -183,10 +185,10 @@ impl Database for SqliteDatabase {
 
     async fn close(&self) {
         if let Some(writer) = self.writer.lock().await.take() {
-            // A failure only makes the next start slower.
+            // If this fails, only the next start takes longer.
             let _ = writer.connection.close().await;
         }
-        // Unlocks here rather than on drop: something may hold on to the database a little longer.
+        // Unlock now rather than on drop, since other tasks may keep the database alive a little longer.
         self.lock.lock().take();
     }
 }

@@ -74,7 +74,8 @@ async fn write_cards(connection: &mut SqliteConnection, writes: &Writes) -> sqlx
     Ok(())
 }
 
-/// Appends to the log, and drops its old entries. Without events it writes the state row unchanged.
+/// Appends events to the log and drops old ones. Without events, it updates the state row without changing
+/// it.
 async fn append_events(
     connection: &mut SqliteConnection,
     events: &[Event],

@@ -1,4 +1,4 @@
-//! A session: it uses the database's only connection, and keeps it during a transaction.
+//! A session: borrows the database's only connection, and keeps it during a transaction.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,7 +75,7 @@ impl Session for SqliteSession {
     async fn lock_agents(&mut self, agent_ids: &[String]) -> Result<LockedAgents> {
         let connection = &mut self.transaction()?.connection;
         heartbeats::move_logged(connection, now()).await?;
-        // The transaction has locked the whole database.
+        // The transaction has already locked the whole database.
         let rows = agents_by_id(connection, agent_ids).await?;
         Ok(LockedAgents { rows, ..LockedAgents::default() })
     }
@@ -150,14 +150,14 @@ impl Session for SqliteSession {
 #[async_trait]
 impl Listener for SqliteSession {
     async fn notified(&mut self) -> Result<Notification> {
-        // There is no other server. What other programs write is found without a notification.
+        // There is no other server. Writes by other programs are found without notifications.
         std::future::pending().await
     }
 }
 
 async fn read_log(connection: &mut SqliteConnection, from: i64) -> Result<LogPage> {
     let entries = read_entries(connection, from, MAX_LOG_PAGE).await?;
-    // After the entries: another program may write in between, and the head never lies before an entry.
+    // Read after the entries: another program may write in between, and the head must not precede an entry.
     let head = read_head(connection).await?;
     Ok(LogPage { head, is_writable: true, entries })
 }

@@ -46,13 +46,13 @@ impl TestFile {
 }
 
 fn agent(number: i64, revision: i64, last_heartbeat: Timestamp) -> Arc<StoredAgent> {
-    // An id that another program made up, since JSON escapes it.
+    // An id that needs escaping in JSON. Only another program can have written it.
     let registration = Registration::new(format!("agent \"{number}\""), "Agent", "http://agent");
     let draft = StoredAgent::from_registration(registration).unwrap();
     Arc::new(StoredAgent { last_heartbeat, revision, ..draft })
 }
 
-/// Writes agents, each at the next revision.
+/// Writes agents, each with the next revision.
 async fn put(session: &mut dyn Session, numbers: impl Iterator<Item = i64>) -> Vec<Arc<StoredAgent>> {
     let head = session.begin().await.unwrap();
     let revisions = head.position.revision + 1..;
@@ -73,7 +73,7 @@ async fn beat(session: &mut dyn Session, agents: &[Arc<StoredAgent>]) -> Vec<Opt
     session.write_heartbeats(&heartbeats).await.unwrap().times
 }
 
-/// Returns the last heartbeats of all agents after a restart.
+/// Returns the last heartbeats of all agents, as loaded after a restart.
 async fn loaded(file: &TestFile) -> BTreeMap<String, Timestamp> {
     let mut session = file.open().await.connect(Purpose::Reads).await.unwrap();
     let (agents_tx, mut agents_rx) = AgentSender::channel();
@@ -86,13 +86,13 @@ async fn loaded(file: &TestFile) -> BTreeMap<String, Timestamp> {
 }
 
 #[tokio::test]
-async fn last_heartbeats_survive_and_the_log_stays_short() {
+async fn last_heartbeats_survive_a_restart_and_the_log_stays_short() {
     let file = TestFile::new();
     let database = file.open().await;
     let mut session = database.connect(Purpose::Heartbeats).await.unwrap();
     let agents = put(&mut *session, 0..1_000).await;
     let mut expected = BTreeMap::new();
-    // The first agents send one heartbeat each, all others many.
+    // The first agents send one heartbeat each, the others many.
     for round in 0..40 {
         let some = if round == 0 { &agents[..] } else { &agents[100..] };
         for batch in some.chunks(90) {
@@ -103,7 +103,7 @@ async fn last_heartbeats_survive_and_the_log_stays_short() {
     }
     let batches = file.number("SELECT count(*) FROM agent_registry_heartbeat").await;
     assert!((1..=30).contains(&batches), "{batches} of 401");
-    // Another program writes what is no batch.
+    // Another program writes invalid batches.
     file.execute(
         "INSERT INTO agent_registry_heartbeat (heard) VALUES ('no JSON'), ('{\"agent \\\"1\\\"\": \"x\"}')",
     )
@@ -113,7 +113,7 @@ async fn last_heartbeats_survive_and_the_log_stays_short() {
 }
 
 #[tokio::test]
-async fn heartbeats_of_an_earlier_revision_are_refused_and_change_nothing() {
+async fn heartbeat_for_an_earlier_revision_is_rejected() {
     let file = TestFile::new();
     let database = file.open().await;
     let mut session = database.connect(Purpose::Heartbeats).await.unwrap();
@@ -127,7 +127,7 @@ async fn heartbeats_of_an_earlier_revision_are_refused_and_change_nothing() {
 }
 
 #[tokio::test]
-async fn heartbeats_outlive_transactions_that_do_not_commit() {
+async fn heartbeats_survive_transactions_that_do_not_commit() {
     let file = TestFile::new();
     let database = file.open().await;
     let mut session = database.connect(Purpose::Heartbeats).await.unwrap();
@@ -139,7 +139,7 @@ async fn heartbeats_outlive_transactions_that_do_not_commit() {
     let locked = abandoned.lock_agents(&ids).await.unwrap();
     assert!(matches!(&locked.rows[&ids[0]], AgentRow::Readable(agent) if agent.last_heartbeat == last));
     drop(abandoned);
-    // A transaction moves the time as well.
+    // A committed transaction moves the time as well.
     session.begin().await.unwrap();
     session.lock_agents(&ids).await.unwrap();
     let later = Timestamp::from_unix_millis(last.unix_millis() + 5);
