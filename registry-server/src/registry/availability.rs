@@ -1,4 +1,4 @@
-//! Tracks whether the database is available and the sweeper runs.
+//! Availability: whether the database can be used and the sweeper runs.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use tokio::time::Instant;
 
 use crate::store::StoreError;
 
-/// Number of sweep intervals without a sweep after which the server is unhealthy.
+/// Number of sweep intervals without a sweep after which the server counts as unhealthy.
 const MAX_MISSED_SWEEPS: u32 = 3;
 
-/// Minimum time without a sweep after which the server is unhealthy, however short the interval.
+/// Minimum time without a sweep before the server counts as unhealthy, for short sweep intervals.
 const SWEEP_GRACE: Duration = Duration::from_secs(10);
 
-/// A part of the server that uses the database on a session of its own.
+/// A part of the server with its own database session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     Follower,
@@ -22,23 +22,24 @@ pub(super) enum Part {
     Changes,
 }
 
-/// Whether each part can use the database.
+/// Whether each part of the server can use the database.
 ///
-/// A part that failed tries again until it succeeds, whether or not there are requests.
+/// A part that failed retries until it succeeds, even if there are no requests.
 #[derive(Debug)]
 pub(super) struct Availability(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
     failing: Vec<Part>,
-    /// Start of the current outage of any part.
+    /// Start of the current outage, in whichever part.
     unavailable_since: Option<Instant>,
-    /// Time of outages that no scrape has counted yet, but for the current one, of which the time from `counted_until` on
-    /// is not counted.
+    /// Outage time that no scrape has reported yet, except for the current outage.
+    ///
+    /// Of the current outage, the time since `counted_until` is still unreported.
     uncounted: Duration,
     counted_until: Instant,
     last_sweep: Instant,
-    /// The last time at which the view had all changes.
+    /// The last time at which the view had every change.
     last_agreement: Instant,
 }
 
@@ -66,7 +67,7 @@ impl Availability {
         }))
     }
 
-    /// Records that the database failed a part. Returns whether an outage began.
+    /// Records that the database failed a part. Returns whether this begins an outage.
     pub(super) fn record_failure(&self, part: Part, error: &StoreError) -> bool {
         let mut state = self.0.lock();
         if !state.failing.contains(&part) {
@@ -86,11 +87,11 @@ impl Availability {
         has_begun
     }
 
-    /// Records that a part has used the database.
+    /// Records that a part has used the database successfully.
     pub(super) fn record_success(&self, part: Part) {
         let mut state = self.0.lock();
         state.failing.retain(|failing| *failing != part);
-        // With the next poll, which ends the outage for the agents' deadlines, too.
+        // Wait for the next poll, which also ends the outage for the agents' deadlines.
         if part == Part::Follower
             && state.failing.is_empty()
             && let Some(since) = state.unavailable_since.take()
@@ -106,12 +107,12 @@ impl Availability {
         self.0.lock().failing.contains(&part)
     }
 
-    /// Returns how long the database has been unavailable for any part, if it is.
+    /// Returns how long the database has been unavailable for any part. `None` if it is available.
     pub(super) fn unavailable_for(&self) -> Option<Duration> {
         self.0.lock().unavailable_since.map(|since| since.elapsed())
     }
 
-    /// Returns the time of outages since the last call.
+    /// Returns the outage time since the last call.
     pub(super) fn take_outage_time(&self) -> Duration {
         let mut state = self.0.lock();
         let mut outage_time = std::mem::take(&mut state.uncounted);
@@ -130,12 +131,12 @@ impl Availability {
         self.0.lock().last_sweep.elapsed()
     }
 
-    /// Records that the view has all changes.
+    /// Records that the view has every change.
     pub(super) fn record_agreement(&self) {
         self.0.lock().last_agreement = Instant::now();
     }
 
-    /// Returns the time since the view last had all changes.
+    /// Returns the time since the view last had every change.
     pub(super) fn replica_lag(&self) -> Duration {
         self.0.lock().last_agreement.elapsed()
     }
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn outage_is_counted_once_and_every_second_of_it() {
+    async fn outage_is_counted_once_with_its_full_length() {
         let availability = Availability::new();
         advance(SECOND).await;
         assert_eq!(availability.take_outage_time(), Duration::ZERO);

@@ -1,6 +1,6 @@
-//! What servers over one database tell each other without storing it: reports of agents, and their own settings.
+//! Broadcasts between servers over one database: reports of agents, and the servers' own settings.
 //!
-//! A message may get lost: the next one says the same or something newer.
+//! Broadcasts are not stored and may get lost. The next one repeats or supersedes the content.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +16,10 @@ use crate::store::Result;
 /// Interval between broadcasts of reports.
 const REPORT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Interval at which a server introduces itself.
+/// Interval at which a server announces its settings.
 const ROUND_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Maximum size of a message. PostgreSQL allows less than 8,000 bytes.
+/// Maximum size of a message. PostgreSQL's limit is just under 8,000 bytes.
 const MAX_MESSAGE_BYTES: usize = 7_000;
 
 /// A broadcast to the other servers.
@@ -29,12 +29,12 @@ struct Message {
     from: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     reports: Vec<(String, Report)>,
-    /// The sending server's own.
+    /// Settings of the sending server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     settings: Option<Settings>,
 }
 
-/// Broadcasts new reports, and introduces this server to the others. Never returns.
+/// Broadcasts new reports and this server's settings. Never returns.
 ///
 /// # Cancel safety
 /// A cancelled broadcast loses reports, which the next heartbeats bring again.
@@ -54,7 +54,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
         };
         if let Err(error) = outcome {
-            tracing::debug!(%error, "cannot broadcast, the next message says the same or something newer");
+            tracing::debug!(%error, "cannot broadcast to the other servers, the next broadcast makes up for it");
         }
     }
 }
@@ -86,9 +86,9 @@ async fn broadcast_reports(shared: &Shared) -> Result<()> {
     shared.read(|session| session.broadcast(&messages)).await
 }
 
-/// Applies a broadcast, unless it is this server's own.
+/// Applies a broadcast, unless this server sent it.
 pub(super) fn receive(shared: &Shared, message: &str) {
-    // Another version of the server may send messages of another form.
+    // Other versions of the server may send messages in another format.
     let Ok(message) = serde_json::from_str::<Message>(message) else { return };
     if message.from == shared.server_id {
         return;

@@ -1,6 +1,6 @@
-//! Log lines of the changes that the registry makes itself.
+//! Log lines for changes that the registry makes itself.
 //!
-//! Each change is logged by the server that made it, whatever the number of replicas.
+//! Only the server that made a change logs it, however many replicas there are.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,13 +10,14 @@ use registry_sdk::contract::CHANGED_BY_REGISTRY;
 use super::rules::Outcome;
 use crate::store::StoredAgent;
 
-/// Maximum number of lines for changes of one kind that are made together. In an outage thousands of agents go offline.
+/// Maximum number of lines for changes of one kind made together. In an outage, thousands of agents go
+/// offline.
 const MAX_LINES: usize = 100;
 
-/// Number of agents that one line for all of them names.
+/// Number of agents that a summary line names.
 const NAMED_AGENTS: usize = 10;
 
-/// What another program did, as a change.
+/// Descriptions of changes that another program made in the database.
 pub(super) const EDIT: &str = "adopt what another program wrote to the database";
 const DELETION: &str = "remove: another program deleted its row";
 
@@ -26,16 +27,16 @@ pub(super) struct ChangeLog {
     by_change: BTreeMap<&'static str, Vec<Made>>,
 }
 
-/// A change that was made.
+/// A change that was applied.
 #[derive(Debug)]
 struct Made {
     agent: Arc<StoredAgent>,
-    /// What led to the change.
+    /// The cause of the change.
     detail: Option<String>,
 }
 
 impl ChangeLog {
-    /// Adds the outcome of a change that was asked for. Those that changed nothing do not count.
+    /// Adds the outcome of a submitted change. Outcomes without a change are ignored.
     pub(super) fn add(&mut self, change: &'static str, detail: Option<String>, outcome: Outcome) {
         let (change, made) = match outcome {
             Outcome::Applied(agent) | Outcome::Removed(agent) => (change, Made { agent, detail }),
@@ -48,7 +49,7 @@ impl ChangeLog {
         self.by_change.entry(change).or_default().push(made);
     }
 
-    /// Logs what was changed.
+    /// Logs the collected changes.
     pub(super) fn write(self) {
         for (change, made) in self.by_change {
             if made.len() > MAX_LINES {
@@ -62,7 +63,7 @@ impl ChangeLog {
     }
 }
 
-/// Logs what another program did to an agent whose change was asked for.
+/// Logs an edit by another program that was found while making a requested change.
 pub(super) fn log_adoption(outcome: &Outcome) {
     match outcome {
         Outcome::Adopted(agent) => log_one(EDIT, None, agent),

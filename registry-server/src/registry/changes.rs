@@ -1,7 +1,8 @@
-//! Changes: one transaction per batch, fully durable, which numbers them.
+//! Changes: each batch is one fully durable transaction, which numbers the changes.
 //!
-//! A change is answered after its transaction was committed and applied to the view. Where the answer to the commit is
-//! lost, the next transaction finds out whether it was made: it holds the state row, so the one before it has ended.
+//! A change is answered after its transaction was committed and applied to the view. If the response to a
+//! commit is lost, the next transaction finds out whether the commit succeeded: it holds the state row, so
+//! the previous transaction has ended.
 
 use std::collections::HashSet;
 use std::future::pending;
@@ -27,29 +28,31 @@ use crate::store::{
 
 /// Maximum number of queued changes, and how many of these slots are reserved for heartbeats.
 ///
-/// A heartbeat near its deadline is queued here, and a flood of registrations must not take its agent
+/// Heartbeats near their deadline are queued here, and a flood of registrations must not take their agents
 /// offline.
 const MAX_QUEUED: usize = 8_192;
 const RESERVED_FOR_HEARTBEATS: usize = 2_048;
 
-/// Changes only wait for the callers of the last batch.
+/// Batches only wait for the callers of the previous batch.
 const PACE: Pace =
     Pace { enough: 500, interval: Duration::ZERO, call_again_time: Duration::from_millis(2), max: 500 };
 
-/// Time for which a change waits in the queue. Together with the timeouts below, it is answered within five seconds.
+/// Maximum time that a change waits in the queue. With the timeouts below, it is answered within five
+/// seconds.
 const QUEUE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// Timeout of a transaction up to its commit, which includes waiting for those of other servers. On a session that was
-/// lost unnoticed it passes before the transaction begins again.
+/// Timeout of a transaction up to its commit, including the wait for transactions of other servers.
+///
+/// If the session was lost unnoticed, this timeout passes before the transaction is retried.
 const PREPARE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// Timeout of a commit. It may wait for a standby without a limit.
+/// Timeout of a commit. The database may wait for a standby without any limit.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time from a request's arrival after which a commit whose answer was lost is no longer looked for.
+/// Time since a request's arrival after which the server stops looking for a commit whose response was lost.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time for which a change waits for a row that somebody else has locked, and how often it tries.
+/// Maximum time that a change waits for a locked row, and the interval between attempts.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -57,11 +60,12 @@ const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) struct ChangeRequest {
     agent_id: String,
     change: Arc<Change>,
-    /// Name of the token of the request, or that of the registry. `None` if the server asks for no token.
+    /// Name of the request's token, or of the registry. `None` if the server does not require tokens.
     changed_by: Option<Arc<str>>,
-    /// Arrival of the request.
+    /// When the request arrived.
     arrived: Instant,
-    /// Later than `arrived` if this is another attempt, after somebody else had locked the agent's row.
+    /// When this attempt was queued: later than `arrived` if the agent's row was locked in an earlier
+    /// attempt.
     queued: Instant,
 }
 
@@ -77,7 +81,7 @@ pub(super) struct ChangeWriter {
     lane: Lane,
 }
 
-/// Why a transaction did not succeed.
+/// The failure of a transaction.
 enum Failure {
     /// Nothing was changed.
     NotApplied(StoreError),
@@ -85,12 +89,12 @@ enum Failure {
     Unknown { error: StoreError, first: Position, outcomes: Vec<Outcome> },
 }
 
-/// A transaction that is ready to be committed.
+/// A transaction that is ready to commit.
 struct Prepared {
     writes: Writes,
-    /// One for each request.
+    /// One outcome per request.
     outcomes: Vec<Outcome>,
-    /// Epoch of the view that the transaction follows.
+    /// Epoch of the view on which the transaction is based.
     epoch: u64,
 }
 
@@ -101,19 +105,19 @@ impl From<StoreError> for Failure {
 }
 
 impl ChangeQueue {
-    /// Creates the queue, which `closing` closes.
+    /// Creates the queue. Cancelling `closing` closes it.
     pub(super) fn new(shared: Arc<Shared>, closing: CancellationToken) -> (Self, ChangeWriter) {
         let (queue_tx, queue) = mpsc::channel(MAX_QUEUED);
         let batches = Batches::new(queue, closing, PACE);
         (Self(queue_tx), ChangeWriter { shared, batches, lane: Lane::new(Purpose::Changes) })
     }
 
-    /// Returns how many changes wait, and how many may.
+    /// Returns the number of queued changes, and the limit.
     pub(super) fn usage(&self) -> Usage {
         queue::usage(&self.0)
     }
 
-    /// Makes a change. Tries again for a moment while somebody else has locked the agent's row.
+    /// Submits a change. Retries for a moment while another session holds the agent's row.
     pub(super) async fn submit(
         &self,
         agent_id: String,
@@ -137,7 +141,7 @@ impl ChangeQueue {
 }
 
 impl ChangeWriter {
-    /// Commits changes until the queue is closed, then the queued ones.
+    /// Commits changes until the queue is closed, and then the remaining ones.
     pub(super) async fn run(mut self) {
         let (mut previous, mut last_try) = (0, Instant::now());
         loop {
@@ -145,11 +149,12 @@ impl ChangeWriter {
             let woken = async {
                 if is_failing { sleep_until(last_try + RETRY_INTERVAL).await } else { pending().await }
             };
-            // Each transaction has a fixed cost. Not all callers may have another change.
+            // Each transaction has a fixed cost, so wait for most callers of the previous batch. Not all may
+            // have another change.
             let Some(mut pending) = self.batches.next(previous * 3 / 4, woken).await else { return };
             last_try = Instant::now();
             if pending.is_empty() {
-                // Tried again until it succeeds.
+                // Repeated until it succeeds.
                 let _ = self.synchronize().await;
                 continue;
             }
@@ -161,10 +166,10 @@ impl ChangeWriter {
         }
     }
 
-    /// Commits a batch, at most one change per agent, and answers its callers.
+    /// Commits a batch with at most one change per agent, and answers its callers.
     async fn commit(&mut self, batch: Vec<PendingChange>) {
         if let Err(error) = self.shared.check_available(Part::Changes) {
-            // These callers have waited for a batch that failed. Fail at once.
+            // These callers have already waited for a batch that failed, so fail at once.
             return reply_error(batch, &error);
         }
         if let Some(oldest) = batch.first() {
@@ -189,7 +194,7 @@ impl ChangeWriter {
                 self.shared.metrics.database.record_flush(part, batch.len(), elapsed);
                 self.reply(batch, outcomes);
             }
-            // Commit them one by one, so that only the one that failed fails.
+            // Commit the changes one by one, so that only those that cause the failure fail.
             Err(Failure::NotApplied(StoreError::Rejected(_) | StoreError::Locked(_))) if batch.len() > 1 => {
                 for pending in batch {
                     Box::pin(self.commit(vec![pending])).await;
@@ -211,7 +216,7 @@ impl ChangeWriter {
         }
     }
 
-    /// Answers the callers, after memory has what the database has.
+    /// Answers the callers, once memory matches the database.
     fn reply(&self, batch: Vec<PendingChange>, outcomes: Vec<Outcome>) {
         let now = self.shared.time.now();
         for (pending, outcome) in batch.into_iter().zip(outcomes) {
@@ -225,7 +230,7 @@ impl ChangeWriter {
         }
     }
 
-    /// Makes a transaction of changes, at most one per agent, and applies it to the view.
+    /// Commits a batch with at most one change per agent in one transaction, and applies it to the view.
     async fn transact(&mut self, batch: &[PendingChange]) -> Result<Vec<Outcome>, Failure> {
         let (mut session, prepared) = self.prepare(batch).await?;
         let Prepared { writes, outcomes, epoch } = prepared;
@@ -241,7 +246,7 @@ impl ChangeWriter {
             (Err(CommitError::Unknown(error)), Some(first)) => {
                 return Err(Failure::Unknown { error, first, outcomes });
             }
-            // Heartbeats alone may be written twice.
+            // A batch of heartbeats alone may be written twice.
             (Err(error), _) => return Err(Failure::NotApplied(error.into())),
         }
         let entries: Vec<LogEntry> = writes.events.iter().map(LogEntry::from).collect();
@@ -253,7 +258,7 @@ impl ChangeWriter {
         }
     }
 
-    /// Prepares a transaction in time.
+    /// Prepares a transaction within the timeout.
     async fn prepare(&mut self, batch: &[PendingChange]) -> Result<(LaneSession, Prepared), StoreError> {
         timed(PREPARE_TIMEOUT, async {
             let mut session = self.lane.take(&self.shared).await?;
@@ -294,7 +299,7 @@ impl ChangeWriter {
         Ok(Prepared { writes: transition.writes, outcomes, epoch })
     }
 
-    /// Finds out whether a transaction was committed, and answers its callers by that.
+    /// Finds out whether a transaction was committed, and answers its callers accordingly.
     async fn settle(
         &mut self,
         batch: Vec<PendingChange>,
@@ -302,7 +307,7 @@ impl ChangeWriter {
         first: Position,
         outcomes: Vec<Outcome>,
     ) {
-        tracing::warn!(%error, "the answer to a commit was lost, looking whether it was made");
+        tracing::warn!(%error, "the response to a commit was lost, checking whether the commit succeeded");
         let arrived = batch.iter().map(|pending| pending.request.arrived).min();
         let gives_up_at = arrived.unwrap_or_else(Instant::now) + SETTLE_TIMEOUT;
         let settled = timeout_at(gives_up_at, async {
@@ -324,8 +329,9 @@ impl ChangeWriter {
         }
     }
 
-    /// Brings the view up to date by a transaction that writes nothing new, and so proves that the database takes
-    /// writes and that every earlier transaction has ended.
+    /// Brings the view up to date with a transaction that changes nothing.
+    ///
+    /// A success proves that the database accepts writes and that every earlier transaction has ended.
     async fn synchronize(&mut self) -> Result<(), StoreError> {
         let session = timed(PREPARE_TIMEOUT, async {
             let mut session = self.lane.take(&self.shared).await?;
@@ -341,8 +347,9 @@ impl ChangeWriter {
     }
 }
 
-/// Begins a transaction, also if those of other servers take their time. Returns when it began, too: the database's time
-/// is that of the beginning.
+/// Begins a transaction, waiting for the transactions of other servers.
+///
+/// Also returns when it began, since the database's time is the time of the beginning.
 pub(super) async fn begin(session: &mut dyn Session) -> Result<(Instant, Head), StoreError> {
     loop {
         let began = Instant::now();
@@ -355,7 +362,8 @@ pub(super) async fn begin(session: &mut dyn Session) -> Result<(Instant, Head), 
 
 /// Brings the view up to the head of an open transaction. Returns the epoch of the view.
 ///
-/// Fails if the view is not in the database's history. The follower notices that, too, and reloads the view.
+/// Fails if the view does not match the database's history. The follower notices this as well, and reloads
+/// the view.
 async fn bring_to_head(shared: &Shared, session: &mut dyn Session, head: &Head) -> Result<u64, StoreError> {
     if shared.view.position().position != head.position {
         catch_up(shared, session).await?;
@@ -365,10 +373,10 @@ async fn bring_to_head(shared: &Shared, session: &mut dyn Session, head: &Head) 
 }
 
 fn other_history() -> StoreError {
-    StoreError::Unavailable("it has another history than this server knows".into())
+    StoreError::Unavailable("its history differs from this server's".into())
 }
 
-/// Takes the first change of each agent. Later ones of the same agent stay pending, in order.
+/// Takes the first change of each agent. Later changes of the same agents stay pending, in order.
 fn take_one_per_agent(pending: &mut Vec<PendingChange>) -> Vec<PendingChange> {
     let mut taken = HashSet::new();
     pending.extract_if(.., |pending| taken.insert(pending.request.agent_id.clone())).collect()

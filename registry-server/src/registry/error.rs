@@ -1,10 +1,10 @@
-//! The errors of the registry's operations, as their callers see them.
+//! Errors of registry operations, as reported to clients.
 
 use registry_sdk::contract::Owner;
 
 use crate::store::StoreError;
 
-/// An error of a registry operation.
+/// Error of a registry operation.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The agent is not registered.
@@ -19,7 +19,7 @@ pub(crate) enum Error {
         describe_owner(owner)
     )]
     Superseded { agent_id: String, owner: Owner },
-    /// The calling process has reported its own shutdown.
+    /// The calling process has already reported its own shutdown.
     #[error(
         "this instance of agent {agent_id:?} was shut down: a process that started after that has to register first, \
          with its age"
@@ -28,26 +28,26 @@ pub(crate) enum Error {
     /// The database is unavailable.
     #[error("the registry's database does not answer, nothing was changed; try again")]
     Unavailable,
-    /// The database did not say whether it made the change.
+    /// The database did not say whether the change was made.
     #[error(
         "the registry's database does not answer, the change may have been made; read the agent, or try again"
     )]
     Unsettled,
-    /// Somebody else has locked the agent's row in the database.
+    /// Another session has locked the agent's row in the database.
     #[error(
         "another program has locked the row of agent {0:?} in the database, nothing was changed; try again"
     )]
     Locked(String),
-    /// A queue is full, or there are no permits left.
+    /// A queue is full, or no permits are left.
     #[error("too many requests are waiting, nothing was changed; try again")]
     Overloaded,
-    /// Half of the connections are event streams already.
+    /// Event streams already use half of the connections.
     #[error("too many event streams are open, see --max-connections; ask another server, or try again")]
     TooManyStreams,
     /// The server is shutting down.
     #[error("the server is shutting down, nothing was changed; try again")]
     ShuttingDown,
-    /// A bug, for example if the database rejects data that passed validation.
+    /// A bug, such as data that passed validation but is rejected by the database.
     #[error("the request failed because of an internal error")]
     Internal,
 }

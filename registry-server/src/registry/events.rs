@@ -1,8 +1,8 @@
-//! The latest events, encoded, behind `GET /events`.
+//! The latest events in encoded form, as served by `GET /events`.
 //!
-//! A watcher has no buffer of its own, only a cursor into the log; if the events after the cursor are no longer
-//! retained, the watcher has lagged. The log is a part of the view, under the same lock, so a watcher never
-//! learns of a change before it can be read.
+//! Watchers have no buffer, only a cursor into the log. A watcher has lagged if the events after its cursor
+//! are no longer retained. The log is part of the view and under the same lock, so a watcher never learns of
+//! a change that reads do not show yet.
 
 use std::collections::VecDeque;
 
@@ -11,21 +11,21 @@ use crate::store::Position;
 /// Maximum number of entries retained for slow and resuming watchers.
 const MAX_RETAINED_ENTRIES: usize = 16_384;
 
-/// Maximum size of the retained events.
+/// Maximum total size of the retained events.
 const MAX_RETAINED_BYTES: usize = 16 * 1_024 * 1_024;
 
-/// Size at which one read ends.
+/// Size after which a read ends.
 const READ_BYTES: usize = 64 * 1_024;
 
-/// The latest entries, in the order of their revisions, which have no gaps.
+/// The latest entries, with consecutive revisions.
 #[derive(Debug)]
 pub(super) struct EventLog {
-    /// Position after which all entries are retained.
+    /// The position before the oldest retained entry.
     base: Position,
-    /// Each with its event as it is sent; `None` for an internal one.
+    /// Positions, each with its event as sent to watchers. `None` for internal events.
     entries: VecDeque<(Position, Option<Vec<u8>>)>,
     bytes: usize,
-    /// Number of resets: cursors of an earlier epoch are reset.
+    /// Number of resets. Cursors of earlier epochs are reset.
     epoch: u64,
 }
 
@@ -43,12 +43,12 @@ impl Cursor {
     }
 }
 
-/// The place in the log at which an event stream starts.
+/// The position at which an event stream starts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum StreamStart {
-    /// After a position in the history.
+    /// After this position.
     After(Position),
-    /// Before the last so many events, or as many of them as are retained.
+    /// Before the last events, this many of them or as many as are retained.
     Last(usize),
 }
 
@@ -59,9 +59,9 @@ pub(crate) enum LogRead {
     UpToDate,
     /// The next events, encoded.
     Frames(Vec<u8>),
-    /// The next events are no longer retained. Contains the position at which the cursor continues.
+    /// The next events are no longer retained. The cursor continues at this position.
     Lagged(Position),
-    /// The cursor is not in the registry's history. Contains the position at which it continues.
+    /// The cursor is not in the registry's history, and continues at this position.
     Reset(Position),
 }
 
@@ -80,7 +80,7 @@ impl EventLog {
         self.epoch
     }
 
-    /// Appends the entry that follows the head.
+    /// Appends the next entry.
     pub(super) fn push(&mut self, position: Position, frame: Option<Vec<u8>>) {
         self.bytes += frame.as_ref().map_or(0, Vec::len);
         self.entries.push_back((position, frame));
@@ -99,14 +99,15 @@ impl EventLog {
         Cursor { after, epoch: self.epoch }
     }
 
-    /// Returns the position before the last so many events, or before all that are retained. Internal entries do not count.
+    /// Returns the position before the last `count` events, or before all retained ones. Ignores internal
+    /// events.
     fn before_last(&self, count: usize) -> Position {
         let events = self.entries.iter().enumerate().filter(|(_, (_, frame))| frame.is_some());
         let Some((first, _)) = events.rev().take(count).last() else { return self.head() };
         first.checked_sub(1).and_then(|before| self.entries.get(before)).map_or(self.base, |entry| entry.0)
     }
 
-    /// Reads the events after the cursor, and advances it.
+    /// Reads the events after the cursor, and advances the cursor.
     pub(super) fn read(&self, cursor: &mut Cursor) -> LogRead {
         let Some(start) = self.index_after(cursor) else {
             let has_lagged = cursor.epoch == self.epoch && cursor.after.revision < self.base.revision;
@@ -124,7 +125,8 @@ impl EventLog {
         if frames.is_empty() { LogRead::UpToDate } else { LogRead::Frames(frames) }
     }
 
-    /// Returns whether a position is in the history; `None` if it may be one that is no longer kept.
+    /// Whether a position is in the history. `None` if it precedes the retained entries, so that this is
+    /// unknown.
     pub(super) fn contains(&self, position: Position) -> Option<bool> {
         let count = usize::try_from(position.revision - self.base.revision).ok()?;
         let retained = match count.checked_sub(1) {
@@ -134,8 +136,9 @@ impl EventLog {
         Some(retained == Some(position))
     }
 
-    /// Returns the index of the first entry after the cursor; `None` if the cursor is not in this history, or its
-    /// entry is not retained.
+    /// Returns the index of the first entry after the cursor.
+    ///
+    /// `None` if the cursor is not in this history, or its entry is not retained.
     fn index_after(&self, cursor: &Cursor) -> Option<usize> {
         let is_known = cursor.epoch == self.epoch && self.contains(cursor.after) == Some(true);
         usize::try_from(cursor.after.revision - self.base.revision).ok().filter(|_| is_known)
@@ -167,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watcher_reads_on_from_its_cursor_and_resumes_after_any_entry() {
+    fn watcher_continues_at_its_cursor_and_resumes_after_any_entry() {
         let mut log = EventLog::new(at(10), 0);
         let mut cursor = log.cursor(StreamStart::Last(0));
         assert_eq!(read(&log, &mut cursor), "up to date");
@@ -187,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_of_another_history_is_reset() {
+    fn position_in_another_history_is_reset() {
         let mut log = EventLog::new(at(10), 0);
         push(&mut log, 11..=13);
         for other in [Position { revision: 12, mark: 7 }, Position { revision: 10, mark: 7 }, at(14), at(99)]
@@ -202,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_begins_before_the_last_events_that_are_retained() {
+    fn stream_starts_before_the_last_retained_events() {
         let mut log = EventLog::new(at(10), 0);
         let last = |log: &EventLog, count| read(log, &mut log.cursor(StreamStart::Last(count)));
         assert_eq!(last(&log, 5), "up to date");
@@ -221,16 +224,16 @@ mod tests {
         assert!(last(&log, MAX_RETAINED_ENTRIES).starts_with("12;13;15;17;"));
         push(&mut log, [11 + i64::try_from(MAX_RETAINED_ENTRIES).unwrap()]);
         push(&mut log, [12 + i64::try_from(MAX_RETAINED_ENTRIES).unwrap()]);
-        assert!(last(&log, MAX_RETAINED_ENTRIES).starts_with("13;15;17;"), "12 is not retained any more");
+        assert!(last(&log, MAX_RETAINED_ENTRIES).starts_with("13;15;17;"), "12 is no longer retained");
     }
 
     #[test]
-    fn a_lagging_watcher_is_told() {
+    fn lagging_watcher_is_notified() {
         let mut log = EventLog::new(at(0), 0);
         let mut slow = log.cursor(StreamStart::Last(0));
         let most = i64::try_from(MAX_RETAINED_ENTRIES).unwrap();
         push(&mut log, 1..=most);
-        assert!(read(&log, &mut slow.clone()).starts_with("1;2;"), "just in time");
+        assert!(read(&log, &mut slow.clone()).starts_with("1;2;"), "the last moment");
         push(&mut log, [most + 1]);
         assert_eq!(read(&log, &mut slow), format!("lagged {}", MAX_RETAINED_ENTRIES + 1));
     }

@@ -9,9 +9,9 @@ impl Registry {
         self.shared.view.find_one(agent_id).ok_or_else(|| Error::NotFound(agent_id.to_owned()))
     }
 
-    /// Finds the agents that are accepted, up to a limit, and returns what `finish` makes of them.
+    /// Finds agents that `accepts` returns true for, up to a limit, and converts them with `finish`.
     ///
-    /// Both closures run beside the threads of requests, like a longer search.
+    /// Both closures run off the request threads, like long searches.
     pub(crate) async fn find_agents<T: Send + 'static>(
         &self,
         which: Find,

@@ -1,4 +1,4 @@
-//! Follows the changes of other servers, and polls whether the database is available.
+//! Follows the changes of other servers, and polls the availability of the database.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,26 +14,26 @@ use crate::store::{Head, LogReader, Notification, Result, StoreError};
 
 /// Interval at which the log is polled even without a notification.
 ///
-/// Notifications can get lost, and an unavailable database sends none.
+/// Notifications may get lost, and an unavailable database sends none.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Time after a notification at which the log is polled.
+/// Delay between a notification and the poll that it causes.
 const NOTIFICATION_DELAY: Duration = Duration::from_millis(5);
 
 /// Timeout of a poll.
 const POLL_TIMEOUT: Duration = Duration::from_millis(1_250);
 
-/// Follows the database: reads the log at each notification and at every poll interval. Never returns.
+/// Follows the database: reads the log after each notification and at every poll interval. Never returns.
 ///
 /// # Cancel safety
-/// Cancel safe: entries that were not applied are read again by the next follower.
+/// Cancel safe: the next follower reads entries again that were not applied.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut is_replacement = false;
     loop {
         let (began, mut last_poll) = (Instant::now(), None);
         let Err(error) = follow(&shared, is_replacement, &mut last_poll).await else { continue };
         is_replacement = true;
-        // A session that was just in use is replaced at once: it may be the only thing that was lost.
+        // Replace a session at once if it was just in use: nothing else may have been lost.
         if last_poll.is_none_or(|last_poll: Instant| last_poll.elapsed() > POLL_TIMEOUT) {
             shared.record_failure(Part::Follower, &error);
         }
@@ -43,14 +43,14 @@ pub(super) async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// Follows on one session, until that fails or all sessions are dropped.
+/// Follows on one session until it fails or all sessions are dropped.
 async fn follow(shared: &Arc<Shared>, is_replacement: bool, last_poll: &mut Option<Instant>) -> Result<()> {
     let mut listener = timed(CONNECT_TIMEOUT, shared.database.listen()).await?;
     if is_replacement {
-        // The database may be another one now, or have lost heartbeats.
+        // This may be another database, or one that has lost heartbeats.
         shared.drop_sessions();
     }
-    // Those that do not know this server answer, which only now it can hear.
+    // Servers that do not know this one respond, and only now can this server receive their responses.
     shared.replicas.introduce_soon();
     let generation = shared.generation();
     while shared.generation() == generation {
@@ -65,7 +65,7 @@ async fn follow(shared: &Arc<Shared>, is_replacement: bool, last_poll: &mut Opti
         *last_poll = Some(Instant::now());
         while let Ok(notification) = timeout_at(next_poll, listener.notified()).await {
             match notification? {
-                // Others are on their way with it, from a busy server.
+                // A busy server sends more notifications within this delay, so wait for them.
                 Notification::Changed => next_poll = next_poll.min(Instant::now() + NOTIFICATION_DELAY),
                 Notification::Broadcast(message) => broadcasts::receive(shared, &message),
             }
@@ -74,9 +74,10 @@ async fn follow(shared: &Arc<Shared>, is_replacement: bool, last_poll: &mut Opti
     Ok(())
 }
 
-/// Applies all entries that are not known yet, up to the head, which it returns. Most of this server's own are known.
+/// Applies all unknown entries up to the head, and returns the head.
 ///
-/// `None` if the view is not in the database's history.
+/// Most of this server's own entries are already known. `None` if the view does not match the database's
+/// history.
 pub(super) async fn catch_up(shared: &Shared, log: &mut dyn LogReader) -> Result<Option<Head>> {
     loop {
         let at = shared.view.position();

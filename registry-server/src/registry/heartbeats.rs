@@ -1,7 +1,7 @@
 //! Plain heartbeats: one statement per batch, which does not wait for the disk.
 //!
-//! Each heartbeat is answered after its own batch is in the database, so that every server sees it. A crash of the
-//! database may lose the last ones; after each reconnection what was heard within the timeout is written again.
+//! A heartbeat is answered after its batch was written, so that every server sees it. A crash of the database
+//! may lose the last batches, so after each reconnection the heartbeats within the timeout are written again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,10 +20,10 @@ use super::view::{Entry, Liveness};
 use crate::metrics::Usage;
 use crate::store::{HeartbeatWrite, Purpose, Result, StoredAgent};
 
-/// Maximum number of queued heartbeats; further ones are rejected.
+/// Maximum number of queued heartbeats. Further ones are rejected.
 const MAX_QUEUED: usize = 16_384;
 
-/// At most twenty statements a second, unless many heartbeats wait.
+/// At most twenty statements a second, unless many heartbeats are queued.
 const PACE: Pace = Pace {
     enough: 32,
     interval: Duration::from_millis(50),
@@ -34,10 +34,10 @@ const PACE: Pace = Pace {
 /// Maximum number of heartbeats per statement.
 const MAX_BATCH: usize = 1_000;
 
-/// Timeout of a statement. On a session that was lost unnoticed it passes before the next one begins.
+/// Timeout of a statement. If the session was lost unnoticed, it passes before the statement is retried.
 const TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// A heartbeat of an agent as it is known.
+/// A heartbeat, with the agent as known when it arrived.
 pub(super) struct QueuedHeartbeat {
     agent: Arc<StoredAgent>,
     liveness: Arc<Liveness>,
@@ -54,14 +54,14 @@ pub(super) struct HeartbeatWriter {
     shared: Arc<Shared>,
     batches: Batches<QueuedHeartbeat, Option<Timestamp>>,
     lane: Lane,
-    /// Whether there was a session before: a new one then replaces one that was lost.
+    /// Whether there was a session before, so that a new session replaces a lost one.
     had_session: bool,
-    /// Whether what was heard is to be written again.
+    /// Whether recent heartbeats must be written again.
     needs_rewrite: bool,
 }
 
 impl HeartbeatQueue {
-    /// Creates the queue, which `closing` closes.
+    /// Creates the queue. Cancelling `closing` closes it.
     pub(super) fn new(shared: Arc<Shared>, closing: CancellationToken) -> (Self, HeartbeatWriter) {
         let (queue_tx, queue) = mpsc::channel(MAX_QUEUED);
         let batches = Batches::new(queue, closing, PACE);
@@ -69,12 +69,14 @@ impl HeartbeatQueue {
         (Self(queue_tx), HeartbeatWriter { shared, batches, lane, had_session: false, needs_rewrite: false })
     }
 
-    /// Returns how many heartbeats wait, and how many may.
+    /// Returns the number of queued heartbeats, and the limit.
     pub(super) fn usage(&self) -> Usage {
         queue::usage(&self.0)
     }
 
-    /// Writes a heartbeat; returns `None` if the agent is at another revision in the database, or locked there.
+    /// Writes a heartbeat and returns its time.
+    ///
+    /// `None` if the agent has another revision in the database, or its row is locked.
     pub(super) async fn write(
         &self,
         entry: &Entry,
@@ -86,7 +88,7 @@ impl HeartbeatQueue {
 }
 
 impl HeartbeatWriter {
-    /// Writes heartbeats until the queue is closed, then the queued ones.
+    /// Writes heartbeats until the queue is closed, and then the remaining ones.
     pub(super) async fn run(mut self) {
         let mut sessions_dropped = self.shared.sessions_dropped();
         let (mut previous, mut last_try) = (0, Instant::now());
@@ -98,11 +100,12 @@ impl HeartbeatWriter {
                     () = sleep_until(last_try + RETRY_INTERVAL), if is_failing => {}
                 }
             };
-            // All of them: with fewer, heartbeats that come at a steady rate would end up in ever smaller batches.
+            // Wait for all callers of the previous batch. With fewer, steady heartbeats would end up in ever
+            // smaller batches.
             let Some(batch) = self.batches.next(previous.min(PACE.enough), woken).await else { return };
             (previous, last_try) = (batch.len(), Instant::now());
             if batch.is_empty() {
-                // Looks whether the database takes heartbeats.
+                // Checks whether the database accepts heartbeats.
                 drop(self.write(&[]).await);
             } else {
                 self.write_batch(batch).await;
@@ -122,13 +125,13 @@ impl HeartbeatWriter {
                 self.shared.metrics.database.record_queue_wait(Part::Heartbeats.as_str(), waited);
                 self.write(&batch.heartbeats).await.map_err(|error| Error::from(&error))
             }
-            // These callers have waited for a batch that failed. Fail at once.
+            // These callers have already waited for a batch that failed, so fail at once.
             Err(error) => Err(error),
         };
         batch.reply(&times, self.shared.time.now());
     }
 
-    /// Writes heartbeats, on a new session if the idle one turns out to be lost.
+    /// Writes heartbeats, opening a new session if the idle one turns out to be lost.
     async fn write(&mut self, heartbeats: &[QueuedHeartbeat]) -> Result<Vec<Option<Timestamp>>> {
         let (began, may_be_lost) = (Instant::now(), self.lane.has_session());
         let mut written = self.write_once(heartbeats).await;
@@ -158,13 +161,13 @@ impl HeartbeatWriter {
         Ok(times)
     }
 
-    /// Writes again what was heard within the timeout. If that fails, it is due again with the next session.
+    /// Writes all heartbeats within the timeout again. If that fails, the next session repeats it.
     async fn rewrite(&mut self) {
         self.needs_rewrite = false;
         let context = self.shared.read_context();
         let is_alive = |Entry { agent, liveness, .. }: &Entry| {
             let heard = liveness.last_heartbeat();
-            // A time in the future predates a clock that was set back.
+            // A time in the future was recorded before the clock was set back.
             heard <= context.now && !context.policy.is_overdue(heard, agent.heartbeat_interval, context.now)
         };
         let heard = self.shared.view.entries_where(is_alive);
@@ -175,7 +178,7 @@ impl HeartbeatWriter {
             };
             let writes = entries.iter().map(write).collect();
             let Ok(mut session) = self.lane.take(&self.shared).await else { return };
-            // What went to the session before it may be lost.
+            // Heartbeats written to the previous session may be lost.
             self.needs_rewrite |= session.is_new;
             if let Err(error) = self.send(&mut session, writes).await {
                 return self.shared.record_failure(Part::Heartbeats, &error);
@@ -193,7 +196,8 @@ impl HeartbeatWriter {
             return Ok(Vec::new());
         }
         let written = timed(TIMEOUT, session.session.write_heartbeats(&heartbeats)).await?;
-        // Before the times are read from memory, so that none lies in the future of a clock that was set.
+        // Observe the time before the heartbeats are read from memory, so that none lies in the future of a
+        // reset clock.
         self.shared.time.observe(written.now);
         Ok(written.times)
     }

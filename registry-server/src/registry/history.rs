@@ -1,14 +1,15 @@
-//! Log matching: whether the database still has the history that a server knows.
+//! Log matching: whether the database still has the history that this server knows.
 //!
-//! The idea is Raft's: a log that has the same entry as ours at our position has the same entries before it, too (D.
-//! Ongaro and J. Ousterhout, "In Search of an Understandable Consensus Algorithm", section 5.3).
+//! The idea is Raft's: if a log has the same entry as ours at our position, it also has the same entries
+//! before it (D. Ongaro and J. Ousterhout, "In Search of an Understandable Consensus Algorithm", section
+//! 5.3).
 
 use crate::store::{LogEntry, LogPage, Position};
 
-/// Returns the entries after a position, out of a page that was read from the position's revision on.
+/// Returns the entries after a position, from a page that was read starting at that position's revision.
 ///
-/// `None` if the position is not in the database's history, or the entries in between are no longer kept. The caller then
-/// has to reload all agents.
+/// `None` if the position is not in the database's history, or entries in between are no longer kept. The
+/// caller must then reload all agents.
 pub(super) fn entries_after(position: Position, mut page: LogPage) -> Option<Vec<LogEntry>> {
     let is_first_known = page.entries.first().is_some_and(|entry| entry.position == position);
     if is_first_known {
@@ -39,7 +40,7 @@ mod tests {
         Position { revision, mark: 100 * history + revision }
     }
 
-    /// Revisions of the entries after a position.
+    /// Returns the revisions of the entries after a position.
     fn after(position: Position, head: Position, entries: &[Position]) -> Option<Vec<i64>> {
         let head = Head { position: head, heartbeat_timeout: None, now: Timestamp::from_unix_millis(0) };
         let entry =
@@ -58,14 +59,14 @@ mod tests {
     }
 
     #[test]
-    fn another_history_is_noticed_whether_it_is_shorter_as_long_or_longer() {
+    fn another_history_of_any_length_is_detected() {
         assert_eq!(after(at(7, 1), at(5, 2), &[]), None);
         assert_eq!(after(at(7, 1), at(7, 2), &[at(7, 2)]), None);
         assert_eq!(after(at(7, 1), at(8, 2), &[at(7, 2), at(8, 2)]), None);
     }
 
     #[test]
-    fn a_gap_is_noticed() {
+    fn gap_is_detected() {
         assert_eq!(after(at(7, 1), at(9, 1), &[at(8, 1), at(9, 1)]), None, "7 is not kept");
         assert_eq!(after(at(7, 1), at(9, 1), &[at(7, 1), at(9, 1)]), None, "8 is missing");
         assert_eq!(after(at(7, 1), at(9, 1), &[at(7, 1)]), None, "8 and 9 are missing");

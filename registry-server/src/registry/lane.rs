@@ -1,7 +1,7 @@
-//! A session with the database that one task uses for one purpose.
+//! A database session used by one task for one purpose.
 //!
-//! A session whose operation failed or timed out is dropped without awaiting anything, and the next operation opens a
-//! new one: a connection that hangs delays nothing else.
+//! A session whose operation failed or timed out is dropped without awaiting anything, and the next operation
+//! opens a new one. So a hanging connection delays nothing else.
 
 use std::time::Duration;
 
@@ -11,17 +11,17 @@ use crate::store::{Purpose, Result, Session, StoreError};
 /// Timeout for opening a session.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The idle session of a task, if there is one.
+/// A task's idle session, if there is one.
 pub(super) struct Lane {
     purpose: Purpose,
     idle: Option<LaneSession>,
 }
 
-/// A session in use. Dropped unless it is given back.
+/// A session in use. Dropped unless it is returned to its lane.
 pub(super) struct LaneSession {
     pub(super) session: Box<dyn Session>,
     generation: u64,
-    /// Whether it has just been opened.
+    /// Whether the session was just opened.
     pub(super) is_new: bool,
 }
 
@@ -30,12 +30,12 @@ impl Lane {
         Self { purpose, idle: None }
     }
 
-    /// Whether there is an idle session, which may have been lost while nobody used it.
+    /// Whether there is an idle session, which may have been lost unnoticed.
     pub(super) fn has_session(&self) -> bool {
         self.idle.is_some()
     }
 
-    /// Takes the session, or opens one.
+    /// Takes the idle session, or opens a new one.
     pub(super) async fn take(&mut self, shared: &Shared) -> Result<LaneSession> {
         let generation = shared.generation();
         if let Some(session) = self.idle.take().filter(|session| session.generation == generation) {
@@ -45,13 +45,13 @@ impl Lane {
         Ok(LaneSession { session, generation, is_new: true })
     }
 
-    /// Gives back a session whose last operation succeeded.
+    /// Returns a session whose last operation succeeded.
     pub(super) fn give_back(&mut self, session: LaneSession) {
         self.idle = Some(session);
     }
 }
 
-/// Runs an operation of the database with a timeout.
+/// Runs a database operation with a timeout.
 pub(super) async fn timed<T>(limit: Duration, operation: impl Future<Output = Result<T>>) -> Result<T> {
     let timed_out = |_| StoreError::Unavailable(format!("no response within {limit:?}").into());
     tokio::time::timeout(limit, operation).await.map_err(timed_out)?

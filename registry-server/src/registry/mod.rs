@@ -1,4 +1,4 @@
-//! The registry: its rules, and a view of every agent in memory.
+//! The registry: its rules, and an in-memory view of all agents.
 //!
 //! Writes go to the database first; reads come from memory.
 
@@ -53,7 +53,7 @@ pub(crate) use view::{CHUNK_BYTES, Chunk, Find, FoundAgent, FoundAgents, Json, P
 use view::{Read, ReadContext, View};
 pub(crate) use writes::Written;
 
-/// Time for which the statistics of `GET /metrics` are cached.
+/// Time for which the statistics for `GET /metrics` are cached.
 const STATS_TTL: Duration = Duration::from_secs(1);
 
 /// The registry. Its tasks end with [`Registry::close`] and with the supervisor's shutdown.
@@ -106,12 +106,12 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Rejects new writes, and completes those that are queued.
+    /// Rejects new writes and completes the queued ones.
     pub(crate) fn close(&self) {
         self.closing.cancel();
     }
 
-    /// Whether an agent is registered with a URL.
+    /// Whether an agent is registered with the given URL.
     pub(crate) fn is_registered_at(&self, agent_id: &str, base_url: &str) -> bool {
         self.shared.view.entry(agent_id).is_some_and(|entry| entry.agent.base_url == base_url)
     }
@@ -121,7 +121,7 @@ impl Registry {
         found.ok_or_else(|| Error::NotFound(agent_id.to_owned()))
     }
 
-    /// Returns the card of an agent. Cards are not kept in memory.
+    /// Returns the card of an agent. Cards are read from the database, since they are not kept in memory.
     pub(crate) async fn get_card(&self, agent_id: &str) -> Result<String, Error> {
         let entry = self.shared.view.entry(agent_id).ok_or_else(|| Error::NotFound(agent_id.to_owned()))?;
         let no_card = || Error::NoCard(agent_id.to_owned());
@@ -137,7 +137,7 @@ impl Registry {
         found.ok_or_else(|| Error::NotFound(agent_id.to_owned()))
     }
 
-    /// Returns the beginning of a list or a page.
+    /// Returns the first chunk of a list or of one of its pages.
     pub(crate) async fn list_agents(&self, query: ListQuery) -> Result<Page, Error> {
         if query.filter == AgentFilter::default() {
             return self.read_quick(|view, context| view.list(&query, context)).await;
@@ -159,7 +159,7 @@ impl Registry {
         self.confirmed(run).await
     }
 
-    /// Returns the beginning of the matches, or of one page of them.
+    /// Returns the first chunk of a search's matches, or of one page of them.
     pub(crate) async fn search_capabilities(&self, search: Arc<PreparedSearch>) -> Result<Page, Error> {
         if self.shared.view.is_quick(&search) {
             return self.read_quick(|view, context| view.search(&search, context)).await;
@@ -171,7 +171,7 @@ impl Registry {
         self.read_expensive(View::stats).await
     }
 
-    /// Returns the limits for expensive requests, bodies and clients.
+    /// Returns the limits on expensive requests, bodies and clients.
     pub(crate) fn admission(&self) -> &Admission {
         &self.shared.admission
     }
@@ -180,7 +180,7 @@ impl Registry {
         &self.shared.metrics
     }
 
-    /// Records how long a heartbeat took.
+    /// Records the latency of a heartbeat.
     pub(crate) fn record_heartbeat_latency(&self, agent_id: &str, elapsed: Duration) {
         self.shared.metrics.record_heartbeat(agent_id, elapsed, || self.shared.is_present(agent_id));
     }
@@ -230,7 +230,8 @@ impl Registry {
 
     /// Returns the cursor at which a stream starts, and the last known position at that time.
     ///
-    /// Waits a moment for a position that this server does not know yet: the watcher may have read from another one.
+    /// Waits briefly for a position that this server does not know yet, since the watcher may have read from
+    /// another server.
     pub(crate) async fn cursor(&self, start: StreamStart) -> (Cursor, Position) {
         if let StreamStart::After(position) = start {
             self.shared.view.reach(position.revision).await;
@@ -238,12 +239,12 @@ impl Registry {
         self.shared.view.cursor(start)
     }
 
-    /// Reads the events after the cursor, and advances it.
+    /// Reads the events after the cursor, and advances the cursor.
     pub(crate) fn read_events(&self, cursor: &mut Cursor) -> LogRead {
         self.shared.view.read_events(cursor)
     }
 
-    /// Returns a receiver that is notified when there may be more events to read.
+    /// Returns a receiver that is notified when there may be new events.
     pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
         self.shared.view.subscribe()
     }
@@ -256,12 +257,12 @@ impl Registry {
         self.supervisor.drain()
     }
 
-    /// Returns how long the database has been unavailable, if it is.
+    /// Returns how long the database has been unavailable. `None` if it is available.
     pub(crate) fn stale_for(&self) -> Option<Duration> {
         self.shared.availability.unavailable_for()
     }
 
-    /// Reads from the view. Missed deadlines are confirmed by the database before they are believed.
+    /// Reads from the view. Missed deadlines are confirmed with the database first.
     async fn read<T>(&self, read: impl Fn(&ReadContext) -> Read<T>) -> T {
         let run = || std::future::ready(Ok::<_, Infallible>(read(&self.shared.read_context())));
         let Ok(value) = self.confirmed(run).await;
@@ -291,7 +292,7 @@ impl Registry {
         self.confirmed(run).await
     }
 
-    /// Reads again if deadlines had to be confirmed.
+    /// Runs a read, and repeats it if deadlines had to be confirmed.
     async fn confirmed<T, E, F>(&self, run: impl Fn() -> F) -> Result<T, E>
     where
         F: Future<Output = Result<Read<T>, E>>,
@@ -300,7 +301,8 @@ impl Registry {
         if first.unconfirmed.is_empty() {
             return Ok(first.value);
         }
-        // Afterwards the deadlines are confirmed; one that cannot be does not count.
+        // The second read accepts the deadlines as they are: those that could not be confirmed do not count
+        // as missed.
         self.shared.confirm_deadlines(&first.unconfirmed).await;
         Ok(run().await?.value)
     }

@@ -1,10 +1,11 @@
-//! Paced group commit: while one batch is written, the next one gathers.
+//! Paced group commit: while one batch is written, the next one fills up.
 //!
-//! A batch begins when the previous one has ended and either enough requests are queued or the interval has passed since
-//! the previous one began. So the database gets few statements however many requests there are, and a single request does
-//! not wait. Nor do callers that send their next request as soon as they have their answer: a batch also begins if shortly
-//! after the previous one as many requests are queued as its callers are likely to send. 22 such callers got 830
-//! heartbeats a second without that, at an interval of 25 ms, and 23,000 with it.
+//! A batch begins when the previous one has ended and either enough requests are queued or the interval since
+//! the previous one began has passed. So the number of statements stays low however many requests there are,
+//! and a single request does not wait. Callers that send their next request right after a response do not
+//! wait either: a batch also begins as soon as it has as many requests as the previous batch's callers are
+//! likely to send. With an interval of 25 ms, 22 such callers achieved 830 heartbeats a second without this
+//! rule, and 23,000 with it.
 
 use std::time::Duration;
 
@@ -23,39 +24,39 @@ pub(super) struct Pending<T, A> {
 
 pub(super) type ReplySender<A> = oneshot::Sender<Result<A, Error>>;
 
-/// Queues a request, and waits for its result.
+/// Queues a request and waits for its result.
 pub(super) async fn submit<T, A>(queue: &mpsc::Sender<Pending<T, A>>, request: T) -> Result<A, Error> {
     let (reply_tx, reply_rx) = oneshot::channel();
     queue.try_send(Pending { request, reply_tx }).map_err(|error| match error {
         mpsc::error::TrySendError::Full(_) => Error::Overloaded,
         mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
     })?;
-    // Whoever had the request ended in the middle of it.
+    // The writer ended while it was processing the request.
     reply_rx.await.unwrap_or(Err(Error::Unsettled))
 }
 
-/// Returns how many requests wait in a queue, and how many may.
+/// Returns the number of requests in a queue, and the limit.
 pub(super) fn usage<T>(queue: &mpsc::Sender<T>) -> Usage {
     Usage { used: queue.max_capacity() - queue.capacity(), max: queue.max_capacity() }
 }
 
-/// When batches begin.
+/// The pace of the batches.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     /// Number of requests with which a batch begins at once.
     pub(super) enough: usize,
-    /// Time since the last batch began after which the next one need not wait.
+    /// Time since the previous batch began after which a batch begins with any number of requests.
     pub(super) interval: Duration,
-    /// Time within which the callers of a batch, once they have their answers, are likely to send their next requests.
+    /// Time within which the callers of a batch are likely to send their next requests.
     pub(super) call_again_time: Duration,
     /// Maximum number of requests in a batch.
     pub(super) max: usize,
 }
 
-/// Takes the requests out of a queue, in batches.
+/// Takes requests out of a queue in batches.
 pub(super) struct Batches<T, A> {
     queue: mpsc::Receiver<Pending<T, A>>,
-    /// Closes the queue.
+    /// Cancelled to close the queue.
     closing: CancellationToken,
     pace: Pace,
     last_began: Instant,
@@ -66,10 +67,12 @@ impl<T, A> Batches<T, A> {
         Self { queue, closing, pace, last_began: Instant::now() }
     }
 
-    /// Waits for a batch, and for the time to begin it. Called as soon as the last batch was answered.
+    /// Waits for a batch and for the time to begin it. Must be called as soon as the previous batch was
+    /// answered.
     ///
-    /// `calling_again` is the number of requests that the last batch's callers are likely to send at once. Returns an empty
-    /// batch if `woken` ends before there is a request, and `None` after the last one.
+    /// `calling_again` is the number of requests that the previous batch's callers are likely to send at
+    /// once. Returns an empty batch if `woken` completes before there is a request, and `None` after the last
+    /// request.
     pub(super) async fn next(
         &mut self,
         calling_again: usize,
@@ -96,14 +99,14 @@ impl<T, A> Batches<T, A> {
         Some(batch)
     }
 
-    /// Waits until a batch has enough requests, the time has come, or the queue is closed and empty.
-    async fn fill(&mut self, batch: &mut Vec<Pending<T, A>>, enough: usize, until: Instant) {
-        while batch.len() < enough && Instant::now() < until {
+    /// Waits until the batch has enough requests, the deadline passes, or the queue is closed and empty.
+    async fn fill(&mut self, batch: &mut Vec<Pending<T, A>>, enough: usize, deadline: Instant) {
+        while batch.len() < enough && Instant::now() < deadline {
             let missing = enough - batch.len();
             tokio::select! {
                 biased;
                 received = self.queue.recv_many(batch, missing) => if received == 0 { return },
-                () = sleep_until(until) => {}
+                () = sleep_until(deadline) => {}
             }
         }
     }
@@ -147,7 +150,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn usage_is_what_waits() {
+    async fn usage_is_the_number_of_queued_requests() {
         let (queue_tx, mut queue) = mpsc::channel(10);
         assert_eq!(usage(&queue_tx), Usage { used: 0, max: 10 });
         queue_tx.send(1).await.unwrap();
@@ -158,7 +161,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn callers_that_send_again_at_once_wait_only_for_their_batches() {
+    async fn callers_that_send_again_at_once_only_wait_for_their_batches() {
         for callers in [1, 2, 22] {
             let (queue, written) = queue();
             let began = Instant::now();
@@ -176,8 +179,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn requests_at_random_times_are_written_together() {
-        // Requests a second, and the most batches for three thousand of them.
-        for (rate, most) in [(333.0, 220), (1_000.0, 160), (3_333.0, 160)] {
+        // Requests per second, and the maximum number of batches for three thousand requests.
+        for (rate, max_batches) in [(333.0, 220), (1_000.0, 160), (3_333.0, 160)] {
             let (queue, written) = queue();
             let mut random = 1_u32;
             let mut due = Duration::ZERO;
@@ -192,7 +195,7 @@ mod tests {
             });
             futures_util::future::join_all(calls.collect::<Vec<_>>()).await;
             let written = written.load(Ordering::Relaxed);
-            assert!(written <= most, "{rate} a second: {written} batches");
+            assert!(written <= max_batches, "{rate} a second: {written} batches");
         }
     }
 }

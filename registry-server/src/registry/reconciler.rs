@@ -1,7 +1,7 @@
-//! Compares the agents' rows with the view, and makes a change of each difference.
+//! Compares the agents' rows with the view, and turns each difference into a change.
 //!
-//! The owner of a database may change rows with any program. Such a change is shown, and announced to watchers, like any
-//! other.
+//! Any program may change rows in the database. Such changes become visible and are announced to watchers
+//! like all others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,17 +14,17 @@ use super::rules::Change;
 use super::sweeper::submit_all;
 use crate::store::{AgentPage, AgentRow, Result, StoredAgent};
 
-/// Interval at which all rows are compared.
+/// Interval between comparisons of all rows.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Number of rows read at a time, and the pause in between, so that other reads are not held up.
+/// Number of rows read at a time, and the pause in between, so that other reads are not delayed.
 const PAGE_ROWS: usize = 500;
 const PAGE_PAUSE: Duration = Duration::from_millis(20);
 
-/// Compares all rows at every interval, and single ones when they are suspect. Never returns.
+/// Compares all rows at every interval, and single rows as soon as they are suspect. Never returns.
 ///
 /// # Cancel safety
-/// Cancel safe: every change is complete or not made at all.
+/// Cancel safe: every change is made completely or not at all.
 pub(super) async fn run(registry: Arc<Registry>) {
     let mut ticks = interval_at(Instant::now() + INTERVAL, INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -68,7 +68,7 @@ async fn find_differences(registry: &Registry) -> Result<Vec<String>> {
 
 /// Returns the ids of the agents in a page whose rows seem to differ from the view.
 ///
-/// Skips agents that changed between the revisions of the view and the page.
+/// Skips agents that changed between the view's revision and the page's.
 fn differences(registry: &Registry, page: AgentPage, after: &str, last: Option<&str>) -> Vec<String> {
     let view_revision = registry.shared.view.position().position.revision;
     let known = registry.shared.view.entries_between(after, last);

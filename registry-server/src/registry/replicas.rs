@@ -1,6 +1,7 @@
-//! The other servers over one database, as far as they have introduced themselves.
+//! The other servers over one database that have announced themselves.
 //!
-//! Servers that are set up differently are a mistake, unless they are being replaced one by one: the log and the metrics say so.
+//! Servers with different settings are a mistake, except during a rolling upgrade, so they are logged and
+//! counted.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -11,12 +12,12 @@ use tokio::sync::Notify;
 
 use crate::metrics::ReplicaCounts;
 
-/// Number of this server's own introductions after which a server that said nothing meanwhile is gone.
+/// Number of this server's announcements after which a server that stayed silent counts as gone.
 ///
-/// Counted instead of timed, so that nobody is gone because the database was away.
+/// Counting instead of timing keeps servers from being forgotten while the database is unavailable.
 const MAX_SILENT_ROUNDS: u32 = 4;
 
-/// What should be the same on all servers.
+/// Settings that should be the same on all servers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Settings {
     version: String,
@@ -35,7 +36,7 @@ pub(super) struct Replicas {
 #[derive(Debug, Default)]
 struct Others {
     by_id: HashMap<u64, Other>,
-    /// The differing values that the log has named, in the order of [`Setting::ALL`].
+    /// The differing values that were already logged, in the order of [`Setting::ALL`].
     logged: [BTreeSet<String>; 2],
 }
 
@@ -60,17 +61,17 @@ impl Replicas {
         Self { own, others: Mutex::default(), introduction_due: Notify::new() }
     }
 
-    /// Returns the settings with which this server introduces itself.
+    /// Returns the settings that this server announces.
     pub(super) fn own(&self) -> &Settings {
         &self.own
     }
 
-    /// Makes this server introduce itself soon, and not only with the next round.
+    /// Makes this server announce itself soon instead of waiting for the next round.
     pub(super) fn introduce_soon(&self) {
         self.introduction_due.notify_one();
     }
 
-    /// Waits until this server has to introduce itself.
+    /// Waits until this server has to announce itself.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -78,18 +79,18 @@ impl Replicas {
         self.introduction_due.notified().await;
     }
 
-    /// Records that another server has introduced itself.
+    /// Records the announcement of another server.
     pub(super) fn record(&self, server_id: u64, settings: Settings) {
         let mut others = self.others.lock();
         let known = others.by_id.insert(server_id, Other { settings, silent_rounds: 0 });
         if known.is_none() {
-            // It does not know this server yet.
+            // The other server does not know this one yet.
             self.introduce_soon();
         }
         self.log_changes(&mut others);
     }
 
-    /// Forgets the servers that have been silent for long. Called after each round in which this server has introduced itself.
+    /// Forgets servers that have been silent for too long. Called after each of this server's announcements.
     pub(super) fn end_round(&self) {
         let mut others = self.others.lock();
         others.by_id.retain(|_, other| {
@@ -108,7 +109,7 @@ impl Replicas {
         ReplicaCounts { all: 1 + others.by_id.len(), differing: Setting::ALL.map(differing) }
     }
 
-    /// Logs once when the values that others have instead of this server's change.
+    /// Logs a change in the values that other servers have instead of this server's. Logs each change once.
     fn log_changes(&self, others: &mut Others) {
         let Others { by_id, logged } = others;
         for (setting, logged) in Setting::ALL.into_iter().zip(logged) {
@@ -126,7 +127,7 @@ impl Replicas {
 impl Setting {
     const ALL: [Self; 2] = [Self::Version, Self::HeartbeatTimeout];
 
-    /// Returns its name in the metrics.
+    /// Returns the setting's name in the metrics.
     fn as_str(self) -> &'static str {
         match self {
             Self::Version => "version",
@@ -134,7 +135,7 @@ impl Setting {
         }
     }
 
-    /// Returns its value, to be compared and logged.
+    /// Returns the setting's value, for comparing and logging.
     fn of(self, settings: &Settings) -> String {
         match self {
             Self::Version => settings.version.clone(),
@@ -157,14 +158,14 @@ impl Setting {
             Self::Version => tracing::info!(
                 own,
                 others,
-                "servers over this database have different versions, as during an update: if that lasts, update those that \
-                 are older"
+                "servers over this database have different versions, as during a rolling upgrade: if this lasts, upgrade the \
+                 older ones"
             ),
             Self::HeartbeatTimeout => tracing::warn!(
                 own,
                 others,
-                "servers over this database were started with different --heartbeat-timeouts, and the latest start decides \
-                 for all: start all of them with the same one"
+                "servers over this database were started with different --heartbeat-timeout values, and the value of the \
+                 latest start applies to all: start all servers with the same value"
             ),
         }
     }
@@ -186,20 +187,20 @@ mod tests {
     }
 
     #[test]
-    fn servers_that_differ_are_counted_by_setting() {
+    fn differing_servers_are_counted_by_setting() {
         let replicas = Replicas::new(TIMEOUT);
         replicas.record(1, replicas.own.clone());
         assert_eq!(counts(&replicas), (2, 0, 0));
         replicas.record(2, settings("0.0.1", TIMEOUT));
         replicas.record(3, settings("0.0.1", TIMEOUT * 2));
         assert_eq!(counts(&replicas), (4, 2, 1));
-        // Started again, with another id.
+        // The server was restarted with other settings.
         replicas.record(3, settings("0.0.2", TIMEOUT));
         assert_eq!(counts(&replicas), (4, 2, 0));
     }
 
     #[test]
-    fn a_server_that_is_silent_for_four_rounds_is_forgotten() {
+    fn server_that_is_silent_for_four_rounds_is_forgotten() {
         let replicas = Replicas::new(TIMEOUT);
         replicas.record(1, settings("0.0.1", TIMEOUT));
         (0..3).for_each(|_| replicas.end_round());

@@ -1,6 +1,7 @@
-//! Transient reports of agents: the load from heartbeats, and the last probe result.
+//! Transient reports about agents: the load from heartbeats, and the last probe result.
 //!
-//! Reports are not stored: after a restart the next heartbeat or probe brings them again. Servers broadcast them to each other.
+//! Reports are not stored, since the next heartbeat or probe restores them after a restart. Servers broadcast
+//! them to each other.
 
 use std::collections::HashSet;
 
@@ -29,7 +30,7 @@ impl Report {
         *self == Self::default()
     }
 
-    /// Updates the fields that are set in a later report.
+    /// Overwrites the fields that are set in a later report.
     pub(crate) fn update(&mut self, later: Self) {
         self.load = later.load.or(self.load);
         self.active_tasks = later.active_tasks.or(self.active_tasks);
@@ -44,14 +45,14 @@ impl Report {
 pub(crate) struct DirtyReports(Mutex<HashSet<String>>);
 
 impl DirtyReports {
-    /// Returns the ids, and forgets them.
+    /// Takes all ids.
     pub(super) fn take(&self) -> HashSet<String> {
         std::mem::take(&mut *self.0.lock())
     }
 }
 
 impl Shared {
-    /// Records a report that this server received or made.
+    /// Records a report that this server received or created.
     pub(super) fn report(&self, agent_id: &str, report: Report) {
         if report.is_empty() {
             return;

@@ -1,4 +1,4 @@
-//! The effect of a change on an agent: pure functions, shared by both databases.
+//! The effect of a change on an agent: pure functions that both databases share.
 
 mod deadline_policy;
 mod maintenance;
@@ -26,20 +26,20 @@ pub(crate) enum Change {
         draft: Box<StoredAgent>,
         /// Age of the agent's process when the request arrived.
         instance_age: Option<Duration>,
-        /// The document whose digest the draft has.
+        /// The card whose digest is in the draft.
         card: Option<AgentCard>,
     },
     /// Records a heartbeat, with an optional status.
     Heartbeat(Heartbeat),
     /// Sets the status.
     SetStatus(StatusUpdate),
-    /// Takes the agent out for a while.
+    /// Takes the agent out of service for a while.
     SetMaintenance(MaintenanceRequest),
     /// Ends the agent's maintenance.
     EndMaintenance,
     /// Removes the agent.
     Remove,
-    /// Marks the agent offline if it has missed its deadline by a margin.
+    /// Marks the agent offline if it missed its deadline by the expiry margin.
     Expire,
     /// Ends the agent's maintenance if its time is over.
     ExpireMaintenance,
@@ -47,25 +47,25 @@ pub(crate) enum Change {
     Purge,
     /// Records whether the registry's probes of the agent fail.
     Probed { failed: bool },
-    /// Compares the row with what the registry knows, as every change does.
+    /// Only compares the row with the registry's own state, as every change does.
     Reconcile,
 }
 
-/// What is known of an agent when a change of it is decided.
+/// The state of an agent before a change.
 #[derive(Debug, Default)]
 pub(crate) struct CurrentAgent {
-    /// The row, locked; `None` if there is none or it cannot be read.
+    /// The locked row. `None` if there is none or it cannot be decoded.
     pub(crate) row: Option<StoredAgent>,
-    /// Whether there is a row that cannot be read.
+    /// Whether there is a row that cannot be decoded.
     pub(crate) is_unreadable: bool,
-    /// The agent after the last change of its history. The row is different if another program wrote it.
+    /// The agent after its last known change. The row only differs if another program wrote it.
     pub(crate) known: Option<Arc<StoredAgent>>,
 }
 
 /// Whether an instance may act for an agent.
 ///
-/// It may if it registered the agent, or if either the caller or the registration named no instance. It may not if
-/// it was shut down.
+/// True if the instance registered the agent, or if the caller or the registration named no instance. False
+/// if the instance was shut down.
 pub(crate) fn accepts_instance(agent: &StoredAgent, instance_id: Option<&str>) -> bool {
     let Some(instance_id) = instance_id else { return true };
     agent.instance_id.as_deref().is_none_or(|registered| registered == instance_id)
@@ -80,11 +80,11 @@ pub(crate) struct Transition<'a> {
     /// Revision of the last change.
     pub(crate) revision: i64,
     pub(crate) writes: Writes,
-    /// The agent after the last change of its history.
+    /// The agent after its last known change.
     known: Option<Arc<StoredAgent>>,
-    /// Whether the row is not what is known, since another program wrote it.
+    /// Whether the row differs from `known`, because another program wrote it.
     is_edited: bool,
-    /// Name of whoever asked for the change, if it is known.
+    /// Name to record for the change, if it is known.
     changed_by: Option<String>,
 }
 
@@ -94,10 +94,10 @@ impl<'a> Transition<'a> {
         Self { policy, now, revision, writes, known: None, is_edited: false, changed_by: None }
     }
 
-    /// Decides the effect of a change that somebody asked for `age` ago, and adds its writes.
+    /// Decides the effect of a change requested `age` ago, and adds its writes.
     ///
-    /// At most one change per agent: `current` does not include earlier decisions. If the row is not what is known,
-    /// another program changed it, and the decision makes that a change of the history.
+    /// Each agent may be changed only once, since `current` does not include earlier decisions. If another
+    /// program has changed the row, the decision also adds that edit to the history.
     pub(crate) fn decide(
         &mut self,
         change: &Change,
@@ -109,13 +109,13 @@ impl<'a> Transition<'a> {
         self.changed_by = changed_by.map(str::to_owned);
         self.is_edited = current.row.as_ref().is_some_and(|row| !self.is_known(row));
         if let Some(row) = current.row.as_mut().filter(|_| self.is_edited) {
-            // The edit is the last change, unless this one is.
+            // The edit is the agent's last change, unless the requested change replaces it.
             row.changed_by = Some(CHANGED_BY_REGISTRY.to_owned());
         }
         let arrived = self.now.saturating_sub(age);
         match (change, current.row) {
             (Change::Register { draft, instance_age, card }, row) => {
-                // A row that cannot be read, or that another program deleted, may have left a card.
+                // An undecodable row, or one that another program deleted, may have left a card behind.
                 let may_have_card = row.as_ref().is_none_or(|row| row.card_digest.is_some());
                 let outcome = self.register(draft, *instance_age, arrived, row);
                 if matches!(outcome, Outcome::Applied(_)) && (card.is_some() || may_have_card) {
@@ -233,7 +233,7 @@ impl<'a> Transition<'a> {
         if let Some(instance_id) = ended_instance {
             agent.instances.end(instance_id, self.now);
         }
-        // It may have belonged to that process.
+        // The maintenance may have belonged to that process.
         let ends_maintenance = ended_instance.is_some() && has_leftover_maintenance(&agent, self.now);
         if ends_maintenance {
             agent.maintenance = None;
@@ -256,9 +256,9 @@ impl<'a> Transition<'a> {
         }
     }
 
-    /// Whether an agent is past its deadline or was marked so.
+    /// Whether an agent is past its deadline, or was already marked as such.
     ///
-    /// The mark outlives a restart of the server, after which silence starts anew.
+    /// The mark survives a restart of the server, after which silence is counted anew.
     fn is_past_deadline(&self, agent: &StoredAgent) -> bool {
         agent.missed_deadline
             || self.policy.is_overdue(agent.last_heartbeat, agent.heartbeat_interval, self.now)
@@ -278,7 +278,7 @@ impl<'a> Transition<'a> {
     }
 
     fn probed(&mut self, mut agent: StoredAgent, failed: bool) -> Outcome {
-        // It may have registered again while it was asked.
+        // The agent may have registered again during the probe.
         let failed = failed && agent.may_be_probed();
         if agent.probe_failed == failed {
             return self.unchanged(agent);
@@ -292,12 +292,12 @@ impl<'a> Transition<'a> {
         Outcome::Removed(self.append(agent, EventKind::Deregistered))
     }
 
-    /// Decides a change of an agent without a row that can be read.
+    /// Decides a change of an agent that has no readable row.
     fn missing(&mut self, change: &Change, is_unreadable: bool) -> Outcome {
         let is_removal = matches!(change, Change::Remove | Change::Purge);
         match self.known.as_deref().cloned() {
             Some(known) if is_removal => self.remove(known),
-            // What cannot be read is left as it is: somebody may want to repair it.
+            // Leave an unreadable row alone, since an operator may want to repair it.
             Some(mut known) if !is_unreadable => {
                 known.changed_by = Some(CHANGED_BY_REGISTRY.to_owned());
                 Outcome::FoundDeleted(self.append(known, EventKind::Deregistered))
@@ -306,7 +306,7 @@ impl<'a> Transition<'a> {
         }
     }
 
-    /// Leaves the row as it is. If another program changed it, that becomes a change of the history.
+    /// Keeps the row. If another program changed it, that edit is added to the history.
     fn unchanged(&mut self, mut agent: StoredAgent) -> Outcome {
         let kind = match &self.known {
             Some(known) if !self.is_edited && known.is_same_but_for_heartbeat(&agent) => {
@@ -315,7 +315,7 @@ impl<'a> Transition<'a> {
             Some(known) => difference(known, &agent),
             None => EventKind::Registered,
         };
-        // Another program may not know how these depend on the status.
+        // Another program may not know that these fields depend on the status.
         let is_offline = agent.status == AgentStatus::Offline;
         agent.missed_deadline &= is_offline;
         agent.offline_since = is_offline.then(|| agent.offline_since.unwrap_or(self.now));
@@ -323,14 +323,14 @@ impl<'a> Transition<'a> {
         if self.is_edited { Outcome::Adopted(agent) } else { Outcome::Applied(agent) }
     }
 
-    /// Whether the row is what the history says.
+    /// Whether the row matches the history.
     fn is_known(&self, agent: &StoredAgent) -> bool {
         self.known.as_ref().is_some_and(|known| known.is_same_but_for_heartbeat(agent))
     }
 
     /// Returns the later of two heartbeats.
     ///
-    /// One in the future, from before the clock was set back, counts as now.
+    /// A heartbeat in the future, recorded before the clock was set back, counts as now.
     fn latest_heartbeat(&self, previous: Timestamp, arrived: Timestamp) -> Timestamp {
         previous.min(self.now).max(arrived)
     }
@@ -343,13 +343,13 @@ impl<'a> Transition<'a> {
         agent.missed_deadline = false;
     }
 
-    /// Adds a change that was asked for.
+    /// Adds a requested change.
     fn emit(&mut self, mut agent: StoredAgent, kind: EventKind) -> Outcome {
         agent.changed_by = self.changed_by.take();
         Outcome::Applied(self.append(agent, kind))
     }
 
-    /// Adds a change by whoever is named in the agent.
+    /// Adds a change, keeping the agent's `changed_by`.
     fn append(&mut self, mut agent: StoredAgent, kind: EventKind) -> Arc<StoredAgent> {
         self.revision += 1;
         agent.revision = self.revision;
@@ -359,7 +359,7 @@ impl<'a> Transition<'a> {
     }
 }
 
-/// Returns the kind of the change between two states of an agent.
+/// Returns the kind of event for the difference between two states of an agent.
 fn difference(known: &StoredAgent, agent: &StoredAgent) -> EventKind {
     let health = |agent: &StoredAgent| {
         (agent.status, agent.missed_deadline, agent.probe_failed, agent.maintenance.clone())
@@ -373,14 +373,14 @@ fn difference(known: &StoredAgent, agent: &StoredAgent) -> EventKind {
     }
 }
 
-/// Whether the owner repeats the report of its own shutdown, for example because it missed the response.
+/// Whether the owner repeats its shutdown report, for example because it missed the response.
 fn is_repeated_shutdown(agent: &StoredAgent, update: &StatusUpdate) -> bool {
     let is_owner = |instance_id| agent.instance_id.as_deref() == Some(instance_id);
     update.is_final
         && update.instance_id.as_deref().is_some_and(|id| is_owner(id) && agent.instances.has_ended(id))
 }
 
-/// Rejects a process that may not act for the agent.
+/// Creates the rejection of a process that may not act for the agent.
 fn superseded(agent: &StoredAgent, instance_id: Option<&str>) -> Outcome {
     let owner = Owner::new(agent.instance_id.clone(), agent.base_url.clone());
     Outcome::Superseded { owner, has_ended: instance_id.is_some_and(|id| agent.instances.has_ended(id)) }

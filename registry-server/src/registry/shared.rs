@@ -1,4 +1,4 @@
-//! State that all tasks of the registry share.
+//! State shared by all tasks of the registry.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
@@ -27,7 +27,7 @@ use crate::store::{
     AgentSender, Database, Head, LastHeartbeats, LogEntry, Purpose, Result, Session, StoreError, StoredAgent,
 };
 
-/// Interval at which a part whose session failed tries again, from one beginning to the next.
+/// Interval at which a part whose session failed retries, measured between starts.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Timeout of a short read.
@@ -36,7 +36,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(1);
 /// Timeout for loading all agents.
 pub(super) const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// State that all tasks of the registry share.
+/// State shared by all tasks of the registry.
 pub(super) struct Shared {
     pub(super) database: Arc<dyn Database>,
     pub(super) view: View,
@@ -52,13 +52,14 @@ pub(super) struct Shared {
     pub(super) has_suspects: Notify,
     pub(super) admission: Admission,
     pub(super) metrics: Metrics,
-    /// Statistics for `GET /metrics`, with the time of their computation: several Prometheus servers may scrape.
+    /// Statistics for `GET /metrics` and when they were computed, since several Prometheus servers may
+    /// scrape.
     pub(super) cached_stats: Mutex<Option<(RegistryStats, Instant)>>,
     /// Distinguishes this server from others over the same database.
     pub(super) server_id: u64,
     /// Heartbeat timeout of all servers over the database, in milliseconds.
     timeout_millis: AtomicU64,
-    /// Number of times that all sessions were dropped. Those of an earlier generation are not used any more.
+    /// Number of times that all sessions were dropped. Sessions of an earlier generation are no longer used.
     generation: watch::Sender<u64>,
     /// The session for reads, leases and broadcasts.
     reads: tokio::sync::Mutex<Lane>,
@@ -92,7 +93,7 @@ impl Shared {
         Duration::from_millis(self.timeout_millis.load(Ordering::Relaxed))
     }
 
-    /// Returns what reads depend on besides the agents.
+    /// Returns the context of a read: everything that it depends on besides the agents.
     pub(super) fn read_context(&self) -> ReadContext {
         let (now, silence) = self.time.judge();
         let expiry_margin = self.config.sweep_interval.min(Duration::from_secs(1));
@@ -115,17 +116,17 @@ impl Shared {
         record.json(agent.registration_tag())
     }
 
-    /// Adopts what the state row says besides the position.
+    /// Adopts the values of the state row other than the position.
     pub(super) fn observe_head(&self, head: &Head) {
         self.time.observe(head.now);
         let Some(timeout) = head.heartbeat_timeout else { return };
         let previous = self.timeout_millis.swap(millis(timeout), Ordering::Relaxed);
         if previous != millis(timeout) {
-            // Servers that differ warn of that: see `Replicas`.
+            // Servers that differ log a warning themselves: see `Replicas`.
             tracing::info!(
                 ?timeout,
                 previous = ?Duration::from_millis(previous),
-                "another server over this database was started with another --heartbeat-timeout, which now applies to all"
+                "another server over this database was started with a different --heartbeat-timeout, which now applies to all"
             );
         }
     }
@@ -138,9 +139,9 @@ impl Shared {
         }
     }
 
-    /// Records a good poll, after which the view has all changes.
+    /// Records a successful poll, after which the view has every change.
     ///
-    /// Silence counts only while the writers can use the database, too.
+    /// Silence only counts while the writers can use the database as well.
     pub(super) fn record_poll(&self, now: Timestamp) {
         self.availability.record_success(Part::Follower);
         self.availability.record_agreement();
@@ -149,7 +150,8 @@ impl Shared {
         }
     }
 
-    /// Applies committed entries to the view, unless it was reloaded since `epoch`; returns whether it did.
+    /// Applies committed entries to the view, unless it was reloaded since `epoch`. Returns whether they were
+    /// applied.
     pub(super) fn apply(&self, epoch: u64, entries: &[LogEntry]) -> bool {
         if !self.view.apply(epoch, entries, &self.read_context()) {
             return false;
@@ -162,7 +164,7 @@ impl Shared {
                 tracing::error!(
                     agent_id,
                     revision = position.revision,
-                    "cannot read a change that another server wrote, reading the agent instead"
+                    "cannot decode a change that another server wrote, reading the agent's row instead"
                 );
                 self.suspects.lock().insert(agent_id.clone());
                 self.has_suspects.notify_one();
@@ -181,7 +183,7 @@ impl Shared {
         *self.generation.borrow()
     }
 
-    /// Drops all sessions: the database may be another one than before, or may have lost heartbeats.
+    /// Drops all sessions, since the database may be another one than before, or may have lost heartbeats.
     pub(super) fn drop_sessions(&self) {
         self.generation.send_modify(|generation| *generation += 1);
     }
@@ -191,12 +193,12 @@ impl Shared {
         self.generation.subscribe()
     }
 
-    /// Loads all agents, and resets all watchers.
+    /// Loads all agents and resets all watchers.
     pub(super) async fn load(self: &Arc<Self>, mut session: Box<dyn Session>) -> Result<()> {
         let known = self.view.position().position;
         let (agents_tx, agents_rx) = AgentSender::channel();
         let (shared, now) = (self.clone(), self.time.now());
-        // In a task of its own: reading and indexing each take half of the time.
+        // Build in a separate task, since reading and indexing each take half of the time.
         let building = tokio::spawn(async move { shared.view.build(agents_rx, now).await });
         let snapshot = timed(LOAD_TIMEOUT, session.load(agents_tx)).await?;
         let agents = building.await.map_err(|error| StoreError::Unavailable(error.into()))?;
@@ -213,12 +215,12 @@ impl Shared {
         Ok(())
     }
 
-    /// Loads all agents anew, since the view's position is not in the database's history.
+    /// Reloads all agents, since the view's position is not in the database's history.
     pub(super) async fn reload(self: &Arc<Self>) -> Result<()> {
         tracing::warn!(
             known_revision = self.view.position().position.revision,
-            "the database has another history than this server knows, or the changes in between are no longer kept; \
-             loading all agents anew"
+            "the database's history differs from this server's, or the changes in between are no longer kept; \
+             reloading all agents and resetting all watchers"
         );
         let session = Lane::new(Purpose::Reads).take(self).await?.session;
         self.load(session).await?;
@@ -238,15 +240,16 @@ impl Shared {
                 Err(error) => return tracing::debug!(%error, "cannot confirm missed deadlines"),
             };
         self.view.reach(head.position.revision).await;
-        // A database of another history, or one that lags behind (a standby that was promoted), confirms nothing.
+        // A database with another history, or one that lags behind (a promoted standby), confirms nothing.
         if head.position.revision >= known.revision && self.view.has_event(head.position) == Some(true) {
             self.time.observe(head.now);
             self.view.confirm(&times, agent_ids, &self.read_context());
         }
     }
 
-    /// Runs a short operation on the session for reads, leases and broadcasts; on a new one if the idle one turns out to
-    /// be lost.
+    /// Runs a short operation on the session for reads, leases and broadcasts.
+    ///
+    /// Opens a new session if the idle one turns out to be lost.
     pub(super) async fn read<'a, T>(
         &self,
         operation: impl for<'s> Fn(&'s mut (dyn Session + 'a)) -> BoxFuture<'s, Result<T>>,

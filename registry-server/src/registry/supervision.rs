@@ -1,6 +1,7 @@
-//! Supervision: a task of the registry that ends or panics before the shutdown ends the server.
+//! Supervision: a task that ends or panics before the shutdown ends the server.
 //!
-//! A server whose view is no longer brought up to date answers as if all were well. It is better restarted.
+//! A server whose view is no longer updated would keep answering as if all were well, so it is better
+//! restarted.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -12,15 +13,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::drain::Drain;
 
-/// Starts tasks, and notices those that end too early.
+/// Starts tasks, and detects tasks that end too early.
 #[derive(Clone, Debug)]
 pub(crate) struct Supervisor {
     tasks: TaskTracker,
     /// Precedes the shutdown.
     drain: Arc<Drain>,
-    /// Requests the shutdown.
+    /// Cancelled to request the shutdown.
     shutdown: CancellationToken,
-    /// Ends all tasks at once, also in the middle of their work.
+    /// Cancelled to end all tasks at once, even in the middle of their work.
     abort: CancellationToken,
     /// Name of the first task that ended too early.
     failed: watch::Sender<Option<&'static str>>,
@@ -45,17 +46,17 @@ impl Supervisor {
         &self.shutdown
     }
 
-    /// Starts a task that runs until the shutdown is requested, and is dropped then.
+    /// Starts a task that runs until the shutdown is requested, and is then dropped.
     pub(crate) fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let shutdown = self.shutdown.clone();
         let task = async move {
-            // `None`: the shutdown was requested.
+            // `None` means that the shutdown was requested.
             let _ = shutdown.run_until_cancelled(task).await;
         };
         self.spawn_until(name, self.shutdown.clone(), task);
     }
 
-    /// Starts a task that ends on its own after `end` was requested.
+    /// Starts a task that ends on its own after `end` is cancelled.
     pub(crate) fn spawn_until(
         &self,
         name: &'static str,
@@ -68,17 +69,17 @@ impl Supervisor {
             if outcome.is_err() || !end.is_cancelled() {
                 tracing::error!(
                     task = name,
-                    "a task of the server ended unexpectedly, the server has to be restarted"
+                    "a task of the server ended unexpectedly, shutting the server down"
                 );
                 failed.send_if_modified(|failed| failed.replace(name).is_none());
             }
         }));
     }
 
-    /// Waits until a task has ended too early, and returns its name. Never returns if none does.
+    /// Waits until a task ends too early, and returns its name. Never returns if none does.
     pub(crate) async fn failure(&self) -> &'static str {
         let mut failed = self.failed.subscribe();
-        // The sender lives as long as this.
+        // The sender lives as long as `self`.
         let failed = failed.wait_for(Option::is_some).await.ok().and_then(|name| *name);
         match failed {
             Some(name) => name,
@@ -86,12 +87,12 @@ impl Supervisor {
         }
     }
 
-    /// Whether a task has ended too early.
+    /// Whether a task ended too early.
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.borrow().is_some()
     }
 
-    /// Accepts no more tasks.
+    /// Makes `wait` return once all tasks have ended.
     pub(crate) fn close(&self) {
         self.tasks.close();
     }
@@ -114,7 +115,7 @@ mod tests {
 
     use super::*;
 
-    /// Starts a task, and returns whether it counts as failed a moment later.
+    /// Starts a task, and returns whether it is reported as failed.
     async fn fails(task: impl Future<Output = ()> + Send + 'static) -> bool {
         let supervisor = Supervisor::new(CancellationToken::new());
         supervisor.spawn("test", task);
@@ -124,14 +125,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_panics_or_ends_is_a_failure() {
+    async fn task_that_panics_or_ends_is_a_failure() {
         assert!(fails(async { panic!("on purpose") }).await);
         assert!(fails(async {}).await);
         assert!(!fails(std::future::pending()).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_ends_at_the_shutdown_is_none() {
+    async fn task_that_ends_at_the_shutdown_is_no_failure() {
         let supervisor = Supervisor::new(CancellationToken::new());
         supervisor.spawn("follower", std::future::pending());
         let closing = CancellationToken::new();
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_abort_ends_what_hangs() {
+    async fn abort_ends_hanging_tasks() {
         let supervisor = Supervisor::new(CancellationToken::new());
         supervisor.spawn_until("writer", CancellationToken::new(), std::future::pending());
         supervisor.close();

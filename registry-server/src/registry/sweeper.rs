@@ -1,7 +1,7 @@
-//! Persists missed deadlines and the ends of maintenance, and removes agents that have been offline for long enough.
+//! Persists missed deadlines and ended maintenance, and removes agents that were offline for long enough.
 //!
-//! Readers do not depend on the sweeper: for them a missed deadline counts at once, and so does the end of a maintenance.
-//! The sweeper persists and announces it.
+//! Readers do not depend on the sweeper: for them, a missed deadline or the end of maintenance takes effect
+//! at once. The sweeper persists and announces it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,14 +16,14 @@ use super::rules::{Change, DeadlinePolicy, has_leftover_maintenance};
 use super::shared::Shared;
 use super::view::Entry;
 
-/// Maximum number of changes submitted at a time, so that the queue has room for those of clients.
+/// Maximum number of changes submitted at a time, so that the queue keeps room for clients.
 const MAX_CONCURRENT_CHANGES: usize = 500;
 
-/// From more than so many agents that have been offline for so long, nobody seems to expect all of them back.
+/// More agents than this, offline for longer than this, suggest that not all of them are expected back.
 const MANY_FORGOTTEN: usize = 100;
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(7 * 86_400);
 
-/// Names `--remove-after` in the log if it is not set and many agents have been offline for long.
+/// Suggests `--remove-after` in the log if it is not set and many agents have been offline for long.
 pub(super) fn warn_of_forgotten_agents(shared: &Shared) {
     if shared.config.remove_after.is_some() {
         return;
@@ -37,7 +37,7 @@ pub(super) fn warn_of_forgotten_agents(shared: &Shared) {
     if agents > MANY_FORGOTTEN {
         tracing::warn!(
             agents,
-            "agents have been offline for more than a week and are kept: --remove-after 7d would remove them"
+            "many agents have been offline for more than a week and are kept: --remove-after 7d would remove them"
         );
     }
 }
@@ -45,7 +45,7 @@ pub(super) fn warn_of_forgotten_agents(shared: &Shared) {
 /// Sweeps at every sweep interval. Never returns.
 ///
 /// # Cancel safety
-/// Cancel safe: every change is complete or not made at all.
+/// Cancel safe: every change is made completely or not at all.
 pub(super) async fn run(registry: Arc<Registry>) {
     let interval = registry.shared.config.sweep_interval;
     let mut ticks = interval_at(Instant::now() + interval, interval);
@@ -59,7 +59,7 @@ pub(super) async fn run(registry: Arc<Registry>) {
 async fn sweep(registry: &Arc<Registry>) {
     let shared = &registry.shared;
     if shared.availability.unavailable_for().is_some() {
-        // During an outage nothing can be written, and silence does not count.
+        // During an outage, nothing can be written, and silence does not count.
         shared.availability.record_sweep();
         return;
     }
@@ -85,7 +85,7 @@ async fn sweep(registry: &Arc<Registry>) {
     shared.availability.record_sweep();
 }
 
-/// Confirms deadlines that fall before the next sweep, so that readers rarely have to.
+/// Confirms deadlines that are due before the next sweep, so that readers rarely have to.
 async fn confirm_upcoming(registry: &Registry) {
     let shared = &registry.shared;
     let (now, silence) = shared.time.judge_later(shared.config.sweep_interval);
@@ -100,7 +100,7 @@ async fn confirm_upcoming(registry: &Registry) {
     }
 }
 
-/// Submits a change of each agent, and logs those that were made.
+/// Submits a change of each agent, and logs the changes that were made.
 pub(super) async fn submit_all(
     registry: &Registry,
     agent_ids: Vec<String>,
@@ -110,7 +110,7 @@ pub(super) async fn submit_all(
     let mut log = ChangeLog::default();
     for chunk in agent_ids.chunks(MAX_CONCURRENT_CHANGES) {
         let submitted = chunk.iter().map(|agent_id| registry.submit_own(agent_id, change()));
-        // What fails is tried again by the next sweep.
+        // The next sweep retries failed changes.
         join_all(submitted)
             .await
             .into_iter()

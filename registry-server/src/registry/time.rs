@@ -1,9 +1,9 @@
 //! The database's time, and how much of an agent's silence counts.
 //!
-//! Agents cannot report while the registry is unavailable, so that time is not their silence. The follower polls the
-//! database all the time. If a poll is late, the registry was unavailable, the database's clock was set, or this host was
-//! suspended: all three are an outage. Each outage extends a deadline by at most twice its length, so short outages do not
-//! keep a dead agent alive.
+//! Agents cannot send heartbeats while the registry is unavailable, so that time does not count as silence.
+//! The follower polls the database continuously. If a poll is late, the registry was unavailable, the
+//! database's clock was set, or this host was suspended: all three count as an outage. Each outage extends a
+//! deadline by at most twice its length, so short outages do not keep a dead agent alive.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,20 +12,21 @@ use parking_lot::Mutex;
 use registry_sdk::contract::Timestamp;
 use tokio::time::Instant;
 
-/// Time between two good polls from which on the database counts as away: three polls.
+/// Time between two successful polls from which on the database counts as unavailable: three polls.
 const OUTAGE_GAP: Duration = Duration::from_millis(1_500);
 
-/// How far a reading may lie behind the estimate before the clock counts as set back. A reading is as old as its
-/// transaction.
+/// How far a reading may lie behind the estimate before the clock counts as set back.
+///
+/// Readings lag behind, since each is as old as its transaction.
 const MAX_STEP_BACK: Duration = Duration::from_secs(10);
 
-/// How far ahead a heartbeat may lie. One further ahead predates a clock that was set back.
+/// How far a heartbeat may lie in the future. Later ones were recorded before the clock was set back.
 pub(crate) const MAX_CLOCK_SKEW: Duration = MAX_STEP_BACK;
 
-/// Number of outages that are remembered. The oldest is forgotten first.
+/// Maximum number of remembered outages. The oldest is forgotten first.
 const MAX_OUTAGES: usize = 256;
 
-/// The database's time, estimated between its readings, and the outages.
+/// The database's time, estimated between readings, and the outages.
 #[derive(Debug)]
 pub(super) struct DatabaseTime(Mutex<State>);
 
@@ -39,9 +40,9 @@ struct State {
 /// Measures the silence of agents.
 #[derive(Clone, Debug)]
 pub(crate) struct Silence {
-    /// Since when silence counts: since the start of this server, or since the clock was set back.
+    /// Start of the counting: when this server started, or the clock was set back.
     since: Timestamp,
-    /// The last poll of a database that took writes.
+    /// The last poll that found the database writable.
     last_poll: Timestamp,
     outages: Arc<[Outage]>,
 }
@@ -60,12 +61,13 @@ impl DatabaseTime {
 
     /// Returns the estimated time.
     ///
-    /// It lags slightly, by the age of the last reading when that arrived: no deadline comes too early.
+    /// It lags slightly, since the last reading was already old when it arrived. So no deadline comes too
+    /// early.
     pub(super) fn now(&self) -> Timestamp {
         self.0.lock().now()
     }
 
-    /// Returns the estimated time, and the silence that fits it.
+    /// Returns the estimated time, and the matching silence.
     pub(super) fn judge(&self) -> (Timestamp, Silence) {
         let state = self.0.lock();
         (state.now(), state.silence.clone())
@@ -76,20 +78,20 @@ impl DatabaseTime {
         self.0.lock().observe(reading);
     }
 
-    /// Counts silence only from now on: what was heard before may be lost.
+    /// Counts silence only from now on, since earlier heartbeats may be lost.
     pub(super) fn restart(&self) {
         let mut state = self.0.lock();
         state.silence = Silence::starting_at(state.now());
     }
 
-    /// Adopts the reading of a poll that found the database able to write.
+    /// Adopts the reading of a poll that found the database writable.
     pub(super) fn record_poll(&self, reading: Timestamp) {
         let mut state = self.0.lock();
         state.observe(reading);
         state.silence.record_poll(reading);
     }
 
-    /// Returns the silence as if a poll had come later, to find the deadlines that will be missed by then.
+    /// Returns time and silence as of a later poll, to find the deadlines that will be missed by then.
     pub(super) fn judge_later(&self, by: Duration) -> (Timestamp, Silence) {
         let (now, mut silence) = self.judge();
         silence.last_poll = silence.last_poll.saturating_add(by);
@@ -118,7 +120,7 @@ impl Silence {
         Self { since: now, last_poll: now, outages: Arc::default() }
     }
 
-    /// Returns the silence while the database is always polled.
+    /// Returns a silence for a database that is polled continuously.
     #[cfg(test)]
     pub(crate) fn without_outages(since: Timestamp) -> Self {
         Self { last_poll: Timestamp::from_unix_millis(i64::MAX), ..Self::starting_at(since) }
@@ -133,12 +135,12 @@ impl Silence {
         self.last_poll = now;
     }
 
-    /// Returns how much of the time since an agent was heard counts as silence.
+    /// Returns how much of the time since an agent's last heartbeat counts as silence.
     pub(crate) fn of(&self, heard: Timestamp, timeout: Duration, now: Timestamp) -> Duration {
         self.with_downtime(heard.max(self.since), timeout, now)
     }
 
-    /// Returns the same, but with the time before this server started.
+    /// Like [`Silence::of`], but also counts the time before this server started.
     pub(crate) fn with_downtime(&self, heard: Timestamp, timeout: Duration, now: Timestamp) -> Duration {
         let heard = if heard.since(now) > MAX_CLOCK_SKEW { self.since } else { heard };
         let judged_at = now.min(self.last_poll.saturating_add(outage_gap(timeout)));
@@ -155,16 +157,17 @@ impl Silence {
 }
 
 impl Outage {
-    /// Returns the time that is no silence of an agent with this timeout.
+    /// Returns the time that does not count as silence for an agent with this timeout.
     ///
-    /// It goes on after the outage for as long as that was, since an agent's retries have backed off by then.
+    /// It extends past the outage by the outage's own length, since an agent's retries have backed off by
+    /// then.
     fn span(self, timeout: Duration) -> (Timestamp, Timestamp) {
         let extra = self.after.since(self.before).min(timeout / 2);
         (self.before, self.after.saturating_add(extra))
     }
 }
 
-/// Returns the time after a poll from which on an agent's silence does not count until the next one.
+/// Returns the time after a poll for which silence still counts if no further poll succeeds.
 fn outage_gap(timeout: Duration) -> Duration {
     OUTAGE_GAP.min(timeout / 2)
 }
@@ -183,7 +186,7 @@ mod tests {
             .unwrap()
     }
 
-    /// Polls every half second from one time to another.
+    /// Polls every half second within a range of seconds.
     fn poll(silence: &mut Silence, from: u32, to: u32) {
         for half in 2 * from..=2 * to {
             silence.record_poll(at(f64::from(half) / 2.0));
@@ -195,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_counts_while_the_database_is_polled_and_not_before_the_start() {
+    fn silence_counts_while_the_database_is_polled_but_not_before_the_start() {
         let mut silence = Silence::starting_at(at(10.0));
         poll(&mut silence, 10, 30);
         assert!((seconds(&silence, 20.0, 30.0) - 10.0).abs() < 1e-9);
@@ -203,12 +206,12 @@ mod tests {
     }
 
     #[test]
-    fn silence_stands_still_while_the_database_is_away() {
+    fn silence_pauses_while_the_database_is_unavailable() {
         let mut silence = Silence::starting_at(at(0.0));
         poll(&mut silence, 0, 10);
         assert!((seconds(&silence, 5.0, 60.0) - 6.5).abs() < 1e-9, "up to three polls after the last one");
         silence.record_poll(at(60.0));
-        // It goes on at half a timeout after the end.
+        // The pause extends past the outage by half a timeout.
         assert!((seconds(&silence, 5.0, 60.5) - 5.0).abs() < 1e-9);
         poll(&mut silence, 60, 68);
         assert!((seconds(&silence, 5.0, 68.0) - 7.0).abs() < 1e-9);
@@ -216,18 +219,18 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_agent_does_not_live_on_short_outages() {
+    fn short_outages_do_not_keep_a_dead_agent_alive() {
         let mut silence = Silence::starting_at(at(0.0));
         for round in 0..10 {
             poll(&mut silence, 11 * round, 11 * round + 8);
         }
-        // Of each 11 s the database is away for 3, and at most twice that is no silence.
+        // The database is unavailable for 3 of every 11 s, and at most twice that does not count as silence.
         assert!(seconds(&silence, 0.0, 96.0) > 96.0 * 4.0 / 11.0);
         assert!(seconds(&silence, 0.0, 40.0) > TIMEOUT.as_secs_f64());
     }
 
     #[test]
-    fn a_clock_that_was_set_forward_is_an_outage() {
+    fn clock_set_forward_is_an_outage() {
         let mut silence = Silence::starting_at(at(0.0));
         poll(&mut silence, 0, 10);
         poll(&mut silence, 3_610, 3_620);
@@ -235,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_far_in_the_future_does_not_count() {
+    fn heartbeat_far_in_the_future_does_not_count() {
         let mut silence = Silence::starting_at(at(100.0));
         poll(&mut silence, 100, 110);
         assert!((seconds(&silence, 3_600.0, 110.0) - 10.0).abs() < 1e-9);
@@ -243,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_clock_that_was_set_back_restarts_all_timeouts() {
+    async fn clock_set_back_restarts_all_timeouts() {
         let time = DatabaseTime::new(at(10_000.0));
         tokio::time::advance(Duration::from_secs(100)).await;
         assert_eq!(time.now(), at(10_100.0));

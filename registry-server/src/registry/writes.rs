@@ -1,4 +1,4 @@
-//! Writes: heartbeats, and changes that clients ask for.
+//! Writes: heartbeats, and changes requested by clients.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::view::{Entry, Json};
 use super::{Error, Registry};
 use crate::store::StoredAgent;
 
-/// The response to a request for a change, and the agent afterwards.
+/// The response to a request for a change, and the agent after it.
 #[derive(Debug)]
 pub(crate) struct Written<T> {
     pub(crate) response: T,
@@ -25,12 +25,12 @@ pub(crate) struct Written<T> {
 }
 
 impl<T> Written<T> {
-    /// Returns the revision of the agent's last change, which is an earlier one if the request changed nothing.
+    /// Returns the revision of the agent's last change, which is older if the request changed nothing.
     pub(crate) fn revision(&self) -> i64 {
         self.agent.revision
     }
 
-    /// Returns the name of whoever made that change, if it is known.
+    /// Returns the name behind that change, if it is known.
     pub(crate) fn changed_by(&self) -> Option<&str> {
         self.agent.changed_by.as_deref()
     }
@@ -40,14 +40,14 @@ impl<T> Written<T> {
 #[derive(Debug)]
 pub(crate) struct Heard {
     pub(crate) ack: HeartbeatAck,
-    /// The agent afterwards, if the heartbeat changed its status.
+    /// The agent after the heartbeat, if the heartbeat changed its status.
     pub(crate) changed: Option<Arc<StoredAgent>>,
 }
 
 impl Registry {
     /// Creates or updates an agent. A registration that changes nothing is as cheap as a heartbeat.
     ///
-    /// `changed_by` is the name of the caller's token, here and in the other changes.
+    /// `changed_by` is the name of the caller's token, as in the other changes.
     pub(crate) async fn register(
         &self,
         registration: Registration,
@@ -62,11 +62,11 @@ impl Registry {
         })?;
         if let Some(entry) = self.shared.view.entry(&draft.agent_id)
             && entry.agent.has_same_registration(&draft)
-            // The start of a new instance has to be stored, and a late request of an ended one rejected.
+            // The start of a new instance has to be stored, and a late request of an ended instance rejected.
             && draft.instance_id.as_deref().is_none_or(|id| {
                 entry.agent.instances.is_noted(id, instance_age, self.shared.time.now())
             })
-            // The start of a later process under the same name may end it.
+            // A later process with the same instance id may end the maintenance by registering.
             && entry.agent.maintenance.as_ref().is_none_or(|maintenance| maintenance.instance_id.is_none())
             && let Some(last_heartbeat) = self.write_heartbeat(&entry, arrived).await?
         {
@@ -79,7 +79,7 @@ impl Registry {
         Ok(Written { response: self.shared.record(&agent), agent })
     }
 
-    /// Records a heartbeat, with an optional status and load.
+    /// Records a heartbeat, with optional status and load.
     pub(crate) async fn heartbeat(
         &self,
         agent_id: &str,
@@ -121,7 +121,7 @@ impl Registry {
         self.submit_and_record(agent_id, Change::SetStatus(update), changed_by).await
     }
 
-    /// Takes an agent out for a while, in place of an earlier maintenance.
+    /// Puts an agent into maintenance, replacing any earlier maintenance.
     pub(crate) async fn set_maintenance(
         &self,
         agent_id: &str,
@@ -131,7 +131,7 @@ impl Registry {
         self.submit_and_record(agent_id, Change::SetMaintenance(request), changed_by).await
     }
 
-    /// Ends maintenance of an agent, if there is any.
+    /// Ends the maintenance of an agent, if there is any.
     pub(crate) async fn end_maintenance(
         &self,
         agent_id: &str,
@@ -152,7 +152,7 @@ impl Registry {
         }
     }
 
-    /// Writes a plain heartbeat and returns its time, or `None` if the heartbeat changes more than the time.
+    /// Writes a plain heartbeat and returns its time. `None` if the heartbeat changes more than the time.
     async fn write_heartbeat(&self, entry: &Entry, arrived: Instant) -> Result<Option<Timestamp>, Error> {
         let (last_heartbeat, interval) = (entry.liveness.last_heartbeat(), entry.agent.heartbeat_interval);
         let context = self.shared.read_context();
@@ -186,7 +186,7 @@ impl Registry {
         outcome.agent().cloned().ok_or_else(|| not_applied(agent_id, outcome))
     }
 
-    /// Makes a change that a client asked for.
+    /// Submits a change requested by a client.
     async fn submit_requested(
         &self,
         agent_id: &str,
@@ -199,7 +199,7 @@ impl Registry {
         Ok(outcome)
     }
 
-    /// Makes a change of the registry's own.
+    /// Submits a change of the registry itself.
     pub(super) async fn submit_own(&self, agent_id: &str, change: Change) -> Result<Outcome, Error> {
         self.submit(agent_id, change, Some(CHANGED_BY_REGISTRY.into()), Instant::now()).await
     }
@@ -211,7 +211,8 @@ impl Registry {
         changed_by: Option<Arc<str>>,
         arrived: Instant,
     ) -> Result<Outcome, Error> {
-        // An invalid id cannot be registered, so the database need not be asked, unless another program wrote it there.
+        // An invalid id cannot be registered, so it is only looked up if another program wrote it to the
+        // database.
         if !is_valid_agent_id(agent_id) && self.shared.view.entry(agent_id).is_none() {
             return Ok(Outcome::NotFound);
         }
@@ -220,7 +221,7 @@ impl Registry {
     }
 }
 
-/// Returns the error for a change whose outcome is none that was asked for.
+/// Returns the error for an outcome other than the requested one.
 fn not_applied(agent_id: &str, outcome: Outcome) -> Error {
     let agent_id = agent_id.to_owned();
     match outcome {

@@ -1,7 +1,7 @@
 //! The addresses that probes may reach.
 //!
-//! Anyone who may register an agent chooses the URL that the server requests. It must not reach the server's
-//! own host, or the metadata service of its cloud (server-side request forgery, CWE-918).
+//! Anyone who may register an agent chooses a URL that the server requests. Probes must not reach the
+//! server's own host or the metadata service of its cloud (server-side request forgery, CWE-918).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use crate::networks::canonical;
 
-/// Metadata services at addresses that are not link-local: Alibaba Cloud, Azure, Oracle Cloud.
+/// Metadata services with addresses that are not link-local: Alibaba Cloud, Azure, Oracle Cloud.
 const METADATA_V4: [Ipv4Addr; 3] =
     [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
 
@@ -21,9 +21,9 @@ const METADATA_V6: [Ipv6Addr; 2] = [
     Ipv6Addr::new(0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254),
 ];
 
-/// Rejects forbidden addresses, unless they are explicitly allowed.
+/// Rejects forbidden addresses that are not explicitly allowed.
 ///
-/// It also resolves names, so that the connection uses the very address that was checked.
+/// Also resolves names, so that connections only use addresses that were checked.
 #[derive(Clone, Debug)]
 pub(super) struct AddressFilter {
     allowed: Arc<[IpNet]>,
@@ -54,7 +54,8 @@ impl Resolve for AddressFilter {
         let filter = self.clone();
         Box::pin(async move {
             let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            // One forbidden address is enough: mixed results are a way to get one past the check.
+            // Reject the name if one address is forbidden: mixed results could get that address past the
+            // check.
             for address in &addresses {
                 filter.check(address.ip())?;
             }
@@ -75,7 +76,7 @@ fn is_forbidden_v4(address: Ipv4Addr) -> bool {
         || address.is_link_local()
         || address.is_multicast()
         || address.is_broadcast()
-        // "This host" (RFC 1122, section 3.2.1.3): connections to it reach the server's own host.
+        // "This host" (RFC 1122, section 3.2.1.3): such connections reach the server's own host.
         || address.octets()[0] == 0
         || METADATA_V4.contains(&address)
 }
@@ -88,9 +89,9 @@ fn is_forbidden_v6(address: Ipv6Addr) -> bool {
         || METADATA_V6.contains(&address)
 }
 
-/// Returns the IPv4 address that an IPv6 address embeds.
+/// Returns the IPv4 address embedded in an IPv6 address.
 ///
-/// NAT64 (RFC 6052), 6to4 (RFC 3056), and "IPv4-compatible" addresses (RFC 4291, section 2.5.5.1).
+/// Covers NAT64 (RFC 6052), 6to4 (RFC 3056) and "IPv4-compatible" addresses (RFC 4291, section 2.5.5.1).
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let halves = address.segments();
     let v4 = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn probes_reach_ordinary_addresses_only() {
+    fn probes_only_reach_ordinary_addresses() {
         let filter = AddressFilter::new(&[]);
         for address in ["10.1.2.3", "192.168.0.7", "172.16.0.1", "93.184.216.34", "2001:db8::7", "fd12::1"] {
             assert!(is_allowed(&filter, address), "{address}");
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn allowed_addresses_are_reached() {
+    fn explicitly_allowed_addresses_are_reachable() {
         let filter = AddressFilter::new(&["127.0.0.0/8".parse().unwrap()]);
         assert!(is_allowed(&filter, "127.0.0.1") && is_allowed(&filter, "::ffff:127.0.0.1"));
         assert!(!is_allowed(&filter, "::1") && !is_allowed(&filter, "169.254.169.254"));

@@ -11,13 +11,15 @@ use super::address_filter::AddressFilter;
 use crate::store::StoredAgent;
 use registry_sdk::internal::{HealthAnswer, MAX_HEALTH_REDIRECTS, health_url};
 
-/// Size of a response after which no more of it is read.
+/// Size after which the rest of a response is not read.
 const MAX_RESPONSE_BYTES: usize = 64 * 1_024;
 
 /// Maximum length of a failure's detail, in characters.
 const MAX_DETAIL_CHARS: usize = 200;
 
-/// An HTTP client for untrusted agents: follows only redirects within an agent, and limits the response in size and time.
+/// An HTTP client for untrusted agents.
+///
+/// Only follows redirects within an agent, and limits the size and the time of a response.
 #[derive(Clone, Debug)]
 pub(super) struct ProbeClient {
     http: reqwest::Client,
@@ -32,19 +34,19 @@ pub(super) struct ProbeOutcome {
     pub(super) elapsed: Duration,
 }
 
-/// What a probe found.
+/// The verdict of a probe.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// The agent answers well, or at least lives.
+    /// The agent responded successfully, or at least proved that it is running.
     Healthy,
     /// There is no health endpoint at the path.
     CannotTell(u16),
-    /// The agent does not answer well, and why.
+    /// The agent did not respond successfully, for this reason.
     Failed(String),
 }
 
 impl Verdict {
-    /// What people should know of it.
+    /// Returns a description for people.
     pub(super) fn detail(&self) -> Option<String> {
         match self {
             Self::Healthy => None,
@@ -66,7 +68,7 @@ impl ProbeClient {
             .dns_resolver(filter.clone())
             // A proxy would resolve names itself and connect to any address.
             .no_proxy()
-            // They are followed one by one, after a check.
+            // Redirects are followed one by one, after a check.
             .redirect(Policy::none())
             .pool_max_idle_per_host(0)
             .user_agent(concat!("registry-server/", env!("CARGO_PKG_VERSION"), " (probe)"))
@@ -83,11 +85,12 @@ impl ProbeClient {
         ProbeOutcome { verdict, elapsed: started.elapsed() }
     }
 
-    /// Asks an agent, and follows redirects within it. The error is the reason why it fails.
+    /// Probes an agent, following redirects within it. Returns the reason of a failure as the error.
     async fn check(&self, agent: &StoredAgent) -> Result<Verdict, String> {
         let url = health_url(&agent.base_url, agent.health_path.as_deref());
-        let mut url = url.ok_or("its base_url cannot be asked")?;
-        // Names are checked when they are resolved. A literal address is not resolved, and redirects keep it.
+        let mut url = url.ok_or("its base_url is not a URL that can be probed")?;
+        // Names are checked when they are resolved. Literal addresses are not resolved, and redirects keep
+        // the host.
         let address = match url.host() {
             Some(Host::Ipv4(address)) => Some(address.into()),
             Some(Host::Ipv6(address)) => Some(address.into()),
@@ -114,7 +117,10 @@ impl ProbeClient {
     }
 }
 
-/// Reads the beginning of a response. A longer one is a page rather than a report, which says nothing of its health.
+/// Reads the beginning of a response.
+///
+/// A longer response is a page rather than a health report, so its body says nothing about the agent's
+/// health.
 async fn read_body(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     while body.len() < MAX_RESPONSE_BYTES
@@ -125,7 +131,7 @@ async fn read_body(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
     Ok(body)
 }
 
-/// Returns the innermost cause of an error, which is the most specific.
+/// Returns the innermost cause of an error, which is the most specific one.
 fn root_cause(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut innermost: &dyn std::error::Error = &error;

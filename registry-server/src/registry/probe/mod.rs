@@ -1,8 +1,8 @@
 //! Active probing: the server requests each agent's health endpoint.
 //!
-//! Two failures in a row make an agent unhealthy, one success makes it healthy again; an answer that cannot tell (404) does
-//! neither. Of several servers over one database only the holder of a lease probes. Probes run in rounds of one interval;
-//! each agent has its own offset in the round, so that there are no bursts.
+//! Two failures in a row make an agent unhealthy, and one success makes it healthy again. A 404 says nothing
+//! and changes nothing. If several servers share a database, only the holder of a lease probes. Probes run in
+//! rounds of one interval, and each agent has its own offset within the round, so that there are no bursts.
 
 mod address_filter;
 mod client;
@@ -29,30 +29,30 @@ use crate::store::{StoreError, StoredAgent};
 use address_filter::AddressFilter;
 use client::{ProbeClient, ProbeOutcome, Verdict};
 
-/// Lifetime of the lease unless it is renewed.
+/// Lifetime of the lease, unless it is renewed.
 const LEASE_DURATION: Duration = Duration::from_secs(10);
 
-/// Interval at which the lease is renewed or requested.
+/// Interval at which the lease is requested or renewed.
 const LEASE_RENEW_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Number of failures in a row that make an agent unhealthy.
 const FAILURE_THRESHOLD: u32 = 2;
 
-/// Interval at which changes are logged: those of many agents that went away together are bundled.
+/// Interval at which changes are logged, so that many agents failing together share a line.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Probes agents, and counts their failures.
+/// Probes agents and counts their failures.
 struct Prober {
     registry: Arc<Registry>,
     client: ProbeClient,
     /// Current failure streaks, by agent id.
     failures: Mutex<HashMap<String, FailureStreak>>,
-    /// Changes that are not logged yet.
+    /// Changes that have not been logged yet.
     log: Mutex<ChangeLog>,
 }
 
 struct FailureStreak {
-    /// The agent as it first failed. A new address or process starts a new streak.
+    /// The agent at its first failure. A different address or process starts a new streak.
     agent: Arc<StoredAgent>,
     count: u32,
 }
@@ -60,13 +60,13 @@ struct FailureStreak {
 /// Name of the lease.
 const LEASE_NAME: &str = "probe";
 
-/// Probes all agents at every interval until shutdown, then releases the lease for another server.
+/// Probes all agents at every interval until the shutdown, and then releases the lease.
 pub(super) async fn run(registry: Arc<Registry>, interval: Duration, shutdown: CancellationToken) {
     let config = &registry.shared.config;
     let client = match ProbeClient::new(AddressFilter::new(&config.probe_allow), config.probe_timeout) {
         Ok(client) => client,
         Err(error) => {
-            tracing::error!(%error, "cannot set up the probe client");
+            tracing::error!(%error, "cannot set up the probe client, agents are not probed");
             return;
         }
     };
@@ -82,7 +82,7 @@ pub(super) async fn run(registry: Arc<Registry>, interval: Duration, shutdown: C
     }
     prober.write_log();
     if *is_leader.borrow() {
-        // If that fails, the lease expires.
+        // If this fails, the lease expires on its own.
         let _ = request_lease(&shared, Duration::ZERO).await;
     }
 }
@@ -99,9 +99,9 @@ async fn hold_lease(shared: &Shared, leader_tx: watch::Sender<bool>) {
         let is_leader = request_lease(shared, LEASE_DURATION).await.unwrap_or(false);
         if leader_tx.send_replace(is_leader) != is_leader {
             let message = if is_leader {
-                "acquired the probe lease, this server probes the agents"
+                "acquired the probe lease, this server now probes the agents"
             } else {
-                "lost the probe lease, another server probes the agents"
+                "lost the probe lease, another server now probes the agents"
             };
             tracing::info!("{message}");
         }
@@ -166,7 +166,7 @@ impl Prober {
         let Some(probed) = shared.view.entry(agent_id).filter(|entry| should_probe(entry)) else { return };
         let outcome = self.client.probe(&probed.agent).await;
         let current = shared.view.entry(agent_id);
-        // If the agent has registered again, the outcome may concern another address.
+        // If the agent has registered again meanwhile, the outcome may concern another address.
         let is_meant =
             |current: &Arc<Entry>| should_probe(current) && current.agent.has_same_probes(&probed.agent);
         let Some(entry) = current.filter(is_meant) else { return };
@@ -180,7 +180,7 @@ impl Prober {
         let result = ProbeResult::new(shared.time.now(), outcome.elapsed, ok, detail.clone());
         shared.report(agent_id, Report { probe: Some(result), ..Report::default() });
         let Some(failed) = failed.filter(|failed| *failed != entry.agent.probe_failed) else { return };
-        // If the change cannot be stored, the next probe tries again.
+        // If the change cannot be stored, the next probe retries it.
         match self.registry.submit_own(agent_id, Change::Probed { failed }).await {
             Ok(outcome) => {
                 let change = if failed {
@@ -196,14 +196,14 @@ impl Prober {
         }
     }
 
-    /// Logs the changes since the last time.
+    /// Logs the changes since the previous call.
     fn write_log(&self) {
         std::mem::take(&mut *self.log.lock()).write();
     }
 
-    /// Counts an outcome, and returns whether the agent counts as failed from now on.
+    /// Counts an outcome. Returns whether the agent counts as failed from now on.
     ///
-    /// `None` if that stays as it is: there were too few failures, or the probe cannot tell.
+    /// `None` if nothing changes, because there were too few failures or the probe cannot tell.
     fn count(&self, agent: &Arc<StoredAgent>, outcome: &ProbeOutcome) -> Option<bool> {
         let mut failures = self.failures.lock();
         match outcome.verdict {
@@ -224,7 +224,7 @@ impl Prober {
     }
 }
 
-/// Offline agents are not probed, nor those that do not want it.
+/// Whether an agent is probed: neither offline agents nor those that opted out are.
 fn should_probe(entry: &Entry) -> bool {
     entry.agent.status != AgentStatus::Offline && entry.agent.may_be_probed()
 }

@@ -1,4 +1,4 @@
-//! When an agent is past its deadline, and when it has been offline for long enough to be removed.
+//! Decides when an agent has missed its deadline, and when an offline agent is removed.
 
 use std::time::Duration;
 
@@ -8,20 +8,20 @@ use registry_sdk::internal::heartbeat_timeout;
 use crate::registry::time::Silence;
 use crate::store::StoredAgent;
 
-/// Maximum time from a heartbeat's arrival until every server finds it in the database; a quarter of a short timeout.
+/// Maximum time until an arrived heartbeat is visible to all servers. At most a quarter of a short timeout.
 const MAX_COMMIT_LAG: Duration = Duration::from_secs(1);
 
-/// How long agents may be silent, and what counts as silence.
+/// The limits on an agent's silence, and what counts as silence.
 #[derive(Clone, Debug)]
 pub(crate) struct DeadlinePolicy {
-    /// The registry's own heartbeat timeout.
+    /// The heartbeat timeout of the registry.
     pub(crate) timeout: Duration,
     pub(crate) silence: Silence,
-    /// Time past the deadline after which it is persisted as missed.
+    /// Time past the deadline after which the deadline is persisted as missed.
     ///
-    /// A heartbeat that arrived in time may still be on its way to the database.
+    /// Allows for heartbeats that arrived in time and are still on their way to the database.
     pub(crate) expiry_margin: Duration,
-    /// Time after which an offline agent is removed; `None` keeps it.
+    /// Time after which an offline agent is removed. `None` keeps offline agents.
     pub(crate) remove_after: Option<Duration>,
 }
 
@@ -36,7 +36,7 @@ impl DeadlinePolicy {
         self.is_past_deadline_by(Duration::ZERO, last_heartbeat, interval, now)
     }
 
-    /// Whether an agent is past its deadline by a margin.
+    /// Whether an agent is past its deadline by more than a margin.
     pub(crate) fn is_past_deadline_by(
         &self,
         margin: Duration,
@@ -50,15 +50,15 @@ impl DeadlinePolicy {
 
     /// Whether an agent has been offline for long enough to be removed.
     ///
-    /// The start of a server does not begin that time anew: servers may be replaced more often. But then the agent gets
-    /// one timeout to come back, since it could not before.
+    /// Starting a server does not reset that time, since servers may be restarted more often. But after a
+    /// start, the agent has one timeout to come back, since it could not do so before.
     pub(crate) fn is_purgeable(&self, agent: &StoredAgent, now: Timestamp) -> bool {
         let (Some(since), Some(limit)) = (agent.offline_since, self.remove_after) else {
             return false;
         };
         let timeout = heartbeat_timeout(self.timeout, agent.heartbeat_interval);
         agent.status == AgentStatus::Offline
-            // Whoever took it out expects it back.
+            // An agent in maintenance is expected back.
             && !agent.is_in_maintenance(now)
             && self.silence.with_downtime(since, limit, now) > limit
             && self.silence.of(since, limit, now) > timeout.min(limit)
@@ -66,8 +66,8 @@ impl DeadlinePolicy {
 
     /// Whether other servers may see a missed deadline before a heartbeat that arrives now is committed.
     ///
-    /// Such a heartbeat needs an event, so that they learn of it. They may know of other outages than this server, so
-    /// all the time counts since the last heartbeat.
+    /// Such a heartbeat needs an event to reach the other servers. They may know of other outages than this
+    /// server, so all the time since the last heartbeat counts.
     pub(crate) fn is_nearly_overdue(
         &self,
         last_heartbeat: Timestamp,

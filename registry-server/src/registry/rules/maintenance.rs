@@ -1,4 +1,4 @@
-//! Maintenance: what begins and ends it.
+//! Changes that begin and end maintenance.
 
 use registry_sdk::contract::{Maintenance, MaintenanceRequest, Timestamp};
 
@@ -20,7 +20,8 @@ impl Transition<'_> {
             && agent.is_in_maintenance(self.now)
             && agent.maintenance.as_ref().is_some_and(is_of_agent)
         {
-            // A process takes itself out, and must not let the agent come back with its successor.
+            // A process drains itself. That must not end the agent's own maintenance when its successor
+            // registers.
             return self.unchanged(agent);
         }
         agent.maintenance = Some(request.begin(arrived));
@@ -43,7 +44,7 @@ impl Transition<'_> {
     }
 }
 
-/// Whether an agent's row has a maintenance that readers do not see any more.
+/// Whether a row contains maintenance that is no longer visible to readers.
 pub(crate) fn has_leftover_maintenance(agent: &StoredAgent, now: Timestamp) -> bool {
     agent.maintenance.is_some() && !agent.is_in_maintenance(now)
 }

@@ -1,4 +1,4 @@
-//! What became of a change.
+//! The outcome of a change.
 
 use std::sync::Arc;
 
@@ -6,21 +6,22 @@ use registry_sdk::contract::Owner;
 
 use crate::store::StoredAgent;
 
-/// The result of a change.
+/// The outcome of a change.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
-    /// The agent was changed. Contains the agent as it is now.
+    /// The agent was changed. Contains the new state.
     Applied(Arc<StoredAgent>),
-    /// There was nothing to change but the time of the last heartbeat. Contains the agent as it is now.
+    /// At most the time of the last heartbeat was changed. Contains the new state.
     Unchanged(Arc<StoredAgent>),
-    /// Another program had written the agent's row, which became a change. There was nothing else to change. Contains the
-    /// agent as it is now.
+    /// An edit of the row by another program was adopted, and there was nothing else to change.
+    ///
+    /// Contains the new state.
     Adopted(Arc<StoredAgent>),
     /// The agent was removed. Contains its last state.
     Removed(Arc<StoredAgent>),
-    /// Another program had deleted the agent's row, which became a removal. Contains its last state.
+    /// Another program had deleted the row, which was turned into a removal. Contains the agent's last state.
     FoundDeleted(Arc<StoredAgent>),
-    /// The calling process does not own the agent's id; nothing visible was changed.
+    /// The calling process does not own the agent's id. Nothing visible was changed.
     Superseded {
         owner: Owner,
         /// Whether the calling process was shut down rather than superseded.
@@ -28,12 +29,12 @@ pub(crate) enum Outcome {
     },
     /// The agent is not registered.
     NotFound,
-    /// Somebody else has locked the agent's row; nothing was changed.
+    /// Another session has locked the agent's row. Nothing was changed.
     Locked,
 }
 
 impl Outcome {
-    /// Returns the agent as it is now, unless it is gone or the change was refused.
+    /// Returns the agent's new state, unless it is gone or the change was rejected.
     pub(crate) fn agent(&self) -> Option<&Arc<StoredAgent>> {
         match self {
             Self::Applied(agent) | Self::Unchanged(agent) | Self::Adopted(agent) => Some(agent),

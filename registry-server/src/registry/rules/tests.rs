@@ -13,7 +13,7 @@ use crate::store::{Capabilities, Metadata};
 const TIMEOUT: Duration = Duration::from_secs(60);
 const EXPIRY_MARGIN: Duration = Duration::from_secs(1);
 
-/// Name of the token of every change.
+/// Name of the token behind every change.
 const CALLER: &str = "caller";
 
 fn at(seconds: i64) -> Timestamp {
@@ -55,7 +55,7 @@ fn agent(status: AgentStatus) -> StoredAgent {
     }
 }
 
-/// An agent whose row is as the registry wrote it.
+/// The state of an agent whose row is as the registry wrote it.
 fn as_known(agent: StoredAgent) -> CurrentAgent {
     CurrentAgent { known: Some(Arc::new(agent.clone())), row: Some(agent), is_unreadable: false }
 }
@@ -64,7 +64,7 @@ fn heard(writes: &Writes) -> Vec<(&str, Timestamp)> {
     writes.heartbeats.iter().map(|agent| (agent.agent_id.as_str(), agent.last_heartbeat)).collect()
 }
 
-/// Decides a change at a time, and returns the outcome and the writes.
+/// Decides a change at a given time, and returns the outcome and the writes.
 fn decide(change: &Change, current: StoredAgent, now: Timestamp) -> (Outcome, Writes) {
     decide_under(&deadline_policy(), change, current, now)
 }
@@ -96,18 +96,18 @@ fn kinds(writes: &Writes) -> Vec<(i64, EventKind)> {
 }
 
 #[test]
-fn deadline_is_missed_after_it_and_not_at_it() {
+fn deadline_is_missed_after_the_timeout_but_not_at_it() {
     let policy = deadline_policy();
     assert!(!policy.is_overdue(at(100), None, at(160)));
     assert!(policy.is_overdue(at(100), None, Timestamp::from_unix_millis(160_001)));
-    // Twice the agent's own interval, if that is longer. Shorter intervals change nothing.
+    // Twice the agent's own interval, if that is longer. Shorter intervals have no effect.
     assert!(!policy.is_overdue(at(100), Some(Duration::from_secs(120)), at(340)));
     assert!(policy.is_overdue(at(100), Some(Duration::from_secs(120)), at(341)));
     assert!(!policy.is_overdue(at(100), Some(Duration::from_secs(1)), at(160)));
 }
 
 #[test]
-fn silence_counts_only_while_the_registry_is_reachable() {
+fn silence_only_counts_while_the_registry_is_reachable() {
     let back = DeadlinePolicy { silence: Silence::without_outages(at(500)), ..deadline_policy() };
     assert!(!back.is_overdue(at(100), None, at(560)));
     assert!(back.is_overdue(at(100), None, at(561)));
@@ -149,7 +149,7 @@ fn late_heartbeat_emits_an_event() {
 #[test]
 fn last_heartbeat_moves_back_only_from_the_future() {
     let (_, writes) = decide(&heartbeat(), agent(AgentStatus::Active), at(90));
-    assert_eq!(heard(&writes), [("a", at(90))], "its clock was set back: now is 90");
+    assert_eq!(heard(&writes), [("a", at(90))], "the clock was set back to 90");
     let policy = deadline_policy();
     let mut transition = Transition::new(&policy, at(130), 7);
     transition.decide(
@@ -158,7 +158,7 @@ fn last_heartbeat_moves_back_only_from_the_future() {
         Duration::from_secs(40),
         as_known(agent(AgentStatus::Active)),
     );
-    assert_eq!(heard(&transition.writes), [("a", at(100))], "a later one is known");
+    assert_eq!(heard(&transition.writes), [("a", at(100))], "a later heartbeat is known");
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn offline_agent_is_purged_after_remove_after() {
     taken_out.maintenance = Some(MaintenanceRequest::new("repair").begin(at(100)));
     let (_, writes) = decide(&Change::Purge, taken_out, at(1_000_000));
     assert!(writes.is_empty());
-    // After the start of a server it has one timeout to come back, however long it was offline before.
+    // After a server start, the agent has one timeout to come back, however long it was offline before.
     let back = DeadlinePolicy { silence: Silence::without_outages(at(10_000)), ..deadline_policy() };
     let (_, writes) = decide_under(&back, &Change::Purge, agent(AgentStatus::Offline), at(10_060));
     assert!(writes.is_empty());
@@ -199,14 +199,14 @@ fn offline_agent_is_purged_after_remove_after() {
 }
 
 #[test]
-fn probe_changes_an_agent_only_if_its_result_differs() {
+fn probe_only_changes_an_agent_if_the_result_differs() {
     let (_, same) = decide(&Change::Probed { failed: false }, agent(AgentStatus::Active), at(110));
     assert!(same.is_empty());
     let (outcome, writes) = decide(&Change::Probed { failed: true }, agent(AgentStatus::Busy), at(110));
     assert_eq!(kinds(&writes), [(8, EventKind::StatusChanged)]);
     let Outcome::Applied(failed) = outcome else { panic!("{outcome:?}") };
     assert_eq!((failed.status, failed.probe_failed), (AgentStatus::Busy, true));
-    // The failure stays if the same process registers again at the same address, and is cleared otherwise.
+    // The failure persists if the same process registers again at the same address, and is cleared otherwise.
     for (instance, address, expected) in
         [("one", "http://agent:8000", true), ("two", "http://agent:8000", false), ("one", "http://b", false)]
     {
@@ -217,14 +217,14 @@ fn probe_changes_an_agent_only_if_its_result_differs() {
     }
 }
 
-/// A registration, sent at a time by a process that started at another.
+/// A registration sent at `sent` by a process that started at `start`.
 fn started(instance_id: &str, start: i64, sent: i64) -> Change {
     let age = Duration::from_secs(u64::try_from(sent - start).unwrap());
     register(Registration::new("a", "Agent", "http://b").instance_id(instance_id).instance_age(age))
 }
 
 #[test]
-fn what_probes_found_holds_as_long_as_the_same_process_is_asked_at_the_same_url() {
+fn probe_failure_persists_for_the_same_process_at_the_same_url() {
     let failed = StoredAgent { probe_failed: true, ..agent(AgentStatus::Active) };
     let again = || Registration::new("a", "Agent", "http://agent:8000").instance_id("one");
     for (registration, still_fails) in [
@@ -238,7 +238,7 @@ fn what_probes_found_holds_as_long_as_the_same_process_is_asked_at_the_same_url(
         let after = applied(decide(&register(registration.clone()), failed.clone(), at(101)));
         assert_eq!(after.probe_failed, still_fails, "{registration:?}");
     }
-    // A probe may have been under way when the agent registered.
+    // A probe may have been running when the agent registered.
     let not_asked = StoredAgent { probe: Some(ProbeMode::Off), ..agent(AgentStatus::Active) };
     assert!(!applied(decide(&Change::Probed { failed: true }, not_asked, at(101))).probe_failed);
 }
@@ -251,7 +251,7 @@ fn heartbeat_of(instance_id: &str) -> Change {
     Change::Heartbeat(Heartbeat::default().instance_id(instance_id))
 }
 
-/// The agent of instance "one", which started at 90 s and sent its last heartbeat at 100 s.
+/// An agent owned by instance "one", which started at 90 s and sent its last heartbeat at 100 s.
 fn owned(status: AgentStatus) -> StoredAgent {
     let mut agent = agent(status);
     assert!(agent.instances.claim("one", Some(Duration::from_secs(10)), None, at(100)));
@@ -262,7 +262,7 @@ fn applied((outcome, _): (Outcome, Writes)) -> StoredAgent {
     outcome.agent().unwrap_or_else(|| panic!("{outcome:?}")).as_ref().clone()
 }
 
-/// Returns the owner named in a rejection, and whether the process was shut down.
+/// Returns the owner named in a rejection, and whether the rejected process was shut down.
 fn rejected(outcome: &Outcome) -> (Option<&str>, &str, bool) {
     let Outcome::Superseded { owner, has_ended } = outcome else { panic!("{outcome:?}") };
     (owner.instance_id.as_deref(), &owner.base_url, *has_ended)
@@ -279,7 +279,7 @@ fn younger_process_takes_the_id_and_an_older_one_is_rejected() {
 }
 
 #[test]
-fn rejected_process_is_recorded_once_and_invisibly() {
+fn rejected_process_is_recorded_once_by_an_internal_event() {
     let before = owned(AgentStatus::Busy);
     let (_, writes) = decide(&started("two", 85, 110), before.clone(), at(110));
     assert_eq!(kinds(&writes), [(8, EventKind::Internal)]);
@@ -288,7 +288,7 @@ fn rejected_process_is_recorded_once_and_invisibly() {
     assert_eq!(StoredAgent { instances: before.instances.clone(), revision: 7, ..recorded.clone() }, before);
     let (outcome, writes) = decide(&started("two", 85, 111), recorded.clone(), at(111));
     assert!(rejected(&outcome).0 == Some("one") && writes.is_empty());
-    // A recorded start does not move.
+    // A recorded start does not change.
     let (outcome, _) = decide(&started("two", 112, 112), recorded, at(112));
     assert_eq!(rejected(&outcome).0, Some("one"));
 }
@@ -307,11 +307,11 @@ fn registration_without_an_age_or_an_instance_is_granted() {
 }
 
 #[test]
-fn owner_gives_way_past_its_deadline_and_not_for_being_offline() {
+fn owner_loses_the_id_past_its_deadline_but_not_by_being_offline() {
     let older = |now| decide(&started("two", 50, now), owned(AgentStatus::Offline), at(now));
     assert_eq!(rejected(&older(160).0).0, Some("one"));
     assert_eq!(applied(older(161)).instance_id.as_deref(), Some("two"));
-    // The mark outlives a restart of the server, after which silence starts anew.
+    // The mark survives a restart of the server, after which silence is counted anew.
     let back = DeadlinePolicy { silence: Silence::without_outages(at(500)), ..deadline_policy() };
     let marked = StoredAgent { missed_deadline: true, ..owned(AgentStatus::Offline) };
     for (owner, is_granted) in [(owned(AgentStatus::Active), false), (marked, true)] {
@@ -321,7 +321,7 @@ fn owner_gives_way_past_its_deadline_and_not_for_being_offline() {
 }
 
 #[test]
-fn owner_whose_start_is_not_known_gives_way() {
+fn owner_with_unknown_start_loses_the_id() {
     let older = decide(&started("two", 50, 110), agent(AgentStatus::Active), at(110));
     assert_eq!(applied(older).instance_id.as_deref(), Some("two"));
 }
@@ -345,13 +345,13 @@ fn ended_instance_is_rejected_until_it_starts_again() {
     assert!(again.status == AgentStatus::Active && again.instances.is_running("one"));
     let no_age = register(Registration::new("a", "Agent", "http://b").instance_id("one"));
     assert!(applied(decide(&no_age, ended.clone(), at(112))).instances.is_running("one"));
-    // An ended owner gives way before its deadline.
+    // An ended owner loses the id before its deadline.
     let older = applied(decide(&started("two", 10, 112), ended, at(112)));
     assert_eq!(older.instance_id.as_deref(), Some("two"));
 }
 
 #[test]
-fn end_of_an_offline_agent_is_recorded_invisibly() {
+fn shutdown_of_an_offline_agent_is_recorded_by_an_internal_event() {
     let (outcome, writes) = decide(&shut_down("one"), owned(AgentStatus::Offline), at(110));
     assert_eq!(kinds(&writes), [(8, EventKind::Internal)]);
     let ended = applied((outcome, writes));
@@ -362,12 +362,12 @@ fn end_of_an_offline_agent_is_recorded_invisibly() {
 }
 
 #[test]
-fn end_of_another_instance_is_rejected_even_if_repeated() {
+fn shutdown_of_another_instance_is_rejected_even_if_repeated() {
     let (outcome, writes) = decide(&shut_down("two"), owned(AgentStatus::Active), at(110));
     assert_eq!(rejected(&outcome), (Some("one"), "http://agent:8000", false));
     assert!(writes.is_empty());
-    // The end of an unknown instance is not recorded; that of a known one is, so that its late requests are
-    // rejected.
+    // The shutdown of an unknown instance is not recorded. That of a known one is, so that its late requests
+    // are rejected.
     let two = applied(decide(&started("two", 100, 110), owned(AgentStatus::Active), at(110)));
     let (outcome, writes) = decide(&shut_down("one"), two, at(111));
     assert_eq!(rejected(&outcome), (Some("two"), "http://b", false));
@@ -392,22 +392,22 @@ fn ended_instance_is_rejected_for_an_agent_without_an_instance() {
 }
 
 #[test]
-fn delayed_request_is_decided_by_what_was_recorded_meanwhile() {
+fn delayed_request_respects_changes_recorded_meanwhile() {
     let decide_late = |change: &Change, waited: u64, current: StoredAgent| {
         let policy = deadline_policy();
         let mut transition = Transition::new(&policy, at(120), 7);
         transition.decide(change, Some(CALLER), Duration::from_secs(waited), as_known(current))
     };
-    // The request arrived at 110; the process was shut down at 115, through another server for example.
+    // The request arrived at 110. The process was shut down at 115, for example through another server.
     let ended = applied(decide(&shut_down("one"), owned(AgentStatus::Active), at(115)));
     assert!(rejected(&decide_late(&started("one", 90, 110), 10, ended)).2);
-    // The same for a younger process, which started after the request arrived.
+    // The same for a younger process that started after the request arrived.
     let younger = applied(decide(&started("two", 115, 116), owned(AgentStatus::Active), at(116)));
     assert_eq!(rejected(&decide_late(&started("three", 100, 110), 10, younger)).0, Some("two"));
-    // The same if the end was recorded by a transaction with a later clock.
+    // The same if the shutdown was recorded by a transaction with a later clock.
     let ended = applied(decide(&shut_down("one"), owned(AgentStatus::Active), at(122)));
     assert!(rejected(&decide_late(&started("one", 90, 110), 10, ended)).2);
-    // A time more than a minute ahead predates a clock that was set back.
+    // A time more than a minute ahead was recorded before the clock was set back.
     let ended = applied(decide(&shut_down("one"), owned(AgentStatus::Active), at(171)));
     assert!(matches!(decide_late(&started("one", 90, 110), 10, ended), Outcome::Applied(_)));
     // Waiting does not change an age: "three" is younger than "one", which started at 90.
@@ -422,7 +422,7 @@ fn delayed_request_is_decided_by_what_was_recorded_meanwhile() {
     ));
 }
 
-/// Decides a change where another program wrote the row.
+/// Decides a change after another program wrote the row.
 fn decide_edited(change: &Change, row: Option<StoredAgent>, known: Option<StoredAgent>) -> (Outcome, Writes) {
     let policy = deadline_policy();
     let mut transition = Transition::new(&policy, at(110), 7);
@@ -432,7 +432,7 @@ fn decide_edited(change: &Change, row: Option<StoredAgent>, known: Option<Stored
 }
 
 #[test]
-fn a_row_that_another_program_wrote_becomes_a_change() {
+fn row_written_by_another_program_becomes_a_change() {
     let known = agent(AgentStatus::Active);
     let busy = StoredAgent { status: AgentStatus::Busy, ..known.clone() };
     let moved = StoredAgent { base_url: "http://elsewhere".to_owned(), ..known.clone() };
@@ -454,7 +454,7 @@ fn a_row_that_another_program_wrote_becomes_a_change() {
 }
 
 #[test]
-fn a_row_that_another_program_deleted_is_a_removal() {
+fn row_deleted_by_another_program_becomes_a_removal() {
     for change in [Change::Reconcile, heartbeat(), Change::Expire] {
         let (outcome, writes) = decide_edited(&change, None, Some(agent(AgentStatus::Active)));
         assert!(matches!(outcome, Outcome::FoundDeleted(_)), "{change:?}");
@@ -467,7 +467,7 @@ fn a_row_that_another_program_deleted_is_a_removal() {
 }
 
 #[test]
-fn a_row_that_cannot_be_read_is_left_unless_the_agent_registers_or_is_removed() {
+fn unreadable_row_is_kept_unless_the_agent_registers_or_is_removed() {
     let policy = deadline_policy();
     let decide = |change: &Change| {
         let mut transition = Transition::new(&policy, at(110), 7);

@@ -14,29 +14,29 @@ use crate::registry::rules::DeadlinePolicy;
 use crate::registry::time::MAX_CLOCK_SKEW;
 use crate::store::{RegistrationTag, StoredAgent};
 
-/// An agent in memory. Replaced by a new entry at any change but a heartbeat or a report.
+/// An agent in memory. Every change other than a heartbeat or a report replaces the entry.
 #[derive(Debug)]
 pub(crate) struct Entry {
     /// The agent as stored, except for the last heartbeat, which is in `liveness`.
     pub(crate) agent: Arc<StoredAgent>,
     pub(crate) liveness: Arc<Liveness>,
-    /// Computed on first use: hashing all agents would delay the start of the server.
+    /// Computed on first use, since hashing all agents would delay the start of the server.
     tag: OnceLock<RegistrationTag>,
 }
 
-/// The part of an agent that changes all the time. Shared by the agent's successive entries.
+/// The part of an agent that changes constantly. Shared by the agent's successive entries.
 #[derive(Debug)]
 pub(crate) struct Liveness {
     /// Milliseconds since the Unix epoch.
     last_heartbeat: AtomicI64,
     /// The last heartbeat that the database confirmed to be the latest, after the deadline.
     ///
-    /// If other processes write to the database, a missed deadline is believed only then.
+    /// If other processes write to the database, a missed deadline only counts after this confirmation.
     confirmed: AtomicI64,
     report: Mutex<Report>,
 }
 
-/// An agent's status at a given time, deadline included.
+/// An agent's status at a given time, considering its deadline.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EffectiveStatus {
     pub(super) status: AgentStatus,
@@ -46,14 +46,14 @@ pub(super) struct EffectiveStatus {
 }
 
 impl EffectiveStatus {
-    /// Returns the status as stored.
+    /// Returns the stored status, without considering the deadline.
     pub(super) fn stored(agent: &StoredAgent, context: &ReadContext) -> Self {
         let StoredAgent { status, missed_deadline, probe_failed, .. } = *agent;
         let probe_failed = probe_failed && context.is_probing && agent.may_be_probed();
         Self { status, missed_deadline, probe_failed, in_maintenance: agent.is_in_maintenance(context.now) }
     }
 
-    /// Returns the status by the time of the last heartbeat.
+    /// Returns the status given the time of the last heartbeat.
     pub(super) fn current(agent: &StoredAgent, last_heartbeat: Timestamp, context: &ReadContext) -> Self {
         let stored = Self::stored(agent, context);
         if stored.status != AgentStatus::Offline && context.is_overdue(agent, last_heartbeat) {
@@ -67,18 +67,18 @@ impl EffectiveStatus {
         self.status != AgentStatus::Offline && !self.probe_failed && !self.in_maintenance
     }
 
-    /// Returns whether a filter accepts the status.
+    /// Whether the status passes a filter.
     pub(super) fn passes(self, filter: &AgentFilter) -> bool {
         filter.accepts_status(self.status, Some(self.is_healthy()))
     }
 }
 
-/// What a read depends on besides the entries.
+/// Everything that a read depends on besides the entries.
 #[derive(Clone, Debug)]
 pub(crate) struct ReadContext {
     pub(crate) now: Timestamp,
     pub(crate) policy: DeadlinePolicy,
-    /// Whether the database has to confirm a missed deadline.
+    /// Whether a missed deadline must be confirmed with the database.
     pub(crate) needs_confirmation: bool,
     /// Whether this server takes probe results into account.
     pub(crate) is_probing: bool,
@@ -96,7 +96,7 @@ impl Liveness {
         Self { last_heartbeat, confirmed: AtomicI64::new(i64::MIN), report: Mutex::default() }
     }
 
-    /// Returns what is known of an agent, given its previous entry.
+    /// Returns the liveness of an agent whose previous entry is replaced.
     pub(super) fn succeeding(previous: Option<&Entry>, agent: &StoredAgent, now: Timestamp) -> Arc<Self> {
         let Some(previous) = previous else { return Arc::new(Self::new(agent.last_heartbeat)) };
         // Reports of another process do not apply.
@@ -109,7 +109,7 @@ impl Liveness {
         if !previous.agent.has_same_probes(agent) {
             liveness.report.lock().probe = None;
         }
-        // Memory may have a heartbeat that was not in the row yet.
+        // Memory may have a heartbeat that has not reached the row yet.
         liveness.record_heartbeat(previous.liveness.last_heartbeat(), now);
         liveness.record_heartbeat(agent.last_heartbeat, now);
         liveness
@@ -117,13 +117,13 @@ impl Liveness {
 
     /// Records a heartbeat, unless a later one is known.
     ///
-    /// One far in the future predates a clock that was set back.
+    /// A known heartbeat far in the future was recorded before the clock was set back, and is replaced.
     pub(crate) fn record_heartbeat(&self, time: Timestamp, now: Timestamp) {
         let later = |known: i64| {
             let is_ahead = Timestamp::from_unix_millis(known).since(now) > MAX_CLOCK_SKEW;
             Some(if is_ahead { time.unix_millis() } else { known.max(time.unix_millis()) })
         };
-        // The closure always returns a value.
+        // Cannot fail, since the closure always returns a value.
         let _ = self.last_heartbeat.fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
     }
 
@@ -165,8 +165,9 @@ impl Entry {
 
     /// Returns the status as far as it is known.
     ///
-    /// Adds the agent's id to `unconfirmed` if the deadline seems missed, but another process may have a later
-    /// heartbeat. Until the database has confirmed that it has none, the deadline is not missed.
+    /// If the deadline seems missed, but another process may have recorded a later heartbeat, this adds the
+    /// agent's id to `unconfirmed` and does not count the deadline as missed. The database has to confirm it
+    /// first.
     pub(super) fn effective_status(
         &self,
         context: &ReadContext,

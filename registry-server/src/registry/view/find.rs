@@ -1,4 +1,4 @@
-//! Agents as they registered, for protocols that describe agents in their own terms.
+//! Agents in the form in which they registered, for protocols that describe agents in their own terms.
 
 use std::sync::Arc;
 
@@ -12,24 +12,24 @@ use super::entry::ReadContext;
 use super::reads::Read;
 use crate::store::StoredAgent;
 
-/// Which agents to find.
+/// The agents to find.
 #[derive(Clone, Debug)]
 pub(crate) enum Find {
-    /// The matches of a search that has a cursor, by score and id.
+    /// The matches of a search with a cursor, ordered by score and id.
     Matches(Arc<PreparedSearch>),
-    /// The agents of a list, by id. Of its filter, only the status and the health apply.
+    /// The agents of a list, ordered by id. Only the status and health conditions of its filter apply.
     All(ListQuery),
 }
 
-/// An agent as it registered.
+/// An agent in the form in which it registered.
 #[derive(Clone, Debug)]
 pub(crate) struct FoundAgent {
     agent: Arc<StoredAgent>,
-    /// Score of the capability that a search found, 0 to 1; `None` in a list.
+    /// Score of the capability that a search found, from 0 to 1. `None` in a list.
     score: Option<f64>,
 }
 
-/// The agents that were found, and the cursor of the next page if more follow.
+/// The agents that were found, and the cursor of the next page if there is one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FoundAgents {
     pub(crate) agents: Vec<FoundAgent>,
@@ -62,11 +62,11 @@ impl FoundAgent {
     }
 
     pub(crate) fn metadata(&self) -> Map<String, Value> {
-        // The JSON was encoded from a map, so it decodes.
+        // Always decodes, since the JSON was encoded from a map.
         serde_json::from_str(self.agent.metadata.json().get()).unwrap_or_default()
     }
 
-    /// Returns the place in a page, for which only the score and the id count.
+    /// Returns the rank within a page, which only depends on the score and the id.
     fn rank(&self) -> Rank<'_> {
         let (score, agent_id) = (self.score.unwrap_or_default(), self.agent_id());
         Rank { score, status: self.agent.status, last_heartbeat: None, agent_id }

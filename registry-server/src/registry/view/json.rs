@@ -1,7 +1,8 @@
-//! Writes JSON objects whose fields are partly encoded already.
+//! Writes JSON objects with fields that are partly encoded already.
 //!
-//! Derived `Serialize` with `RawValue` fields escapes every name anew: it takes 1.4 times as long for a list. For a match
-//! it has to take the capability's fields apart, since `flatten` knows no raw values: 2.3 times.
+//! A derived `Serialize` with `RawValue` fields escapes every name again, which takes 1.4 times as long for a
+//! list. For a match, it would also have to decode the capability's fields, since `flatten` does not support
+//! raw values: 2.3 times.
 
 use std::time::Duration;
 
@@ -24,14 +25,14 @@ impl<'a> JsonObject<'a> {
         self.name(name);
         let start = self.out.len();
         if serde_json::to_writer(&mut *self.out, value).is_err() {
-            // Cannot happen: memory accepts all writes, and strings, numbers and lists always serialize.
+            // Cannot happen: writing to memory succeeds, and strings, numbers and lists always serialize.
             self.out.truncate(start);
             self.out.extend_from_slice(b"null");
         }
         self
     }
 
-    /// Writes a field that is left out if there is nothing to say.
+    /// Writes a field, unless the value is `None`.
     pub(super) fn field_if_some(&mut self, name: &str, value: Option<&impl Serialize>) -> &mut Self {
         if let Some(value) = value {
             self.field(name, value);
@@ -39,7 +40,7 @@ impl<'a> JsonObject<'a> {
         self
     }
 
-    /// Writes a number of seconds, without a fraction if it is whole, as the contract demands.
+    /// Writes a number of seconds, without a fraction if it is whole, as the contract requires.
     pub(super) fn seconds(&mut self, name: &str, duration: Option<Duration>) -> &mut Self {
         match duration {
             Some(duration) if duration.subsec_nanos() == 0 => self.field(name, &duration.as_secs()),
@@ -47,7 +48,7 @@ impl<'a> JsonObject<'a> {
         }
     }
 
-    /// Writes a field whose value is encoded already.
+    /// Writes a field whose value is already encoded.
     pub(super) fn raw(&mut self, name: &str, json: &str) -> &mut Self {
         self.name(name);
         self.out.extend_from_slice(json.as_bytes());
@@ -58,7 +59,7 @@ impl<'a> JsonObject<'a> {
         self.out.push(b'}');
     }
 
-    /// Field names are literals that need no escaping.
+    /// Writes a field name, which must not need escaping.
     fn name(&mut self, name: &str) {
         if !std::mem::take(&mut self.is_empty) {
             self.out.push(b',');

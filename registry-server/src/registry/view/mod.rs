@@ -1,7 +1,7 @@
-//! The view: every agent in memory, and the latest events. This file updates it, and `reads` answers from it.
+//! The view: every agent in memory, and the latest events. This module updates it, and `reads` reads from it.
 //!
-//! One place writes to it, in the order of revisions: [`View::apply`]. The agents, the events and the position change
-//! together, under one lock.
+//! Only [`View::apply`] writes to the view, in the order of revisions. The agents, the events and the
+//! position change together, under one lock.
 
 mod entry;
 mod find;
@@ -26,7 +26,7 @@ pub(crate) use find::{Find, FoundAgent, FoundAgents};
 pub(crate) use reads::{CHUNK_BYTES, Chunk, Page, Read, Rest};
 pub(crate) use record::{Json, Load, Record};
 
-/// Time to wait for changes of other servers.
+/// Maximum time to wait for changes of other servers.
 const REACH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Index of an agent in `slots` and in the search index.
@@ -38,11 +38,11 @@ struct Inner {
     log: EventLog,
 }
 
-/// All agents, by id and by what they can do.
+/// All agents, indexed by id and by capability.
 #[derive(Debug, Default)]
 pub(crate) struct Agents {
     ids: HashMap<Arc<str>, Slot>,
-    /// The same as `ids`, sorted for lists.
+    /// The same ids, sorted for lists.
     ordered_ids: BTreeMap<Arc<str>, Slot>,
     slots: Vec<Option<Arc<Entry>>>,
     index: SearchIndex,
@@ -52,15 +52,15 @@ pub(crate) struct Agents {
 #[derive(Debug)]
 pub(crate) struct View {
     inner: RwLock<Inner>,
-    /// Signals that there may be more events to read.
+    /// Signals that there may be new events.
     changed: watch::Sender<()>,
 }
 
-/// The place in the history up to which the view has come.
+/// The position in the history that the view has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ViewPosition {
     pub(crate) position: Position,
-    /// Number of reloads. What was read before one is not applied after it.
+    /// Number of reloads. Entries read before a reload are not applied after it.
     pub(crate) epoch: u64,
 }
 
@@ -72,22 +72,22 @@ impl View {
         Self { inner: RwLock::new(inner), changed: watch::Sender::new(()) }
     }
 
-    /// Returns how far the view has come.
+    /// Returns the position that the view has reached.
     pub(crate) fn position(&self) -> ViewPosition {
         self.inner.read().position()
     }
 
-    /// Returns the agent's entry, with the status as stored.
+    /// Returns the agent's entry, with the stored status.
     ///
-    /// Heartbeats begin here. They never wait for a search or a list: the lock is taken even if a change waits for it,
-    /// which in turn waits for the longest read.
+    /// Every heartbeat needs this, and must not wait for a search or a list. So the lock is taken even while
+    /// a writer waits for it, which in turn waits for the longest read.
     pub(crate) fn entry(&self, agent_id: &str) -> Option<Arc<Entry>> {
         self.inner.read_recursive().agents.get(agent_id).cloned()
     }
 
-    /// Applies committed entries that follow each other without a gap, skipping those that are known.
+    /// Applies consecutive committed entries, skipping those that are already known.
     ///
-    /// Returns whether it did: it does not if the view was reloaded since `epoch`, or if entries are missing in between.
+    /// Returns false if the view was reloaded since `epoch`, or if entries are missing in between.
     pub(crate) fn apply(&self, epoch: u64, entries: &[LogEntry], context: &ReadContext) -> bool {
         let frames: Vec<_> = entries.iter().map(|entry| self.frame(entry, context)).collect();
         let mut inner = self.inner.write();
@@ -116,7 +116,7 @@ impl View {
         true
     }
 
-    /// Builds what is to replace all agents, while they are loaded. Keeps when agents were heard, and their reports.
+    /// Builds a replacement for all agents while they are loaded. Keeps known heartbeats and reports.
     pub(crate) async fn build(&self, mut loaded: mpsc::Receiver<Vec<StoredAgent>>, now: Timestamp) -> Agents {
         let mut agents = Agents::default();
         while let Some(chunk) = loaded.recv().await {
@@ -128,16 +128,17 @@ impl View {
         agents
     }
 
-    /// Replaces everything by the agents of a snapshot, and resets all watchers.
+    /// Replaces everything with the agents of a snapshot, and resets all watchers.
     pub(crate) fn replace(&self, agents: Agents, snapshot: &Snapshot, context: &ReadContext) {
         let log = replayed_log(snapshot, self.position().epoch + 1, context);
         let replaced = std::mem::replace(&mut *self.inner.write(), Inner { agents, log });
         self.changed.send_replace(());
-        // Takes long: not under the lock.
+        // Dropping the old agents takes long, so it happens outside of the lock.
         drop(replaced);
     }
 
-    /// Returns whether an event is in the history; `None` if it may be one that is no longer kept.
+    /// Whether an event is in the history. `None` if this is unknown, because older entries are no longer
+    /// kept.
     pub(crate) fn has_event(&self, event: Position) -> Option<bool> {
         self.inner.read().log.contains(event)
     }
@@ -148,25 +149,25 @@ impl View {
         (log.cursor(start), log.head())
     }
 
-    /// Reads the events after the cursor, and advances it.
+    /// Reads the events after the cursor, and advances the cursor.
     pub(crate) fn read_events(&self, cursor: &mut Cursor) -> LogRead {
         self.inner.read().log.read(cursor)
     }
 
-    /// Waits a moment until the view has come to a revision, which another server may just have written.
+    /// Waits briefly until the view reaches a revision that another server may just have written.
     pub(crate) async fn reach(&self, revision: i64) {
         let mut changed = self.changed.subscribe();
         let reached = changed.wait_for(|()| self.position().position.revision >= revision);
-        // Who waits goes on either way, and looks at what there is.
+        // The caller continues with the current view even after a timeout.
         let _ = tokio::time::timeout(REACH_TIMEOUT, reached).await;
     }
 
-    /// Returns a receiver that is notified when there may be more events to read.
+    /// Returns a receiver that is notified when there may be new events.
     pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
-    /// Records the last heartbeats from the database, and marks those that are overdue as confirmed.
+    /// Records the last heartbeats from the database, and marks overdue ones as confirmed.
     pub(crate) fn confirm(&self, times: &[(String, Timestamp)], agent_ids: &[String], context: &ReadContext) {
         let agents = &self.inner.read().agents;
         for (agent_id, time) in times {
@@ -184,17 +185,17 @@ impl View {
         }
     }
 
-    /// Returns all entries that match.
+    /// Returns all entries that match a predicate.
     pub(crate) fn entries_where(&self, predicate: impl Fn(&Entry) -> bool) -> Vec<Arc<Entry>> {
         self.inner.read().agents.slots.iter().flatten().filter(|entry| predicate(entry)).cloned().collect()
     }
 
-    /// Returns the ids of all agents whose entries match.
+    /// Returns the ids of all agents whose entries match a predicate.
     pub(crate) fn ids_where(&self, predicate: impl Fn(&Entry) -> bool) -> Vec<String> {
         self.entries_where(predicate).iter().map(|entry| entry.agent.agent_id.clone()).collect()
     }
 
-    /// Returns the entries after an id, up to another one or to the end, in the order of their ids.
+    /// Returns the entries after an id, up to and including another id or up to the end, ordered by id.
     pub(crate) fn entries_between(&self, after: &str, up_to: Option<&str>) -> Vec<Arc<Entry>> {
         use std::ops::Bound::{Excluded, Included, Unbounded};
         let inner = self.inner.read();
@@ -203,7 +204,7 @@ impl View {
         slots.filter_map(|(_, slot)| inner.agents.slot(*slot).cloned()).collect()
     }
 
-    /// Encodes the event of an entry for watchers; `None` for an internal one.
+    /// Encodes the event of an entry for watchers. `None` for internal events.
     fn frame(&self, entry: &LogEntry, context: &ReadContext) -> Option<Vec<u8>> {
         let load = self.entry(&entry.agent_id).map(|entry| entry.liveness.load());
         encode_frame(entry.event.as_ref()?, load.unwrap_or_default(), context)
@@ -221,7 +222,7 @@ fn encode_frame(event: &Event, load: Load, context: &ReadContext) -> Option<Vec<
     Some(kind.frame(event.position(), &record))
 }
 
-/// Returns the event log of a snapshot: what reaches up to its head without a gap.
+/// Returns the event log of a snapshot: the entries that lead up to its head without a gap.
 fn replayed_log(snapshot: &Snapshot, epoch: u64, context: &ReadContext) -> EventLog {
     let head = snapshot.head.position;
     let is_followed = |pair: &&[LogEntry]| match pair {
@@ -259,7 +260,7 @@ impl Agents {
         self.slot(*self.ids.get(agent_id)?)
     }
 
-    /// Inserts or replaces an agent. `known` is its entry in the view that this one replaces.
+    /// Inserts or replaces an agent. `known` is its entry in the view that this one will replace.
     fn put(&mut self, agent: Arc<StoredAgent>, known: Option<&Entry>, now: Timestamp) {
         let slot = self.ids.get(agent.agent_id.as_str()).copied();
         let previous = slot.and_then(|slot| self.slot(slot)).cloned();

@@ -15,65 +15,67 @@ use super::entry::{EffectiveStatus, Entry, ReadContext};
 use super::record::{Json, Record};
 use crate::store::RegistrationTag;
 
-/// Approximate size of a match in bytes, and of a record.
+/// Approximate sizes of a match and of a record, in bytes.
 const MATCH_BYTES: usize = 400;
 const RECORD_BYTES: usize = 1_024;
 
-/// Size up to which an answer is made at once: nearly all pages and searches.
+/// Size up to which a response is created at once, as nearly all pages and searches are.
 const WHOLE_BYTES: usize = 64 * 1_024;
 
-/// Size of the chunks of a longer answer. The less it is, the less memory a slow reader takes.
+/// Size of the chunks of a longer response. The smaller it is, the less memory a slow reader takes.
 pub(crate) const CHUNK_BYTES: usize = 16 * 1_024;
 
-/// The result of a read, and the agents whose missed deadlines have to be confirmed before it can be used.
+/// The result of a read, and the agents whose missed deadlines must be confirmed before the result can be
+/// used.
 #[derive(Debug)]
 pub(crate) struct Read<T> {
     pub(crate) value: T,
     pub(crate) unconfirmed: Vec<String>,
 }
 
-/// Number of agents that a list looks at before it lets a writer go first.
+/// Number of agents that a list visits before it yields the lock to a waiting writer.
 const AGENTS_AT_ONCE: usize = 1_000;
 
-/// Number of capabilities that a quick search looks at, at most: it takes up to a millisecond.
+/// Maximum number of capabilities that a quick search visits, which takes up to a millisecond.
 const MAX_QUICK: usize = 1_000;
 
-/// The beginning of an answer: of a list, a search, or one page of either.
+/// The first chunk of a list, a search, or a page of either.
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) first: Chunk,
-    /// Cursor of the next page, if more follow.
+    /// Cursor of the next page, if there is one.
     pub(crate) next: Option<String>,
 }
 
-/// Part of a JSON array: objects, each after a comma.
+/// A part of a JSON array: objects, each preceded by a comma.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) objects: Json,
-    /// What follows, if anything does.
+    /// The remaining chunks, if there are any.
     pub(crate) rest: Option<Rest>,
 }
 
-/// What is still to be made of an answer.
+/// The part of a response that has not been created yet.
 ///
-/// It holds ids instead of agents: a client that reads slowly must not keep what the view has replaced. So each
-/// agent is sent as it is when its chunk is made, and left out if it does not belong to the answer any more.
+/// Holds ids instead of agents, since a slow client must not keep agents in memory that the view has
+/// replaced. Each agent is sent in its state when its chunk is created, or skipped if it no longer belongs to
+/// the response.
 #[derive(Clone, Debug)]
 pub(crate) enum Rest {
-    /// The agents of a list from its cursor on.
+    /// The agents of a list, starting at its cursor.
     List(ListQuery),
-    /// Agents that were selected when the request arrived, and how many of them were sent.
+    /// Agents that were selected when the request arrived, and how many of them were already sent.
     Selected { filter: Arc<AgentFilter>, agents: Arc<[Selected]>, sent: usize },
 }
 
-/// An agent of a page, or of the result of a search.
+/// An agent of a page or of a search result.
 #[derive(Debug)]
 pub(crate) struct Selected {
     agent_id: Arc<str>,
     found: Option<Found>,
 }
 
-/// The capability that a search found, in a registration.
+/// The capability that a search found, with the registration that contains it.
 #[derive(Debug)]
 struct Found {
     index: usize,
@@ -82,7 +84,7 @@ struct Found {
 }
 
 impl Rest {
-    /// Whether all agents have to be looked at, most of them perhaps in vain.
+    /// Whether all agents have to be checked, possibly without many matches.
     pub(crate) fn is_expensive(&self) -> bool {
         matches!(self, Self::List(query) if query.filter.has_capability() || !query.filter.metadata.is_empty())
     }
@@ -137,12 +139,12 @@ impl View {
         Read { value: Some(health), unconfirmed }
     }
 
-    /// Returns the beginning of a list or a page.
+    /// Returns the first chunk of a list or of one of its pages.
     pub(crate) fn list(&self, query: &ListQuery, context: &ReadContext) -> Read<Page> {
         self.list_up_to(WHOLE_BYTES, query, context)
     }
 
-    /// Returns the next chunk of an answer.
+    /// Returns the next chunk of a response.
     pub(crate) fn next_chunk(&self, rest: &Rest, context: &ReadContext) -> Read<Chunk> {
         match rest {
             Rest::List(query) => {
@@ -184,7 +186,7 @@ impl View {
         }
     }
 
-    /// Writes one chunk of agents that were selected before, and counts those that are done with.
+    /// Writes one chunk of the selected agents, and advances `sent` past it.
     fn write_selected(
         &self,
         selected: &[Selected],
@@ -201,7 +203,7 @@ impl View {
             let Some(entry) = agents.get(agent_id) else { continue };
             let effective = entry.effective_status(context, &mut unconfirmed);
             let belongs = match found {
-                // The filter accepted the registration.
+                // The filter already accepted this registration.
                 Some(found) => !effective.in_maintenance && found.registration == entry.registration_tag(),
                 None => entry.agent.passes(filter),
             };
@@ -218,12 +220,12 @@ impl View {
         Read { value: objects, unconfirmed }
     }
 
-    /// Returns whether a search takes no longer than a page of a list.
+    /// Whether a search takes no longer than a page of a list.
     pub(crate) fn is_quick(&self, search: &PreparedSearch) -> bool {
         search.is_quick(&self.inner.read().agents.index, MAX_QUICK)
     }
 
-    /// Returns the beginning of the array of matches, or of one page of it.
+    /// Returns the first chunk of the matches, or of one page of them.
     pub(crate) fn search(&self, search: &PreparedSearch, context: &ReadContext) -> Read<Page> {
         let agents = &self.inner.read().agents;
         let query = search.query();
@@ -275,7 +277,7 @@ impl View {
     }
 }
 
-/// A match that has not been ranked yet. Small, since there may be thousands with the same score.
+/// A match that has not been ranked yet. Small, since thousands may have the same score.
 struct Candidate<'a> {
     hit: Hit,
     last_heartbeat: Timestamp,
@@ -291,13 +293,13 @@ impl Candidate<'_> {
     }
 }
 
-/// The part of a list that is made at once.
+/// A part of a list that is created under one lock.
 struct PartOfList<'a> {
     max_bytes: usize,
     query: &'a ListQuery,
     context: &'a ReadContext,
     objects: Json,
-    /// What belongs to the page, but is not written yet.
+    /// Agents that belong to the page, but are not written yet.
     selected: Vec<Selected>,
     unconfirmed: Vec<String>,
     count: usize,
@@ -321,7 +323,7 @@ impl<'a> PartOfList<'a> {
         }
     }
 
-    /// Adds an agent if it passes the filter; breaks if it belongs to the next part.
+    /// Adds an agent if it passes the filter. Breaks if the agent belongs to the next part.
     fn add(&mut self, agent_id: &Arc<str>, entry: &Entry) -> ControlFlow<()> {
         let effective = entry.effective_status(self.context, &mut self.unconfirmed);
         let filter = &self.query.filter;

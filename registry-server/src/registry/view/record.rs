@@ -1,6 +1,6 @@
 //! Encodes agents as the contract's `AgentRecord` and `CapabilityMatch`.
 //!
-//! Capabilities and metadata are encoded already, and only copied.
+//! Capabilities and metadata are already encoded, so they are only copied.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub(crate) struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// Returns the record with the status by the last heartbeat.
+    /// Creates a record with the status given the last heartbeat.
     pub(crate) fn current(
         agent: &'a StoredAgent,
         last_heartbeat: Timestamp,
@@ -49,12 +49,12 @@ impl<'a> Record<'a> {
         )
     }
 
-    /// Returns the record with the status as stored.
+    /// Creates a record with the stored status.
     pub(crate) fn stored(agent: &'a StoredAgent, load: Load, context: &ReadContext) -> Self {
         Self::new(agent, agent.last_heartbeat, EffectiveStatus::stored(agent, context), load, context)
     }
 
-    /// Returns the record of an entry whose status is known.
+    /// Creates a record of an entry whose effective status is known.
     pub(super) fn of_entry(entry: &'a Entry, effective: EffectiveStatus, context: &ReadContext) -> Self {
         let Entry { agent, liveness, .. } = entry;
         Self::new(agent, liveness.last_heartbeat(), effective, liveness.load(), context)
@@ -71,7 +71,7 @@ impl<'a> Record<'a> {
         Self { agent, last_heartbeat, timeout, effective, load }
     }
 
-    /// Encodes the record, with the tag of the registration.
+    /// Encodes the record, including the tag of the registration.
     pub(crate) fn json(&self, tag: RegistrationTag) -> Json {
         let agent = self.agent;
         let mut out = Vec::with_capacity(
@@ -111,10 +111,10 @@ impl<'a> Record<'a> {
         object.finish();
     }
 
-    /// Writes a match of the capability at an index.
+    /// Writes a match for the capability at an index.
     pub(super) fn write_match(&self, out: &mut Json, index: usize, score: f64) {
         let agent = self.agent;
-        // A capability starts with its name, which is called `capability` in a match.
+        // An encoded capability starts with its name, which a match calls `capability`.
         let fields = agent.capabilities.fields(index).and_then(|fields| fields.strip_prefix("\"name\":"));
         let mut object = JsonObject::start(out);
         object
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn record_is_encoded_as_in_the_contract() {
+    fn record_is_encoded_as_the_contract_says() {
         for agent in agents() {
             let load = Load { load: Some(0.25), active_tasks: Some(3) };
             for load in [load, Load::default()] {
@@ -189,7 +189,7 @@ mod tests {
                 assert_eq!((&read.maintenance, &read.changed_by), (&agent.maintenance, &agent.changed_by));
                 assert_eq!(read.card_digest, agent.card_digest);
                 assert_eq!(read.registration_tag, Some(agent.registration_tag().to_string()));
-                // No field is missing, and none is unknown to the contract.
+                // No field is missing, and no field is unknown to the contract.
                 let written = serde_json::to_string(&read).unwrap();
                 assert_eq!(String::from_utf8(json).unwrap(), written);
             }
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn match_is_encoded_as_in_the_contract() {
+    fn match_is_encoded_as_the_contract_says() {
         let agent = agents().pop().unwrap();
         let read = [0, 1, 2].map(|index| {
             let mut json = Vec::new();

@@ -1,10 +1,10 @@
-//! Whose name an agent has: that of whoever made its last change.
+//! Records the name behind an agent's last change in `changed_by`.
 
 use super::*;
 
 const BEFORE: &str = "before";
 
-/// An agent of instance "one" whose last change somebody else made.
+/// An agent of instance "one" whose last change was made by another token.
 fn changed(status: AgentStatus) -> StoredAgent {
     StoredAgent { changed_by: Some(BEFORE.to_owned()), ..owned(status) }
 }
@@ -22,7 +22,7 @@ fn repeated() -> Registration {
 }
 
 #[test]
-fn whoever_asks_for_a_change_is_named() {
+fn requested_change_records_the_caller() {
     let offline = || changed(AgentStatus::Offline);
     let taken_out = || StoredAgent {
         maintenance: Some(MaintenanceRequest::new("repair").begin(at(101))),
@@ -40,12 +40,12 @@ fn whoever_asks_for_a_change_is_named() {
     ] {
         assert_eq!(name_after(&change, agent, at(110)), CALLER, "{change:?}");
     }
-    // It had missed its deadline.
+    // The agent had missed its deadline.
     assert_eq!(name_after(&register(repeated()), changed(AgentStatus::Active), at(200)), CALLER);
 }
 
 #[test]
-fn what_watchers_are_not_told_leaves_the_name() {
+fn internal_event_keeps_the_name() {
     // The heartbeat and the registration come just before the deadline.
     let late = at(160);
     assert_eq!(name_after(&heartbeat(), changed(AgentStatus::Active), late), BEFORE);
@@ -58,7 +58,7 @@ fn what_watchers_are_not_told_leaves_the_name() {
 }
 
 #[test]
-fn the_registry_is_named_for_what_another_program_wrote() {
+fn edit_by_another_program_records_the_registry() {
     let known = changed(AgentStatus::Active);
     let edited = StoredAgent { agent_name: "Edited".to_owned(), ..known.clone() };
     let forged = StoredAgent { changed_by: Some("forged".to_owned()), ..known.clone() };
@@ -72,10 +72,10 @@ fn the_registry_is_named_for_what_another_program_wrote() {
             assert_eq!(name(&change, row, &known), registry, "{change:?}");
         }
     }
-    // Also if the last change was an edit already.
+    // The same if the last change was already an edit.
     let known = StoredAgent { changed_by: registry.clone(), ..known };
     assert_eq!(name(&Change::Reconcile, Some(forged), &known), registry);
-    // What somebody asks for is the later change.
+    // A requested change comes after the edit.
     assert_eq!(name(&Change::Remove, Some(edited.clone()), &known).as_deref(), Some(CALLER));
     assert_eq!(name(&Change::Remove, None, &known).as_deref(), Some(CALLER));
     let moved = register(repeated().metadata("new", true));
@@ -83,7 +83,7 @@ fn the_registry_is_named_for_what_another_program_wrote() {
 }
 
 #[test]
-fn heartbeat_just_before_the_deadline_announces_what_another_program_wrote() {
+fn heartbeat_just_before_the_deadline_announces_an_edit_by_another_program() {
     let known = StoredAgent { last_heartbeat: at(50), ..changed(AgentStatus::Active) };
     let edited = StoredAgent { agent_name: "Edited".to_owned(), ..known.clone() };
     let (_, writes) = decide_edited(&heartbeat(), Some(edited), Some(known));

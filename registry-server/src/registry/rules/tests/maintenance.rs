@@ -1,4 +1,4 @@
-//! Maintenance: what begins, ends and leaves it.
+//! Maintenance: changes that begin it, end it or keep it.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn maintenance_of(agent: &StoredAgent, now: i64) -> Option<&str> {
     maintenance.map(|maintenance| &*maintenance.reason)
 }
 
-/// An agent of instance "one" that was taken out at 110 s, for a minute.
+/// An agent of instance "one" that was put into maintenance at 110 s, for a minute.
 fn taken_out(request: MaintenanceRequest) -> StoredAgent {
     let change = Change::SetMaintenance(request.duration(TIMEOUT));
     applied(decide(&change, owned(AgentStatus::Active), at(110)))
@@ -24,12 +24,12 @@ fn maintenance_begins_and_ends_with_an_event() {
     let (outcome, writes) = decide(&Change::EndMaintenance, taken_out, at(120));
     assert_eq!(kinds(&writes), [(8, EventKind::StatusChanged)]);
     let (outcome, writes) = decide(&Change::EndMaintenance, applied((outcome, writes)), at(130));
-    assert!(writes.is_empty(), "there is none");
+    assert!(writes.is_empty(), "there is no maintenance");
     assert_eq!(applied((outcome, writes)).maintenance, None);
 }
 
 #[test]
-fn maintenance_is_over_at_its_end_and_expires_after_it_only() {
+fn maintenance_is_over_at_its_end_and_does_not_expire_earlier() {
     let agent = taken_out(MaintenanceRequest::new("upgrade"));
     assert_eq!((maintenance_of(&agent, 169), maintenance_of(&agent, 170)), (Some("upgrade"), None));
     let (_, early) = decide(&Change::ExpireMaintenance, agent.clone(), at(169));
@@ -43,16 +43,16 @@ fn maintenance_is_over_at_its_end_and_expires_after_it_only() {
 }
 
 #[test]
-fn an_outage_does_not_extend_maintenance() {
+fn outage_does_not_extend_maintenance() {
     let agent = taken_out(MaintenanceRequest::new("upgrade"));
-    // Nothing has been heard of the database since 110 s.
+    // The database has been unavailable since 110 s.
     let away = DeadlinePolicy { silence: Silence::starting_at(at(110)), ..deadline_policy() };
     let (_, writes) = decide_under(&away, &Change::ExpireMaintenance, agent, at(170));
     assert_eq!(kinds(&writes), [(8, EventKind::StatusChanged)]);
 }
 
 #[test]
-fn every_change_but_those_of_maintenance_leaves_it() {
+fn other_changes_keep_maintenance() {
     let agent = taken_out(MaintenanceRequest::new("upgrade"));
     for change in [
         heartbeat_of("one"),
@@ -74,7 +74,7 @@ fn every_change_but_those_of_maintenance_leaves_it() {
 }
 
 #[test]
-fn maintenance_of_a_process_ends_with_it() {
+fn maintenance_of_a_process_ends_with_the_process() {
     let agent = taken_out(MaintenanceRequest::new("draining").instance_id("one"));
     assert_eq!(maintenance_of(&agent, 120), Some("draining"));
     let stays = [heartbeat_of("one"), started("one", 90, 120), started("one", 109, 120)];
@@ -85,7 +85,7 @@ fn maintenance_of_a_process_ends_with_it() {
     let ends = [
         shut_down("one"),
         started("two", 115, 120),
-        // A later process under the same name.
+        // A later process with the same instance id.
         started("one", 111, 120),
         register(Registration::new("a", "Agent", "http://b")),
     ];
@@ -94,7 +94,7 @@ fn maintenance_of_a_process_ends_with_it() {
         assert_eq!(writes.events.len(), 1, "{change:?}");
         assert_eq!(applied((outcome, writes)).maintenance, None, "{change:?}");
     }
-    // A server of an earlier version lets another process register, and leaves the maintenance in the row.
+    // A server of an earlier version lets another process register and keeps the maintenance in the row.
     let row = StoredAgent { instance_id: Some("two".to_owned()), ..agent };
     assert_eq!(maintenance_of(&row, 120), None);
     let (outcome, writes) = decide(&Change::ExpireMaintenance, row, at(120));
@@ -102,7 +102,7 @@ fn maintenance_of_a_process_ends_with_it() {
 }
 
 #[test]
-fn end_of_the_process_ends_its_maintenance_visibly_even_if_the_agent_was_offline() {
+fn shutdown_ends_the_maintenance_of_the_process_visibly_even_if_the_agent_was_offline() {
     let offline = StoredAgent {
         status: AgentStatus::Offline,
         offline_since: Some(at(115)),
@@ -115,7 +115,7 @@ fn end_of_the_process_ends_its_maintenance_visibly_even_if_the_agent_was_offline
 }
 
 #[test]
-fn only_the_owner_takes_its_process_out() {
+fn only_the_owner_can_put_its_process_into_maintenance() {
     let draining = |instance_id: &str| {
         Change::SetMaintenance(MaintenanceRequest::new("draining").instance_id(instance_id))
     };
@@ -126,7 +126,7 @@ fn only_the_owner_takes_its_process_out() {
     assert!(rejected(&decide(&draining("one"), ended, at(111)).0).2);
     let anonymous = StoredAgent { instance_id: None, ..owned(AgentStatus::Active) };
     assert_eq!(rejected(&decide(&draining("one"), anonymous, at(111)).0).0, None);
-    // Its agent is out already, and stays so when the process ends.
+    // The agent is already in maintenance, which outlasts the process.
     let agent = taken_out(MaintenanceRequest::new("upgrade"));
     let (outcome, writes) = decide(&draining("one"), agent, at(120));
     assert!(writes.is_empty());
@@ -137,7 +137,7 @@ fn only_the_owner_takes_its_process_out() {
 }
 
 #[test]
-fn maintenance_that_another_program_wrote_becomes_a_change() {
+fn maintenance_written_by_another_program_becomes_a_change() {
     let known = owned(AgentStatus::Active);
     let row = taken_out(MaintenanceRequest::new("upgrade"));
     let row = StoredAgent { revision: known.revision, ..row };
