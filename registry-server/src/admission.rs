@@ -1,12 +1,14 @@
 //! Admission control: bounds concurrent work, so that a flood only slows down the clients that cause it.
 //!
-//! A few searches, lists and counts run at a time. A fixed number may wait for their turn; a further one is rejected at once.
-//! Those that take long run on threads beside the ones that answer heartbeats, as many as there are cores, so that they compete
-//! with heartbeats for CPU time only, which the operating system divides fairly. Quick ones run where they arrive, on all
-//! threads but one, since changing threads would double their cost (measured in `benches/README.md`). Very many of them may
-//! wait: a waiting request costs no CPU time, and a rejected client tries again. The bodies that are being read
-//! share a byte budget. Heartbeats need neither: their bodies are small, and their write queue is their own. This is
-//! load shedding as in "Handling Overload", Site Reliability Engineering
+//! Only a few searches, lists and counts run at a time. A fixed number may wait, and further ones are
+//! rejected at once. Long reads run on as many extra threads as there are cores, so they only compete with
+//! heartbeats for CPU time, which the operating system divides fairly. Quick reads run on the request
+//! threads, all but one, since switching threads would double their cost (measured in `benches/README.md`).
+//! Many quick reads may wait: a waiting request costs no CPU time, while a rejected client retries. Request
+//! bodies being read share a byte budget.
+//!
+//! Heartbeats need no limits here: their bodies are small, and they have their own write queue. This is load
+//! shedding as in "Handling Overload", Site Reliability Engineering
 //! (<https://sre.google/sre-book/handling-overload/>).
 
 use std::net::IpAddr;
@@ -27,81 +29,84 @@ use tokio::time::Instant;
 use crate::metrics::Usage;
 use crate::registry::Error;
 
-/// Maximum number of longer searches, lists and counts that run or wait.
+/// Maximum number of long searches, lists and counts that run or wait.
 const MAX_LONG_READS: usize = 256;
 
-/// Maximum number of quick ones: the last of them waits some 0.3 s. With 256 places a flood over a thousand connections was
-/// rejected 50,000 times a second, and heartbeats waited for that (measured in `benches/README.md`).
+/// Maximum number of quick reads that run or wait. The last of them waits about 0.3 s.
+///
+/// With a limit of 256, a flood over a thousand connections caused 50,000 rejections a second, which delayed
+/// heartbeats (measured in `benches/README.md`).
 const MAX_QUICK_READS: usize = 4_096;
 
-/// Maximum total size of the longer bodies in flight.
+/// Maximum total size of the bodies in flight that need a permit.
 const MAX_BODY_BYTES_IN_FLIGHT: usize = 64 * 1_024 * 1_024;
 
-/// Maximum size of a body that needs no permit: nearly all registrations, and every heartbeat.
+/// Maximum size of a body that needs no permit, as nearly all registrations and every heartbeat.
 const SMALL_BODY_BYTES: usize = 4 * 1_024;
 
-/// Number of wrong tokens that an address may send at once; afterwards one a second. Some agents of one host whose token has
-/// expired are all told so.
+/// Number of wrong tokens that an address may send at once. Afterwards, one per second.
+///
+/// Large enough that several agents on one host whose token has expired all get a 401.
 const WRONG_TOKENS_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
 
 /// Interval at which the state of idle clients is freed.
 const CLEANUP_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Permits for expensive work, and the clients' rate limits.
+/// Permits for expensive work, and the rate limits of clients.
 #[derive(Debug)]
 pub(crate) struct Admission {
     long_reads: Reads,
     quick_reads: Reads,
     body_bytes: Arc<Semaphore>,
-    connections: Places,
-    event_streams: Places,
+    connections: Slots,
+    event_streams: Slots,
     rate_limiters: Option<RateLimiters>,
-    /// For wrong tokens, by address.
+    /// Limits wrong tokens by address.
     wrong_tokens: RateLimiters,
 }
 
 /// Permits for reads of one kind.
 #[derive(Debug)]
 struct Reads {
-    /// For those that run or wait.
-    places: Semaphore,
+    /// Permits to run or wait.
+    slots: Semaphore,
     running: Arc<Semaphore>,
 }
 
-/// Places for connections or event streams, one each.
+/// Slots for connections or event streams.
 #[derive(Clone, Debug)]
-pub(crate) struct Places {
+pub(crate) struct Slots {
     free: Arc<Semaphore>,
     max: usize,
 }
 
-/// Permission for a request, returned when dropped.
+/// Permission for a request. Returned when dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Permit {
-    /// `None` for small bodies, which need none.
+    /// `None` for small bodies, which need no permit.
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-/// The key under which requests are counted.
+/// The client that a request counts for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum ClientKey {
     /// The name of the token that authenticated the request.
     Token(String),
-    /// The client's address; for IPv6 its /64 network, since one client has all of that.
+    /// The client's address, or its /64 network for IPv6, all of which one client can use.
     Address(IpAddr),
 }
 
 impl Admission {
-    /// Creates the limits; `rate_limit` is in requests per second and client.
+    /// Creates the limits. `rate_limit` is in requests per second and client.
     pub(crate) fn new(max_connections: NonZeroUsize, rate_limit: Option<NonZeroU32>) -> Self {
         let cores = available_parallelism().map_or(1, Into::into);
         Self {
             long_reads: Reads::new(MAX_LONG_READS, cores),
-            // One thread for requests is always left.
+            // Keep one thread free for other requests.
             quick_reads: Reads::new(MAX_QUICK_READS, (cores - 1).max(1)),
             body_bytes: Arc::new(Semaphore::new(MAX_BODY_BYTES_IN_FLIGHT)),
-            connections: Places::new(max_connections.get()),
-            event_streams: Places::new(share_of(max_connections.get())),
+            connections: Slots::new(max_connections.get()),
+            event_streams: Slots::new(share_of(max_connections.get())),
             rate_limiters: rate_limit.map(|per_second| RateLimiters::new(Quota::per_second(per_second))),
             wrong_tokens: RateLimiters::new(
                 Quota::per_second(NonZeroU32::MIN).allow_burst(WRONG_TOKENS_BURST),
@@ -109,25 +114,25 @@ impl Admission {
         }
     }
 
-    /// Runs a read that takes no longer than a millisecond, unless too many wait already.
+    /// Runs a read that takes up to a millisecond, unless too many are waiting.
     pub(crate) async fn read_quick<T>(&self, read: impl FnOnce() -> T) -> Result<T, Error> {
-        let _place = self.quick_reads.places.try_acquire().map_err(|_| Error::Overloaded)?;
+        let _slot = self.quick_reads.slots.try_acquire().map_err(|_| Error::Overloaded)?;
         let _running = self.quick_reads.running.acquire().await.map_err(|_| Error::ShuttingDown)?;
         Ok(read())
     }
 
-    /// Runs a read that may take longer, unless too many wait already.
+    /// Runs a read that may take longer, unless too many are waiting.
     ///
-    /// A read whose caller gives up while it waits does not run.
+    /// If the caller gives up while the read waits, it does not run.
     pub(crate) async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let _place = self.long_reads.places.try_acquire().map_err(|_| Error::Overloaded)?;
+        let _slot = self.long_reads.slots.try_acquire().map_err(|_| Error::Overloaded)?;
         self.read_further(read).await
     }
 
-    /// Goes on with a read that was admitted before.
+    /// Continues a read that was admitted before.
     pub(crate) async fn read_further<T: Send + 'static>(
         &self,
         read: impl FnOnce() -> T + Send + 'static,
@@ -135,17 +140,17 @@ impl Admission {
         let running =
             self.long_reads.running.clone().acquire_owned().await.map_err(|_| Error::ShuttingDown)?;
         let read = move || {
-            // Kept until the end, also if the caller gives up.
+            // Held until the read ends, even if the caller gives up.
             let _running = running;
             read()
         };
-        // The panic hook has logged the cause.
+        // The panic hook has already logged the cause.
         spawn_blocking(read).await.map_err(|_| Error::Internal)
     }
 
     /// Returns a permit for a body, or `None` if the budget is used up.
     ///
-    /// A body of unknown length counts as the longest one.
+    /// A body of unknown length counts with the maximum length.
     pub(crate) fn acquire_body(&self, length: Option<u64>) -> Option<Permit> {
         let length = length.and_then(|length| usize::try_from(length).ok()).unwrap_or(limits::BODY_BYTES);
         if length <= SMALL_BODY_BYTES {
@@ -156,17 +161,17 @@ impl Admission {
         Some(Permit { _permit: Some(permit) })
     }
 
-    /// Returns the places for connections.
-    pub(crate) fn connections(&self) -> &Places {
+    /// Returns the slots for connections.
+    pub(crate) fn connections(&self) -> &Slots {
         &self.connections
     }
 
-    /// Returns the places for event streams.
-    pub(crate) fn event_streams(&self) -> &Places {
+    /// Returns the slots for event streams.
+    pub(crate) fn event_streams(&self) -> &Slots {
         &self.event_streams
     }
 
-    /// Counts a request with a wrong token; an error says how long to wait before the next attempt.
+    /// Counts a request with a wrong token. The error is the time to wait before the next attempt.
     pub(crate) fn count_wrong_token(&self, address: IpAddr) -> Result<(), Duration> {
         self.wrong_tokens.check_rate(&ClientKey::from_address(address))
     }
@@ -175,37 +180,38 @@ impl Admission {
         self.rate_limiters.is_some()
     }
 
-    /// Counts a request of a client; an error says how long to wait before the next attempt.
+    /// Counts a request of a client. The error is the time to wait before the next attempt.
     pub(crate) fn check_rate(&self, client: &ClientKey) -> Result<(), Duration> {
         self.rate_limiters.as_ref().map_or(Ok(()), |rate_limiters| rate_limiters.check_rate(client))
     }
 }
 
-/// Returns the share of the connections that event streams may keep, and that may be in a TLS handshake: the rest is for
-/// requests.
+/// Returns the share of connections that may be event streams, or in a TLS handshake.
+///
+/// The remaining connections are left for requests.
 pub(crate) fn share_of(max_connections: usize) -> usize {
     (max_connections / 2).max(1)
 }
 
-impl Places {
+impl Slots {
     fn new(max: usize) -> Self {
         Self { free: Arc::new(Semaphore::new(max)), max }
     }
 
-    /// Takes a place until the permit is dropped; `None` if all are taken.
+    /// Takes a slot until the permit is dropped. `None` if all slots are taken.
     pub(crate) fn take(&self) -> Option<OwnedSemaphorePermit> {
         self.free.clone().try_acquire_owned().ok()
     }
 
-    /// Returns how many places are taken, and how many there are.
+    /// Returns the number of taken slots, and the limit.
     pub(crate) fn usage(&self) -> Usage {
         Usage { used: self.max.saturating_sub(self.free.available_permits()), max: self.max }
     }
 }
 
 impl Reads {
-    fn new(places: usize, running: usize) -> Self {
-        Self { places: Semaphore::new(places), running: Arc::new(Semaphore::new(running)) }
+    fn new(slots: usize, running: usize) -> Self {
+        Self { slots: Semaphore::new(slots), running: Arc::new(Semaphore::new(running)) }
     }
 }
 
@@ -218,7 +224,7 @@ impl ClientKey {
     }
 }
 
-/// A rate limiter per client, by the generic cell rate algorithm.
+/// A rate limiter per client, using the generic cell rate algorithm.
 pub(crate) struct RateLimiters {
     limiter: RateLimiter<ClientKey, HashMapStateStore<ClientKey>, MonotonicClock>,
     last_cleanup: Mutex<Instant>,
@@ -258,7 +264,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn long_reads_are_bounded_and_quick_ones_have_places_of_their_own() {
+    async fn long_reads_are_bounded_and_do_not_block_quick_reads() {
         let admission = Arc::new(Admission::new(NonZeroUsize::MIN, None));
         assert!(matches!(admission.read(|| panic!("a defect")).await, Err::<(), _>(Error::Internal)));
         let (end, ended) = std::sync::mpsc::channel::<()>();
@@ -269,7 +275,7 @@ mod tests {
                 tokio::spawn(async move { admission.read(move || ended.lock().recv().is_err()).await })
             })
             .collect();
-        while admission.long_reads.places.available_permits() > 0 {
+        while admission.long_reads.slots.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
         assert!(matches!(admission.read(|| ()).await, Err(Error::Overloaded)));
@@ -282,13 +288,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn thousands_of_quick_reads_wait_and_further_ones_are_rejected() {
+    async fn thousands_of_quick_reads_wait_and_further_reads_are_rejected() {
         let admission = Arc::new(Admission::new(NonZeroUsize::MIN, None));
         let permits = u32::try_from(admission.quick_reads.running.available_permits()).unwrap();
         let running = admission.quick_reads.running.acquire_many(permits).await;
         let read = |admission: Arc<Admission>| async move { admission.read_quick(|| ()).await };
         let reads: Vec<_> = (0..MAX_QUICK_READS).map(|_| tokio::spawn(read(admission.clone()))).collect();
-        while admission.quick_reads.places.available_permits() > 0 {
+        while admission.quick_reads.slots.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
         assert!(matches!(admission.read_quick(|| ()).await, Err(Error::Overloaded)));
@@ -302,7 +308,7 @@ mod tests {
     #[test]
     fn long_bodies_are_bounded_and_small_bodies_are_not() {
         let admission = Admission::new(NonZeroUsize::MIN, None);
-        // Bodies of unknown length count as the longest one.
+        // Bodies of unknown length count with the maximum length.
         let permits: Vec<_> = (0..MAX_BODY_BYTES_IN_FLIGHT / limits::BODY_BYTES)
             .map(|_| admission.acquire_body(None).unwrap())
             .collect();

@@ -42,11 +42,11 @@ pub struct Config {
     )]
     pub database_url: String,
 
-    /// Whether to make or upgrade the tables of the database at the start.
+    /// Whether to create or upgrade the database tables at startup.
     #[arg(long, value_name = "WHEN", env = "REGISTRY_MIGRATE", value_enum, default_value_t)]
     pub migrate: MigrateMode,
 
-    /// Time without a heartbeat after which an agent is offline; at least twice the agent's own interval.
+    /// Time without a heartbeat after which an agent is offline, but at least twice the agent's own interval.
     #[arg(
         long,
         value_name = "DUR",
@@ -66,7 +66,7 @@ pub struct Config {
     )]
     pub sweep_interval: Duration,
 
-    /// Remove agents that have been offline for this long [default: they are kept].
+    /// Remove agents that have been offline for this long [default: never].
     #[arg(long, value_name = "DUR", env = "REGISTRY_REMOVE_AFTER", value_parser = parse_duration)]
     pub remove_after: Option<Duration>,
 
@@ -86,9 +86,9 @@ pub struct Config {
     #[arg(long, value_name = "FILE", env = "REGISTRY_TLS_CLIENT_CA")]
     pub tls_client_ca: Option<PathBuf>,
 
-    /// Time from SIGTERM until no more connections are accepted. Meanwhile GET /readyz answers 503.
+    /// Time from SIGTERM until the server stops accepting connections; GET /readyz answers 503 meanwhile.
     ///
-    /// Long enough for load balancers to notice: a few of their checks. Ctrl-C and a second SIGTERM do not wait.
+    /// Give load balancers enough time to notice, which takes a few health checks. Ctrl-C and a second SIGTERM skip the delay.
     #[arg(
         long,
         value_name = "DUR",
@@ -98,11 +98,11 @@ pub struct Config {
     )]
     pub drain_delay: Duration,
 
-    /// Answer to this host name as well, and take changes from its web pages; repeatable.
+    /// Accept requests to this host name, and changes from its web pages; repeatable.
     ///
-    /// For servers without --tokens-file. On a loopback address they answer only to addresses, localhost,
-    /// *.localhost, names without a dot, *.internal and these. Web pages of other names change nothing on any
-    /// address.
+    /// For servers without --tokens-file. On a loopback address, such a server only accepts requests to
+    /// addresses, localhost, *.localhost, names without a dot, *.internal and these names. On any address, it
+    /// rejects changes from web pages of other names.
     #[arg(
         long = "allowed-host",
         value_name = "NAME",
@@ -126,17 +126,17 @@ pub struct Config {
     #[arg(long, value_name = "DOMAIN", env = "REGISTRY_ARD_PUBLISHER", value_parser = parse_domain)]
     pub ard_publisher: Option<String>,
 
-    /// URL at which clients reach this server, for responses that need absolute URLs [default: the request's Host].
+    /// URL at which clients reach this server, for responses with absolute URLs [default: the request's Host].
     ///
     /// Needed for --ard-publisher behind a proxy that terminates TLS, changes the host or strips a path.
     #[arg(long, value_name = "URL", env = "REGISTRY_PUBLIC_URL", value_parser = parse_public_url)]
     pub public_url: Option<String>,
 
-    /// Log every request, at the level info. Changes are logged in any case.
+    /// Log every request at level info. Changes are always logged.
     #[arg(long, env = "REGISTRY_ACCESS_LOG")]
     pub access_log: bool,
 
-    /// Maximum number of connections; further ones get 503. The system's open-file limit applies as well.
+    /// Maximum number of connections; further ones get 503. The system's open-file limit also applies.
     #[arg(
         long,
         value_name = "COUNT",
@@ -153,8 +153,8 @@ pub struct Config {
 
     /// Probe each agent at GET {base_url}/health at this interval [default: no probing].
     ///
-    /// Two failures in a row make an agent unhealthy, one success makes it healthy again. Of several servers
-    /// over one database, one probes at a time; set the flag on all of them.
+    /// Two failures in a row make an agent unhealthy, and one success makes it healthy again. If several
+    /// servers share a database, only one of them probes at a time; set the flag on all of them.
     #[arg(long, value_name = "DUR", env = "REGISTRY_PROBE_INTERVAL", value_parser = parse_duration)]
     pub probe_interval: Option<Duration>,
 
@@ -179,19 +179,19 @@ pub struct Config {
 
     /// Allow probes to these addresses, such as 127.0.0.0/8; repeatable.
     ///
-    /// By default, loopback, link-local and cloud metadata addresses are refused, also if a name resolves to
-    /// one.
+    /// By default, probes to loopback, link-local and cloud metadata addresses are refused, even if a name
+    /// resolves to one of them.
     #[arg(long, value_name = "CIDR", env = "REGISTRY_PROBE_ALLOW", value_parser = parse_network, value_delimiter = ',')]
     pub probe_allow: Vec<IpNet>,
 }
 
-/// What a server does at its start about tables that are missing or older than itself.
+/// What a server does at startup if tables are missing or outdated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum MigrateMode {
-    /// Make or upgrade them.
+    /// Create or upgrade the tables.
     #[default]
     Auto,
-    /// Fail: `registry-server migrate` has to be run before, as a role that may create tables.
+    /// Fail. `registry-server migrate` must be run first, with a role that may create tables.
     Never,
 }
 
@@ -230,21 +230,21 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     if duration.is_zero() { Err("must be greater than zero".to_owned()) } else { Ok(duration) }
 }
 
-/// The same, or zero.
+/// Parses a duration that may be zero.
 fn parse_delay(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a duration such as 500ms, 30s or 2m"))
 }
 
-/// Parses the name of a host, without a scheme or port.
+/// Parses a host name, without a scheme or port.
 fn parse_host_name(text: &str) -> Result<String, String> {
     match Host::parse(text.strip_suffix('.').unwrap_or(text)) {
         Ok(Host::Domain(name)) if name.contains('*') || name.starts_with('.') => {
-            Err("write each name on its own, such as registry.example.com".to_owned())
+            Err("wildcards are not supported; write each name, such as registry.example.com".to_owned())
         }
         Ok(Host::Domain(name)) => Ok(name),
         Ok(_) => Err("addresses are always allowed; write a name".to_owned()),
-        Err(_) => Err("write the name alone, such as registry.example.com".to_owned()),
+        Err(_) => Err("write only the host name, such as registry.example.com".to_owned()),
     }
 }
 
@@ -264,7 +264,7 @@ fn parse_domain(text: &str) -> Result<String, String> {
     }
 }
 
-/// Parses the URL to which the paths of the API are appended.
+/// Parses the URL to which API paths are appended.
 fn parse_public_url(text: &str) -> Result<String, String> {
     let is_base = |url: &Url| {
         let has_user = !url.username().is_empty() || url.password().is_some();

@@ -1,9 +1,9 @@
-//! The files with tokens and certificates, which are loaded again when they change.
+//! The files with tokens and certificates, which are reloaded when they change.
 //!
-//! They are read every few seconds and compared by content. Notifications of the file system (inotify) would be quicker, but
-//! miss what matters: they do not tell of changes on another host of a network file system, and a watch on the file that a
-//! symbolic link of Kubernetes leads to ends with that file. Times of change miss two changes within their resolution.
-//! The files are small, and nobody waits for them.
+//! They are read every few seconds and compared by content. File system notifications (inotify) would be
+//! faster, but unreliable: they miss changes made by another host on a network file system, and watching the
+//! file behind a Kubernetes symbolic link ends when the link is replaced. Modification times miss a second
+//! change within their resolution. The files are small, and no request waits for them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,15 +23,16 @@ use crate::server::StartError;
 use crate::tls::{Tls, TlsFiles};
 use crate::tokens::Tokens;
 
-/// Interval at which the files are read. A change applies one or two of them later, see [`CredentialFiles::watch`].
+/// Interval at which the files are read. Changes apply one or two intervals later: see
+/// [`CredentialFiles::watch`].
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Maximum number of names of tokens in a line of the log.
+/// Maximum number of token names in a log line.
 const LISTED_NAMES: usize = 50;
 
-/// The configured files, and what the server uses of them.
+/// The configured files, and the credentials loaded from them.
 ///
-/// What it uses is replaced as a whole: if one of the files cannot be used, everything stays as it was.
+/// The credentials are replaced together: if one file cannot be used, all of them stay unchanged.
 #[derive(Debug)]
 pub(crate) struct CredentialFiles {
     tokens_file: Option<PathBuf>,
@@ -39,23 +40,23 @@ pub(crate) struct CredentialFiles {
     authenticator: Arc<Authenticator>,
     tls: Option<Tls>,
     metrics: CredentialMetrics,
-    /// Locked while the files are read and applied, so that older content never replaces newer content.
+    /// Locked while the files are read and applied, so that old content never replaces newer content.
     state: Mutex<State>,
 }
 
-/// What the files contained.
+/// The state of the files.
 #[derive(Debug)]
 struct State {
     /// Their content when [`CredentialFiles::watch`] last read them.
     last_seen: Option<Digest>,
     /// Their content when they were last loaded, successfully or not.
     last_attempted: Digest,
-    /// Whether that attempt failed.
+    /// Whether the last attempt to load them failed.
     has_failed: bool,
 }
 
 impl CredentialFiles {
-    /// Loads the files of a configuration.
+    /// Loads the files named in a configuration.
     pub(crate) fn open(config: &Config, metrics: CredentialMetrics) -> Result<Self, StartError> {
         let (tokens_file, tls_files) = (config.tokens_file.clone(), TlsFiles::from_config(config)?);
         let contents = FileContents::read(paths(tokens_file.as_ref(), tls_files.as_ref()));
@@ -81,29 +82,30 @@ impl CredentialFiles {
         self.tls.as_ref()
     }
 
-    /// Whether there is a file at all.
+    /// Whether no file is configured.
     pub(crate) fn is_empty(&self) -> bool {
         self.paths().next().is_none()
     }
 
-    /// Loads the files now.
+    /// Reloads the files now.
     pub(crate) fn reload(&self) -> Result<(), StartError> {
         let mut state = self.state.lock();
         self.apply(&FileContents::read(self.paths()), &mut state)
     }
 
-    /// Loads the files whenever they have changed.
+    /// Reloads the files whenever they have changed.
     ///
-    /// A change applies when the files are found the same twice in a row, since they may be in the middle of being
-    /// written: a certificate may have been replaced, and its key not yet. Files that cannot be used are logged once.
+    /// A change applies once two successive reads give the same content, since the files may be in the middle
+    /// of an update: for example, the certificate may have been replaced, but not its key yet. Files that
+    /// cannot be used are only logged once.
     ///
-    /// Ends only if the thread that reads the files panics.
+    /// Only ends if the thread that reads the files panics.
     pub(crate) async fn watch(self: Arc<Self>) {
-        // Both ends notice when the other one is gone.
+        // Each end of a channel notices when the other one is dropped.
         let (_stop, stopped) = mpsc::channel::<()>();
         let (running, panicked) = oneshot::channel::<()>();
-        // A thread of its own, since a read from a network file system may hang. The end of the program does not wait for it,
-        // as it would for one of Tokio's threads.
+        // A separate thread, since reading from a network file system may hang. Unlike Tokio's threads, it
+        // does not delay the end of the process.
         std::thread::spawn(move || {
             let _running = running;
             while stopped.recv_timeout(WATCH_INTERVAL) == Err(RecvTimeoutError::Timeout) {
@@ -119,7 +121,7 @@ impl CredentialFiles {
         let _ = panicked.await;
     }
 
-    /// Loads the files if they differ from those of the last attempt, and are the same as the previous time.
+    /// Reloads the files if they differ from the last attempt and have not changed since the previous read.
     fn load_if_changed(&self) -> Result<(), StartError> {
         let mut state = self.state.lock();
         if self.paths().any(is_special) {
@@ -131,13 +133,13 @@ impl CredentialFiles {
         if is_stable && digest != state.last_attempted { self.apply(&contents, &mut state) } else { Ok(()) }
     }
 
-    /// Uses the files, or none of them.
+    /// Applies all of the files, or none of them.
     fn apply(&self, contents: &FileContents, state: &mut State) -> Result<(), StartError> {
         let had_failed = std::mem::replace(&mut state.has_failed, true);
         state.last_attempted = contents.digest();
         self.metrics.set_last_reload(false);
         let (tokens, acceptor) = parse(contents, self.tokens_file.as_ref(), self.tls_files.as_ref())?;
-        // From here on nothing can fail.
+        // No step below can fail.
         state.has_failed = false;
         self.metrics.set_last_reload(true);
         if had_failed {
@@ -155,7 +157,7 @@ impl CredentialFiles {
         Ok(())
     }
 
-    /// Logs which certificate was loaded, and warns of those that clients reject.
+    /// Logs the loaded certificate, with a warning for each certificate in the chain that clients reject.
     fn report_certificate(&self, contents: &FileContents) {
         let Some(files) = &self.tls_files else { return };
         let (file, chain) = (files.certificate.display().to_string(), files.chain(contents));
@@ -173,7 +175,7 @@ impl CredentialFiles {
     }
 }
 
-/// Logs that tokens were loaded, and the names of those that came and went.
+/// Logs that tokens were loaded, with the names of added and removed tokens.
 fn log_tokens(file: &Path, previous: Option<&Tokens>, tokens: &Tokens) {
     let file = file.display().to_string();
     let Some(previous) = previous else {
@@ -188,21 +190,21 @@ fn log_tokens(file: &Path, previous: Option<&Tokens>, tokens: &Tokens) {
             tokens = tokens.len(),
             added,
             removed,
-            "loaded the tokens, of which more than half are gone: clients with one of these get 401"
+            "loaded the tokens, more than half of the previous ones are gone: clients that use one of these get 401"
         );
     } else {
         tracing::info!(file, tokens = tokens.len(), added, removed, "loaded the tokens");
     }
 }
 
-/// Returns names as they are logged; `None` if there are none.
+/// Returns names in the format of the log. `None` if there are none.
 fn list(names: &[&str]) -> Option<String> {
     let (shown, more) = names.split_at(names.len().min(LISTED_NAMES));
     let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
     (!shown.is_empty()).then(|| shown.join(", ") + &more)
 }
 
-/// Parses what the files contain.
+/// Parses the content of the files.
 fn parse(
     contents: &FileContents,
     tokens_file: Option<&PathBuf>,
@@ -220,7 +222,7 @@ fn paths<'a>(
     tokens_file.map(PathBuf::as_path).into_iter().chain(tls_files.into_iter().flat_map(TlsFiles::paths))
 }
 
-/// Whether a file is a pipe or a device. It may give its content only once, and reading it may never end.
+/// Whether a file is a pipe or a device. Such a file may only be readable once, and reading it may never end.
 fn is_special(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
 }
@@ -235,7 +237,7 @@ mod tests {
     const ANOTHER_TOKEN: &str = "[[token]]\nname = \"b\"\nscope = \"read\"\n\
          sha256 = \"1111111111111111111111111111111111111111111111111111111111111111\"\n";
 
-    /// A tokens file that is watched.
+    /// A watched tokens file.
     struct Watched {
         folder: tempfile::TempDir,
         files: CredentialFiles,
@@ -259,57 +261,57 @@ mod tests {
             std::fs::write(self.path(), text).unwrap();
         }
 
-        /// Looks at the file as often as outcomes are expected: the number of tokens afterwards, or `None` for an error.
-        fn assert_looks(&self, expected: &[Option<usize>]) {
-            for (look, expected) in expected.iter().enumerate() {
+        /// Checks the file once per expected outcome: the number of tokens after it, or `None` for an error.
+        fn assert_checks(&self, expected: &[Option<usize>]) {
+            for (check, expected) in expected.iter().enumerate() {
                 let outcome = self.files.load_if_changed();
                 let tokens = outcome.is_ok().then(|| self.files.authenticator.tokens().unwrap().len());
-                assert_eq!(tokens, *expected, "look {look}: {outcome:?}");
+                assert_eq!(tokens, *expected, "check {check}: {outcome:?}");
             }
         }
     }
 
     #[test]
-    fn change_applies_at_the_second_look_that_finds_it() {
+    fn change_applies_at_the_second_check() {
         let watched = Watched::new();
-        watched.assert_looks(&[Some(1), Some(1)]);
+        watched.assert_checks(&[Some(1), Some(1)]);
         watched.write(&[ONE_TOKEN, ANOTHER_TOKEN].concat());
-        watched.assert_looks(&[Some(1), Some(2), Some(2)]);
+        watched.assert_checks(&[Some(1), Some(2), Some(2)]);
     }
 
     #[test]
-    fn file_that_is_being_written_is_not_used() {
+    fn partially_written_file_is_not_used() {
         let watched = Watched::new();
         let text = [ONE_TOKEN, ANOTHER_TOKEN].concat();
         for end in (20..text.len()).step_by(20) {
             watched.write(&text[..end]);
-            watched.assert_looks(&[Some(1)]);
+            watched.assert_checks(&[Some(1)]);
         }
         watched.write(&text);
-        watched.assert_looks(&[Some(1), Some(2)]);
+        watched.assert_checks(&[Some(1), Some(2)]);
     }
 
     #[test]
-    fn file_that_cannot_be_used_is_reported_once() {
+    fn unusable_file_is_reported_once() {
         let watched = Watched::new();
         for unusable in ["nonsense", "", "# no token\n"] {
             watched.write(unusable);
-            watched.assert_looks(&[Some(1), None, Some(1), Some(1)]);
+            watched.assert_checks(&[Some(1), None, Some(1), Some(1)]);
         }
         std::fs::remove_file(watched.path()).unwrap();
-        watched.assert_looks(&[Some(1), None, Some(1), Some(1)]);
+        watched.assert_checks(&[Some(1), None, Some(1), Some(1)]);
         assert!(watched.files.state.lock().has_failed);
         watched.write(ONE_TOKEN);
-        watched.assert_looks(&[Some(1), Some(1)]);
+        watched.assert_checks(&[Some(1), Some(1)]);
         assert!(!watched.files.state.lock().has_failed);
     }
 
     #[test]
-    fn what_a_reload_has_reported_is_not_reported_again() {
+    fn failure_of_an_explicit_reload_is_not_reported_again() {
         let watched = Watched::new();
         watched.write("nonsense");
         assert!(watched.files.reload().is_err());
-        watched.assert_looks(&[Some(1), Some(1), Some(1)]);
+        watched.assert_checks(&[Some(1), Some(1), Some(1)]);
     }
 
     #[test]
@@ -318,6 +320,6 @@ mod tests {
         std::fs::remove_file(watched.path()).unwrap();
         let made = std::process::Command::new("mkfifo").arg(watched.path()).status().unwrap();
         assert!(made.success());
-        watched.assert_looks(&[Some(1), Some(1), Some(1)]);
+        watched.assert_checks(&[Some(1), Some(1), Some(1)]);
     }
 }

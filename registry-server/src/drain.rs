@@ -1,19 +1,19 @@
-//! Draining: before a server stops, it tells its clients to go elsewhere.
+//! Draining: before a server stops, it sends its clients to other servers.
 //!
-//! A drained server still answers everything. It says that it is not ready (`GET /readyz`), closes each connection after
-//! its next response, and ends event streams. Load balancers notice within [`Config::drain_delay`](crate::Config), and only
-//! then does the server stop accepting connections.
+//! A draining server still answers every request. It reports that it is not ready (`GET /readyz`), closes
+//! each connection after the next response, and ends event streams. Load balancers notice this within
+//! [`Config::drain_delay`](crate::Config), and only then does the server stop accepting connections.
 
 use tokio::sync::SetOnce;
 
-/// Whether the server is being drained.
+/// Whether the server is draining.
 #[derive(Debug, Default)]
 pub(crate) struct Drain(SetOnce<()>);
 
 impl Drain {
-    /// Begins to drain the server. There is no way back.
+    /// Begins to drain the server, which cannot be undone.
     pub(crate) fn begin(&self) {
-        // An error says that it has begun already.
+        // Fails if the drain has already begun.
         let _ = self.0.set(());
     }
 

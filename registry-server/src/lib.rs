@@ -19,8 +19,8 @@
 //! # }
 //! ```
 //!
-//! Each layer calls only the next one: `routes` handles HTTP, `registry` has the rules and every agent in
-//! memory, and `store` persists them.
+//! Each layer only calls the next one: `routes` handles HTTP, `registry` applies the rules and keeps every
+//! agent in memory, and `store` persists the agents.
 
 mod admission;
 mod certificate;
@@ -49,7 +49,7 @@ pub use server::{ServeError, Server, StartError, migrate};
 pub use tls::TlsError;
 pub use tokens::{NewToken, TokensError};
 
-/// The examples of the project's documents, which are tested like those of the API's documentation.
+/// The examples in the project's documentation, tested like those of the API.
 #[cfg(doctest)]
 mod documents {
     #[doc = include_str!("../../README.md")]

@@ -1,4 +1,4 @@
-//! A limit of the log lines that anybody can cause, without a token.
+//! Limits the log lines that anyone can cause without a token.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -10,14 +10,15 @@ use governor::{Quota, RateLimiter};
 
 use crate::admission::{ClientKey, RateLimiters};
 
-/// Lines that an address may cause at once; afterwards one a second.
+/// Number of lines that an address may cause at once. Afterwards, one per second.
 const ADDRESS_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
 
-/// Lines of all addresses together: at once, and a second afterwards. In a day they fill some 300 MB.
+/// Number of lines from all addresses together: at once, and per second afterwards. At most some 300 MB a
+/// day.
 const BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(99);
 const PER_SECOND: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
 
-/// Limits lines by the address that causes them, and all of them together.
+/// Limits log lines per address and in total.
 pub(crate) struct LineLimit {
     by_address: RateLimiters,
     all: RateLimiter<NotKeyed, InMemoryState, MonotonicClock>,
@@ -42,7 +43,8 @@ impl Default for LineLimit {
 }
 
 impl LineLimit {
-    /// Counts a line. Returns the number of lines that were left out before it, or `None` if it has to be left out, too.
+    /// Counts a line. Returns the number of lines omitted before it, or `None` if the line must be omitted as
+    /// well.
     pub(crate) fn admit(&self, address: Option<IpAddr>) -> Option<u64> {
         let is_within = |address| self.by_address.check_rate(&ClientKey::from_address(address)).is_ok();
         if address.is_none_or(is_within) && self.all.check().is_ok() {
@@ -63,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flood_of_many_addresses_is_limited_and_counted() {
+    fn flood_from_many_addresses_is_limited_and_counted() {
         let (limit, began) = (LineLimit::default(), Instant::now());
         let admitted = (0..2_000).map(|number| limit.admit(Some(Ipv4Addr::from_bits(number).into())));
         let admitted: Vec<u64> = admitted.flatten().collect();

@@ -7,7 +7,8 @@ use std::str::FromStr;
 
 /// Address to listen on: an IP address or a name, and a port.
 ///
-/// A name is resolved when the server starts. Of several addresses the first one of IPv4 is used, or else the first one.
+/// A name is resolved when the server starts. If it has several addresses, the first IPv4 address is used, or
+/// else the first address.
 ///
 /// ```
 /// use registry_server::ListenAddress;
@@ -20,7 +21,7 @@ use std::str::FromStr;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenAddress(String);
 
-/// A text is no [`ListenAddress`].
+/// The error for a text that is not a [`ListenAddress`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("write an address and a port, such as 127.0.0.1:8009, localhost:8009 or [::]:8009")]
 pub struct ParseListenAddressError;

@@ -1,4 +1,4 @@
-//! Fields of the log's text form.
+//! Fields of the text log format.
 
 use std::fmt::{self, Debug};
 
@@ -7,8 +7,10 @@ use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 
-/// Formats each field as `name=value`. Values with blanks or control characters are in quotation marks, so that a line can be cut
-/// into fields, and nothing in a value looks like another field or line.
+/// Formats each field as `name=value`.
+///
+/// Values with blanks or control characters are quoted, so that a line can be split into fields, and no value
+/// can pass for another field or line.
 pub(crate) fn fields() -> impl for<'writer> FormatFields<'writer> + Send + Sync + 'static {
     debug_fn(write_field).delimited(" ")
 }

@@ -12,11 +12,11 @@ use registry_server::{Config, NewToken, ServeError, Server};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-/// A heartbeat costs a sixth less processor time than with the allocator of glibc (`benches/README.md`).
+/// A heartbeat takes a sixth less CPU time than with glibc's allocator (`benches/README.md`).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// A registry of agents and their capabilities, which tracks the agents that are alive.
+/// A registry of agents and their capabilities that tracks which agents are alive.
 #[derive(Debug, Parser)]
 #[command(version, about, args_conflicts_with_subcommands = true)]
 #[expect(clippy::doc_markdown, reason = "`--help` shows these comments as they are")]
@@ -41,9 +41,9 @@ enum Command {
     /// Manage tokens for --tokens-file.
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Make or upgrade the tables of the database, then exit: for servers with --migrate never.
+    /// Create or upgrade the database tables and exit, for servers with --migrate never.
     Migrate {
-        /// Database, as for the server, with a role that may create tables.
+        /// Database URL as for the server, with a role that may create tables.
         #[arg(
             long,
             value_name = "URL",
@@ -57,12 +57,12 @@ enum Command {
 
 #[derive(Debug, clap::Subcommand)]
 enum TokenCommand {
-    /// Generate a token, shown only once on standard error, and print its entry for the tokens file.
+    /// Generate a token, print it on standard error, and print its entry for the tokens file on standard output.
     New {
-        /// Name of the token, for logs, errors and the records that it changes. Without it, one that is unlike others.
+        /// Name of the token in logs, errors and the records that it changes [default: a unique name].
         #[arg(long)]
         name: Option<String>,
-        /// What the token permits.
+        /// Operations that the token permits.
         #[arg(long, value_enum, default_value_t = ScopeName::Read)]
         scope: ScopeName,
         /// Agents that a token of scope agent may register and update, such as team-a-*; repeatable.
@@ -80,7 +80,7 @@ enum ScopeName {
 
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
 enum LogFormat {
-    /// For people.
+    /// Readable text.
     #[default]
     Text,
     /// One JSON object per line.
@@ -99,11 +99,11 @@ async fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // On standard error and in one line: the log may be off, or be read by a program.
+            // Print to standard error, on one line: the log may be disabled, or read by a program.
             let mut line = format!("registry-server: {error}");
             let mut cause = error.source();
             while let Some(error) = cause {
-                // Some errors end with their cause already.
+                // Some errors already end with their cause.
                 let said = error.to_string();
                 if !line.ends_with(&said) {
                     line.push_str(": ");
@@ -117,8 +117,9 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Parses the flags and variables. An empty variable counts as one that is not set, as for `REGISTRY_ALLOWED_HOST=` in an env
-/// file.
+/// Parses the flags and variables.
+///
+/// An empty variable counts as unset, such as `REGISTRY_ALLOWED_HOST=` in an env file.
 fn parse_args() -> Args {
     let command = without_empty_variables(Args::command());
     let mut command = command.mut_subcommands(without_empty_variables);
@@ -137,7 +138,7 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
     // Each connection is an open file. If the limit cannot be raised, `Server::bind` accepts fewer
     // connections.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
-    // Before the server listens: from then on, no signal may be lost.
+    // Before the server listens, since no signal may get lost from then on.
     let mut signals = Signals::catch()?;
     let server = tokio::select! {
         server = Server::bind(config) => server?,
@@ -166,9 +167,10 @@ impl Signals {
     }
 }
 
-/// Waits until the server has to be shut down: it has failed, was drained, or a signal asks for it at once.
+/// Waits until the server must shut down: it failed, it was drained, or a signal requests an immediate
+/// shutdown.
 async fn serve(server: &Server, signals: &mut Signals) -> Result<(), ServeError> {
-    // It begins when it is awaited.
+    // The drain begins when it is first polled.
     let (mut drained, mut is_draining) = (std::pin::pin!(server.drain()), false);
     loop {
         tokio::select! {
@@ -197,7 +199,7 @@ async fn serve(server: &Server, signals: &mut Signals) -> Result<(), ServeError>
 
 async fn migrate(database_url: &str) -> Result<(), Box<dyn Error>> {
     registry_server::migrate(database_url).await?;
-    tracing::info!("the database has the tables of this version");
+    tracing::info!("the database tables match this version of the server");
     Ok(())
 }
 
@@ -209,7 +211,7 @@ fn print_new_token(TokenCommand::New { name, scope, agents }: &TokenCommand) -> 
         ScopeName::Admin => "admin",
     };
     let entry = new.entry(name.as_deref(), scope, agents)?;
-    // On standard error, so that it does not end up in the file to which the entry is appended.
+    // On standard error, so that the token does not end up in the file to which the entry is appended.
     writeln!(std::io::stderr(), "The token, shown only once: {}", new.token)?;
     write!(std::io::stdout(), "{entry}")?;
     Ok(())

@@ -1,4 +1,4 @@
-//! The contract's Prometheus metrics. Labels taken from requests have a bounded number of values.
+//! The Prometheus metrics of the contract. Labels taken from requests have a bounded number of values.
 
 mod credentials;
 mod database;
@@ -20,7 +20,7 @@ use searches::SearchCounters;
 /// Maximum number of distinct values of a label taken from requests.
 const MAX_LABEL_VALUES: usize = 1_000;
 
-/// The label that counts what has no series of its own.
+/// The label value for everything without its own series.
 const OVERFLOW_LABEL: &str = "other";
 
 const LATENCY_BUCKETS: &[f64] =
@@ -54,16 +54,16 @@ pub(crate) struct Metrics {
     searches: SearchCounters,
 }
 
-/// Gauges that are computed when they are scraped.
+/// Gauges that are computed at each scrape.
 pub(crate) struct Gauges {
     pub(crate) stats: RegistryStats,
     pub(crate) last_sweep_age: Duration,
     pub(crate) is_database_up: bool,
-    /// Time for which the database was away since this was last asked.
+    /// Time for which the database was unavailable since the previous scrape.
     pub(crate) outage_time: Duration,
-    /// Revision up to which this server knows the changes.
+    /// Revision up to which this server knows every change.
     pub(crate) revision: i64,
-    /// Time since this server last knew all changes.
+    /// Time since this server last knew every change.
     pub(crate) replica_lag: Duration,
     pub(crate) replicas: ReplicaCounts,
     pub(crate) connections: Usage,
@@ -74,13 +74,13 @@ pub(crate) struct Gauges {
 
 /// Numbers of servers over one database.
 pub(crate) struct ReplicaCounts {
-    /// All that were heard within the last minute, this one included.
+    /// All servers that were heard within the last minute, including this one.
     pub(crate) all: usize,
-    /// Those that differ from this one, by setting.
+    /// Servers that differ from this one, by setting.
     pub(crate) differing: [(&'static str, usize); 2],
 }
 
-/// Usage of something that has a limit.
+/// Usage of a limited resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Usage {
     pub(crate) used: usize,
@@ -137,11 +137,14 @@ impl Metrics {
             watchers: gauge("agent_registry_watchers", "Number of open event streams")?,
             max_watchers: gauge("agent_registry_max_watchers", "Maximum number of open event streams")?,
             queue_length: IntGaugeVec::new(
-                Opts::new("agent_registry_queue_length", "Number of writes that wait for the database"),
+                Opts::new("agent_registry_queue_length", "Number of writes waiting for the database"),
                 &["queue"],
             )?,
             max_queue_length: IntGaugeVec::new(
-                Opts::new("agent_registry_max_queue_length", "Maximum number of writes that wait"),
+                Opts::new(
+                    "agent_registry_max_queue_length",
+                    "Maximum number of writes waiting for the database",
+                ),
                 &["queue"],
             )?,
             unreadable_rows: gauge(
@@ -188,7 +191,7 @@ impl Metrics {
         self.requests.with_label_values(&[method, route, status]).observe(elapsed.as_secs_f64());
     }
 
-    /// Records a heartbeat that was stored. `is_present` says whether the agent is registered and not offline.
+    /// Records a stored heartbeat. `is_present` returns whether the agent is registered and not offline.
     pub(crate) fn record_heartbeat(
         &self,
         agent_id: &str,
@@ -213,7 +216,7 @@ impl Metrics {
         self.searches.record(q);
     }
 
-    /// Records how many agents' rows cannot be read.
+    /// Records the number of agents whose rows cannot be decoded.
     pub(crate) fn set_unreadable_rows(&self, count: usize) {
         self.unreadable_rows.set(to_i64(count as u64));
     }
@@ -292,7 +295,7 @@ mod tests {
         metrics.encode(&gauges).unwrap()
     }
 
-    /// The counts of a metric by its label.
+    /// Returns the counts of a metric by label value.
     fn counts(metrics: &Metrics, name: &str) -> HashMap<String, u64> {
         let count = |line: &str| {
             let (label, count) = line.strip_prefix(name)?.split_once("=\"")?.1.split_once("\"} ")?;
@@ -310,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn places_of_agents_that_left_are_given_to_others() {
+    fn series_of_agents_that_left_are_reused() {
         let metrics = Metrics::new().unwrap();
         let beat = |agent_id: &str| metrics.record_heartbeat(agent_id, Duration::from_millis(2), || true);
         (0..MAX_LABEL_VALUES + 50).for_each(|number| beat(&format!("agent-{number}")));
@@ -325,17 +328,17 @@ mod tests {
     }
 
     #[test]
-    fn heartbeat_of_an_agent_that_left_meanwhile_makes_no_series() {
+    fn heartbeat_of_an_agent_that_left_meanwhile_creates_no_series() {
         let metrics = Metrics::new().unwrap();
         metrics.record_heartbeat("gone", Duration::from_millis(2), || false);
-        // Whoever has this name counts among the others, whose series is not theirs to take along.
+        // An agent with this name shares the series of the others, which must not be removed with it.
         metrics.record_heartbeat("other", Duration::from_millis(2), || true);
         metrics.remove_agent("other");
         assert_eq!(heartbeats(&metrics), HashMap::from([("other".to_owned(), 2)]));
     }
 
     #[test]
-    fn text_that_was_searched_longest_ago_makes_room() {
+    fn least_recently_searched_text_is_replaced() {
         let metrics = Metrics::new().unwrap();
         (0..MAX_LABEL_VALUES).for_each(|number| metrics.record_search(&format!("Word{number}")));
         metrics.record_search("word0");
@@ -349,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn flood_of_texts_makes_few_series_and_every_search_is_counted() {
+    fn flood_of_texts_creates_few_series_and_counts_every_search() {
         let metrics = Metrics::new().unwrap();
         let began = Instant::now();
         (0..MAX_LABEL_VALUES).for_each(|number| metrics.record_search(&format!("word{number}")));

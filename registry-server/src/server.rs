@@ -25,17 +25,17 @@ use crate::store::{Database, PostgresDatabase, SqliteDatabase};
 use crate::tls::{MAX_CONCURRENT_HANDSHAKES, TlsError, TlsListener};
 use crate::tokens::TokensError;
 
-/// Time that a shutdown takes at most, and then the closing of the database. What hangs after it is dropped.
+/// Maximum duration of a shutdown, and then of closing the database. Remaining work is dropped.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(9_500);
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// Maximum number of open files besides client connections: its own, and the connections over the limit that are answered.
+/// Maximum number of open files besides client connections: the server's own, and rejected connections.
 const RESERVED_FILES: u64 = 64 + MAX_CONCURRENT_REJECTIONS as u64;
 
 /// A running server.
 ///
-/// It serves in background tasks from [`Server::bind`] on. [`Server::shutdown`] stops it gracefully; dropping
-/// it stops it, too, but does not wait.
+/// Serves in background tasks from [`Server::bind`] on. [`Server::shutdown`] stops it gracefully. Dropping it
+/// also stops it, but does not wait.
 #[derive(Debug)]
 pub struct Server {
     local_addr: SocketAddr,
@@ -48,7 +48,7 @@ pub struct Server {
     credentials: Arc<CredentialFiles>,
 }
 
-/// An error that keeps a server from starting.
+/// Error that prevents a server from starting.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -73,7 +73,7 @@ pub enum StartError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The tables are missing or older than this server, which must not change them ([`MigrateMode::Never`]).
+    /// The tables are missing or outdated, and the server must not change them ([`MigrateMode::Never`]).
     #[error(
         "the tables of the database {database} are missing or older than this server: run registry-server migrate, as a role \
          that may change them"
@@ -122,7 +122,7 @@ impl StartError {
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Returns the URL as it may be shown and logged.
+/// Returns the URL in a form that may be displayed and logged.
 fn redact_password(url: &str) -> String {
     let Ok(mut parsed) = url::Url::parse(url) else {
         return "at the configured URL".to_owned();
@@ -130,16 +130,17 @@ fn redact_password(url: &str) -> String {
     if parsed.password().is_some() && parsed.set_password(Some("***")).is_err() {
         return "at the configured URL".to_owned();
     }
-    // The query can contain a password, too.
+    // The query may also contain a password.
     parsed.set_query(None);
     parsed.to_string()
 }
 
 impl Server {
-    /// Opens the database, migrates it, loads all agents, and starts to serve.
+    /// Opens and migrates the database, loads all agents, and starts to serve.
     ///
     /// # Errors
-    /// Fails if the configuration, the database or the address cannot be used. Then nothing is left running.
+    /// Fails if the configuration, the database or the address cannot be used. In this case, nothing is left
+    /// running.
     pub async fn bind(mut config: Config) -> Result<Self, StartError> {
         let shutdown = CancellationToken::new();
         let guard = shutdown.clone().drop_guard();
@@ -163,21 +164,21 @@ impl Server {
         if authenticator.is_disabled() && !is_loopback {
             tracing::warn!(
                 %local_addr,
-                "serving without authentication, any client can register and remove agents: see --tokens-file"
+                "serving without authentication, so any client can register and remove agents: see --tokens-file"
             );
         }
         let origins = authenticator.is_disabled().then(|| Origins::new(allowed_hosts, is_loopback));
         let router = routes::router(registry.clone(), authenticator, origins);
         let rejecting_router = routes::rejecting_router();
         let drain = supervisor.drain().clone();
-        let places = registry.admission().connections().clone();
-        let connections = ConnectionServer { router, rejecting_router, places, drain, shutdown };
+        let slots = registry.admission().connections().clone();
+        let connections = ConnectionServer { router, rejecting_router, slots, drain, shutdown };
         if let Some(tls) = credentials.tls().cloned() {
             let served = serve(connections, TlsListener::new(listener, tls, max_connections), registry);
             supervisor.spawn_until("connections", supervisor.shutdown().clone(), served);
         } else {
             let listener = listener.tap_io(|connection| {
-                // Otherwise small responses wait for the client's acknowledgement. A failure only costs
+                // Otherwise, small responses wait for the client's acknowledgement. A failure only costs
                 // latency.
                 let _ = connection.set_nodelay(true);
             });
@@ -194,10 +195,10 @@ impl Server {
 
     /// Reloads the configured tokens file and TLS files at once, without dropping a request.
     ///
-    /// The server does so by itself within some seconds after a file has changed.
+    /// The server also reloads them by itself, a few seconds after a change.
     ///
     /// # Errors
-    /// Fails at the first file that cannot be used. Then tokens and certificate all stay as they were.
+    /// Fails at the first file that cannot be used. In this case, tokens and certificate all stay unchanged.
     pub fn reload(&self) -> Result<(), StartError> {
         self.credentials.reload()
     }
@@ -223,8 +224,10 @@ impl Server {
         format!("{scheme}://{address}")
     }
 
-    /// Waits until the server has failed: one of its tasks has ended unexpectedly, which is a bug, and the server has
-    /// to be shut down and started again. Never returns if it does not fail.
+    /// Waits until the server has failed. Never returns if it does not fail.
+    ///
+    /// A failure means that one of its tasks ended unexpectedly, which is a bug. The server has to be shut
+    /// down and restarted.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -232,13 +235,14 @@ impl Server {
         ServeError { task: self.supervisor.failure().await }
     }
 
-    /// Sends clients elsewhere while the server still answers them, and returns after [`Config::drain_delay`].
+    /// Begins to drain the server, and returns after [`Config::drain_delay`].
     ///
-    /// From then on `GET /readyz` answers 503, each connection is closed after its next response, and event streams
-    /// end. There is no way back: what follows is [`Server::shutdown`].
+    /// From now on, `GET /readyz` answers 503, each connection is closed after its next response, and event
+    /// streams end, so that clients switch to another server. All requests are still answered. Draining
+    /// cannot be undone: call [`Server::shutdown`] next.
     ///
     /// # Cancel safety
-    /// Cancel safe: the server stays drained, and a shutdown may follow at once.
+    /// Cancel safe: the server stays drained, and may be shut down at once.
     pub async fn drain(&self) {
         self.supervisor.drain().begin();
         tokio::time::sleep(self.drain_delay).await;
@@ -246,26 +250,27 @@ impl Server {
 
     /// Shuts the server down gracefully, within ten seconds, without the delay of [`Server::drain`].
     ///
-    /// Stops accepting, waits for the requests in flight, finishes their writes, and closes the database. What has not
-    /// ended after 9.5 seconds is dropped.
+    /// Stops accepting connections, waits for requests in flight, completes their writes, and closes the
+    /// database. Work that has not finished after 9.5 seconds is dropped.
     ///
     /// # Cancel safety
-    /// Not cancel safe: a cancelled shutdown leaves the tasks to end on their own and the database unclosed.
+    /// Not cancel safe: after a cancelled shutdown, the tasks end on their own, and the database is not
+    /// closed.
     pub async fn shutdown(self) {
         drop(self.shutdown);
         if timeout(SHUTDOWN_TIMEOUT, self.supervisor.wait()).await.is_err() {
-            tracing::warn!("dropping work that did not finish within the shutdown timeout");
+            tracing::warn!("some work did not finish within the shutdown timeout, dropping it");
             self.supervisor.abort();
             self.supervisor.wait().await;
         }
-        // The database may hang, too.
+        // Closing the database may hang as well.
         let _ = timeout(CLOSE_TIMEOUT, self.database.close()).await;
     }
 }
 
-/// A server failed while it was running.
+/// Error of a server that failed while it was running.
 #[derive(Debug, thiserror::Error)]
-#[error("the task {task:?} of the server ended unexpectedly, which is a bug: the log says more")]
+#[error("the server's task {task:?} ended unexpectedly, which is a bug: see the log")]
 pub struct ServeError {
     task: &'static str,
 }
@@ -278,7 +283,7 @@ async fn open_database(url: &str, mode: MigrateMode) -> Result<Arc<dyn Database>
     }
 }
 
-/// Makes or upgrades the tables of a database, as a server does at its start with [`MigrateMode::Auto`].
+/// Creates or upgrades the tables of a database, as a server does at startup with [`MigrateMode::Auto`].
 ///
 /// # Errors
 /// Fails if the database cannot be used.
@@ -287,25 +292,25 @@ pub async fn migrate(database_url: &str) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Length of the listen queue: room for all agents that reconnect after a restart.
+/// Length of the listen queue. Large enough for all agents that reconnect after a restart.
 ///
-/// A client that does not fit has to retry its handshake, a second or more later.
+/// A client that finds the queue full has to retry its handshake, a second or more later.
 const LISTEN_BACKLOG: u32 = 4_096;
 
-/// Maximum number of bytes that the system takes before they can be sent.
+/// Maximum number of unsent bytes that the operating system buffers per connection.
 ///
-/// Without a limit it takes up to 4 MiB of a response that nobody reads, for each connection. What is on its way to
-/// the client does not count, so a fast reader is as fast as before.
+/// Without a limit, it buffers up to 4 MiB of a response that the client does not read. Bytes on their way to
+/// the client do not count, so fast readers are not slowed down.
 #[cfg(target_os = "linux")]
 const MAX_UNSENT_BYTES: u32 = 32 * 1_024;
 
 async fn bind(address: &ListenAddress) -> io::Result<TcpListener> {
     let address = address.resolve().await?;
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Connections inherit it.
+    // Accepted connections inherit this option.
     #[cfg(target_os = "linux")]
     SockRef::from(&socket).set_tcp_notsent_lowat(MAX_UNSENT_BYTES)?;
-    // Lets a restarted server bind its port again at once.
+    // Allows a restarted server to bind its port again at once.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(LISTEN_BACKLOG)
@@ -314,10 +319,10 @@ async fn bind(address: &ListenAddress) -> io::Result<TcpListener> {
 /// Returns the configured connection limit, lowered to what the open-file limit allows.
 fn connection_limit(config: &Config) -> NonZeroUsize {
     let configured = config.max_connections;
-    // If the limit is unknown and reached, accepting fails and is retried.
+    // If the open-file limit is unknown, accepting fails at the limit, and is retried.
     let files = rlimit::Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
     let available = usize::try_from(files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX);
-    // Handshakes come on top, up to half as many as there are connections.
+    // Handshakes need additional files, up to half as many as connections.
     let handshakes =
         if config.tls_cert.is_some() { (available / 3).min(MAX_CONCURRENT_HANDSHAKES) } else { 0 };
     let available = available - handshakes;
@@ -332,7 +337,7 @@ fn connection_limit(config: &Config) -> NonZeroUsize {
     configured.min(available)
 }
 
-/// Serves until shutdown is requested, then closes the registry to new writes.
+/// Serves until the shutdown is requested, and then closes the registry to new writes.
 async fn serve<L: Listener<Addr = SocketAddr>>(
     connections: ConnectionServer,
     listener: L,

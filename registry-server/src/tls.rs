@@ -27,14 +27,14 @@ use crate::file_contents::FileContents;
 /// Timeout of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Maximum number of handshakes at a time, if there may be twice as many connections.
+/// Maximum number of concurrent handshakes, if the connection limit is at least twice as high.
 pub(crate) const MAX_CONCURRENT_HANDSHAKES: usize = 1_024;
 
-/// An error in the TLS configuration.
+/// Error in the TLS configuration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// Only some of the options that belong together are set.
+    /// Only some of the options that must be set together are set.
     #[error("--tls-cert and --tls-key must be set together, and --tls-client-ca requires both")]
     Incomplete,
     /// A PEM file cannot be read or parsed.
@@ -52,7 +52,7 @@ pub enum TlsError {
     },
 }
 
-/// What new connections are accepted with.
+/// The TLS configuration for new connections.
 #[derive(Clone)]
 pub(crate) struct Tls {
     acceptor: Arc<RwLock<TlsAcceptor>>,
@@ -77,7 +77,7 @@ impl Tls {
         Self { acceptor: Arc::new(RwLock::new(acceptor)) }
     }
 
-    /// Has new connections use another certificate. Those that are open stay as they are.
+    /// Replaces the certificate for new connections. Open connections keep theirs.
     pub(crate) fn replace(&self, acceptor: TlsAcceptor) {
         *self.acceptor.write() = acceptor;
     }
@@ -100,7 +100,7 @@ impl TlsFiles {
         [&self.certificate, &self.key].into_iter().chain(&self.client_ca).map(PathBuf::as_path)
     }
 
-    /// Returns an acceptor made from what the files contain.
+    /// Creates an acceptor from the content of the files.
     pub(crate) fn acceptor(&self, contents: &FileContents) -> Result<TlsAcceptor, TlsError> {
         let invalid = |error: rustls::Error| TlsError::InvalidCertificate {
             certificate: self.certificate.clone(),
@@ -138,14 +138,14 @@ impl TlsFiles {
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 
-    /// Returns what the certificates of the chain say about themselves, the server's own first.
+    /// Returns information about the certificates in the chain, the server's own first.
     pub(crate) fn chain(&self, contents: &FileContents) -> Vec<CertificateInfo> {
         let chain = certificates(&self.certificate, contents).unwrap_or_default();
         chain.iter().filter_map(CertificateInfo::of).collect()
     }
 }
 
-/// Returns the content of a file, if it could be read.
+/// Returns the content of a file, or the error from reading it.
 fn content<'a>(file: &Path, contents: &'a FileContents) -> Result<&'a [u8], TlsError> {
     contents.get(file).map_err(|error| TlsError::File(file.to_owned(), error.to_string()))
 }
@@ -159,14 +159,15 @@ fn certificates(file: &Path, contents: &FileContents) -> Result<Vec<CertificateD
 
 /// A listener that yields connections after their TLS handshake.
 ///
-/// Handshakes run concurrently, so a slow client delays no other. If there are too many, the oldest one is dropped: a client
-/// that means well needs milliseconds, and one that says nothing would keep its place for seconds.
+/// Handshakes run concurrently, so that a slow client does not delay others. If there are too many, the
+/// oldest one is dropped: a normal client needs milliseconds, while a silent one would occupy its slot for
+/// seconds.
 pub(crate) struct TlsListener {
     tcp: TcpListener,
     tls: Tls,
     max_handshakes: usize,
     handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
-    /// The same handshakes, the oldest first, and some that have ended.
+    /// The same handshakes, oldest first, possibly including finished ones.
     by_age: VecDeque<AbortHandle>,
 }
 
@@ -183,7 +184,7 @@ impl TlsListener {
         if self.by_age.len() == self.max_handshakes
             && let Some(oldest) = self.by_age.pop_front()
         {
-            tracing::debug!("too many TLS handshakes at a time, dropping the oldest");
+            tracing::debug!("too many concurrent TLS handshakes, dropping the oldest one");
             oldest.abort();
         }
         let acceptor = self.tls.acceptor.read().clone();

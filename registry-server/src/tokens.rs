@@ -1,6 +1,6 @@
 //! Bearer tokens (RFC 6750) and their scopes, read from a file with the SHA-256 of each token.
 //!
-//! A token has 256 random bits, so a plain hash is enough: it cannot be guessed, and needs no key stretching.
+//! A token has 256 random bits and cannot be guessed, so a plain hash without key stretching is enough.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -31,25 +31,25 @@ pub(crate) struct Tokens {
 /// A token without its secret text.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Token {
-    /// Name of the token, for logs, errors, and the records that it changed.
+    /// Name of the token in logs, errors, and the records that it changed.
     pub(crate) name: Arc<str>,
     digest: [u8; 32],
     scope: Scope,
     expires: Option<Timestamp>,
 }
 
-/// What a token permits.
+/// The operations that a token permits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Scope {
     /// Read operations only.
     Read,
-    /// Read operations, and writes to the agents whose ids match one of these patterns.
+    /// Read operations, and writes to agents whose ids match one of these patterns.
     Agent(Vec<String>),
     /// Everything.
     Admin,
 }
 
-/// An error in the tokens file.
+/// Error in the tokens file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokensError {
@@ -59,12 +59,12 @@ pub enum TokensError {
     /// The file has invalid content.
     #[error("the tokens file {0} is invalid: {1}")]
     Invalid(PathBuf, String),
-    /// The file has no token, as if it had been cut off.
+    /// The file contains no token, as if it had been truncated.
     #[error(
-        "the tokens file {0} has no token, and would let nobody in: add what `registry-server token new --scope admin` prints"
+        "the tokens file {0} contains no token, so no client could authenticate: add an entry with `registry-server token new --scope admin`"
     )]
     Empty(PathBuf),
-    /// The file would be invalid with the entry of a new token.
+    /// The file would be invalid with the entry of the new token.
     #[error("the tokens file would be invalid with this token: {0}")]
     InvalidEntry(String),
 }
@@ -96,7 +96,7 @@ enum Expiry {
 }
 
 impl Tokens {
-    /// Reads the tokens from the content of a file, if it could be read.
+    /// Parses the content of a tokens file, or passes on the error from reading it.
     pub(crate) fn load(path: &Path, content: io::Result<&[u8]>) -> Result<Self, TokensError> {
         let content = content.map_err(|error| TokensError::Read(path.to_owned(), error))?;
         let text = std::str::from_utf8(content).map_err(|error| error.to_string());
@@ -111,7 +111,7 @@ impl Tokens {
         let mut tokens = Vec::with_capacity(file.token.len());
         for entry in file.token {
             if !names.insert(entry.name.clone()) {
-                return Err(format!("each token needs a name of its own, {:?} is repeated", entry.name));
+                return Err(format!("each token needs its own name, but {:?} is repeated", entry.name));
             }
             tokens.push(Arc::new(entry.into_token()?));
         }
@@ -122,13 +122,13 @@ impl Tokens {
         self.tokens.len()
     }
 
-    /// Returns the names of the tokens that others lack.
+    /// Returns the names of tokens that `others` does not contain.
     pub(crate) fn names_missing_in(&self, others: &Self) -> Vec<&str> {
         let known: HashSet<&str> = others.tokens.iter().map(|token| &*token.name).collect();
         self.tokens.iter().map(|token| &*token.name).filter(|name| !known.contains(name)).collect()
     }
 
-    /// Returns the presented token if it exists and has not expired. Takes the same time for any token.
+    /// Returns the presented token if it exists and has not expired. Takes the same time for every token.
     pub(crate) fn find(&self, presented: &str, now: SystemTime) -> Option<Arc<Token>> {
         let digest = digest(presented);
         let mut found = u32::MAX;
@@ -142,7 +142,7 @@ impl Tokens {
     }
 }
 
-/// Checks a name, which stands in the records of the agents that the token changes.
+/// Checks a token's name, which appears in the records of the agents that it changes.
 fn check_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name.chars().count() > MAX_NAME_CHARACTERS || name.contains(char::is_control) {
         return Err(format!(
@@ -173,18 +173,18 @@ impl Token {
     }
 }
 
-/// Checks a pattern of agent ids, which matches at least one.
+/// Checks that a pattern matches at least one valid agent id.
 fn check_pattern(pattern: &str) -> Result<(), String> {
     let shortest = pattern.replace('*', "");
-    // An id does not begin with every character that it may have.
+    // Some characters are valid in an id, but not at its beginning.
     let after_star = || pattern.starts_with('*') && is_valid_agent_id(&format!("a{shortest}"));
     if is_valid_agent_id(&shortest) || after_star() {
         return Ok(());
     }
     let most = limits::AGENT_ID;
     Err(format!(
-        "the pattern {pattern:?} matches no agent id: ids have 1 to {most} of A-Z a-z 0-9 . _ -, the first a letter or digit, and * \
-         stands for any of these"
+        "the pattern {pattern:?} matches no agent id: ids have 1 to {most} characters of A-Z a-z 0-9 . _ -, starting with a \
+         letter or digit, and * matches any of these"
     ))
 }
 
@@ -248,14 +248,14 @@ fn decode_hex(text: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-/// Whether an id matches a pattern, in which `*` matches any number of characters.
+/// Whether an id matches a pattern in which `*` matches any number of characters.
 fn glob_matches(pattern: &str, id: &str) -> bool {
     let Some((prefix, rest)) = pattern.split_once('*') else { return pattern == id };
     let Some(mut rest_of_id) = id.strip_prefix(prefix) else { return false };
     let mut parts: Vec<&str> = rest.split('*').collect();
     let suffix = parts.pop().unwrap_or_default();
     for part in parts {
-        // The first match leaves the most for the parts that follow.
+        // The first match leaves the longest rest for the following parts.
         let Some(start) = rest_of_id.find(part) else { return false };
         rest_of_id = &rest_of_id[start + part.len()..];
     }
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_limit_the_agents_a_token_may_act_for() {
+    fn scope_limits_the_agents_that_a_token_may_act_for() {
         let may = |entry: &str, id: &str| Tokens::parse(&file(entry)).unwrap().tokens[0].may_act_for(id);
         assert!(may("scope = \"admin\"", "any"));
         assert!(!may("scope = \"read\"", "any"));
@@ -320,10 +320,10 @@ mod tests {
     }
 
     #[test]
-    fn no_tokens_file_makes_it_panic() {
+    fn no_tokens_file_causes_a_panic() {
         let good = file("scope = \"agent\"\nagents = [\"a-*\"]");
         bolero::check!().with_type::<(u8, Vec<u8>)>().for_each(|(index, input)| {
-            // A valid prefix, followed by anything.
+            // A valid prefix, followed by arbitrary text.
             let cut = usize::from(*index) % good.len();
             let text = format!("{}{}", &good[..cut], String::from_utf8_lossy(input));
             if let Ok(tokens) = Tokens::parse(&text) {
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn name_fits_into_records_and_is_not_the_registrys() {
+    fn names_that_records_cannot_contain_are_rejected() {
         let parse =
             |name: &str| Tokens::parse(&file("scope = \"read\"").replace("\"a\"", &format!("{name:?}")));
         for name in ["registry", "(Registry)", "team a", &"ä".repeat(128)] {
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_the_problem_in_the_file() {
+    fn errors_describe_the_problem_in_the_file() {
         for (entry, expected) in [
             ("", "missing field `scope`"),
             ("scope = \"all\"", "not \"all\""),
@@ -356,10 +356,7 @@ mod tests {
             ("scope = \"read\"\nagents = [\"x\"]", "only scope"),
             ("scope = \"read\"\nexpires = \"soon\"", "expires"),
             ("scope = \"read\"\nsecret = \"x\"", "unknown field"),
-            (
-                "scope = \"read\"\n[[token]]\nname = \"a\"\nsha256 = \"00\"\nscope = \"read\"",
-                "a name of its own",
-            ),
+            ("scope = \"read\"\n[[token]]\nname = \"a\"\nsha256 = \"00\"\nscope = \"read\"", "its own name"),
             (
                 "scope = \"read\"\n[[token]]\nname = \"b\"\nsha256 = \"00\"\nscope = \"read\"",
                 "64 hexadecimal",

@@ -1,4 +1,4 @@
-//! The program itself: its flags, its signals, and what is left when it is killed.
+//! The program itself: its flags, its signals, and its state after being killed.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "program/credential_files.rs"]
@@ -18,7 +18,7 @@ use registry_sdk::RegistryClient;
 use registry_sdk::contract::{Capability, Registration};
 use test_support::{LONG, Process};
 
-/// The program as it is run without a setting in the environment.
+/// Returns the program without any settings in the environment.
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_registry-server"));
     command.env_clear().stderr(Stdio::piped()).stdout(Stdio::piped());
@@ -33,15 +33,22 @@ fn run(arguments: &[&str]) -> Output {
 struct Running {
     child: Process,
     /// What it logged up to its start.
+/// Longer than any request takes, however busy the machine is.
+const LONG: Duration = Duration::from_secs(300);
+
+/// A running program, killed if the test fails.
+struct Running {
+    child: Child,
+    /// The log lines up to its start.
     start: Vec<String>,
-    /// What it logs after its start.
+    /// The log lines after its start.
     log: mpsc::Receiver<String>,
     url: String,
     client: RegistryClient,
 }
 
 impl Running {
-    /// Starts it on a file, and reads from its log where it listens.
+    /// Starts the program on a database file, and reads the listen address from its log.
     fn start(database: &Path) -> Self {
         Self::start_with(database, &[])
     }
@@ -52,7 +59,7 @@ impl Running {
         if !arguments.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
-        // Nobody is offline because the machine is busy.
+        // No agent must go offline because the machine is busy.
         command.args(["--database-url", &url, "--heartbeat-timeout", "1h"]);
         command.args(arguments);
         Self::spawn(command)
@@ -64,7 +71,7 @@ impl Running {
         let mut start = Vec::new();
         let address = loop {
             let line = log.next().unwrap_or_else(|| panic!("it does not start: {start:?}"));
-            // In both forms of the log.
+            // Works for both log formats.
             let address =
                 line.split_once("local_addr").map(|(_, rest)| rest.trim_start_matches(['=', '"', ':']));
             let address = address.and_then(|rest| rest.split([' ', '"']).next()).map(str::to_owned);
@@ -73,7 +80,7 @@ impl Running {
                 break address;
             }
         };
-        // The rest of the log is read to its end, so that the program never waits for a full pipe.
+        // Drain the log, so that the program never blocks on a full pipe.
         let (lines, log_lines) = mpsc::channel();
         std::thread::spawn(move || {
             for line in log {
@@ -94,7 +101,7 @@ impl Running {
         self.child.signal(signal);
     }
 
-    /// The next line of the log that has a text in it.
+    /// Waits for the next log line that contains a text.
     fn logged(&self, text: &str) -> String {
         std::iter::from_fn(|| self.log.recv_timeout(LONG).ok()).find(|line| line.contains(text)).unwrap()
     }
@@ -110,7 +117,7 @@ fn registration(number: usize) -> Registration {
 }
 
 #[tokio::test]
-async fn what_was_answered_outlives_a_kill() {
+async fn acknowledged_changes_survive_a_kill() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("registry.db");
     for round in 0..3 {
@@ -126,7 +133,7 @@ async fn what_was_answered_outlives_a_kill() {
 }
 
 #[tokio::test]
-async fn sigterm_and_ctrl_c_end_it_well() {
+async fn sigterm_and_ctrl_c_shut_down_gracefully() {
     let folder = tempfile::tempdir().unwrap();
     for signal in ["TERM", "INT"] {
         let mut running = Running::start(&folder.path().join("registry.db"));
@@ -136,7 +143,7 @@ async fn sigterm_and_ctrl_c_end_it_well() {
 }
 
 #[tokio::test]
-async fn sigterm_drains_for_a_while_and_ctrl_c_or_another_sigterm_does_not_wait() {
+async fn sigterm_drains_for_a_while_and_ctrl_c_or_a_second_sigterm_skips_the_delay() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("registry.db");
     for (delay, second) in [("1h", Some("TERM")), ("1h", Some("INT")), ("10ms", None)] {
@@ -146,7 +153,7 @@ async fn sigterm_drains_for_a_while_and_ctrl_c_or_another_sigterm_does_not_wait(
         if let Some(second) = second {
             running.logged("received SIGTERM");
             while running.is_ready().await {}
-            // On new connections, too, all is answered as before.
+            // All requests are still answered, even on new connections.
             running.client.register(&registration(1)).await.unwrap();
             assert_eq!(running.signal(second).code(), Some(0), "{second}");
         } else {
@@ -158,7 +165,7 @@ async fn sigterm_drains_for_a_while_and_ctrl_c_or_another_sigterm_does_not_wait(
 }
 
 #[tokio::test]
-async fn tokens_are_read_anew_also_during_the_drain() {
+async fn tokens_can_be_reloaded_during_the_drain() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tokens.toml");
     std::fs::write(&file, new_token().1).unwrap();
@@ -171,7 +178,7 @@ async fn tokens_are_read_anew_also_during_the_drain() {
 }
 
 #[tokio::test]
-async fn it_listens_on_names_and_prefers_ipv4() {
+async fn server_listens_on_names_and_prefers_ipv4() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("registry.db");
     for (listen, host) in [("localhost:0", "127.0.0.1:"), ("127.0.0.2:0", "127.0.0.2:")] {
@@ -248,9 +255,9 @@ async fn every_change_is_logged_with_its_request_token_and_outcome() {
     assert_eq!(revisions, [1, 2, 3, 4, 5, 6]);
 }
 
-/// Each line of the log stands for itself: the next registration of another agent marks its end.
+/// Each address causes one line. The registration of the next agent shows that there is no second one.
 #[tokio::test]
-async fn loopback_addresses_of_agents_elsewhere_are_logged_once() {
+async fn loopback_address_of_an_agent_on_another_host_is_logged_once() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("registry.db");
     let running = Running::start_with(&database, &["--trusted-proxy", "127.0.0.1"]);
@@ -279,11 +286,11 @@ async fn loopback_addresses_of_agents_elsewhere_are_logged_once() {
     }
 }
 
-/// A signal that arrived before the server had a handler for it would be lost where it is ignored (under `nohup`, say), or kill
-/// the server.
+/// A signal that arrives before the server handles it would be lost if it is ignored (such as under `nohup`),
+/// or would kill the server.
 #[cfg(target_os = "linux")]
 #[test]
-fn it_catches_its_signals_before_it_listens() {
+fn signals_are_caught_before_the_server_listens() {
     let folder = tempfile::tempdir().unwrap();
     for round in 0..10 {
         let running = Running::start(&folder.path().join(format!("{round}.db")));
@@ -297,7 +304,7 @@ fn it_catches_its_signals_before_it_listens() {
 }
 
 #[tokio::test]
-async fn one_file_serves_one_server() {
+async fn database_file_serves_only_one_server() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("registry.db");
     let first = Running::start(&database);
@@ -310,7 +317,7 @@ async fn one_file_serves_one_server() {
 }
 
 #[test]
-fn a_wrong_setting_is_named() {
+fn invalid_setting_is_named() {
     let listen = ["--listen", "127.0.0.1:0"];
     for (arguments, expected) in [
         (&["--heartbeat-timeout", "soon"][..], "30s"),
@@ -320,7 +327,7 @@ fn a_wrong_setting_is_named() {
         (&["--listen", "127.0.0.1:65536"], "localhost:8009"),
         (&["--listen", "*:8009"], "localhost:8009"),
         (&["--listen", "http://127.0.0.1:8009"], "localhost:8009"),
-        (&["--allowed-host", "*.example.com"], "each name on its own"),
+        (&["--allowed-host", "*.example.com"], "write each name"),
         (&["--drain-delay", "soon"], "30s"),
         (&["--allowed-host", "http://a.example"], "registry.example.com"),
         (&["--allowed-host", "a.example:80"], "registry.example.com"),
@@ -353,9 +360,10 @@ fn a_wrong_setting_is_named() {
     }
 }
 
-/// Names may be resolved a moment later, so a supervisor has to tell it from a wrong setting, which is 2.
+/// A name may become resolvable later, so supervisors must be able to tell this from an invalid setting,
+/// which exits with 2.
 #[test]
-fn a_name_that_is_not_resolved_is_no_wrong_setting() {
+fn unresolved_name_is_not_an_invalid_setting() {
     let ended = run(&["--listen", "no.such.host.invalid:8009", "--database-url", "sqlite::memory:"]);
     let said = String::from_utf8(ended.stderr).unwrap();
     assert!(said.contains("cannot listen on no.such.host.invalid:8009"), "{said}");
@@ -372,7 +380,7 @@ fn help_lists_every_flag_with_its_variable_and_default() {
         ("--migrate <WHEN>", "REGISTRY_MIGRATE", "default: auto"),
         ("--heartbeat-timeout <DUR>", "REGISTRY_HEARTBEAT_TIMEOUT", "60s"),
         ("--sweep-interval <DUR>", "REGISTRY_SWEEP_INTERVAL", "5s"),
-        ("--remove-after <DUR>", "REGISTRY_REMOVE_AFTER", "they are kept"),
+        ("--remove-after <DUR>", "REGISTRY_REMOVE_AFTER", "default: never"),
         ("--drain-delay <DUR>", "REGISTRY_DRAIN_DELAY", "0s"),
         ("--allowed-host <NAME>", "REGISTRY_ALLOWED_HOST", "repeatable"),
         ("--trusted-proxy <CIDR>", "REGISTRY_TRUSTED_PROXY", "repeatable"),
@@ -388,7 +396,7 @@ fn help_lists_every_flag_with_its_variable_and_default() {
 }
 
 #[tokio::test]
-async fn a_new_token_goes_into_the_file_and_a_hang_up_reads_it() {
+async fn new_token_is_accepted_after_a_hangup_signal() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tokens.toml");
     std::fs::write(&file, new_token().1).unwrap();
@@ -411,10 +419,10 @@ async fn a_new_token_goes_into_the_file_and_a_hang_up_reads_it() {
     client.register(&registration(1)).await.unwrap();
 
     let refused = run(&["token", "new", "--scope", "agent"]);
-    assert!(!refused.status.success(), "an agent's token has to say for which agents");
+    assert!(!refused.status.success(), "an agent token needs agents");
 }
 
-/// Whether a server accepts a tokens file. It is not to start: its database is nowhere.
+/// Whether a server accepts a tokens file. The server does not start, since its database cannot be opened.
 fn reads_tokens_file(text: &str) -> Result<(), String> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tokens.toml").display().to_string();
@@ -426,7 +434,7 @@ fn reads_tokens_file(text: &str) -> Result<(), String> {
 }
 
 #[test]
-fn entries_of_new_tokens_make_a_valid_file() {
+fn entries_of_new_tokens_form_a_valid_file() {
     let mut file = String::new();
     let long = "ä".repeat(128);
     let scopes = [
@@ -434,7 +442,7 @@ fn entries_of_new_tokens_make_a_valid_file() {
         &["--scope", "agent", "--agent", "a-*", "--agent", "*.x_y"],
         &["--scope", "admin"],
     ];
-    // Without a name, and with those that have to be quoted.
+    // Without a name, and with names that must be quoted.
     for name in [None, None, Some("team \"a\" \\ é 🦀 \u{200b}"), Some(&long), Some("'''")] {
         let name = name.map_or(vec![], |name| vec!["--name", name]);
         for scope in scopes {
@@ -448,14 +456,14 @@ fn entries_of_new_tokens_make_a_valid_file() {
             }
         }
     }
-    // Those without a name have names of their own.
+    // Tokens without a given name get distinct names.
     reads_tokens_file(&file).unwrap();
     assert!(reads_tokens_file(&file.repeat(2)).is_err());
 }
 
-/// What the tokens file refuses, with the same words, and before the token is shown.
+/// Everything that the tokens file rejects is rejected with the same message, before the token is printed.
 #[test]
-fn a_token_that_the_file_would_refuse_is_not_made() {
+fn token_with_an_invalid_entry_is_not_created() {
     let long = "x".repeat(129);
     let long_id = format!("{}*", "x".repeat(65));
     let agent = |pattern| vec!["--scope", "agent", "--agent", pattern];
@@ -469,7 +477,7 @@ fn a_token_that_the_file_would_refuse_is_not_made() {
         (vec!["--scope", "admin", "--agent", "*"], "only scope \"agent\" takes agents"),
         (agent(""), "matches no agent id"),
         (agent("team a-*"), "matches no agent id"),
-        // `--agent -*` would be another flag.
+        // `--agent -*` would be parsed as another flag.
         (vec!["--scope", "agent", "--agent=-*"], "matches no agent id"),
         (agent("ä*"), "matches no agent id"),
         (agent(&long_id), "matches no agent id"),
@@ -490,23 +498,23 @@ fn a_token_that_the_file_would_refuse_is_not_made() {
     }
 }
 
-/// A token, and a tokens file with it alone.
+/// Creates a token, and a tokens file that contains only this token.
 fn new_token() -> (String, String) {
     token_and_entry(run(&["token", "new", "--scope", "admin"]))
 }
 
-/// What `token new` printed: the token, which is for people alone, and the entry for the file.
+/// Returns the output of `token new`: the token, which is only displayed, and the entry for the file.
 fn token_and_entry(made: Output) -> (String, String) {
     let [shown, entry] = [made.stderr, made.stdout].map(|text| String::from_utf8(text).unwrap());
     (shown.trim_end().rsplit(' ').next().unwrap().to_owned(), entry)
 }
 
 #[tokio::test]
-async fn changed_files_are_read_without_a_signal_and_apply_together() {
+async fn changed_files_are_reloaded_without_a_signal_and_apply_together() {
     let folder = tempfile::tempdir().unwrap();
     let current = folder.path().join("current");
     let path = |file: &str| current.join(file).display().to_string();
-    // The link to them is replaced, and so all of them at once.
+    // Replacing the link to the files replaces all of them at once.
     let publish = |version: &str, files: &[(&str, &str)]| {
         let (target, link) = (folder.path().join(version), folder.path().join("next"));
         std::fs::create_dir(&target).unwrap();
@@ -552,7 +560,7 @@ async fn changed_files_are_read_without_a_signal_and_apply_together() {
 }
 
 #[test]
-fn a_tokens_file_that_cannot_be_used_is_said_at_the_start() {
+fn unusable_tokens_file_prevents_the_start() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tokens.toml").display().to_string();
     let start =

@@ -1,8 +1,7 @@
-//! Serves connections, within a connection limit and timeouts for slow clients.
+//! Serves connections, with a connection limit and timeouts for slow clients.
 //!
-//! A server on the open internet needs both against clients that connect and send nothing, send it byte by
-//! byte, or never read the response (RFC 9110, section 17; CWE-400). The cost of requests is limited
-//! elsewhere (`admission`).
+//! Both protect against clients that connect and send nothing, send their request byte by byte, or never read
+//! the response (RFC 9110, section 17; CWE-400). The cost of requests is limited in `admission`.
 
 #[cfg(test)]
 mod tests;
@@ -26,46 +25,47 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admission::Places;
+use crate::admission::Slots;
 use crate::drain::Drain;
 use crate::metrics::Usage;
 use timeouts::{TimedIo, Timeouts};
 
-/// Time that requests in flight have to finish after a shutdown was requested.
+/// Time that requests in flight have to finish after the shutdown was requested.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Maximum size of a request head, and its maximum number of header fields.
+/// Maximum size of a request head, and maximum number of its header fields.
 const MAX_HEADER_BYTES: usize = 32 * 1_024;
 const MAX_HEADERS: usize = 64;
 
-/// Maximum size of a connection's read buffer, which has to have room for a head, and of its write buffer.
+/// Maximum size of a connection's read buffer, which must hold a request head, and of its write buffer.
 const MAX_BUFFER_BYTES: usize = MAX_HEADER_BYTES;
 
-/// Maximum number of connections over the limit that are answered; further ones are just closed.
+/// Maximum number of concurrent connections over the limit that get a response. Further ones are closed at
+/// once.
 pub(crate) const MAX_CONCURRENT_REJECTIONS: usize = 64;
 
-/// Time that such a connection has: clients that say nothing must not keep the places of others.
+/// Maximum duration of such a connection, so that a silent client does not block the others.
 const REJECTION_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The IP address of the other end of the connection, as a request extension.
+/// IP address of the peer of the connection, as a request extension.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PeerAddr(pub(crate) IpAddr);
 
 /// Serves the connections that a listener accepts.
 pub(crate) struct ConnectionServer {
     pub(crate) router: Router,
-    /// Answers the connections over the limit.
+    /// Responds to connections over the limit.
     pub(crate) rejecting_router: Router,
-    /// One for each open connection.
-    pub(crate) places: Places,
-    /// Begins with the shutdown, unless it has begun before.
+    /// One slot per open connection.
+    pub(crate) slots: Slots,
+    /// Begins at the shutdown, unless it has already begun.
     pub(crate) drain: Arc<Drain>,
-    /// Stops accepting, and closes each connection after its current request.
+    /// Cancelled to stop accepting connections, and to close each connection after its current request.
     pub(crate) shutdown: CancellationToken,
 }
 
 impl ConnectionServer {
-    /// Serves until shutdown is requested, then waits up to five seconds for the requests in flight.
+    /// Serves until the shutdown is requested, then waits up to five seconds for requests in flight.
     pub(crate) async fn serve<L: Listener<Addr = SocketAddr>>(self, mut listener: L) {
         let rejections = Arc::new(Semaphore::new(MAX_CONCURRENT_REJECTIONS));
         let (tasks, abort) = (TaskTracker::new(), CancellationToken::new());
@@ -75,14 +75,14 @@ impl ConnectionServer {
                 accepted = listener.accept() => accepted,
                 () = self.shutdown.cancelled() => break,
             };
-            let (router, permit, limit) = if let Some(permit) = self.places.take() {
-                // Otherwise each connection that ends at the limit would make the next one a new line.
-                is_full &= is_nearly_full(self.places.usage());
+            let (router, permit, limit) = if let Some(permit) = self.slots.take() {
+                // Hysteresis: otherwise, each connection that ends at the limit would cause another log line.
+                is_full &= is_nearly_full(self.slots.usage());
                 (&self.router, permit, None)
             } else {
                 if !std::mem::replace(&mut is_full, true) {
                     tracing::warn!(
-                        max_connections = self.places.usage().max,
+                        max_connections = self.slots.usage().max,
                         "connection limit reached, rejecting new connections with 503: see --max-connections"
                     );
                 }
@@ -102,13 +102,13 @@ impl ConnectionServer {
         self.drain.begin();
         tasks.close();
         if timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
-            tracing::warn!("dropping requests that did not finish within the shutdown timeout");
+            tracing::warn!("some requests did not finish within the shutdown timeout, dropping them");
             abort.cancel();
         }
     }
 }
 
-/// Whether more than three quarters of the places are taken.
+/// Whether more than three quarters of the slots are taken.
 fn is_nearly_full(Usage { used, max }: Usage) -> bool {
     used.saturating_mul(4) > max.saturating_mul(3)
 }

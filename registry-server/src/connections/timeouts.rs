@@ -1,4 +1,4 @@
-//! Timeouts of one connection: tracks its phase, and closes it if the client is too slow.
+//! Timeouts of one connection: tracks its phase, and closes the connection if the client is too slow.
 
 use std::io;
 use std::pin::Pin;
@@ -15,35 +15,35 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Timeout of an idle keep-alive connection.
 ///
-/// Longer than the SDK's clients keep idle connections, so that the server never closes one that is just
-/// being reused.
+/// Longer than SDK clients keep idle connections, so that the server never closes a connection that is being
+/// reused.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// Timeout while the client reads nothing of the response.
+/// Timeout while the client does not read the response.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Timeouts of one connection. The request body has its own, set where it is read.
+/// Timeouts of one connection. Reading the request body has a separate timeout.
 #[derive(Debug)]
 pub(super) struct Timeouts(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
     phase: Phase,
-    /// Start of the phase; in [`Phase::Idle`], the time of the last write.
+    /// Start of the phase. In [`Phase::Idle`], the time of the last write.
     since: Instant,
-    /// Time since which the client has read nothing.
+    /// Time since which the client has not read anything.
     stalled_since: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Nothing of the first request has arrived.
+    /// Nothing of the first request has arrived yet.
     Connected,
-    /// Part of a request head has arrived.
+    /// A part of a request head has arrived.
     ReadingHead,
     /// The request is being handled.
     Handling,
-    /// The response is being sent, or has been sent.
+    /// The response is being sent, or was sent.
     Idle,
 }
 
@@ -71,7 +71,7 @@ impl Timeouts {
             if deadline <= now {
                 return reason;
             }
-            // A phase that starts in the meantime lasts at least this long.
+            // A phase that starts meanwhile lasts at least this long.
             sleep_until(deadline.min(now + HEADER_TIMEOUT)).await;
         }
     }
@@ -111,7 +111,7 @@ impl State {
     }
 }
 
-/// A connection that reports its reads and writes to its timeouts.
+/// A connection that reports reads and writes to its timeouts.
 #[derive(Debug)]
 pub(super) struct TimedIo<I> {
     io: I,
@@ -128,7 +128,7 @@ impl<I> TimedIo<I> {
         outcome
     }
 
-    /// An empty flush is not progress, so only a blocked one counts.
+    /// Records only blocked flushes, since an empty flush is not progress.
     fn record_flush(&self, outcome: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
         if outcome.is_pending() { self.record_write(outcome) } else { outcome }
     }

@@ -1,9 +1,9 @@
-//! Metrics of the tokens file and the certificates. Each is absent if the server has no such file.
+//! Metrics of the tokens file and the certificates. Each is absent if no such file is configured.
 
 use prometheus::{Error, IntGaugeVec, Opts, Registry};
 use registry_sdk::contract::Timestamp;
 
-/// When the certificate expires, and whether the files could be loaded.
+/// The certificate's expiration, and whether the files could be loaded.
 #[derive(Clone, Debug)]
 pub(crate) struct CredentialMetrics {
     expiration: IntGaugeVec,
@@ -12,7 +12,7 @@ pub(crate) struct CredentialMetrics {
 
 impl CredentialMetrics {
     pub(super) fn new(registry: &Registry) -> Result<Self, Error> {
-        // Without labels: these are vectors only so that they can be absent.
+        // Vectors without labels, since plain gauges cannot be absent.
         let gauge = |name, help| IntGaugeVec::new(Opts::new(name, help), &[]);
         let metrics = Self {
             expiration: gauge(
@@ -30,7 +30,7 @@ impl CredentialMetrics {
         Ok(metrics)
     }
 
-    /// Records when the certificate expires, if that is known.
+    /// Records when the certificate expires, if known.
     pub(crate) fn set_expiration(&self, expiration: Option<Timestamp>) {
         self.expiration.reset();
         if let Some(expiration) = expiration {

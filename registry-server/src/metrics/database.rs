@@ -1,4 +1,4 @@
-//! What a server sees of its database: latencies, errors, outages, and the writes that wait for it.
+//! Metrics of the database as seen by this server: latencies, errors, outages, and waiting writes.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use prometheus::{Counter, Error, HistogramOpts, HistogramVec, IntCounter, IntCou
 
 use super::LATENCY_BUCKETS;
 
-/// The parts of the server that use the database. Two of them write what waits in a queue of the same name.
+/// The parts of the server that use the database. Two of them write from a queue of the same name.
 const PARTS: [&str; 4] = ["changes", "follower", "heartbeats", "reads"];
 const QUEUES: [&str; 2] = ["changes", "heartbeats"];
 
 const FLUSH_BUCKETS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0];
 
-/// Metrics of the database. All are recorded once per batch, poll or read, and never per heartbeat.
+/// Metrics of the database. Recorded once per batch, poll or read, never per heartbeat.
 #[derive(Debug)]
 pub(crate) struct DatabaseMetrics {
     errors: IntCounterVec,
@@ -32,14 +32,14 @@ impl DatabaseMetrics {
             errors: IntCounterVec::new(
                 Opts::new(
                     "agent_registry_database_errors_total",
-                    "Number of times that the database failed a part of this server",
+                    "Number of failed database operations, by the part of this server that needed them",
                 ),
                 &["part"],
             )?,
             latency: histogram(
                 "agent_registry_database_latency_seconds",
                 "Time that the database took for a flush of heartbeats, a transaction of changes, a poll or a read; \
-                 those that failed are not counted",
+                 failed operations are not counted",
                 "part",
                 LATENCY_BUCKETS,
             )?,
@@ -57,7 +57,7 @@ impl DatabaseMetrics {
             )?,
             outages: IntCounter::new(
                 "agent_registry_database_outages_total",
-                "Number of times that this server could no longer reach its database",
+                "Number of times that this server lost its database",
             )?,
             outage_seconds: Counter::new(
                 "agent_registry_database_outage_seconds_total",
@@ -70,7 +70,7 @@ impl DatabaseMetrics {
         registry.register(Box::new(metrics.flush_size.clone()))?;
         registry.register(Box::new(metrics.outages.clone()))?;
         registry.register(Box::new(metrics.outage_seconds.clone()))?;
-        // From zero on: an increase from nothing is none to Prometheus.
+        // Present from the start with zero: Prometheus does not see an increase in a new series.
         for part in PARTS {
             metrics.errors.with_label_values(&[part]);
             metrics.latency.with_label_values(&[part]);
@@ -87,7 +87,7 @@ impl DatabaseMetrics {
         self.errors.with_label_values(&[part]).inc();
     }
 
-    /// Records how long the database took for an operation of a part that succeeded.
+    /// Records the duration of a part's successful database operation.
     pub(crate) fn record_latency(&self, part: &str, elapsed: Duration) {
         self.latency.with_label_values(&[part]).observe(elapsed.as_secs_f64());
     }
@@ -105,7 +105,7 @@ impl DatabaseMetrics {
         self.record_latency(queue, elapsed);
     }
 
-    /// Records that the database is away.
+    /// Records the beginning of an outage of the database.
     pub(crate) fn record_outage(&self) {
         self.outages.inc();
     }

@@ -1,4 +1,4 @@
-//! Heartbeat latencies, by agent.
+//! Heartbeat latencies by agent.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -9,13 +9,13 @@ use prometheus::{Error, Histogram, HistogramOpts, HistogramVec, Registry};
 
 use super::{MAX_LABEL_VALUES, OVERFLOW_LABEL};
 
-/// Few buckets, since each agent has a histogram of its own.
+/// Few buckets, since each agent has its own histogram.
 const BUCKETS: &[f64] = &[0.001, 0.005, 0.025, 0.1, 0.5, 2.5];
 
-/// A series for each agent that is registered and not offline, up to a maximum, and one for all other heartbeats.
+/// A series per agent that is registered and not offline, up to a maximum, and one for all other heartbeats.
 ///
-/// A series that is freed takes its counts with it. Added to those of the others, they would count twice: each was in a
-/// scrape before.
+/// The counts of a freed series are dropped. Adding them to the other series would count them twice, since
+/// they were already scraped.
 #[derive(Debug)]
 pub(super) struct HeartbeatLatencies {
     vec: HistogramVec,
@@ -53,9 +53,9 @@ impl HeartbeatLatencies {
 
     fn create(&self, agent_id: &str, is_present: impl FnOnce() -> bool) -> Option<Histogram> {
         let mut by_agent = self.by_agent.write();
-        // Another thread may have created it, or the last one.
+        // Another thread may have created this series, or the last one that fits.
         let has_place = by_agent.contains_key(agent_id) || by_agent.len() < MAX_LABEL_VALUES;
-        // Asked under the lock: the series of an agent that leaves from now on is freed after this.
+        // Called under the lock, so that the series of an agent that leaves from now on is freed afterwards.
         if !has_place || agent_id == OVERFLOW_LABEL || !is_present() {
             return None;
         }
@@ -67,7 +67,7 @@ impl HeartbeatLatencies {
     pub(super) fn remove(&self, agent_id: &str) {
         let mut by_agent = self.by_agent.write();
         if by_agent.remove(agent_id).is_some() {
-            // An error says that there is no such series.
+            // Fails if there is no such series, which is fine.
             let _ = self.vec.remove_label_values(&[agent_id]);
         }
     }

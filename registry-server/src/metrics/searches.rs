@@ -1,4 +1,4 @@
-//! Numbers of searches, by search text.
+//! Number of searches by search text.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -15,19 +15,21 @@ use super::{MAX_LABEL_VALUES, OVERFLOW_LABEL};
 /// Maximum length of a label, in characters.
 const MAX_LABEL_CHARS: usize = 128;
 
-/// Number of texts that may take the place of others at once, and per minute afterwards.
+/// Number of texts that may replace others at once, and per minute afterwards.
 ///
-/// Prometheus keeps every series that it ever saw for hours: a flood of different texts must not make a new one of each.
+/// Prometheus keeps every series it has seen for hours, so a flood of different texts must not create a
+/// series each.
 const REPLACEMENTS: Quota = Quota::per_minute(NonZeroU32::MIN.saturating_add(99))
     .allow_burst(NonZeroU32::MIN.saturating_add(MAX_REPLACED_AT_ONCE - 1));
 const MAX_REPLACED_AT_ONCE: u32 = 500;
 
-/// A series for each text, up to a maximum, and one for all others. A new text takes the place of the one that was searched
-/// longest ago.
+/// A series per text, up to a maximum, and one for all other texts.
+///
+/// A new text replaces the one that was searched least recently.
 pub(super) struct SearchCounters {
     vec: IntCounterVec,
     by_text: RwLock<HashMap<String, Series>>,
-    /// Number of searches so far: the time by which the series are compared.
+    /// Number of searches so far, by which the series are ordered in time.
     clock: AtomicU64,
     replacements: RateLimiter<NotKeyed, InMemoryState, MonotonicClock>,
 }
@@ -51,7 +53,7 @@ impl SearchCounters {
             Opts::new("agent_registry_discovery_requests_total", "Number of searches by search text");
         let vec = IntCounterVec::new(options, &["capability"])?;
         registry.register(Box::new(vec.clone()))?;
-        // Present from the start, so that the first search is an increase.
+        // Present from the start, so that Prometheus sees an increase for the first search.
         vec.with_label_values(&[OVERFLOW_LABEL]);
         Ok(Self {
             vec,
@@ -81,7 +83,7 @@ impl SearchCounters {
 
     fn record_new(&self, text: String, now: u64) {
         let mut by_text = self.by_text.write();
-        // Another thread may have created it in the meantime, or the last one.
+        // Another thread may have created this series, or the last one that fits.
         if by_text.len() >= MAX_LABEL_VALUES && !by_text.contains_key(&text) {
             self.free_oldest(&mut by_text);
         }
@@ -89,13 +91,15 @@ impl SearchCounters {
         by_text.entry(text).or_insert_with(|| Series::new(counter)).record(now);
     }
 
-    /// Frees the series that was used longest ago. Its searches count among the others from now on, so that the sum over all
-    /// series is the number of searches at any time, whoever scraped what before.
+    /// Frees the least recently used series, and adds its count to the others.
+    ///
+    /// So the sum over all series is always the number of searches, even if the freed series was scraped
+    /// before.
     fn free_oldest(&self, by_text: &mut HashMap<String, Series>) {
         let last_used = |(_, series): &(&String, &Series)| series.last_used.load(Ordering::Relaxed);
         let oldest = by_text.iter().min_by_key(last_used).map(|(text, _)| text.clone());
         if let Some((text, series)) = oldest.and_then(|text| by_text.remove_entry(&text)) {
-            // An error says that there is no such series.
+            // Fails if there is no such series, which is fine.
             let _ = self.vec.remove_label_values(&[&text]);
             self.others().inc_by(series.counter.get());
         }
@@ -105,7 +109,8 @@ impl SearchCounters {
         self.vec.with_label_values(&[OVERFLOW_LABEL])
     }
 
-    /// Reads the counts while no series is replaced: in between, its searches would count twice or not at all.
+    /// Reads the counts while no series is replaced: in between, its searches would count twice or not at
+    /// all.
     pub(super) fn without_replacements<T>(&self, read: impl FnOnce() -> T) -> T {
         let _by_text = self.by_text.read();
         read()

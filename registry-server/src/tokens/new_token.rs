@@ -6,10 +6,10 @@ use serde_json::json;
 
 use super::{Hex, TokenEntry, TokensError, digest};
 
-/// Prefix of a token, by which secret scanners recognize a leaked one.
+/// Prefix of every token, which lets secret scanners recognize a leaked one.
 const TOKEN_PREFIX: &str = "agreg_";
 
-/// A new token and its digest for the tokens file. The token itself is stored nowhere.
+/// A new token, and its digest for the tokens file. The token itself is not stored.
 #[derive(Debug)]
 pub struct NewToken {
     /// The token, as clients send it.
@@ -22,7 +22,7 @@ impl NewToken {
     /// Generates a token from the operating system's random source.
     ///
     /// # Errors
-    /// Fails if that source is not available.
+    /// Fails if the random source is not available.
     pub fn generate() -> std::io::Result<Self> {
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(std::io::Error::other)?;
@@ -31,7 +31,7 @@ impl NewToken {
         Ok(Self { token, sha256 })
     }
 
-    /// Returns the entry for the tokens file. Without a name, it gets one that is unlike others.
+    /// Returns the entry for the tokens file. Without a name, the token gets a unique one.
     ///
     /// ```
     /// let token = registry_server::NewToken::generate()?;
@@ -54,7 +54,7 @@ impl NewToken {
 
 impl TokenEntry {
     fn to_toml(&self) -> String {
-        // A string in JSON is one in TOML, too, and so is a list of strings.
+        // A JSON string or a list of JSON strings is also valid TOML.
         let Self { name, sha256, scope, agents, .. } = self;
         let mut text =
             format!("[[token]]\nname = {}\nsha256 = \"{sha256}\"\nscope = \"{scope}\"\n", json!(name));

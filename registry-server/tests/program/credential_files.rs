@@ -1,4 +1,4 @@
-//! What an operator is told of tokens files and certificates that lock clients out.
+//! Log lines and metrics about tokens files and certificates that would lock clients out.
 
 use std::path::PathBuf;
 
@@ -22,7 +22,7 @@ impl Files {
         std::fs::write(self.path(name), text).unwrap();
     }
 
-    /// Starts a server with flags, each with one of the files.
+    /// Starts a server with flags, each of which names one of the files.
     fn start(&self, flags: &[(&str, &str)]) -> Running {
         let flags: Vec<_> =
             flags.iter().flat_map(|(flag, file)| [(*flag).to_owned(), self.path(file)]).collect();
@@ -31,12 +31,12 @@ impl Files {
     }
 }
 
-/// An entry of a tokens file with a name, and its token.
+/// Creates a token with a name, and its entry for a tokens file.
 fn entry(name: &str) -> (String, String) {
     token_and_entry(run(&["token", "new", "--name", name, "--scope", "read"]))
 }
 
-/// The value of a metric, if it is there.
+/// Returns the value of a metric, if it exists.
 async fn metric(running: &Running, token: &str, name: &str) -> Option<String> {
     let http = reqwest::Client::builder().tls_danger_accept_invalid_certs(true).build().unwrap();
     let scheme =
@@ -47,7 +47,7 @@ async fn metric(running: &Running, token: &str, name: &str) -> Option<String> {
 }
 
 #[tokio::test]
-async fn tokens_file_without_a_token_is_refused() {
+async fn tokens_file_without_a_token_is_rejected() {
     const SUCCESSFUL: &str = "agent_registry_credentials_last_reload_successful";
     let files = Files::new();
     let (token, entry) = new_token();
@@ -55,7 +55,7 @@ async fn tokens_file_without_a_token_is_refused() {
         files.write("tokens.toml", text);
         let path = files.path("tokens.toml");
         let flags = ["--listen", "127.0.0.1:0", "--database-url", "sqlite::memory:", "--tokens-file", &path];
-        // A server that starts nevertheless must not run on.
+        // Limits the time of a server that starts nevertheless.
         let ended = std::process::Command::new("timeout")
             .arg("20")
             .arg(env!("CARGO_BIN_EXE_registry-server"))
@@ -81,7 +81,7 @@ async fn tokens_file_without_a_token_is_refused() {
 }
 
 #[tokio::test]
-async fn reload_names_the_tokens_that_came_and_went() {
+async fn reload_names_added_and_removed_tokens() {
     let files = Files::new();
     let entries = ["one", "two", "three", "four"].map(|name| entry(name).1);
     files.write("tokens.toml", &entries[..3].concat());
@@ -95,12 +95,12 @@ async fn reload_names_the_tokens_that_came_and_went() {
     assert!(line.contains("INFO") && line.contains("added=\"four\"") && !line.contains("removed="), "{line}");
     let line = reload(&entries[1..]);
     assert!(line.contains("INFO") && line.contains("removed=\"one\"") && !line.contains("added="), "{line}");
-    // More than half of them: as a file would look that was cut off between two entries.
+    // More than half of the tokens, as in a file that was truncated between two entries.
     let line = reload(&entries[1..2]);
     assert!(line.contains("WARN") && line.contains("removed=\"three, four\""), "{line}");
 }
 
-/// A certificate and its key.
+/// Creates a certificate and its key.
 fn certificate(name: &str, years: std::ops::Range<i32>) -> (String, String) {
     let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
     params.distinguished_name.push(DnType::CommonName, name);
@@ -111,7 +111,7 @@ fn certificate(name: &str, years: std::ops::Range<i32>) -> (String, String) {
 }
 
 #[tokio::test]
-async fn certificate_outside_its_validity_is_named_and_its_end_is_a_metric() {
+async fn certificate_outside_its_validity_is_named_and_its_expiration_is_a_metric() {
     const EXPIRES: &str = "agent_registry_certificate_expiration_timestamp_seconds";
     let files = Files::new();
     let write = |(certificate, key): (String, String)| {

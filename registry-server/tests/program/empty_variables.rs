@@ -1,9 +1,10 @@
-//! An empty environment variable means that the option is not set, as in `REGISTRY_ALLOWED_HOST=` of an env file.
+//! An empty environment variable means that the option is not set, such as `REGISTRY_ALLOWED_HOST=` in an env
+//! file.
 
 use super::{Running, program, run};
 
 #[tokio::test]
-async fn empty_variable_is_none_for_every_option() {
+async fn empty_variable_counts_as_unset_for_every_option() {
     let help = String::from_utf8(run(&["--help"]).stdout).unwrap();
     let variables: Vec<&str> =
         help.split("[env: ").skip(1).map(|rest| rest.split('=').next().unwrap()).collect();
@@ -11,7 +12,7 @@ async fn empty_variable_is_none_for_every_option() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = program();
     command.envs(variables.iter().map(|variable| (*variable, ""))).current_dir(folder.path());
-    // Another server may have the default port.
+    // The default port may be in use.
     let running = Running::spawn({
         command.args(["--listen", "127.0.0.1:0"]);
         command
@@ -21,7 +22,7 @@ async fn empty_variable_is_none_for_every_option() {
 }
 
 #[test]
-fn empty_variable_is_none_for_the_subcommands() {
+fn empty_variable_counts_as_unset_for_subcommands() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = program();
     let ended =

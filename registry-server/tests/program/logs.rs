@@ -1,4 +1,4 @@
-//! The log of changes and the access log, as an operator reads them.
+//! The log of changes and the access log, as operators read them.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -61,7 +61,7 @@ impl<'a> Attempt<'a> {
 }
 
 #[tokio::test]
-async fn attempt_that_no_handler_saw_is_one_line() {
+async fn attempt_rejected_before_its_handler_is_one_line() {
     let scene = Scene::new(&[]);
     let (valid, wrong) = (Some(&*scene.token), Some("agreg_wrong"));
     let put = |path, token, body| Attempt::new(Method::PUT, path, token, body);
@@ -90,7 +90,7 @@ async fn attempt_that_no_handler_saw_is_one_line() {
     .into_iter()
     .enumerate()
     {
-        // Neither is a read that is refused a change, nor a path that does not exist.
+        // Neither rejected reads nor unknown paths are changes, so they are not logged.
         let read = Attempt::new(Method::GET, "/agents/agent-1", None, "");
         assert_eq!(scene.status(&read, "a-read").await, 401);
         let id = format!("request-{number}");
@@ -106,15 +106,15 @@ async fn attempt_that_no_handler_saw_is_one_line() {
 }
 
 #[tokio::test]
-async fn flood_of_attempts_makes_few_lines_which_count_the_others() {
+async fn flood_of_attempts_causes_few_lines_that_count_the_others() {
     let scene = Scene::new(&[]);
     let (attempt, began) = (Attempt::new(Method::DELETE, "/agents/a", None, ""), Instant::now());
     for _ in 0..300 {
         assert_eq!(scene.status(&attempt, "flood").await, 401);
     }
-    // The first ten of an address, and one a second.
+    // Ten lines at once for an address, and one per second.
     let most = 11 + usize::try_from(began.elapsed().as_secs()).unwrap();
-    // What the registry refuses itself has no such limit, and marks the end.
+    // Rejections by the registry itself are not limited, so this line marks the end.
     let last = Attempt { token: Some(&scene.token), ..attempt };
     assert_eq!(scene.status(&last, "the-end").await, 404);
     let mut lines = Vec::new();
@@ -131,7 +131,7 @@ async fn flood_of_attempts_makes_few_lines_which_count_the_others() {
 }
 
 #[tokio::test]
-async fn request_id_is_the_same_in_the_answer_and_the_log() {
+async fn request_id_is_the_same_in_the_response_and_the_log() {
     let scene = Scene::new(&["--access-log"]);
     let remove = Attempt::new(Method::DELETE, "/agents/a", Some(&scene.token), "");
     let longest = "~".repeat(128);
@@ -150,7 +150,7 @@ async fn request_id_is_the_same_in_the_answer_and_the_log() {
     }
 }
 
-/// The names of the fields in a line of the log.
+/// Returns the names of the fields in a log line.
 fn fields(line: &str) -> Vec<String> {
     let (mut names, mut is_quoted, mut word) = (Vec::new(), false, String::new());
     let mut characters = line.chars();
@@ -186,7 +186,7 @@ async fn line_has_each_field_once_and_quotes_values_with_blanks() {
                 names.contains(&"request_id".to_owned()) && names.contains(&"token".to_owned()),
                 "{line}"
             );
-            // Nothing but fields comes after the message.
+            // Only fields follow the message.
             let rest = line.split_once(message).unwrap().1;
             assert_eq!(fields(rest).len(), words(rest), "{line}");
         }
@@ -197,7 +197,7 @@ async fn line_has_each_field_once_and_quotes_values_with_blanks() {
     assert!(line.contains("error=\"") && line.contains("tokens.toml"), "{line}");
 }
 
-/// The number of words, of which quotation marks make one.
+/// Returns the number of words, where quoted text counts as one word.
 fn words(text: &str) -> usize {
     let (mut is_quoted, mut is_escaped) = (false, false);
     let outside = |character: char| {
@@ -231,7 +231,7 @@ async fn json_line_has_its_fields_in_one_object() {
 }
 
 #[tokio::test]
-async fn connection_limit_that_is_reached_again_and_again_is_one_line() {
+async fn repeatedly_reached_connection_limit_is_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let running = Running::start_with(&folder.path().join("registry.db"), &["--max-connections", "8"]);
     let address = running.url.strip_prefix("http://").unwrap();
@@ -245,7 +245,7 @@ async fn connection_limit_that_is_reached_again_and_again_is_one_line() {
     };
     let mut open = Vec::new();
     for _ in 0..20 {
-        // Each time a connection ends, another one takes its place, and one is too many.
+        // Whenever a connection ends, another one replaces it, and a further one exceeds the limit.
         open.pop();
         loop {
             let (connection, is_rejected) = connect().await;
