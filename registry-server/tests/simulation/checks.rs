@@ -1,4 +1,5 @@
-//! What must be true of every world: of each reading at once, and of the rest after the quiet.
+//! Properties that must hold in every world: for each reading at once, and for the final state after the
+//! quiet period.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,25 +15,26 @@ use super::host::Row;
 use super::server::{Failure, Server};
 use super::world::{Beats, World};
 
-/// Time between two polls from which on the database counts as away, at most.
+/// Maximum time between two polls before the database counts as unavailable.
 const OUTAGE_GAP: Duration = Duration::from_millis(1_500);
 
-/// Time that a missed deadline takes until every server shows it.
+/// Time until every server shows a missed deadline.
 const MARGIN: Duration = Duration::from_secs(3);
 
-/// Time after which the callers that change agents have noticed that they are to end.
+/// Time within which callers that change agents notice that they should stop.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
-/// Uncertainty of the times at which outages began and ended: readers notice them when they read.
+/// Uncertainty about the beginning and end of outages, which readers only notice when they read.
 const READING_INTERVAL: Duration = Duration::from_millis(600);
 
-/// Maximum length of a fault.
+/// Maximum duration of a fault.
 const LONGEST_FAULT: Duration = Duration::from_secs(13);
 
-/// Time within which a change is seen on every server.
+/// Time within which every server shows a change.
 const LAG: Duration = Duration::from_secs(1);
 
-/// Judges what a server that has the database says of an agent, by what was known when it was asked, at `now`.
+/// Checks a health response of a server that reaches the database, against what was known when the request
+/// was sent.
 pub(super) fn judge_reading(
     world: &World,
     server: &Server,
@@ -52,7 +54,7 @@ pub(super) fn judge_reading(
         (Some(died_at), _) if is_online => {
             let base = died_at.max(server.started_at).max(upheaval.unwrap_or(died_at));
             let outages = total(gaps(world, server.index, died_at, now));
-            // Setting the clock back by less than a few seconds is not noticed, and may happen more than once.
+            // Setting the clock back by less than a few seconds goes unnoticed, and may happen several times.
             let unnoticed = Duration::from_secs(8) * upheavals;
             let limit = world.profile.timeout + outages * 2 + MARGIN + unnoticed;
             if now.saturating_duration_since(base) > limit {
@@ -64,7 +66,7 @@ pub(super) fn judge_reading(
             }
         }
         (None, Some(acknowledged)) if is_offline && !was_meddled_with => {
-            // An upheaval restarts the timeouts, and makes earlier outages meaningless, once a server notices it.
+            // Once a server notices an upheaval, it restarts the timeouts and forgets earlier outages.
             let had_upheaval = upheaval.is_some_and(|at| {
                 now.saturating_duration_since(at) < world.profile.timeout * 3 + LONGEST_FAULT
             });
@@ -72,12 +74,12 @@ pub(super) fn judge_reading(
                 if had_upheaval { now - acknowledged } else { silence(world, server, acknowledged, now) }
             };
             let silences: Vec<_> = world.running_servers().iter().map(silence_of).collect();
-            // A server whose poll is late does not have the database at the moment, though it is too early to say so.
+            // A server whose poll is late cannot reach the database, but does not know it yet.
             let last_poll = world.sim.lock().server(server.index).last_poll;
             let is_late = last_poll.is_none_or(|last_poll| now - last_poll > READING_INTERVAL);
             let is_excused =
                 is_late || silences.iter().any(|silence| *silence + READING_INTERVAL > world.profile.timeout);
-            // An old primary takes heartbeats that the others do not see.
+            // An old primary accepts heartbeats that the other servers do not see.
             let has_other_hosts = world.sim.lock().is_split(world.profile.timeout + MARGIN);
             if !is_excused && !has_other_hosts {
                 let (index, id) = (server.index, &health.agent_id);
@@ -92,7 +94,7 @@ pub(super) fn judge_reading(
     }
 }
 
-/// Returns the length of times that may overlap.
+/// Returns the total length of intervals that may overlap.
 fn total(times: impl Iterator<Item = (Instant, Instant)>) -> Duration {
     let mut times: Vec<_> = times.collect();
     times.sort();
@@ -106,9 +108,9 @@ fn total(times: impl Iterator<Item = (Instant, Instant)>) -> Duration {
     total
 }
 
-/// Returns the times between two polls of a server that were outages, from one time to another.
+/// Returns the outages of a server within a period: intervals between two polls that were too long.
 ///
-/// An outage counts for a while after its end: the agents' retries have backed off.
+/// An outage counts for a while after its end, since the agents' retries have backed off.
 fn gaps(
     world: &World,
     server: usize,
@@ -127,7 +129,7 @@ fn gaps(
         .map(|(_, begun, ended)| (begun, ended))
 }
 
-/// Returns how much of the time since an agent was heard is silence of its own, for a server.
+/// Returns how much of the time since an agent's last heartbeat counts as silence on a server.
 fn silence(world: &World, server: &Server, heard: Instant, now: Instant) -> Duration {
     let heard = heard.max(server.started_at);
     let mut silence = now.duration_since(heard);
@@ -144,7 +146,7 @@ fn silence(world: &World, server: &Server, heard: Instant, now: Instant) -> Dura
     silence
 }
 
-/// Checks a world after its quiet.
+/// Checks a world after its quiet period.
 pub(super) async fn judge(world: &World) {
     let servers = world.running_servers();
     if servers.len() < world.profile.servers {
@@ -165,7 +167,7 @@ pub(super) async fn judge(world: &World) {
     }
 }
 
-/// Checks that a server takes every kind of write.
+/// Checks that a server accepts every kind of write.
 async fn check_writes(world: &World, server: &Server) {
     let index = server.index;
     let agent_id = format!("final-{index}");
@@ -194,7 +196,7 @@ async fn check_writes(world: &World, server: &Server) {
     }
 }
 
-/// Compares all that a server shows with the database.
+/// Compares everything that a server shows with the database.
 async fn check_view(world: &World, server: &Server) {
     let index = server.index;
     let (rows, ids) = {
@@ -210,7 +212,7 @@ async fn check_view(world: &World, server: &Server) {
     for agent_id in ids {
         let shown = server.get_agent(&agent_id).await;
         match (rows.get(&agent_id), shown) {
-            // Whether the agent is shown as it was, or not at all, does not matter.
+            // An agent with an unreadable row may be shown in its old state, or not at all.
             (Some(row), _) if !row.is_readable => {}
             (None, Err(Failure::NotFound)) => {}
             (Some(row), Ok(record)) if is_same(world, row, &record) => {}
@@ -233,7 +235,7 @@ async fn check_view(world: &World, server: &Server) {
 
 fn is_same(world: &World, row: &Row, record: &AgentRecord) -> bool {
     let agent = &row.agent;
-    // A dead agent's deadline may be known before it is written down.
+    // A dead agent's deadline may take effect before it is persisted.
     let died = world.records.lock().beats.get(&agent.agent_id).is_some_and(|beats| beats.died_at.is_some());
     let has_same_status = record.status == agent.status || died && record.status == AgentStatus::Offline;
     has_same_status
@@ -244,7 +246,7 @@ fn is_same(world: &World, row: &Row, record: &AgentRecord) -> bool {
         && record.registration_tag == Some(agent.registration_tag().to_string())
 }
 
-/// Counts what happened, for the summary.
+/// Collects the counts for the summary.
 pub(super) fn counts(world: &World) -> BTreeMap<&'static str, u64> {
     let state = world.sim.lock();
     let mut counts = world.records.lock().counts.clone();

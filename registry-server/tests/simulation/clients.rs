@@ -1,4 +1,4 @@
-//! Clients: agents that send heartbeats, an orchestrator that changes agents, and readers.
+//! Clients: agents that send heartbeats, orchestrators that change agents, and readers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,26 +12,26 @@ use super::checks::judge_reading;
 use super::server::{Failure, Server};
 use super::world::World;
 
-/// Agents that send heartbeats to the end, and those that fall silent.
+/// Agents that send heartbeats until the end, and agents that fall silent.
 const STEADY: [&str; 3] = ["steady-0", "steady-1", "sql-0"];
 const MORTAL: [&str; 2] = ["mortal-0", "mortal-1"];
 
-/// Agents that send no heartbeats, and that one caller changes.
+/// Agents without heartbeats, each changed by a single caller.
 pub(super) const TOYS: [&str; 3] = ["toy-0", "toy-1", "toy-2"];
 
-/// The longest interval that an agent can declare: its deadline is far away.
+/// The longest interval that an agent can declare, which makes its deadline very late.
 const LONG_INTERVAL: Duration = Duration::from_secs(86_400);
 
-/// A change that a caller wants.
+/// A change that a caller requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
-    /// With a name that no other registration has.
+    /// Registration with a name that no other registration has.
     Register(String),
     SetStatus(AgentStatus),
     Remove,
 }
 
-/// A call that changes a toy.
+/// A call that changes a toy agent.
 #[derive(Clone)]
 pub(super) struct Call {
     pub(super) agent_id: &'static str,
@@ -106,14 +106,14 @@ async fn send_heartbeats(world: Arc<World>, agent_id: &'static str, dies_at: Opt
                 }
             }
         }
-        // At the interval, or at once after a long failure.
+        // Wait for the interval, which has already passed after a long failure.
         sleep_until(next).await;
     }
 }
 
 async fn attempt(world: &World, agent_id: &str, server: usize, is_registered: bool) -> Result<(), Failure> {
     let Some(server) = world.server(server) else { return Err(Failure::Disconnected) };
-    // There is time for a second server before the deadline.
+    // Leaves time for a second server before the deadline.
     let limit = world.profile.timeout.saturating_sub(world.profile.interval).mul_f64(0.4);
     let call = async {
         if is_registered {
@@ -134,7 +134,7 @@ fn backoff(rng: &mut Rng, failures: usize) -> Duration {
 /// Registers, changes and removes an agent, one call at a time.
 async fn orchestrate(world: Arc<World>, agent_id: &'static str) {
     let (mut number, mut rng) = (0, world.rng(agent_id));
-    // It does not leave in the middle of a call.
+    // Only checked between calls, so that no call is abandoned.
     while !world.callers_end.is_cancelled() {
         let pause = if rng.bool() { rng.u64(1..300) } else { rng.u64(300..3_000) };
         sleep(Duration::from_millis(pause)).await;
@@ -173,7 +173,7 @@ async fn change(server: &Server, agent_id: &str, wish: &Wish) -> Result<(), Fail
     }
 }
 
-/// Reads agents from one server, and judges what it says of them.
+/// Reads agents from one server, and checks the responses.
 async fn read(world: Arc<World>, index: usize) {
     let (mut rng, mut last_fresh) = (world.rng(&format!("reader {index}")), None);
     while !world.callers_end.is_cancelled() {
@@ -187,7 +187,7 @@ async fn read(world: Arc<World>, index: usize) {
         if server.is_stale() || server.killed.is_cancelled() {
             continue;
         }
-        // Other parts of a server than its polls may be without the database, too.
+        // Parts of a server other than its polls may also lose the database.
         let fresh = Instant::now();
         let last_fresh = last_fresh.replace(fresh).filter(|last| fresh - *last > Duration::from_secs(1));
         world.sim.lock().gaps.extend(last_fresh.map(|last_fresh| (index, last_fresh, fresh)));

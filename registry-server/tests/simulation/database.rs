@@ -1,4 +1,4 @@
-//! The simulated database, as a server sees it. It behaves as PostgreSQL does behind the same traits.
+//! The simulated database as seen by a server. Behaves as PostgreSQL does behind the same traits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +17,10 @@ use crate::store::{
     WrittenHeartbeats,
 };
 
-/// The message of a panic that a session was told to make.
+/// Message of the panic that a session is instructed to cause.
 pub(super) const DEFECT: &str = "simulated defect";
 
-/// The database, as one process of a server sees it.
+/// The database as seen by one server process.
 pub(super) struct SimDatabase {
     pub(super) sim: Arc<Sim>,
     pub(super) server: usize,
@@ -50,7 +50,7 @@ impl Database for SimDatabase {
     async fn close(&self) {}
 }
 
-/// A session, or a listener.
+/// A session or a listener.
 struct SimSession {
     sim: Arc<Sim>,
     link: LinkId,
@@ -69,7 +69,7 @@ impl SimSession {
         assert!(!has_defect, "{DEFECT}");
     }
 
-    /// Runs a statement that only reads.
+    /// Runs a read-only statement.
     async fn read<T>(&self, run: impl FnOnce(&mut State, LinkId) -> Result<T>) -> Result<T> {
         self.meet_defect();
         self.sim.arrive(self.link).await?;
@@ -78,7 +78,7 @@ impl SimSession {
         result
     }
 
-    /// Runs a statement that writes. Once it was sent it is executed, whether or not the client waits for it.
+    /// Runs a statement that writes. Once sent, it is executed even if the client stops waiting.
     async fn execute<T: Send + 'static>(
         &self,
         run: impl FnOnce(&mut State, LinkId) -> Result<T> + Send + 'static,
@@ -97,13 +97,13 @@ impl SimSession {
     }
 }
 
-/// Runs a task of the database, which goes on if nobody waits for it.
+/// Runs a task of the database, which continues even if the client stops waiting.
 async fn in_background<T: Send + 'static>(
     task: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
     let (result_tx, result_rx) = oneshot::channel();
     tokio::spawn(async move {
-        // A client that gave up only misses the answer.
+        // A client that gave up only loses the response.
         let _ = result_tx.send(task.await);
     });
     result_rx.await.unwrap_or_else(|_| Err(unavailable("the database stopped")))
@@ -241,7 +241,7 @@ impl Session for SimSession {
     }
 
     async fn read_card(&mut self, _agent_id: &str) -> Result<Option<String>> {
-        // No agent of the simulation has one.
+        // Agents of the simulation have no cards.
         Ok(None)
     }
 

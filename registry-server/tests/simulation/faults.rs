@@ -1,4 +1,4 @@
-//! Faults: what goes wrong, and for how long.
+//! Faults, and how long they last.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,19 +10,19 @@ use super::network::{Chances, FOR_EVER};
 use super::state::State;
 use super::world::World;
 
-/// A kind of fault. Each seed has a few of them, so that they do not hide one another's effects.
+/// A kind of fault. Each seed only uses a few kinds, so that they do not hide each other's effects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// The primary stands still.
+    /// The primary is suspended.
     Pause,
-    /// The primary stands still again and again, with less than a timeout in between.
+    /// The primary is suspended repeatedly, with less than a timeout in between.
     Blips,
     CutAll,
     CutServer,
     CutSession,
-    /// Nothing passes on the connections of a server, but new ones work.
+    /// Open connections of a server pass nothing, but new ones work.
     HangSessions,
-    /// Nothing passes on one connection, ever.
+    /// One connection never passes anything again.
     HangSession,
     /// Nothing passes between a server and the database.
     Hole,
@@ -40,7 +40,7 @@ pub(super) enum Fault {
     SlowSteps,
     /// A standby that lacks the last commits is promoted.
     Failover,
-    /// A copy of the database from some time ago takes its place.
+    /// An older copy of the database replaces it.
     Restore,
     Kill,
     Terminate,
@@ -86,7 +86,7 @@ impl Fault {
         Self::Defect,
     ];
 
-    /// Whether servers can use the database all the time, so that they can find out what became of a commit.
+    /// Whether servers can always use the database, and so can find out whether a commit succeeded.
     pub(super) fn lets_servers_settle(self) -> bool {
         matches!(
             self,
@@ -100,13 +100,13 @@ impl Fault {
         )
     }
 
-    /// Whether only the next reconciliation mends what the fault leaves.
+    /// Whether the effects of the fault last until the next reconciliation.
     pub(super) fn needs_reconciliation(self) -> bool {
         matches!(self, Self::ChangeRows | Self::UnreadableRow)
     }
 }
 
-/// Lets faults strike until the time.
+/// Causes faults until the given time.
 pub(super) async fn strike_until(world: &Arc<World>, until: Instant) {
     while Instant::now() < until {
         let pause = world.random(|rng| rng.u64(300..5_000));
@@ -114,13 +114,13 @@ pub(super) async fn strike_until(world: &Arc<World>, until: Instant) {
         let fault = world.random(|rng| world.profile.faults[rng.usize(..world.profile.faults.len())]);
         world.sim.lock().trace.add(|| format!("fault: {fault:?}"));
         let (striking, world) = (world.clone(), world.clone());
-        // Faults may overlap. Those that last are ended with the others at the latest.
+        // Faults may overlap. Those still active at the end are ended together.
         let strike = async move { strike(&striking, fault).await };
         tokio::spawn(world.faults_end.clone().run_until_cancelled_owned(strike));
     }
 }
 
-/// Strikes, and ends the fault after a while.
+/// Causes a fault, and ends it after a while.
 async fn strike(world: &Arc<World>, fault: Fault) {
     match fault {
         Fault::Kill | Fault::Terminate => return world.restart_one(fault == Fault::Kill),
@@ -136,7 +136,7 @@ async fn strike(world: &Arc<World>, fault: Fault) {
     let begun = begin(&mut world.sim.lock(), world, fault, server, lasts);
     world.sim.changed.notify_waiters();
     if begun {
-        // A shorter standstill of the clock cannot be told from the agents' silence.
+        // A shorter freeze of the clock cannot be distinguished from the agents' silence.
         sleep(if fault == Fault::FreezeClock { lasts.max(Duration::from_secs(3)) } else { lasts }).await;
         end(&mut world.sim.lock(), fault);
         world.sim.lock().trace.add(|| format!("end of {fault:?}"));
@@ -144,7 +144,7 @@ async fn strike(world: &Arc<World>, fault: Fault) {
     }
 }
 
-/// Begins a fault, and returns whether it has to be ended. Those with a time end by themselves.
+/// Begins a fault. Returns whether it has to be ended explicitly; faults with a time limit end on their own.
 fn begin(state: &mut State, world: &World, fault: Fault, server: usize, lasts: Duration) -> bool {
     let until = Instant::now() + lasts;
     match fault {
@@ -198,8 +198,8 @@ fn begin(state: &mut State, world: &World, fault: Fault, server: usize, lasts: D
             return true;
         }
         Fault::SetClock => {
-            // Less than a few seconds forward cannot be told from the agents' silence, and a heartbeat that lies up to
-            // a minute in the future counts.
+            // Setting the clock forward by less than a few seconds cannot be distinguished from the agents'
+            // silence, and heartbeats up to a minute in the future count.
             let by = match state.rng.u8(..3) {
                 0 => state.rng.i64(5_000..3_600_000),
                 1 => -state.rng.i64(500..8_000),
@@ -251,7 +251,7 @@ fn end(state: &mut State, fault: Fault) {
     }
 }
 
-/// Pauses the primary again and again: the registry is there most of the time.
+/// Suspends the primary repeatedly, while keeping it available most of the time.
 async fn blip(world: &Arc<World>) {
     let period = world.profile.timeout.saturating_sub(Duration::from_secs(1));
     let lasts = Duration::from_secs_f64(world.random(|rng| 1.6 + rng.f64()));
@@ -261,7 +261,7 @@ async fn blip(world: &Arc<World>) {
     }
 }
 
-/// Crashes the primary, and starts it again.
+/// Crashes and restarts the primary.
 async fn crash(world: &Arc<World>) {
     {
         let mut state = world.sim.lock();
@@ -276,7 +276,7 @@ async fn crash(world: &Arc<World>) {
     world.sim.changed.notify_waiters();
 }
 
-/// Whether an agent may be changed with SQL: what becomes of the others is known exactly.
+/// Whether an agent may be changed with SQL. The exact state of all other agents is checked.
 pub(super) fn is_expendable(agent_id: &str) -> bool {
     agent_id.starts_with("sql-")
 }
@@ -293,7 +293,7 @@ impl State {
         (!ids.is_empty()).then(|| ids[self.rng.usize(..ids.len())].clone())
     }
 
-    /// Breaks the connections of some servers to the primary.
+    /// Breaks the connections between some servers and the primary.
     fn cut(&mut self, of_server: impl Fn(usize) -> bool) {
         for link in self.open_links() {
             if of_server(self.link(link).server) && self.link(link).host == self.primary {
@@ -302,7 +302,7 @@ impl State {
         }
     }
 
-    /// Lets nothing pass on the open connections of a server, or of all.
+    /// Stalls the open connections of one server, or of all servers.
     fn stall(&mut self, server: Option<usize>, until: Instant) {
         for link in self.open_links() {
             let link = self.link_mut(link);
@@ -322,7 +322,7 @@ impl State {
         self.servers[server].refused_until = Some(until);
     }
 
-    /// Makes a host that lacks the last commits the primary.
+    /// Promotes a host that lacks the last commits.
     fn fail_over(&mut self, lost: usize) {
         let (old, new) = (self.primary, self.hosts.len());
         let host = self.primary().without_last_commits(lost);
@@ -335,10 +335,10 @@ impl State {
                 continue;
             }
             match fate {
-                // The old host is gone without a word.
+                // The old host disappears without closing its connections.
                 0 => self.link_mut(id).stalled_until = Some(Instant::now() + FOR_EVER),
                 1 => self.break_link(id),
-                // It is alive, and some servers still have connections to it.
+                // The old host stays alive, and some servers keep their connections to it.
                 _ => {
                     if self.rng.bool() {
                         self.break_link(id);
@@ -349,7 +349,7 @@ impl State {
         self.hosts[old].is_down = fate < 2;
     }
 
-    /// Deletes, changes or inserts a row behind the registry's back.
+    /// Deletes, changes or inserts a row without the registry.
     fn change_row(&mut self) {
         let Some(agent_id) = self.random_agent(is_expendable) else { return };
         let what = self.rng.u8(..3);

@@ -1,4 +1,4 @@
-//! Compares what clients were told with the histories of the hosts.
+//! Compares what clients observed with the histories of the hosts.
 
 use crate::store::{Event, EventKind, Position};
 
@@ -9,7 +9,7 @@ use super::server::Failure;
 use super::watchers::{Stream, Told};
 use super::world::World;
 
-/// Checks that each change of a toy is in the history as its caller was told.
+/// Checks that each change of a toy agent is in the history exactly if the response to its caller says so.
 pub(super) fn check_calls(world: &World) {
     let calls = world.records.lock().calls.clone();
     let state = world.sim.lock();
@@ -24,7 +24,7 @@ pub(super) fn check_calls(world: &World) {
             is_found.iter_mut().zip(matched).for_each(|(found, matched)| *found |= matched);
         }
         for (call, is_found) in calls.iter().zip(is_found) {
-            // A status may have been the same before.
+            // Setting the status that an agent already has leaves no event.
             if call.result == Err(Failure::Unknown) && is_settled {
                 problems.push(format!("nothing kept the server from finding out: {call:?}"));
             }
@@ -39,9 +39,9 @@ pub(super) fn check_calls(world: &World) {
     }
 }
 
-/// Finds the call of each event of an agent in a host's history, and returns which calls are in it.
+/// Finds the call behind each event of an agent in a host's history. Returns which calls were found.
 ///
-/// What is not in the last primary's history any more was not changed.
+/// Changes that are missing from the last primary's history count as not made.
 fn match_calls(
     host: &Host,
     primary: &Host,
@@ -57,7 +57,7 @@ fn match_calls(
         let candidates = calls.iter().enumerate().take(begun).rev();
         let found = candidates.enumerate().find(|(steps_back, (index, call))| {
             let is_possible = match call.result {
-                // The last call is the current one. Earlier ones were over, if their callers were told so.
+                // The last call is the current one. Earlier calls had ended, if their callers got a response.
                 Ok(()) => is_lost || *steps_back == 0 && *committed_at <= call.ended,
                 Err(Failure::Unknown | Failure::Disconnected) => true,
                 Err(Failure::Unchanged | Failure::NotFound | Failure::Other) => is_lost && *steps_back == 0,
@@ -83,7 +83,7 @@ fn is_wished(event: &Event, wish: &Wish) -> bool {
     }
 }
 
-/// Checks that each stream has every change of one history once and in order, or a reset.
+/// Checks that each stream contains every change of one history exactly once and in order, or a reset.
 pub(super) fn check_streams(world: &World) {
     let streams = world.records.lock().streams.clone();
     let state = world.sim.lock();
@@ -112,7 +112,7 @@ fn has_needless_reset(stream: &Stream) -> bool {
     })
 }
 
-/// Places in the histories of hosts: host, and number of changes up to there.
+/// Positions in the histories of hosts: the host, and the number of changes before the position.
 type Places = Vec<(usize, usize)>;
 
 fn follow(stream: &Stream, hosts: &[Host], primary: usize) -> Result<(), String> {
@@ -168,7 +168,7 @@ fn follow(stream: &Stream, hosts: &[Host], primary: usize) -> Result<(), String>
     }
 }
 
-/// Returns where in the histories an id is.
+/// Returns the positions of an id in the histories.
 fn find(id: Position, hosts: &[Host]) -> Places {
     let place = |(host, of): (usize, &Host)| {
         let is_start = id == Position { revision: 0, mark: 0 };

@@ -1,4 +1,4 @@
-//! A simulated host of the database: what it stores, and the log from which a standby or a copy is made.
+//! A simulated database host: its contents, and the log from which standbys and copies are created.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -13,19 +13,19 @@ use crate::store::{
     Snapshot, StoredAgent, Writes,
 };
 
-/// The time of every database when a simulation starts.
+/// The time of every database at the beginning of a simulation.
 const EPOCH_MILLIS: i64 = 1_800_000_000_000;
 
-/// Time after which a heartbeat is on the disk, although its commit does not wait for that.
+/// Time after which a heartbeat is on disk, though its commit did not wait for that.
 const UNFLUSHED: Duration = Duration::from_millis(600);
 
-/// What a host lets its sessions do.
+/// Operations that a host allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     ReadWrite,
-    /// Sessions that are opened now stay read-only afterwards.
+    /// Sessions opened in this state stay read-only afterwards.
     ReadOnly,
-    /// As a standby, until it is promoted.
+    /// Like a standby before its promotion.
     Recovery,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Row {
     pub(super) is_readable: bool,
 }
 
-/// A change that was made with SQL, behind the registry's back.
+/// A change made with SQL, without the registry.
 #[derive(Clone, Debug)]
 pub(super) enum Sql {
     Delete(String),
@@ -55,7 +55,7 @@ pub(super) enum Record {
     Lease { name: String, holder: String, until: Timestamp },
 }
 
-/// What a host stores.
+/// The contents of a host.
 #[derive(Clone, Debug)]
 pub(super) struct Image {
     pub(super) rows: BTreeMap<String, Row>,
@@ -67,7 +67,7 @@ pub(super) struct Image {
 
 impl Image {
     fn empty() -> Self {
-        // As the migrations leave it.
+        // The state after the migrations.
         let head = Position { revision: 0, mark: 0 };
         let beginning = LogEntry { position: head, agent_id: String::new(), event: None };
         Self { rows: BTreeMap::new(), log: vec![beginning], head, timeout: None, leases: HashMap::new() }
@@ -122,7 +122,7 @@ impl Image {
         self.log.drain(..dropped);
     }
 
-    /// Returns the entries from a revision on.
+    /// Returns the log entries from a revision on.
     pub(super) fn log_from(&self, from: i64) -> Vec<LogEntry> {
         let start = self.log.partition_point(|entry| entry.position.revision < from);
         let limit = usize::try_from(MAX_LOG_PAGE).unwrap_or_default();
@@ -154,25 +154,25 @@ pub(super) struct Past {
 /// A host of the database.
 pub(super) struct Host {
     pub(super) image: Image,
-    /// All that was written since the simulation began, and when.
+    /// Everything written since the simulation began, with its time.
     wal: Vec<(Instant, Record)>,
-    /// Every change, however much of the table of events is left.
+    /// Every change, even if the table of events no longer has it.
     pub(super) history: Vec<Past>,
     pub(super) access: Access,
     /// Connections are refused.
     pub(super) is_down: bool,
-    /// Nothing moves until then.
+    /// Nothing is processed before this time.
     pub(super) paused_until: Option<Instant>,
-    /// Commits wait for a synchronous standby until then.
+    /// Commits wait for a synchronous standby until this time.
     pub(super) commits_stall_until: Option<Instant>,
-    /// The session that has locked the state row.
+    /// The session that holds the state row.
     pub(super) state_lock: Option<LinkId>,
-    /// Rows that an operator has locked, until when.
+    /// Rows locked by an operator, with the end of each lock.
     pub(super) operator_locks: BTreeMap<String, Instant>,
     started: Instant,
-    /// Milliseconds by which the host's clock was set.
+    /// Offset by which the host's clock was set, in milliseconds.
     clock_offset: i64,
-    /// The clock stands still, at that time.
+    /// Time at which the clock is frozen.
     pub(super) frozen_at: Option<Timestamp>,
     /// Number of revisions whose log entries are kept.
     pub(super) retained: i64,
@@ -199,12 +199,13 @@ impl Host {
 
     /// Returns the index of a change in the history.
     pub(super) fn find(&self, position: Position) -> Option<usize> {
-        // Revisions begin with one and have no gaps.
+        // Revisions start at one and have no gaps.
         let index = usize::try_from(position.revision).ok()?.checked_sub(1)?;
         self.history.get(index).is_some_and(|past| past.event.position() == position).then_some(index)
     }
 
-    /// Creates a host from the oldest `kept` records of this one's log: a promoted standby or a restored copy.
+    /// Creates a host from the first `kept` records of this host's log: a promoted standby or a restored
+    /// copy.
     fn fork(&self, kept: usize) -> Self {
         let mut fork = Self { clock_offset: self.clock_offset, ..Self::new(self.started, self.retained) };
         for (at, record) in self.wal.iter().take(kept) {
@@ -213,7 +214,7 @@ impl Host {
         fork
     }
 
-    /// Creates a host that lacks the last commits of this one, and all that was written since.
+    /// Creates a host that lacks the last `lost` commits of this host, and everything written after them.
     pub(super) fn without_last_commits(&self, lost: usize) -> Self {
         let commits = self.wal.iter().enumerate().rev();
         let mut commits = commits.filter(|(_, (_, record))| matches!(record, Record::Commit { .. }));
@@ -270,7 +271,7 @@ impl Host {
         self.operator_locks.get(agent_id).is_some_and(|until| *until > Instant::now())
     }
 
-    /// Writes heartbeats; `is_locked` says which rows somebody has locked.
+    /// Writes heartbeats. `is_locked` returns whether a row is locked.
     pub(super) fn write_heartbeats(
         &mut self,
         heartbeats: &[HeartbeatWrite],

@@ -1,23 +1,26 @@
-//! A simulated world: two or three registries over one simulated database, on a paused clock, in one thread. A seed
-//! decides everything: delays, faults, and what clients do.
+//! A simulated world: two or three registries over one simulated database, with a paused clock, in one
+//! thread.
 //!
-//! The registries are the real ones. Below them is a database that behaves as PostgreSQL does behind the traits of
-//! `store`, with hosts that fail over, and a network that loses, delays and holds what is sent. Above them are agents
-//! that keep their interval or fall silent, a caller that changes agents, readers and watchers. The method is that of
-//! `FoundationDB` and `TigerBeetle`: after the faults comes quiet, and then everything has to be as the contract says.
+//! A seed determines everything: delays, faults, and the behaviour of clients.
 //!
-//! `SIMULATION_SEEDS` says how many seeds are run, and `SIMULATION_SEED=n` runs one, and shows what happened.
+//! The registries are real. Below them is a database that behaves as PostgreSQL does behind the traits of
+//! `store`, with hosts that fail over, and a network that loses, delays and holds messages. Above them are
+//! agents that keep their interval or fall silent, callers that change agents, readers and watchers. The
+//! method follows `FoundationDB` and `TigerBeetle`: the faults are followed by a quiet period, after which
+//! everything must be as the contract says.
 //!
-//! | what may go wrong | faults that cause it | check that finds it |
+//! `SIMULATION_SEEDS` sets the number of seeds. `SIMULATION_SEED=n` runs a single seed and prints its trace.
+//!
+//! | defect | faults that cause it | check that detects it |
 //! |---|---|---|
-//! | the server's view and streams go on over a change of history | `Failover`, `Restore` | `check_view`, `check_streams`: "ends in another history", an event that is not next |
-//! | a session that hangs is waited for or kept | `HangSession`, `HangSessions`, `Hole` | "took …" of a call, "does not work after the quiet", "runs 10 s after SIGTERM" |
-//! | a session that was opened read-only is kept | `ReadOnly` | "does not work after the quiet" |
-//! | a row that somebody changed is never noticed | `ChangeRows` | `check_view` |
-//! | each short outage gives the dead a whole timeout | `Blips` | `judge_reading`: "shows … online … after it died" |
-//! | a task panics and nobody notices | `Defect` | `check_view`, `check_streams`, "does not work after the quiet" |
-//! | the answer to a commit is lost, and the caller is told that nothing changed, or 404 | `LostAnswers`, `LateAnswers`, `CutSession`, `CommitStall` | `check_calls`: "was not to be applied" |
-//! | a commit is taken for done, or for lost, too early | `LostCommits`, `LateAnswers`, `Pause` | `check_calls`: "is in no history" |
+//! | the server's view and streams continue across a change of history | `Failover`, `Restore` | `check_view`, `check_streams`: "ends in another history", an event that is not next |
+//! | the server waits for or keeps a hanging session | `HangSession`, `HangSessions`, `Hole` | "took …" of a call, "does not work after the quiet", "runs 10 s after SIGTERM" |
+//! | the server keeps a session that was opened read-only | `ReadOnly` | "does not work after the quiet" |
+//! | the server never notices a row changed with SQL | `ChangeRows` | `check_view` |
+//! | each short outage extends a dead agent's deadline by a whole timeout | `Blips` | `judge_reading`: "shows … online … after it died" |
+//! | a panic of a task goes unnoticed | `Defect` | `check_view`, `check_streams`, "does not work after the quiet" |
+//! | the response to a commit is lost, and the caller gets "nothing was changed" or 404 | `LostAnswers`, `LateAnswers`, `CutSession`, `CommitStall` | `check_calls`: "was not to be applied" |
+//! | a commit counts as done or lost too early | `LostCommits`, `LateAnswers`, `Pause` | `check_calls`: "is in no history" |
 
 #![allow(
     clippy::indexing_slicing,
@@ -48,13 +51,13 @@ use std::time::Instant;
 
 use world::World;
 
-/// Number of seeds that are run unless `SIMULATION_SEEDS` says otherwise.
+/// Default number of seeds, overridden by `SIMULATION_SEEDS`.
 const SEEDS: u64 = 1_000;
 
-/// Number of lines of the trace that a failure shows.
+/// Maximum number of trace lines in the report of a failure.
 const SHOWN_LINES: usize = 400;
 
-/// What a seed led to.
+/// The outcome of a seed.
 struct Outcome {
     violations: Vec<String>,
     trace: Vec<String>,
@@ -62,7 +65,7 @@ struct Outcome {
 }
 
 fn run(seed: u64, is_traced: bool) -> Outcome {
-    // The registry draws its marks from this thread's generator.
+    // The registry draws random marks from this thread's generator.
     fastrand::seed(seed);
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_time().start_paused(true).build().unwrap();
@@ -74,7 +77,7 @@ fn run(seed: u64, is_traced: bool) -> Outcome {
     let counts = checks::counts(&world);
     let mut state = world.sim.lock();
     let (violations, mut trace) = (std::mem::take(&mut state.violations), state.trace.take());
-    // In which order those are woken who wait for the same is decided elsewhere.
+    // Tokio decides the order in which several waiting tasks wake up.
     trace.sort();
     Outcome { violations, trace, counts }
 }
@@ -94,7 +97,7 @@ fn silence_simulated_panics() {
     });
 }
 
-/// Runs a failed seed again and shows what happened.
+/// Runs a failed seed again and returns its trace.
 fn report(seed: u64) -> String {
     let (first, second) = (run(seed, true), run(seed, true));
     let is_reproducible = first.trace == second.trace;
@@ -158,7 +161,7 @@ fn registries_survive_every_fault() {
 }
 
 #[test]
-fn seed_leads_to_the_same_world_again() {
+fn seed_reproduces_the_same_world() {
     silence_simulated_panics();
     for seed in 1..=10 {
         let (first, second) = (run(seed, true).trace, run(seed, true).trace);

@@ -1,4 +1,4 @@
-//! The simulated network between the servers and the hosts of the database, and the state of the simulation.
+//! The simulated network between the servers and the database hosts, and the entry points of the simulation.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,16 +16,16 @@ use crate::store::{Purpose, Result, StoreError, Writes};
 /// Index of a connection in the simulation.
 pub(super) type LinkId = usize;
 
-/// Time after which the database ends a transaction whose client says nothing.
+/// Time after which the database ends an idle transaction.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(1);
 
-/// Time after which a server's kernel gives up what the network did not take.
+/// Time after which a server's kernel gives up on unsent data.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Longer than any simulation.
 pub(super) const FOR_EVER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a connection is for.
+/// The use of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
     Session(Purpose),
@@ -33,15 +33,15 @@ pub(super) enum Use {
 }
 
 /// A connection between a server and a host of the database.
-#[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
+#[expect(clippy::struct_excessive_bools, reason = "independent of each other")]
 pub(super) struct Link {
     pub(super) server: usize,
     pub(super) host: usize,
-    /// Both sides know that the connection is gone.
+    /// The connection is broken, and both sides know it.
     pub(super) is_broken: bool,
     /// The server has dropped its session.
     pub(super) is_closed: bool,
-    /// Nothing passes until then.
+    /// Nothing passes before this time.
     pub(super) stalled_until: Option<Instant>,
     /// The session was opened while the database was read-only.
     pub(super) is_read_only: bool,
@@ -49,9 +49,9 @@ pub(super) struct Link {
     pub(super) has_defect: bool,
     pub(super) transaction: Option<Transaction>,
     pub(super) is_listening: bool,
-    /// Its own chances.
+    /// Random generator for the chances of this connection.
     pub(super) rng: Rng,
-    /// What a listener will hear, and when: a broadcast, or that there are changes.
+    /// Pending notifications of a listener, with their arrival times. `None` stands for a change.
     pub(super) inbox: VecDeque<(Instant, Option<String>)>,
 }
 
@@ -61,41 +61,42 @@ impl Link {
     }
 }
 
-/// An open transaction, as the host sees it.
+/// An open transaction as seen by the host.
 #[derive(Default)]
 pub(super) struct Transaction {
-    /// Time of the last statement; `None` while one runs.
+    /// Time of the last statement. `None` while a statement runs.
     pub(super) idle_since: Option<Instant>,
-    /// Rows that the transaction has locked.
+    /// Rows locked by the transaction.
     pub(super) agent_ids: Vec<String>,
-    /// What it has written.
+    /// Changes written by the transaction.
     pub(super) writes: Option<Arc<Writes>>,
-    /// COMMIT is on its way: it is executed even if the client does not wait for it.
+    /// COMMIT is on its way, and will be executed even if the client stops waiting.
     pub(super) is_committing: bool,
 }
 
 impl Transaction {
-    /// Returns the time at which the database ends the transaction if its client says nothing until then.
+    /// Returns the time at which the database ends the transaction unless another statement arrives.
     pub(super) fn expires_at(&self) -> Option<Instant> {
         self.idle_since.map(|since| since + IDLE_IN_TRANSACTION)
     }
 }
 
-/// What is known of a server's way to the database.
+/// State of a server's connectivity to the database.
 pub(super) struct ServerLink {
-    /// Number of the process: sessions of an earlier one are dead.
+    /// Number of the current process. Sessions of earlier processes are dead.
     pub(super) process: u64,
-    /// Nothing passes between the server and any host until then.
+    /// Nothing passes between the server and any host before this time.
     pub(super) hole_until: Option<Instant>,
-    /// Connections are refused until then.
+    /// Connections are refused until this time.
     pub(super) refused_until: Option<Instant>,
-    /// The chances of its sessions, by what they are for: none depends on the order in which tasks are woken.
+    /// Random generators of its sessions, by use, so that chances do not depend on the order in which tasks
+    /// wake up.
     pub(super) rngs: [Rng; 4],
     /// Time when a primary last answered a poll of the process.
     pub(super) last_poll: Option<Instant>,
 }
 
-/// Faults that strike by chance, each with its probability.
+/// Faults that occur by chance, with their probabilities.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Chances {
     pub(super) slow_step: f64,
@@ -103,15 +104,15 @@ pub(super) struct Chances {
     pub(super) commit_lost: f64,
     /// The connection breaks after COMMIT was executed.
     pub(super) commit_answer_lost: f64,
-    /// The answer to COMMIT takes seconds.
+    /// The response to COMMIT takes seconds.
     pub(super) commit_answer_late: f64,
     pub(super) notification_lost: f64,
 }
 
-/// A simulated database: its hosts, and the network before them.
+/// A simulated database: its hosts, and the network to them.
 pub(super) struct Sim {
     state: Mutex<State>,
-    /// A lock was released, a connection broke, or a fault began or ended.
+    /// Notified when a lock is released, a connection breaks, or a fault begins or ends.
     pub(super) changed: Notify,
 }
 
@@ -125,13 +126,13 @@ impl Sim {
         self.state.lock()
     }
 
-    /// Waits for the time or for a change, whichever comes first.
+    /// Waits for the given time or for a change, whichever comes first.
     pub(super) async fn changed_until(&self, until: Instant) {
-        // Either is fine: the caller looks again.
+        // The caller checks again in both cases.
         let _ = timeout_at(until, self.changed.notified()).await;
     }
 
-    /// Takes a message to the host, or fails if the connection breaks on the way.
+    /// Delivers a message to the host. Fails if the connection breaks meanwhile.
     pub(super) async fn arrive(&self, link: LinkId) -> Result<()> {
         let sent = Instant::now();
         let latency = {
@@ -143,7 +144,7 @@ impl Sim {
         self.pass(link, sent).await
     }
 
-    /// Takes an answer back. Its latency is in that of the message.
+    /// Delivers a response. Its latency is included in that of the message.
     pub(super) async fn answer(&self, link: LinkId) -> Result<()> {
         self.pass(link, Instant::now()).await
     }

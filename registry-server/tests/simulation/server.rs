@@ -1,4 +1,4 @@
-//! A simulated server: the real registry over the simulated database. All that depends on the registry's own API is here.
+//! A simulated server: the real registry over the simulated database. Only this file uses the registry's API.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,45 +14,45 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::registry::{Error, Json, Registry, Supervisor};
 
-/// Time within which the registry answers every call, by the design.
+/// Time within which the registry answers every call, by design.
 const CALL_LIMIT: Duration = Duration::from_millis(5_500);
 
-/// Time that a server has to load all agents when it starts.
+/// Maximum time to load all agents at startup.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Time within which a server ends after SIGTERM.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 
-/// What a caller knows after a call that did not succeed.
+/// What a failed call tells its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     /// 404.
     NotFound,
-    /// "Nothing was changed."
+    /// Nothing was changed.
     Unchanged,
-    /// "It may have been applied."
+    /// The change may have been made.
     Unknown,
     /// The server is gone.
     Disconnected,
-    /// Anything else: never right here.
+    /// Any other error, which is always a violation.
     Other,
 }
 
-/// A process of a server.
+/// A server process.
 pub(super) struct Server {
     pub(super) index: usize,
     registry: Arc<Registry>,
     supervisor: Supervisor,
-    /// The process is gone, whatever its tasks still do: they have no effect any more.
+    /// Cancelled when the process is gone. Its tasks may still run, but have no effect.
     pub(super) killed: CancellationToken,
     pub(super) started_at: Instant,
-    /// Name of the token of its callers.
+    /// Name of its callers' token.
     token: Arc<str>,
     sim: Arc<Sim>,
 }
 
 impl Server {
-    /// Starts a process, or returns `None` if it ended at once because the database was away.
+    /// Starts a process. Returns `None` if it ended at once because the database was unavailable.
     pub(super) async fn start(sim: &Arc<Sim>, index: usize, profile: &Profile) -> Option<Arc<Self>> {
         let supervisor = Supervisor::new(CancellationToken::new());
         let process = sim.lock().server(index).process;
@@ -83,7 +83,7 @@ impl Server {
         self.supervisor.abort();
     }
 
-    /// Ends the process as SIGTERM does.
+    /// Ends the process like SIGTERM.
     pub(super) async fn terminate(&self) {
         let begun = Instant::now();
         self.supervisor.shutdown().cancel();
@@ -133,7 +133,7 @@ impl Server {
         self.call("check_health", self.registry.check_health(agent_id)).await
     }
 
-    /// Whether the server says that its answers may be stale.
+    /// Whether the server marks its responses as possibly stale.
     pub(super) fn is_stale(&self) -> bool {
         self.registry.stale_for().is_some()
     }

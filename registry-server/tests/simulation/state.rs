@@ -10,20 +10,20 @@ use super::host::{Access, Host};
 use super::network::{Chances, FOR_EVER, Link, LinkId, ServerLink, Use};
 use super::trace::Trace;
 
-/// Everything that the simulation knows.
+/// The complete state of a simulation.
 pub(super) struct State {
     pub(super) rng: Rng,
     pub(super) hosts: Vec<Host>,
-    /// The host at the database's address.
+    /// Index of the host at the database's address.
     pub(super) primary: usize,
     pub(super) links: Vec<Link>,
     pub(super) servers: Vec<ServerLink>,
     pub(super) chances: Chances,
-    /// Times between two polls of a server that were longer than usual: server, start and end.
+    /// Unusually long intervals between two polls: server, start and end.
     pub(super) gaps: Vec<(usize, Instant, Instant)>,
-    /// What no registry may do, however it is disturbed.
+    /// Violations of the properties that must hold despite all faults.
     pub(super) violations: Vec<String>,
-    /// When an old primary that some servers still used was ended.
+    /// When an old primary that some servers still used was shut down.
     split_ended_at: Option<Instant>,
     pub(super) trace: Trace,
 }
@@ -114,25 +114,25 @@ impl State {
         self.link_mut(link).rng.f64() < chance
     }
 
-    /// Draws a time for a connection.
+    /// Draws a random duration for a connection.
     pub(super) fn draw_millis(&mut self, link: LinkId, range: std::ops::Range<u64>) -> Duration {
         Duration::from_millis(self.link_mut(link).rng.u64(range))
     }
 
-    /// Notes what no registry may do.
+    /// Records a violation.
     pub(super) fn violation(&mut self, message: String) {
         self.trace.add(|| format!("VIOLATION: {message}"));
         self.violations.push(message);
     }
 
-    /// Whether servers that use an old primary may still be told that all is well, or were until lately.
+    /// Whether some servers may still use an old primary, or could until recently.
     pub(super) fn is_split(&self, lately: Duration) -> bool {
         let is_alive = |(index, host): (usize, &Host)| index != self.primary && !host.is_down;
         let split_at = |at: Instant| at.elapsed() < lately;
         self.hosts.iter().enumerate().any(is_alive) || self.split_ended_at.is_some_and(split_at)
     }
 
-    /// Ends the old primaries that some servers still use.
+    /// Shuts down old primaries that some servers still use.
     pub(super) fn end_split(&mut self) {
         for id in self.open_links() {
             if self.link(id).host != self.primary && !self.link(id).hangs_for_ever() {
@@ -171,7 +171,7 @@ impl State {
         }
     }
 
-    /// The server drops its session. Whether the database hears of it depends on the network.
+    /// Closes a session from the server's side. The database only notices if the network delivers it.
     pub(super) fn close(&mut self, id: LinkId) {
         let link = self.link_mut(id);
         link.is_closed = true;
@@ -182,7 +182,7 @@ impl State {
         }
     }
 
-    /// Ends the process of a server: its kernel closes the connections.
+    /// Ends a server process, whose kernel then closes its connections.
     pub(super) fn kill(&mut self, server: usize) {
         let link = &mut self.servers[server];
         (link.process, link.last_poll) = (link.process + 1, None);
@@ -193,7 +193,7 @@ impl State {
         }
     }
 
-    /// Notes that a primary answered the poll of a server.
+    /// Records that a primary answered the poll of a server.
     pub(super) fn record_poll(&mut self, id: LinkId) {
         let server = self.link(id).server;
         let now = Instant::now();
@@ -203,7 +203,7 @@ impl State {
         }
     }
 
-    /// Tells the listeners of a host, except those of one server.
+    /// Notifies the listeners of a host, except those of one server.
     pub(super) fn notify(&mut self, host: usize, except: Option<usize>, message: Option<&str>) {
         let now = Instant::now();
         let hears = |link: &&mut Link| link.is_listening && link.host == host && Some(link.server) != except;
@@ -219,7 +219,8 @@ impl State {
         self.primary().retained < 1_000
     }
 
-    /// Ends every fault, but not what it has left: broken and read-only sessions, and those to hosts that are gone.
+    /// Ends every fault, but keeps its consequences: broken or read-only sessions, and sessions to lost
+    /// hosts.
     pub(super) fn heal(&mut self) {
         self.end_split();
         for id in self.open_links() {

@@ -1,8 +1,8 @@
-//! What happened in a simulation, to be read when it fails.
+//! The trace of a simulation, for analyzing failures.
 
 use tokio::time::Instant;
 
-/// Lines with the simulated time, if anybody wants them.
+/// Trace lines with the simulated time. `None` if tracing is off.
 pub(super) struct Trace {
     started: Instant,
     lines: Option<Vec<String>>,

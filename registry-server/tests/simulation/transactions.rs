@@ -1,4 +1,4 @@
-//! Transactions of the simulated database, one after another: each holds the state row.
+//! Transactions of the simulated database, which run one after another, since each holds the state row.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::network::{Chances, LinkId, Sim, Transaction, unavailable};
 use super::state::State;
 use crate::store::{Head, LogPage, Result, Writes};
 
-/// Time for which a transaction waits for those of other servers.
+/// Time that a transaction waits for those of other servers.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(1_250);
 
 /// Time after which the database notices that the client of a waiting commit is gone.
@@ -21,7 +21,7 @@ pub(super) fn head(host: &Host) -> Head {
 }
 
 impl Sim {
-    /// Begins a transaction, once no other holds the state row.
+    /// Begins a transaction as soon as no other one holds the state row.
     pub(super) async fn begin(&self, link: LinkId) -> Result<Head> {
         self.arrive(link).await?;
         let gives_up_at = Instant::now() + LOCK_TIMEOUT;
@@ -62,7 +62,7 @@ impl Sim {
         }
     }
 
-    /// Executes COMMIT, whether or not the client still waits for it.
+    /// Executes COMMIT, even if the client stops waiting.
     pub(super) async fn commit(&self, link: LinkId) -> Result<()> {
         if self.lock().breaks_by_chance(link, |chances| chances.commit_lost) {
             self.changed.notify_waiters();
@@ -96,7 +96,7 @@ impl Sim {
         self.finish_commit(link)
     }
 
-    /// Waits until a synchronous standby has the commit, or nobody wants to know any more.
+    /// Waits until a synchronous standby has the commit, or the client is gone.
     async fn wait_for_standby(&self, link: LinkId, until: Instant) {
         let (mut until, mut was_closed) = (until, false);
         while until > Instant::now() {
@@ -145,7 +145,7 @@ impl State {
         if self.is_writable(link) { Ok(()) } else { Err(unavailable("the transaction is read-only")) }
     }
 
-    /// Checks that the transaction is still open, and notes that its client is alive.
+    /// Checks that the transaction is still open, and records that its client is alive.
     pub(super) fn touch(&mut self, link: LinkId) -> Result<()> {
         let now = Instant::now();
         let transaction = self.link_mut(link).transaction.as_mut();
@@ -182,7 +182,7 @@ impl State {
         breaks
     }
 
-    /// Returns the agents whose rows the transactions of other sessions hold.
+    /// Returns the agents whose rows are locked by transactions of other sessions.
     pub(super) fn rows_locked_by_others(&self, link: LinkId) -> Vec<String> {
         let holder = self.host_of(link).state_lock.filter(|holder| *holder != link);
         let transaction = holder.and_then(|holder| self.link(holder).transaction.as_ref());

@@ -1,4 +1,4 @@
-//! Watchers: they read the event streams of servers, and go on elsewhere when they lose one.
+//! Watchers, which read the event streams of servers and switch servers when a stream ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use super::world::World;
 use crate::registry::{LogRead, StreamStart};
 use crate::store::Position;
 
-/// What a watcher was told.
+/// A message to a watcher.
 #[derive(Clone, Debug)]
 pub(super) enum Told {
-    /// The stream begins after the event with this id.
+    /// The stream starts after the event with this id.
     Begun {
         id: Position,
         last_event_id: Option<Position>,
@@ -30,7 +30,7 @@ pub(super) enum Told {
 }
 
 impl Told {
-    /// Returns the id after which the watcher goes on.
+    /// Returns the id after which the watcher continues.
     pub(super) fn id(&self) -> Position {
         match self {
             Self::Begun { id, .. } | Self::Event { id, .. } | Self::Reset { id } => *id,
@@ -38,7 +38,7 @@ impl Told {
     }
 }
 
-/// Everything that a watcher was told, in this order.
+/// All messages to a watcher, in order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stream {
     pub(super) told: Vec<Told>,
@@ -97,7 +97,7 @@ async fn read(world: &World, server: &Server, number: usize) {
             }
             LogRead::Frames(frames) => tell_frames(world, number, &frames),
             LogRead::Reset(id) => tell(world, number, Told::Reset { id }),
-            // The stream ends, and the watcher goes on from what it has read.
+            // The stream ends, and the watcher resumes after the last event that it read.
             LogRead::Lagged(_) => return,
         }
     }
@@ -114,7 +114,7 @@ fn tell(world: &World, number: usize, told: Told) {
     stream.told.push(told);
 }
 
-/// Reads encoded server-sent events.
+/// Decodes server-sent events.
 fn tell_frames(world: &World, number: usize, frames: &[u8]) {
     for frame in String::from_utf8_lossy(frames).split_terminator("\n\n") {
         let field = |name: &str| frame.lines().find_map(|line| line.strip_prefix(name));

@@ -1,4 +1,4 @@
-//! The simulated world: its servers, and what is written down for the checks.
+//! The simulated world: its servers, and the records for the checks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,17 +15,17 @@ use super::network::Sim;
 use super::server::Server;
 use super::watchers::{self, Stream};
 
-/// What a seed decides at the beginning.
+/// Parameters that a seed determines at the beginning.
 #[derive(Debug)]
 pub(super) struct Profile {
     pub(super) servers: usize,
     /// Interval of the agents' heartbeats.
     pub(super) interval: Duration,
-    /// The registry's heartbeat timeout.
+    /// Heartbeat timeout of the registry.
     pub(super) timeout: Duration,
     pub(super) sweep_interval: Duration,
     pub(super) faults: Vec<Fault>,
-    /// Time for which faults strike.
+    /// Period during which faults occur.
     faults_last: Duration,
 }
 
@@ -42,35 +42,35 @@ impl Profile {
         Self { servers: rng.usize(2..=3), sweep_interval, interval, timeout, faults, faults_last }
     }
 
-    /// Returns the time after which all is as it should be, once the faults have ended.
+    /// Returns the time after the faults within which everything must be back to normal.
     fn quiet(&self) -> Duration {
         let clock = if self.faults.contains(&Fault::SetClock) { 10 } else { 0 };
         self.timeout * 2 + Duration::from_secs(6 + clock)
     }
 
-    /// Returns the further time after which rows that somebody changed have been noticed.
+    /// Returns the additional time for noticing rows that were changed with SQL.
     fn reconciliation(&self) -> Duration {
         let is_needed = self.faults.iter().any(|fault| fault.needs_reconciliation());
         Duration::from_secs(if is_needed { 65 } else { 0 })
     }
 }
 
-/// What is known of an agent that sends heartbeats.
+/// State of an agent that sends heartbeats.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Beats {
-    /// When the last heartbeat that was acknowledged was sent.
+    /// When the last acknowledged heartbeat was sent.
     pub(super) acknowledged: Option<Instant>,
-    /// When the last attempt ended, of an agent that has fallen silent.
+    /// When the agent fell silent, at the end of its last attempt.
     pub(super) died_at: Option<Instant>,
 }
 
-/// What clients saw.
+/// Observations of clients.
 #[derive(Debug, Default)]
 pub(super) struct Records {
     pub(super) calls: Vec<Call>,
     pub(super) beats: BTreeMap<String, Beats>,
     pub(super) streams: Vec<Stream>,
-    /// When the database's clock was set or another history began.
+    /// Times when the database's clock was set or another history began.
     pub(super) upheavals: Vec<Instant>,
     pub(super) counts: BTreeMap<&'static str, u64>,
 }
@@ -82,14 +82,14 @@ pub(super) struct World {
     servers: Mutex<Vec<Option<Arc<Server>>>>,
     pub(super) records: Mutex<Records>,
     pub(super) faults_end: CancellationToken,
-    /// No more changes are wanted.
+    /// Cancelled to stop the callers that change agents.
     pub(super) callers_end: CancellationToken,
-    /// The end of all clients.
+    /// Cancelled to stop all clients.
     pub(super) end: CancellationToken,
 }
 
 impl World {
-    /// Creates a world, lets faults strike for a while, and waits until they must be forgotten.
+    /// Creates a world, causes faults for a while, and then waits until their effects must be gone.
     pub(super) async fn live(seed: u64, is_traced: bool) -> Arc<Self> {
         let profile = Profile::draw(&mut Rng::with_seed(!seed));
         let sim = Sim::new(seed, profile.servers, is_traced);
@@ -122,7 +122,7 @@ impl World {
         world
     }
 
-    /// Runs a server, and starts it again whenever its process ended.
+    /// Runs a server, and restarts it whenever its process ends.
     async fn run_server(self: Arc<Self>, index: usize) {
         let mut rng = self.rng(&format!("server {index}"));
         loop {
@@ -147,7 +147,7 @@ impl World {
         }
     }
 
-    /// Ends the process of a server, with SIGKILL or with SIGTERM.
+    /// Ends a server process, with SIGKILL or SIGTERM.
     pub(super) fn restart_one(&self, is_killed: bool) {
         let index = self.random(|rng| rng.usize(..self.profile.servers));
         if let Some(server) = self.server(index) {
@@ -167,7 +167,7 @@ impl World {
         self.servers.lock().iter().flatten().cloned().collect()
     }
 
-    /// Returns the generator of a task: what it draws does not depend on the order in which tasks are woken.
+    /// Returns a random generator for a task, independent of the order in which tasks wake up.
     pub(super) fn rng(&self, task: &str) -> Rng {
         let name = task.bytes().fold(self.seed, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
         Rng::with_seed(name)
