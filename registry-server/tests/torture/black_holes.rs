@@ -1,4 +1,4 @@
-//! Black holes between servers and PostgreSQL: connections stay open and nothing passes, while new connections work at once.
+//! Black holes between servers and PostgreSQL: open connections pass nothing, while new connections work.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::support::{
     follow_each_other, is_long, length, recovered, recovery, within,
 };
 
-/// Short, so that deadlines which a server cannot confirm from memory are read from the database all the while.
+/// Short, so that servers constantly read deadlines from the database that they cannot confirm from memory.
 fn timeout() -> Duration {
     Duration::from_secs(length(6, 2))
 }
@@ -26,7 +26,7 @@ fn flags() -> [&'static str; 4] {
 
 const WITNESSES: usize = 20;
 
-/// Maximum number of connections of one server to its database, whatever happened before.
+/// Maximum number of a server's connections to its database, whatever happened before.
 const MAX_CONNECTIONS: usize = 6;
 
 fn hole() -> Duration {
@@ -37,32 +37,32 @@ fn shutdown_limit() -> Duration {
     Duration::from_secs(length(10, 40))
 }
 
-/// What becomes of the connections that were in a hole.
+/// The fate of connections after a black hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AfterHole {
-    /// What was held back passes: the network sends it again.
+    /// Held data is delivered, as by retransmissions.
     Resume,
-    /// They stay open and silent: something in between has forgotten them.
+    /// Connections stay open and silent, as if a router had forgotten them.
     StaySilent,
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn black_holes_one() {
+async fn servers_recover_from_a_black_hole() {
     outlast_holes(1, AfterHole::Resume).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn black_holes_three() {
+async fn servers_recover_from_three_black_holes() {
     outlast_holes(3, AfterHole::Resume).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn black_holes_one_that_connections_do_not_survive() {
+async fn servers_recover_from_a_black_hole_that_kills_connections() {
     outlast_holes(1, AfterHole::StaySilent).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn black_holes_three_that_connections_do_not_survive() {
+async fn servers_recover_from_three_black_holes_that_kill_connections() {
     outlast_holes(3, AfterHole::StaySilent).await;
 }
 
@@ -71,7 +71,7 @@ async fn outlast_holes(number: usize, after: AfterHole) {
     let traffic = Traffic::start(&world.servers).await;
     let witnesses = Witnesses::start(&world.servers, WITNESSES, timeout()).await;
     let mut database = world.store.connect().await;
-    // From then on, each server reads the deadlines of the other's agents from the database.
+    // After this, each server reads the deadlines of the other's agents from the database.
     tokio::time::sleep(timeout()).await;
     for _ in 0..number {
         for proxy in &world.proxies {
@@ -100,7 +100,7 @@ async fn outlast_holes(number: usize, after: AfterHole) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn black_holes_do_not_delay_a_shutdown() {
-    // The last but one lies before the end of every time-out, and the last after it.
+    // The second to last is before the end of every timeout, and the last is after it.
     for millis in length(&[0, 500, 1_500, 3_000, 6_000, 11_000][..], &[0, 1_000]) {
         for is_whole in [false, true] {
             let mut world = World::start().await;
@@ -121,9 +121,10 @@ async fn black_holes_do_not_delay_a_shutdown() {
     }
 }
 
-/// The connection that tells of changes dies alone. Polling would hide it, at half a second a change.
+/// Only the connection for notifications dies. Polling hides this, but delays each change by up to half a
+/// second.
 #[tokio::test(flavor = "multi_thread")]
-async fn black_holes_of_listening_connections() {
+async fn listening_connection_in_a_black_hole_is_replaced() {
     let world = World::start().await;
     for proxy in &world.proxies {
         eventually("it listens", async || proxy.is_listening()).await;
@@ -131,7 +132,7 @@ async fn black_holes_of_listening_connections() {
     }
     for (place, proxy) in world.proxies.iter().enumerate() {
         let what = || format!("server {place} listens again for changes of the other");
-        // A dead connection is noticed before it can be opened again.
+        // A dead connection has to be detected before it can be replaced.
         within(2 * recovery(), what, async || proxy.is_listening()).await;
     }
     recovered(&world.servers).await;
@@ -140,7 +141,7 @@ async fn black_holes_of_listening_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn black_holes_make_a_server_unhealthy_that_does_not_follow() {
+async fn server_that_cannot_follow_is_unhealthy() {
     let world = World::start().await;
     let (writer, reader) = (world.servers[0].client(), world.servers[1].client());
     writer.register(&agent("changing", "change")).await.unwrap();
@@ -169,9 +170,10 @@ async fn black_holes_make_a_server_unhealthy_that_does_not_follow() {
     world.stop().await;
 }
 
-/// One server falls silent while it holds the row that every change needs. The others wait until the database ends its session.
+/// One server falls silent while it holds the row that every change needs. The others wait until the database
+/// ends its session.
 #[tokio::test(flavor = "multi_thread")]
-async fn black_holes_after_select_for_update() {
+async fn black_hole_after_select_for_update_does_not_block_other_servers() {
     let world = World::start().await;
     let [holder, other] = &world.servers[..] else { unreachable!() };
     for server in [holder, other] {
@@ -197,7 +199,7 @@ async fn black_holes_after_select_for_update() {
         }
         world.resume();
         recovered(&world.servers).await;
-        // One round is enough on a machine that may be busy.
+        // On a machine that may be busy, one fast round is enough.
         if !is_long() && waits[round] < Duration::from_secs(4) {
             break;
         }
@@ -211,7 +213,7 @@ async fn black_holes_after_select_for_update() {
     world.stop().await;
 }
 
-/// Two servers over one database, each through a proxy of its own.
+/// Two servers over one database, each behind its own proxy.
 struct World {
     store: Store,
     proxies: Vec<DatabaseProxy>,
@@ -243,7 +245,7 @@ impl World {
     }
 }
 
-/// Sessions of servers that lost them end, and no server keeps more than it needs.
+/// Checks that the database ends lost sessions, and that no server keeps more connections than it needs.
 async fn few_connections(servers: &[Server], database: &mut PgConnection) {
     let (most, last) = (MAX_CONNECTIONS * servers.len(), Mutex::new(0));
     let database = tokio::sync::Mutex::new(database);
@@ -258,9 +260,9 @@ async fn few_connections(servers: &[Server], database: &mut PgConnection) {
     println!("{} connections of {} servers", last.lock(), servers.len());
 }
 
-/// Ordinary load: registrations without end, and reads.
+/// Ordinary load: continuous registrations, and reads.
 struct Traffic {
-    /// Registrations that were answered 200.
+    /// Registrations that were answered with 200.
     registered: Arc<Mutex<HashSet<String>>>,
     senders: JoinSet<()>,
     _reads: Vec<Load>,
@@ -295,7 +297,7 @@ impl Traffic {
         Self { registered, senders, _reads: reads }
     }
 
-    /// Ends, and fails if a registration is not in the database that was answered 200.
+    /// Ends the load. Fails if an acknowledged registration is not in the database.
     async fn end(mut self, database: &mut PgConnection) {
         self.senders.shutdown().await;
         let stored: Vec<(String,)> =

@@ -1,4 +1,5 @@
-//! Log lines of the changes that the registry makes itself: one for each change, by the server that made it, and no flood.
+//! Log lines of the registry's own changes: one per change, by the server that made it, without flooding the
+//! log.
 
 use std::time::Duration;
 
@@ -9,21 +10,21 @@ use tokio::net::TcpListener;
 
 use crate::support::{Server, Store, agent, eventually, free_port, on_both};
 
-on_both!(each_change_of_the_registry_is_one_line);
-on_both!(what_another_program_wrote_is_one_line);
-on_both!(many_agents_that_go_offline_together_are_one_line);
-on_both!(the_outcomes_of_probes_are_lines);
-on_both!(lines_of_a_request_have_its_trace);
-on_both!(many_agents_that_fail_their_probes_together_are_few_lines);
+on_both!(each_change_by_the_registry_is_one_line);
+on_both!(edit_by_another_program_is_one_line);
+on_both!(many_agents_going_offline_together_are_one_line);
+on_both!(probe_outcomes_are_logged);
+on_both!(log_lines_of_a_request_contain_its_trace_id);
+on_both!(many_agents_failing_their_probes_together_are_few_lines);
 
-/// The lines of a change, and of an agent if there is one.
+/// Returns the log lines of a change, optionally only those about one agent.
 fn lines(server: &Server, change: &str, agent_id: Option<&str>) -> Vec<String> {
     let named = agent_id.map(|agent_id| format!("agent_id=\"{agent_id}\"")).unwrap_or_default();
     let is_meant = |line: &&str| line.contains(&format!("change=\"{change}\"")) && line.contains(&named);
     server.log().lines().filter(is_meant).map(str::to_owned).collect()
 }
 
-/// Checks that a line names the registry and has a form like that of the changes that clients ask for.
+/// Checks that a line names the registry and has the format of changes requested by clients.
 fn check(line: &str) {
     for expected in ["INFO", "changed an agent", "revision=", "changed_by=\"(registry)\""] {
         assert!(line.contains(expected), "{expected}: {line}");
@@ -36,7 +37,7 @@ const REMOVED: &str = "remove: it was offline for longer than --remove-after";
 const EDITED: &str = "adopt what another program wrote to the database";
 const DELETED: &str = "remove: another program deleted its row";
 
-/// Two servers on PostgreSQL; SQLite takes one.
+/// Starts two servers on PostgreSQL, but only one on SQLite.
 async fn start_all(store: &Store, flags: &[&str]) -> Vec<Server> {
     let mut servers = vec![Server::running(&store.url, flags).await];
     if store.is_postgres() {
@@ -45,7 +46,7 @@ async fn start_all(store: &Store, flags: &[&str]) -> Vec<Server> {
     servers
 }
 
-async fn each_change_of_the_registry_is_one_line(store: Store) {
+async fn each_change_by_the_registry_is_one_line(store: Store) {
     let often = ["--sweep-interval", "50ms"];
     let ids: Vec<String> = (0..20).map(|number| format!("agent-{number}")).collect();
     let mut servers = start_all(&store, &often).await;
@@ -61,7 +62,8 @@ async fn each_change_of_the_registry_is_one_line(store: Store) {
     logged_once(&mut servers, &ids, &[OFFLINE, REMOVED]).await;
 }
 
-/// Waits until the changes of all agents are logged, stops the servers, and checks that no line is there twice.
+/// Waits until the changes of all agents are logged, stops the servers, and checks that each line occurs
+/// once.
 async fn logged_once(servers: &mut [Server], ids: &[String], changes: &[&str]) {
     let all = |servers: &[Server], change: &str, id: Option<&str>| {
         servers.iter().flat_map(|server| lines(server, change, id)).collect::<Vec<_>>()
@@ -83,7 +85,7 @@ async fn logged_once(servers: &mut [Server], ids: &[String], changes: &[&str]) {
     }
 }
 
-async fn what_another_program_wrote_is_one_line(store: Store) {
+async fn edit_by_another_program_is_one_line(store: Store) {
     let mut server = Server::running(&store.url, &[]).await;
     let client = server.patient_client();
     for id in ["edited", "deleted"] {
@@ -91,11 +93,11 @@ async fn what_another_program_wrote_is_one_line(store: Store) {
     }
     store.execute("UPDATE agent_registry SET agent_name = 'Edited' WHERE agent_id = 'edited'").await;
     store.execute("DELETE FROM agent_registry WHERE agent_id = 'deleted'").await;
-    // Every change looks at the row.
+    // Every change checks the row.
     client.update_status("edited", AgentStatus::Active).await.unwrap();
     assert!(client.update_status("deleted", AgentStatus::Active).await.is_err());
     client.update_status("edited", AgentStatus::Active).await.unwrap();
-    // Without a request, the comparison of all rows finds it.
+    // Without a request, the comparison of all rows finds the edit.
     store.execute("UPDATE agent_registry SET agent_name = 'Edited again' WHERE agent_id = 'edited'").await;
     let is_shown = async || client.get_agent("edited").await.unwrap().agent_name == "Edited again";
     eventually("the edit is shown", is_shown).await;
@@ -109,7 +111,7 @@ async fn what_another_program_wrote_is_one_line(store: Store) {
     }
 }
 
-/// Inserts agents that have been heard just now.
+/// Inserts agents that have just sent a heartbeat.
 macro_rules! insert_agents {
     ($count:literal, $now:literal) => {
         concat!(
@@ -120,8 +122,8 @@ macro_rules! insert_agents {
     };
 }
 
-/// After a start all agents have the same time to come back.
-async fn many_agents_that_go_offline_together_are_one_line(store: Store) {
+/// After a start, all agents have the same time to come back.
+async fn many_agents_going_offline_together_are_one_line(store: Store) {
     let mut server = Server::new(&store.url, &["--heartbeat-timeout", "1s", "--sweep-interval", "50ms"]);
     server.start().await;
     server.stop().await;
@@ -167,7 +169,7 @@ async fn many_agents_that_go_offline_together_are_one_line(store: Store) {
     assert_eq!(together[0].matches("agent-").count(), 10);
 }
 
-async fn the_outcomes_of_probes_are_lines(store: Store) {
+async fn probe_outcomes_are_logged(store: Store) {
     let flags = ["--probe-interval", "100ms", "--probe-timeout", "60s", "--probe-allow", "127.0.0.1/32"];
     let mut server = Server::running(&store.url, &flags).await;
     let client = server.patient_client();
@@ -198,7 +200,7 @@ async fn the_outcomes_of_probes_are_lines(store: Store) {
     }
 }
 
-async fn lines_of_a_request_have_its_trace(store: Store) {
+async fn log_lines_of_a_request_contain_its_trace_id(store: Store) {
     let mut server = Server::running(&store.url, &["--access-log"]).await;
     server.patient_client().register(&agent("a", "work")).await.unwrap();
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -234,7 +236,7 @@ async fn lines_of_a_request_have_its_trace(store: Store) {
     }
 }
 
-async fn many_agents_that_fail_their_probes_together_are_few_lines(store: Store) {
+async fn many_agents_failing_their_probes_together_are_few_lines(store: Store) {
     let insert = if store.is_postgres() {
         insert_agents!(1000, "now()")
     } else {
@@ -247,7 +249,7 @@ async fn many_agents_that_fail_their_probes_together_are_few_lines(store: Store)
     store.execute(insert).await;
     store.execute("UPDATE agent_registry SET base_url = 'http://127.0.0.1:1'").await;
     server.start().await;
-    // How many agents a line tells of.
+    // Returns the number of agents in a line.
     let agents = |line: &String| {
         let number = line.split_once(" agents=").and_then(|(_, rest)| rest.split(' ').next());
         number.map_or(1, |number| number.parse::<usize>().unwrap())

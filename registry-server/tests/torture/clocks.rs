@@ -1,4 +1,4 @@
-//! Clocks that somebody sets: an hour forward, and back.
+//! Wall clocks that are set forward and back by an hour.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,25 +9,26 @@ use test_support::Process;
 
 use crate::support::{Cluster, FakeClock, Server, Store, agent, client, eventually, is_long, length};
 
-/// For agents that live through jumps of an hour. In the long run they come nearer to their deadlines: elsewhere a busy
-/// machine may make one late.
+/// For agents that must survive jumps of an hour.
+///
+/// At full length, they come closer to their deadlines: otherwise, a busy machine might make one late.
 const LONG_TIMEOUT: &str = "10m";
 
-/// For those who fall silent.
+/// For agents that fall silent.
 const TIMEOUT: &str = "2s";
 
 const INTERVAL: Duration = Duration::from_millis(400);
 const AGENTS: usize = 50;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clocks_on_sqlite() {
+async fn agents_stay_online_across_clock_jumps_on_sqlite() {
     let Some(clock) = FakeClock::new() else { return };
     jumps(&clock, &Store::sqlite().url).await;
 }
 
-/// The server's clock and the database's jump together, as on one host.
+/// The clocks of the server and the database jump together, as on one host.
 #[tokio::test(flavor = "multi_thread")]
-async fn clocks_on_postgres() {
+async fn agents_stay_online_across_clock_jumps_on_postgres() {
     let Some(clock) = FakeClock::new() else { return };
     let Some(cluster) = Cluster::start(&clock.environment()).await else { return };
     jumps(&clock, &cluster.url()).await;
@@ -52,7 +53,7 @@ async fn jumps(clock: &FakeClock, database_url: &str) {
         clock.set(off);
         all_live(&server, off, Duration::from_secs(length(10, 2))).await;
     }
-    // A clock that goes back while the server is down.
+    // The clock goes back while the server is down.
     server.stop().await;
     clock.set("-3600");
     server.start().await;
@@ -62,7 +63,7 @@ async fn jumps(clock: &FakeClock, database_url: &str) {
     }
     server.stop().await;
 
-    // And whoever has fallen silent is still noticed.
+    // Agents that fall silent are still detected.
     let mut server = new_server(clock, database_url, TIMEOUT);
     server.start().await;
     let client = server.patient_client();
@@ -78,9 +79,9 @@ async fn jumps(clock: &FakeClock, database_url: &str) {
     }
 }
 
-/// At full length, an agent is not called alive for as long as the clock was set back by.
+/// At full length, a silent agent must not count as alive for as long as the clock was set back.
 #[tokio::test(flavor = "multi_thread")]
-async fn clocks_set_back_by_less_than_a_minute() {
+async fn silent_agent_goes_offline_after_the_clock_was_set_back_by_less_than_a_minute() {
     let Some(clock) = FakeClock::new() else { return };
     let Some(cluster) = Cluster::start(&clock.environment()).await else { return };
     let flags = ["--heartbeat-timeout", "3s", "--sweep-interval", "500ms"];
@@ -96,7 +97,7 @@ async fn clocks_set_back_by_less_than_a_minute() {
     assert!(!is_long() || took < Duration::from_secs(20), "{took:?}");
 }
 
-/// Nobody is called offline for a while.
+/// Checks that no agent is offline for a while.
 async fn all_live(server: &Server, off: &str, time: Duration) {
     let (client, until) = (server.patient_client(), Instant::now() + time);
     while Instant::now() < until {
@@ -108,20 +109,33 @@ async fn all_live(server: &Server, off: &str, time: Duration) {
 }
 
 /// An agent in a process whose clock jumps keeps its pace.
+/// A process that is killed on drop, even if the test fails.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// An agent in a process whose clock jumps keeps sending heartbeats.
 #[tokio::test(flavor = "multi_thread")]
-async fn clocks_of_agents() {
+async fn agent_keeps_its_interval_across_jumps_of_its_own_clock() {
     let Some(clock) = FakeClock::new() else { return };
     let store = Store::sqlite();
     let server = Server::running(&store.url, &["--heartbeat-timeout", length(TIMEOUT, LONG_TIMEOUT)]).await;
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["--exact", "clocks::an_agent_in_a_process_of_its_own", "--ignored"])
+    let process = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "clocks::process_of_one_agent", "--ignored"])
         .env("TORTURE_REGISTRY", server.url())
         .envs(clock.environment())
         .stdout(Stdio::null());
     let _process = Process::spawn(&mut command);
     let client = server.patient_client();
-    // It says its interval with the last change that it makes.
+    // The agent announces its interval with its last change.
     eventually("the agent has its interval", async || {
         client.get_agent("alone").await.is_ok_and(|record| record.heartbeat_interval == Some(INTERVAL))
     })
@@ -132,7 +146,8 @@ async fn clocks_of_agents() {
         })
         .await;
     };
-    // On a busy machine it may repeat its registration until that is answered. Heartbeats follow.
+    // On a busy machine, the agent may repeat its registration until it gets a response, and only then send
+    // heartbeats.
     for _ in 0..3 {
         goes_on(&client.get_agent("alone").await.unwrap()).await;
     }
@@ -148,8 +163,8 @@ async fn clocks_of_agents() {
 }
 
 #[tokio::test]
-#[ignore = "it is the process of another test"]
-async fn an_agent_in_a_process_of_its_own() {
+#[ignore = "run as a process by another test"]
+async fn process_of_one_agent() {
     let url = std::env::var("TORTURE_REGISTRY").unwrap();
     let alone = Agent::new(client(&url), agent("alone", "work"));
     alone.register().await.unwrap();

@@ -1,4 +1,4 @@
-//! The database goes away: stopped, killed, paused, its connections cut, its disk full.
+//! Outages of the database: stopped, killed, suspended, disconnected, or with a full disk.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -15,18 +15,19 @@ use tokio::task::JoinSet;
 
 use crate::support::{Cluster, Server, Store, agent, client, eventually, is_long, length};
 
-/// How long a request may take: what the server gives the database, and a little.
+/// Maximum duration of a request: the server's limit for the database, with some margin.
 const BOUND: Duration = Duration::from_secs(6);
 
 const AGENTS: usize = 100;
 
-/// Outages last longer than the timeout in the long run alone: elsewhere a busy machine may make an agent late.
+/// Only at full length do outages last longer than the timeout: otherwise, a busy machine might make an agent
+/// late.
 fn flags() -> [&'static str; 4] {
     ["--heartbeat-timeout", length("3s", "1h"), "--sweep-interval", "500ms"]
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn database_goes_away() {
+async fn server_recovers_from_outages_of_the_database() {
     let Some(cluster) = Cluster::start(&[]).await else { return };
     let cluster = Arc::new(cluster);
     let mut server = Server::running(&cluster.url(), &flags()).await;
@@ -54,7 +55,7 @@ async fn database_goes_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn disk_full_on_postgres() {
+async fn server_recovers_from_a_full_disk_on_postgres() {
     let Some(disk) = SmallDisk::mount(160) else { return };
     let Some(cluster) = Cluster::start_in(&disk.folder, &[]).await else { return };
     let mut server = Server::running(&cluster.url(), &flags()).await;
@@ -63,7 +64,7 @@ async fn disk_full_on_postgres() {
         disk.fill();
         let mend = async {
             disk.make_room();
-            // Where it could not write its log, PostgreSQL ends: then somebody has to start it again.
+            // PostgreSQL exits if it cannot write its log, and must then be restarted.
             if cluster.connect().await.is_err() {
                 println!("PostgreSQL has ended, and is started again");
                 cluster.kill();
@@ -78,7 +79,7 @@ async fn disk_full_on_postgres() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn disk_full_on_sqlite() {
+async fn server_recovers_from_a_full_disk_on_sqlite() {
     let Some(disk) = SmallDisk::mount(24) else { return };
     let store = Store::sqlite_in(&disk.folder);
     let mut server = Server::running(&store.url, &flags()).await;
@@ -91,7 +92,7 @@ async fn disk_full_on_sqlite() {
     server.stop().await;
 }
 
-/// Waits until a fault is noticed, lets it last, mends it, and waits until the server is well again.
+/// Waits until a fault is detected, lets it last, mends it, and waits until the server has recovered.
 async fn outlast(fault: &str, server: &Server, traffic: &Traffic, mend: impl Future<Output = ()>) {
     let client = server.client();
     let noticed =
@@ -100,7 +101,7 @@ async fn outlast(fault: &str, server: &Server, traffic: &Traffic, mend: impl Fut
     mend.await;
     let healed = healthy(server).await;
     println!("{fault}: unhealthy after {noticed:.2?}, healthy again {healed:.2?} after its end");
-    // A full disk stops nobody until more room is needed.
+    // A full disk has no effect until more space is needed.
     let is_prompt = noticed < Duration::from_secs(2) || fault == "disk full";
     assert!(!is_long() || is_prompt, "{fault}: /health said so after {noticed:?}");
     assert!(!is_long() || healed < Duration::from_secs(5), "{fault}: healthy again after {healed:?}");
@@ -111,7 +112,7 @@ async fn healthy(server: &Server) -> Duration {
     eventually("the server is healthy", async || client.get_server_health().await.is_ok()).await
 }
 
-/// Lets the fault last, and looks at what agents and readers get.
+/// Lets the fault last, while checking the responses to agents and readers.
 async fn hold(traffic: &Traffic) {
     let until = Instant::now() + Duration::from_millis(length(4_000, 500));
     while Instant::now() < until {
@@ -124,16 +125,16 @@ async fn hold(traffic: &Traffic) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     match traffic.client.register(&agent("late", "nothing")).await {
-        // A full disk may have room again, once PostgreSQL has thrown away what it could not finish.
+        // A full disk may have space again once PostgreSQL has discarded unfinished work.
         Ok(record) => drop(traffic.registered.lock().insert(record.agent_id)),
         Err(error) => assert!(error.is_retryable() && error.retry_after().is_some(), "{error}"),
     }
 }
 
-/// Agents with heartbeats, registrations without end, and what was promised to them.
+/// Agents with heartbeats, continuous registrations, and a record of what was acknowledged.
 struct Traffic {
     client: RegistryClient,
-    /// Registrations that were answered 200.
+    /// Registrations that were answered with 200.
     registered: Arc<Mutex<HashSet<String>>>,
     longest: Arc<Mutex<Duration>>,
     is_over: Arc<AtomicBool>,
@@ -176,7 +177,7 @@ impl Traffic {
                     ended(began);
                     for place in 0..AGENTS / 4 {
                         let began = Instant::now();
-                        // What is refused is tried again in the next round.
+                        // The next round retries failed heartbeats.
                         let _ = client.heartbeat(&format!("agent-{}", sender * (AGENTS / 4) + place)).await;
                         ended(began);
                     }
@@ -184,13 +185,14 @@ impl Traffic {
                 }
             });
         }
-        // What is promised of answered registrations needs some, however busy the machine is when the fault comes.
+        // The checks need at least one acknowledged registration, however busy the machine is when the fault
+        // occurs.
         eventually("a registration is answered", async || !traffic.registered.lock().is_empty()).await;
         traffic
     }
 
-    /// Ends, and looks whether what was promised was kept: by what the server has in memory, and by what one that is
-    /// started anew reads from the database.
+    /// Ends the traffic, and checks that nothing acknowledged was lost: neither in the server's memory, nor
+    /// in what a restarted server reads from the database.
     async fn settle(mut self, server: &mut Server) {
         self.is_over.store(true, Ordering::Relaxed);
         while let Some(ended) = self.senders.join_next().await {
@@ -217,14 +219,14 @@ impl Traffic {
     }
 }
 
-/// A small file system of its own. It is unmounted where this is dropped.
+/// A separate small file system, unmounted on drop.
 struct SmallDisk {
     folder: std::path::PathBuf,
     _parent: tempfile::TempDir,
 }
 
 impl SmallDisk {
-    /// `None`, said aloud, where that is not allowed.
+    /// Mounts a file system. Prints a message and returns `None` if that is not permitted.
     fn mount(megabytes: usize) -> Option<Self> {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("disk");
@@ -236,7 +238,7 @@ impl SmallDisk {
             return None;
         }
         if crate::support::is_root() {
-            // PostgreSQL's user passes through it.
+            // Must be traversable for PostgreSQL's user.
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
             std::fs::set_permissions(parent.path(), mode).unwrap();
         }
@@ -247,7 +249,7 @@ impl SmallDisk {
         self.folder.join("ballast")
     }
 
-    /// Until nothing more fits.
+    /// Fills the disk completely.
     fn fill(&self) {
         let mut file = std::fs::File::create(self.ballast()).unwrap();
         for piece in [1_048_576, 4_096, 1] {

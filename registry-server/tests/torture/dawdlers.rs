@@ -1,5 +1,5 @@
-//! Slow clients: more than the server takes that say nothing, a head byte by byte, or no body; and many that do not
-//! read what they asked for.
+//! Slow clients: more than the server accepts that send nothing, send a request head byte by byte, or send no
+//! body; and many that do not read their responses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ use crate::support::{LONG, Load, Server, Store, agent, eventually, is_long, leng
 const AGENTS: u64 = 100;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dawdlers() {
+async fn slow_clients_do_not_delay_heartbeats() {
     let most: usize = length(16_000, 200);
     let store = Store::sqlite();
     let server = Server::running(&store.url, &["--max-connections", &most.to_string()]).await;
@@ -35,7 +35,7 @@ async fn dawdlers() {
     for number in 0..asked {
         let (address, refused, closed) = (server.address(), refused.clone(), closed.clone());
         dawdling.spawn(async move {
-            // Nothing, where it was closed while it was spoken to.
+            // Empty if the connection was closed while the client was writing.
             let said = dawdle(&address, number).await.unwrap_or_default();
             let count = if said.starts_with("HTTP/1.1 503") { &refused } else { &closed };
             count.fetch_add(1, Ordering::Relaxed);
@@ -60,7 +60,7 @@ async fn dawdlers() {
         peak.1, peak.0
     );
     assert!(peak.1 <= files + most + 70, "{peak:?}");
-    // Without a refusal the last connection came after the first was closed, and each is given 10 s.
+    // If none was rejected, the last connection arrived after the first was closed, and each is given 10 s.
     let has_refused = refused.load(Ordering::Relaxed) > 0 || over > Duration::from_secs(19);
     assert!(has_refused && failed == 0, "{refused:?} refused, {failed} failed");
     assert!(
@@ -69,7 +69,7 @@ async fn dawdlers() {
     );
 }
 
-/// What the server says to one who dawdles.
+/// Returns the server's response to a slow client.
 async fn dawdle(address: &str, number: usize) -> std::io::Result<String> {
     let mut connection = TcpStream::connect(address).await?;
     let (begin, pause): (&[u8], _) = match number % 3 {
@@ -98,14 +98,15 @@ async fn dawdle(address: &str, number: usize) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
-/// As many clients as this ask for the longest answers there are and read them slowly or not at all. Nobody else notices.
+/// Many clients request the longest possible responses, and read them slowly or not at all, without affecting
+/// others.
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_readers() {
+async fn slow_readers_do_not_affect_other_clients() {
     let readers: usize = length(4_000, 400);
     let store = Store::sqlite();
     let server = Server::running(&store.url, &[]).await;
     let client = server.patient_client();
-    // Longer together than what the system keeps for a connection.
+    // Together longer than what the operating system buffers per connection.
     for number in 0..600 {
         let mut work = Capability::new("work").description("€".repeat(1_024));
         work.tags = (0..32).map(|tag| format!("{tag:02}{}", "€".repeat(62))).collect();
@@ -126,10 +127,10 @@ async fn slow_readers() {
     for number in 0..readers {
         let (address, tally) = (server.address(), seen.clone());
         reading.spawn(async move {
-            // Ends with an error when the server closes the connection.
+            // Fails when the server closes the connection.
             let _ = read_slowly(&address, number, &tally).await;
         });
-        // Not too many answers are made at once: those are refused, whoever reads them.
+        // Wait, since too many responses at once would be rejected, however fast the clients read them.
         if number % 100 == 99 {
             let has_begun = async || seen.answered() + seen.refused() > number;
             eventually("the answers have begun", has_begun).await;
@@ -153,7 +154,7 @@ async fn slow_readers() {
         tokio::time::sleep(Duration::from_millis(length(100, 0))).await;
     }
     let (p99, failed) = (beats.good.quantile(990), beats.failed.load(Ordering::Relaxed));
-    // The clients cannot tell: what was sent to them is still on its way.
+    // The clients cannot know, since sent data is still in transit.
     let left = server.open_files();
     println!(
         "nobody else was refused; memory at most {peak} KiB; {left} files open after {:.1?}; heartbeats p99 {p99:?}, {failed} \
@@ -165,7 +166,7 @@ async fn slow_readers() {
     assert!(!is_long() || is_bounded && p99 < Duration::from_secs(1), "{peak} KiB, {left} files, {p99:?}");
 }
 
-/// What became of the slow readers.
+/// Responses to the slow readers.
 #[derive(Debug, Default)]
 struct Seen {
     answered: AtomicUsize,
@@ -182,10 +183,10 @@ impl Seen {
     }
 }
 
-/// Asks for a list, a page or a search, and reads 1 KiB of it every 0.1 s, or nothing but its beginning.
+/// Requests a list, a page or a search, and reads 1 KiB of it every 0.1 s, or only its beginning.
 async fn read_slowly(address: &str, number: usize, seen: &Seen) -> std::io::Result<()> {
     let socket = TcpSocket::new_v4()?;
-    // The system does not read for the client.
+    // Keeps the operating system from buffering for the client.
     socket.set_recv_buffer_size(4_096)?;
     let mut connection = socket.connect(address.parse().map_err(std::io::Error::other)?).await?;
     let target = ["/agents", "/agents?limit=1000", "/capabilities/search?q=work&limit=1000"][number % 3];

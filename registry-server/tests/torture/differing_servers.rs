@@ -1,8 +1,8 @@
-//! What an operator reads in the log when servers over one database differ.
+//! Log lines for operators when servers over one database differ.
 
 use crate::support::{Server, Store, eventually};
 
-const TIMEOUTS: &str = "servers over this database were started with different --heartbeat-timeouts";
+const TIMEOUTS: &str = "servers over this database were started with different --heartbeat-timeout values";
 const VERSIONS: &str = "servers over this database have different versions";
 
 fn lines<'a>(log: &'a str, message: &str) -> Vec<&'a str> {
@@ -10,7 +10,7 @@ fn lines<'a>(log: &'a str, message: &str) -> Vec<&'a str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_difference_is_logged_once_with_both_values() {
+async fn difference_is_logged_once_with_both_values() {
     let store = Store::postgres().await;
     let start = async |timeout| Server::running(&store.url, &["--heartbeat-timeout", timeout]).await;
     let (one, mut two) = (start("1h").await, start("2h").await);
@@ -21,7 +21,7 @@ async fn a_difference_is_logged_once_with_both_values() {
         assert!(line.contains("WARN"), "{line}");
         assert!(line.contains(&format!("own=\"{own}\" others=\"{other}\"")), "{line}");
     }
-    // A restart changes nothing.
+    // A restart does not change the difference.
     two.kill();
     two.start().await;
     eventually("it logs the difference again", async || lines(&two.log(), TIMEOUTS).len() == 2).await;
@@ -37,7 +37,7 @@ async fn a_difference_is_logged_once_with_both_values() {
     let log = one.log();
     let line = lines(&log, VERSIONS)[0];
     assert!(line.contains("INFO") && line.contains("others=\"0.0.1\""), "{line}");
-    // Everything that was sent before that has arrived.
+    // Everything sent before has arrived by now.
     assert_eq!(lines(&log, TIMEOUTS).len(), 1, "{log}");
     drop((one, two));
 }

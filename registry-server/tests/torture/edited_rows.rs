@@ -1,4 +1,4 @@
-//! Reconciliation of memory with rows that somebody edited with SQL, and its silence where nobody did.
+//! Reconciliation of memory with rows edited with SQL, and its silence if there are no edits.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::support::{Server, Store, agent, eventually, length, on_both};
 on_both!(log_is_quiet_about_a_deleted_row);
 on_both!(untouched_rows_cause_no_event);
 
-/// What the sweeper's message says.
+/// A text that the sweeper's message contains.
 const EXPIRED: &str = "offline";
 
 async fn log_is_quiet_about_a_deleted_row(store: Store) {
@@ -24,7 +24,8 @@ async fn log_is_quiet_about_a_deleted_row(store: Store) {
     let client = server.patient_client();
     client.register(&agent("deleted", "work")).await.unwrap();
     store.execute("DELETE FROM agent_registry WHERE agent_id = 'deleted'").await;
-    // Each of these takes many sweeps to miss its deadline, and the first one the other's as well.
+    // Each of these agents takes many sweeps to miss its deadline. During the first, the deleted agent's
+    // deadline passes as well.
     let others = ["a", "b", "c"];
     for id in others {
         client.register(&agent(id, "work")).await.unwrap();
@@ -36,9 +37,10 @@ async fn log_is_quiet_about_a_deleted_row(store: Store) {
     drop(server);
 }
 
-/// Registrations of many kinds, whose rows are not what was sent if a database, JSON or a float can help it.
+/// Registers agents of many kinds, whose rows differ from the registration wherever a database, JSON or a
+/// float might cause it.
 async fn untouched_rows_cause_no_event(store: Store) {
-    // Agents that declare no longer interval miss their deadline.
+    // Agents without a longer interval miss their deadline.
     let flags = [
         "--heartbeat-timeout",
         "2s",
@@ -84,7 +86,7 @@ async fn untouched_rows_cause_no_event(store: Store) {
         for registration in &living {
             beat(&registration.agent_id).await;
         }
-        // One that changes nothing is no more than a heartbeat.
+        // A registration that changes nothing counts as a heartbeat.
         client.register(living[rounds % living.len()]).await.unwrap();
         rounds += 1;
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -159,7 +161,7 @@ fn kinds(healthy_url: &str) -> Vec<Registration> {
     ]
 }
 
-/// Answers every request to its URL with 200.
+/// An agent that responds to every request with 200.
 struct HealthyAgent {
     url: String,
     _serving: JoinSet<()>,
@@ -176,7 +178,7 @@ impl HealthyAgent {
             while let Ok((mut stream, _)) = listener.accept().await {
                 tokio::spawn(async move {
                     let mut request = [0; 4_096];
-                    // A probe that is refused is seen by what the test expects.
+                    // The test's expectations detect a failed probe.
                     let _ = stream.read(&mut request).await;
                     let _ = stream.write_all(ANSWER).await;
                 });

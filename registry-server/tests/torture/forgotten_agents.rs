@@ -1,4 +1,4 @@
-//! A store full of agents that have been offline for long.
+//! A store full of agents that have been offline for a long time.
 
 use crate::support::{Server, Store, eventually};
 
@@ -25,12 +25,12 @@ const ONE_MORE: &str = "UPDATE agent_registry
     WHERE agent_id = 'offline-1'";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_flag_that_removes_them_is_named_on_sqlite() {
+async fn remove_after_is_suggested_on_sqlite() {
     flag_is_named(&Store::sqlite()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_flag_that_removes_them_is_named_on_postgres() {
+async fn remove_after_is_suggested_on_postgres() {
     let store = Store::postgres().await;
     flag_is_named(&store).await;
 }
@@ -64,7 +64,7 @@ async fn flag_is_named(store: &Store) {
     );
     server.stop().await;
 
-    // It removes them, although no server has run for a week.
+    // The flag removes them, although no server has been running for a week.
     let flags = ["--remove-after", "7d", "--heartbeat-timeout", "1s", "--sweep-interval", "100ms"];
     let with_flag = Server::running(&store.url, &flags).await;
     let client = with_flag.patient_client();

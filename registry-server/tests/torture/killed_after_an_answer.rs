@@ -1,5 +1,6 @@
-//! Servers that are killed, or cut from their database, right after they acknowledged a heartbeat; and a database that is
-//! killed then. The heartbeat counts all the same: the agent is not called offline before its deadline.
+//! Servers that are killed or cut off from their database right after acknowledging a heartbeat, and a
+//! database that is killed at that moment. The heartbeat must still count: the agent must not go offline
+//! before its deadline.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +19,13 @@ use crate::support::{
 
 const SERVERS: usize = 3;
 
-/// Heartbeat timeout, of exactly twice the interval.
+/// Heartbeat timeout, which is exactly twice the interval.
 const TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Times are stored in milliseconds, and by another process's idea of the time.
+/// Times are stored in milliseconds, and measured by another process's clock.
 const ROUNDING: Duration = Duration::from_millis(50);
 
-/// Agents that send their heartbeats at the same moment, and so in one batch.
+/// Number of agents that send their heartbeats at the same moment, and so in one batch.
 const GROUP: usize = 10;
 
 fn agents() -> usize {
@@ -32,7 +33,7 @@ fn agents() -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn servers_killed_after_an_answer() {
+async fn acknowledged_heartbeat_survives_a_killed_server() {
     let store = Store::postgres().await;
     let world = World::start(&store.url, TIMEOUT).await;
     for round in 0..length(40, 3) {
@@ -45,7 +46,7 @@ async fn servers_killed_after_an_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn servers_cut_from_the_database_after_an_answer() {
+async fn acknowledged_heartbeat_survives_a_server_cut_off_from_the_database() {
     let store = Store::postgres().await;
     let world = World::start(&store.url, TIMEOUT).await;
     for round in 0..length(40, 4) {
@@ -59,10 +60,11 @@ async fn servers_cut_from_the_database_after_an_answer() {
     world.report("cut from PostgreSQL").await;
 }
 
-/// A heartbeat's commit does not wait for the disk, so PostgreSQL may lose it; the server that acknowledged it still knows of
-/// it, and has half a timeout to say so. In the short run a busy machine may make it slow.
+/// The commit of a heartbeat does not wait for the disk, so PostgreSQL may lose it. The server that
+/// acknowledged it has half a timeout to write it again. In the short run, a busy machine might make this
+/// slow.
 #[tokio::test(flavor = "multi_thread")]
-async fn database_killed_after_an_answer() {
+async fn acknowledged_heartbeat_survives_a_killed_database() {
     let Some(cluster) = Cluster::start(&[]).await else { return };
     let cluster = Arc::new(cluster);
     let world = World::start(&cluster.url(), length(TIMEOUT, 3 * TIMEOUT)).await;
@@ -73,7 +75,7 @@ async fn database_killed_after_an_answer() {
     world.report("PostgreSQL killed").await;
 }
 
-/// What is done when a server has acknowledged a heartbeat.
+/// The fault that follows an acknowledged heartbeat.
 #[derive(Clone)]
 enum Strike {
     Kill(usize),
@@ -82,7 +84,7 @@ enum Strike {
 }
 
 impl Strike {
-    /// The server that agents send their heartbeats to.
+    /// Returns the server to which agents send their heartbeats.
     fn server(&self) -> usize {
         match self {
             Self::Kill(server) | Self::Cut(server, _) | Self::KillDatabase(server, _) => *server,
@@ -90,13 +92,13 @@ impl Strike {
     }
 }
 
-/// Three servers, each behind a proxy of its own, and agents that send heartbeats to any of them.
+/// Three servers, each behind its own proxy, and agents that send heartbeats to any of them.
 struct World {
     timeout: Duration,
     servers: Arc<Vec<tokio::sync::Mutex<Server>>>,
     proxies: Arc<Vec<FaultProxy>>,
     cuts: Vec<Arc<Outages>>,
-    /// Set while the next acknowledged heartbeat is waited for.
+    /// The fault to cause after the next acknowledged heartbeat.
     planned: Arc<Mutex<Option<Strike>>>,
     readers: Vec<Reader>,
     clients: Vec<RegistryClient>,
@@ -161,7 +163,7 @@ impl World {
         world
     }
 
-    /// Strikes right after the next acknowledged heartbeat, and waits until that one's deadline is over.
+    /// Causes a fault right after the next acknowledged heartbeat, and waits until its deadline has passed.
     async fn strike(&self, strike: Strike) {
         println!("{}: server {} is struck after the next answer", wall_clock(), strike.server());
         *self.planned.lock() = Some(strike);
@@ -169,7 +171,7 @@ impl World {
         sleep(self.timeout).await;
     }
 
-    /// Waits until all servers are well, and all agents have had time for a heartbeat.
+    /// Waits until all servers are healthy, and all agents have had time for a heartbeat.
     async fn recovers(&self) {
         for client in &self.clients {
             eventually("the server is healthy", async || client.get_server_health().await.is_ok()).await;
@@ -184,7 +186,7 @@ impl World {
     }
 }
 
-/// A client that leaves a server that hangs time enough to try another one.
+/// Creates a client that gives up on a hanging server early enough to try another one.
 fn hasty_client(url: &str, timeout: Duration) -> RegistryClient {
     RegistryClient::builder(url).timeout(timeout).retry(RetryPolicy::none()).build().unwrap()
 }
@@ -192,7 +194,7 @@ fn hasty_client(url: &str, timeout: Duration) -> RegistryClient {
 struct LivingAgent {
     number: usize,
     timeout: Duration,
-    /// One for each server.
+    /// One client per server.
     clients: Vec<RegistryClient>,
     acknowledged: Arc<Acknowledged>,
     planned: Arc<Mutex<Option<Strike>>>,
@@ -218,12 +220,13 @@ impl LivingAgent {
                     if let Some(strike) = planned {
                         self.carry_out(strike).await;
                     }
-                    // Late, but before the deadline: if the acknowledged one was lost, this shows from half a timeout on.
+                    // Late, but before the deadline: if the acknowledged heartbeat was lost, this shows after
+                    // half a timeout.
                     due = began + self.timeout * 3 / 4;
                     continue;
                 }
             }
-            // Any server, and the others where it does not answer.
+            // Try any server first, and the others if it does not respond.
             due = Instant::now() + interval;
             let first = fastrand::usize(..SERVERS);
             for server in (0..SERVERS).map(|next| (first + next) % SERVERS) {
@@ -234,7 +237,7 @@ impl LivingAgent {
         }
     }
 
-    /// Whether it was acknowledged.
+    /// Sends a heartbeat, and returns whether it was acknowledged.
     async fn heartbeat(&self, id: &str, server: usize) -> bool {
         let sent = wall_clock();
         let is_acknowledged = self.clients[server].heartbeat(id).await.is_ok();

@@ -1,4 +1,5 @@
-//! `COMMIT` or its answer is lost: what was done is answered as done, and what was not as not.
+//! Lost `COMMIT`s and lost responses: what was committed must be reported as done, and everything else as not
+//! done.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,22 +17,22 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lost_commits_answer_cut() {
+async fn outcome_is_correct_if_the_response_to_commit_is_cut() {
     lose(Effect::CutAfter).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lost_commits_answer_never_comes() {
+async fn outcome_is_correct_if_the_response_to_commit_never_arrives() {
     lose(Effect::SilentAfter).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lost_commits_request_cut() {
+async fn outcome_is_correct_if_the_commit_is_cut() {
     lose(Effect::CutBefore).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lost_commits_request_never_arrives() {
+async fn outcome_is_correct_if_the_commit_never_arrives() {
     lose(Effect::SilentBefore).await;
 }
 
@@ -39,7 +40,7 @@ async fn lost_commits_request_never_arrives() {
 #[derive(Clone, Copy, Debug)]
 enum Operation {
     Register,
-    /// With another capability than before.
+    /// Registration with another capability than before.
     RegisterAgain,
     SetStatus,
     Deregister,
@@ -62,7 +63,7 @@ impl Operation {
         }
     }
 
-    /// Whether it has been done, by what is in the database.
+    /// Whether the operation was applied, according to the database.
     async fn is_done(self, database: &mut PgConnection, id: &str) -> bool {
         let query = "SELECT status, capabilities::text FROM agent_registry WHERE agent_id = $1";
         let row: Option<(String, String)> =
@@ -94,7 +95,7 @@ async fn lose(effect: Effect) {
     let mut world = World { effect, proxy, database, servers, streams, failures: Vec::new() };
     for round in 0..length(10, 1) {
         for operation in Operation::ALL {
-            // Alone, and with others in one transaction.
+            // Alone, and together with others in one transaction.
             for &number in length(&[1, 8][..], &[3]) {
                 world.lose_one(operation, number, round).await;
             }
@@ -113,14 +114,14 @@ struct World {
     effect: Effect,
     proxy: DatabaseProxy,
     database: PgConnection,
-    /// The first through the proxy.
+    /// The first server uses the proxy.
     servers: [Server; 2],
     streams: Vec<Stream>,
     failures: Vec<String>,
 }
 
 impl World {
-    /// Sends some requests at once, of which at least one loses its `COMMIT`, and checks what they were answered.
+    /// Sends concurrent requests, of which at least one loses its `COMMIT`, and checks the responses.
     async fn lose_one(&mut self, operation: Operation, number: usize, round: usize) {
         let (client, patient) = (self.servers[0].client(), self.servers[0].patient_client());
         let ids: Vec<String> =
@@ -153,7 +154,7 @@ impl World {
         match outcome {
             Ok(()) => is_done,
             Err(Error::Unavailable { status: 503, detail, .. }) => {
-                // Of what never reached the database it can always be known.
+                // A `COMMIT` that never reached the database can always be ruled out.
                 let may_be_unknown = matches!(self.effect, Effect::CutAfter | Effect::SilentAfter);
                 let is_unknown = may_be_unknown && detail.contains("may have been");
                 is_unknown || (!is_done && detail.contains("nothing was changed"))
@@ -162,7 +163,8 @@ impl World {
         }
     }
 
-    /// How many events of the operation each stream has told of each agent, once it has told everything so far.
+    /// Returns how many events of the operation each stream has sent for each agent, after reading everything
+    /// so far.
     async fn count(
         &self,
         client: &RegistryClient,
@@ -181,7 +183,7 @@ impl World {
     }
 }
 
-/// The events of a server, as they are on the wire: kinds and agents.
+/// The raw event stream of a server: kinds and agents.
 struct Stream {
     events: Arc<Mutex<Vec<(String, String)>>>,
     _reader: JoinSet<()>,
@@ -190,7 +192,7 @@ struct Stream {
 impl Stream {
     async fn open(server: &Server) -> Self {
         let mut response = reqwest::get(format!("{}/events", server.url())).await.unwrap();
-        // It begins with an id alone.
+        // The stream begins with an id without an event.
         let mut text = Vec::new();
         while !text.ends_with(b"\n\n") {
             text.extend_from_slice(&response.chunk().await.unwrap().unwrap());

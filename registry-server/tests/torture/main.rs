@@ -1,9 +1,10 @@
-//! The registry under torture: floods, lost databases, killed replicas, clocks that jump, a long time.
+//! The registry under torture: floods, lost databases, killed replicas, jumping clocks, and long runs.
 //!
-//! `./scripts/test` runs each scenario for some seconds; `./scripts/torture` at full length, and shows what it measured.
+//! `./scripts/test` runs each scenario for a few seconds. `./scripts/torture` runs it at full length and
+//! prints measurements.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-#![allow(clippy::cast_precision_loss, reason = "rates and ratios are shown to a few digits")]
-#![allow(clippy::print_stdout, reason = "it shows what it measured")]
+#![allow(clippy::cast_precision_loss, reason = "rates and ratios are printed with a few digits")]
+#![allow(clippy::print_stdout, reason = "prints measurements")]
 
 mod black_holes;
 mod change_log;

@@ -1,4 +1,5 @@
-//! Databases that lock tables, end idle sessions, take no new connections, are migrated under load or lose their file.
+//! Databases that lock tables, end idle sessions, accept no new connections, are migrated under load, or lose
+//! their file.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use tokio::time::sleep;
 
 use crate::support::{LONG, Server, Store, agent, eventually, is_long, length, recovered};
 
-/// What the migration adds to the schema of the previous version.
+/// Undoes what the migration adds to the schema of the previous version.
 const UNDO_LAST_MIGRATION: &str = "
     DROP INDEX agent_registry_id_bytes;
     ALTER TABLE agent_registry_event DROP COLUMN mark;
@@ -64,7 +65,7 @@ async fn requests_do_not_wait_for_a_locked_table() {
             began.elapsed()
         });
     }
-    // Every one of them is answered before the lock is released.
+    // All of them get a response before the lock is released.
     let took = requests.join_all().await.into_iter().max().unwrap();
     println!("registrations on a locked table took {took:.1?} at most");
     assert!(!is_long() || took < Duration::from_secs(10), "{took:?}");
@@ -72,9 +73,9 @@ async fn requests_do_not_wait_for_a_locked_table() {
     recovered(&servers).await;
 }
 
-/// At full length no request fails: the sessions that are there go on.
+/// At full length, no request may fail, since the existing sessions keep working.
 #[tokio::test(flavor = "multi_thread")]
-async fn lost_listener_is_replaced_when_there_is_room_again() {
+async fn lost_listener_is_replaced_once_connections_are_allowed_again() {
     let store = Store::postgres().await;
     let servers = [Server::running(&store.url, &[]).await];
     let client = servers[0].client();
@@ -105,7 +106,7 @@ async fn allow_connections(administrator: &mut PgConnection, database: &str, is_
     administrator.execute(AssertSqlSafe(sql)).await.unwrap();
 }
 
-/// `idle_session_timeout` of a database or role is meant for people who forget a session.
+/// The `idle_session_timeout` of a database or role is meant for forgotten interactive sessions.
 #[tokio::test(flavor = "multi_thread")]
 async fn database_does_not_end_idle_sessions_of_a_server() {
     let store = Store::postgres().await;
@@ -124,7 +125,7 @@ async fn database_does_not_end_idle_sessions_of_a_server() {
         client.register(&agent(&id, "work")).await.unwrap();
         client.heartbeat(&id).await.unwrap();
         let before = ended().await;
-        // Until then the sessions have nothing to do.
+        // The sessions are idle until then.
         eventually("it is offline", async || {
             client.get_agent(&id).await.unwrap().status == AgentStatus::Offline
         })
@@ -134,7 +135,7 @@ async fn database_does_not_end_idle_sessions_of_a_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn server_outlasts_a_lock_that_another_program_has_on_sqlite() {
+async fn server_recovers_from_a_lock_held_by_another_program_on_sqlite() {
     let store = Store::sqlite();
     let mut server = Server::running(&store.url, &[]).await;
     let mut other = SqliteConnection::connect(&store.url).await.unwrap();
@@ -162,7 +163,7 @@ async fn server_outlasts_a_lock_that_another_program_has_on_sqlite() {
     other.execute("ROLLBACK").await.unwrap();
 }
 
-/// Registers and sends heartbeats until the result is dropped.
+/// Registers agents and sends heartbeats until the result is dropped.
 fn traffic(client: &RegistryClient) -> JoinSet<()> {
     let mut traffic = JoinSet::new();
     for number in 0..20 {
@@ -179,9 +180,9 @@ fn traffic(client: &RegistryClient) -> JoinSet<()> {
     traffic
 }
 
-/// What is written to a file without a name is lost with the next restart.
+/// Writes to a deleted file would be lost with the next restart.
 #[tokio::test(flavor = "multi_thread")]
-async fn server_takes_no_write_once_its_sqlite_file_was_replaced() {
+async fn server_rejects_writes_once_its_sqlite_file_was_replaced() {
     let store = Store::sqlite();
     let file = store.url.trim_start_matches("sqlite://").to_owned();
     let mut server = Server::running(&store.url, &[]).await;

@@ -1,4 +1,5 @@
-//! Deadlines over databases that hang, that other servers write to, or that a server of the previous version uses.
+//! Deadlines while the database hangs, is written by other servers, or is used by a server of the previous
+//! version.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use tokio::time::sleep;
 
 use crate::support::{Cluster, Server, Store, agent, eventually, is_long, length};
 
-/// A deadline is passed in memory alone: the sweeper never comes.
+/// Deadlines are only detected by readers, since the sweeper never runs.
 const FLAGS: [&str; 4] = ["--heartbeat-timeout", "2s", "--sweep-interval", "1h"];
 
 async fn is_offline(client: &RegistryClient, id: &str) -> bool {
@@ -18,7 +19,7 @@ async fn is_offline(client: &RegistryClient, id: &str) -> bool {
 
 /// A server of the previous version writes no mark to the state row.
 #[tokio::test(flavor = "multi_thread")]
-async fn deadlines_are_noticed_beside_a_server_of_the_previous_version() {
+async fn missed_deadlines_are_detected_beside_a_server_of_the_previous_version() {
     let store = Store::postgres().await;
     let server = Server::running(&store.url, &FLAGS).await;
     let client = server.patient_client();
@@ -40,9 +41,9 @@ async fn deadlines_are_noticed_beside_a_server_of_the_previous_version() {
     eventually("a silent agent is offline", async || is_offline(&client, "dead").await).await;
 }
 
-/// At full length every first read past a deadline has to say so.
+/// At full length, every first read past a deadline must detect it.
 #[tokio::test(flavor = "multi_thread")]
-async fn deadlines_are_noticed_while_other_servers_change_agents() {
+async fn missed_deadlines_are_detected_while_other_servers_change_agents() {
     let store = Store::postgres().await;
     let reader = Server::running(&store.url, &FLAGS).await;
     let mut writers = Vec::new();
@@ -58,7 +59,7 @@ async fn deadlines_are_noticed_while_other_servers_change_agents() {
             client.register(&agent(id, "work")).await.unwrap();
         }
         if is_long() {
-            // Past the deadline by the database's clock, which runs on whatever the servers think.
+            // Past the deadline by the database's clock, whatever the servers believe.
             sleep(Duration::from_millis(2_600)).await;
             for id in &ids {
                 reads += 1;
@@ -76,7 +77,7 @@ async fn deadlines_are_noticed_while_other_servers_change_agents() {
     assert_eq!(wrong, 0);
 }
 
-/// Changes agents of their own all the while, until the result is dropped.
+/// Keeps changing its own agents until the result is dropped.
 fn change_agents(servers: &[Server], agents: usize) -> JoinSet<()> {
     let mut changes = JoinSet::new();
     for number in 0..agents {
@@ -102,7 +103,7 @@ async fn reads_are_answered_from_memory_while_the_database_hangs() {
     let server =
         Server::running(&cluster.url(), &["--heartbeat-timeout", "3s", "--sweep-interval", "1h"]).await;
     let client = server.patient_client();
-    // One deadline after the other passes, some of them soon after the last poll.
+    // The deadlines pass one after another, some of them soon after the last poll.
     for number in 0..60 {
         client.register(&agent(&format!("agent-{number}"), "work")).await.unwrap();
         sleep(Duration::from_millis(50)).await;
@@ -117,7 +118,7 @@ async fn reads_are_answered_from_memory_while_the_database_hangs() {
     eventually("the server is well again", async || client.get_server_health().await.is_ok()).await;
 }
 
-/// Returns the longest time of many reads at once.
+/// Returns the longest duration of many concurrent reads.
 async fn read_times(server: &Server) -> Duration {
     let mut reads = JoinSet::new();
     for _ in 0..40 {

@@ -1,4 +1,4 @@
-//! Rows that another program wrote, with values that the server itself never writes.
+//! Rows with values that the server never writes, written by another program.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,10 +9,11 @@ use sqlx::{AssertSqlSafe, Executor};
 
 use crate::support::{Server, Store, agent, eventually, settled};
 
-/// Names of the agents by id.
+/// Names of agents by id.
 type Names = BTreeMap<String, String>;
 
-/// Inserts seven pages of agents whose ids differ in case and punctuation, and one whose id no client may use.
+/// Inserts seven pages of agents whose ids differ in case and punctuation, and one with an id that no client
+/// may use.
 macro_rules! insert_agents {
     ($now:literal) => {
         concat!(
@@ -38,13 +39,13 @@ const EDITS: &str = "
     DELETE FROM agent_registry WHERE agent_id LIKE '%7' OR agent_id = 'team:agent'";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn edits_are_adopted_whatever_the_ids_on_sqlite() {
+async fn edits_are_adopted_for_all_kinds_of_ids_on_sqlite() {
     adopts_edits(&Store::sqlite()).await;
 }
 
-/// Most locales sort ids in another order than their bytes.
+/// Most locales do not sort ids by their bytes.
 #[tokio::test(flavor = "multi_thread")]
-async fn edits_are_adopted_whatever_the_ids_and_the_locale_on_postgres() {
+async fn edits_are_adopted_for_all_kinds_of_ids_and_locales_on_postgres() {
     let store = natural_store().await;
     adopts_edits(&store).await;
 }
@@ -101,7 +102,7 @@ async fn names(client: &RegistryClient) -> Names {
     agents.into_iter().map(|record| (record.agent_id, record.agent_name)).collect()
 }
 
-/// PostgreSQL's times are infinite, or lie in years that no calendar of the server has.
+/// Times that PostgreSQL accepts, but the server cannot represent: infinite, or in far away years.
 const ODD_TIMES: [(&str, &str); 3] = [
     ("heard", "UPDATE agent_registry SET last_heartbeat = 'infinity' WHERE agent_id = 'heard'"),
     ("registered", "UPDATE agent_registry SET registered_at = '-infinity' WHERE agent_id = 'registered'"),
@@ -112,7 +113,7 @@ const ODD_TIMES: [(&str, &str); 3] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn time_out_of_range_concerns_its_agent_alone() {
+async fn time_out_of_range_only_affects_its_agent() {
     let store = Store::postgres().await;
     let first = Server::running(&store.url, &[]).await;
     let client = first.patient_client();
@@ -136,9 +137,9 @@ async fn time_out_of_range_concerns_its_agent_alone() {
     }
 }
 
-/// A duration that can be represented, and overflows as soon as anything is added to it.
+/// A duration that can be represented, but overflows as soon as anything is added to it.
 #[tokio::test(flavor = "multi_thread")]
-async fn heartbeat_interval_of_an_eternity_counts_as_none() {
+async fn overlong_heartbeat_interval_is_ignored() {
     let store = Store::postgres().await;
     let server =
         Server::running(&store.url, &["--heartbeat-timeout", "1s", "--sweep-interval", "200ms"]).await;

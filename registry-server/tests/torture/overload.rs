@@ -11,25 +11,25 @@ use registry_sdk::{RegistryClient, WatchEvent};
 
 use crate::support::{Load, Server, Store, agent, eventually, is_long, length, on_both};
 
-on_both!(overload);
+on_both!(overload_does_not_delay_heartbeats_of_other_agents);
 
-/// How many times what it can carry.
+/// Multiple of the load that the server can carry.
 const TIMES: f64 = 4.0;
 
-/// An agent is offline after twice its interval, and more: `TIMEOUT`.
+/// Interval of the agents' heartbeats in seconds. The timeout is more than twice as long.
 const INTERVAL: f64 = 2.0;
 const TIMEOUT: &str = "5s";
 
 type Request = (&'static str, String, String);
 
-/// What it is, from how many connections it comes, and its requests.
+/// Name of the load, number of its connections, and its requests.
 type Kind = (&'static str, u32, fn(u64) -> Request);
 
 fn search(_: u64) -> Request {
     ("GET", "/capabilities/search?q=work&limit=100".to_owned(), String::new())
 }
 
-/// A registration that changes something, of agents that are there for it.
+/// A registration that changes an existing agent.
 fn registration(number: u64) -> Request {
     let id = format!("flood-{}", number % 500);
     let body = serde_json::to_string(&agent(&id, &format!("capability-{number}"))).unwrap();
@@ -40,7 +40,7 @@ fn heartbeat(number: u64) -> Request {
     ("POST", format!("/agents/flood-{}/heartbeat", number % 500), String::new())
 }
 
-async fn overload(store: Store) {
+async fn overload_does_not_delay_heartbeats_of_other_agents(store: Store) {
     let agents: u64 = length(2_000, 200);
     let time = Duration::from_secs(length(60, 4));
     let server = Server::running(
@@ -55,7 +55,7 @@ async fn overload(store: Store) {
     for number in 0..500 {
         client.register(&agent(&format!("flood-{number}"), "flood")).await.unwrap();
     }
-    // From now on each agent has its heartbeats.
+    // From now on, each agent sends its heartbeats.
     let beat =
         move |number: u64| ("POST", format!("/agents/agent-{}/heartbeat", number % agents), String::new());
     let beats = Load::start(&address, 64, agents as f64 / INTERVAL, beat);
@@ -105,7 +105,7 @@ async fn overload(store: Store) {
     let p99 = beats.good.quantile(990);
     println!("the agents' own heartbeats: {sent} answered, p99 {p99:?}, {wrong} refused");
     let accepted = floods[2].good.quantile(990);
-    // Among the tests speed is not looked at.
+    // In the short run, speed is not checked.
     let in_time = |took: Duration| !is_long() || took < Duration::from_secs(1);
     assert!(in_time(p99) && in_time(accepted), "{p99:?}, {accepted:?}");
     let third = memory.len() / 3;
@@ -120,7 +120,7 @@ async fn overload(store: Store) {
 
     drop(floods);
     let ended = Instant::now();
-    // What is full speed depends on what else the machine does: among the tests any answer will do.
+    // In the short run, any rate will do, since full speed depends on the other load of the machine.
     let enough = length(0.8 * carried[2], 0.0);
     let is_back = async || Load::most(&address, 64, Duration::from_millis(500), heartbeat).await > enough;
     eventually("the server is as fast as before", is_back).await;
@@ -132,7 +132,7 @@ async fn overload(store: Store) {
     println!("0 of {agents} agents were called offline");
 }
 
-/// Who is called offline from now on.
+/// Collects the agents that are reported offline from now on.
 fn watch_offline(client: &RegistryClient) -> Arc<Mutex<HashSet<String>>> {
     let offline: Arc<Mutex<HashSet<String>>> = Arc::default();
     let (mut watch, seen) = (client.watch(), offline.clone());

@@ -1,4 +1,4 @@
-//! A pooler between servers and PostgreSQL: `PgBouncer` in session mode, with its defaults.
+//! A pooler between servers and PostgreSQL: `PgBouncer` in session mode, with its default settings.
 
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
@@ -18,7 +18,7 @@ use crate::support::{
 const FLAGS: [&str; 4] = ["--heartbeat-timeout", "1h", "--sweep-interval", "500ms"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn poolers_in_session_mode() {
+async fn servers_work_through_a_pooler_in_session_mode() {
     let store = Store::postgres().await;
     let Some(mut pooler) = PgBouncer::start(&store.url, "session").await else { return };
     let mut servers = Vec::new();
@@ -47,7 +47,7 @@ async fn poolers_in_session_mode() {
     assert_eq!(found.len(), 1, "{found:?}");
     follow_each_other(&servers).await;
 
-    // Its sessions are handed on to whoever connects next, with nothing of the last one's settings.
+    // The pooler hands released sessions to the next client, without any settings of the previous one.
     servers[0].stop_within(Duration::from_secs(length(10, 40))).await;
     let mut next = pooler.connect().await.unwrap();
     let setting: String =
@@ -56,7 +56,7 @@ async fn poolers_in_session_mode() {
     next.close().await.unwrap();
     servers[0].start().await;
 
-    // And it can be restarted.
+    // The pooler can be restarted.
     pooler.end();
     for server in &servers {
         let client = server.client();
@@ -72,9 +72,9 @@ async fn poolers_in_session_mode() {
     }
 }
 
-/// Without sessions a server would miss changes, and leave its settings to others.
+/// Without sessions, a server would miss changes, and its settings would apply to others.
 #[tokio::test(flavor = "multi_thread")]
-async fn poolers_without_sessions_are_refused_at_the_start() {
+async fn poolers_without_sessions_are_rejected_at_startup() {
     let store = Store::postgres().await;
     for mode in ["transaction", "statement"] {
         let Some(pooler) = PgBouncer::start(&store.url, mode).await else { return };
@@ -83,17 +83,17 @@ async fn poolers_without_sessions_are_refused_at_the_start() {
     }
 }
 
-/// A `PgBouncer` of the test's own. It is killed when this is dropped.
+/// A separate `PgBouncer`, killed on drop.
 struct PgBouncer {
     program: &'static str,
-    /// The URL of the database through it.
+    /// URL of the database through the pooler.
     url: String,
     folder: tempfile::TempDir,
     process: Option<Child>,
 }
 
 impl PgBouncer {
-    /// `None` if it is not installed.
+    /// Starts a pooler. Returns `None` if it is not installed.
     async fn start(database_url: &str, pool_mode: &str) -> Option<Self> {
         let program = installed(["pgbouncer", "/usr/sbin/pgbouncer"], "--version")?;
         let mut url = url::Url::parse(database_url).unwrap();
@@ -104,7 +104,7 @@ impl PgBouncer {
         let password = url.password().unwrap_or_default();
         std::fs::write(&users, format!("\"{}\" \"{password}\"\n", url.username())).unwrap();
         let mut file = std::fs::File::create(folder.path().join("pgbouncer.ini")).unwrap();
-        // Where it listens, who may connect, and the mode, whose default is session. Everything else is its default.
+        // Only the address, the users and the mode are set. Everything else is the default.
         write!(
             file,
             "[databases]\n* = host={host} port={port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {own_port}\n\
@@ -113,7 +113,7 @@ impl PgBouncer {
         )
         .unwrap();
         if is_root() {
-            // It refuses to run as root, and its user reads the files.
+            // The pooler refuses to run as root, and its user must be able to read the files.
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
             std::fs::set_permissions(folder.path(), mode).unwrap();
         }
@@ -124,7 +124,7 @@ impl PgBouncer {
         Some(pooler)
     }
 
-    /// Starts it, again where it had ended, and waits until it passes connections.
+    /// Starts or restarts the pooler, and waits until it passes connections.
     async fn begin(&mut self) {
         let program = self.program;
         let mut command = if is_root() {
@@ -147,15 +147,15 @@ impl PgBouncer {
     }
 
     async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        // A parameter at the start of a session that PgBouncer refuses.
+        // PgBouncer rejects this parameter in the startup message.
         let options = PgConnectOptions::from_str(&self.url).unwrap().extra_float_digits(None);
         PgConnection::connect_with(&options).await
     }
 
-    /// Ends it at once.
+    /// Ends the pooler at once.
     fn end(&mut self) {
         let Some(mut process) = self.process.take() else { return };
-        // `runuser` hands the signal on, and waits.
+        // `runuser` forwards the signal, and waits.
         let _ = Command::new("kill").arg(process.id().to_string()).status();
         let _ = process.wait();
     }

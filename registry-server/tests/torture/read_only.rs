@@ -1,4 +1,4 @@
-//! The database becomes read-only for a while, as it is during a failover.
+//! A database that is read-only for a while, as during a failover.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::support::{
     length, recovered,
 };
 
-/// At full length it lasts for several timeouts.
+/// At full length, the database is read-only for several timeouts.
 fn timeout() -> Duration {
     Duration::from_secs(length(6, 3_600))
 }
@@ -22,12 +22,12 @@ fn flags() -> [&'static str; 4] {
 
 const WITNESSES: usize = 20;
 
-/// New sessions are read-only, and those that servers have opened meanwhile stay so afterwards.
+/// New sessions are read-only, and those opened meanwhile stay read-only.
 #[tokio::test(flavor = "multi_thread")]
-async fn read_only_sessions() {
+async fn servers_recover_from_read_only_sessions() {
     let store = Store::postgres().await;
     let name = url::Url::parse(&store.url).unwrap().path().trim_start_matches('/').to_owned();
-    // One of another database, which stays writable.
+    // Connected to another database, which stays writable.
     let mut administrator = store.administrator().await;
     let (set, reset) = (
         format!("ALTER DATABASE {name} SET default_transaction_read_only = on"),
@@ -41,9 +41,9 @@ async fn read_only_sessions() {
     end(servers).await;
 }
 
-/// All sessions become read-only, and writable again.
+/// All sessions become read-only, and then writable again.
 #[tokio::test(flavor = "multi_thread")]
-async fn read_only_server() {
+async fn servers_recover_from_a_read_only_database() {
     let Some(cluster) = Cluster::start(&[]).await else { return };
     let mut administrator = cluster.connect().await.unwrap();
     administrator.execute("SET default_transaction_read_only = off").await.unwrap();
@@ -70,7 +70,8 @@ async fn end(servers: Vec<Server>) {
     }
 }
 
-/// Makes the database read-only and writable again by some statements each, and looks at what servers answer meanwhile.
+/// Makes the database read-only and writable again with the given statements, and checks the servers'
+/// responses meanwhile.
 async fn outlast(servers: &[Server], administrator: &mut PgConnection, begin: &[&str], end: &[&str]) {
     let witnesses = Witnesses::start(servers, WITNESSES, timeout()).await;
     for _ in 0..length(3, 1) {
@@ -102,7 +103,7 @@ async fn outlast(servers: &[Server], administrator: &mut PgConnection, begin: &[
     follow_each_other(servers).await;
 }
 
-/// Writes are refused, to be tried again; reads are answered from memory, and say so.
+/// Checks that writes are rejected as retryable, and that reads are answered from memory and marked as stale.
 async fn is_refused_and_read(server: &Server) {
     let client = server.client();
     for written in [

@@ -1,4 +1,4 @@
-//! Three servers over one PostgreSQL: killed again and again under agents that live, and then brought to a new version one
+//! Three servers over one PostgreSQL, which are killed repeatedly under living agents, and then upgraded one
 //! after another.
 
 use std::collections::HashMap;
@@ -12,13 +12,13 @@ use sqlx::Executor;
 
 use crate::support::{Callers, LONG, Seen, Server, Store, agent, eventually, length};
 
-/// Agents come near their deadlines in the long run alone: elsewhere a busy machine may make one late.
+/// Agents only come close to their deadlines at full length: otherwise, a busy machine might make one late.
 fn flags() -> [&'static str; 4] {
     ["--heartbeat-timeout", length("6s", "1h"), "--sweep-interval", "500ms"]
 }
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// What a version to come would do to the tables.
+/// Changes that a future version might make to the tables.
 const NEXT_VERSION: [&str; 3] = [
     "ALTER TABLE agent_registry ADD COLUMN of_the_next_version text NOT NULL DEFAULT ''",
     "ALTER TABLE agent_registry_event ADD COLUMN of_the_next_version text",
@@ -27,7 +27,7 @@ const NEXT_VERSION: [&str; 3] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replicas() {
+async fn replicas_survive_kills_and_an_upgrade() {
     let store = Store::postgres().await;
     let mut servers = Vec::new();
     for _ in 0..3 {
@@ -84,7 +84,7 @@ async fn replicas() {
     callers.report("upgraded one after another");
     let done = callers.end().await;
 
-    // Whoever was answered 200 finds it in the database, and on each stream.
+    // Every change that was answered with 200 is in the database, and on each stream.
     for (place, seen) in watchers.iter().chain([&everywhere]).enumerate() {
         let complete = || done.keys().all(|revision| seen.lists() > 1 || seen.revisions().contains(revision));
         eventually("each change is told on each stream", async || complete()).await;

@@ -1,4 +1,5 @@
-//! Somebody else holds an agent's row, as a person does who leaves a transaction open: only that agent may feel it.
+//! Another session holds an agent's row, such as that of a person who forgot an open transaction. Only that
+//! agent may be affected.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::support::{
     recovered, within,
 };
 
-/// At full length a row is locked for several timeouts.
+/// At full length, a row is locked for several timeouts.
 fn timeout() -> Duration {
     Duration::from_secs(length(6, 2))
 }
@@ -27,46 +28,46 @@ fn flags() -> [&'static str; 4] {
 
 const WITNESSES: usize = 10;
 
-/// What they do; `new` registers another agent.
+/// The kinds of requests. `new` registers another agent.
 const KINDS: [&str; 4] = ["heartbeat", "register", "status", "new"];
 
-/// Number of agents on each server that register, report their status and send heartbeats, one after the other.
+/// Number of agents per server that register, set their status and send heartbeats, one after another.
 const BUSY: usize = 4;
 
-/// How many times each request is answered on each server while the row is locked, all agents together.
+/// Number of responses to each kind of request, per server, while the row is locked.
 fn rounds() -> u64 {
     length(60, 20)
 }
 
-/// How long the row is locked at least, and how long the others may take for their rounds.
+/// Minimum duration of the lock, and maximum time for the rounds of the other agents.
 fn times() -> (Duration, Duration) {
     (Duration::from_secs(length(30, 4)), Duration::from_secs(60))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn row_locks_of_an_updated_row() {
+async fn updated_row_only_blocks_its_agent() {
     hold("UPDATE agent_registry SET agent_name = agent_name WHERE agent_id = 'locked'", End::Commit).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn row_locks_of_a_selected_row() {
+async fn selected_row_only_blocks_its_agent() {
     hold("SELECT agent_id FROM agent_registry WHERE agent_id = 'locked' FOR UPDATE", End::Commit).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn row_locks_of_a_deleted_row_that_comes_back() {
+async fn deleted_row_that_is_rolled_back_only_blocks_its_agent() {
     hold("DELETE FROM agent_registry WHERE agent_id = 'locked'", End::Rollback).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn row_locks_of_an_inserted_row() {
+async fn inserted_row_only_blocks_its_agent() {
     const INSERT: &str = "INSERT INTO agent_registry (agent_id, agent_name, base_url)
                           VALUES ('new', 'new', 'http://agents.example:8000')";
     hold(INSERT, End::Commit).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn row_locks_of_an_inserted_row_that_is_rolled_back() {
+async fn inserted_row_that_is_rolled_back_only_blocks_its_agent() {
     const INSERT: &str = "INSERT INTO agent_registry (agent_id, agent_name, base_url)
                           VALUES ('new', 'new', 'http://agents.example:8000')";
     hold(INSERT, End::Rollback).await;
@@ -94,7 +95,7 @@ enum End {
     Rollback,
 }
 
-/// Executes a statement on the row of `locked` or `new` in a transaction that stays open for some time.
+/// Runs a statement on the row of `locked` or `new`, in a transaction that stays open for some time.
 async fn hold(statement: &'static str, end: End) {
     let victim = if statement.starts_with("INSERT") { "new" } else { "locked" };
     let (store, servers) = start().await;
@@ -106,7 +107,7 @@ async fn hold(statement: &'static str, end: End) {
     let mut holder = lock(&store, statement).await;
     let victims = Victims::start(&servers, victim);
     let began = Instant::now();
-    // What is queued beside the victim's requests is what may be held up.
+    // Requests that are queued together with the victim's are the ones that could be delayed.
     eventually("the agent's requests wait", async || victims.started() >= 2 * servers.len() as u64).await;
     let (least, most) = times();
     let goal = busy.done().into_iter().map(|(who, rounds)| (who, rounds + self::rounds())).collect();
@@ -127,7 +128,7 @@ async fn hold(statement: &'static str, end: End) {
 
     holder.execute(AssertSqlSafe(format!("{end:?}"))).await.unwrap();
     let healed = recovered(&servers).await;
-    // Also on the other server, which has to learn what its memory cannot know.
+    // Also on the other server, which has to learn of a change that its memory does not contain.
     for server in &servers {
         let client = server.patient_client();
         client.register(&agent(victim, "wait")).await.unwrap();
@@ -161,7 +162,7 @@ async fn lock(store: &Store, statement: &'static str) -> PgConnection {
     connection
 }
 
-/// Requests of the agent whose row is locked, on every server, without end. They may be answered 503.
+/// Continuous requests of the agent whose row is locked, on every server. They may get 503.
 struct Victims {
     started: Arc<AtomicU64>,
     answers: Arc<Mutex<BTreeMap<String, u64>>>,
@@ -188,9 +189,9 @@ impl Victims {
                         let answer = match request(&client, kind, id).await {
                             Ok(()) => "200".to_owned(),
                             Err(Error::Unavailable { status, .. }) => status.to_string(),
-                            // Of an agent that was never registered.
+                            // The agent was never registered.
                             Err(Error::NotFound { .. }) if id == "new" => "404".to_owned(),
-                            // The server has been stopped.
+                            // The server was stopped.
                             Err(Error::Unreachable { .. }) => return,
                             Err(error) => panic!("{kind}: {error:?}"),
                         };
@@ -207,7 +208,7 @@ impl Victims {
         self.started.load(Ordering::Relaxed)
     }
 
-    /// Ends, and tells what was answered.
+    /// Ends the requests, and returns their responses.
     async fn end(mut self) -> String {
         self.is_over.store(true, Ordering::Relaxed);
         while let Some(ended) = self.tasks.join_next().await {
@@ -234,7 +235,7 @@ async fn request(client: &RegistryClient, kind: &str, id: &str) -> Result<(), Er
     }
 }
 
-/// Agents whose rows nobody else holds: how many times each request was answered, and what failed.
+/// Agents whose rows are not locked: the number of responses to each kind of request, and the failures.
 struct Busy {
     done: Arc<Mutex<BTreeMap<String, u64>>>,
     failed: Arc<Mutex<Vec<String>>>,
@@ -303,7 +304,7 @@ impl Busy {
         )
     }
 
-    /// Ends. None of their requests may have failed; a machine that is busy may refuse one in ten.
+    /// Ends the requests. None may have failed, except that a busy machine may reject one in ten.
     async fn end(mut self) {
         self.is_over.store(true, Ordering::Relaxed);
         while let Some(ended) = self.tasks.join_next().await {

@@ -1,5 +1,5 @@
-//! Outages that are shorter than the heartbeat timeout and come again and again: a dead agent does not live on them, and a
-//! living one does not suffer from them.
+//! Repeated outages shorter than the heartbeat timeout. They must neither keep a dead agent alive nor take a
+//! living one offline.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,18 +18,22 @@ use crate::support::{
 
 const AGENTS: usize = 30;
 
-/// Pauses of the database within which a dead agent has to be noticed. An outage excuses silence for its own length, and for as
-/// long again but at most half a timeout, so that each cycle counts at least a second of it, however busy the machine is.
+/// Maximum number of outages until a dead agent is detected.
+///
+/// An outage excuses silence for its own length, and for as long again but at most half a timeout. So each
+/// cycle counts at least a second of silence, however busy the machine is.
 const MAX_OUTAGES: u32 = 20;
 
-/// By how much an outage is longer for a server: it polled up to half a second before, and is back when its next attempt
-/// to connect succeeds, after one that may run into its timeout of a second.
+/// Additional length of an outage for a server.
+///
+/// Its last poll was up to half a second earlier, and it recovers with its next successful connection
+/// attempt, after one that may run into its timeout of a second.
 const UNNOTICED: Duration = Duration::from_millis(1_500);
 
-/// What an outage may cost a living agent: a server knows of it only after three polls.
+/// Maximum effect of an outage on a living agent: a server only notices it after three polls.
 const NOTICE: Duration = Duration::from_secs(2);
 
-/// Heartbeat timeout, and how often its agents send heartbeats.
+/// The heartbeat timeout. [`interval`] is the interval of the agents' heartbeats.
 fn timeout() -> Duration {
     Duration::from_secs(length(12, 7))
 }
@@ -38,19 +42,21 @@ fn interval() -> Duration {
     Duration::from_secs(length(4, 1))
 }
 
-/// How long the database is away, and how long it is there in between: longer than half a timeout and the half second
-/// between two polls, or none of it would count as silence.
+/// Duration of an outage of the database, and of the time in between.
+///
+/// The latter must be longer than half a timeout plus the half second between two polls, or no silence would
+/// ever count.
 fn database_cycle() -> (Duration, Duration) {
     (Duration::from_millis(length(3_000, 2_500)), Duration::from_millis(length(8_000, 5_000)))
 }
 
-/// The same for the way of the second server to the database.
+/// The same for the connection between the second server and the database.
 fn proxy_cycle() -> (Duration, Duration) {
     (Duration::from_millis(length(8_000, 5_000)), Duration::from_millis(length(9_000, 5_500)))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pauses_of_the_database() {
+async fn short_pauses_of_the_database_do_not_affect_deadlines() {
     let Some(cluster) = Cluster::start(&[]).await else { return };
     let cluster = Arc::new(cluster);
     let server = running(&cluster.url()).await;
@@ -65,9 +71,9 @@ async fn pauses_of_the_database() {
     reader.report("the server", &server);
 }
 
-/// The database pauses for both servers, and the second one is cut from it for longer besides.
+/// The database pauses for both servers, and the second one is additionally cut off for longer.
 #[tokio::test(flavor = "multi_thread")]
-async fn pauses_and_a_server_that_is_cut_off() {
+async fn short_pauses_do_not_affect_deadlines_on_a_server_that_is_also_cut_off() {
     let Some(cluster) = Cluster::start(&[]).await else { return };
     let cluster = Arc::new(cluster);
     let proxy = FaultProxy::start(cluster.url().split(['@', '/']).nth(3).unwrap()).await;
@@ -79,7 +85,7 @@ async fn pauses_and_a_server_that_is_cut_off() {
     let _cutting = cut(proxy, cuts.clone());
     let reader = agents.read(&servers[0], is_wrong(pauses.outages.clone()));
     let (is_wrong, known) = (is_wrong(pauses.outages.clone()), cuts.clone());
-    // While it is cut off it cannot know what the other one heard.
+    // While it is cut off, the server cannot know about heartbeats to the other one.
     let cut_off_reader = agents.read(&servers[1], move |shown| {
         let has_database = !shown.is_stale && !known.overlap(shown.asked, shown.came);
         has_database && known.is_shown_from(shown.kept_since) < shown.asked && is_wrong(shown)
@@ -99,7 +105,7 @@ async fn running(database_url: &str) -> Server {
     Server::running(database_url, &["--heartbeat-timeout", &timeout, "--sweep-interval", "500ms"]).await
 }
 
-/// An agent may be called offline only after a timeout in which the database was there.
+/// An agent may only go offline after a timeout during which the database was available.
 fn is_wrong(outages: Arc<Outages>) -> impl Fn(&ShownOffline) -> bool + Send + 'static {
     move |shown| {
         let (_, paused) = outages.between(shown.acknowledged, shown.came);
@@ -108,7 +114,7 @@ fn is_wrong(outages: Arc<Outages>) -> impl Fn(&ShownOffline) -> bool + Send + 's
     }
 }
 
-/// Agents of the SDK, whose retries back off while the registry answers 503.
+/// Agents of the SDK, whose retries back off while the registry responds with 503.
 struct Agents {
     client: RegistryClient,
     acknowledged: Arc<Acknowledged>,
@@ -135,7 +141,7 @@ impl Agents {
     }
 }
 
-/// The database is paused and goes on, again and again.
+/// Repeated pauses of the database.
 struct Pauses {
     outages: Arc<Outages>,
     count: Arc<AtomicU32>,
@@ -171,13 +177,13 @@ impl Pauses {
         self.count.load(Ordering::SeqCst)
     }
 
-    /// Waits until there have been so many since the beginning.
+    /// Waits until there have been this many pauses since the beginning.
     async fn after(&self, pauses: u32) {
         eventually("the pauses go on", async || self.count() >= pauses).await;
     }
 }
 
-/// Cuts a server's way to the database, again and again: connections are refused, or hang.
+/// Repeatedly cuts a server's connection to the database: connections are refused, or hang.
 fn cut(proxy: FaultProxy, cuts: Arc<Outages>) -> JoinSet<()> {
     let mut cutting = JoinSet::new();
     cutting.spawn(async move {
@@ -194,11 +200,11 @@ fn cut(proxy: FaultProxy, cuts: Arc<Outages>) -> JoinSet<()> {
     cutting
 }
 
-/// An agent that registers, and is not heard of again.
+/// An agent that registers, and then falls silent.
 struct Silent {
     id: String,
     since: i64,
-    /// The number of pauses before it fell silent.
+    /// Number of pauses before the agent fell silent.
     pauses: u32,
 }
 

@@ -1,5 +1,5 @@
-//! A long time: agents with heartbeats, changes, searches and events, and faults thrown in. What the server takes has to stay
-//! what it is.
+//! A long run: agents with heartbeats, changes, searches and events, and occasional faults. The server's
+//! resource usage must not grow.
 
 use std::time::{Duration, Instant};
 
@@ -9,12 +9,12 @@ use tokio::task::JoinSet;
 
 use crate::support::{Load, Server, Store, agent, eventually, is_long, length, on_both};
 
-on_both!(soak);
+on_both!(resource_usage_does_not_grow);
 
 const INTERVAL: Duration = Duration::from_secs(5);
 const WATCHERS: usize = 20;
 
-/// What the server takes at one moment.
+/// Resource usage of the server at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Taken {
     memory: u64,
@@ -22,13 +22,13 @@ struct Taken {
     bytes: u64,
 }
 
-async fn soak(store: Store) {
+async fn resource_usage_does_not_grow(store: Store) {
     let agents: usize = length(5_000, 100);
     let time = Duration::from_secs(length(1_800, 6));
     let flags = ["--heartbeat-timeout", length("15s", "1h"), "--sweep-interval", "1s"];
     let server = Server::running(&store.url, &flags).await;
     let files_before = server.open_files();
-    // A tenth of the agents, and half of the watchers, lose their connections again and again.
+    // A tenth of the agents and half of the watchers repeatedly lose their connections.
     let proxy = FaultProxy::start(server.address()).await;
     let direct = server.patient_client();
     let cut = RegistryClient::new(format!("http://{}", proxy.address())).unwrap();
@@ -79,7 +79,7 @@ async fn soak(store: Store) {
     println!("open files {files_before} before, {} after", server.open_files());
 }
 
-/// Those that come, change and go.
+/// Agents that come, change and go.
 fn change(number: u64) -> (&'static str, String, String) {
     let id = format!("passing-{}", number / 4 % 1_000);
     if number % 4 == 3 {
@@ -102,7 +102,7 @@ async fn throw_faults(store: &Store, proxy: &FaultProxy, moment: usize) {
     }
 }
 
-/// The last third of the time against the second.
+/// Compares the last third of the time with the second third.
 fn check(seen: &[Taken]) {
     let third = seen.len() / 3;
     let mean = |part: &[Taken], what: fn(&Taken) -> u64| {

@@ -1,4 +1,4 @@
-//! A suspended computer: its wall clock goes on meanwhile, the monotonic clock of its processes does not.
+//! A suspended computer: its wall clock continues, while the monotonic clock of its processes stops.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,17 +17,19 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 
 const HOUR: i64 = 3_600;
 
-/// What the server's clock may lag by: it is asked for every so often, and a request takes a moment.
+/// Maximum lag of the server's clock, which is read at intervals, plus the duration of a request.
 const LAG: Duration = Duration::from_secs(3);
 
-/// For agents that go on with heartbeats. Their timeout is twice that, so that in the short run a busy machine makes none of
-/// them late, and still much less than the hour.
+/// An agent that keeps sending heartbeats.
+///
+/// Its timeout is twice its interval: long enough that a busy machine makes no agent late in the short run,
+/// and still much shorter than the hour.
 fn living(number: usize) -> Registration {
     agent(&format!("agent-{number}"), "work").heartbeat_interval(Duration::from_secs(length(1, 600)))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn suspended_on_sqlite() {
+async fn living_agents_stay_online_when_the_computer_was_suspended() {
     let Some(clock) = FakeClock::new() else { return };
     let store = Store::sqlite();
     let timeout = format!("{}s", TIMEOUT.as_secs());
@@ -51,7 +53,7 @@ async fn suspended_on_sqlite() {
         })
         .await;
         println!("an hour's sleep: heartbeats have the wall clock's time after {took:.1?}");
-        // Several polls of the clock later it is so still.
+        // The result is the same after several polls of the clock.
         for _ in 0..length(10, 2) {
             heartbeats.three_rounds().await;
             assert!(follows_wall_clock(&client, suspended * HOUR * 1_000).await, "{}", server.log());
@@ -63,7 +65,7 @@ async fn suspended_on_sqlite() {
         })
         .await;
     }
-    // What is written after the jump outlives a restart.
+    // Data written after the jump survives a restart.
     server.stop().await;
     server.start().await;
     heartbeats.three_rounds().await;
@@ -72,7 +74,7 @@ async fn suspended_on_sqlite() {
     assert!(client.get_stats().await.unwrap().active_agents >= LIVING as u64);
 }
 
-/// Whether all living agents were heard by the clock that a user of this computer sees.
+/// Whether the heartbeats of all living agents have the time of this computer's wall clock.
 async fn follows_wall_clock(client: &RegistryClient, off: i64) -> bool {
     for number in 0..LIVING {
         let asked = wall_clock() + off;
@@ -113,7 +115,7 @@ async fn silent_agents_are_noticed(server: &Server, id: &str) {
     println!("{id} was offline {took:.1?} after it had registered");
 }
 
-/// All living agents send heartbeats, until this is dropped.
+/// Heartbeats of all living agents, until this is dropped.
 struct Heartbeats {
     rounds: Arc<AtomicU64>,
     _sending: JoinSet<()>,
@@ -136,14 +138,14 @@ impl Heartbeats {
         Self { rounds, _sending: sending }
     }
 
-    /// Waits until each agent has sent a few more.
+    /// Waits until each agent has sent a few more heartbeats.
     async fn three_rounds(&self) {
         let enough = self.rounds.load(Ordering::SeqCst) + 3;
         eventually("the heartbeats go on", async || self.rounds.load(Ordering::SeqCst) >= enough).await;
     }
 }
 
-/// Agents that were called offline, by events or in records.
+/// Agents that were reported offline, in events or records.
 struct Offline {
     called: Arc<Mutex<Vec<String>>>,
     _watching: JoinSet<()>,

@@ -1,5 +1,5 @@
-//! Several processes with one agent id, each a real one: superseded, killed, started against a dead registry, shut down in
-//! the middle of a retry; and a registry that is restored from a backup under them.
+//! Several real processes with one agent id: superseded, killed, started against a dead registry, or shut
+//! down in the middle of a retry; and a registry that is restored from a backup under them.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{ChildStdin, Command, Stdio};
@@ -13,22 +13,25 @@ use test_support::Process;
 
 use crate::support::{LONG, Server, Store, eventually, length, on_both};
 
-on_both!(twins_superseded);
-on_both!(twins_killed);
-on_both!(twins_against_a_dead_registry);
-on_both!(twins_against_a_hanging_registry);
-on_both!(twins_shut_down);
-on_both!(twins_restored);
+on_both!(superseded_process_does_not_take_the_id_back);
+on_both!(old_process_takes_over_from_a_killed_one);
+on_both!(younger_process_wins_after_the_registry_was_dead);
+on_both!(younger_process_wins_after_the_registry_hung);
+on_both!(shutdown_during_a_retry_is_final);
+on_both!(agent_registers_again_at_a_restored_registry);
 
 const INTERVAL: Duration = Duration::from_millis(500);
 
 const FLAGS: [&str; 2] = ["--sweep-interval", "200ms"];
 
-/// How much younger the second process is, if neither has registered before: more than a request is late, also on a busy
-/// machine. A process that is registered before the other starts is the older one without that.
+/// Age difference between the processes if neither has registered before.
+///
+/// Longer than the delay of a request, even on a busy machine. Not needed if the older process registers
+/// before the younger one starts.
 const YOUNGER_BY: Duration = Duration::from_secs(3);
 
 /// A process with the agent `a`, which is told what to do by lines.
+/// A process with the agent `a` that obeys commands on standard input. Killed on drop.
 struct Twin {
     child: Process,
     commands: Option<ChildStdin>,
@@ -40,6 +43,8 @@ impl Twin {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
             .args(["--exact", "twins::an_agent_in_a_process_of_its_own", "--ignored", "--nocapture"])
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "twins::process_of_one_agent", "--ignored", "--nocapture"])
             .envs([("TWIN_REGISTRY", url), ("TWIN_NAME", name), ("TWIN_MODE", mode)])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
@@ -62,7 +67,7 @@ impl Twin {
         twin
     }
 
-    /// Waits until it has said a line, and skips those before.
+    /// Waits until the process prints a line, skipping other lines.
     fn says(&self, wanted: &str) {
         let mut said = Vec::new();
         while said.last().is_none_or(|last| last != wanted) {
@@ -75,7 +80,7 @@ impl Twin {
         writeln!(self.commands.as_mut().unwrap(), "{command}").unwrap();
     }
 
-    /// Tells it something, and waits for its answer.
+    /// Sends a command, and waits for its outcome.
     fn asked(&mut self, command: &str, answer: &str) {
         self.tell(command);
         self.says(&format!("{command}: {answer}"));
@@ -98,7 +103,7 @@ async fn owner_is(client: &RegistryClient, name: &str) -> Duration {
     .await
 }
 
-/// Nothing changes for some heartbeats.
+/// Checks that nothing changes for the time of some heartbeats.
 async fn stays(client: &RegistryClient, name: &str) {
     let until = Instant::now() + 4 * INTERVAL;
     while Instant::now() < until {
@@ -108,8 +113,8 @@ async fn stays(client: &RegistryClient, name: &str) {
     }
 }
 
-/// A superseded process does not take the id back, whether it knows that it is superseded or not.
-async fn twins_superseded(store: Store) {
+/// A superseded process does not take the id back, whether or not it knows that it is superseded.
+async fn superseded_process_does_not_take_the_id_back(store: Store) {
     let mut server = Server::running(&store.url, &FLAGS).await;
     let client = server.patient_client();
     let mut old = Twin::start(&server.url(), "old", "beat");
@@ -121,7 +126,8 @@ async fn twins_superseded(store: Store) {
     }
     stays(&client, "new").await;
 
-    // The same through an outage: the third starts in it, and the second does not know.
+    // The same through an outage: the third process starts during the outage, and the second one does not
+    // know it.
     let mut new = new;
     server.kill();
     new.says("degraded");
@@ -138,8 +144,8 @@ async fn twins_superseded(store: Store) {
     println!("two superseded processes tried to take the id back, and did not");
 }
 
-/// A rollout whose new process dies leaves the old one in charge.
-async fn twins_killed(store: Store) {
+/// If the new process of a rollout dies, the old one takes over.
+async fn old_process_takes_over_from_a_killed_one(store: Store) {
     let mut server = Server::running(&store.url, &FLAGS).await;
     let client = server.patient_client();
     let old = Twin::start(&server.url(), "old", "beat");
@@ -148,7 +154,7 @@ async fn twins_killed(store: Store) {
     owner_is(&client, "new").await;
     old.says("superseded");
     new.kill();
-    // From now on silence counts.
+    // Start to count silence.
     server.stop().await;
     server.set("REGISTRY_HEARTBEAT_TIMEOUT", "2s");
     server.start().await;
@@ -160,7 +166,7 @@ async fn twins_killed(store: Store) {
     );
 }
 
-/// Both have found the registry, and are ended after it is decided.
+/// Waits until the younger process wins, once both have found the registry, and ends them.
 async fn younger_wins(client: &RegistryClient, old: Twin, new: Twin) {
     new.says("registered");
     owner_is(client, "new").await;
@@ -170,8 +176,9 @@ async fn younger_wins(client: &RegistryClient, old: Twin, new: Twin) {
     client.deregister("a").await.unwrap();
 }
 
-/// The younger process wins also if the registry hangs when the two start, and then reads what they sent meanwhile.
-async fn twins_against_a_hanging_registry(store: Store) {
+/// The younger process also wins if the registry hangs while both start, and then reads their earlier
+/// requests.
+async fn younger_process_wins_after_the_registry_hung(store: Store) {
     let server = Server::running(&store.url, &FLAGS).await;
     let client = server.patient_client();
     let trials = length(20, 2);
@@ -188,8 +195,8 @@ async fn twins_against_a_hanging_registry(store: Store) {
     println!("the younger process won in {trials} of {trials} trials against a registry that hung");
 }
 
-/// The younger process wins, in whatever order the two find out that the registry is there.
-async fn twins_against_a_dead_registry(store: Store) {
+/// The younger process wins, in whatever order the two find the registry.
+async fn younger_process_wins_after_the_registry_was_dead(store: Store) {
     let mut server = Server::running(&store.url, &FLAGS).await;
     let client = server.patient_client();
     let trials = length(60, 2);
@@ -216,7 +223,7 @@ async fn twins_against_a_dead_registry(store: Store) {
 }
 
 /// A shutdown in the middle of a retry is final.
-async fn twins_shut_down(store: Store) {
+async fn shutdown_during_a_retry_is_final(store: Store) {
     let mut server = Server::running(&store.url, &FLAGS).await;
     let client = server.patient_client();
     for round in 0..length(20, 2) {
@@ -224,7 +231,7 @@ async fn twins_shut_down(store: Store) {
         agent.says("registered");
         server.kill();
         agent.says("degraded");
-        // It is retried for a minute.
+        // Retried for a minute.
         agent.tell("update changed");
         if round % 2 == 0 {
             server.start().await;
@@ -245,7 +252,7 @@ async fn twins_shut_down(store: Store) {
 }
 
 /// The registry is restored from a backup that is older than the agent's last registration.
-async fn twins_restored(store: Store) {
+async fn agent_registers_again_at_a_restored_registry(store: Store) {
     let mut server = Server::running(&store.url, &FLAGS).await;
     let client = server.patient_client();
     let mut agent = Twin::start(&server.url(), "older", "beat");
@@ -263,10 +270,10 @@ async fn twins_restored(store: Store) {
     println!("{took:.1?} after the restored registry was there it had the latest registration again");
 }
 
-/// A database that nobody uses at the moment, as it was.
+/// A backup of an unused database.
 enum Backup {
     Sqlite(Vec<(String, Vec<u8>)>),
-    /// Copies of its tables, in a schema beside them.
+    /// Copies of the tables, in a separate schema.
     Postgres,
 }
 
@@ -312,9 +319,10 @@ impl Backup {
     }
 }
 
-/// A registry that accepts and never answers keeps no agent from its work, and SIGTERM ends it.
+/// A registry that accepts connections but never responds neither delays the agent's work nor its end at
+/// SIGTERM.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_works_while_the_registry_hangs_and_ends_at_sigterm() {
+async fn agent_works_while_the_registry_hangs_and_ends_at_sigterm() {
     let hanging = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", hanging.local_addr().unwrap());
     let mut agent = Twin::start(&url, "agent", "run");
@@ -327,8 +335,8 @@ async fn an_agent_works_while_the_registry_hangs_and_ends_at_sigterm() {
 }
 
 #[tokio::test]
-#[ignore = "it is the process of other tests"]
-async fn an_agent_in_a_process_of_its_own() {
+#[ignore = "run as a process by other tests"]
+async fn process_of_one_agent() {
     let setting = |name: &str| std::env::var(name).unwrap();
     let name = setting("TWIN_NAME");
     let registration = Registration::new("a", "Agent", format!("http://{name}:8000"))

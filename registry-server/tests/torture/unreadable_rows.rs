@@ -1,4 +1,5 @@
-//! Rows and events that the server cannot decode: their agents are skipped and named, everybody else is served.
+//! Rows and events that the server cannot decode. Their agents are skipped and logged, and all others are
+//! served.
 
 use std::collections::BTreeSet;
 
@@ -8,8 +9,8 @@ use registry_sdk::{ListQuery, RegistryClient, WatchEvent};
 
 use crate::support::{Server, Store, agent, eventually, on_both};
 
-on_both!(unreadable_rows_at_start);
-on_both!(rows_that_become_unreadable);
+on_both!(rows_unreadable_at_startup_only_affect_their_agents);
+on_both!(rows_that_become_unreadable_only_affect_their_agents);
 
 const READABLE: [&str; 4] = ["eventful", "readable-1", "readable-2", "strange-kind"];
 
@@ -21,7 +22,7 @@ const UNREADABLE: [&str; 5] = [
     "unreadable-text",
 ];
 
-/// JSON of the wrong shape, and a word that no version knows.
+/// JSON of the wrong shape, and a status that no version knows.
 const DAMAGE: &str = r#"
     UPDATE agent_registry SET capabilities = '"garbage"' WHERE agent_id = 'unreadable-capabilities';
     UPDATE agent_registry SET instances = '{"garbage": 1}' WHERE agent_id = 'unreadable-instances';
@@ -29,7 +30,7 @@ const DAMAGE: &str = r#"
     UPDATE agent_registry SET status = 'garbage' WHERE agent_id = 'unreadable-status';
 "#;
 
-/// PostgreSQL takes nothing but JSON, SQLite any text.
+/// PostgreSQL only accepts JSON, but SQLite accepts any text.
 const DAMAGE_POSTGRES: &str =
     r#"UPDATE agent_registry SET capabilities = '[{"name": 1}]' WHERE agent_id = 'unreadable-text'"#;
 const DAMAGE_SQLITE: &str =
@@ -45,7 +46,7 @@ async fn damage(store: &Store) {
     store.execute(if store.is_postgres() { DAMAGE_POSTGRES } else { DAMAGE_SQLITE }).await;
 }
 
-async fn unreadable_rows_at_start(store: Store) {
+async fn rows_unreadable_at_startup_only_affect_their_agents(store: Store) {
     let mut server = Server::running(&store.url, &[]).await;
     register_all(&server.patient_client()).await;
     server.stop().await;
@@ -60,11 +61,11 @@ async fn unreadable_rows_at_start(store: Store) {
     }
     let client = server.patient_client();
     assert_eq!(ids(&client).await, READABLE.map(str::to_owned).into());
-    everybody_else_is_served(&client).await;
-    whoever_registers_is_healed(&client).await;
-    the_rest_can_be_removed(&store, &client).await;
+    other_agents_are_served(&client).await;
+    registering_heals_agents(&client).await;
+    remaining_agent_can_be_removed(&store, &client).await;
 
-    // What was healed is readable for the next start as well.
+    // Healed agents are also readable after the next start.
     server.stop().await;
     server.start().await;
     assert_eq!(
@@ -73,12 +74,12 @@ async fn unreadable_rows_at_start(store: Store) {
     );
 }
 
-async fn rows_that_become_unreadable(store: Store) {
+async fn rows_that_become_unreadable_only_affect_their_agents(store: Store) {
     let mut servers = vec![Server::running(&store.url, &[]).await];
     register_all(&servers[0].patient_client()).await;
     if store.is_postgres() {
         servers.push(Server::running(&store.url, &[]).await);
-        // It is to read events that cannot be decoded.
+        // The second server has to read undecodable events.
         servers[1].signal("STOP");
     }
     let client = servers[0].patient_client();
@@ -96,10 +97,10 @@ async fn rows_that_become_unreadable(store: Store) {
                 && client.get_agent("strange-kind").await.unwrap().status == AgentStatus::Busy
         })
         .await;
-        everybody_else_is_served(&client).await;
+        other_agents_are_served(&client).await;
     }
-    whoever_registers_is_healed(&client).await;
-    the_rest_can_be_removed(&store, &client).await;
+    registering_heals_agents(&client).await;
+    remaining_agent_can_be_removed(&store, &client).await;
     for server in &servers {
         let client = server.patient_client();
         let expected = [&READABLE[..], &UNREADABLE[..4]].concat().into_iter().map(str::to_owned).collect();
@@ -118,8 +119,8 @@ async fn ids(client: &RegistryClient) -> BTreeSet<String> {
     agents.into_iter().map(|record| record.agent_id).collect()
 }
 
-/// Also by what is written together with a request about an agent that cannot be read.
-async fn everybody_else_is_served(client: &RegistryClient) {
+/// Even if their writes share a transaction with those of unreadable agents.
+async fn other_agents_are_served(client: &RegistryClient) {
     let unreadable = UNREADABLE
         .into_iter()
         .flat_map(|id| [("heartbeat", id, AgentStatus::Active), ("status", id, AgentStatus::Busy)]);
@@ -143,8 +144,8 @@ async fn everybody_else_is_served(client: &RegistryClient) {
     client.get_server_health().await.unwrap();
 }
 
-/// All but the last one register, and watchers hear of it.
-async fn whoever_registers_is_healed(client: &RegistryClient) {
+/// All but the last unreadable agent register, and watchers learn of it.
+async fn registering_heals_agents(client: &RegistryClient) {
     let mut watch = client.watch();
     while !matches!(watch.next().await, Some(WatchEvent::Listed(_))) {}
     for id in &UNREADABLE[..4] {
@@ -165,8 +166,8 @@ async fn whoever_registers_is_healed(client: &RegistryClient) {
     assert_eq!(client.search_capabilities("heal").await.unwrap().len(), 4);
 }
 
-/// With its row, or not at all. Either way the id can be taken again.
-async fn the_rest_can_be_removed(store: &Store, client: &RegistryClient) {
+/// Removes the row, or reports that there is none. Either way, the id can be reused.
+async fn remaining_agent_can_be_removed(store: &Store, client: &RegistryClient) {
     let id = UNREADABLE[4];
     match client.deregister(id).await {
         Ok(()) => assert!(!store.has_row(id).await, "it was removed"),

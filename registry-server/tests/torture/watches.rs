@@ -1,4 +1,5 @@
-//! Watches over replicas that lag, and over databases that fail over or are restored: in the end each knows the truth.
+//! Watches over replicas that lag, and over databases that fail over or are restored. In the end, every watch
+//! is correct.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::support::{Cluster, Server, Switch, agent, client, settled};
 
-/// Directories, on each of two servers: some from before the fault, some from amid it.
+/// Directories on each of two servers, some from before the fault, and some from during it.
 struct Directories<'a> {
     servers: &'a [Server],
     directories: Vec<Directory>,
@@ -23,17 +24,17 @@ impl<'a> Directories<'a> {
         Self { servers, directories: Vec::new() }
     }
 
-    /// Begins to follow each server.
+    /// Starts a directory on each server.
     async fn follow(&mut self) {
         for server in self.servers {
-            // As a user would, with all the time limits that there are by default.
+            // As a user would, with all default timeouts.
             let directory = Directory::follow(&RegistryClient::new(server.url()).unwrap());
             directory.ready().await.unwrap();
             self.directories.push(directory);
         }
     }
 
-    /// Waits until all know what a server shows that has just answered a write.
+    /// Waits until all directories match a server that has just answered a write.
     async fn know_the_truth(&self, server: &Server) {
         let took = settled("the directories equal the registry", async || {
             let truth = truth(server).await;
@@ -47,7 +48,7 @@ impl<'a> Directories<'a> {
     }
 }
 
-/// The revision of each agent.
+/// Revisions of agents, by id.
 type Revisions = BTreeMap<String, Option<u64>>;
 
 async fn truth(server: &Server) -> Revisions {
@@ -85,7 +86,8 @@ fn ids(name: &str, count: usize) -> impl Iterator<Item = String> {
     (0..count).map(move |number| format!("{name}-{number}"))
 }
 
-/// The new history has agents of its own, and no more changes than were lost: only their ids tell them apart.
+/// Adds agents to the new history, with no more changes than were lost, so that only the ids of events
+/// differ.
 async fn change_the_new_history(server: &Server) {
     register(server, ids("new", 2)).await;
     let client = server.patient_client();
@@ -95,7 +97,7 @@ async fn change_the_new_history(server: &Server) {
 
 /// A standby that lacks the last changes is promoted.
 #[tokio::test(flavor = "multi_thread")]
-async fn watches_follow_a_standby_that_lacked_changes() {
+async fn watches_follow_a_promoted_standby_that_lacked_changes() {
     let Some(primary) = Cluster::start(&[]).await else { return };
     let switch = Switch::to(primary.port()).await;
     let servers = two_servers(&switch.database_url()).await;
@@ -126,7 +128,7 @@ async fn watches_follow_a_standby_that_lacked_changes() {
 
 /// The database is restored from a copy that lacks the last changes.
 #[tokio::test(flavor = "multi_thread")]
-async fn watches_follow_a_database_that_was_restored() {
+async fn watches_follow_a_restored_database() {
     let Some(cluster) = Cluster::start(&[]).await else { return };
     let switch = Switch::to(cluster.port()).await;
     let servers = two_servers(&switch.database_url()).await;
@@ -152,10 +154,10 @@ async fn watches_follow_a_database_that_was_restored() {
     directories.know_the_truth(&servers[1]).await;
 }
 
-/// One address for two servers, as of a load balancer: event streams come from the one, and everything else from the other, whose
-/// database hangs.
+/// Two servers share one address, as behind a load balancer: one serves event streams, and the other, whose
+/// database hangs, serves everything else.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_misses_nothing_whose_list_comes_from_a_replica_that_lags() {
+async fn watch_misses_nothing_if_its_list_comes_from_a_lagging_replica() {
     let Some(cluster) = Cluster::start(&[]).await else { return };
     let switch = Switch::to(cluster.port()).await;
     let (ahead, lagging) =
@@ -174,14 +176,14 @@ async fn a_watch_misses_nothing_whose_list_comes_from_a_replica_that_lags() {
     let directory = Directory::follow(&client(&format!("http://127.0.0.1:{port}")));
     directory.ready().await.unwrap();
     assert_eq!(directory.len(), 3, "the first list lags");
-    // Nothing changes any more, so that the stream has nothing to tell.
+    // Nothing changes any more, so the stream has no further events.
     switch.switch_to(cluster.port());
     let truth = truth(&ahead).await;
     let took = settled("it knows what the list lacked", async || knows(&directory, &truth)).await;
     println!("it knows what the list lacked after {took:.2?}");
 }
 
-/// Passes requests for event streams on to one server, and all others to another one.
+/// Forwards requests for event streams to one server, and all others to another one.
 async fn balance(streams: String, others: String) -> (u16, JoinSet<()>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -195,7 +197,7 @@ async fn balance(streams: String, others: String) -> (u16, JoinSet<()>) {
     (port, tasks)
 }
 
-/// One request a connection: the next one may go elsewhere.
+/// Forwards a single request per connection, since the next one may go to the other server.
 async fn pass(mut client: TcpStream, streams: String, others: String) -> Option<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|four| four == b"\r\n\r\n") {

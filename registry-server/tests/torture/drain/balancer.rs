@@ -1,4 +1,4 @@
-//! A load balancer that knows nothing of HTTP but `GET /readyz`.
+//! A load balancer that uses nothing of HTTP but `GET /readyz`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::support::{Connection, eventually};
 
-/// Passes each connection on to the next server that is ready.
+/// Forwards each connection to the next server that is ready.
 pub(super) struct Balancer {
     pub(super) address: String,
     backends: Arc<[Backend]>,
@@ -49,7 +49,8 @@ impl Balancer {
         Self { address, backends, _tasks: tasks }
     }
 
-    /// Waits until it has noticed whether a server is ready, and, if not, until nobody is connected to it any more.
+    /// Waits until the balancer knows whether a server is ready and, if not, until the server has no more
+    /// connections.
     pub(super) async fn noticed(&self, index: usize, is_ready: bool) {
         let backend = &self.backends[index];
         eventually("the load balancer has noticed", async || {
@@ -77,7 +78,7 @@ async fn accept(listener: TcpListener, backends: Arc<[Backend]>) {
         connections.spawn(async move {
             let backend = &backends[index];
             backend.connections.fetch_add(1, Ordering::SeqCst);
-            // A server that cannot be reached costs its client the connection.
+            // If the server cannot be reached, its client loses the connection.
             if let Ok(mut server) = TcpStream::connect(&backend.address).await {
                 let _ = (client.set_nodelay(true), server.set_nodelay(true));
                 let _ = copy_bidirectional(&mut client, &mut server).await;

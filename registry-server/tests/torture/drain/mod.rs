@@ -1,4 +1,4 @@
-//! Rolling restarts under load: two servers over one PostgreSQL, one after the other, and nobody loses a request.
+//! Rolling restarts of two servers over one PostgreSQL under load. No client may lose a request.
 
 mod balancer;
 mod nginx;
@@ -15,7 +15,8 @@ use crate::support::{Callers, Connection, LONG, Seen, Server, Store, agent, even
 use balancer::Balancer;
 use nginx::Nginx;
 
-/// In the short run another signal ends the drain, when everybody has noticed, however busy the machine is.
+/// In the short run, a second signal ends the drain once every client has noticed it, however busy the
+/// machine is.
 fn flags() -> [&'static str; 2] {
     ["--drain-delay", length("5s", "1h")]
 }
@@ -28,7 +29,8 @@ async fn two_servers(store: &Store) -> [Server; 2] {
     [Server::running(&store.url, &flags()).await, Server::running(&store.url, &flags()).await]
 }
 
-/// Restarts a server as an operator would. `noticed` waits until its clients have noticed that it is about to stop.
+/// Restarts a server as an operator would. `noticed` waits until its clients have noticed that it is about to
+/// stop.
 async fn restart(server: &mut Server, noticed: impl AsyncFnOnce()) {
     server.signal("TERM");
     if !is_long() {
@@ -40,7 +42,7 @@ async fn restart(server: &mut Server, noticed: impl AsyncFnOnce()) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_sdk_with_two_urls_loses_no_call_and_no_event() {
+async fn sdk_with_two_urls_loses_no_call_and_no_event() {
     let store = Store::postgres().await;
     let mut servers = two_servers(&store).await;
     let urls = servers.iter().map(Server::url).collect::<Vec<_>>().join(",");
@@ -51,7 +53,7 @@ async fn the_sdk_with_two_urls_loses_no_call_and_no_event() {
     for seen in &watches {
         eventually("the watches have begun", async || seen.began.load(Ordering::Relaxed)).await;
     }
-    // What happened before the lists of the watches is in them.
+    // Earlier changes are in the lists of the watches.
     let callers = Callers::start(&client).await;
     for _ in 0..rounds() {
         for server in &mut servers {
@@ -62,7 +64,7 @@ async fn the_sdk_with_two_urls_loses_no_call_and_no_event() {
     callers.report("restarted one after the other");
     let done = callers.end().await;
     for seen in &watches {
-        // A server that is more than a second behind sends the watch back to the list, which has the changes, too.
+        // A server that lags more than a second behind causes a new list, which also contains the changes.
         let complete = || seen.lists() > 1 || done.keys().all(|revision| seen.revisions().contains(revision));
         eventually("each change is told on each watch", async || complete()).await;
         assert_eq!(seen.twice.load(Ordering::Relaxed), 0, "told twice");
@@ -90,7 +92,7 @@ async fn plain_clients_behind_a_load_balancer_lose_no_request() {
     clients.end("kept-alive connections behind a load balancer").await;
 }
 
-/// At full length only: nginx is told once a second which servers are ready.
+/// Only at full length, since nginx learns once a second which servers are ready.
 #[tokio::test(flavor = "multi_thread")]
 async fn plain_clients_behind_nginx_lose_no_request() {
     if !is_long() {
@@ -100,14 +102,14 @@ async fn plain_clients_behind_nginx_lose_no_request() {
     let mut servers = two_servers(&store).await;
     let addresses: Vec<_> = servers.iter().map(Server::address).collect();
     if let Some(nginx) = Nginx::start(&addresses).await {
-        // nginx closes the connections that clients keep whenever it is told something new.
+        // nginx closes the clients' idle connections whenever its configuration changes.
         let clients = PlainClients::start(&servers[0], &nginx.address, false).await;
         let restarts = async {
             for _ in 0..rounds() {
                 for server in &mut servers {
                     clients.go_on().await;
                     restart(server, async || {}).await;
-                    // Until nginx knows that it is back.
+                    // Until nginx knows that the server is back.
                     tokio::time::sleep(Duration::from_secs(3)).await;
                 }
             }
@@ -120,7 +122,7 @@ async fn plain_clients_behind_nginx_lose_no_request() {
     }
 }
 
-/// Clients that know nothing of the registry's ways, and try nothing twice.
+/// Clients without any knowledge of the registry, which never retry.
 struct PlainClients {
     answered: Arc<AtomicU64>,
     lost: Arc<Mutex<Vec<String>>>,

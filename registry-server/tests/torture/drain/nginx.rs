@@ -1,4 +1,4 @@
-//! nginx, whose upstreams are changed when `GET /readyz` changes.
+//! nginx, with upstreams that follow `GET /readyz`.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::balancer::is_ready;
 use crate::support::{eventually, free_port, installed};
 
-/// An nginx of the test's own. It is stopped when this is dropped.
+/// A separate nginx, stopped on drop.
 pub(super) struct Nginx {
     pub(super) address: String,
     addresses: Vec<String>,
@@ -15,13 +15,14 @@ pub(super) struct Nginx {
 }
 
 impl Nginx {
-    /// `None` if it is not installed.
+    /// Starts nginx. Returns `None` if it is not installed.
     pub(super) async fn start(addresses: &[String]) -> Option<Self> {
         let program = installed(["nginx", "/usr/sbin/nginx"], "-v")?;
         let folder = tempfile::tempdir().unwrap();
         let address = format!("127.0.0.1:{}", free_port());
         let path = folder.path().display();
-        // A request that a server did not answer is an error, and not another one's. Connections to servers are kept.
+        // A request that a server does not answer is an error, and not retried elsewhere. Connections to
+        // servers are kept.
         let configuration = format!(
             "daemon off; worker_processes 1; pid {path}/pid; error_log {path}/error.log;
              events {{ worker_connections 1024; }}
@@ -48,7 +49,7 @@ impl Nginx {
         Some(nginx)
     }
 
-    /// Looks each second which servers are ready, and leaves the others out. Never returns.
+    /// Checks once a second which servers are ready, and marks the others as down. Never returns.
     pub(super) async fn follow(&self) {
         let mut known = vec![true; self.addresses.len()];
         loop {

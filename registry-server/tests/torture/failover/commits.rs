@@ -1,5 +1,5 @@
-//! Commits that wait for a standby that is not there. A server cannot know their outcome before they end, and may not say
-//! that it does.
+//! Commits that wait for a missing standby. A server cannot know their outcome until they end, and must not
+//! claim to.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -63,19 +63,19 @@ async fn commits_wait_for_a_standby_that_is_not_there() {
     }
 }
 
-/// What an agent should be, as far as the answers say.
+/// The expected state of an agent, according to the responses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Promise {
     Exists,
     Absent,
-    /// It may be either.
+    /// The agent may or may not exist.
     Unknown,
 }
 
-/// Clients that register agents and remove some of them. Nothing is tried twice.
+/// Clients that register agents and remove some of them, without retries.
 pub(super) struct Writers {
     promises: Arc<Mutex<BTreeMap<String, Promise>>>,
-    /// How many writes of each were answered 200.
+    /// Number of writes answered with 200, per client.
     succeeded: Arc<[AtomicUsize; WRITERS]>,
     is_over: Arc<AtomicBool>,
     tasks: JoinSet<()>,
@@ -105,7 +105,7 @@ impl Writers {
         writers
     }
 
-    /// Waits until each has had some more success.
+    /// Waits until each client has had some more successful writes.
     pub(super) async fn have_succeeded(&self) {
         let count = || self.succeeded.iter().map(|one| one.load(Ordering::Relaxed)).collect::<Vec<_>>();
         let before = count();
@@ -141,7 +141,7 @@ impl Writers {
     }
 }
 
-/// Registers an agent, and perhaps removes it again.
+/// Registers an agent, and possibly removes it again.
 async fn write(client: &RegistryClient, id: &str, removes: bool, succeeded: &AtomicUsize) -> Promise {
     let registered = client.register(&agent(id, "endure")).await.map(drop);
     let exists = outcome(registered, Promise::Absent, Promise::Exists, succeeded);
@@ -151,14 +151,14 @@ async fn write(client: &RegistryClient, id: &str, removes: bool, succeeded: &Ato
     exists
 }
 
-/// What an answer says about a write.
+/// Returns the expected state of an agent after a write.
 fn outcome(answer: Result<(), Error>, before: Promise, after: Promise, succeeded: &AtomicUsize) -> Promise {
     match answer {
         Ok(()) => {
             succeeded.fetch_add(1, Ordering::Relaxed);
             after
         }
-        // A request that fails changes nothing, unless it says that it may have.
+        // A failed request changes nothing, unless it says that it may have.
         Err(Error::Unavailable { detail, .. }) if detail.contains("may have") => Promise::Unknown,
         Err(Error::Unavailable { .. }) => before,
         Err(error) => panic!("{error}"),

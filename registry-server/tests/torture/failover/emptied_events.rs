@@ -1,4 +1,4 @@
-//! Somebody empties the table of events under running servers.
+//! Another program empties the table of events under running servers.
 
 use std::time::Instant;
 
@@ -12,11 +12,11 @@ use super::truth::Truth;
 use super::{SOON, end, register};
 use crate::support::{Change, Cluster, EventStream, Server, agent, is_long, length, settled};
 
-/// Changes before each time the table is emptied.
+/// Number of changes before each time the table is emptied.
 const CHANGES: usize = 4;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_are_emptied() {
+async fn servers_and_streams_survive_an_emptied_table_of_events() {
     let Some(cluster) = Cluster::start(&[]).await else { return };
     let mut servers = Vec::new();
     for _ in 0..2 {
@@ -31,7 +31,7 @@ async fn events_are_emptied() {
         settled("the servers agree before the fault", async || truth.is_shown_by(server).await).await;
         streams.push(EventStream::open(server, truth.revision).await);
     }
-    // The table does not have it any more.
+    // Kept here, since the table will no longer contain it.
     let mut history = truth.changes;
     let mut connection = cluster.connect().await.unwrap();
     for round in 0..length(50, 5) {
@@ -41,7 +41,8 @@ async fn events_are_emptied() {
             history
                 .push(change("status_changed", &client.update_status(&format!("agent-{number}"), to).await));
         }
-        // It waits for the change, and whoever follows it waits in turn: the change is gone before another server reads it.
+        // TRUNCATE waits for the change, and followers wait for TRUNCATE: the change is gone before another
+        // server reads it.
         let (last, emptied) = tokio::join!(
             client.update_status("agent-0", to),
             connection.execute("TRUNCATE agent_registry_event")
@@ -71,7 +72,7 @@ async fn events_are_emptied() {
     for server in &servers {
         resumes(server, &history, &positions, &[]).await;
     }
-    // A server that is started now knows nothing of what the table had.
+    // A server started now does not know the emptied events.
     let mut late = Server::running(&cluster.url(), &[]).await;
     resumes(&late, &history, &positions, &[]).await;
     late.stop().await;

@@ -1,4 +1,5 @@
-//! PostgreSQL is killed right after it took heartbeats. It may lose them, since nothing waits until they are on its disk.
+//! PostgreSQL is killed right after accepting heartbeats. It may lose them, since no commit waits until they
+//! are on disk.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,13 +16,13 @@ use super::truth::Truth;
 use super::{end, register};
 use crate::support::{Cluster, EventStream, Server, eventually, is_long, length, settled};
 
-/// What an agent may wait from one heartbeat to the next.
+/// Maximum time between two heartbeats of an agent.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Twice the interval.
 const TIMEOUT: &str = "4s";
 
-/// An agent is a little earlier than it has to be: no timer is exact.
+/// Slightly shorter than the interval, since timers are not exact.
 const PAUSE: Duration = Duration::from_millis(1_900);
 
 const RETRY: Duration = Duration::from_millis(200);
@@ -47,7 +48,7 @@ async fn database_is_killed_right_after_heartbeats() {
         cluster.kill();
         sleep(INTERVAL.mul_f64(fastrand::f64() * 1.5)).await;
         cluster.begin().await;
-        // A heartbeat in each of two intervals, and a deadline that would have passed.
+        // A heartbeat in each of two intervals, with a deadline that would have passed in between.
         agents.were_all_heard().await;
         agents.were_all_heard().await;
     }
@@ -71,13 +72,13 @@ async fn database_is_killed_right_after_heartbeats() {
     }
 }
 
-/// Agents that send their heartbeats at the same time, and those who read about them.
+/// Agents that send their heartbeats at the same time, and readers of their status.
 struct Agents {
-    /// How many heartbeats of each were answered 200.
+    /// Number of heartbeats answered with 200, per agent.
     heard: Arc<Vec<AtomicUsize>>,
-    /// Those that a busy machine kept from their interval.
+    /// Agents that a busy machine made late.
     late: Arc<Mutex<BTreeSet<String>>>,
-    /// Those that a list showed offline.
+    /// Agents that a list showed as offline.
     offline: Arc<Mutex<BTreeSet<String>>>,
     _tasks: JoinSet<()>,
 }
@@ -101,7 +102,7 @@ impl Agents {
         Self { heard, late, offline, _tasks: tasks }
     }
 
-    /// Waits until one more heartbeat of each was answered.
+    /// Waits until one more heartbeat of each agent was answered.
     async fn were_all_heard(&self) {
         let count = || self.heard.iter().map(|one| one.load(Ordering::Relaxed)).collect::<Vec<_>>();
         let before = count();
@@ -112,7 +113,7 @@ impl Agents {
     }
 }
 
-/// Sends the heartbeats of an agent, and notes when it was late itself.
+/// Sends the heartbeats of an agent, and records when the agent itself was late.
 async fn send(
     client: RegistryClient,
     number: usize,
@@ -126,7 +127,8 @@ async fn send(
         sleep_until(next).await;
         let began = Instant::now();
         let answer = client.heartbeat(&id).await;
-        // A slow answer excuses a server among other tests only: in the long run nothing else is done here.
+        // A slow response only excuses the server in the short run: at full length, nothing else runs on the
+        // machine.
         let is_slow = !is_long() && began.elapsed() > INTERVAL / 4;
         if began - last > INTERVAL || is_slow {
             late.lock().insert(id.clone());
@@ -141,7 +143,7 @@ async fn send(
     }
 }
 
-/// Reads the list again and again.
+/// Reads the list repeatedly.
 async fn look(client: RegistryClient, offline: Arc<Mutex<BTreeSet<String>>>) {
     loop {
         let listed = client.list_agents(ListQuery::all()).await.map(|page| page.agents).unwrap_or_default();

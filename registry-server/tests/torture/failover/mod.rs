@@ -1,8 +1,8 @@
-//! The database's history changes under running servers: a standby that lacks the last changes is promoted, an older copy is
-//! restored, commits wait or are lost.
+//! The database's history changes under running servers: a standby that lacks the last changes is promoted,
+//! an older copy is restored, or commits wait or are lost.
 //!
-//! What was answered before may be gone afterwards; that is what asynchronous replication and backups mean. But then no
-//! server goes on with what is gone, and no client is left to believe it.
+//! Acknowledged changes may be gone afterwards, which asynchronous replication and backups imply. But then no
+//! server may keep lost changes, and no client may keep believing in them.
 
 mod commits;
 mod emptied_events;
@@ -21,17 +21,17 @@ use registry_sdk::contract::AgentStatus;
 
 use crate::support::{Server, agent, is_long};
 
-/// How soon after the end of a fault everything has to be well again. Asserted in the long run alone.
+/// Maximum time from the end of a fault until everything has recovered. Only asserted at full length.
 const SOON: Duration = Duration::from_secs(5);
 
-/// How long a server may take to end. Asserted in the long run alone.
+/// Maximum duration of a server's shutdown. Only asserted at full length.
 const SHUTDOWN: Duration = Duration::from_secs(10);
 
-/// Something that a client wants of the registry.
+/// A write that a client requests.
 #[derive(Clone, Debug)]
 enum Write {
     Status(String, AgentStatus),
-    /// Registers an agent under a name.
+    /// Registers an agent with a name.
     Register(String, &'static str),
     Remove(String),
 }
@@ -48,7 +48,8 @@ fn register(agent_id: impl Into<String>) -> Write {
 }
 
 impl Write {
-    /// Tries until it is answered 200, and looks whether the next read on the same server shows it.
+    /// Retries the write until it is answered with 200, and checks that the next read on the same server
+    /// shows it.
     async fn make(&self, server: &Server) {
         let (patient, client) = (server.patient_client(), server.client());
         match self {
@@ -77,7 +78,7 @@ impl Write {
     }
 }
 
-/// Ends a server as an operator would.
+/// Shuts a server down as an operator would.
 async fn end(server: &mut Server, when: &str) {
     let began = Instant::now();
     server.stop().await;

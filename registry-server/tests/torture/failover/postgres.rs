@@ -4,62 +4,63 @@ use super::scene::Scene;
 use super::truth::Truth;
 use crate::support::{Cluster, Switch, length, settled};
 
-/// How a primary goes away.
+/// How the primary is lost.
 #[derive(Clone, Copy)]
 enum Departure {
     Killed,
-    /// It runs on, but its connections are closed and no new ones come about.
+    /// It keeps running, but its connections are closed, and new ones fail.
     CutOff,
-    /// It runs on, but nothing passes on its connections, which stay open.
+    /// It keeps running and its connections stay open, but nothing passes on them.
     Hung,
 }
 
-/// What happens in the new history.
+/// The changes in the new history.
 #[derive(Clone, Copy)]
 struct Sequel {
-    /// Changes that another server makes before these servers see the new history.
+    /// Number of changes through another server, before these servers see the new history.
     elsewhere: usize,
-    /// Writes to these servers as soon as they take any. The first two change nothing in the new history.
+    /// Number of writes to these servers as soon as they accept any. The first two change nothing in the new
+    /// history.
     immediately: usize,
 }
 
 const NOTHING: Sequel = Sequel { elsewhere: 0, immediately: 0 };
 const FEWER: Sequel = Sequel { elsewhere: 3, immediately: 3 };
-/// The last revision is that of the lost history.
+/// The last revision is the same as in the lost history.
 const AS_MANY: Sequel = Sequel { elsewhere: 5, immediately: 2 };
-/// The same, and the servers have to see it by themselves.
+/// The same, but the servers have to detect it without writes.
 const AS_MANY_ELSEWHERE: Sequel = Sequel { elsewhere: 5, immediately: 0 };
 const MORE: Sequel = Sequel { elsewhere: 45, immediately: 10 };
-/// The servers themselves are the first to change anything.
+/// The servers themselves make the first change.
 const IMMEDIATELY: Sequel = Sequel { elsewhere: 0, immediately: 10 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn standby_without_5_changes_makes_none() {
+async fn promoted_standby_lacks_5_changes_and_makes_none() {
     fail_over(Departure::Killed, 5, NOTHING).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn standby_without_5_changes_makes_fewer() {
+async fn promoted_standby_lacks_5_changes_and_makes_fewer() {
     fail_over(Departure::Killed, 5, FEWER).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn standby_without_5_changes_makes_as_many() {
+async fn promoted_standby_lacks_5_changes_and_makes_as_many() {
     fail_over(Departure::Killed, 5, AS_MANY).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn standby_without_5_changes_makes_more() {
+async fn promoted_standby_lacks_5_changes_and_makes_more() {
     fail_over(Departure::Killed, 5, MORE).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn standby_without_45_changes_makes_more() {
+async fn promoted_standby_lacks_45_changes_and_makes_more() {
     fail_over(Departure::Killed, 45, MORE).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn standby_without_45_changes_is_written_to_at_once() {
+async fn promoted_standby_lacks_45_changes_and_is_written_to_at_once() {
     fail_over(Departure::Killed, 45, IMMEDIATELY).await;
 }
 
@@ -74,26 +75,26 @@ async fn primary_hangs_and_its_standby_makes_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn older_copy_is_restored_and_nothing_follows() {
+async fn restored_copy_makes_no_changes() {
     restore(5, NOTHING).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn older_copy_is_restored_and_as_much_follows() {
+async fn restored_copy_makes_as_many_changes() {
     restore(5, AS_MANY_ELSEWHERE).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn older_copy_is_restored_and_more_follows() {
+async fn restored_copy_makes_more_changes() {
     restore(5, MORE).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn older_copy_is_restored_and_written_to_at_once() {
+async fn restored_copy_is_written_to_at_once() {
     restore(5, IMMEDIATELY).await;
 }
 
-/// A standby that lacks the last changes is promoted.
+/// Promotes a standby that lacks the last changes.
 async fn fail_over(departure: Departure, lost: usize, sequel: Sequel) {
     for _ in 0..length(3, 1) {
         let Some(primary) = Cluster::start(&[]).await else { return };
@@ -123,7 +124,7 @@ async fn fail_over(departure: Departure, lost: usize, sequel: Sequel) {
     }
 }
 
-/// The data directory is replaced by a copy that lacks the last changes.
+/// Replaces the data directory with a copy that lacks the last changes.
 async fn restore(lost: usize, sequel: Sequel) {
     for _ in 0..length(3, 1) {
         let Some(cluster) = Cluster::start(&[]).await else { return };

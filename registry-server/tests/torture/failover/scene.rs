@@ -12,33 +12,33 @@ use super::truth::Truth;
 use super::{SOON, Write, end, register, status};
 use crate::support::{Block, Change, Cluster, EventStream, Server, is_long, settled};
 
-/// Those that were registered before anything else.
+/// Number of agents registered at the beginning.
 const AGENTS: usize = 20;
 
-/// Those of them that send heartbeats all the while, and that nothing else is done with.
+/// Agents that only send heartbeats, throughout the test.
 const ALIVE: std::ops::Range<usize> = 10..AGENTS;
 
-/// Where a stream can be resumed.
+/// A position at which a stream can be resumed.
 pub(super) struct Position {
     pub(super) id: String,
     pub(super) revision: u64,
 }
 
-/// Three servers over one PostgreSQL, and what their clients know.
+/// Three servers over one PostgreSQL, and the observations of their clients.
 pub(super) struct Scene {
-    // It ends before the servers do.
+    // Dropped before the servers.
     traffic: Traffic,
     database_url: String,
-    /// The third is ended amid the fault.
+    /// The third server is shut down during the fault.
     servers: Vec<Server>,
-    /// One on each of the first two servers.
+    /// One stream on each of the first two servers.
     streams: Vec<EventStream>,
     kept: Vec<Position>,
     lost: Vec<Position>,
 }
 
 impl Scene {
-    /// Begins with some agents and changes.
+    /// Starts the servers with some agents and changes.
     pub(super) async fn begin(database_url: &str, cluster: &Cluster) -> Self {
         let mut servers = Vec::new();
         for _ in 0..3 {
@@ -58,7 +58,7 @@ impl Scene {
         Self { traffic, database_url, servers, streams, kept: Vec::new(), lost: Vec::new() }
     }
 
-    /// Makes changes that outlast the fault.
+    /// Makes changes that survive the fault.
     pub(super) async fn keep(&mut self, cluster: &Cluster) {
         let writes = [
             status("agent-8", Busy),
@@ -72,7 +72,7 @@ impl Scene {
         self.kept = self.positions(cluster).await;
     }
 
-    /// Makes as many changes that the database will have lost.
+    /// Makes changes that the database will lose.
     pub(super) async fn lose(&mut self, changes: usize, cluster: &Cluster) {
         let mut writes = vec![
             status("agent-0", Busy),
@@ -87,14 +87,15 @@ impl Scene {
         assert_eq!(self.lost.len(), changes);
     }
 
-    /// Makes changes on one server after another.
+    /// Makes changes, alternating between servers.
     async fn write(&self, writes: &[Write]) {
         for (number, write) in writes.iter().enumerate() {
             write.make(&self.servers[number % 2]).await;
         }
     }
 
-    /// Waits until the streams have all that the database has, and returns where they can be resumed.
+    /// Waits until the streams have everything in the database, and returns the positions at which they can
+    /// be resumed.
     async fn positions(&self, cluster: &Cluster) -> Vec<Position> {
         let truth = Truth::of(cluster).await;
         for stream in &self.streams {
@@ -106,12 +107,12 @@ impl Scene {
         self.streams[0].blocks().into_iter().filter_map(position).collect()
     }
 
-    /// Amid the fault, a server still ends when it is told to.
+    /// Shuts down a server during the fault.
     pub(super) async fn end_third(&mut self) {
         end(&mut self.servers.pop().unwrap(), "amid the fault").await;
     }
 
-    /// Makes so many changes in the new history through another server, before these servers see any of it.
+    /// Makes changes in the new history through another server, before these servers see any of them.
     pub(super) async fn change_elsewhere(&self, changes: usize, cluster: &Cluster) {
         let mut writes = vec![
             status("agent-4", Busy),
@@ -129,12 +130,14 @@ impl Scene {
         elsewhere.stop().await;
     }
 
-    /// Makes so many writes as soon as the servers take any, and looks whether everybody follows the new history. The fault has
-    /// just ended.
+    /// Makes writes as soon as the servers accept any, and checks that all servers follow the new history.
+    ///
+    /// Called right after the end of the fault.
     pub(super) async fn settle(mut self, writes_at_once: usize, cluster: &Cluster) {
         let ended = Instant::now();
         let writes = [
-            // That is what the new history has already, unlike the lost one: it changes nothing, and has to be shown.
+            // The new history already has this status, unlike the lost one. It changes nothing, but must be
+            // shown.
             status("agent-1", Active),
             status("agent-1", Active),
             status("agent-1", Busy),
@@ -158,7 +161,7 @@ impl Scene {
         self.positions_are_told_apart(&late, cluster).await;
         late.stop().await;
 
-        // And everything goes on.
+        // Further changes work as well.
         let began = Instant::now();
         self.write(&[status("agent-6", Busy), register("last"), status("agent-7", Offline)]).await;
         self.is_shown("follow further changes", began, cluster).await;
@@ -186,7 +189,7 @@ impl Scene {
         }
     }
 
-    /// Agents that the new history lacks have to register again, and hear so.
+    /// Agents that the new history lacks must get a 404, so that they register again.
     async fn lost_agents_are_unknown(&self, cluster: &Cluster) {
         let truth = Truth::of(cluster).await;
         for lost in (0..self.lost.len()).map(|number| format!("lost-{number}")) {
@@ -209,7 +212,7 @@ impl Scene {
     }
 }
 
-/// Looks whether a stream that is resumed goes on or begins anew, as its position's history demands.
+/// Checks that resumed streams continue or are reset, depending on the history of their position.
 pub(super) async fn resumes(server: &Server, history: &[Change], kept: &[Position], lost: &[Position]) {
     for Position { id, revision } in sample(kept) {
         let stream = EventStream::resume(server, id, *revision).await;
@@ -224,14 +227,14 @@ pub(super) async fn resumes(server: &Server, history: &[Change], kept: &[Positio
     }
 }
 
-/// The first, one in the middle and the last.
+/// Returns the first, the middle and the last position.
 fn sample(positions: &[Position]) -> impl Iterator<Item = &Position> {
     let last = positions.len().saturating_sub(1);
     let numbers = [0, last / 2, last];
     numbers.into_iter().filter_map(|number| positions.get(number))
 }
 
-/// Heartbeats and lists that go on whatever happens. Lists never fail.
+/// Continuous heartbeats and lists. Lists must never fail.
 struct Traffic {
     is_over: Arc<AtomicBool>,
     clients: JoinSet<()>,

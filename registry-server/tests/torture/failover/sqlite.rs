@@ -1,4 +1,4 @@
-//! SQLite's file is restored from an older copy while the server is stopped.
+//! The SQLite file is replaced with an older copy while the server is stopped.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -12,23 +12,23 @@ use super::{Write, end, register, status};
 use crate::support::{EventStream, Server, Store, settled};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn older_file_is_restored_and_nothing_follows() {
+async fn restored_file_with_no_further_registrations() {
     restore(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn older_file_is_restored_and_2_registrations_follow() {
+async fn restored_file_with_2_further_registrations() {
     restore(2).await;
 }
 
 /// As many as were lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn older_file_is_restored_and_4_registrations_follow() {
+async fn restored_file_with_4_further_registrations() {
     restore(4).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn older_file_is_restored_and_10_registrations_follow() {
+async fn restored_file_with_10_further_registrations() {
     restore(10).await;
 }
 
@@ -79,7 +79,7 @@ async fn restore(registrations: usize) {
     let heartbeat = server.patient_client().heartbeat("lost").await;
     assert!(matches!(heartbeat, Err(Error::NotFound { .. })), "{heartbeat:?}");
     resumes(&server, &truth.changes, &kept, &lost).await;
-    // The stream itself was resumed as soon as the server was there again.
+    // The stream itself was resumed as soon as the server was back.
     settled("the stream has a reset or every change once", whole).await;
     end(&mut server, "after the file was restored").await;
 }

@@ -1,11 +1,11 @@
-//! A server is suspended while the database fails over twice, and each failover loses changes.
+//! A server is suspended while the database fails over twice, losing changes each time.
 
 use registry_sdk::contract::AgentStatus;
 
 use crate::support::{Cluster, Server, Switch, agent, equal_the_database, recovered};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn server_follows_after_two_failovers_that_it_did_not_see() {
+async fn suspended_server_recovers_from_two_missed_failovers() {
     let Some(mut primary) = Cluster::start(&[]).await else { return };
     let switch = Switch::to(primary.port()).await;
     let servers = [
@@ -26,11 +26,11 @@ async fn server_follows_after_two_failovers_that_it_did_not_see() {
             awake.register(&agent(&format!("lost-{failover}-{number}"), "lost")).await.unwrap();
             awake.update_status(&format!("agent-{}", number % 20), AgentStatus::Busy).await.unwrap();
         }
-        // The old primary goes on, out of reach.
+        // The old primary keeps running, but is unreachable.
         switch.hang();
         standby.promote().await;
         switch.switch_to(standby.port());
-        // As many changes as were lost, and one more: the revisions alone tell nothing.
+        // As many changes as were lost, and one more, so that revisions alone do not reveal the difference.
         for number in 0..61 {
             awake.register(&agent(&format!("new-{failover}-{number}"), "new")).await.unwrap();
         }

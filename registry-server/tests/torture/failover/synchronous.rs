@@ -1,4 +1,4 @@
-//! A synchronous standby is promoted: it has all that was answered 200, and nobody has to begin anew.
+//! A synchronous standby is promoted. It has everything that was acknowledged, and no stream is reset.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use super::{SOON, end, register};
 use crate::support::{Block, Cluster, EventStream, Server, Switch, eventually, is_long, length, settled};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn synchronous_standby_is_promoted_amid_writes() {
+async fn promotion_of_a_synchronous_standby_loses_nothing() {
     for _ in 0..length(10, 1) {
         let Some(primary) = Cluster::start(&[]).await else { return };
         let switch = Switch::to(primary.port()).await;
@@ -53,8 +53,9 @@ async fn synchronous_standby_is_promoted_amid_writes() {
     }
 }
 
-/// Makes every commit wait for the standby. The standby has its settings from before, so nobody waits for another one once it
-/// is promoted.
+/// Makes every commit wait for the standby.
+///
+/// The standby keeps its earlier settings, so it waits for no other standby after its promotion.
 async fn wait_for_standby(primary: &Cluster) {
     primary.set("synchronous_standby_names", Some("*")).await;
     eventually("the standby is synchronous", async || {

@@ -1,4 +1,4 @@
-//! What the database has, and whether servers show it.
+//! The contents of the database, and whether servers show them.
 
 use registry_sdk::ListQuery;
 use sqlx::{Connection, SqliteConnection};
@@ -12,14 +12,14 @@ const AGENTS: &str = "SELECT agent_id, agent_name, status, revision FROM agent_r
 const CHANGES: &str = "SELECT revision, kind, agent_id FROM agent_registry_event ORDER BY revision";
 const REVISION: &str = "SELECT revision FROM agent_registry_state";
 
-/// All that a database has at one time.
+/// The contents of a database at one moment.
 pub(super) struct Truth {
     agents: Vec<Row>,
     pub(super) changes: Vec<Change>,
     pub(super) revision: u64,
 }
 
-/// Reads a [`Truth`] over a connection of either database.
+/// Reads a [`Truth`] through a connection to either database.
 macro_rules! read {
     ($connection:expr) => {{
         let mut connection = $connection;
@@ -53,7 +53,7 @@ impl Truth {
         self.agents.iter().map(|(id, ..)| id.as_str())
     }
 
-    /// Whether a server's list and search show exactly this.
+    /// Whether a server's list and search show exactly these contents.
     pub(super) async fn is_shown_by(&self, server: &Server) -> Result<(), String> {
         let client = server.client();
         client.get_server_health().await.map_err(|error| format!("unhealthy: {error}"))?;

@@ -1,29 +1,32 @@
-//! Decides whether a history is linearizable (Herlihy and Wing, 1990): whether every operation can be given one moment
-//! between its call and its answer, so that the operations, done one after another at these moments, give the same answers.
+//! Decides whether a history is linearizable (Herlihy and Wing, 1990): whether each operation can be assigned
+//! a moment between its call and its response, such that executing the operations in the order of these
+//! moments gives the same responses.
 //!
-//! The search is Wing and Gong's (1993), with Lowe's memory of what was tried ("Testing for linearizability", 2017): it takes
-//! one operation after another, and two orders that took the same operations and led to the same state are continued only
-//! once. `n` writes at once have `n!` orders, but no more than `n * 2^n` such pairs.
+//! The search is Wing and Gong's (1993), with Lowe's memory of visited states ("Testing for linearizability",
+//! 2017): it takes one operation after another, and continues only once from orders that took the same
+//! operations and led to the same state. `n` concurrent writes have `n!` orders, but at most `n * 2^n` such
+//! pairs.
 
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::hash::Hash;
 
-/// One object, as it should behave, in one state.
+/// The specified behaviour of one object, in one state.
 pub(crate) trait Model: Clone + Debug + Default + Eq + Hash {
     type Op: Debug;
     type Answer: Debug;
 
-    /// Returns the state after an operation, or `None` if the operation cannot be answered like this in this state.
-    /// Without an answer, any answer will do.
+    /// Returns the state after an operation, or `None` if this state does not permit the answer.
+    ///
+    /// Without an answer, any answer is permitted.
     fn after(&self, op: &Self::Op, answer: Option<&Self::Answer>) -> Option<Self>;
 }
 
-/// What all clients did to one object.
+/// The operations of all clients on one object.
 #[derive(Debug)]
 pub(crate) struct History<M: Model> {
     operations: Vec<Operation<M>>,
-    /// Calls and answers so far.
+    /// Number of calls and answers so far.
     moment: usize,
 }
 
@@ -31,7 +34,8 @@ pub(crate) struct History<M: Model> {
 struct Operation<M: Model> {
     op: M::Op,
     called: usize,
-    /// When, and with what, it was answered. Without an answer it may have happened at any time since, or never.
+    /// The moment of the answer, and the answer. Without one, the operation may have happened at any time
+    /// since, or never.
     answered: Option<(usize, M::Answer)>,
 }
 
@@ -42,26 +46,26 @@ impl<M: Model> Default for History<M> {
 }
 
 impl<M: Model> History<M> {
-    /// Notes that a client calls an operation, and returns its number.
+    /// Records a call, and returns its number.
     pub(crate) fn call(&mut self, op: M::Op) -> usize {
         self.moment += 1;
         self.operations.push(Operation { op, called: self.moment, answered: None });
         self.operations.len() - 1
     }
 
-    /// Notes the answer to a call.
+    /// Records the answer to a call.
     pub(crate) fn answer(&mut self, number: usize, answer: M::Answer) {
         self.moment += 1;
         self.operations[number].answered = Some((self.moment, answer));
     }
 
-    /// Returns how many operations were answered, and how many were not.
+    /// Returns the numbers of answered and unanswered operations.
     pub(crate) fn count(&self) -> (usize, usize) {
         let answered = self.operations.iter().filter(|operation| operation.answered.is_some()).count();
         (answered, self.operations.len() - answered)
     }
 
-    /// Looks for an order that explains every answer. Gives up after `max_states`.
+    /// Searches for an order that explains every answer. Gives up after `max_states`.
     pub(crate) fn check(&self, max_states: usize) -> Check {
         assert!(self.operations.len() <= 128, "a set of operations is kept in the bits of one number");
         let start = Partial { taken: 0, state: M::default() };
@@ -80,30 +84,31 @@ impl<M: Model> History<M> {
         Check { verdict: Verdict::NotLinearizable, states: seen.len() }
     }
 
-    /// The moment of the first answer that a partial order does not explain yet.
+    /// Returns the moment of the first answer that a partial order does not explain yet.
     fn first_answer(&self, partial: &Partial<M>) -> Option<usize> {
         self.left(partial).filter_map(|(_, operation)| Some(operation.answered.as_ref()?.0)).min()
     }
 
-    /// The operations that a partial order has not taken, with their numbers.
+    /// Returns the operations that a partial order has not taken yet, with their numbers.
     fn left(&self, partial: &Partial<M>) -> impl Iterator<Item = (usize, &Operation<M>)> {
         let taken = partial.taken;
         self.operations.iter().enumerate().filter(move |(number, _)| taken & (1 << number) == 0)
     }
 
-    /// The partial orders with one operation more.
+    /// Returns the partial orders with one more operation.
     fn next(&self, partial: &Partial<M>, first_answer: usize) -> Vec<Partial<M>> {
         let mut next = Vec::new();
-        // What was called after the first answer comes after the operation that was answered.
+        // Operations called after the first answer come after the answered operation.
         for (number, operation) in self.left(partial).filter(|(_, left)| left.called < first_answer) {
             let answer = operation.answered.as_ref().map(|(_, answer)| answer);
             let Some(state) = partial.state.after(&operation.op, answer) else { continue };
             let changes = state != partial.state;
             let longer = Partial { taken: partial.taken | 1 << number, state };
             match answer {
-                // Whatever else is taken next could be taken after this one as well: no other order has to be tried.
+                // Any other next operation could also be taken after this one, so no other order needs to be
+                // tried.
                 Some(_) if !changes => return vec![longer],
-                // What nobody saw explains nothing.
+                // An unanswered operation without effect explains nothing.
                 None if !changes => {}
                 _ => next.push(longer),
             }
@@ -112,7 +117,7 @@ impl<M: Model> History<M> {
     }
 }
 
-/// The operations that an order has so far, as bits, and the state that they lead to.
+/// The operations taken so far, as bits, and the state to which they lead.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Partial<M> {
     taken: u128,
@@ -123,14 +128,14 @@ struct Partial<M> {
 pub(crate) enum Verdict {
     Linearizable,
     NotLinearizable,
-    /// There were too many states to look at them all.
+    /// There were too many states.
     GaveUp,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Check {
     pub(crate) verdict: Verdict,
-    /// How many different pairs of taken operations and state were reached.
+    /// Number of distinct pairs of taken operations and state.
     pub(crate) states: usize,
 }
 
@@ -138,7 +143,7 @@ pub(crate) struct Check {
 mod tests {
     use super::*;
 
-    /// A number that is read, written, and counted up by one.
+    /// A number that can be read, written and incremented.
     #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
     struct Number(u32);
 
@@ -197,7 +202,7 @@ mod tests {
     fn history_with_an_order_is_linearizable() {
         assert_eq!(verdict(&History::default()), Verdict::Linearizable);
         assert_eq!(verdict(&one_by_one(&[(Write(3), 3), (Increment, 4), (Read, 4)])), Verdict::Linearizable);
-        // Answered in another order than the one that explains them.
+        // The order of the answers differs from the order that explains them.
         assert_eq!(
             verdict(&concurrent(&[(Read, 8), (Read, 7), (Increment, 8), (Write(7), 7)])),
             Verdict::Linearizable
@@ -205,12 +210,12 @@ mod tests {
     }
 
     #[test]
-    fn stale_read_is_found() {
+    fn stale_read_is_detected() {
         assert_eq!(
             verdict(&one_by_one(&[(Write(1), 1), (Write(2), 2), (Read, 1)])),
             Verdict::NotLinearizable
         );
-        // Two reads at the same time as a write may differ, but only forwards.
+        // Two reads concurrent with a write may differ, but only forwards.
         for (first, second, expected) in [(0, 1, Verdict::Linearizable), (1, 0, Verdict::NotLinearizable)] {
             let mut history = History::default();
             let write = history.call(Write(1));
@@ -224,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_update_is_found() {
+    fn lost_update_is_detected() {
         assert_eq!(verdict(&concurrent(&[(Increment, 1), (Increment, 2)])), Verdict::Linearizable);
         assert_eq!(verdict(&concurrent(&[(Increment, 1), (Increment, 1)])), Verdict::NotLinearizable);
     }
@@ -250,9 +255,9 @@ mod tests {
         assert_eq!(verdict(&too_early), Verdict::NotLinearizable);
     }
 
-    /// Trying every order of twelve writes would take 479,001,600 of them.
+    /// Trying every order of twelve writes would take 479,001,600 attempts.
     #[test]
-    fn number_of_states_is_bounded_where_the_number_of_orders_is_not() {
+    fn number_of_states_stays_small_despite_many_orders() {
         let writes: Vec<_> = (1..=12).map(|number| (Write(number), number)).collect();
         let mut history = concurrent(&writes);
         add_at_once(&mut history, &[(Read, 99)]);
@@ -263,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_at_once_are_tried_in_one_order() {
+    fn concurrent_reads_are_tried_in_one_order() {
         let mut history = concurrent(&[(Read, 0); 100]);
         add_at_once(&mut history, &[(Read, 99)]);
         let check = history.check(ENOUGH);
@@ -271,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn check_gives_up_past_its_bound() {
+    fn check_gives_up_beyond_its_limit() {
         let writes: Vec<_> = (1..=12).map(|number| (Write(number), number)).collect();
         let mut history = concurrent(&writes);
         add_at_once(&mut history, &[(Read, 99)]);

@@ -1,5 +1,5 @@
-//! Whether an agent's record is linearizable: what clients saw, at the same time and over kills, has to be what clients
-//! could have seen one after another.
+//! Whether an agent's record is linearizable: the observations of concurrent clients, even over kills, must
+//! be possible for clients that act one after another.
 
 mod linearizability;
 mod model;
@@ -16,19 +16,19 @@ use crate::support::{Server, Store, agent, length, on_both};
 use linearizability::{History, Verdict};
 use model::{Answer, Op, Record};
 
-on_both!(history);
+on_both!(records_are_linearizable);
 
 const CLIENTS: usize = 16;
 const IDS: usize = 4;
-/// Of one client in one round.
+/// Number of operations of one client in one round.
 const OPERATIONS: usize = 4;
 
-/// Far more than any history here takes: the longest runs visited a few hundred.
+/// Far more than any history here needs: the longest runs visited a few hundred.
 const MAX_STATES: usize = 200_000;
 
 type Histories = Vec<Arc<Mutex<History<Record>>>>;
 
-async fn history(store: Store) {
+async fn records_are_linearizable(store: Store) {
     let mut server = Server::running(&store.url, &[]).await;
     let (rounds, mut answered, mut unanswered, mut states, mut kills) = (length(400, 12), 0, 0, 0, 0);
     for round in 0..rounds {
@@ -54,7 +54,7 @@ async fn history(store: Store) {
         }
         for (id, history) in histories.iter().enumerate() {
             let mut history = std::mem::take(&mut *history.lock());
-            // What is there in the end has to be of the same history.
+            // The final state must belong to the same history.
             let number = history.call(Op::Get);
             history
                 .answer(number, perform(&server.patient_client(), &name(round, id), Op::Get).await.unwrap());
@@ -69,7 +69,7 @@ async fn history(store: Store) {
     );
 }
 
-/// Returns how many states were looked at.
+/// Returns the number of states visited.
 fn check(history: &History<Record>) -> usize {
     let check = history.check(MAX_STATES);
     match check.verdict {

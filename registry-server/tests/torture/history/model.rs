@@ -1,4 +1,4 @@
-//! An agent's record, as it should behave while nobody misses a deadline.
+//! The specified behaviour of an agent's record while no deadline is missed.
 
 use registry_sdk::contract::{AgentRecord, AgentStatus};
 
@@ -6,7 +6,7 @@ use super::linearizability::Model;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Op {
-    /// With a capability that no other registration has.
+    /// Registration with a capability that no other registration has.
     Register(usize),
     SetStatus(AgentStatus),
     Heartbeat,
@@ -31,11 +31,11 @@ impl Answer {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Record {
-    /// Its capability and status.
+    /// Capability and status.
     agent: Option<(usize, AgentStatus)>,
-    /// The last one that an answer told.
+    /// The last revision in an answer.
     revision: u64,
-    /// Whether there were changes since whose revision nobody was told.
+    /// Whether there were later changes whose revision was in no answer.
     is_newer: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Reads over several servers: none goes back in time on one server, each sees what was written on that server before it,
-//! and after a second what was written on any.
+//! Reads over several servers. On one server, reads never go back in time, and always include earlier writes
+//! on that server. After a second, they also include writes on the other servers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::{CLIENTS, IDS, name};
 use crate::support::{Server, Store, agent, eventually, is_long, length};
 
-/// How old a write on another server may be before a read has to see it. Asserted in the long run alone.
+/// Age after which a read has to show a write on another server. Only asserted at full length.
 const SOON: Duration = Duration::from_secs(1);
 
 /// A write that was answered.
@@ -24,18 +24,18 @@ struct Write {
     revision: u64,
 }
 
-/// What the clients share.
+/// State shared by the clients.
 #[derive(Default)]
 struct Shared {
     writes: Mutex<Vec<Write>>,
     reads: AtomicUsize,
-    /// How often each server was killed.
+    /// Number of times that each server was killed.
     kills: Mutex<[u64; 3]>,
     is_over: AtomicBool,
 }
 
 impl Shared {
-    /// The revision that a read has to show at least, if it is called now.
+    /// Returns the minimum revision that a read must show if it starts now.
     fn due(&self, server: usize, id: usize) -> u64 {
         let now = Instant::now();
         let is_due = |write: &&Write| {
@@ -47,7 +47,7 @@ impl Shared {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reads_are_never_older_than_what_was_seen_or_written() {
+async fn reads_are_never_older_than_earlier_reads_and_writes() {
     let store = Store::postgres().await;
     let mut servers = Vec::new();
     for _ in 0..3 {
@@ -102,7 +102,7 @@ async fn reads_are_never_older_than_what_was_seen_or_written() {
     );
 }
 
-/// Reads and writes one agent after another, on one server after another.
+/// Reads and writes agents on randomly chosen servers.
 async fn act(number: usize, clients: Vec<RegistryClient>, shared: Arc<Shared>) {
     // The last revision of each agent that this client saw on each server, until the server is killed.
     let mut latest = HashMap::new();
@@ -126,7 +126,7 @@ async fn act(number: usize, clients: Vec<RegistryClient>, shared: Arc<Shared>) {
                 shared.reads.fetch_add(1, Ordering::Relaxed);
             }
         }
-        // While a server is down, and so that there are not too many writes to look through.
+        // Avoids spinning while a server is down, and limits the number of writes to search.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Backups and restores as `docs/operations.md` says, under agents that go on.
+//! Backups and restores as described in `docs/operations.md`, with running agents.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Executor};
 
 use crate::support::{LONG, Server, Store, agent, eventually, installed};
 
-/// What operators are told to do, so that it is what is tested.
+/// The guide for operators, so that the tests run its commands.
 const GUIDE: &str = include_str!("../../../../docs/operations.md");
 
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -29,11 +29,11 @@ fn run_block(folder: &Path, comment: &str, changes: &[(&str, &str)]) {
     assert!(output.status.success(), "{block}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A registry with agents of the SDK, and a watch that has listed them.
+/// A registry with SDK agents, and a watch that has listed them.
 struct Scene {
-    /// Runs all the time.
+    /// Runs throughout the test.
     running: Agent,
-    /// Runs, and is in maintenance when the backup is made.
+    /// Runs throughout the test, and is in maintenance during the backup.
     drained: Agent,
     watch: Watch,
 }
@@ -49,7 +49,7 @@ impl Scene {
         Self { running, drained, watch }
     }
 
-    /// Makes changes that a restore undoes. Returns an agent that has registered since.
+    /// Makes changes that a restore undoes. Returns an agent that registered after the backup.
     async fn change(&self, server: &Server) -> Agent {
         let client = server.patient_client();
         client.register(&agent("lost", "work")).await.unwrap();
@@ -57,7 +57,7 @@ impl Scene {
         start(server, "new").await
     }
 
-    /// Checks that all is as it was when the backup was made, and that the agents that run have registered again.
+    /// Checks that the state of the backup is restored, and that the running agents have registered again.
     async fn check_restored(mut self, server: &Server, new: &Agent) {
         shows_the_backup(server).await;
         let client = server.patient_client();
@@ -85,7 +85,8 @@ impl Scene {
     }
 }
 
-/// A running server notices another history within a moment.
+/// Waits until the server shows the backup. A running server detects the other history shortly after the
+/// restore.
 async fn shows_the_backup(server: &Server) {
     let client = server.patient_client();
     eventually("the server shows the backup", async || {
@@ -102,7 +103,7 @@ async fn start(server: &Server, agent_id: &str) -> Agent {
     agent
 }
 
-/// The server was killed, so that it leaves its latest changes in a file of their own.
+/// The server is killed, so that it leaves its latest changes in a separate file.
 #[tokio::test(flavor = "multi_thread")]
 async fn sqlite_is_restored_from_a_backup_of_a_running_server() {
     if installed(["sqlite3", "sqlite3"], "--version").is_none() {

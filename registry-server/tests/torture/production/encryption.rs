@@ -1,4 +1,4 @@
-//! TLS between servers and PostgreSQL: the modes of `sslmode`, and certificates of clients.
+//! TLS between servers and PostgreSQL: the modes of `sslmode`, and client certificates.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ async fn every_session_is_encrypted() {
     let root = authority.root();
     for (host, parameters) in [
         ("localhost", format!("sslmode=verify-full&sslrootcert={root}")),
-        // The certificate is not for this name.
+        // The certificate does not name this address.
         ("127.0.0.1", format!("sslmode=verify-ca&sslrootcert={root}")),
         ("127.0.0.1", "sslmode=require".to_owned()),
         ("127.0.0.1", "sslmode=prefer".to_owned()),
@@ -40,9 +40,9 @@ async fn every_session_is_encrypted() {
     }
 }
 
-/// Each error says what was wrong, and what can be done.
+/// Each error says what is wrong, and what to do.
 #[tokio::test(flavor = "multi_thread")]
-async fn whom_the_server_cannot_trust_it_names_at_the_start() {
+async fn startup_error_explains_why_the_database_is_not_trusted() {
     let Some(cluster) = Cluster::start(&[]).await else { return };
     let (authority, other) = (Authority::new("right"), Authority::new("other"));
     let verify_full = |authority: &Authority| format!("sslmode=verify-full&sslrootcert={}", authority.root());
@@ -66,7 +66,7 @@ async fn whom_the_server_cannot_trust_it_names_at_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn server_shows_its_certificate() {
+async fn server_presents_its_client_certificate() {
     let Some(cluster) = Cluster::start(&[]).await else { return };
     let authority = Authority::new("right");
     authority.encrypt(&cluster).await;
@@ -91,7 +91,7 @@ fn url(cluster: &Cluster, host: &str, parameters: &str) -> String {
     cluster.url().replace("127.0.0.1", host) + "?" + parameters
 }
 
-/// Replaces the rules of who may connect, and waits until nobody may without TLS.
+/// Replaces the access rules, and waits until connections without TLS are rejected.
 async fn access(cluster: &Cluster, rule: &str) {
     let mut administrator = cluster.connect().await.unwrap();
     cluster.write("pg_hba.conf", &format!("{rule}\n"));
@@ -100,7 +100,7 @@ async fn access(cluster: &Cluster, rule: &str) {
     eventually("the rules apply", async || PgConnection::connect(&url).await.is_err()).await;
 }
 
-/// An authority, and the files that it has signed.
+/// A certificate authority, and the files that it has signed.
 struct Authority {
     folder: tempfile::TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -117,12 +117,12 @@ impl Authority {
         Self { folder, issuer }
     }
 
-    /// Path of the authority's own certificate.
+    /// Returns the path of the authority's own certificate.
     fn root(&self) -> String {
         self.folder.path().join("root.pem").display().to_string()
     }
 
-    /// Signs a certificate for a name, and returns its path and its key's.
+    /// Signs a certificate for a name. Returns the paths of the certificate and its key.
     fn sign(&self, name: &str) -> (PathBuf, PathBuf) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
@@ -134,7 +134,7 @@ impl Authority {
         (certificate_path, key_path)
     }
 
-    /// Turns TLS on, with a certificate for `localhost`.
+    /// Enables TLS, with a certificate for `localhost`.
     async fn encrypt(&self, cluster: &Cluster) {
         let (certificate, key) = self.sign("localhost");
         cluster.write("server.crt", &std::fs::read_to_string(certificate).unwrap());

@@ -1,4 +1,4 @@
-//! Migrations beside whatever else uses the tables.
+//! Migrations beside other users of the tables.
 
 use std::time::{Duration, Instant};
 
@@ -9,12 +9,12 @@ use crate::support::{
     DatabaseProxy, Effect, Server, Store, agent, eventually, follow_each_other, is_long, length, recovered,
 };
 
-/// Makes the next server migrate: this migration changes nothing when it is applied again, and locks all agents for that.
+/// Makes the next server migrate. Applied again, this migration changes nothing, but locks all agents.
 const FORGET_A_MIGRATION: &str = "DELETE FROM _sqlx_migrations WHERE version = 3";
 
-/// `pg_dump` holds the same lock for as long as it runs.
+/// `pg_dump` holds the same lock while it runs.
 #[tokio::test(flavor = "multi_thread")]
-async fn migration_that_waits_for_a_dump_does_not_stop_running_servers() {
+async fn migration_that_waits_for_a_dump_does_not_block_running_servers() {
     let store = Store::postgres().await;
     let running = [Server::running(&store.url, &[]).await, Server::running(&store.url, &[]).await];
     running[0].patient_client().register(&agent("a", "work")).await.unwrap();
@@ -54,9 +54,9 @@ async fn migration_that_waits_for_a_dump_does_not_stop_running_servers() {
     follow_each_other(&servers).await;
 }
 
-/// Its transaction would keep all agents locked.
+/// Otherwise, its transaction would keep all agents locked.
 #[tokio::test(flavor = "multi_thread")]
-async fn migration_whose_connection_falls_silent_is_begun_again() {
+async fn migration_with_a_dead_connection_is_restarted() {
     for effect in [Effect::SilentBefore, Effect::SilentAfter] {
         let store = Store::postgres().await;
         let running = [Server::running(&store.url, &[]).await];
@@ -74,7 +74,7 @@ async fn migration_whose_connection_falls_silent_is_begun_again() {
     }
 }
 
-/// The first one migrates, the others wait for it.
+/// The first server migrates, and the others wait for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_that_start_together_migrate_once() {
     let store = Store::postgres().await;

@@ -1,5 +1,5 @@
-//! PostgreSQL as operators run it: encrypted, with roles that may do little, with settings and locks of their own, read-only for
-//! a while.
+//! PostgreSQL as operators run it: encrypted, with restricted roles, with custom settings and locks, and
+//! sometimes read-only.
 
 mod backups;
 mod encryption;

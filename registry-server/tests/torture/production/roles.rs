@@ -9,10 +9,10 @@ use crate::support::{
     start_error,
 };
 
-/// What operators are told to do, so that it is what is tested.
+/// The guide for operators, so that the tests run its commands.
 const GUIDE: &str = include_str!("../../../../docs/postgresql.md");
 
-/// The SQL statements of the guide's block that begins with a comment.
+/// Returns the SQL statements of the guide's block that begins with a comment.
 fn statements(comment: &str) -> Vec<String> {
     let (_, block) = GUIDE.split_once(comment).unwrap();
     let (block, _) = block.split_once("```").unwrap();
@@ -25,7 +25,7 @@ async fn execute(connection: &mut PgConnection, comment: &str) {
     }
 }
 
-/// Flags under which a server soon does all that it does.
+/// Flags with which a server uses all of its features soon.
 fn flags() -> [&'static str; 8] {
     let timeout = length("6s", "1h");
     let probe = "1s";
@@ -96,7 +96,7 @@ async fn server_needs_no_right_to_create_tables() {
     }
     client.update_status("a", AgentStatus::Busy).await.unwrap();
     follow_each_other(&servers).await;
-    // Probes need the lease, loads of agents the broadcasts.
+    // Probes need the lease, and the agents' loads need broadcasts.
     let mut owner = PgConnection::connect(&roles.owner).await.unwrap();
     eventually("a server has the lease for probes", async || {
         let leases = "SELECT count(*) FROM agent_registry_lease WHERE until > now()";
@@ -121,14 +121,14 @@ async fn server_needs_no_right_to_create_tables() {
         assert!(!log.contains("permission denied") && !log.contains("must be owner"), "{log}");
         server.stop().await;
     }
-    // With nothing to do, the default needs no more.
+    // If there is nothing to migrate, the default mode needs no further rights.
     let server = Server::running(&roles.user, &[]).await;
     assert!(!server.client().list_agents(ListQuery::all()).await.unwrap().agents.is_empty());
     drop(roles.cluster);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_of_an_older_version_are_refused_and_upgraded_apart() {
+async fn outdated_tables_are_rejected_and_can_be_migrated_separately() {
     let store = Store::postgres().await;
     let never = ["--migrate", "never"];
     Server::running(&store.url, &[]).await.stop().await;
@@ -147,7 +147,7 @@ async fn tables_of_an_older_version_are_refused_and_upgraded_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sqlite_is_migrated_apart_as_well() {
+async fn sqlite_can_be_migrated_separately() {
     let store = Store::sqlite();
     let file = store.url.trim_start_matches("sqlite://");
     let never = ["--migrate", "never"];
@@ -164,6 +164,6 @@ async fn sqlite_is_migrated_apart_as_well() {
     store.execute("DELETE FROM _sqlx_migrations WHERE version = 2").await;
     let error = start_error(&store.url, &never).await;
     assert!(error.contains("run registry-server migrate"), "{error}");
-    // In memory there is nothing to prepare.
+    // An in-memory database cannot be prepared.
     Server::running("sqlite::memory:", &never).await.stop().await;
 }

@@ -1,4 +1,4 @@
-//! Settings that an operator gave the role or the database.
+//! Settings that an operator gave to the role or the database.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use crate::support::{Cluster, Server, agent, equal_the_database, eventually, follow_each_other, length};
 
-/// Under any of these alone, a session without settings of its own could not do the work of a server.
+/// Each of these would break a session without its own settings.
 const SETTINGS: &str = "
     CREATE ROLE picky LOGIN;
     CREATE SCHEMA registry AUTHORIZATION picky;
@@ -24,7 +24,7 @@ const SETTINGS: &str = "
     ALTER ROLE picky SET bytea_output = 'escape';
     ALTER ROLE picky SET plan_cache_mode = 'force_custom_plan'";
 
-/// Slower than the role's statements may be.
+/// Slower than the role's statement timeout.
 const SLOW_INSERTS: &str = "
     CREATE FUNCTION registry.dawdle() RETURNS trigger LANGUAGE plpgsql AS
         $$BEGIN PERFORM pg_sleep(0.7); RETURN NEW; END$$;
@@ -32,7 +32,7 @@ const SLOW_INSERTS: &str = "
         FOR EACH ROW WHEN (NEW.agent_id = 'slow') EXECUTE FUNCTION registry.dawdle()";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn settings_of_the_role_change_nothing() {
+async fn settings_of_the_role_have_no_effect() {
     let Some(cluster) = Cluster::start(&[]).await else { return };
     let mut administrator = cluster.connect().await.unwrap();
     administrator.execute(SETTINGS).await.unwrap();
@@ -46,7 +46,7 @@ async fn settings_of_the_role_change_nothing() {
     client.register(&agent("slow", "work")).await.unwrap();
     assert!(registered.elapsed() > Duration::from_millis(700), "the insertion was not slow");
     administrator.execute("DROP TRIGGER dawdle ON registry.agent_registry").await.unwrap();
-    // At once on both, since serializable transactions fail by each other.
+    // Concurrently on both servers, since serializable transactions would make each other fail.
     let mut clients = JoinSet::new();
     for server in &servers {
         let client = server.patient_client();

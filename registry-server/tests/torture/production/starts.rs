@@ -1,4 +1,4 @@
-//! Starts on databases that take no writes, and on addresses that lead to more than one.
+//! Starts on databases that do not accept writes, and on addresses of several databases.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -8,9 +8,9 @@ use sqlx::{AssertSqlSafe, Executor};
 
 use crate::support::{Cluster, Server, Store, agent, eventually, recovered, start_error};
 
-/// As a server does that is restarted while a failover is under way.
+/// As for a server that is restarted during a failover.
 #[tokio::test(flavor = "multi_thread")]
-async fn server_that_starts_on_a_standby_serves_once_that_is_promoted() {
+async fn server_started_on_a_standby_serves_once_it_is_promoted() {
     let Some(primary) = Cluster::start(&[]).await else { return };
     let before = Server::running(&primary.url(), &[]).await;
     before.patient_client().register(&agent("kept", "endure")).await.unwrap();
@@ -25,9 +25,9 @@ async fn server_that_starts_on_a_standby_serves_once_that_is_promoted() {
     println!("well again {:.2?} after the promotion", recovered(&[server]).await);
 }
 
-/// It does not wait for ever: nobody would see that its URL leads to a standby.
+/// A server that waited forever would hide that its URL leads to a standby.
 #[tokio::test(flavor = "multi_thread")]
-async fn server_ends_if_its_database_stays_read_only() {
+async fn server_exits_if_its_database_stays_read_only() {
     let store = Store::postgres().await;
     Server::running(&store.url, &[]).await.stop().await;
     let name = store.url.rsplit('/').next().unwrap();
@@ -41,7 +41,7 @@ async fn server_ends_if_its_database_stays_read_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_hosts_in_the_url_are_refused() {
+async fn url_with_several_hosts_is_rejected() {
     for url in [
         "postgres://registry:secret@one,two/registry",
         "postgres://registry:secret@one:5432,two:5432/registry?target_session_attrs=read-write",
@@ -55,9 +55,9 @@ async fn several_hosts_in_the_url_are_refused() {
 
 const UNIT: &str = include_str!("../../../../deploy/registry-server.service");
 
-/// systemd gives up after five starts in ten seconds, unless the unit says otherwise.
+/// By default, systemd gives up after five starts in ten seconds.
 #[tokio::test(flavor = "multi_thread")]
-async fn server_is_started_by_systemd_until_its_database_has_booted() {
+async fn systemd_restarts_the_server_until_its_database_is_up() {
     let has_line = |section: &str, expected: &str| section.lines().any(|line| line == expected);
     let (unit, service) = UNIT.split_once("[Service]").unwrap();
     assert!(has_line(unit, "StartLimitIntervalSec=0"), "{unit}");

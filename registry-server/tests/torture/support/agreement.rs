@@ -1,4 +1,4 @@
-//! Whether servers show what is in their database, write, and follow each other.
+//! Checks that servers match their database, accept writes, and follow each other.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use sqlx::{FromRow, PgConnection};
 
 use super::{Server, agent, is_long, recovery, within};
 
-/// What every server has to show of an agent.
+/// The values of an agent that every server must show.
 #[derive(Debug, FromRow)]
 struct Row {
     agent_id: String,
@@ -18,14 +18,15 @@ struct Row {
     base_url: String,
     status: String,
     revision: i64,
-    /// Seconds since its last heartbeat, by the database's clock.
+    /// Seconds since the last heartbeat, by the database's clock.
     silence: f64,
 }
 
 impl Row {
     fn is_shown_as(&self, record: &AgentRecord) -> bool {
         let timeout = record.heartbeat_timeout.map_or(f64::MAX, |timeout| timeout.as_secs_f64());
-        // Past its deadline an agent is offline for every reader at once, and in its row when the sweeper comes.
+        // Past its deadline, an agent is offline for every reader at once, but in its row only after the next
+        // sweep.
         let is_overdue = record.status == AgentStatus::Offline && self.silence >= timeout;
         (&self.agent_name, &self.base_url) == (&record.agent_name, &record.base_url)
             && record.revision == u64::try_from(self.revision).ok()
@@ -33,7 +34,7 @@ impl Row {
     }
 }
 
-/// Waits until each server shows all agents as they are in the database. Nothing may write meanwhile but sweepers.
+/// Waits until each server shows all agents as they are in the database. Only sweepers may write meanwhile.
 pub(crate) async fn equal_the_database(servers: &[Server], database: &mut PgConnection) {
     let database = tokio::sync::Mutex::new(database);
     for (place, server) in servers.iter().enumerate() {
@@ -69,7 +70,7 @@ async fn differences(server: &Server, database: &mut PgConnection) -> Vec<String
     differences
 }
 
-/// Waits until each server is healthy and writes.
+/// Waits until each server is healthy and accepts writes.
 pub(crate) async fn recovered(servers: &[Server]) -> Duration {
     let began = Instant::now();
     for (place, server) in servers.iter().enumerate() {
@@ -82,15 +83,17 @@ pub(crate) async fn recovered(servers: &[Server]) -> Duration {
             *error.lock() = outcome.as_ref().err().map(ToString::to_string).unwrap_or_default();
             outcome.is_ok()
         };
-        // All together.
+        // The limit applies to all servers together.
         let left = recovery().saturating_sub(began.elapsed());
         within(left, || format!("server {place} is well again: {}", error.lock()), well).await;
     }
     began.elapsed()
 }
 
-/// Changes an agent on each server, and waits until the others show it. At full length, no server may be later than a second,
-/// and half of the times must be shorter than polling twice a second would make them.
+/// Changes an agent on each server, and waits until the others show the change.
+///
+/// At full length, no server may lag by more than a second, and the median must be shorter than polling twice
+/// a second would allow.
 pub(crate) async fn follow_each_other(servers: &[Server]) {
     let mut delays = Vec::new();
     for (place, server) in servers.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Callers and watchers of the SDK, while servers are killed and restarted.
+//! Callers and watchers of the SDK, for tests that kill and restart servers.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -15,18 +15,18 @@ use super::{agent, eventually};
 /// Number of callers.
 const CALLERS: usize = 20;
 
-/// Callers of the SDK with several URLs, who see no error.
+/// Callers of the SDK with several URLs, which must not see any error.
 pub(crate) struct Callers {
     errors: Arc<Mutex<Vec<String>>>,
     calls: Arc<AtomicU64>,
-    /// Status changes that were answered, by the revision of the answer, in their order for each agent.
+    /// Acknowledged status changes, by the revision of the response. In order for each agent.
     done: Arc<Mutex<BTreeMap<u64, (String, AgentStatus)>>>,
     is_over: Arc<AtomicBool>,
     tasks: JoinSet<()>,
 }
 
 impl Callers {
-    /// Registers the agents whose statuses change, and one that is searched for, and starts to call.
+    /// Registers the agents whose statuses change and one to search for, and starts the calls.
     pub(crate) async fn start(client: &RegistryClient) -> Self {
         for number in 0..CALLERS {
             let registration = agent(&format!("changing-{number}"), "change");
@@ -67,7 +67,7 @@ impl Callers {
         callers
     }
 
-    /// Lets some time pass, and at least ten calls of each caller.
+    /// Waits for some time, and for at least ten calls of each caller.
     pub(crate) async fn go_on_for(&self, time: Duration) {
         let enough = self.calls.load(Ordering::Relaxed) + 10 * CALLERS as u64;
         tokio::time::sleep(time).await;
@@ -93,7 +93,7 @@ impl Callers {
     }
 }
 
-/// What one stream of events told.
+/// Observations of one event stream.
 #[derive(Default)]
 pub(crate) struct Seen {
     pub(crate) began: AtomicBool,

@@ -1,4 +1,4 @@
-//! A PostgreSQL of a scenario's own, to be stopped, killed, paused and filled.
+//! A PostgreSQL cluster for one scenario, which can be stopped, killed, suspended and filled.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,18 +9,19 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use super::server::free_port;
 use super::{LONG, eventually};
 
-/// A cluster in a folder. It is killed where this is dropped.
+/// A cluster in a folder, killed on drop.
 pub(crate) struct Cluster {
     binaries: PathBuf,
     data: PathBuf,
     port: u16,
     environment: Vec<(String, String)>,
-    /// Its own, which goes with it.
+    /// The cluster's own folder, removed with it.
     folder: Option<tempfile::TempDir>,
 }
 
 impl Cluster {
-    /// Makes and starts one; `None`, said aloud, where PostgreSQL's binaries are not known.
+    /// Creates and starts a cluster. Prints a message and returns `None` if PostgreSQL's binaries are not
+    /// known.
     pub(crate) async fn start(environment: &[(&str, &str)]) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let mut cluster = Self::start_in(folder.path(), environment).await?;
@@ -28,7 +29,7 @@ impl Cluster {
         Some(cluster)
     }
 
-    /// The same in a folder of somebody else's.
+    /// Creates and starts a cluster in the given folder.
     pub(crate) async fn start_in(folder: &Path, environment: &[(&str, &str)]) -> Option<Self> {
         let Ok(binaries) = std::env::var("POSTGRES_BIN") else {
             println!("not run: POSTGRES_BIN does not say where PostgreSQL's binaries are");
@@ -52,20 +53,20 @@ impl Cluster {
         Some(cluster)
     }
 
-    /// One whose data directory has nothing in it yet.
+    /// Creates a cluster with an empty data directory.
     fn empty(binaries: PathBuf, folder: &Path, environment: Vec<(String, String)>) -> Self {
         let data = folder.join("postgres");
         std::fs::create_dir(&data).unwrap();
         run(Command::new("chmod").arg("700").arg(&data));
         if is_root() {
-            // PostgreSQL refuses to run as root, and its user passes through the folder to its own.
+            // PostgreSQL refuses to run as root, and its user must be able to traverse the folder.
             run(Command::new("chmod").arg("711").arg(folder));
             run(Command::new("chown").arg("postgres").arg(&data));
         }
         Self { binaries, data, port: free_port(), environment, folder: None }
     }
 
-    /// Makes and starts a standby that streams from this cluster.
+    /// Creates and starts a standby that streams from this cluster.
     pub(crate) async fn standby(&self) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut standby = Self::empty(self.binaries.clone(), folder.path(), self.environment.clone());
@@ -77,7 +78,8 @@ impl Cluster {
         standby
     }
 
-    /// Cuts a standby from its primary for good. Replay that is only paused would be caught up by the promotion.
+    /// Cuts a standby off from its primary for good. If replay were only paused, the promotion would catch
+    /// up.
     pub(crate) async fn stop_receiving(&self) {
         self.set("primary_conninfo", Some("")).await;
         eventually("the standby receives nothing more", async || {
@@ -88,14 +90,14 @@ impl Cluster {
         .await;
     }
 
-    /// Makes a primary of a standby.
+    /// Promotes a standby.
     pub(crate) async fn promote(&self) {
         let mut connection = self.connect().await.unwrap();
         let promote = "SELECT pg_promote(true, 300)";
         assert!(sqlx::query_scalar::<_, bool>(promote).fetch_one(&mut connection).await.unwrap());
     }
 
-    /// Changes a setting that needs no restart, to `None` for its default.
+    /// Changes a setting that needs no restart. `None` restores its default.
     pub(crate) async fn set(&self, name: &str, value: Option<&str>) {
         let mut connection = self.connect().await.unwrap();
         let change = match value {
@@ -106,7 +108,7 @@ impl Cluster {
         connection.execute("SELECT pg_reload_conf()").await.unwrap();
     }
 
-    /// Writes a file into the data directory, for the database alone to read.
+    /// Writes a file into the data directory that only the database may read.
     pub(crate) fn write(&self, name: &str, text: &str) {
         let path = self.data.join(name);
         std::fs::write(&path, text).unwrap();
@@ -116,12 +118,12 @@ impl Cluster {
         }
     }
 
-    /// Copies the data directory of a cluster that was stopped.
+    /// Copies the data directory of a stopped cluster.
     pub(crate) fn back_up(&self) {
         run(Command::new("cp").arg("-a").arg(&self.data).arg(self.backup()));
     }
 
-    /// Puts the copy in place of the data directory of a cluster that was stopped.
+    /// Replaces the data directory of a stopped cluster with the copy.
     pub(crate) fn restore(&self) {
         std::fs::remove_dir_all(&self.data).unwrap();
         std::fs::rename(self.backup(), &self.data).unwrap();
@@ -143,7 +145,7 @@ impl Cluster {
         PgConnection::connect(&self.url()).await
     }
 
-    /// Starts it, again where it had ended, and waits until it answers.
+    /// Starts or restarts the cluster, and waits until it accepts connections.
     pub(crate) async fn begin(&self) {
         let options = format!(
             "-p {} -c unix_socket_directories= -c listen_addresses=127.0.0.1 -c max_wal_size=16MB -c min_wal_size=2MB -c wal_keep_size=8MB",
@@ -151,7 +153,7 @@ impl Cluster {
         );
         let log = self.data.join("log");
         let began = Instant::now();
-        // Processes that were killed may hold its shared memory for another moment, and then it does not start.
+        // Starting fails while killed processes still hold the shared memory.
         loop {
             let mut start = self.program("pg_ctl");
             start.args(["-w", "-t", "300", "start", "-o", &options, "-l"]).arg(&log);
@@ -164,14 +166,14 @@ impl Cluster {
         }
     }
 
-    /// Stops it as an operator would.
+    /// Stops the cluster as an operator would.
     pub(crate) async fn stop(&self) {
         let mut stop = self.program("pg_ctl");
         stop.args(["-w", "-t", "300", "-m", "fast", "stop"]);
         tokio::task::spawn_blocking(move || run(&mut stop)).await.unwrap();
     }
 
-    /// Ends all its processes at once, as a power cut would.
+    /// Ends all processes at once, like a power failure.
     pub(crate) fn kill(&self) {
         self.signal("KILL");
     }
@@ -184,14 +186,14 @@ impl Cluster {
         self.signal("CONT");
     }
 
-    /// To the postmaster, and then to those it has started.
+    /// Sends a signal to the postmaster, and then to its child processes.
     fn signal(&self, signal: &str) {
         let Ok(file) = std::fs::read_to_string(self.data.join("postmaster.pid")) else { return };
         let Some(postmaster) = file.lines().next() else { return };
         let children = Command::new("ps").args(["-o", "pid=", "--ppid", postmaster]).output().unwrap();
         let children = String::from_utf8(children.stdout).unwrap();
         let pids = std::iter::once(postmaster).chain(children.split_whitespace());
-        // Some may have ended by themselves.
+        // Some processes may already have ended.
         let _ = Command::new("kill").args(["-s", signal]).args(pids).stderr(Stdio::null()).status();
     }
 
@@ -216,7 +218,7 @@ impl Drop for Cluster {
     }
 }
 
-/// The URL of a cluster's database, at its own port or through a proxy.
+/// Returns the URL of a cluster's database, at its own port or through a proxy.
 pub(crate) fn database_url(port: u16) -> String {
     format!("postgres://registry@127.0.0.1:{port}/postgres")
 }

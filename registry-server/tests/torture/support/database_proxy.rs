@@ -1,4 +1,5 @@
-//! A proxy before PostgreSQL that understands what clients send: connections that fall silent, and faults at one statement.
+//! A proxy for PostgreSQL that understands the client's messages. It can silence connections and inject
+//! faults at one statement.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -11,29 +12,29 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Passes connections to a PostgreSQL server. When it is dropped, it and its connections are gone.
+/// Forwards connections to a PostgreSQL server. Dropping it closes them all.
 pub(crate) struct DatabaseProxy {
     url: String,
     shared: Arc<Shared>,
     _tasks: JoinSet<()>,
 }
 
-/// What happens to a connection at the statement that a trap waits for.
+/// Effect of a trap on the connection whose statement triggers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// The statement does not reach the database, and the connection is closed.
     CutBefore,
-    /// The statement does not reach the database, and nothing passes from then on.
+    /// The statement does not reach the database, and nothing passes any more.
     SilentBefore,
-    /// The database executes the statement; its answer is lost, and the connection is closed.
+    /// The database executes the statement, but the response is lost, and the connection is closed.
     CutAfter,
-    /// The database executes the statement; its answer is lost, and nothing passes from then on.
+    /// The database executes the statement, but the response is lost, and nothing passes any more.
     SilentAfter,
 }
 
 /// Waits for a statement on any connection, and fires once.
 struct Trap {
-    /// Gets the statements of the transaction so far, the last of which is about to be executed.
+    /// Takes the transaction's statements so far, including the one about to be executed.
     matches: fn(&[String]) -> bool,
     effect: Effect,
 }
@@ -41,7 +42,7 @@ struct Trap {
 #[derive(Default)]
 struct Shared {
     silence: watch::Sender<Silence>,
-    /// Number of connections so far, which gives each its number.
+    /// Number of connections so far, which numbers them.
     accepted: AtomicU64,
     trap: Mutex<Option<Trap>>,
     fired: watch::Sender<u64>,
@@ -49,10 +50,10 @@ struct Shared {
     listening: Mutex<HashSet<u64>>,
 }
 
-/// The connections on which nothing passes, in either direction. They stay open.
+/// The connections on which nothing passes in either direction. They stay open.
 #[derive(Default)]
 struct Silence {
-    /// All with a smaller number.
+    /// Silences all connections with smaller numbers.
     below: u64,
     others: HashSet<u64>,
 }
@@ -64,7 +65,7 @@ impl Silence {
 }
 
 impl DatabaseProxy {
-    /// Starts a proxy before the database at a URL.
+    /// Starts a proxy for the database at a URL.
     pub(crate) async fn start(database_url: &str) -> Self {
         let mut url = url::Url::parse(database_url).unwrap();
         let server = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(5_432));
@@ -83,18 +84,18 @@ impl DatabaseProxy {
         Self { url: url.into(), shared, _tasks: tasks }
     }
 
-    /// The URL of the database through this proxy.
+    /// Returns the URL of the database through this proxy.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    /// Silences all present connections. New ones pass.
+    /// Silences all present connections, but not new ones.
     pub(crate) fn silence_present(&self) {
         let present = self.shared.accepted.load(Ordering::Relaxed);
         self.shared.silence.send_modify(|silence| silence.below = present);
     }
 
-    /// Silences all present connections and all new ones.
+    /// Silences all present and new connections.
     pub(crate) fn silence_all(&self) {
         self.shared.silence.send_modify(|silence| silence.below = u64::MAX);
     }
@@ -105,18 +106,18 @@ impl DatabaseProxy {
         self.shared.silence.send_modify(|silence| silence.others.extend(listening));
     }
 
-    /// Ends every silence: what was held back passes.
+    /// Ends all silences, and delivers held data.
     pub(crate) fn resume(&self) {
         self.shared.silence.send_replace(Silence::default());
     }
 
-    /// Whether a connection listens for notifications and is not silent.
+    /// Whether a connection listens for notifications and is not silenced.
     pub(crate) fn is_listening(&self) -> bool {
         let silence = self.shared.silence.borrow();
         self.shared.listening.lock().iter().any(|number| !silence.covers(*number))
     }
 
-    /// Waits for the `COMMIT` of the next transaction that writes events.
+    /// Sets a trap for the `COMMIT` of the next transaction that writes events.
     pub(crate) fn trap_commit(&self, effect: Effect) {
         let matches = |transaction: &[String]| {
             let is_change =
@@ -126,7 +127,7 @@ impl DatabaseProxy {
         *self.shared.trap.lock() = Some(Trap { matches, effect });
     }
 
-    /// Waits for the statement that locks the row which every change transaction holds.
+    /// Sets a trap for the statement that locks the row needed by every change.
     pub(crate) fn trap_state_lock(&self, effect: Effect) {
         let matches = |transaction: &[String]| {
             let locks = |sql: &String| sql.contains("agent_registry_state") && sql.contains("FOR UPDATE");
@@ -135,14 +136,14 @@ impl DatabaseProxy {
         *self.shared.trap.lock() = Some(Trap { matches, effect });
     }
 
-    /// Waits for a migration.
+    /// Sets a trap for a migration.
     pub(crate) fn trap_migration(&self, effect: Effect) {
         let matches =
             |transaction: &[String]| transaction.last().is_some_and(|sql| sql.contains("ALTER TABLE"));
         *self.shared.trap.lock() = Some(Trap { matches, effect });
     }
 
-    /// How many traps have fired.
+    /// Returns the number of traps that have fired.
     pub(crate) fn fired(&self) -> u64 {
         *self.shared.fired.borrow()
     }
@@ -157,11 +158,11 @@ fn is_commit(sql: &str) -> bool {
 struct Pass {
     number: u64,
     shared: Arc<Shared>,
-    /// Whether the next answer is dropped, and the connection with it.
+    /// Whether to drop the next response and close the connection.
     cut_at_answer: AtomicBool,
 }
 
-/// Passes a connection until either side ends it, or a trap does.
+/// Forwards a connection until either side or a trap ends it.
 async fn pass(client: TcpStream, server: String, number: u64, shared: Arc<Shared>) {
     let pass = Pass { number, shared, cut_at_answer: AtomicBool::new(false) };
     pass.open().await;
@@ -177,10 +178,10 @@ async fn pass(client: TcpStream, server: String, number: u64, shared: Arc<Shared
 }
 
 impl Pass {
-    /// Waits until the connection is not silent.
+    /// Waits until the connection is not silenced.
     async fn open(&self) {
         let mut silence = self.shared.silence.subscribe();
-        // The sender lives as long as this.
+        // The sender lives as long as `self`.
         let _ = silence.wait_for(|silence| !silence.covers(self.number)).await;
     }
 
@@ -188,7 +189,7 @@ impl Pass {
         let mut buffer = vec![0; 16 * 1_024];
         loop {
             let read = from.read(&mut buffer).await;
-            // The end of the connection is not seen on the other side of a silence, either.
+            // A silence also hides the end of the connection from the other side.
             self.open().await;
             let Ok(count @ 1..) = read else { return };
             if self.cut_at_answer.load(Ordering::Relaxed) || to.write_all(&buffer[..count]).await.is_err() {
@@ -199,7 +200,7 @@ impl Pass {
 
     async fn requests(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
         let mut wire = Wire::default();
-        // Of a trap that fires when the statement has passed as a whole.
+        // The effect of a trap that fires once the statement has passed completely.
         let mut due = None;
         loop {
             let read = from.read_buf(&mut wire.buffer).await;
@@ -260,28 +261,28 @@ impl Pass {
     }
 }
 
-/// What a client has sent.
+/// Parser for the messages of a client.
 #[derive(Default)]
 struct Wire {
     buffer: Vec<u8>,
-    /// After the start-up message, each message begins with its type.
+    /// After the startup message, each message begins with its type.
     has_started: bool,
-    /// Texts of prepared statements, by their names.
+    /// Texts of prepared statements, by name.
     prepared: HashMap<Vec<u8>, String>,
-    /// Statements executed since the last `BEGIN`, or since the end of the transaction.
+    /// Statements executed since the last `BEGIN` or the end of the transaction.
     transaction: Vec<String>,
 }
 
-/// A whole message.
+/// A complete message.
 struct Message {
     bytes: Vec<u8>,
     /// Whether it executes a statement, which is then the last of [`Wire::transaction`].
     executes: bool,
-    /// Whether the database executes what was sent without waiting for more.
+    /// Whether the database executes the statements so far without waiting for more messages.
     ends_statement: bool,
 }
 
-/// Codes of requests for encryption, after which the start-up message follows.
+/// Codes of encryption requests, which precede the startup message.
 const ENCRYPTION_REQUESTS: [i32; 2] = [80_877_103, 80_877_104];
 
 impl Wire {

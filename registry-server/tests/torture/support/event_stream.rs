@@ -1,4 +1,4 @@
-//! `GET /events` as any client of server-sent events reads it.
+//! `GET /events` as read by any client of server-sent events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::{Server, eventually};
 
-/// A change of the registry, as the database and the streams have it.
+/// A change of the registry, as in the database and in streams.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) revision: u64,
@@ -17,10 +17,10 @@ pub(crate) struct Change {
     pub(crate) agent_id: String,
 }
 
-/// What came between two empty lines.
+/// The fields between two empty lines.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
-    /// Opaque: where a stream can be resumed.
+    /// Opaque id at which a stream can be resumed.
     pub(crate) id: Option<String>,
     kind: Option<String>,
     pub(crate) data: Value,
@@ -37,12 +37,12 @@ impl Block {
         self.kind.as_deref() == Some("reset")
     }
 
-    /// The registry's revision at a change or a reset.
+    /// Returns the registry's revision in a change or a reset.
     pub(crate) fn revision(&self) -> Option<u64> {
         self.data["revision"].as_u64()
     }
 
-    /// `None` for everything else than a change.
+    /// Returns the change, or `None` if the block is not a change.
     pub(crate) fn change(&self) -> Option<Change> {
         let kind = self.kind.clone().filter(|kind| kind != "draining" && !self.is_reset())?;
         let agent_id = self.data["agent_id"].as_str().unwrap_or_default().to_owned();
@@ -50,10 +50,10 @@ impl Block {
     }
 }
 
-/// A stream that is read until it is dropped. A lost connection is made again after the last id, as browsers do it.
+/// A stream that is read until it is dropped. Reconnects after the last id, as browsers do.
 pub(crate) struct EventStream {
     blocks: Arc<Mutex<Vec<Block>>>,
-    /// Revision after which it began.
+    /// Revision after which the stream began.
     from: u64,
     _reader: JoinSet<()>,
 }
@@ -81,8 +81,9 @@ impl EventStream {
         self.blocks.lock().clone()
     }
 
-    /// Whether the stream had each change of a history exactly once and in order: all after the one that it began with, or
-    /// all after the last `reset`.
+    /// Whether the stream had each change of a history exactly once and in order.
+    ///
+    /// Checks all changes after the one at which it began, or after the last `reset`.
     pub(crate) fn has(&self, history: &[Change]) -> Result<(), String> {
         let blocks = self.blocks();
         let reset = blocks.iter().rposition(Block::is_reset);

@@ -4,14 +4,14 @@ use std::process::Command;
 
 use super::server::Server;
 
-/// A wall clock to be set, for processes that are started with its environment. The monotonic clock stays what it is.
+/// A wall clock for processes started with its environment. Their monotonic clock is unaffected.
 pub(crate) struct FakeClock {
     file: tempfile::NamedTempFile,
     library: String,
 }
 
 impl FakeClock {
-    /// `None`, said aloud, where libfaketime is not installed.
+    /// Creates a clock. Prints a message and returns `None` if libfaketime is not installed.
     pub(crate) fn new() -> Option<Self> {
         let found =
             Command::new("sh").args(["-c", "ls /usr/lib/*/faketime/libfaketimeMT.so.1"]).output().unwrap();
@@ -20,7 +20,7 @@ impl FakeClock {
             println!("not run: libfaketime is not installed (Debian: apt-get install faketime)");
         }
         let clock = Self { file: tempfile::NamedTempFile::new().unwrap(), library: library? };
-        // The database's user reads it as well.
+        // The database's user must be able to read the file.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
         std::fs::set_permissions(clock.file.path(), mode).unwrap();
         clock.set("+0");
@@ -40,7 +40,7 @@ impl FakeClock {
         ]
     }
 
-    /// A server that does not run yet, and will have this clock.
+    /// Creates a server with this clock, without starting it.
     pub(crate) fn server(&self, database_url: &str, flags: &[&str]) -> Server {
         let mut server = Server::new(database_url, flags);
         for (name, value) in self.environment() {

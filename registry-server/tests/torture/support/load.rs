@@ -1,4 +1,4 @@
-//! Load: plain HTTP/1.1 over a socket, which costs the machine as little as it can, and what it saw.
+//! Load: plain HTTP/1.1 over a socket, which uses as little CPU time as possible, and its results.
 
 use std::io;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-/// One connection, for one request after another.
+/// A connection for successive requests.
 pub(crate) struct Connection {
     address: String,
     stream: Option<TcpStream>,
@@ -22,7 +22,7 @@ impl Connection {
         Self { address: address.to_owned(), stream: None, buffer: Vec::new() }
     }
 
-    /// Sends a request, and reads its answer to the end. Tells the status.
+    /// Sends a request, reads the whole response, and returns its status.
     pub(crate) async fn send(&mut self, method: &str, target: &str, body: &str) -> io::Result<u16> {
         let answer = self.exchange(method, target, body).await;
         if answer.is_err() {
@@ -67,11 +67,11 @@ impl Connection {
     }
 }
 
-/// The head of an answer.
+/// The head of a response.
 struct Head {
     status: u16,
     content_length: usize,
-    /// Whether the server closes the connection after it.
+    /// Whether the server closes the connection after the response.
     closes: bool,
 }
 
@@ -91,7 +91,7 @@ impl Head {
     }
 }
 
-/// How long answers took, those that were good.
+/// Durations of successful requests.
 #[derive(Debug, Default)]
 pub(crate) struct Latencies(Mutex<Vec<Duration>>);
 
@@ -104,7 +104,7 @@ impl Latencies {
         self.0.lock().len()
     }
 
-    /// The longest of all but so many of a thousand.
+    /// Returns a quantile, in thousandths.
     pub(crate) fn quantile(&self, thousandths: usize) -> Duration {
         let mut all = self.0.lock();
         all.sort_unstable();
@@ -113,7 +113,7 @@ impl Latencies {
     }
 }
 
-/// One kind of request from many connections, until it is dropped.
+/// Requests of one kind over many connections, until dropped.
 pub(crate) struct Load {
     pub(crate) good: Arc<Latencies>,
     pub(crate) refused: Arc<AtomicU64>,
@@ -123,8 +123,10 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Sends `a_second` requests a second over so many connections, or as many as they carry: a connection that waits for
-    /// its answer sends nothing. Each request comes from `request`, by its number: method, target and body.
+    /// Sends `a_second` requests per second over a number of connections, or as many as they can carry.
+    ///
+    /// A connection that waits for its response sends nothing. `request` returns the method, target and body
+    /// for a number.
     pub(crate) fn start(
         address: &str,
         connections: u32,
@@ -142,7 +144,7 @@ impl Load {
             senders.spawn(async move {
                 let mut connection = Connection::to(&address);
                 let mut turns = tokio::time::interval(every.max(Duration::from_micros(1)));
-                // What it is late with is not made up for.
+                // Missed turns are not caught up.
                 turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
                 tokio::time::sleep(every.mul_f64(fastrand::f64())).await;
                 loop {
@@ -162,7 +164,7 @@ impl Load {
         Self { good, refused, failed, began: Instant::now(), _senders: senders }
     }
 
-    /// As many requests as so many connections carry, for some time: how many were answered well a second.
+    /// Returns the rate of successful requests if the connections send as many as they can.
     pub(crate) async fn most(
         address: &str,
         connections: u32,
@@ -174,7 +176,7 @@ impl Load {
         load.rate()
     }
 
-    /// Good answers a second.
+    /// Returns the number of successful requests per second.
     pub(crate) fn rate(&self) -> f64 {
         self.good.count() as f64 / self.began.elapsed().as_secs_f64()
     }

@@ -1,4 +1,4 @@
-//! Servers, databases, load and measures for the scenarios.
+//! Servers, databases, load and measurements for the scenarios.
 
 mod agreement;
 mod callers;
@@ -30,9 +30,9 @@ pub(crate) use switch::Switch;
 pub(crate) use witness::{Acknowledged, Outages, Reader, ShownOffline, wall_clock};
 pub(crate) use witnesses::Witnesses;
 
-/// Finds an installed program by its names, of which Debian's is not on everybody's path.
+/// Finds an installed program by its names, of which Debian's may not be on the `PATH`.
 ///
-/// `None`, said aloud, if it is not installed; a failure if the variable `REQUIRE_…` is 1.
+/// If it is not installed, prints a message and returns `None`, or fails if the variable `REQUIRE_…` is 1.
 pub(crate) fn installed(names: [&'static str; 2], version: &str) -> Option<&'static str> {
     let found = names.into_iter().find(|program| {
         let mut command = std::process::Command::new(program);
@@ -54,12 +54,44 @@ pub(crate) fn is_long() -> bool {
     std::env::var("TORTURE").is_ok_and(|length| length == "long")
 }
 
-/// The one at full length, the other among the tests.
+/// Returns the first value at full length, and the second one otherwise.
 pub(crate) fn length<T>(long: T, short: T) -> T {
     if is_long() { long } else { short }
 }
 
 /// Waits until a check succeeds, and returns how long that took. A failure says what the check found last.
+/// Limit of every wait in a scenario. Only a bug takes this long, however busy the machine is.
+pub(crate) const LONG: Duration = Duration::from_secs(300);
+
+/// Creates a client that never retries, and waits for responses as long as necessary.
+pub(crate) fn client(url: &str) -> RegistryClient {
+    RegistryClient::builder(url).timeout(LONG).retry(RetryPolicy::none()).build().unwrap()
+}
+
+/// Like [`client`], but retries while the server is overloaded or its database does not respond.
+///
+/// On a busy machine, either may happen for a moment.
+pub(crate) fn patient_client(url: &str) -> RegistryClient {
+    client(url).with_retry(RetryPolicy::discovery().attempts(1_000).time_limit(LONG))
+}
+
+pub(crate) fn agent(agent_id: &str, capability: &str) -> Registration {
+    Registration::new(agent_id, agent_id, "http://agents.example:8000")
+        .capability(Capability::new(capability))
+}
+
+/// Waits until a condition holds, and returns how long that took.
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) -> Duration {
+    let began = Instant::now();
+    while !holds().await {
+        assert!(began.elapsed() < LONG, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    began.elapsed()
+}
+
+/// Waits until a check succeeds, and returns how long that took. A failure reports the last finding of the
+/// check.
 pub(crate) async fn settled(what: &str, check: impl AsyncFn() -> Result<(), String>) -> Duration {
     let began = Instant::now();
     while let Err(found) = check().await {
@@ -69,13 +101,15 @@ pub(crate) async fn settled(what: &str, check: impl AsyncFn() -> Result<(), Stri
     began.elapsed()
 }
 
-/// Limit of what has to be well again soon after a fault: what is promised at full length, and elsewhere what no busy machine
-/// exceeds.
+/// Returns the time limit for recovering from a fault.
+///
+/// At full length, this is the promised time. Otherwise, no busy machine exceeds it.
 pub(crate) fn recovery() -> Duration {
     Duration::from_secs(length(5, 60))
 }
 
-/// Waits until something holds, fails after a limit, and returns how long it took. `what` says what was waited for.
+/// Waits until a condition holds, and returns how long that took. Fails after a limit, with the description
+/// `what`.
 pub(crate) async fn within(
     limit: Duration,
     what: impl Fn() -> String,
@@ -92,7 +126,7 @@ pub(crate) async fn within(
     began.elapsed()
 }
 
-/// Makes a test of a scenario on each database: `async fn(Store)`.
+/// Defines tests that run a scenario, an `async fn(Store)`, on each database.
 macro_rules! on_both {
     ($name:ident) => {
         mod $name {

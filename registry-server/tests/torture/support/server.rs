@@ -1,4 +1,4 @@
-//! The server as a process of its own, which can be killed.
+//! The server as a separate process, which can be killed.
 
 use std::fs::File;
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use test_support::{Process, lasting_address};
 
 use super::{LONG, client, patient_client};
 
-/// A server at a port that stays its own over restarts. Ends with this.
+/// A server with a port that stays the same across restarts. Killed on drop.
 pub(crate) struct Server {
     port: u16,
     arguments: Vec<String>,
@@ -19,8 +19,10 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// One that does not run yet. Unless the arguments say otherwise, nobody is offline for an hour: an agent may be late
-    /// because the machine is busy.
+    /// Creates a server without starting it.
+    ///
+    /// Unless the arguments say otherwise, no agent goes offline within an hour, since a busy machine may
+    /// make an agent late.
     pub(crate) fn new(database_url: &str, arguments: &[&str]) -> Self {
         let port = free_port();
         let listen = format!("127.0.0.1:{port}");
@@ -40,24 +42,24 @@ impl Server {
         server
     }
 
-    /// Sets a variable for its next start.
+    /// Sets an environment variable for the next start.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
-    /// Sets the database for its next start.
+    /// Sets the database for the next start.
     pub(crate) fn set_database(&mut self, database_url: &str) {
         let flag = self.arguments.iter().position(|argument| argument == "--database-url").unwrap();
         database_url.clone_into(&mut self.arguments[flag + 1]);
     }
 
-    /// Starts it, and waits until it answers.
+    /// Starts the server, and waits until it responds.
     pub(crate) async fn start(&mut self) {
         self.spawn();
         self.started().await;
     }
 
-    /// Starts it, and waits for nothing.
+    /// Starts the server without waiting.
     pub(crate) fn spawn(&mut self) {
         let log = || Stdio::from(File::options().append(true).open(self.log.path()).unwrap());
         let mut command = Command::new(env!("CARGO_BIN_EXE_registry-server"));
@@ -65,7 +67,7 @@ impl Server {
         self.process = Some(Process::spawn(command.stdin(Stdio::null()).stdout(log()).stderr(log())));
     }
 
-    /// Waits until it answers.
+    /// Waits until the server responds.
     pub(crate) async fn started(&mut self) {
         let client = self.client();
         let ended = |server: &mut Self| server.process.as_mut().and_then(|child| child.try_wait().unwrap());
@@ -91,27 +93,29 @@ impl Server {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// A client that gives its errors at once.
+    /// Returns a client that never retries.
     pub(crate) fn client(&self) -> RegistryClient {
         client(&self.url())
     }
 
-    /// A client that outlasts whatever is temporary.
+    /// Returns a client that retries temporary failures.
     pub(crate) fn patient_client(&self) -> RegistryClient {
         patient_client(&self.url())
     }
 
     /// Ends it as a crash would.
+    /// Kills the process, as a crash would.
     pub(crate) fn kill(&mut self) {
         self.process = None;
     }
 
     /// Sends it a signal. After `STOP` it accepts connections and answers nothing, until it gets `CONT`.
+    /// Sends a signal. With `STOP`, the server accepts connections but never responds, until `CONT`.
     pub(crate) fn signal(&self, signal: &str) {
         self.process().signal(signal);
     }
 
-    /// As an operator would end it. Fails where it does not end well.
+    /// Shuts the server down as an operator would. Fails unless it exits successfully.
     pub(crate) async fn stop(&mut self) {
         if self.process.is_some() {
             self.signal("TERM");
@@ -119,7 +123,7 @@ impl Server {
         }
     }
 
-    /// Waits until it has ended. Fails where it does not end well.
+    /// Waits until the server has exited. Fails unless it exits successfully.
     pub(crate) async fn ended(&mut self) {
         let Some(mut process) = self.process.take() else { return };
         let ended = tokio::task::spawn_blocking(move || process.wait().unwrap());
@@ -127,7 +131,8 @@ impl Server {
         assert!(status.success(), "{}", self.log());
     }
 
-    /// The same, within a limit. One that is slower is killed.
+    /// Like [`Server::stop`], but kills a server that exceeds the limit, and fails. Returns how long the
+    /// shutdown took.
     pub(crate) async fn stop_within(&mut self, limit: Duration) -> Duration {
         let began = Instant::now();
         self.signal("TERM");
@@ -151,18 +156,18 @@ impl Server {
         self.process.as_ref().unwrap()
     }
 
-    /// Its resident memory, in KiB.
+    /// Returns the resident memory in KiB.
     pub(crate) fn memory(&self) -> u64 {
         self.process().memory()
     }
 
-    /// How many files and connections it has open.
+    /// Returns the number of open files and connections.
     pub(crate) fn open_files(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.process().id())).unwrap().count()
     }
 }
 
-/// Runs the program until it ends by itself, and returns whether it ended well, and what it said.
+/// Runs the program until it exits. Returns whether it succeeded, and its standard error.
 pub(crate) async fn run_program(arguments: &[&str]) -> (bool, String) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_registry-server"));
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
@@ -171,7 +176,7 @@ pub(crate) async fn run_program(arguments: &[&str]) -> (bool, String) {
     (output.status.success(), String::from_utf8(output.stderr).unwrap())
 }
 
-/// Starts a server that has to end with an error, and returns the error.
+/// Starts a server that must exit with an error, and returns the error.
 pub(crate) async fn start_error(database_url: &str, arguments: &[&str]) -> String {
     let own = ["--listen", "127.0.0.1:0", "--database-url", database_url];
     let (is_well, said) = run_program(&[&own, arguments].concat()).await;
@@ -180,6 +185,10 @@ pub(crate) async fn start_error(database_url: &str, arguments: &[&str]) -> Strin
 }
 
 /// A port that stays free while its server is down.
+/// Returns a free port.
+///
+/// Taken from below the range of ephemeral ports, and different each time, so that it stays free while its
+/// server is down.
 pub(crate) fn free_port() -> u16 {
     lasting_address().port()
 }

@@ -1,4 +1,4 @@
-//! A TCP proxy that is switched from one database to another.
+//! A TCP proxy that can be switched from one database to another.
 
 use std::net::Ipv4Addr;
 
@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use super::cluster::database_url;
 
-/// An address that stays the same while the database behind it changes. Its connections end with it.
+/// An address that stays the same while the database behind it changes. Dropping it closes its connections.
 pub(crate) struct Switch {
     port: u16,
     route: watch::Sender<Route>,
@@ -17,16 +17,16 @@ pub(crate) struct Switch {
 
 #[derive(Clone, Copy)]
 struct Route {
-    /// Port that new connections are passed on to.
+    /// Port to which new connections are forwarded.
     target: Option<u16>,
-    /// What becomes of a connection when the route changes, and of a new one that has no target.
+    /// What happens to a connection when the route changes, and to a new one without a target.
     lost: Lost,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Lost {
     Closed,
-    /// It stays open, and nothing passes any more.
+    /// The connection stays open, but nothing passes any more.
     Hung,
 }
 
@@ -50,17 +50,17 @@ impl Switch {
         database_url(self.port)
     }
 
-    /// Closes all connections, and new ones at once.
+    /// Closes all connections, including new ones.
     pub(crate) fn close(&self) {
         self.route.send_replace(Route { target: None, lost: Lost::Closed });
     }
 
-    /// Lets nothing pass any more: connections stay open, new ones too, and none of them ever comes back.
+    /// Hangs all connections, including new ones. They stay open, but never recover.
     pub(crate) fn hang(&self) {
         self.route.send_replace(Route { target: None, lost: Lost::Hung });
     }
 
-    /// Passes new connections on to another database. Those that hang go on hanging.
+    /// Forwards new connections to another database. Hanging connections keep hanging.
     pub(crate) fn switch_to(&self, target: u16) {
         self.route.send_modify(|route| route.target = Some(target));
     }
@@ -79,7 +79,7 @@ async fn pass(mut client: TcpStream, mut routes: watch::Receiver<Route>) {
     }
 }
 
-/// Holds up the end of a connection for ever, if it is to hang.
+/// Keeps a connection open forever if it should hang.
 async fn hang_or_close(routes: &watch::Receiver<Route>) {
     if routes.borrow().lost == Lost::Hung {
         std::future::pending::<()>().await;

@@ -1,7 +1,7 @@
-//! What servers show of agents, against what the agents themselves know.
+//! Compares what servers show of agents with what the agents know.
 //!
-//! Whether a server was wrong is decided by the age of the last acknowledged heartbeat, not by the schedule of the agent: an
-//! agent that the machine made late is nobody's fault. All times are the wall clock's, in milliseconds.
+//! Whether a server was wrong depends on the age of the last acknowledged heartbeat, not on the agent's
+//! schedule: a busy machine may make an agent late. All times are wall clock times in milliseconds.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -15,36 +15,36 @@ use tokio::time::MissedTickBehavior;
 
 use super::Server;
 
-/// The wall clock, in milliseconds.
+/// Returns the wall clock time in milliseconds.
 pub(crate) fn wall_clock() -> i64 {
     Timestamp::from(SystemTime::now()).unix_millis()
 }
 
-/// How long a server may take to show what another one has written.
+/// Time within which a server must show what another one has written.
 const LAG: i64 = 2_000;
 
-/// When each of the agents `agent-0`, `agent-1` and so on sent the last heartbeat that was acknowledged.
+/// Times of the last acknowledged heartbeats of the agents `agent-0`, `agent-1` and so on.
 pub(crate) struct Acknowledged {
     agents: Vec<Heartbeats>,
     timeout: i64,
 }
 
 struct Heartbeats {
-    /// When the last one was sent.
+    /// Time when the last heartbeat was sent.
     sent: AtomicI64,
-    /// Since when none of them has been late.
+    /// Time since which no heartbeat has been late.
     kept_since: AtomicI64,
 }
 
 impl Acknowledged {
-    /// An agent that is not heard for longer than `timeout` may be offline.
+    /// Creates the records. An agent that is silent for longer than `timeout` may be offline.
     pub(crate) fn new(agents: usize, timeout: Duration) -> Arc<Self> {
         let none = || Heartbeats { sent: AtomicI64::new(i64::MIN), kept_since: AtomicI64::new(i64::MAX) };
         let timeout = timeout.as_millis().try_into().unwrap();
         Arc::new(Self { agents: (0..agents).map(|_| none()).collect(), timeout })
     }
 
-    /// Notes a heartbeat that has just been acknowledged.
+    /// Records a heartbeat that has just been acknowledged.
     pub(crate) fn note(&self, agent: usize, sent: i64) {
         let (heartbeats, now) = (&self.agents[agent], wall_clock());
         let before = heartbeats.sent.load(Ordering::SeqCst);
@@ -54,14 +54,14 @@ impl Acknowledged {
         heartbeats.sent.store(before.max(sent), Ordering::SeqCst);
     }
 
-    /// For each agent, when its last heartbeat was sent, and since when none has been late.
+    /// Returns for each agent when its last heartbeat was sent, and since when none has been late.
     fn all(&self) -> Vec<(i64, i64)> {
         let of =
             |agent: &Heartbeats| (agent.sent.load(Ordering::SeqCst), agent.kept_since.load(Ordering::SeqCst));
         self.agents.iter().map(of).collect()
     }
 
-    /// Notes all that an agent of the SDK is told, as long as the agent lives.
+    /// Records the acknowledged heartbeats of an SDK agent, as long as the agent lives.
     pub(crate) fn follow(self: &Arc<Self>, number: usize, agent: &Agent) {
         let (mut states, acknowledged) = (agent.watch(), self.clone());
         tokio::spawn(async move {
@@ -79,27 +79,27 @@ impl Acknowledged {
     }
 }
 
-/// When something was away.
+/// Outages of a component.
 #[derive(Default)]
 pub(crate) struct Outages(Mutex<Vec<(i64, i64)>>);
 
 impl Outages {
-    /// Called after the outage has begun.
+    /// Must be called after the outage has begun.
     pub(crate) fn begin(&self) {
         self.0.lock().push((wall_clock(), i64::MAX));
     }
 
-    /// Called before the outage ends.
+    /// Must be called before the outage ends.
     pub(crate) fn end(&self) {
         self.0.lock().last_mut().unwrap().1 = wall_clock();
     }
 
-    /// Whether it was away at any moment between two times.
+    /// Whether an outage overlaps a period.
     pub(crate) fn overlap(&self, from: i64, to: i64) -> bool {
         self.0.lock().iter().any(|&(begin, end)| begin <= to && from <= end)
     }
 
-    /// When a server shows what was written at some time, if its database is away then.
+    /// Returns the time from which a server must show something written at a given time, considering outages.
     pub(crate) fn is_shown_from(&self, written: i64) -> i64 {
         let shown = |shown: i64, &(begin, end): &(i64, i64)| {
             if begin <= shown { shown.max(end.saturating_add(LAG)) } else { shown }
@@ -107,7 +107,7 @@ impl Outages {
         self.0.lock().iter().fold(written.saturating_add(LAG), shown)
     }
 
-    /// How often it was away between two times, and for how long.
+    /// Returns the number of outages within a period, and their total duration.
     pub(crate) fn between(&self, from: i64, to: i64) -> (u32, Duration) {
         let outages = self.0.lock();
         let parts =
@@ -117,21 +117,21 @@ impl Outages {
     }
 }
 
-/// One record of a living agent that says `offline`.
+/// A record of a living agent with the status `offline`.
 pub(crate) struct ShownOffline {
-    /// When the agent's last heartbeat was sent that was acknowledged before the record was asked for.
+    /// When the last heartbeat was sent that was acknowledged before the record was requested.
     pub(crate) acknowledged: i64,
-    /// Since when no heartbeat of the agent has been late.
+    /// Time since which no heartbeat of the agent has been late.
     pub(crate) kept_since: i64,
-    /// When the record was asked for, and when it came.
+    /// When the record was requested, and when it arrived.
     pub(crate) asked: i64,
     pub(crate) came: i64,
-    /// Whether the server said that it answers from memory, since its database is away.
+    /// Whether the server marked its response as stale, since its database is unavailable.
     pub(crate) is_stale: bool,
 }
 
 impl ShownOffline {
-    /// For how long the agent had been silent, at most.
+    /// Returns the maximum time for which the agent had been silent.
     pub(crate) fn silence(&self) -> Duration {
         Duration::from_millis(self.came.saturating_sub(self.acknowledged).try_into().unwrap_or(0))
     }
@@ -141,13 +141,14 @@ impl ShownOffline {
 pub(crate) struct Reader {
     reads: Arc<AtomicU64>,
     wrong: Arc<Mutex<Vec<String>>>,
-    /// Those shown offline that had been silent for too long, or whose server could not know.
+    /// Number of agents that were rightly shown as offline: silent for too long, or on a server that could
+    /// not know better.
     excused: Arc<AtomicU64>,
     _reading: JoinSet<()>,
 }
 
 impl Reader {
-    /// `is_wrong` decides on each record that says `offline`.
+    /// Starts reading. `is_wrong` judges each record with the status `offline`.
     pub(crate) fn start(
         url: &str,
         acknowledged: &Arc<Acknowledged>,
@@ -166,7 +167,7 @@ impl Reader {
             loop {
                 ticks.tick().await;
                 let (before, asked) = (acknowledged.all(), wall_clock());
-                // A server that is being killed answers nothing.
+                // A server that is being killed does not respond.
                 let Some((records, is_stale)) = read(&client, &url).await else { continue };
                 let came = wall_clock();
                 reads.fetch_add(1, Ordering::Relaxed);
@@ -197,7 +198,7 @@ impl Reader {
         self.reads.load(Ordering::Relaxed)
     }
 
-    /// Shows what was seen, and fails if it was wrong.
+    /// Prints the results, and fails if any record was wrong.
     pub(crate) fn report(&self, name: &str, server: &Server) {
         let wrong = self.wrong.lock();
         println!(

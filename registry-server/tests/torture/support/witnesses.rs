@@ -1,4 +1,4 @@
-//! Agents that live through a fault, and nobody may call offline.
+//! Agents that stay alive through a fault, and must not be shown as offline.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,16 +14,16 @@ use super::{Server, agent, is_long};
 
 const INTERVAL: Duration = Duration::from_millis(400);
 
-/// After which time a write has to be seen on other servers.
+/// Time within which other servers must show a write.
 const FOLLOWED_WITHIN: Duration = Duration::from_secs(1);
 
-/// When the last heartbeats of each agent that were answered 200 were sent and answered, the newest first.
+/// Times when the last acknowledged heartbeats of each agent were sent and answered, newest first.
 type Heard = Arc<Vec<Mutex<VecDeque<(Instant, Instant)>>>>;
 
-/// Number of heartbeats that are kept of each agent.
+/// Number of heartbeats kept per agent.
 const KEPT: usize = 16;
 
-/// Agents with heartbeats at one server each, in turn, and readers on every server who look for an agent that is offline.
+/// Agents that each send heartbeats to one server, and readers on every server that look for offline agents.
 pub(crate) struct Witnesses {
     answered: Arc<AtomicU64>,
     violations: Arc<Mutex<Vec<String>>>,
@@ -31,7 +31,7 @@ pub(crate) struct Witnesses {
 }
 
 impl Witnesses {
-    /// Registers `number` agents at servers whose timeout is `timeout`.
+    /// Registers `number` agents at servers with the heartbeat timeout `timeout`.
     pub(crate) async fn start(servers: &[Server], number: usize, timeout: Duration) -> Self {
         let heard: Heard = Arc::new((0..number).map(|_| Mutex::default()).collect());
         let mut witnesses =
@@ -53,12 +53,12 @@ impl Witnesses {
         witnesses
     }
 
-    /// Number of heartbeats that were answered 200.
+    /// Returns the number of heartbeats answered with 200.
     pub(crate) fn answered(&self) -> u64 {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Ends the heartbeats, and fails if an agent was shown offline that was alive.
+    /// Ends the heartbeats, and fails if a living agent was shown as offline.
     pub(crate) async fn end(mut self) {
         self.tasks.shutdown().await;
         let violations = self.violations.lock();
@@ -70,7 +70,7 @@ fn id(position: usize) -> String {
     format!("witness-{position}")
 }
 
-/// As the SDK's own attempts, whose time is limited.
+/// Returns a client with limited time, like the SDK's own attempts.
 fn impatient(server: &Server) -> RegistryClient {
     RegistryClient::builder(server.url())
         .timeout(Duration::from_secs(2))
@@ -95,8 +95,10 @@ async fn beat(client: RegistryClient, position: usize, heard: Heard, answered: A
     }
 }
 
-/// Reads the agents that are offline, again and again. An agent must not be among them within its timeout after a heartbeat that
-/// the server had time to learn of; and at full length, where no agent is late because the machine is busy, never at all.
+/// Reads the offline agents repeatedly.
+///
+/// An agent must not be among them within its timeout after a heartbeat that the server had time to learn of.
+/// At full length, where no busy machine delays agents, it must never be among them.
 async fn read(client: RegistryClient, timeout: Duration, heard: Heard, violations: Arc<Mutex<Vec<String>>>) {
     loop {
         let began = Instant::now();
