@@ -19,7 +19,7 @@ use super::json::json;
 use super::problem::ApiError;
 use crate::registry::Registry;
 
-/// The agent in the examples.
+/// Returns the agent used in the API examples.
 pub(super) fn example_record() -> Value {
     serde_json::json!({
         "agent_id": "feature-dev",
@@ -45,8 +45,9 @@ pub(super) fn example_record() -> Value {
 
 /// Creates or updates an agent. Counts as a heartbeat.
 ///
-/// Of the living processes that come up with one `agent_id` the youngest owns it: a registration with an
-/// `instance_age_seconds` is refused with 409 while a younger process has the id. One without an age never is.
+/// If several running processes use the same `agent_id`, the youngest owns it: a registration with an
+/// `instance_age_seconds` gets 409 while a younger process has the id. A registration without an age is
+/// always accepted.
 #[utoipa::path(
     post, path = "/register", tag = "agents",
     request_body(content = Registration, example = json!({"agent_id": "feature-dev", "agent_name": "Feature Development Agent", "base_url": "http://feature-dev:8002",
@@ -67,18 +68,18 @@ pub(super) async fn register(
     let registration = Registration::from_json(body.bytes()).map_err(|error| malformed(&error))??;
     let (agent_id, base_url) = (registration.agent_id.clone(), registration.base_url.clone());
     let elsewhere = caller.source.client.filter(|client| !client.is_loopback());
-    let is_news = elsewhere.is_some() && !registry.is_registered_at(&agent_id, &base_url);
+    let is_new_address = elsewhere.is_some() && !registry.is_registered_at(&agent_id, &base_url);
     caller.check_may_act_for(&agent_id, "register")?;
     let change = format!("register at {base_url}");
     let record =
         caller.change(&agent_id, &change, registry.register(registration, caller.changed_by())).await?;
-    if is_news && Url::parse(&base_url).is_ok_and(|url| is_loopback(&url)) {
+    if is_new_address && Url::parse(&base_url).is_ok_and(|url| is_loopback(&url)) {
         tracing::warn!(
             agent_id,
             base_url,
             client = elsewhere.map(tracing::field::display),
-            "an agent on another host registered a loopback address, by which its callers reach only themselves; it should \
-             register a name or address of its own host"
+            "an agent on another host registered a loopback address, with which callers only reach themselves; it should \
+             register a name or an address of its own host"
         );
     }
     Ok(json(record))
@@ -91,9 +92,9 @@ pub(super) async fn register(
     post, path = "/agents/{id}/heartbeat", tag = "agents",
     params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
     request_body(content = ref("#/components/schemas/Heartbeat"), content_type = "application/json",
-        description = "May be left out.", example = json!({"status": "busy", "load": 0.5, "active_tasks": 2})),
+        description = "May be empty.", example = json!({"status": "busy", "load": 0.5, "active_tasks": 2})),
     responses(
-        (status = 200, description = "The heartbeat counts.", body = HeartbeatAck, example = json!({"agent_id": "feature-dev", "status": "busy",
+        (status = 200, description = "The heartbeat was recorded.", body = HeartbeatAck, example = json!({"agent_id": "feature-dev", "status": "busy",
             "last_heartbeat": "2026-11-24T09:31:00.456Z", "heartbeat_timeout_seconds": 60,
             "registration_tag": "6f3bd1a20c94e857"})),
         BadBody, Unknown, Superseded, Refused, Always,
@@ -117,11 +118,12 @@ pub(super) async fn heartbeat(
     Ok(Json(heard.ack))
 }
 
-/// Sets an agent's status. Does not count as a heartbeat, and so does not bring back an agent that has fallen silent.
+/// Sets an agent's status. Does not count as a heartbeat, so it does not revive an agent that missed its
+/// deadline.
 ///
-/// `"final": true` says that the process was shut down, and needs the status `offline` and an `instance_id`. From then on
-/// requests of that instance are refused with 409, until a process that started later registers with the same
-/// `instance_id`, or one registers without an age.
+/// `"final": true` reports that the process was shut down. It requires the status `offline` and an
+/// `instance_id`. From then on, requests of that instance get 409, until a process that started later
+/// registers with the same `instance_id`, or a process registers without an age.
 #[utoipa::path(
     put, path = "/agents/{id}/status", tag = "agents",
     params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
@@ -163,7 +165,7 @@ pub(super) async fn get_agent(
 /// Removes an agent.
 #[utoipa::path(
     delete, path = "/agents/{id}", tag = "agents", params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
-    responses((status = 204, description = "The agent is removed."), Unknown, Refused, Always),
+    responses((status = 204, description = "The agent was removed."), Unknown, Refused, Always),
 )]
 pub(super) async fn deregister(
     State(registry): State<Arc<Registry>>,

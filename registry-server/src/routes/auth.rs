@@ -17,12 +17,12 @@ use super::request_log::{RejectedChange, RequestSource};
 use crate::registry::{Error, Written};
 use crate::tokens::{Token, Tokens};
 
-/// Whether a path is for those who watch over the server. It always gets an answer.
+/// Whether a path is a health check of the server itself, which must never be rejected.
 pub(super) fn is_health_check(path: &str) -> bool {
     matches!(path, "/health" | "/livez" | "/readyz")
 }
 
-/// Whether a path needs no token: the pages, the API description, the manifest, and the server's health for load balancers.
+/// Whether a path needs no token: pages, API description, manifest and health checks.
 fn is_public(path: &str) -> bool {
     is_health_check(path)
         || matches!(path, "/openapi.json" | MANIFEST_PATH)
@@ -30,14 +30,14 @@ fn is_public(path: &str) -> bool {
         || dashboard::has(path)
 }
 
-/// Authenticates requests by the tokens file, if there is one.
+/// Authenticates requests with the tokens file, if there is one.
 #[derive(Debug, Default)]
 pub(crate) struct Authenticator {
     tokens: Option<RwLock<Arc<Tokens>>>,
     replaced: watch::Sender<()>,
 }
 
-/// The authenticated caller. Handlers that write check its authorization.
+/// The authenticated caller. Handlers that write must check its authorization.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) source: RequestSource,
@@ -53,16 +53,16 @@ struct Bearer {
     replaced: watch::Receiver<()>,
 }
 
-/// Why a request is not authenticated.
+/// The reason why a request is not authenticated.
 pub(super) enum Unauthenticated {
-    /// It has no token.
+    /// The request has no token.
     NoToken,
-    /// Its token is unknown, or has expired.
+    /// The token is unknown or has expired.
     WrongToken,
 }
 
 impl Authenticator {
-    /// An authenticator that accepts these tokens, or everybody if there is no tokens file.
+    /// Creates an authenticator that accepts these tokens, or every request if there is no tokens file.
     pub(crate) fn new(tokens: Option<Tokens>) -> Self {
         let tokens = tokens.map(|tokens| RwLock::new(Arc::new(tokens)));
         Self { tokens, replaced: watch::Sender::default() }
@@ -71,7 +71,7 @@ impl Authenticator {
     /// Replaces the tokens of the file.
     pub(crate) fn replace(&self, tokens: Arc<Tokens>) {
         let Some(current) = &self.tokens else { return };
-        // A certificate was renewed, for example: no stream has to begin anew for that.
+        // Unchanged, for example if only a certificate was renewed: event streams need not restart.
         if *current.read() == tokens {
             return;
         }
@@ -98,7 +98,7 @@ impl Authenticator {
         let Some(tokens) = self.tokens.as_ref().filter(|_| !is_public(request.uri().path())) else {
             return Ok(Caller { source, bearer: None });
         };
-        // First, so that it tells of every change to the tokens below.
+        // Subscribe first, so that no later change to the tokens is missed.
         let replaced = self.replaced.subscribe();
         let tokens = tokens.read().clone();
         let presented = bearer(request.headers()).ok_or(Unauthenticated::NoToken)?;
@@ -108,21 +108,21 @@ impl Authenticator {
 }
 
 impl Caller {
-    /// Rejects the write if the caller is not authorized for the agent.
+    /// Rejects a write if the caller is not authorized for the agent.
     ///
-    /// `change` says in the log what was asked for.
+    /// `change` describes the requested change in the log.
     pub(super) fn check_may_act_for(&self, agent_id: &str, change: &str) -> Result<(), ApiError> {
         match &self.bearer {
             Some(Bearer { token, .. }) if !token.may_act_for(agent_id) => {
                 let name = &token.name;
-                let detail = format!("the token {name:?} does not allow to change the agent {agent_id:?}");
+                let detail = format!("the token {name:?} does not allow changing the agent {agent_id:?}");
                 Err(self.rejected(agent_id, change, ApiError::new(StatusCode::FORBIDDEN, detail)))
             }
             _ => Ok(()),
         }
     }
 
-    /// Makes a change of an agent for which the caller is authorized, and logs it.
+    /// Runs an authorized change of an agent, and logs the outcome.
     pub(super) async fn change<T>(
         &self,
         agent_id: &str,
@@ -138,7 +138,7 @@ impl Caller {
         }
     }
 
-    /// Logs who changed an agent.
+    /// Logs a change and its caller.
     pub(super) fn log_change(&self, agent_id: &str, change: &str, revision: i64, changed_by: Option<&str>) {
         tracing::info!(
             request_id = self.source.id(),
@@ -153,7 +153,7 @@ impl Caller {
         );
     }
 
-    /// Logs who asked for a change that was not made, and why.
+    /// Logs a rejected change with its caller and the reason.
     fn rejected(&self, agent_id: &str, change: &str, error: ApiError) -> ApiError {
         let (token, agent_id, status) = (self.name(), Some(agent_id), error.status());
         RejectedChange { token, agent_id, change, status, error: error.detail(), left_out: 0 }
@@ -166,12 +166,12 @@ impl Caller {
         self.changed_by().map(|name| &**name)
     }
 
-    /// Returns the name for the changes that the caller makes.
+    /// Returns the name that is recorded for changes by this caller.
     pub(super) fn changed_by(&self) -> Option<&Arc<str>> {
         self.bearer.as_ref().map(|bearer| &bearer.token.name)
     }
 
-    /// Waits until the caller has to authenticate again: the token has expired, or the tokens were replaced.
+    /// Waits until the caller must authenticate again: the token expires, or the tokens are replaced.
     pub(super) async fn credentials_expired(&mut self) {
         let Some(Bearer { token, replaced }) = &mut self.bearer else { return std::future::pending().await };
         let expires = async {
@@ -181,7 +181,7 @@ impl Caller {
             }
         };
         tokio::select! {
-            // The sender is dropped with the authenticator, when the server ends.
+            // Fails if the authenticator was dropped, when the server ends.
             _ = replaced.changed() => {}
             () = expires => {}
         }
@@ -192,13 +192,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        // A route that is not behind the middleware rejects everything. Taken out, since a copy would cost every heartbeat.
+        // Routes without the middleware reject every request. Removed, since cloning would slow down every
+        // heartbeat.
         let caller = parts.extensions.remove::<Self>();
         caller.ok_or_else(|| ApiError::new(StatusCode::UNAUTHORIZED, "the request was not authenticated"))
     }
 }
 
-/// The token in `Authorization: Bearer …` (RFC 6750, section 2.1).
+/// Returns the token in `Authorization: Bearer …` (RFC 6750, section 2.1).
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())

@@ -1,4 +1,4 @@
-//! Finding agents by what they can do.
+//! Finding agents by capability.
 
 use std::sync::Arc;
 
@@ -15,24 +15,24 @@ use super::json::json_page;
 use super::problem::ApiError;
 use crate::registry::Registry;
 
-/// Label of searches by sentence. Sentences differ, and would fill the labels.
+/// Metrics label for all searches by sentence, since each sentence would be a new label value.
 pub(super) const SENTENCE: &str = "(sentence)";
 
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "it describes parameters, which are read as a `PreparedSearch`")]
+#[expect(dead_code, reason = "describes parameters that are parsed as a `PreparedSearch`")]
 struct WordsParam {
-    /// Words or a sentence: at least one letter or digit. May be left out if `capability` is given.
+    /// Words or a sentence, with at least one letter or digit. Optional if `capability` is given.
     #[param(example = "code gen")]
     q: Option<String>,
-    /// `all`, the default: a capability must have every word, as it is, in another English form, or as the beginning of a word.
-    /// `best`: any word of a sentence counts, and the score says how much.
+    /// `all`, the default: a capability must contain every word, in any English form, or as the beginning of
+    /// a word. `best`: any word of a sentence may match, and the score tells how well.
     #[param(rename = "match", schema_with = match_mode)]
     match_mode: Option<String>,
-    /// Only matches with this score or a greater one.
+    /// Only matches with at least this score.
     #[param(minimum = 0, maximum = 1, default = 0)]
     min_score: Option<f64>,
-    /// Whether a capability is found if only its description has words of the query.
+    /// Whether to find capabilities that contain words of the query in their description only.
     #[param(default = true)]
     description_only: Option<bool>,
 }
@@ -48,12 +48,13 @@ fn match_mode() -> Object {
 
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "it describes parameters, which are read as a `PreparedSearch`")]
+#[expect(dead_code, reason = "describes parameters that are parsed as a `PreparedSearch`")]
 struct PageParams {
     /// Maximum number of matches, 100 by default. Applied after the filters.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
-    /// Start of the page: `*` for the first one, or from a `Link` header. The matches are in the order of score and id then.
+    /// Start of the page: `*` for the first page, or a cursor from a `Link` header. Matches are then ordered
+    /// by score and id.
     #[param(
         min_length = 1,
         max_length = 96,
@@ -62,9 +63,9 @@ struct PageParams {
     cursor: Option<String>,
 }
 
-/// Finds agents by what they can do: the best match first, one match for each agent.
+/// Finds agents by capability, best match first, with one match per agent.
 ///
-/// With `cursor`, while more follow, the answer has `Link: <?…>; rel="next"`.
+/// With `cursor`, the response has `Link: <?…>; rel="next"` if more matches follow.
 #[utoipa::path(
     get, path = "/capabilities/search", tag = "discovery", params(WordsParam, FilterParams, PageParams),
     responses((status = 200, description = "The matches, best first.", body = Vec<CapabilityMatch>,

@@ -1,4 +1,4 @@
-//! Agents' A2A agent cards, passed on as they came.
+//! A2A agent cards, sent as the agents registered them.
 
 use std::sync::Arc;
 
@@ -15,17 +15,17 @@ use super::problem::ApiError;
 use crate::registry::Registry;
 use crate::store::card_digest;
 
-/// How long a client may use a card without asking again.
+/// Time for which a client may use a card without asking again.
 const CACHE: &str = "max-age=60";
 
 /// Returns an agent's A2A agent card, byte for byte as the agent registered it.
 ///
-/// Read from the database, so it is not available while the database does not answer.
+/// Read from the database, so it is unavailable while the database does not respond.
 #[utoipa::path(
     get, path = "/agents/{id}/card", tag = "agents",
     params(
         ("id" = String, Path, description = "The agent's id", example = "feature-dev"),
-        ("If-None-Match" = Option<String>, Header, description = "`ETag` of a card that the client has."),
+        ("If-None-Match" = Option<String>, Header, description = "`ETag` of a card that the client already has."),
     ),
     responses(
         (status = 200, description = "The card.", content_type = "application/a2a-agent-card+json", body = serde_json::Value,
@@ -37,7 +37,7 @@ const CACHE: &str = "max-age=60";
                 "supportedInterfaces": [{"url": "http://recipes:8010/", "protocolBinding": "JSONRPC", "protocolVersion": "1.0"}],
                 "capabilities": {}, "defaultInputModes": ["text/plain"], "defaultOutputModes": ["text/plain"],
                 "skills": [{"id": "find_recipe", "name": "Find a recipe", "description": "Finds a recipe", "tags": ["cooking"]}]})),
-        (status = 304, description = "The client has this card already."),
+        (status = 304, description = "The client already has this card."),
         (status = 404, description = "No such agent is registered, or it registered no card.", body = Problem,
             content_type = "application/problem+json"),
         Busy, Always,
@@ -49,7 +49,7 @@ pub(super) async fn get_card(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let card = registry.get_card(&id).await?;
-    // Of this very card: the agent's record may have the digest of an earlier one.
+    // Computed from this card, since the agent's record may still have the digest of an earlier one.
     let tag = format!("\"{}\"", card_digest(&card));
     let caching = [(ETAG, tag.as_str()), (CACHE_CONTROL, CACHE)];
     if is_known(&headers, &tag) {

@@ -1,4 +1,4 @@
-//! The address of a client, also behind proxies.
+//! The address of a client, even behind proxies.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +10,7 @@ use crate::networks::canonical;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Proxies whose headers are believed.
+/// Proxies whose headers are trusted.
 #[derive(Debug)]
 pub(super) struct TrustedProxies(Vec<IpNet>);
 
@@ -21,9 +21,9 @@ impl TrustedProxies {
 
     /// Returns the client's address, given the address of the connection.
     ///
-    /// Each proxy adds the address that it was asked from at the end of `X-Forwarded-For` or `Forwarded` (RFC 7239,
-    /// section 4), so the last one that is no trusted proxy is the client. A client can send the header that its proxy
-    /// leaves alone: if the two name different clients, neither is believed.
+    /// Each proxy appends the address of its client to `X-Forwarded-For` or `Forwarded` (RFC 7239, section
+    /// 4), so the last address that is not a trusted proxy is the client. Clients can forge the header that
+    /// their proxy does not set: if the two headers name different clients, neither is trusted.
     pub(super) fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         if !self.contains(peer) {
             return peer;
@@ -39,11 +39,12 @@ impl TrustedProxies {
         }
     }
 
-    /// Returns the last address that is no trusted proxy, or else the first one; `None` if there is none that can be read.
+    /// Returns the last address that is not a trusted proxy, or else the first address. `None` if none can be
+    /// parsed.
     fn last_untrusted(&self, hops: &[Option<IpAddr>]) -> Option<IpAddr> {
         let mut client = None;
         for hop in hops.iter().rev() {
-            // A hidden or malformed address: what comes before it is hearsay.
+            // A hidden or malformed address: everything before it could be forged.
             let Some(address) = *hop else { break };
             client = Some(address);
             if !self.contains(address) {
@@ -58,7 +59,7 @@ impl TrustedProxies {
     }
 }
 
-/// Returns the address in `for=` of an element of `Forwarded`.
+/// Returns the address in `for=` of a `Forwarded` element.
 fn forwarded_for(element: &str) -> Option<IpAddr> {
     let pairs = split(element, ';').filter_map(|pair| pair.split_once('='));
     let mut named = pairs.filter(|(name, _)| name.trim().eq_ignore_ascii_case("for"));
@@ -99,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn last_address_that_is_no_proxy_is_the_client() {
+    fn last_address_that_is_not_a_proxy_is_the_client() {
         for (expected, headers) in [
             ("10.0.0.1", [].as_slice()),
             ("192.0.2.1", &[("x-forwarded-for", "192.0.2.1")]),
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn other_clients_are_not_believed() {
+    fn headers_of_untrusted_peers_are_ignored() {
         let proxies = TrustedProxies::new(&["10.0.0.0/8".parse().unwrap()]);
         let mut headers = HeaderMap::new();
         headers.insert("x-forwarded-for", "1.1.1.1".parse().unwrap());
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn network_of_mapped_addresses_is_that_of_ipv4() {
+    fn network_of_mapped_addresses_matches_ipv4() {
         let mut headers = HeaderMap::new();
         headers.insert("x-forwarded-for", "192.0.2.1".parse().unwrap());
         for (network, is_trusted) in [

@@ -1,4 +1,5 @@
-//! `GET /`: one page for people, and its files. It asks the API like anybody else, and nothing of the outside.
+//! `GET /`: the dashboard page and its files. The page uses the public API, and loads nothing from other
+//! hosts.
 
 use axum::Router;
 use axum::http::header::{
@@ -25,13 +26,14 @@ const FILES: [(&str, &str, &str); 11] = [
     ("/dashboard.css", STYLE, include_str!("../dashboard/dashboard.css")),
 ];
 
-/// Only what the server itself sends is loaded and run, whatever an agent calls itself. The hash is that of the script inside
-/// of the page.
+/// Content security policy: only content from this server is loaded and run, whatever agents call themselves.
+///
+/// The hash is that of the inline script in the page.
 const POLICY: &str = "default-src 'none'; script-src 'self' 'sha256-Y0XQXim+tYaQcAlmS1dYZNrXaA35dbh2JJjuetb29NM='; \
                       style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'none'";
 
-/// Whether a path is one of the files. They have nothing to hide, so no token is asked for them.
+/// Whether a path is one of the files, which need no token since they contain nothing confidential.
 pub(super) fn has(path: &str) -> bool {
     FILES.iter().any(|(known, ..)| *known == path)
 }

@@ -1,4 +1,4 @@
-//! `GET /openapi.json` and `GET /docs`: what the API is, told by the handlers themselves.
+//! `GET /openapi.json` and `GET /docs`: the API description, generated from the handlers.
 
 use std::sync::Arc;
 
@@ -17,36 +17,37 @@ use utoipa_swagger_ui::Config;
 use super::json::json;
 use super::problem::ApiError;
 
-/// Errors of every operation that asks for a token.
+/// Errors of every operation that requires a token.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "it describes answers, which are made elsewhere")]
+#[expect(dead_code, reason = "describes responses that are created elsewhere")]
 pub(super) enum Always {
-    /// The server requires a token, and the request has none, or one that is unknown or expired.
+    /// The server requires a token, but the request has none, or an unknown or expired one.
     #[response(status = 401, content_type = "application/problem+json",
         headers(("WWW-Authenticate" = String, description = "`Bearer`")))]
     Unauthorized(Problem),
-    /// The server requires no token, listens on a loopback address, and does not answer for the host of the request.
+    /// The server requires no token, listens on a loopback address, and does not serve the host of the
+    /// request.
     #[response(status = 421, content_type = "application/problem+json")]
     Misdirected(Problem),
-    /// The client exceeds its request rate, on a server that limits rates, or too many unknown or expired tokens came from
-    /// its address.
+    /// The client exceeds its rate limit, or its address sent too many unknown or expired tokens.
     #[response(status = 429, content_type = "application/problem+json",
         headers(("Retry-After" = u32, description = "Seconds to wait before the next attempt.")))]
     TooMany(Problem),
-    /// The server has a defect. Its log says more.
+    /// The server has a bug. See its log for details.
     #[response(status = 500, content_type = "application/problem+json")]
     Internal(Problem),
 }
 
 /// Errors of every operation that changes an agent.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "it describes answers, which are made elsewhere")]
+#[expect(dead_code, reason = "describes responses that are created elsewhere")]
 pub(super) enum Refused {
-    /// The token may not change this agent; or the server requires no token, and a web page of another site sent the
-    /// request.
+    /// The token may not change this agent; or the server requires no token, and the request comes from a web
+    /// page of another site.
     #[response(status = 403, content_type = "application/problem+json")]
     Forbidden(Problem),
-    /// The database does not answer, the server has too many requests or connections, or it is shutting down.
+    /// The database does not respond, the server has too many requests or connections, or it is shutting
+    /// down.
     #[response(status = 503, content_type = "application/problem+json",
         headers(("Retry-After" = u32, description = "Seconds to wait before the next attempt.")))]
     Unavailable(Problem),
@@ -54,7 +55,7 @@ pub(super) enum Refused {
 
 /// Errors of every operation with a body.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "it describes answers, which are made elsewhere")]
+#[expect(dead_code, reason = "describes responses that are created elsewhere")]
 pub(super) enum BadBody {
     /// The body is not a JSON object.
     #[response(status = 400, content_type = "application/problem+json")]
@@ -80,17 +81,17 @@ pub(super) enum BadBody {
     description = "No such agent is registered.",
     content_type = "application/problem+json"
 )]
-#[expect(dead_code, reason = "it describes an answer, which is made elsewhere")]
+#[expect(dead_code, reason = "describes a response that is created elsewhere")]
 pub(super) struct Unknown(Problem);
 
-/// The calling process may not speak for the agent.
+/// The calling process may not act for the agent.
 #[derive(IntoResponses)]
 #[response(
     status = 409,
     description = "Another process owns the agent's id, or this process was shut down. `owner` names the owner.",
     content_type = "application/problem+json"
 )]
-#[expect(dead_code, reason = "it describes an answer, which is made elsewhere")]
+#[expect(dead_code, reason = "describes a response that is created elsewhere")]
 pub(super) struct Superseded(Problem);
 
 /// The server has no capacity for another read.
@@ -101,7 +102,7 @@ pub(super) struct Superseded(Problem);
     content_type = "application/problem+json",
     headers(("Retry-After" = u32, description = "Seconds to wait before the next attempt."))
 )]
-#[expect(dead_code, reason = "it describes an answer, which is made elsewhere")]
+#[expect(dead_code, reason = "describes a response that is created elsewhere")]
 pub(super) struct Busy(Problem);
 
 /// A parameter is invalid.
@@ -111,67 +112,66 @@ pub(super) struct Busy(Problem);
     description = "A parameter is missing or invalid.",
     content_type = "application/problem+json"
 )]
-#[expect(dead_code, reason = "it describes an answer, which is made elsewhere")]
+#[expect(dead_code, reason = "describes a response that is created elsewhere")]
 pub(super) struct BadParameter(Problem);
 
 /// The filters of lists and searches.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "it describes parameters, which are read by the SDK")]
+#[expect(dead_code, reason = "describes parameters that the SDK parses")]
 pub(super) struct FilterParams {
     /// Only agents with this status.
     status: Option<AgentStatus>,
     /// Only agents whose `healthy` has this value.
     healthy: Option<bool>,
-    /// Only agents with a capability of exactly this name; a search finds them by this one.
+    /// Only agents with a capability of exactly this name. A search then only matches this capability.
     #[param(min_length = 1, max_length = 128)]
     capability: Option<String>,
-    /// Only agents with a capability that has all these tags; a search finds them by such a one.
+    /// Only agents with a capability that has all these tags. A search then only matches such capabilities.
     #[param(schema_with = tags)]
     tag: Option<Vec<String>>,
-    /// Only agents whose metadata has this text, number or boolean at KEY: keys with dots in between, each of which may have dots
-    /// itself. May be given for several KEYs.
+    /// Only agents whose metadata has this text, number or boolean at KEY, which is a path of keys separated
+    /// by dots. Keys may contain dots themselves. May be given for several KEYs.
     #[param(rename = "metadata.KEY")]
     metadata: Option<String>,
 }
 
-/// As many tags as a capability may have, each as in a registration.
+/// Limits tags as in a registration.
 fn tags() -> Array {
     ArrayBuilder::new().items(Ref::from_schema_name("Tag")).max_items(Some(limits::TAGS)).build()
 }
 
-/// The description, to which the routes add themselves.
+/// The API description. The routes add themselves to it.
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Agent registry",
-        description = "Agents announce themselves and what they can do; orchestrators find one that can do a task.\n\n\
-                       Times are RFC 3339 in UTC with milliseconds; durations are numbers of seconds, in fields that \
-                       end in `_seconds`. Unknown fields in a request are ignored, and later versions may add fields to \
-                       answers. Errors are `application/problem+json` (RFC 9457).\n\n\
-                       A request that HTTP itself cannot read is answered without a body before it reaches an operation, \
-                       and the connection is closed: 400 if it is malformed, 431 if its head has more than 64 fields or \
-                       32 KiB.\n\n\
-                       While the database does not answer, reads are answered from memory. They then have the header \
-                       `Registry-Stale-Seconds`, the number of seconds since the database last answered.",
+        description = "Agents register themselves with their capabilities; orchestrators find agents that can do a task.\n\n\
+                       Times are RFC 3339 in UTC with milliseconds. Durations are numbers of seconds, in fields that \
+                       end in `_seconds`. Unknown fields in requests are ignored, and later versions may add fields to \
+                       responses. Errors are `application/problem+json` (RFC 9457).\n\n\
+                       Requests that are not valid HTTP get a response without a body, and the connection is closed: \
+                       400 if the request is malformed, 431 if its head has more than 64 fields or 32 KiB.\n\n\
+                       While the database does not respond, reads are answered from memory. The header \
+                       `Registry-Stale-Seconds` then has the number of seconds since the database last responded.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
     ),
-    // The server that sends this description, relative to where the description is: a proxy may serve both below a path.
+    // The server that sends this description, as a relative URL: a proxy may serve both below a path.
     servers((url = ".")),
     tags(
         (name = "agents", description = "Registration, heartbeats, status and records"),
         (name = "discovery", description = "Search, health, counts and changes"),
         (name = "server", description = "The server itself"),
     ),
-    // Derived responses, such as those above, do not add the schema of their body; nor does a body that may be left out,
-    // which would otherwise be described as one that may also be `null`.
+    // Derived responses, such as those above, do not add the schema of their body. Neither does an optional
+    // body, which would otherwise be described as possibly `null`.
     components(schemas(Heartbeat, Problem)),
     modifiers(&Bearer),
     security((), ("token" = []))
 )]
 pub(super) struct Description;
 
-/// The token, where one is asked for.
+/// The security scheme for tokens.
 struct Bearer;
 
 impl Modify for Bearer {
@@ -182,7 +182,7 @@ impl Modify for Bearer {
     }
 }
 
-/// The page and the description. The page is part of the program: it asks nothing of the outside.
+/// Returns the routes of the page and the description. The page loads nothing from other hosts.
 ///
 /// All references are relative, since a proxy may serve the page below a path.
 pub(super) fn pages<S: Clone + Send + Sync + 'static>(description: &utoipa::openapi::OpenApi) -> Router<S> {

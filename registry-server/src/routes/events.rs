@@ -21,30 +21,31 @@ use crate::registry::{Cursor, Error, LogRead, Registry, StreamStart};
 use crate::store::Position;
 use registry_sdk::internal::{DRAINING_EVENT, EventsQuery, FromQueryString, OVERRUN_EVENT, RESET_EVENT};
 
-/// Maximum time without data: proxies and clients take a longer silence for a lost connection.
+/// Maximum time without data, since proxies and clients take a longer silence for a lost connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "it describes a parameter, which is read as an `EventsQuery`")]
+#[expect(dead_code, reason = "describes a parameter that is parsed as an `EventsQuery`")]
 struct LastParam {
-    /// Begin with up to this number of past events, as many as the server still keeps. Ignored with a `Last-Event-ID`.
+    /// Start with up to this many past events, as far as the server still keeps them. Ignored with
+    /// `Last-Event-ID`.
     #[param(minimum = 0, maximum = 1000, default = 0)]
     last: Option<usize>,
 }
 
 /// Streams every change from now on, or after the event in `Last-Event-ID`, as server-sent events.
 ///
-/// What happened before the stream was opened comes first: the events after `Last-Event-ID`, or the `last` ones. Then an id
-/// without an event says that everything from there on is new.
+/// Past events come first: those after `Last-Event-ID`, or the `last` ones. Then an id without an event marks
+/// the point from which on everything is new.
 ///
-/// `registered`, `status_changed` and `deregistered` have the agent's record, as it was after the change, as their data,
-/// and an opaque id. `reset` says that changes were missed and everything has to be read anew;
-/// `overrun` is sent once, before a slow reader is disconnected. `draining` is the last event of a server that is about to
-/// stop: connect again at once, to another server if there is one.
+/// `registered`, `status_changed` and `deregistered` contain the agent's record after the change, and have an
+/// opaque id. `reset` means that changes were missed and everything has to be read again. `overrun` is sent
+/// once, before a slow reader is disconnected. `draining` is the last event of a server that is about to
+/// stop: reconnect at once, to another server if possible.
 #[utoipa::path(
     get, path = "/events", tag = "discovery",
-    params(LastParam, ("Last-Event-ID" = Option<String>, Header, pattern = "^([0-9]{1,18}(-[0-9a-f]{16})?)?$", description = "Id of the last event that was seen; an empty one counts as none")),
+    params(LastParam, ("Last-Event-ID" = Option<String>, Header, pattern = "^([0-9]{1,18}(-[0-9a-f]{16})?)?$", description = "Id of the last event that the client received; an empty id counts as none")),
     responses(
         (status = 200, description = "The stream, which does not end.", body = String, content_type = "text/event-stream",
             example = "id: 7-3f0c59d1a2b46e87\nevent: registered\ndata: {\"agent_id\": \"feature-dev\", …}\n\n"),
@@ -66,14 +67,14 @@ pub(super) async fn watch_events(
     let headers = [
         (CONTENT_TYPE, "text/event-stream"),
         (CACHE_CONTROL, "no-store"),
-        // Tells nginx not to hold back what has been sent.
+        // Keeps nginx from buffering the stream.
         (HeaderName::from_static("x-accel-buffering"), "no"),
     ];
     Ok((headers, Body::from_stream(watcher.stream())).into_response())
 }
 
 fn last_event_id(headers: &HeaderMap) -> Result<Option<Position>, ApiError> {
-    // Some clients send an empty one if they have seen no event.
+    // Some clients send an empty id if they have not received an event yet.
     let Some(id) = headers.get("last-event-id").filter(|id| !id.is_empty()) else { return Ok(None) };
     let id = id.to_str().ok().and_then(|text| text.parse().ok());
     id.map(Some).ok_or_else(|| ApiError::bad_request("Last-Event-ID has to be the id of an event"))
@@ -90,7 +91,7 @@ struct Watcher {
 }
 
 enum Next {
-    /// Send what happened up to a position, and an id alone.
+    /// Send the events up to a position, and then an id without an event.
     Begin {
         head: Position,
     },
@@ -122,7 +123,7 @@ impl Watcher {
         };
         if is_up_to_date {
             self.next = Next::GoOn;
-            // Without data it is no event, but it tells where to go on after a lost connection.
+            // Without data, this is not an event, but clients remember the id and resume from it.
             frames.extend(format!("id: {}\n\n", self.cursor.position()).into_bytes());
         }
         frames
@@ -135,7 +136,7 @@ impl Watcher {
                 LogRead::Reset(head) => return Some(reset(head)),
                 LogRead::Lagged(head) => {
                     self.next = Next::End;
-                    // Without an id: a client that reconnects resumes after the last event that it read.
+                    // Without an id, so that a reconnecting client resumes after the last event that it read.
                     let revision = head.revision;
                     let last = format!("event: {OVERRUN_EVENT}\ndata: {{\"revision\": {revision}}}\n\n");
                     return Some(last.into_bytes());
@@ -156,7 +157,7 @@ impl Watcher {
     }
 }
 
-/// Says that changes up to a position were missed, and that all has to be read anew.
+/// Returns the event for missed changes up to a position, after which everything has to be read again.
 fn reset(head: Position) -> Vec<u8> {
     let revision = head.revision;
     format!("id: {head}\nevent: {RESET_EVENT}\ndata: {{\"revision\": {revision}}}\n\n").into_bytes()

@@ -1,4 +1,4 @@
-//! What handlers read from a request, with the contract's errors if it cannot be read.
+//! Extractors of requests, which reject with the contract's errors.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::problem::ApiError;
 use crate::admission::Permit;
 use crate::registry::{Error, Registry};
 
-/// The `{id}` of a path. One that cannot be an id at all is that of an unknown agent.
+/// The `{id}` in a path. An id that cannot be decoded counts as that of an unknown agent.
 pub(super) struct AgentId(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for AgentId {
@@ -28,10 +28,10 @@ impl<S: Send + Sync> FromRequestParts<S> for AgentId {
     }
 }
 
-/// How long a body may take.
+/// Timeout for reading a body.
 const BODY_TIME: Duration = Duration::from_secs(10);
 
-/// A body of JSON, or nothing, and its room until it is dropped.
+/// A JSON body, or an empty one. Holds its permit until it is dropped.
 pub(super) struct JsonBody {
     bytes: Bytes,
     _permit: Permit,
@@ -42,7 +42,7 @@ impl FromRequest<Arc<Registry>> for JsonBody {
 
     async fn from_request(request: Request, registry: &Arc<Registry>) -> Result<Self, ApiError> {
         if request.body().is_end_stream() {
-            // Nearly all heartbeats.
+            // The case of nearly all heartbeats.
             return Ok(Self { bytes: Bytes::new(), _permit: Permit::default() });
         }
         let length = request.body().size_hint().exact();
@@ -81,12 +81,12 @@ impl JsonBody {
     }
 }
 
-/// What to say of a body that is not JSON.
+/// Returns the error for a body that is not JSON.
 pub(super) fn malformed(error: &serde_json::Error) -> ApiError {
     ApiError::bad_request(format!("the body has to be a JSON object: {error}"))
 }
 
-/// `application/json` or any type that ends in `+json`, whatever its parameters.
+/// Whether the content type is `application/json` or ends in `+json`, with any parameters.
 fn is_json(headers: &HeaderMap) -> bool {
     let Some(Ok(content_type)) = headers.get(CONTENT_TYPE).map(|value| value.to_str()) else {
         return false;

@@ -1,4 +1,4 @@
-//! Whatever is asked of the router: it answers, and never by a defect.
+//! Sends arbitrary requests to the router, which must respond without failing.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::store::SqliteDatabase;
 
 const METHODS: [&str; 6] = ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH"];
 
-/// What targets are put together from, so that many of them are nearly good.
+/// The pieces of request targets, so that many targets are nearly valid.
 const PIECES: [&str; 54] = [
     "/",
     "/agents",
@@ -100,7 +100,7 @@ const BODIES: [&str; 18] = [
 type Input = (u8, Vec<u8>, u8, Vec<u8>, Vec<u8>);
 
 #[test]
-fn no_request_meets_a_defect() {
+fn no_request_causes_an_internal_error() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let stop = CancellationToken::new();
     let router = runtime.block_on(async {
@@ -113,7 +113,7 @@ fn no_request_meets_a_defect() {
         let origins = Some(Origins::new(Vec::new(), true));
         router(registry, Arc::new(Authenticator::new(None)), origins)
     });
-    // A panic ends the test, so nothing is looked at after it.
+    // A panic ends the test, so the state is not used after one.
     let shared = AssertUnwindSafe((&router, &runtime));
     check!().with_type::<Input>().for_each(move |(method, target, body, event_id, request_id)| {
         let (router, runtime) = *shared;

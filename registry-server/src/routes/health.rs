@@ -1,4 +1,4 @@
-//! Health of an agent and of the server, and how many there are.
+//! Health of an agent and of the server, and statistics.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::registry::{Error, Registry};
 /// Checks whether an agent can be given work.
 #[utoipa::path(
     get, path = "/health/{id}", tag = "discovery", params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
-    responses((status = 200, description = "The agent's health, also if it is unhealthy.", body = AgentHealth, example = json!({
+    responses((status = 200, description = "The agent's health, even if it is unhealthy.", body = AgentHealth, example = json!({
         "agent_id": "feature-dev", "status": "healthy", "agent_status": "active",
         "last_heartbeat": "2026-11-24T09:31:00.456Z", "seconds_since_heartbeat": 3.2, "heartbeat_timeout_seconds": 60,
         "reason": null, "probe": null,
@@ -28,15 +28,15 @@ pub(super) async fn check_health(
     Ok(Json(registry.check_health(&id).await?))
 }
 
-/// Returns the server's own health, without asking for a token.
+/// Returns the server's own health, without requiring a token.
 #[utoipa::path(
     get, path = "/health", tag = "server", security(()),
     responses(
         (status = 200, description = "The server is healthy.", body = ServerHealth, example = json!({"status": "healthy", "version": "0.1.0",
             "store": "sqlite", "uptime_seconds": 12.3})),
-        (status = 500, description = "The server has a defect. Its log says more.",
+        (status = 500, description = "The server has a bug. See its log for details.",
             body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database does not answer, or the sweeper has stopped; a problem if the server \
+        (status = 503, description = "The database does not respond, or the sweeper has stopped; a problem if the server \
             has too many connections.",
             content((ServerHealth = "application/json"), (Problem = "application/problem+json"))),
     ),
@@ -52,25 +52,25 @@ pub(super) async fn get_server_health(
     (status, Json(health))
 }
 
-/// Says that the process runs, without asking for a token.
+/// Reports that the process is running, without requiring a token.
 ///
-/// For a supervisor that restarts a process which does not answer.
+/// For supervisors that restart a process that does not respond.
 #[utoipa::path(
     get, path = "/livez", tag = "server", security(()),
-    responses((status = 200, description = "The process runs.", body = String, content_type = "text/plain", example = "alive")),
+    responses((status = 200, description = "The process is running.", body = String, content_type = "text/plain", example = "alive")),
 )]
 pub(super) async fn get_liveness() -> &'static str {
     "alive"
 }
 
-/// Says whether the server takes requests, without asking for a token.
+/// Reports whether the server accepts requests, without requiring a token.
 ///
-/// For load balancers. The database has no part in it: without one, reads are answered from memory.
+/// For load balancers. Does not depend on the database, since reads are answered from memory without it.
 #[utoipa::path(
     get, path = "/readyz", tag = "server", security(()),
     responses(
-        (status = 200, description = "The server takes requests.", body = String, content_type = "text/plain", example = "ready"),
-        (status = 503, description = "The server is about to stop, or has too many connections: send requests to another one.",
+        (status = 200, description = "The server accepts requests.", body = String, content_type = "text/plain", example = "ready"),
+        (status = 503, description = "The server is about to stop, or has too many connections: send requests to another server.",
             body = Problem, content_type = "application/problem+json"),
     ),
 )]

@@ -1,4 +1,4 @@
-//! Answers whose JSON the registry has made already.
+//! Responses whose JSON the registry has already encoded.
 
 use std::sync::Arc;
 
@@ -14,7 +14,9 @@ pub(super) fn json(body: impl Into<Body>) -> Response {
     ([(CONTENT_TYPE, "application/json")], body.into()).into_response()
 }
 
-/// Sends a list or a search, with a link to the next page if there is one. `query` makes the page's query of its cursor.
+/// Sends a list or a search, with a link to the next page if there is one.
+///
+/// `query` turns the next page's cursor into its query.
 pub(super) fn json_page(
     registry: Arc<Registry>,
     page: Page,
@@ -22,15 +24,17 @@ pub(super) fn json_page(
 ) -> Response {
     let Page { first, next } = page;
     let mut response = json_array(registry, first);
-    // An encoded query is plain ASCII, so there always is a value. Alone, it refers to the path of the request as the client
-    // knows it, which a proxy may have changed.
+    // An encoded query is plain ASCII, so the conversion always succeeds. A reference with a query alone is
+    // relative to the path that the client requested, which a proxy may have changed.
     let link = |cursor| HeaderValue::try_from(format!("<?{}>; rel=\"next\"", query(cursor))).ok();
     let link = next.and_then(link);
     response.headers_mut().extend(link.map(|link| (LINK, link)));
     response
 }
 
-/// Sends an array. A long one is made chunk by chunk as the client reads it, so that it takes as little memory as a
+/// Sends an array.
+///
+/// A long array is created chunk by chunk as the client reads it, so that it takes no more memory than a
 /// short one, however slowly it is read.
 fn json_array(registry: Arc<Registry>, first: Chunk) -> Response {
     let Chunk { mut objects, rest } = first;
@@ -50,7 +54,7 @@ fn json_array(registry: Arc<Registry>, first: Chunk) -> Response {
         }
         Ok(Some((Bytes::from(objects), (registry, rest))))
     });
-    // Copies, since nothing of an allocation is freed before all of it is sent.
+    // Copies, since an allocation is only freed when all of it was sent.
     let begun: Vec<_> = objects.chunks(CHUNK_BYTES).map(Bytes::copy_from_slice).collect();
     let chunks = stream::iter(begun).map(Ok::<Bytes, Error>).chain(further);
     json(Body::from_stream(chunks))

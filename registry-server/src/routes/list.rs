@@ -16,7 +16,7 @@ use crate::registry::Registry;
 
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "it describes parameters, which are read as a `ListQuery`")]
+#[expect(dead_code, reason = "describes parameters that are parsed as a `ListQuery`")]
 struct PageParams {
     /// Maximum number of agents in a page.
     #[param(minimum = 1, maximum = 1000)]
@@ -26,10 +26,10 @@ struct PageParams {
     cursor: Option<String>,
 }
 
-/// Lists all agents in the order of their ids, in pages if `limit` is given.
+/// Lists all agents ordered by id, in pages if `limit` is given.
 ///
-/// While more follow, the answer has `Link: <?…>; rel="next"`. The cursor is the last id of the page before, and stays valid
-/// whatever is registered or removed meanwhile.
+/// The response has `Link: <?…>; rel="next"` if more agents follow. The cursor is the last id of the previous
+/// page, and stays valid whatever is registered or removed meanwhile.
 #[utoipa::path(
     get, path = "/agents", tag = "agents", params(FilterParams, PageParams),
     responses(

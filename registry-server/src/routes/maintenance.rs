@@ -1,4 +1,4 @@
-//! Maintenance: agents that are taken out for a while.
+//! Maintenance: taking agents out of service for a while.
 
 use std::sync::Arc;
 
@@ -25,10 +25,11 @@ fn example_in_maintenance() -> Value {
     record
 }
 
-/// Takes an agent out for a while, in place of an earlier maintenance.
+/// Takes an agent out of service for a while, replacing any earlier maintenance.
 ///
-/// Searches leave it out, and it is unhealthy, whatever its status. Neither heartbeats nor registrations end that. With an
-/// `instance_id` it belongs to that process: it ends when that was shut down, or when another process registers.
+/// The agent is unhealthy whatever its status, and searches leave it out. Neither heartbeats nor
+/// registrations end its maintenance. With an `instance_id`, the maintenance belongs to that process: it ends
+/// when that process is shut down, or when another process registers.
 #[utoipa::path(
     put, path = "/agents/{id}/maintenance", tag = "agents",
     params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),
@@ -51,7 +52,7 @@ pub(super) async fn set_maintenance(
     Ok(json(caller.change(&id, &change, set).await?))
 }
 
-/// Ends an agent's maintenance. Changes nothing if it is in none.
+/// Ends an agent's maintenance. Changes nothing if there is none.
 #[utoipa::path(
     delete, path = "/agents/{id}/maintenance", tag = "agents",
     params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),

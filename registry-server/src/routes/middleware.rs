@@ -1,8 +1,8 @@
 //! The middleware of every request.
 //!
-//! It sets the request id and the stale marker, checks origins, authenticates, limits rates, logs, measures, catches
-//! panics, and closes connections while the server is drained. One layer does all of it, since every layer adds a
-//! cost to every request.
+//! Sets the request id and the stale marker, checks origins, authenticates, limits rates, logs, measures,
+//! catches panics, and closes connections while the server drains. All of this is one layer, since each layer
+//! adds a cost to every request.
 
 use std::any::Any;
 use std::net::IpAddr;
@@ -34,11 +34,11 @@ use crate::registry::Registry;
 pub(super) struct Middleware {
     registry: Arc<Registry>,
     authenticator: Arc<Authenticator>,
-    /// `None` if requests need tokens, which no other site knows.
+    /// `None` if requests need tokens, which other sites do not know.
     origins: Option<Origins>,
     trusted_proxies: TrustedProxies,
     request_ids: RequestIds,
-    /// Limits the lines of changes that no handler has seen.
+    /// Limits the log lines for changes rejected before they reach a handler.
     rejection_lines: LineLimit,
 }
 
@@ -66,7 +66,7 @@ pub(super) async fn handle(
     let outcome = AssertUnwindSafe(middleware.admit(request, &mut logged, next)).catch_unwind().await;
     let mut response = outcome.unwrap_or_else(|cause| panic_response(&logged.source, &*cause));
     let status = response.status();
-    // The searches of ARD are read by POST.
+    // ARD searches are reads, though their method is POST.
     let is_read = || {
         matches!(method, "GET" | "HEAD")
             || path.as_ref().is_some_and(|path| path.as_str().starts_with("/ard/"))
@@ -79,11 +79,11 @@ pub(super) async fn handle(
     }
     if middleware.registry.drain().has_begun() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        // Otherwise hyper adds `keep-alive` for clients of HTTP/1.0 that ask for it.
+        // Otherwise, hyper adds `keep-alive` for HTTP/1.0 clients that ask for it.
         *response.version_mut() = version;
     }
     let elapsed = started.elapsed();
-    // Labelled by route, not by path: callers can make up any number of paths.
+    // Labelled by route, not by path, since callers can make up any number of paths.
     let route = path.as_ref().map_or("unmatched", MatchedPath::as_str);
     middleware.registry.metrics().record_request(method, route, status.as_str(), elapsed);
     middleware.log_rejected_change(&logged, route, &response);
@@ -92,7 +92,7 @@ pub(super) async fn handle(
 }
 
 impl Middleware {
-    /// Returns what the log says of a request. The name of its token is added later.
+    /// Collects a request's data for the log. The name of its token is added later.
     fn logged(&self, request: &Request) -> LoggedRequest {
         let peer = request.extensions().get::<PeerAddr>();
         let client = peer.map(|PeerAddr(peer)| self.trusted_proxies.client_address(*peer, request.headers()));
@@ -138,7 +138,7 @@ impl Middleware {
         }
     }
 
-    /// Logs a change that no handler has seen: the client may not make it, or its request is malformed.
+    /// Logs a change rejected before it reached a handler: it is forbidden, or the request is malformed.
     fn log_rejected_change(&self, logged: &LoggedRequest, route: &str, response: &Response) {
         if let Some(UnloggedRejection(error)) = response.extensions().get()
             && let Some(change) = change_of(&logged.method, route)
@@ -150,7 +150,8 @@ impl Middleware {
         }
     }
 
-    /// Counts wrong tokens towards a limit of their own, so that guessing takes nothing from clients at the same address.
+    /// Counts wrong tokens towards a separate limit, so that guessing does not affect other clients at the
+    /// same address.
     fn wrong_token(&self, address: Option<IpAddr>) -> ApiError {
         match address.map_or(Ok(()), |address| self.registry.admission().count_wrong_token(address)) {
             Ok(()) => ApiError::new(StatusCode::UNAUTHORIZED, "the token is unknown, or has expired"),
@@ -175,7 +176,7 @@ impl Middleware {
         let client = token.map(|name| ClientKey::Token(name.to_owned()));
         let Some(client) = client.or_else(|| address.map(ClientKey::from_address)) else { return Ok(()) };
         admission.check_rate(&client).map_err(|wait| {
-            let detail = "this client sends more requests than it may; wait, and send fewer";
+            let detail = "this client exceeds its rate limit; wait, and send fewer requests";
             ApiError::too_many_requests(detail, wait)
         })
     }
@@ -198,6 +199,12 @@ fn panic_response(source: &RequestSource, cause: &(dyn Any + Send)) -> Response 
     let (request_id, trace_id) = (source.id(), source.trace.trace_id());
     tracing::error!(request_id, trace_id, error, "a request handler panicked, answering 500");
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed at this request").into_response()
+fn panic_response(request_id: Option<&str>, cause: &(dyn Any + Send)) -> Response {
+    let message = cause.downcast_ref::<String>().map(String::as_str);
+    let message = message.or_else(|| cause.downcast_ref::<&str>().copied()).unwrap_or("unknown");
+    tracing::error!(request_id, message, "a request handler panicked, answering 500");
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the request failed because of an internal error")
+        .into_response()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The whole API in one short router. A handler reads the request, calls the registry, answers.
+//! The whole API in one short router. Handlers read the request, call the registry, and respond.
 
 mod agents;
 mod ard;
@@ -43,7 +43,7 @@ pub(crate) use origins::Origins;
 use problem::ApiError;
 use registry_sdk::internal::UNKNOWN_PATH_DETAIL;
 
-/// Returns the router; without `origins`, requests of all web pages are taken.
+/// Returns the router. Without `origins`, requests from all web pages are accepted.
 pub(crate) fn router(
     registry: Arc<Registry>,
     authenticator: Arc<Authenticator>,
@@ -80,7 +80,7 @@ pub(crate) fn router(
     routes.with_state(registry)
 }
 
-/// Returns the routes of ARD, with its own form of errors around the middleware, whose errors it rewrites, too.
+/// Returns the ARD routes. Their error format wraps the middleware, whose errors are rewritten as well.
 fn ard_routes(middleware: Arc<Middleware>) -> Router<Arc<Registry>> {
     ard::routes()
         .method_not_allowed_fallback(wrong_method)
@@ -89,12 +89,12 @@ fn ard_routes(middleware: Arc<Middleware>) -> Router<Arc<Registry>> {
         .layer(map_response(ard::to_ard_error))
 }
 
-/// Returns the router for connections over the limit, which closes each after its first response.
+/// Returns the router for connections over the limit, which closes each connection after the first response.
 pub(crate) fn rejecting_router() -> Router {
     let detail = "the server has reached its connection limit; try again";
     let reject =
         async move || ([(CONNECTION, "close")], ApiError::new(StatusCode::SERVICE_UNAVAILABLE, detail));
-    // A server that is busy need not be restarted.
+    // A busy server need not be restarted.
     let liveness = async || ([(CONNECTION, "close")], health::get_liveness().await);
     Router::new().route("/livez", get(liveness)).fallback(reject)
 }
@@ -104,5 +104,5 @@ async fn unknown_path(uri: Uri) -> ApiError {
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {
-    ApiError::method_not_allowed(format!("{method} is not for {}", uri.path()))
+    ApiError::method_not_allowed(format!("{method} is not allowed for {}", uri.path()))
 }

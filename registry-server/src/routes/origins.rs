@@ -1,8 +1,9 @@
-//! Rejects what web pages of other sites ask of a server without tokens.
+//! Rejects requests of other sites' web pages to a server without tokens.
 //!
-//! A browser sends requests for any page that its user reads, also to addresses that only the user can reach. Two ways are
-//! closed: a name that the page's owner points to this server's address makes its requests same-origin ("DNS
-//! rebinding"), and forms and plain requests go to any origin (cross-site request forgery, CWE-352). A token closes both.
+//! A browser sends requests for any page that its user visits, even to addresses that only the user can
+//! reach. This protects against two attacks: a page whose owner points its own name to this server's address,
+//! so that its requests are same-origin ("DNS rebinding"), and forms and plain requests, which may go to any
+//! origin (cross-site request forgery, CWE-352). Tokens protect against both as well.
 
 use std::net::IpAddr;
 
@@ -19,9 +20,9 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// The host names of a server without tokens.
 #[derive(Debug)]
 pub(crate) struct Origins {
-    /// Names besides those that only the machine or its private network can have.
+    /// Names besides those that only this host or its private network can have.
     allowed_hosts: Vec<String>,
-    /// Whether requests for other names are rejected. Beyond loopback, nobody knows all names of a server.
+    /// Whether requests for other names are rejected. Beyond loopback, a server cannot know all of its names.
     checks_host: bool,
 }
 
@@ -30,7 +31,7 @@ impl Origins {
         Self { allowed_hosts, checks_host }
     }
 
-    /// Rejects a request for another host, and a change that a web page of another site asks for.
+    /// Rejects requests for another host, and changes requested by web pages of other sites.
     pub(super) fn check(&self, request: &Request) -> Result<(), ApiError> {
         if self.checks_host && !is_health_check(request.uri().path()) {
             self.check_host(request)?;
@@ -39,7 +40,7 @@ impl Origins {
     }
 
     fn check_host(&self, request: &Request) -> Result<(), ApiError> {
-        // A target with a host in it comes before the header (RFC 9112, section 3.2.2).
+        // A host in the request target takes precedence over the header (RFC 9112, section 3.2.2).
         let target = request.uri().authority().map(Authority::as_str);
         let named = request.headers().get_all(HOST).iter().map(|host| host.to_str().unwrap_or("?.?"));
         let is_other = |host: &&str| !host.is_empty() && !self.is_own(host);
@@ -48,14 +49,17 @@ impl Origins {
             Some(host) => Err(ApiError::new(
                 StatusCode::MISDIRECTED_REQUEST,
                 format!(
-                    "this server does not answer for the host {host:?}; if it is one of its names, start it with \
+                    "this server does not serve the host {host:?}; if that is one of its names, start it with \
                      --allowed-host NAME"
                 ),
             )),
         }
     }
 
-    /// `Origin` is checked whatever the host: behind a name that is pointed here the two are equal.
+    /// Rejects changes from other origins.
+    ///
+    /// `Origin` is checked independently of the host, since the two are equal behind a name that an attacker
+    /// points here.
     fn check_origin(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         for origin in headers.get_all(ORIGIN) {
             let origin = origin.to_str().unwrap_or_default();
@@ -72,7 +76,7 @@ impl Origins {
         Ok(())
     }
 
-    /// Whether a host, with or without a port, is an address or a name that no outsider can point here.
+    /// Whether a host, with or without a port, is an address, or a name that outsiders cannot point here.
     fn is_own(&self, host: &str) -> bool {
         let Some(name) = without_port(host) else { return false };
         let name = name.strip_suffix('.').unwrap_or(name);
@@ -83,10 +87,10 @@ impl Origins {
             let start = name.len().checked_sub(top.len());
             start.and_then(|start| name.get(start..)).is_some_and(|end| end.eq_ignore_ascii_case(top))
         };
-        // No top-level domain is a number, but a short form of an address such as `127.1` ends with one.
+        // No top-level domain is a number, but short forms of addresses such as `127.1` end with one.
         let is_number = |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_digit());
-        // `localhost` has no dot. Names below it never leave the machine (RFC 6761, section 6.3), and nobody can register
-        // one below `internal` (ICANN resolution 2024.07.29.06).
+        // `localhost` has no dot. Names below it never leave the host (RFC 6761, section 6.3), and names
+        // below `internal` cannot be registered (ICANN resolution 2024.07.29.06).
         !name.is_empty() && !name.contains('.')
             || name.rsplit('.').next().is_some_and(is_number)
             || is_below(".localhost")
@@ -95,7 +99,7 @@ impl Origins {
     }
 }
 
-/// Whether the host of an origin is a public address that is not the server's: anybody can have pages at such a one.
+/// Whether the host of an origin is a public address other than the server's, where anyone may host pages.
 fn is_of_stranger(host: &str, headers: &HeaderMap) -> bool {
     let address = |host| without_port(host).and_then(|name| name.parse::<IpAddr>().ok());
     let Some(origin) = address(host).map(|address| address.to_canonical()) else { return false };
@@ -111,13 +115,13 @@ fn is_of_stranger(host: &str, headers: &HeaderMap) -> bool {
 
 fn forbidden(whose: &str) -> ApiError {
     let detail = format!(
-        "web pages {whose} may not change anything here; if they are yours, start the server with --allowed-host NAME, or \
-         with --tokens-file"
+        "web pages {whose} may not change anything on this server; if they are yours, start it with --allowed-host NAME or \
+         --tokens-file"
     );
     ApiError::new(StatusCode::FORBIDDEN, detail)
 }
 
-/// Returns the host before a port, and an IPv6 address without its brackets; `None` for what is no host.
+/// Strips the port, and the brackets of an IPv6 address. `None` if the text is not a host.
 fn without_port(host: &str) -> Option<&str> {
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?,
@@ -132,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_are_own_that_no_outsider_can_point_here() {
+    fn hosts_that_outsiders_cannot_point_here_are_own() {
         let origins = Origins::new(vec!["registry.example.com".to_owned()], true);
         for host in [
             "127.0.0.1:8009",

@@ -1,4 +1,4 @@
-//! Errors as the API gives them: `application/problem+json` (RFC 9457).
+//! Errors in the format of the API: `application/problem+json` (RFC 9457).
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use registry_sdk::internal::InvalidParameter;
 
 use crate::registry::Error;
 
-/// `Retry-After` of a request that was rejected for the moment, in seconds.
+/// `Retry-After` of temporary rejections, in seconds.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
 /// An error with its status.
@@ -19,13 +19,13 @@ pub(crate) struct ApiError {
     status: StatusCode,
     /// Boxed, since every fallible handler returns it by value.
     problem: Box<Problem>,
-    /// `Retry-After` in seconds, if a retry can succeed.
+    /// `Retry-After` in seconds, if a retry may succeed.
     retry_after: Option<u32>,
-    /// Whether the handler has logged the error, with what it knows of the request.
+    /// Whether the handler has already logged the error, with its knowledge of the request.
     is_logged: bool,
 }
 
-/// The reason of a rejection that no handler has logged, as an extension of its response.
+/// Reason of a rejection that no handler has logged, as a response extension.
 #[derive(Clone, Debug)]
 pub(super) struct UnloggedRejection(pub(super) String);
 
@@ -48,19 +48,20 @@ impl ApiError {
         &self.problem.detail
     }
 
-    /// Says that the error was logged.
+    /// Marks the error as logged.
     pub(crate) fn logged(self) -> Self {
         Self { is_logged: true, ..self }
     }
 
-    /// Whether the client may not do what it asks for, or its request is malformed.
+    /// Whether the request was forbidden or malformed.
     ///
-    /// Requests for which the server has no room or no database are none: those of all agents come at once.
+    /// Requests rejected for lack of capacity or of a database do not count, since those of all agents come
+    /// at once.
     fn is_rejection(&self) -> bool {
         matches!(self.status.as_u16(), 400 | 401 | 403 | 408 | 413 | 415 | 421 | 422)
     }
 
-    /// Returns the detail with the first of the fields.
+    /// Returns the detail, followed by the first invalid fields.
     fn reason(&self) -> String {
         let fields = self.problem.errors.iter().take(NAMED_FIELDS);
         let fields: Vec<_> = fields.map(|error| format!("{} {}", error.field, error.message)).collect();
@@ -120,8 +121,8 @@ impl From<InvalidParameter> for ApiError {
 impl From<ValidationError> for ApiError {
     fn from(ValidationError(errors): ValidationError) -> Self {
         let detail = match errors.len() {
-            1 => "one field is not as it has to be".to_owned(),
-            count => format!("{count} fields are not as they have to be"),
+            1 => "one field is invalid".to_owned(),
+            count => format!("{count} fields are invalid"),
         };
         let mut error = Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail);
         error.problem.errors = errors;
@@ -131,7 +132,7 @@ impl From<ValidationError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        // Strings, numbers and a list: it cannot fail to serialize.
+        // Strings, numbers and a list always serialize.
         let body = serde_json::to_vec(&self.problem).unwrap_or_default();
         let mut response = (self.status, body).into_response();
         if !self.is_logged && self.is_rejection() {

@@ -1,4 +1,4 @@
-//! Ids of requests: the client's own, or a new one. The response and the log have the same.
+//! Request ids: the client's own, or a new one. Used in the response and in the log.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,10 +7,10 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Maximum length of a client's id, in bytes.
+/// Maximum length of a client's request id, in bytes.
 const MAX_BYTES: usize = 128;
 
-/// Generates ids for requests without a usable one: a random prefix per process, then a sequence number.
+/// Generates ids for requests without a usable one: a random prefix per process, and a sequence number.
 pub(super) struct RequestIds {
     process: String,
     next: AtomicU64,
@@ -23,7 +23,7 @@ impl Default for RequestIds {
 }
 
 impl RequestIds {
-    /// Returns the id of a request: 1 to 128 visible ASCII characters from its header, or else a new one.
+    /// Returns the id of a request: 1 to 128 visible ASCII characters from its header, or else a new id.
     pub(super) fn of(&self, headers: &HeaderMap) -> Option<HeaderValue> {
         let is_usable = |id: &&HeaderValue| {
             let id = id.as_bytes();

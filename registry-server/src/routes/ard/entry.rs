@@ -10,23 +10,22 @@ use serde_json::{Map, Value};
 use super::site::Site;
 use crate::registry::{FoundAgent, FoundAgents};
 
-/// Media type of an agent's record, as `GET /agents/{id}` sends it.
+/// Media type of an agent's record, as sent by `GET /agents/{id}`.
 const RECORD_TYPE: &str = "application/json";
 
-/// Maximum number of representative queries. The specification asks for at least `MIN_QUERIES`.
+/// Maximum number of representative queries. The specification requires at least `MIN_QUERIES`.
 const MAX_QUERIES: usize = 5;
 const MIN_QUERIES: usize = 2;
 
-/// Size of a page in bytes after which its entries have only what is required: a page is made at once, and registrations may
-/// be long.
+/// Size of a page in bytes after which further entries only have the required terms.
+///
+/// A page is created at once, and registrations may be long.
 const PAGE_BYTES: usize = 64 * 1_024;
 
-/// The document that describes an agent.
-///
-/// This is the one place that decides which document that is: the agent's A2A agent card, or else the registry's own record of it.
+/// The document that describes an agent: its A2A agent card, or else the registry's record of it.
 pub(super) struct Artifact {
     pub(super) media_type: &'static str,
-    /// Path below the registry's URL.
+    /// Path relative to the registry's URL.
     path: String,
 }
 
@@ -40,7 +39,7 @@ impl Artifact {
     }
 }
 
-/// An entry, or a result of a search.
+/// An entry, which may be a result of a search.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Entry {
@@ -55,7 +54,7 @@ pub(super) struct Entry {
     found: Option<Found>,
 }
 
-/// The optional terms of an entry. None of its lists may be empty.
+/// The optional terms of an entry. Empty lists are omitted, since the specification forbids them.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Details {
@@ -71,10 +70,10 @@ struct Details {
     metadata: Map<String, Value>,
 }
 
-/// What only results of a search have.
+/// The terms that only search results have.
 #[derive(Debug, Serialize)]
 struct Found {
-    /// 0 to 100.
+    /// From 0 to 100.
     score: u8,
     /// URL of the registry that found the entry.
     source: String,
@@ -86,7 +85,7 @@ impl Entry {
         Self { details: Some(Details::of(agent)), ..Self::required(agent, site) }
     }
 
-    /// Returns the entry with the required terms alone.
+    /// Returns the entry with only the required terms.
     fn required(agent: &FoundAgent, site: &Site) -> Self {
         let Artifact { media_type, path } = Artifact::of(agent);
         let found = agent.score().map(|score| Found { score: percent(score), source: site.ard_url() });
@@ -119,12 +118,12 @@ impl Details {
     }
 }
 
-/// The schema of ARD v0.9 allows no lists and objects in metadata.
+/// Whether a value may appear in metadata. The schema of ARD v0.9 forbids lists and objects.
 fn is_scalar(value: &Value) -> bool {
     !matches!(value, Value::Array(_) | Value::Object(_))
 }
 
-/// Returns what all capabilities say of themselves, up to the length of one description.
+/// Joins the descriptions of all capabilities, up to the maximum length of one description.
 fn description(capabilities: &[Capability]) -> String {
     let parts = capabilities.iter().map(|capability| {
         let title = capability.title.as_deref().unwrap_or(&capability.name);
@@ -138,8 +137,9 @@ fn description(capabilities: &[Capability]) -> String {
     }
 }
 
-/// Returns the first examples of all capabilities, then the second ones, and so on; none if they are fewer than the
-/// specification's schema allows.
+/// Returns the first examples of all capabilities, then the second examples, and so on.
+///
+/// Returns none if there are fewer than the specification's schema requires.
 fn representative_queries(capabilities: &[Capability]) -> Vec<String> {
     let rounds = 0..limits::EXAMPLES;
     let examples =
@@ -155,20 +155,20 @@ pub(super) fn distinct<'a>(texts: impl IntoIterator<Item = &'a String>) -> Vec<S
     texts.into_iter().filter(|text| seen.insert(*text)).cloned().collect()
 }
 
-/// The entries of a page, and the token of the next one.
+/// The entries of a page, and the token of the next page.
 pub(super) struct EntryPage {
     pub(super) entries: Vec<Box<RawValue>>,
     pub(super) next: Option<String>,
 }
 
 impl EntryPage {
-    /// Encodes a page: complete entries, and those that do not fit into it with the required terms alone.
+    /// Encodes a page. Entries that would exceed its size only have the required terms.
     pub(super) fn new(found: &FoundAgents, site: &Site) -> Self {
         let mut room = PAGE_BYTES;
         let encode = |agent: &FoundAgent| {
             let complete = to_raw_value(&Entry::complete(agent, site)).ok();
             let complete = complete.filter(|entry| entry.get().len() <= room);
-            // Text, numbers and lists always serialize, so no entry is left out.
+            // Text, numbers and lists always serialize, so no entry is omitted.
             let entry = complete.or_else(|| to_raw_value(&Entry::required(agent, site)).ok())?;
             room = room.saturating_sub(entry.get().len());
             Some(entry)

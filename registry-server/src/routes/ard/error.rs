@@ -1,4 +1,4 @@
-//! Errors in the form of the specification: `{"errorCode", "message"}`.
+//! Errors in the format of the specification: `{"errorCode", "message"}`.
 
 use axum::body::{Body, to_bytes};
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
@@ -7,7 +7,7 @@ use axum::response::Response;
 use registry_sdk::contract::Problem;
 use serde::Serialize;
 
-/// Longer than any problem.
+/// Upper bound for the size of a problem.
 const MAX_PROBLEM_BYTES: usize = 64 * 1_024;
 
 #[derive(Serialize)]
@@ -17,7 +17,7 @@ struct ArdError<'a> {
     message: &'a str,
 }
 
-/// Rewrites a problem as an error of the specification. Status and headers stay, so that `Retry-After` still holds.
+/// Rewrites a problem as an error of the specification. Keeps the status and headers such as `Retry-After`.
 pub(in crate::routes) async fn to_ard_error(response: Response) -> Response {
     let status = response.status();
     if !status.is_client_error() && !status.is_server_error() {
@@ -26,7 +26,7 @@ pub(in crate::routes) async fn to_ard_error(response: Response) -> Response {
     let (mut parts, body) = response.into_parts();
     let body = to_bytes(body, MAX_PROBLEM_BYTES).await.unwrap_or_default();
     let problem = serde_json::from_slice::<Problem>(&body).ok();
-    // A response to HEAD has no body.
+    // Responses to HEAD have no body.
     let message = problem.as_ref().map_or(status.as_str(), |problem| &problem.detail);
     let error = serde_json::to_vec(&ArdError { error_code: error_code(status), message }).unwrap_or_default();
     parts.headers.remove(CONTENT_LENGTH);
@@ -36,7 +36,7 @@ pub(in crate::routes) async fn to_ard_error(response: Response) -> Response {
     Response::from_parts(parts, Body::from(error))
 }
 
-/// Returns the code of the specification's table for a status. The table has no further codes, so the status tells more.
+/// Returns the specification's code for a status. The specification has no other codes.
 fn error_code(status: StatusCode) -> &'static str {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "UNAUTHENTICATED",

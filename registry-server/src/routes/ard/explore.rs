@@ -1,4 +1,4 @@
-//! `POST /ard/explore`: how many entries have which values of a field.
+//! `POST /ard/explore`: the number of entries per value of a field.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -43,7 +43,7 @@ struct FacetRequest {
     min_count: Option<u64>,
 }
 
-/// Counts of the values of a field.
+/// A request to count the values of a field.
 struct Facet {
     name: String,
     field: Field,
@@ -63,7 +63,7 @@ pub(super) struct ExploreResponse {
 #[serde(rename_all = "camelCase")]
 struct FacetResult {
     buckets: Vec<Bucket>,
-    /// Sum of the buckets beyond the limit.
+    /// Sum of the counts beyond the limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     other_count: Option<u64>,
 }
@@ -74,7 +74,8 @@ struct Bucket {
     count: u64,
 }
 
-/// Counts the entries of healthy agents that a search with the same query finds; of all of them if it has no text.
+/// Counts the entries of healthy agents that a search with the same query finds. Without a text, counts all
+/// of them.
 pub(super) async fn explore(
     State(registry): State<Arc<Registry>>,
     site: Site,
@@ -83,7 +84,7 @@ pub(super) async fn explore(
     let ExploreRequest { query, result_type } = read_body(&body)?;
     let facets = result_type.facets;
     if !(1..=MAX_FACETS).contains(&facets.len()) {
-        let detail = format!("resultType.facets has to have 1 to {MAX_FACETS} fields");
+        let detail = format!("resultType.facets must have 1 to {MAX_FACETS} fields");
         return Err(ApiError::bad_request(detail));
     }
     let facets = facets.into_iter().map(Facet::read).collect::<Result<Vec<_>, _>>()?;
@@ -106,12 +107,12 @@ impl Facet {
         let field = Field::read(&request.field)?;
         let limit = request.limit.unwrap_or(DEFAULT_BUCKETS);
         if limit == 0 {
-            return Err(ApiError::bad_request("the limit of a facet has to be at least 1"));
+            return Err(ApiError::bad_request("the limit of a facet must be at least 1"));
         }
         Ok(Self { name: request.field, field, limit, min_count: request.min_count.unwrap_or(1) })
     }
 
-    /// Counts the agents that have each value, the most frequent values first.
+    /// Counts the agents for each value, the most frequent values first.
     fn count(&self, agents: &[FoundAgent], site: &Site) -> FacetResult {
         let mut counts = HashMap::<String, u64>::new();
         for value in agents.iter().flat_map(|agent| self.field.values(agent, site)) {

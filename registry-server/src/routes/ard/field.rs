@@ -1,4 +1,4 @@
-//! Fields of entries, by which they are filtered and counted.
+//! Fields by which entries are filtered and counted.
 
 use registry_sdk::ListQuery;
 use registry_sdk::internal::FilterParts;
@@ -15,16 +15,16 @@ pub(super) enum Field {
     Identifier,
     DisplayName,
     Type,
-    /// Domain in the identifier.
+    /// The domain in the identifier.
     Publisher,
     Tags,
     Capabilities,
-    /// Keys that lead to a value in the metadata, with dots in between.
+    /// Path of keys in the metadata, separated by dots.
     Metadata(String),
 }
 
 impl Field {
-    /// Reads the path of a field.
+    /// Parses the path of a field.
     pub(super) fn read(path: &str) -> Result<Self, ApiError> {
         Ok(match path {
             "identifier" => Self::Identifier,
@@ -45,13 +45,13 @@ impl Field {
         })
     }
 
-    /// Returns whether the field has one of these values.
+    /// Whether the field has one of these values.
     pub(super) fn has_any(&self, wanted: &[String], agent: &FoundAgent, site: &Site) -> bool {
         let Self::Metadata(path) = self else {
             return self.values(agent, site).iter().any(|value| wanted.contains(value));
         };
         let metadata = agent.metadata();
-        // As in the filter `metadata.KEY` of a list.
+        // As in a list's filter `metadata.KEY`.
         wanted.iter().any(|value| ListQuery::all().metadata(path, value).filter.accepts_metadata(&metadata))
     }
 

@@ -1,4 +1,5 @@
-//! The filter expressions of `GET /ard/agents`, such as `type = 'application/json' AND createdAfter > '2026-01-01'`.
+//! Filter expressions of `GET /ard/agents`, such as `type = 'application/json' AND createdAfter >
+//! '2026-01-01'`.
 
 use registry_sdk::contract::Timestamp;
 
@@ -8,7 +9,7 @@ use super::site::Site;
 use crate::registry::FoundAgent;
 use crate::routes::problem::ApiError;
 
-/// What the entries of a list have to be.
+/// The conditions on the entries of a list.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ListFilter {
     fields: Filter,
@@ -18,7 +19,7 @@ pub(super) struct ListFilter {
 }
 
 impl ListFilter {
-    /// Reads conditions with `AND` in between.
+    /// Parses conditions separated by `AND`.
     pub(super) fn read(expression: &str) -> Result<Self, ApiError> {
         let (mut filter, mut rest) = (Self::default(), expression);
         loop {
@@ -28,7 +29,7 @@ impl ListFilter {
                 return Ok(filter);
             }
             rest = strip_word(after, "AND")
-                .ok_or_else(|| malformed(&format!("AND has to follow {:?}", condition.value)))?;
+                .ok_or_else(|| malformed(&format!("AND must follow {:?}", condition.value)))?;
         }
     }
 
@@ -41,12 +42,12 @@ impl ListFilter {
             ("displayName", false) => self.display_name = Some(value.to_lowercase()),
             ("createdAfter", _) => self.created_after = Some(read_time(value)?),
             ("type" | "publisherId" | "displayName", true) => {
-                return Err(malformed(&format!("{field} can only be compared by =")));
+                return Err(malformed(&format!("{field} can only be compared with =")));
             }
             _ => {
                 let detail = format!(
-                    "{field:?} is not supported; use type, publisherId, displayName or createdAfter (the registry keeps \
-                     no time of an agent's last update)"
+                    "{field:?} is not supported; use type, publisherId, displayName or createdAfter (the registry does not \
+                     record when an agent was last updated)"
                 );
                 return Err(malformed(&detail));
             }
@@ -54,7 +55,7 @@ impl ListFilter {
         Ok(())
     }
 
-    /// Returns whether an agent has an entry that meets all conditions.
+    /// Whether an agent has an entry that meets all conditions.
     pub(super) fn accepts(&self, agent: &FoundAgent, site: &Site) -> bool {
         self.created_after.is_none_or(|time| agent.registered_at() > time)
             && self.display_name.as_ref().is_none_or(|name| agent.name().to_lowercase() == *name)
@@ -71,14 +72,14 @@ struct Condition<'a> {
 }
 
 impl<'a> Condition<'a> {
-    /// Reads the first condition, and returns what follows it.
+    /// Parses the first condition. Also returns the rest of the text.
     fn read(text: &'a str) -> Result<(Self, &'a str), ApiError> {
         let text = text.trim_start();
         let (field, rest) = text.split_at(text.find(|c: char| !c.is_alphanumeric()).unwrap_or(text.len()));
         let rest = rest.trim_start();
         let is_after = rest.starts_with('>');
         let rest = rest.strip_prefix(['=', '>']).filter(|_| !field.is_empty()).ok_or_else(|| {
-            malformed(&format!("write a field, = and a value at {text:?}, such as type = 'application/json'"))
+            malformed(&format!("expected a condition such as type = 'application/json' at {text:?}"))
         })?;
         let rest = rest.trim_start();
         let quoted = ['\'', '"'].into_iter().find_map(|quote| rest.strip_prefix(quote)?.split_once(quote));
@@ -91,16 +92,16 @@ impl<'a> Condition<'a> {
     }
 }
 
-/// Strips a word, in upper or lower case, from the beginning of a text.
+/// Strips a word in any case from the beginning of a text.
 fn strip_word<'a>(text: &'a str, word: &str) -> Option<&'a str> {
     let (first, rest) = text.split_at_checked(word.len())?;
     (first.eq_ignore_ascii_case(word) && rest.starts_with(char::is_whitespace)).then_some(rest)
 }
 
-/// Reads a time, or a day as its beginning.
+/// Parses a time, or a date as the beginning of that day.
 fn read_time(text: &str) -> Result<Timestamp, ApiError> {
     let time = text.parse().or_else(|_| format!("{text}T00:00:00Z").parse::<Timestamp>());
-    time.map_err(|_| malformed(&format!("{text:?} is no time; write one such as 2026-01-31T09:30:00Z")))
+    time.map_err(|_| malformed(&format!("{text:?} is not a time such as 2026-01-31T09:30:00Z")))
 }
 
 fn malformed(detail: &str) -> ApiError {

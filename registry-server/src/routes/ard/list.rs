@@ -1,4 +1,4 @@
-//! `GET /ard/agents`: the entries of all registered agents, by identifier.
+//! `GET /ard/agents`: the entries of all registered agents, ordered by identifier.
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ pub(super) struct ListResponse {
     page_token: Option<String>,
 }
 
-/// Lists the entries of all registered agents, also of those that are not healthy.
+/// Lists the entries of all registered agents, including unhealthy ones.
 pub(super) async fn list_entries(
     State(registry): State<Arc<Registry>>,
     site: Site,
@@ -48,7 +48,7 @@ pub(super) async fn list_entries(
     let filter = params.filter.as_deref().map(ListFilter::read).transpose()?.unwrap_or_default();
     let mut list = ListQuery::all();
     if let Some(token) = params.page_token {
-        // A page of this list ends with an agent's id.
+        // The cursor of a page of this list is an agent's id.
         list = Some(list.after(token)).filter(has_valid_cursor).ok_or_else(wrong_page_token)?;
     }
     let filtered_site = site.clone();
@@ -65,6 +65,6 @@ fn has_valid_cursor(list: &ListQuery) -> bool {
 fn check_order(order: Option<&str>) -> Result<(), ApiError> {
     match order.map(str::trim) {
         None | Some("identifier" | "identifier ASC") => Ok(()),
-        Some(_) => Err(ApiError::bad_request("orderBy supports no other order than identifier")),
+        Some(_) => Err(ApiError::bad_request("orderBy only supports identifier")),
     }
 }

@@ -1,6 +1,7 @@
 //! Agentic Resource Discovery (ARD) v0.91: the registered agents as entries that any ARD client can search.
 //!
-//! The specification is at <https://github.com/ards-project/ard-spec>. The routes exist only if a publisher is configured.
+//! The specification is at <https://github.com/ards-project/ard-spec>. The routes only exist if a publisher
+//! is configured.
 
 mod entry;
 mod error;
@@ -25,7 +26,7 @@ pub(super) use error::to_ard_error;
 /// Path of the manifest. Crawlers fetch it without a token.
 pub(super) const MANIFEST_PATH: &str = "/.well-known/ard.json";
 
-/// Returns the routes. Their errors are problems until [`to_ard_error`] has rewritten them.
+/// Returns the routes. Their errors are problems, to be rewritten by [`to_ard_error`].
 pub(super) fn routes() -> Router<Arc<Registry>> {
     Router::new()
         .route("/ard/search", post(search::search))

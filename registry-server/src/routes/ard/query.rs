@@ -1,4 +1,4 @@
-//! What a search and facets have in common: the query, a text and a filter of fields.
+//! The query that search and facets share: a text and a filter.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::registry::FoundAgent;
 use crate::routes::extract::JsonBody;
 use crate::routes::problem::ApiError;
 
-/// Maximum number of fields in a filter, and of values for each.
+/// Maximum number of fields in a filter, and of values per field.
 const MAX_CONSTRAINTS: usize = limits::TAGS;
 
 /// Page token of the first page of a search.
@@ -24,7 +24,7 @@ const FIRST_PAGE: &str = "*";
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Query {
-    /// Binds prefixes of fields. No field with a prefix is supported, so there is nothing to resolve.
+    /// Binds prefixes of fields. Ignored, since no field with a prefix is supported.
     #[serde(rename = "@context", default)]
     _context: IgnoredAny,
     pub(super) text: Option<String>,
@@ -33,7 +33,7 @@ pub(super) struct Query {
 }
 
 impl Query {
-    /// Reads the filter.
+    /// Parses the filter.
     pub(super) fn filter(&self) -> Result<Filter, ApiError> {
         if self.filter.len() > MAX_CONSTRAINTS {
             let detail = format!("query.filter may have up to {MAX_CONSTRAINTS} fields");
@@ -45,27 +45,27 @@ impl Query {
     }
 }
 
-/// Constraints on the fields of entries, all of which have to be met.
+/// Constraints on the fields of entries, all of which must be met.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Filter {
     constraints: Vec<(Field, Vec<String>)>,
 }
 
 impl Filter {
-    /// Adds a field, and the values of which it has to have one.
+    /// Adds a field, which must have one of the values.
     pub(super) fn add(&mut self, field: Field, values: Vec<String>) {
         self.constraints.push((field, values));
     }
 
-    /// Returns whether an agent has an entry that meets the constraints.
+    /// Whether an agent has an entry that meets the constraints.
     pub(super) fn accepts(&self, agent: &FoundAgent, site: &Site) -> bool {
-        // Another program may have written an id that no identifier can have.
+        // Another program may have written an id that cannot be part of an identifier.
         is_valid_agent_id(agent.agent_id())
             && self.constraints.iter().all(|(field, values)| field.has_any(values, agent, site))
     }
 }
 
-/// Reads a list of values, or a single one.
+/// Parses a single value or a list of values.
 fn read_values(path: &str, value: &Value) -> Result<Vec<String>, ApiError> {
     let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
     let texts: Option<Vec<_>> = values
@@ -78,12 +78,12 @@ fn read_values(path: &str, value: &Value) -> Result<Vec<String>, ApiError> {
         .collect();
     texts.filter(|texts| (1..=MAX_CONSTRAINTS).contains(&texts.len())).ok_or_else(|| {
         ApiError::bad_request(format!(
-            "the filter {path:?} has to be a text, or a list of 1 to {MAX_CONSTRAINTS} texts"
+            "the filter {path:?} must be a text or a list of 1 to {MAX_CONSTRAINTS} texts"
         ))
     })
 }
 
-/// Prepares the search for a text among healthy agents, from a page token on.
+/// Prepares a search for a text among healthy agents, starting at a page token.
 pub(super) fn prepare(text: &str, page_token: Option<&str>) -> Result<Arc<PreparedSearch>, ApiError> {
     let query = SearchQuery::sentence(text).healthy(true);
     let read = |token: &str| PreparedSearch::from_query_string(&query.clone().after(token).to_query_string());
@@ -92,15 +92,15 @@ pub(super) fn prepare(text: &str, page_token: Option<&str>) -> Result<Arc<Prepar
     }
     Err(match read(FIRST_PAGE) {
         Ok(_) => wrong_page_token(),
-        Err(_) => ApiError::bad_request("query.text has to have at least one letter or digit"),
+        Err(_) => ApiError::bad_request("query.text must contain at least one letter or digit"),
     })
 }
 
 pub(super) fn wrong_page_token() -> ApiError {
-    ApiError::bad_request("pageToken has to be the one that the page before had")
+    ApiError::bad_request("pageToken must be the token returned with the previous page")
 }
 
-/// Reads the size of a page.
+/// Parses the size of a page.
 pub(super) fn read_page_size(size: Option<u64>, default: usize) -> Result<usize, ApiError> {
     const MAX: usize = 100;
     let Some(size) = size else { return Ok(default) };
@@ -108,8 +108,8 @@ pub(super) fn read_page_size(size: Option<u64>, default: usize) -> Result<usize,
     size.ok_or_else(|| ApiError::bad_request(format!("pageSize has to be 1 to {MAX}")))
 }
 
-/// Reads a body, in which unknown fields are errors.
+/// Parses a body. Unknown fields are errors.
 pub(super) fn read_body<T: DeserializeOwned>(body: &JsonBody) -> Result<T, ApiError> {
     let read = serde_json::from_slice(body.bytes());
-    read.map_err(|error| ApiError::bad_request(format!("the body is not what this operation takes: {error}")))
+    read.map_err(|error| ApiError::bad_request(format!("the body does not match this operation: {error}")))
 }

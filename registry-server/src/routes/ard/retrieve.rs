@@ -16,7 +16,7 @@ use crate::routes::etag::is_known;
 use crate::routes::problem::ApiError;
 use registry_sdk::internal::is_valid_agent_id;
 
-/// Returns the entry of a registered agent, also of one that is not healthy.
+/// Returns the entry of a registered agent, even of an unhealthy one.
 pub(super) async fn retrieve_entry(
     State(registry): State<Arc<Registry>>,
     site: Site,
@@ -26,7 +26,7 @@ pub(super) async fn retrieve_entry(
     let identifier = identifier.ok().map(|Path(identifier)| identifier).filter(|text| is_identifier(text));
     let identifier = identifier.ok_or_else(|| {
         let example = site.identifier("AGENT_ID");
-        ApiError::bad_request(format!("write the whole identifier as one segment of the path: {example}"))
+        ApiError::bad_request(format!("write the whole identifier as one path segment: {example}"))
     })?;
     let agent_id = site.agent_id(&identifier).filter(|agent_id| is_valid_agent_id(agent_id));
     let agent_id =
@@ -34,7 +34,7 @@ pub(super) async fn retrieve_entry(
     let agent = registry.find_agent(agent_id)?;
     let entry = serde_json::to_vec(&Entry::complete(&agent, &site)).map_err(|_| Error::Internal)?;
     let etag = etag(&entry);
-    // The agent may register something else at any time, and perhaps only some clients may see it.
+    // The agent may change its registration at any time, and possibly only some clients may see it.
     let caching = [(CACHE_CONTROL, "private, no-cache"), (ETAG, &etag)];
     if is_known(&headers, &etag) {
         return Ok((StatusCode::NOT_MODIFIED, caching).into_response());
@@ -42,7 +42,7 @@ pub(super) async fn retrieve_entry(
     Ok((caching, [(CONTENT_TYPE, "application/json")], entry).into_response())
 }
 
-/// Whether a text has the form of an identifier: `urn:air:`, a domain, and at least one name.
+/// Whether a text is an identifier: `urn:air:`, a domain, and at least one name.
 fn is_identifier(text: &str) -> bool {
     let is_domain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
     let is_name = |byte: u8| is_domain(byte) || byte == b'_';

@@ -1,4 +1,4 @@
-//! `POST /ard/search`: entries by a text, the best first.
+//! `POST /ard/search`: entries that match a text, best first.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ const DEFAULT_PAGE_SIZE: usize = 10;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct SearchRequest {
     query: Query,
-    /// Makes no difference: there are no other registries to ask or to name.
+    /// Ignored, since there are no other registries to ask or to name.
     #[serde(rename = "federation")]
     _federation: Option<Federation>,
     page_size: Option<u64>,

@@ -1,4 +1,4 @@
-//! What the entries of a response have in common: the publisher, and the URL of the registry.
+//! The values that the entries of a response share: the publisher, and the URL of the registry.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use axum::http::uri::Authority;
 use crate::registry::Registry;
 use crate::routes::problem::ApiError;
 
-/// The publisher, and the URL at which the client of a request reaches the registry.
+/// The publisher, and the URL at which the requesting client reaches the registry.
 #[derive(Clone, Debug)]
 pub(super) struct Site {
     /// Domain of the publisher.
@@ -20,7 +20,7 @@ pub(super) struct Site {
 }
 
 impl Site {
-    /// Returns the URL of a path, which does not begin with a slash.
+    /// Returns the URL of a path that has no leading slash.
     pub(super) fn url(&self, path: &str) -> String {
         format!("{}{path}", self.base_url)
     }
@@ -35,7 +35,7 @@ impl Site {
         format!("urn:air:{}:agent:{agent_id}", self.publisher)
     }
 
-    /// Returns the id of the agent that an identifier names, if it is one of this publisher's agents.
+    /// Returns the agent id in an identifier, if the identifier belongs to this publisher.
     pub(super) fn agent_id<'a>(&self, identifier: &'a str) -> Option<&'a str> {
         identifier.strip_prefix("urn:air:")?.strip_prefix(&*self.publisher)?.strip_prefix(":agent:")
     }
@@ -51,15 +51,16 @@ impl FromRequestParts<Arc<Registry>> for Site {
             return Ok(Self { publisher, base_url: format!("{}/", url.trim_end_matches('/')) });
         }
         let host = requested_host(parts).ok_or_else(|| {
-            ApiError::bad_request("send the header Host, from which the URLs in the response are made")
+            ApiError::bad_request("send the header Host, on which the URLs in the response are based")
         })?;
         let scheme = if config.tls_cert.is_some() { "https" } else { "http" };
         Ok(Self { publisher, base_url: format!("{scheme}://{host}/") })
     }
 }
 
-/// Returns the host and port that the client asked. A target with a host in it comes before the header (RFC 9112, section
-/// 3.2.2).
+/// Returns the requested host and port.
+///
+/// A host in the request target takes precedence over the header (RFC 9112, section 3.2.2).
 fn requested_host(parts: &Parts) -> Option<Authority> {
     let host = || parts.headers.get(HOST)?.to_str().ok()?.parse().ok();
     let named: Option<Authority> = parts.uri.authority().cloned().or_else(host);
