@@ -29,16 +29,9 @@ fn run(arguments: &[&str]) -> Output {
     program().args(arguments).output().unwrap()
 }
 
-/// A running program.
-struct Running {
-    child: Process,
-    /// What it logged up to its start.
-/// Longer than any request takes, however busy the machine is.
-const LONG: Duration = Duration::from_secs(300);
-
 /// A running program, killed if the test fails.
 struct Running {
-    child: Child,
+    child: Process,
     /// The log lines up to its start.
     start: Vec<String>,
     /// The log lines after its start.

@@ -198,11 +198,6 @@ fn panic_response(source: &RequestSource, cause: &(dyn Any + Send)) -> Response 
     let error = error.or_else(|| cause.downcast_ref::<&str>().copied()).unwrap_or("unknown");
     let (request_id, trace_id) = (source.id(), source.trace.trace_id());
     tracing::error!(request_id, trace_id, error, "a request handler panicked, answering 500");
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed at this request").into_response()
-fn panic_response(request_id: Option<&str>, cause: &(dyn Any + Send)) -> Response {
-    let message = cause.downcast_ref::<String>().map(String::as_str);
-    let message = message.or_else(|| cause.downcast_ref::<&str>().copied()).unwrap_or("unknown");
-    tracing::error!(request_id, message, "a request handler panicked, answering 500");
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the request failed because of an internal error")
         .into_response()
 }

@@ -108,6 +108,10 @@ fn report(seed: u64) -> String {
     format!("{trace}\nseed {seed} (replays identically: {is_reproducible}):\n  {violations}")
 }
 
+fn cores() -> u64 {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64)
+}
+
 fn number(variable: &str) -> Option<u64> {
     Some(env::var(variable).ok()?.parse().unwrap())
 }
@@ -141,8 +145,9 @@ fn registries_survive_every_fault() {
             failed.lock().unwrap().push((seed, outcome.violations));
         }
     };
+    let threads = number("SIMULATION_THREADS").unwrap_or_else(cores);
     std::thread::scope(|scope| {
-        for _ in 0..number("SIMULATION_THREADS").unwrap_or(1) {
+        for _ in 0..threads {
             scope.spawn(work);
         }
     });

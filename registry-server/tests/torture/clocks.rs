@@ -108,17 +108,6 @@ async fn all_live(server: &Server, off: &str, time: Duration) {
     println!("{off}: 0 of {AGENTS} agents were called offline");
 }
 
-/// An agent in a process whose clock jumps keeps its pace.
-/// A process that is killed on drop, even if the test fails.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// An agent in a process whose clock jumps keeps sending heartbeats.
 #[tokio::test(flavor = "multi_thread")]
 async fn agent_keeps_its_interval_across_jumps_of_its_own_clock() {
@@ -127,8 +116,6 @@ async fn agent_keeps_its_interval_across_jumps_of_its_own_clock() {
     let server = Server::running(&store.url, &["--heartbeat-timeout", length(TIMEOUT, LONG_TIMEOUT)]).await;
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "clocks::an_agent_in_a_process_of_its_own", "--ignored"])
-    let process = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "clocks::process_of_one_agent", "--ignored"])
         .env("TORTURE_REGISTRY", server.url())
         .envs(clock.environment())

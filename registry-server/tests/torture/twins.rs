@@ -30,7 +30,6 @@ const FLAGS: [&str; 2] = ["--sweep-interval", "200ms"];
 /// before the younger one starts.
 const YOUNGER_BY: Duration = Duration::from_secs(3);
 
-/// A process with the agent `a`, which is told what to do by lines.
 /// A process with the agent `a` that obeys commands on standard input. Killed on drop.
 struct Twin {
     child: Process,
@@ -42,8 +41,6 @@ impl Twin {
     fn start(url: &str, name: &str, mode: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
-            .args(["--exact", "twins::an_agent_in_a_process_of_its_own", "--ignored", "--nocapture"])
-        let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "twins::process_of_one_agent", "--ignored", "--nocapture"])
             .envs([("TWIN_REGISTRY", url), ("TWIN_NAME", name), ("TWIN_MODE", mode)])
             .stdin(Stdio::piped())

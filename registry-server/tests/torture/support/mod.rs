@@ -59,37 +59,6 @@ pub(crate) fn length<T>(long: T, short: T) -> T {
     if is_long() { long } else { short }
 }
 
-/// Waits until a check succeeds, and returns how long that took. A failure says what the check found last.
-/// Limit of every wait in a scenario. Only a bug takes this long, however busy the machine is.
-pub(crate) const LONG: Duration = Duration::from_secs(300);
-
-/// Creates a client that never retries, and waits for responses as long as necessary.
-pub(crate) fn client(url: &str) -> RegistryClient {
-    RegistryClient::builder(url).timeout(LONG).retry(RetryPolicy::none()).build().unwrap()
-}
-
-/// Like [`client`], but retries while the server is overloaded or its database does not respond.
-///
-/// On a busy machine, either may happen for a moment.
-pub(crate) fn patient_client(url: &str) -> RegistryClient {
-    client(url).with_retry(RetryPolicy::discovery().attempts(1_000).time_limit(LONG))
-}
-
-pub(crate) fn agent(agent_id: &str, capability: &str) -> Registration {
-    Registration::new(agent_id, agent_id, "http://agents.example:8000")
-        .capability(Capability::new(capability))
-}
-
-/// Waits until a condition holds, and returns how long that took.
-pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) -> Duration {
-    let began = Instant::now();
-    while !holds().await {
-        assert!(began.elapsed() < LONG, "never happened: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    began.elapsed()
-}
-
 /// Waits until a check succeeds, and returns how long that took. A failure reports the last finding of the
 /// check.
 pub(crate) async fn settled(what: &str, check: impl AsyncFn() -> Result<(), String>) -> Duration {

@@ -103,13 +103,11 @@ impl Server {
         patient_client(&self.url())
     }
 
-    /// Ends it as a crash would.
     /// Kills the process, as a crash would.
     pub(crate) fn kill(&mut self) {
         self.process = None;
     }
 
-    /// Sends it a signal. After `STOP` it accepts connections and answers nothing, until it gets `CONT`.
     /// Sends a signal. With `STOP`, the server accepts connections but never responds, until `CONT`.
     pub(crate) fn signal(&self, signal: &str) {
         self.process().signal(signal);
@@ -184,11 +182,7 @@ pub(crate) async fn start_error(database_url: &str, arguments: &[&str]) -> Strin
     said.lines().last().unwrap_or_default().to_owned()
 }
 
-/// A port that stays free while its server is down.
-/// Returns a free port.
-///
-/// Taken from below the range of ephemeral ports, and different each time, so that it stays free while its
-/// server is down.
+/// Returns a port that stays free while its server is down.
 pub(crate) fn free_port() -> u16 {
     lasting_address().port()
 }
