@@ -8,14 +8,14 @@ use super::parameters::{InvalidParameter, invalid};
 use crate::contract::validate::is_valid_agent_id;
 use crate::search::Rank;
 
-/// Where a page of a search begins.
+/// The beginning of a page of a search.
 ///
-/// Pages are in the order of score and id alone: status and last heartbeat change from one page to the next, and from
-/// one replica to another. The first page has a cursor of its own, as in Solr
+/// Pages are ordered by score and id alone, because status and last heartbeat change from one page to the next, and differ
+/// between replicas. The first page has a cursor of its own, as in Solr
 /// (<https://solr.apache.org/guide/pagination-of-results.html>).
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum SearchCursor {
-    /// At the best match.
+    /// Before the best match.
     Start,
     /// After this match.
     After { score: f64, agent_id: String },
@@ -32,7 +32,7 @@ impl SearchCursor {
         other.score.total_cmp(&one.score).then_with(|| one.agent_id.cmp(other.agent_id))
     }
 
-    /// Whether a match lies on this page or a later one.
+    /// Returns whether a match lies on this page or a later one.
     pub(super) fn is_before(&self, found: Rank<'_>) -> bool {
         match self {
             Self::Start => true,
@@ -43,7 +43,7 @@ impl SearchCursor {
     }
 }
 
-/// The bits of the score, since every digit counts, and the id.
+/// The bits of the score, because every digit counts, and the id.
 impl fmt::Display for SearchCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,4 +1,4 @@
-//! Which events to stream.
+//! Queries of event streams.
 
 use url::form_urlencoded;
 
@@ -6,7 +6,7 @@ use super::from_query_string::FromQueryString;
 use super::parameters::{InvalidParameter, invalid, set};
 use crate::contract::limits;
 
-/// Which events a `GET /events` without a `Last-Event-ID` begins with.
+/// The events with which a `GET /events` without a `Last-Event-ID` begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EventsQuery {

@@ -1,46 +1,46 @@
-//! Filters of lists and searches. Server, mock registry and directory share them, so all of them give the same answers.
+//! Filters of lists and searches. Server, mock registry and directory share them, so that all of them give the same results.
 
 use serde_json::{Map, Number, Value};
 
 use crate::contract::{AgentRecord, AgentStatus, Capability, CapabilityMatch};
 
-/// Which agents a list or a search returns: those that pass all of it. By default all.
+/// Conditions on the agents that a list or a search returns. An agent has to meet all of them. Default: none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct AgentFilter {
-    /// Only agents of this status.
+    /// Only agents with this status.
     pub status: Option<AgentStatus>,
-    /// Only agents whose `healthy` field has this value, and those without the field.
+    /// Only agents whose `healthy` field has this value or is missing.
     pub healthy: Option<bool>,
-    /// Only agents with a capability of exactly this name. A search finds them by this one.
+    /// Only agents with a capability of exactly this name. A search matches that capability.
     pub capability: Option<String>,
-    /// Only agents with a capability that has all these tags. A search finds them by such a one.
+    /// Only agents with a capability that has all these tags. A search matches such a capability.
     pub tags: Vec<String>,
     /// Only agents whose metadata has all these values.
     pub metadata: Vec<MetadataFilter>,
 }
 
-/// A value that an agent's metadata has to have.
+/// A value in an agent's metadata.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MetadataFilter {
-    /// The keys that lead to the value, with dots in between. A key may have dots itself.
+    /// The keys that lead to the value, joined by dots. A key may itself contain dots.
     pub path: String,
-    /// The value: a text, or a number or boolean as JSON writes it.
+    /// The value: a text, or a number or boolean as in JSON.
     pub value: String,
 }
 
-/// The parts of a filter, for a registry that keeps agents in a form of its own.
+/// The parts of a filter, for a registry that stores agents in a form of its own.
 pub trait FilterParts {
-    /// Whether agents of this status and health pass.
+    /// Returns whether agents with this status and health pass.
     fn accepts_status(&self, status: AgentStatus, healthy: Option<bool>) -> bool;
 
-    /// Whether the filter looks at capabilities at all.
+    /// Returns whether the filter depends on capabilities.
     fn has_capability(&self) -> bool;
 
-    /// Whether a capability has the name and the tags.
+    /// Returns whether a capability has the name and the tags.
     fn accepts_capability(&self, capability: &Capability) -> bool;
 
-    /// Whether metadata has all the values.
+    /// Returns whether metadata has all the values.
     fn accepts_metadata(&self, metadata: &Map<String, Value>) -> bool;
 }
 
@@ -64,7 +64,7 @@ impl FilterParts for AgentFilter {
 }
 
 impl AgentFilter {
-    /// Whether an agent passes.
+    /// Returns whether an agent passes.
     pub(crate) fn accepts_record(&self, agent: &AgentRecord) -> bool {
         let mut capabilities = agent.capabilities.iter();
         self.accepts_status(agent.status, agent.healthy)
@@ -72,7 +72,7 @@ impl AgentFilter {
             && self.accepts_metadata(&agent.metadata)
     }
 
-    /// Whether a match passes, as far as it shows that: it has no metadata.
+    /// Returns whether a match passes, as far as its fields show that: it has no metadata.
     pub(crate) fn accepts_match(&self, found: &CapabilityMatch) -> bool {
         self.accepts_status(found.status, found.healthy)
             && self.accepts_name_and_tags(&found.capability, &found.tags)
@@ -84,12 +84,13 @@ impl AgentFilter {
     }
 }
 
-/// Whether a path leads to a value. Each key ends at one of the path's dots or at its end; all ways to cut it are tried.
+/// Returns whether a path leads to a value. Each key ends at one of the path's dots or at its end, so every way to split the
+/// path is tried.
 fn has_value(object: &Map<String, Value>, path: &str, wanted: &str) -> bool {
     let mut ends = path.match_indices('.').map(|(dot, _)| dot).chain([path.len()]);
     ends.any(|end| match object.get(&path[..end]) {
         Some(value) if end == path.len() => is_value(value, wanted),
-        // Registered metadata has at most 64 levels.
+        // The recursion is bounded: registered metadata has at most 64 levels.
         Some(Value::Object(inner)) => has_value(inner, &path[end + 1..], wanted),
         _ => false,
     })
@@ -104,67 +105,67 @@ fn is_value(value: &Value, wanted: &str) -> bool {
     }
 }
 
-/// Whether two numbers are the same, however they are written.
+/// Returns whether two numbers are equal, however they are written.
 fn is_same_number(one: &Number, other: &Number) -> bool {
-    // As floats, neighbours among large integers would be the same.
+    // As floats, neighbouring large integers would be equal.
     one == other || ((one.is_f64() || other.is_f64()) && one.as_f64() == other.as_f64())
 }
 
-/// The methods that set what lists and searches have in common: filter, limit and cursor.
+/// The methods that lists and searches share: filter, limit and cursor.
 macro_rules! query_methods {
     () => {
-        /// Only agents of this status.
+        /// Only agents with this status.
         #[must_use]
         pub fn status(mut self, status: AgentStatus) -> Self {
             self.filter.status = Some(status);
             self
         }
 
-        /// Only healthy agents (`true`), or only unhealthy ones (`false`), by their `healthy` field.
+        /// Only healthy agents (`true`) or only unhealthy ones (`false`), by their `healthy` field.
         ///
-        /// The registry filters before it applies the limit. This and the following filters are ignored by registries that do not
-        /// know them: what contradicts them is then dropped from their response, so agents beyond their limit are missed. An
-        /// agent without the field is kept, since nothing is known of its health.
+        /// The registry filters before it applies the limit. An older registry ignores this and the following filters. The
+        /// client then drops agents that do not pass, so agents beyond the limit are missed. An agent without the field is
+        /// kept, because its health is unknown.
         #[must_use]
         pub fn healthy(mut self, healthy: bool) -> Self {
             self.filter.healthy = Some(healthy);
             self
         }
 
-        /// Only agents with a capability of exactly this name; a search finds them by this one.
+        /// Only agents with a capability of exactly this name. A search matches that capability.
         #[must_use]
         pub fn capability(mut self, name: impl Into<String>) -> Self {
             self.filter.capability = Some(name.into());
             self
         }
 
-        /// Only agents with a capability that has this tag and all others that are asked for; a search finds them by such a one.
+        /// Only agents with a capability that has this tag and all other requested tags. A search matches such a capability.
         #[must_use]
         pub fn tag(mut self, tag: impl Into<String>) -> Self {
             self.filter.tags.push(tag.into());
             self
         }
 
-        /// Only agents whose metadata has this text, number or boolean at a path: keys with dots in between.
+        /// Only agents whose metadata has this text, number or boolean at a path: keys joined by dots.
         ///
-        /// `8` is the number 8, also if it is written `8.0`, and the text `8`. Lists, objects and `null` equal nothing. A key may
-        /// have dots itself: `a.b.c` leads to the value in `{"a": {"b.c": …}}`, too.
+        /// `8` equals the text `8` and the number 8, even if that is written `8.0`. Lists, objects and `null` never match. A
+        /// key may itself contain dots: `a.b.c` also leads to the value in `{"a": {"b.c": …}}`.
         ///
-        /// Matches have no metadata, so a search cannot tell whether an older registry has ignored this filter.
+        /// Matches have no metadata, so a search cannot detect that an older registry ignored this filter.
         #[must_use]
         pub fn metadata(mut self, path: impl Into<String>, value: impl ToString) -> Self {
             self.filter.metadata.push(MetadataFilter { path: path.into(), value: value.to_string() });
             self
         }
 
-        /// At most so many, up to 1,000.
+        /// Sets the maximum number of results on a page, up to 1,000.
         #[must_use]
         pub fn limit(mut self, limit: usize) -> Self {
             self.limit = Some(limit);
             self
         }
 
-        /// After the page that ended here.
+        /// Continues after the page that returned this cursor.
         #[must_use]
         pub fn after(mut self, cursor: impl Into<String>) -> Self {
             self.cursor = Some(cursor.into());
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn one_capability_has_to_have_the_name_and_all_tags() {
+    fn name_and_tags_have_to_be_those_of_one_capability() {
         let mut agent = AgentRecord::new("a", AgentStatus::Active);
         agent.capabilities = vec![
             Capability::new("review").tag("rust").tag("fast"),

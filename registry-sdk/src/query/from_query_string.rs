@@ -2,7 +2,7 @@
 
 use super::parameters::InvalidParameter;
 
-/// What a registry reads from the query of a request.
+/// A query that a registry reads from the URL of a request.
 pub trait FromQueryString: Sized {
     /// Reads a query. Unknown parameters are ignored.
     ///

@@ -3,14 +3,14 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// How the words of a search are matched. By default, all of them have to be there.
+/// How the words of a search are matched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MatchMode {
-    /// By every word: as it is, in another form, or as the beginning of a word.
+    /// Every word has to match: as it is, in another form, or as the beginning of a word. The default.
     #[default]
     All,
-    /// As a sentence: any word counts, and the score says how much.
+    /// As a sentence: any word may match, and the score says how relevant the capability is.
     Best,
 }
 

@@ -1,4 +1,4 @@
-//! What to list and what to search for, on both sides of the wire.
+//! Queries: which agents to list and what to search for, on both sides of the wire.
 
 #[cfg(any(feature = "client", feature = "__internal"))]
 mod cursor;
@@ -20,19 +20,19 @@ pub use match_mode::{MatchMode, ParseMatchModeError};
 use parameters::{InvalidParameter, Parameters, invalid};
 pub use search_query::SearchQuery;
 
-/// Which agents to list. By default all.
+/// The agents to list. Default: all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ListQuery {
-    /// Only agents that pass.
+    /// Only agents that pass this filter.
     pub filter: AgentFilter,
-    /// At most so many, up to 1,000; the rest follows on further pages.
+    /// Maximum number of agents on a page, up to 1,000. Without it, the registry returns all agents at once.
     pub limit: Option<usize>,
-    /// Where the page before ended: [`Page::next_cursor`].
+    /// Continues after the page with this [`Page::next_cursor`].
     pub cursor: Option<String>,
 }
 
 impl ListQuery {
-    /// All agents.
+    /// Lists all agents.
     #[must_use]
     pub fn all() -> Self {
         Self::default()
@@ -40,7 +40,7 @@ impl ListQuery {
 
     query_methods!();
 
-    /// Writes the query of a `GET /agents`.
+    /// Formats the query of a `GET /agents`.
     #[must_use]
     pub fn to_query_string(&self) -> String {
         self.parameters().write()
@@ -72,9 +72,9 @@ impl FromQueryString for ListQuery {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Page {
-    /// The agents, by id.
+    /// The agents, ordered by id.
     pub agents: Vec<AgentRecord>,
-    /// Where the next page begins; `None` after the last.
+    /// The cursor of the next page; `None` on the last page.
     pub next_cursor: Option<String>,
 }
 
@@ -82,8 +82,8 @@ pub struct Page {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct MatchPage {
-    /// The matches, by score and id.
+    /// The matches, ordered by score and id.
     pub matches: Vec<CapabilityMatch>,
-    /// Where the next page begins; `None` after the last.
+    /// The cursor of the next page; `None` on the last page.
     pub next_cursor: Option<String>,
 }

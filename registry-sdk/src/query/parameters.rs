@@ -1,4 +1,4 @@
-//! The parameters of lists and searches, as they stand in a URL.
+//! The parameters of lists and searches in a URL.
 
 use url::form_urlencoded;
 
@@ -6,16 +6,16 @@ use super::filter::{AgentFilter, MetadataFilter};
 use super::match_mode::{MatchMode, ParseMatchModeError};
 use crate::contract::{AgentStatus, ParseStatusError, limits};
 
-/// A parameter of a request that is invalid, and why.
+/// An invalid parameter of a request, and why it is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidParameter(pub(super) String);
 
-/// Everything that a list or a search can be asked for.
+/// All parameters of a list or a search.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Parameters {
     pub(super) q: Option<String>,
-    /// This and the next two are as they were written: in a list, they mean nothing.
+    /// This field and the next two are not parsed yet, because they have no meaning in a list.
     pub(super) match_mode: Option<String>,
     pub(super) min_score: Option<String>,
     pub(super) description_only: Option<String>,
@@ -25,7 +25,7 @@ pub(super) struct Parameters {
 }
 
 impl Parameters {
-    /// Reads a query. Parameters that are not known are ignored: they may be those of a later version.
+    /// Reads a query. Unknown parameters are ignored, because later versions may have more.
     pub(super) fn read(query: &str) -> Result<Self, InvalidParameter> {
         let mut all = Self::default();
         let Self { q, match_mode, min_score, description_only, filter, limit, cursor } = &mut all;
@@ -60,7 +60,7 @@ impl Parameters {
         Ok(all)
     }
 
-    /// All that are set, in the order in which they are written.
+    /// Returns the parameters that are set, in the order in which they are written.
     pub(super) fn pairs(self) -> Vec<(String, String)> {
         let Self { q, match_mode, min_score, description_only, filter, limit, cursor } = self;
         let AgentFilter { status, healthy, capability, tags, metadata } = filter;
@@ -80,7 +80,7 @@ impl Parameters {
         pairs
     }
 
-    /// The same as a query.
+    /// Formats the parameters as a query.
     pub(super) fn write(self) -> String {
         form_urlencoded::Serializer::new(String::new()).extend_pairs(self.pairs()).finish()
     }
@@ -93,15 +93,15 @@ pub(super) fn invalid(message: impl Into<String>) -> InvalidParameter {
 pub(super) fn set<T>(name: &str, parameter: &mut Option<T>, value: T) -> Result<(), InvalidParameter> {
     match parameter.replace(value) {
         None => Ok(()),
-        Some(_) => Err(invalid(format!("{name} may stand once only"))),
+        Some(_) => Err(invalid(format!("{name} may be given only once"))),
     }
 }
 
-/// As many as a capability may have tags are enough.
+/// Adds a value. The number of values is limited to that of a capability's tags.
 fn push<T>(name: &str, values: &mut Vec<T>, value: T) -> Result<(), InvalidParameter> {
     let most = limits::TAGS;
     if values.len() == most {
-        return Err(invalid(format!("{name} may stand up to {most} times")));
+        return Err(invalid(format!("{name} may be given up to {most} times")));
     }
     values.push(value);
     Ok(())

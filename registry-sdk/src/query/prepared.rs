@@ -1,4 +1,4 @@
-//! Searches that are ready to be run.
+//! Searches that are ready to run.
 
 use super::cursor::SearchCursor;
 use super::from_query_string::FromQueryString;
@@ -6,7 +6,7 @@ use super::parameters::{InvalidParameter, Parameters, invalid, read_bool, read_m
 use super::search_query::SearchQuery;
 use crate::search::{Hit, Query, Rank, SearchIndex};
 
-/// A search query whose words are analyzed and whose cursor is read: once, for all that is asked of it.
+/// A search query whose words were analyzed and whose cursor was parsed, once for all its uses.
 #[derive(Clone, Debug)]
 pub struct PreparedSearch {
     query: SearchQuery,
@@ -14,7 +14,7 @@ pub struct PreparedSearch {
     cursor: Option<SearchCursor>,
 }
 
-/// The query of a `GET /capabilities/search`. One without anything to search for is invalid.
+/// The query of a `GET /capabilities/search`. A query without anything to search for is invalid.
 impl FromQueryString for PreparedSearch {
     fn from_query_string(query: &str) -> Result<Self, InvalidParameter> {
         let Parameters { q, match_mode, min_score, description_only, filter, limit, cursor } =
@@ -45,17 +45,18 @@ impl PreparedSearch {
         &self.query
     }
 
-    /// Returns whether the search looks at fewer capabilities of an index than `max`.
+    /// Returns whether the search visits fewer capabilities of an index than `max`.
     #[must_use]
     pub fn is_quick(&self, index: &SearchIndex, max: usize) -> bool {
         index.is_quick(&self.analyzed, max)
     }
 
-    /// Searches an index for the matches of one answer, in their order: up to a limit, or the page after the cursor. Returns the
-    /// cursor of the next page, too, if more follow.
+    /// Searches an index and returns one page of matches in order, up to a limit. Also returns the cursor of the next page if
+    /// there are more matches.
     ///
-    /// Agents are found by their best capability that is accepted; `accepts` gets an agent's slot and a capability's position.
-    /// `candidate` returns none of an agent that does not pass. It is called for the best matches first, and not for all.
+    /// An agent is represented by its best capability that `accepts` accepts, which gets the agent's slot and the capability's
+    /// position. `candidate` returns `None` for an agent that does not pass. It is called for the best hits first, and not for
+    /// all of them.
     pub fn search<T>(
         &self,
         index: &SearchIndex,
@@ -67,7 +68,7 @@ impl PreparedSearch {
         let cursor = self.cursor.as_ref();
         let mut hits = index.search(&self.analyzed, accepts);
         let (mut found, mut rest) = (Vec::new(), hits.as_mut_slice());
-        // One more than the limit says whether another page follows.
+        // One match beyond the limit shows that there is another page.
         while !rest.is_empty() && found.len() <= limit {
             let (best, others) = split_best(rest, limit.saturating_add(1));
             let candidates = best.iter().filter_map(&mut candidate);
@@ -85,7 +86,7 @@ impl PreparedSearch {
     }
 }
 
-/// A cursor that cannot be read is none.
+/// An invalid cursor counts as none.
 #[cfg(feature = "client")]
 impl From<SearchQuery> for PreparedSearch {
     fn from(query: SearchQuery) -> Self {
@@ -94,7 +95,7 @@ impl From<SearchQuery> for PreparedSearch {
     }
 }
 
-/// Splits off the hits with the best scores: so many, and all others with the score of the last one.
+/// Splits off the hits with the best scores: `count` hits, and all others whose score equals that of the last one.
 fn split_best(hits: &mut [Hit], count: usize) -> (&mut [Hit], &mut [Hit]) {
     if hits.len() <= count {
         return (hits, &mut []);
@@ -111,7 +112,7 @@ fn split_best(hits: &mut [Hit], count: usize) -> (&mut [Hit], &mut [Hit]) {
     hits.split_at_mut(count + equal)
 }
 
-/// Sorts the first items, and drops all others.
+/// Sorts the first items and drops the others.
 fn keep_first<T>(items: &mut Vec<T>, limit: usize, compare: impl Fn(&T, &T) -> std::cmp::Ordering) {
     if items.len() > limit {
         items.select_nth_unstable_by(limit, &compare);

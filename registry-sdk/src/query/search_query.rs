@@ -1,4 +1,4 @@
-//! What to search for.
+//! Search queries.
 
 #[cfg(feature = "client")]
 use super::cursor::SearchCursor;
@@ -11,7 +11,7 @@ use crate::contract::CapabilityMatch;
 #[cfg(any(feature = "client", feature = "__internal"))]
 use crate::search::Query;
 
-/// What to search for. Words alone are such a query, too.
+/// A search for capabilities. A plain text is a query for its words.
 ///
 /// ```
 /// use registry_sdk::SearchQuery;
@@ -22,19 +22,20 @@ use crate::search::Query;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SearchQuery {
-    /// The words or the sentence. May be empty if a capability is named.
+    /// The words or the sentence. May be empty if the filter names a capability.
     pub q: String,
     /// How the words are matched.
     pub match_mode: MatchMode,
-    /// Only matches with this score, up to 1, or a greater one. Default: 0.
+    /// Minimum score of a match, between 0 and 1. Default: 0.
     pub min_score: f64,
-    /// Whether a capability is found if only its description has words of the query. Default: `true`.
+    /// Whether to include capabilities that have the query's words only in their description. Default: `true`.
     pub description_only: bool,
-    /// Only agents that pass.
+    /// Only agents that pass this filter.
     pub filter: AgentFilter,
-    /// At most so many, up to 1,000; by default 100.
+    /// Maximum number of matches on a page, up to 1,000. Default: 100.
     pub limit: Option<usize>,
-    /// Where the page before ended: [`MatchPage::next_cursor`](crate::MatchPage::next_cursor). Matches are in the order of pages then.
+    /// Continues after the page with this [`MatchPage::next_cursor`](crate::MatchPage::next_cursor). With a cursor, matches are
+    /// ordered by score and id.
     pub cursor: Option<String>,
 }
 
@@ -53,10 +54,10 @@ impl SearchQuery {
         }
     }
 
-    /// Searches for what a sentence is about. Any word of it counts, and the score says how much.
+    /// Searches for the topic of a sentence. Any word may match, and the score says how relevant a capability is.
     ///
-    /// A registry that does not know sentences finds only capabilities that have every word of it. A
-    /// [`Directory`](crate::discovery::Directory) knows them whatever its registry does.
+    /// A registry that does not know this mode finds only capabilities that have every word of the sentence. A
+    /// [`Directory`](crate::discovery::Directory) supports it with any registry.
     #[must_use]
     pub fn sentence(text: impl Into<String>) -> Self {
         Self::new(text).match_mode(MatchMode::Best)
@@ -77,27 +78,27 @@ impl SearchQuery {
         self
     }
 
-    /// Sets the score below which nothing is found, between 0 and 1. Default: 0.
+    /// Sets the minimum score of a match, between 0 and 1. Default: 0.
     #[must_use]
     pub fn min_score(mut self, min_score: f64) -> Self {
         self.min_score = min_score;
         self
     }
 
-    /// Sets whether a capability is found if only its description has words of the query. Default: `true`.
+    /// Sets whether to include capabilities that have the query's words only in their description. Default: `true`.
     #[must_use]
     pub fn description_only(mut self, is_found: bool) -> Self {
         self.description_only = is_found;
         self
     }
 
-    /// Writes the query of a `GET /capabilities/search`.
+    /// Formats the query of a `GET /capabilities/search`.
     #[must_use]
     pub fn to_query_string(&self) -> String {
         self.parameters().write()
     }
 
-    /// The query of an index.
+    /// Returns the query for an index.
     #[cfg(any(feature = "client", feature = "__internal"))]
     pub(super) fn analyzed(&self) -> Query {
         let query = match (&self.filter.capability, self.match_mode) {
@@ -108,7 +109,7 @@ impl SearchQuery {
         query.min_score(self.min_score).description_only(self.description_only)
     }
 
-    /// Drops matches that contradict the query, as far as they show it: a registry may not know all parameters.
+    /// Drops matches that do not pass, as far as their fields show that. A registry may not know all parameters.
     #[cfg(feature = "client")]
     pub(crate) fn check(&self, matches: &mut Vec<CapabilityMatch>) {
         let is_in_description_alone = (!self.description_only).then(|| self.in_description_alone());
@@ -119,7 +120,7 @@ impl SearchQuery {
         });
     }
 
-    /// Returns whether a match has words of the query in its description alone.
+    /// Returns whether a match has the query's words only in its description.
     #[cfg(feature = "client")]
     pub(crate) fn in_description_alone(&self) -> impl Fn(&CapabilityMatch) -> bool {
         let words = self.analyzed();
@@ -133,7 +134,7 @@ impl SearchQuery {
     fn parameters(&self) -> Parameters {
         let Self { q, match_mode, min_score, description_only, filter, limit, cursor } = self.clone();
         let q = Some(q).filter(|q| !q.is_empty() || filter.capability.is_none());
-        // Defaults are not written: an older registry has no others.
+        // Defaults are omitted, because an older registry has no other values.
         let match_mode = (match_mode != MatchMode::default()).then(|| match_mode.to_string());
         let min_score = (min_score != 0.0).then(|| min_score.to_string());
         let description_only = (!description_only).then(|| description_only.to_string());
@@ -145,7 +146,7 @@ impl SearchQuery {
         self.parameters().pairs()
     }
 
-    /// The same query for its first page, unless it is for a later one.
+    /// Returns the query for its first page, unless it has a cursor already.
     #[cfg(feature = "client")]
     pub(crate) fn paged(mut self) -> Self {
         self.cursor.get_or_insert_with(|| SearchCursor::START.to_owned());

@@ -1,4 +1,4 @@
-//! The dictionary: every distinct term, by its text and by its stem.
+//! The dictionary: all distinct terms, by text and by stem.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -7,16 +7,16 @@ use std::sync::Arc;
 use super::analysis::stem;
 use super::postings::Postings;
 
-/// The number of a distinct term. Documents keep numbers, so that each text is held once.
+/// The number of a distinct term. Documents store numbers, so that each text is stored only once.
 pub(super) type TermId = u32;
 
-/// All terms: sorted, so that those with a prefix stand side by side.
+/// All terms, sorted so that those with a common prefix are adjacent.
 #[derive(Debug, Default)]
 pub(super) struct Dictionary {
     ids: BTreeMap<Arc<str>, TermId>,
     terms: Vec<Term>,
     free: Vec<TermId>,
-    /// The terms of each stem, without a term that is its own stem.
+    /// The terms of each stem, except for terms that equal their stem.
     inflected: HashMap<Box<str>, Vec<TermId>>,
 }
 
@@ -27,7 +27,7 @@ struct Term {
 }
 
 impl Dictionary {
-    /// Returns the number of a term, which is added if it is new.
+    /// Returns the number of a term. Adds the term if it is new.
     pub(super) fn intern(&mut self, text: &str) -> TermId {
         if let Some(id) = self.ids.get(text) {
             return *id;
@@ -48,7 +48,7 @@ impl Dictionary {
         id
     }
 
-    /// Removes a term if no document has it any more.
+    /// Removes a term if no document contains it any more.
     pub(super) fn remove_unused(&mut self, id: TermId) {
         let Some(term) = self.terms.get_mut(id as usize).filter(|term| term.postings.len() == 0) else {
             return;
@@ -81,13 +81,13 @@ impl Dictionary {
         self.terms.get(id as usize).map_or("", |term| &term.text)
     }
 
-    /// Returns every term that begins with a prefix, and its text.
+    /// Returns all terms with a prefix, and their texts.
     pub(super) fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (TermId, &'a str)> {
         let from = self.ids.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
         from.take_while(move |(text, _)| text.starts_with(prefix)).map(|(text, id)| (*id, &**text))
     }
 
-    /// Returns every term with a stem.
+    /// Returns all terms with a stem.
     pub(super) fn with_stem(&self, stem: &str) -> impl Iterator<Item = TermId> {
         self.get(stem).into_iter().chain(self.inflected.get(stem).into_iter().flatten().copied())
     }
@@ -107,12 +107,12 @@ mod tests {
         dictionary.remove_unused(scanner);
         assert_eq!(dictionary.with_prefix("scan").collect::<Vec<_>>(), [(scan, "scan"), (scans, "scans")]);
         assert_eq!(dictionary.with_stem("scan").collect::<Vec<_>>(), [scan, scans]);
-        assert_eq!(dictionary.intern("other"), scanner, "its number is used again");
+        assert_eq!(dictionary.intern("other"), scanner, "the number is reused");
     }
 
-    /// "happi" is the stem of "happy", but not of itself.
+    /// "happi" is the stem of "happy", but not its own stem.
     #[test]
-    fn a_term_that_only_looks_like_a_stem_is_found_by_its_own() {
+    fn term_that_only_looks_like_a_stem_is_found_by_its_own_stem() {
         let mut dictionary = Dictionary::default();
         let (happy, university) = (dictionary.intern("happy"), dictionary.intern("universe"));
         assert_eq!(dictionary.with_stem("happi").collect::<Vec<_>>(), [happy]);

@@ -1,4 +1,4 @@
-//! Documents: every capability of every agent, and the inverted index over them.
+//! Documents: the capabilities of all agents, and the inverted index over them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -9,22 +9,22 @@ use super::fields::{Fields, texts};
 use super::postings::{DocumentId, Posting};
 use crate::contract::Capability;
 
-/// One capability of one agent.
+/// A capability of an agent.
 #[derive(Debug)]
 pub(super) struct Document {
     pub(super) name: Arc<str>,
-    /// The distinct terms, by number.
+    /// The numbers of the distinct terms.
     terms: Box<[DocumentTerm]>,
     pub(super) slot: u32,
     pub(super) position: u16,
 }
 
-/// A term of a document and where it is found, in four bytes.
+/// A term of a document and the fields that contain it, in four bytes.
 #[derive(Clone, Copy, Debug)]
 struct DocumentTerm(u32);
 
 impl DocumentTerm {
-    /// Returns nothing for the number of a term beyond 67 million, which no longer fit.
+    /// Returns `None` if the term's number is above 67 million and does not fit.
     fn new(id: TermId, fields: Fields) -> Option<Self> {
         let shifted = id.checked_mul(1 << Fields::BITS)?;
         Some(Self(shifted | u32::from(fields.bits())))
@@ -39,7 +39,7 @@ impl DocumentTerm {
     }
 }
 
-/// The numbers of the documents of an agent, which follow each other.
+/// The consecutive numbers of an agent's documents.
 #[derive(Clone, Copy, Debug)]
 struct Range {
     start: DocumentId,
@@ -47,7 +47,7 @@ struct Range {
 }
 
 impl Range {
-    /// Number of documents that there is room for: a power of two, so that few sizes of free ranges exist.
+    /// Capacity in documents: a power of two, so that free ranges have few sizes.
     fn capacity(self) -> usize {
         self.len.next_power_of_two()
     }
@@ -57,7 +57,7 @@ impl Range {
 pub(super) struct Documents {
     pub(super) dictionary: Dictionary,
     by_id: Vec<Option<Document>>,
-    /// Number of words of each document, weighted by field. Apart, since a search reads many of them.
+    /// Number of words of each document, weighted by field. Stored separately, because a search reads many of them.
     lengths: Vec<u16>,
     /// The free ranges of each capacity.
     free_ranges: BTreeMap<usize, Vec<DocumentId>>,
@@ -112,12 +112,12 @@ impl Documents {
         self.by_id.get(id as usize)?.as_ref()
     }
 
-    /// Number of documents, and of distinct names.
+    /// Returns the number of documents and of distinct names.
     pub(super) fn counts(&self) -> (usize, usize) {
         (self.count, self.names.len())
     }
 
-    /// Returns the number of each agent, and its documents.
+    /// Returns the number and the documents of each agent.
     pub(super) fn agents(&self) -> impl Iterator<Item = (u32, std::ops::Range<usize>)> {
         let agents = (0..).zip(&self.agents);
         agents.filter_map(|(slot, range)| {
@@ -126,17 +126,17 @@ impl Documents {
         })
     }
 
-    /// One more than the greatest number of a document.
+    /// Returns one more than the highest document number.
     pub(super) fn end(&self) -> usize {
         self.by_id.len()
     }
 
-    /// Lengths of the documents by number: of words, weighted by field.
+    /// Returns the lengths of the documents by number, in words weighted by field.
     pub(super) fn lengths(&self) -> &[u16] {
         &self.lengths
     }
 
-    /// Mean of the documents' lengths.
+    /// Returns the mean length of the documents.
     #[expect(clippy::cast_precision_loss, reason = "a mean needs no more than six digits")]
     pub(super) fn mean_length(&self) -> f32 {
         self.total_length.max(1) as f32 / self.count.max(1) as f32
@@ -197,7 +197,7 @@ impl Documents {
         }
     }
 
-    /// Adds all forms of a word, or of several that are written as one, and returns how many words they count as.
+    /// Adds all forms of a word, or of several words that are written as one. Returns the number of words that they count as.
     fn intern(&mut self, compound: &Compound, field: Fields, found: &mut Vec<(TermId, u16, Fields)>) -> u16 {
         let mut count = 0_u16;
         for word in &compound.words {
@@ -226,7 +226,7 @@ impl Document {
         Some(self.terms[index].fields())
     }
 
-    /// Returns the terms with where they are found, by number.
+    /// Returns the terms, ordered by number, with the fields that contain them.
     pub(super) fn terms(&self) -> impl Iterator<Item = (TermId, Fields)> {
         self.terms.iter().map(|term| (term.id(), term.fields()))
     }

@@ -1,8 +1,8 @@
-//! The fields of a capability, and what a term counts in each.
+//! The fields of a capability and their weights.
 
 use crate::contract::Capability;
 
-/// Fields of a capability, as a set.
+/// A set of fields of a capability.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Fields(u8);
 
@@ -12,10 +12,10 @@ impl Fields {
     pub(super) const TAG: Self = Self(4);
     pub(super) const EXAMPLE: Self = Self(8);
     pub(super) const DESCRIPTION: Self = Self(16);
-    /// The name as a whole is the term.
+    /// The whole name, if it equals the term.
     pub(super) const WHOLE_NAME: Self = Self(32);
 
-    /// Number of bits that a set takes.
+    /// Number of bits of a set.
     pub(super) const BITS: u32 = 6;
 
     pub(super) fn bits(self) -> u8 {
@@ -34,8 +34,8 @@ impl Fields {
         self.0 & other.0 != 0
     }
 
-    /// Returns what a term in this field counts, in halves. One in an example counts half of one in the description: there
-    /// may be sixteen of them.
+    /// Returns the weight of a term in this field, in halves. A term in an example counts half as much as one in the
+    /// description, because there may be sixteen examples.
     pub(super) fn weight(self) -> u16 {
         match self {
             Self::NAME | Self::TITLE | Self::TAG => 4,
@@ -45,7 +45,7 @@ impl Fields {
     }
 }
 
-/// Returns all texts of a capability.
+/// Returns all texts of a capability, with their fields.
 pub(super) fn texts(capability: &Capability) -> impl Iterator<Item = (Fields, &str)> {
     let name = [(Fields::NAME, capability.name.as_str())];
     let title = capability.title.iter().map(|title| (Fields::TITLE, title.as_str()));

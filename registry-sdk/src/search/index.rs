@@ -1,4 +1,4 @@
-//! The index: agents, by what they can do.
+//! The index: finds agents by their capabilities.
 
 use super::documents::Documents;
 use super::query::{Mode, Query};
@@ -6,14 +6,14 @@ use super::score::Hit;
 use super::{match_all, match_best, match_name};
 use crate::contract::Capability;
 
-/// Finds agents by what they can do.
+/// An index that finds agents by their capabilities.
 #[derive(Debug, Default)]
 pub struct SearchIndex {
     documents: Documents,
 }
 
 impl SearchIndex {
-    /// Adds an agent with all its capabilities. Returns its number, which may be that of an agent that was removed before.
+    /// Adds an agent with all its capabilities. Returns its slot, which a removed agent may have had before.
     pub fn insert(&mut self, capabilities: &[Capability]) -> u32 {
         self.documents.insert(capabilities)
     }
@@ -23,8 +23,8 @@ impl SearchIndex {
         self.documents.remove(slot);
     }
 
-    /// Returns all agents with a capability that matches and is accepted, each by its best one; of equals, the first. The hits
-    /// are in no order that means anything. `accepts` gets the agent's number and the capability's position.
+    /// Returns all agents with a matching capability that is accepted, each with its best capability, or the first of several
+    /// equally good ones. The hits are in no particular order. `accepts` gets the agent's slot and the capability's position.
     pub fn search(&self, query: &Query, mut accepts: impl FnMut(u32, u16) -> bool) -> Vec<Hit> {
         if query.is_empty() {
             return Vec::new();
@@ -35,7 +35,7 @@ impl SearchIndex {
             Mode::Best => return match_best::search(&self.documents, query, accepts),
         };
         let mut hits: Vec<Hit> = Vec::with_capacity(matches.len());
-        // The capabilities of an agent follow each other.
+        // The capabilities of an agent are adjacent.
         for found in matches {
             if !query.accepts(found.score, found.description_only) {
                 continue;
@@ -53,7 +53,7 @@ impl SearchIndex {
         hits
     }
 
-    /// Returns whether a search looks at fewer capabilities than `max`.
+    /// Returns whether a search visits fewer capabilities than `max`.
     #[must_use]
     pub fn is_quick(&self, query: &Query, max: usize) -> bool {
         match &query.mode {
@@ -63,7 +63,7 @@ impl SearchIndex {
         }
     }
 
-    /// How many capabilities there are, and how many distinct names they have.
+    /// Returns the number of capabilities and of distinct names.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
         self.documents.counts()

@@ -1,4 +1,4 @@
-//! Matching every word of a query.
+//! Matching all words of a query.
 
 use std::cell::OnceCell;
 
@@ -10,28 +10,28 @@ use super::postings::{DocumentId, Posting, Postings};
 use super::query::Query;
 use super::score::{Match, round};
 
-/// How a word was found, the best way first.
+/// How a word was found, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Form {
-    /// As it is.
+    /// Unchanged.
     Exact,
-    /// In another form: with the same stem.
+    /// In another form, with the same stem.
     Inflected,
     /// As the beginning of a word.
     Prefix,
 }
 
-/// Where a word was found, the best place first.
+/// Where a word was found, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
-    /// The name is the whole query.
+    /// The name equals the whole query.
     WholeName,
     Name,
     TitleOrTag,
     ExampleOrDescription,
 }
 
-/// The place decides before the form.
+/// The field counts before the form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Found {
     place: Place,
@@ -52,7 +52,7 @@ impl Found {
     }
 }
 
-/// Returns all matches, by document.
+/// Returns all matches, ordered by document.
 pub(super) fn search(documents: &Documents, query: &Query) -> Vec<Match> {
     let compounds: Vec<_> = query
         .compounds
@@ -60,7 +60,7 @@ pub(super) fn search(documents: &Documents, query: &Query) -> Vec<Match> {
         .map(|compound| MatchedCompound::new(&documents.dictionary, compound))
         .collect();
     let mut found = match compounds.as_slice() {
-        // One plain word, as most queries are: its postings say all.
+        // A single plain word, as in most queries: its postings say everything.
         [MatchedCompound { joined: None, words }] if words.len() == 1 && words[0].parts.is_empty() => {
             let found = words[0].whole.iter().flat_map(MatchedTerm::found);
             found.map(|(id, found)| score(id, &[found])).collect()
@@ -68,13 +68,13 @@ pub(super) fn search(documents: &Documents, query: &Query) -> Vec<Match> {
         _ => documents_with_all(documents, &compounds),
     };
     found.extend(documents_with_name(documents, &query.key));
-    // The best of each document comes first.
+    // The best match of each document comes first.
     found.sort_unstable_by(|one, other| one.id.cmp(&other.id).then(other.score.total_cmp(&one.score)));
     found.dedup_by_key(|found| found.id);
     found
 }
 
-/// Returns whether a search looks for fewer words in documents than `max`.
+/// Returns whether a search looks up fewer words in documents than `max`.
 pub(super) fn is_quick(documents: &Documents, query: &Query, max: usize) -> bool {
     let words = query.compounds.iter().map(|compound| compound.words.len()).sum::<usize>();
     let max = max / words.max(1);
@@ -97,8 +97,8 @@ fn documents_with_all(documents: &Documents, compounds: &[MatchedCompound<'_>]) 
     scored.collect()
 }
 
-/// Returns the documents that have one of the words, nearly the rarest: all others are counted only so far as to know that they
-/// are more frequent. A short word may be the beginning of very many terms.
+/// Returns the documents that have one of the query's words, one of the rarest. The other words are counted only until they are
+/// known to be more frequent, because a short word may be the beginning of very many terms.
 fn candidates(compounds: &[MatchedCompound<'_>]) -> Option<Vec<DocumentId>> {
     let words =
         || compounds.iter().flat_map(|compound| compound.words.iter().map(move |word| (compound, word)));
@@ -111,14 +111,14 @@ fn candidates(compounds: &[MatchedCompound<'_>]) -> Option<Vec<DocumentId>> {
     rare.next().map(|alternatives| alternatives.terms.into_iter().flat_map(found).collect())
 }
 
-/// The terms of which a match has at least one, because of one word.
+/// The terms for one word of the query. Every match has at least one of them.
 struct Alternatives<'a> {
     terms: Vec<&'a MatchedTerm<'a>>,
-    /// Number of their postings, up to a limit.
+    /// Number of their postings, counted up to a limit.
     count: usize,
 }
 
-/// Returns the documents whose whole name is the query, in this or another form.
+/// Returns the documents whose whole name equals the query, in this or another form.
 fn documents_with_name(documents: &Documents, key: &str) -> Vec<Match> {
     let term = MatchedTerm::new(&documents.dictionary, key);
     let postings = term.forms().flat_map(|(id, form)| term.postings(id).map(move |posting| (posting, form)));
@@ -134,17 +134,17 @@ struct MatchedTerm<'a> {
     text: &'a str,
     /// All terms with the same stem.
     forms: Vec<TermId>,
-    /// All terms that it stands for, unless they are many.
+    /// All terms that it stands for, unless there are many.
     few: OnceCell<Option<Vec<(TermId, Form)>>>,
 }
 
-/// Number of terms that are looked up in a document, at most, instead of looking at all terms of the document.
+/// Maximum number of terms that are looked up in a document. With more, all terms of the document are visited instead.
 const FEW: usize = 8;
 
 impl<'a> MatchedTerm<'a> {
     fn new(dictionary: &'a Dictionary, text: &'a str) -> Self {
         let mut forms: Vec<_> = dictionary.with_stem(&stem(text)).collect();
-        // A term may look like the stem of others and have another one itself.
+        // A term may equal the stem of others and have a different stem itself.
         forms.extend(dictionary.get(text).filter(|id| !forms.contains(id)));
         Self { dictionary, text, forms, few: OnceCell::new() }
     }
@@ -154,13 +154,13 @@ impl<'a> MatchedTerm<'a> {
         self.forms.iter().map(|id| (*id, self.form(*id).unwrap_or(Form::Inflected)))
     }
 
-    /// Returns these, and all terms that it is the beginning of.
+    /// Returns the term, its other forms, and all terms that begin with it.
     fn terms(&self) -> impl Iterator<Item = (TermId, Form)> {
         let longer = self.dictionary.with_prefix(self.text).map(|(id, _)| id);
         self.forms().chain(longer.filter(|id| !self.forms.contains(id)).map(|id| (id, Form::Prefix)))
     }
 
-    /// Returns in which form a term of the dictionary is this one.
+    /// Returns the form in which a term of the dictionary matches this one.
     fn form(&self, id: TermId) -> Option<Form> {
         let text = self.dictionary.text(id);
         if text == self.text {
@@ -208,7 +208,7 @@ impl<'a> MatchedTerm<'a> {
     }
 }
 
-/// A word of the query: found whole, or in all its parts.
+/// A word of the query, found whole or in all its parts.
 #[derive(Debug)]
 struct MatchedWord<'a> {
     whole: Option<MatchedTerm<'a>>,
@@ -233,14 +233,14 @@ impl<'a> MatchedWord<'a> {
         if let Some(parts) = &mut parts
             && self.whole.is_some()
         {
-            // A word is better found whole than in parts.
+            // A word that is found whole matches better than its parts.
             parts.form = parts.form.max(Form::Inflected);
         }
         [whole, parts].into_iter().flatten().min()
     }
 }
 
-/// Words of the query that are written as one: found joined, or each of them.
+/// Words of the query that are written as one, found joined or one by one.
 #[derive(Debug)]
 struct MatchedCompound<'a> {
     joined: Option<MatchedTerm<'a>>,
@@ -260,7 +260,7 @@ impl<'a> MatchedCompound<'a> {
         Alternatives { terms, count }
     }
 
-    /// Adds how each word was found, and returns whether all of them were.
+    /// Adds how each word was found. Returns whether all of them were found.
     fn find(&self, document: &Document, all: &mut Vec<Found>) -> bool {
         let joined = self.joined.as_ref().and_then(|joined| joined.find(document));
         self.words.iter().all(|word| {
@@ -271,10 +271,10 @@ impl<'a> MatchedCompound<'a> {
     }
 }
 
-/// Greatest part of the score that the forms of the words decide.
+/// Maximum part of the score that depends on the forms of the words.
 const FORM_SHARE: f64 = 0.05;
 
-/// Returns how well a document matches, by how each word of the query was found in it.
+/// Returns the score of a document from how each word of the query was found in it.
 #[expect(clippy::cast_precision_loss, reason = "a query has few words")]
 fn score(id: DocumentId, found: &[Found]) -> Match {
     let words = found.len().max(1) as f64;
@@ -284,7 +284,7 @@ fn score(id: DocumentId, found: &[Found]) -> Match {
         Form::Inflected => 0.5,
         Form::Prefix => 1.0,
     };
-    // The counts are two digits of a number, so that no count of tags outweighs one more word in the name.
+    // The counts are two digits of a number, so that no number of tags outweighs one more word in the name.
     let digit = 0.85 / (words * (words + 1.0));
     let places = 0.1 + digit * (count(Place::Name) * (words + 1.0) + count(Place::TitleOrTag));
     let places = if count(Place::WholeName) > 0.0 { 1.0 } else { places };
@@ -302,13 +302,13 @@ mod tests {
     }
 
     #[test]
-    fn places_decide_before_forms_and_one_more_word_in_the_name_before_any_number_in_tags() {
+    fn fields_decide_before_forms_and_a_word_in_the_name_before_any_number_in_tags() {
         use Place::{ExampleOrDescription, Name, TitleOrTag, WholeName};
         for words in 1..=20 {
             let all = |place, form| score(0, &vec![found(place, form); words]).score;
             for (better, worse) in [(WholeName, Name), (Name, TitleOrTag), (TitleOrTag, ExampleOrDescription)]
             {
-                // A whole name has the form of the whole query.
+                // If the whole name matches, all words have the form of the whole query.
                 let worst = if better == WholeName { Form::Inflected } else { Form::Prefix };
                 assert!(all(better, Form::Exact) > all(better, worst), "{better:?}, {words} words");
                 assert!(all(better, worst) > all(worse, Form::Exact), "{better:?}, {words} words");

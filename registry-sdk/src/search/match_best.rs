@@ -1,7 +1,7 @@
-//! Matching any word of a sentence, by BM25F.
+//! Matching any word of a sentence, ranked by BM25F.
 //!
-//! The simple form of Robertson, Zaragoza and Taylor (2004), which the review of 2009 goes back to: a term's frequencies in the
-//! fields are weighted and added up before the one saturation, and so are the fields' lengths.
+//! This is the simple form of Robertson, Zaragoza and Taylor (2004), to which the review of 2009 refers: the frequencies of a
+//! term in the fields, and the lengths of the fields, are weighted and added up before a single saturation.
 
 use std::collections::HashSet;
 
@@ -12,17 +12,17 @@ use super::postings::Postings;
 use super::query::Query;
 use super::score::{Hit, round};
 
-/// How slowly more of a term stops to count.
+/// BM25's k1: how slowly additional occurrences of a term lose weight.
 const K1: f32 = 1.5;
 
-/// How much the length of a document counts, between 0 and 1.
+/// BM25's b: how much the length of a document counts, between 0 and 1.
 const B: f32 = 0.3;
 
-/// Number of capabilities without any word of the query that are imagined beside those that there are. Without them a word that
-/// one of three agents has counts as little as one that a third of thousands have.
+/// Number of imaginary capabilities without any word of the query. Without them, a word of one agent out of three would count
+/// as little as a word of a third of thousands of agents.
 const IMAGINED: f32 = 30.0;
 
-/// Returns the best match of each agent that is accepted, by an agent's number and a capability's position.
+/// Returns the best match of each accepted agent. `accepts` gets the agent's slot and the capability's position.
 pub(super) fn search(
     documents: &Documents,
     query: &Query,
@@ -39,10 +39,11 @@ pub(super) fn search(
 /// A term of the query: the postings of all its forms.
 type Term<'a> = Vec<&'a Postings>;
 
-/// Returns the distinct terms of a query. A word that no document has is one, too: what lacks it is no perfect match.
+/// Returns the distinct terms of a query. That includes words that no document has, because a document that lacks them is not a
+/// perfect match.
 ///
-/// A word in parts is one term if a document has it whole, so that `TypeScript` is the same as `typescript`. Otherwise its
-/// parts are terms.
+/// A word with several parts is one term if any document has it whole, so that `TypeScript` equals `typescript`. Otherwise its
+/// parts are the terms.
 fn terms<'a>(documents: &'a Documents, query: &Query) -> Vec<Term<'a>> {
     let (mut known, mut terms) = (HashSet::new(), Vec::new());
     let find = |text: &str| {
@@ -58,7 +59,7 @@ fn terms<'a>(documents: &'a Documents, query: &Query) -> Vec<Term<'a>> {
     };
     for compound in &query.compounds {
         if let ([Word { whole: Some(many), .. }], Some(one)) = (compound.words.as_slice(), &compound.joined) {
-            // The plural of an abbreviation, or the abbreviation.
+            // The plural of an abbreviation, or the abbreviation itself.
             let ((stem, mut term), (other_stem, others)) = (find(one), find(many));
             if other_stem != stem {
                 term.extend(others);
@@ -83,13 +84,13 @@ struct Scores<'a> {
     documents: &'a Documents,
     lengths: &'a [u16],
     by_id: Vec<Score>,
-    /// Frequencies of the current term, if it has several forms. All are 0 between terms.
+    /// Frequencies of the current term if it has several forms. All are 0 between terms.
     frequencies: Vec<u16>,
-    /// What a word of a document adds to what a term's frequency is compared with.
+    /// How much each word of a document adds to the value with which a term's frequency is compared.
     length_weight: f32,
 }
 
-/// The score of a document, and its fields that contain terms of the query.
+/// The score of a document, and the fields that contain terms of the query.
 #[derive(Clone, Copy, Debug, Default)]
 struct Score {
     value: f32,
@@ -103,7 +104,7 @@ impl<'a> Scores<'a> {
         Self { documents, lengths, by_id, frequencies: Vec::new(), length_weight }
     }
 
-    /// Adds what a term is worth to each document that has it, and returns its inverse document frequency.
+    /// Adds a term's score to each document that has it. Returns the term's inverse document frequency.
     fn add(&mut self, term: &Term<'_>) -> f32 {
         if let [postings] = term.as_slice() {
             let weight = self.inverse_document_frequency(postings.len());

@@ -1,9 +1,9 @@
-//! The contract's search. The server, the mock registry and [`Directory`](crate::discovery::Directory) share it, so all of them
-//! give the same answers.
+//! The contract's search. The server, the mock registry and [`Directory`](crate::discovery::Directory) share it, so that all of
+//! them give the same results.
 //!
-//! An analyzer cuts texts into terms, an inverted index says which capabilities have a term, and a [`Query`] is matched in
-//! one of three ways: by [all](Query::all) its words, as a sentence, by the [best](Query::best) of them, or as an exact
-//! [name](Query::exact).
+//! An analyzer splits texts into terms, and an inverted index maps each term to the capabilities that contain it. A [`Query`]
+//! matches in one of three ways: by [all](Query::all) its words, as a sentence by the [best](Query::best) of them, or by an
+//! [exact name](Query::exact).
 
 mod analysis;
 mod dictionary;

@@ -1,27 +1,27 @@
-//! Postings: the documents in which a term is found.
+//! Postings: the documents that contain a term.
 
 use super::fields::Fields;
 
-/// The number of a document: one capability of one agent.
+/// The number of a document, which is one capability of one agent.
 pub(super) type DocumentId = u32;
 
-/// A term in a document.
+/// The occurrences of a term in a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Posting {
     pub(super) document: DocumentId,
-    /// How often the term is in the document, weighted by field.
+    /// Number of occurrences, weighted by field.
     pub(super) frequency: u16,
     pub(super) fields: Fields,
 }
 
-/// Maximum number of postings in a block. What changes a list moves no more than these.
+/// Maximum number of postings in a block, which bounds the cost of a change.
 const BLOCK: usize = 256;
 
-/// The postings of a term by document, in blocks: a list of 100,000 changes as quickly as a short one, and is read nearly as
-/// quickly as an array.
+/// The postings of a term, ordered by document and stored in blocks: a list of 100,000 changes as fast as a short one, and is
+/// read nearly as fast as an array.
 #[derive(Debug, Default)]
 pub(super) struct Postings {
-    /// None of them is empty.
+    /// The blocks, none of which is empty.
     blocks: Vec<Vec<Posting>>,
     len: usize,
 }
@@ -35,7 +35,7 @@ impl Postings {
         self.blocks.iter().flatten()
     }
 
-    /// Adds a posting of a document that has none.
+    /// Adds a posting of a document that does not have one yet.
     pub(super) fn insert(&mut self, posting: Posting) {
         self.len += 1;
         let number = self.block_of(posting.document).min(self.blocks.len().saturating_sub(1));
@@ -46,12 +46,12 @@ impl Postings {
         };
         let index = block.partition_point(|other| other.document < posting.document);
         if block.len() == block.capacity() {
-            // By half, since most lists stay short.
+            // Blocks grow by half, because most lists stay short.
             block.reserve_exact(block.len().div_ceil(2));
         }
         block.insert(index, posting);
         if block.len() > BLOCK {
-            // Documents are mostly added at the end: the block before stays full then.
+            // Most documents are added at the end, and then the previous block stays full.
             let after = block.split_off(if index == BLOCK { BLOCK } else { BLOCK / 2 });
             self.blocks.insert(number + 1, after);
         }
@@ -72,7 +72,7 @@ impl Postings {
         }
     }
 
-    /// Merges a block with the one after it, if both are small.
+    /// Merges a block with the next one if both are small.
     fn merge(&mut self, number: usize) {
         let is_small = |block: &Vec<Posting>| block.len() <= BLOCK / 4;
         if self.blocks.get(number..=number + 1).is_some_and(|both| both.iter().all(is_small)) {
@@ -81,7 +81,7 @@ impl Postings {
         }
     }
 
-    /// Returns the number of the block that a document belongs to; that after the last one if it is beyond all.
+    /// Returns the index of the block that a document belongs to, or one past the last block if it lies beyond all of them.
     fn block_of(&self, document: DocumentId) -> usize {
         self.blocks.partition_point(|block| block.last().is_some_and(|last| last.document < document))
     }
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_full_after_documents_came_in_order_and_few_after_most_went() {
+    fn blocks_fill_up_in_order_and_merge_after_most_documents_are_removed() {
         let mut postings = Postings::default();
         (0..10_000).for_each(|document| postings.insert(posting(document)));
         assert_eq!(postings.blocks.len(), 10_000_usize.div_ceil(BLOCK));

@@ -4,15 +4,15 @@ use std::cmp::Ordering;
 
 use crate::contract::{AgentStatus, Timestamp};
 
-/// A match's place in the contract's order; the lesser comes first. By the score, the greatest first; then `active`
-/// before `busy` before `offline`; then the most recent heartbeat; then the id.
+/// The rank of a match in the contract's order; the lesser comes first. Ordered by score, highest first; then `active` before
+/// `busy` before `offline`; then by last heartbeat, most recent first; then by id.
 #[derive(Clone, Copy, Debug)]
 pub struct Rank<'a> {
-    /// How well it matched.
+    /// How well the capability matched.
     pub score: f64,
     /// The agent's status.
     pub status: AgentStatus,
-    /// When the agent was last heard of.
+    /// When the agent was last heard from.
     pub last_heartbeat: Option<Timestamp>,
     /// The agent's id.
     pub agent_id: &'a str,

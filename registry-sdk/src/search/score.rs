@@ -2,14 +2,14 @@
 
 use super::postings::DocumentId;
 
-/// An agent that was found, by its best capability.
+/// An agent that was found, with its best capability.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Hit {
-    /// The agent's number, as [`SearchIndex::insert`](super::SearchIndex::insert) gave it.
+    /// The agent's slot, as returned by [`SearchIndex::insert`](super::SearchIndex::insert).
     pub slot: u32,
-    /// The position of the capability among those of the agent.
+    /// The index of the capability among those of the agent.
     pub position: u16,
-    /// How well it matches, up to 1: see [`Query::all`](super::Query::all) and [`Query::best`](super::Query::best).
+    /// How well the capability matches, up to 1: see [`Query::all`](super::Query::all) and [`Query::best`](super::Query::best).
     pub score: f64,
 }
 
@@ -22,9 +22,9 @@ pub(super) struct Match {
     pub(super) description_only: bool,
 }
 
-/// Rounds a score to four digits: what differs less is a tie.
+/// Rounds a score to four digits. Smaller differences count as a tie.
 ///
-/// By a cast, since `f64::round` is a call of a library function on the oldest processors, and many documents are scored.
+/// Uses a cast, because `f64::round` is a library call on the oldest processors, and many documents are scored.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a score is between 0 and 1")]
 pub(super) fn round(score: f64) -> f64 {
     f64::from((score * 10_000.0 + 0.5) as u32) / 10_000.0

@@ -1,16 +1,16 @@
-//! Folding: writings of a word that people take for the same become one.
+//! Folding: different spellings of the same word become equal.
 
 use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::is_combining_mark;
 
-/// Returns whether a character continues a word: a letter, a digit, or a mark on one.
+/// Returns whether a character continues a word: a letter, a digit, or a mark on one of them.
 pub(super) fn is_in_word(character: char) -> bool {
     character.is_alphanumeric() || (!character.is_ascii() && is_combining_mark(character))
 }
 
-/// Folds a word: compatible characters become one (`ﬁ`, `Ａ`), upper case lower case, and accents go.
+/// Folds a word: replaces compatible characters (`ﬁ`, `Ａ`) and upper case, and removes accents.
 ///
-/// Lower case by way of upper case makes `ß` two letters and `ς` one with `σ`, as Unicode's full case folding does.
+/// Converting to upper case first turns `ß` into two letters and `ς` into `σ`, as in Unicode's full case folding.
 pub(super) fn fold(word: &str) -> String {
     if word.is_ascii() {
         return word.to_ascii_lowercase();
@@ -18,18 +18,18 @@ pub(super) fn fold(word: &str) -> String {
     let letters = word.nfkd().filter(|letter| !is_accent(*letter));
     let lower =
         letters.flat_map(char::to_lowercase).flat_map(char::to_uppercase).flat_map(char::to_lowercase);
-    // Case changes can leave an accent of their own: İ becomes an i and a dot.
+    // Case conversion can add an accent: İ becomes an i and a dot.
     let plain = lower.filter(|letter| !is_accent(*letter)).flat_map(without_stroke);
     plain.filter(|letter| is_in_word(*letter)).nfc().collect()
 }
 
-/// Returns whether a mark is an accent, which Latin, Greek and Cyrillic writing often leaves out. Marks of other scripts
-/// tell words apart: vowels in Hindi and Thai, か from が.
+/// Returns whether a mark is an accent that Latin, Greek and Cyrillic texts often omit. In other scripts, marks distinguish
+/// words: vowels in Hindi and Thai, か from が.
 fn is_accent(mark: char) -> bool {
     matches!(mark, '\u{300}'..='\u{36f}' | '\u{1ab0}'..='\u{1aff}' | '\u{1dc0}'..='\u{1dff}' | '\u{20d0}'..='\u{20ff}' | '\u{fe20}'..='\u{fe2f}')
 }
 
-/// Replaces the letters of Latin that Unicode does not decompose.
+/// Replaces the Latin letters that Unicode does not decompose.
 fn without_stroke(letter: char) -> impl Iterator<Item = char> {
     let plain: [Option<char>; 2] = match letter {
         'æ' => [Some('a'), Some('e')],
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn writings_of_a_word_become_one() {
+    fn spellings_of_a_word_become_equal() {
         for (writings, folded) in [
             (&["API", "ＡＰＩ", "api"][..], "api"),
             (&["Résumé", "RE\u{301}SUME\u{301}", "resume"], "resume"),
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_that_tell_words_apart_stay() {
+    fn marks_that_distinguish_words_are_kept() {
         for (one, other) in [("かき", "がき"), ("कि", "की"), ("ค้า", "ค่า")] {
             assert_ne!(fold(one), fold(other));
         }

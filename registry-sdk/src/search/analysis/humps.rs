@@ -1,8 +1,8 @@
-//! Humps: the parts of a word that capitals tell apart.
+//! Humps: the parts of a word that begin with capitals.
 
-/// Cuts a word at its camelCase humps.
+/// Splits a word at its camelCase humps.
 ///
-/// A run of capitals is one hump, and the last of them begins the next hump if a small letter follows.
+/// A run of capitals is one hump, but its last letter begins the next hump if a small letter follows.
 pub(super) fn humps(word: &str) -> impl Iterator<Item = &str> {
     let mut rest = word;
     std::iter::from_fn(move || {
@@ -23,7 +23,7 @@ pub(super) fn humps(word: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Returns the abbreviation that a word is the plural of: `PDF` for `PDFs`.
+/// Returns the abbreviation whose plural the word is: `PDF` for `PDFs`.
 pub(super) fn abbreviation(word: &str) -> Option<&str> {
     let one = word.strip_suffix('s').filter(|one| one.len() > 1)?;
     one.bytes().all(|letter| letter.is_ascii_uppercase()).then_some(one)
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_cut_before_capitals() {
+    fn words_are_split_before_capitals() {
         for (word, expected) in [
             ("codeGeneration", &["code", "Generation"][..]),
             ("HTTPServer", &["HTTP", "Server"]),
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn plurals_of_abbreviations_are_told_by_capitals() {
+    fn plurals_of_abbreviations_are_recognized_by_capitals() {
         assert_eq!(["PDFs", "VMs", "GPUs"].map(abbreviation), [Some("PDF"), Some("VM"), Some("GPU")]);
         assert_eq!(["As", "PDF", "pdfs", "Pdfs", "PDFS", "s", ""].map(abbreviation), [None; 7]);
     }

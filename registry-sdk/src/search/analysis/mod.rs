@@ -1,9 +1,9 @@
-//! The analyzer: cuts texts and queries into terms. A chain of filters, one to a file.
+//! The analyzer: splits texts and queries into terms. It is a chain of filters, one per file.
 //!
-//! A text is cut into [words]; each word is cut at its [humps], each hump is [folded](fold), and runs of [scripts] without
-//! spaces are cut into pairs. `parseHTTPRequest` gives `parsehttprequest` and its parts `parse`, `http` and `request`;
-//! `Node.js` gives `node`, `js` and, joined, `nodejs`. [Stems](stem) are left to the dictionary: a text's words are kept as
-//! they are, so that prefixes of them are found.
+//! A text is split into [words]; each word is split at its [humps], each hump is [folded](fold), and runs of [scripts] without
+//! spaces are split into pairs. `parseHTTPRequest` gives `parsehttprequest` and its parts `parse`, `http` and `request`;
+//! `Node.js` gives `node`, `js` and, joined, `nodejs`. [Stems](stem) are left to the dictionary: a text's words are kept
+//! unchanged, so that they are found by their prefixes.
 
 mod fold;
 mod humps;
@@ -19,12 +19,11 @@ use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 use self::scripts::Run;
 pub(super) use self::stem::stem;
 
-/// Words that are written as one, such as `code_review`; nearly always a single word.
+/// Words that are written as one, such as `code_review`. Most have only one word.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Compound {
     pub(super) words: Vec<Word>,
-    /// All words without what joins them, if there are several; in a query also the abbreviation that the only word is the plural
-    /// of.
+    /// All words joined, if there are several. In a query, also the abbreviation whose plural the only word is.
     pub(super) joined: Option<String>,
 }
 
@@ -33,29 +32,29 @@ pub(super) struct Compound {
 pub(super) struct Word {
     /// The word with its symbols, unless part of it is in a script without spaces.
     pub(super) whole: Option<String>,
-    /// Its humps, pairs of characters, the word without symbols, and in a text the abbreviation that it is the plural of. None if
+    /// The humps, pairs of characters, the word without symbols, and, in a text, the abbreviation whose plural it is. Empty if
     /// the whole word is the only part.
     pub(super) parts: Vec<String>,
-    /// Whether a query has it for its grammar alone.
+    /// Whether it is a stop word.
     pub(super) is_stop: bool,
 }
 
 impl Word {
-    /// Returns all forms in which the word is found.
+    /// Returns all forms by which the word is found.
     pub(super) fn forms(&self) -> impl Iterator<Item = &str> {
         self.whole.iter().chain(&self.parts).map(String::as_str)
     }
 }
 
-/// What is analyzed. They differ in the last character of a script without spaces: in a text it is a part of its own, so
-/// that it is found; in a query it is looked for only within its pair.
+/// What is analyzed. Texts and queries differ in the last character of a run without spaces: a text has it as a separate part,
+/// so that it can be found; a query looks for it only within its pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     Text,
     Query,
 }
 
-/// Cuts a text or a query.
+/// Analyzes a text or a query.
 pub(super) fn analyze(text: &str, source: Source) -> Vec<Compound> {
     let text = composed(text);
     let mut compounds = Vec::new();
@@ -81,12 +80,12 @@ pub(super) fn analyze(text: &str, source: Source) -> Vec<Compound> {
     compounds
 }
 
-/// Returns a name without what separates its words, for comparing whole names.
+/// Returns a name without the separators between its words, for comparing whole names.
 pub(super) fn key(name: &str) -> String {
     words::words(&composed(name)).map(|word| whole(&word, &fold::fold(word.letters))).collect()
 }
 
-/// Composes what can be, so that no word is cut between a letter and its accent.
+/// Composes characters, so that no word is split between a letter and its accent.
 fn composed(text: &str) -> Cow<'_, str> {
     if text.is_ascii() || is_nfc_quick(text.chars()) == IsNormalized::Yes {
         Cow::Borrowed(text)
@@ -97,7 +96,7 @@ fn composed(text: &str) -> Cow<'_, str> {
 
 fn word(word: &words::Word<'_>, source: Source) -> Option<Word> {
     let is_stop = |letters: &str| source == Source::Query && stop_words::is_stop_word(letters);
-    // Nearly every word of most texts is its own only form.
+    // Most words have no form but themselves.
     if word.whole == word.letters && word.letters.bytes().all(|byte| byte.is_ascii_lowercase()) {
         let is_stop = is_stop(word.letters);
         return Some(Word { whole: Some(word.letters.to_owned()), parts: Vec::new(), is_stop });
@@ -133,7 +132,7 @@ fn word(word: &words::Word<'_>, source: Source) -> Option<Word> {
     Some(Word { whole, parts, is_stop: is_stop(&letters) })
 }
 
-/// Puts a word's symbols round its folded letters.
+/// Puts a word's symbols around its folded letters.
 fn whole(word: &words::Word<'_>, letters: &str) -> String {
     let Some((before, after)) = word.whole.split_once(word.letters) else { return letters.to_owned() };
     format!("{before}{letters}{after}")
@@ -143,7 +142,7 @@ fn whole(word: &words::Word<'_>, letters: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Every form of every word, in order.
+    /// Returns every form of every word, in order.
     fn forms(text: &str, source: Source) -> Vec<String> {
         let mut all = Vec::new();
         for compound in analyze(text, source) {
@@ -157,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn words_have_all_forms_that_they_may_be_found_by() {
+    fn words_have_all_forms_by_which_they_are_found() {
         for (text, expected) in [
             ("", &[][..]),
             ("--__--", &[]),

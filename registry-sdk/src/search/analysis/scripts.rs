@@ -1,21 +1,21 @@
-//! Scripts that are written without spaces between words: their runs are cut into pairs of characters.
+//! Scripts without spaces between words: their runs are split into pairs of characters.
 //!
-//! Chinese, Japanese, Thai, Lao, Khmer and Burmese leave out the spaces. Korean has them, but writes particles and compounds
-//! as one, and no stemmer takes them apart. Pairs need no dictionary; a word of two characters or more is found by its
+//! Chinese, Japanese, Thai, Lao, Khmer and Burmese are written without spaces. Korean has spaces, but attaches particles and
+//! joins compounds, and no stemmer separates them. Pairs need no dictionary: a word of two or more characters is found by its
 //! pairs, and a single character as the prefix of one.
 
 use unicode_normalization::char::is_combining_mark;
 
-/// A run of characters of one kind in a word.
+/// A run of characters of one kind within a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Run<'a> {
-    /// Part of a word between spaces.
+    /// Part of a word in a script with spaces.
     Spaced(&'a str),
     /// Characters of a script without spaces.
     Unspaced(&'a str),
 }
 
-/// Cuts a word where it changes between scripts with and without spaces.
+/// Splits a word between scripts with and without spaces.
 pub(super) fn runs(word: &str) -> impl Iterator<Item = Run<'_>> {
     let mut rest = word;
     std::iter::from_fn(move || {
@@ -35,7 +35,7 @@ pub(super) fn first_run(word: &str) -> &str {
     }
 }
 
-/// Returns each character of a run together with the next one, the last one alone. Marks belong to the character before.
+/// Returns each character of a run together with the next one, and the last one alone. Marks belong to the preceding character.
 pub(super) fn pairs(run: &str) -> Vec<&str> {
     let starts = run.char_indices().filter(|(at, letter)| *at == 0 || !is_combining_mark(*letter));
     let starts: Vec<usize> = starts.map(|(at, _)| at).collect();
@@ -43,7 +43,7 @@ pub(super) fn pairs(run: &str) -> Vec<&str> {
     starts.iter().enumerate().map(|(number, start)| &run[*start..end(number)]).collect()
 }
 
-/// Returns whether a character is of a script without spaces.
+/// Returns whether a character belongs to a script without spaces.
 pub(super) fn is_unspaced(letter: char) -> bool {
     matches!(letter,
         // Thai, Lao; Myanmar; Hangul; Khmer.
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_is_cut_where_its_scripts_change() {
+    fn words_are_split_between_scripts() {
         use Run::{Spaced, Unspaced};
         assert_eq!(
             runs("iphone手机app").collect::<Vec<_>>(),
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_cut_into_pairs() {
+    fn runs_are_split_into_pairs() {
         assert_eq!(pairs("代码审查"), ["代码", "码审", "审查", "查"]);
         assert_eq!(pairs("レビュー"), ["レビ", "ビュ", "ュー", "ー"]);
         assert_eq!(pairs("코드"), ["코드", "드"]);

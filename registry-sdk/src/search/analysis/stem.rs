@@ -1,21 +1,22 @@
-//! Stems: the forms of an English word become one.
+//! Stems: the forms of an English word become equal.
 
 use std::borrow::Cow;
 
 use frostem::{Algorithm, Stemmer};
 
-/// Length of the shortest stem on -er that is taken for the doer of something.
+/// Minimum length of a stem on -er that counts as an agent noun.
 const SHORTEST_DOER: usize = 5;
 
-/// Minimum length of an abbreviation whose plural is recognized without capitals: shorter words often end in s themselves (`dns`).
+/// Minimum length of an abbreviation whose plural is recognized without capitals. Shorter words often end in s themselves
+/// (`dns`).
 const SHORTEST_ABBREVIATION: usize = 3;
 
 /// Returns the stem of a folded word, by [Porter's second algorithm](https://snowballstem.org/algorithms/english/stemmer.html)
-/// and two rules more. Words with other letters or with digits are their own.
+/// and two additional rules. Words with digits or other letters are their own stems.
 ///
-/// Agents are named for what they do, and the algorithm leaves the -er of short words: "scanner" would not find "scan", or
-/// "tester" "test". So what is left with -er is stemmed as if it ended in -ing. And it takes no -s from a word without vowels, as the
-/// plurals of abbreviations are: "pdfs" would not find "pdf".
+/// Agents are named after what they do, but the algorithm keeps the -er of short words: "scanner" would not find "scan", nor
+/// "tester" "test". So a remaining -er is stemmed like -ing. The algorithm also keeps the -s of words without vowels, such as
+/// plurals of abbreviations: "pdfs" would not find "pdf".
 pub(crate) fn stem(word: &str) -> Cow<'_, str> {
     if !word.bytes().all(|letter| letter.is_ascii_lowercase()) {
         return Cow::Borrowed(word);
@@ -33,7 +34,7 @@ pub(crate) fn stem(word: &str) -> Cow<'_, str> {
     }
 }
 
-/// Returns the abbreviation that a word is the plural of.
+/// Returns the abbreviation whose plural the word is.
 fn abbreviation(word: &str) -> Option<&str> {
     let one = word.strip_suffix('s').filter(|one| one.len() >= SHORTEST_ABBREVIATION)?;
     let is_consonant = |letter: u8| !matches!(letter, b'a' | b'e' | b'i' | b'o' | b'u' | b'y');
@@ -45,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forms_of_a_word_have_one_stem() {
+    fn forms_of_a_word_have_the_same_stem() {
         for forms in [
             &["scan", "scans", "scanned", "scanning", "scanner"][..],
             &["translate", "translates", "translation", "translating"],
@@ -60,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_english_stays() {
+    fn words_that_are_not_english_are_unchanged() {
         for word in ["s3s", "größen", "c++", "审查", "", "css", "dns", "grpcss"] {
             assert_eq!(stem(word), word);
         }

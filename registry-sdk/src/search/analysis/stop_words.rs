@@ -1,6 +1,6 @@
-//! Stop words: those of an English sentence that say nothing about its subject.
+//! Stop words: English words that say nothing about the topic of a sentence.
 
-/// The words of English's closed classes, by class, as grammars list them.
+/// The words of the closed word classes of English, by class.
 const STOP_WORDS: [&[&str]; 8] = [
     // Articles and demonstratives.
     &["a", "an", "the", "this", "that", "these", "those"],
@@ -63,7 +63,7 @@ const STOP_WORDS: [&[&str]; 8] = [
         "just", "also", "there", "here", "then", "now", "again", "once", "more", "most", "other", "another",
         "few", "much", "many",
     ],
-    // What an apostrophe leaves of contractions: "I'm", "don't", "we've".
+    // The remains of contractions: "I'm", "don't", "we've".
     &[
         "s", "t", "m", "re", "ve", "ll", "d", "don", "isn", "aren", "wasn", "weren", "haven", "hasn", "hadn",
         "doesn", "didn", "won", "wouldn", "couldn", "shouldn", "mustn", "let",

@@ -1,21 +1,21 @@
-//! Words: where in a text they begin and end, and which of them are written as one.
+//! Words: where they begin and end in a text, and which of them are written as one.
 
 use super::fold::is_in_word;
 use super::scripts;
 
-/// A word as it stands in a text.
+/// A word in a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Word<'a> {
     /// Letters and digits alone.
     pub(super) letters: &'a str,
-    /// The same with the symbols that are part of it: `C++`, `C#`, `.NET`.
+    /// The word with its symbols: `C++`, `C#`, `.NET`.
     pub(super) whole: &'a str,
-    /// Whether the next word is joined to it by a single dot, underscore or hyphen: `Node.js`, `code_review`.
+    /// Whether a single dot, underscore or hyphen joins the next word: `Node.js`, `code_review`.
     pub(super) is_joined: bool,
 }
 
-/// Cuts a text into words, at every character that is neither a letter nor a digit, and where it changes between scripts with
-/// and without spaces.
+/// Splits a text into words: at every character that is neither a letter nor a digit, and between scripts with and without
+/// spaces.
 pub(super) fn words(text: &str) -> impl Iterator<Item = Word<'_>> {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -36,7 +36,7 @@ fn end_of(text: &str, start: usize, belongs: impl Fn(char) -> bool) -> usize {
     text[start..].find(|character| !belongs(character)).map_or(text.len(), |length| start + length)
 }
 
-/// Returns whether a word is written with a dot before it: one dot, and nothing before that which it could end.
+/// Returns whether a word begins with a dot: a single one that does not end a preceding word.
 fn has_leading_dot(text: &str, start: usize) -> bool {
     let Some(before) = text[..start].strip_suffix('.') else { return false };
     let is_name = text[start..].starts_with(char::is_alphabetic);
@@ -46,7 +46,7 @@ fn has_leading_dot(text: &str, start: usize) -> bool {
         })
 }
 
-/// Returns the end of the plus or number signs that follow a word, if no other word follows them.
+/// Returns the end of the plus or number signs after a word, if no other word follows them.
 fn end_of_symbols(text: &str, end: usize) -> usize {
     let Some(symbol @ ('+' | '#')) = text[end..].chars().next() else { return end };
     let after = end_of(text, end, |character| character == symbol);
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn words_end_at_punctuation() {
+    fn punctuation_separates_words() {
         assert_eq!(
             whole("security-scanning.v2, (日本語) über"),
             ["security", "scanning", "v2", "日本語", "über"]
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn symbols_belong_to_a_word_at_its_end_and_a_dot_at_its_beginning() {
+    fn words_may_end_with_symbols_and_begin_with_a_dot() {
         assert_eq!(whole("C++, C#/F# (.NET) .env"), ["C++", "C#", "F#", ".NET", ".env"]);
         assert_eq!(
             whole("1+1 a#b end.Next ...more .5 C++11"),
