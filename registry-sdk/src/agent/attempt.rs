@@ -1,4 +1,4 @@
-//! Sending one request, with the state that the agent wants at that moment.
+//! Sends a single request with the state that the agent wants at that moment.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::metrics;
 
 impl Loop {
-    /// Marks the calls that the next attempt is made for. Returns the attempt's time limit, and the version it sends.
+    /// Marks the calls that the next attempt serves. Returns the attempt's time limit and the version that it sends.
     pub(super) fn begin(&mut self, request: Request) -> (Duration, u64) {
         let now = Instant::now();
         let most = self.shared.client.attempt_timeout();
@@ -26,7 +26,7 @@ impl Loop {
                 (Request::Register, Wants::Registration)
                 | (Request::Status, Wants::Status)
                 | (Request::Maintenance, Wants::Maintenance) => true,
-                // The heartbeat without which the registration may not be sent.
+                // The heartbeat that has to succeed before the registration may be sent.
                 (Request::Heartbeat, Wants::Registration) => call.due <= now,
                 (Request::Register, Wants::Status) => by_registering,
                 _ => false,
@@ -44,7 +44,7 @@ impl Loop {
         (limit.min(self.spare_time().max(own)), version)
     }
 
-    /// How long a caller's request may take without the registry missing a heartbeat. There is time left for two attempts.
+    /// Returns how long a caller's request may take without the registry missing a heartbeat. It leaves time for two attempts.
     fn spare_time(&self) -> Duration {
         let (Phase::Registered, Some(interval), Some(last_success)) =
             (self.phase, self.interval, self.known.last_success)
@@ -74,7 +74,7 @@ impl Loop {
                 let status = self.shared.lock().desired.status.unwrap_or_default();
                 let update = StatusUpdate::new(status).instance_id(instance_id);
                 match client.update_status_once(agent_id, &update, limit).await {
-                    // A registry without the operation may still take the status with a heartbeat.
+                    // A registry without this operation may still accept the status with a heartbeat.
                     Err(Error::Unsupported { .. }) if status != AgentStatus::Offline => client
                         .heartbeat_once(agent_id, &self.heartbeat(), limit)
                         .await
@@ -90,8 +90,8 @@ impl Loop {
         }
     }
 
-    /// Asks the registry to give the process no more work. One that knows no maintenance sets the status `offline`, which
-    /// heartbeats carry from then on.
+    /// Asks the registry to give the process no more work. On a registry without maintenance, sets the status `offline`, which
+    /// later heartbeats carry.
     async fn take_out(&self, limit: Duration) -> Result<Answered, Error> {
         let Shared { agent_id, instance_id, client, .. } = &*self.shared;
         let request = MaintenanceRequest::new("draining").instance_id(instance_id);
@@ -102,7 +102,7 @@ impl Loop {
         let taken_out = Answered::TakenOut { is_by_other: false };
         let update = StatusUpdate::new(AgentStatus::Offline).instance_id(instance_id);
         match client.update_status_once(agent_id, &update, limit).await {
-            // With the basic operations alone there is no way to say it: a heartbeat may make any agent active.
+            // With the basic operations alone there is no way to express it, because a heartbeat may make any agent active.
             Err(Error::Unsupported { .. }) => Ok(taken_out),
             outcome => outcome.map(|()| {
                 self.shared.lock().desired.set_status(AgentStatus::Offline);
@@ -117,7 +117,7 @@ impl Loop {
         status.into_iter().fold(beat, Heartbeat::status)
     }
 
-    /// Says that the agent is offline, for good. The last request of the loop.
+    /// Reports that the agent is offline for good. This is the last request of the loop.
     pub(super) async fn shut_down(&mut self, deadline: Instant) {
         let Shared { agent_id, instance_id, client, .. } = &*self.shared;
         let calls = [Wants::Registration, Wants::Status, Wants::Maintenance, Wants::Idle];

@@ -1,4 +1,4 @@
-//! Draining: an agent that takes no new tasks, finishes those under way, and shuts down.
+//! Draining: the agent takes no new tasks, finishes its current tasks, and shuts down.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::shared::Wants;
 use crate::retry::RetryPolicy;
 
 impl Agent {
-    /// Drains the agent, however long its tasks take: see [`Agent::drain_within`].
+    /// Drains the agent without a time limit: see [`Agent::drain_within`].
     ///
     /// ```no_run
     /// # async fn example(agent: registry_sdk::Agent) {
@@ -26,26 +26,27 @@ impl Agent {
         self.drain_within(Duration::MAX).await;
     }
 
-    /// Takes the agent out of work, waits until its [`TaskCounter`](super::TaskCounter) counts no task, for up to a limit, and
-    /// shuts it down as [`Agent::shutdown`] does, which takes up to five seconds more.
+    /// Takes the agent out of service, waits up to a limit until its [`TaskCounter`](super::TaskCounter) counts no tasks, and
+    /// shuts it down like [`Agent::shutdown`], which takes up to five seconds more.
     ///
-    /// The registry is asked for maintenance of this process, with the reason `draining`: searches and selections pass the agent
-    /// over. Heartbeats go on meanwhile. If the registry is away, the agent drains without it, and the loop goes on asking. A
-    /// registry that knows no maintenance is sent the status `offline`; one with the six basic operations alone is sent nothing.
+    /// The SDK asks the registry for maintenance of this process, with the reason `draining`, so that searches and selections
+    /// skip the agent. Heartbeats continue. If the registry is unavailable, the agent drains anyway, and the SDK retries the
+    /// request. On a registry without maintenance, it sets the status `offline`; to a registry with only the six basic
+    /// operations, it sends nothing.
     ///
-    /// The SDK stops no task: one may arrive from a caller that chose the agent a moment ago. The agent's own server refuses it
-    /// by [`Agent::is_draining`], and `HealthEndpoint` says that the agent is unhealthy. A task that
-    /// begins all the same is waited for, too.
+    /// The SDK stops no tasks. A caller that has just chosen the agent may still send one, so the agent's own server should
+    /// check [`Agent::is_draining`] and refuse it; `HealthEndpoint` reports the agent as unhealthy. A task that begins anyway
+    /// is waited for as well.
     ///
     /// # Cancel safety
-    /// If the caller gives up, the agent stays out of work and keeps its heartbeats until it is shut down.
+    /// If the caller gives up, the agent stays out of service and continues its heartbeats until it is shut down.
     pub async fn drain_within(&self, limit: Duration) {
         let shared = self.shared();
         shared.tasks.drain();
         let (agent_id, active_tasks) = (&shared.agent_id, shared.tasks.active());
         tracing::info!(agent_id, active_tasks, "draining");
         let drained = async {
-            // Tasks that arrive until the registry has answered are waited for. The loop logs a failure, and tries again.
+            // Tasks that arrive before the registry has responded are waited for. The loop logs a failure and retries.
             let _ = shared.call(Wants::Maintenance, &RetryPolicy::none()).await;
             shared.tasks.idle().await;
         };
@@ -56,7 +57,7 @@ impl Agent {
         self.shutdown().await;
     }
 
-    /// Whether the agent drains, so that its own server should refuse new tasks, with 503 and `Retry-After`.
+    /// Returns whether the agent is draining. Its own server should then refuse new tasks with 503 and `Retry-After`.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.shared().tasks.is_draining()

@@ -1,7 +1,7 @@
-//! An agent's life: registration, heartbeats, registering again, and an orderly end.
+//! The life of an agent: registration, heartbeats, repeated registration, and shutdown.
 //!
-//! Handles change the state that the registry is to have (`shared`). One loop reconciles it with the state that the registry
-//! has acknowledged (`reconcile`); nothing else sends anything.
+//! Handles change the state that the registry should have (`shared`). A single loop reconciles it with the state that the
+//! registry has acknowledged (`reconcile`). Nothing else sends requests.
 
 mod attempt;
 mod drain;

@@ -1,5 +1,5 @@
-//! Handling the outcome of a request: the next phase and when its request is due, and the answers to the calls that waited.
-//! The table of transitions is in `reconcile`.
+//! Handling the outcome of a request: the next phase, when its request is due, and the results of waiting calls. The table of
+//! transitions is in `reconcile`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ impl Loop {
         tracing::info!(agent_id = self.shared.agent_id, "registered");
         let is_first = self.known.last_success.is_none();
         (self.known.last_success, self.known.timeout) = (Some(Instant::now()), record.heartbeat_timeout);
-        // Agents that were started together do not send their heartbeats together.
+        // Spreads the heartbeats of agents that were started together.
         let part = if is_first { fastrand::f64() } else { 1.0 };
         self.phase_timer = Timer::at((began + self.pace().mul_f64(part)).max(Instant::now()));
         self.update_timer.failures = 0;
@@ -26,7 +26,7 @@ impl Loop {
         self.known.acked = Some(Acked { version, tag: record.registration_tag.clone() });
         self.known.logged_refusal = None;
         (self.phase, self.is_reborn) = (Phase::Registered, false);
-        // It may have been restored, or another process have registered in between.
+        // The registry may have been restored, or another process may have registered in between.
         self.known.is_out &= record.maintenance.is_some();
         self.shared.registered(record.last_heartbeat);
         self.shared.lock().answer_concerned(&Ok(Some(record)));
@@ -38,14 +38,14 @@ impl Loop {
         self.known.knows_ages |= ack.registration_tag.is_some();
         self.known.last_success = Some(Instant::now());
         self.known.timeout = ack.heartbeat_timeout.or(self.known.timeout);
-        // From when the request began: a slow answer does not make heartbeats drift. After a suspended host wakes,
-        // those that were missed are not made up for.
+        // Counted from the start of the request, so that slow responses do not make heartbeats drift. Heartbeats that a
+        // suspended host missed are not made up for.
         self.phase_timer = Timer::at((began + self.pace()).max(Instant::now()));
         self.is_confirmed = true;
         self.shared.registered(ack.last_heartbeat);
         let acked = self.known.acked.as_ref().and_then(|acked| acked.tag.as_ref());
         match &ack.registration_tag {
-            // While an update is pending, the registry may have it already: perhaps only the answer was lost.
+            // The registry may have a pending update already, if only its response was lost.
             Some(tag) if acked.is_some_and(|acked| acked != tag) && !self.is_dirty() => {
                 tracing::warn!(
                     agent_id = self.shared.agent_id,
@@ -53,19 +53,19 @@ impl Loop {
                 );
                 self.update_soon();
             }
-            // A registry without tags may have been restored or have missed an update, and cannot show it.
+            // A registry without tags may have been restored or have missed an update, and cannot show that.
             None if was_failing => self.update_soon(),
             _ => {}
         }
     }
 
-    /// The record was read while another process owned the id. Registers if that process is gone, or if a third one owns the
-    /// id, which may be older than this one.
+    /// Handles the record that was read while another process owned the id. Registers if that process is gone, or if a third
+    /// process, which may be older than this one, owns the id.
     pub(super) fn record_read(&mut self, record: &AgentRecord) {
         self.known.knows_ages |= record.registration_tag.is_some();
         let is_own = record.instance_id.as_deref() == Some(&self.shared.instance_id);
         let owner = Owner::new(record.instance_id.clone(), &record.base_url);
-        // Twice: the first time, requests that were late on their way may have made the owner look younger than it is.
+        // The owner has to win twice: at first, delayed requests may have made it look younger than it is.
         let is_decided = self.known.refused_for == owner.instance_id && self.known.refusals >= 2;
         if is_own {
             self.register_soon();
@@ -98,7 +98,7 @@ impl Loop {
         self.phase_timer = Timer::soon(self.interval.unwrap_or_default());
     }
 
-    /// Sends the registration again. Meanwhile heartbeats go on: the registry knows the agent.
+    /// Sends the registration again. Heartbeats continue meanwhile, because the registry knows the agent.
     fn update_soon(&mut self) {
         self.known.acked = None;
         self.update_timer = Timer::soon(self.pace());
@@ -107,7 +107,7 @@ impl Loop {
     pub(super) fn failed(&mut self, request: Request, error: Error) {
         match (request, &error) {
             (Request::ReadOwner, Error::NotFound { .. }) => {
-                // That shows no tag. The last acknowledged registration did, if this registry knows ages.
+                // This response has no tag. The last acknowledged registration had one, if this registry knows ages.
                 self.known.knows_ages |= self.known.acked.as_ref().is_some_and(|acked| acked.tag.is_some());
                 self.take_over();
             }
@@ -118,11 +118,11 @@ impl Loop {
             (Request::Register, Error::Superseded { owner: Some(owner), .. }) => {
                 self.refused(owner.clone(), error);
             }
-            // No registry answers that, so it comes from something in between.
+            // No registry gives this response, so it comes from something in between.
             (Request::Register, Error::Superseded { owner: None, detail }) => {
                 self.degraded(Error::InvalidResponse { status: 409, detail: detail.clone() });
             }
-            // A process that never registered does not do so by setting a status.
+            // Setting a status does not register a process that never registered.
             (Request::Status, Error::Superseded { .. }) if !self.status_needs_registration() => {
                 self.shared.lock().settle(&error);
             }
@@ -147,10 +147,11 @@ impl Loop {
         }
     }
 
-    /// The registry gives this process no more work: it said so, or has another process or none for the id.
+    /// Records that the registry gives this process no more work: it confirmed that, or it has another process or none for the
+    /// id.
     pub(super) fn taken_out(&mut self, is_by_other: bool) {
         self.known.is_out = !is_by_other;
-        // The other may end it at any time.
+        // Whoever began that maintenance may end it at any time.
         self.drain_timer = Timer::at(Instant::now() + self.pace());
         self.shared.lock().answer_concerned(&Ok(None));
     }
@@ -166,7 +167,7 @@ impl Loop {
         self.shared.lock().settle(error);
     }
 
-    /// The registry does not know the agent any more.
+    /// Handles a registry that does not know the agent any more.
     fn forgotten(&mut self) {
         tracing::warn!(
             agent_id = self.shared.agent_id,
@@ -176,7 +177,7 @@ impl Loop {
         self.shared.change_state(|_| AgentState::Registering);
     }
 
-    /// Another process seems to own the id. One registration with this process's age decides.
+    /// Handles another process that seems to own the id. A registration with this process's age decides.
     fn contested(&mut self, error: &Error) {
         tracing::debug!(agent_id = self.shared.agent_id, %error, "another process seems to own the id: registering, so that the age decides");
         self.known.knows_ages = true;
@@ -184,14 +185,14 @@ impl Loop {
         self.shared.change_state(|_| AgentState::Registering);
     }
 
-    /// The registration was refused in favour of a younger process, or because an earlier process with the same
-    /// `instance_id` was shut down.
+    /// Handles a refused registration: a younger process owns the id, or an earlier process with the same `instance_id` was
+    /// shut down.
     fn refused(&mut self, owner: Owner, error: Error) {
         if owner.instance_id.as_deref() != Some(&self.shared.instance_id) {
             return self.superseded(Some(owner), &error);
         }
-        // The end of that earlier process (of the same pod, for example) reached the registry only after this one had
-        // started, or its clock was set back. This one counts as started anew at each attempt until it is granted.
+        // The registry heard of the end of that earlier process (of the same pod, for example) only after this one had started,
+        // or its clock was set back. Until it is accepted, this process counts as started at each attempt.
         self.phase = Phase::Unregistered;
         if std::mem::replace(&mut self.is_reborn, true) {
             self.degraded(error);
@@ -208,14 +209,14 @@ impl Loop {
 
     fn superseded(&mut self, owner: Option<Owner>, error: &Error) {
         self.phase = Phase::Superseded;
-        // Some of several servers behind one name may be of an earlier version.
+        // Servers behind one name may have different versions.
         self.known.knows_ages = owner.is_some();
         let owner_id = owner.as_ref().and_then(|owner| owner.instance_id.clone());
         let is_same = self.known.refused_for == owner_id;
         self.known.refusals = if is_same { self.known.refusals.saturating_add(1) } else { 1 };
         self.known.refused_for = owner_id;
         if !self.known.knows_ages {
-            // There is nothing that such a registry could be notified of.
+            // Such a registry cannot be told anything.
             self.shared.set_may_be_registered(false);
         }
         self.look_later();
@@ -235,7 +236,7 @@ impl Loop {
         self.shared.lock().answer(&[Wants::Registration, Wants::Status], &Err(error.clone()));
     }
 
-    /// The error of a call that comes while another process owns the id.
+    /// Returns the error of a call that comes while another process owns the id.
     pub(super) fn superseded_error(&self) -> Error {
         let owner = match &*self.shared.state.borrow() {
             AgentState::Superseded { owner } => owner.clone(),
@@ -244,7 +245,7 @@ impl Loop {
         Error::Superseded { detail: "another process owns this agent's id".to_owned(), owner }
     }
 
-    /// The registry did not take an update. The agent stays registered as it was.
+    /// Handles an update that the registry did not accept. The previous registration stays.
     fn update_failed(&mut self, error: &Error) {
         let pause = self.update_timer.failed(error, self.pace());
         if self.is_new_refusal(error) || self.update_timer.failures == 1 {
@@ -256,7 +257,8 @@ impl Loop {
         self.shared.lock().settle(error);
     }
 
-    /// Whether the registry refuses the agent for a reason that was not logged yet. An outage may have been logged before.
+    /// Returns whether the registry refuses the agent for a reason that was not logged yet. An outage may have been logged
+    /// before.
     fn is_new_refusal(&mut self, error: &Error) -> bool {
         let refusal = error.is_refused().then(|| error.to_string());
         let is_new = refusal.is_some() && refusal != self.known.logged_refusal;

@@ -1,5 +1,5 @@
-//! The agent's loop. It sends one request at a time, until the registry has acknowledged the state that the agent wants.
-//! Nothing else sends writes of the agent.
+//! The agent's loop. It sends one request at a time until the registry has acknowledged the state that the agent wants. Nothing
+//! else sends writes for the agent.
 //!
 //! | phase | request | outcome | next phase |
 //! |---|---|---|---|
@@ -23,14 +23,14 @@
 //! | | | another process owns the id, which has won only once | the same: requests that were late may have made it look younger than it is |
 //! | | | anything else | `Superseded`, one interval later |
 //!
-//! A registry that knows no ages lets the newest registration win. There an update is sent only right after a heartbeat was
-//! acknowledged: so an older process finds out in time that it was superseded, and never takes the id back.
+//! On a registry that knows no ages, the newest registration wins. Updates are then sent only right after an acknowledged
+//! heartbeat, so that an older process notices in time that it was superseded, and never takes the id back.
 //!
-//! An agent that drains does not register by itself any more: a registry that does not have it gives it no work, either.
+//! A draining agent does not register by itself any more: a registry that does not have it gives it no work anyway.
 //!
-//! While heartbeats are off, the loop sends only what a caller waits for. In every phase a shutdown ends it: the request
-//! under way gets up to half of the time, then the status is set to `offline`, for good, unless the registry cannot have the
-//! process registered.
+//! While heartbeats are off, the loop sends only what a caller waits for. A shutdown ends the loop in any phase: the request in
+//! flight gets up to half of the time, and then the status is set to `offline` for good, unless the registry cannot know the
+//! process.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -47,13 +47,13 @@ use crate::contract::{AgentRecord, HeartbeatAck};
 use crate::error::Error;
 use crate::retry::deadline_after;
 
-/// Shortest time between two heartbeats that a registry can demand.
+/// Minimum time between two heartbeats, however often the registry expects them.
 const MIN_PACE: Duration = Duration::from_secs(1);
 
-/// What the agent knows of its standing with the registry.
+/// The agent's relation to the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The registry does not have the registration, or another one.
+    /// The registry has no registration of the agent, or a different one.
     Unregistered,
     /// The registry has acknowledged a registration.
     Registered,
@@ -65,30 +65,30 @@ pub(super) enum Phase {
 pub(super) enum Request {
     Register,
     Heartbeat,
-    /// Sets the status now.
+    /// Set the status now.
     Status,
-    /// Asks to be given no more work.
+    /// Ask to be given no more work.
     Maintenance,
-    /// Reads the record, to see whether the owner of the id lives.
+    /// Read the record, to check whether the owner of the id is alive.
     ReadOwner,
 }
 
-/// What the loop does next.
+/// The next action of the loop.
 enum Plan {
     Send(Request),
     Wait(Option<Instant>),
-    /// Ends in good order, by then.
+    /// Shut down by this time.
     ShutDown(Instant),
     Abandon,
 }
 
-/// The answer to a request.
+/// The response to a request.
 pub(super) enum Answered {
     Registered(Box<AgentRecord>),
     Heartbeat(HeartbeatAck),
     StatusSet,
     TakenOut {
-        /// Whether that is maintenance by somebody else, which may end before the drain.
+        /// Whether it is maintenance by somebody else, which may end before the drain.
         is_by_other: bool,
     },
     Record(Box<AgentRecord>),
@@ -100,19 +100,19 @@ pub(super) struct Acked {
     pub(super) tag: Option<String>,
 }
 
-/// What the registry has said so far.
+/// Information from the registry's responses so far.
 #[derive(Default)]
 pub(super) struct Known {
     pub(super) acked: Option<Acked>,
-    /// Whether the registry lets the youngest process own the id.
+    /// Whether the youngest process owns the id on this registry.
     pub(super) knows_ages: bool,
-    /// When the registry last heard of the agent, and how long it may be silent.
+    /// When the registry last heard of the agent, and how long the agent may be silent.
     pub(super) last_success: Option<Instant>,
     pub(super) timeout: Option<Duration>,
-    /// The owner in whose favour the last registration was refused, and how often in a row.
+    /// The owner because of which the last registration was refused, and how many times in a row.
     pub(super) refused_for: Option<String>,
     pub(super) refusals: u32,
-    /// The refusal that was logged last, since the last registration that was acknowledged.
+    /// The last refusal that was logged since the last acknowledged registration.
     pub(super) logged_refusal: Option<String>,
     /// Whether the registry gives this process no more work.
     pub(super) is_out: bool,
@@ -121,31 +121,31 @@ pub(super) struct Known {
 pub(super) struct Loop {
     pub(super) shared: Arc<Shared>,
     pub(super) phase: Phase,
-    /// When the phase's own request is due, as long as heartbeats are on.
+    /// When the request of the phase is due, while heartbeats are on.
     pub(super) phase_timer: Timer,
-    /// An update of the registration.
+    /// When an update of the registration is due.
     pub(super) update_timer: Timer,
-    /// The request to be given no more work.
+    /// When the request to be given no more work is due.
     pub(super) drain_timer: Timer,
-    /// The interval and the version for which the timers are set.
+    /// The interval and the version for which the timers were set.
     pub(super) interval: Option<Duration>,
     pub(super) version: u64,
     pub(super) known: Known,
-    /// Whether a heartbeat was acknowledged just now, which proves that this process owns the id.
+    /// Whether the last response acknowledged a heartbeat, which proves that this process owns the id.
     pub(super) is_confirmed: bool,
     /// When the process started.
     pub(super) started: Instant,
-    /// Whether it counts as started anew, since its registration was last refused.
+    /// Whether the process counts as started again, since its registration was last refused.
     pub(super) is_reborn: bool,
 }
 
-/// Runs until the agent is shut down, or nobody holds it any more. Wakes once an interval, and when something changes.
+/// Runs until the agent is shut down or its last handle is dropped. Wakes up once per interval, and when something changes.
 pub(super) async fn run(shared: Arc<Shared>) {
     let span = tracing::debug_span!("heartbeat_loop", agent_id = shared.agent_id);
     Loop::new(shared).live().instrument(span).await;
 }
 
-/// However the loop ends, its callers get an answer.
+/// Calls get a result however the loop ends.
 impl Drop for Loop {
     fn drop(&mut self) {
         self.shared.loop_ended();
@@ -188,7 +188,7 @@ impl Loop {
         }
     }
 
-    /// Decides what is next. The one place that looks at what the handles have changed.
+    /// Decides on the next action. Only this function looks at the changes that handles have made.
     fn plan(&mut self) -> Plan {
         let shared = self.shared.clone();
         let mut inner = shared.lock();
@@ -211,7 +211,7 @@ impl Loop {
         }
     }
 
-    /// Sets the timers for what the handles have changed.
+    /// Sets the timers after changes by handles.
     fn follow(&mut self, desired: &Desired) {
         let now = Instant::now();
         if self.interval != desired.interval {
@@ -219,8 +219,8 @@ impl Loop {
             let interval = self.pace();
             self.phase_timer = Timer::at(match self.phase {
                 Phase::Unregistered => now,
-                // Agents that started together do not send together; and if heartbeats were started anew, the
-                // one that was due comes no later for it.
+                // Spreads the heartbeats of agents that started together. If heartbeats were restarted, the next one must not
+                // come later than it was due.
                 Phase::Registered => {
                     let drawn = now + interval.mul_f64(fastrand::f64());
                     self.known.last_success.map_or(drawn, |last_success| drawn.min(last_success + interval))
@@ -234,7 +234,7 @@ impl Loop {
         }
     }
 
-    /// The requests that may be next, and when each is due. Of those due at the same time the first goes first.
+    /// Returns the possible requests and when each is due. If several are due, the first one is sent.
     fn candidates(&self, inner: &mut Inner) -> [Option<(Instant, Request)>; 4] {
         let own = self.interval.map(|_| self.phase_timer.due);
         let drain = self.drain_due(inner);
@@ -251,7 +251,7 @@ impl Loop {
                 [drain.map(at(Request::Maintenance)), register, status.map(at(Request::Status)), None]
             }
             Phase::Registered => {
-                // While the registry fails, only heartbeats are tried: they find out when it is back.
+                // While the registry fails, only heartbeats are sent, to find out when it is available again.
                 let must_update =
                     self.is_dirty() && self.interval.is_some() && self.phase_timer.failures == 0;
                 let update =
@@ -281,7 +281,8 @@ impl Loop {
         }
     }
 
-    /// When the registry is to be asked to give the process no more work. Answers the callers that wait for it if it need not be.
+    /// Returns when to ask the registry to give the process no more work. Answers the calls that wait for it if it is
+    /// unnecessary.
     fn drain_due(&self, inner: &mut Inner) -> Option<Instant> {
         let may_be_given_work = match self.phase {
             Phase::Unregistered => self.shared.may_be_registered(),
@@ -300,19 +301,19 @@ impl Loop {
         self.shared.tasks.is_draining()
     }
 
-    /// The time between two heartbeats: the interval, unless the registry expects to hear of the agent more often. It does
-    /// so, for example, until it has acknowledged a longer interval.
+    /// Returns the time between two heartbeats: the interval, unless the registry expects heartbeats more often, for example
+    /// because it has not acknowledged a longer interval yet.
     pub(super) fn pace(&self) -> Duration {
         let interval = self.interval.unwrap_or(DEFAULT_INTERVAL);
         self.known.timeout.map_or(interval, |timeout| interval.min((timeout / 2).max(MIN_PACE)))
     }
 
-    /// Whether the registry lacks an update of the registration.
+    /// Returns whether the registry lacks an update of the registration.
     pub(super) fn is_dirty(&self) -> bool {
         self.known.acked.as_ref().is_none_or(|acked| acked.version != self.version)
     }
 
-    /// Whether an agent that is not registered sets its status by registering.
+    /// Returns whether an agent that is not registered sets its status by registering.
     pub(super) fn status_needs_registration(&self) -> bool {
         self.interval.is_some() || self.shared.may_be_registered()
     }
@@ -320,7 +321,7 @@ impl Loop {
     async fn send(&mut self, request: Request) {
         let (limit, version) = self.begin(request);
         let (began, shared) = (Instant::now(), self.shared.clone());
-        // Boxed, because an agent mostly waits, and then needs no room for a request. A token provider may panic, which must
+        // Boxed, because an agent mostly waits and needs no memory for a request meanwhile. A panic of a token provider must
         // not end the loop.
         let attempt = AssertUnwindSafe(Box::pin(self.attempt(request, limit))).catch_unwind();
         let panicked = |_| Err(Error::Config("a panic, perhaps of the token provider".to_owned()));
@@ -342,7 +343,7 @@ impl Loop {
         }
     }
 
-    /// Warns if the loop runs again much later than it had to.
+    /// Warns if the loop wakes up much later than scheduled.
     fn notice_stall(&self, expected: Instant) {
         let late = Instant::now().saturating_duration_since(expected);
         let Some(interval) = self.interval.filter(|interval| late > *interval / 2) else { return };

@@ -1,4 +1,4 @@
-//! An agent's whole life in one call.
+//! Running an agent's work and its registration together.
 
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::pin::pin;
@@ -11,13 +11,13 @@ use super::handle::{Agent, SHUTDOWN_LIMIT};
 use super::timer::DEFAULT_INTERVAL;
 use crate::error::Error;
 
-/// What the work that is given to [`Agent::run_until`] may end with: nothing, or a `Result`.
+/// The output of the work of [`Agent::run_until`]: nothing, or a `Result`.
 #[diagnostic::on_unimplemented(
     message = "the work of an agent ends with `()` or `Result<(), E>`, and not with `{Self}`",
     note = "end an `async` block that loops for ever with `Ok::<(), std::io::Error>(())`"
 )]
 pub trait WorkOutcome {
-    /// The work's error, if it failed.
+    /// Returns the work's error, if it failed.
     fn into_result(self) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
 }
 
@@ -34,25 +34,25 @@ impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> WorkOutcome for Result<(
 }
 
 impl Agent {
-    /// Runs the agent's own work, and keeps the agent registered meanwhile, until the work ends or the process is asked to
-    /// end (Ctrl-C or SIGTERM). Then it shuts the agent down in good order.
+    /// Runs the agent's own work and keeps the agent registered, until the work ends or the process receives Ctrl-C or SIGTERM.
+    /// Then shuts the agent down.
     ///
-    /// The work starts at once; the agent registers beside it, and sends heartbeats at the declared interval (30 s if none
-    /// is declared). `work` is a future or, like `axum::serve(..)`, becomes one. It may be [`shutdown_signal`] if the work
-    /// is done elsewhere.
+    /// The work starts at once. Meanwhile the agent registers, and sends heartbeats at the declared interval (default: 30 s).
+    /// `work` is a future, or converts into one like `axum::serve(..)`. If the work is done elsewhere, pass
+    /// [`shutdown_signal`].
     ///
-    /// After a signal the work has five seconds to end by itself, as `axum::serve(..).with_graceful_shutdown(..)` does;
-    /// then, or at a second signal, it is dropped.
+    /// After a signal the work has five seconds to end by itself, as `axum::serve(..).with_graceful_shutdown(..)` does. Then,
+    /// or at a second signal, it is dropped.
     ///
     /// # Errors
-    /// [`Error::Work`] with the work's own error. [`Error::Invalid`] and [`Error::Denied`] if the registry refuses the
-    /// agent in the contract's own form when it starts: that ends the work, too.
+    /// [`Error::Work`] with the work's own error. [`Error::Invalid`] and [`Error::Denied`] if the registry refuses the agent in
+    /// the contract's own form at the start, which also ends the work.
     ///
     /// # Panics
-    /// With the panic of the work, after the agent was shut down.
+    /// If the work panics, after the agent was shut down.
     ///
     /// # Cancel safety
-    /// If it is dropped, so is the work. Heartbeats go on until the agent is dropped or shut down.
+    /// Dropping the future drops the work. Heartbeats continue until the agent is dropped or shut down.
     ///
     /// ```no_run
     /// # #[cfg(feature = "axum")]
@@ -109,21 +109,21 @@ impl Agent {
         outcome.map_err(|error| Error::Work { source: error.into() })
     }
 
-    /// Ends with an error if the registry refuses the agent when it starts, and otherwise never.
+    /// Completes with an error if the registry refuses the agent at the start. Otherwise never completes.
     async fn refused(&self) -> Error {
         match self.register_with_retry().await {
-            // Whoever shut the agent down may still have work to end.
+            // The agent was shut down, but the work may have something to finish.
             Ok(_) | Err(Error::ShutDown) => std::future::pending().await,
             Err(error) => error,
         }
     }
 }
 
-/// Waits for Ctrl-C or, on Unix, SIGTERM. A signal counts from this call on, also before the future is first polled. If
-/// neither can be waited for, it never ends, which is logged.
+/// Waits for Ctrl-C or, on Unix, SIGTERM. Signals count from this call on, even before the future is first polled. If neither
+/// signal can be waited for, logs an error and never completes.
 ///
 /// # Panics
-/// Outside of a Tokio runtime.
+/// If called outside of a Tokio runtime.
 pub fn shutdown_signal() -> impl Future<Output = ()> + Send + 'static {
     #[cfg(unix)]
     let signals = {

@@ -1,6 +1,6 @@
-//! The state that an agent's handles and its loop share: what the registry is to know, and the calls that wait for that.
+//! The state that an agent's handles and its loop share: what the registry should know, and the calls that wait for that.
 //!
-//! Handles change it, wake the loop and wait. Only the loop sends anything.
+//! Handles change the state, wake the loop and wait. Only the loop sends requests.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,14 +22,14 @@ use crate::retry::{Attempts, RetryPolicy, deadline_after};
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) agent_id: String,
-    /// Tells this process apart from others that come up with the same id.
+    /// Distinguishes this process from others with the same agent id.
     pub(super) instance_id: String,
-    /// When the agent was made: the origin of its age.
+    /// When the agent was created. Its age counts from here.
     pub(super) created: Instant,
     pub(super) client: RegistryClient,
     pub(super) tasks: TaskCounter,
     pub(super) state: watch::Sender<AgentState>,
-    /// Whether the registry may have this process registered, and so has to be notified of its end.
+    /// Whether the registry may know this process, and so has to be told of its end.
     may_be_registered: AtomicBool,
     inner: Mutex<Inner>,
     /// Wakes the loop when `inner` has changed. Only the loop waits for it.
@@ -46,15 +46,15 @@ pub(super) struct Inner {
     pub(super) task: Option<JoinHandle<()>>,
 }
 
-/// The state that the registry is to have.
+/// The state that the registry should have.
 #[derive(Debug)]
 pub(super) struct Desired {
-    /// With the latest capabilities and status.
+    /// The registration, with the latest capabilities and status.
     pub(super) registration: Registration,
-    /// Counts the updates, which only a registration sends.
+    /// Number of the updates, which only a registration sends.
     pub(super) version: u64,
-    /// The status that the agent set, which its heartbeats carry. `None` until it sets one: until then heartbeats leave
-    /// alone what others may have set.
+    /// The status that the agent set, which its heartbeats carry. `None` until it sets one, so that heartbeats leave a status
+    /// that others have set.
     pub(super) status: Option<AgentStatus>,
     /// Interval of the heartbeats. `None` while they are off.
     pub(super) interval: Option<Duration>,
@@ -64,44 +64,44 @@ pub(super) struct Desired {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Stop {
     No,
-    /// In good order.
+    /// The agent is being shut down.
     By {
-        /// When a request that is under way is cut off, so that there is time left to set `offline`.
+        /// When a request in flight is cut off, to leave time for setting `offline`.
         cut_off: Instant,
-        /// When all has to be over.
+        /// When the shutdown has to be complete.
         deadline: Instant,
     },
-    /// Nobody holds the agent any more.
+    /// The last handle was dropped.
     Abandoned,
 }
 
-/// A caller that waits until the registry has acknowledged what it wants.
+/// A call that waits until the registry has acknowledged a change.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) wants: Wants,
     /// When the next attempt for this call is due.
     pub(super) due: Instant,
-    /// Whether the attempt that is under way is also made for this call.
+    /// Whether the attempt in flight serves this call.
     pub(super) is_concerned: bool,
     pub(super) policy: RetryPolicy,
-    /// `None` until its first attempt: the call's time does not run while another request is under way.
+    /// `None` until the first attempt: a call's time does not run while another request is in flight.
     pub(super) attempts: Option<Attempts>,
     pub(super) reply: oneshot::Sender<Answer>,
 }
 
-/// The record, for a registration.
+/// The outcome of a call: a registration has a record.
 pub(super) type Answer = Result<Option<AgentRecord>, Error>;
 
 /// What a call waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wants {
-    /// The registration as it is now.
+    /// The current registration is acknowledged.
     Registration,
-    /// The status as it is now.
+    /// The current status is acknowledged.
     Status,
-    /// That the registry has taken the process out.
+    /// The registry gives the process no more work.
     Maintenance,
-    /// That no request is under way.
+    /// No request is in flight.
     Idle,
 }
 
@@ -110,7 +110,7 @@ impl Shared {
         let status = (registration.status != AgentStatus::Active).then_some(registration.status);
         let instance_id =
             registration.instance_id.get_or_insert_with(|| format!("{:032x}", fastrand::u128(..))).clone();
-        // The loop knows it at each attempt.
+        // The loop sets it at each attempt.
         registration.instance_age = None;
         let agent_id = registration.agent_id.clone();
         let desired = Desired { registration, version: 0, status, interval: None };
@@ -134,7 +134,7 @@ impl Shared {
         }
     }
 
-    /// None of its guards is held over an await.
+    /// Locks the state. No guard may be held over an await.
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -144,13 +144,13 @@ impl Shared {
         self.wake();
     }
 
-    /// Changes the desired state, and wakes the loop.
+    /// Changes the desired state and wakes the loop.
     pub(super) fn desire(&self, change: impl FnOnce(&mut Desired)) {
         change(&mut self.lock().desired);
         self.wake();
     }
 
-    /// The loop has ended, after a shutdown or with its runtime. Nobody waits for it in vain.
+    /// Records that the loop has ended, after a shutdown or with its runtime, so that no call waits in vain.
     pub(super) fn loop_ended(&self) {
         let mut inner = self.lock();
         let error = match inner.stop {
@@ -158,7 +158,7 @@ impl Shared {
             Stop::By { .. } => Error::ShutDown,
             Stop::No => Error::Config("the runtime that the agent was started in has ended".to_owned()),
         };
-        // Whoever calls from now on starts another.
+        // Later calls start another loop.
         inner.task = None;
         // The state changes first, so that callers that get the error see it.
         if matches!(error, Error::ShutDown) {
@@ -197,7 +197,7 @@ impl Shared {
         self.changed.notified().await;
     }
 
-    /// Waits until a request that is under way has to be cut off.
+    /// Waits until the request in flight has to be cut off.
     pub(super) async fn cut_off(&self) {
         loop {
             let stop = self.lock().stop;
@@ -231,7 +231,7 @@ impl Shared {
         });
     }
 
-    /// The one place that changes the state. An agent that was stopped stays so.
+    /// Changes the state. No other function does. A stopped agent stays stopped.
     pub(super) fn change_state(&self, next: impl FnOnce(&AgentState) -> AgentState) {
         self.state.send_if_modified(|state| {
             let changes = !state.is_stopped();
@@ -245,7 +245,7 @@ impl Shared {
 }
 
 impl Desired {
-    /// Changes the registration. The status is not part of that: see [`Desired::set_status`].
+    /// Changes the registration, but not the status: see [`Desired::set_status`].
     pub(super) fn amend(&mut self, change: impl FnOnce(&mut Registration)) {
         let before = self.registration.clone();
         change(&mut self.registration);
@@ -254,7 +254,7 @@ impl Desired {
         }
     }
 
-    /// Sets the status. That is no new version of the registration, because heartbeats carry it as well.
+    /// Sets the status. This is not a new version of the registration, because heartbeats carry the status as well.
     pub(super) fn set_status(&mut self, status: AgentStatus) {
         self.status = Some(status);
         self.registration.status = status;
@@ -262,12 +262,12 @@ impl Desired {
 }
 
 impl Inner {
-    /// Forgets the calls whose callers are gone.
+    /// Removes the calls whose callers are gone.
     pub(super) fn forget_cancelled(&mut self) {
         self.calls.retain(|call| !call.reply.is_closed());
     }
 
-    /// When the next attempt for a call of a kind is due.
+    /// Returns when the next attempt for a kind of call is due.
     pub(super) fn due(&self, wants: Wants) -> Option<Instant> {
         self.calls.iter().filter(|call| call.wants == wants).map(|call| call.due).min()
     }
@@ -277,19 +277,19 @@ impl Inner {
         self.answer_where(|call| kinds.contains(&call.wants), answer);
     }
 
-    /// Answers the calls for which the last attempt was made.
+    /// Answers the calls that the last attempt served.
     pub(super) fn answer_concerned(&mut self, answer: &Answer) {
         self.answer_where(|call| call.is_concerned, answer);
     }
 
     pub(super) fn answer_where(&mut self, chosen: impl Fn(&Call) -> bool, answer: &Answer) {
         for call in self.calls.extract_if(.., |call| chosen(call)) {
-            // A caller that gave up only loses the answer.
+            // A caller that gave up only loses the response.
             let _ = call.reply.send(answer.clone());
         }
     }
 
-    /// Decides which of the calls get another attempt after the last one failed, and answers the others.
+    /// Decides which calls get another attempt after the last one failed, and answers the others.
     pub(super) fn settle(&mut self, error: &Error) {
         let now = Instant::now();
         for call in self.calls.iter_mut().filter(|call| call.is_concerned) {
@@ -305,7 +305,7 @@ impl Inner {
 }
 
 impl Call {
-    /// Takes part in the next attempt, and says how long that may take.
+    /// Joins the next attempt. Returns how long that may take.
     pub(super) fn take_part(&mut self, most: Duration) -> Duration {
         self.is_concerned = true;
         self.attempts.get_or_insert_with(|| self.policy.begin(most, 1)).time_left()

@@ -1,4 +1,4 @@
-//! What can be seen of an agent's life.
+//! The visible states of an agent.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::contract::{AgentRecord, Owner, Timestamp};
 use crate::error::Error;
 
-/// The agent's standing with its registry. Watch it with [`Agent::watch`](super::Agent::watch).
+/// The state of an agent. Follow it with [`Agent::watch`](super::Agent::watch).
 ///
 /// ```text
 ///                        registered
@@ -28,38 +28,38 @@ pub enum AgentState {
     Registering,
     /// The registry knows the agent.
     Registered {
-        /// Since when it has been so, without a break.
+        /// When the agent entered this state.
         since: Instant,
         /// When the registry last heard of the agent, by the registry's clock.
         last_heartbeat: Option<Timestamp>,
     },
-    /// The registry does not answer, or refuses; or the process itself stood still past its deadline. The agent runs on,
-    /// and goes on trying as long as heartbeats are on.
+    /// The registry does not respond or refuses the agent, or the process was suspended past its deadline. The agent keeps
+    /// running, and keeps trying as long as heartbeats are on.
     Degraded {
-        /// Since when.
+        /// When the agent entered this state.
         since: Instant,
-        /// Number of attempts that have failed since then.
+        /// Number of failed attempts since then.
         attempts: u32,
-        /// Why the last one failed.
+        /// The error of the last attempt.
         last_error: Arc<Error>,
     },
-    /// Another process owns the agent's id. No heartbeats are sent. What happens next is the choice of
-    /// [`Agent::on_superseded`](super::Agent::on_superseded).
+    /// Another process owns the agent's id, so no heartbeats are sent. [`Agent::on_superseded`](super::Agent::on_superseded)
+    /// sets what happens next.
     Superseded {
-        /// The process that owns the id. `None` if the registry does not say: it knows no ages, and the agent never takes
+        /// The process that owns the id. `None` on a registry that knows no ages and does not say; the agent then never takes
         /// the id back.
         owner: Option<Owner>,
     },
-    /// The agent was shut down. Nothing is sent any more.
+    /// The agent was shut down and sends nothing any more.
     Stopped,
 }
 
-/// What an agent does when a younger process owns its id. Set by [`Agent::on_superseded`](super::Agent::on_superseded).
+/// What an agent does if a younger process owns its id. Set with [`Agent::on_superseded`](super::Agent::on_superseded).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnSuperseded {
-    /// Reads the record once an interval, and registers when the owner is offline or gone. The default: a rollout whose new
-    /// process dies leaves the old one in charge.
+    /// Reads the record once per interval, and registers when the owner is offline or gone. If the new process of a rollout
+    /// dies, the old one takes over. The default.
     #[default]
     StandBy,
     /// Sends nothing by itself any more.
@@ -67,25 +67,25 @@ pub enum OnSuperseded {
 }
 
 impl AgentState {
-    /// Whether the registry knows the agent, as far as the agent can tell.
+    /// Returns whether the registry knows the agent, as far as the agent can tell.
     #[must_use]
     pub fn is_registered(&self) -> bool {
         matches!(self, Self::Registered { .. })
     }
 
-    /// Whether the registry has stopped answering, or refuses the agent, or the process stood still.
+    /// Returns whether the registry does not respond, refuses the agent, or the process was suspended.
     #[must_use]
     pub fn is_degraded(&self) -> bool {
         matches!(self, Self::Degraded { .. })
     }
 
-    /// Whether another process owns the agent's id.
+    /// Returns whether another process owns the agent's id.
     #[must_use]
     pub fn is_superseded(&self) -> bool {
         matches!(self, Self::Superseded { .. })
     }
 
-    /// Its name in metrics.
+    /// Returns the name of the state in metrics.
     pub(super) const fn name(&self) -> &'static str {
         match self {
             Self::Registering => "registering",
@@ -101,16 +101,15 @@ impl AgentState {
     }
 }
 
-/// What became of a registration that was tried several times.
+/// The outcome of a registration with several attempts.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum RegistrationOutcome {
     /// The registry knows the agent.
     Registered(Box<AgentRecord>),
-    /// The agent could not be registered now. It can run without its registry: once heartbeats are started, it goes on
-    /// trying.
+    /// The agent could not be registered now. It can run without its registry: once heartbeats are started, it keeps trying.
     Degraded(Arc<Error>),
-    /// A younger process owns the agent's id. The agent can run all the same: once heartbeats are started, it registers
-    /// when that process is gone.
+    /// A younger process owns the agent's id. The agent can run anyway: once heartbeats are started, it registers when that
+    /// process is gone.
     Superseded(Arc<Error>),
 }

@@ -1,4 +1,4 @@
-//! Starting the loop, calling it, and ending it.
+//! Starting, calling and stopping the loop.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ const ABORT_AFTER: Duration = Duration::from_millis(50);
 impl Shared {
     /// Waits until the registry has acknowledged the desired state, or the policy gives up.
     ///
-    /// Cancel safe: the loop makes no further attempt for a caller that is gone.
+    /// Cancel safe: the loop makes no further attempt for a caller that gave up.
     pub(super) async fn call(self: &Arc<Self>, wants: Wants, policy: &RetryPolicy) -> Answer {
         let (reply, answer) = oneshot::channel();
         let (due, policy) = (Instant::now(), policy.clone());
@@ -29,7 +29,7 @@ impl Shared {
         answer.await.unwrap_or(Err(Error::ShutDown))
     }
 
-    /// Changes something for the loop, which is started unless it runs. Fails once the agent is shut down.
+    /// Changes the shared state, and starts the loop if it does not run. Fails after a shutdown.
     pub(super) fn change_and_wake(self: &Arc<Self>, change: impl FnOnce(&mut Inner)) -> Result<(), Error> {
         let mut inner = self.lock();
         if !matches!(inner.stop, Stop::No) {
@@ -42,14 +42,14 @@ impl Shared {
         Ok(())
     }
 
-    /// Starts the loop unless it runs. It may have ended with the runtime that it was started in.
+    /// Starts the loop if it does not run. It may have ended with the runtime that it was started in.
     fn ensure_loop(self: &Arc<Self>, inner: &mut Inner) {
         if inner.task.as_ref().is_none_or(JoinHandle::is_finished) {
             inner.task = Some(tokio::spawn(reconcile::run(self.clone())));
         }
     }
 
-    /// Asks the loop to end in good order within a limit. The earliest deadline counts.
+    /// Asks the loop to shut down within a limit. The earliest deadline counts.
     pub(super) fn stop_within(self: &Arc<Self>, limit: Duration) {
         let now = Instant::now();
         let (mut cut_off, mut deadline) = (deadline_after(now, limit / 2), deadline_after(now, limit));
@@ -65,7 +65,7 @@ impl Shared {
         self.wake();
     }
 
-    /// Waits until the loop has ended. If it does not end in time, because the runtime is blocked, it is aborted.
+    /// Waits until the loop has ended. Aborts it if it does not end in time, because the runtime is blocked.
     pub(super) async fn ended(&self, limit: Duration) {
         let is_running = self.lock().task.as_ref().is_some_and(|task| !task.is_finished());
         let mut state = self.state.subscribe();

@@ -1,4 +1,4 @@
-//! Counting the agent's tasks, so that its heartbeats tell how busy it is.
+//! Counting the agent's tasks, so that its heartbeats report its load.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use tokio::sync::watch;
 
 use crate::contract::Heartbeat;
 
-/// Counts an agent's tasks. From the first task on, or once a capacity or a load is set, heartbeats tell the
-/// registry how busy the agent is, so that orchestrators can choose among the less busy ones.
+/// A counter of an agent's tasks. From the first task on, or once a capacity or a load is set, heartbeats report the agent's
+/// load, so that orchestrators can choose less busy agents.
 ///
-/// Cheap to clone; clones count together.
+/// A counter is cheap to clone, and all clones count together.
 ///
 /// ```
 /// # use registry_sdk::{Agent, RegistryClient, contract::Registration};
@@ -31,17 +31,17 @@ pub struct TaskCounter {
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
     active: u32,
-    /// Whether a task was ever counted.
+    /// Whether any task was ever counted.
     is_used: bool,
-    /// How many tasks are as many as it can do at once.
+    /// Maximum number of simultaneous tasks, if it was set.
     capacity: Option<u32>,
-    /// What it said itself.
+    /// The load that the agent set itself.
     load: Option<f64>,
-    /// Whether it takes no new tasks.
+    /// Whether the agent takes no new tasks.
     is_draining: bool,
 }
 
-/// A task that is under way. It ends when this is dropped.
+/// A task in progress. It ends when the guard is dropped.
 #[derive(Debug)]
 #[must_use = "the task counts as ended as soon as this is dropped"]
 pub struct TaskGuard {
@@ -49,7 +49,7 @@ pub struct TaskGuard {
 }
 
 impl TaskCounter {
-    /// Counts a task, until the guard is dropped.
+    /// Counts a task until the guard is dropped.
     pub fn begin(&self) -> TaskGuard {
         self.counts.send_modify(|counts| {
             counts.active = counts.active.saturating_add(1);
@@ -58,24 +58,25 @@ impl TaskCounter {
         TaskGuard { counter: self.clone() }
     }
 
-    /// How many tasks are under way.
+    /// Returns the number of tasks in progress.
     #[must_use]
     pub fn active(&self) -> u32 {
         self.counts().active
     }
 
-    /// Sets how many tasks the agent can do at once, at least one: from then on the load is the part of it that is in
-    /// use.
+    /// Sets how many tasks the agent can work on at once, at least one. The load is then the fraction of this capacity that is
+    /// in use.
     pub fn set_capacity(&self, tasks: u32) {
         self.counts.send_modify(|counts| counts.capacity = Some(tasks.max(1)));
     }
 
-    /// Sets the load by a measure of the agent's own, from 0 to 1, whatever the number of tasks.
+    /// Sets the load by a measure of the agent's own, from 0 to 1. The number of tasks then has no influence on it.
     pub fn set_load(&self, load: f64) {
         self.counts.send_modify(|counts| counts.load = Some(load.clamp(0.0, 1.0)));
     }
 
-    /// How much of the agent's capacity is in use, from 0 to 1; `None` where neither a capacity nor a load was set.
+    /// Returns the fraction of the agent's capacity that is in use, from 0 to 1; `None` if neither a capacity nor a load was
+    /// set.
     #[must_use]
     pub fn load(&self) -> Option<f64> {
         let counts = self.counts();
@@ -91,16 +92,16 @@ impl TaskCounter {
         beat
     }
 
-    /// Waits until no task is under way. Another one may begin at once.
+    /// Waits until no task is in progress. Another one may begin at once.
     ///
     /// Cancel safe.
     pub async fn idle(&self) {
-        // It only fails without a sender, and this is one.
+        // Waiting fails only without a sender, and `self` is one.
         let _ = self.counts.subscribe().wait_for(|counts| counts.active == 0).await;
     }
 
-    /// Whether the agent drains: see [`Agent::drain`](super::Agent::drain). Its own server should then refuse new tasks, with 503
-    /// and `Retry-After`, so that whoever sent one tries another agent at once. A task that begins all the same is counted.
+    /// Returns whether the agent is draining: see [`Agent::drain`](super::Agent::drain). Its own server should then refuse new
+    /// tasks with 503 and `Retry-After`, so that callers try another agent at once. A task that begins anyway is counted.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.counts().is_draining

@@ -1,4 +1,4 @@
-//! Intervals of heartbeats: when the next request is due, and how long to wait after failures.
+//! Timers of the loop: when the next request is due, and how long to wait after failures.
 
 use std::time::Duration;
 
@@ -7,28 +7,28 @@ use tokio::time::Instant;
 use crate::error::Error;
 use crate::retry::Backoff;
 
-/// The interval of heartbeats if the registration declares none.
+/// Default interval of heartbeats if the registration declares none.
 pub(super) const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Below this, heartbeats would be a flood.
+/// Minimum interval of heartbeats.
 pub(super) const MIN_INTERVAL: Duration = Duration::from_millis(1);
 
-/// How long the loop's own attempts may take, as a part of the interval: a hung connection must leave time for two more
-/// attempts before the deadline.
+/// Time limit of the loop's own attempts, as a fraction of the interval. After a hung connection there has to be time for two
+/// more attempts before the deadline.
 const ATTEMPT_SHARE: f64 = 0.25;
 
-/// No attempt is cut shorter than this.
+/// Minimum time limit of an attempt.
 const MIN_ATTEMPT: Duration = Duration::from_millis(100);
 
-/// Time limit of the loop's own attempts.
+/// Returns the time limit of the loop's own attempts.
 pub(super) fn heartbeat_limit(interval: Duration) -> Duration {
     interval.mul_f64(ATTEMPT_SHARE).max(MIN_ATTEMPT)
 }
 
-/// The maximum of the first delay after a failure, as a part of the interval.
+/// Maximum of the first delay after a failure, as a fraction of the interval.
 const MIN_DELAY: f64 = 0.1;
 
-/// A moment that is put off after each failure.
+/// When a request is due. Failures postpone it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timer {
     pub(super) due: Instant,
@@ -37,17 +37,18 @@ pub(super) struct Timer {
 }
 
 impl Timer {
-    /// Due at a moment, without a failure so far.
+    /// Creates a timer that is due at a given time, without failures so far.
     pub(super) fn at(due: Instant) -> Self {
         Self { due, failures: 0 }
     }
 
-    /// Due within a tenth of the interval, at random: many agents may have the same reason at the same time.
+    /// Creates a timer that is due at a random time within a tenth of the interval, because many agents may have the same
+    /// reason at the same time.
     pub(super) fn soon(interval: Duration) -> Self {
         Self::at(Instant::now() + interval.mul_f64(MIN_DELAY * fastrand::f64()))
     }
 
-    /// Puts the next attempt off, by up to a tenth of the interval at first, growing up to the interval. Returns the delay.
+    /// Postpones the next attempt, by up to a tenth of the interval at first, growing up to the interval. Returns the delay.
     pub(super) fn failed(&mut self, error: &Error, interval: Duration) -> Duration {
         let backoff = Backoff { min_delay: interval.mul_f64(MIN_DELAY), max_delay: interval, factor: 2.0 };
         let delay = backoff.delay(self.failures, error.retry_after());
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn delays_double_up_to_the_interval_and_are_drawn_from_the_whole_range() {
+    fn delays_double_up_to_the_interval_with_full_jitter() {
         let delays = |_| {
             let mut timer = Timer::at(Instant::now());
             (0..6).map(|_| timer.failed(&failure(None), INTERVAL).as_secs_f64()).collect::<Vec<_>>()
