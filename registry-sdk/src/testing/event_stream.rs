@@ -14,13 +14,13 @@ use super::log::Cursor;
 use super::request_log::RequestLog;
 use crate::contract::event::DRAINING_EVENT;
 
-/// How often a stream of events has a comment if there is nothing else to send.
+/// Interval of the comments of an event stream that has nothing else to send.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// How often it is looked for missed deadlines while somebody watches.
+/// Interval of the checks for missed deadlines while an event stream is open.
 const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The changes after one, as they come, and comments while there are none, until the streams are ended.
+/// Streams the changes after a cursor, with comments while there are none, until the streams are ended.
 pub(super) fn follow(
     shared: Arc<Shared>,
     cursor: Cursor,
@@ -30,7 +30,7 @@ pub(super) fn follow(
     stream::unfold(follower, |mut follower| async move { Some((follower.next().await?, follower)) })
 }
 
-/// One event stream.
+/// An event stream.
 struct Follower {
     shared: Arc<Shared>,
     cursor: Cursor,
@@ -59,7 +59,7 @@ impl Follower {
                 return Some(Ok(Frame::data(Bytes::from_static(b": keep-alive\n\n"))));
             }
             tokio::select! {
-                // Only requests change anything, or time does.
+                // Changes come only from requests or with time.
                 _ = self.log.changed() => {}
                 () = sleep(EXPIRY_CHECK_INTERVAL) => {}
                 _ = self.ends.changed() => self.ends.mark_changed(),

@@ -1,4 +1,4 @@
-//! What befalls requests to the mock registry.
+//! The faults of the mock registry.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,46 +15,46 @@ use crate::contract::{FieldError, ValidationError};
 /// A body that no registry would send.
 const GARBAGE: &str = "<!doctype html><title>Sign in</title><p>This is not the registry.</p>";
 
-/// What the registry's tasks share.
+/// State that the registry's tasks share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) inner: Mutex<Inner>,
-    /// The requests that have arrived. Notifies those who wait for one.
+    /// The requests that have arrived. Wakes the tasks that wait for one.
     pub(super) request_log: watch::Sender<RequestLog>,
-    /// How all event streams that were open were ended last.
+    /// How all open event streams were last ended.
     pub(super) ends: watch::Sender<StreamEnd>,
 }
 
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) state: MockState,
-    /// What befalls the next requests.
+    /// The faults of the next requests.
     pub(super) faults: VecDeque<InjectedFault>,
     pub(super) delay: Duration,
     /// Until when every request is cut off.
     pub(super) outage: Option<Instant>,
-    /// What event streams are answered in place of events.
+    /// The status that requests for event streams get.
     pub(super) refusal: Option<u16>,
-    /// What is wrong with every registration.
+    /// The error that every registration gets.
     pub(super) invalid: Option<FieldError>,
-    /// What reads show, and until when.
+    /// The state that reads show, and until when.
     pub(super) lag: Option<(Instant, MockState)>,
 }
 
-/// What befalls one request.
+/// A fault of one request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum InjectedFault {
-    /// It is answered with this status, and nothing is done.
+    /// The response has this status, and the request has no effect.
     Status(u16),
-    /// It is cut off without an answer, and nothing is done.
+    /// The connection is closed without a response, and the request has no effect.
     Drop,
-    /// It is done, and the answer is garbage.
+    /// The request takes effect, and the response is garbage.
     Garbage,
-    /// It is done, and the answer's body ends in the middle.
+    /// The request takes effect, and the response's body ends in the middle.
     Truncated,
-    /// It is never answered.
+    /// The request gets no response.
     Hang,
-    /// It is cut off, and done so much later: something in between had held it back.
+    /// The connection is closed, and the request takes effect after this delay, as if something had held it back.
     Late(Duration),
 }
 
@@ -63,7 +63,7 @@ pub(super) enum InjectedFault {
 pub(super) enum StreamEnd {
     #[default]
     Cut,
-    /// As for readers that are too slow.
+    /// As for slow readers.
     Overrun,
     /// As by a server that is about to stop.
     Draining,
@@ -74,7 +74,7 @@ impl Shared {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What becomes of a request, and how long the answer takes.
+    /// Returns the response to a request, and its delay.
     pub(super) fn decide(
         &self,
         request: &MockRequest<'_>,

@@ -1,4 +1,4 @@
-//! The mock registry's changes, for those who watch.
+//! The event log of the mock registry.
 
 use crate::contract::AgentRecord;
 use crate::contract::event::{EventKind, OVERRUN_EVENT, RESET_EVENT};
@@ -6,7 +6,7 @@ use crate::contract::event::{EventKind, OVERRUN_EVENT, RESET_EVENT};
 /// The changes so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Log {
-    /// How often the registry went back to an earlier state: those who watched it before begin anew.
+    /// Number of times that the registry went back to an earlier state. Streams that were open before have to start over.
     history: u64,
     head: Position,
     /// All changes after this one are kept.
@@ -14,28 +14,28 @@ pub(super) struct Log {
     kept: Vec<(Position, Vec<u8>)>,
 }
 
-/// The revision of a change, with a mark that is unique: another history has the same revisions.
+/// The revision of a change and a unique mark, because another history has the same revisions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Position {
     revision: u64,
     mark: u64,
 }
 
-/// How far a watch has read.
+/// The position of a stream in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cursor {
-    /// `None` if the change is not known, or not in this history.
+    /// `None` if the change is unknown, or not part of this history.
     history: Option<u64>,
     revision: u64,
 }
 
 impl Position {
-    /// The id of a change on the wire.
+    /// Formats the id of a change on the wire.
     fn id(self) -> String {
         format!("{}-{:016x}", self.revision, self.mark)
     }
 
-    /// `None` for what is no id. The bare number of an older client has no mark that any change has.
+    /// Returns `None` for an invalid id. The number of an older client has a mark that no change has.
     fn parse(id: &str) -> Option<Self> {
         let (revision, mark) = id.split_once('-').unwrap_or((id, "0"));
         Some(Self { revision: revision.parse().ok()?, mark: u64::from_str_radix(mark, 16).ok()? })
@@ -43,20 +43,20 @@ impl Position {
 }
 
 impl Log {
-    /// A log that begins with what another one has, and has another future.
+    /// Creates a log that continues another one with a different future.
     pub(super) fn restored(&self, backup: &Self) -> Self {
         Self { history: self.history + 1, ..backup.clone() }
     }
 
-    /// The number of the change that comes next.
+    /// Returns the revision of the next change.
     pub(super) fn next(&mut self) -> u64 {
         self.head = Position { revision: self.head.revision + 1, mark: fastrand::u64(1..) };
         self.head.revision
     }
 
-    /// Keeps the change that had the last number.
+    /// Stores the change with the latest revision.
     pub(super) fn keep(&mut self, kind: EventKind, record: &AgentRecord) {
-        // A record always serializes.
+        // Serializing a record cannot fail.
         let record = serde_json::to_vec(record).unwrap_or_default();
         self.kept.push((self.head, kind.frame(self.head.id(), &record)));
     }
@@ -67,7 +67,7 @@ impl Log {
         (self.base, self.kept) = (self.head, Vec::new());
     }
 
-    /// Where a stream begins: after an event, or before the last ones. `None` for an id that is none.
+    /// Returns where a stream begins: after an event, or before the last ones. `None` for an invalid id.
     pub(super) fn begin(&self, last_event_id: Option<&str>, last: usize) -> Option<Cursor> {
         let before_last = || Some(self.before_last(last));
         let position = last_event_id.map_or_else(before_last, Position::parse)?;
@@ -84,17 +84,17 @@ impl Log {
         before.map_or(self.base, |(position, _)| *position)
     }
 
-    /// The block of a stream that says that everything from there on is new.
+    /// Returns the block of a stream after which everything is new.
     pub(super) fn greeting(&self) -> Vec<u8> {
         format!("id: {}\n\n", self.head.id()).into_bytes()
     }
 
-    /// Whether the changes after a cursor are not kept, or not of this history.
+    /// Returns whether the changes after a cursor are not kept, or not part of this history.
     pub(super) fn has_lost(&self, cursor: Cursor) -> bool {
         cursor.history != Some(self.history) || cursor.revision < self.base.revision
     }
 
-    /// What comes after a change, and how far that reaches.
+    /// Returns the blocks after a cursor, and the cursor after them.
     pub(super) fn after(&self, cursor: Cursor) -> (Vec<u8>, Cursor) {
         let Position { revision, .. } = self.head;
         let head = Cursor { history: Some(self.history), revision };
@@ -107,7 +107,7 @@ impl Log {
         (after.flat_map(|(_, frame)| frame).copied().collect(), head)
     }
 
-    /// The last event for a reader that is too slow.
+    /// Returns the last event for a slow reader.
     pub(super) fn overrun(&self) -> Vec<u8> {
         let Position { revision, .. } = self.head;
         format!("event: {OVERRUN_EVENT}\ndata: {{\"revision\": {revision}}}\n\n").into_bytes()

@@ -1,4 +1,4 @@
-//! The mock registry's server, and its faults.
+//! The mock registry: its server and the control of its faults.
 
 use std::collections::VecDeque;
 use std::io;
@@ -28,10 +28,29 @@ use crate::client::RegistryClient;
 use crate::contract::{AgentRecord, CARD_MEDIA_TYPE, FieldError};
 use crate::retry::{RetryPolicy, deadline_after};
 
-/// A registry for tests: it behaves as the contract says, keeps its agents in memory, and misbehaves when told
-/// to. When it is dropped, it is gone.
+/// A registry for tests. It follows the contract, keeps its agents in memory, and fails on request. It stops when it is
+/// dropped.
 ///
-/// Faults that are counted are used up by requests in the order in which they were request for.
+/// Counted faults apply to the next requests, in the order in which the faults were requested.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), registry_sdk::Error> {
+/// use registry_sdk::testing::MockRegistry;
+/// use registry_sdk::{Capability, Registration};
+///
+/// let registry = MockRegistry::start().await;
+/// let client = registry.client();
+/// let registration = Registration::new("sec-scan", "Security Scanner", "http://sec-scan:8003")
+///     .capability(Capability::new("security_scanning"));
+/// client.register(&registration).await?;
+///
+/// registry.fail_next(1, 503);
+/// assert!(client.get_stats().await.is_err());
+/// assert_eq!(client.search_capabilities("security scan").await?.len(), 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct MockRegistry {
     address: SocketAddr,
@@ -39,7 +58,7 @@ pub struct MockRegistry {
     _serving: JoinSet<()>,
 }
 
-/// Sets up a [`MockRegistry`].
+/// A builder of a [`MockRegistry`].
 #[derive(Clone, Debug)]
 pub struct MockRegistryBuilder {
     heartbeat_timeout: Duration,
@@ -56,7 +75,7 @@ impl MockRegistryBuilder {
     /// Starts the registry.
     ///
     /// # Panics
-    /// If no port of the loopback address is free, or outside of a Tokio runtime.
+    /// If no port of the loopback address is free, or if called outside of a Tokio runtime.
     #[expect(clippy::expect_used, reason = "a test that cannot have its registry has failed")]
     pub async fn start(self) -> MockRegistry {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port on loopback");
@@ -82,30 +101,30 @@ impl MockRegistryBuilder {
 }
 
 impl MockRegistry {
-    /// Starts a registry with the default settings: [`MockRegistry::builder`].
+    /// Starts a registry with the default settings.
     ///
     /// # Panics
-    /// If no port of the loopback address is free, or outside of a Tokio runtime.
+    /// If no port of the loopback address is free, or if called outside of a Tokio runtime.
     pub async fn start() -> Self {
         Self::builder().start().await
     }
 
-    /// Sets up a registry.
+    /// Returns a builder.
     #[must_use]
     pub fn builder() -> MockRegistryBuilder {
         MockRegistryBuilder { heartbeat_timeout: Duration::from_secs(60) }
     }
 
-    /// Where it answers.
+    /// Returns the registry's URL.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// A client for it that gives its errors at once, without trying again.
+    /// Creates a client of the registry that does not retry failed calls.
     ///
     /// # Panics
-    /// Where the HTTP client cannot be set up.
+    /// If the HTTP client cannot be created.
     #[must_use]
     #[expect(clippy::expect_used, reason = "a test that cannot have its client has failed")]
     pub fn client(&self) -> RegistryClient {
@@ -113,66 +132,66 @@ impl MockRegistry {
         builder.build().expect("the URL of a listener is one")
     }
 
-    /// Answers the next requests with a status, without doing what they ask. With 429 and 503 comes a
-    /// `Retry-After` of a second.
+    /// Responds to the next requests with a status. The requests have no effect. 429 and 503 have a `Retry-After` of one
+    /// second.
     pub fn fail_next(&self, count: usize, status: u16) {
         self.fault(count, InjectedFault::Status(status));
     }
 
-    /// Cuts off the next requests without an answer, and without doing what they ask.
+    /// Closes the connections of the next requests without a response. The requests have no effect.
     pub fn drop_connections(&self, count: usize) {
         self.fault(count, InjectedFault::Drop);
     }
 
-    /// Does what the next requests ask, and answers with a page of HTML and the status 200.
+    /// Responds to the next requests with an HTML page and the status 200. The requests take effect.
     pub fn garbage_body(&self, count: usize) {
         self.fault(count, InjectedFault::Garbage);
     }
 
-    /// Does what the next requests ask, and answers with half of a body.
+    /// Responds to the next requests with half of a body. The requests take effect.
     pub fn truncated_body(&self, count: usize) {
         self.fault(count, InjectedFault::Truncated);
     }
 
-    /// Never answers the next requests.
+    /// Never responds to the next requests.
     pub fn hang(&self, count: usize) {
         self.fault(count, InjectedFault::Hang);
     }
 
-    /// Cuts off the next requests without an answer, and does what they ask after a delay, as a proxy may that had held
-    /// them back.
+    /// Closes the connections of the next requests without a response. The requests take effect after a delay, as if a proxy
+    /// had held them back.
     pub fn deliver_late(&self, count: usize, delay: Duration) {
         self.fault(count, InjectedFault::Late(delay));
     }
 
-    /// Waits before every answer from now on. [`Duration::ZERO`] ends it.
+    /// Delays every response from now on. [`Duration::ZERO`] ends the delay.
     pub fn delay(&self, delay: Duration) {
         self.lock().delay = delay;
     }
 
-    /// Cuts off every request from now on and for so long, and the event streams that are open.
+    /// Closes open event streams and the connection of every request, for this long.
     pub fn outage(&self, duration: Duration) {
         self.lock().outage = Some(deadline_after(Instant::now(), duration));
         self.cut_event_streams();
     }
 
-    /// Cuts off the event streams that are open. A watch that comes back finds what it missed.
+    /// Closes the open event streams. A watch reconnects and receives the changes that it missed.
     pub fn cut_event_streams(&self) {
         self.shared.ends.send_replace(StreamEnd::Cut);
     }
 
-    /// Ends the event streams that are open as if their readers were too slow: with what they have not read yet, and `overrun`.
+    /// Ends the open event streams as for slow readers: with the events that were not read yet, and `overrun`.
     pub fn overrun_event_streams(&self) {
         self.shared.ends.send_replace(StreamEnd::Overrun);
     }
 
-    /// Ends the event streams that are open with `draining`, like a server that is about to stop.
+    /// Ends the open event streams with `draining`, like a server that is about to stop.
     pub fn drain_event_streams(&self) {
         self.shared.ends.send_replace(StreamEnd::Draining);
     }
 
-    /// Answers every request for an event stream with a status from now on, and cuts off those that are open: a token has
-    /// expired (401), or a proxy knows no such path (404). [`MockRegistry::heal`] ends it.
+    /// Closes the open event streams, and responds to every request for one with a status from now on. So does a registry with
+    /// an expired token (401), or a proxy without the path (404). [`MockRegistry::heal`] ends the fault.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -194,8 +213,8 @@ impl MockRegistry {
         self.cut_event_streams();
     }
 
-    /// Answers every registration with 422 and this field from now on, as a registry does that was upgraded and takes less than
-    /// before. Heartbeats and all else go on. [`MockRegistry::heal`] ends it.
+    /// Responds to every registration with 422 and this field from now on, like a registry that was upgraded to stricter rules.
+    /// Heartbeats and other requests are not affected. [`MockRegistry::heal`] ends the fault.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -214,8 +233,8 @@ impl MockRegistry {
         self.lock().invalid = Some(FieldError::new(field, message));
     }
 
-    /// Answers reads for so long as of now, as a replica that lags behind. Writes are made, and event streams report them.
-    /// [`MockRegistry::heal`] ends it.
+    /// Responds to reads with the present state for this long, like a replica that lags behind. Writes take effect, and event
+    /// streams report them. [`MockRegistry::heal`] ends the fault.
     pub fn lag(&self, duration: Duration) {
         let mut inner = self.lock();
         inner.lag = Some((deadline_after(Instant::now(), duration), inner.state.clone()));
@@ -226,7 +245,7 @@ impl MockRegistry {
         self.lock().state.log().forget();
     }
 
-    /// Ends all faults: those that are counted, the delay, the outage, the lag and the refusals.
+    /// Ends all faults: the counted ones, the delay, the outage, the lag and the refusals.
     pub fn heal(&self) {
         let mut inner = self.lock();
         inner.faults.clear();
@@ -234,8 +253,7 @@ impl MockRegistry {
         (inner.refusal, inner.invalid) = (None, None);
     }
 
-    /// Forgets all agents and changes, like a registry that lost its database: heartbeats are answered 404, and watches get a
-    /// `reset`.
+    /// Forgets all agents and changes, like a registry that lost its database: heartbeats get 404, and watches get a `reset`.
     pub fn forget_agents(&self) {
         self.lock().state.forget();
     }
@@ -246,8 +264,8 @@ impl MockRegistry {
         self.lock().state.backup()
     }
 
-    /// Goes back to a backup, as an operator may who lost the database, or as a database does that fails over to a standby which
-    /// lacked changes. A new history begins: its revisions are those of the lost changes once more, their ids are not, and watches
+    /// Restores a backup, as an operator does after losing the database, or as happens when a database fails over to a standby
+    /// that lacks changes. A new history begins: it repeats the revisions of the lost changes, but not their ids, and watches
     /// get a `reset`.
     ///
     /// ```
@@ -270,28 +288,27 @@ impl MockRegistry {
         self.lock().state.restore(backup);
     }
 
-    /// The record of an agent, as a client would get it.
+    /// Returns the record of an agent, as a client would get it.
     #[must_use]
     pub fn agent(&self, agent_id: &str) -> Option<AgentRecord> {
         self.lock().state.get(agent_id).ok()
     }
 
-    /// All that has arrived so far.
+    /// Returns all requests that have arrived so far.
     #[must_use]
     pub fn request_log(&self) -> RequestLog {
         self.shared.request_log.borrow().clone()
     }
 
-    /// How many heartbeats of an agent have arrived, well answered or not.
+    /// Returns the number of an agent's heartbeats that have arrived, whether or not they were accepted.
     #[must_use]
     pub fn heartbeats(&self, agent_id: &str) -> usize {
         self.shared.request_log.borrow().heartbeats(agent_id)
     }
 
-    /// Waits until what has arrived is as it should be. Never ends where it does not come to that: put a
-    /// time-out around it where that may be.
+    /// Waits until the requests that have arrived meet a condition. May wait forever, so use a timeout if that is possible.
     pub async fn wait_until(&self, holds: impl FnMut(&RequestLog) -> bool) {
-        // The sender is here, so it cannot be gone.
+        // `self` holds the sender, so this cannot fail.
         let _ = self.shared.request_log.subscribe().wait_for(holds).await;
     }
 
@@ -307,12 +324,12 @@ impl MockRegistry {
 async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     while let Ok((connection, _)) = listener.accept().await {
-        // Small parts of a stream would wait for the kernel, which knows nothing of a paused clock.
+        // The kernel would delay small parts of a stream, and does not know of a paused clock.
         let _ = connection.set_nodelay(true);
         let shared = shared.clone();
         connections.spawn(async move {
             let service = service_fn(|request| respond(shared.clone(), request));
-            // A connection that ends badly is the client's matter, and often the purpose.
+            // The client handles connection errors, which are often intended.
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(connection), service)
                 .await;
@@ -320,7 +337,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// Answers one request, or harms it. An error closes the connection.
+/// Answers a request, or injects a fault. An error closes the connection.
 async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<Body>> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
@@ -378,6 +395,6 @@ fn response(answer: MockResponse, shared: &Arc<Shared>) -> Response<Body> {
             BodyExt::boxed(StreamBody::new(begin.chain(follow(shared.clone(), after))))
         }
     };
-    // Only a status that is none could fail here.
+    // Only an invalid status could fail here.
     builder.body(body).unwrap_or_else(|_: hyper::http::Error| Response::new(whole(Vec::new())))
 }

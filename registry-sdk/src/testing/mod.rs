@@ -1,9 +1,8 @@
-//! For the tests of agents and orchestrators: a registry whose faults are scripted (feature `testing`).
+//! Test doubles for agents and orchestrators: a mock registry and a faulty network (feature `testing`).
 //!
-//! [`MockRegistry`] behaves as the contract says, keeps its agents in memory, and misbehaves when told to.
-//! [`FaultProxy`] stands in front of any server and harms what passes. Both run in the test's own runtime, so
-//! they work on Tokio's paused clock (`#[tokio::test(start_paused = true)]`): a test of an hour's outage is
-//! over in a moment.
+//! [`MockRegistry`] follows the contract, keeps its agents in memory, and fails on request. [`FaultProxy`] sits in front of any
+//! server and disturbs its connections. Both run in the test's own runtime, so they work with Tokio's paused clock
+//! (`#[tokio::test(start_paused = true)]`): a test of an hour-long outage takes milliseconds.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]

@@ -1,4 +1,4 @@
-//! A TCP proxy that harms what passes.
+//! A TCP proxy that disturbs connections.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -10,28 +10,28 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-/// What a [`FaultProxy`] does with what passes.
+/// A fault of a [`FaultProxy`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// Nothing: all passes.
+    /// No fault: all data passes.
     #[default]
     None,
     /// Closes all connections, and every new one at once.
     Refuse,
-    /// Lets requests through and keeps the answers: connections stay, and nothing comes.
+    /// Forwards requests and withholds the responses: connections stay open, but nothing arrives.
     Hang,
-    /// Lets so many bytes of answers through on each connection, then resets it.
+    /// Forwards this many bytes of responses on each connection, then resets it.
     ResetAfter(usize),
-    /// Lets a few bytes through at a time, with a pause before each piece.
+    /// Forwards a few bytes at a time, with a pause before each piece.
     Slow(Duration),
 }
 
-/// How many bytes pass at a time where it is slow.
+/// Number of bytes in a piece of [`Fault::Slow`].
 const SLOW_CHUNK_BYTES: usize = 16;
 
-/// A TCP proxy in front of a server, of any protocol, whose fault can be changed while it runs. When it is
-/// dropped, it and its connections are gone.
+/// A TCP proxy in front of any server, whose fault can be changed while it runs. It stops when it is dropped, and closes its
+/// connections.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -57,7 +57,7 @@ impl FaultProxy {
     /// Starts a proxy in front of a server at `host:port`.
     ///
     /// # Panics
-    /// Where no port of the loopback address can be had, or outside of a Tokio runtime.
+    /// If no port of the loopback address is free, or if called outside of a Tokio runtime.
     #[expect(clippy::expect_used, reason = "a test that cannot have its proxy has failed")]
     pub async fn start(server: impl Into<String>) -> Self {
         let server = server.into();
@@ -75,25 +75,25 @@ impl FaultProxy {
         Self { address, fault, _tasks: tasks }
     }
 
-    /// Where it listens.
+    /// Returns the address on which the proxy listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Changes what it does, to present connections as well.
+    /// Changes the fault, for open connections as well.
     pub fn set(&self, fault: Fault) {
         self.fault.send_replace(fault);
     }
 }
 
-/// One connection, until either side ends it or it is refused.
+/// Forwards a connection until either side ends it or the proxy closes it.
 async fn pass(client: TcpStream, server: String, mut fault: watch::Receiver<Fault>) {
     if *fault.borrow() == Fault::Refuse {
         return;
     }
     let Ok(server) = TcpStream::connect(server).await else { return };
-    // Small pieces would wait for the kernel, which knows nothing of a paused clock.
+    // The kernel would delay small pieces, and does not know of a paused clock.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
@@ -106,11 +106,11 @@ async fn pass(client: TcpStream, server: String, mut fault: watch::Receiver<Faul
 }
 
 async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
-    // However it ends, the connection does.
+    // Whatever the result, the connection ends.
     let _ = tokio::io::copy(&mut from, &mut to).await;
 }
 
-/// Passes answers on, as the fault says.
+/// Forwards responses according to the fault.
 async fn harm(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut fault: watch::Receiver<Fault>) {
     let mut passed = 0;
     let mut buffer = vec![0; 16 * 1_024];
@@ -121,7 +121,7 @@ async fn harm(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut fault: watch:
             let most = match now {
                 Fault::None | Fault::Refuse => bytes.len(),
                 Fault::Hang => {
-                    // What was held back comes when the fault is over.
+                    // Withheld data arrives when the fault is over.
                     if fault.wait_for(|fault| *fault != Fault::Hang).await.is_err() {
                         return;
                     }

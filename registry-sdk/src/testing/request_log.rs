@@ -1,8 +1,8 @@
-//! The requests that arrived at the mock registry.
+//! The log of requests to the mock registry.
 
 use tokio::time::Instant;
 
-/// A request that arrived.
+/// A request that the mock registry received.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ReceivedRequest {
@@ -10,29 +10,29 @@ pub struct ReceivedRequest {
     pub method: String,
     /// The path, without the query.
     pub path: String,
-    /// The body, as far as it is text.
+    /// The body, if it is text.
     pub body: String,
     /// When it arrived, by Tokio's clock.
     pub at: Instant,
-    /// The status it was answered with; `None` where the connection was harmed instead.
+    /// The status of the response; `None` if the connection was closed instead.
     pub status: Option<u16>,
-    /// Whether it had been held back on its way: see [`MockRegistry::deliver_late`](super::MockRegistry::deliver_late).
+    /// Whether the request was held back: see [`MockRegistry::deliver_late`](super::MockRegistry::deliver_late).
     pub is_late: bool,
 }
 
-/// All that has arrived, the oldest first.
+/// All requests that have arrived, oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct RequestLog(pub Vec<ReceivedRequest>);
 
 impl RequestLog {
-    /// How many heartbeats of an agent arrived, well answered or not.
+    /// Returns the number of an agent's heartbeats that have arrived, whether or not they were accepted.
     #[must_use]
     pub fn heartbeats(&self, agent_id: &str) -> usize {
         let path = format!("/agents/{agent_id}/heartbeat");
         self.0.iter().filter(|one| one.path == path).count()
     }
 
-    /// How many registrations of an agent arrived.
+    /// Returns the number of an agent's registrations that have arrived.
     #[must_use]
     pub fn registrations(&self, agent_id: &str) -> usize {
         let of_agent = |one: &&ReceivedRequest| {

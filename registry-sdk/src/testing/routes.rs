@@ -1,4 +1,4 @@
-//! What the mock registry answers to a request: the contract's operations and errors.
+//! The routes of the mock registry: the contract's operations and errors.
 
 use serde::Serialize;
 
@@ -15,7 +15,7 @@ use crate::query::from_query_string::FromQueryString;
 use crate::query::parameters::InvalidParameter;
 use crate::query::prepared::PreparedSearch;
 
-/// A whole answer.
+/// A complete response.
 #[derive(Debug, Default)]
 pub(super) struct MockResponse {
     pub(super) status: u16,
@@ -24,13 +24,13 @@ pub(super) struct MockResponse {
     pub(super) next: Option<String>,
     /// The `ETag` of a card.
     pub(super) card_tag: Option<String>,
-    /// The changes after this one follow the body, without end.
+    /// The position after which changes follow the body, without end.
     pub(super) follow: Option<Cursor>,
 }
 
 impl MockResponse {
     fn ok(body: &impl Serialize) -> Self {
-        // The contract's types always serialize.
+        // Serializing the contract's types cannot fail.
         Self { status: 200, body: serde_json::to_vec(body).unwrap_or_default(), ..Self::default() }
     }
 

@@ -1,4 +1,4 @@
-//! What the mock registry knows: its agents, by the contract's rules.
+//! The state of the mock registry: its agents, with the contract's rules.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap};
@@ -24,35 +24,35 @@ use crate::query::filter::FilterParts;
 use crate::query::prepared::PreparedSearch;
 use crate::search::{Hit, Rank, SearchIndex};
 
-/// One agent.
+/// A registered agent.
 #[derive(Clone, Debug)]
 struct Entry {
     registration: Registration,
-    /// The processes that came up with its id.
+    /// The processes that used the agent's id.
     instances: Instances,
     status: AgentStatus,
-    /// Offline because it missed its deadline.
+    /// Whether the agent is offline because it missed its deadline.
     missed: bool,
     maintenance: Option<Maintenance>,
     registered: Instant,
     heard: Instant,
     load: Option<f64>,
     active_tasks: Option<u32>,
-    /// The number of its last change.
+    /// The revision of the agent's last change.
     revision: u64,
 }
 
 impl Entry {
-    /// Depends on all that was registered but the status.
+    /// Returns the registration tag, which depends on everything that was registered except the status.
     fn tag(&self) -> String {
         let registration = Registration { status: AgentStatus::Active, ..self.registration.clone() };
         let mut hasher = DefaultHasher::new();
-        // The contract's types always serialize.
+        // Serializing the contract's types cannot fail.
         serde_json::to_string(&registration).unwrap_or_default().hash(&mut hasher);
         format!("{:016x}", hasher.finish())
     }
 
-    /// Depends on the card.
+    /// Returns the digest of the card.
     fn card_digest(&self) -> Option<String> {
         let mut hasher = DefaultHasher::new();
         self.registration.card.as_ref()?.as_str().hash(&mut hasher);
@@ -84,20 +84,20 @@ pub(super) enum Refusal {
     ShutDown(Owner),
 }
 
-/// The agents and the changes of a [`MockRegistry`](super::MockRegistry) at one moment, to be restored later.
+/// A copy of the agents and changes of a [`MockRegistry`](super::MockRegistry), to be restored later.
 #[derive(Clone, Debug)]
 pub struct Backup {
     agents: BTreeMap<String, Entry>,
     log: Log,
 }
 
-/// The agents.
+/// The agents and the event log.
 #[derive(Clone, Debug)]
 pub(super) struct MockState {
     agents: BTreeMap<String, Entry>,
     timeout: Duration,
     log: Log,
-    /// The same moment by both clocks: what is written as a time follows Tokio's, also when it is paused.
+    /// The same moment by both clocks. Timestamps follow Tokio's clock, even while it is paused.
     began: (Instant, SystemTime),
 }
 
@@ -112,7 +112,7 @@ impl MockState {
         self.log = self.log.restored(&Log::default());
     }
 
-    /// What has changed, for those who watch.
+    /// The event log.
     pub(super) fn log(&mut self) -> &mut Log {
         self.expire();
         &mut self.log
@@ -160,7 +160,7 @@ impl MockState {
         Ok(if is_news { self.changed(&agent_id, EventKind::Registered) } else { self.known(&agent_id) })
     }
 
-    /// Judges whether a process may register, and answers with the processes that are known then.
+    /// Decides whether a process may register. Returns the processes that are known then.
     fn claim(&mut self, registration: &Registration, age: Option<Duration>) -> Result<Instances, Refusal> {
         let now = self.timestamp(Instant::now());
         let is_overdue = |entry: &Entry| entry.heard.elapsed() > self.limit(entry);
@@ -204,12 +204,12 @@ impl MockState {
         let entry = match instance_id.filter(|_| update.is_final) {
             Some(instance_id) => match self.end(agent_id, instance_id)? {
                 Some(entry) => entry,
-                // It is said again, because the first answer was lost.
+                // This is a repetition, because the first response was lost.
                 None => return Ok(self.known(agent_id)),
             },
             None => self.entry(agent_id, instance_id)?,
         };
-        // Only a heartbeat brings back who has fallen silent.
+        // Only a heartbeat brings back an agent that missed its deadline.
         let is_taken = !entry.missed || update.status == AgentStatus::Offline;
         let owner = instance_id.filter(|_| update.is_final);
         let ended = entry
@@ -246,7 +246,7 @@ impl MockState {
         Ok(if is_news { self.changed(agent_id, EventKind::StatusChanged) } else { self.known(agent_id) })
     }
 
-    /// Notes that a process was shut down. Only the owner's end is the agent's: `None` if it was noted before.
+    /// Records that a process was shut down. Only the owner's end affects the agent. Returns `None` if it was recorded before.
     fn end(&mut self, agent_id: &str, instance_id: &str) -> Result<Option<&mut Entry>, Refusal> {
         let now = self.timestamp(Instant::now());
         let entry = self.entry(agent_id, None)?;
@@ -272,7 +272,7 @@ impl MockState {
         Ok(self.known(agent_id))
     }
 
-    /// The card of an agent, and its digest.
+    /// Returns the card of an agent and its digest.
     pub(super) fn card(&mut self, agent_id: &str) -> Result<Option<(AgentCard, String)>, Refusal> {
         let entry = self.entry(agent_id, None)?;
         Ok(entry.registration.card.clone().zip(entry.card_digest()))
@@ -302,7 +302,7 @@ impl MockState {
         Ok(health)
     }
 
-    /// Agents by id, and the cursor of the next page.
+    /// Returns agents ordered by id, and the cursor of the next page.
     pub(super) fn list(&mut self, query: &ListQuery) -> (Vec<AgentRecord>, Option<String>) {
         self.expire();
         let after = query.cursor.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
@@ -315,12 +315,12 @@ impl MockState {
         (page, next)
     }
 
-    /// Everyone that can do something, the best match first, and the cursor of the next page.
+    /// Returns the matches of a search, best first, and the cursor of the next page.
     pub(super) fn search(&mut self, search: &PreparedSearch) -> (Vec<CapabilityMatch>, Option<String>) {
         self.expire();
         let agents: Vec<_> = self.agents.values().map(|entry| self.record(entry)).collect();
         let filter = &search.query().filter;
-        // Of all agents, since scores depend on those that do not pass the filter, too.
+        // The index has all agents, because scores also depend on agents that do not pass the filter.
         let mut index = SearchIndex::default();
         let slots: HashMap<u32, &AgentRecord> =
             agents.iter().map(|agent| (index.insert(&agent.capabilities), agent)).collect();
@@ -360,8 +360,8 @@ impl MockState {
         stats
     }
 
-    /// Marks who has missed the deadline, and ends maintenance whose time is over. Every answer begins with it, so nobody
-    /// sees it late.
+    /// Marks agents that have missed their deadline, and ends maintenance that is over. Every request does this first, so that
+    /// no response shows an old state.
     fn expire(&mut self) {
         let mut expired = Vec::new();
         let now = self.timestamp(Instant::now());
@@ -381,7 +381,7 @@ impl MockState {
         }
     }
 
-    /// Numbers a change of an agent, and keeps it for those who watch. Answers with its record.
+    /// Assigns the next revision to a change of an agent and logs it. Returns the agent's record.
     fn changed(&mut self, agent_id: &str, kind: EventKind) -> AgentRecord {
         let revision = self.log.next();
         if let Some(entry) = self.agents.get_mut(agent_id) {
@@ -392,7 +392,7 @@ impl MockState {
         record
     }
 
-    /// The record of an agent that is there.
+    /// Returns the record of an agent that exists.
     fn known(&self, agent_id: &str) -> AgentRecord {
         let missing = || AgentRecord::new(agent_id, AgentStatus::Offline);
         self.agents.get(agent_id).map_or_else(missing, |entry| self.record(entry))

@@ -1,4 +1,4 @@
-//! What a watch reports.
+//! The events of a watch.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,34 +8,34 @@ use tokio::time::Instant;
 use crate::contract::AgentRecord;
 use crate::error::Error;
 
-/// One event of a [`Watch`](super::Watch).
+/// An event of a [`Watch`](super::Watch).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum WatchEvent {
-    /// All agents: at the beginning, and again if changes were missed. It replaces whatever was known.
+    /// All agents: at the start, and again if changes were missed. Replaces everything that was known.
     Listed(Vec<Arc<AgentRecord>>),
-    /// An agent registered, for the first time or with something new.
+    /// An agent registered for the first time, or with a changed registration.
     Registered(Arc<AgentRecord>),
-    /// An agent's status changed, or whether it is healthy.
+    /// An agent's status or health changed.
     StatusChanged(Arc<AgentRecord>),
     /// An agent was removed. The record is its last one.
     Deregistered(Arc<AgentRecord>),
-    /// The registry cannot be followed now, and what is known may be out of date. Reported once an outage, and once more if the
-    /// registry, or something in between, refuses the watch then. The watch goes on trying: see
-    /// [`Error::is_refused`] for whether somebody has to mend the credentials.
+    /// The registry cannot be followed now, so known data may be out of date. Reported once per outage, and once more if the
+    /// registry, or something in between, begins to refuse the watch. The watch keeps trying; [`Error::is_refused`] returns
+    /// whether somebody may have to fix the credentials.
     Interrupted(Error),
-    /// The interruption is over, and nothing was missed. If something was, there is a [`WatchEvent::Listed`] instead.
+    /// The interruption is over, and no change was missed. If changes were missed, there is a [`WatchEvent::Listed`] instead.
     Resumed,
 }
 
-/// An event, and how old the knowledge behind it is.
+/// An event, and the age of the data behind it.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) event: WatchEvent,
     pub(crate) known: Known,
 }
 
-/// How old something was at a moment.
+/// The age of data at a moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Known {
     at: Instant,
@@ -43,7 +43,7 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    /// Known at this moment, although it was this old already.
+    /// Creates the age of data that is this old now.
     pub(crate) fn with_age(age: Duration) -> Self {
         Self { at: Instant::now(), age }
     }

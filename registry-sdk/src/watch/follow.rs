@@ -1,4 +1,4 @@
-//! The task behind a watch: a state machine that opens streams, lists, follows, and begins anew if it has to.
+//! The task of a watch: a state machine that opens streams, reads lists, follows changes, and starts over if necessary.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,38 +23,37 @@ use crate::retry::Backoff;
 const OUTAGE: Backoff =
     Backoff { min_delay: Duration::from_millis(500), max_delay: Duration::from_secs(5), factor: 2.0 };
 
-/// The same after a refusal, which somebody may have to mend first.
+/// Delays after a refusal, which somebody may have to fix first.
 const REFUSAL: Backoff = Backoff { max_delay: Duration::from_secs(60), ..OUTAGE };
 
-/// What is known of the registry, and what is waited for.
+/// The progress of a watch.
 ///
-/// Each state but the first outlives its stream: when that is closed, fails or is silent for too long, another one is opened after
-/// the last event that was acknowledged, and the state is the same as before. Meanwhile nothing else changes it. A `reset`
-/// leads from any state to `Listing`; an id that the registry does not take, or an event that is too long to be read, to
-/// `Empty`.
+/// Each state except the first outlives its stream: when a stream is closed, fails or is silent for too long, the task opens
+/// another one after the last acknowledged event and keeps the state. A `reset` leads from any state to `Listing`. An id that
+/// the registry refuses, and an event that is too long, lead to `Empty`.
 enum State {
-    /// Nothing is known. Waits for a stream that has begun: `Listing`.
+    /// Nothing is known. Waits for a stream to begin, then becomes `Listing`.
     Empty,
-    /// Waits for the pages of a list, and keeps back what the stream tells meanwhile. All pages: reports both as one list, then
-    /// `Confirming`, or `Following` if it was begun late enough. A page fails, or is an old one from memory: the registry counts as
-    /// interrupted until it is read again.
+    /// Waits for the pages of a list, and holds back the stream's events. After the last page, reports both as one list and
+    /// becomes `Confirming`, or `Following` if the list was begun late enough. If a page fails, or an old one comes from
+    /// memory, the registry counts as interrupted until the page is read again.
     Listing(List),
-    /// The stream's events are reported as they come, but the list may have lagged behind the stream: waits until no server lags any
-    /// more, for the pages of another list, and until the stream has caught up with that. Then reports the list if it shows anything
-    /// else than what was reported, and `Following`. A page fails: as above.
+    /// Reports the stream's events as they arrive, although the list may have lagged behind the stream. Waits until no server
+    /// lags any more, for the pages of another list, and until the stream has caught up with it. Then reports that list if it
+    /// differs from what was reported, and becomes `Following`. Pages may fail as above.
     Confirming(List, Told),
-    /// The stream's events are reported as they come. One that cannot be read: `Listing`.
+    /// Reports the stream's events as they arrive. After one that cannot be read, becomes `Listing`.
     Following(Told),
 }
 
-/// Why a connection is not followed any more.
+/// Why a connection is no longer followed.
 enum Disturbance {
-    /// Nothing is wrong.
+    /// The stream ended without an error.
     Closed,
-    /// The registry is about to stop, and another one may go on.
+    /// The registry is about to stop, and another one may continue.
     Draining,
     Failed(Error),
-    /// The next event cannot be read, nor can any after it.
+    /// The next event cannot be read, nor any event after it.
     TooLong,
     ReceiverDropped,
 }
@@ -76,11 +75,11 @@ impl From<StreamEnd> for Disturbance {
     }
 }
 
-/// An interruption that was reported.
+/// A reported interruption.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Interruption {
     Outage,
-    /// It is worse, since somebody may have to mend something.
+    /// A refusal, which somebody may have to fix.
     Refusal,
 }
 
@@ -88,20 +87,21 @@ struct Follower {
     client: RegistryClient,
     reports: mpsc::Sender<Report>,
     state: State,
-    /// The last event that was acknowledged. `None` while nothing is known.
+    /// The last acknowledged event. `None` while nothing is known.
     last_id: Option<String>,
-    /// When what is known was last known to be true. `None` before the first list.
+    /// When the known data was last known to be true. `None` before the first list.
     known: Option<Known>,
     interruption: Option<Interruption>,
-    /// Whether there ever was a stream: the client is set up well.
+    /// Whether any stream was opened, which shows that the client is configured correctly.
     has_opened: bool,
-    /// How many attempts in a row have failed.
+    /// Number of failed attempts in a row.
     failures: u32,
-    /// How many streams in a row were of no use.
+    /// Number of short streams in a row.
     short_streams: u32,
 }
 
-/// Follows until nobody listens any more, or the client turns out to be set up wrongly. May be cancelled at any await.
+/// Follows the registry until the watch is dropped, or the client turns out to be configured wrongly. May be cancelled at any
+/// await.
 pub(super) async fn run(client: RegistryClient, reports: mpsc::Sender<Report>) {
     let mut follower = Follower {
         client,
@@ -124,10 +124,10 @@ pub(super) async fn run(client: RegistryClient, reports: mpsc::Sender<Report>) {
 }
 
 impl Follower {
-    /// Opens a stream, and follows it to its end.
+    /// Opens a stream and follows it to its end.
     async fn follow(&mut self) -> Result<Infallible, Disturbance> {
         if self.last_id.is_none() {
-            // Whatever happened since the last stream is missed.
+            // All changes since the last stream were missed.
             self.begin_anew();
         }
         let mut stream = EventStream::open(&self.client, self.last_id.as_deref()).await?;
@@ -149,11 +149,11 @@ impl Follower {
         };
         self.short_streams = if stream.was_short() { self.short_streams.saturating_add(1) } else { 0 };
         let end = match end {
-            // Leaving at once again and again would lead nowhere.
+            // Moving to another server again and again would lead nowhere.
             StreamEnd::Draining if self.short_streams > 1 => StreamEnd::Closed,
             end => end,
         };
-        // Streams that are closed again and again must not keep a list from being read.
+        // Streams that are closed again and again must not prevent a list from being read.
         if matches!(end, StreamEnd::Closed) && self.list().is_some_and(|list| list.is_reading()) {
             let progress = next_progress(&mut self.state, &self.client).await;
             self.listed(progress).await?;
@@ -161,7 +161,7 @@ impl Follower {
         Err(end.into())
     }
 
-    /// Takes note of a disturbance. Returns how long to wait before the next attempt; `None` if there is none.
+    /// Handles the end of a stream. Returns how long to wait before the next attempt, or `None` if there is none.
     async fn disturbed(&mut self, disturbance: Disturbance) -> Option<Duration> {
         if let Some(list) = self.list() {
             list.pause();
@@ -185,7 +185,7 @@ impl Follower {
         let delays = if is_refused { REFUSAL } else { OUTAGE };
         self.failures = self.failures.saturating_add(1);
         let pause = delays.delay(self.failures, error.retry_after());
-        // Perhaps it is the id that the registry does not take, or that cannot be sent.
+        // The registry may have refused the id, or the id cannot be sent.
         if matches!(error, Error::Invalid { .. } | Error::Config(_)) {
             self.begin_anew();
         }
@@ -194,7 +194,7 @@ impl Follower {
         (!is_final).then_some(pause)
     }
 
-    /// Takes over a block of the stream.
+    /// Handles a block of the stream.
     async fn heard(&mut self, block: Block, stream: &mut EventStream) -> Result<(), Disturbance> {
         if block.is(RESET_EVENT) {
             (self.state, self.last_id) = (State::Listing(List::begin()), block.id);
@@ -215,7 +215,7 @@ impl Follower {
     }
 
     async fn event(&mut self, message: Message, id: Option<&str>) -> Result<(), Disturbance> {
-        // Kinds of a later time say nothing here.
+        // Later versions may have other kinds of events, which are ignored.
         let Some(kind) = EventKind::from_name(&message.kind) else { return Ok(()) };
         match read(kind, &message.data) {
             Ok(change) => self.changed(change).await,
@@ -251,7 +251,7 @@ impl Follower {
         }
     }
 
-    /// Takes over a page. If it was the last one, there is a list.
+    /// Handles a page of a list. After the last page, the list is complete.
     async fn listed(&mut self, progress: Progress) -> Result<(), Disturbance> {
         let Some(list) = self.list() else { return Ok(()) };
         if let Progress::Page(page) = progress {
@@ -267,7 +267,7 @@ impl Follower {
                 return Err(Error::Unavailable { status: 503, detail, retry_after: None }.into());
             }
             if matches!(self.state, State::Confirming(..)) {
-                // The list may be ahead of the stream, which then tells the rest.
+                // The list may be ahead of the stream, which then reports the rest.
                 return Ok(());
             }
         }
@@ -278,14 +278,14 @@ impl Follower {
         }
     }
 
-    /// A list that the registry had in memory is better than none.
+    /// A list from the registry's memory is better than none.
     async fn listed_from_memory(
         &mut self,
         agents: Vec<Arc<AgentRecord>>,
         age: Duration,
     ) -> Result<(), Disturbance> {
         if self.known.is_none() {
-            // It has to be reported again after a list.
+            // After a list, an interruption has to be reported again.
             self.interruption = None;
             self.known = Some(Known::with_age(age));
             self.report(WatchEvent::Listed(agents)).await?;
@@ -293,7 +293,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Takes over a whole list, and reports it if it shows anything else than what was told before.
+    /// Handles a complete list. Reports it if it differs from what was reported before.
     async fn listed_all(&mut self, mut list: List, before: Option<Told>) -> Result<(), Disturbance> {
         let is_complete = list.is_complete();
         let agents = list.restart();
@@ -332,18 +332,18 @@ impl Follower {
         (self.state, self.last_id) = (State::Empty, None);
     }
 
-    /// Notes that what was reported is true now. Returns whether that is news.
+    /// Records that everything reported is true now. Returns whether that ends an interruption.
     fn current(&mut self) -> bool {
         (self.known, self.failures) = (Some(Known::with_age(Duration::ZERO)), 0);
         self.interruption.take().is_some()
     }
 
-    /// Notes the same, and reports it if it is news.
+    /// Records the same, and reports the end of an interruption.
     async fn resumed(&mut self) -> Result<(), Disturbance> {
         if self.current() { self.report(WatchEvent::Resumed).await } else { Ok(()) }
     }
 
-    /// Reports an interruption, if it is news.
+    /// Reports an interruption, unless it was reported before.
     async fn interrupted(&mut self, error: Error, is_refused: bool) -> Result<(), Disturbance> {
         let interruption = if is_refused { Interruption::Refusal } else { Interruption::Outage };
         if self.interruption < Some(interruption) {
@@ -360,7 +360,7 @@ impl Follower {
     }
 }
 
-/// Waits for what comes next of a list, if there is one.
+/// Waits for the next step of a list, if one is being read.
 async fn next_progress(state: &mut State, client: &RegistryClient) -> Progress {
     match state {
         State::Listing(list) | State::Confirming(list, _) => list.next(client).await,
@@ -371,7 +371,7 @@ async fn next_progress(state: &mut State, client: &RegistryClient) -> Progress {
 /// Reads an event.
 fn read(kind: EventKind, data: &str) -> Result<Change, serde_json::Error> {
     let agent = serde_json::from_str(data).or_else(|error| {
-        // A removed agent is known by its id alone.
+        // The id of a removed agent suffices.
         let removed = (kind == EventKind::Deregistered).then(|| decode::agent_id(data)).flatten();
         removed.map(|agent_id| AgentRecord::new(agent_id, AgentStatus::Offline)).ok_or(error)
     })?;

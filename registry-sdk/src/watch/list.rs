@@ -1,4 +1,4 @@
-//! Lists: reading all pages while the stream goes on, and what is true of both together.
+//! Lists: reading all pages while the stream continues, and combining both.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,59 +14,60 @@ use crate::contract::event::EventKind;
 use crate::error::Error;
 use crate::query::{ListQuery, Page};
 
-/// Number of agents of a page. The largest take 128 MiB.
+/// Number of agents on a page. A page of the largest records has 128 MiB.
 const PAGE: usize = 500;
 
-/// Once a change is this old, every server shows it, and every stream has told it. The contract gives them a second; a server that is just losing its
+/// After this time every server shows a change, and every stream has reported it. The contract allows one second; a server that
+/// is about to lose its database takes a few seconds to notice.
 /// database takes a few to notice.
 const LONGEST_LAG: Duration = Duration::from_secs(5);
 
-/// A change that a stream told.
+/// A change from the stream.
 #[derive(Clone, Debug)]
 pub(super) struct Change {
     pub(super) kind: EventKind,
     pub(super) agent: Arc<AgentRecord>,
 }
 
-/// Reads the list, again and again until it is certain to have everything that happened before the stream began.
+/// Reads lists until one is certain to include everything that happened before the stream began.
 ///
-/// The server that is asked for the list may lag behind the one that sends the stream, and then neither of them has what lies
-/// between. So a list counts as the truth only if it was begun [`LONGEST_LAG`] after the stream. A list that is read at once, so
-/// that nobody waits, is therefore read a second time. Its revisions cannot tell that it lacks nothing: a removal leaves none, each
-/// page may come from another server, and a server that still shows another history has revisions as great.
+/// The server of the list may lag behind the server of the stream, and then both lack the changes in between. So a list counts
+/// as complete only if it was begun [`LONGEST_LAG`] after the stream. A list that is read at once, to avoid a delay, is
+/// therefore read a second time. Its revisions cannot show that it is complete: a removal leaves none, pages may come from
+/// different servers, and a server that still shows another history has equally great revisions.
 pub(super) struct List {
-    /// When the stream had begun, or skipped an event: the list has to have everything until then.
+    /// When the stream began or skipped an event. The list has to include everything before that.
     required_at: Instant,
-    /// The last change of each agent that the stream told since the list was begun, and when it did.
+    /// The last change of each agent that the stream has reported since the list was begun, and when.
     changes: HashMap<String, (Instant, Change)>,
-    /// The greatest revision of the changes.
+    /// The greatest revision of these changes.
     heard: Option<u64>,
-    /// When the last one came, or a stream that may have more.
+    /// When the last change came, or a stream was opened that may have more.
     heard_at: Instant,
     pass: Pass,
     request: Option<BoxFuture<'static, Result<Aged<Page>, Error>>>,
-    /// Whether a page could not be read, or was an old one.
+    /// Whether a page could not be read, or was an old one from memory.
     pub(super) is_failing: bool,
 }
 
-/// One reading of all pages.
+/// One pass over all pages.
 struct Pass {
     due: Instant,
     agents: Vec<Arc<AgentRecord>>,
-    /// Where the next page begins. `None` for the first.
+    /// The cursor of the next page. `None` for the first.
     cursor: Option<String>,
-    /// The oldest page's.
+    /// The age of the oldest page.
     age: Duration,
-    /// The greatest that an agent has.
+    /// The greatest revision of an agent.
     revision: Option<u64>,
-    /// When the last page was there.
+    /// When the last page was read.
     read_at: Option<Instant>,
 }
 
-/// What comes next of a list.
+/// The next step of a list.
 pub(super) enum Progress {
     Page(Result<Aged<Page>, Error>),
-    /// All pages are there, and the stream has told what they have.
+    /// All pages were read, and the stream has caught up with them.
     CaughtUp,
 }
 
@@ -77,7 +78,7 @@ impl Pass {
 }
 
 impl List {
-    /// A list that has to have everything until now.
+    /// Begins a list that has to include everything until now.
     pub(super) fn begin() -> Self {
         let now = Instant::now();
         Self {
@@ -91,7 +92,7 @@ impl List {
         }
     }
 
-    /// Adds a change that the stream told.
+    /// Adds a change from the stream.
     pub(super) fn add(&mut self, change: Change) {
         let now = Instant::now();
         (self.heard, self.heard_at) = (self.heard.max(change.agent.revision), now);
@@ -101,18 +102,18 @@ impl List {
         }
     }
 
-    /// Notes that another stream was opened.
+    /// Records that another stream was opened.
     pub(super) fn stream_opened(&mut self) {
         self.heard_at = Instant::now();
     }
 
-    /// Notes that the stream had a change that could not be read.
+    /// Records that the stream had an unreadable change.
     pub(super) fn skipped_event(&mut self) {
         self.required_at = Instant::now();
     }
 
-    /// Waits for the next page, and before the first one until it is due; after the last one until the stream has caught up with the
-    /// list. Cancel safe.
+    /// Waits for the next page, for the time when the first one is due, or, after the last one, until the stream has caught up
+    /// with the list. Cancel safe.
     pub(super) async fn next(&mut self, client: &RegistryClient) -> Progress {
         if let Some(read_at) = self.pass.read_at {
             if !self.is_caught_up() {
@@ -134,26 +135,26 @@ impl List {
         Progress::Page(page)
     }
 
-    /// Whether the stream has told a change that is as late as any of the list.
+    /// Returns whether the stream has reported a change as late as the list's latest.
     fn is_caught_up(&self) -> bool {
         self.heard >= self.pass.revision
     }
 
-    /// Whether a page is on its way.
+    /// Returns whether a page has been requested.
     pub(super) fn is_reading(&self) -> bool {
         self.request.is_some() && self.pass.due <= Instant::now()
     }
 
-    /// Gives up what is on its way. It is requested again.
+    /// Drops a requested page, which is requested again later.
     pub(super) fn pause(&mut self) {
         self.request = None;
     }
 
-    /// Takes over a page. Returns whether it was the last one.
+    /// Handles a page. Returns whether it was the last one.
     pub(super) fn take(&mut self, page: Result<Aged<Page>, Error>) -> Result<bool, Error> {
         let Aged { value: page, age } = page.inspect_err(|error| {
             self.is_failing = true;
-            // The cursor may be what is refused.
+            // The cursor may be the reason for the refusal.
             if !error.is_retryable() {
                 self.restart();
             }
@@ -164,7 +165,7 @@ impl List {
         if !is_last && (page.agents.is_empty() || page.next_cursor == pass.cursor) {
             self.is_failing = true;
             self.restart();
-            let detail = "the pages of the list lead nowhere".to_owned();
+            let detail = "the pages of the list do not end".to_owned();
             return Err(Error::InvalidResponse { status: 200, detail });
         }
         pass.cursor = page.next_cursor;
@@ -174,31 +175,31 @@ impl List {
         Ok(is_last)
     }
 
-    /// Age of what was read: nothing, unless the registry answered from memory.
+    /// Returns the age of the data: zero, unless the registry answered from memory.
     pub(super) fn age(&self) -> Duration {
         self.pass.age
     }
 
-    /// Whether what was read has everything that it has to have.
+    /// Returns whether the list is complete.
     pub(super) fn is_complete(&self) -> bool {
         self.pass.due >= self.required_at + LONGEST_LAG
     }
 
-    /// Ends the reading, and returns what it found. The next one begins at once.
+    /// Ends the pass and returns its result. The next one may begin at once.
     pub(super) fn restart(&mut self) -> Vec<Arc<AgentRecord>> {
         self.request = None;
         std::mem::replace(&mut self.pass, Pass::due_at(Instant::now())).agents
     }
 
-    /// Lets the next reading begin when every server has what it has to have. Not all watchers at the same moment: where a
-    /// database failed over, they all began at once.
+    /// Schedules the next pass for when every server shows everything. The time is random, because all watchers began at once
+    /// if a database failed over.
     pub(super) fn postpone(&mut self) {
         let due = self.required_at + LONGEST_LAG.mul_f64(1.0 + fastrand::f64() / 2.0);
         self.pass.due = due.max(Instant::now());
     }
 
-    /// All agents, by what was read and what the stream told since: for each, the greater revision wins. A complete list knows better
-    /// than what the stream told before it skipped an event, which may have removed that agent.
+    /// Combines the list with the changes that the stream has reported since: for each agent, the greater revision wins. A
+    /// complete list takes precedence over changes before an event that the stream skipped, which may have removed the agent.
     pub(super) fn merge(&self, agents: Vec<Arc<AgentRecord>>, is_complete: bool) -> Vec<Arc<AgentRecord>> {
         let changes = self.changes.iter().filter(|(_, (at, _))| !is_complete || *at >= self.required_at);
         let mut changes: HashMap<&str, &Change> =
@@ -217,13 +218,14 @@ impl List {
 }
 
 impl Change {
-    /// The agent, if it is there after the change.
+    /// Returns the agent after the change, or `None` if it was removed.
     fn left(&self) -> Option<Arc<AgentRecord>> {
         (self.kind != EventKind::Deregistered).then(|| self.agent.clone())
     }
 }
 
-/// The revisions of all agents that were told. By them a list is compared, and a change is known that a list had before the stream.
+/// The revisions of all reported agents. They show whether a list differs, and whether a change was in the list before the
+/// stream reported it.
 pub(super) struct Told(HashMap<String, Option<u64>>);
 
 impl Told {
@@ -231,7 +233,7 @@ impl Told {
         Self(agents.iter().map(|agent| (agent.agent_id.clone(), agent.revision)).collect())
     }
 
-    /// Notes a change. Returns whether it is news: a list may have had it, or a later one of the same agent.
+    /// Records a change. Returns whether it is new: a list may have included it, or a later one of the same agent.
     pub(super) fn note(&mut self, Change { kind, agent }: &Change) -> bool {
         let is_removal = *kind == EventKind::Deregistered;
         let Some(known) = self.0.get_mut(&agent.agent_id) else {
@@ -254,7 +256,7 @@ impl Told {
         true
     }
 
-    /// Whether the same agents were told, with the same revisions. Without revisions nobody knows.
+    /// Returns whether a list has the same agents with the same revisions. Without revisions, this is unknown.
     pub(super) fn has_same_agents(&self, other: &Self) -> bool {
         self.0 == other.0 && self.0.values().all(Option::is_some)
     }

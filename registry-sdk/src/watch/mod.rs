@@ -1,4 +1,4 @@
-//! Watching the registry: every change as it happens, over lost connections and restarts.
+//! Watching the registry: reports every change, across lost connections and restarts.
 
 mod event;
 mod follow;
@@ -18,19 +18,19 @@ pub(crate) use event::{Known, Report};
 
 use crate::client::RegistryClient;
 
-/// How many changes may wait for a slow consumer before the connection is no longer read. The registry then drops
-/// it at some point, and the watch comes back and goes on.
+/// Maximum number of changes that wait for a slow consumer. Beyond that the connection is not read; the registry eventually
+/// drops it, and the watch reconnects.
 const BACKLOG: usize = 256;
 
-/// Follows all agents of a registry. Made by [`RegistryClient::watch`].
+/// A stream of all changes in a registry. Created by [`RegistryClient::watch`].
 ///
-/// It begins with all agents, then reports each change in order: for each agent, every change is reported once, unless there is a
-/// [`WatchEvent::Listed`] instead. Plain heartbeats are no change. A task of its own keeps the connection, makes another one if
-/// it is lost, and goes on after the last change that it saw. It ends when the watch is dropped.
+/// A watch first reports all agents, then each change in order. Every change of an agent is reported once, unless a
+/// [`WatchEvent::Listed`] replaces it. Plain heartbeats are not changes. A background task keeps the connection, reconnects if
+/// it is lost, and resumes after the last change. It ends when the watch is dropped.
 ///
-/// Whatever the registry answers, the watch goes on: a refusal is retried like an outage, with pauses of up to a minute, and
-/// reported by a [`WatchEvent::Interrupted`]. If the registry was restored from a backup or its database failed over, all agents
-/// are listed anew.
+/// The watch continues whatever the registry responds: a refusal is retried like an outage, with delays of up to a minute, and
+/// reported as [`WatchEvent::Interrupted`]. If the registry was restored from a backup or its database failed over, all agents
+/// are listed again.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
@@ -57,10 +57,10 @@ pub struct Watch {
 }
 
 impl RegistryClient {
-    /// Follows all agents from now on, in a task of its own.
+    /// Follows all agents from now on, in a background task.
     ///
     /// # Panics
-    /// Outside of a Tokio runtime.
+    /// If called outside of a Tokio runtime.
     #[must_use]
     pub fn watch(&self) -> Watch {
         let (sender, reports) = mpsc::channel(BACKLOG);
@@ -71,10 +71,10 @@ impl RegistryClient {
 }
 
 impl Watch {
-    /// The next event. `None` only if the client is set up wrongly, so that no attempt can succeed. A
+    /// Waits for the next event. Returns `None` only if the client is configured wrongly, so that no attempt can succeed; a
     /// [`WatchEvent::Interrupted`] before it says why.
     ///
-    /// Cancel safe: nothing is lost.
+    /// Cancel safe: no event is lost.
     pub async fn next(&mut self) -> Option<WatchEvent> {
         self.next_report().await.map(|report| report.event)
     }

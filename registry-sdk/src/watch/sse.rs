@@ -1,18 +1,18 @@
-//! Reading server-sent events (<https://html.spec.whatwg.org/multipage/server-sent-events.html>), with bounds: what
-//! the registry sends is held until the event is complete.
+//! A parser of server-sent events (<https://html.spec.whatwg.org/multipage/server-sent-events.html>) with a size limit, because
+//! an incomplete event is held in memory.
 
-/// The longest event that is read: several times the largest record.
+/// Maximum length of an event: several times the largest record.
 const MAX_EVENT: usize = 4 * 1_024 * 1_024;
 
 /// An event's kind and data.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Message {
-    /// Its kind; empty if it has none.
+    /// The event's kind; empty if it has none.
     pub(super) kind: String,
     pub(super) data: String,
 }
 
-/// What came between two empty lines. A block of comments has neither an id nor a message: it keeps the connection alive.
+/// The lines between two empty lines. A block of comments has neither an id nor a message, and only keeps the connection alive.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Block {
     pub(super) id: Option<String>,
@@ -20,37 +20,37 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// Whether it is an event of this kind.
+    /// Returns whether the block is an event of this kind.
     pub(super) fn is(&self, kind: &str) -> bool {
         self.message.as_ref().is_some_and(|message| message.kind == kind)
     }
 }
 
-/// Takes bytes as they come, and gives blocks as they are complete.
+/// An incremental parser: takes bytes as they arrive, and returns complete blocks.
 #[derive(Debug, Default)]
 pub(super) struct Parser {
-    /// What has come after the last complete line.
+    /// The bytes after the last complete line.
     rest: Vec<u8>,
     id: Option<String>,
     message: Message,
-    /// Whether the block has a line.
+    /// Whether the block has any line.
     has_begun: bool,
 }
 
-/// An event that is longer than any can be.
+/// An event that exceeds the maximum length.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TooLong;
 
 impl Parser {
-    /// Takes over some bytes. Answers with the blocks that they complete, in order.
+    /// Parses some bytes. Returns the blocks that they complete, in order.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Result<Vec<Block>, TooLong> {
         let mut blocks = Vec::new();
         let mut bytes = bytes;
-        // Lines end with LF here. Ours always do, and a CR before it is cut off.
+        // Lines end with LF. The registry sends LF alone; a preceding CR is removed.
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
             let mut line = &bytes[..end];
             bytes = &bytes[end + 1..];
-            // Most lines come whole, and are read where they are.
+            // Most lines arrive complete, and are parsed without a copy.
             let mut joined = std::mem::take(&mut self.rest);
             if !joined.is_empty() {
                 joined.extend_from_slice(line);
@@ -80,13 +80,13 @@ impl Parser {
         match field {
             "event" => value.clone_into(&mut self.message.kind),
             "data" => {
-                // Most events have one such line, and are kept no larger than they are.
+                // Most events have one such line, so its memory is not larger than needed.
                 self.message.data.reserve(value.len() + 1);
                 self.message.data.push_str(value);
                 self.message.data.push('\n');
             }
             "id" if !value.is_empty() && !value.contains('\0') => self.id = Some(value.to_owned()),
-            // A comment, or a field of a later time.
+            // A comment, or a field of a later version.
             _ => {}
         }
         None
@@ -115,13 +115,13 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_read_the_same_however_it_is_cut() {
+    fn stream_is_parsed_the_same_however_it_is_split() {
         let expected = vec![
             block(Some("7"), None),
             block(None, None),
             block(Some("8"), Some(("registered", "{\"a\":1}"))),
             block(None, Some(("", "two\nlines"))),
-            // 9 never came to its end.
+            // Event 9 is incomplete.
         ];
         for size in 1..=STREAM.len() {
             let mut parser = Parser::default();
@@ -132,14 +132,14 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_no_request_can_name_is_none() {
+    fn id_that_no_request_can_carry_is_ignored() {
         let blocks = Parser::default().push(b"id\n\nid:\n\nid: 1\0\n\nid: 1\nid:\n\n").unwrap();
         let ids: Vec<_> = blocks.iter().map(|block| block.id.as_deref()).collect();
         assert_eq!(ids, [None, None, None, Some("1")]);
     }
 
     #[test]
-    fn no_stream_makes_it_panic() {
+    fn parser_never_panics() {
         const PIECES: [&str; 12] =
             ["id: ", "data: ", "event: ", "retry: ", ":", "\n", "\r\n", "\n\n", "\0", "7", "{", "\u{fffd}"];
         bolero::check!().with_type::<(bool, Vec<u8>, u8)>().for_each(|(raw, input, cut)| {
@@ -154,13 +154,13 @@ mod tests {
     }
 
     #[test]
-    fn an_event_without_end_is_refused() {
+    fn endless_event_is_refused() {
         let mut parser = Parser::default();
         let endless = vec![b'x'; MAX_EVENT / 2];
         assert_eq!(parser.push(&endless), Ok(Vec::new()));
         assert_eq!(parser.push(&endless), Ok(Vec::new()));
         assert_eq!(parser.push(&endless), Err(TooLong));
-        // Everything that a registry sends is shorter than this.
+        // Everything that a registry sends is shorter.
         let long = [b"data: ".as_slice(), &vec![b'x'; 3 * 1_024 * 1_024], b"\n\n"].concat();
         assert_eq!(Parser::default().push(&long).map(|blocks| blocks.len()), Ok(1));
         let mut parser = Parser::default();

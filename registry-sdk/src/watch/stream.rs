@@ -1,4 +1,4 @@
-//! One connection to `GET /events`.
+//! A connection to `GET /events`.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use crate::client::RegistryClient;
 use crate::contract::event::{DRAINING_EVENT, OVERRUN_EVENT};
 use crate::error::Error;
 
-/// How soon a stream says where it begins.
+/// Time limit for the first event of a stream.
 const BEGINNING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection that says nothing for so long is lost: the registry sends a sign of life every 15 s.
+/// Maximum silence of a connection, after which it counts as lost: the registry sends a comment every 15 s.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// A stream that ended sooner, and told of no change, was of no use.
+/// Minimum duration of a useful stream without changes.
 const SHORT_LIFE: Duration = Duration::from_secs(10);
 
 /// An open stream of blocks.
@@ -25,7 +25,7 @@ pub(super) struct EventStream {
     response: Response,
     endpoint: usize,
     parser: Parser,
-    /// What was received and not taken yet.
+    /// Blocks that were parsed and not returned yet.
     blocks: VecDeque<Block>,
     opened_at: Instant,
     heard_at: Instant,
@@ -35,19 +35,19 @@ pub(super) struct EventStream {
 /// How a stream ended.
 #[derive(Debug)]
 pub(super) enum StreamEnd {
-    /// It was closed, as streams are for many reasons.
+    /// The stream was closed, which can have many reasons.
     Closed,
-    /// Its registry is about to stop.
+    /// The registry is about to stop.
     Draining,
-    /// It failed its endpoint.
+    /// The endpoint failed.
     Failed(Error),
-    /// It cannot be read any further: the next event is longer than any can be.
+    /// The stream cannot be read any further: the next event exceeds the maximum length.
     TooLong,
 }
 
 impl EventStream {
-    /// Opens a stream after an event, or from now on, and waits until it says that it has begun. If nothing is known yet, that
-    /// takes an id.
+    /// Opens a stream after an event, or from now on, and waits until it has begun. If nothing is known yet, it has begun with
+    /// its first id.
     pub(super) async fn open(client: &RegistryClient, after: Option<&str>) -> Result<Self, StreamEnd> {
         let (response, endpoint) = client.open_events(after).await.map_err(StreamEnd::Failed)?;
         let (parser, now) = (Parser::default(), Instant::now());
@@ -76,13 +76,13 @@ impl EventStream {
         Err(StreamEnd::Failed(unreadable(end)))
     }
 
-    /// The next block. Cancel safe.
+    /// Waits for the next block. Cancel safe.
     pub(super) async fn next(&mut self, client: &RegistryClient) -> Result<Block, StreamEnd> {
         loop {
             match self.blocks.pop_front() {
                 Some(block) if block.is(OVERRUN_EVENT) => return Err(StreamEnd::Closed),
                 Some(block) if block.is(DRAINING_EVENT) => {
-                    // So that all calls go elsewhere.
+                    // All calls should go to another endpoint.
                     client.stream_failed(self.endpoint);
                     return Err(StreamEnd::Draining);
                 }
@@ -97,7 +97,7 @@ impl EventStream {
         }
     }
 
-    /// Whether it ended soon, without a change.
+    /// Returns whether the stream ended soon and without a change.
     pub(super) fn was_short(&self) -> bool {
         !self.has_told_change && self.opened_at.elapsed() < SHORT_LIFE
     }
