@@ -1,12 +1,11 @@
-//! Work beside the runtime.
+//! Work that runs beside the runtime.
 
 use tokio::task::spawn_blocking;
 
-/// Does work that may take a while for many agents on a thread of its own, while the runtime's tasks go on. `None` if the
-/// runtime ends.
+/// Runs slow work on a thread of its own, so that the runtime's tasks continue. Returns `None` if the runtime ends.
 ///
 /// # Panics
-/// If the work does.
+/// If the work panics.
 pub(crate) async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     match spawn_blocking(work).await {
         Ok(done) => Some(done),

@@ -1,4 +1,4 @@
-//! Setting up a client.
+//! The builder of a client.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,7 +13,19 @@ use crate::http::{HttpClients, HttpSettings, ProxySetting, Purpose};
 use crate::retry::RetryPolicy;
 use crate::transport::Transport;
 
-/// Sets up a [`RegistryClient`].
+/// A builder of a [`RegistryClient`].
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use registry_sdk::{RegistryClient, RetryPolicy};
+///
+/// let client = RegistryClient::builder("https://registry-1.example:8009,https://registry-2.example:8009")
+///     .token(std::env::var("REGISTRY_TOKEN").unwrap_or_default())
+///     .timeout(Duration::from_secs(3))
+///     .retry(RetryPolicy::discovery().attempts(5))
+///     .build()?;
+/// # Ok::<(), registry_sdk::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct RegistryClientBuilder {
     url: String,
@@ -28,7 +40,7 @@ pub struct RegistryClientBuilder {
 }
 
 impl fmt::Debug for RegistryClientBuilder {
-    /// Leaves out the URLs, which may carry passwords by mistake.
+    /// Omits the URLs, which may carry passwords by mistake.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RegistryClientBuilder")
             .field("timeout", &self.timeout)
@@ -39,57 +51,56 @@ impl fmt::Debug for RegistryClientBuilder {
 }
 
 impl RegistryClientBuilder {
-    /// Sets the time limit of one attempt: until its response has arrived, or, for a long one, for each further 64 KiB of
-    /// it. Default: 5 s.
+    /// Sets the time limit of an attempt: for the complete response or, if the response is long, for each further 64 KiB of it.
+    /// Default: 5 s.
     ///
-    /// An attempt takes at most half of the [`RetryPolicy::time_limit`], and less with more than two endpoints, so that a call that
-    /// may be repeated has time for others.
+    /// An attempt takes at most half of the [`RetryPolicy::time_limit`], and less with more than two endpoints, so that a
+    /// repeatable call has time for the others.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Sets the time limit of making a connection. At most half of [`RegistryClientBuilder::timeout`]. Default: 2 s.
+    /// Sets the time limit of making a connection, at most half of [`RegistryClientBuilder::timeout`]. Default: 2 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// Sends a token with every request to the registry: `Authorization: Bearer …`. It is never logged, and not sent to
-    /// agents. Default: none.
+    /// Sets a token that is sent with every request to the registry, as `Authorization: Bearer …`. It is never logged, and
+    /// never sent to agents. Default: none.
     #[must_use]
     pub fn token(self, token: impl Into<String>) -> Self {
         let token = token.into();
         self.token_provider(move || token.clone())
     }
 
-    /// The same for tokens that are renewed: asks for the current one before every request. It must not block.
+    /// Sets a provider of tokens that are renewed. It is called before every request and must not block.
     #[must_use]
     pub fn token_provider(mut self, token: impl Fn() -> String + Send + Sync + 'static) -> Self {
         self.credentials = Some(Credentials::new(token));
         self
     }
 
-    /// Sends all requests through an HTTP proxy, but those to loopback addresses. Its URL may carry a user name and a
-    /// password. Default: the proxy that the environment variables `HTTP_PROXY`, `HTTPS_PROXY` and `ALL_PROXY` name, with
-    /// the exceptions of `NO_PROXY`.
+    /// Sets an HTTP proxy for all requests except those to loopback addresses. Its URL may carry a user name and a password.
+    /// Default: the proxy in the environment variables `HTTP_PROXY`, `HTTPS_PROXY` and `ALL_PROXY`, with the exceptions of
+    /// `NO_PROXY`.
     #[must_use]
     pub fn proxy(mut self, url: impl Into<String>) -> Self {
         self.proxy = ProxySetting::fixed(&url.into());
         self
     }
 
-    /// Uses no proxy, whatever the environment says.
+    /// Uses no proxy, whatever the environment variables say.
     #[must_use]
     pub fn no_proxy(mut self) -> Self {
         self.proxy = Ok(ProxySetting::None);
         self
     }
 
-    /// Trusts an authority beside those of the system: a PEM of one or several certificates. This also applies to requests to
-    /// agents.
+    /// Trusts an additional certificate authority: a PEM with one or several certificates. Also applies to requests to agents.
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
@@ -97,7 +108,8 @@ impl RegistryClientBuilder {
         self
     }
 
-    /// Presents a certificate to servers that ask for one (mutual TLS): a PEM of the certificate's chain and its private key.
+    /// Sets a client certificate for servers that ask for one (mutual TLS): a PEM with the certificate's chain and its private
+    /// key.
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn client_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
@@ -105,10 +117,10 @@ impl RegistryClientBuilder {
         self
     }
 
-    /// The same for certificates that are renewed: asks for the current one whenever connections are made anew, that is every
-    /// five minutes, and ten seconds after the last time if a request failed since. Meanwhile open connections keep theirs. If
-    /// there is none that can be used, the previous one stays in use, and the log has a warning. It is called while a request
-    /// waits: reading a small file is fine.
+    /// Sets a provider of client certificates that are renewed. It is called whenever the client makes new connections: every
+    /// five minutes, and ten seconds after the last call if a request has failed since. Open connections keep their
+    /// certificate. If the provider fails, the previous certificate stays in use, and a warning is logged. A request waits for
+    /// the provider, so it may read a small file but not much more.
     ///
     /// ```no_run
     /// # use registry_sdk::{Error, RegistryClient};
@@ -128,9 +140,9 @@ impl RegistryClientBuilder {
         self
     }
 
-    /// Sends all requests to the registry with this HTTP client, which is taken as it is: its own proxy, certificates and connect
-    /// timeout apply, and it is never replaced, so it is up to it to follow changes in DNS. Redirects should be off. Agents are
-    /// not asked with it, since its default headers may be credentials: see
+    /// Sends all requests to the registry with this HTTP client, unchanged: its proxy, certificates and connect timeout apply.
+    /// It is never replaced, so it has to follow DNS changes itself. It should not follow redirects. Agents are not called with
+    /// it, because its default headers may contain credentials: see
     /// [`OrchestratorBuilder::http_client`](crate::discovery::OrchestratorBuilder::http_client).
     #[must_use]
     pub fn http_client(mut self, client: reqwest::Client) -> Self {
@@ -138,19 +150,19 @@ impl RegistryClientBuilder {
         self
     }
 
-    /// Sets how failed calls are repeated. Default: [`RetryPolicy::discovery`].
+    /// Sets how failed calls are retried. Default: [`RetryPolicy::discovery`].
     #[must_use]
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = policy;
         self
     }
 
-    /// Makes the client. Nothing is sent yet.
+    /// Creates the client. Sends nothing.
     ///
     /// # Errors
-    /// [`Error::Config`] if a URL or a certificate cannot be used.
+    /// [`Error::Config`] if a URL or a certificate is invalid.
     pub fn build(self) -> Result<RegistryClient, Error> {
-        // A client of the user's own may have TLS of another kind.
+        // The user's own client may use another TLS implementation.
         let has_tls = cfg!(feature = "tls") || self.http_client.is_some();
         let endpoints = Endpoints::parse(&self.url, has_tls)?;
         let http = HttpClients::new(HttpSettings {
@@ -161,7 +173,7 @@ impl RegistryClientBuilder {
             client: self.http_client,
             purpose: Purpose::Calls,
         });
-        // Whatever is wrong with the settings shows now.
+        // Invalid settings have to fail here and not at the first request.
         for url in endpoints.urls() {
             http.for_url(url)?;
         }
@@ -172,16 +184,16 @@ impl RegistryClientBuilder {
 }
 
 impl RegistryClient {
-    /// A client with the default settings for the registry at a URL, such as `http://127.0.0.1:8009`. Several endpoints of
-    /// one registry may be given, separated by commas: calls use the first that is up, and go on at the next if it fails.
+    /// Creates a client with default settings for the registry at a URL, such as `http://127.0.0.1:8009`. Several endpoints of
+    /// one registry may be given, separated by commas: calls use the first one that is available, and fail over to the next.
     ///
     /// # Errors
-    /// [`Error::Config`] if the URL cannot be used.
+    /// [`Error::Config`] if the URL is invalid.
     pub fn new(url: impl Into<String>) -> Result<Self, Error> {
         Self::builder(url).build()
     }
 
-    /// Sets up a client for the registry at one or several URLs.
+    /// Returns a builder of a client for the registry at one or several URLs.
     #[must_use]
     pub fn builder(url: impl Into<String>) -> RegistryClientBuilder {
         RegistryClientBuilder {

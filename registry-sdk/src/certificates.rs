@@ -1,4 +1,4 @@
-//! Certificates for TLS (feature `tls`).
+//! TLS certificates (feature `tls`).
 
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -7,35 +7,35 @@ use reqwest::{Certificate, ClientBuilder, Identity};
 
 use crate::error::{Error, with_causes};
 
-/// Certificates beside those of the system.
+/// Certificates in addition to those of the system.
 #[derive(Clone, Default)]
 pub(crate) struct Certificates {
-    /// Of authorities.
+    /// Additional certificate authorities.
     roots: Vec<Certificate>,
-    /// Gives the client's own, with its key.
+    /// Provider of the client certificate and its key.
     own: Option<Arc<dyn Fn() -> Result<Identity, Error> + Send + Sync>>,
 }
 
 impl Certificates {
-    /// Adds authorities: a PEM of one or several certificates.
+    /// Adds authorities from a PEM with one or several certificates.
     pub(crate) fn root(mut self, pem: &[u8]) -> Result<Self, Error> {
         let found = Certificate::from_pem_bundle(pem)
-            .map_err(|error| invalid("the root certificate cannot be used", &error))?;
+            .map_err(|error| invalid("the root certificate is invalid", &error))?;
         if found.is_empty() {
-            return Err(Error::Config("the root certificate has none in it".to_owned()));
+            return Err(Error::Config("the root certificate contains no certificate".to_owned()));
         }
         self.roots.extend(found);
         Ok(self)
     }
 
-    /// Sets the client's own: a PEM of the certificate's chain and its private key.
+    /// Sets the client certificate from a PEM with its chain and its private key.
     pub(crate) fn own(mut self, pem: &[u8]) -> Result<Self, Error> {
         let own = identity(pem)?;
         self.own = Some(Arc::new(move || Ok(own.clone())));
         Ok(self)
     }
 
-    /// Sets the provider of the client's own certificate and its key.
+    /// Sets the provider of the client certificate and its key.
     pub(crate) fn own_provider<E: Into<Box<dyn StdError + Send + Sync>>>(
         mut self,
         provider: impl Fn() -> Result<Vec<u8>, E> + Send + Sync + 'static,
@@ -58,8 +58,7 @@ impl Certificates {
 }
 
 fn identity(pem: &[u8]) -> Result<Identity, Error> {
-    Identity::from_pem(pem)
-        .map_err(|error| invalid("the client certificate and its key cannot be used", &error))
+    Identity::from_pem(pem).map_err(|error| invalid("the client certificate or its key is invalid", &error))
 }
 
 fn invalid(what: &str, error: &dyn StdError) -> Error {

@@ -1,4 +1,4 @@
-//! The client: one method for each operation.
+//! The client: a method for each operation.
 
 mod card;
 mod maintenance;
@@ -24,11 +24,11 @@ use crate::response::{ApiResponse, Kind};
 use crate::retry::RetryPolicy;
 use crate::transport::{Body, Request, Transport};
 
-/// A client of a registry: one method for each operation.
+/// A client of a registry, with a method for each operation.
 ///
-/// Cheap to clone; clones share one pool of connections. Every method may be cancelled: nothing is left
-/// running, though the registry may have got the request already. All requests are safe to repeat, and are
-/// repeated as the [`RetryPolicy`] says.
+/// A client is cheap to clone, and all clones share a pool of connections. All methods are cancel safe: nothing keeps running,
+/// although the registry may have received the request already. All requests are safe to repeat, and are retried as the
+/// [`RetryPolicy`] says.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
@@ -49,7 +49,7 @@ pub struct RegistryClient {
 }
 
 impl RegistryClient {
-    /// The same client, connections and all, with another way of repeating failed calls.
+    /// Returns the same client, with the same connections but a different retry policy.
     #[must_use]
     pub fn with_retry(&self, policy: RetryPolicy) -> Self {
         Self { transport: self.transport.clone(), retry: policy }
@@ -58,8 +58,8 @@ impl RegistryClient {
     /// Registers an agent, or updates its registration. Counts as a heartbeat.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with all the fields that are out of their limits, before anything is sent;
-    /// [`Error::Superseded`] if the registration has an age, and a younger process owns the id.
+    /// [`Error::Invalid`] with all fields that are out of their limits; nothing is sent then. [`Error::Superseded`] if the
+    /// registration has an age and a younger process owns the id.
     pub async fn register(&self, registration: &Registration) -> Result<AgentRecord, Error> {
         registration.validate()?;
         let request = Self::registration(Body::Fixed(encode(registration)?));
@@ -68,40 +68,40 @@ impl RegistryClient {
             .await
     }
 
-    /// Says that an agent is alive.
+    /// Sends a heartbeat.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where the registry does not know it: it has to register (again).
+    /// [`Error::NotFound`] if the registry does not know the agent, which has to register (again).
     pub async fn heartbeat(&self, agent_id: &str) -> Result<HeartbeatAck, Error> {
         self.heartbeat_with(agent_id, &Heartbeat::default()).await
     }
 
-    /// Says that an agent is alive, and more: its status, or which process this is.
+    /// Sends a heartbeat that also reports a status, a load or the process.
     ///
     /// # Errors
-    /// As [`RegistryClient::heartbeat`], and [`Error::Superseded`] if another process owns the id.
+    /// The same as those of [`RegistryClient::heartbeat`], and [`Error::Superseded`] if another process owns the id.
     pub async fn heartbeat_with(&self, agent_id: &str, beat: &Heartbeat) -> Result<HeartbeatAck, Error> {
         let request = Self::heartbeat_of(agent_id, beat)?;
         let decode = |response: &ApiResponse| decode::heartbeat_ack(agent_id, beat.status, response);
         self.transport.send(&request, &self.retry, decode).await
     }
 
-    /// Lists agents, ordered by id. A record that cannot be read is skipped and logged.
+    /// Lists agents, ordered by id. Records that cannot be read are skipped and logged.
     pub async fn list_agents(&self, query: ListQuery) -> Result<Page, Error> {
         self.list_with_age(query).await.map(|aged| aged.value)
     }
 
-    /// The record of one agent.
+    /// Returns the record of an agent.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if the registry does not know it.
+    /// [`Error::NotFound`] if the registry does not know the agent.
     pub async fn get_agent(&self, agent_id: &str) -> Result<AgentRecord, Error> {
         self.agent_with_age(agent_id).await.map(|aged| aged.value)
     }
 
-    /// Finds agents by what they can do, the best match first. A match that cannot be read is skipped and logged.
+    /// Searches for agents by their capabilities, best match first. Matches that cannot be read are skipped and logged.
     ///
-    /// A registry that does not know a filter ignores it. Matches that contradict the filter are then dropped from its response.
+    /// A registry that does not know a filter ignores it. The client then drops the matches that do not pass.
     pub async fn search_capabilities(
         &self,
         query: impl Into<SearchQuery>,
@@ -109,10 +109,10 @@ impl RegistryClient {
         self.search_with_age(query.into()).await.map(|aged| aged.value)
     }
 
-    /// Finds one page of agents by what they can do: the first one, or the one after the query's cursor.
+    /// Searches for one page of agents: the first page, or the one after the query's cursor.
     ///
-    /// Pages are in the order of score and id, which does not change while they are read. An agent whose score changes meanwhile,
-    /// because it registers other capabilities, may be missed or come twice.
+    /// Pages are ordered by score and id, which do not change while pages are read. An agent whose score changes meanwhile,
+    /// because it registers other capabilities, may be missed or returned twice.
     pub async fn search_page(&self, query: impl Into<SearchQuery>) -> Result<MatchPage, Error> {
         let query = query.into().paged();
         let request = Self::search_request(&query)?;
@@ -123,9 +123,9 @@ impl RegistryClient {
         self.transport.send(&request, &self.retry, page).await
     }
 
-    /// Finds all agents by what they can do, page by page, each agent once. The limit of the query is that of a page.
+    /// Searches for all agents, page by page, and returns each agent once. The query's limit is that of a page.
     ///
-    /// A registry that does not know pages returns as many agents as its limit allows.
+    /// A registry without paged searches returns as many agents as its limit allows.
     ///
     /// # Errors
     /// If a page cannot be read.
@@ -141,37 +141,35 @@ impl RegistryClient {
                 return Ok(all);
             }
             if is_empty || next_cursor == query.cursor {
-                let detail = "the pages of the search lead nowhere".to_owned();
+                let detail = "the pages of the search do not end".to_owned();
                 return Err(Error::InvalidResponse { status: 200, detail });
             }
             query.cursor = next_cursor;
         }
     }
 
-    /// Whether an agent can be given work. An unhealthy agent is no error.
+    /// Returns whether an agent can be given work. An unhealthy agent is not an error.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if the registry does not know it.
+    /// [`Error::NotFound`] if the registry does not know the agent.
     pub async fn check_health(&self, agent_id: &str) -> Result<AgentHealth, Error> {
         let request = get(Kind::OfAgent, ["health", path_segment(agent_id)?]);
         self.transport.send(&request, &self.retry, |response| decode::health(agent_id, response)).await
     }
 
-    /// Sets an agent's status. Does not count as a heartbeat, and so does not bring back an agent that has
-    /// fallen silent.
+    /// Sets an agent's status. Does not count as a heartbeat, and so does not bring back an agent that missed its deadline.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where the registry does not know it; [`Error::Unsupported`] where the registry has
-    /// only the six basic operations.
+    /// [`Error::NotFound`] if the registry does not know the agent; [`Error::Unsupported`] if the registry has only the six
+    /// basic operations.
     pub async fn update_status(&self, agent_id: &str, status: AgentStatus) -> Result<AgentRecord, Error> {
         self.update_status_with(agent_id, &StatusUpdate::new(status)).await
     }
 
-    /// Sets an agent's status as one process among several.
+    /// Sets an agent's status as one of several processes.
     ///
     /// # Errors
-    /// As [`RegistryClient::update_status`], and [`Error::Superseded`] if another process owns the
-    /// id.
+    /// The same as those of [`RegistryClient::update_status`], and [`Error::Superseded`] if another process owns the id.
     pub async fn update_status_with(
         &self,
         agent_id: &str,
@@ -180,10 +178,10 @@ impl RegistryClient {
         self.ask(Self::status_update(agent_id, update)?).await
     }
 
-    /// Removes an agent from the registry. One that runs registers again.
+    /// Removes an agent from the registry. A running agent registers again.
     ///
     /// # Errors
-    /// As [`RegistryClient::update_status`].
+    /// The same as those of [`RegistryClient::update_status`].
     pub async fn deregister(&self, agent_id: &str) -> Result<(), Error> {
         let mut request = get(Kind::OfAgent, ["agents", path_segment(agent_id)?]);
         request.method = Method::DELETE;
@@ -191,21 +189,20 @@ impl RegistryClient {
         self.transport.send(&request, &self.retry, |_| Ok(())).await
     }
 
-    /// How many agents and capabilities there are.
+    /// Returns the numbers of agents and capabilities.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] where the registry has only the six basic operations.
+    /// [`Error::Unsupported`] if the registry has only the six basic operations.
     pub async fn get_stats(&self) -> Result<RegistryStats, Error> {
         let mut request = get(Kind::Record, ["stats"]);
         request.kind = Kind::Optional("GET /stats");
         self.ask(request).await
     }
 
-    /// The health of the registry itself.
+    /// Returns the health of the registry itself.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where it is unhealthy; [`Error::Unsupported`] where it has only the six basic
-    /// operations.
+    /// [`Error::Unavailable`] if the registry is unhealthy; [`Error::Unsupported`] if it has only the six basic operations.
     pub async fn get_server_health(&self) -> Result<ServerHealth, Error> {
         let mut request = get(Kind::Record, ["health"]);
         request.kind = Kind::Optional("GET /health");
@@ -243,7 +240,7 @@ impl RegistryClient {
         self.transport.send(&request, &self.retry, |response| matches_of(response, &query)).await
     }
 
-    /// The same within a limit.
+    /// The same within a time limit.
     pub(crate) async fn search_within(
         &self,
         query: SearchQuery,
@@ -260,7 +257,7 @@ impl RegistryClient {
         Ok(request)
     }
 
-    /// Opens the stream of changes, from now on or after one of them. Returns its endpoint as well.
+    /// Opens the stream of changes, from now on or after an event. Also returns its endpoint.
     pub(crate) async fn open_events(&self, after: Option<&str>) -> Result<(reqwest::Response, usize), Error> {
         let mut request = get(Kind::Record, ["events"]);
         request.last_event_id = after.map(str::to_owned);
@@ -268,22 +265,22 @@ impl RegistryClient {
         self.transport.open_events(&request).await
     }
 
-    /// Records that a stream was silent or broke off before it said anything.
+    /// Records that a stream was silent or broke off before its first event.
     pub(crate) fn stream_failed(&self, endpoint: usize) {
         self.transport.stream_failed(endpoint);
     }
 
-    /// The HTTP clients, which requests to agents use as well.
+    /// Returns the HTTP clients, which requests to agents use as well.
     pub(crate) fn http(&self) -> &HttpClients {
         &self.transport.http
     }
 
-    /// Time limit of one attempt.
+    /// Returns the time limit of an attempt.
     pub(crate) fn attempt_timeout(&self) -> Duration {
         self.transport.attempt_timeout
     }
 
-    /// Registers the process that started at a moment, in one attempt of limited length.
+    /// Registers a process that started at a given time, in one attempt with a time limit.
     pub(crate) async fn register_once(
         &self,
         registration: &Registration,
@@ -292,13 +289,13 @@ impl RegistryClient {
     ) -> Result<AgentRecord, Error> {
         registration.validate()?;
         let sent = registration.clone();
-        // Where the first URL cannot be reached and the next is tried, the process has grown older.
+        // After a failed attempt at the first URL, the process is older.
         let body = Body::Fresh(Box::new(move || encode(&sent.clone().instance_age(started.elapsed()))));
         let decode = |response: &ApiResponse| decode::registered(registration, response);
         self.transport.send_within(&Self::registration(body), limit, decode).await
     }
 
-    /// Sends a heartbeat in one attempt of limited length.
+    /// Sends a heartbeat in one attempt with a time limit.
     pub(crate) async fn heartbeat_once(
         &self,
         agent_id: &str,
@@ -309,7 +306,7 @@ impl RegistryClient {
         self.transport.send_within(&Self::heartbeat_of(agent_id, beat)?, limit, decode).await
     }
 
-    /// Sets an agent's status in one attempt of limited length. Any success counts, whatever its body.
+    /// Sets an agent's status in one attempt with a time limit. Any success counts, whatever its body.
     pub(crate) async fn update_status_once(
         &self,
         agent_id: &str,
@@ -319,7 +316,7 @@ impl RegistryClient {
         self.transport.send_within(&Self::status_update(agent_id, update)?, limit, |_| Ok(())).await
     }
 
-    /// Sets an agent's status within a limit. Any success counts, whatever its body.
+    /// Sets an agent's status within a time limit. Any success counts, whatever its body.
     pub(crate) async fn send_status(
         &self,
         agent_id: &str,
@@ -330,7 +327,7 @@ impl RegistryClient {
         self.transport.send(&request, &self.retry.within(limit), |_| Ok(())).await
     }
 
-    /// The health of an agent, within a limit.
+    /// Returns the health of an agent, within a time limit.
     pub(crate) async fn check_health_within(
         &self,
         agent_id: &str,
@@ -340,7 +337,7 @@ impl RegistryClient {
         self.transport.send_within(&request, limit, |response| decode::health(agent_id, response)).await
     }
 
-    /// The record of an agent, in one attempt of limited length.
+    /// Returns the record of an agent, in one attempt with a time limit.
     pub(crate) async fn get_agent_once(&self, agent_id: &str, limit: Duration) -> Result<AgentRecord, Error> {
         let request = get(Kind::OfAgent, ["agents", path_segment(agent_id)?]);
         self.transport.send_within(&request, limit, ApiResponse::decode).await
@@ -377,7 +374,7 @@ impl RegistryClient {
     }
 }
 
-/// What a registry answered, and how old that was already: while its database is away, it answers from memory.
+/// A response and its age: while a registry's database is away, it answers from memory.
 #[derive(Debug)]
 pub(crate) struct Aged<T> {
     pub(crate) value: T,
@@ -394,17 +391,17 @@ fn decode_matches(response: &ApiResponse, query: &SearchQuery) -> Result<Vec<Cap
     Ok(matches)
 }
 
-/// A `GET` of a path.
+/// Creates a `GET` of a path.
 fn get<const N: usize>(kind: Kind, path: [&str; N]) -> Request {
     let path = path.map(str::to_owned).into();
     Request { method: Method::GET, path, query: Vec::new(), body: None, last_event_id: None, kind }
 }
 
-/// An id as a segment of a path. Of these, another path would become.
+/// Checks that an id can be a segment of a path. Other texts would change the path.
 fn path_segment(agent_id: &str) -> Result<&str, Error> {
     match agent_id {
         "" | "." | ".." => Err(Error::NotFound { detail: format!("no agent has the id {agent_id:?}") }),
-        // URLs leave out such characters, so this would be another agent.
+        // URL parsers remove these characters, so the path would name another agent.
         id if id.contains(['\t', '\n', '\r']) => {
             Err(Error::NotFound { detail: format!("no agent has the id {agent_id:?}") })
         }

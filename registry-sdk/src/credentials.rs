@@ -7,7 +7,7 @@ use reqwest::header::HeaderValue;
 
 use crate::error::Error;
 
-/// Source of the current token. Never shown, not even for debugging.
+/// A provider of the current token. Tokens are never shown, not even for debugging.
 #[derive(Clone)]
 pub(crate) struct Credentials(Arc<dyn Fn() -> String + Send + Sync>);
 
@@ -22,11 +22,11 @@ impl Credentials {
         Self(Arc::new(token))
     }
 
-    /// The value of an `Authorization` header (RFC 6750, section 2.1).
+    /// Returns the value of an `Authorization` header (RFC 6750, section 2.1).
     pub(crate) fn header(&self) -> Result<HeaderValue, Error> {
-        let wrong = |_| Error::Config("the token has characters that no header can have".to_owned());
+        let wrong = |_| Error::Config("the token has characters that are not allowed in a header".to_owned());
         let mut value = HeaderValue::try_from(format!("Bearer {}", (self.0)())).map_err(wrong)?;
-        // So that nothing below logs it.
+        // Keeps the token out of the logs of other crates.
         value.set_sensitive(true);
         Ok(value)
     }

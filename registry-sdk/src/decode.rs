@@ -1,7 +1,7 @@
-//! Decoding the responses of any registry: of newer ones that say more, and of minimal ones that say little or nothing.
+//! Decoding the responses of all registries: newer ones with more fields, and minimal ones with few or none.
 //!
-//! To a registration or a heartbeat, any success that is JSON counts, and so does an empty one with 201, 202 or 204. A field
-//! that is missing, or not as the contract has it, is known from what was sent, or stays unknown.
+//! As a response to a registration or a heartbeat, any success with JSON counts, and so does an empty one with 201, 202 or 204.
+//! A field that is missing or malformed is taken from the request, or stays unknown.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -39,7 +39,7 @@ pub(crate) fn registered(sent: &Registration, response: &ApiResponse) -> Result<
     Ok(record)
 }
 
-/// Decodes the response to a heartbeat that carried a status, or none.
+/// Decodes the response to a heartbeat, which may have carried a status.
 pub(crate) fn heartbeat_ack(
     agent_id: &str,
     said: Option<AgentStatus>,
@@ -55,7 +55,7 @@ pub(crate) fn heartbeat_ack(
     })
 }
 
-/// Decodes an agent's health. A minimal registry does not repeat whose it is.
+/// Decodes an agent's health. A minimal registry does not repeat the agent's id.
 pub(crate) fn health(agent_id: &str, response: &ApiResponse) -> Result<AgentHealth, Error> {
     let mut health: AgentHealth = response.decode()?;
     if health.agent_id.is_empty() {
@@ -67,8 +67,8 @@ pub(crate) fn health(agent_id: &str, response: &ApiResponse) -> Result<AgentHeal
 /// Fields in which registries wrap a list.
 const LIST_FIELDS: [&str; 5] = ["agents", "matches", "results", "items", "data"];
 
-/// Decodes a list, which may also be wrapped in an object. A record that cannot be read is skipped and
-/// logged; if none can, it is no registry's response.
+/// Decodes a list, which may be wrapped in an object. Records that cannot be read are skipped and logged. If none can be read,
+/// the response does not come from a registry.
 pub(crate) fn list<T: DeserializeOwned>(response: &ApiResponse) -> Result<Vec<T>, Error> {
     let items = items(response)?;
     let (mut records, mut last_error) = (Vec::with_capacity(items.len()), None);
@@ -88,7 +88,7 @@ pub(crate) fn list<T: DeserializeOwned>(response: &ApiResponse) -> Result<Vec<T>
     }
 }
 
-/// Whose record it is, although the record cannot be read.
+/// Returns the agent's id in a record that cannot be read.
 pub(crate) fn agent_id(record: &str) -> Option<String> {
     #[derive(Deserialize)]
     struct Identity {
@@ -97,7 +97,7 @@ pub(crate) fn agent_id(record: &str) -> Option<String> {
     serde_json::from_str(record).ok().map(|Identity { agent_id }| agent_id)
 }
 
-/// The entries of a list, which may also be wrapped in an object.
+/// Returns the items of a list, which may be wrapped in an object.
 pub(crate) fn items(response: &ApiResponse) -> Result<Vec<&RawValue>, Error> {
     let list = |body| serde_json::from_slice(body).map_err(|error| response.invalid(error));
     if response.body.trim_ascii_start().first() != Some(&b'{') {
@@ -113,7 +113,7 @@ fn read<T: DeserializeOwned>(fields: &Map<String, Value>, name: &str) -> Option<
     T::deserialize(fields.get(name)?).ok()
 }
 
-/// A word that is not known yet counts only beside the agent's id: minimal registries answer `{"status": "ok"}`.
+/// An unknown word counts only next to the agent's id, because minimal registries respond with `{"status": "ok"}`.
 fn status(fields: &Map<String, Value>) -> Option<AgentStatus> {
     let status = AgentStatus::of_word(fields.get("status")?.as_str()?);
     Some(status).filter(|status| fields.contains_key("agent_id") || status.is_known())

@@ -1,4 +1,4 @@
-//! What a delegated task says of itself, for agents on axum (feature `axum`).
+//! The headers of a delegated task, for agents on axum (feature `axum`).
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use axum::response::{IntoResponse, Response};
 
 use crate::contract::{ATTEMPT_HEADER, IDEMPOTENCY_KEY_HEADER, TIME_LEFT_HEADER, parse_idempotency_key};
 
-/// An extractor of the headers that [`Delegation`](crate::discovery::Delegation) sends: which task this is, which attempt, and how
-/// long somebody waits for the response.
+/// An extractor of the headers that [`Delegation`](crate::discovery::Delegation) sends: the task, the attempt, and how long the
+/// caller waits for the response.
 ///
-/// A request without these headers is no error: then there is no key, and it is the first attempt. A header that cannot be read is
-/// answered 400 with a text that names it.
+/// A request without these headers is accepted as a first attempt without a key. For a header that cannot be read, the response
+/// is 400 with a text that names the header.
 ///
 /// ```no_run
 /// use axum::{Json, Router, routing::post};
@@ -31,15 +31,15 @@ use crate::contract::{ATTEMPT_HEADER, IDEMPOTENCY_KEY_HEADER, TIME_LEFT_HEADER, 
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DelegatedTask {
-    /// The same text in all attempts of one task.
+    /// The key that all attempts of a task share.
     pub idempotency_key: Option<String>,
-    /// Number of the attempt, from 1.
+    /// Number of the attempt, starting at 1.
     pub attempt: u32,
-    /// How long the response is waited for, from when the request was sent.
+    /// How long the caller waits for the response, counted from when the request was sent.
     pub time_left: Option<Duration>,
 }
 
-/// Why the headers of a delegated task cannot be read.
+/// The error for a header of a delegated task that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the header {header} has to be {expected}")]
 pub struct DelegatedTaskRejection {
@@ -73,7 +73,7 @@ impl DelegatedTask {
     }
 }
 
-/// Reads a header that may be missing.
+/// Reads an optional header.
 fn field<T>(
     headers: &HeaderMap,
     header: &'static str,

@@ -1,4 +1,4 @@
-//! The URLs of a registry, and which of them to use.
+//! The endpoints of a registry, and the choice between them.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,13 +10,12 @@ use url::{ParseError, Url};
 
 use crate::error::Error;
 
-/// How long an endpoint that failed is left alone while another one answers: twice as long after each failure, up to the
-/// maximum.
+/// Minimum and maximum time for which a failed endpoint is avoided while another one is available. Doubles with each failure.
 const MIN_COOL_DOWN: Duration = Duration::from_secs(30);
 const MAX_COOL_DOWN: Duration = Duration::from_secs(300);
 
-/// Cancelled attempts count against their endpoint once they have waited so long in all: callers that race several requests, or
-/// need only the first answer, cancel the others soon.
+/// Total waiting time after which cancelled attempts count against their endpoint. Callers that race requests, or need only the
+/// first response, cancel the others earlier.
 const MAX_CANCELLED_WAIT: Duration = Duration::from_millis(500);
 
 /// The endpoints of a registry, in order of preference. Clones share their states.
@@ -26,19 +25,19 @@ pub(crate) struct Endpoints {
     states: Arc<Mutex<Vec<State>>>,
 }
 
-/// State of one endpoint.
+/// The state of an endpoint.
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
-    /// When it last failed. `None` if it has answered since.
+    /// When the endpoint last failed. `None` if it has responded since.
     failed_at: Option<Instant>,
-    /// How often it has failed in a row, each time after it was left alone.
+    /// Number of failures in a row, not counting those while the endpoint was avoided.
     failures: u32,
-    /// When it last answered.
+    /// When the endpoint last responded.
     answered_at: Option<Instant>,
     /// How long cancelled attempts have waited since then, and until when that was counted.
     cancelled_wait: Duration,
     counted_until: Option<Instant>,
-    /// Number of attempts under way.
+    /// Number of attempts in flight.
     in_flight: usize,
 }
 
@@ -64,18 +63,18 @@ impl State {
         self.answered_at.is_some_and(|at| at >= moment)
     }
 
-    /// Whether one call may try it again, although another endpoint is up.
+    /// Returns whether one call may try the endpoint again although another one is available.
     fn may_be_tried(&self) -> bool {
         self.in_flight == 0 && self.has_cooled_down()
     }
 }
 
-/// One attempt at one endpoint. Unless its outcome is recorded, it was cancelled, which may count as a failure, too.
+/// An attempt at an endpoint. If it is dropped without an outcome, it was cancelled, which may count as a failure, too.
 pub(crate) struct Attempt<'a> {
     endpoints: &'a Endpoints,
     index: usize,
     began: Instant,
-    /// Whether its response is arriving.
+    /// Whether the response is arriving.
     has_head: AtomicBool,
     is_recorded: bool,
 }
@@ -83,7 +82,7 @@ pub(crate) struct Attempt<'a> {
 impl Endpoints {
     /// Parses one URL, or several separated by commas.
     pub(crate) fn parse(text: &str, has_tls: bool) -> Result<Self, Error> {
-        // A password may have a comma in it.
+        // A password may contain a comma.
         let may_be_secret = text.contains('@');
         let parsed = text.split(',').map(|url| {
             let url = url.trim();
@@ -98,10 +97,10 @@ impl Endpoints {
         &self.urls
     }
 
-    /// Begins an attempt of a call that has tried some endpoints already, at another one if there is one.
+    /// Begins an attempt of a call that has already tried some endpoints. Uses another endpoint if possible.
     ///
-    /// The first endpoint that is up is used. One that failed is tried again after a while, by one call at a time, which has
-    /// time left for another. If all have failed, calls spread over them.
+    /// The first available endpoint is used. A failed one is tried again after a while, by one call at a time, which has time
+    /// left for another endpoint. If all have failed, calls are spread over them.
     pub(crate) fn begin(&self, tried: &[usize]) -> Attempt<'_> {
         let mut states = self.states();
         let untried = |index: &usize| !tried.contains(index);
@@ -122,14 +121,14 @@ impl Endpoints {
         }
     }
 
-    /// Whether an endpoint is left that was not tried, and whether one of those is up.
+    /// Returns whether there is an endpoint that was not tried, and whether such an endpoint is available.
     pub(crate) fn untried(&self, tried: &[usize]) -> (bool, bool) {
         let states = self.states();
         let mut left = states.iter().enumerate().filter(|(index, _)| !tried.contains(index)).peekable();
         (left.peek().is_some(), left.any(|(_, state)| state.is_up()))
     }
 
-    /// Records that an endpoint failed after its response had begun.
+    /// Records that the endpoint failed after its response had begun.
     pub(crate) fn record_failure(&self, index: usize) {
         self.states()[index].fail();
     }
@@ -144,17 +143,17 @@ impl Attempt<'_> {
         self.index
     }
 
-    /// Records that the response is arriving: a caller that cancels it now says nothing about the endpoint.
+    /// Records that the response is arriving, so that cancelling the attempt does not count against the endpoint.
     pub(crate) fn head_arrived(&self) {
         self.has_head.store(true, Ordering::Relaxed);
     }
 
-    /// Records nothing: what is to come decides.
+    /// Records nothing, because a later outcome counts.
     pub(crate) fn undecided(mut self) {
         self.is_recorded = true;
     }
 
-    /// Records a response as a registry gives it.
+    /// Records a response of a registry.
     pub(crate) fn succeeded(mut self) {
         self.is_recorded = true;
         let state = &mut self.endpoints.states()[self.index];
@@ -162,7 +161,7 @@ impl Attempt<'_> {
         (state.answered_at, state.cancelled_wait) = (Some(Instant::now()), Duration::ZERO);
     }
 
-    /// Records a failure of the endpoint. One that did not answer in time has not failed if it has answered others meanwhile.
+    /// Records a failure of the endpoint. A timeout does not count if the endpoint has responded to other requests meanwhile.
     pub(crate) fn failed(mut self, is_timeout: bool) {
         self.is_recorded = true;
         let state = &mut self.endpoints.states()[self.index];
@@ -179,7 +178,7 @@ impl Drop for Attempt<'_> {
         if self.is_recorded || self.has_head.load(Ordering::Relaxed) || state.has_answered_since(self.began) {
             return;
         }
-        // Of attempts at the same time, the time counts once.
+        // The time of simultaneous attempts counts once.
         let now = Instant::now();
         let from = state.counted_until.map_or(self.began, |until| until.max(self.began));
         state.cancelled_wait += now.saturating_duration_since(from);
@@ -190,7 +189,7 @@ impl Drop for Attempt<'_> {
     }
 }
 
-/// A URL as errors and logs show it: a query may carry a key.
+/// Formats a URL for errors and logs, without its query, which may contain a key.
 pub(crate) fn shown(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
@@ -208,11 +207,11 @@ fn parse(text: &str, has_tls: bool) -> Result<Url, String> {
         return Err("it is empty; separate several URLs by single commas".to_owned());
     }
     let url = Url::parse(text).map_err(|error| match error {
-        ParseError::RelativeUrlWithoutBase => "it has to begin with http:// or https://".to_owned(),
+        ParseError::RelativeUrlWithoutBase => "it must begin with http:// or https://".to_owned(),
         error => error.to_string(),
     })?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err("it has to begin with http:// or https://".to_owned());
+        return Err("it must begin with http:// or https://".to_owned());
     }
     if !url.username().is_empty() || url.password().is_some() {
         let why = "it must not carry a user name or a password, which would end up in logs; use `token` or `token_provider`";
@@ -224,7 +223,7 @@ fn parse(text: &str, has_tls: bool) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Names the URL, unless it may carry a password or a key.
+/// Returns an error that names the URL, unless it may contain a password or a key.
 fn invalid(text: &str, may_be_secret: bool, why: &str) -> Error {
     let text = text.split('?').next().unwrap_or_default();
     let shown = match text.rsplit_once('@') {
@@ -232,5 +231,5 @@ fn invalid(text: &str, may_be_secret: bool, why: &str) -> Error {
         None if !may_be_secret && !text.contains('%') => text.to_owned(),
         _ => "…".to_owned(),
     };
-    Error::Config(format!("{shown:?} cannot be a registry's URL: {why}"))
+    Error::Config(format!("{shown:?} is not a valid registry URL: {why}"))
 }

@@ -1,75 +1,75 @@
-//! What can go wrong, told by what the caller can do about it.
+//! Errors, classified by what the caller can do.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::contract::{FieldError, Owner, ValidationError};
 
-/// Shared, so that an error can be given to all who waited for the same answer.
+/// A cause, shared so that several callers can get the same error.
 type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
-/// Why an operation failed.
+/// The reason why an operation failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The client or the agent was set up wrongly. Nothing was sent.
+    /// The client or the agent is configured wrongly. Nothing was sent.
     #[error("{0}")]
     Config(String),
 
-    /// Fields are out of their limits; the registry said so, or it was found before sending.
+    /// Fields are out of their limits. Either the registry refused them, or the client before sending.
     #[error("{detail}{}", list(fields))]
     Invalid {
-        /// What is wrong in general.
+        /// The general problem.
         detail: String,
-        /// The fields that are wrong, all of them.
+        /// All invalid fields.
         fields: Vec<FieldError>,
     },
 
-    /// No connection could be made, or it broke before the answer was complete.
+    /// The connection failed, or broke before the response was complete.
     #[error("the registry at {url} cannot be reached")]
     Unreachable {
-        /// Where it was looked for.
+        /// The URL of the endpoint.
         url: String,
-        /// What happened.
+        /// The cause.
         #[source]
         source: Cause,
     },
 
-    /// No TLS connection could be made: a certificate is not trusted, not valid or for another name, or the endpoint speaks no
-    /// TLS. Trying again does not help, another endpoint may.
-    #[error("no TLS connection to the registry at {url} can be made")]
+    /// The TLS connection failed: the certificate is not trusted, invalid or for another name, or the endpoint does not use
+    /// TLS. A retry does not help, but another endpoint may.
+    #[error("the TLS connection to the registry at {url} failed")]
     Tls {
-        /// Which endpoint.
+        /// The URL of the endpoint.
         url: String,
-        /// What happened.
+        /// The cause.
         #[source]
         source: Cause,
     },
 
-    /// No complete response came in time.
+    /// No complete response arrived in time.
     #[error("the registry at {url} did not answer within {after:.1?}")]
     TimedOut {
-        /// Where it was asked.
+        /// The URL of the endpoint.
         url: String,
-        /// How long was waited.
+        /// How long the client waited.
         after: Duration,
     },
 
     /// The registry cannot serve the request now (408, 425, 429, 500, 502, 503, 504).
-    #[error("the registry cannot serve this now ({status}): {detail}")]
+    #[error("the registry cannot serve the request now ({status}): {detail}")]
     Unavailable {
-        /// The HTTP status.
+        /// The HTTP status code.
         status: u16,
-        /// What it said.
+        /// The registry's message.
         detail: String,
-        /// After which time it asked to be tried again.
+        /// The delay that the registry asked for.
         retry_after: Option<Duration>,
     },
 
     /// The registry does not know the agent.
     #[error("{detail}")]
     NotFound {
-        /// What it said.
+        /// The registry's message.
         detail: String,
     },
 
@@ -78,22 +78,22 @@ pub enum Error {
     Superseded {
         /// What the registry said.
         detail: String,
-        /// The process that owns the id. `None` from a registry that knows no ages: there the newest registration wins.
+        /// The process that owns the id. `None` from a registry that knows no ages, where the newest registration wins.
         owner: Option<Owner>,
     },
 
-    /// The agent was shut down, and sends nothing more.
+    /// The agent was shut down and sends nothing any more.
     #[error("the agent was shut down")]
     ShutDown,
 
-    /// The process itself stood still, so the agent could not be heard within its deadline.
+    /// The process was suspended or blocked past the agent's deadline.
     #[error("no heartbeat could be sent for {silent:?}: the runtime was blocked, or the process suspended")]
     Stalled {
-        /// How long the registry has heard nothing of the agent.
+        /// How long the registry has not heard of the agent.
         silent: Duration,
     },
 
-    /// The work that was given to [`Agent::run_until`](crate::Agent::run_until) failed.
+    /// The work passed to [`Agent::run_until`](crate::Agent::run_until) failed.
     #[error("the agent's own work failed")]
     Work {
         /// The work's own error.
@@ -101,47 +101,47 @@ pub enum Error {
         source: Cause,
     },
 
-    /// The credentials are missing, or not enough (401, 403).
+    /// The credentials are missing or insufficient (401, 403).
     #[error("the registry refused the credentials ({status}): {detail}")]
     Denied {
-        /// The HTTP status.
+        /// The HTTP status code.
         status: u16,
-        /// What it said.
+        /// The message in the response.
         detail: String,
     },
 
-    /// This registry does not have the operation.
-    #[error("this registry cannot do that: it has no {operation}")]
+    /// The registry does not support the operation.
+    #[error("this registry does not support {operation}")]
     Unsupported {
-        /// The method and the path.
+        /// The operation's method and path.
         operation: &'static str,
     },
 
-    /// The answer is not one that the contract knows: a page of HTML, perhaps, or a refusal by something in between.
-    #[error("unexpected answer in place of the registry's ({status}): {detail}")]
+    /// The response does not follow the contract. It may be an HTML page, or a refusal by something in between.
+    #[error("unexpected response ({status}): {detail}")]
     InvalidResponse {
-        /// The HTTP status.
+        /// The HTTP status code.
         status: u16,
-        /// What is wrong with it.
+        /// What is wrong with the response.
         detail: String,
     },
 }
 
-/// What a caller does after an error.
+/// The caller's reaction to an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Tries again a little later, at any endpoint.
+    /// Retry a little later, at any endpoint.
     Retry,
-    /// Tries another endpoint; the same one would fail again.
+    /// Try another endpoint, because the same one would fail again.
     FailOver,
-    /// Takes it as the answer.
+    /// Accept the error as the answer.
     GiveUp,
-    /// Mends the request or the settings first.
+    /// Fix the request or the settings first.
     Refuse,
 }
 
 impl Error {
-    /// What a caller does next: the one place that says so.
+    /// Returns what a caller should do. No other function decides that.
     pub(crate) fn action(&self) -> Action {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Unavailable { .. } => Action::Retry,
@@ -156,7 +156,7 @@ impl Error {
         }
     }
 
-    /// The `error.type` of the spans.
+    /// Returns the `error.type` of spans.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Config(_) => "config",
@@ -176,38 +176,39 @@ impl Error {
         }
     }
 
-    /// Whether the same request may succeed a little later.
+    /// Returns whether the same request may succeed a little later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.action() == Action::Retry
     }
 
-    /// Whether the registry does not know the agent, so that it has to register (again).
+    /// Returns whether the registry does not know the agent, which has to register (again).
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
     }
 
-    /// Whether the registry itself understood the request and refused it for good: trying again is of no use before
-    /// the fields or the credentials are mended. A refusal in any other form than the contract's
-    /// (`application/problem+json`) does not count: it comes from something in between, and may pass.
+    /// Returns whether the registry itself understood the request and refused it for good: a retry is useless until the fields
+    /// or the credentials are fixed. A refusal in any form other than the contract's (`application/problem+json`) does not
+    /// count, because it comes from something in between and may be temporary.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         self.action() == Action::Refuse
     }
 
-    /// Whether somebody may have to mend something before the registry can be watched. A watch tries again all the same.
+    /// Returns whether somebody may have to fix something before the registry can be watched. A watch retries anyway.
     pub(crate) fn refuses_watch(&self) -> bool {
         self.is_refused() || matches!(self, Self::Unsupported { .. })
     }
 
-    /// Whether another process owns the agent's id.
+    /// Returns whether another process owns the agent's id.
     #[must_use]
     pub fn is_superseded(&self) -> bool {
         matches!(self, Self::Superseded { .. })
     }
 
-    /// Whether the endpoint failed, so that another one may do better. One that asks a client to slow down has not failed.
+    /// Returns whether the endpoint failed, so that another one may succeed. An endpoint that asks clients to slow down has not
+    /// failed.
     pub(crate) fn is_endpoint_failure(&self) -> bool {
         match self {
             Self::Unavailable { status, .. } => *status >= 500 || *status == 408,
@@ -215,24 +216,25 @@ impl Error {
         }
     }
 
-    /// Whether the registry could not be asked, so that its last good answer still counts. A refusal is an answer.
+    /// Returns whether the registry could not be reached, so that its last response is still the best information. A refusal is
+    /// a response.
     pub(crate) fn is_outage(&self) -> bool {
         matches!(self.action(), Action::Retry | Action::FailOver)
     }
 
-    /// The error and its causes in one line, for a log or a terminal: the telling part is often in the causes.
+    /// Formats the error and its causes on one line, for a log or a terminal.
     #[must_use]
     pub fn full_message(&self) -> String {
         with_causes(self)
     }
 
-    /// The fields that were wrong.
+    /// Returns the invalid fields.
     #[must_use]
     pub fn fields(&self) -> &[FieldError] {
         if let Self::Invalid { fields, .. } = self { fields } else { &[] }
     }
 
-    /// After which time the registry asked to be tried again, where it did.
+    /// Returns the delay that the registry asked for, if any.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         if let Self::Unavailable { retry_after, .. } = self { *retry_after } else { None }
@@ -245,7 +247,7 @@ impl From<ValidationError> for Error {
     }
 }
 
-/// An error and its causes on one line: libraries keep the telling part in the causes.
+/// Formats an error and its causes on one line, because libraries put the details into the causes.
 pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();

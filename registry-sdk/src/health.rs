@@ -1,4 +1,4 @@
-//! The agent's own health endpoint (feature `axum`): what the registry's probes and orchestrators ask.
+//! The agent's own health endpoint (feature `axum`), which the registry's probes and orchestrators request.
 
 use std::fmt;
 use std::pin::Pin;
@@ -16,13 +16,13 @@ use crate::agent::{Agent, TaskCounter};
 use crate::contract::own_health::health_url;
 use crate::contract::{DEFAULT_HEALTH_PATH, FailedCheck, HealthReport, HealthStatus};
 
-/// How long one check may take. Half of what a registry waits for the whole answer.
+/// Time limit of a check: half of a registry's time limit for the whole response.
 const CHECK_LIMIT: Duration = Duration::from_secs(1);
 
 type Verdict = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 
-/// Answers how the agent is: 200 and `healthy` where all its checks pass, 503 and `unhealthy` with those that failed
-/// where one does not. Without a check it is healthy as long as it answers, until it [drains](Agent::drain).
+/// An agent's health endpoint: responds with 200 and `healthy` if all checks pass, or with 503, `unhealthy` and the failed
+/// checks. Without checks, the agent is healthy until it [drains](Agent::drain).
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
@@ -65,10 +65,11 @@ impl fmt::Debug for HealthEndpoint {
 }
 
 impl HealthEndpoint {
-    /// The endpoint of an agent, at the `health_path` that it registers (`/health` by default). Its uptime counts from now. It does not keep the agent's heartbeat loop alive.
+    /// Creates the endpoint of an agent, at its `health_path` (`/health` by default). Its uptime counts from now. It does not
+    /// keep the agent's heartbeat loop alive.
     #[must_use]
     pub fn new(agent: &Agent) -> Self {
-        // As it arrives in requests: encoded.
+        // The path is encoded, as it arrives in requests.
         let url = health_url("http://agent", agent.registration().health_path.as_deref());
         let path = url.map_or_else(|| DEFAULT_HEALTH_PATH.to_owned(), |url| url.path().to_owned());
         Self {
@@ -80,8 +81,8 @@ impl HealthEndpoint {
         }
     }
 
-    /// Adds a check, which says what is wrong where something is. All checks run side by side at each request; one
-    /// that takes longer than a second has failed.
+    /// Adds a check, which returns what is wrong. All checks run concurrently for each request. A check that takes longer than
+    /// a second fails.
     #[must_use]
     pub fn check<F>(mut self, name: impl Into<String>, check: impl Fn() -> F + Send + Sync + 'static) -> Self
     where
@@ -91,15 +92,15 @@ impl HealthEndpoint {
         self
     }
 
-    /// `GET` of the health path, to be merged into the agent's own router.
+    /// Returns a router with a `GET` of the health path, for merging into the agent's own router.
     pub fn router<S: Clone + Send + Sync + 'static>(self) -> Router<S> {
-        // A path may have segments that begin with a colon, which older versions of axum took for parameters.
+        // A path may have segments that begin with a colon, which older versions of axum treat as parameters.
         Router::new().without_v07_checks().route(&self.path.clone(), get(answer)).with_state(Arc::new(self))
     }
 
-    /// How the agent is now.
+    /// Returns the agent's current health.
     ///
-    /// May be cancelled: so are the checks.
+    /// Cancel safe: the checks are cancelled as well.
     pub async fn health(&self) -> HealthReport {
         let verdicts = self.checks.iter().map(|check| async {
             let late = || format!("no answer within {CHECK_LIMIT:?}");
@@ -113,7 +114,7 @@ impl HealthEndpoint {
         let status = if failed.is_empty() { HealthStatus::Healthy } else { HealthStatus::Unhealthy };
         let mut health = HealthReport::new(status, &self.agent_id);
         health.active_tasks = self.tasks.active();
-        // In milliseconds, as all times here.
+        // The precision of all times is a millisecond.
         let uptime = self.began.elapsed();
         health.uptime =
             uptime.saturating_sub(Duration::from_nanos(u64::from(uptime.subsec_nanos() % 1_000_000)));

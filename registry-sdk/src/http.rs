@@ -1,4 +1,4 @@
-//! The HTTP clients below the transport: how they are set up, and when they are replaced.
+//! The HTTP clients of the transport: their settings and their renewal.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,51 +13,51 @@ use crate::certificates::Certificates;
 use crate::contract::address::is_loopback;
 use crate::error::{Error, with_causes};
 
-/// How long a client is used. A new one makes new connections, and so asks DNS again.
+/// Maximum age of a client. A new one makes new connections, and so resolves names again.
 const MAX_AGE: Duration = Duration::from_secs(300);
 
-/// The same if a request failed. Not at once, since a new client may read the system's certificates again.
+/// Maximum age of a client after a failed request. Not zero, because a new client may read the system's certificates again.
 const MIN_AGE: Duration = Duration::from_secs(10);
 
-/// How long an idle connection is kept: less than the server keeps it, so that a request never takes one that the server is
-/// just closing.
+/// How long idle connections are kept: shorter than on the server, so that no request uses a connection that the server is
+/// closing.
 const MAX_IDLE: Duration = Duration::from_secs(60);
 
-/// The same for agents, whose servers may be of any kind: gunicorn keeps connections for 2 s, uvicorn and Node for 5 s.
+/// The same for agents, with servers of any kind: gunicorn keeps connections for 2 s, uvicorn and Node for 5 s.
 const MAX_IDLE_AGENT: Duration = Duration::from_secs(1);
 
-/// How many redirects of a request are followed.
+/// Maximum number of redirects of a request.
 const MAX_REDIRECTS: usize = 5;
 
-/// Settings of the HTTP clients.
+/// The settings of the HTTP clients.
 #[derive(Clone, Default)]
 pub(crate) struct HttpSettings {
     pub(crate) connect_timeout: Duration,
     pub(crate) proxy: ProxySetting,
     #[cfg(feature = "tls")]
     pub(crate) certificates: Certificates,
-    /// A client of the user's own, which is taken as it is.
+    /// The user's own client, used unchanged.
     pub(crate) client: Option<reqwest::Client>,
     pub(crate) purpose: Purpose,
 }
 
-/// What requests are sent for, which decides which redirects are followed.
+/// The purpose of requests, which decides which redirects are followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// Calls to the registry: no redirect is followed.
+    /// Calls to the registry: no redirects are followed.
     #[default]
     Calls,
-    /// Tasks of agents: redirects to the same origin that keep the method and the body.
+    /// Tasks of agents: redirects within the same origin that keep the method and the body are followed.
     Tasks,
-    /// Documents of agents, which are only read: all redirects to the same origin.
+    /// Documents of agents, which are only read: all redirects within the same origin are followed.
     #[cfg(feature = "a2a")]
     Documents,
 }
 
-/// Which proxy requests go through. Those to loopback addresses never go through one.
+/// The proxy for requests. Requests to loopback addresses never use one.
 #[derive(Clone, Default)]
 pub(crate) enum ProxySetting {
-    /// The one that `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` name.
+    /// The proxy in `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`.
     #[default]
     Environment,
     None,
@@ -65,27 +65,27 @@ pub(crate) enum ProxySetting {
 }
 
 impl ProxySetting {
-    /// A proxy's URL, which may carry a user name and a password: so no error repeats it.
+    /// Parses a proxy's URL. It may contain a user name and a password, so no error repeats it.
     pub(crate) fn fixed(url: &str) -> Result<Self, Error> {
         let parsed = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
         let proxy = parsed.and_then(|url| reqwest::Proxy::all(url).ok());
-        proxy.map(|proxy| Self::Fixed(Box::new(proxy))).ok_or_else(|| {
-            Error::Config("the proxy's URL has to be one such as http://proxy:3128".to_owned())
-        })
+        proxy
+            .map(|proxy| Self::Fixed(Box::new(proxy)))
+            .ok_or_else(|| Error::Config("the proxy's URL must have the form http://proxy:3128".to_owned()))
     }
 }
 
-/// Gives out HTTP clients. Clones share them.
+/// A pool of HTTP clients. Clones share them.
 ///
-/// The system's certificates are read only for `https`, so that plain `http` needs none; and a proxy is set up only for
-/// addresses beyond loopback. So there is a client for each combination, made when it is first needed.
+/// There is one client for each combination of settings, created when it is first needed. The system's certificates are read
+/// only for `https`, so plain `http` works without any. A proxy is set up only for addresses beyond loopback.
 #[derive(Clone)]
 pub(crate) struct HttpClients {
     settings: Arc<HttpSettings>,
     made: Arc<[Mutex<Option<Made>>; 4]>,
 }
 
-/// A client, when it was made, and whether a request failed since.
+/// A client, when it was created, and whether a request has failed since.
 struct Made {
     client: reqwest::Client,
     at: Instant,
@@ -93,7 +93,7 @@ struct Made {
 }
 
 impl fmt::Debug for HttpClients {
-    /// Shows nothing of the settings: a proxy's URL may carry a password.
+    /// Omits the settings, because a proxy's URL may contain a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpClients").finish_non_exhaustive()
     }
@@ -104,13 +104,13 @@ impl HttpClients {
         Self { settings: Arc::new(settings), made: Arc::default() }
     }
 
-    /// The same settings for requests to agents, whose paths may redirect within an agent. A client of the user's own is not for
-    /// them: its default headers may be credentials, and its time-out is that of calls to the registry.
+    /// Returns clients with the same settings for requests to agents, which may redirect. Does not use the user's own client:
+    /// its default headers may contain credentials, and its timeout is that of calls to the registry.
     pub(crate) fn for_agents(&self) -> Self {
         self.for_purpose(Purpose::Tasks)
     }
 
-    /// The same for the documents of agents.
+    /// Returns clients with the same settings for documents of agents.
     #[cfg(feature = "a2a")]
     pub(crate) fn for_documents(&self) -> Self {
         self.for_purpose(Purpose::Documents)
@@ -121,12 +121,12 @@ impl HttpClients {
         Self::new(HttpSettings { purpose, client: None, ..settings })
     }
 
-    /// A client of the user's own for all URLs.
+    /// Creates a pool that uses the user's own client for all URLs.
     pub(crate) fn fixed(client: reqwest::Client) -> Self {
         Self::new(HttpSettings { client: Some(client), ..HttpSettings::default() })
     }
 
-    /// The client for a URL.
+    /// Returns the client for a URL.
     pub(crate) fn for_url(&self, url: &Url) -> Result<reqwest::Client, Error> {
         if let Some(client) = &self.settings.client {
             return Ok(client.clone());
@@ -138,7 +138,7 @@ impl HttpClients {
         }
         let client = match (self.settings.build(needs), made.as_ref()) {
             (Ok(client), _) => client,
-            // Perhaps the certificates are just being replaced.
+            // The certificate files may just be being replaced.
             (Err(error), Some(made)) => {
                 tracing::warn!(%error, "cannot renew the HTTP client, going on with the previous one");
                 made.client.clone()
@@ -149,7 +149,7 @@ impl HttpClients {
         Ok(client)
     }
 
-    /// Makes new connections for the next request to a URL, because the last one failed.
+    /// Makes the next request to a URL use new connections, because the last one failed.
     pub(crate) fn renew(&self, url: &Url) {
         if let Some(made) = &mut *self.made(Needs::of(url)) {
             made.has_failed = true;
@@ -162,11 +162,11 @@ impl HttpClients {
     }
 }
 
-/// What requests to a URL need of their client.
+/// The properties of a URL on which its client depends.
 #[derive(Clone, Copy)]
 struct Needs {
     tls: bool,
-    /// Whether they may go through a proxy.
+    /// Whether requests may use a proxy.
     proxy: bool,
 }
 
@@ -203,7 +203,7 @@ impl HttpSettings {
         };
         #[cfg(feature = "tls")]
         {
-            // Trusting nobody spares reading the system's certificates.
+            // With an empty list, the system's certificates are not read.
             builder = if needs.tls { self.certificates.add_to(builder)? } else { builder.tls_certs_only([]) };
         }
         builder.build().map_err(|error| {
@@ -213,7 +213,7 @@ impl HttpSettings {
     }
 }
 
-/// Follows the redirects with some statuses that do not send the request to somebody else.
+/// Follows redirects with certain statuses within the same origin.
 fn same_origin(is_followed: fn(u16) -> bool) -> redirect::Policy {
     redirect::Policy::custom(move |attempt| {
         let is_same = attempt.previous().iter().all(|url| url.origin() == attempt.url().origin());
@@ -225,18 +225,18 @@ fn same_origin(is_followed: fn(u16) -> bool) -> redirect::Policy {
     })
 }
 
-/// Why a body was not read to its end. What had arrived by then is in it.
+/// Why a body could not be read, with the part that had arrived.
 pub(crate) enum Unread {
-    /// It is longer than the limit.
+    /// The body is longer than the limit.
     TooLong(Vec<u8>),
-    /// It did not end in time.
+    /// The body did not end in time.
     Late(Vec<u8>),
     /// The connection broke.
     Broken(Vec<u8>, reqwest::Error),
 }
 
 impl Unread {
-    /// What had arrived.
+    /// Returns the part that had arrived.
     pub(crate) fn into_part(self) -> Vec<u8> {
         match self {
             Self::TooLong(part) | Self::Late(part) | Self::Broken(part, _) => part,
@@ -244,7 +244,7 @@ impl Unread {
     }
 }
 
-/// Reads a body of at most so many bytes, until a deadline.
+/// Reads a body up to a length and a deadline.
 pub(crate) async fn read_bounded(
     mut response: reqwest::Response,
     max: usize,

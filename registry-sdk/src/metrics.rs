@@ -1,8 +1,8 @@
-//! What the SDK counts, for whoever records it (feature `metrics`). The crate's documentation lists it.
+//! The SDK's metrics (feature `metrics`). The crate's documentation lists them.
 
 use crate::error::Error;
 
-/// A registration was sent.
+/// Counts a registration.
 pub(crate) fn registration_sent<T>(outcome: &Result<T, Error>) {
     count(
         "agent_registry_sdk_registrations_total",
@@ -14,7 +14,7 @@ pub(crate) fn registration_sent<T>(outcome: &Result<T, Error>) {
     );
 }
 
-/// A heartbeat was sent.
+/// Counts a heartbeat.
 pub(crate) fn heartbeat_sent<T>(outcome: &Result<T, Error>) {
     count(
         "agent_registry_sdk_heartbeats_total",
@@ -35,32 +35,32 @@ fn count(name: &'static str, outcome: &'static str) {
 #[cfg(not(feature = "metrics"))]
 fn count(_: &'static str, _: &'static str) {}
 
-/// A delegation ended.
+/// Counts the end of a delegation.
 pub(crate) fn task_ended(outcome: &'static str) {
     count("agent_registry_sdk_tasks_total", outcome);
 }
 
-/// An attempt of a delegation ended.
+/// Counts the end of a delegation's attempt.
 pub(crate) fn attempt_ended(outcome: &'static str) {
     count("agent_registry_sdk_attempts_total", outcome);
 }
 
-/// A task goes to another agent, after an attempt that failed.
+/// Counts a failover to another agent.
 pub(crate) fn failed_over() {
     increment("agent_registry_sdk_failovers_total");
 }
 
-/// An agent was ejected.
+/// Counts the ejection of an agent.
 pub(crate) fn ejected() {
     increment("agent_registry_sdk_ejections_total");
 }
 
-/// A further attempt was not made, because the retry budget is used up.
+/// Counts an attempt that was not made because the retry budget was exhausted.
 pub(crate) fn retry_budget_exhausted() {
     increment("agent_registry_sdk_retry_budget_exhausted_total");
 }
 
-/// A call is about to be repeated.
+/// Counts a retry of a call.
 pub(crate) fn retried() {
     increment("agent_registry_sdk_retries_total");
 }
@@ -73,7 +73,7 @@ fn increment(name: &'static str) {
 #[cfg(not(feature = "metrics"))]
 fn increment(_: &'static str) {}
 
-/// The agent's state has changed to the one of this name.
+/// Records the agent's state by name.
 #[cfg_attr(not(feature = "metrics"), expect(unused_variables, reason = "nobody records it"))]
 pub(crate) fn state_changed(agent_id: &str, current: &str) {
     #[cfg(feature = "metrics")]

@@ -1,4 +1,4 @@
-//! Watching the registry's statistics, with alerts.
+//! Monitoring of the registry's statistics, with alerts.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,47 +13,48 @@ use crate::contract::{RegistryStats, limits};
 use crate::error::Error;
 use crate::query::SearchQuery;
 
-/// How many alerts a slow subscriber may fall behind before it loses the oldest.
+/// Number of alerts that a slow subscriber may fall behind before it loses the oldest.
 const BACKLOG: usize = 256;
 
-/// What is watched for.
+/// A condition that a [`StatsMonitor`] checks.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum AlertRule {
-    /// More agents are offline than this share of those that are active.
+    /// The ratio of offline to active agents exceeds this value.
     OfflineAbove(f64),
-    /// The registry does not answer.
+    /// The registry does not respond.
     Unreachable,
-    /// An agent is not registered, or not healthy.
+    /// The agent with this id is not registered or not healthy.
     AgentMissing(String),
-    /// Fewer healthy agents than that can do something.
+    /// There are too few healthy agents with a capability.
     TooFew {
-        /// What they have to be able to do, in words that are searched for.
+        /// The words that are searched for.
         capability: String,
-        /// How many there have to be.
+        /// Minimum number of healthy agents.
         at_least: usize,
     },
 }
 
-/// What a rule found, when that changed.
+/// A report that a rule was broken, or that it holds again.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Alert {
     /// The rule.
     pub rule: AlertRule,
-    /// When it began.
+    /// When the alert began.
     pub started_at: SystemTime,
-    /// When it was over; `None` where it has just begun.
+    /// When the alert ended; `None` if it has just begun.
     pub cleared_at: Option<SystemTime>,
-    /// What was found, in words.
+    /// A description of the situation.
     pub detail: String,
-    /// The registry's figures at that moment; `None` where it did not answer.
+    /// The registry's statistics at that moment; `None` if it did not respond.
     pub stats: Option<RegistryStats>,
 }
 
-/// Asks a registry for its statistics every so often, and tells when a rule is broken and when it holds again.
+/// A background task that reads a registry's statistics at an interval, and reports when a rule is broken and when it holds
+/// again.
 ///
-/// It begins at once and wakes once an interval. It ends by [`StatsMonitor::stop`], or when it is dropped.
+/// The first check is immediate. The monitor ends with [`StatsMonitor::stop`], or when it is dropped.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
@@ -75,9 +76,9 @@ pub struct Alert {
 /// ```
 #[derive(Debug)]
 pub struct StatsMonitor {
-    /// Tells the loop to end.
+    /// Tells the task to end.
     stop: DropGuard,
-    /// Tells when it has.
+    /// Signals that the task has ended.
     task: JoinHandle<()>,
     alerts: broadcast::Sender<Alert>,
     stats: watch::Receiver<Option<RegistryStats>>,
@@ -85,7 +86,7 @@ pub struct StatsMonitor {
 
 type Callback = Arc<dyn Fn(&Alert) + Send + Sync>;
 
-/// Sets up a [`StatsMonitor`].
+/// A builder of a [`StatsMonitor`].
 pub struct StatsMonitorBuilder {
     client: RegistryClient,
     interval: Duration,
@@ -105,14 +106,14 @@ impl std::fmt::Debug for StatsMonitorBuilder {
 }
 
 impl StatsMonitorBuilder {
-    /// How often to ask. Default: 30 s.
+    /// Sets the interval of the checks. Default: 30 s.
     #[must_use]
     pub fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval.max(Duration::from_millis(1));
         self
     }
 
-    /// Adds a rule to the default one, that offline agents are up to 30 % of the active ones.
+    /// Adds a rule to the default one, which limits offline agents to 30 % of the active ones.
     #[must_use]
     pub fn rule(mut self, rule: AlertRule) -> Self {
         self.rules.push(rule);
@@ -126,25 +127,25 @@ impl StatsMonitorBuilder {
         self
     }
 
-    /// How often in a row a rule has to be broken before there is an alert, and how often it has to hold
-    /// before that is over, so that alerts do not flap. Default: 2 and 2.
+    /// Sets how many times in a row a rule has to be broken before an alert begins, and to hold before the alert ends, so that
+    /// alerts do not flap. Default: 2 and 2.
     #[must_use]
     pub fn hysteresis(mut self, raise_after: u32, clear_after: u32) -> Self {
         (self.raise_after, self.clear_after) = (raise_after.max(1), clear_after.max(1));
         self
     }
 
-    /// Calls a function for every alert, in the monitor's task: it must not block.
+    /// Sets a function that is called for every alert. It runs in the monitor's task and must not block.
     #[must_use]
     pub fn on_alert(mut self, callback: impl Fn(&Alert) + Send + Sync + 'static) -> Self {
         self.callback = Some(Arc::new(callback));
         self
     }
 
-    /// Starts it.
+    /// Starts the monitor.
     ///
     /// # Panics
-    /// Outside of a Tokio runtime.
+    /// If called outside of a Tokio runtime.
     #[must_use]
     pub fn start(self) -> StatsMonitor {
         let stop = CancellationToken::new();
@@ -165,7 +166,7 @@ impl StatsMonitorBuilder {
 }
 
 impl StatsMonitor {
-    /// A monitor of a registry, with the default rule.
+    /// Returns a builder with the default rule.
     #[must_use]
     pub fn builder(client: RegistryClient) -> StatsMonitorBuilder {
         StatsMonitorBuilder {
@@ -178,33 +179,33 @@ impl StatsMonitor {
         }
     }
 
-    /// The alerts from now on. Ends with the monitor.
+    /// Returns a receiver of alerts from now on. It closes when the monitor ends.
     #[must_use]
     pub fn alerts(&self) -> broadcast::Receiver<Alert> {
         self.alerts.subscribe()
     }
 
-    /// The latest figures; `None` until there are some, and while the registry does not answer.
+    /// Returns a receiver of the latest statistics; `None` until the first response, and while the registry does not respond.
     #[must_use]
     pub fn stats(&self) -> watch::Receiver<Option<RegistryStats>> {
         self.stats.clone()
     }
 
-    /// Ends it; a round that is under way is dropped.
+    /// Stops the monitor. A check in progress is cancelled.
     pub async fn stop(self) {
         let Self { stop, task, alerts, .. } = self;
         drop((stop, alerts));
-        // A callback that panicked has ended it as well.
+        // A callback that panicked has ended the task as well.
         let _ = task.await;
     }
 }
 
-/// State of one rule.
+/// The progress of a rule.
 #[derive(Debug, Default)]
 struct RuleState {
-    /// Number of rounds in a row that found otherwise than was last reported.
+    /// Number of checks in a row that contradict the last report.
     contrary_rounds: u32,
-    /// Since when the rule is reported as broken.
+    /// When the reported alert began.
     broken_since: Option<SystemTime>,
 }
 
@@ -219,7 +220,7 @@ struct MonitorTask {
     stats: watch::Sender<Option<RegistryStats>>,
 }
 
-/// What one round found of a rule, in words: that it holds, or (`Err`) that it is broken. `None` if that is unknown.
+/// The result of a rule's check with its description: `Ok` if it holds, `Err` if it is broken, `None` if that is unknown.
 type Finding = Option<Result<String, String>>;
 
 impl MonitorTask {
@@ -250,7 +251,7 @@ impl MonitorTask {
     async fn check(&self, rule: &AlertRule, stats: &Result<RegistryStats, Error>) -> Finding {
         let finding = match (rule, stats) {
             (AlertRule::Unreachable, Err(error)) => Err(error.to_string()),
-            (AlertRule::Unreachable, Ok(_)) => Ok("the registry answers".to_owned()),
+            (AlertRule::Unreachable, Ok(_)) => Ok("the registry responds".to_owned()),
             (AlertRule::OfflineAbove(share), Ok(stats)) => {
                 let (offline, active) = (stats.offline_agents, stats.active_agents);
                 let detail = format!("{offline} agents are offline, {active} are active");
@@ -275,7 +276,7 @@ impl MonitorTask {
         Some(finding)
     }
 
-    /// Counts a finding, and reports it once it was the same often enough.
+    /// Counts a result, and reports it if it was the same often enough.
     fn apply(&mut self, index: usize, finding: &Result<String, String>, stats: Option<RegistryStats>) {
         let (raise_after, clear_after) = (self.raise_after, self.clear_after);
         let Some((rule, progress)) = self.rules.get_mut(index) else { return };
@@ -307,7 +308,7 @@ impl MonitorTask {
         if let Some(callback) = &self.callback {
             callback(alert);
         }
-        // There may be no subscriber.
+        // Sending fails if there is no subscriber.
         let _ = self.alerts.send(alert.clone());
     }
 }

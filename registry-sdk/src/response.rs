@@ -1,4 +1,4 @@
-//! Responses: reading the contract's JSON, and the errors that failures become.
+//! Responses: reading the contract's JSON, and the errors of failed requests.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,28 +13,28 @@ use crate::contract::problem::UNKNOWN_PATH_DETAIL;
 use crate::contract::{FieldError, HealthStatus, Owner, STALE_HEADER, ServerHealth, cut};
 use crate::error::Error;
 
-/// How much of an answer that makes no sense is quoted.
+/// Maximum length of the quote from an invalid response.
 const QUOTED: usize = 200;
 
 /// Maximum length of an error's text in bytes.
 const MAX_DETAIL: usize = 2_000;
 
-/// How the response to a request is read, and what a 404 means.
+/// The kind of a request, which decides how its response is read and what a 404 means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A record at a path that every registry has: a 404 comes from something in between.
+    /// A record at a path that every registry has, so a 404 comes from something in between.
     Record,
-    /// Many records, at such a path.
+    /// A list of records at such a path.
     List,
-    /// A record of an agent that may be unknown. A 404 that is a page comes from something in between.
+    /// A record of an agent, which may be unknown. A 404 with an HTML page comes from something in between.
     OfAgent,
-    /// A heartbeat: whatever a 404 looks like, the agent registers again.
+    /// A heartbeat. After any 404 the agent registers again.
     Heartbeat,
-    /// An operation, by its method and path in the contract, that not every registry has.
+    /// An optional operation of registries, by method and path in the contract.
     Optional(&'static str),
 }
 
-/// A response that was read to its end.
+/// A complete response.
 #[derive(Debug)]
 pub(crate) struct ApiResponse {
     pub(crate) status: u16,
@@ -43,12 +43,12 @@ pub(crate) struct ApiResponse {
 }
 
 impl ApiResponse {
-    /// Reads the body as JSON of the contract.
+    /// Decodes the body as JSON of the contract.
     pub(crate) fn decode<T: DeserializeOwned>(&self) -> Result<T, Error> {
         serde_json::from_slice(&self.body).map_err(|error| self.invalid(error))
     }
 
-    /// The body's fields, whatever they are: none if it is empty, or JSON but no object.
+    /// Decodes the body's fields without a schema. Returns none if the body is empty, or JSON other than an object.
     pub(crate) fn fields(&self) -> Result<Map<String, Value>, Error> {
         if self.body.trim_ascii().is_empty() && self.may_be_empty() {
             return Ok(Map::new());
@@ -59,25 +59,25 @@ impl ApiResponse {
         }
     }
 
-    /// How old it was when it was sent: see [`STALE_HEADER`]. Anything above nothing says that the registry cannot be asked for
-    /// the present answer, also in the first second.
+    /// Returns the age of the response when it was sent: see [`STALE_HEADER`]. It is above zero, even within the first second,
+    /// if the registry answered from memory.
     pub(crate) fn age(&self) -> Duration {
         let Some(value) = self.headers.get(STALE_HEADER) else { return Duration::ZERO };
         let seconds = value.to_str().ok().and_then(|text| text.trim().parse().ok()).unwrap_or_default();
         Duration::try_from_secs_f64(seconds).unwrap_or_default().max(Duration::from_millis(1))
     }
 
-    /// The cursor in a `Link: <?…&cursor=…>; rel="next"` header (RFC 8288), whatever stands before its query.
+    /// Returns the cursor in a `Link: <?…&cursor=…>; rel="next"` header (RFC 8288). Only the query of the target matters.
     pub(crate) fn next_cursor(&self) -> Option<String> {
         let links = self.headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
         let next = links.flat_map(|value| value.split(',')).find(|link| link.contains("rel=\"next\""))?;
         let (target, _) = next.trim().strip_prefix('<')?.split_once('>')?;
-        // The target may be relative; only its query is wanted.
+        // The target may be relative.
         let target = Url::parse("http://registry").ok()?.join(target).ok()?;
         target.query_pairs().find(|(name, _)| name == "cursor").map(|(_, cursor)| cursor.into_owned())
     }
 
-    /// An empty 200 is more likely cut off than meant so.
+    /// An empty 200 is more likely truncated than intended.
     pub(crate) fn may_be_empty(&self) -> bool {
         matches!(self.status, 201 | 202 | 204)
     }
@@ -86,8 +86,7 @@ impl ApiResponse {
         Error::InvalidResponse { status: self.status, detail: format!("{why} in {}", quote(&self.body)) }
     }
 
-    /// The error that the body is, if it has the contract's own form. All of RFC 9457's members may be missing, or of a form
-    /// that is not known.
+    /// Decodes an error in the contract's form. All members of RFC 9457 may be missing or malformed.
     fn problem(&self) -> Option<Refusal> {
         let kind = self.headers.get(CONTENT_TYPE)?.to_str().ok()?;
         let is_problem = kind
@@ -107,7 +106,7 @@ impl ApiResponse {
     }
 }
 
-/// The members of a problem that are read (RFC 9457).
+/// The members of a problem (RFC 9457) that are read.
 #[derive(Default)]
 struct Refusal {
     detail: Option<String>,
@@ -116,16 +115,16 @@ struct Refusal {
     owner: Option<Owner>,
 }
 
-/// The error that a response without success means.
+/// Returns the error for a response that is not a success.
 pub(crate) fn failure(status: StatusCode, response: &ApiResponse, kind: Kind) -> Error {
     let problem = response.problem();
     let is_own = problem.is_some();
     let Refusal { detail, title, errors: fields, owner } = problem.unwrap_or_default();
     let detail = shorten(detail.or(title).unwrap_or_else(|| plain_detail(&response.body)));
     let code = status.as_u16();
-    // Our own server says so of a path that it does not know.
+    // This project's server describes an unknown path like this.
     let is_unknown_path = code == 404 && is_own && detail.starts_with(UNKNOWN_PATH_DETAIL);
-    // A server without the operation knows no such path.
+    // A server without the operation does not know its path.
     if let Kind::Optional(operation) = kind
         && (matches!(code, 405 | 501) || is_unknown_path || code == 404 && !is_own)
     {
@@ -143,7 +142,7 @@ pub(crate) fn failure(status: StatusCode, response: &ApiResponse, kind: Kind) ->
     }
 }
 
-/// Whether a 404 says that the agent is unknown.
+/// Returns whether a 404 means that the agent is unknown.
 fn is_not_found(kind: Kind, is_own: bool, body: &[u8]) -> bool {
     let is_json = matches!(body.trim_ascii_start().first(), None | Some(b'{' | b'[' | b'"'));
     match kind {
@@ -154,13 +153,13 @@ fn is_not_found(kind: Kind, is_own: bool, body: &[u8]) -> bool {
     }
 }
 
-/// Cuts off what nobody would read: an error stands in log lines, and is kept in states.
+/// Truncates a text, because errors are logged and kept in states.
 fn shorten(mut text: String) -> String {
     text.truncate(cut(&text, MAX_DETAIL).len());
     text
 }
 
-/// What an error of another service says. FastAPI writes the detail alone, a text or a list.
+/// Returns the message of an error of another service. FastAPI sends only a `detail`, which is a text or a list.
 fn plain_detail(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Plain {
@@ -169,7 +168,7 @@ fn plain_detail(body: &[u8]) -> String {
     if serde_json::from_slice::<ServerHealth>(body)
         .is_ok_and(|health| health.status == HealthStatus::Unhealthy)
     {
-        return "it says that it is unhealthy: its database does not answer, perhaps".to_owned();
+        return "it reports itself unhealthy; its database may not be responding".to_owned();
     }
     match serde_json::from_slice::<Plain>(body) {
         Ok(Plain { detail: Value::String(text) }) => text,
@@ -178,7 +177,7 @@ fn plain_detail(body: &[u8]) -> String {
     }
 }
 
-/// The header in either of its forms: seconds, or an HTTP date (RFC 9110, section 10.2.3).
+/// Parses the header in either of its forms: seconds, or an HTTP date (RFC 9110, section 10.2.3).
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = value.parse() {
@@ -188,7 +187,7 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(date.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
-/// The beginning of a body, fit to stand in a log line.
+/// Quotes the beginning of a body on one line.
 fn quote(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(&body[..body.len().min(QUOTED)]);
     if body.is_empty() { "an empty body".to_owned() } else { format!("{text:?}") }
@@ -213,9 +212,9 @@ mod tests {
         assert_eq!(read("soon"), None);
     }
 
-    /// Servers have sent the whole path, and only the query since.
+    /// Servers have sent the whole path, and later only the query.
     #[test]
-    fn next_cursor_is_read_whatever_form_the_link_has() {
+    fn next_cursor_is_read_from_every_form_of_link() {
         let read = |link: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(LINK, link.parse().unwrap());

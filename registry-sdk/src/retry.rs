@@ -1,4 +1,4 @@
-//! How often calls are tried, and how long apart.
+//! Retries: the number of attempts and the delays between them.
 
 use std::time::Duration;
 
@@ -6,20 +6,20 @@ use tokio::time::Instant;
 
 use crate::error::{Action, Error};
 
-/// No attempt at one of several endpoints is shorter than this, if the whole limit is not.
+/// Minimum time limit of an attempt at one of several endpoints, unless the whole limit is shorter.
 const MIN_ATTEMPT: Duration = Duration::from_millis(100);
 
-/// The moment so much later. Durations that reach beyond what the clock can count are as good as for ever.
+/// Returns the moment this much later. Durations beyond the clock's range count as forever.
 pub(crate) fn deadline_after(now: Instant, duration: Duration) -> Instant {
     const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 86_400);
     now.checked_add(duration).unwrap_or_else(|| now + FOR_EVER)
 }
 
-/// Delays that grow from one failure to the next, with full jitter: each is drawn between nothing and its maximum, so that the
-/// clients of a registry that was restarted do not all come back at once (Marc Brooker, "Exponential Backoff And Jitter", AWS
-/// Architecture Blog, 2015). A `Retry-After` is obeyed, up to the largest delay.
+/// A backoff with full jitter: each delay is drawn between zero and a maximum that grows with each failure, so that the clients
+/// of a restarted registry do not all return at once (Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog,
+/// 2015). A `Retry-After` is obeyed, up to the maximum delay.
 ///
-/// The one implementation: calls, the agent's loop, the cache and the watch use it.
+/// Calls, the agent's loop, the cache and the watch all use this implementation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Backoff {
     pub(crate) min_delay: Duration,
@@ -28,10 +28,10 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// A delay before the next attempt, after this number of earlier failures and one more.
+    /// Returns the delay after a failure that follows this many earlier failures.
     pub(crate) fn delay(&self, failures: u32, retry_after: Option<Duration>) -> Duration {
         let drawn = self.largest(failures).mul_f64(fastrand::f64());
-        // The drawn delay is added, so that clients that were told the same do not come back at the same moment.
+        // A random delay is added, so that clients with the same `Retry-After` do not return at the same moment.
         retry_after.map_or(drawn, |asked| asked.saturating_add(drawn).min(self.max_delay))
     }
 
@@ -42,14 +42,14 @@ impl Backoff {
     }
 }
 
-/// How calls are repeated, if that is safe and useful: after a failed connection, a timeout, and the
-/// statuses 408, 425, 429, 500, 502, 503 and 504.
+/// How calls are retried. A call is retried if that is safe and useful: after a failed connection, a timeout, and the statuses
+/// 408, 425, 429, 500, 502, 503 and 504.
 ///
-/// Delays grow by a factor, each is drawn at random between nothing and its maximum ("full jitter"), and a `Retry-After` is
-/// obeyed up to `max_delay`. If another endpoint is up, the call goes there at once instead.
+/// Each delay is random, between zero and a maximum that grows by a factor ("full jitter"). A `Retry-After` is obeyed up to
+/// `max_delay`. If another endpoint is available, the call fails over to it without a delay.
 ///
-/// A call that may be repeated has time for two attempts, and for one at each endpoint: each takes no longer than its share of
-/// the `time_limit`.
+/// A repeatable call has time for two attempts, and for one at each endpoint: no attempt takes longer than its share of the
+/// `time_limit`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -64,14 +64,15 @@ pub struct RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// For an agent that starts: three attempts, up to 1 s and 2 s apart, without a time limit.
+    /// Returns a policy for agents that start: three attempts, with delays of up to 1 s and 2 s, without a time limit.
     #[must_use]
     pub const fn registration() -> Self {
         let (min_delay, max_delay) = (Duration::from_secs(1), Duration::from_secs(5));
         Self { attempts: 3, backoff: Backoff { min_delay, max_delay, factor: 2.0 }, time_limit: None }
     }
 
-    /// For a caller that waits for the response: three attempts, up to 100 ms and 200 ms apart, 12 s in all.
+    /// Returns a policy for callers that wait for the response: three attempts, with delays of up to 100 ms and 200 ms, within
+    /// 12 s.
     #[must_use]
     pub const fn discovery() -> Self {
         let (min_delay, max_delay) = (Duration::from_millis(100), Duration::from_secs(1));
@@ -79,13 +80,13 @@ impl RetryPolicy {
         Self { attempts: 3, backoff: Backoff { min_delay, max_delay, factor: 2.0 }, time_limit }
     }
 
-    /// One attempt, without a time limit but the attempt's own.
+    /// Returns a policy with a single attempt, limited only by the attempt's own timeout.
     #[must_use]
     pub const fn none() -> Self {
         Self { attempts: 1, time_limit: None, ..Self::discovery() }
     }
 
-    /// Sets the largest number of attempts; at least one. More than one means at least one at each endpoint.
+    /// Sets the maximum number of attempts, at least one. More than one means at least one at each endpoint.
     #[must_use]
     pub const fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = if attempts == 0 { 1 } else { attempts };
@@ -99,7 +100,7 @@ impl RetryPolicy {
         self
     }
 
-    /// Sets the maximum of any delay, also of one that the registry asks for.
+    /// Sets the maximum of all delays, including those that the registry asks for.
     #[must_use]
     pub const fn max_delay(mut self, delay: Duration) -> Self {
         self.backoff.max_delay = delay;
@@ -113,20 +114,20 @@ impl RetryPolicy {
         self
     }
 
-    /// Sets how long a call may take in all, delays included, until its response arrives. A long response that is
-    /// arriving is not cut off: see [`RegistryClientBuilder::timeout`](crate::RegistryClientBuilder::timeout).
+    /// Sets the time limit of a call, including delays, until its response arrives. A long response that is arriving is not cut
+    /// off: see [`RegistryClientBuilder::timeout`](crate::RegistryClientBuilder::timeout).
     #[must_use]
     pub const fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = Some(limit);
         self
     }
 
-    /// The same policy for a call that has to be over within a limit, and goes on at another endpoint if there is one.
+    /// Returns the same policy for a call with a time limit that fails over to other endpoints.
     pub(crate) fn within(&self, limit: Duration) -> Self {
         Self { attempts: self.attempts.max(2), time_limit: Some(limit), ..self.clone() }
     }
 
-    /// Begins a call: its time counts from now, and is enough for each of the endpoints.
+    /// Begins a call. Its time starts now, and suffices for all endpoints.
     pub(crate) fn begin(&self, attempt_timeout: Duration, endpoints: usize) -> Attempts {
         let deadline = self.time_limit.map(|limit| deadline_after(Instant::now(), limit));
         let endpoints = u32::try_from(endpoints).unwrap_or(u32::MAX);
@@ -134,7 +135,7 @@ impl RetryPolicy {
         let attempt_timeout =
             self.time_limit.map_or(attempt_timeout, |limit| attempt_timeout.min(limit / share));
         Attempts {
-            // At least one at each endpoint.
+            // At least one attempt at each endpoint.
             left: if self.attempts > 1 { self.attempts.max(endpoints) - 1 } else { 0 },
             failures: 0,
             backoff: self.backoff,
@@ -145,22 +146,22 @@ impl RetryPolicy {
     }
 }
 
-/// Time limit of one attempt.
+/// The time limit of an attempt.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
     pub(crate) deadline: Instant,
     pub(crate) duration: Duration,
-    /// Whether the deadline holds also while a response is arriving.
+    /// Whether the deadline also bounds a response that is arriving.
     is_strict: bool,
 }
 
 impl Limit {
-    /// A limit from now on, which moves on while a response is arriving.
+    /// Creates a limit that starts now, and is extended while a response is arriving.
     pub(crate) fn of(duration: Duration) -> Self {
         Self { deadline: deadline_after(Instant::now(), duration), duration, is_strict: false }
     }
 
-    /// Moves the deadline on, because a part of the response has arrived.
+    /// Extends the deadline, because part of the response has arrived.
     pub(crate) fn extend(&mut self) {
         if !self.is_strict {
             *self = Self::of(self.duration);
@@ -168,7 +169,7 @@ impl Limit {
     }
 }
 
-/// The attempts of one call.
+/// The attempts of a call.
 #[derive(Debug)]
 pub(crate) struct Attempts {
     left: u32,
@@ -180,10 +181,10 @@ pub(crate) struct Attempts {
 }
 
 impl Attempts {
-    /// One attempt at each endpoint, within a limit for all of them that is strict: it bounds responses, too.
+    /// Creates one attempt at each endpoint, within a strict limit, which also bounds the responses.
     pub(crate) fn within(limit: Duration, endpoints: usize) -> Self {
         let count = u32::try_from(endpoints.max(1)).unwrap_or(u32::MAX);
-        // Also with many endpoints, each has time to answer.
+        // Each of many endpoints has time to respond.
         let attempt_timeout = (limit / count).max(limit.min(MIN_ATTEMPT));
         Self {
             left: count - 1,
@@ -195,20 +196,20 @@ impl Attempts {
         }
     }
 
-    /// Time limit of the next attempt.
+    /// Returns the time limit of the next attempt.
     pub(crate) fn limit(&self) -> Limit {
         Limit { is_strict: self.is_strict, ..Limit::of(self.time_left()) }
     }
 
-    /// How long the next attempt may take.
+    /// Returns how long the next attempt may take.
     pub(crate) fn time_left(&self) -> Duration {
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         left.map_or(self.attempt_timeout, |left| left.min(self.attempt_timeout))
     }
 
-    /// The delay before the next attempt. `None` if there is none: the error is the call's.
+    /// Returns the delay before the next attempt, or `None` if the error is final.
     ///
-    /// `has_other` says that an endpoint that was not tried is up: it gets the next attempt at once.
+    /// `has_other` says that an endpoint that was not tried is available. It gets the next attempt without a delay.
     pub(crate) fn delay_after(&mut self, error: &Error, has_other: bool) -> Option<Duration> {
         let fails_over = has_other && error.is_endpoint_failure();
         if !fails_over && error.action() != Action::Retry {
@@ -234,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn registration_pauses_twice_for_up_to_one_and_two_seconds() {
+    fn registration_policy_has_delays_of_up_to_one_and_two_seconds() {
         for _ in 0..1_000 {
             let delays = delays(&RetryPolicy::registration());
             assert_eq!(delays.len(), 2);
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn no_delay_is_longer_than_the_largest() {
+    fn no_delay_exceeds_the_maximum() {
         let largest = Duration::from_secs(3);
         let policy = RetryPolicy::registration().attempts(50).max_delay(largest);
         assert!(delays(&policy).iter().all(|delay| *delay <= largest));
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn no_value_of_a_backoff_makes_it_panic() {
+    fn backoff_never_panics() {
         for (min_delay, max_delay) in [(0, 0), (0, u64::MAX), (u64::MAX, 1), (u64::MAX, u64::MAX)] {
             for factor in [0.0, 1.0, 1e300, f64::INFINITY, f64::NAN] {
                 let (min_delay, max_delay) = (Duration::from_secs(min_delay), Duration::from_secs(max_delay));
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn one_attempt_has_no_delay() {
+    fn single_attempt_has_no_delay() {
         assert_eq!(delays(&RetryPolicy::none()), []);
         assert_eq!(RetryPolicy::none().attempts(0), RetryPolicy::none());
     }

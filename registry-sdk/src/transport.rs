@@ -1,4 +1,4 @@
-//! The one place that sends: attempts, time limits and endpoints.
+//! The transport, which sends all requests: attempts, time limits and endpoints.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,16 +19,16 @@ use crate::response::{ApiResponse, Kind, failure};
 use crate::retry::{Attempts, Limit, RetryPolicy};
 use crate::spans;
 
-/// Maximum length of a list or of the matches of a search. 100,000 agents are some 80 MB.
+/// Maximum length of a list or of the matches of a search. 100,000 agents take about 80 MB.
 const MAX_LIST: usize = 256 * 1_024 * 1_024;
 
 /// Maximum length of any other response: several times the largest record.
 const MAX_RECORD: usize = 4 * 1_024 * 1_024;
 
-/// An attempt whose response is arriving goes on as long as each attempt timeout brings this many bytes.
+/// Number of bytes that have to arrive within each attempt timeout for a response to continue.
 const PROGRESS: usize = 64 * 1_024;
 
-/// Sends requests to the endpoints of a registry. Clones share connections and what is known of the endpoints.
+/// Sends requests to the endpoints of a registry. Clones share connections and the states of the endpoints.
 #[derive(Clone, Debug)]
 pub(crate) struct Transport {
     pub(crate) http: HttpClients,
@@ -50,17 +50,17 @@ pub(crate) struct Request {
 
 /// The body of a request.
 pub(crate) enum Body {
-    /// The same each time it is sent.
+    /// The same for each attempt.
     Fixed(Vec<u8>),
-    /// Encoded anew each time it is sent, because it says how much time has passed.
+    /// Encoded for each attempt, because it contains a duration until now.
     Fresh(Box<dyn Fn() -> Result<Vec<u8>, Error> + Send + Sync>),
 }
 
 impl Transport {
-    /// Sends a request, and again if the policy and the failure allow it. A response that cannot be decoded is a failure of its
-    /// endpoint.
+    /// Sends a request, and retries it if the policy and the failure allow that. A response that cannot be decoded is a failure
+    /// of its endpoint.
     ///
-    /// Cancel safe in so far as nothing is left running; the registry may have received the request.
+    /// Cancel safe: nothing keeps running, although the registry may have received the request.
     pub(crate) async fn send<T>(
         &self,
         request: &Request,
@@ -71,7 +71,7 @@ impl Transport {
         self.send_until(request, attempts, |attempt| self.receive(request, attempt, &decode)).await
     }
 
-    /// Sends a request once to each endpoint until one answers, within a limit that also bounds the response.
+    /// Sends a request once to each endpoint until one responds, within a limit that also bounds the response.
     pub(crate) async fn send_within<T>(
         &self,
         request: &Request,
@@ -82,7 +82,7 @@ impl Transport {
         self.send_until(request, attempts, |attempt| self.receive(request, attempt, &decode)).await
     }
 
-    /// Makes attempts, at one endpoint after another, until one succeeds or no further one would help.
+    /// Makes attempts at the endpoints until one succeeds or no further one would help.
     async fn send_until<'a, T, F>(
         &'a self,
         request: &Request,
@@ -125,7 +125,7 @@ impl Transport {
                 tried.push(index);
             }
             let (is_left, is_up) = self.endpoints.untried(&tried);
-            // Without a connection the request cannot have arrived twice, so any other endpoint may get it at once.
+            // Without a connection the request cannot have arrived, so another endpoint may get it at once.
             if !was_sent && is_left && !attempts.time_left().is_zero() {
                 continue;
             }
@@ -139,7 +139,7 @@ impl Transport {
         }
     }
 
-    /// Opens a stream of events, whose body is read later. Returns its endpoint as well.
+    /// Opens a stream of events, whose body is read later. Also returns its endpoint.
     pub(crate) async fn open_events(&self, request: &Request) -> Result<(Response, usize), Error> {
         let endpoints = self.endpoints.urls().len();
         let limit = self.attempt_timeout.saturating_mul(u32::try_from(endpoints).unwrap_or(u32::MAX));
@@ -147,7 +147,7 @@ impl Transport {
         self.send_until(request, attempts, |attempt| self.open_events_at(request, attempt)).await
     }
 
-    /// Records that a stream was silent or broke off before it said anything.
+    /// Records that a stream was silent or broke off before its first event.
     pub(crate) fn stream_failed(&self, index: usize) {
         self.endpoints.record_failure(index);
         self.http.renew(&self.endpoints.urls()[index]);
@@ -179,12 +179,12 @@ impl Transport {
         if kind.is_some_and(|kind| kind.starts_with("text/event-stream")) {
             Ok(response)
         } else {
-            let detail = "no stream of events".to_owned();
+            let detail = "this is not a stream of events".to_owned();
             Err(Error::InvalidResponse { status: status.as_u16(), detail }.into())
         }
     }
 
-    /// Makes one attempt, and records its outcome.
+    /// Makes an attempt and records its outcome.
     async fn receive<T>(
         &self,
         request: &Request,
@@ -195,7 +195,7 @@ impl Transport {
         let decoded = received.and_then(|response| Ok((decode(&response)?, response.age())));
         let attempt = sending.attempt;
         match decoded {
-            // An endpoint that answers from memory is as good as one that failed, if there is another.
+            // A response from memory counts as a failure if there is another endpoint.
             Ok((value, age)) if !age.is_zero() => {
                 attempt.failed(false);
                 Ok(value)
@@ -225,7 +225,7 @@ impl Transport {
         if !status.is_success() {
             return Err(failure(status, &response, request.kind).into());
         }
-        // JSON, or nothing if the status allows that.
+        // The body has to be JSON, or empty if the status allows that.
         match response.body.trim_ascii_start().first() {
             Some(b'{' | b'[' | b'"' | b'n' | b't' | b'f') => Ok(response),
             None if response.may_be_empty() => Ok(response),
@@ -233,7 +233,7 @@ impl Transport {
         }
     }
 
-    /// Sends a request, and waits for the head of its response.
+    /// Sends a request and waits for the head of its response.
     async fn head(&self, request: &Request, sending: &Sending<'_>) -> Result<Response, Failed> {
         let Sending { attempt, limit, span } = sending;
         let url = &self.endpoints.urls()[attempt.index()];
@@ -264,14 +264,14 @@ impl Transport {
     }
 }
 
-/// An attempt under way.
+/// An attempt in flight.
 struct Sending<'a> {
     attempt: Attempt<'a>,
     limit: Limit,
     span: Span,
 }
 
-/// Reads a response to its end. The deadline moves on with each part that arrives, unless the limit is a strict one.
+/// Reads a response to its end. Each part that arrives extends the deadline, unless the limit is strict.
 async fn read(
     mut response: Response,
     url: &Url,
@@ -303,7 +303,7 @@ fn timed_out(url: &Url, limit: Limit) -> Error {
     Error::TimedOut { url: shown(url), after: limit.duration }
 }
 
-/// Records an attempt that failed, perhaps by no fault of its endpoint.
+/// Records a failed attempt, which need not be the endpoint's fault.
 fn record(attempt: Attempt<'_>, Failed { error, .. }: &Failed) {
     if error.is_endpoint_failure() {
         attempt.failed(matches!(error, Error::TimedOut { .. }));
@@ -312,7 +312,7 @@ fn record(attempt: Attempt<'_>, Failed { error, .. }: &Failed) {
     }
 }
 
-/// What became of a connection that could not be made, or broke.
+/// Returns the error for a connection that could not be made or broke.
 fn broken(url: &Url, limit: Limit, error: reqwest::Error) -> Failed {
     if error.is_builder() {
         return Error::Config(format!("the request cannot be sent: {}", with_causes(&error.without_url())))
@@ -328,8 +328,8 @@ fn broken(url: &Url, limit: Limit, error: reqwest::Error) -> Failed {
     Failed { was_sent, error }
 }
 
-/// Whether the connection failed in the TLS protocol: its implementation says so by this kind of I/O error. A connection that
-/// was merely cut off has another one.
+/// Returns whether the TLS protocol failed. TLS implementations use this kind of I/O error, and connections that were cut off
+/// have another one.
 fn is_tls_failure(error: &reqwest::Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
@@ -337,7 +337,7 @@ fn is_tls_failure(error: &reqwest::Error) -> bool {
         if io.is_some_and(|io| io.kind() == std::io::ErrorKind::InvalidData) {
             return true;
         }
-        // An I/O error that wraps another one does not have it as its source.
+        // The source of an I/O error that wraps another one is not that error itself.
         cause = match io.and_then(std::io::Error::get_ref) {
             Some(wrapped) => Some(wrapped),
             None => error.source(),
@@ -346,7 +346,7 @@ fn is_tls_failure(error: &reqwest::Error) -> bool {
     false
 }
 
-/// An attempt that failed, and whether the request may have arrived.
+/// A failed attempt, and whether the request may have arrived.
 struct Failed {
     was_sent: bool,
     error: Error,
@@ -362,7 +362,7 @@ impl Request {
     fn url(&self, base: &Url) -> Result<Url, Error> {
         let mut url = base.clone();
         url.path_segments_mut()
-            .map_err(|()| Error::Config(format!("{} cannot have a path", shown(base))))?
+            .map_err(|()| Error::Config(format!("{} cannot be a base URL", shown(base))))?
             .pop_if_empty()
             .extend(&self.path);
         if !self.query.is_empty() {

@@ -1,4 +1,4 @@
-//! Maintenance: taking an agent out for a while.
+//! Maintenance: taking an agent out of service for a while.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ const SET: &str = "PUT /agents/{id}/maintenance";
 const END: &str = "DELETE /agents/{id}/maintenance";
 
 impl RegistryClient {
-    /// Takes an agent out for a while, in place of an earlier maintenance: searches leave it out, and it is unhealthy. Neither
-    /// its heartbeats nor its registrations end that.
+    /// Takes an agent out of service for a while, and replaces an earlier maintenance: searches skip the agent, and it is
+    /// unhealthy. Neither its heartbeats nor its registrations end the maintenance.
     ///
     /// ```no_run
     /// # async fn example(client: registry_sdk::RegistryClient) -> Result<(), registry_sdk::Error> {
@@ -30,8 +30,8 @@ impl RegistryClient {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotFound`] if the registry does not know the agent; [`Error::Unsupported`] if the registry knows no maintenance.
-    /// [`Error::Superseded`] if the request names a process that does not own the id.
+    /// [`Error::NotFound`] if the registry does not know the agent; [`Error::Unsupported`] if the registry does not support
+    /// maintenance. [`Error::Superseded`] if the request names a process that does not own the id.
     pub async fn set_maintenance(
         &self,
         agent_id: &str,
@@ -40,7 +40,7 @@ impl RegistryClient {
         self.ask(Self::maintenance(agent_id, request)?).await
     }
 
-    /// Ends an agent's maintenance. That there is none is no error.
+    /// Ends an agent's maintenance. Succeeds if there is none.
     ///
     /// ```no_run
     /// # async fn example(client: registry_sdk::RegistryClient) -> Result<(), registry_sdk::Error> {
@@ -51,7 +51,7 @@ impl RegistryClient {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotFound`] and [`Error::Unsupported`] as [`RegistryClient::set_maintenance`].
+    /// [`Error::NotFound`] and [`Error::Unsupported`], as in [`RegistryClient::set_maintenance`].
     pub async fn end_maintenance(&self, agent_id: &str) -> Result<AgentRecord, Error> {
         let mut request = get(Kind::OfAgent, ["agents", path_segment(agent_id)?, "maintenance"]);
         request.method = Method::DELETE;
@@ -59,8 +59,8 @@ impl RegistryClient {
         self.ask(request).await
     }
 
-    /// Takes an agent out in one attempt of limited length. Any success counts, whatever its body. Returns whether an earlier
-    /// maintenance goes on instead, which belongs to the agent and not to a process.
+    /// Begins maintenance of an agent in one attempt with a time limit. Any success counts, whatever its body. Returns whether
+    /// an earlier maintenance continues instead, which belongs to the agent and not to a process.
     pub(crate) async fn set_maintenance_once(
         &self,
         agent_id: &str,

@@ -1,5 +1,5 @@
-//! Records and registrations as JSON, for programs that copy agents from one registry to another: fields that only other versions
-//! know are kept.
+//! Records and registrations as raw JSON, for programs that copy agents between registries: unknown fields of other versions
+//! are kept.
 
 use std::time::Duration;
 
@@ -14,20 +14,20 @@ use crate::query::ListQuery;
 use crate::response::{ApiResponse, Kind};
 use crate::transport::Body;
 
-/// One page of a list, as the registry sent it.
+/// A page of a list, as the registry sent it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RawPage {
-    /// The agents' records as JSON, by id.
+    /// The agents' records as JSON, ordered by id.
     pub agents: Vec<Box<RawValue>>,
-    /// Where the next page begins; `None` after the last.
+    /// The cursor of the next page; `None` on the last page.
     pub next_cursor: Option<String>,
-    /// How old the records are. Zero, unless the registry answers from memory because its database is away.
+    /// Age of the records. Zero, unless the registry answers from memory because its database is away.
     pub age: Duration,
 }
 
 impl RegistryClient {
-    /// Lists agents as [`RegistryClient::list_agents`] does, with the records as the registry sent them.
+    /// Lists agents like [`RegistryClient::list_agents`], but returns the records as the registry sent them.
     ///
     /// A registry that does not know a filter ignores it. Nothing is dropped from its response.
     ///
@@ -51,7 +51,7 @@ impl RegistryClient {
         self.transport.send(&request, &self.retry, page).await
     }
 
-    /// Registers an agent as [`RegistryClient::register`] does, with a body that is sent as it is.
+    /// Registers an agent like [`RegistryClient::register`], but sends the body unchanged.
     ///
     /// ```no_run
     /// # async fn example(client: registry_sdk::RegistryClient) -> Result<(), Box<dyn std::error::Error>> {
@@ -62,11 +62,11 @@ impl RegistryClient {
     /// ```
     ///
     /// # Errors
-    /// As [`RegistryClient::register`]. Fields that this version does not know are for the registry to judge.
+    /// The same as those of [`RegistryClient::register`]. The registry checks fields that this version does not know.
     pub async fn register_raw(&self, registration: &RawValue) -> Result<AgentRecord, Error> {
         let body = registration.get().as_bytes();
         let read = Registration::from_json(body)
-            .map_err(|error| Error::Config(format!("this is no registration: {error}")))??;
+            .map_err(|error| Error::Config(format!("this is not a registration: {error}")))??;
         let request = Self::registration(Body::Fixed(body.to_vec()));
         self.transport.send(&request, &self.retry, |response| decode::registered(&read, response)).await
     }
