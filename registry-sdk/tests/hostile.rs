@@ -1,7 +1,6 @@
-//! Whatever comes over the wire: nothing that anybody sends makes the contract's code panic, or lets through what the limits
-//! forbid.
+//! Hostile input: no input makes the contract's code panic, or passes the checks although it is invalid.
 //!
-//! Each test runs for a moment on random input; with `cargo bolero` or `BOLERO_RANDOM_ITERATIONS` for as long as one likes.
+//! Each test runs briefly on random input, and for longer with `cargo bolero` or `BOLERO_RANDOM_ITERATIONS`.
 #![cfg(feature = "__internal")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,7 +10,7 @@ use registry_sdk::contract::{
 use registry_sdk::internal::{Query, RequestBody, SearchIndex, is_valid_agent_id};
 use serde_json::{Map, Value, json};
 
-/// What inputs are put together from, so that many of them are nearly good.
+/// Pieces of which inputs consist, so that many of them are nearly valid.
 const PIECES: [&str; 50] = [
     "{",
     "}",
@@ -65,7 +64,7 @@ const PIECES: [&str; 50] = [
     "🦀",
 ];
 
-/// Bytes as they are, or as the numbers of pieces.
+/// Raw bytes, or the numbers of pieces.
 fn text_of(input: &[u8]) -> Vec<u8> {
     match input.split_first() {
         Some((first, rest)) if first % 4 != 0 => {
@@ -86,7 +85,7 @@ fn registrations() {
     });
 }
 
-/// An id, a name, an address, capabilities with their tags, metadata, and what to spoil where.
+/// An id, a name, an address, capabilities with tags, metadata, and what to corrupt where.
 type Nearly = (String, String, u8, Vec<(String, Vec<String>)>, Vec<(String, String)>, Option<(u16, u8)>);
 
 #[test]
@@ -102,7 +101,7 @@ fn nearly_good_registrations() {
         "//a",
     ];
     bolero::check!().with_type::<Nearly>().for_each(|(id, name, address, capabilities, metadata, spoilt)| {
-        // One letter more makes most of them good.
+        // One more letter makes most of them valid.
         let capabilities: Vec<_> =
             capabilities.iter().map(|(name, tags)| json!({"name": format!("{name}x"), "tags": tags})).collect();
         let metadata: Map<String, Value> =

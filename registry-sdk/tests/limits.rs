@@ -16,7 +16,7 @@ fn plain() -> Registration {
     Registration::new("feature-dev", "Feature Development Agent", "http://feature-dev:8002")
 }
 
-/// The fields that a registration is refused for.
+/// Returns the fields for which a registration is refused.
 fn refused(registration: &Registration) -> Vec<String> {
     match registration.validate() {
         Ok(()) => Vec::new(),
@@ -24,7 +24,7 @@ fn refused(registration: &Registration) -> Vec<String> {
     }
 }
 
-/// The same for a body as it came over the wire.
+/// The same for a body from the wire.
 fn refused_json(body: &Value) -> Vec<String> {
     match Registration::from_json(body.to_string().as_bytes()).unwrap() {
         Ok(_) => Vec::new(),
@@ -57,7 +57,7 @@ fn agent_name_has_1_to_128_characters() {
     assert_eq!(with("a\0b".to_owned()), ["agent_name"]);
 }
 
-/// What is wrong with a `base_url`, in words; `None` if nothing is.
+/// Returns what is wrong with a `base_url`, or `None` if it is valid.
 fn objection(url: &str) -> Option<String> {
     let ValidationError(errors) = Registration::new("a", "A", url).validate().err()?;
     assert!(errors.iter().all(|error| error.field == "base_url"), "{url:?}: {errors:?}");
@@ -99,7 +99,7 @@ fn base_url_is_absolute_http_without_user_info_up_to_256_characters() {
 }
 
 #[test]
-fn base_url_can_be_dialled() {
+fn base_url_has_to_be_an_address_that_callers_can_connect_to() {
     let label = "x".repeat(63);
     for good in [
         "http://127.0.0.1",
@@ -117,9 +117,9 @@ fn base_url_can_be_dialled() {
     ] {
         assert_eq!(objection(good), None, "{good}");
     }
-    // Each of a kind, and the words that name the fix.
+    // One of each kind, and words that name the fix.
     let (name, listen, group) = ("is no host name or address", "an address to listen on", "one receiver");
-    // Punycode makes it longer than it was written.
+    // Punycode makes it longer.
     let long_name = format!("http://{}example", "ü.".repeat(40));
     let kinds: [(&str, &[&str]); 10] = [
         (
@@ -193,7 +193,7 @@ fn base_url_can_be_dialled() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(5_000))]
 
-    /// Pieces from which URLs of every kind are made, good ones and odd ones.
+    /// Pieces of which URLs of all kinds consist, valid and invalid ones.
     #[test]
     fn what_passes_can_be_dialled_and_its_health_url_lies_below_it(
         scheme in prop_oneof![4 => "(http|https|HTTP)://", 1 => "(http|ftp)?(:/|:|//|:///)"],
@@ -268,7 +268,7 @@ fn health_path_has_1_to_256_characters_and_stays_below_the_base_url() {
 }
 
 #[test]
-fn probe_is_one_of_its_words() {
+fn probe_is_on_or_off() {
     let body = |probe: Value| json!({"agent_id": "a", "agent_name": "A", "base_url": "http://a", "capabilities": [], "probe": probe});
     for good in [json!("on"), json!("off"), Value::Null] {
         assert!(refused_json(&body(good.clone())).is_empty(), "{good}");
@@ -292,7 +292,7 @@ fn up_to_128_capabilities_with_distinct_names() {
 }
 
 #[test]
-fn the_texts_of_a_capability_have_their_lengths() {
+fn texts_of_a_capability_have_length_limits() {
     let with = |capability: Capability| refused(&plain().capability(capability));
     let named = |name: String| with(Capability::new(name));
     assert!(named(letters(1)).is_empty());
@@ -370,7 +370,7 @@ fn heartbeat_interval_is_above_0_and_up_to_a_day() {
 }
 
 #[test]
-fn instance_id_is_as_agent_id() {
+fn instance_id_has_the_limits_of_an_agent_id() {
     let with = |id: &str| refused(&plain().instance_id(id));
     assert!(with(&"x".repeat(64)).is_empty());
     for bad in ["", "-", "a b", &"x".repeat(65)] {
@@ -379,7 +379,7 @@ fn instance_id_is_as_agent_id() {
 }
 
 #[test]
-fn all_that_is_wrong_is_said_at_once() {
+fn all_invalid_fields_are_reported_at_once() {
     let body = json!({
         "agent_id": 7, "base_url": "nowhere", "status": "asleep", "metadata": [],
         "heartbeat_interval_seconds": -1, "health_path": 7, "probe": "maybe",
@@ -413,7 +413,7 @@ fn all_that_is_wrong_is_said_at_once() {
 }
 
 #[test]
-fn null_and_unknown_fields_are_taken_as_left_out() {
+fn null_and_unknown_fields_count_as_missing() {
     let body = json!({
         "agent_id": "a", "agent_name": "A", "base_url": "http://a", "invented_later": {"x": 1},
         "status": null, "metadata": null, "heartbeat_interval_seconds": null,
@@ -426,7 +426,7 @@ fn null_and_unknown_fields_are_taken_as_left_out() {
 }
 
 #[test]
-fn what_is_no_json_object_is_an_error_of_its_own() {
+fn body_that_is_not_a_json_object_is_a_separate_error() {
     let values_without_names = r#"["a", "A", "http://a", []]"#;
     for body in ["", "{", "null", "[]", values_without_names, "\"text\"", "{\"agent_id\": \"a\", }"] {
         assert!(Registration::from_json(body.as_bytes()).is_err(), "{body}");
@@ -434,7 +434,7 @@ fn what_is_no_json_object_is_an_error_of_its_own() {
 }
 
 #[test]
-fn json_that_is_nested_too_deep_is_refused() {
+fn json_that_is_nested_too_deeply_is_refused() {
     let deep = format!("{{\"metadata\": {{\"a\": {}1{}}}}}", "[".repeat(100_000), "]".repeat(100_000));
     let ValidationError(errors) = Registration::from_json(deep.as_bytes()).unwrap().unwrap_err();
     assert!(errors.iter().any(|error| error.field == "metadata"));

@@ -1,4 +1,4 @@
-//! The agent against registries that misbehave, on a paused clock.
+//! The agent against registries that fail, on a paused clock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ fn agent(server: &Server) -> Agent {
 }
 
 #[tokio::test(start_paused = true)]
-async fn heartbeats_come_once_an_interval_and_do_not_drift() {
+async fn heartbeats_are_sent_once_per_interval_and_do_not_drift() {
     let server = Server::start(|_, _| ACK).await;
     let agent = agent(&server);
     agent.register().await.unwrap();
@@ -33,13 +33,13 @@ async fn heartbeats_come_once_an_interval_and_do_not_drift() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn beats_that_were_slept_through_are_not_made_up_for() {
+async fn heartbeats_missed_during_suspension_are_not_made_up_for() {
     let server = Server::start(|_, _| ACK).await;
     let agent = agent(&server);
     agent.register().await.unwrap();
     agent.start_heartbeat(INTERVAL).unwrap();
     until("a heartbeat", || server.times(HEARTBEAT).len() == 1).await;
-    // As when the lid of a laptop is closed over lunch: the clock goes on, and nothing runs.
+    // As if a laptop's lid was closed during lunch: the clock continues, but nothing runs.
     tokio::time::advance(100 * INTERVAL).await;
     let woken = Instant::now();
     until("it beats on", || server.times(HEARTBEAT).len() >= 4).await;
@@ -49,7 +49,7 @@ async fn beats_that_were_slept_through_are_not_made_up_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn agents_that_start_together_do_not_beat_together() {
+async fn agents_that_start_together_send_heartbeats_at_different_times() {
     let server = Server::start(|_, _| ACK).await;
     let began = Instant::now();
     let agents: Vec<_> = (0..60).map(|_| agent(&server)).collect();
@@ -63,7 +63,7 @@ async fn agents_that_start_together_do_not_beat_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_heartbeat_is_tried_at_least_twice_more_within_the_interval() {
+async fn failed_heartbeat_is_retried_at_least_twice_within_the_interval() {
     for failure in [Reply::Hang, Reply::Close, Reply::Truncated, Reply::Answer(500, "", "")] {
         for _ in 0..20 {
             let failure = failure.clone();
@@ -85,7 +85,7 @@ async fn a_failed_heartbeat_is_tried_at_least_twice_more_within_the_interval() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_forgotten_agent_registers_again_with_its_latest_capabilities() {
+async fn forgotten_agent_registers_again_with_its_latest_capabilities() {
     for body in ["", "<html>nothing here</html>", "{\"det"] {
         let forgotten = Arc::new(AtomicBool::new(false));
         let is_forgotten = forgotten.clone();
@@ -115,7 +115,7 @@ async fn a_forgotten_agent_registers_again_with_its_latest_capabilities() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_registry_does_is_seen_in_the_state() {
+async fn state_shows_what_the_registry_responds() {
     let away = Arc::new(AtomicBool::new(true));
     let is_away = away.clone();
     let script = move |_: &str, _| if is_away.load(Ordering::SeqCst) { Reply::Close } else { ACK };
@@ -140,7 +140,7 @@ async fn what_the_registry_does_is_seen_in_the_state() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_in_the_contracts_own_form_is_an_error_at_once() {
+async fn refusal_in_the_contracts_form_is_an_error_at_once() {
     for status in [400, 401, 403, 422] {
         let server = Server::start(move |_, _| Reply::Answer(status, PROBLEM, r#"{"detail":"no"}"#)).await;
         let error = agent(&server).register_with_retry().await.unwrap_err();
@@ -150,7 +150,7 @@ async fn a_refusal_in_the_contracts_own_form_is_an_error_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_by_something_in_between_does_not_keep_the_agent_from_starting() {
+async fn refusal_by_something_in_between_does_not_keep_the_agent_from_starting() {
     for status in [400, 401, 403, 413, 422] {
         for (kind, body) in [
             ("content-type: text/html\r\n", "<html>Request blocked</html>"),
@@ -177,7 +177,7 @@ async fn a_refusal_by_something_in_between_does_not_keep_the_agent_from_starting
 }
 
 #[tokio::test(start_paused = true)]
-async fn nonsense_in_the_place_of_the_registry_does_not_end_the_agent() {
+async fn invalid_responses_do_not_stop_the_agent() {
     for nonsense in [
         Reply::Answer(200, "", "<html>Sign in</html>"),
         Reply::Answer(302, "location: /login\r\n", ""),
@@ -199,7 +199,7 @@ async fn nonsense_in_the_place_of_the_registry_does_not_end_the_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_interval_that_the_registry_does_not_know_is_declared() {
+async fn unknown_interval_is_declared_to_the_registry() {
     let server = Server::start(|_, _| ACK).await;
     let undeclared = Registration::new("a", "Agent", "http://agent:8000");
     let agent = Agent::new(RegistryClient::new(server.url()).unwrap(), undeclared);
@@ -226,7 +226,7 @@ async fn nothing_is_sent_after_a_shutdown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_is_over_in_time_whatever_the_registry_does() {
+async fn shutdown_completes_in_time_whatever_the_registry_does() {
     let hangs = Arc::new(AtomicBool::new(false));
     let hanging = hangs.clone();
     let script = move |_: &str, _| if hanging.load(Ordering::SeqCst) { Reply::Hang } else { ACK };
@@ -242,14 +242,14 @@ async fn a_shutdown_is_over_in_time_whatever_the_registry_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_loop_ends_with_the_last_handle() {
+async fn loop_ends_with_the_last_handle() {
     let server = Server::start(|_, _| ACK).await;
     let agent = agent(&server);
     agent.register().await.unwrap();
     agent.start_heartbeat(INTERVAL).unwrap();
     let mut state = agent.watch();
     drop(agent);
-    // The sender of the state goes with the loop's core.
+    // The loop owns the sender of the state.
     while state.changed().await.is_ok() {}
     let before = server.arrived().len();
     tokio::time::sleep(100 * INTERVAL).await;
@@ -257,7 +257,7 @@ async fn the_loop_ends_with_the_last_handle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_loop_that_is_started_again_replaces_the_first() {
+async fn restarted_heartbeats_replace_the_first_ones() {
     let server = Server::start(|_, _| ACK).await;
     let agent = agent(&server);
     agent.register().await.unwrap();
@@ -273,7 +273,7 @@ async fn a_loop_that_is_started_again_replaces_the_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn heartbeats_carry_the_status_that_the_agent_said() {
+async fn heartbeats_carry_the_status_that_the_agent_set() {
     let server = Server::start(|_, _| ACK).await;
     let agent = agent(&server);
     agent.register().await.unwrap();
@@ -282,17 +282,17 @@ async fn heartbeats_carry_the_status_that_the_agent_said() {
     agent.update_status(AgentStatus::Busy).await.unwrap();
     until("another", || server.times(HEARTBEAT).len() == 2).await;
     let beats: Vec<_> = server.arrived().into_iter().filter(|one| one.what == HEARTBEAT).collect();
-    assert!(!beats[0].body.contains("status"), "it has said none");
+    assert!(!beats[0].body.contains("status"), "it has set none");
     assert!(beats[1].body.contains(r#""status":"busy""#), "{}", beats[1].body);
     agent.set_status(AgentStatus::Active);
     until("the next", || server.times(HEARTBEAT).len() == 3).await;
     let last = server.arrived().pop().unwrap();
     assert!(last.body.contains(r#""status":"active""#), "{}", last.body);
-    assert_eq!(server.times("PUT").len(), 1, "the second status had no request of its own");
+    assert_eq!(server.times("PUT").len(), 1, "the second status had no separate request");
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_request_of_an_agent_says_which_process_it_is() {
+async fn every_request_of_an_agent_names_its_process() {
     let server = Server::start(|_, _| ACK).await;
     let (one, other) = (agent(&server), agent(&server));
     assert_ne!(one.instance_id(), other.instance_id());
@@ -307,7 +307,7 @@ async fn every_request_of_an_agent_says_which_process_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_superseded_agent_sends_nothing_more_and_does_not_take_its_successor_offline() {
+async fn superseded_agent_sends_nothing_more_and_does_not_take_its_successor_offline() {
     let script = |what: &str, _| match what {
         HEARTBEAT => Reply::Answer(409, PROBLEM, r#"{"detail":"another instance has registered"}"#),
         _ => ACK,
@@ -323,9 +323,9 @@ async fn a_superseded_agent_sends_nothing_more_and_does_not_take_its_successor_o
     assert!(matches!(agent.state(), AgentState::Stopped));
 }
 
-/// A service in Python, say, with the six basic operations and no others.
+/// A service, for example in Python, with only the six basic operations.
 #[tokio::test(start_paused = true)]
-async fn an_agent_lives_well_with_a_plain_service() {
+async fn agent_works_with_a_service_that_has_only_the_six_operations() {
     let script = |what: &str, _| match what {
         REGISTER | HEARTBEAT => ACK,
         _ => Reply::Answer(404, "", r#"{"detail":"Not Found"}"#),
@@ -335,11 +335,11 @@ async fn an_agent_lives_well_with_a_plain_service() {
     agent.register_with_retry().await.unwrap();
     agent.start_heartbeat(INTERVAL).unwrap();
     until("it beats", || server.times(HEARTBEAT).len() == 2).await;
-    // It has no operation for that, but heartbeats, which carry it as well.
+    // It has no operation for the status, but heartbeats carry it as well.
     agent.update_status(AgentStatus::Busy).await.unwrap();
     assert!(server.arrived().last().unwrap().body.contains(r#""status":"busy""#));
     let beats = server.times(HEARTBEAT).len();
-    // A heartbeat that says offline would rather make the agent active there.
+    // There, a heartbeat with `offline` would make the agent active.
     let error = agent.update_status(AgentStatus::Offline).await.unwrap_err();
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
     agent.shutdown().await;
@@ -348,7 +348,7 @@ async fn an_agent_lives_well_with_a_plain_service() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_older_process_with_news_does_not_win_over_its_successor() {
+async fn older_process_with_an_update_does_not_supersede_its_successor() {
     let superseded = Arc::new(AtomicBool::new(false));
     let is_superseded = superseded.clone();
     let script = move |what: &str, _| match what {
@@ -372,7 +372,7 @@ async fn an_older_process_with_news_does_not_win_over_its_successor() {
             let changed = agent.update_capabilities(vec![Capability::new("more")]).await;
             assert!(changed.unwrap_err().is_superseded());
         } else {
-            // Another interval is news as well, which the loop tells.
+            // A changed interval is an update as well, which the loop sends.
             agent.start_heartbeat(INTERVAL / 2).unwrap();
             agent.watch().wait_for(AgentState::is_superseded).await.unwrap();
         }
@@ -399,7 +399,7 @@ async fn heartbeats_go_to_another_registry_while_the_first_fails() {
     away.store(false, Ordering::SeqCst);
     let before = first.times(HEARTBEAT).len();
     until("the first is used again", || first.times(HEARTBEAT).len() > before).await;
-    // Each heartbeat went to one of them: together they had one an interval, but for the one that failed.
+    // Each heartbeat went to one of them: together they received one per interval, except for the one that failed.
     let mut all = [first.times(HEARTBEAT), second.times(HEARTBEAT)].concat();
     all.sort();
     let close = all.windows(2).filter(|pair| pair[1] - pair[0] < INTERVAL / 2).count();

@@ -1,4 +1,4 @@
-//! The cache in front of a registry that comes and goes.
+//! The cache in front of a registry that fails and recovers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ const STALE: Duration = Duration::from_secs(60);
 const FOUND: &str = r#"[{"agent_id":"a","status":"active","capability":"work"}]"#;
 const AGENTS: &str = r#"[{"agent_id":"a","status":"active"},{"agent_id":"b","status":"active"}]"#;
 
-/// What the registry does: answers, says no, or is away.
+/// The registry's behaviour: it responds, refuses, or is away.
 const ANSWERS: usize = 0;
 const AWAY: usize = 1;
 const UNKNOWN: usize = 2;
@@ -38,7 +38,7 @@ fn cache(server: &Server) -> DiscoveryCache {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fresh_answer_is_not_asked_for_again() {
+async fn fresh_response_is_not_requested_again() {
     let (server, _) = registry().await;
     let cache = cache(&server);
     for _ in 0..5 {
@@ -53,7 +53,7 @@ async fn a_fresh_answer_is_not_asked_for_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_question_is_asked_once_however_many_wait() {
+async fn concurrent_callers_share_one_request() {
     for mood_then in [ANSWERS, AWAY] {
         let (server, mood) = registry().await;
         mood.store(mood_then, Ordering::SeqCst);
@@ -70,7 +70,7 @@ async fn a_question_is_asked_once_however_many_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_registry_is_away_the_last_answer_is_given_with_its_age() {
+async fn last_response_is_returned_with_its_age_during_an_outage() {
     let (server, mood) = registry().await;
     let cache = cache(&server);
     let first = cache.search_capabilities("work").await.unwrap();
@@ -80,13 +80,13 @@ async fn while_the_registry_is_away_the_last_answer_is_given_with_its_age() {
     assert_eq!(stale.value, first.value);
     let Freshness::Stale { age } = stale.freshness else { panic!("{stale:?}") };
     assert!(age >= FRESH && age < 2 * FRESH, "{age:?}");
-    // The next callers do not wait for it to fail again.
+    // The next callers do not wait for another failure.
     let asked = server.arrived().len();
     for _ in 0..5 {
         assert!(cache.search_capabilities("work").await.unwrap().freshness.is_stale());
     }
     assert_eq!(server.arrived().len(), asked);
-    // What was never asked cannot be answered.
+    // There is no response to a query that was never sent.
     assert!(cache.search_capabilities("other work").await.unwrap_err().is_retryable());
 
     mood.store(ANSWERS, Ordering::SeqCst);
@@ -95,7 +95,7 @@ async fn while_the_registry_is_away_the_last_answer_is_given_with_its_age() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_too_old_is_not_given() {
+async fn response_that_is_too_old_is_not_returned() {
     let (server, mood) = registry().await;
     let cache = cache(&server);
     cache.get_agent("a").await.unwrap();
@@ -107,20 +107,20 @@ async fn an_answer_that_is_too_old_is_not_given() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_no_of_the_registry_is_not_papered_over() {
+async fn refusal_of_the_registry_is_not_hidden_by_the_cache() {
     let (server, mood) = registry().await;
     let cache = cache(&server);
     cache.get_agent("a").await.unwrap();
     mood.store(UNKNOWN, Ordering::SeqCst);
     tokio::time::sleep(FRESH).await;
     assert!(cache.get_agent("a").await.unwrap_err().is_not_found());
-    // Nor afterwards: it has said that the agent is gone.
+    // Nor later: the registry has said that the agent is gone.
     mood.store(AWAY, Ordering::SeqCst);
     assert!(cache.get_agent("a").await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_goes_on_if_the_caller_that_began_it_goes_away() {
+async fn request_continues_after_the_caller_that_began_it_gave_up() {
     let server = Server::start(|_, _| Reply::Late(Duration::from_secs(1), FOUND)).await;
     let cache = cache(&server);
     let first = tokio::spawn({
@@ -134,9 +134,9 @@ async fn a_request_goes_on_if_the_caller_that_began_it_goes_away() {
     assert_eq!(server.arrived().len(), 1);
 }
 
-/// 429 is the registry's own word, the others come from a proxy in front of it.
+/// The registry itself sends 429; the others come from a proxy in front of it.
 #[tokio::test(start_paused = true)]
-async fn a_registry_that_cannot_be_asked_is_away_whatever_is_answered_in_its_place() {
+async fn responses_from_something_in_between_count_as_an_outage() {
     const HTML: &str = "content-type: text/html\r\n";
     for reply in [
         Reply::Answer(429, PROBLEM, r#"{"detail":"slow down"}"#),
@@ -169,7 +169,7 @@ async fn a_registry_that_cannot_be_asked_is_away_whatever_is_answered_in_its_pla
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_page_in_place_of_a_record_does_not_mean_that_the_agent_is_gone() {
+async fn page_in_place_of_a_record_does_not_mean_that_the_agent_is_gone() {
     let server = Server::start(move |_, before| match before {
         0 => Reply::Answer(200, "", r#"{"agent_id":"a","status":"active"}"#),
         _ => Reply::Answer(404, "content-type: text/html\r\n", "<html>"),
@@ -185,7 +185,7 @@ async fn a_page_in_place_of_a_record_does_not_mean_that_the_agent_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_registry_answers_from_memory_is_as_old_as_it_says() {
+async fn response_from_memory_is_as_old_as_the_registry_says() {
     let server = Server::start(move |_, before| {
         let header = if before == 0 { "registry-stale-seconds: 900\r\n" } else { "" };
         Reply::Answer(200, header, FOUND)
@@ -202,7 +202,7 @@ async fn what_a_registry_answers_from_memory_is_as_old_as_it_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registry_that_hangs_does_not_slow_down_cached_reads() {
+async fn registry_that_hangs_does_not_slow_down_cached_reads() {
     let server = Server::start(|_, before| match before {
         1..4 => Reply::Hang,
         _ => Reply::Answer(200, "", FOUND),
@@ -223,7 +223,7 @@ async fn a_registry_that_hangs_does_not_slow_down_cached_reads() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_time_to_live_of_nothing_and_one_without_end_are_obeyed() {
+async fn zero_and_infinite_times_to_live_are_obeyed() {
     for (ttl, requests) in [(Duration::ZERO, 5), (Duration::MAX, 1)] {
         let (server, _) = registry().await;
         let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
@@ -237,7 +237,7 @@ async fn a_time_to_live_of_nothing_and_one_without_end_are_obeyed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_safe_search_finds_or_says_why_it_gives_everyone() {
+async fn safe_search_finds_agents_or_says_why_it_returns_all() {
     let (server, mood) = registry().await;
     let cache = cache(&server);
     let found = cache.safe_search("work", 1).await.unwrap();

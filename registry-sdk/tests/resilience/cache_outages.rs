@@ -1,4 +1,4 @@
-//! The cache while the registry fails in less common ways.
+//! The cache during less common failures of the registry.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,7 +19,7 @@ fn client(server: &Server) -> RegistryClient {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_response_from_memory_is_asked_for_again_before_its_time_to_live_is_over() {
+async fn response_from_memory_is_requested_again_before_its_time_to_live_ends() {
     let server = Server::start(|_, before| {
         Reply::Answer(200, if before == 0 { "registry-stale-seconds: 900\r\n" } else { "" }, FOUND)
     })
@@ -32,7 +32,7 @@ async fn a_response_from_memory_is_asked_for_again_before_its_time_to_live_is_ov
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fraction_of_a_second_does_not_make_a_stale_response_fresh() {
+async fn fraction_of_a_second_does_not_make_a_stale_response_fresh() {
     let server = Server::start(|_, _| Reply::Answer(200, "registry-stale-seconds: 900.5\r\n", FOUND)).await;
     let cache = DiscoveryCache::new(client(&server));
     assert!(cache.search_capabilities("work").await.unwrap().freshness.is_stale());
@@ -65,7 +65,7 @@ async fn queries_that_fail_do_not_displace_good_responses() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_is_bad_for_a_moment_does_not_empty_the_cache() {
+async fn briefly_invalid_token_does_not_empty_the_cache() {
     let server = Server::start(|_, _| Reply::Answer(200, "", FOUND)).await;
     let asked = AtomicUsize::new(0);
     let token =

@@ -1,4 +1,4 @@
-//! The calls of an agent: how long they take, how often they are tried, and what is left if they are given up.
+//! The calls of an agent: how long they take, how often they are tried, and what remains if they are cancelled.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,7 +18,7 @@ fn agent(client: RegistryClient) -> Agent {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_hangs_does_not_make_the_agent_miss_its_deadline() {
+async fn call_that_hangs_does_not_make_the_agent_miss_its_deadline() {
     let registry = MockRegistry::builder().heartbeat_timeout(Duration::from_secs(3)).start().await;
     let agent = agent(registry.client().with_retry(RetryPolicy::registration().attempts(20)));
     agent.start_heartbeat(Duration::from_secs(1)).unwrap();
@@ -39,7 +39,7 @@ async fn a_call_that_hangs_does_not_make_the_agent_miss_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_may_take_longer_than_a_heartbeat() {
+async fn call_may_take_longer_than_a_heartbeat() {
     for body in ["{}", r#"{"heartbeat_timeout_seconds":60}"#] {
         let server = Server::start(move |what, number| match what {
             HEARTBEAT => Reply::Answer(200, "", body),
@@ -59,7 +59,7 @@ async fn a_call_may_take_longer_than_a_heartbeat() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_fails_with_the_heartbeat_that_it_has_to_wait_for() {
+async fn call_fails_with_the_heartbeat_that_it_has_to_wait_for() {
     let server = Server::start(|what, _| match what {
         HEARTBEAT => Reply::Answer(503, "", ""),
         _ => ACK,
@@ -74,7 +74,7 @@ async fn a_call_fails_with_the_heartbeat_that_it_has_to_wait_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn durations_without_end_are_as_good_as_for_ever() {
+async fn longest_durations_mean_for_ever() {
     let registry = MockRegistry::start().await;
     let client = RegistryClient::builder(registry.url()).timeout(Duration::MAX);
     let policy = RetryPolicy::registration().time_limit(Duration::MAX).max_delay(Duration::MAX);
@@ -92,14 +92,14 @@ async fn durations_without_end_are_as_good_as_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_status_is_told_by_registering_where_the_registry_forgot_the_agent() {
+async fn status_is_set_by_registering_if_the_registry_forgot_the_agent() {
     let registry = MockRegistry::start().await;
     let agent = agent(registry.client());
     agent.register().await.unwrap();
     registry.forget_agents();
     agent.update_status(AgentStatus::Busy).await.unwrap();
     assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Busy);
-    // An agent that never registered is not registered by that.
+    // That does not register an agent that never registered.
     let unknown = self::agent(registry.client());
     registry.forget_agents();
     assert!(unknown.update_status(AgentStatus::Busy).await.unwrap_err().is_not_found());
@@ -107,7 +107,7 @@ async fn a_status_is_told_by_registering_where_the_registry_forgot_the_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_gives_up_has_changed_what_the_agent_wants_and_is_forgotten() {
+async fn change_of_a_caller_that_gave_up_is_kept() {
     let registry = MockRegistry::start().await;
     let agent = agent(registry.client().with_retry(RetryPolicy::registration().attempts(100)));
     agent.register().await.unwrap();
@@ -122,7 +122,7 @@ async fn a_caller_that_gives_up_has_changed_what_the_agent_wants_and_is_forgotte
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_is_tried_as_often_as_its_policy_says() {
+async fn call_is_tried_as_many_times_as_its_policy_says() {
     for attempts in [1, 2, 5] {
         let registry = MockRegistry::start().await;
         let policy = RetryPolicy::registration().attempts(attempts);
@@ -136,7 +136,7 @@ async fn a_call_is_tried_as_often_as_its_policy_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_waits_for_the_request_under_way_without_losing_its_own_time() {
+async fn waiting_for_the_request_in_flight_does_not_use_up_a_calls_time() {
     let registry = MockRegistry::start().await;
     let agent = agent(registry.client().with_retry(RetryPolicy::none().time_limit(Duration::from_secs(2))));
     agent.register().await.unwrap();
@@ -149,7 +149,7 @@ async fn a_call_waits_for_the_request_under_way_without_losing_its_own_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_does_not_end_the_heartbeats() {
+async fn panic_does_not_stop_the_heartbeats() {
     let registry = MockRegistry::start().await;
     let logs = Logs::record();
     let asked = AtomicUsize::new(0);
@@ -169,7 +169,7 @@ async fn a_panic_does_not_end_the_heartbeats() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_is_a_failure_like_any_other() {
+async fn panic_is_a_failure_like_any_other() {
     let registry = MockRegistry::start().await;
     let client =
         RegistryClient::builder(registry.url()).token_provider(|| panic!("on purpose")).build().unwrap();

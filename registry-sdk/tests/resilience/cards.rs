@@ -1,4 +1,4 @@
-//! Cards of agents that are fetched: from servers that answer well, badly, and not at all.
+//! Fetching agent cards from servers that respond well, badly, or not at all.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -21,7 +21,7 @@ async fn fetch(url: &str) -> Result<FetchedCard, CardError> {
     fetch_card(&client(), url).await
 }
 
-/// Fetches from a server that answers everything like this. Returns what went wrong.
+/// Fetches a card from a server that gives this response to everything. Returns the error.
 async fn failure(reply: Reply) -> String {
     let server = Server::start(move |_, _| reply.clone()).await;
     failure_of(&format!("{}/card", server.url())).await
@@ -35,7 +35,7 @@ async fn failure_of(url: &str) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn agents_card_is_at_the_well_known_path_and_any_other_url_is_that_of_a_card() {
+async fn card_of_an_agent_is_at_the_well_known_path_and_other_urls_are_those_of_cards() {
     let server = Server::start(|_, _| Reply::Answer(200, "content-type: text/plain\r\n", CARD)).await;
     for (path, asked) in [
         ("", WELL_KNOWN),
@@ -98,7 +98,7 @@ async fn redirects_are_followed_within_one_origin() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn responses_that_are_no_card_are_named() {
+async fn responses_that_are_not_a_card_are_described() {
     for (reply, said) in [
         (Reply::Answer(200, "content-type: text/html\r\n", "<!doctype html>"), "an HTML page"),
         (Reply::Answer(200, "content-type: text/html; charset=utf-8\r\n", "Welcome"), "an HTML page"),
@@ -117,13 +117,13 @@ async fn responses_that_are_no_card_are_named() {
         let detail = failure(reply).await;
         assert!(detail.contains(said), "{what}: {detail}");
     }
-    // Not only its head says what it is.
+    // The head alone does not decide.
     let (_socket, url) = nobody();
     assert!(failure_of(&url).await.contains("error sending request"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn responses_that_do_not_end_are_ended() {
+async fn endless_responses_are_cut_off() {
     let begun = Instant::now();
     assert_eq!(failure(Reply::Hang).await, "no response within 10s");
     let drips = failure(Reply::Endless(200, 1, Duration::from_secs(1))).await;
@@ -148,7 +148,7 @@ async fn urls_that_cannot_be_fetched_are_refused() {
     assert!(error.contains("must not have a user name") && !error.contains("pass@"), "{error}");
 }
 
-/// The health path of an agent whose interface has this path, and whose card was found at that one.
+/// Returns the health path of an agent whose interface has the first path, and whose card was found at the second.
 async fn health_path(interface: &str, card: &str) -> Option<String> {
     let text = Arc::new(OnceLock::<&str>::new());
     let shared = Arc::clone(&text);
@@ -161,7 +161,7 @@ async fn health_path(interface: &str, card: &str) -> Option<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn agent_lives_as_long_as_it_serves_its_card_below_its_url() {
+async fn agent_counts_as_healthy_as_long_as_it_serves_its_card_below_its_url() {
     for (interface, card, expected) in [
         ("", "", Some("/.well-known/agent-card.json")),
         ("/", "/cards/a", Some("/cards/a")),

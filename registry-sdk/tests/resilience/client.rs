@@ -1,4 +1,4 @@
-//! The client against servers that misbehave.
+//! The client against servers that fail.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn registration() -> Registration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_may_pass_is_tried_three_times() {
+async fn temporary_failures_are_tried_three_times() {
     for status in [408, 425, 429, 500, 502, 503, 504] {
         let server = Server::start(move |_, _| Reply::Answer(status, "", "")).await;
         let error = client(&server).heartbeat("a").await.unwrap_err();
@@ -27,7 +27,7 @@ async fn what_may_pass_is_tried_three_times() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_stays_wrong_is_tried_once() {
+async fn permanent_failures_are_tried_once() {
     for status in [301, 400, 401, 403, 404, 409, 413, 415, 422, 501] {
         let server = Server::start(move |_, _| Reply::Answer(status, "", "")).await;
         let error = client(&server).heartbeat("a").await.unwrap_err();
@@ -37,7 +37,7 @@ async fn what_stays_wrong_is_tried_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_later_attempt_that_succeeds_is_the_answer() {
+async fn response_of_a_later_attempt_is_returned() {
     for failure in [Reply::Close, Reply::Truncated, Reply::Answer(503, "", "away")] {
         let server = Server::start(move |_, before| if before < 2 { failure.clone() } else { ACK }).await;
         assert_eq!(client(&server).heartbeat("a").await.unwrap().status, AgentStatus::Active);
@@ -45,7 +45,7 @@ async fn a_later_attempt_that_succeeds_is_the_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn retry_after_is_obeyed_up_to_the_longest_pause() {
+async fn retry_after_is_obeyed_up_to_the_maximum_delay() {
     for (asked, least, most) in [("1", 1.0, 5.0), ("3600", 5.0, 5.1)] {
         let header: &'static str = if asked == "1" { "retry-after: 1\r\n" } else { "retry-after: 3600\r\n" };
         let answer = Reply::Answer(503, header, "");
@@ -59,7 +59,7 @@ async fn retry_after_is_obeyed_up_to_the_longest_pause() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_call_takes_longer_than_its_limit() {
+async fn no_call_exceeds_its_time_limit() {
     let server = Server::start(|_, _| Reply::Hang).await;
     let policy = RetryPolicy::registration().attempts(100).time_limit(Duration::from_secs(7));
     let client =
@@ -72,7 +72,7 @@ async fn no_call_takes_longer_than_its_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_makes_no_sense_is_told_as_such() {
+async fn invalid_response_is_reported_as_such() {
     let page = "<html><title>Sign in</title></html>";
     for body in [page, "", "{\"agent_id\": ", "[]", "{\"agent_id\": 7}", "\u{fffd}\0"] {
         let server = Server::start(move |_, _| Reply::Answer(200, "", body)).await;
@@ -83,7 +83,7 @@ async fn an_answer_that_makes_no_sense_is_told_as_such() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_heartbeat_of_an_unknown_agent_is_told_whatever_the_body_is() {
+async fn unknown_agent_is_reported_whatever_the_body_of_the_404() {
     for body in ["", "<html>not here</html>", "{\"detail\": ", r#"{"detail":"Agent not found"}"#] {
         let server = Server::start(move |_, _| Reply::Answer(404, "", body)).await;
         assert!(client(&server).heartbeat("a").await.unwrap_err().is_not_found(), "{body}");
@@ -91,7 +91,7 @@ async fn a_heartbeat_of_an_unknown_agent_is_told_whatever_the_body_is() {
 }
 
 #[tokio::test]
-async fn nobody_listening_is_unreachable() {
+async fn registry_without_a_listener_is_unreachable() {
     let (_socket, url) = nobody();
     let client = RegistryClient::new(url).unwrap();
     let error = client.heartbeat("a").await.unwrap_err();
@@ -100,7 +100,7 @@ async fn nobody_listening_is_unreachable() {
 }
 
 #[tokio::test]
-async fn with_nobody_listening_at_the_first_url_the_next_answers_at_once() {
+async fn next_url_is_used_at_once_if_the_first_has_no_listener() {
     let ((_socket, nobody), there) = (nobody(), Server::start(|_, _| ACK).await);
     let client =
         RegistryClient::new(format!("{nobody},{}", there.url())).unwrap().with_retry(RetryPolicy::none());
@@ -111,14 +111,14 @@ async fn with_nobody_listening_at_the_first_url_the_next_answers_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registry_that_fails_is_left_alone_for_a_while() {
+async fn failed_endpoint_is_avoided_for_a_while() {
     for failure in [Reply::Answer(503, "", ""), Reply::Close, Reply::Answer(200, "", "<html>")] {
         let failing = failure.clone();
         let first = Server::start(move |_, _| failing.clone()).await;
         let second = Server::start(|_, _| ACK).await;
         let urls = format!("{},{}", first.url(), second.url());
         let client = RegistryClient::new(urls).unwrap().with_retry(RetryPolicy::none());
-        // Not sent to two: whether the first has got it is not known.
+        // Not sent to both, because the first one may have received it.
         assert!(client.heartbeat("a").await.is_err(), "{failure:?}");
         assert_eq!(second.arrived().len(), 0);
         for _ in 0..3 {
@@ -132,7 +132,7 @@ async fn a_registry_that_fails_is_left_alone_for_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_all_failing_each_is_tried_in_turn() {
+async fn endpoints_are_tried_in_turn_if_all_fail() {
     let servers = [
         Server::start(|_, _| Reply::Close).await,
         Server::start(|_, _| Reply::Close).await,
@@ -147,7 +147,7 @@ async fn with_all_failing_each_is_tried_in_turn() {
 }
 
 #[test]
-fn a_url_that_is_none_is_refused_when_the_client_is_made() {
+fn invalid_url_is_refused_when_the_client_is_created() {
     for url in
         ["", "registry:8009", "ftp://registry", "unix:/run/registry", "http://", "http://a,", "http://a,b"]
     {
@@ -156,7 +156,7 @@ fn a_url_that_is_none_is_refused_when_the_client_is_made() {
 }
 
 #[tokio::test]
-async fn a_registry_may_live_below_a_path() {
+async fn registry_may_have_a_base_path() {
     let server = Server::start(|_, _| ACK).await;
     for base in ["", "/", "/registry", "/registry/"] {
         let client = RegistryClient::new(format!("{}{base}", server.url())).unwrap();
@@ -166,9 +166,9 @@ async fn a_registry_may_live_below_a_path() {
     }
 }
 
-/// A service with the six basic operations alone, as one in Python has them.
+/// A service with only the six basic operations, for example in Python.
 #[tokio::test]
-async fn a_plain_service_is_enough() {
+async fn service_with_only_the_six_operations_is_enough() {
     let record = r#"{"agent_id":"a","agent_name":"Agent","base_url":"http://agent:8000","status":"active",
         "capabilities":[{"name":"c","description":null}],"last_heartbeat":"2026-11-24T09:30:00.123456"}"#;
     let list: &'static str = format!("[{record}]").leak();
@@ -212,7 +212,7 @@ async fn a_plain_service_is_enough() {
 }
 
 #[tokio::test]
-async fn matches_that_contradict_the_filter_by_health_are_dropped_where_the_registry_ignores_it() {
+async fn matches_that_do_not_pass_the_health_filter_are_dropped_if_the_registry_ignores_it() {
     let found = r#"[{"agent_id":"dead","status":"active","capability":"work","healthy":false},
         {"agent_id":"living","status":"busy","capability":"work","healthy":true},
         {"agent_id":"unsaid","status":"offline","capability":"work"},

@@ -1,4 +1,4 @@
-//! What is counted for whoever records it.
+//! The SDK's metrics.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ fn registrations_heartbeats_retries_and_states_are_counted() {
         &snapshotter,
         &[
             ("agent_registry_sdk_retries_total{}", 2.0),
-            // At first, for its interval, and after the registry forgot it.
+            // At the start, for its interval, and after the registry forgot it.
             ("agent_registry_sdk_registrations_total{outcome=ok}", 3.0),
             ("agent_registry_sdk_heartbeats_total{outcome=ok}", 2.0),
             ("agent_registry_sdk_heartbeats_total{outcome=failed}", 1.0),
@@ -65,7 +65,7 @@ fn tasks_attempts_failovers_and_ejections_are_counted() {
             for (status, is_done) in
                 [(500, true), (404, true), (429, true), (500, true), (500, true), (200, true)]
             {
-                // It is ejected then, and the next one does the task.
+                // Then it is ejected, and the next agent does the task.
                 scene.set("first", Reply::Answer(status, "", "1"));
                 assert_eq!(send().await, is_done, "{status}");
                 tokio::time::sleep(Duration::from_secs(2)).await;

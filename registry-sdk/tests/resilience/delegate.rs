@@ -1,4 +1,4 @@
-//! Handing tasks over.
+//! Delegating tasks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ use crate::scene::Scene;
 use crate::support::Reply;
 
 #[tokio::test(start_paused = true)]
-async fn a_task_goes_to_the_next_agent_where_one_fails() {
+async fn task_fails_over_to_the_next_agent() {
     let scene = Scene::new(&["a", "b", "c"]).await;
     let orchestrator = scene.orchestrator();
     let tried = AtomicUsize::new(0);
@@ -52,7 +52,7 @@ async fn a_task_goes_to_the_next_agent_where_one_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_all_have_failed_that_is_said() {
+async fn error_says_that_all_agents_have_failed() {
     let scene = Scene::new(&["a", "b"]).await;
     let orchestrator = scene.orchestrator();
     let error = orchestrator
@@ -67,7 +67,7 @@ async fn where_all_have_failed_that_is_said() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_delegation_is_over_in_its_time() {
+async fn delegation_ends_within_its_time_limit() {
     let scene = Scene::new(&["a", "b"]).await;
     let orchestrator = scene.orchestrator();
     let limit = Duration::from_secs(5);
@@ -118,9 +118,9 @@ async fn tasks_are_sent_as_json() {
     assert!(matches!(said, Some(HttpTaskError::Status { status: 422, .. })), "{said:?}");
 }
 
-/// As it looks to the orchestrator's author: of two agents, the better one fails for a while.
+/// As an orchestrator's author sees it: of two agents, the better one fails for a while.
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_keeps_failing_is_ejected_and_tried_again() {
+async fn agent_that_keeps_failing_is_ejected_and_tried_again() {
     let scene = Scene::new(&["good", "bad"]).await;
     let orchestrator = scene.orchestrator();
     let works = Arc::new(AtomicBool::new(false));
@@ -143,7 +143,7 @@ async fn an_agent_that_keeps_failing_is_ejected_and_tried_again() {
         assert_eq!(orchestrator.ejection("bad"), EjectionState::Admitted);
         assert_eq!(attempt().await, "good");
     }
-    // Clones know it, too.
+    // Clones share the state.
     let remaining = Duration::from_secs(30);
     client.heartbeat("bad").await.unwrap();
     assert_eq!(orchestrator.clone().ejection("bad"), EjectionState::Ejected { remaining });
@@ -165,8 +165,8 @@ async fn an_agent_that_keeps_failing_is_ejected_and_tried_again() {
 
 const HEDGE: Duration = Duration::from_secs(1);
 
-/// Delegates with hedging; each attempt takes the next of these times, and then goes as it says. Answers with how
-/// many attempts there were and how long it all took.
+/// Delegates with hedging. Each attempt takes the next of these times and then has the given outcome. Returns the number of
+/// attempts and how long it took.
 async fn hedge(
     scene: &Scene,
     script: &[(u64, Result<(), &'static str>)],
@@ -191,29 +191,29 @@ async fn hedge(
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_hedging_a_second_agent_gets_the_task_and_the_first_good_answer_counts() {
+async fn hedging_gives_the_task_to_a_second_agent_and_uses_the_first_success() {
     const SCRIPT: &[(u64, Result<(), &str>)] = &[(3, Ok(())), (0, Err("it broke")), (9, Ok(()))];
     let scene = Scene::new(&["a", "b", "c", "d"]).await;
     let about = |seconds: u64| {
         let seconds = Duration::from_secs(seconds);
         move |took: Duration| (seconds..seconds + Duration::from_millis(300)).contains(&took)
     };
-    // Done in time: nobody else is troubled.
+    // The first agent is fast enough, so no other one is used.
     let (outcome, begun, took) = hedge(&scene, &[(0, Ok(()))]).await;
     assert!(outcome.is_ok() && begun == 1 && about(0)(took), "{begun} {took:?}");
-    // The second is faster than the first.
+    // The second agent is faster than the first.
     let (outcome, begun, took) = hedge(&scene, &[(10, Ok(())), (1, Ok(())), (9, Ok(()))]).await;
     assert!(outcome.is_ok() && begun == 2 && about(2)(took), "{begun} {took:?}");
-    // The first comes after all, while the second is at it.
+    // The first agent responds after all, while the second is working.
     let (outcome, begun, took) = hedge(&scene, &[(2, Ok(())), (9, Ok(())), (9, Ok(()))]).await;
     assert!(outcome.is_ok() && about(2)(took) && begun >= 2, "{begun} {took:?}");
-    // One that fails is followed by the next at once, while the other goes on.
+    // A failed attempt is followed by the next one at once, while the other continues.
     let (outcome, begun, took) = hedge(&scene, SCRIPT).await;
     assert!(outcome.is_ok() && begun == 3 && about(3)(took), "{begun} {took:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn hedging_ends_as_delegation_does() {
+async fn hedging_ends_like_any_delegation() {
     const SLOW: &[(u64, Result<(), &str>)] = &[(99, Ok(())), (99, Ok(())), (99, Ok(()))];
     const FAIL: &[(u64, Result<(), &str>)] = &[(2, Err("one")), (5, Err("two")), (1, Err("three"))];
     let scene = Scene::new(&["a", "b", "c", "d"]).await;
@@ -233,7 +233,7 @@ async fn hedging_ends_as_delegation_does() {
             && said(error) == ["one", "two"]),
         "{outcome:?}"
     );
-    // Out of time, all who are at it have failed.
+    // Once the time is over, all running attempts have failed.
     let (outcome, _, took) = hedge(&scene, SLOW).await;
     assert!(
         matches!(&outcome, Err(error) if matches!(error.reason, EndReason::TimedOut { .. })
@@ -243,7 +243,7 @@ async fn hedging_ends_as_delegation_does() {
     assert!(took < Duration::from_secs(31), "{took:?}");
 }
 
-/// What the agents said, in the order in which they failed.
+/// The agents' messages, in the order in which they failed.
 fn said(error: &DelegateError) -> Vec<String> {
     error.attempts.iter().map(|one| one.error.to_string()).collect()
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-/// An agent that answers with what it read.
+/// An agent that responds with the headers that it read.
 async fn start(serving: &mut JoinSet<()>) -> String {
     let execute = async |task: DelegatedTask| {
         let seconds = task.time_left.map(|left| left.as_secs_f64());
@@ -23,7 +23,7 @@ async fn start(serving: &mut JoinSet<()>) -> String {
 }
 
 #[tokio::test]
-async fn an_agent_reads_what_a_delegation_sends() {
+async fn agent_reads_the_headers_of_a_delegation() {
     let mut serving = JoinSet::new();
     let url = start(&mut serving).await;
     let registry = MockRegistry::start().await;
@@ -33,12 +33,12 @@ async fn an_agent_reads_what_a_delegation_sends() {
     let delegation = orchestrator.delegate("work").idempotency_key(r#"a "b" \c"#);
     let read = delegation.post_json::<Value>("/execute", &1).await.unwrap().value;
     assert_eq!((&read["key"], &read["attempt"]), (&json!(r#"a "b" \c"#), &json!(1)));
-    // It is the only agent, so it has all of the minute.
+    // It is the only agent, so it has the whole minute.
     assert!(read["seconds"].as_f64().is_some_and(|seconds| seconds > 30.0 && seconds <= 60.0), "{read}");
 }
 
 #[tokio::test]
-async fn headers_that_are_missing_are_none_and_wrong_ones_are_refused_by_name() {
+async fn missing_headers_are_none_and_invalid_ones_are_refused_by_name() {
     let mut serving = JoinSet::new();
     let url = format!("{}/execute", start(&mut serving).await);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();

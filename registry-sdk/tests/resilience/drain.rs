@@ -1,4 +1,4 @@
-//! Draining: no new tasks, those under way to their end, then a shutdown, with or without the registry.
+//! Draining: no new tasks, then a shutdown once the current tasks have ended, with or without the registry.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::{HEARTBEAT, PROBLEM, REGISTER, Reply, Server, until};
 
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// No test takes so long on the paused clock.
+/// Longer than any test takes on the paused clock.
 const HOUR: Duration = Duration::from_secs(3_600);
 
 fn registration() -> Registration {
@@ -21,7 +21,7 @@ fn registration() -> Registration {
         .capability(Capability::new("work"))
 }
 
-/// An agent that is registered, and sends heartbeats.
+/// Starts an agent that is registered and sends heartbeats.
 async fn running(registry: &MockRegistry) -> Agent {
     let agent = Agent::new(registry.client(), registration());
     agent.register().await.unwrap();
@@ -44,7 +44,7 @@ async fn taken_out(registry: &MockRegistry) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_draining_agent_takes_itself_out_and_waits_for_its_tasks() {
+async fn draining_agent_takes_itself_out_and_waits_for_its_tasks() {
     let registry = MockRegistry::start().await;
     let agent = running(&registry).await;
     let (first, second) = (agent.tasks().begin(), agent.tasks().begin());
@@ -59,7 +59,7 @@ async fn a_draining_agent_takes_itself_out_and_waits_for_its_tasks() {
     assert_eq!(record.status, AgentStatus::Active);
     assert!(registry.client().search_capabilities("work").await.unwrap().is_empty());
 
-    // One that a caller sent a moment ago is waited for as well.
+    // A task that a caller has just sent is waited for as well.
     let third = agent.tasks().begin();
     drop((first, second));
     let (before, requests) = (registry.heartbeats("a"), registry.request_log().0.len());
@@ -80,14 +80,14 @@ async fn a_draining_agent_takes_itself_out_and_waits_for_its_tasks() {
     let sent = registry.request_log().0.len();
     sleep(100 * INTERVAL).await;
     assert_eq!(registry.request_log().0.len(), sent);
-    // Its successor is given work at once.
+    // Its successor gets work at once.
     running(&registry).await;
     assert_eq!(registry.client().search_capabilities("work").await.unwrap().len(), 1);
 }
 
-/// An operator's maintenance goes on beside the drain, and may end before it.
+/// An operator's maintenance continues next to the drain, and may end before it.
 #[tokio::test(start_paused = true)]
-async fn a_draining_agent_stays_out_when_the_maintenance_of_an_operator_ends() {
+async fn draining_agent_stays_out_when_the_maintenance_of_an_operator_ends() {
     for ends_by_itself in [true, false] {
         let registry = MockRegistry::start().await;
         let (agent, operator) = (running(&registry).await, registry.client());
@@ -114,7 +114,7 @@ async fn a_draining_agent_stays_out_when_the_maintenance_of_an_operator_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_ends_after_its_limit() {
+async fn drain_ends_after_its_limit() {
     let registry = MockRegistry::start().await;
     let agent = running(&registry).await;
     let _stuck = agent.tasks().begin();
@@ -126,7 +126,7 @@ async fn a_drain_ends_after_its_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_agent_drains_at_once() {
+async fn idle_agent_drains_at_once() {
     let registry = MockRegistry::start().await;
     let agent = running(&registry).await;
     drop(agent.tasks().begin());
@@ -135,13 +135,13 @@ async fn an_idle_agent_drains_at_once() {
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     let paths: Vec<_> = registry.request_log().0.iter().map(|one| one.path.clone()).collect();
     assert_eq!(paths[paths.len() - 2..], ["/agents/a/maintenance", "/agents/a/status"]);
-    // Once more is no more.
+    // Draining again has no effect.
     agent.drain().await;
     assert_eq!(registry.request_log().0.len(), paths.len());
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_drains_without_its_registry_and_goes_on_asking_it() {
+async fn agent_drains_without_its_registry_and_keeps_asking_it() {
     let registry = MockRegistry::start().await;
     let agent = running(&registry).await;
     let task = agent.tasks().begin();
@@ -167,7 +167,7 @@ async fn an_agent_drains_without_its_registry_and_goes_on_asking_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registry_that_hangs_delays_a_drain_by_one_attempt() {
+async fn registry_that_hangs_delays_a_drain_by_one_attempt() {
     let registry = MockRegistry::start().await;
     let agent = running(&registry).await;
     registry.hang(1_000);
@@ -177,7 +177,7 @@ async fn a_registry_that_hangs_delays_a_drain_by_one_attempt() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_lost_on_its_way_is_asked_again() {
+async fn lost_request_is_repeated() {
     let registry = MockRegistry::start().await;
     let agent = running(&registry).await;
     let task = agent.tasks().begin();
@@ -189,7 +189,7 @@ async fn what_was_lost_on_its_way_is_asked_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_was_never_registered_drains_without_a_word() {
+async fn unregistered_agent_drains_without_a_request() {
     let registry = MockRegistry::start().await;
     let agent = Agent::new(registry.client(), registration());
     let task = agent.tasks().begin();
@@ -202,7 +202,7 @@ async fn an_agent_that_was_never_registered_drains_without_a_word() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_draining_agent_does_not_register_with_a_registry_that_forgot_it() {
+async fn draining_agent_does_not_register_with_a_registry_that_forgot_it() {
     let registry = MockRegistry::start().await;
     let agent = running(&registry).await;
     let task = agent.tasks().begin();
@@ -211,7 +211,7 @@ async fn a_draining_agent_does_not_register_with_a_registry_that_forgot_it() {
     registry.forget_agents();
     sleep(10 * INTERVAL).await;
     assert!(registry.agent("a").is_none());
-    // Unless somebody wants it to.
+    // Unless a caller asks for it.
     agent.register().await.unwrap();
     until("the registry takes it out", || is_out(&registry)).await;
     drop(task);
@@ -220,7 +220,7 @@ async fn a_draining_agent_does_not_register_with_a_registry_that_forgot_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_draining_agent_leaves_its_id_to_its_successor() {
+async fn draining_agent_leaves_its_id_to_its_successor() {
     let registry = MockRegistry::start().await;
     let old = running(&registry).await;
     let task = old.tasks().begin();
@@ -239,7 +239,7 @@ async fn a_draining_agent_leaves_its_id_to_its_successor() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_superseded_agent_drains_without_asking_for_maintenance() {
+async fn superseded_agent_drains_without_asking_for_maintenance() {
     let registry = MockRegistry::start().await;
     let old = running(&registry).await;
     sleep(Duration::from_secs(1)).await;
@@ -256,9 +256,9 @@ async fn a_superseded_agent_drains_without_asking_for_maintenance() {
     assert_eq!(record.healthy, Some(true));
 }
 
-/// Registries of earlier versions, and plain services with the six basic operations.
+/// Registries of earlier versions, and services with only the six basic operations.
 #[tokio::test(start_paused = true)]
-async fn a_registry_that_knows_no_maintenance_is_sent_the_status() {
+async fn registry_that_knows_no_maintenance_is_sent_the_status() {
     const RECORD: &str =
         r#"{"agent_id":"a","status":"active","heartbeat_timeout_seconds":60,"registration_tag":"1"}"#;
     const BEAT: &str = r#"{"agent_id":"a","status":"offline","registration_tag":"1"}"#;
@@ -307,7 +307,7 @@ async fn a_registry_that_knows_no_maintenance_is_sent_the_status() {
 
 #[cfg(feature = "axum")]
 #[tokio::test]
-async fn its_own_health_says_that_it_drains() {
+async fn health_endpoint_reports_that_the_agent_drains() {
     use registry_sdk::HealthEndpoint;
     use registry_sdk::contract::HealthStatus;
     let registry = MockRegistry::start().await;
@@ -325,7 +325,7 @@ async fn its_own_health_says_that_it_drains() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_counter_is_idle_when_its_last_task_ends() {
+async fn counter_is_idle_when_its_last_task_ends() {
     let registry = MockRegistry::start().await;
     let tasks = Agent::new(registry.client(), registration()).tasks();
     tasks.idle().await;

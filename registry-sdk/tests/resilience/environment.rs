@@ -1,5 +1,5 @@
-//! What the environment of a process decides: proxies, and the certificates of the system. Each test runs another one in a
-//! process of its own, because the environment of a process with threads cannot be changed.
+//! Settings from a process's environment: proxies and the system's certificates. Each test runs another one in a separate
+//! process, because the environment of a process with threads cannot be changed.
 
 use std::process::Command;
 
@@ -21,7 +21,7 @@ fn run(test: &str, variables: &[(&str, &str)]) {
     assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
 }
 
-/// Runs an ignored test whose environment names a proxy, which is returned with what it was asked.
+/// Runs an ignored test whose environment names a proxy. Returns the proxy, which records its requests.
 async fn run_beside_a_proxy(test: &'static str, variables: &'static [&'static str]) -> Server {
     let proxy = Server::start(|_, _| ACK).await;
     let url = proxy.url();
@@ -34,7 +34,7 @@ async fn run_beside_a_proxy(test: &'static str, variables: &'static [&'static st
     proxy
 }
 
-/// A registry name that nobody can resolve, so only a proxy reaches it.
+/// A registry name that does not resolve, so that only a proxy reaches it.
 const ELSEWHERE: &str = "http://registry.invalid:8009";
 
 fn client(url: &str) -> RegistryClient {
@@ -54,7 +54,7 @@ async fn reaches_loopback() {
     let port = server.url().rsplit_once(':').unwrap().1.to_owned();
     for host in ["127.0.0.1", "localhost", "127.1.2.3", "[::ffff:127.0.0.1]"] {
         let client = client(&format!("http://{host}:{port}"));
-        // Not every machine listens at all of these; what counts is that the proxy does not answer.
+        // Not every machine has a listener at these addresses. It matters only that the proxy does not respond.
         if let Err(error) = client.heartbeat("a").await {
             assert!(host.starts_with('[') || host == "127.1.2.3", "{host}: {}", error.full_message());
         }
@@ -75,7 +75,7 @@ async fn reaches_elsewhere() {
 }
 
 #[tokio::test]
-async fn no_proxy_means_none_whatever_the_environment_says() {
+async fn no_proxy_overrides_the_environment() {
     let proxy = run_beside_a_proxy("uses_no_proxy", &["HTTP_PROXY"]).await;
     assert!(proxy.arrived().is_empty());
 }
@@ -89,7 +89,7 @@ async fn uses_no_proxy() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_is_set_is_used_beyond_loopback() {
+async fn proxy_that_is_set_is_used_beyond_loopback() {
     let proxy = Server::start(|_, _| ACK).await;
     let registry = Server::start(|_, _| ACK).await;
     let through = |url: &str| {
@@ -107,7 +107,7 @@ async fn a_proxy_that_is_set_is_used_beyond_loopback() {
 
 #[cfg(feature = "tls")]
 #[test]
-fn plain_http_needs_no_certificates_on_the_machine() {
+fn plain_http_needs_no_system_certificates() {
     let nowhere = [("SSL_CERT_FILE", "/nonexistent/ca.pem"), ("SSL_CERT_DIR", "/nonexistent")];
     run("has_no_certificates", &nowhere);
 }
@@ -118,14 +118,14 @@ fn plain_http_needs_no_certificates_on_the_machine() {
 async fn has_no_certificates() {
     let server = Server::start(|_, _| ACK).await;
     client(&server.url()).heartbeat("a").await.unwrap();
-    // HTTPS needs some: of the system, or one's own.
+    // HTTPS needs certificates: those of the system, or additional ones.
     let error = RegistryClient::new("https://registry:8009").unwrap_err();
     assert!(matches!(&error, Error::Config(text) if text.contains("certificates")), "{error}");
     let own = RegistryClient::builder("https://registry:8009").root_certificate(AUTHORITY);
     own.build().unwrap();
 }
 
-/// The certificate of an authority that was made for this test, valid until 2126.
+/// The certificate of an authority that was created for this test, valid until 2126.
 #[cfg(feature = "tls")]
 const AUTHORITY: &str = "\
 -----BEGIN CERTIFICATE-----\n\
@@ -140,10 +140,10 @@ BX8gO6Uyn856gQxwOeoCsWoEZmwV87+sa9MCIHw3ZQcs7jd0sLI083uUts1z7QvP\n\
 CoSK5FzfKZ3RycUx\n\
 -----END CERTIFICATE-----";
 
-/// The client may have another implementation of TLS: it is taken as it is.
+/// The client may have another TLS implementation: it is used unchanged.
 #[cfg(not(feature = "tls"))]
 #[test]
-fn an_http_client_of_ones_own_may_speak_tls_without_the_feature() {
+fn custom_http_client_may_use_tls_without_the_feature() {
     let own = reqwest::Client::new();
     RegistryClient::builder("https://registry:8009").http_client(own).build().unwrap();
 }

@@ -34,7 +34,7 @@ fn ids<T>(items: &[T], id: impl Fn(&T) -> &String) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn what_contradicts_a_filter_is_dropped_where_the_registry_ignores_it() {
+async fn results_that_do_not_pass_a_filter_are_dropped_if_the_registry_ignores_it() {
     let server = older_registry().await;
     let client = RegistryClient::new(server.url()).unwrap();
     let query = SearchQuery::new("work").status(AgentStatus::Active).healthy(true).capability("work");
@@ -54,7 +54,7 @@ async fn what_contradicts_a_filter_is_dropped_where_the_registry_ignores_it() {
 }
 
 #[tokio::test]
-async fn a_registry_without_sentences_is_asked_all_the_same() {
+async fn registry_without_sentences_is_searched_anyway() {
     let server = Server::start(|_, _| {
         Reply::Answer(
             200,
@@ -75,7 +75,7 @@ async fn a_registry_without_sentences_is_asked_all_the_same() {
 }
 
 #[tokio::test]
-async fn an_agent_that_comes_on_two_pages_is_found_once() {
+async fn agent_on_two_pages_is_returned_once() {
     let server = Server::start(|what, _| {
         let next = "link: </capabilities/search?q=work&limit=2&cursor=2>; rel=\"next\"\r\n";
         let (first, second) = (
@@ -95,7 +95,7 @@ async fn an_agent_that_comes_on_two_pages_is_found_once() {
 }
 
 #[tokio::test]
-async fn pages_that_lead_nowhere_are_an_error() {
+async fn endless_pages_are_an_error() {
     for body in ["[]", r#"[{"agent_id":"a","status":"active","capability":"work"}]"#] {
         let next = "link: </capabilities/search?q=work&cursor=2>; rel=\"next\"\r\n";
         let server = Server::start(move |_, _| Reply::Answer(200, next, body)).await;
@@ -106,7 +106,7 @@ async fn pages_that_lead_nowhere_are_an_error() {
     }
 }
 
-/// Agents that all can do `work`, by tag and region.
+/// Agents that can all do `work`, by tag and region.
 async fn register(registry: &MockRegistry) {
     for (id, capability, region) in [
         ("rust-eu", Capability::new("work").tag("rust"), "eu"),
@@ -124,7 +124,7 @@ async fn selected(orchestrator: &Orchestrator, query: &TaskQuery) -> String {
 }
 
 #[tokio::test]
-async fn a_task_goes_to_an_agent_that_passes_the_filters() {
+async fn task_goes_to_an_agent_that_passes_the_filters() {
     let registry = MockRegistry::start().await;
     register(&registry).await;
     let directory = Directory::follow(&registry.client());
@@ -156,7 +156,7 @@ async fn a_task_goes_to_an_agent_that_passes_the_filters() {
 }
 
 #[tokio::test]
-async fn a_description_alone_makes_no_candidate() {
+async fn description_alone_does_not_make_a_candidate() {
     let registry = MockRegistry::start().await;
     let registration = |id: &str, name: &str, description: &str| {
         let capability = Capability::new(name).description(description);
@@ -199,9 +199,9 @@ async fn a_description_alone_makes_no_candidate() {
     }
 }
 
-/// What an earlier search found is not used for a query with other filters.
+/// The results of an earlier search are not used for a query with other filters.
 #[tokio::test(start_paused = true)]
-async fn an_outage_does_not_mix_up_filters() {
+async fn outage_does_not_mix_up_filters() {
     let registry = MockRegistry::start().await;
     register(&registry).await;
     let orchestrator = Orchestrator::new(registry.client());

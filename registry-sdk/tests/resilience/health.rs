@@ -1,4 +1,4 @@
-//! The agent's own health, and the load that its heartbeats tell.
+//! The agent's own health endpoint, and the load that its heartbeats report.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ fn agent(registry: &MockRegistry) -> Agent {
     Agent::new(registry.client(), Registration::new("a", "Agent", "http://agent:8000"))
 }
 
-/// Serves the endpoint, and gives its URL.
+/// Serves the endpoint. Returns its URL.
 async fn serve(endpoint: HealthEndpoint) -> (String, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/health", listener.local_addr().unwrap());
@@ -31,7 +31,7 @@ async fn ask(url: &str) -> (u16, HealthReport) {
 }
 
 #[tokio::test]
-async fn a_healthy_agent_says_who_it_is_and_what_it_is_at() {
+async fn healthy_agent_reports_its_id_and_tasks() {
     let registry = MockRegistry::start().await;
     let agent = agent(&registry);
     let (url, _serving) = serve(HealthEndpoint::new(&agent)).await;
@@ -46,7 +46,7 @@ async fn a_healthy_agent_says_who_it_is_and_what_it_is_at() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_a_check_fails_or_takes_too_long_it_is_unhealthy_and_says_which() {
+async fn failed_or_slow_check_makes_the_agent_unhealthy_and_is_named() {
     let registry = MockRegistry::start().await;
     let endpoint = HealthEndpoint::new(&agent(&registry))
         .check("fine", || async { Ok(()) })
@@ -60,7 +60,7 @@ async fn where_a_check_fails_or_takes_too_long_it_is_unhealthy_and_says_which() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn heartbeats_tell_the_load_and_the_number_of_tasks() {
+async fn heartbeats_report_the_load_and_the_number_of_tasks() {
     let registry = MockRegistry::start().await;
     let agent = agent(&registry);
     agent.register().await.unwrap();
@@ -85,7 +85,7 @@ async fn heartbeats_tell_the_load_and_the_number_of_tasks() {
 }
 
 #[tokio::test]
-async fn the_endpoint_is_at_the_path_that_the_agent_registers() {
+async fn endpoint_is_at_the_path_that_the_agent_registers() {
     let registry = MockRegistry::start().await;
     for path in ["/healthz", "/v1/{how}/:are/*you", "/gesund/ä"] {
         let registration = Registration::new("a", "Agent", "http://agent:8000").health_path(path);

@@ -1,6 +1,6 @@
-//! Random scripts of calls, faults, twin processes, kills and shutdowns: what an agent promises holds through all of them.
+//! Random scripts of calls, faults, twin processes, kills and shutdowns, through which the agent's guarantees have to hold.
 //!
-//! Two thousand scripts, the same each time; `LIFE_CASES=20000 cargo test … life` runs so many others.
+//! Runs two thousand fixed scripts. `LIFE_CASES=20000 cargo test … life` runs that many random ones.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use tokio::time::{Instant, sleep, timeout};
 
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// The larger of the registry's own time-out and twice the interval.
+/// The larger of the registry's own timeout and twice the interval.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long a request may be held back on its way.
+/// How long a request may be held back in flight.
 const LATE: Duration = Duration::from_secs(40);
 
-/// The longest pause and an attempt that hangs. Requests that were held back may arrive, and even give the id to a process
-/// that is dead: then its deadline, the next look and the pause before registering come on top.
+/// The longest delay and an attempt that hangs. Delayed requests may arrive, and even give the id to a dead process, which adds
+/// its deadline, the next look and the delay before registering.
 const SETTLED_AFTER: Duration = Duration::from_secs(30 + 10 + 40 + 60 + 30 + 10 + 5);
 
 /// Fewer than a registry remembers.
@@ -30,7 +30,7 @@ const MOST_PROCESSES: usize = 6;
 #[derive(Clone, Debug)]
 enum Step {
     Wait(Duration),
-    // Faults of the registry, and of the way to it.
+    // Faults of the registry and of the network.
     Fail(usize, u16),
     Drop(usize),
     Hang(usize),
@@ -45,7 +45,7 @@ enum Step {
     Heal,
     /// Another process with the same id starts.
     Start,
-    /// Of a process that is alive, by a number that is brought into range.
+    /// An act of a running process, by a number that is brought into range.
     Of(usize, Act),
 }
 
@@ -53,13 +53,13 @@ enum Step {
 enum Act {
     Kill,
     ShutDown,
-    /// Several at once, the first of them given up.
+    /// Several at once, the first of them cancelled.
     ShutDownTwice,
-    /// A caller waits, however long it takes.
+    /// The caller waits as long as it takes.
     Call(Call),
-    /// A caller gives up after a while.
+    /// The caller gives up after a while.
     GiveUp(Call, Duration),
-    /// Nobody waits for it.
+    /// No caller waits.
     Background(Call),
     SetStatus(AgentStatus),
     Restart(u64),
@@ -147,7 +147,7 @@ fn run_scripts(quarter: u8) {
     let more: Option<u32> = std::env::var("LIFE_CASES").ok().and_then(|cases| cases.parse().ok());
     let cases = more.unwrap_or(2_000).div_ceil(4);
     let config = Config { cases, failure_persistence: None, ..Config::default() };
-    // The same scripts each time, unless others are asked for.
+    // The scripts are fixed unless others are requested.
     let mut runner = if more.is_some() {
         TestRunner::new(config)
     } else {
@@ -167,13 +167,13 @@ fn run_scripts(quarter: u8) {
         .unwrap();
 }
 
-/// A process that is alive, and what it wants the registry to know.
+/// A running process, and what the registry should know of it.
 struct Process {
     agent: Agent,
     capabilities: Vec<Capability>,
     status: AgentStatus,
     calls: JoinSet<()>,
-    /// Since when heartbeats are on.
+    /// When heartbeats were started.
     beating_since: Option<Instant>,
 }
 
@@ -181,13 +181,13 @@ struct Process {
 struct World {
     registry: MockRegistry,
     client: RegistryClient,
-    /// The youngest last.
+    /// The youngest is last.
     alive: Vec<Process>,
-    /// Instances that were shut down, and how many requests of theirs had arrived when that was over.
+    /// Processes that were shut down, and the number of their requests at that time.
     ended: Vec<(String, usize)>,
     started: usize,
     backup: Option<Backup>,
-    /// Whether the age of a process may be known wrongly: its first registration came late.
+    /// Whether the age of a process may be wrong, because its first registration was delayed.
     ages_are_unsure: bool,
 }
 
@@ -223,7 +223,7 @@ impl World {
             calls: JoinSet::new(),
             beating_since: Some(Instant::now()),
         });
-        // No two are of the same age.
+        // No two have the same age.
         sleep(Duration::from_millis(10)).await;
     }
 
@@ -231,7 +231,7 @@ impl World {
         let registry = &self.registry;
         match step {
             Step::Wait(time) => {
-                // In pieces, so that what holds is looked at between.
+                // In steps, so that the guarantees are checked in between.
                 let end = Instant::now() + time;
                 while Instant::now() < end {
                     sleep(Duration::from_secs(5)).await;
@@ -303,7 +303,7 @@ impl World {
         self.ended.push((instance_id, arrived));
     }
 
-    /// A process that was shut down sends nothing, and one that calls itself registered was heard within its deadline.
+    /// A process that was shut down sends nothing, and a registered one was heard within its deadline.
     fn check(&self) {
         let seen = self.registry.request_log();
         for (instance_id, arrived) in &self.ended {
@@ -324,7 +324,7 @@ impl World {
         }
     }
 
-    /// When all is well, the registry knows what the youngest process wants, and the others stand by.
+    /// Without faults, the registry knows the state of the youngest process, and the others stand by.
     async fn settle(&mut self) {
         self.registry.heal();
         for process in &mut self.alive {
@@ -366,7 +366,7 @@ impl World {
     }
 }
 
-/// What a process has sent, without what came late.
+/// The requests of a process, without delayed ones.
 fn sent_by<'a>(instance_id: &str, seen: &'a RequestLog) -> impl Iterator<Item = &'a ReceivedRequest> {
     let own = format!("\"{instance_id}\"");
     seen.0.iter().filter(move |one| !one.is_late && one.body.contains(&own))
@@ -378,7 +378,7 @@ impl Process {
         self.beating_since.get_or_insert_with(Instant::now);
     }
 
-    /// Sets what the registry is to have, whether the call succeeds or not.
+    /// Sets the desired state, whether or not the call succeeds.
     fn wants(&mut self, call: Call) {
         match call {
             Call::Register | Call::RegisterWithRetry => {}
@@ -397,7 +397,7 @@ impl Process {
     fn in_background(&mut self, call: Call) {
         self.wants(call);
         let mut call = Box::pin(perform(self.agent.clone(), call, self.capabilities.clone()));
-        // Polled once, so that its change is made in the order of the script.
+        // Polled once, so that changes are made in the order of the script.
         if futures_util::FutureExt::now_or_never(&mut call).is_none() {
             self.calls.spawn(call);
         }

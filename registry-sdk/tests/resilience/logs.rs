@@ -1,4 +1,4 @@
-//! What an operator would read in the log.
+//! The log as an operator reads it.
 
 use std::cell::RefCell;
 use std::fmt::{Debug, Write};
@@ -9,18 +9,18 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 thread_local! {
-    /// Where the events of this thread go. A test's runtime has no other.
+    /// The receiver of this thread's events. A test's runtime has no other thread.
     static RECORDED: RefCell<Option<Logs>> = const { RefCell::new(None) };
 }
 
-/// Every event of this thread at `info` and above, and all of discovery, a line each: level, message and fields.
+/// All events of this thread at `info` and above, and all events of discovery, one line each: level, message and fields.
 #[derive(Clone, Default)]
 pub(crate) struct Logs(Arc<Mutex<Vec<String>>>);
 
 impl Logs {
     /// Records until the end of the thread, which is that of the test.
     pub(crate) fn record() -> Self {
-        // One for all tests: subscribers of single threads would switch each other's events off.
+        // One subscriber for all tests, because subscribers of single threads would disable each other's events.
         static INSTALLED: Once = Once::new();
         INSTALLED.call_once(|| {
             tracing::subscriber::set_global_default(tracing_subscriber::registry().with(Recorder)).unwrap();
@@ -30,7 +30,7 @@ impl Logs {
         logs
     }
 
-    /// The lines that contain a text.
+    /// Returns the lines that contain a text.
     pub(crate) fn with(&self, text: &str) -> Vec<String> {
         self.0.lock().unwrap().iter().filter(|line| line.contains(text)).cloned().collect()
     }

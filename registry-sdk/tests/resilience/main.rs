@@ -1,4 +1,4 @@
-//! The client and the agent against registries that misbehave, mostly on a paused clock.
+//! The client and the agent against registries that fail, mostly on a paused clock.
 #![cfg(feature = "client")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! Every fault against every operation: what comes of it is written down here, cell by cell.
+//! Every fault against every operation. The expected outcome of each is written down here.
 
 use std::time::Duration;
 
@@ -30,18 +30,18 @@ enum Operation {
     Shutdown,
 }
 
-/// What a call comes to.
+/// The outcome of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Good,
     Unreachable,
     TimedOut,
     Unavailable,
-    /// The same, and the registry says when to come back.
+    /// The same, with a `Retry-After`.
     UnavailableFor(Duration),
     InvalidResponse,
     Unknown,
-    /// The shutdown was over in its time.
+    /// The shutdown completed in time.
     Over,
 }
 
@@ -101,7 +101,7 @@ impl Scene {
         let mut agent = agent(client(&format!("http://{}", proxy.address())));
         agent.register().await.unwrap();
         if harm == Harm::DnsGone {
-            // The name does not resolve any more, and never will: it is reserved for that (RFC 6761).
+            // The name no longer resolves, and never will: it is reserved for this purpose (RFC 6761).
             agent = self::agent(client("http://registry.invalid:8009"));
         }
         Self { registry, proxy, agent }

@@ -1,4 +1,4 @@
-//! Registries that answer little, or nothing: a success is one, whatever it says.
+//! Registries that respond with little or nothing: a success counts, whatever its body.
 
 use std::time::Duration;
 
@@ -32,13 +32,13 @@ fn registration() -> Registration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_lives_with_a_registry_that_says_little() {
+async fn agent_works_with_a_registry_that_responds_with_little() {
     for (status, body) in LITTLE {
         let server = Server::start(move |_, _| Reply::Answer(status, "", body)).await;
         let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
         let agent = Agent::new(client, registration());
         let record = agent.register().await.unwrap();
-        // What the answer leaves out is known from what was sent.
+        // Fields missing in the response are taken from the request.
         assert_eq!((&*record.agent_id, record.status), ("a", AgentStatus::Busy), "{body}");
         assert_eq!((&*record.base_url, record.capabilities.len()), ("http://agent:8000", 1), "{body}");
         assert_eq!(record.instance_id.as_deref(), Some(agent.instance_id()));
@@ -53,7 +53,7 @@ async fn an_agent_lives_with_a_registry_that_says_little() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_plain_client_is_answered_is_read_the_same_way() {
+async fn client_reads_short_responses_like_the_agent() {
     for (status, body) in LITTLE {
         let server = Server::start(move |_, _| Reply::Answer(status, "", body)).await;
         let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
@@ -63,7 +63,7 @@ async fn what_a_plain_client_is_answered_is_read_the_same_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn well_formed_fields_are_read_beside_others_that_are_not() {
+async fn valid_fields_are_read_next_to_invalid_ones() {
     let body = r#"{"status":"offline","last_heartbeat":"2026-11-24T09:30:00.123Z","heartbeat_timeout_seconds":90,
         "registration_tag":"t","revision":7,"registered_at":null,"capabilities":"many"}"#;
     let server = Server::start(move |_, _| Reply::Answer(200, "", body)).await;
@@ -78,9 +78,9 @@ async fn well_formed_fields_are_read_beside_others_that_are_not() {
     assert_eq!((ack.registration_tag.as_deref(), ack.last_heartbeat), (Some("t"), record.last_heartbeat));
 }
 
-/// Something in between answers 409 once, as if another process owned the id.
+/// Something in between responds with 409 once, as if another process owned the id.
 #[tokio::test(start_paused = true)]
-async fn a_conflict_that_no_registry_speaks_of_does_not_end_the_heartbeats() {
+async fn conflict_without_an_owner_does_not_stop_the_heartbeats() {
     for body in ["<html>", r#"{"error":"conflict"}"#, ""] {
         let server = Server::start(move |what, number| match what {
             HEARTBEAT if number == 3 => Reply::Answer(409, "content-type: text/html\r\n", body),
@@ -95,7 +95,7 @@ async fn a_conflict_that_no_registry_speaks_of_does_not_end_the_heartbeats() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_any_length_is_cut_to_what_a_log_line_holds() {
+async fn long_errors_are_truncated_for_the_log() {
     let long: &'static str =
         Box::leak(format!("{{\"detail\":\"{}\"}}", "ä".repeat(1_000_000)).into_boxed_str());
     for status in [500, 422, 418] {
@@ -107,7 +107,7 @@ async fn an_error_of_any_length_is_cut_to_what_a_log_line_holds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_no_json_or_cut_off_is_not_believed() {
+async fn truncated_or_invalid_json_is_not_accepted() {
     for (status, body) in [(200, ""), (200, "OK"), (201, "<html>"), (200, "{\"agent_"), (204, "nul")] {
         let server = Server::start(move |_, _| Reply::Answer(status, "", body)).await;
         let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();

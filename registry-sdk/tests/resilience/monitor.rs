@@ -40,7 +40,7 @@ async fn too_many_offline_agents_raise_an_alert_that_ends_when_they_are_back() {
         monitor(&registry).on_alert(move |alert| calls.lock().unwrap().push(alert.cleared_at.is_some()));
     let monitor = monitor.start();
     let mut alerts = monitor.alerts();
-    // Two of eight are a quarter, three of seven more than 30 %.
+    // Two of eight are a quarter; three of seven are more than 30 %.
     set(&registry, 0..2, AgentStatus::Offline).await;
     assert!(timeout(5 * EVERY, alerts.recv()).await.is_err());
     set(&registry, 0..3, AgentStatus::Offline).await;
@@ -57,7 +57,7 @@ async fn too_many_offline_agents_raise_an_alert_that_ends_when_they_are_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_comes_and_goes_raises_no_alert() {
+async fn short_failures_raise_no_alert() {
     let registry = registry().await;
     let monitor = monitor(&registry).rules([AlertRule::Unreachable]).hysteresis(3, 2).start();
     let mut alerts = monitor.alerts();
@@ -72,7 +72,7 @@ async fn what_comes_and_goes_raises_no_alert() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn missing_agents_and_capabilities_are_told() {
+async fn missing_agents_and_capabilities_are_reported() {
     let registry = registry().await;
     let too_few = AlertRule::TooFew { capability: "work".to_owned(), at_least: 9 };
     let rules = [AlertRule::AgentMissing("a0".to_owned()), too_few.clone()];
@@ -87,9 +87,9 @@ async fn missing_agents_and_capabilities_are_told() {
     assert!(few.detail.starts_with('8'), "{}", few.detail);
 }
 
-/// Matches of dead agents that are better than those of the living ones fill the page that a search returns.
+/// Dead agents that match better than the healthy ones fill the page that a search returns.
 #[tokio::test(start_paused = true)]
-async fn dead_agents_do_not_hide_enough_living_ones() {
+async fn dead_agents_do_not_hide_healthy_ones() {
     let registry = MockRegistry::start().await;
     let client = registry.client();
     for number in 0..101 {
@@ -116,7 +116,7 @@ async fn dead_agents_do_not_hide_enough_living_ones() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_registry_is_away_only_that_is_told() {
+async fn only_the_outage_is_reported_while_the_registry_is_unreachable() {
     let registry = registry().await;
     let rules =
         [AlertRule::Unreachable, AlertRule::AgentMissing("a0".to_owned()), AlertRule::OfflineAbove(0.0)];
@@ -132,7 +132,7 @@ async fn while_the_registry_is_away_only_that_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_ends_when_it_is_stopped_or_dropped() {
+async fn monitor_ends_when_it_is_stopped_or_dropped() {
     let registry = registry().await;
     let first = monitor(&registry).start();
     let second = monitor(&registry).start();

@@ -18,7 +18,7 @@ async fn pair(first: Reply) -> (Server, Server, RegistryClient) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_endpoint_that_hangs_costs_one_attempt_and_no_call() {
+async fn first_endpoint_that_hangs_costs_one_attempt_and_no_call() {
     let (first, _second, client) = pair(Reply::Hang).await;
     let began = Instant::now();
     client.heartbeat("a").await.unwrap();
@@ -27,10 +27,10 @@ async fn a_first_endpoint_that_hangs_costs_one_attempt_and_no_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_endpoint_that_failed_is_tried_again_by_one_call_at_a_time() {
+async fn endpoint_that_failed_is_tried_again_by_one_call_at_a_time() {
     let (first, _second, client) = pair(Reply::Hang).await;
     client.heartbeat("a").await.unwrap();
-    // It is left alone for twice as long each time, up to five minutes.
+    // It is avoided for twice as long each time, up to five minutes.
     for (round, pause) in (2..).zip([30, 60, 120, 240, 300, 300]) {
         sleep(Duration::from_millis(pause * 1_000 - 500)).await;
         client.heartbeat("a").await.unwrap();
@@ -69,7 +69,7 @@ async fn calls_that_their_callers_cancel_count_against_the_endpoint() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_cancelled_while_others_are_answered_counts_against_nobody() {
+async fn request_that_is_cancelled_while_others_are_answered_counts_against_nobody() {
     let first = Server::start(|what, _| if what == HEARTBEAT { ACK } else { Reply::Hang }).await;
     let second = Server::start(|_, _| ACK).await;
     let client = RegistryClient::new(format!("{},{}", first.url(), second.url())).unwrap();
@@ -85,7 +85,7 @@ async fn a_request_that_is_cancelled_while_others_are_answered_counts_against_no
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_with_two_endpoints_of_which_one_hangs_is_never_degraded() {
+async fn agent_with_two_endpoints_of_which_one_hangs_is_never_degraded() {
     for interval in [1, 30, 300].map(Duration::from_secs) {
         let first = Server::start(|_, _| Reply::Hang).await;
         let second = Server::start(|_, _| ACK).await;
@@ -134,7 +134,7 @@ async fn with_all_endpoints_down_calls_spread_over_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_fails_over_at_once_whatever_the_endpoint_asked_it_to_wait() {
+async fn call_fails_over_at_once_whatever_the_endpoint_asked_it_to_wait() {
     for failure in [
         Reply::Answer(503, "retry-after: 60\r\n", ""),
         Reply::Answer(200, "content-type: text/html\r\n", "<html>"),
@@ -166,9 +166,9 @@ async fn every_call_has_time_for_two_attempts() {
     }
 }
 
-/// Such as another service at the first address.
+/// For example another service at the first address.
 #[tokio::test(start_paused = true)]
-async fn json_that_is_no_registrys_is_a_failure_of_its_endpoint() {
+async fn json_of_another_service_is_a_failure_of_its_endpoint() {
     let first = Server::start(|_, _| Reply::Answer(200, "", r#"{"message":"hello"}"#)).await;
     let second = Server::start(|what, _| {
         Reply::Answer(
@@ -194,9 +194,9 @@ async fn json_that_is_no_registrys_is_a_failure_of_its_endpoint() {
     assert_eq!(first.arrived().len(), 3, "one attempt of each client");
 }
 
-/// The documented table of time limits is what the code does.
+/// The documented table of time limits matches the code.
 #[tokio::test(start_paused = true)]
-async fn the_documented_time_limits_are_those_of_the_code() {
+async fn documented_time_limits_match_the_code() {
     let documents = [include_str!("../../src/lib.rs"), include_str!("../../../docs/agents.md")];
     let seconds = |what: &str| -> f64 {
         let [first, second] = documents.map(|document| {
@@ -223,7 +223,7 @@ async fn the_documented_time_limits_are_those_of_the_code() {
 
 /// 12 MB at 1 MB/s: far longer than any attempt or call may wait for a response.
 #[tokio::test(start_paused = true)]
-async fn a_long_list_arrives_over_a_slow_link() {
+async fn long_list_arrives_over_a_slow_link() {
     let record = format!(
         r#"{{"agent_id":"a","agent_name":"A","base_url":"http://a","capabilities":[],"status":"active",
             "metadata":{{"text":"{}"}}}}"#,
@@ -238,7 +238,7 @@ async fn a_long_list_arrives_over_a_slow_link() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_response_that_only_trickles_is_given_up() {
+async fn response_that_only_trickles_is_abandoned() {
     let list: &'static str = format!("[{}]", " ".repeat(100_000)).leak();
     let server = Server::start(move |_, _| Reply::Parts(list, 10, Duration::from_millis(100))).await;
     let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
@@ -246,7 +246,7 @@ async fn a_response_that_only_trickles_is_given_up() {
     let error = client.list_agents(ListQuery::all()).await.unwrap_err();
     assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
     assert!(began.elapsed() <= ATTEMPT + Duration::from_millis(10), "{:?}", began.elapsed());
-    // The agent's own requests are bound strictly, however fast the response comes.
+    // The agent's own requests have strict limits, however fast the response arrives.
     let endless: &'static str = format!("[{}]", " ".repeat(3_000_000)).leak();
     let server = Server::start(move |what, _| match what {
         REGISTER => ACK,
@@ -262,7 +262,7 @@ async fn a_response_that_only_trickles_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connections_are_made_anew_after_a_failure_and_every_five_minutes() {
+async fn connections_are_renewed_after_a_failure_and_every_five_minutes() {
     let server = Server::start(|_, before| if before == 2 { Reply::Answer(503, "", "") } else { ACK }).await;
     let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
     for _ in 0..2 {
@@ -285,7 +285,7 @@ async fn connections_are_made_anew_after_a_failure_and_every_five_minutes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_does_not_renew_connections_all_the_time() {
+async fn outage_does_not_renew_connections_all_the_time() {
     let server = Server::start(|_, _| Reply::Answer(503, "", "")).await;
     let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
     for _ in 0..1_000 {
@@ -296,7 +296,7 @@ async fn an_outage_does_not_renew_connections_all_the_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_http_client_of_the_users_own_is_taken_as_it_is() {
+async fn custom_http_client_is_used_unchanged() {
     let server = Server::start(|_, _| ACK).await;
     let own = reqwest::Client::builder().user_agent("their own").build().unwrap();
     let client = RegistryClient::builder(server.url()).http_client(own).build().unwrap();
@@ -309,7 +309,7 @@ async fn an_http_client_of_the_users_own_is_taken_as_it_is() {
 }
 
 #[test]
-fn a_url_with_a_password_is_refused_and_the_password_shown_nowhere() {
+fn url_with_a_password_is_refused_and_the_password_is_never_shown() {
     for url in [
         "http://user:secret@registry:8009",
         "https://secret@registry",
@@ -340,7 +340,7 @@ fn a_url_with_a_password_is_refused_and_the_password_shown_nowhere() {
 }
 
 #[tokio::test]
-async fn a_key_in_the_query_of_a_url_is_not_shown() {
+async fn key_in_the_query_of_a_url_is_not_shown() {
     let server = Server::start(|_, _| ACK).await;
     let url = format!("{}/?key=secret", server.url());
     drop(server);
@@ -352,7 +352,7 @@ async fn a_key_in_the_query_of_a_url_is_not_shown() {
 }
 
 #[tokio::test]
-async fn the_cause_of_an_error_is_kept_as_it_was() {
+async fn cause_of_an_error_is_kept_as_it_was() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
@@ -363,10 +363,10 @@ async fn the_cause_of_an_error_is_kept_as_it_was() {
     assert_eq!(refused.map(std::io::Error::kind), Some(std::io::ErrorKind::ConnectionRefused));
 }
 
-/// Whatever takes a duration takes the longest there is.
+/// Everything that takes a duration accepts the longest one.
 #[cfg(all(feature = "testing", feature = "cache"))]
 #[tokio::test(start_paused = true)]
-async fn durations_without_end_are_as_good_as_for_ever() {
+async fn longest_durations_mean_for_ever() {
     use registry_sdk::discovery::{DiscoveryCache, EjectionSettings};
     use registry_sdk::testing::MockRegistry;
     use registry_sdk::{
@@ -412,6 +412,6 @@ async fn durations_without_end_are_as_good_as_for_ever() {
 
     registry.outage(Duration::MAX);
     assert!(client.with_retry(RetryPolicy::none()).heartbeat("a").await.is_err());
-    // It would be tried again after a part of for ever.
+    // The next attempt would come after a fraction of forever.
     assert!(!matches!(timeout(Duration::from_secs(3_600), client.heartbeat("a")).await, Ok(Ok(_))));
 }

@@ -1,4 +1,4 @@
-//! Answers and statuses in uncommon forms.
+//! Responses and statuses in uncommon forms.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ async fn draining() -> AgentStatus {
 }
 
 #[tokio::test]
-async fn a_status_that_is_not_known_is_never_sent() {
+async fn unknown_status_is_never_sent() {
     let status = draining().await;
     let server = Server::start(|what, _| match what {
         HEARTBEAT | "PUT /agents/a/status" => ACK,
@@ -40,9 +40,9 @@ async fn a_status_that_is_not_known_is_never_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_sets_a_status_that_is_not_known_goes_on_with_heartbeats() {
+async fn setting_an_unknown_status_does_not_stop_the_heartbeats() {
     let status = draining().await;
-    // As the registry is: it refuses what it does not know.
+    // Like the registry, which refuses unknown values.
     let registry = registry_sdk::testing::MockRegistry::start().await;
     let interval = Duration::from_secs(30);
     let agent = agent_of(registry.client(), interval);
@@ -54,7 +54,7 @@ async fn an_agent_that_sets_a_status_that_is_not_known_goes_on_with_heartbeats()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_problem_with_members_that_cannot_be_read_is_still_the_registrys_own() {
+async fn problem_with_unreadable_members_still_comes_from_the_registry() {
     let registration = Registration::new("a", "Agent", "http://agent:8000");
     let mut wrong = Vec::new();
     for (status, body) in [
@@ -75,7 +75,7 @@ async fn a_problem_with_members_that_cannot_be_read_is_still_the_registrys_own()
 }
 
 #[tokio::test]
-async fn a_list_beside_the_agents_does_not_hide_them() {
+async fn another_list_in_the_response_does_not_hide_the_agents() {
     let server = Server::start(|_, _| {
         Reply::Answer(200, "", r#"{"agents":[{"agent_id":"a","status":"active"}],"warnings":[]}"#)
     })
@@ -84,7 +84,7 @@ async fn a_list_beside_the_agents_does_not_hide_them() {
 }
 
 #[tokio::test]
-async fn an_error_with_an_empty_list_is_no_empty_list_of_agents() {
+async fn error_with_an_empty_list_is_not_an_empty_list_of_agents() {
     for body in [r#"{"error":"upstream timed out","trace":[]}"#, r#"{"errors":[]}"#] {
         let server = Server::start(move |_, _| Reply::Answer(200, "", body)).await;
         let listed = client(&server).list_agents(ListQuery::all()).await;
@@ -93,7 +93,7 @@ async fn an_error_with_an_empty_list_is_no_empty_list_of_agents() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registry_with_absurd_numbers_does_not_stop_an_agent() {
+async fn registry_with_absurd_numbers_does_not_stop_an_agent() {
     for body in [
         r#"{"agent_id":"a","status":"active","heartbeat_timeout_seconds":1e19}"#,
         r#"{"agent_id":"a","status":"active","heartbeat_timeout_seconds":0}"#,

@@ -1,4 +1,4 @@
-//! Registries that answer from memory, ask to slow down, hang for some requests, or send what cannot be read.
+//! Registries that answer from memory, ask clients to slow down, hang on some requests, or send unreadable data.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,15 +17,15 @@ const LIST: &str = r#"[{"agent_id":"a","status":"active","capabilities":[{"name"
 const TTL: Duration = Duration::from_secs(2);
 
 #[tokio::test(start_paused = true)]
-async fn a_registry_that_is_away_for_the_first_second_is_not_fresh() {
+async fn registry_that_is_away_for_the_first_second_is_not_fresh() {
     let server = Server::start(|_, _| Reply::Answer(200, "registry-stale-seconds: 0\r\n", AGENT)).await;
     let cache = DiscoveryCache::new(RegistryClient::new(server.url()).unwrap());
     assert!(cache.get_agent("a").await.unwrap().freshness.is_stale());
 }
 
-/// An agent that deregisters is gone, although little of it is said.
+/// A deregistered agent is removed, although the event has little data.
 #[tokio::test(start_paused = true)]
-async fn a_directory_does_not_keep_what_an_unreadable_event_removed() {
+async fn directory_does_not_keep_what_an_unreadable_event_removed() {
     let server = Server::start(|what, _| match what {
         "GET /events" => Reply::Stall(
             "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\nid: 1\n\nid: 2\nevent: deregistered\ndata: {\"agent_id\":\"a\"}\n\n",
@@ -46,7 +46,7 @@ async fn a_directory_does_not_keep_what_an_unreadable_event_removed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_is_draining_or_offline_does_not_count_as_healthy() {
+async fn draining_or_offline_agent_does_not_count_as_healthy() {
     for status in ["draining", "offline"] {
         let body: &'static str =
             format!(r#"[{{"agent_id":"a","status":"{status}","capability":"work"}}]"#).leak();
@@ -76,7 +76,7 @@ async fn only_the_first_read_waits_for_a_registry_that_hangs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registry_that_asks_a_cache_to_slow_down_is_obeyed_from_the_beginning() {
+async fn registry_that_asks_a_cache_to_slow_down_is_obeyed_from_the_beginning() {
     let server = Server::start(|_, _| {
         Reply::Answer(
             429,
@@ -96,7 +96,7 @@ async fn a_registry_that_asks_a_cache_to_slow_down_is_obeyed_from_the_beginning(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_time_to_live_of_nothing_has_growing_delays_as_well() {
+async fn zero_time_to_live_has_growing_delays_as_well() {
     let server =
         Server::start(|_, before| if before == 0 { Reply::Answer(200, "", AGENT) } else { Reply::Close })
             .await;
@@ -110,7 +110,7 @@ async fn a_time_to_live_of_nothing_has_growing_delays_as_well() {
 }
 
 #[tokio::test]
-async fn a_server_that_closes_connections_after_each_response_fails_no_call() {
+async fn calls_succeed_if_the_server_closes_each_connection() {
     let server = Server::start(|_, _| {
         Reply::Raw("HTTP/1.1 200 OK\r\ncontent-length: 34\r\n\r\n{\"agent_id\":\"a\",\"status\":\"active\"}")
     })
@@ -123,9 +123,9 @@ async fn a_server_that_closes_connections_after_each_response_fails_no_call() {
     assert!(failed.is_empty(), "{}: {}", failed.len(), failed[0]);
 }
 
-/// One slow query is no reason to leave an endpoint that answers everything else.
+/// A single slow query is no reason to avoid an endpoint that responds to everything else.
 #[tokio::test(start_paused = true)]
-async fn a_timeout_of_one_request_does_not_count_while_others_are_answered() {
+async fn timeout_of_one_request_does_not_count_while_others_are_answered() {
     let first = Server::start(|what, _| if what == HEARTBEAT { ACK } else { Reply::Hang }).await;
     let second = Server::start(|_, _| Reply::Answer(200, "", LIST)).await;
     let client = RegistryClient::new(format!("{},{}", first.url(), second.url())).unwrap();
@@ -140,9 +140,9 @@ async fn a_timeout_of_one_request_does_not_count_while_others_are_answered() {
     assert_eq!(second.times(HEARTBEAT).len(), 0);
 }
 
-/// Trials that are cancelled or panic leave no slot taken.
+/// Trials that are cancelled or panic do not keep their slots.
 #[tokio::test(start_paused = true)]
-async fn no_trial_keeps_its_slot() {
+async fn cancelled_trials_release_their_slots() {
     let is_hanging = Arc::new(AtomicBool::new(true));
     let hanging = is_hanging.clone();
     let first =
@@ -180,7 +180,7 @@ async fn no_trial_keeps_its_slot() {
     assert!(second.arrived().len() <= before + 1, "the first is used again");
 }
 
-/// The events of an endpoint that answered are no sign that it answers anything else.
+/// The events of an endpoint do not show that it responds to other requests.
 #[tokio::test(start_paused = true)]
 async fn heads_of_event_streams_do_not_keep_an_endpoint_up_that_stalls() {
     const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n[";
@@ -210,7 +210,7 @@ async fn heads_of_event_streams_do_not_keep_an_endpoint_up_that_stalls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_last_event_id_that_the_registry_does_not_take_is_forgotten() {
+async fn refused_last_event_id_is_forgotten() {
     let server = Server::start(|what, before| match (what, before) {
         ("GET /events", 0) => {
             Reply::Raw("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\nid: seven\n\n")
@@ -233,9 +233,9 @@ async fn a_last_event_id_that_the_registry_does_not_take_is_forgotten() {
     assert!(ended.is_err(), "the watch has ended for good: {last:?}");
 }
 
-/// A selection that has a directory needs no search, so its health check is the trial of an endpoint that hangs.
+/// A selection with a directory needs no search, so its health check is the trial of an endpoint that hangs.
 #[tokio::test(start_paused = true)]
-async fn a_selection_with_a_directory_does_not_fail_every_half_a_minute() {
+async fn selection_with_a_directory_does_not_fail_every_half_minute() {
     let is_hanging = Arc::new(AtomicBool::new(false));
     let hanging = is_hanging.clone();
     let agent = Server::start(|_, _| Reply::Answer(200, "", "")).await;
@@ -270,9 +270,9 @@ async fn a_selection_with_a_directory_does_not_fail_every_half_a_minute() {
     assert_eq!(failed, 0, "of 600 selections in ten minutes, with one endpoint up all the time");
 }
 
-/// An agent of which both URLs lead to one registry whose database is away longer than one attempt.
+/// An agent with two URLs of one registry whose database is away for longer than an attempt.
 #[tokio::test(start_paused = true)]
-async fn an_update_is_sent_to_the_second_endpoint_if_the_first_hangs() {
+async fn update_is_sent_to_the_second_endpoint_if_the_first_hangs() {
     let first = Server::start(|_, _| Reply::Hang).await;
     let second = Server::start(|_, _| ACK).await;
     let client = RegistryClient::new(format!("{},{}", first.url(), second.url())).unwrap();
@@ -286,9 +286,9 @@ async fn an_update_is_sent_to_the_second_endpoint_if_the_first_hangs() {
     }
 }
 
-/// A name that is new to this version must not be hidden by what can be read of it.
+/// A field that is new to this version must not be hidden by what can be read.
 #[tokio::test(start_paused = true)]
-async fn a_watch_over_a_registry_that_lists_nothing_readable_says_so() {
+async fn watch_over_a_registry_that_lists_nothing_readable_says_so() {
     let server = Server::start(|what, _| match what {
         "GET /events" => Reply::Stall("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\nid: 1\n\n"),
         _ => Reply::Answer(200, "", r#"{"errors":[]}"#),
@@ -317,7 +317,7 @@ async fn first_from_memory() -> (Server, Server, RegistryClient) {
 
 /// The first replica has lost its database, the second has not.
 #[tokio::test(start_paused = true)]
-async fn a_replica_that_answers_from_memory_is_not_preferred_to_one_that_is_well() {
+async fn replica_that_answers_from_memory_is_not_preferred_to_a_healthy_one() {
     let (_first, _second, client) = first_from_memory().await;
     let cache = DiscoveryCache::new(client);
     let mut last = None;
@@ -329,7 +329,7 @@ async fn a_replica_that_answers_from_memory_is_not_preferred_to_one_that_is_well
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_leaves_a_replica_that_answers_from_memory() {
+async fn watch_leaves_a_replica_that_answers_from_memory() {
     let (_first, second, client) = first_from_memory().await;
     let directory = Directory::follow(&client);
     directory.ready().await.unwrap();
@@ -342,9 +342,9 @@ async fn a_watch_leaves_a_replica_that_answers_from_memory() {
     );
 }
 
-/// A burst of requests whose caller went away after 20 ms, at an endpoint that answers within 50 ms.
+/// A burst of requests whose caller gave up after 20 ms, at an endpoint that responds within 50 ms.
 #[tokio::test(start_paused = true)]
-async fn a_burst_that_is_cancelled_soon_does_not_count_against_its_endpoint() {
+async fn burst_of_quickly_cancelled_requests_does_not_count_against_its_endpoint() {
     let first = Server::start(|_, _| Reply::Late(Duration::from_millis(50), AGENT)).await;
     let second = Server::start(|_, _| ACK).await;
     let client = RegistryClient::new(format!("{},{}", first.url(), second.url())).unwrap();
@@ -357,7 +357,7 @@ async fn a_burst_that_is_cancelled_soon_does_not_count_against_its_endpoint() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_delegation_with_a_limit_of_its_own_does_not_fail_every_half_a_minute() {
+async fn delegation_with_its_own_limit_does_not_fail_every_half_minute() {
     let first = Server::start(|_, _| Reply::Hang).await;
     let second = Server::start(|_, _| {
         Reply::Answer(200, "", r#"[{"agent_id":"a","status":"active","capability":"work","healthy":true}]"#)
@@ -373,13 +373,13 @@ async fn a_delegation_with_a_limit_of_its_own_does_not_fail_every_half_a_minute(
         failed += usize::from(done.is_err());
         sleep(Duration::from_secs(1)).await;
     }
-    // A failed endpoint is tried again ever more rarely.
+    // A failed endpoint is tried less and less often.
     assert!(failed <= 5, "{failed} of 600 tasks in ten minutes");
 }
 
-/// Four endpoints of which three hang.
+/// Four endpoints, three of which hang.
 #[tokio::test(start_paused = true)]
-async fn a_call_reaches_the_last_endpoint_that_is_up() {
+async fn call_reaches_the_last_endpoint_that_is_up() {
     let hanging = [
         Server::start(|_, _| Reply::Hang).await,
         Server::start(|_, _| Reply::Hang).await,

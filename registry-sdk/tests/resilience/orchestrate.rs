@@ -1,4 +1,4 @@
-//! Choosing agents.
+//! Selecting agents.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ fn query() -> TaskQuery {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_best_ranked_healthy_agent_is_found() {
+async fn best_ranked_healthy_agent_is_found() {
     let scene = Scene::new(&["a", "b"]).await;
     scene.register("best", Capability::new("work")).await;
     scene.register("worse", Capability::new("other").tag("work")).await;
@@ -34,7 +34,7 @@ async fn the_best_ranked_healthy_agent_is_found() {
     let selection = orchestrator.select(&query()).await.unwrap();
     assert_eq!(selection.agent.agent_id, order[0].agent_id);
     assert!(!selection.is_fallback && selection.skipped.is_empty());
-    // By default, equally good matches share the tasks; worse ones get none.
+    // By default, equally good matches share the tasks, and worse ones get none.
     let selection = orchestrator.find_best_agent("work").await.unwrap();
     assert_ne!(selection.agent.agent_id, "worse");
 
@@ -47,7 +47,7 @@ async fn the_best_ranked_healthy_agent_is_found() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_wanted_is_passed_over_with_the_reason() {
+async fn unwanted_agents_are_skipped_with_the_reason() {
     let scene = Scene::new(&["a", "b", "c"]).await;
     scene.register("tagged", Capability::new("work").tag("rust")).await;
     let orchestrator = scene.orchestrator();
@@ -65,7 +65,7 @@ async fn what_is_not_wanted_is_passed_over_with_the_reason() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fallback_serves_where_nobody_healthy_has_the_first_capability() {
+async fn fallback_is_used_if_no_healthy_agent_has_the_first_capability() {
     let scene = Scene::new(&["a"]).await;
     scene.register("spare", Capability::new("spare_work")).await;
     let orchestrator = scene.orchestrator();
@@ -82,10 +82,10 @@ async fn a_fallback_serves_where_nobody_healthy_has_the_first_capability() {
     assert!(matches!(unknown, Err(SelectError::Registry(_))), "{unknown:?}");
 }
 
-/// Twenty agents of which the first nineteen turn out ill after 50 ms each: asked one after another that is
-/// a second.
+/// Twenty agents, nineteen of which turn out to be unhealthy after 50 ms each. One after another, the checks would take a
+/// second.
 #[tokio::test(start_paused = true)]
-async fn health_is_asked_side_by_side() {
+async fn health_checks_run_concurrently() {
     let registry = MockRegistry::start().await;
     let client = registry.client();
     for number in 0..20 {
@@ -125,7 +125,7 @@ enum Health {
 }
 
 #[test]
-fn whoever_is_chosen_is_the_first_who_is_well() {
+fn first_healthy_candidate_is_chosen() {
     let health = prop_oneof![
         1 => Just(Health::Well),
         3 => Just(Health::Ill),
@@ -174,7 +174,7 @@ async fn choose(healths: Vec<Health>, max_concurrent_checks: usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_less_loaded_of_two_is_chosen_and_never_the_most_loaded_of_all() {
+async fn less_loaded_of_two_is_chosen_and_never_the_most_loaded_of_all() {
     let ids: Vec<String> = (0..10).map(|number| format!("a{number}")).collect();
     let scene = Scene::new(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let client = scene.registry.client();
@@ -194,7 +194,7 @@ async fn the_less_loaded_of_two_is_chosen_and_never_the_most_loaded_of_all() {
     assert!((40..=120).contains(&counts["a0"]), "{counts:?}");
     assert!(counts["a0"] > counts["a8"], "{counts:?}");
 
-    // Where both are as loaded, or do not say, the number of tasks counts.
+    // If both are equally loaded or do not say, the number of tasks counts.
     scene.registry.forget_agents();
     for (id, tasks) in [("few", 1), ("many", 9)] {
         scene.register(id, Capability::new("work")).await;
@@ -203,14 +203,14 @@ async fn the_less_loaded_of_two_is_chosen_and_never_the_most_loaded_of_all() {
     for _ in 0..20 {
         assert_eq!(orchestrator.select(&query).await.unwrap().agent.agent_id, "few");
     }
-    // Whoever is ill is passed over all the same.
+    // Unhealthy agents are skipped anyway.
     scene.set("few", ILL);
     let query = query.health_source(HealthSource::Agent);
     assert_eq!(orchestrator.select(&query).await.unwrap().agent.agent_id, "many");
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_a_seed_the_same_is_drawn() {
+async fn same_seed_draws_the_same_agents() {
     let scene = Scene::new(&["a", "b", "c", "d", "e"]).await;
     for policy in [Policy::Random, Policy::LeastLoaded] {
         let mut drawn = Vec::new();
@@ -228,7 +228,7 @@ async fn with_a_seed_the_same_is_drawn() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_says_in_words_that_it_is_unhealthy_is_not_chosen() {
+async fn agent_that_reports_itself_unhealthy_in_its_body_is_not_chosen() {
     let scene = Scene::new(&["a"]).await;
     scene.set("a", Reply::Answer(200, "", r#"{"status":"unhealthy"}"#));
     let error = scene.orchestrator().select(&query()).await.unwrap_err();
@@ -257,7 +257,7 @@ async fn with_a_directory_selection_needs_no_request_and_outlives_the_registry()
     until("the outage is noticed", || directory.freshness().is_some_and(Freshness::is_stale)).await;
     let selection = orchestrator.select(&from_search).await.unwrap();
     assert!(selection.freshness.is_stale(), "{:?}", selection.freshness);
-    // Also where the registry was to say who is healthy.
+    // Even if the registry was to report the health.
     let selection = orchestrator.find_best_agent("work").await.unwrap();
     assert!(selection.freshness.is_stale());
     until("it is over", || directory.freshness() == Some(Freshness::Fresh)).await;
@@ -266,7 +266,7 @@ async fn with_a_directory_selection_needs_no_request_and_outlives_the_registry()
 
 /// While its database is away, a registry answers from memory and says so.
 #[tokio::test(start_paused = true)]
-async fn a_selection_from_a_registry_that_answers_from_memory_says_so() {
+async fn selection_from_a_registry_that_answers_from_memory_says_so() {
     let agent = Server::start(|_, _| WELL).await;
     let url = agent.url();
     let found = format!(
@@ -294,7 +294,7 @@ async fn a_selection_from_a_registry_that_answers_from_memory_says_so() {
     let selection = Orchestrator::new(client.clone()).find_best_agent("work").await.unwrap();
     let Freshness::Stale { age } = selection.freshness else { panic!("{selection:?}") };
     assert_eq!((age.as_secs(), agent.arrived().len()), (900, 1));
-    // A directory that could only be filled from memory is out of date, until the registry is back.
+    // A directory that could only be filled from memory is out of date until the registry recovers.
     let directory = Directory::follow(&client);
     directory.ready().await.unwrap();
     until("it is out of date", || directory.freshness().is_some_and(Freshness::is_stale)).await;

@@ -1,4 +1,4 @@
-//! Agents that are asked themselves how they are: their answers mean the same as to the registry's probes.
+//! Agents that are asked for their own health: their responses mean the same as in the registry's probes.
 
 use registry_sdk::contract::{AgentStatus, Capability, Registration};
 use registry_sdk::discovery::{Directory, HealthSource, Orchestrator, TaskQuery};
@@ -8,7 +8,7 @@ use crate::support::{Reply, Server};
 
 const WELL: Reply = Reply::Answer(200, "", "{}");
 
-/// Whether an agent is chosen that is asked itself: from a search, and from a directory.
+/// Returns whether an agent that is asked for its health is chosen, from a search and from a directory.
 async fn is_chosen(agent: &Server, change: impl Fn(Registration) -> Registration) -> bool {
     let registry = MockRegistry::start().await;
     let plain = Registration::new("a", "Agent", agent.url()).capability(Capability::new("work"));
@@ -58,7 +58,7 @@ async fn redirects_within_an_agent_are_followed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn agents_that_ask_for_credentials_live_and_of_those_that_cannot_tell_the_registrys_word_counts() {
+async fn agents_that_ask_for_credentials_are_alive_and_the_registry_decides_about_unknown_ones() {
     for status in [401, 403] {
         let agent = Server::start(move |_, _| Reply::Answer(status, "", "")).await;
         assert!(is_chosen(&agent, as_it_is).await && is_chosen(&agent, offline).await, "{status}");
@@ -74,7 +74,7 @@ async fn agents_that_ask_for_credentials_live_and_of_those_that_cannot_tell_the_
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_is_asked_at_its_health_path_and_not_at_all_with_probe_off() {
+async fn agent_is_asked_at_its_health_path_and_never_with_probe_off() {
     let agent = Server::start(|what, _| match what {
         "GET /v1/healthz" => WELL,
         _ => Reply::Answer(500, "", ""),

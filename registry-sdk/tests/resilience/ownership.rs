@@ -1,4 +1,4 @@
-//! Several processes with one agent id: the youngest that lives owns it, and no other takes it.
+//! Several processes with one agent id: the youngest running process owns it.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::logs::Logs;
 use crate::support::{ACK, HEARTBEAT, PROBLEM, REGISTER, Reply, Server, until};
 
 const INTERVAL: Duration = Duration::from_secs(10);
-/// The registry's own, which is longer than twice the interval.
+/// The registry's own timeout, which is longer than twice the interval.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A process: the capability says which one.
+/// Creates a process. The capability identifies it.
 fn process(client: RegistryClient, name: &str) -> Agent {
     let registration = Registration::new("a", "Agent", format!("http://{name}:8000"))
         .capability(Capability::new(name))
@@ -33,7 +33,7 @@ async fn started_to(choice: OnSuperseded, registry: &MockRegistry, name: &str) -
     let agent = process(registry.client(), name).on_superseded(choice);
     agent.register().await.unwrap();
     agent.start_heartbeat(INTERVAL).unwrap();
-    // Two processes do not start in the same millisecond.
+    // No two processes start in the same millisecond.
     sleep(Duration::from_millis(5)).await;
     agent
 }
@@ -47,14 +47,14 @@ async fn superseded(agent: &Agent) {
     timeout(2 * INTERVAL, state.wait_for(AgentState::is_superseded)).await.unwrap().unwrap();
 }
 
-/// An older process, which stands by, and the younger one that owns the id.
+/// An older process, which stands by, and the younger one, which owns the id.
 async fn twins(registry: &MockRegistry) -> (Agent, Agent) {
     let (old, new) = (started(registry, "old").await, started(registry, "new").await);
     superseded(&old).await;
     (old, new)
 }
 
-/// Waits until the one stands by and the other is registered.
+/// Waits until the first stands by and the other is registered.
 async fn settle(old: &Agent, new: &Agent) {
     let settled = async {
         while !(old.state().is_superseded() && new.state().is_registered()) {
@@ -65,7 +65,7 @@ async fn settle(old: &Agent, new: &Agent) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_superseded_process_never_takes_its_id_back_from_the_living_owner() {
+async fn superseded_process_never_takes_the_id_back_from_a_running_owner() {
     let registry = MockRegistry::start().await;
     let (old, new) = twins(&registry).await;
     let AgentState::Superseded { owner: Some(by) } = old.state() else { panic!("{:?}", old.state()) };
@@ -95,7 +95,7 @@ async fn a_superseded_process_never_takes_its_id_back_from_the_living_owner() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_process_that_cannot_know_yet_that_it_is_superseded_does_not_take_the_id_back_either() {
+async fn process_that_does_not_know_yet_that_it_is_superseded_does_not_take_the_id_back() {
     let registry = MockRegistry::start().await;
     let proxy = FaultProxy::start(registry.url().trim_start_matches("http://")).await;
     let url = format!("http://{}", proxy.address());
@@ -115,10 +115,10 @@ async fn a_process_that_cannot_know_yet_that_it_is_superseded_does_not_take_the_
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_the_owner_dies_the_process_that_stood_by_takes_over_within_two_intervals() {
+async fn standby_process_takes_over_within_two_intervals_after_the_owner_died() {
     let registry = MockRegistry::builder().heartbeat_timeout(TIMEOUT).start().await;
     let (old, new) = twins(&registry).await;
-    // As SIGKILL would: no word to the registry.
+    // As after SIGKILL: the registry is not told.
     drop(new);
     while registry.agent("a").unwrap().status != AgentStatus::Offline {
         sleep(Duration::from_millis(100)).await;
@@ -134,7 +134,7 @@ async fn when_the_owner_dies_the_process_that_stood_by_takes_over_within_two_int
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_the_owner_is_shut_down_or_removed_the_process_that_stood_by_takes_over() {
+async fn standby_process_takes_over_when_the_owner_is_shut_down_or_removed() {
     for is_removed in [false, true] {
         let registry = MockRegistry::start().await;
         let (old, new) = twins(&registry).await;
@@ -152,7 +152,7 @@ async fn when_the_owner_is_shut_down_or_removed_the_process_that_stood_by_takes_
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_owner_that_calls_itself_offline_but_lives_keeps_the_id() {
+async fn owner_that_is_offline_but_running_keeps_the_id() {
     let registry = MockRegistry::start().await;
     let logs = Logs::record();
     let (old, new) = twins(&registry).await;
@@ -166,14 +166,14 @@ async fn an_owner_that_calls_itself_offline_but_lives_keeps_the_id() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_younger_process_owns_the_id_in_whatever_order_their_requests_arrive() {
+async fn younger_process_owns_the_id_in_whatever_order_their_requests_arrive() {
     for trial in 0..100 {
         let registry = MockRegistry::start().await;
         registry.outage(Duration::from_secs(3_600));
         let old = process(registry.client(), "old");
         sleep(Duration::from_millis(fastrand::u64(1..50))).await;
         let new = process(registry.client(), "new");
-        // Each tries on its own, and the outage ends at any moment.
+        // Each process tries independently, and the outage may end at any moment.
         for agent in if trial % 2 == 0 { [&old, &new] } else { [&new, &old] } {
             agent.start_heartbeat(INTERVAL).unwrap();
         }
@@ -185,7 +185,7 @@ async fn the_younger_process_owns_the_id_in_whatever_order_their_requests_arrive
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_process_that_ran_through_an_outage_gives_way_to_one_that_started_in_it() {
+async fn process_that_ran_through_an_outage_gives_way_to_one_that_started_in_it() {
     for _ in 0..50 {
         let registry = MockRegistry::start().await;
         let old = started(&registry, "old").await;
@@ -200,9 +200,9 @@ async fn a_process_that_ran_through_an_outage_gives_way_to_one_that_started_in_i
     }
 }
 
-/// A first registration that was held back makes its process look younger, and the next one shows that.
+/// A delayed first registration makes its process look younger, and the next one shows that.
 #[tokio::test(start_paused = true)]
-async fn a_registration_that_was_late_on_its_way_does_not_make_its_process_the_younger_one() {
+async fn delayed_registration_does_not_make_its_process_younger() {
     let registry = MockRegistry::start().await;
     let old = process(registry.client(), "old");
     registry.deliver_late(1, Duration::from_secs(20));
@@ -218,9 +218,9 @@ async fn a_registration_that_was_late_on_its_way_does_not_make_its_process_the_y
     assert_eq!(owner(&registry), "new");
 }
 
-/// Whoever asks for a status only is not registered by that, and does not ask for ever.
+/// Setting a status alone does not register a process, and the call does not wait forever.
 #[tokio::test(start_paused = true)]
-async fn a_process_that_never_registered_does_not_set_the_status_of_the_owner() {
+async fn process_that_never_registered_does_not_set_the_status_of_the_owner() {
     let registry = MockRegistry::start().await;
     let new = started(&registry, "new").await;
     let stranger = process(registry.client(), "stranger");
@@ -235,7 +235,7 @@ async fn a_process_that_never_registered_does_not_set_the_status_of_the_owner() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_process_that_was_told_to_stop_may_be_told_to_stand_by_later() {
+async fn process_with_the_choice_to_stop_may_be_set_to_stand_by_later() {
     let registry = MockRegistry::start().await;
     let old = started_to(OnSuperseded::Stop, &registry, "old").await;
     let new = started(&registry, "new").await;
@@ -246,9 +246,9 @@ async fn a_process_that_was_told_to_stop_may_be_told_to_stand_by_later() {
     timeout(3 * INTERVAL, old.watch().wait_for(AgentState::is_registered)).await.unwrap().unwrap();
 }
 
-/// As when the registry's clock is set back between the two.
+/// As if the registry's clock was set back in between.
 #[tokio::test(start_paused = true)]
-async fn a_process_that_seems_to_have_started_before_its_predecessor_ended_tries_until_it_is_granted() {
+async fn process_that_seems_older_than_its_predecessors_end_tries_until_it_is_accepted() {
     let refused = r#"{"detail":"shut down","owner":{"instance_id":"pod-0","base_url":"http://pod:8000"}}"#;
     let server = Server::start(move |what, number| match what {
         REGISTER if number < 20 => Reply::Answer(409, PROBLEM, refused),
@@ -275,7 +275,7 @@ async fn a_process_that_seems_to_have_started_before_its_predecessor_ended_tries
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_age_is_that_of_the_moment_when_it_is_sent() {
+async fn age_is_computed_when_it_is_sent() {
     let registry = MockRegistry::start().await;
     let agent = process(registry.client(), "a");
     let ages = || -> Vec<f64> {
@@ -294,9 +294,9 @@ async fn an_age_is_that_of_the_moment_when_it_is_sent() {
     assert!((1_100.0..1_104.0).contains(&ages[2]), "{ages:?}");
 }
 
-/// The first answer may have been about requests that were late on their way. The second is not.
+/// The first 409 may have been caused by delayed requests. The second is not.
 #[tokio::test(start_paused = true)]
-async fn a_superseded_process_asks_once_more_and_then_only_reads() {
+async fn superseded_process_registers_once_more_and_then_only_reads() {
     let registry = MockRegistry::start().await;
     let (old, new) = twins(&registry).await;
     let sent_by_old = || {
@@ -313,7 +313,7 @@ async fn a_superseded_process_asks_once_more_and_then_only_reads() {
     assert_eq!(sent_by_old(), refused + 1);
     sleep(50 * INTERVAL).await;
     assert_eq!(sent_by_old(), refused + 1);
-    // A third process is another question.
+    // A third process starts over.
     drop(new);
     let third = started(&registry, "third").await;
     sleep(10 * INTERVAL).await;
@@ -322,7 +322,7 @@ async fn a_superseded_process_asks_once_more_and_then_only_reads() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_process_told_to_stop_sends_nothing_more_once_it_is_superseded() {
+async fn process_with_the_choice_to_stop_sends_nothing_once_superseded() {
     let registry = MockRegistry::start().await;
     let old = started_to(OnSuperseded::Stop, &registry, "old").await;
     let new = started(&registry, "new").await;
@@ -332,20 +332,20 @@ async fn a_process_told_to_stop_sends_nothing_more_once_it_is_superseded() {
     sleep(100 * INTERVAL).await;
     assert_eq!(registry.request_log().0.len(), sent);
     assert!(old.state().is_superseded());
-    // Whoever asks for it may still have it registered: nobody owns the id now.
+    // A caller can still register the process, because no other owns the id now.
     old.register().await.unwrap();
     assert_eq!(owner(&registry), "old");
     registry.wait_until(|seen| seen.0.len() > sent + 3).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_process_that_starts_with_the_instance_id_of_one_that_ended_opens_it_again() {
+async fn process_may_reuse_the_instance_id_of_one_that_ended() {
     let registry = MockRegistry::start().await;
     let pod = || {
         let registration = Registration::new("a", "Agent", "http://pod:8000").instance_id("pod-0");
         Agent::new(registry.client(), registration.heartbeat_interval(INTERVAL))
     };
-    // At once, later, and within the same millisecond: before the end of the first was heard, say.
+    // At once, later, and within the same millisecond, before the registry heard of the first one's end.
     for pause in [Duration::from_millis(2), Duration::from_secs(60), Duration::ZERO] {
         let first = pod();
         first.register().await.unwrap();
@@ -362,7 +362,7 @@ async fn a_process_that_starts_with_the_instance_id_of_one_that_ended_opens_it_a
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_process_that_started_before_its_predecessor_of_the_same_name_ended_registers_all_the_same() {
+async fn process_that_started_before_its_namesake_ended_registers_anyway() {
     let registry = MockRegistry::start().await;
     let registration = Registration::new("a", "Agent", "http://pod:8000").instance_id("pod-0");
     let first = Agent::new(registry.client(), registration.clone());
@@ -377,12 +377,12 @@ async fn a_process_that_started_before_its_predecessor_of_the_same_name_ended_re
     assert!(second.state().is_registered());
 }
 
-/// A registry of another kind, or of an earlier version: the newest registration wins, and a 409 names nobody.
+/// A different kind of registry, or an earlier version: the newest registration wins, and a 409 names no owner.
 #[tokio::test(start_paused = true)]
-async fn where_ages_are_not_known_a_superseded_process_never_takes_the_id_back() {
+async fn superseded_process_never_takes_the_id_back_if_ages_are_unknown() {
     let script = |what: &str, _| match what {
         HEARTBEAT => Reply::Answer(409, PROBLEM, r#"{"detail":"another instance"}"#),
-        // Even if it seems that nobody has it.
+        // Even if no process seems to have the id.
         "GET /agents/a" => Reply::Answer(200, "", r#"{"agent_id":"a","status":"offline"}"#),
         _ => ACK,
     };
@@ -406,9 +406,9 @@ async fn where_ages_are_not_known_a_superseded_process_never_takes_the_id_back()
     }
 }
 
-/// The 409 names no owner, and then the registry loses its agents: but it showed before that it knows ages.
+/// The 409 names no owner, and then the registry loses its agents. But it showed before that it knows ages.
 #[tokio::test(start_paused = true)]
-async fn a_process_that_stands_by_for_nobody_registers_where_the_id_is_gone() {
+async fn standby_process_registers_if_the_id_is_gone() {
     let registry = MockRegistry::start().await;
     let agent = started(&registry, "a").await;
     registry.fail_next(1, 409);
@@ -417,9 +417,9 @@ async fn a_process_that_stands_by_for_nobody_registers_where_the_id_is_gone() {
     timeout(3 * INTERVAL, agent.watch().wait_for(AgentState::is_registered)).await.unwrap().unwrap();
 }
 
-/// The registry is brought to a version that knows ages, under a process that stands by.
+/// The registry is upgraded to a version that knows ages, while a process stands by.
 #[tokio::test(start_paused = true)]
-async fn a_process_that_stands_by_learns_that_ages_are_known_now() {
+async fn standby_process_learns_that_the_registry_now_knows_ages() {
     let script = |what: &str, number: usize| match what {
         HEARTBEAT if number < 10 => Reply::Answer(409, PROBLEM, "{}"),
         "GET /agents/a" => Reply::Answer(
@@ -443,7 +443,7 @@ async fn one_registration_with_the_age_follows_a_409_to_a_heartbeat_and_decides(
     let old = started_to(OnSuperseded::Stop, &registry, "old").await;
     let young = started(&registry, "young").await;
     superseded(&old).await;
-    // Somebody registers without an age, as the older process, and so takes the id from the youngest.
+    // A registration without an age, as the older process, takes the id from the youngest.
     let plain = Registration::new("a", "Agent", "http://plain:8000")
         .capability(Capability::new("plain"))
         .instance_id(old.instance_id());
@@ -461,7 +461,7 @@ async fn one_registration_with_the_age_follows_a_409_to_a_heartbeat_and_decides(
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_age_decides_also_after_a_409_to_a_status() {
+async fn age_decides_also_after_a_409_to_a_status() {
     let registry = MockRegistry::start().await;
     let old = started_to(OnSuperseded::Stop, &registry, "old").await;
     let young = started(&registry, "young").await;
@@ -478,7 +478,7 @@ async fn the_age_decides_also_after_a_409_to_a_status() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_log_says_who_owns_the_id_and_what_to_do() {
+async fn log_names_the_owner_of_the_id_and_the_remedy() {
     let registry = MockRegistry::start().await;
     let logs = Logs::record();
     let (_old, new) = twins(&registry).await;

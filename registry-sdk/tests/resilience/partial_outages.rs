@@ -1,4 +1,4 @@
-//! Registries of which a part fails: endpoints, streams, health checks.
+//! Registries that fail partially: endpoints, streams, health checks.
 
 use std::time::Duration;
 
@@ -22,12 +22,12 @@ fn urls(servers: &[&Server]) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_with_three_endpoints_of_which_two_hang_is_never_degraded() {
+async fn agent_with_three_endpoints_of_which_two_hang_is_never_degraded() {
     let (first, second) = (hanging().await, hanging().await);
     let third = Server::start(|_, _| ACK).await;
     let interval = Duration::from_secs(30);
     let client = RegistryClient::new(urls(&[&first, &second, &third])).unwrap();
-    // Both have failed before, and it is known.
+    // Both have failed before, and the client knows that.
     client.heartbeat("a").await.unwrap();
     let agent = agent_of(client, interval);
     let mut states = agent.watch();
@@ -48,7 +48,7 @@ async fn an_agent_with_three_endpoints_of_which_two_hang_is_never_degraded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_tried_one_failed_endpoint_goes_on_at_one_that_is_up() {
+async fn call_fails_over_from_a_failed_endpoint_to_an_available_one() {
     let (first, second) = (hanging().await, hanging().await);
     let third = Server::start(|_, _| ACK).await;
     let client = RegistryClient::builder(urls(&[&first, &second, &third]))
@@ -64,9 +64,9 @@ async fn a_call_that_tried_one_failed_endpoint_goes_on_at_one_that_is_up() {
     assert!(failed.is_empty(), "the third is up all the time: {failed:?}");
 }
 
-/// One that has one URL works at this latency.
+/// A client with a single URL works at this latency.
 #[tokio::test(start_paused = true)]
-async fn a_second_url_does_not_make_attempts_too_short() {
+async fn second_url_does_not_make_attempts_too_short() {
     let late = || {
         Server::start(|_, _| Reply::Late(Duration::from_millis(80), r#"{"agent_id":"a","status":"active"}"#))
     };
@@ -81,7 +81,7 @@ async fn a_second_url_does_not_make_attempts_too_short() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_reaches_the_second_endpoint_if_the_first_hangs() {
+async fn shutdown_reaches_the_second_endpoint_if_the_first_hangs() {
     let first = hanging().await;
     let second = Server::start(|_, _| ACK).await;
     let interval = Duration::from_secs(60);
@@ -94,7 +94,7 @@ async fn a_shutdown_reaches_the_second_endpoint_if_the_first_hangs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_with_a_limit_of_its_own_does_not_fail_every_half_a_minute() {
+async fn caller_with_its_own_limit_does_not_fail_every_half_minute() {
     let first = hanging().await;
     let second = Server::start(|_, _| ACK).await;
     let client = RegistryClient::new(urls(&[&first, &second])).unwrap();
@@ -107,7 +107,7 @@ async fn a_caller_with_a_limit_of_its_own_does_not_fail_every_half_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_long_response_that_its_caller_cancels_does_not_count_against_its_endpoint() {
+async fn long_response_that_its_caller_cancels_does_not_count_against_its_endpoint() {
     let list: &'static str = format!("[{}]", " ".repeat(12_000_000)).leak();
     let script = move |what: &str, _| match what {
         HEARTBEAT => ACK,
@@ -122,7 +122,7 @@ async fn a_long_response_that_its_caller_cancels_does_not_count_against_its_endp
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_timeout_of_one_endpoint_is_mended_by_another() {
+async fn call_fails_over_after_a_request_timeout_of_one_endpoint() {
     let first = Server::start(|_, _| Reply::Answer(408, HTML, "<html>")).await;
     let second = Server::start(|_, _| ACK).await;
     let client = RegistryClient::new(urls(&[&first, &second])).unwrap();
@@ -130,7 +130,7 @@ async fn a_request_timeout_of_one_endpoint_is_mended_by_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_is_not_interrupted_while_an_endpoint_is_up() {
+async fn watch_is_not_interrupted_while_an_endpoint_is_up() {
     for reply in [Reply::Answer(503, "", ""), Reply::Hang] {
         let failing = reply.clone();
         let first = Server::start(move |_, _| failing.clone()).await;
@@ -146,7 +146,7 @@ async fn a_watch_is_not_interrupted_while_an_endpoint_is_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_leaves_an_endpoint_whose_stream_is_silent() {
+async fn watch_leaves_an_endpoint_whose_stream_is_silent() {
     let script = |stream| {
         move |what: &str, _| match what {
             "GET /events" => Reply::Stall(stream),
@@ -173,7 +173,7 @@ async fn a_watch_leaves_an_endpoint_whose_stream_is_silent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_directory_that_hears_nothing_for_an_hour_is_not_fresh() {
+async fn directory_without_a_sign_of_life_for_an_hour_is_not_fresh() {
     // One sign of life after each connection, and then nothing.
     let server = Server::start(|what, before| match (what, before) {
         ("GET /events", 0) => Reply::Stall(STREAM),
@@ -212,7 +212,7 @@ async fn streams_that_are_closed_at_once_are_an_outage_with_growing_delays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_id_that_no_header_can_carry_does_not_stop_a_watch() {
+async fn event_id_that_no_header_can_carry_does_not_stop_a_watch() {
     let server = Server::start(|what, before| match (what, before) {
         ("GET /events", 0) => {
             Reply::Raw("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\nid: 1\u{1}\n\n")
@@ -233,7 +233,7 @@ async fn an_event_id_that_no_header_can_carry_does_not_stop_a_watch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_selection_survives_a_registry_that_answers_no_health_checks() {
+async fn selection_survives_a_registry_that_answers_no_health_checks() {
     let mut failed = Vec::new();
     for reply in [
         Reply::Answer(429, "retry-after: 60\r\n", ""),
@@ -262,7 +262,7 @@ async fn a_selection_survives_a_registry_that_answers_no_health_checks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_selection_has_time_to_fail_over() {
+async fn selection_has_time_to_fail_over() {
     let first = Server::start(|what, _| {
         if what.starts_with("GET /health") {
             return Reply::Hang;
@@ -278,7 +278,7 @@ async fn a_selection_has_time_to_fail_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn garbage_in_a_plain_response_is_no_tls_failure() {
+async fn garbage_in_a_plain_response_is_not_a_tls_failure() {
     let server = Server::start(|_, _| {
         Reply::Raw("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nfffffffffffffffffff\r\n")
     })
@@ -289,7 +289,7 @@ async fn garbage_in_a_plain_response_is_no_tls_failure() {
 }
 
 #[tokio::test]
-async fn the_timeout_of_an_http_client_of_ones_own_is_a_timeout() {
+async fn timeout_of_a_custom_http_client_is_a_timeout() {
     let server = hanging().await;
     let own = reqwest::Client::builder().timeout(Duration::from_millis(200)).build().unwrap();
     let client =
@@ -299,7 +299,7 @@ async fn the_timeout_of_an_http_client_of_ones_own_is_a_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_the_http_client_refuses_to_send_is_not_tried_again() {
+async fn request_that_the_http_client_refuses_to_send_is_not_retried() {
     let server = Server::start(|_, _| ACK).await;
     let own = reqwest::Client::builder().https_only(true).build().unwrap();
     let client = RegistryClient::builder(server.url()).http_client(own).build().unwrap();
@@ -309,7 +309,7 @@ async fn a_request_that_the_http_client_refuses_to_send_is_not_tried_again() {
 }
 
 #[test]
-fn a_password_with_a_comma_is_shown_nowhere() {
+fn password_with_a_comma_is_never_shown() {
     for url in [
         "http://user:sec,ret@registry:8009",
         "https://user:a,secret@registry",
@@ -322,7 +322,7 @@ fn a_password_with_a_comma_is_shown_nowhere() {
 }
 
 #[tokio::test]
-async fn the_password_of_a_proxy_that_is_away_is_not_shown() {
+async fn password_of_an_unreachable_proxy_is_never_shown() {
     let (_socket, url) = crate::support::nobody();
     let proxy = url.replace("http://", "http://user:secret@");
     let builder =
@@ -333,7 +333,7 @@ async fn the_password_of_a_proxy_that_is_away_is_not_shown() {
 }
 
 #[tokio::test]
-async fn a_key_in_a_url_that_is_refused_is_not_shown() {
+async fn key_in_a_url_that_is_refused_is_not_shown() {
     for url in ["ftp://registry/?key=secret", "registry:8009/?key=secret", "http://[::1/?key=secret"] {
         let error = RegistryClient::new(url).unwrap_err();
         assert!(!format!("{error} {error:?}").contains("secret"), "{error}");
@@ -341,7 +341,7 @@ async fn a_key_in_a_url_that_is_refused_is_not_shown() {
 }
 
 #[tokio::test]
-async fn an_id_with_an_end_of_line_is_not_the_id_of_another_agent() {
+async fn id_with_a_line_break_is_not_the_id_of_another_agent() {
     let server = Server::start(|_, _| Reply::Answer(204, "", "")).await;
     let client = RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap();
     let _ = client.deregister("a\n").await;

@@ -1,4 +1,5 @@
-//! What the registry has becomes what the agent wants: one request at a time, over lost answers and restored registries.
+//! The registry's state becomes the agent's desired state, one request at a time, despite lost responses and restored
+//! registries.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,12 +20,12 @@ fn agent(client: RegistryClient) -> Agent {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_older_registration_that_arrives_after_a_newer_one_does_not_stay() {
+async fn older_registration_that_arrives_after_a_newer_one_is_replaced() {
     let registry = MockRegistry::start().await;
     let agent = agent(registry.client().with_retry(RetryPolicy::registration()));
     agent.register().await.unwrap();
     agent.start_heartbeat(INTERVAL).unwrap();
-    // The first is held back on the way; its second attempt, and the next change, overtake it.
+    // The first one is held back in flight; its second attempt, and the next change, overtake it.
     registry.deliver_late(1, Duration::from_secs(20));
     agent.update_capabilities(can(&["older"])).await.unwrap();
     agent.update_capabilities(can(&["newer"])).await.unwrap();
@@ -43,7 +44,7 @@ async fn an_older_registration_that_arrives_after_a_newer_one_does_not_stay() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registry_that_was_restored_hears_of_the_latest_registration() {
+async fn restored_registry_gets_the_latest_registration() {
     let registry = MockRegistry::start().await;
     let logs = Logs::record();
     let agent = agent(registry.client());
@@ -109,7 +110,7 @@ async fn agents_of_a_restored_registry_do_not_all_register_at_the_same_moment() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unchanged_registration_is_not_sent_again_after_an_outage_if_the_tag_says_that_it_is_there() {
+async fn registration_is_not_repeated_after_an_outage_if_its_tag_is_unchanged() {
     let registry = MockRegistry::start().await;
     let agent = agent(registry.client());
     agent.register().await.unwrap();
@@ -123,11 +124,11 @@ async fn an_unchanged_registration_is_not_sent_again_after_an_outage_if_the_tag_
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_writes_are_never_under_way_at_once() {
+async fn two_writes_are_never_in_flight_at_once() {
     let registry = MockRegistry::start().await;
     let (under_way, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (now, peak) = (under_way.clone(), most.clone());
-    // Counts what passes on its way to the registry.
+    // Counts the requests in flight to the registry.
     let front = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", front.local_addr().unwrap());
     let behind = registry.url().trim_start_matches("http://").to_owned();
@@ -159,7 +160,7 @@ async fn two_writes_are_never_under_way_at_once() {
     assert_eq!(most.load(Ordering::SeqCst), 1);
 }
 
-/// Passes one connection on, and counts the requests that are not answered yet. Each is one small write.
+/// Forwards a connection and counts the unanswered requests, each of which is one small write.
 async fn count(
     mut client: tokio::net::TcpStream,
     behind: String,
@@ -192,7 +193,7 @@ async fn count(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_that_the_registry_refuses_does_not_stop_the_heartbeats() {
+async fn change_that_the_registry_refuses_does_not_stop_the_heartbeats() {
     let registry = MockRegistry::start().await;
     let logs = Logs::record();
     let server = Server::start(|what: &str, number| match what {
@@ -210,16 +211,16 @@ async fn a_change_that_the_registry_refuses_does_not_stop_the_heartbeats() {
     sleep(20 * INTERVAL).await;
     assert!(server.times(HEARTBEAT).len() >= 19, "{}", server.times(HEARTBEAT).len());
     let tried: Vec<_> = server.times(REGISTER)[refused..].iter().map(|at| *at - began).collect();
-    // Delays are half of the interval on average, once they have grown.
+    // Once they have grown, delays are half of the interval on average.
     assert!((20..=80).contains(&tried.len()), "with delays up to the interval: {tried:?}");
     assert!(agent.state().is_registered());
     assert_eq!(logs.with("did not take a changed registration").len(), 1);
 }
 
-/// Whatever keeps the agent from registering again: the registry knows it, and hears of it.
+/// Whatever prevents the agent from registering again: the registry knows it, and receives its heartbeats.
 #[tokio::test(start_paused = true)]
-async fn heartbeats_go_on_while_registering_again_fails() {
-    // The registry was restored, or answers after a failure and has no tags.
+async fn heartbeats_continue_while_registering_again_fails() {
+    // The registry was restored, or it responds after a failure and has no tags.
     for (first, later) in [(r#"{"registration_tag":"1"}"#, r#"{"registration_tag":"2"}"#), ("{}", "{}")] {
         let server = Server::start(move |what: &str, number| match what {
             REGISTER if number > 0 => Reply::Answer(503, "", ""),
@@ -239,9 +240,9 @@ async fn heartbeats_go_on_while_registering_again_fails() {
     }
 }
 
-/// The registry still expects the shorter interval, and would call the agent offline.
+/// The registry still expects the shorter interval, and would mark the agent offline.
 #[tokio::test(start_paused = true)]
-async fn a_longer_interval_counts_when_the_registry_has_acknowledged_it() {
+async fn longer_interval_applies_once_the_registry_has_acknowledged_it() {
     let registry = MockRegistry::builder().heartbeat_timeout(Duration::from_secs(1)).start().await;
     let agent = agent(registry.client());
     agent.start_heartbeat(Duration::from_secs(5)).unwrap();
@@ -259,10 +260,10 @@ async fn a_longer_interval_counts_when_the_registry_has_acknowledged_it() {
     assert!(registry.heartbeats("a") <= beats + 1, "an hour is an hour then");
 }
 
-/// As long as no heartbeat is missed for it. The registry may say how long that is, or not.
-/// A registry that knows no ages is asked by a heartbeat first. If that fails, so does the call, in its own time.
+/// As long as no heartbeat is missed. The registry may or may not say how long that is. A registry that knows no ages gets a
+/// heartbeat first. If that fails, so does the call, within its own time.
 #[tokio::test(start_paused = true)]
-async fn a_change_is_told_at_once_and_not_with_the_next_heartbeat() {
+async fn change_is_sent_at_once_and_not_with_the_next_heartbeat() {
     let registry = MockRegistry::start().await;
     let agent = agent(registry.client());
     agent.register().await.unwrap();
@@ -274,9 +275,9 @@ async fn a_change_is_told_at_once_and_not_with_the_next_heartbeat() {
     let failed = Instant::now();
     let sent = registry.request_log().registrations("a");
     registry.wait_until(|seen| seen.registrations("a") > sent).await;
-    // The registry asked for a second.
+    // The registry asked for a delay of a second.
     assert!(failed.elapsed() <= INTERVAL / 10 + Duration::from_millis(1_050), "{:?}", failed.elapsed());
-    // And another interval is a change, too.
+    // A changed interval is an update, too.
     let (declared, sent) = (Instant::now(), registry.request_log().registrations("a"));
     agent.start_heartbeat(INTERVAL / 2).unwrap();
     registry.wait_until(|seen| seen.registrations("a") > sent).await;
@@ -284,7 +285,7 @@ async fn a_change_is_told_at_once_and_not_with_the_next_heartbeat() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn heartbeats_come_as_often_as_the_registry_expects_them() {
+async fn heartbeats_are_sent_as_often_as_the_registry_expects() {
     let ack = r#"{"heartbeat_timeout_seconds":10}"#;
     let server = Server::start(move |what, number| match what {
         REGISTER if number > 0 => Reply::Answer(503, "", ""),
@@ -302,7 +303,7 @@ async fn heartbeats_come_as_often_as_the_registry_expects_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn heartbeats_with_another_interval_do_not_come_at_once() {
+async fn changed_interval_does_not_trigger_a_heartbeat() {
     let registry = MockRegistry::start().await;
     let agent = agent(registry.client());
     agent.register().await.unwrap();
@@ -316,7 +317,7 @@ async fn heartbeats_with_another_interval_do_not_come_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_during_an_outage_waits_for_the_heartbeat_that_finds_the_registry_well() {
+async fn change_during_an_outage_waits_for_a_successful_heartbeat() {
     let registry = MockRegistry::start().await;
     let agent = agent(registry.client());
     agent.register().await.unwrap();
@@ -334,7 +335,7 @@ async fn a_change_during_an_outage_waits_for_the_heartbeat_that_finds_the_regist
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_blocked_runtime_is_named_and_seen() {
+async fn blocked_runtime_is_logged_and_visible_in_the_state() {
     let registry = MockRegistry::builder().heartbeat_timeout(Duration::from_secs(3)).start().await;
     let logs = Logs::record();
     let second = Duration::from_secs(1);
@@ -347,7 +348,7 @@ async fn a_blocked_runtime_is_named_and_seen() {
     let degraded =
         tokio::spawn(async move { state.wait_for(AgentState::is_degraded).await.unwrap().clone() });
     tokio::task::yield_now().await;
-    // The clock goes on, and nothing runs.
+    // The clock continues, but nothing runs.
     tokio::time::advance(Duration::from_secs(10)).await;
     let seen = degraded.await.unwrap();
     let AgentState::Degraded { last_error, .. } = seen else { panic!("{seen:?}") };
@@ -361,7 +362,7 @@ async fn a_blocked_runtime_is_named_and_seen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_heartbeat_that_is_a_little_late_is_no_warning() {
+async fn slightly_late_heartbeat_causes_no_warning() {
     let registry = MockRegistry::start().await;
     let logs = Logs::record();
     let agent = agent(registry.client());
@@ -377,9 +378,9 @@ async fn a_heartbeat_that_is_a_little_late_is_no_warning() {
     }
 }
 
-/// As when a token provider panics: no caller waits in vain, and that is not the loop's end.
+/// As after a panic of a token provider: no caller waits in vain, and the loop does not end.
 #[tokio::test(start_paused = true)]
-async fn agents_that_start_by_their_heartbeats_alone_do_not_beat_together() {
+async fn agents_started_only_by_heartbeats_register_at_different_times() {
     let server = Server::start(|_, _| ACK).await;
     let began = Instant::now();
     let agents: Vec<_> = (0..60).map(|_| agent(RegistryClient::new(server.url()).unwrap())).collect();

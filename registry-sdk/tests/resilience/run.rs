@@ -1,4 +1,4 @@
-//! An agent's whole life in one call.
+//! Running an agent's work and its registration together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ fn agent(server: &Server) -> Agent {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_agent_is_registered_while_its_work_runs_and_offline_after_it() {
+async fn agent_is_registered_while_its_work_runs_and_offline_after_it() {
     let server = Server::start(|_, _| ACK).await;
     let work = until("it beats", || server.times(HEARTBEAT).len() >= 3);
     agent(&server).run_until(work).await.unwrap();
@@ -26,7 +26,7 @@ async fn the_agent_is_registered_while_its_work_runs_and_offline_after_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_work_begins_at_once_whatever_the_registry_does() {
+async fn work_begins_at_once_whatever_the_registry_does() {
     for reply in [Reply::Hang, Reply::Close, Reply::Answer(503, "", ""), Reply::Answer(403, "", "<html>")] {
         let server = Server::start(move |_, _| reply.clone()).await;
         let began = Instant::now();
@@ -44,7 +44,7 @@ async fn the_work_begins_at_once_whatever_the_registry_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_by_the_registry_ends_the_work() {
+async fn refusal_by_the_registry_ends_the_work() {
     let server = Server::start(|_, _| Reply::Answer(401, PROBLEM, r#"{"detail":"no token"}"#)).await;
     let error = agent(&server).run_until(std::future::pending::<()>()).await.unwrap_err();
     assert!(matches!(error, Error::Denied { status: 401, .. }), "{error}");
@@ -54,7 +54,7 @@ async fn a_refusal_by_the_registry_ends_the_work() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_the_work_is_handed_out() {
+async fn error_of_the_work_is_returned() {
     let server = Server::start(|_, _| ACK).await;
     let work = async {
         sleep(INTERVAL).await;
@@ -66,7 +66,7 @@ async fn an_error_of_the_work_is_handed_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_of_the_work_shuts_the_agent_down_and_goes_on() {
+async fn panic_of_the_work_shuts_the_agent_down_and_propagates() {
     let server = Server::start(|_, _| ACK).await;
     let (agent, heartbeats) = (agent(&server), || server.times(HEARTBEAT).len());
     let running = tokio::spawn({
@@ -89,7 +89,7 @@ async fn a_panic_of_the_work_shuts_the_agent_down_and_goes_on() {
 /// As people write it: without a graceful shutdown of its own.
 #[cfg(feature = "axum")]
 #[tokio::test(start_paused = true)]
-async fn a_server_of_axum_is_work() {
+async fn axum_server_is_accepted_as_work() {
     let server = Server::start(|_, _| ACK).await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let agent = agent(&server);

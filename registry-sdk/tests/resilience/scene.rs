@@ -1,4 +1,4 @@
-//! A registry with agents that are well, ill, slow and silent.
+//! A registry with agents that are healthy, unhealthy, slow and silent.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -14,14 +14,14 @@ use crate::support::{Arrived, Reply, Server, let_the_kernel_deliver_for};
 pub(crate) const WELL: Reply = Reply::Answer(200, "", r#"{"status":"healthy"}"#);
 pub(crate) const ILL: Reply = Reply::Answer(503, "", r#"{"status":"unhealthy"}"#);
 
-/// Agents of a scene send no heartbeats, and live on for the longest of tests.
+/// Agents of a scene send no heartbeats, and stay online for the longest test.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(86_400);
 
 /// How long the paused clock is kept from running away: see `support`. A test that goes on for longer is over before that
 /// matters.
 const LONGEST_TEST: usize = 3_600;
 
-/// A registry with agents that all can do `work`, and the one server on which they live: each below its id.
+/// A registry with agents that can all do `work`, and the single server on which they run, each below its id.
 pub(crate) struct Scene {
     pub(crate) registry: MockRegistry,
     pub(crate) agents: Server,
@@ -29,11 +29,11 @@ pub(crate) struct Scene {
     _clock: JoinSet<()>,
 }
 
-/// What an agent answers, by the request's method and path.
+/// An agent's responses, by the request's method and path.
 type Script = Box<dyn FnMut(&str) -> Reply + Send>;
 
 impl Scene {
-    /// A scene of equal agents.
+    /// Creates equal agents.
     pub(crate) async fn new(ids: &[&str]) -> Self {
         let scene = Self::empty().await;
         for id in ids {
@@ -42,7 +42,7 @@ impl Scene {
         scene
     }
 
-    /// A scene of up to four agents, each of which matches `work` better than the next.
+    /// Creates up to four agents, each of which matches `work` better than the next.
     pub(crate) async fn ranked(ids: &[&str]) -> Self {
         let scene = Self::empty().await;
         let capabilities = [
@@ -72,7 +72,7 @@ impl Scene {
         Self { registry: MockRegistry::start().await, agents, scripts, _clock: clock }
     }
 
-    /// Registers an agent that is well, and says who it is.
+    /// Registers a healthy agent. Returns its id.
     pub(crate) async fn register(&self, id: &str, capability: Capability) {
         let registration = Registration::new(id, id, format!("{}/{id}", self.agents.url()))
             .capability(capability)
@@ -81,17 +81,17 @@ impl Scene {
         self.set_well(id);
     }
 
-    /// Lets an agent do all that it is asked.
+    /// Makes an agent do all its tasks.
     pub(crate) fn set_well(&self, id: &str) {
         self.set(id, Reply::Answer(200, "", format!(r#"{{"status":"healthy","by":"{id}"}}"#).leak()));
     }
 
-    /// Sets what an agent answers, whatever it is asked.
+    /// Sets an agent's response to all requests.
     pub(crate) fn set(&self, id: &str, reply: Reply) {
         self.script(id, move |_, _| reply.clone());
     }
 
-    /// Sets what an agent answers by the request's method and path, and by how many it had since now.
+    /// Sets an agent's response by the request's method and path, and by the number of requests since now.
     pub(crate) fn script(&self, id: &str, reply: impl Fn(&str, usize) -> Reply + Send + 'static) {
         let mut before = 0;
         let script = move |what: &str| {
@@ -101,7 +101,7 @@ impl Scene {
         self.scripts.lock().unwrap().insert(id.to_owned(), Box::new(script));
     }
 
-    /// The tasks that arrived at an agent.
+    /// Returns the tasks that an agent received.
     pub(crate) fn tasks(&self, id: &str) -> Vec<Arrived> {
         let begin = format!("POST /{id}/");
         self.agents.arrived().into_iter().filter(|one| one.what.starts_with(&begin)).collect()

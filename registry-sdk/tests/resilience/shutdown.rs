@@ -1,4 +1,4 @@
-//! A shutdown is final: when it returns, nothing more is sent, whatever the agent was doing.
+//! A shutdown is final: after it has returned, nothing is sent, whatever the agent was doing.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ async fn is_silent(registry: &MockRegistry) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_being_retried_ends_with_the_shutdown() {
+async fn call_that_is_being_retried_ends_with_the_shutdown() {
     let registry = MockRegistry::start().await;
     for _ in 0..20 {
         let agent = agent(&registry);
@@ -49,7 +49,7 @@ async fn a_call_that_is_being_retried_ends_with_the_shutdown() {
         let sent = registry.request_log().0.len();
         assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
         for call in calls {
-            // It may have got through after the registry was well again.
+            // The request may have succeeded after the registry had recovered.
             let outcome = call.await.unwrap();
             assert!(matches!(outcome, Ok(()) | Err(Error::ShutDown)), "{outcome:?}");
         }
@@ -60,7 +60,7 @@ async fn a_call_that_is_being_retried_ends_with_the_shutdown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_shutdowns_at_once_neither_returns_before_the_agent_is_offline() {
+async fn concurrent_shutdowns_return_only_once_the_agent_is_offline() {
     let registry = MockRegistry::start().await;
     let agent = agent(&registry);
     agent.register().await.unwrap();
@@ -70,7 +70,7 @@ async fn of_two_shutdowns_at_once_neither_returns_before_the_agent_is_offline() 
         let agent = agent.clone();
         async move { agent.shutdown().await }
     });
-    // The first has begun, and waits for the registry.
+    // The first shutdown has begun, and waits for the registry.
     tokio::task::yield_now().await;
     let began = Instant::now();
     agent.shutdown().await;
@@ -82,13 +82,13 @@ async fn of_two_shutdowns_at_once_neither_returns_before_the_agent_is_offline() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_that_was_given_up_goes_on_and_can_be_waited_for_again() {
+async fn cancelled_shutdown_continues_and_can_be_awaited_again() {
     let registry = MockRegistry::start().await;
     for is_waited_for_again in [true, false] {
         let agent = agent(&registry);
         agent.register().await.unwrap();
         agent.start_heartbeat(INTERVAL).unwrap();
-        // The shutdown waits for this heartbeat before it says offline.
+        // The shutdown waits for this heartbeat before it sets offline.
         let beats = registry.heartbeats("a");
         registry.hang(1);
         registry.wait_until(|seen| seen.heartbeats("a") > beats).await;
@@ -105,7 +105,7 @@ async fn a_shutdown_that_was_given_up_goes_on_and_can_be_waited_for_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_starts_anew_after_or_beside_a_shutdown() {
+async fn nothing_restarts_during_or_after_a_shutdown() {
     let registry = MockRegistry::start().await;
     for _ in 0..50 {
         let agent = agent(&registry);
@@ -141,9 +141,9 @@ async fn requests_that_arrive_after_the_shutdown_change_nothing() {
     for number in 0..3 {
         let agent = agent(&registry);
         agent.register().await.unwrap();
-        // What is held back for longer than a process lived cannot be told from a later process of the same name.
+        // A request that is delayed for longer than its process lived looks like one of a later process with the same name.
         sleep(2 * late).await;
-        // Held back on the way, and delivered when the agent is gone.
+        // Held back in flight, and delivered when the agent is gone.
         registry.deliver_late(1, late);
         let _ = timeout(Duration::from_millis(500), async {
             match number {
@@ -165,7 +165,7 @@ async fn requests_that_arrive_after_the_shutdown_change_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_takes_no_longer_than_its_limit_also_if_another_has_a_longer_one() {
+async fn shutdown_keeps_its_limit_although_another_has_a_longer_one() {
     let registry = MockRegistry::start().await;
     let agent = agent(&registry);
     agent.register().await.unwrap();
@@ -186,7 +186,7 @@ async fn a_shutdown_takes_no_longer_than_its_limit_also_if_another_has_a_longer_
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_request_under_way_gets_half_of_the_time_and_offline_the_other_half() {
+async fn request_in_flight_gets_half_of_the_time_and_offline_the_other_half() {
     let registry = MockRegistry::start().await;
     let agent = agent(&registry);
     agent.register().await.unwrap();
@@ -200,13 +200,13 @@ async fn the_request_under_way_gets_half_of_the_time_and_offline_the_other_half(
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_the_registry_cannot_know_says_nothing() {
+async fn unregistered_agent_sends_nothing_at_shutdown() {
     let registry = MockRegistry::start().await;
     let unused = agent(&registry);
     unused.shutdown().await;
     assert!(matches!(unused.state(), AgentState::Stopped));
     assert!(registry.request_log().0.is_empty());
-    // One whose registration may have arrived does, however that was answered.
+    // An agent whose registration may have arrived sends it, whatever the response was.
     let unsure = agent(&registry);
     registry.truncated_body(1);
     let _ = timeout(Duration::from_millis(1), unsure.register()).await;
@@ -215,7 +215,7 @@ async fn an_agent_that_the_registry_cannot_know_says_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_superseded_process_shuts_down_without_touching_its_successor() {
+async fn superseded_process_shuts_down_without_touching_its_successor() {
     let registry = MockRegistry::start().await;
     let old = agent(&registry);
     old.register().await.unwrap();
@@ -230,9 +230,9 @@ async fn a_superseded_process_shuts_down_without_touching_its_successor() {
     assert_eq!((after.status, after.last_heartbeat), (AgentStatus::Active, before.last_heartbeat));
 }
 
-/// Both are gone, and a registration of the one that did not own the id arrives.
+/// Both are gone, and a registration of the process that did not own the id arrives.
 #[tokio::test(start_paused = true)]
-async fn a_late_request_of_a_superseded_process_does_not_bring_the_agent_back() {
+async fn late_request_of_a_superseded_process_does_not_bring_the_agent_back() {
     let registry = MockRegistry::start().await;
     let old = agent(&registry);
     old.register().await.unwrap();
@@ -251,9 +251,9 @@ async fn a_late_request_of_a_superseded_process_does_not_bring_the_agent_back() 
     assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
 }
 
-/// As when a test or a service makes a runtime for each of its parts.
+/// As in a test or service that creates a runtime for each of its parts.
 #[test]
-fn a_shutdown_in_another_runtime_than_the_first_says_offline_all_the_same() {
+fn shutdown_in_another_runtime_sets_offline() {
     let runtime =
         || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (of_registry, first) = (runtime(), runtime());
@@ -265,7 +265,7 @@ fn a_shutdown_in_another_runtime_than_the_first_says_offline_all_the_same() {
     });
     let second = runtime();
     registry.hang(1);
-    // A caller elsewhere waits when the runtime of the loop ends.
+    // A caller in another runtime waits when the runtime of the loop ends.
     let waiting = second.spawn({
         let agent = agent.clone();
         async move { agent.register().await }
@@ -274,13 +274,13 @@ fn a_shutdown_in_another_runtime_than_the_first_says_offline_all_the_same() {
     first.shutdown_background();
     assert!(second.block_on(waiting).unwrap().is_err(), "it is not left waiting");
     assert!(agent.state().is_degraded(), "{:?}", agent.state());
-    // The clock runs here, and nothing depends on its pace.
+    // The clock is not paused here, but nothing depends on its pace.
     second.block_on(agent.shutdown_within(Duration::from_secs(300)));
     assert_eq!(registry.agent("a").unwrap().status, AgentStatus::Offline);
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_stop_heartbeat_nothing_is_sent_until_it_is_asked_for() {
+async fn nothing_is_sent_after_stop_heartbeat_without_a_call() {
     let registry = MockRegistry::start().await;
     for _ in 0..20 {
         let agent = agent(&registry);

@@ -1,4 +1,4 @@
-//! Agents of a registry that became stricter: it answers 422 to a registration that it took before, as after an upgrade.
+//! Agents of a registry that became stricter: after an upgrade it responds with 422 to a registration that it accepted before.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::{agent_of, can};
 
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// What the log says of a refusal, with the field and what is wrong with it.
+/// The log of a refusal, with the field and its error.
 const REFUSAL: &str = "base_url: 0.0.0.0 is an address to listen on";
 
 fn refuse(registry: &MockRegistry) {
@@ -30,7 +30,7 @@ fn registrations(registry: &MockRegistry) -> Vec<Instant> {
     log.0.iter().filter(|request| request.path == "/register").map(|request| request.at).collect()
 }
 
-/// Checks that the agent goes on trying all the time, with pauses that grow up to the interval.
+/// Checks that the agent keeps trying, with delays that grow up to the interval.
 fn check_pauses(tried: &[Instant]) {
     let pauses: Vec<_> = tried.windows(2).map(|two| two[1] - two[0]).collect();
     assert!(pauses.len() >= 20, "{pauses:?}");
@@ -47,7 +47,7 @@ async fn refused_for_long(registry: &MockRegistry) -> Vec<Instant> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_was_forgotten_stays_degraded_and_goes_on_trying() {
+async fn forgotten_agent_stays_degraded_and_keeps_trying() {
     let (registry, logs) = (MockRegistry::start().await, Logs::record());
     let agent = registered(&registry).await;
     refuse(&registry);
@@ -68,7 +68,7 @@ async fn an_agent_that_was_forgotten_stays_degraded_and_goes_on_trying() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_was_never_registered_stays_degraded_and_goes_on_trying() {
+async fn unregistered_agent_stays_degraded_and_keeps_trying() {
     let (registry, logs) = (MockRegistry::start().await, Logs::record());
     let agent = agent_of(registry.client(), INTERVAL);
     refuse(&registry);
@@ -76,15 +76,15 @@ async fn an_agent_that_was_never_registered_stays_degraded_and_goes_on_trying() 
     check_pauses(&refused_for_long(&registry).await);
     assert!(agent.state().is_degraded(), "{:?}", agent.state());
     assert_eq!(logs.with(REFUSAL).len(), 1, "{:?}", logs.with(REFUSAL));
-    // Whoever asks gets the error, and the agent goes on.
+    // Callers get the error, and the agent continues.
     assert_eq!(agent.register_with_retry().await.unwrap_err().fields()[0].field, "base_url");
     registry.heal();
     timeout(2 * INTERVAL, agent.watch().wait_for(AgentState::is_registered)).await.unwrap().unwrap();
 }
 
-/// The upgrade itself is an outage first.
+/// The upgrade itself begins with an outage.
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_logged_once_also_if_an_outage_came_before() {
+async fn refusal_is_logged_once_even_after_an_outage() {
     let (registry, logs) = (MockRegistry::start().await, Logs::record());
     registry.outage(5 * INTERVAL);
     let agent = agent_of(registry.client(), INTERVAL);
@@ -99,7 +99,7 @@ async fn a_refusal_is_logged_once_also_if_an_outage_came_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_update_leaves_the_heartbeats_alone() {
+async fn refused_update_does_not_affect_the_heartbeats() {
     let (registry, logs) = (MockRegistry::start().await, Logs::record());
     let agent = registered(&registry).await;
     refuse(&registry);
@@ -116,7 +116,7 @@ async fn a_refused_update_leaves_the_heartbeats_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registry_that_was_restored_and_is_stricter_goes_on_hearing_the_agent() {
+async fn restored_and_stricter_registry_keeps_receiving_heartbeats() {
     let (registry, logs) = (MockRegistry::start().await, Logs::record());
     let agent = registered(&registry).await;
     let backup = registry.backup();
@@ -141,7 +141,7 @@ async fn still_heard(registry: &MockRegistry, agent: &Agent, logs: &Logs) {
     assert!(agent.state().is_registered(), "{:?}", agent.state());
     let lines = logs.with(REFUSAL);
     assert!(lines.len() == 1 && lines[0].starts_with("WARN"), "{lines:?}");
-    // An outage in between changes nothing: the same refusal is no news.
+    // An outage in between changes nothing: the same refusal is not logged again.
     registry.outage(5 * INTERVAL);
     sleep(10 * INTERVAL).await;
     assert!(agent.state().is_registered(), "{:?}", agent.state());
@@ -150,7 +150,7 @@ async fn still_heard(registry: &MockRegistry, agent: &Agent, logs: &Logs) {
 
 /// The first attempt at the update fails for another reason.
 #[tokio::test(start_paused = true)]
-async fn a_refused_update_is_logged_once_also_if_another_failure_came_before() {
+async fn refused_update_is_logged_once_even_after_another_failure() {
     let (registry, logs) = (MockRegistry::start().await, Logs::record());
     let agent = registered(&registry).await;
     registry.fail_next(1, 503);
@@ -163,7 +163,7 @@ async fn a_refused_update_is_logged_once_also_if_another_failure_came_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_agents_own_work_goes_on() {
+async fn agents_own_work_continues() {
     let registry = MockRegistry::start().await;
     let agent = agent_of(registry.client(), INTERVAL);
     let work = async {

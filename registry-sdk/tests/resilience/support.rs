@@ -1,4 +1,4 @@
-//! A server that answers as the test says, well or badly, and remembers what arrived.
+//! A scripted server that records its requests.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,32 +14,32 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// What the server does with a request.
+/// The server's reaction to a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
-    /// A whole answer: a status, further header lines, a body.
+    /// A complete response: status, further headers, body.
     Answer(u16, &'static str, &'static str),
-    /// The same after a while, with 200 and no headers.
+    /// The same after a delay, with 200 and no headers.
     #[cfg(any(feature = "cache", feature = "testing"))]
     Late(Duration, &'static str),
-    /// A whole answer with 200 whose body comes in parts of this size, with a pause before each.
+    /// A complete response with 200 whose body arrives in parts of this size, with a pause before each.
     Parts(&'static str, usize, Duration),
-    /// The same with further header lines.
+    /// The same with further headers.
     #[cfg(feature = "testing")]
     PartsWith(&'static str, &'static str, usize, Duration),
-    /// Never answers, and keeps the connection.
+    /// Never responds, and keeps the connection.
     Hang,
-    /// Says less than it promised, and closes.
+    /// Sends less than it announced, and closes the connection.
     Truncated,
-    /// Closes without a word.
+    /// Closes the connection without a response.
     Close,
-    /// A status, and a body that does not end: parts of this size, with a pause before each.
+    /// A status and an endless body: parts of this size, with a pause before each.
     #[cfg(feature = "testing")]
     Endless(u16, usize, Duration),
     /// These bytes, and nothing more on a connection that stays open.
     #[cfg(feature = "testing")]
     Stall(&'static str),
-    /// These bytes, and closes.
+    /// These bytes, then closes the connection.
     #[cfg(feature = "testing")]
     Raw(&'static str),
     /// An event stream of these bytes, in parts of this size with a pause before each, on a connection that stays open.
@@ -49,19 +49,19 @@ pub(crate) enum Reply {
 
 #[cfg(feature = "testing")]
 impl Reply {
-    /// An answer with headers that are known only when the test runs. Their text is never freed.
+    /// A response with headers that are known only at run time. Their text is never freed.
     pub(crate) fn with(status: u16, headers: &[(&str, &str)], body: &'static str) -> Self {
         let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         Self::Answer(status, lines.leak(), body)
     }
 }
 
-/// At most this much is sent of the bodies that do not end: a reader without a limit fails its test, but does not take all
-/// of the machine's memory.
+/// Maximum number of bytes of an endless body: a reader without a limit fails its test, but does not use up the machine's
+/// memory.
 #[cfg(feature = "testing")]
 pub(crate) const ENDLESS: usize = 64 * 1024 * 1024;
 
-/// One request, as it arrived.
+/// A recorded request.
 #[derive(Clone, Debug)]
 pub(crate) struct Arrived {
     pub(crate) what: String,
@@ -73,7 +73,7 @@ pub(crate) struct Arrived {
 
 #[cfg(feature = "testing")]
 impl Arrived {
-    /// The value of a header, whose name is given in lower case.
+    /// Returns the value of a header by its lower-case name.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut fields = self.head.lines().filter_map(|line| line.split_once(':'));
         fields.find_map(|(field, value)| field.eq_ignore_ascii_case(name).then(|| value.trim()))
@@ -86,12 +86,12 @@ pub(crate) struct Server {
     _tasks: JoinSet<()>,
 }
 
-/// What a server remembers.
+/// The records of a server.
 #[derive(Default)]
 struct Seen {
     arrived: Mutex<Vec<Arrived>>,
     connections: AtomicUsize,
-    /// How many bytes were sent of bodies that do not end.
+    /// Number of bytes that were sent of endless bodies.
     #[cfg(feature = "testing")]
     endless_bytes: AtomicUsize,
 }
@@ -105,7 +105,7 @@ pub(crate) const PROBLEM: &str = "content-type: application/problem+json\r\n";
 pub(crate) const ACK: Reply = Reply::Answer(200, "", r#"{"agent_id":"a","status":"active"}"#);
 
 impl Server {
-    /// Answers each request as `script` says, which is told the request line and how many came before.
+    /// Responds to each request as `script` says, which gets the request line and the number of earlier requests.
     pub(crate) async fn start(script: impl Fn(&str, usize) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -117,7 +117,7 @@ impl Server {
             let mut serving = JoinSet::new();
             while let Ok((connection, _)) = listener.accept().await {
                 shared.connections.fetch_add(1, Ordering::SeqCst);
-                // Else small parts wait in the kernel, by a clock that is not paused.
+                // Otherwise small parts wait in the kernel, whose clock is not paused.
                 connection.set_nodelay(true).unwrap();
                 serving.spawn(serve(connection, script.clone(), shared.clone()));
             }
@@ -129,12 +129,12 @@ impl Server {
         format!("http://{}", self.address)
     }
 
-    /// Number of connections that were made so far.
+    /// Returns the number of connections so far.
     pub(crate) fn connections(&self) -> usize {
         self.seen.connections.load(Ordering::SeqCst)
     }
 
-    /// Number of bytes that were sent of bodies that do not end.
+    /// Returns the number of bytes that were sent of endless bodies.
     #[cfg(feature = "testing")]
     pub(crate) fn endless_bytes(&self) -> usize {
         self.seen.endless_bytes.load(Ordering::SeqCst)
@@ -144,7 +144,7 @@ impl Server {
         self.seen.arrived.lock().unwrap().clone()
     }
 
-    /// When requests of a kind arrived.
+    /// Returns when requests of a kind arrived.
     pub(crate) fn times(&self, what: &str) -> Vec<Instant> {
         self.arrived().into_iter().filter(|one| one.what.starts_with(what)).map(|one| one.at).collect()
     }
@@ -246,7 +246,7 @@ async fn send_parts(
     Ok(())
 }
 
-/// Sends a body of white space, which is the beginning of any JSON, until the reader closes the connection.
+/// Sends a body of white space, which may begin any JSON, until the reader closes the connection.
 #[cfg(feature = "testing")]
 async fn send_endlessly(
     connection: &mut TcpStream,
@@ -268,7 +268,7 @@ async fn send_endlessly(
     }
 }
 
-/// Reads one request.
+/// Reads a request.
 async fn read(connection: &mut TcpStream) -> Option<Arrived> {
     let mut bytes = Vec::new();
     let head = loop {
@@ -299,7 +299,7 @@ async fn read(connection: &mut TcpStream) -> Option<Arrived> {
     })
 }
 
-/// A URL at which nobody listens, for as long as the socket is held.
+/// Returns a URL without a listener, for as long as the socket is held.
 pub(crate) fn nobody() -> (TcpSocket, String) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
@@ -307,14 +307,14 @@ pub(crate) fn nobody() -> (TcpSocket, String) {
     (socket, url)
 }
 
-/// Keeps a paused clock from running away. It jumps to the next timer whenever no task can go on, also while bytes are on their
-/// way through the kernel; and on a busy machine the kernel may take some milliseconds to deliver them. Only for a minute:
-/// tests of a longer time have many chances.
+/// Keeps a paused clock from running away. The clock jumps to the next timer whenever no task can run, even while bytes are
+/// passing through the kernel, which may take some milliseconds on a busy machine. Limited to a minute: longer tests have many
+/// chances.
 async fn let_the_kernel_deliver() {
     let_the_kernel_deliver_for(60).await;
 }
 
-/// The same for as many seconds of the paused clock as a test takes.
+/// The same for this many seconds of the paused clock.
 pub(crate) async fn let_the_kernel_deliver_for(seconds: usize) {
     for _ in 0..seconds {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -327,7 +327,7 @@ pub(crate) fn agent(server: &Server, interval: Duration) -> Agent {
     agent_of(RegistryClient::new(server.url()).unwrap(), interval)
 }
 
-/// The same, with a client of the test's own.
+/// The same with a custom client.
 pub(crate) fn agent_of(client: RegistryClient, interval: Duration) -> Agent {
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         runtime.spawn(let_the_kernel_deliver());
@@ -341,7 +341,7 @@ pub(crate) fn can(names: &[&str]) -> Vec<Capability> {
     names.iter().map(|name| Capability::new(*name)).collect()
 }
 
-/// Lets time pass until something holds. On a paused clock that takes no time.
+/// Waits until a condition holds. On a paused clock that takes no time.
 pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
     let waiting = async {
         while !holds() {

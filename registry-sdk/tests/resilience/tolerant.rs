@@ -1,4 +1,4 @@
-//! Newer registries, which say more than this version knows, and minimal ones, which say less.
+//! Newer registries with unknown fields and values, and minimal ones with few.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ async fn newer() -> (Server, RegistryClient) {
 }
 
 #[tokio::test]
-async fn a_word_that_is_not_known_keeps_its_text_and_fails_nothing() {
+async fn unknown_word_keeps_its_text_and_causes_no_error() {
     let (_server, client) = newer().await;
     let status = |status: AgentStatus| {
         assert!(matches!(status, AgentStatus::Unknown(_)), "{status:?}");
@@ -63,7 +63,7 @@ async fn a_word_that_is_not_known_keeps_its_text_and_fails_nothing() {
     assert!(!health.is_healthy());
     assert!(matches!(health.status, HealthStatus::Unknown(word) if word.as_str() == "degraded"));
     assert!(matches!(health.reason, Some(UnhealthyReason::Unknown(word)) if word.as_str() == "new_reason"));
-    // But it is not sent on: the registry would refuse it.
+    // But it is not sent on, because the registry would refuse it.
     let mut changed = registration.clone();
     changed.status = record.status;
     let error = client.register(&changed).await.unwrap_err();
@@ -77,7 +77,7 @@ async fn a_word_that_is_not_known_keeps_its_text_and_fails_nothing() {
     ] {
         assert!(refused.unwrap_err().is_refused());
     }
-    // The agent goes on as well.
+    // The agent continues as well.
     let server = newer().await.0;
     let agent = agent(&server, Duration::from_millis(20));
     agent.start_heartbeat(Duration::from_millis(20)).unwrap();
@@ -91,7 +91,7 @@ async fn a_word_that_is_not_known_keeps_its_text_and_fails_nothing() {
 }
 
 #[tokio::test]
-async fn an_agent_whose_status_is_not_known_is_never_selected() {
+async fn agent_with_an_unknown_status_is_never_selected() {
     for source in [HealthSource::Search, HealthSource::Registry, HealthSource::Agent] {
         let (_server, client) = newer().await;
         let orchestrator = Orchestrator::new(client);
@@ -107,7 +107,7 @@ async fn an_agent_whose_status_is_not_known_is_never_selected() {
 }
 
 #[tokio::test]
-async fn one_record_that_cannot_be_read_is_skipped_and_logged() {
+async fn unreadable_record_is_skipped_and_logged() {
     let logs = Logs::record();
     let server = Server::start(|what, _| {
         Reply::Answer(
@@ -133,7 +133,7 @@ async fn one_record_that_cannot_be_read_is_skipped_and_logged() {
 }
 
 #[tokio::test]
-async fn a_list_of_which_nothing_can_be_read_is_no_empty_list() {
+async fn list_of_unreadable_records_is_not_an_empty_list() {
     for body in
         [r#"[{"id":"a"},{"id":"b"}]"#, r#"{"error":"no"}"#, r#"{"a":[],"b":[]}"#, "null", "7", r#""[]""#]
     {
@@ -145,7 +145,7 @@ async fn a_list_of_which_nothing_can_be_read_is_no_empty_list() {
 }
 
 #[tokio::test]
-async fn the_responses_of_a_minimal_registry_are_enough() {
+async fn responses_of_a_minimal_registry_are_enough() {
     let server = Server::start(|what, _| {
         Reply::Answer(
             200,
@@ -167,7 +167,7 @@ async fn the_responses_of_a_minimal_registry_are_enough() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_goes_on_over_events_that_it_cannot_read() {
+async fn watch_continues_after_unreadable_events() {
     let events = "id: 1\n\nid: 2\nevent: registered\ndata: {\"agent_id\":7}\n\n\
         id: 3\nevent: something_new\ndata: {}\n\n\
         id: 4\nevent: registered\ndata: {\"agent_id\":\"a\",\"status\":\"draining\"}\n\n";

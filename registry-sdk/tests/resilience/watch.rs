@@ -1,4 +1,4 @@
-//! Watching a registry that comes and goes.
+//! Watching a registry that fails and recovers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ fn agent(id: &str) -> Registration {
     Registration::new(id, id, "http://agent:8000").capability(Capability::new("work"))
 }
 
-/// The next event in short. Fails where none comes for an hour.
+/// The next event in short form. Fails if there is none for an hour.
 async fn next(watch: &mut Watch) -> String {
     let one = |agent: Arc<AgentRecord>| format!("{} {}", agent.agent_id, agent.status);
     match timeout(Duration::from_secs(3_600), watch.next()).await.unwrap() {
@@ -33,7 +33,7 @@ async fn next(watch: &mut Watch) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_change_is_told_in_order() {
+async fn every_change_is_reported_in_order() {
     let registry = MockRegistry::builder().heartbeat_timeout(Duration::from_secs(60)).start().await;
     let client = registry.client();
     client.register(&agent("a")).await.unwrap();
@@ -47,14 +47,14 @@ async fn every_change_is_told_in_order() {
     for expected in ["registered b active", "changed b busy", "registered a active", "gone b busy"] {
         assert_eq!(next(&mut watch).await, expected);
     }
-    // Who falls silent is told without anybody asking.
+    // A missed deadline is reported without a request.
     assert_eq!(next(&mut watch).await, "changed a offline");
     client.heartbeat("a").await.unwrap();
     assert_eq!(next(&mut watch).await, "changed a active");
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_lost_connection_nothing_is_missed_and_nothing_told_twice() {
+async fn lost_connection_neither_misses_nor_repeats_changes() {
     let registry = MockRegistry::start().await;
     let client = registry.client();
     let mut watch = client.watch();
@@ -65,7 +65,7 @@ async fn after_a_lost_connection_nothing_is_missed_and_nothing_told_twice() {
         client.register(&agent(&id)).await.unwrap();
         assert_eq!(next(&mut watch).await, format!("registered {id} active"));
     }
-    // Where what was missed is not kept any more, everyone is listed.
+    // If the missed changes are not kept any more, all agents are listed.
     registry.cut_event_streams();
     client.deregister("a3").await.unwrap();
     registry.forget_events();
@@ -75,7 +75,7 @@ async fn after_a_lost_connection_nothing_is_missed_and_nothing_told_twice() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_is_told_once_and_so_is_its_end() {
+async fn outage_and_its_end_are_reported_once() {
     let registry = MockRegistry::start().await;
     let client = registry.client();
     let mut watch = client.watch();
@@ -85,7 +85,7 @@ async fn an_outage_is_told_once_and_so_is_its_end() {
     assert_eq!(next(&mut watch).await, "resumed");
     client.register(&agent("a")).await.unwrap();
     assert_eq!(next(&mut watch).await, "registered a active");
-    // From the very beginning, too.
+    // The same from the very beginning.
     registry.outage(Duration::from_secs(120));
     let mut late = client.watch();
     assert_eq!(next(&mut late).await, "interrupted");
@@ -93,7 +93,7 @@ async fn an_outage_is_told_once_and_so_is_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nonsense_is_an_outage_like_any_other() {
+async fn invalid_responses_are_an_outage_like_any_other() {
     let registry = MockRegistry::start().await;
     let client = registry.client();
     client.register(&agent("a")).await.unwrap();
@@ -111,7 +111,7 @@ async fn nonsense_is_an_outage_like_any_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_the_watch_is_dropped_its_connection_ends() {
+async fn dropping_the_watch_closes_its_connection() {
     let registry = MockRegistry::start().await;
     let client = registry.client();
     let mut watch = client.watch();
@@ -124,7 +124,7 @@ async fn when_the_watch_is_dropped_its_connection_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_directory_finds_and_lists_what_the_registry_would() {
+async fn directory_finds_and_lists_the_same_agents_as_the_registry() {
     let registry = MockRegistry::start().await;
     let client = registry.client();
     let directory = Directory::follow(&client);

@@ -1,4 +1,4 @@
-//! The client and the agent against `wiremock`, which many users' own tests stand on. It answers from a runtime of its own, so
+//! The client and the agent against `wiremock`, which many users' tests are based on. It responds from a runtime of its own, so
 //! these tests run on the real clock.
 
 use std::time::Duration;
@@ -34,7 +34,7 @@ fn ok(body: impl serde::Serialize) -> ResponseTemplate {
 }
 
 #[tokio::test]
-async fn every_operation_sends_what_a_mock_matches_and_reads_what_it_answers() {
+async fn every_operation_works_against_wiremock() {
     let server = MockServer::start().await;
     let registration =
         Registration::new("a", "Agent", "http://agent:8000").capability(Capability::new("work").tag("rust"));
@@ -96,7 +96,7 @@ async fn every_operation_sends_what_a_mock_matches_and_reads_what_it_answers() {
 }
 
 #[tokio::test]
-async fn errors_of_a_mock_are_told_apart() {
+async fn errors_of_wiremock_are_distinguished() {
     let server = MockServer::start().await;
     let fields = json!([{"field": "agent_id", "message": "is taken"}]);
     let answers = [
@@ -122,7 +122,7 @@ async fn errors_of_a_mock_are_told_apart() {
 }
 
 #[tokio::test]
-async fn a_call_is_repeated_until_the_mock_answers_well() {
+async fn call_is_retried_until_wiremock_succeeds() {
     let server = MockServer::start().await;
     Mock::given(path("/agents/a"))
         .respond_with(ResponseTemplate::new(503))
@@ -139,7 +139,7 @@ async fn a_call_is_repeated_until_the_mock_answers_well() {
 }
 
 #[tokio::test]
-async fn a_mock_that_answers_late_times_out() {
+async fn slow_wiremock_times_out() {
     let server = MockServer::start().await;
     let late = ok(record("a")).set_delay(Duration::from_secs(3_600));
     Mock::given(path("/agents/a")).respond_with(late).mount(&server).await;
@@ -149,11 +149,11 @@ async fn a_mock_that_answers_late_times_out() {
     assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
 }
 
-/// The registry forgets the agent once; afterwards it knows it.
+/// The registry forgets the agent once, and knows it afterwards.
 #[tokio::test]
-async fn an_agent_lives_with_a_mock() {
+async fn agent_works_with_wiremock() {
     let server = MockServer::start().await;
-    // A request that a busy machine answers too late is sent again, so these are minima.
+    // On a busy machine, requests that time out are repeated, so these are minima.
     Mock::given(path("/register")).respond_with(ok(record("a"))).expect(2..).mount(&server).await;
     Mock::given(path("/agents/a/heartbeat"))
         .respond_with(problem(404, &json!({"status": 404, "detail": "no such agent"})))

@@ -1,10 +1,10 @@
-//! What was found before words had other forms is still found.
+//! Compatibility: a search still finds what it found before words had other forms.
 
 use proptest::prelude::*;
 use registry_sdk::contract::Capability;
 use registry_sdk::internal::{Query, SearchIndex};
 
-/// The terms of a text: lower case, cut at every character that is neither letter nor digit, and at camelCase humps.
+/// Returns the terms of a text: lower case, split at every character that is neither letter nor digit, and at camelCase humps.
 fn terms(text: &str) -> Vec<String> {
     let mut terms = vec![String::new()];
     let letters: Vec<char> = text.chars().collect();
@@ -25,14 +25,14 @@ fn terms(text: &str) -> Vec<String> {
     terms
 }
 
-/// Whether every term of the query begins a term of the capability.
+/// Returns whether every term of the query begins a term of the capability.
 fn matches(query: &[String], capability: &Capability) -> bool {
     let texts = [&capability.name, &capability.description].into_iter().chain(&capability.tags);
     let known: Vec<_> = texts.flat_map(|text| terms(text)).collect();
     query.iter().all(|wanted| known.iter().any(|term| term.starts_with(wanted.as_str())))
 }
 
-/// Pieces of which many texts begin alike.
+/// Pieces of which many texts with a common beginning consist.
 fn text() -> impl Strategy<Value = String> {
     const PIECES: [&str; 40] = [
         "code",
@@ -108,7 +108,7 @@ proptest! {
         }
     }
 
-    /// An index that forgot agents finds what one does that never knew them, with the same scores.
+    /// An index from which agents were removed finds the same as one that never had them, with the same scores.
     #[test]
     fn removed_agents_leave_no_trace(
         agents in prop::collection::vec((any::<bool>(), prop::collection::vec(capability(), 0..4)), 1..12),

@@ -1,4 +1,4 @@
-//! The contract's search, through its public API.
+//! The contract's search.
 #![cfg(feature = "__internal")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! Words that mean the same although they are written differently.
+//! Different spellings of the same word.
 
 use registry_sdk::contract::Capability;
 use registry_sdk::internal::Query;
@@ -9,7 +9,7 @@ fn described(description: &str) -> Capability {
     Capability::new("work").description(description)
 }
 
-/// Asserts that each query finds the one capability among others that have nothing to do with it.
+/// Asserts that each query finds this one capability among unrelated ones.
 fn assert_finds(capability: &Capability, queries: &[&str]) {
     let capabilities = [Capability::new("unrelated"), capability.clone(), described("cooks and bakes")];
     for query in queries {
@@ -33,7 +33,7 @@ fn words_with_inner_capitals_are_found_in_any_case() {
 }
 
 #[test]
-fn a_name_is_found_in_any_case_and_comes_first() {
+fn name_is_found_in_any_case_and_comes_first() {
     let capabilities = [Capability::new("vuln_scan8e07_old"), Capability::new("vuln_scan8e07")];
     for query in ["vuln_scan8e07", "VULN_SCAN8E07", "Vuln_Scan8E07", "vuln scan8e07"] {
         assert_eq!(found(&capabilities, query), ["vuln_scan8e07", "vuln_scan8e07_old"], "{query}");
@@ -48,7 +48,7 @@ fn other_forms_of_a_word_are_found() {
 }
 
 #[test]
-fn the_plural_of_a_name_finds_it_first() {
+fn plural_of_a_name_finds_it_first() {
     let capabilities =
         [described("reviews of code"), Capability::new("code_reviewer_list"), Capability::new("code_review")];
     assert_eq!(found(&capabilities, "code reviews").len(), 3);
@@ -66,7 +66,7 @@ fn scripts_without_spaces_are_found_inside() {
 }
 
 #[test]
-fn accents_count_neither_composed_nor_decomposed() {
+fn accents_are_ignored_composed_and_decomposed() {
     let writings = ["résumé", "re\u{301}sume\u{301}", "resume", "RÉSUMÉ"];
     for written in writings {
         assert_finds(&Capability::new(written), &writings);
@@ -75,12 +75,12 @@ fn accents_count_neither_composed_nor_decomposed() {
     assert_finds(&described("ΟΔΥΣΣΕΥΣ"), &["οδυσσευς", "Οδυσσεύς", "οδυσσευσ"]);
     assert_finds(&described("Straße"), &["strasse", "STRASSE"]);
     assert_finds(&described("İstanbul"), &["istanbul", "ISTANBUL"]);
-    // Marks that are letters of their own stay: these two words differ in them alone.
+    // Marks that are separate letters are kept: these two words differ only in them.
     assert!(found(&[Capability::new("かき")], "がき").is_empty());
 }
 
 #[test]
-fn symbols_that_belong_to_a_word_decide() {
+fn symbols_that_belong_to_a_word_count() {
     let capabilities =
         [Capability::new("css cooking"), Capability::new("C++ builds"), Capability::new("C# builds")];
     assert_eq!(found(&capabilities, "c++")[0], "C++ builds");
@@ -100,7 +100,7 @@ fn words_with_dots_are_found_without_them() {
 }
 
 #[test]
-fn a_sentence_finds_the_same_in_any_case() {
+fn sentence_finds_the_same_in_any_case() {
     let names = ["typescript", "script_runner", "type", "typescript_lint"];
     let capabilities = names.map(Capability::new);
     let expected = scored(&capabilities, "Convert this to typescript");
@@ -111,12 +111,12 @@ fn a_sentence_finds_the_same_in_any_case() {
     for query in ["Convert this to TYPESCRIPT", "Convert this to TypeScript"] {
         assert_eq!(scored(&capabilities, query), expected, "{query}");
     }
-    // What nobody has as a whole is looked for in parts.
+    // A word that no agent has as a whole is searched for by its parts.
     assert_eq!(scored(&capabilities, "a ScriptType")[0].0, "type");
 }
 
 #[test]
-fn words_beside_other_scripts_are_found_in_any_case() {
+fn words_next_to_other_scripts_are_found_in_any_case() {
     for text in [
         "使用JavaScript编写",
         "JavaScript编写",
@@ -141,7 +141,7 @@ fn words_with_inner_capitals_and_symbols_are_found_without_them() {
 }
 
 #[test]
-fn abbreviations_are_found_by_their_plurals_and_these_by_them() {
+fn abbreviations_and_their_plurals_find_each_other() {
     for (one, many) in [("PDF", "PDFs"), ("LLM", "LLMs"), ("GPU", "GPUs"), ("VM", "VMs"), ("API", "APIs")] {
         let lower = one.to_lowercase();
         assert_finds(&Capability::new(format!("{lower}_tables")), &[many]);
@@ -155,7 +155,7 @@ fn abbreviations_are_found_by_their_plurals_and_these_by_them() {
 }
 
 #[test]
-fn a_word_counts_once() {
+fn repeated_word_counts_once() {
     let capabilities = [Capability::new("code_review_tool"), described("code to review"), described("code")];
     let once = Query::all("code review");
     for repeated in ["code review code".to_owned(), "code review ".repeat(2_000)] {

@@ -1,4 +1,4 @@
-//! Answers of a success that the caller cannot use. The task was done, so nobody gets it again.
+//! Successes whose response the caller cannot use. The task was done, so no other agent gets it.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::Reply;
 const IDS: [&str; 3] = ["alpha", "beta", "gamma"];
 
 #[tokio::test(start_paused = true)]
-async fn a_task_whose_answer_does_not_fit_is_not_run_again() {
+async fn task_whose_response_does_not_decode_is_not_run_again() {
     let scene = Scene::ranked(&IDS).await;
     scene.set("alpha", Reply::Answer(200, "", r#"{"by":"alpha","report":"no flaws found"}"#));
     let orchestrator = scene.orchestrator();
@@ -20,12 +20,12 @@ async fn a_task_whose_answer_does_not_fit_is_not_run_again() {
         assert_eq!(counts(&scene, IDS), [round, 0, 0], "{error}");
         assert!(error.contains("alpha") && error.contains("no flaws found"), "{error}");
     }
-    // It was the caller's fault, so no agent is charged with it.
+    // It is the caller's fault, so no agent is charged.
     assert_eq!(delegate(&orchestrator).await.as_deref(), Ok("alpha"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_success_that_cannot_be_read_is_run_again_or_charged() {
+async fn unreadable_success_is_neither_run_again_nor_charged() {
     let cases = [
         Reply::Answer(200, "", "<html>welcome</html>"),
         Reply::Answer(200, "content-type: application/json\r\n", r#"{"by":"#),
@@ -59,9 +59,9 @@ async fn no_success_that_cannot_be_read_is_run_again_or_charged() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// It took the whole time of an attempt, so it is charged: else such an agent would swallow every task.
+/// The attempt used its whole time, so it is charged: otherwise such an agent would take every task.
 #[tokio::test(start_paused = true)]
-async fn a_success_that_does_not_end_in_time_is_charged_but_not_run_again() {
+async fn success_that_does_not_end_in_time_is_charged_but_not_run_again() {
     for reply in [
         Reply::Stall("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"by\":"),
         Reply::Stall("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"),
@@ -79,9 +79,9 @@ async fn a_success_that_does_not_end_in_time_is_charged_but_not_run_again() {
     }
 }
 
-/// A bare connection that breaks says nothing of a success.
+/// A connection that merely breaks does not show a success.
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_breaks_off_before_its_status_is_no_success() {
+async fn response_that_breaks_off_before_its_status_is_not_a_success() {
     for reply in [Reply::Close, Reply::Stall("HTTP/1.1 2")] {
         let scene = Scene::ranked(&IDS).await;
         scene.set("alpha", reply.clone());

@@ -1,4 +1,4 @@
-//! Answers that never end.
+//! Endless responses.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::{ENDLESS, Reply};
 
 const PART: usize = 64 * 1024;
 
-/// What may be read of a body by default, and what the kernel may hold besides.
+/// Default limit of a body, and what the kernel may buffer in addition.
 const LARGEST: usize = ENDLESS / 2;
 
 fn endless(status: u16) -> Reply {
@@ -19,7 +19,7 @@ fn endless(status: u16) -> Reply {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_endless_answer_is_cut_and_the_task_is_not_run_again() {
+async fn endless_response_is_cut_off_and_the_task_is_not_run_again() {
     let scene = Scene::ranked(&["alpha", "well"]).await;
     scene.set("alpha", endless(200));
     let began = Instant::now();
@@ -30,9 +30,9 @@ async fn an_endless_answer_is_cut_and_the_task_is_not_run_again() {
     assert!(began.elapsed() < Duration::from_secs(5), "not by a time-out: {:?}", began.elapsed());
 }
 
-/// Of an error only the beginning is of interest.
+/// Only the beginning of an error matters.
 #[tokio::test(start_paused = true)]
-async fn an_endless_error_is_cut_and_the_next_agent_does_the_task() {
+async fn endless_error_is_cut_and_the_next_agent_does_the_task() {
     for status in [500, 429, 404, 302] {
         let scene = Scene::ranked(&["alpha", "well"]).await;
         scene.set("alpha", endless(status));
@@ -44,7 +44,7 @@ async fn an_endless_error_is_cut_and_the_next_agent_does_the_task() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_endless_refusal_is_cut_and_ends_the_task() {
+async fn endless_refusal_is_cut_and_ends_the_task() {
     let scene = Scene::ranked(&["alpha", "well"]).await;
     scene.set("alpha", endless(422));
     let began = Instant::now();
@@ -55,7 +55,7 @@ async fn an_endless_refusal_is_cut_and_ends_the_task() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_endless_health_check_is_cut_and_its_status_counts() {
+async fn endless_health_check_is_cut_and_its_status_counts() {
     for (status, expected) in [(200, "alpha"), (503, "well")] {
         let scene = Scene::ranked(&["alpha", "well"]).await;
         scene.set("alpha", endless(status));
@@ -67,9 +67,9 @@ async fn an_endless_health_check_is_cut_and_its_status_counts() {
     }
 }
 
-/// An answer as large as it may be is no endless one.
+/// A response of the maximum size is not endless.
 #[tokio::test(start_paused = true)]
-async fn a_large_answer_is_read() {
+async fn large_response_is_read() {
     let scene = Scene::ranked(&["large"]).await;
     let body = format!(r#"{{"by":"large","pad":"{}"}}"#, "x".repeat(8 * 1024 * 1024));
     scene.set("large", Reply::Answer(200, "", body.leak()));

@@ -1,4 +1,4 @@
-//! Agents that say when to come back.
+//! Agents that say when to try again.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,14 +10,15 @@ use crate::support::Reply;
 
 const IDS: [&str; 2] = ["busy", "well"];
 
-/// The longest time for which an agent is left alone because it asked for it.
+/// Maximum time for which an agent is avoided at its own request.
 const LONGEST: Duration = Duration::from_secs(300);
 
 fn busy(status: u16, retry_after: &str) -> Reply {
     Reply::with(status, &[("retry-after", retry_after)], "too much to do")
 }
 
-/// After how many seconds an agent is given a task again that once gave this answer and is well since. Looks twice a second.
+/// After how many seconds an agent that gave this response once, and is healthy since, is given a task again. Tries twice a
+/// second.
 async fn asked_again_after(reply: Reply, at_most: Duration) -> Option<Duration> {
     let scene = Scene::ranked(&IDS).await;
     scene.set("busy", reply);
@@ -41,7 +42,7 @@ fn about(seconds: u64) -> impl Fn(Option<Duration>) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_agent_is_left_alone_for_as_long_as_it_asks() {
+async fn busy_agent_is_avoided_for_as_long_as_it_asks() {
     for status in [429, 503, 409] {
         let after = asked_again_after(busy(status, "5"), Duration::from_secs(60)).await;
         assert!(about(5)(after), "{status}: asked again after {after:?}");
@@ -66,10 +67,10 @@ async fn being_busy_is_not_charged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_time_to_come_back_may_be_a_date() {
+async fn retry_after_may_be_a_date() {
     let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60));
     let after = asked_again_after(busy(429, &date), Duration::from_secs(120)).await;
-    // A date has no fractions of a second, and real time goes by as well.
+    // A date has no fractions of a second, and real time passes as well.
     let expected = Duration::from_secs(50)..=Duration::from_secs(62);
     assert!(after.is_some_and(|after| expected.contains(&after)), "asked again after {after:?}");
     let past = httpdate::fmt_http_date(SystemTime::now() - Duration::from_secs(60));
@@ -78,7 +79,7 @@ async fn the_time_to_come_back_may_be_a_date() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_is_left_alone_for_longer_than_five_minutes() {
+async fn no_agent_is_avoided_for_longer_than_five_minutes() {
     let far = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(365 * 86_400));
     for asked in ["100000", "18446744073709551615", &far] {
         let after = asked_again_after(busy(429, asked), 2 * LONGEST).await;
@@ -87,17 +88,17 @@ async fn nobody_is_left_alone_for_longer_than_five_minutes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_time_that_is_no_time_is_none() {
+async fn invalid_retry_after_is_ignored() {
     for unreadable in ["soon", "-5", "1.5", "", "5 s", "Sat, 99 Nov 2094 08:49:37 GMT"] {
         // The agent's own failure.
         let after = asked_again_after(busy(503, unreadable), Duration::from_secs(10)).await;
         assert!(about(0)(after), "503, {unreadable:?}: asked again after {after:?}");
-        // The task's own fault.
+        // An invalid task.
         let scene = Scene::ranked(&IDS).await;
         scene.set("busy", busy(409, unreadable));
         let error = delegate(&scene.orchestrator()).await.unwrap_err();
         assert_eq!(counts(&scene, IDS), [1, 0], "409, {unreadable:?}: {error}");
-        // Busy all the same.
+        // It is busy anyway.
         let scene = Scene::ranked(&IDS).await;
         scene.set("busy", busy(429, unreadable));
         assert_eq!(delegate(&scene.orchestrator()).await.as_deref(), Ok("well"), "429, {unreadable:?}");
@@ -105,20 +106,20 @@ async fn a_time_that_is_no_time_is_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn too_many_requests_without_a_time_goes_to_the_next_agent_and_is_not_charged() {
+async fn too_many_requests_without_retry_after_fails_over_and_is_not_charged() {
     let scene = Scene::ranked(&IDS).await;
     scene.set("busy", Reply::Answer(429, "", "too much to do"));
     let orchestrator = scene.orchestrator();
     for round in 1..=TRIES {
         assert_eq!(delegate(&orchestrator).await.as_deref(), Ok("well"));
         assert_eq!(counts(&scene, IDS), [round, round]);
-        // Longer than anybody would leave it alone unasked.
+        // Longer than any agent is avoided without a request.
         sleep(LONGEST).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn if_all_are_busy_the_first_to_be_free_is_waited_for() {
+async fn delegation_waits_for_the_first_free_agent_if_all_are_busy() {
     let scene = Scene::ranked(&["later", "sooner"]).await;
     let once = |id: &'static str, retry_after: &'static str| {
         let done = if id == "later" { r#"{"by":"later"}"# } else { r#"{"by":"sooner"}"# };
@@ -138,7 +139,7 @@ async fn if_all_are_busy_the_first_to_be_free_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_only_agent_is_waited_for_if_time_allows() {
+async fn delegation_waits_for_the_only_agent_if_time_allows() {
     let scene = Scene::ranked(&["only"]).await;
     scene.script("only", |_, before| match before {
         0 => busy(503, "5"),
@@ -153,7 +154,7 @@ async fn the_only_agent_is_waited_for_if_time_allows() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn if_nobody_is_free_in_time_that_is_said_at_once() {
+async fn delegation_fails_at_once_if_no_agent_is_free_in_time() {
     let scene = Scene::ranked(&["one", "two"]).await;
     scene.set("one", busy(429, "50"));
     scene.set("two", busy(429, "20"));
@@ -163,16 +164,16 @@ async fn if_nobody_is_free_in_time_that_is_said_at_once() {
         let error =
             send(orchestrator.delegate("work").time_limit(Duration::from_secs(10))).await.unwrap_err();
         assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-        // A little of the 20 s may be over.
+        // A little of the 20 s may have passed.
         assert!(error.contains("busy") && (error.contains("20") || error.contains("19.")), "{error}");
-        // The second time both are known to be busy.
+        // The second time, both are known to be busy.
         assert_eq!(counts(&scene, ["one", "two"]), [1, 1], "{error}");
     }
 }
 
-/// An agent that is always busy, but may be asked again at once, is not asked as fast as it answers.
+/// An agent that is always busy but asks for no delay is not called as fast as it responds.
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_asks_for_no_time_is_not_flooded() {
+async fn busy_agent_with_a_zero_retry_after_is_not_flooded() {
     for status in [429, 503, 409] {
         let scene = Scene::ranked(&["only"]).await;
         scene.script("only", move |_, before| match before {

@@ -1,4 +1,4 @@
-//! What counts against an agent.
+//! Failures that count against an agent.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ fn is_ejected(orchestrator: &Orchestrator, id: &str) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_was_cut_counts_only_if_it_had_its_whole_time() {
+async fn attempt_that_was_cut_off_counts_only_if_it_had_its_whole_time() {
     let scene = Scene::ranked(&["first", "second", "third"]).await;
     scene.set("first", Reply::Hang);
     scene.set("second", Reply::Hang);
@@ -35,7 +35,7 @@ async fn an_attempt_that_was_cut_counts_only_if_it_had_its_whole_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_its_caller_gives_up_does_not_count() {
+async fn attempt_that_its_caller_gives_up_does_not_count() {
     let scene = Scene::ranked(&["only"]).await;
     scene.set("only", Reply::Hang);
     let orchestrator = strict(&scene);
@@ -45,9 +45,9 @@ async fn an_attempt_that_its_caller_gives_up_does_not_count() {
     }
 }
 
-/// Else an agent that hangs would cost a hedge for ever.
+/// Otherwise an agent that hangs would cost a hedge each time.
 #[tokio::test(start_paused = true)]
-async fn an_attempt_counts_that_a_later_one_has_overtaken() {
+async fn attempt_counts_if_a_later_one_has_overtaken_it() {
     let scene = Scene::ranked(&["slow", "quick"]).await;
     scene.set("slow", Reply::Hang);
     let orchestrator = strict(&scene);
@@ -58,7 +58,7 @@ async fn an_attempt_counts_that_a_later_one_has_overtaken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hedge_that_was_not_needed_does_not_count() {
+async fn hedge_that_was_not_needed_does_not_count() {
     let scene = Scene::ranked(&["slow", "hedge"]).await;
     scene.set("slow", Reply::Late(Duration::from_secs(3), r#"{"by":"slow"}"#));
     scene.set("hedge", Reply::Hang);
@@ -70,7 +70,7 @@ async fn a_hedge_that_was_not_needed_does_not_count() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wrong_deployment_counts_only_if_another_agent_does_the_task() {
+async fn wrong_deployment_counts_only_if_another_agent_does_the_task() {
     let scene = Scene::ranked(&["wrong", "too"]).await;
     for status in [401, 403, 404, 405, 301] {
         let orchestrator = strict(&scene);
@@ -88,9 +88,9 @@ async fn a_wrong_deployment_counts_only_if_another_agent_does_the_task() {
     }
 }
 
-/// The agent answered, so it is not to be counted as a failure, and ends a row of failures.
+/// The agent responded, so this is not a failure, and ends a row of failures.
 #[tokio::test(start_paused = true)]
-async fn a_task_that_cannot_be_done_speaks_for_the_agent() {
+async fn refusing_an_impossible_task_counts_as_a_success_of_the_agent() {
     let scene = Scene::ranked(&["first", "second"]).await;
     scene.script("first", |_, before| {
         if before % 3 == 2 { Reply::Answer(422, "", "not like that") } else { Reply::Answer(500, "", "no") }
@@ -105,14 +105,14 @@ async fn a_task_that_cannot_be_done_speaks_for_the_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_task_is_the_trial_after_an_ejection() {
+async fn single_task_is_the_trial_after_an_ejection() {
     let scene = Scene::ranked(&["broken", "well"]).await;
     scene.set("broken", Reply::Answer(500, "", "no"));
     let orchestrator = strict(&scene);
     assert_eq!(delegate(&orchestrator).await.as_deref(), Ok("well"));
     sleep(Duration::from_secs(30)).await;
     scene.set("broken", Reply::Hang);
-    // Five at once, of which one is the trial.
+    // Five at once, one of which is the trial.
     let many = futures_util::future::join_all((0..5).map(|_| delegate(&orchestrator)));
     assert!(many.await.iter().all(|outcome| outcome.as_deref() == Ok("well")));
     assert_eq!(counts(&scene, ["broken", "well"]), [2, 6]);

@@ -11,7 +11,7 @@ use super::{delegate, send};
 use crate::scene::Scene;
 use crate::support::{Reply, until};
 
-/// Ten agents that match equally well, of which one was heard last.
+/// Ten agents that match equally well, one of which sent the last heartbeat.
 async fn equals() -> (Scene, Vec<String>) {
     let ids: Vec<String> = (0..10).map(|number| format!("a{number}")).collect();
     let scene = Scene::new(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
@@ -20,7 +20,7 @@ async fn equals() -> (Scene, Vec<String>) {
     (scene, ids)
 }
 
-/// How often each agent was selected, the least often selected first.
+/// How many times each agent was selected, in ascending order.
 fn shares(ids: &[String], selected: impl IntoIterator<Item = String>) -> Vec<usize> {
     let mut counts: HashMap<_, _> = ids.iter().map(|id| (id.clone(), 0)).collect();
     for id in selected {
@@ -31,7 +31,7 @@ fn shares(ids: &[String], selected: impl IntoIterator<Item = String>) -> Vec<usi
     counts
 }
 
-/// How many of these selections, all begun at once, each agent got.
+/// How many of these concurrent selections each agent got.
 async fn at_once(
     orchestrator: &Orchestrator,
     query: &TaskQuery,
@@ -43,7 +43,7 @@ async fn at_once(
 }
 
 #[tokio::test(start_paused = true)]
-async fn selections_at_once_go_round() {
+async fn concurrent_selections_rotate() {
     let (scene, ids) = equals().await;
     for policy in [Policy::RoundRobin, Policy::LeastRecentlyUsed] {
         for source in [HealthSource::Search, HealthSource::Registry, HealthSource::Agent] {
@@ -57,7 +57,7 @@ async fn selections_at_once_go_round() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn selections_at_once_from_a_directory_go_round() {
+async fn concurrent_selections_from_a_directory_rotate() {
     let (scene, ids) = equals().await;
     let directory = Directory::follow(&scene.registry.client());
     directory.ready().await.unwrap();
@@ -71,7 +71,7 @@ async fn selections_at_once_from_a_directory_go_round() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tasks_at_once_go_round() {
+async fn concurrent_tasks_rotate() {
     let (scene, ids) = equals().await;
     let orchestrator = scene.orchestrator();
     let query = TaskQuery::new("work").policy(Policy::RoundRobin);
@@ -80,7 +80,7 @@ async fn tasks_at_once_go_round() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn by_default_the_agent_that_was_heard_last_does_not_get_every_task() {
+async fn by_default_the_most_recent_heartbeat_does_not_attract_every_task() {
     let (scene, ids) = equals().await;
     let orchestrator = scene.orchestrator_builder().seed(7).build();
     let mut done = Vec::new();
@@ -118,9 +118,9 @@ async fn by_default_the_agents_of_a_directory_share_the_tasks() {
     assert!(shares[0] >= 1 && shares[9] <= 30, "{shares:?}");
 }
 
-/// Each task takes a second, so all of them are under way at once.
+/// Each task takes a second, so all of them are in flight at once.
 #[tokio::test(start_paused = true)]
-async fn by_default_tasks_at_once_go_to_those_that_have_none() {
+async fn by_default_concurrent_tasks_go_to_idle_agents() {
     let (scene, ids) = equals().await;
     for id in &ids {
         let body = format!(r#"{{"by":"{id}"}}"#);
@@ -134,7 +134,7 @@ async fn by_default_tasks_at_once_go_to_those_that_have_none() {
 
 /// The registry's order still counts: a worse match gets nothing while a better one is free.
 #[tokio::test(start_paused = true)]
-async fn by_default_the_better_match_goes_first() {
+async fn by_default_the_better_match_is_preferred() {
     let scene = Scene::ranked(&["best", "worse", "worst"]).await;
     sleep(Duration::from_secs(1)).await;
     scene.registry.client().heartbeat("worst").await.unwrap();

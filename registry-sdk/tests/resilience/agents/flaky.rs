@@ -11,7 +11,7 @@ use crate::support::Reply;
 const BROKEN: Reply = Reply::Answer(500, "", "out of disk");
 const DONE: Reply = Reply::Answer(200, "", r#"{"by":"flaky"}"#);
 
-/// Gives 99 tasks to an agent that fails as told, and another that is well.
+/// Sends 99 tasks to an agent that fails as specified and a healthy one.
 async fn share_of(fails: fn(usize) -> bool) -> [usize; 2] {
     let scene = Scene::ranked(&["flaky", "well"]).await;
     scene.script("flaky", move |_, before| if fails(before) { BROKEN } else { DONE });
@@ -21,26 +21,26 @@ async fn share_of(fails: fn(usize) -> bool) -> [usize; 2] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_fails_two_of_three_tasks_is_left_alone() {
+async fn agent_that_fails_two_of_three_tasks_is_ejected() {
     let [flaky, well] = share_of(|before| before % 3 != 2).await;
     assert!(flaky <= 50, "flaky had {flaky} tasks, well {well}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_fails_every_second_task_is_left_alone() {
+async fn agent_that_fails_every_second_task_is_ejected() {
     let [flaky, well] = share_of(|before| before % 2 == 0).await;
     assert!(flaky <= 50, "flaky had {flaky} tasks, well {well}");
 }
 
-/// One failure in twenty is life, and the best-ranked agent stays the first to be asked.
+/// One failure in twenty is normal, and the best-ranked agent stays the first choice.
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_seldom_fails_is_not_left_alone() {
+async fn agent_that_rarely_fails_is_not_ejected() {
     let [flaky, well] = share_of(|before| before % 20 == 19).await;
     assert_eq!([flaky, well], [99, 4]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn agents_that_are_well_again_after_all_had_failed_do_the_next_task() {
+async fn recovered_agents_do_the_next_task_after_all_had_failed() {
     let ids = ["one", "two", "three"];
     let scene = Scene::ranked(&ids).await;
     for id in ids {
@@ -68,15 +68,15 @@ async fn while_all_fail_each_task_is_still_tried() {
         let before: usize = counts(&scene, ids).iter().sum();
         let error = delegate(&orchestrator).await.unwrap_err();
         let tried = counts(&scene, ids).iter().sum::<usize>() - before;
-        // Of four agents no more than two are left alone.
+        // At most two of four agents are ejected.
         assert!(tried >= 2, "task {task} was tried {tried} times: {error}");
         sleep(Duration::from_millis(500)).await;
     }
 }
 
-/// A hundred tasks a second, and nobody does any of them.
+/// A hundred tasks a second, and no agent does any of them.
 #[tokio::test(start_paused = true)]
-async fn an_outage_of_all_agents_does_not_multiply_the_load() {
+async fn outage_of_all_agents_does_not_multiply_the_load() {
     let ids = ["one", "two", "three", "four"];
     let scene = Scene::ranked(&ids).await;
     for id in ids {
@@ -94,7 +94,7 @@ async fn an_outage_of_all_agents_does_not_multiply_the_load() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_stays_broken_is_tried_more_and_more_seldom() {
+async fn broken_agent_is_tried_less_and_less_often() {
     let scene = Scene::ranked(&["broken", "well"]).await;
     scene.set("broken", BROKEN);
     let began = Instant::now();
@@ -106,13 +106,13 @@ async fn an_agent_that_stays_broken_is_tried_more_and_more_seldom() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_is_well_again_gets_its_tasks_back() {
+async fn recovered_agent_gets_tasks_again() {
     let scene = Scene::ranked(&["broken", "well"]).await;
     scene.set("broken", BROKEN);
     let orchestrator = scene.orchestrator();
     delegate_many(&orchestrator, 120).await;
     scene.set_well("broken");
-    // The longest time that it may be left alone.
+    // Maximum time of an ejection.
     sleep(Duration::from_secs(301)).await;
     delegate_many(&orchestrator, TRIES).await;
     let [before, _] = counts(&scene, ["broken", "well"]);

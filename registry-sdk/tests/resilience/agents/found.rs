@@ -1,4 +1,4 @@
-//! Finding the agents that are alive, at a price that a registry can pay.
+//! Finding healthy agents at a cost that a registry can afford.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use crate::support::{Reply, Server};
 
 const SEARCH: &str = "GET /capabilities/search";
 
-/// A registry with dead agents whose capability has the best name, and one living agent with a worse one.
+/// A registry with dead agents whose capability matches best, and one healthy agent with a worse match.
 async fn graveyard(dead: usize) -> MockRegistry {
     let registry = MockRegistry::start().await;
     let client = registry.client();
@@ -35,7 +35,7 @@ async fn graveyard(dead: usize) -> MockRegistry {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hundred_dead_agents_do_not_hide_the_living_one() {
+async fn hundred_dead_agents_do_not_hide_the_healthy_one() {
     let registry = graveyard(100).await;
     let selection = Orchestrator::new(registry.client()).find_best_agent("work").await;
     assert_eq!(selection.unwrap().agent.agent_id, "living");
@@ -43,7 +43,7 @@ async fn a_hundred_dead_agents_do_not_hide_the_living_one() {
 
 /// As many as the longest page of the contract has, and more.
 #[tokio::test(start_paused = true)]
-async fn more_dead_agents_than_a_page_holds_do_not_hide_the_living_one() {
+async fn more_dead_agents_than_a_page_holds_do_not_hide_the_healthy_one() {
     for dead in [1_000, 1_200] {
         let registry = graveyard(dead).await;
         let selection = Orchestrator::new(registry.client()).find_best_agent("work").await;
@@ -52,19 +52,19 @@ async fn more_dead_agents_than_a_page_holds_do_not_hide_the_living_one() {
     }
 }
 
-/// A search for healthy agents has the living one, too.
+/// A search for healthy agents also returns the healthy one.
 #[tokio::test(start_paused = true)]
-async fn a_hundred_dead_agents_do_not_fill_a_search() {
+async fn hundred_dead_agents_do_not_fill_a_search() {
     let registry = graveyard(100).await;
     let found = registry.client().search_capabilities(SearchQuery::new("work").healthy(true)).await.unwrap();
     assert!(found.iter().any(|found| found.agent_id == "living"), "{} matches", found.len());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_selection_among_forty_healthy_agents_costs_one_request() {
+async fn selection_among_forty_healthy_agents_costs_one_request() {
     let ids: Vec<String> = (0..40).map(|number| format!("a{number}")).collect();
     let scene = Scene::new(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
-    // So that all that is asked at once arrives.
+    // So that all concurrent requests arrive.
     scene.registry.delay(Duration::from_millis(50));
     let orchestrator = scene.orchestrator();
     let requests = || scene.registry.request_log().0.len();
@@ -74,7 +74,7 @@ async fn a_selection_among_forty_healthy_agents_costs_one_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_that_three_agents_fail_costs_few_requests() {
+async fn task_that_three_agents_fail_costs_few_requests() {
     let ids: Vec<String> = (0..40).map(|number| format!("a{number}")).collect();
     let scene = Scene::new(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
     for id in &ids {
@@ -87,7 +87,7 @@ async fn a_task_that_three_agents_fail_costs_few_requests() {
     assert!(requests() - before <= 3, "{} requests", requests() - before);
 }
 
-/// A registry that answers this many requests a second, and the others with 429.
+/// A registry that serves this many requests a second, and responds with 429 to the others.
 async fn rate_limited(limit: usize, matches: String) -> Server {
     let matches: &'static str = matches.leak();
     let taken = Mutex::new(Vec::<Instant>::new());
@@ -121,11 +121,11 @@ fn matches(count: usize, healthy: Option<bool>) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn five_selections_at_once_fit_a_rate_limit() {
+async fn five_concurrent_selections_fit_a_rate_limit() {
     let registry = rate_limited(50, matches(40, Some(true))).await;
     let orchestrator = Orchestrator::new(RegistryClient::new(registry.url()).unwrap());
     let began = Instant::now();
-    // Searches of the second five come on top of what the first five asked.
+    // Searches of the second five are added to the requests of the first five.
     for _ in 0..2 {
         let selections = join_all((0..5).map(|_| orchestrator.find_best_agent("work"))).await;
         let failed: Vec<_> = selections.iter().filter_map(|selection| selection.as_ref().err()).collect();
@@ -135,7 +135,7 @@ async fn five_selections_at_once_fit_a_rate_limit() {
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
-/// How many health checks of each agent arrived.
+/// Number of health checks of each agent.
 fn health_checks(registry: &Server) -> Vec<String> {
     let requests = registry.arrived().into_iter();
     let mut ids: Vec<_> =
@@ -144,9 +144,9 @@ fn health_checks(registry: &Server) -> Vec<String> {
     ids
 }
 
-/// A registry without anything optional: its matches do not say who is healthy.
+/// A registry without optional features: its matches do not report health.
 #[tokio::test(start_paused = true)]
-async fn a_registry_that_does_not_say_who_is_healthy_is_asked_for_few_at_a_time() {
+async fn few_health_checks_run_at_once_if_matches_have_no_health() {
     let found: &'static str = matches(40, None).leak();
     let registry = Server::start(move |what, _| match what {
         "GET /health/a00" | "GET /health/a01" => Reply::Answer(200, "", r#"{"status":"unhealthy"}"#),
@@ -162,7 +162,7 @@ async fn a_registry_that_does_not_say_who_is_healthy_is_asked_for_few_at_a_time(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_health_check_is_one_request() {
+async fn health_check_is_one_request() {
     for status in [404, 429, 500, 503] {
         let found: &'static str = matches(3, None).leak();
         let registry = Server::start(move |what, _| match what {
@@ -171,7 +171,7 @@ async fn a_health_check_is_one_request() {
         })
         .await;
         let orchestrator = Orchestrator::new(RegistryClient::new(registry.url()).unwrap());
-        // Whoever is selected, if anybody.
+        // Whichever agent is selected, if any.
         let _ = timeout(LONGEST_DELEGATION, orchestrator.find_best_agent("work")).await.unwrap();
         let mut checks = health_checks(&registry);
         let all = checks.len();
@@ -180,9 +180,9 @@ async fn a_health_check_is_one_request() {
     }
 }
 
-/// A registry that answers from memory knows nothing of an agent's health, so the agent itself is asked.
+/// A registry that answers from memory does not know an agent's health, so the agent itself is asked.
 #[tokio::test(start_paused = true)]
-async fn while_matches_are_stale_the_agents_themselves_are_asked() {
+async fn agents_are_asked_themselves_while_matches_are_stale() {
     for first in [Reply::Hang, Reply::Close, Reply::Answer(503, "", "")] {
         let asked = Arc::<AtomicUsize>::default();
         let count = asked.clone();

@@ -1,4 +1,4 @@
-//! Agents that accept a task and never answer.
+//! Agents that accept a task and never respond.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::Reply;
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[tokio::test(start_paused = true)]
-async fn a_hung_agent_leaves_time_for_the_next_one() {
+async fn hung_agent_leaves_time_for_the_next_one() {
     let scene = Scene::ranked(&["hung", "well"]).await;
     scene.set("hung", Reply::Hang);
     let orchestrator = scene.orchestrator();
@@ -32,7 +32,7 @@ async fn two_hung_agents_leave_time_for_the_third() {
     let outcome = send(orchestrator.delegate("work").attempts(3).time_limit(LIMIT)).await;
     assert_eq!(outcome.as_deref(), Ok("well"));
     assert_eq!(counts(&scene, ["hung", "hung_too", "well"]), [1, 1, 1]);
-    // Half of the time is the first agent's, and half of what is left the second's.
+    // The first agent gets half of the time, and the second half of the rest.
     let second = arrivals(&scene, "hung_too", began)[0];
     assert!(second >= Duration::from_secs(14), "the first one had time to answer: {second:?}");
     assert!(began.elapsed() < LIMIT, "{:?}", began.elapsed());
@@ -49,7 +49,7 @@ async fn with_default_settings_a_hung_agent_delays_few_tasks_and_fails_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_stops_in_the_middle_of_an_error_is_hung_as_well() {
+async fn agent_that_stops_in_the_middle_of_an_error_counts_as_hung() {
     let stops = [
         Reply::Stall("HTTP/1.1 500 x\r\ncontent-le"),
         Reply::Stall("HTTP/1.1 500 x\r\ncontent-length: 100\r\n\r\nout of d"),
@@ -64,7 +64,7 @@ async fn an_agent_that_stops_in_the_middle_of_an_error_is_hung_as_well() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn if_all_hang_each_had_the_task_in_time_and_the_error_says_what_cut_them() {
+async fn error_names_the_time_limits_if_all_agents_hang() {
     let ids = ["alpha", "beta", "gamma"];
     let scene = Scene::ranked(&ids).await;
     for id in ids {
@@ -79,9 +79,9 @@ async fn if_all_hang_each_had_the_task_in_time_and_the_error_says_what_cut_them(
     assert!(ids.iter().all(|id| error.contains(id)), "{error}");
 }
 
-/// The only agent is slow once. It gets the next task all the same, since nobody else would do it.
+/// The only agent is slow once. It gets the next task anyway, because there is no other.
 #[tokio::test(start_paused = true)]
-async fn the_only_agent_is_not_given_up_after_it_hung() {
+async fn only_agent_is_used_again_after_it_hung() {
     let scene = Scene::ranked(&["only"]).await;
     scene.set("only", Reply::Hang);
     let orchestrator = scene.orchestrator();

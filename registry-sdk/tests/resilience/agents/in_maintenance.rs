@@ -1,4 +1,4 @@
-//! Agents in maintenance are passed over, however they are found.
+//! Agents in maintenance are skipped, however they are found.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use crate::support::{Reply, Server, until};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// A registry with two agents, of which the first matches better.
+/// A registry with two agents, the first of which matches better.
 async fn start() -> MockRegistry {
-    // Nobody sends heartbeats.
+    // The agents send no heartbeats.
     let registry = MockRegistry::builder().heartbeat_timeout(10 * HOUR).start().await;
     for (id, capability) in [("a", "review"), ("b", "review_more")] {
         let registration = Registration::new(id, "Agent", "http://127.0.0.1:1");
@@ -32,7 +32,7 @@ async fn selected(orchestrator: &Orchestrator, query: &TaskQuery) -> Result<Stri
 }
 
 #[tokio::test(start_paused = true)]
-async fn selections_pass_over_an_agent_in_maintenance() {
+async fn selections_skip_an_agent_in_maintenance() {
     for source in [HealthSource::Search, HealthSource::Registry] {
         let registry = start().await;
         let orchestrator = Orchestrator::new(registry.client());
@@ -48,7 +48,7 @@ async fn selections_pass_over_an_agent_in_maintenance() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_directory_passes_over_an_agent_in_maintenance_and_says_so() {
+async fn directory_skips_an_agent_in_maintenance_and_says_so() {
     let registry = start().await;
     let directory = Directory::follow(&registry.client());
     directory.ready().await.unwrap();
@@ -62,13 +62,13 @@ async fn a_directory_passes_over_an_agent_in_maintenance_and_says_so() {
     assert_eq!((found.len(), &*found[0].agent_id), (1, "b"));
     take_out(&registry, "b").await;
     until("it is told", || directory.search("review").is_empty()).await;
-    // Also if agents are asked themselves: those two would not answer.
+    // Even if agents are asked themselves: those two would not respond.
     for source in [HealthSource::Search, HealthSource::Agent] {
         let error = selected(&orchestrator, &query.clone().health_source(source)).await.unwrap_err();
         let reasons: Vec<_> = error.skipped().iter().map(|one| one.reason.clone()).collect();
         assert_eq!(reasons, [SkipReason::Maintenance, SkipReason::Maintenance], "{error}");
     }
-    // They are back when their time is over.
+    // They are available again when their maintenance is over.
     tokio::time::sleep(HOUR).await;
     until("it is told", || directory.search("review").len() == 2).await;
     assert_eq!(selected(&orchestrator, &query).await.unwrap(), "a");
@@ -76,7 +76,7 @@ async fn a_directory_passes_over_an_agent_in_maintenance_and_says_so() {
 
 /// The search was a moment before the maintenance.
 #[tokio::test(start_paused = true)]
-async fn a_health_check_says_that_an_agent_is_in_maintenance() {
+async fn health_check_reports_maintenance() {
     const FOUND: &str = r#"[{"agent_id":"a","agent_name":"A","base_url":"http://127.0.0.1:1","status":"active","capability":"review"}]"#;
     const HEALTH: &str = r#"{"agent_id":"a","status":"unhealthy","reason":"maintenance"}"#;
     let registry = Server::start(|what, _| match what {

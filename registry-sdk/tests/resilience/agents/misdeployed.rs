@@ -8,7 +8,7 @@ use super::{TRIES, counts, delegate, delegate_many};
 use crate::scene::Scene;
 use crate::support::{Reply, Server};
 
-/// What a wrong deployment answers every time.
+/// The responses of a wrong deployment.
 fn wrong_answers() -> Vec<(u16, Reply)> {
     let plain = [401, 403, 404, 405].map(|status| (status, Reply::Answer(status, "", "no such thing")));
     let redirects = [301, 302, 303]
@@ -17,7 +17,7 @@ fn wrong_answers() -> Vec<(u16, Reply)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_misdeployed_agent_swallows_no_task() {
+async fn misdeployed_agent_loses_no_task() {
     for (status, reply) in wrong_answers() {
         let scene = Scene::ranked(&["wrong", "well"]).await;
         scene.set("wrong", reply);
@@ -29,7 +29,7 @@ async fn a_misdeployed_agent_swallows_no_task() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn if_all_say_the_same_the_caller_is_wrong_and_no_agent_is_charged() {
+async fn caller_is_at_fault_and_no_agent_is_charged_if_all_respond_alike() {
     let ids = ["one", "two", "three"];
     for (status, reply) in wrong_answers() {
         let scene = Scene::ranked(&ids).await;
@@ -51,7 +51,7 @@ async fn if_all_say_the_same_the_caller_is_wrong_and_no_agent_is_charged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_redirect_that_keeps_the_method_is_followed_within_the_agent() {
+async fn redirect_that_keeps_the_method_is_followed_within_the_agent() {
     for status in [307, 308] {
         let scene = Scene::ranked(&["moved", "well"]).await;
         for location in ["/moved/v2/execute".to_owned(), format!("{}/moved/v2/execute", scene.agents.url())] {
@@ -72,7 +72,7 @@ async fn a_redirect_that_keeps_the_method_is_followed_within_the_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_redirect_elsewhere_is_not_followed_and_the_next_agent_does_the_task() {
+async fn redirect_to_another_origin_is_not_followed_and_the_next_agent_does_the_task() {
     let elsewhere = Server::start(|_, _| Reply::Answer(200, "", r#"{"by":"elsewhere"}"#)).await;
     let url = format!("{}/execute", elsewhere.url());
     for status in [301, 302, 303, 307, 308] {
@@ -85,13 +85,13 @@ async fn a_redirect_elsewhere_is_not_followed_and_the_next_agent_does_the_task()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_redirect_that_makes_no_sense_is_a_wrong_deployment() {
+async fn invalid_redirect_counts_as_a_wrong_deployment() {
     let cases = [
         Reply::Answer(307, "", ""),
         Reply::with(307, &[("location", "")], ""),
         Reply::with(308, &[("location", "http://")], ""),
         Reply::with(307, &[("location", "ftp://127.0.0.1/execute")], ""),
-        // To itself, for ever.
+        // To itself, forever.
         Reply::with(307, &[("location", "/moved/execute")], ""),
         Reply::with(308, &[("location", "execute")], ""),
         Reply::Answer(300, "", ""),

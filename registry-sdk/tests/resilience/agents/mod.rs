@@ -1,4 +1,4 @@
-//! Delegation to agents that misbehave: what becomes of the task, and how the agent is treated afterwards.
+//! Delegation to agents that fail: the outcome of the task, and the treatment of the agent.
 
 mod answers;
 mod bounded;
@@ -31,11 +31,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::scene::Scene;
 
-/// A delegation that has not ended by then has failed its test.
+/// A delegation that has not ended by then fails its test.
 const LONGEST_DELEGATION: Duration = Duration::from_secs(3_600);
 
-/// How many times an agent is tried before it has to be known not to do its tasks. More than enough for any rule: this is not
-/// a test of when exactly an agent is ejected.
+/// Maximum number of tries before an agent has to be known as broken. More than any rule needs: these tests are not about the
+/// exact moment of an ejection.
 const TRIES: usize = 10;
 
 /// Delegates a task. Returns the agent that did it, or the error with its causes.
@@ -48,7 +48,7 @@ async fn send(delegation: Delegation<'_>) -> Result<String, String> {
     send_for::<Value>(delegation).await.map(|value| value["by"].as_str().unwrap_or("nobody").to_owned())
 }
 
-/// The same for an answer of another type.
+/// The same for another type of response.
 async fn send_for<T: DeserializeOwned>(delegation: Delegation<'_>) -> Result<T, String> {
     let payload = json!({"n": 1});
     let sent = delegation.post_json::<T>("/execute", &payload);
@@ -59,7 +59,7 @@ async fn send_for<T: DeserializeOwned>(delegation: Delegation<'_>) -> Result<T, 
     }
 }
 
-/// Delegates tasks one second apart. Returns how many of them were done, and the last error.
+/// Delegates tasks one second apart. Returns the number of successes, and the last error.
 async fn delegate_many(orchestrator: &Orchestrator, tasks: usize) -> (usize, Option<String>) {
     let (mut done, mut last) = (0, None);
     for _ in 0..tasks {
@@ -72,18 +72,18 @@ async fn delegate_many(orchestrator: &Orchestrator, tasks: usize) -> (usize, Opt
     (done, last)
 }
 
-/// An error and all of its causes in one line.
+/// Formats an error and all of its causes on one line.
 fn with_causes(error: &dyn Error) -> String {
     let causes = std::iter::successors(Some(error), |error| (*error).source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// How long after this moment each task arrived at an agent.
+/// Returns how long after this moment each task arrived at an agent.
 fn arrivals(scene: &Scene, id: &str, since: Instant) -> Vec<Duration> {
     scene.tasks(id).iter().map(|task| task.at - since).collect()
 }
 
-/// Numbers of tasks that arrived at each of these agents.
+/// Returns the number of tasks that arrived at each of these agents.
 fn counts<const N: usize>(scene: &Scene, ids: [&str; N]) -> [usize; N] {
     ids.map(|id| scene.tasks(id).len())
 }

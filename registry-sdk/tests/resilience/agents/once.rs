@@ -12,14 +12,14 @@ use crate::support::{Reply, nobody};
 const IDS: [&str; 3] = ["first", "second", "third"];
 
 #[tokio::test(start_paused = true)]
-async fn a_task_that_may_have_arrived_is_sent_to_nobody_else() {
+async fn task_that_may_have_arrived_is_sent_to_no_other_agent() {
     for reply in [
         Reply::Hang,
         Reply::Close,
         Reply::Stall("HTTP/1.1 2"),
         Reply::Answer(500, "", "no"),
         Reply::Answer(503, "", "no"),
-        // A refusal shows, too, that it arrived.
+        // A refusal also shows that the task arrived.
         Reply::Answer(429, "retry-after: 1\r\n", "no"),
         Reply::Answer(404, "", "no"),
     ] {
@@ -33,13 +33,13 @@ async fn a_task_that_may_have_arrived_is_sent_to_nobody_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_that_cannot_have_arrived_is_sent_to_the_next_agent() {
+async fn task_that_cannot_have_arrived_is_sent_to_the_next_agent() {
     let scene = Scene::ranked(&IDS).await;
     let (_socket, url) = nobody();
     let registration = Registration::new("gone", "gone", url).capability(Capability::new("work").tag("gone"));
     scene.registry.client().register(&registration).await.unwrap();
     let orchestrator = scene.orchestrator();
-    // Both match equally well, so one or the other comes first.
+    // Both match equally well, so either may come first.
     for _ in 0..10 {
         let outcome = send(orchestrator.delegate("work").at_most_once()).await;
         assert_eq!(outcome.as_deref(), Ok("first"));
@@ -48,7 +48,7 @@ async fn a_task_that_cannot_have_arrived_is_sent_to_the_next_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_is_not_hedged_and_has_all_of_the_time() {
+async fn at_most_once_task_is_not_hedged_and_has_all_of_the_time() {
     let scene = Scene::ranked(&IDS).await;
     scene.set("first", Reply::Late(Duration::from_secs(50), r#"{"by":"first"}"#));
     let orchestrator = scene.orchestrator();

@@ -1,4 +1,4 @@
-//! Outages in the middle of a delegation, and of all agents.
+//! Outages during a delegation, and of all agents.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use super::{counts, send};
 use crate::scene::Scene;
 use crate::support::Reply;
 
-/// Also of a registry that hangs.
+/// Also if the registry hangs.
 #[tokio::test(start_paused = true)]
-async fn failing_over_needs_no_registry() {
+async fn failover_needs_no_registry() {
     for (pause, hangs) in [(0, false), (8, false), (8, true)] {
         let scene = Scene::ranked(&["first", "second"]).await;
         let orchestrator = scene.orchestrator();

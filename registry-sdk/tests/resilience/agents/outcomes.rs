@@ -1,4 +1,4 @@
-//! The table of outcomes: which answers send a task to the next agent, and which count against the agent.
+//! The table of outcomes: which responses make a task fail over, and which count against the agent.
 
 use super::{TRIES, counts, delegate, delegate_many};
 use crate::scene::Scene;
@@ -6,16 +6,16 @@ use crate::support::Reply;
 
 const IDS: [&str; 2] = ["first", "second"];
 
-/// What is to happen after an answer of the best-ranked agent, while another one is well.
+/// The expected behaviour after a response of the best-ranked agent, while another one is healthy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expected {
-    /// The next agent does the task. The first one is charged, and after a while no longer asked first.
+    /// The next agent does the task. The first one is charged, and after a while it is no longer the first choice.
     NextAndCharged,
-    /// The task has failed, nobody else gets it, and the first agent goes on being asked first.
+    /// The task fails, no other agent gets it, and the first agent stays the first choice.
     End,
 }
 
-/// Runs twenty tasks against an agent that always gives one answer. Returns what was not as expected.
+/// Runs twenty tasks against an agent that always gives one response. Returns the deviations.
 async fn check(reply: Reply, expected: Expected) -> Option<String> {
     let scene = Scene::ranked(&IDS).await;
     scene.set("first", reply.clone());
@@ -49,23 +49,23 @@ fn statuses(statuses: impl IntoIterator<Item = u16>) -> impl Iterator<Item = Rep
 }
 
 #[tokio::test(start_paused = true)]
-async fn failed_connections_and_timeouts_go_to_the_next_agent_and_are_charged() {
+async fn failed_connections_and_timeouts_fail_over_and_are_charged() {
     check_all([Reply::Close, Reply::Hang, Reply::Stall("HTTP/1.1 ")], Expected::NextAndCharged).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn server_errors_go_to_the_next_agent_and_are_charged() {
+async fn server_errors_fail_over_and_are_charged() {
     let failures = [408, 425, 500, 501, 502, 503, 504, 505, 507, 508, 511, 520, 529, 599];
     check_all(statuses(failures), Expected::NextAndCharged).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn wrong_deployments_go_to_the_next_agent_and_are_charged_if_it_does_the_task() {
+async fn wrong_deployments_fail_over_and_are_charged_if_the_next_agent_does_the_task() {
     check_all(statuses([401, 403, 404, 405, 301, 302, 303, 307, 308]), Expected::NextAndCharged).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_faults_of_a_task_end_it_and_are_not_charged() {
+async fn invalid_tasks_end_and_are_not_charged() {
     let faults = [400, 402, 406, 407, 409, 410, 411, 412, 413, 414, 415, 416, 417, 418, 421, 422, 423, 424]
         .into_iter()
         .chain([426, 428, 431, 451, 499]);
@@ -77,9 +77,9 @@ async fn successes_that_cannot_be_read_end_the_task_and_are_not_charged() {
     check_all(statuses([200, 201, 299]).chain([Reply::Truncated]), Expected::End).await;
 }
 
-/// The status alone decides, whatever becomes of the text behind it.
+/// Only the status decides, whatever happens to the text after it.
 #[tokio::test(start_paused = true)]
-async fn a_failure_whose_text_breaks_off_is_known_by_its_status() {
+async fn failure_with_a_truncated_text_is_classified_by_its_status() {
     let failures = [
         Reply::Raw("HTTP/1.1 500 x\r\ncontent-length: 100\r\n\r\nout of d"),
         Reply::Raw("HTTP/1.1 404 x\r\ncontent-length: 100\r\n\r\n"),
@@ -89,7 +89,7 @@ async fn a_failure_whose_text_breaks_off_is_known_by_its_status() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fault_of_the_task_whose_text_breaks_off_is_known_by_its_status() {
+async fn invalid_task_with_a_truncated_text_is_classified_by_its_status() {
     let faults = [
         Reply::Raw("HTTP/1.1 422 x\r\ncontent-length: 100\r\n\r\n{\"detail\":"),
         Reply::Raw("HTTP/1.1 400 x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nwrong"),
@@ -98,7 +98,7 @@ async fn a_fault_of_the_task_whose_text_breaks_off_is_known_by_its_status() {
     check_all(faults, Expected::End).await;
 }
 
-/// A task that nobody can do costs each agent one request, however many attempts are allowed.
+/// A task that no agent can do costs each agent one request, however many attempts are allowed.
 #[tokio::test(start_paused = true)]
 async fn no_agent_gets_a_task_twice() {
     for reply in [Reply::Close, Reply::Answer(500, "", "no"), Reply::Answer(404, "", "no")] {

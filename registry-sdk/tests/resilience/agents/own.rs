@@ -13,7 +13,7 @@ use crate::support::{Reply, nobody};
 
 const IDS: [&str; 2] = ["first", "second"];
 
-/// Sends a task with a client of the test's own, to another URL for one of the agents.
+/// Sends a task with a custom client, to a different URL for one of the agents.
 async fn run(delegation: Delegation<'_>, moved: &str, url: &str) -> Result<String, DelegateError> {
     let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build().unwrap();
     let done = delegation
@@ -31,7 +31,7 @@ async fn run(delegation: Delegation<'_>, moved: &str, url: &str) -> Result<Strin
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_cannot_be_made_is_free_and_sends_nothing() {
+async fn failed_connection_is_free_and_sends_nothing() {
     let scene = Scene::ranked(&IDS).await;
     let (_socket, url) = nobody();
     let budget = RetryBudget::default().ratio(0.0).min_per_second(0);
@@ -43,7 +43,7 @@ async fn a_connection_that_cannot_be_made_is_free_and_sends_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_status_and_a_timeout_draw_from_the_budget_and_a_broken_connection_does_not() {
+async fn statuses_and_timeouts_draw_from_the_budget_and_broken_connections_do_not() {
     let scene = Scene::ranked(&IDS).await;
     let budget = RetryBudget::default().ratio(0.0).min_per_second(0);
     for (reply, is_free) in
@@ -59,13 +59,13 @@ async fn a_status_and_a_timeout_draw_from_the_budget_and_a_broken_connection_doe
                 assert!(matches!(error.reason, EndReason::RetryBudgetExhausted), "{error}");
             }
         }
-        // And the SDK's own requests.
+        // The SDK's own requests do the same.
         assert_eq!(delegate(&orchestrator).await.is_ok(), is_free, "{reply:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_response_that_cannot_be_read_or_decoded_is_not_charged() {
+async fn response_that_cannot_be_read_or_decoded_is_not_charged() {
     for reply in [Reply::Answer(200, "", "<html>"), Reply::Truncated] {
         let scene = Scene::ranked(&IDS).await;
         scene.set("first", reply.clone());
@@ -79,7 +79,7 @@ async fn a_response_that_cannot_be_read_or_decoded_is_not_charged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_of_ones_own_kinds_are_treated_as_the_table_says() {
+async fn custom_failures_are_treated_as_the_table_says() {
     let scene = Scene::ranked(&IDS).await;
     let budget = RetryBudget::default().ratio(0.0).min_per_second(0);
     for (kind, goes_on) in [
@@ -103,7 +103,7 @@ async fn failures_of_ones_own_kinds_are_treated_as_the_table_says() {
 }
 
 #[test]
-fn errors_say_what_the_agent_said_on_one_line() {
+fn errors_quote_the_agent_on_one_line() {
     let status = |body: &str| HttpTaskError::Status {
         status: 500,
         retry_after: None,

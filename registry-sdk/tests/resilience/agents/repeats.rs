@@ -1,4 +1,4 @@
-//! What lets an agent see that it gets a task for the second time.
+//! How an agent recognizes that it gets a task again.
 
 use std::collections::HashSet;
 
@@ -20,7 +20,7 @@ async fn all_attempts_of_a_delegation_carry_one_idempotency_key() {
         let sent = IDS.map(|id| scene.tasks(id)[round].header("idempotency-key").map(str::to_owned));
         let key = sent[0].clone().expect("a key");
         assert_eq!(sent, [Some(key.clone()), Some(key.clone()), Some(key.clone())]);
-        // A string of structured fields (RFC 8941): in quotes.
+        // A string of structured fields (RFC 8941), in quotes.
         let text = key.strip_prefix('"').and_then(|key| key.strip_suffix('"'));
         assert!(text.is_some_and(|text| text.len() >= 16 && text.is_ascii()), "{key}");
         assert!(keys.insert(key), "each delegation has its own key");

@@ -1,4 +1,4 @@
-//! Outcomes of calls that the caller makes by itself after a selection.
+//! Outcomes of calls that the caller makes itself after a selection.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ async fn reported_failures_eject_an_agent_and_a_success_admits_it_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_trial_of_which_nothing_is_reported_is_none() {
+async fn trial_without_a_report_does_not_count() {
     let scene = Scene::ranked(&["first", "second"]).await;
     let orchestrator = scene.orchestrator();
     for _ in 0..3 {
@@ -45,7 +45,7 @@ async fn a_trial_of_which_nothing_is_reported_is_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_agent_is_skipped_for_as_long_as_it_asked() {
+async fn busy_agent_is_skipped_for_as_long_as_it_asked() {
     let scene = Scene::ranked(&["only"]).await;
     let orchestrator = scene.orchestrator();
     let retry_after = Duration::from_secs(7);

@@ -1,4 +1,4 @@
-//! What is seen of a delegation from outside.
+//! The log of a delegation.
 
 use super::{delegate, delegate_many};
 use crate::logs::Logs;
@@ -6,7 +6,7 @@ use crate::scene::Scene;
 use crate::support::Reply;
 
 #[tokio::test(start_paused = true)]
-async fn a_failover_is_told_in_the_log() {
+async fn failover_is_logged() {
     let logs = Logs::record();
     let scene = Scene::ranked(&["broken", "well"]).await;
     scene.set("broken", Reply::Answer(500, "", "out of disk"));

@@ -1,4 +1,4 @@
-//! What is sent with a task.
+//! The requests of tasks.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::support::Reply;
 const IDS: [&str; 3] = ["first", "second", "third"];
 
 #[tokio::test(start_paused = true)]
-async fn attempts_are_numbered_and_say_how_long_they_are_waited_for() {
+async fn attempts_are_numbered_and_carry_the_time_left() {
     let scene = Scene::ranked(&IDS).await;
     scene.set("first", Reply::Hang);
     scene.set("second", Reply::Close);
@@ -25,13 +25,13 @@ async fn attempts_are_numbered_and_say_how_long_they_are_waited_for() {
     assert_eq!(sent("second", "delegation-attempt"), "2");
     let left = |id| sent(id, "delegation-time-left-seconds").parse::<f64>().unwrap();
     assert!((19.5..=20.0).contains(&left("first")), "{}", left("first"));
-    // No third one may follow, so the second has all that is left.
+    // No third attempt may follow, so the second has all the remaining time.
     assert!((19.5..=20.0).contains(&left("second")), "{}", left("second"));
     assert_eq!(sent("first", "content-type"), "application/json");
 }
 
 #[tokio::test(start_paused = true)]
-async fn headers_and_a_key_of_ones_own_are_sent() {
+async fn custom_headers_and_key_are_sent() {
     let scene = Scene::ranked(&IDS).await;
     let orchestrator = scene.orchestrator();
     let delegation = orchestrator
@@ -63,7 +63,7 @@ async fn task_with_an_empty_path_goes_to_the_base_url_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_sent_is_an_error_before_anything_is_sent() {
+async fn invalid_task_is_an_error_before_anything_is_sent() {
     let scene = Scene::ranked(&IDS).await;
     let orchestrator = scene.orchestrator();
     let before = scene.registry.request_log().0.len();
@@ -84,7 +84,7 @@ async fn what_cannot_be_sent_is_an_error_before_anything_is_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_is_asked_for_before_each_attempt_and_sent_only_to_agents_that_are_to_have_it() {
+async fn token_is_requested_before_each_attempt_and_sent_only_to_permitted_agents() {
     let scene = Scene::ranked(&IDS).await;
     scene.set("first", Reply::Close);
     scene.set("second", Reply::Close);
@@ -105,7 +105,7 @@ async fn a_token_is_asked_for_before_each_attempt_and_sent_only_to_agents_that_a
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_http_client_of_ones_own_sends_the_tasks_alone() {
+async fn custom_http_client_sends_only_the_tasks() {
     let scene = Scene::ranked(&IDS).await;
     let headers = HeaderMap::from_iter([("x-fleet".parse().unwrap(), HeaderValue::from_static("7"))]);
     let client = reqwest::Client::builder().default_headers(headers).build().unwrap();
@@ -115,7 +115,7 @@ async fn an_http_client_of_ones_own_sends_the_tasks_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_table_of_outcomes_can_be_replaced() {
+async fn table_of_outcomes_can_be_replaced() {
     let scene = Scene::ranked(&IDS).await;
     scene.set("first", Reply::Answer(422, "", "my model is too old"));
     assert!(delegate(&scene.orchestrator()).await.is_err());

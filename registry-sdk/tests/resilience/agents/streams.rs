@@ -28,7 +28,7 @@ async fn open(orchestrator: &Orchestrator) -> TaskResponse {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_is_read_for_longer_than_the_time_limit() {
+async fn stream_is_read_for_longer_than_the_time_limit() {
     let scene = Scene::ranked(&IDS).await;
     scene.set("first", Reply::Answer(503, "", "no"));
     scene.set("second", Reply::Parts("0123456789abcdefghij", 1, Duration::from_secs(4)));
@@ -48,7 +48,7 @@ async fn a_stream_is_read_for_longer_than_the_time_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_stops_is_an_error_and_counts_against_its_agent() {
+async fn stream_that_stops_is_an_error_and_counts_against_its_agent() {
     for reply in [Reply::Stall("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc"), Reply::Truncated] {
         let scene = Scene::ranked(&IDS).await;
         scene.set("first", reply.clone());
@@ -63,9 +63,9 @@ async fn a_stream_that_stops_is_an_error_and_counts_against_its_agent() {
     }
 }
 
-/// While a stream is read, its agent is at work.
+/// While a stream is being read, its agent is working.
 #[tokio::test(start_paused = true)]
-async fn a_stream_counts_as_in_flight_until_it_ends_or_is_dropped() {
+async fn stream_counts_as_in_flight_until_it_ends_or_is_dropped() {
     let scene = Scene::new(&IDS).await;
     let orchestrator = scene.orchestrator_builder().seed(3).build();
     let first = open(&orchestrator).await;

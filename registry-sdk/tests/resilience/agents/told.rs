@@ -1,4 +1,4 @@
-//! Errors that tell who was tried, what each said, and why others were not.
+//! Errors that name the agents that were tried, their messages, and why others were skipped.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::Reply;
 const IDS: [&str; 3] = ["alpha", "beta", "gamma"];
 
 #[tokio::test(start_paused = true)]
-async fn an_offline_agent_that_could_do_it_is_named() {
+async fn offline_agent_that_could_do_it_is_named() {
     let scene = Scene::new(&["pod-7"]).await;
     scene.registry.client().update_status("pod-7", AgentStatus::Offline).await.unwrap();
     let orchestrator = scene.orchestrator();
@@ -26,7 +26,7 @@ async fn an_offline_agent_that_could_do_it_is_named() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_offline_agent_of_a_directory_is_named() {
+async fn offline_agent_of_a_directory_is_named() {
     let scene = Scene::new(&["pod-7"]).await;
     let client = scene.registry.client();
     client.update_status("pod-7", AgentStatus::Offline).await.unwrap();
@@ -38,7 +38,7 @@ async fn an_offline_agent_of_a_directory_is_named() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_agent_that_was_tried_is_named_with_what_it_said() {
+async fn error_names_and_quotes_each_agent_that_was_tried() {
     let scene = Scene::ranked(&IDS).await;
     let said = ["out of disk", "no such model", "queue full"];
     for (id, text) in IDS.iter().zip(said) {
@@ -50,7 +50,7 @@ async fn each_agent_that_was_tried_is_named_with_what_it_said() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_of_several_kinds_are_all_told() {
+async fn failures_of_several_kinds_are_all_reported() {
     let scene = Scene::ranked(&IDS).await;
     scene.set("alpha", Reply::Answer(500, "", "out of disk"));
     scene.set("beta", Reply::Close);
@@ -61,7 +61,7 @@ async fn failures_of_several_kinds_are_all_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_earlier_agents_said_is_told_if_nobody_is_left() {
+async fn error_quotes_earlier_agents_if_no_agent_is_left() {
     let scene = Scene::ranked(&["alpha"]).await;
     scene.set("alpha", Reply::Answer(500, "", "out of disk"));
     scene.register("pod-7", Capability::new("work")).await;
@@ -73,7 +73,7 @@ async fn what_earlier_agents_said_is_told_if_nobody_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_earlier_agents_said_is_told_if_time_is_up() {
+async fn error_quotes_earlier_agents_if_time_is_up() {
     let scene = Scene::ranked(&["alpha", "beta"]).await;
     scene.set("alpha", Reply::Answer(500, "", "out of disk"));
     scene.set("beta", Reply::Hang);
@@ -83,7 +83,7 @@ async fn what_earlier_agents_said_is_told_if_time_is_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_agent_that_refuses_a_task_is_named_with_its_reason() {
+async fn agent_that_refuses_a_task_is_named_with_its_reason() {
     let scene = Scene::ranked(&["alpha", "beta"]).await;
     scene.set("alpha", Reply::Answer(422, "", "the field n is too small"));
     let error = delegate(&scene.orchestrator()).await.unwrap_err();
@@ -93,7 +93,7 @@ async fn the_agent_that_refuses_a_task_is_named_with_its_reason() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_errors_of_a_task_of_ones_own_are_told() {
+async fn errors_of_a_custom_task_are_reported() {
     let scene = Scene::ranked(&["alpha", "beta"]).await;
     let orchestrator = scene.orchestrator();
     let failing = |_| async { Err::<(), _>(TaskError::transient(std::io::Error::other("out of disk"))) };
@@ -103,7 +103,7 @@ async fn the_errors_of_a_task_of_ones_own_are_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn why_others_were_skipped_is_told() {
+async fn error_says_why_others_were_skipped() {
     let scene = Scene::new(&["beta", "gamma"]).await;
     scene.register("alpha", Capability::new("work").tag("rust")).await;
     scene.set("alpha", Reply::Answer(500, "", "out of disk"));
@@ -115,9 +115,9 @@ async fn why_others_were_skipped_is_told() {
     }
 }
 
-/// A long error of each of many agents does not make the line unreadable.
+/// Long errors of many agents do not make the line unreadable.
 #[tokio::test(start_paused = true)]
-async fn an_error_has_a_length_that_fits_a_log_line() {
+async fn error_fits_a_log_line() {
     let scene = Scene::new(&[]).await;
     let page: &str = "<p>out of disk</p>".repeat(1_000).leak();
     for number in 0..20 {
@@ -131,7 +131,7 @@ async fn an_error_has_a_length_that_fits_a_log_line() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_of_ones_own_may_end_with_a_question_mark() {
+async fn custom_task_may_use_the_question_mark_operator() {
     let scene = Scene::ranked(&["alpha", "beta"]).await;
     let orchestrator = scene.orchestrator();
     let task = |_| async {

@@ -1,4 +1,4 @@
-//! Odd answers over HTTP, and bounds of what is read and waited for.
+//! Unusual HTTP responses, and limits of what is read and waited for.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use super::{counts, send};
 use crate::scene::Scene;
 use crate::support::{ENDLESS, Reply};
 
-/// Each status of the table, and those that are in none.
+/// Each status of the table, and those that are not in it.
 #[tokio::test(start_paused = true)]
-async fn each_status_has_its_row() {
+async fn every_status_is_in_the_table() {
     let mut wrong = Vec::new();
     for status in (300..=599).chain([600, 700, 999]) {
         let scene = Scene::ranked(&["first", "second"]).await;
@@ -40,9 +40,9 @@ async fn each_status_has_its_row() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// What is a success by the rules of HTTP, however it comes.
+/// Every form of success in HTTP.
 #[tokio::test(start_paused = true)]
-async fn a_success_is_read_however_it_comes() {
+async fn every_form_of_success_is_read() {
     for reply in [
         Reply::Raw("HTTP/1.1 200 OK\r\n\r\n{}"),
         Reply::Raw("HTTP/1.0 200 OK\r\n\r\n{}"),
@@ -68,9 +68,9 @@ async fn a_success_is_read_however_it_comes() {
     }
 }
 
-/// What is none.
+/// Responses that are not a success.
 #[tokio::test(start_paused = true)]
-async fn nonsense_goes_to_the_next_agent() {
+async fn invalid_responses_fail_over() {
     for reply in [
         Reply::Raw("SSH-2.0-OpenSSH_9.6\r\n"),
         Reply::Raw("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"),
@@ -87,9 +87,9 @@ async fn nonsense_goes_to_the_next_agent() {
     }
 }
 
-/// One byte a second, wherever.
+/// One byte a second, anywhere.
 #[tokio::test(start_paused = true)]
-async fn what_drips_ends_in_time() {
+async fn dripping_response_ends_in_time() {
     let head: &'static str = format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(10_000)).leak();
     let scene = Scene::ranked(&["drips", "well"]).await;
     for reply in [Reply::Stall(head), Reply::Endless(500, 1, Duration::from_secs(1))] {
@@ -106,9 +106,9 @@ async fn what_drips_ends_in_time() {
     assert!(began.elapsed() <= Duration::from_secs(3), "{:?}", began.elapsed());
 }
 
-/// A head that does not end takes little memory.
+/// An endless head takes little memory.
 #[tokio::test(start_paused = true)]
-async fn an_endless_head_is_cut() {
+async fn endless_head_is_cut_off() {
     let head: &'static str =
         format!("HTTP/1.1 200 OK\r\n{}", "x-more: and more\r\n".repeat(ENDLESS / 16)).leak();
     let scene = Scene::ranked(&["endless", "well"]).await;
@@ -119,9 +119,9 @@ async fn an_endless_head_is_cut() {
     assert!(began.elapsed() < Duration::from_secs(5), "not by a time-out: {:?}", began.elapsed());
 }
 
-/// A stream that falls silent is told, and charged.
+/// A silent stream is reported and charged.
 #[tokio::test(start_paused = true)]
-async fn a_silent_stream_ends_and_is_charged() {
+async fn silent_stream_ends_and_is_charged() {
     let scene = Scene::ranked(&["silent", "well"]).await;
     scene.set("silent", Reply::Stall("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n"));
     let orchestrator = scene.orchestrator();
@@ -138,9 +138,9 @@ async fn a_silent_stream_ends_and_is_charged() {
     assert_eq!(done.selection.agent.agent_id, "well");
 }
 
-/// An attempt that is answered at the moment at which it is cut, or a little before.
+/// An attempt whose response arrives at the moment when it is cut off, or a little earlier.
 #[tokio::test(start_paused = true)]
-async fn an_answer_just_in_time_counts() {
+async fn response_just_in_time_counts() {
     for before in [1, 5, 50] {
         let scene = Scene::ranked(&["slow", "well"]).await;
         scene.set("slow", Reply::Late(Duration::from_millis(10_000 - before), "{}"));
@@ -149,9 +149,9 @@ async fn an_answer_just_in_time_counts() {
     }
 }
 
-/// If all of the time was one attempt's, time is up: whoever looks at the reason asks for that.
+/// If a single attempt used all of the time, the time is up, and the reason has to say so.
 #[tokio::test(start_paused = true)]
-async fn the_reason_is_the_time_limit_if_all_of_it_is_over() {
+async fn reason_is_the_time_limit_once_it_is_used_up() {
     let scene = Scene::ranked(&["hung"]).await;
     scene.set("hung", Reply::Hang);
     let orchestrator = scene.orchestrator();
@@ -162,9 +162,9 @@ async fn the_reason_is_the_time_limit_if_all_of_it_is_over() {
     }
 }
 
-/// An agent on axum reads what a delegation says.
+/// An agent on axum reads the headers of a delegation.
 #[tokio::test]
-async fn an_agent_on_axum_reads_the_headers() {
+async fn agent_on_axum_reads_the_headers() {
     let read = |task: DelegatedTask| async move {
         let left = task.time_left.unwrap().as_secs_f64();
         axum::Json(json!({"key": task.idempotency_key, "attempt": task.attempt, "left": left}))
@@ -186,7 +186,7 @@ async fn an_agent_on_axum_reads_the_headers() {
 
 /// Busy primaries are no reason to wait if there is a fallback.
 #[tokio::test(start_paused = true)]
-async fn a_fallback_does_the_task_of_a_busy_primary_at_once() {
+async fn fallback_does_the_task_of_a_busy_primary_at_once() {
     let scene = Scene::new(&["busy"]).await;
     scene.set("busy", Reply::Answer(429, "retry-after: 20\r\n", ""));
     scene.register("spare", Capability::new("translation")).await;
@@ -203,9 +203,9 @@ async fn a_fallback_does_the_task_of_a_busy_primary_at_once() {
     assert_eq!(counts(&scene, ["busy"]), [2]);
 }
 
-/// Who looks at something else now and then, as in `select!`, waits no longer for the next chunk.
+/// A caller that polls something else now and then, as in `select!`, waits no longer for the next chunk.
 #[tokio::test(start_paused = true)]
-async fn a_silent_stream_ends_also_if_it_is_polled_anew() {
+async fn silent_stream_ends_even_if_it_is_polled_again() {
     let scene = Scene::ranked(&["silent"]).await;
     scene.set("silent", Reply::Stall("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n"));
     let orchestrator = scene.orchestrator();

@@ -8,9 +8,9 @@ use super::send;
 use crate::scene::Scene;
 use crate::support::Reply;
 
-/// No further attempt was ever made, so none was paid for.
+/// No further attempt was made, so none draws from the budget.
 #[tokio::test(start_paused = true)]
-async fn failures_that_nobody_else_can_make_good_cost_nothing() {
+async fn failures_without_another_agent_cost_no_budget() {
     let scene = Scene::ranked(&["first", "second"]).await;
     scene.register("lonely", Capability::new("translation")).await;
     scene.set("lonely", Reply::Answer(500, "", "out of disk"));
@@ -23,9 +23,9 @@ async fn failures_that_nobody_else_can_make_good_cost_nothing() {
     assert_eq!(outcome.as_deref().ok(), Some("second"), "{outcome:?}");
 }
 
-/// The same with hedges for which there is no agent.
+/// The same for hedges without an agent.
 #[tokio::test(start_paused = true)]
-async fn hedges_that_find_no_agent_cost_nothing() {
+async fn hedges_without_an_agent_cost_no_budget() {
     let scene = Scene::ranked(&["first", "second"]).await;
     scene.register("lonely", Capability::new("translation")).await;
     scene.set("lonely", Reply::Late(Duration::from_secs(3), r#"{"by":"lonely"}"#));

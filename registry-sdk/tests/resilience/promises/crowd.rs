@@ -1,4 +1,4 @@
-//! Many delegations at once, and delegations that are given up.
+//! Many concurrent delegations, and cancelled ones.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -27,7 +27,7 @@ async fn shares(orchestrator: &Orchestrator) -> [usize; 2] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_stays_in_flight_of_delegations_that_are_given_up() {
+async fn cancelled_delegations_leave_nothing_in_flight() {
     let scene = Scene::new(&["one", "two"]).await;
     scene.set("one", Reply::Hang);
     scene.set("two", Reply::Hang);
@@ -49,7 +49,7 @@ async fn nothing_stays_in_flight_of_delegations_that_are_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hundred_tasks_at_once_find_out_one_flaky_agent_and_one_trial_follows() {
+async fn hundred_concurrent_tasks_eject_a_flaky_agent_and_one_trial_follows() {
     let scene = Scene::ranked(&["flaky", "well"]).await;
     scene.set("flaky", BROKEN);
     let orchestrator = scene.orchestrator();
@@ -65,9 +65,9 @@ async fn a_hundred_tasks_at_once_find_out_one_flaky_agent_and_one_trial_follows(
     assert_eq!(after - before, 1, "trials");
 }
 
-/// A trial that is given up is followed by another one.
+/// A cancelled trial is followed by another one.
 #[tokio::test(start_paused = true)]
-async fn a_trial_that_is_given_up_is_tried_again() {
+async fn cancelled_trial_is_repeated() {
     let scene = Scene::ranked(&["flaky", "well"]).await;
     let orchestrator = scene.orchestrator();
     for _ in 0..3 {
@@ -81,7 +81,7 @@ async fn a_trial_that_is_given_up_is_tried_again() {
     assert_eq!(orchestrator.find_best_agent("work").await.unwrap().agent.agent_id, "flaky");
 }
 
-/// Agents come and go while it goes round.
+/// Agents register and deregister while tasks rotate.
 #[tokio::test(start_paused = true)]
 async fn round_robin_stays_fair_while_agents_come_and_go() {
     let scene = Scene::new(&["a", "b", "c", "d"]).await;
@@ -100,9 +100,9 @@ async fn round_robin_stays_fair_while_agents_come_and_go() {
     assert!(["a", "c", "d"].iter().all(|id| (25..=45).contains(&shares[*id])), "{shares:?}");
 }
 
-/// Slow health checks do not make many selections choose alike.
+/// Slow health checks do not make many selections choose the same agent.
 #[tokio::test(start_paused = true)]
-async fn each_policy_is_fair_at_once_with_slow_health_checks_and_ill_agents() {
+async fn every_policy_is_fair_with_slow_health_checks_and_unhealthy_agents() {
     let ids: Vec<String> = (0..10).map(|number| format!("a{number}")).collect();
     let scene = Scene::new(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
     for id in &ids {
@@ -119,14 +119,14 @@ async fn each_policy_is_fair_at_once_with_slow_health_checks_and_ill_agents() {
         for selection in &selections {
             *shares.entry(selection.as_ref().unwrap().agent.agent_id.clone()).or_default() += 1;
         }
-        // Ten would be each one's share.
+        // An equal share would be ten each.
         assert!(shares.values().all(|share| (4..=20).contains(share)), "{policy:?}: {shares:?}");
     }
 }
 
 /// Two capabilities that share an agent.
 #[tokio::test(start_paused = true)]
-async fn round_robin_goes_round_whatever_other_tasks_there_are() {
+async fn round_robin_is_independent_of_other_tasks() {
     let scene = Scene::new(&["b"]).await;
     let registration = registry_sdk::Registration::new("a", "a", format!("{}/a", scene.agents.url()))
         .capability(Capability::new("work"))

@@ -1,4 +1,4 @@
-//! Agents that are known to be broken, and those that are known to be well.
+//! Agents that are known to be broken, and agents that are known to be healthy.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ const BROKEN: Reply = Reply::Answer(500, "", "out of disk");
 
 /// "Capabilities that are used instead, in this order, if no agent can be given a task of those before."
 #[tokio::test(start_paused = true)]
-async fn a_fallback_does_the_task_if_all_primaries_are_broken() {
+async fn fallback_does_the_task_if_all_primaries_are_broken() {
     let scene = Scene::new(&["one", "two", "three"]).await;
     for id in ["one", "two", "three"] {
         scene.set(id, BROKEN);
@@ -34,9 +34,9 @@ async fn a_fallback_does_the_task_if_all_primaries_are_broken() {
     assert!(done >= 20, "{done} of 40 done, spare had {:?}", counts(&scene, ["spare"]));
 }
 
-/// The usual one primary and one fallback: half of the time of every task is the primary's, which is known to hang.
+/// The common setup, one primary and one fallback: the primary, which is known to hang, would use half of each task's time.
 #[tokio::test(start_paused = true)]
-async fn a_primary_that_is_known_to_hang_does_not_delay_its_fallback() {
+async fn primary_that_is_known_to_hang_does_not_delay_its_fallback() {
     let scene = Scene::new(&["hung"]).await;
     scene.set("hung", Reply::Hang);
     scene.register("spare", Capability::new("translation")).await;
@@ -49,16 +49,16 @@ async fn a_primary_that_is_known_to_hang_does_not_delay_its_fallback() {
     assert!(hung <= 10, "hung had {hung} of 20 tasks");
 }
 
-/// All but one of ten equal agents are broken, and each task is worth three attempts.
+/// All but one of ten equal agents are broken, and each task has three attempts.
 #[tokio::test(start_paused = true)]
-async fn the_one_agent_that_is_known_to_be_well_gets_the_tasks() {
+async fn only_agent_known_to_be_healthy_gets_the_tasks() {
     let ids: Vec<String> = (0..10).map(|number| format!("a{number}")).collect();
     let scene = Scene::new(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
     for id in &ids[1..] {
         scene.set(id, BROKEN);
     }
     let orchestrator = scene.orchestrator_builder().seed(7).build();
-    // To find out which.
+    // Finds out which.
     for _ in 0..60 {
         let _ = send(orchestrator.delegate("work")).await;
         sleep(Duration::from_millis(200)).await;
@@ -71,9 +71,9 @@ async fn the_one_agent_that_is_known_to_be_well_gets_the_tasks() {
     assert!(done >= 45, "{done} of 50 done; {} requests", scene.agents.arrived().len());
 }
 
-/// Three of four hang. Whoever is known to hang is not asked before the one that is well.
+/// Three of four hang. Agents that are known to hang are not tried before the healthy one.
 #[tokio::test(start_paused = true)]
-async fn a_task_does_not_wait_for_agents_that_are_known_to_hang() {
+async fn task_does_not_wait_for_agents_that_are_known_to_hang() {
     let scene = Scene::ranked(&["hung", "hung_too", "hung_as_well", "well"]).await;
     for id in ["hung", "hung_too", "hung_as_well"] {
         scene.set(id, Reply::Hang);
@@ -94,7 +94,7 @@ async fn a_task_does_not_wait_for_agents_that_are_known_to_hang() {
 
 /// "After its time one task goes to it as a trial."
 #[tokio::test(start_paused = true)]
-async fn one_task_is_the_trial_also_if_a_better_agent_is_ill() {
+async fn single_task_is_the_trial_even_if_a_better_agent_is_unhealthy() {
     let scene = Scene::ranked(&["ill", "broken", "well"]).await;
     let orchestrator = scene.orchestrator();
     let query = TaskQuery::new("work").health_source(HealthSource::Agent);
@@ -111,9 +111,9 @@ async fn one_task_is_the_trial_also_if_a_better_agent_is_ill() {
     assert_eq!(trials, 1);
 }
 
-/// The same for a trial that takes its time: tasks of agents take minutes.
+/// The same for a slow trial: tasks of agents take minutes.
 #[tokio::test(start_paused = true)]
-async fn one_task_is_the_trial_however_long_it_takes() {
+async fn single_task_is_the_trial_however_long_it_takes() {
     let scene = Scene::ranked(&["broken", "well"]).await;
     let orchestrator = scene.orchestrator();
     for _ in 0..3 {
@@ -122,7 +122,7 @@ async fn one_task_is_the_trial_however_long_it_takes() {
     }
     sleep(Duration::from_secs(31)).await;
     let mut trials = Vec::new();
-    // Ten minutes of a task that is under way.
+    // A task that has been running for ten minutes.
     for _ in 0..60 {
         let selection = orchestrator.find_best_agent("work").await.unwrap();
         if selection.agent.agent_id == "broken" {
@@ -133,9 +133,9 @@ async fn one_task_is_the_trial_however_long_it_takes() {
     assert_eq!(trials.len(), 1, "tasks at an agent whose trial has not ended");
 }
 
-/// Ten selections at once, and the best-ranked agent is ill: the ten that match equally well behind it go round.
+/// Ten concurrent selections, and the best-ranked agent is unhealthy: the ten equally good agents after it rotate.
 #[tokio::test(start_paused = true)]
-async fn selections_at_once_go_round_behind_an_agent_that_is_ill() {
+async fn concurrent_selections_rotate_behind_an_unhealthy_agent() {
     let scene = Scene::new(&["ill"]).await;
     scene.set("ill", ILL);
     let ids: Vec<String> = (0..10).map(|number| format!("a{number}")).collect();
@@ -155,9 +155,9 @@ async fn selections_at_once_go_round_behind_an_agent_that_is_ill() {
     }
 }
 
-/// Of a task that is sent with `send`, only the status is of interest: most agents that take a task answer 202.
+/// For a task sent with `send`, only the status matters: most agents that accept a task respond with 202.
 #[tokio::test(start_paused = true)]
-async fn a_sent_task_whose_body_nobody_reads_was_done_all_the_same() {
+async fn sent_task_whose_body_is_not_read_was_done() {
     let scene = Scene::ranked(&["flaky", "well"]).await;
     scene.script("flaky", |_, before| match before % 20 {
         19 => BROKEN,
@@ -169,13 +169,13 @@ async fn a_sent_task_whose_body_nobody_reads_was_done_all_the_same() {
         assert!([200, 202].contains(&done.value.status()));
         sleep(Duration::from_secs(1)).await;
     }
-    // One failure in twenty is life.
+    // One failure in twenty is normal.
     assert_eq!(counts(&scene, ["flaky", "well"]), [99, 4]);
 }
 
-/// And it ends a trial.
+/// It also ends a trial.
 #[tokio::test(start_paused = true)]
-async fn a_trial_whose_body_nobody_reads_admits_the_agent() {
+async fn trial_whose_body_is_not_read_readmits_the_agent() {
     let scene = Scene::ranked(&["broken", "well"]).await;
     let orchestrator = scene.orchestrator();
     for _ in 0..3 {
@@ -191,7 +191,7 @@ async fn a_trial_whose_body_nobody_reads_admits_the_agent() {
 
 /// "The task counts as in flight until the body has ended or this is dropped."
 #[tokio::test(start_paused = true)]
-async fn a_response_that_was_dropped_is_no_longer_in_flight() {
+async fn response_that_was_dropped_is_no_longer_in_flight() {
     let scene = Scene::new(&["one", "two"]).await;
     let orchestrator = scene.orchestrator_builder().seed(7).build();
     let done = orchestrator.delegate("work").send(Method::POST, "/execute", "{}").await.unwrap();
@@ -205,9 +205,9 @@ async fn a_response_that_was_dropped_is_no_longer_in_flight() {
     assert!(again >= 5, "{id} got {again} of 40 selections");
 }
 
-/// A base time of nothing is no reason to be on trial for ever.
+/// A base time of zero does not mean a trial forever.
 #[tokio::test(start_paused = true)]
-async fn odd_settings_of_ejection_do_no_harm() {
+async fn extreme_ejection_settings_do_no_harm() {
     for settings in [
         EjectionSettings::default().base_time(Duration::ZERO),
         EjectionSettings::default().base_time(Duration::MAX).max_time(Duration::MAX),

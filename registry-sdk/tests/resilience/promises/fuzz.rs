@@ -1,4 +1,4 @@
-//! Delegations with random settings among agents that answer at random.
+//! Delegations with random settings among agents that respond at random.
 
 use std::time::Duration;
 
@@ -93,7 +93,7 @@ async fn check(case: &Case) {
     let outcome = send(delegation).await;
     let elapsed = began.elapsed();
     assert!(elapsed <= limit + Duration::from_millis(10), "{elapsed:?}: {outcome:?}");
-    // What was dropped is not in flight any more.
+    // Dropped delegations are not in flight any more.
     sleep(Duration::from_millis(10)).await;
     let states = format!("{orchestrator:?}");
     assert_eq!(states.matches("in_flight: ").count(), states.matches("in_flight: 0").count(), "{states}");
@@ -105,14 +105,14 @@ async fn check(case: &Case) {
     let all: usize = tasks.iter().sum();
     assert!(!case.at_most_once || all <= 1, "at most once: {tasks:?}: {outcome:?}");
     if let Err(error) = &outcome {
-        // Each agent that had the task is named.
+        // Each agent that got the task is named.
         let text = error.to_string();
         for (id, count) in IDS.iter().zip(tasks) {
             assert!(count == 0 || text.contains(&format!("{id}: ")), "{id} is missing: {text}");
         }
         assert_ne!(matches!(error.reason, EndReason::Busy { .. }), error.retry_after().is_none());
     }
-    // Quick answers alone, and somebody who is well: it is done.
+    // If all responses are fast and one agent is healthy, the task is done.
     let is_quick = |reply: &Reply| !matches!(reply, Reply::Late(..) | Reply::Hang | Reply::Stall(_));
     let is_well = |reply: &Reply| matches!(reply, Reply::Answer(200, ..));
     if case.budget && !case.at_most_once && case.attempts >= 4 && case.replies.iter().all(is_quick) {
@@ -122,7 +122,7 @@ async fn check(case: &Case) {
 
 /// Agents with random ids that come and go leave nothing behind.
 #[tokio::test(start_paused = true)]
-async fn what_is_known_of_agents_that_are_gone_is_forgotten() {
+async fn state_of_removed_agents_is_forgotten() {
     let registry = registry_sdk::testing::MockRegistry::start().await;
     let client = registry.client();
     let orchestrator = registry_sdk::Orchestrator::new(client.clone());

@@ -1,4 +1,4 @@
-//! What a page, an old answer or somebody else's failure hides.
+//! Situations hidden by a page, an old response or somebody else's failure.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use super::{counts, send};
 use crate::scene::Scene;
 use crate::support::{Reply, Server};
 
-/// The load that a registry remembers from a quarter of an hour ago says nothing of now.
+/// A load that was reported a quarter of an hour ago says nothing about now.
 #[tokio::test(start_paused = true)]
-async fn an_old_load_does_not_decide() {
+async fn outdated_load_is_ignored() {
     let agents = Server::start(|_, _| Reply::Answer(200, "", r#"{"status":"healthy"}"#)).await;
     let found = ["one", "two"].map(|id| {
         json!({"agent_id": id, "status": "active", "capability": "work", "healthy": true, "score": 1.0,
@@ -32,9 +32,9 @@ async fn an_old_load_does_not_decide() {
     assert!(to_one >= 8, "one got {to_one} of 40 tasks");
 }
 
-/// If the registry is what the time was spent on, the error says so.
+/// If the registry used up the time, the error says so.
 #[tokio::test(start_paused = true)]
-async fn an_error_says_that_the_registry_did_not_answer() {
+async fn error_says_that_the_registry_did_not_answer() {
     let scene = Scene::ranked(&["one"]).await;
     let orchestrator = Orchestrator::new(RegistryClient::new(scene.registry.url()).unwrap());
     scene.registry.hang(1_000);
@@ -78,7 +78,7 @@ async fn agents_that_are_probably_dead_are_asked_last() {
     assert!(began.elapsed() < Duration::from_secs(20), "{:?} for 20 selections", began.elapsed());
 }
 
-/// An agent that is overloaded says so, and gets the same tasks again each second.
+/// An overloaded agent says so, and gets the same tasks again each second.
 #[tokio::test(start_paused = true)]
 async fn waiting_tasks_do_not_multiply_the_load_of_a_busy_agent() {
     let scene = Scene::ranked(&["busy"]).await;
@@ -91,9 +91,9 @@ async fn waiting_tasks_do_not_multiply_the_load_of_a_busy_agent() {
     assert!(requests <= 10 * tasks, "{requests} requests for {tasks} tasks within their minute");
 }
 
-/// An error of the SDK's own says what it is, also if it comes by `?` from a stream or another delegation.
+/// An error of the SDK keeps its kind, even if it comes by `?` from a stream or another delegation.
 #[tokio::test(start_paused = true)]
-async fn an_error_of_the_sdks_own_keeps_its_kind() {
+async fn error_of_the_sdk_keeps_its_kind() {
     let scene = Scene::ranked(&["first", "second"]).await;
     let orchestrator = scene.orchestrator();
     let refused =
@@ -103,9 +103,9 @@ async fn an_error_of_the_sdks_own_keeps_its_kind() {
     assert!(matches!(error.reason, EndReason::Rejected), "{error}");
 }
 
-/// Credentials and all else stay with a redirect within the agent.
+/// Credentials and all other headers are kept in a redirect within the agent.
 #[tokio::test(start_paused = true)]
-async fn a_redirect_within_the_agent_keeps_all_headers() {
+async fn redirect_within_the_agent_keeps_all_headers() {
     let scene = Scene::ranked(&["moved"]).await;
     scene.script("moved", |what, _| match what {
         "POST /moved/execute" => Reply::Answer(307, "location: /moved/v2\r\n", ""),
@@ -125,17 +125,17 @@ async fn a_redirect_within_the_agent_keeps_all_headers() {
     }
 }
 
-/// What was answered at once did not take long, whatever the delegation did afterwards.
+/// A fast response counts as fast, whatever the delegation did afterwards.
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_refused_at_once_does_not_look_slow() {
+async fn agent_that_refused_at_once_does_not_look_slow() {
     // The last one that was registered ranks first.
     let scene = Scene::new(&["two", "one"]).await;
     let orchestrator = scene.orchestrator_builder().seed(7).build();
-    // Both are quick.
+    // Both are fast.
     for _ in 0..20 {
         send(orchestrator.delegate("work")).await.unwrap();
     }
-    // A job that one of them does not know, and that the other one has to think about until the caller gives up.
+    // A job that one agent does not know, and the other one works on until the caller gives up.
     scene.set("one", Reply::Answer(404, "", "no such job"));
     scene.set("two", Reply::Hang);
     send(orchestrator.delegate(TaskQuery::new("work").policy(Policy::Rank))).await.unwrap_err();

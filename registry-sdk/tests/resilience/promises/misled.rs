@@ -1,4 +1,4 @@
-//! One bad agent, or one bad caller, that misleads the table of outcomes.
+//! A single bad agent, or bad caller, that misleads the table of outcomes.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::{counts, send, with_causes};
 use crate::scene::Scene;
 use crate::support::{Reply, Server};
 
-/// A registry whose best match has this base URL, and whose second one is well.
+/// A registry whose best match has this base URL, and whose second one is healthy.
 async fn registry_with(base_url: &str) -> (Server, Server) {
     let agents = Server::start(|_, _| Reply::Answer(200, "", "{}")).await;
     let found = json!([
@@ -21,9 +21,9 @@ async fn registry_with(base_url: &str) -> (Server, Server) {
     (Server::start(move |_, _| Reply::Answer(200, "", found)).await, agents)
 }
 
-/// An agent registered itself without a scheme, at a registry that takes it. That is its fault, not the task's.
+/// An agent registered without a scheme, at a registry that accepts that. It is the agent's fault, not the task's.
 #[tokio::test(start_paused = true)]
-async fn an_agent_with_an_odd_base_url_swallows_no_task() {
+async fn agent_with_an_invalid_base_url_loses_no_task() {
     let mut wrong = Vec::new();
     for base_url in
         ["", "/", "agent-7:8000", "localhost:8000", "grpc://agent-7:50051", "http://", "unix:/run/a.sock"]
@@ -38,9 +38,9 @@ async fn an_agent_with_an_odd_base_url_swallows_no_task() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Nobody else may be asked, so the tasks are lost until the agent is ejected.
+/// No other agent may be tried, so the tasks are lost until the agent is ejected.
 #[tokio::test(start_paused = true)]
-async fn a_misdeployed_agent_swallows_no_task_that_is_sent_at_most_once() {
+async fn misdeployed_agent_loses_few_at_most_once_tasks() {
     for status in [401, 403, 404, 405] {
         let scene = Scene::ranked(&["wrong", "well"]).await;
         scene.set("wrong", Reply::Answer(status, "", "no such path"));
@@ -53,9 +53,9 @@ async fn a_misdeployed_agent_swallows_no_task_that_is_sent_at_most_once() {
     }
 }
 
-/// It sends a head, and never a body. With `post_json` it is found out; with a client that has a time-out of its own as well.
+/// The agent sends a head and never a body. It is noticed with `post_json`, and with a custom client that has a timeout.
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_stops_after_its_head_does_not_swallow_every_task_of_ones_own() {
+async fn agent_that_stops_after_its_head_does_not_lose_every_custom_task() {
     let scene = Scene::ranked(&["stops", "well"]).await;
     scene.set("stops", Reply::Stall("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"));
     let orchestrator = scene.orchestrator();
@@ -71,7 +71,7 @@ async fn an_agent_that_stops_after_its_head_does_not_swallow_every_task_of_ones_
     assert!(done >= 10, "{done} of 20 done");
 }
 
-/// The error of somebody's own crate. What it says of the task is in its cause.
+/// The error of another crate. Its cause says what happened to the task.
 #[derive(Debug)]
 enum Mine {
     Http(reqwest::Error),
@@ -110,9 +110,9 @@ async fn delegate_mine(scene: &Scene) -> Result<Value, DelegateError> {
     Ok(done.value)
 }
 
-/// "The task is never run again", also if the caller's own error wraps that of the library.
+/// "The task is never run again", even if the caller's own error wraps that of the library.
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_does_not_fit_is_known_behind_an_error_of_ones_own() {
+async fn undecodable_response_is_recognized_within_a_custom_error() {
     let scene = Scene::ranked(&["first", "second", "third"]).await;
     scene.set("first", Reply::Answer(200, "", "done, all is well"));
     let outcome = delegate_mine(&scene).await;
@@ -120,16 +120,16 @@ async fn an_answer_that_does_not_fit_is_known_behind_an_error_of_ones_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fault_of_the_task_is_known_behind_an_error_of_ones_own() {
+async fn invalid_task_is_recognized_within_a_custom_error() {
     let scene = Scene::ranked(&["first", "second", "third"]).await;
     scene.set("first", Reply::Answer(422, "", "the field n is too small"));
     let outcome = delegate_mine(&scene).await;
     assert_eq!(counts(&scene, ["first", "second", "third"]), [1, 0, 0], "{outcome:?}");
 }
 
-/// A payload that cannot be written is no answer that cannot be read.
+/// A payload that cannot be serialized is not an unreadable response.
 #[tokio::test(start_paused = true)]
-async fn a_payload_that_cannot_be_written_in_a_task_of_ones_own_was_not_done() {
+async fn custom_task_whose_payload_cannot_be_serialized_was_not_done() {
     let scene = Scene::ranked(&["first", "second"]).await;
     let orchestrator = scene.orchestrator();
     let error = orchestrator
@@ -143,9 +143,9 @@ async fn a_payload_that_cannot_be_written_in_a_task_of_ones_own_was_not_done() {
     assert!(!with_causes(&error).contains("the task was done"), "{error}");
 }
 
-/// The table has redirects as wrong deployments, whoever follows them.
+/// In the table, redirects are wrong deployments, whoever follows them.
 #[tokio::test(start_paused = true)]
-async fn a_redirect_loop_of_ones_own_client_is_a_wrong_deployment() {
+async fn redirect_loop_of_a_custom_client_is_a_wrong_deployment() {
     let scene = Scene::ranked(&["one", "two"]).await;
     for id in ["one", "two"] {
         let location = format!("/{id}/execute");
@@ -158,9 +158,9 @@ async fn a_redirect_loop_of_ones_own_client_is_a_wrong_deployment() {
     assert!(text.contains("path") || text.contains("credentials"), "{text}");
 }
 
-/// Without annotations, and `Send`, for the bodies that people write.
+/// Common closures need no annotations, and are `Send`.
 #[tokio::test(start_paused = true)]
-async fn what_people_write_compiles_and_can_be_spawned() {
+async fn common_closures_compile_and_can_be_spawned() {
     let scene = Scene::ranked(&["one", "two"]).await;
     let orchestrator = scene.orchestrator();
     let own = orchestrator.clone();

@@ -1,4 +1,4 @@
-//! What the documentation of delegation promises, in less common cases.
+//! The documented guarantees of delegation, in less common cases.
 
 mod answers;
 mod budget;
@@ -30,12 +30,12 @@ async fn send(delegation: Delegation<'_>) -> Result<String, DelegateError> {
     Ok(done.selection.agent.agent_id)
 }
 
-/// Numbers of tasks that arrived at each of these agents.
+/// Returns the number of tasks that arrived at each of these agents.
 fn counts<const N: usize>(scene: &Scene, ids: [&str; N]) -> [usize; N] {
     ids.map(|id| scene.tasks(id).len())
 }
 
-/// An error and all of its causes in one line.
+/// Formats an error and all of its causes on one line.
 fn with_causes(error: &dyn Error) -> String {
     let causes = std::iter::successors(Some(error), |error| (*error).source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")

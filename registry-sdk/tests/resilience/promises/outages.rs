@@ -1,4 +1,4 @@
-//! A registry that goes away, or hangs, in the middle of a delegation.
+//! A registry that fails or hangs during a delegation.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use super::{counts, send};
 use crate::scene::Scene;
 use crate::support::Reply;
 
-/// With the client's default settings, which repeat a search that fails.
+/// Uses the client's default settings, which retry a failed search.
 fn orchestrator(scene: &Scene) -> Orchestrator {
     Orchestrator::new(RegistryClient::new(scene.registry.url()).unwrap())
 }
 
 /// "So failing over needs no further search, not even if the registry has gone down meanwhile."
 #[tokio::test(start_paused = true)]
-async fn a_second_attempt_does_not_wait_for_a_registry_that_hangs() {
+async fn second_attempt_does_not_wait_for_a_registry_that_hangs() {
     let scene = Scene::ranked(&["hung", "well"]).await;
     scene.set("hung", Reply::Hang);
     let orchestrator = orchestrator(&scene);
@@ -31,13 +31,13 @@ async fn a_second_attempt_does_not_wait_for_a_registry_that_hangs() {
     let delegation = send(orchestrator.delegate("work").time_limit(Duration::from_secs(20)));
     let (outcome, ()) = tokio::join!(delegation, hang);
     assert_eq!(outcome.as_deref().ok(), Some("well"), "{outcome:?}");
-    // Half of the time is the first agent's.
+    // The first agent has half of the time.
     assert!(began.elapsed() < Duration::from_secs(11), "{:?}", began.elapsed());
 }
 
 /// The same for a registry that refuses connections, and a second agent that needs its time.
 #[tokio::test(start_paused = true)]
-async fn a_second_attempt_begins_at_once_while_the_registry_is_away() {
+async fn second_attempt_begins_at_once_while_the_registry_is_away() {
     let scene = Scene::ranked(&["hung", "well"]).await;
     scene.set("hung", Reply::Hang);
     let orchestrator = orchestrator(&scene);
@@ -55,7 +55,7 @@ async fn a_second_attempt_begins_at_once_while_the_registry_is_away() {
 
 /// The credentials expire while an agent has the task.
 #[tokio::test(start_paused = true)]
-async fn a_second_attempt_needs_no_credentials_for_the_registry() {
+async fn second_attempt_needs_no_credentials_for_the_registry() {
     let scene = Scene::ranked(&["hung", "well"]).await;
     scene.set("hung", Reply::Hang);
     let orchestrator = orchestrator(&scene);
@@ -69,16 +69,16 @@ async fn a_second_attempt_needs_no_credentials_for_the_registry() {
     assert_eq!(outcome.as_deref().ok(), Some("well"), "{outcome:?}");
 }
 
-/// One agent is busy for three seconds. That the registry hangs meanwhile changes nothing.
+/// An agent is busy for three seconds. That the registry hangs meanwhile makes no difference.
 #[tokio::test(start_paused = true)]
-async fn a_busy_agent_is_asked_again_on_time_while_the_registry_hangs() {
+async fn busy_agent_is_asked_again_on_time_while_the_registry_hangs() {
     let scene = Scene::ranked(&["only"]).await;
     scene.script("only", |_, before| match before {
         0 => Reply::Answer(429, "retry-after: 3\r\n", ""),
         _ => Reply::Answer(200, "", r#"{"by":"only"}"#),
     });
     let orchestrator = orchestrator(&scene);
-    // It answers the first search, and nothing after that.
+    // It responds to the first search, and to nothing after that.
     let registry = &scene.registry;
     let hang = async {
         registry.wait_until(|log| log.0.iter().any(|one| format!("{one:?}").contains("search"))).await;
@@ -89,7 +89,7 @@ async fn a_busy_agent_is_asked_again_on_time_while_the_registry_hangs() {
     assert!(outcome.is_ok(), "{outcome:?}");
 }
 
-/// Waiting for a busy agent is no reason to ask the registry again and again.
+/// Waiting for a busy agent does not cause repeated requests to the registry.
 #[tokio::test(start_paused = true)]
 async fn waiting_for_a_busy_agent_costs_the_registry_little() {
     let scene = Scene::ranked(&["only"]).await;
@@ -102,7 +102,7 @@ async fn waiting_for_a_busy_agent_costs_the_registry_little() {
     assert!(requests <= 20, "{requests} requests to the registry for one task that was sent {tasks} times");
 }
 
-/// Without a directory, the last search has the agents, which are asked themselves.
+/// Without a directory, the agents come from the last search, and are asked for their health.
 #[tokio::test(start_paused = true)]
 async fn tasks_are_done_while_the_registry_is_away() {
     for hangs in [false, true] {
@@ -121,14 +121,14 @@ async fn tasks_are_done_while_the_registry_is_away() {
             assert!(began.elapsed() < Duration::from_secs(1), "hangs: {hangs}, {:?}", began.elapsed());
             sleep(Duration::from_secs(1)).await;
         }
-        // None of them was sent to the one that is dead.
+        // No task was sent to the dead agent.
         assert_eq!(counts(&scene, ["dead", "well"]), [1, 20], "hangs: {hangs}");
     }
 }
 
-/// A response that has begun has all the time that is left, since nobody else gets the task.
+/// A response that has begun has all the remaining time, because no other agent gets the task.
 #[tokio::test(start_paused = true)]
-async fn a_response_that_is_arriving_is_not_cut_at_half_of_the_time() {
+async fn response_that_is_arriving_is_not_cut_at_half_of_the_time() {
     let scene = Scene::ranked(&["slow", "well"]).await;
     scene.set("slow", Reply::Parts(r#"{"by":"slow"}"#, 1, Duration::from_secs(3)));
     let orchestrator = orchestrator(&scene);
@@ -136,9 +136,9 @@ async fn a_response_that_is_arriving_is_not_cut_at_half_of_the_time() {
     assert_eq!(outcome.unwrap(), "slow");
 }
 
-/// A directory has all that is needed.
+/// A directory has everything that is needed.
 #[tokio::test(start_paused = true)]
-async fn a_directory_does_not_wait_for_a_registry_that_is_away() {
+async fn directory_does_not_wait_for_a_registry_that_is_away() {
     for hangs in [false, true] {
         let scene = Scene::ranked(&["broken", "well"]).await;
         scene.set("broken", Reply::Answer(500, "", "out of disk"));

@@ -1,4 +1,4 @@
-//! What is sent.
+//! The requests of delegations.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::support::{Reply, Server};
 
 /// "For streams, and for anything but JSON."
 #[tokio::test(start_paused = true)]
-async fn what_is_no_json_is_not_labelled_as_json() {
+async fn body_other_than_json_has_no_json_content_type() {
     let scene = Scene::ranked(&["one"]).await;
     let orchestrator = scene.orchestrator();
     orchestrator.delegate("work").send(Method::POST, "/execute", "plain text").await.unwrap();
@@ -27,7 +27,7 @@ async fn what_is_no_json_is_not_labelled_as_json() {
 
 /// "It replaces one of the SDK's own."
 #[tokio::test(start_paused = true)]
-async fn a_header_of_the_callers_replaces_one_of_the_sdks_own() {
+async fn header_of_the_caller_replaces_the_sdks_header() {
     let scene = Scene::ranked(&["one"]).await;
     let orchestrator = scene.orchestrator();
     let own = [
@@ -46,18 +46,18 @@ async fn a_header_of_the_callers_replaces_one_of_the_sdks_own() {
     }
 }
 
-/// Nobody wants the token in a log line.
+/// Tokens must not appear in the log.
 #[tokio::test(start_paused = true)]
-async fn a_delegation_that_is_printed_does_not_tell_its_credentials() {
+async fn debug_output_of_a_delegation_hides_its_credentials() {
     let scene = Scene::ranked(&["one"]).await;
     let orchestrator = scene.orchestrator();
     let delegation = orchestrator.delegate("work").header("authorization", "Bearer s3cret");
     assert!(!format!("{delegation:?}").contains("s3cret"), "{delegation:?}");
 }
 
-/// The contract takes such base URLs, and the health check asks below their path.
+/// The contract allows such base URLs, and health checks go below their path.
 #[tokio::test(start_paused = true)]
-async fn the_path_of_a_task_is_below_the_path_of_the_base_url() {
+async fn path_of_a_task_is_below_the_path_of_the_base_url() {
     let mut wrong = Vec::new();
     for (base, expected) in [
         ("", "POST /execute"),
@@ -80,10 +80,10 @@ async fn the_path_of_a_task_is_below_the_path_of_the_base_url() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// An agent on axum with its limit of 2 MB, and a task of 20: the answer is 413 before the task was read.
+/// An agent on axum with its limit of 2 MB, and a task of 20 MB: the response is 413 before the task was read.
 #[tokio::test]
-async fn a_task_that_is_too_large_is_the_tasks_own_fault() {
-    // A busy machine takes more than a minute for it, and nobody sends heartbeats.
+async fn task_that_is_too_large_is_not_charged_to_the_agent() {
+    // A busy machine needs more than a minute for it, and no heartbeats are sent.
     let forever = Duration::from_secs(86_400);
     let registry = MockRegistry::builder().heartbeat_timeout(forever).start().await;
     for id in ["one", "two"] {
@@ -106,9 +106,9 @@ async fn a_task_that_is_too_large_is_the_tasks_own_fault() {
     assert!(wrong.is_empty(), "{} of 10: {wrong:#?}", wrong.len());
 }
 
-/// The same of a server that reads nothing of the body, answers, and closes.
+/// The same for a server that responds and closes without reading the body.
 #[tokio::test]
-async fn a_refusal_before_the_task_was_read_is_understood() {
+async fn refusal_before_the_task_was_read_is_recognized() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
@@ -118,7 +118,7 @@ async fn a_refusal_before_the_task_was_read_is_understood() {
             let answer = b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
             let _ = connection.write_all(answer).await;
             let _ = connection.shutdown().await;
-            // As servers do that close with care: they read on for a while.
+            // Like careful servers, which keep reading for a while after closing.
             let mut rest = vec![0; 65_536];
             while connection.read(&mut rest).await.is_ok_and(|read| read > 0) {}
         }
@@ -132,9 +132,9 @@ async fn a_refusal_before_the_task_was_read_is_understood() {
     assert!(error.to_string().contains("413"), "{error}");
 }
 
-/// A connection that the agent closed while it was idle is no failed task.
+/// A connection that the agent closed while it was idle does not fail a task.
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_was_closed_while_idle_loses_no_task() {
+async fn connection_that_was_closed_while_idle_loses_no_task() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let served = std::sync::Arc::<std::sync::atomic::AtomicUsize>::default();
@@ -144,7 +144,7 @@ async fn a_connection_that_was_closed_while_idle_loses_no_task() {
             let mut bytes = [0; 4096];
             let _ = connection.read(&mut bytes).await;
             count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            // It says that it keeps the connection, and closes it.
+            // It announces that it keeps the connection, and closes it.
             let _ = connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
         }
     });
@@ -160,9 +160,9 @@ async fn a_connection_that_was_closed_while_idle_loses_no_task() {
     assert_eq!(served.load(std::sync::atomic::Ordering::SeqCst), 50);
 }
 
-/// Wrong settings are told before anything is sent.
+/// Invalid settings are reported before anything is sent.
 #[tokio::test(start_paused = true)]
-async fn wrong_headers_and_keys_are_told_before_anything_is_sent() {
+async fn invalid_headers_and_keys_are_reported_before_anything_is_sent() {
     let scene = Scene::ranked(&["one"]).await;
     let orchestrator = scene.orchestrator();
     for delegation in [
@@ -178,9 +178,9 @@ async fn wrong_headers_and_keys_are_told_before_anything_is_sent() {
     assert!(scene.tasks("one").is_empty());
 }
 
-/// Nothing was sent, so nothing is known of the agent.
+/// Nothing was sent, so nothing is known about the agent.
 #[tokio::test(start_paused = true)]
-async fn a_task_that_was_not_sent_is_no_trial() {
+async fn task_that_was_not_sent_is_not_a_trial() {
     let scene = Scene::ranked(&["broken", "well"]).await;
     let orchestrator =
         scene.orchestrator_builder().token_provider(|_| Some("line\nbreak".to_owned())).build();
@@ -195,7 +195,7 @@ async fn a_task_that_was_not_sent_is_no_trial() {
 
 /// Agents have addresses of all kinds.
 #[tokio::test(start_paused = true)]
-async fn an_agent_on_ipv6_is_reached() {
+async fn agent_on_ipv6_is_reached() {
     let Ok(listener) = TcpListener::bind("[::1]:0").await else { return };
     let url = format!("http://{}/", listener.local_addr().unwrap());
     tokio::spawn(async move {
@@ -212,9 +212,9 @@ async fn an_agent_on_ipv6_is_reached() {
     send(Orchestrator::new(registry.client()).delegate("work")).await.unwrap();
 }
 
-/// A length that is not the task's would cut it: the agent would do half of it.
+/// A wrong length would truncate the task, and the agent would do half of it.
 #[tokio::test(start_paused = true)]
-async fn a_header_of_the_connection_itself_does_not_change_the_task() {
+async fn connection_headers_do_not_change_the_task() {
     let scene = Scene::ranked(&["one"]).await;
     let orchestrator = scene.orchestrator();
     for (name, value) in [("content-length", "3"), ("transfer-encoding", "chunked"), ("connection", "close")]
@@ -229,9 +229,9 @@ async fn a_header_of_the_connection_itself_does_not_change_the_task() {
     }
 }
 
-/// A registry behind a gateway whose key is in the client's default headers: it is for the registry, not for whoever registers.
+/// A registry behind a gateway whose key is in the client's default headers: it is meant for the registry, not for agents.
 #[tokio::test(start_paused = true)]
-async fn the_registrys_credentials_do_not_go_to_agents() {
+async fn registrys_credentials_do_not_go_to_agents() {
     let scene = Scene::ranked(&["stranger"]).await;
     let mut headers = reqwest::header::HeaderMap::new();
     headers.insert("authorization", "Bearer registry-admin".parse().unwrap());
@@ -248,9 +248,9 @@ async fn the_registrys_credentials_do_not_go_to_agents() {
     assert_eq!(task.header("authorization"), None);
 }
 
-/// The time-out of calls to the registry is not one of tasks.
+/// The timeout of calls to the registry does not apply to tasks.
 #[tokio::test(start_paused = true)]
-async fn the_timeout_of_the_registrys_client_does_not_cut_tasks() {
+async fn timeout_of_the_registrys_client_does_not_cut_tasks() {
     let scene = Scene::ranked(&["slow"]).await;
     scene.set("slow", crate::support::Reply::Late(Duration::from_secs(20), "{}"));
     let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build().unwrap();

@@ -24,9 +24,9 @@ async fn four_times_the_slowest_task_is_enough_if_one_of_three_agents_hangs() {
     assert!(outcome.is_ok(), "{outcome:?}");
 }
 
-/// With twice that time the second agent has less than the first one had, which is not its fault.
+/// With twice that time the second agent has less time than the first, which is not its fault.
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_is_well_is_not_ejected_because_the_first_one_hangs() {
+async fn healthy_agent_is_not_ejected_because_the_first_one_hangs() {
     let slowest = Duration::from_secs(28);
     let scene = Scene::ranked(&["hung", "well", "also_well"]).await;
     scene.set("hung", Reply::Hang);
@@ -40,9 +40,9 @@ async fn an_agent_that_is_well_is_not_ejected_because_the_first_one_hangs() {
     assert_eq!(states, [EjectionState::Admitted; 2]);
 }
 
-/// A hung agent has all the time there is, for every task, and is never found out.
+/// A hung agent would get the whole time of every task, and would never be noticed.
 #[tokio::test(start_paused = true)]
-async fn an_attempt_timeout_as_long_as_the_time_limit_does_not_let_a_hung_agent_swallow_every_task() {
+async fn hung_agent_does_not_lose_every_task_if_the_attempt_timeout_equals_the_time_limit() {
     for timeout in [60, 90] {
         let scene = Scene::ranked(&["hung", "well"]).await;
         scene.set("hung", Reply::Hang);
@@ -56,9 +56,9 @@ async fn an_attempt_timeout_as_long_as_the_time_limit_does_not_let_a_hung_agent_
     }
 }
 
-/// An agent that is busy for nine of ten seconds has one second for its task. That it takes two is nobody's fault.
+/// An agent that is busy for nine of ten seconds has one second for its task. That the task takes two is not its fault.
 #[tokio::test(start_paused = true)]
-async fn an_agent_is_not_charged_for_time_that_it_was_waited_for() {
+async fn agent_is_not_charged_for_time_spent_waiting_for_it() {
     let scene = Scene::ranked(&["only"]).await;
     scene.script("only", |_, before| match before % 2 {
         0 => Reply::Answer(429, "retry-after: 8\r\n", ""),
@@ -73,7 +73,7 @@ async fn an_agent_is_not_charged_for_time_that_it_was_waited_for() {
 
 /// "If an agent has not done the task after this time, the next one gets it as well": however long the selection took.
 #[tokio::test(start_paused = true)]
-async fn the_time_of_a_hedge_begins_with_the_attempt() {
+async fn time_of_a_hedge_begins_with_the_attempt() {
     let scene = Scene::new(&["one", "two"]).await;
     for id in ["one", "two"] {
         scene.set(id, Reply::Late(Duration::from_millis(500), DONE));
@@ -86,9 +86,10 @@ async fn the_time_of_a_hedge_begins_with_the_attempt() {
     assert_eq!(tasks, 1, "each task takes half a second");
 }
 
-/// Hedging does the task, so the agent that hangs is dropped each time, and gets the next task first all the same.
+/// The hedge does the task, so the attempt at the agent that hangs is dropped each time, and without a rule the agent would get
+/// the next task first.
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_always_loses_against_its_hedge_is_found_out() {
+async fn agent_that_always_loses_against_its_hedge_is_ejected() {
     let scene = Scene::ranked(&["hung", "well"]).await;
     scene.set("hung", Reply::Hang);
     let orchestrator = scene.orchestrator();
@@ -100,7 +101,7 @@ async fn an_agent_that_always_loses_against_its_hedge_is_found_out() {
     assert!(hung <= 50, "hung had {hung} tasks, well {well}");
 }
 
-/// Among equals the load decides, and one that never answered anything is not the less loaded.
+/// Among equals the load decides, and an agent that never responded does not count as less loaded.
 #[tokio::test(start_paused = true)]
 async fn among_equals_an_agent_that_always_loses_against_its_hedge_gets_few_tasks() {
     let scene = Scene::new(&["hung", "well", "also_well"]).await;
@@ -114,23 +115,23 @@ async fn among_equals_an_agent_that_always_loses_against_its_hedge_gets_few_task
     assert!(hung <= 15, "hung had {hung} of 100 tasks");
 }
 
-/// A task of its own must not cost more than its limit, and a limit of nothing is over at once.
+/// A custom task must not take longer than its limit, and a limit of zero is over at once.
 #[tokio::test(start_paused = true)]
-async fn a_time_limit_of_nothing_is_over_at_once() {
+async fn zero_time_limit_ends_at_once() {
     let scene = Scene::ranked(&["one", "two"]).await;
     let orchestrator = scene.orchestrator();
     let began = Instant::now();
     let error = send(orchestrator.delegate("work").time_limit(Duration::ZERO)).await.unwrap_err();
     assert!(began.elapsed() < Duration::from_millis(10), "{error}");
     assert_eq!(orchestrator.ejection("one"), EjectionState::Admitted);
-    // Durations without an end are no panic.
+    // Endless durations do not panic.
     let delegation = orchestrator.delegate("work").time_limit(Duration::MAX).attempt_timeout(Duration::MAX);
     send(delegation.hedge_after(Duration::MAX).chunk_timeout(Duration::MAX)).await.unwrap();
 }
 
-/// Its first selection takes a while; meanwhile nobody is charged, and a hedge that was paid for is not lost.
+/// The hedge's selection takes a while. Meanwhile no agent is charged, and a hedge that was paid for is not lost.
 #[tokio::test(start_paused = true)]
-async fn a_hedge_that_is_being_selected_gets_the_task_if_the_first_attempt_fails() {
+async fn hedge_in_selection_gets_the_task_if_the_first_attempt_fails() {
     let scene = Scene::ranked(&["first", "second"]).await;
     scene.set("second", Reply::Late(Duration::from_secs(1), r#"{"status":"healthy"}"#));
     let budget = registry_sdk::discovery::RetryBudget::default().min_per_second(0).ratio(1.0);
@@ -154,9 +155,9 @@ async fn a_hedge_that_is_being_selected_gets_the_task_if_the_first_attempt_fails
     assert!(outcome.is_ok(), "{outcome:?}");
 }
 
-/// The first agent is still at it, and would do it. That the hedge's answer is of no use does not matter.
+/// The first agent is still working and would succeed. The hedge's unusable response does not matter.
 #[tokio::test(start_paused = true)]
-async fn a_hedge_with_a_useless_answer_does_not_end_the_attempt_that_runs() {
+async fn hedge_with_an_unusable_response_does_not_end_the_running_attempt() {
     let scene = Scene::ranked(&["well", "odd"]).await;
     scene.set("well", Reply::Late(Duration::from_secs(3), DONE));
     scene.set("odd", Reply::Answer(200, "", "<html>welcome</html>"));

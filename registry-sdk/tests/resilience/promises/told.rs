@@ -1,4 +1,4 @@
-//! What errors tell, and how much of it.
+//! The content and length of errors.
 
 use registry_sdk::discovery::{DelegateError, TaskQuery};
 use registry_sdk::{Orchestrator, RegistryClient};
@@ -8,7 +8,7 @@ use super::{send, with_causes};
 use crate::scene::Scene;
 use crate::support::{Reply, Server};
 
-/// What fits a log line, generously.
+/// Maximum length of a log line, generously.
 const LINE: usize = 8_000;
 
 async fn decode_as_number(body: &'static str) -> DelegateError {
@@ -18,9 +18,9 @@ async fn decode_as_number(body: &'static str) -> DelegateError {
     orchestrator.delegate("work").post_json::<u64>("/execute", &json!({"n": 1})).await.unwrap_err()
 }
 
-/// The decoder says what it found in place of a number, which may be long.
+/// The decoder quotes what it found instead of a number, which may be long.
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_does_not_fit_does_not_fill_the_log() {
+async fn undecodable_response_does_not_fill_the_log() {
     let body: &'static str = format!("{:?}", "x".repeat(1024 * 1024)).leak();
     let error = decode_as_number(body).await;
     let text = with_causes(&error);
@@ -29,7 +29,7 @@ async fn an_answer_that_does_not_fit_does_not_fill_the_log() {
 
 /// `main` prints an error with `Debug`, and so does `unwrap`.
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_does_not_fit_does_not_fill_the_terminal() {
+async fn undecodable_response_does_not_fill_the_terminal() {
     let body: &'static str = format!("[{}1]", "1,".repeat(512 * 1024)).leak();
     let error = decode_as_number(body).await;
     let text = format!("{error:?}");
@@ -37,9 +37,9 @@ async fn an_answer_that_does_not_fit_does_not_fill_the_terminal() {
     assert!(text.contains("the response cannot be decoded"), "{text}");
 }
 
-/// A redirect tells where it leads, in as many bytes as the agent likes.
+/// A redirect names its target, which may be as long as the agent likes.
 #[tokio::test(start_paused = true)]
-async fn the_target_of_a_redirect_does_not_fill_the_log() {
+async fn target_of_a_redirect_does_not_fill_the_log() {
     let scene = Scene::ranked(&["one"]).await;
     let location = format!("http://elsewhere/{}", "x".repeat(100_000));
     scene.set("one", Reply::with(302, &[("location", &location)], ""));
@@ -48,9 +48,9 @@ async fn the_target_of_a_redirect_does_not_fill_the_log() {
     assert!(text.len() < LINE, "{} bytes", text.len());
 }
 
-/// A login page's URL carries what nobody should log.
+/// A login page's URL contains data that must not be logged.
 #[tokio::test(start_paused = true)]
-async fn the_target_of_a_redirect_tells_no_secret() {
+async fn target_of_a_redirect_reveals_no_secret() {
     let scene = Scene::ranked(&["one"]).await;
     let location = "http://user:s3cret@sso/login?state=t0ken";
     scene.set("one", Reply::with(302, &[("location", location)], ""));
@@ -58,30 +58,30 @@ async fn the_target_of_a_redirect_tells_no_secret() {
     assert!(!text.contains("s3cret"), "{text}");
 }
 
-/// What an agent says is text, not commands to the terminal of whoever reads the log.
+/// An agent's message is text, and must not control the terminal of the person who reads the log.
 #[tokio::test(start_paused = true)]
-async fn what_an_agent_says_cannot_command_a_terminal() {
+async fn agents_text_cannot_control_a_terminal() {
     let scene = Scene::ranked(&["one"]).await;
     scene.set("one", Reply::Answer(500, "", "\u{1b}[2J\u{1b}]0;owned\u{7}out of disk\u{0}\u{202e}"));
     let text = with_causes(&send(scene.orchestrator().delegate("work")).await.unwrap_err());
     assert!(!text.chars().any(char::is_control), "{text:?}");
 }
 
-/// Its causes do not say everything a second and a third time.
+/// The causes do not repeat everything a second and a third time.
 #[tokio::test(start_paused = true)]
-async fn an_error_with_its_causes_says_each_thing_a_few_times_at_most() {
+async fn error_with_its_causes_repeats_little() {
     let scene = Scene::ranked(&["one", "two"]).await;
     scene.set("one", Reply::Answer(500, "", "out of disk"));
     scene.set("two", Reply::Close);
     let text = with_causes(&send(scene.orchestrator().delegate("work")).await.unwrap_err());
     let times = text.matches("connection closed before message completed").count();
-    // Once in what each agent said, and once as the last one's own error.
+    // Once in each agent's message, and once as the last agent's own error.
     assert!(times <= 2, "{times} times: {text}");
 }
 
-/// Fallbacks that are busy, primaries that are excluded, lack a tag, or are offline: all are told.
+/// Fallbacks that are busy, and primaries that are excluded, lack a tag or are offline: all are reported.
 #[tokio::test(start_paused = true)]
-async fn everyone_that_was_skipped_is_told() {
+async fn all_skipped_agents_are_reported() {
     let scene = Scene::new(&["excluded", "untagged", "busy"]).await;
     scene.register("offline", registry_sdk::Capability::new("work").tag("rust")).await;
     scene.register("gone_busy", registry_sdk::Capability::new("work").tag("rust")).await;
@@ -100,9 +100,9 @@ async fn everyone_that_was_skipped_is_told() {
     }
 }
 
-/// A `204` of an agent that has nothing to say is a task that was done.
+/// A `204` of an agent without a result means that the task was done.
 #[tokio::test(start_paused = true)]
-async fn an_answer_without_a_body_is_enough_for_who_expects_none() {
+async fn response_without_a_body_suffices_if_none_is_expected() {
     let scene = Scene::ranked(&["one"]).await;
     scene.set("one", Reply::Answer(204, "", ""));
     let orchestrator = scene.orchestrator();
@@ -112,11 +112,11 @@ async fn an_answer_without_a_body_is_enough_for_who_expects_none() {
     assert!(maybe.is_ok(), "{maybe:?}");
 }
 
-/// If it is not known whether there are others, the error does not say that there are none.
+/// If it is unknown whether there are other agents, the error does not say that there are none.
 #[tokio::test(start_paused = true)]
-async fn an_error_does_not_say_that_nobody_is_registered_if_that_is_not_known() {
+async fn error_does_not_claim_that_no_agent_is_registered_if_that_is_unknown() {
     let registry = Server::start(|what, _| {
-        // The registry has a rate limit, and the first search was the last one that fits.
+        // The registry has a rate limit, which the first search exhausts.
         if what.contains("healthy=false") {
             return Reply::Answer(429, "retry-after: 60\r\n", "");
         }
@@ -131,9 +131,9 @@ async fn an_error_does_not_say_that_nobody_is_registered_if_that_is_not_known() 
     }
 }
 
-/// The SDK's own requests leave their URLs out of errors and logs. Those of the caller's own client come by `?`, as documented.
+/// The SDK's own requests omit their URLs in errors and logs. Errors of the caller's own client come by `?`, as documented.
 #[tokio::test(start_paused = true)]
-async fn the_error_of_ones_own_request_tells_no_key_of_its_url() {
+async fn error_of_a_custom_request_hides_the_key_in_its_url() {
     let scene = Scene::ranked(&["one"]).await;
     scene.set("one", Reply::Answer(500, "", ""));
     let http = reqwest::Client::builder().no_proxy().build().unwrap();

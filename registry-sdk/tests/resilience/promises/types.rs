@@ -1,8 +1,8 @@
-//! What the types promise.
+//! The guarantees of the types.
 
 use registry_sdk::TaskError;
 
-/// Errors of many types in one task. Boxed ones are no `Error` themselves, so they need a word.
+/// Errors of many types in one task. Boxed errors do not implement `Error`, so they need a conversion.
 #[test]
 fn errors_become_task_errors_with_a_question_mark() {
     fn task(text: &str) -> Result<u32, TaskError> {
@@ -20,7 +20,7 @@ fn errors_become_task_errors_with_a_question_mark() {
     assert_eq!(task("seven").unwrap_err().to_string(), "invalid digit found in string");
 }
 
-/// A delegation's error goes wherever errors go.
+/// A delegation's error can be used like any error.
 #[test]
 fn errors_of_delegation_are_errors_like_any_other() {
     fn is_error<T: std::error::Error + Send + Sync + Clone + 'static>() {}

@@ -14,7 +14,7 @@ use super::{client, list, record, stream};
 use crate::scene::Scene;
 use crate::support::{Reply, Server, let_the_kernel_deliver_for, until};
 
-/// A registry in a thread of its own, with so many agents, and the channel that ends it.
+/// A registry with this many agents in its own thread, and the channel that ends it.
 fn registry_with(agents: usize, registration: impl Fn(usize) -> Registration + Send + 'static) -> Registry {
     let (ready, is_ready) = std::sync::mpsc::channel();
     let (end, mut ends) = tokio::sync::mpsc::channel::<bool>(1);
@@ -52,9 +52,9 @@ fn registration(number: usize) -> Registration {
         .capability(Capability::new(format!("work_{number}")).tag("tag").description("does some work"))
 }
 
-/// 48 MB, through something that cuts every connection after 20 MB.
+/// 48 MB, through a proxy that closes every connection after 20 MB.
 #[tokio::test]
-async fn a_list_of_many_large_records_arrives_over_connections_that_break() {
+async fn list_of_many_large_records_arrives_over_connections_that_break() {
     let registry = registry_with(3_000, |number| registration(number).metadata("note", "x".repeat(16_000)));
     let proxy = FaultProxy::start(registry.url.trim_start_matches("http://")).await;
     proxy.set(Fault::ResetAfter(20_000_000));
@@ -64,9 +64,9 @@ async fn a_list_of_many_large_records_arrives_over_connections_that_break() {
     assert_eq!(directory.len(), 3_000);
 }
 
-/// Each page takes 3 s, and all of them longer than any call may.
+/// Each page takes 3 s, and all together take longer than any call may.
 #[tokio::test(start_paused = true)]
-async fn a_directory_is_ready_over_a_slow_link() {
+async fn directory_is_ready_over_a_slow_link() {
     const PAGES: usize = 20;
     let note = "x".repeat(16_000);
     let page = |page: usize| {
@@ -95,10 +95,10 @@ async fn a_directory_is_ready_over_a_slow_link() {
     assert_eq!(directory.len(), 100 * PAGES);
 }
 
-/// While its content is replaced, the other tasks of the runtime go on. A busy machine has many chances to show it.
+/// While the content is replaced, the other tasks of the runtime continue. A busy machine has many chances to show it.
 #[cfg(feature = "__internal")]
 #[tokio::test]
-async fn nothing_waits_for_a_directory_that_is_rebuilt() {
+async fn no_task_waits_while_a_directory_is_rebuilt() {
     const AGENTS: usize = 10_000;
     let registry = registry_with(AGENTS, registration);
     let client = RegistryClient::builder(&registry.url).retry(RetryPolicy::discovery()).build().unwrap();
@@ -136,9 +136,9 @@ async fn nothing_waits_for_a_directory_that_is_rebuilt() {
     panic!("each time it is rebuilt something waits, the last time for {longest:?}");
 }
 
-/// From the moment at which nothing passes any more, whatever the directory knows of that.
+/// Counted from the moment when nothing passes any more, whether or not the directory knows that.
 #[tokio::test(start_paused = true)]
-async fn selections_from_a_directory_go_on_while_the_registry_is_black_holed() {
+async fn selections_from_a_directory_continue_while_the_registry_is_black_holed() {
     tokio::spawn(let_the_kernel_deliver_for(3_600));
     let scene = Scene::new(&["a", "b"]).await;
     let proxy = FaultProxy::start(scene.registry.url().trim_start_matches("http://")).await;
@@ -160,7 +160,7 @@ async fn selections_from_a_directory_go_on_while_the_registry_is_black_holed() {
     until("it is followed again", || !directory.freshness().unwrap().is_stale()).await;
 }
 
-/// How old a directory is, in whole seconds. Fails if it is up to date.
+/// The age of a directory in whole seconds. Fails if it is up to date.
 fn age(directory: &Directory) -> u64 {
     match directory.freshness() {
         Some(Freshness::Stale { age }) => age.as_secs(),
@@ -169,7 +169,7 @@ fn age(directory: &Directory) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_age_of_a_directory_counts_from_the_last_sign_of_life() {
+async fn age_of_a_directory_counts_from_the_last_sign_of_life() {
     // A sign of life every 8 s, six of them.
     let server = Server::start(|what, before| match what {
         "GET /events" if before == 0 => Reply::Slow(
@@ -188,7 +188,7 @@ async fn the_age_of_a_directory_counts_from_the_last_sign_of_life() {
     assert!(matches!(directory.state(), DirectoryState::Following), "{:?}", directory.state());
     let began = SystemTime::now();
     until("it is out of date", || directory.freshness() != Some(Freshness::Fresh)).await;
-    // It was silent for 35 s then.
+    // It had been silent for 35 s.
     let at_first = age(&directory);
     assert!((35..=37).contains(&at_first), "{at_first} s");
     let DirectoryState::Interrupted { since, error } = directory.state() else { panic!() };
@@ -202,7 +202,7 @@ async fn the_age_of_a_directory_counts_from_the_last_sign_of_life() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_directory_that_was_filled_from_memory_is_as_old_as_that() {
+async fn directory_that_was_filled_from_memory_is_as_old_as_that() {
     let is_away = Arc::new(AtomicBool::new(true));
     let away = is_away.clone();
     let server = Server::start(move |what, _| match what {
@@ -227,13 +227,13 @@ async fn a_directory_that_was_filled_from_memory_is_as_old_as_that() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_told_apart_from_an_outage() {
+async fn refusal_is_distinguished_from_an_outage() {
     let registry = MockRegistry::start().await;
     let directory = Directory::follow(&registry.client());
     directory.ready().await.unwrap();
     registry.outage(Duration::from_secs(60));
     until("it is interrupted", || matches!(directory.state(), DirectoryState::Interrupted { .. })).await;
-    // It is a refusal when the registry is back.
+    // It is a refusal when the registry has recovered.
     registry.refuse_event_streams(401);
     until("it is refused", || matches!(directory.state(), DirectoryState::Refused { .. })).await;
     let DirectoryState::Refused { error, .. } = directory.state() else { panic!() };
@@ -258,7 +258,7 @@ async fn selections_ask_the_registry_while_only_the_stream_is_refused() {
         let selected = orchestrator.find_best_agent("rest").await.unwrap();
         assert_eq!((selected.agent.agent_id.as_str(), selected.freshness), ("b", Freshness::Fresh));
     }
-    // An outage later, it is tried again every ten seconds.
+    // After an outage, it is retried every ten seconds.
     scene.registry.outage(Duration::from_secs(25));
     let mut fresh = Vec::new();
     for _ in 0..40 {
@@ -270,7 +270,7 @@ async fn selections_ask_the_registry_while_only_the_stream_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_is_set_up_wrongly_ends_a_watch_and_a_directory() {
+async fn misconfigured_client_ends_a_watch_and_a_directory() {
     let builder = RegistryClient::builder("http://127.0.0.1:8009").token("two\nlines");
     let client = builder.build().unwrap();
     let mut watch = client.watch();

@@ -1,4 +1,4 @@
-//! What a watch tells of lists and streams that do not fit together.
+//! Lists and streams that contradict each other.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,9 +18,9 @@ async fn until_listed(watch: &mut registry_sdk::Watch, expected: &str) {
     assert!(told.is_ok(), "never told: {expected}");
 }
 
-/// The stream is at 100 already, the replica that is asked for the list has not seen 97 to 99 yet.
+/// The stream is at revision 100, and the replica that serves the list has not seen 97 to 99 yet.
 #[tokio::test(start_paused = true)]
-async fn a_list_that_lags_behind_the_stream_is_completed() {
+async fn list_that_lags_behind_the_stream_is_completed() {
     let lists = AtomicUsize::new(0);
     let server = Server::start(move |what, _| match what {
         "GET /events" => stream("id: 100-m\n\n"),
@@ -35,13 +35,13 @@ async fn a_list_that_lags_behind_the_stream_is_completed() {
     until_listed(&mut watch, "listed a busy, b active").await;
 }
 
-/// Whether the stream tells it before the list is there or afterwards.
+/// Whether the stream reports the change before or after the list.
 #[tokio::test(start_paused = true)]
-async fn the_greater_revision_wins_between_a_list_and_the_stream() {
+async fn greater_revision_wins_between_a_list_and_the_stream() {
     let events = [
         event(101, "status_changed", "a", "busy"),
         event(102, "registered", "c", "active"),
-        // The record is the last that there was.
+        // The record is the last one.
         event(91, "deregistered", "d", "active").replace("id: 91", "id: 103"),
         event(104, "status_changed", "e", "offline"),
     ];
@@ -54,11 +54,11 @@ async fn the_greater_revision_wins_between_a_list_and_the_stream() {
         let lists = AtomicUsize::new(0);
         let server = Server::start(move |what, _| match what {
             "GET /events" => reply.clone(),
-            // The first list has a change already that the stream tells later.
+            // The first list already has a change that the stream reports later.
             _ if lists.fetch_add(1, Ordering::SeqCst) == 0 => {
                 list(&[record("a", "active", 90), record("d", "active", 91), record("e", "busy", 105)])
             }
-            // And the second one is older than the stream.
+            // The second list is older than the stream.
             _ => list(&[
                 record("a", "active", 90),
                 record("b", "active", 97),
@@ -75,9 +75,9 @@ async fn the_greater_revision_wins_between_a_list_and_the_stream() {
     }
 }
 
-/// Without revisions it cannot be seen whether a list lags.
+/// Without revisions, a lagging list cannot be recognized.
 #[tokio::test(start_paused = true)]
-async fn a_list_without_revisions_that_lags_is_corrected() {
+async fn list_without_revisions_that_lags_is_corrected() {
     let lists = AtomicUsize::new(0);
     let server = Server::start(move |what, _| match what {
         "GET /events" => stream("id: 1-m\n\n"),
@@ -91,16 +91,16 @@ async fn a_list_without_revisions_that_lags_is_corrected() {
     assert_eq!(events_within(&mut watch, BEFORE_SILENCE).await, ["listed a active", "listed a busy"]);
 }
 
-/// Whoever waits for a pause in the changes may wait for ever.
+/// Waiting for a pause between changes could take forever.
 #[tokio::test(start_paused = true)]
-async fn a_list_that_lags_is_completed_while_changes_go_on() {
+async fn list_that_lags_is_completed_while_changes_go_on() {
     let lists = AtomicUsize::new(0);
     let events: String = (201..240).map(|revision| event(revision, "status_changed", "a", "busy")).collect();
     let size = event(201, "status_changed", "a", "busy").len();
     let padding = " ".repeat(size - "id: 200-m\n\n:\n\n".len());
     let events: &str = format!("id: 200-m\n\n:{padding}\n\n{events}").leak();
     let server = Server::start(move |what, _| match what {
-        // One every second.
+        // One change every second.
         "GET /events" => Reply::Slow(events, size, Duration::from_secs(1)),
         _ if lists.fetch_add(1, Ordering::SeqCst) == 0 => list(&[record("a", "active", 96)]),
         _ => list(&[record("a", "active", 96), record("b", "active", 97)]),
@@ -131,7 +131,7 @@ async fn lists_are_repeated_after_a_few_seconds_and_not_all_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_list_that_is_complete_is_told_once() {
+async fn complete_list_is_reported_once() {
     let server = Server::start(move |what, _| match what {
         "GET /events" => {
             stream_in_two(AFTER_THE_LIST, "id: 100-m\n\n", &event(101, "status_changed", "a", "busy"))
@@ -143,9 +143,9 @@ async fn a_list_that_is_complete_is_told_once() {
     assert_eq!(events_within(&mut watch, BEFORE_SILENCE).await, ["listed a active", "changed a busy"]);
 }
 
-/// The replica that is asked for the list is still in the old history, whose revisions are greater.
+/// The replica that serves the list is still in the old history, whose revisions are greater.
 #[tokio::test(start_paused = true)]
-async fn a_new_history_replaces_the_old_one_although_its_revisions_are_smaller() {
+async fn new_history_replaces_the_old_one_although_its_revisions_are_smaller() {
     let began = Instant::now();
     let server = Server::start(move |what, _| match what {
         "GET /events" => stream(&format!(
@@ -177,9 +177,9 @@ async fn a_new_history_replaces_the_old_one_although_its_revisions_are_smaller()
     assert_eq!(known, [("a", Some(51))]);
 }
 
-/// A registry that knows no revisions tells every change.
+/// A registry without revisions reports every change.
 #[tokio::test(start_paused = true)]
-async fn changes_without_a_revision_are_told() {
+async fn changes_without_a_revision_are_reported() {
     let change = |id: u64, kind: &str| {
         format!("id: {id}-m\nevent: {kind}\ndata: {{\"agent_id\":\"a\",\"status\":\"busy\"}}\n\n")
     };
@@ -191,13 +191,13 @@ async fn changes_without_a_revision_are_told() {
     .await;
     let mut watch = client(&server).watch();
     let told = events_within(&mut watch, BEFORE_SILENCE).await;
-    // Whether the second list shows anything else cannot be seen.
+    // It is unknown whether the second list shows anything else.
     assert_eq!(told, ["listed a busy", "changed a busy", "removed a", "registered a", "listed a busy"]);
 }
 
-/// Pages are read while the stream goes on.
+/// Pages are read while the stream continues.
 #[tokio::test(start_paused = true)]
-async fn a_list_is_read_by_pages_while_the_stream_goes_on() {
+async fn list_is_read_by_pages_while_the_stream_goes_on() {
     let server = Server::start(|what, _| match what {
         "GET /events" => {
             stream_in_two(AFTER_THE_LIST, "id: 1-m\n\n", &event(2, "status_changed", "a", "busy"))
@@ -215,9 +215,9 @@ async fn a_list_is_read_by_pages_while_the_stream_goes_on() {
     assert_eq!(next(&mut watch).await, "changed a busy");
 }
 
-/// A page that fails is requested again, and those before it are not.
+/// A failed page is requested again, and earlier ones are not.
 #[tokio::test(start_paused = true)]
-async fn pages_that_were_read_are_kept_over_an_interruption() {
+async fn pages_already_read_survive_an_interruption() {
     let failures = AtomicUsize::new(0);
     let server = Server::start(move |what, _| match what {
         "GET /events" => stream("id: 1-m\n\n"),
@@ -235,9 +235,9 @@ async fn pages_that_were_read_are_kept_over_an_interruption() {
     assert_eq!(server.times("GET /agents?limit=500").len(), 1 + 4);
 }
 
-/// Although the stream goes on.
+/// Although the stream continues.
 #[tokio::test(start_paused = true)]
-async fn a_second_list_that_fails_again_and_again_is_one_interruption() {
+async fn repeatedly_failing_second_list_is_one_interruption() {
     let lists = AtomicUsize::new(0);
     let alive: &str = format!("id: 1-m\n\n{}", ": alive\n\n".repeat(20)).leak();
     let server = Server::start(move |what, _| match what {
@@ -254,7 +254,7 @@ async fn a_second_list_that_fails_again_and_again_is_one_interruption() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pages_that_lead_nowhere_are_an_interruption() {
+async fn endless_pages_are_an_interruption() {
     for (cursor, body) in [("a", r#"[{"agent_id":"a","status":"active"}]"#), ("b", "[]")] {
         let link = format!("</agents?limit=500&cursor={cursor}>; rel=\"next\"");
         let server = Server::start(move |what, _| match what {
@@ -270,9 +270,9 @@ async fn pages_that_lead_nowhere_are_an_interruption() {
     }
 }
 
-/// Under a load of changes a list is ahead of the stream, which tells the same a moment later.
+/// Under a load of changes a list is ahead of the stream, which reports the same a moment later.
 #[tokio::test(start_paused = true)]
-async fn a_list_that_is_ahead_of_the_stream_is_no_reason_to_begin_anew() {
+async fn list_ahead_of_the_stream_does_not_cause_a_restart() {
     let registry = registry_sdk::testing::MockRegistry::start().await;
     let changing = registry.client();
     let agent = |number: u64| {
@@ -299,9 +299,9 @@ async fn a_list_that_is_ahead_of_the_stream_is_no_reason_to_begin_anew() {
     assert_eq!(events_within(&mut watch, Duration::from_secs(30)).await, [""; 0]);
 }
 
-/// A stream that comes back has a moment to tell what a list has already.
+/// A stream that reconnects has a moment to report what a list already has.
 #[tokio::test(start_paused = true)]
-async fn a_list_is_not_judged_before_the_stream_is_back() {
+async fn list_is_not_judged_before_the_stream_is_back() {
     let (opened, lists) = (AtomicUsize::new(0), AtomicUsize::new(0));
     // In parts of nine bytes, one a second: it ends after the second list was read.
     let first: &str = format!("id: 1-m\n\n{}event: overrun\ndata: {{}}\n\n", ": alive\n\n".repeat(6)).leak();

@@ -1,4 +1,4 @@
-//! What the mock registry does to watches. The same is done to real servers elsewhere.
+//! The mock registry's effects on watches. Other tests do the same to real servers.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn agent(id: &str) -> Registration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restored_registry_begins_a_new_history() {
+async fn restored_registry_begins_a_new_history() {
     let registry = MockRegistry::start().await;
     let client = registry.client();
     client.register(&agent("kept")).await.unwrap();
@@ -27,7 +27,7 @@ async fn a_restored_registry_begins_a_new_history() {
     client.update_status("kept", AgentStatus::Busy).await.unwrap();
     let mut watch = client.watch();
     assert_eq!(next(&mut watch).await, "listed kept busy, lost-1 active, lost-2 active, lost-3 active");
-    // For a second, whoever lists gets the old history.
+    // For a second, lists show the old history.
     registry.lag(Duration::from_secs(1));
     registry.restore(&backup);
     client.register(&agent("new")).await.unwrap();
@@ -38,7 +38,7 @@ async fn a_restored_registry_begins_a_new_history() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_that_comes_back_goes_on_in_its_own_history_only() {
+async fn watch_resumes_only_within_its_own_history() {
     let registry = MockRegistry::start().await;
     let client = registry.client();
     client.register(&agent("a")).await.unwrap();
@@ -53,7 +53,7 @@ async fn a_watch_that_comes_back_goes_on_in_its_own_history_only() {
     assert_eq!(next(&mut watch).await, "resumed");
     client.register(&agent("b")).await.unwrap();
     assert_eq!(next(&mut watch).await, "registered b");
-    // And this is not, although there is another change with the same number.
+    // This is not, although there is another change with the same number.
     registry.outage(Duration::from_secs(5));
     registry.restore(&backup);
     assert!(next(&mut watch).await.starts_with("interrupted"));
@@ -63,7 +63,7 @@ async fn a_watch_that_comes_back_goes_on_in_its_own_history_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registry_that_lost_all_is_empty_for_its_watches() {
+async fn watch_of_a_registry_that_lost_everything_reports_no_agents() {
     let registry = MockRegistry::start().await;
     registry.client().register(&agent("a")).await.unwrap();
     let directory = Directory::follow(&registry.client());
@@ -89,7 +89,7 @@ async fn lists_that_lag_are_corrected() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_overrun_is_survived() {
+async fn watch_survives_an_overrun() {
     let registry = MockRegistry::start().await;
     let client = registry.client();
     let mut watch = client.watch();
@@ -106,9 +106,9 @@ async fn an_overrun_is_survived() {
     assert_eq!(events_within(&mut watch, Duration::from_secs(600)).await, [""; 0]);
 }
 
-/// As often as it may happen, and in whatever order.
+/// As many faults as there may be, in any order.
 #[tokio::test(start_paused = true)]
-async fn a_directory_knows_the_truth_after_any_faults() {
+async fn directory_is_correct_after_any_faults() {
     for seed in 0..20 {
         let mut random = fastrand::Rng::with_seed(seed);
         let registry = MockRegistry::start().await;

@@ -17,10 +17,10 @@ use crate::support::{Reply, Server};
 /// Longer than anything takes on a paused clock.
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// These servers send no signs of life, so their streams count as lost after a while.
+/// These servers send no comments, so their streams count as lost after a while.
 const BEFORE_SILENCE: Duration = Duration::from_secs(30);
 
-/// What a stream tells after so long comes when the list was read, and before it is read once more.
+/// An event after this time arrives between the first and the second list.
 const AFTER_THE_LIST: Duration = Duration::from_secs(1);
 
 /// A stream that stays open after these blocks.
@@ -33,7 +33,7 @@ fn closed_stream(blocks: &str) -> Reply {
     Reply::Raw(head(blocks))
 }
 
-/// A stream of two parts that stays open. Each comes after a pause, in one piece.
+/// A stream of two parts that stays open. Each part arrives in one piece after a pause.
 fn stream_in_two(pause: Duration, first: &str, second: &str) -> Reply {
     let padding = second.len().saturating_sub(first.len() + ":\n\n".len());
     let first = format!("{first}:{}\n\n", " ".repeat(padding));
@@ -59,12 +59,12 @@ fn list(records: &[String]) -> Reply {
     Reply::Answer(200, "", format!("[{}]", records.join(",")).leak())
 }
 
-/// A client that gives its errors at once.
+/// A client without retries.
 fn client(server: &Server) -> RegistryClient {
     RegistryClient::builder(server.url()).retry(RetryPolicy::none()).build().unwrap()
 }
 
-/// The next event in short. Fails if there is none for a day.
+/// The next event in short form. Fails if there is none for a day.
 async fn next(watch: &mut Watch) -> String {
     let event = timeout(24 * HOUR, watch.next()).await.unwrap();
     match event.unwrap() {
@@ -82,7 +82,7 @@ async fn next(watch: &mut Watch) -> String {
     }
 }
 
-/// All events of so long a time, in short.
+/// All events within this time, in short form.
 async fn events_within(watch: &mut Watch, time: Duration) -> Vec<String> {
     let mut events = Vec::new();
     let _ = timeout(time, async {

@@ -1,4 +1,4 @@
-//! Event streams that are refused: by the registry, or by something in between.
+//! Event streams that are refused by the registry, or by something in between.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use crate::support::{PROBLEM, Reply, Server, until};
 
 const HTML: &str = "content-type: text/html\r\n";
 
-/// What a registry answers, or a proxy, that wants nothing of event streams now.
+/// Responses of registries and proxies that refuse event streams.
 fn refusals() -> Vec<Reply> {
     let own = |status| Reply::Answer(status, PROBLEM, r#"{"detail":"not now"}"#);
     let page = |status| Reply::Answer(status, HTML, "<html>no such page</html>");
@@ -23,12 +23,12 @@ fn refusals() -> Vec<Reply> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_at_the_beginning_ends_neither_a_watch_nor_a_directory() {
+async fn refusal_at_the_beginning_ends_neither_a_watch_nor_a_directory() {
     for refusal in refusals() {
         let refused = refusal.clone();
         let opened = AtomicUsize::new(0);
         let server = Server::start(move |what, _| match what {
-            // Once the watch's and once the directory's.
+            // Once for the watch and once for the directory.
             "GET /events" if opened.fetch_add(1, Ordering::SeqCst) < 2 => refused.clone(),
             "GET /events" => stream("id: 1-m\n\n"),
             _ => list(&[record("a", "active", 1)]),
@@ -46,7 +46,7 @@ async fn a_refusal_at_the_beginning_ends_neither_a_watch_nor_a_directory() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_of_a_stream_that_comes_back_is_an_interruption_and_nothing_is_missed() {
+async fn refused_reconnection_is_an_interruption_without_missed_changes() {
     for refusal in refusals().into_iter().skip(1) {
         let opened = AtomicUsize::new(0);
         let server = Server::start(move |what, _| match what {
@@ -72,13 +72,13 @@ async fn a_refusal_of_a_stream_that_comes_back_is_an_interruption_and_nothing_is
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lasting_refusal_is_told_once_and_tried_again_after_growing_pauses_of_up_to_a_minute() {
+async fn lasting_refusal_is_reported_once_and_retried_with_growing_delays_of_up_to_a_minute() {
     let server = Server::start(|_, _| Reply::Answer(403, PROBLEM, r#"{"detail":"not yours"}"#)).await;
     let mut watch = client(&server).watch();
     let told = events_within(&mut watch, 2 * HOUR).await;
     assert_eq!(told.len(), 1, "{told:?}");
     let times = server.times("GET /events");
-    // Pauses are drawn between nothing and a minute in the end.
+    // In the end, delays are drawn between zero and a minute.
     assert!((120..480).contains(&times.len()), "{} attempts in two hours", times.len());
     let pauses: Vec<_> = times.windows(2).map(|two| two[1] - two[0]).collect();
     assert!(pauses.iter().all(|pause| *pause <= Duration::from_secs(61)), "{pauses:?}");
@@ -88,7 +88,7 @@ async fn a_lasting_refusal_is_told_once_and_tried_again_after_growing_pauses_of_
 
 /// A token is renewed a second late.
 #[tokio::test(start_paused = true)]
-async fn a_token_provider_is_asked_again_after_a_refusal() {
+async fn token_provider_is_called_again_after_a_refusal() {
     let asked = Arc::new(AtomicUsize::new(0));
     let provided = asked.clone();
     let server = Server::start(|what, before| match what {
@@ -111,7 +111,7 @@ async fn a_token_provider_is_asked_again_after_a_refusal() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_cannot_be_sent_for_a_moment_does_not_end_a_watch() {
+async fn briefly_unsendable_token_does_not_end_a_watch() {
     let asked = AtomicUsize::new(0);
     let server = Server::start(|what, before| match what {
         "GET /events" if before == 0 => closed_stream("id: 1-m\n\n"),

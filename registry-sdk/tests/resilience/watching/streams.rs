@@ -1,4 +1,4 @@
-//! Streams that end again and again, and what is told then.
+//! Streams that end again and again, and the events of the watch.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,9 +12,9 @@ use super::{
 };
 use crate::support::{Reply, Server};
 
-/// All at once: two events, and the end for a reader that was too slow.
+/// All at once: two events, and the end for a slow reader.
 #[tokio::test(start_paused = true)]
-async fn events_before_an_overrun_are_told_once() {
+async fn events_before_an_overrun_are_reported_once() {
     let opened = AtomicUsize::new(0);
     let server = Server::start(move |what, _| match what {
         "GET /events" if opened.fetch_add(1, Ordering::SeqCst) == 0 => {
@@ -51,9 +51,9 @@ async fn streams_that_end_before_their_first_id_are_an_interruption_and_list_not
     assert!(lists <= 5 && streams <= 400, "{streams} streams, {lists} lists in ten minutes");
 }
 
-/// Nothing that has no id can be resumed, so what happens between two streams is found in a list.
+/// Events without ids cannot be resumed, so changes between two streams are found in a list.
 #[tokio::test(start_paused = true)]
-async fn a_stream_without_ids_is_followed_by_a_list() {
+async fn stream_without_ids_is_followed_by_a_list() {
     let opened = AtomicUsize::new(0);
     let server = Server::start(move |what, _| match what {
         "GET /events" if opened.fetch_add(1, Ordering::SeqCst) == 0 => {
@@ -70,9 +70,9 @@ async fn a_stream_without_ids_is_followed_by_a_list() {
     assert!(lists >= 3, "{lists} lists: one for each stream, and one to confirm the last");
 }
 
-/// Streams that are closed again and again, as behind a proxy that allows none, are opened ever more rarely.
+/// Streams that are closed again and again, for example by a proxy, are opened less and less often.
 #[tokio::test(start_paused = true)]
-async fn short_streams_are_opened_after_growing_pauses_and_lists_are_read_all_the_same() {
+async fn short_streams_are_opened_with_growing_delays_and_lists_are_still_read() {
     let server = Server::start(|what, _| match what {
         "GET /events" => closed_stream("id: 1-m\n\n"),
         _ => Reply::Late(Duration::from_secs(1), r#"[{"agent_id":"a","status":"active","revision":1}]"#),
@@ -85,9 +85,9 @@ async fn short_streams_are_opened_after_growing_pauses_and_lists_are_read_all_th
     assert_eq!(server.times("GET /agents").len(), 2);
 }
 
-/// A stream that told a change was of use, however soon it ended, and one that lasted for a while was, too.
+/// A stream that reported a change was useful, however soon it ended, and so was one that lasted for a while.
 #[tokio::test(start_paused = true)]
-async fn streams_that_were_of_use_are_opened_again_soon() {
+async fn useful_streams_are_reopened_soon() {
     let alive = ": alive\n\n".repeat(14);
     let lasting: &str = format!("{alive}event: overrun\ndata: {{}}\n\n").leak();
     let first: &str = format!("id: 1-m\n\n{lasting}").leak();
@@ -115,7 +115,7 @@ async fn streams_that_were_of_use_are_opened_again_soon() {
 
 /// Of two registries the first is about to stop.
 #[tokio::test(start_paused = true)]
-async fn a_draining_registry_is_left_for_another_at_once() {
+async fn watch_leaves_a_draining_registry_at_once() {
     let draining = format!("{}event: draining\ndata: {{}}\n\n", event(2, "status_changed", "a", "busy"));
     let draining: &str = draining.leak();
     let first = Server::start(move |what, _| match what {
@@ -138,15 +138,15 @@ async fn a_draining_registry_is_left_for_another_at_once() {
     assert_eq!(told_at.elapsed(), Duration::ZERO);
     let streams: Vec<_> = second.arrived().into_iter().filter(|one| one.what == "GET /events").collect();
     assert_eq!(streams[0].header("last-event-id"), Some("2-m"));
-    // Other calls go elsewhere, too.
+    // Other calls use another registry, too.
     let before = first.arrived().len();
     client.get_agent("a").await.ok();
     assert_eq!(first.arrived().len(), before);
 }
 
-/// Every registry says that it is about to stop, or one does again and again.
+/// All registries say that they are about to stop, or one does so repeatedly.
 #[tokio::test(start_paused = true)]
-async fn registries_that_drain_for_ever_are_asked_ever_more_rarely() {
+async fn registries_that_drain_forever_are_contacted_less_and_less_often() {
     let server = Server::start(|what, _| match what {
         "GET /events" => closed_stream("id: 1-m\n\nevent: draining\ndata: {}\n\n"),
         _ => list(&[record("a", "active", 1)]),

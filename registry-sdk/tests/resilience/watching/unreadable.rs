@@ -1,4 +1,4 @@
-//! Events that cannot be read.
+//! Unreadable events.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,9 +9,9 @@ use super::{
 use crate::logs::Logs;
 use crate::support::{Reply, Server};
 
-/// While the first list is read, before it is read once more, and when that is long ago.
+/// While the first list is being read, before the second one, and long after it.
 #[tokio::test(start_paused = true)]
-async fn an_event_that_cannot_be_read_is_skipped_and_answered_by_a_list() {
+async fn unreadable_event_is_skipped_and_followed_by_a_list() {
     let unreadable = "id: 2-m\nevent: registered\ndata: {\"agent_id\":\"b\",\"status\":7}\n\n";
     let events = format!("{unreadable}{}", event(3, "registered", "c", "active"));
     let while_it_is_read = stream(&format!("id: 1-m\n\n{events}"));
@@ -45,9 +45,9 @@ async fn an_event_that_cannot_be_read_is_skipped_and_answered_by_a_list() {
     }
 }
 
-/// The one who comes back to the event before it is sent it again.
+/// A watch that resumes after the preceding event gets it again.
 #[tokio::test(start_paused = true)]
-async fn an_event_that_is_too_long_to_be_read_is_skipped_and_answered_by_a_list() {
+async fn oversized_event_is_skipped_and_followed_by_a_list() {
     let opened = AtomicUsize::new(0);
     let too_long = format!("id: 2-m\nevent: registered\ndata: \"{}\"\n\n", "x".repeat(5 * 1_024 * 1_024));
     let begin: &str = format!("id: 1-m\n\n{too_long}").leak();
@@ -65,9 +65,9 @@ async fn an_event_that_is_too_long_to_be_read_is_skipped_and_answered_by_a_list(
     assert_eq!(ids, [None, None], "it does not come back to it");
 }
 
-/// Of an agent that the stream told before.
+/// The removal of an agent that the stream reported before.
 #[tokio::test(start_paused = true)]
-async fn an_agent_is_gone_whose_removal_cannot_be_read() {
+async fn agent_is_removed_although_the_event_cannot_be_read() {
     let server = Server::start(move |what, _| match what {
         "GET /events" => {
             let registered = format!("id: 1-m\n\n{}", event(2, "registered", "a", "active"));
@@ -82,7 +82,7 @@ async fn an_agent_is_gone_whose_removal_cannot_be_read() {
 
 /// From a newer registry, again and again.
 #[tokio::test(start_paused = true)]
-async fn many_events_that_cannot_be_read_are_answered_by_few_lists() {
+async fn many_unreadable_events_cause_few_lists() {
     let events: String = (2..200)
         .map(|number| format!("id: {number}-m\nevent: registered\ndata: {{\"agent_id\":{number}}}\n\n"))
         .collect();
