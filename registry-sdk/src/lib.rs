@@ -1,6 +1,6 @@
 //! Register an agent, keep it alive, and find agents that can do a task.
 //!
-//! An agent announces itself and what it can do, and stays listed as long as it sends heartbeats:
+//! An agent registers itself with its capabilities, and stays listed as long as it sends heartbeats:
 //!
 //! ```no_run
 //! # #[tokio::main(flavor = "current_thread")]
@@ -12,14 +12,14 @@
 //! let registration = Registration::new("sec-scan", "Security Scanner", "http://sec-scan:8003")
 //!     .capability(Capability::new("security_scanning").tag("sast"));
 //! let agent = Agent::new(client, registration);
-//! agent.start_heartbeat(Duration::from_secs(30))?; // registers, whenever the registry is there
+//! agent.start_heartbeat(Duration::from_secs(30))?; // registers as soon as the registry is available
 //! // … the agent's own work …
 //! agent.shutdown().await;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! [`Agent::run_until`] does all of that around the agent's own server, and handles Ctrl-C and SIGTERM.
+//! [`Agent::run_until`] does all of this while the agent's own server runs, and handles Ctrl-C and SIGTERM.
 //!
 //! An orchestrator finds the best healthy agent for a task and delegates the task, failing over to the next candidate:
 //!
@@ -40,20 +40,20 @@
 //!
 //! # Time limits
 //!
-//! Each is shorter than the next, so a call that may be repeated has time for two attempts, and for each endpoint.
+//! Each limit is shorter than the next one, so that a repeatable call has time for two attempts, and for an attempt at each
+//! endpoint.
 //!
 //! | time limit of | default | set by |
 //! |---|---|---|
 //! | a connection | 2 s | [`RegistryClientBuilder::connect_timeout`]; at most half of the attempt's |
-//! | an attempt | 5 s | [`RegistryClientBuilder::timeout`]; at most half of a call. A long response that is arriving goes on |
+//! | an attempt | 5 s | [`RegistryClientBuilder::timeout`]; at most half of a call. A long response that is arriving may take longer |
 //! | a call | 12 s | [`RetryPolicy::time_limit`], of [`RetryPolicy::discovery`] |
 //!
-//! An agent's heartbeat may take a quarter of the interval, and at most as long as an attempt; with several endpoints, that
-//! time is divided among them.
+//! An agent's heartbeat may take a quarter of the interval, but no longer than an attempt. Several endpoints share that time.
 //!
-//! # What it logs
+//! # Logging
 //!
-//! Through [`tracing`](https://docs.rs/tracing), with names that stay:
+//! The SDK logs through [`tracing`](https://docs.rs/tracing). The names of these events and spans are stable:
 //!
 //! | event | level | fields |
 //! |---|---|---|
@@ -87,7 +87,7 @@
 //! | `response broke off` | info, after `done` with `send` | `agent_id`, `error` |
 //! | `not done` | info | `error` |
 //!
-//! The spans are these. Those of requests have the fields of
+//! Spans of requests have the fields of
 //! [OpenTelemetry's conventions](https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-client), such as
 //! `http.response.status_code`; `error.type` is set if the operation failed.
 //!
@@ -100,9 +100,9 @@
 //! | `delegation_attempt` | info | `agent_id`, `attempt`, `hedge`, `outcome`, and those of a request if the SDK sent it |
 //! | `agent_request`, with the features `axum` and `opentelemetry` | info | those of a request |
 //!
-//! # What it counts
+//! # Metrics
 //!
-//! With the feature `metrics`, through the [`metrics`](https://docs.rs/metrics) facade:
+//! With the feature `metrics`, the SDK records metrics through the [`metrics`](https://docs.rs/metrics) facade:
 //!
 //! | name | kind | labels |
 //! |---|---|---|
@@ -116,23 +116,23 @@
 //! | `agent_registry_sdk_ejections_total` | counter | |
 //! | `agent_registry_sdk_retry_budget_exhausted_total` | counter | |
 //!
-//! The gauge has the agent's id as `agent_id`, too: a process runs few agents.
+//! The gauge also has the label `agent_id`, because a process runs few agents.
 //!
 //! # Features
 //!
-//! | feature | default | what it gives |
+//! | feature | default | content |
 //! |---|---|---|
 //! | `client` | yes | [`RegistryClient`], [`Agent`], [`Orchestrator`], [`Directory`], [`Watch`] and [`StatsMonitor`], over HTTP, on Tokio |
-//! | `tls` | yes | HTTPS, with rustls. Without it nothing is compiled from C |
-//! | `cache` | no | `DiscoveryCache`: discovery that outlives the registry |
-//! | `axum` | no | `HealthEndpoint`, the agent's own `GET /health` or `health_path`, and `DelegatedTask`, an extractor for tasks |
-//! | `a2a` | no | `a2a`: A2A agent cards as registrations; with `axum`, `a2a::CardEndpoint`: the card that an agent serves itself |
-//! | `testing` | no | `testing::MockRegistry`, a registry with faults to script, for the tests of agents |
+//! | `tls` | yes | HTTPS, with rustls. Without it, no C code is compiled |
+//! | `cache` | no | `DiscoveryCache`: discovery that survives an outage of the registry |
+//! | `axum` | no | `HealthEndpoint`, the agent's own `GET /health` or `health_path`, and `DelegatedTask`, an extractor of a task's headers |
+//! | `a2a` | no | `a2a`: A2A agent cards as registrations; with `axum`, `a2a::CardEndpoint`: an agent's own endpoint for its card |
+//! | `testing` | no | `testing::MockRegistry` and `testing::FaultProxy`: a mock registry and a faulty network, for tests |
 //! | `metrics` | no | counters of registrations, heartbeats, retries, states and tasks, through the `metrics` facade |
 //! | `openapi` | no | schemas of the [`contract`]'s types for `utoipa`, for a service that answers with them |
 //! | `opentelemetry` | no | `trace`: requests to the registry and to agents carry `traceparent` and `tracestate`, and agents on axum continue the trace |
 //!
-//! Without any feature the crate is the [`contract`] and its queries alone, with neither an HTTP client nor a runtime.
+//! Without features, the crate consists of the [`contract`] and its queries, without an HTTP client or a runtime.
 
 #![warn(missing_docs)]
 // The client, the server and the mock registry share code, and none of them uses all of it.

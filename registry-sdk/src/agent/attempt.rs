@@ -17,7 +17,7 @@ impl Loop {
     pub(super) fn begin(&mut self, request: Request) -> (Duration, u64) {
         let now = Instant::now();
         let most = self.shared.client.attempt_timeout();
-        let own = self.interval.map_or(most, |_| heartbeat_limit(self.pace()).min(most));
+        let own = self.interval.map_or(most, |_| heartbeat_limit(self.effective_interval()).min(most));
         let mut limit = own;
         let by_registering = self.status_needs_registration();
         let mut inner = self.shared.lock();
@@ -52,7 +52,7 @@ impl Loop {
             return Duration::MAX;
         };
         let timeout = self.known.timeout.unwrap_or(interval * 2);
-        let silent = last_success.elapsed() + 2 * heartbeat_limit(self.pace());
+        let silent = last_success.elapsed() + 2 * heartbeat_limit(self.effective_interval());
         timeout.saturating_sub(silent)
     }
 

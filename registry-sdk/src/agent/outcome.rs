@@ -20,7 +20,7 @@ impl Loop {
         (self.known.last_success, self.known.timeout) = (Some(Instant::now()), record.heartbeat_timeout);
         // Spreads the heartbeats of agents that were started together.
         let part = if is_first { fastrand::f64() } else { 1.0 };
-        self.phase_timer = Timer::at((began + self.pace().mul_f64(part)).max(Instant::now()));
+        self.phase_timer = Timer::at((began + self.effective_interval().mul_f64(part)).max(Instant::now()));
         self.update_timer.failures = 0;
         self.known.knows_ages |= record.registration_tag.is_some();
         self.known.acked = Some(Acked { version, tag: record.registration_tag.clone() });
@@ -40,7 +40,7 @@ impl Loop {
         self.known.timeout = ack.heartbeat_timeout.or(self.known.timeout);
         // Counted from the start of the request, so that slow responses do not make heartbeats drift. Heartbeats that a
         // suspended host missed are not made up for.
-        self.phase_timer = Timer::at((began + self.pace()).max(Instant::now()));
+        self.phase_timer = Timer::at((began + self.effective_interval()).max(Instant::now()));
         self.is_confirmed = true;
         self.shared.registered(ack.last_heartbeat);
         let acked = self.known.acked.as_ref().and_then(|acked| acked.tag.as_ref());
@@ -101,7 +101,7 @@ impl Loop {
     /// Sends the registration again. Heartbeats continue meanwhile, because the registry knows the agent.
     fn update_soon(&mut self) {
         self.known.acked = None;
-        self.update_timer = Timer::soon(self.pace());
+        self.update_timer = Timer::soon(self.effective_interval());
     }
 
     pub(super) fn failed(&mut self, request: Request, error: Error) {
@@ -152,12 +152,12 @@ impl Loop {
     pub(super) fn taken_out(&mut self, is_by_other: bool) {
         self.known.is_out = !is_by_other;
         // Whoever began that maintenance may end it at any time.
-        self.drain_timer = Timer::at(Instant::now() + self.pace());
+        self.drain_timer = Timer::at(Instant::now() + self.effective_interval());
         self.shared.lock().answer_concerned(&Ok(None));
     }
 
     fn drain_failed(&mut self, error: &Error) {
-        let pause = self.drain_timer.failed(error, self.pace());
+        let pause = self.drain_timer.failed(error, self.effective_interval());
         if self.drain_timer.failures == 1 {
             tracing::warn!(
                 agent_id = self.shared.agent_id, %error, ?pause,
@@ -247,7 +247,7 @@ impl Loop {
 
     /// Handles an update that the registry did not accept. The previous registration stays.
     fn update_failed(&mut self, error: &Error) {
-        let pause = self.update_timer.failed(error, self.pace());
+        let pause = self.update_timer.failed(error, self.effective_interval());
         if self.is_new_refusal(error) || self.update_timer.failures == 1 {
             tracing::warn!(
                 agent_id = self.shared.agent_id, %error, ?pause,
@@ -269,7 +269,7 @@ impl Loop {
     }
 
     fn degraded(&mut self, error: Error) {
-        let pause = self.phase_timer.failed(&error, self.pace());
+        let pause = self.phase_timer.failed(&error, self.effective_interval());
         if self.is_new_refusal(&error) {
             tracing::warn!(
                 agent_id = self.shared.agent_id, %error, ?pause,

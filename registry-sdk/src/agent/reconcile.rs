@@ -216,7 +216,7 @@ impl Loop {
         let now = Instant::now();
         if self.interval != desired.interval {
             self.interval = desired.interval;
-            let interval = self.pace();
+            let interval = self.effective_interval();
             self.phase_timer = Timer::at(match self.phase {
                 Phase::Unregistered => now,
                 // Spreads the heartbeats of agents that started together. If heartbeats were restarted, the next one must not
@@ -303,7 +303,7 @@ impl Loop {
 
     /// Returns the time between two heartbeats: the interval, unless the registry expects heartbeats more often, for example
     /// because it has not acknowledged a longer interval yet.
-    pub(super) fn pace(&self) -> Duration {
+    pub(super) fn effective_interval(&self) -> Duration {
         let interval = self.interval.unwrap_or(DEFAULT_INTERVAL);
         self.known.timeout.map_or(interval, |timeout| interval.min((timeout / 2).max(MIN_PACE)))
     }

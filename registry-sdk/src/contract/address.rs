@@ -1,7 +1,7 @@
-//! The addresses of agents: callers and probes must be able to dial those that are registered.
+//! Checks of agents' addresses: callers and probes must be able to connect to them.
 //!
-//! The URL standard's parser forgives much (missing slashes, backslashes, spaces around), so the text is checked first, and
-//! then what the parser made of it: it knows all spellings of an address.
+//! The URL standard's parser accepts many malformed texts (missing slashes, backslashes, surrounding spaces), so the text
+//! itself is checked first. The parsed URL is checked afterwards, because the parser understands every spelling of an address.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -9,11 +9,11 @@ use url::{Host, ParseError, Url};
 
 const EXAMPLE: &str = "use the name or address at which callers reach the agent, such as http://agent:8002";
 
-/// Longest name and longest label of a name in DNS (RFC 1035, section 2.3.4), without the dot at the end.
+/// Maximum length of a DNS name and of one of its labels (RFC 1035, section 2.3.4), without the trailing dot.
 const MAX_NAME: usize = 253;
 const MAX_LABEL: usize = 63;
 
-/// Checks that a `base_url` can be dialled.
+/// Checks that callers can connect to a `base_url`.
 ///
 /// # Errors
 /// Returns a message that says what is wrong and what to write instead.
@@ -29,7 +29,7 @@ pub(super) fn check_base_url(text: &str) -> Result<(), String> {
         )
     };
     let url = match Url::parse(text) {
-        // A percent sign is no part of a name. The parser would decode it.
+        // A host name has no percent sign, but the parser would decode one.
         Ok(url) if !authority.contains('%') => url,
         Err(ParseError::InvalidPort) => {
             return Err("its port must be a number from 1 to 65535, such as in http://agent:8002".to_owned());
@@ -48,7 +48,7 @@ pub(super) fn check_base_url(text: &str) -> Result<(), String> {
     unreachable.map_or(Ok(()), |why| Err(format!("{authority} is {why}: {EXAMPLE}")))
 }
 
-/// The part of the text between the scheme and the path.
+/// Returns the part of the text between the scheme and the path.
 fn authority(text: &str) -> Result<&str, String> {
     if text.contains('\\') {
         return Err("must have no backslash: write it with slashes, such as http://agent:8002/v1".to_owned());
@@ -81,7 +81,8 @@ fn authority(text: &str) -> Result<&str, String> {
     Ok(authority)
 }
 
-/// Whether a URL leads whoever asks for it to their own host. Names other than those of `localhost` are not resolved for it.
+/// Returns whether a URL points to the host of the program that uses it. No names are resolved, except for `localhost` and the
+/// names below it.
 #[must_use]
 pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
@@ -99,7 +100,7 @@ fn is_http(scheme: &str) -> bool {
     scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")
 }
 
-/// Whether a name can be one of DNS, of `/etc/hosts` or of a compose network, which allow underscores.
+/// Returns whether a name is valid in DNS, in `/etc/hosts` or in a compose network, which allow underscores.
 fn is_host_name(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     let is_label = |label: &str| {
@@ -109,7 +110,7 @@ fn is_host_name(name: &str) -> bool {
     name.len() <= MAX_NAME && name.split('.').all(is_label)
 }
 
-/// Why nobody can connect to an address; `None` if that may be possible.
+/// Returns why nobody can connect to an address, or `None` if it may be possible.
 fn unreachable_v4(address: Ipv4Addr) -> Option<&'static str> {
     if address.octets()[0] == 0 {
         Some("an address to listen on, nobody can connect to it")
@@ -128,7 +129,7 @@ fn unreachable_v6(address: Ipv6Addr) -> Option<&'static str> {
     } else if address.is_loopback() {
         None
     } else {
-        // `::` is among the addresses that embed one of IPv4.
+        // `::` counts as an IPv6 address that embeds an IPv4 address.
         address.to_ipv4().and_then(unreachable_v4)
     }
 }
@@ -147,7 +148,7 @@ pub(super) fn check_health_path(path: &str) -> Result<(), String> {
     if path.contains(is_odd) {
         return Err("must have no query, fragment, backslash or white space, such as /healthz".to_owned());
     }
-    // URLs know these spellings of a dot, too.
+    // URL parsers also treat these spellings as a dot.
     let is_dots = |segment: &str| matches!(&*segment.to_ascii_lowercase().replace("%2e", "."), "." | "..");
     if path.split('/').any(is_dots) {
         return Err("must have no segment . or .., such as /healthz".to_owned());

@@ -1,4 +1,4 @@
-//! An agent: its status, what it can do, and its record.
+//! Agents: their status, capabilities and records.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,47 +16,47 @@ use super::problem::{FieldError, ValidationError};
 use super::time::{Timestamp, optional_seconds};
 use super::words::{UnknownWord, words};
 
-/// Whether an agent takes work, in the order that a search prefers.
+/// Whether an agent takes work, in the order in which a search prefers agents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum AgentStatus {
     /// Alive and free to take work.
     #[default]
     Active,
-    /// Alive, and already working.
+    /// Alive and already working.
     Busy,
-    /// Takes no work: it said so, or it missed its deadline.
+    /// Not taking work, because the agent said so or missed its deadline.
     Offline,
-    /// A status that only a newer server knows. The agent is never selected, and no request can set it.
+    /// A status that only a newer server knows. Such an agent is never selected, and no request can set this status.
     Unknown(UnknownWord),
 }
 
-words!(AgentStatus "Whether an agent takes work, in the order that a search prefers.": Active = "active", Busy = "busy", Offline = "offline");
+words!(AgentStatus "Whether an agent takes work, in the order in which a search prefers agents.": Active = "active", Busy = "busy", Offline = "offline");
 
 impl AgentStatus {
-    /// All that this version knows, in the order in which a search prefers them.
+    /// All statuses that this version knows, in the order in which a search prefers them.
     pub const ALL: [Self; 3] = [Self::Active, Self::Busy, Self::Offline];
 
-    /// Whether this version knows it.
+    /// Returns whether this version knows the status.
     #[must_use]
     pub fn is_known(self) -> bool {
         !matches!(self, Self::Unknown(_))
     }
 
-    /// Checks that a request can set it.
+    /// Checks that a request can set the status.
     pub(crate) fn check_known(self) -> Result<(), ValidationError> {
         let Self::Unknown(word) = self else { return Ok(()) };
         let message = format!("must be one of \"active\", \"busy\", \"offline\", is {word:?}");
         Err(ValidationError(vec![FieldError::new("status", message)]))
     }
 
-    /// Whether an agent of this status may be given work.
+    /// Returns whether an agent with this status may be given work.
     #[must_use]
     pub fn takes_work(self) -> bool {
         matches!(self, Self::Active | Self::Busy)
     }
 
-    /// [`AgentStatus::tolerant`] for a field that may be absent or `null`.
+    /// [`AgentStatus::tolerant`] for a field that may be missing or `null`.
     pub(super) fn tolerant_option<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<Self>, D::Error> {
@@ -64,16 +64,16 @@ impl AgentStatus {
     }
 }
 
-/// Requests are read strictly: a status that is not known is an error.
+/// Requests are read strictly: an unknown status is an error.
 impl<'de> Deserialize<'de> for AgentStatus {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Cow::<str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
-/// A word that is no [`AgentStatus`].
+/// A word that is not an [`AgentStatus`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no status: use active, busy or offline")]
+#[error("{0:?} is not a status: use active, busy or offline")]
 pub struct ParseStatusError(pub String);
 
 impl FromStr for AgentStatus {
@@ -87,7 +87,7 @@ impl FromStr for AgentStatus {
     }
 }
 
-/// One thing an agent can do.
+/// Something that an agent can do.
 ///
 /// ```
 /// use registry_sdk::contract::Capability;
@@ -100,11 +100,15 @@ impl FromStr for AgentStatus {
 /// assert_eq!(capability.tags, ["python"]);
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(description = "One thing an agent can do."))]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(description = "Something that an agent can do.")
+)]
 #[serde(remote = "Self")]
 #[non_exhaustive]
 pub struct Capability {
-    /// The name that the capability is found by: distinct within one agent, 1 to 128 characters.
+    /// The name by which the capability is found: unique within one agent, 1 to 128 characters.
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 128, pattern = "^[^\\u0000]*$"))]
     pub name: String,
     /// A description for people, which is searched as well: up to 1,024 characters.
@@ -115,16 +119,17 @@ pub struct Capability {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(max_length = 128, pattern = "^[^\\u0000]*$"))]
     pub cost_estimate: Option<String>,
-    /// Words that the capability is found by as well: up to 32, each 1 to 64 characters.
+    /// Further words by which the capability is found: up to 32, each 1 to 64 characters.
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Tag>>, max_items = 32))]
     pub tags: Vec<String>,
-    // Left out if empty: the registration tag of a capability without them must be that of servers that do not know them.
+    // Omitted if empty, so that the registration tag of a capability without them is the same as on servers that do not know
+    // them.
     /// A name for people, which is searched as well: 1 to 128 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 128, pattern = "^[^\\u0000]*$"))]
     pub title: Option<String>,
-    /// Tasks and questions that the capability is meant for, in the words of those who ask; searched as well. Up to 16,
+    /// Tasks and questions that the capability is meant for, in the words of the people who ask; searched as well. Up to 16,
     /// each 1 to 256 characters.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Example>>, max_items = 16))]
@@ -132,7 +137,7 @@ pub struct Capability {
 }
 
 impl Capability {
-    /// A capability with a name alone.
+    /// Creates a capability that has only a name.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), ..Self::default() }
@@ -152,7 +157,7 @@ impl Capability {
         self
     }
 
-    /// Adds one tag.
+    /// Adds a tag.
     #[must_use]
     pub fn tag(mut self, tag: impl Into<String>) -> Self {
         self.tags.push(tag.into());
@@ -166,7 +171,7 @@ impl Capability {
         self
     }
 
-    /// Adds one example of a task or question.
+    /// Adds an example of a task or question.
     #[must_use]
     pub fn example(mut self, example: impl Into<String>) -> Self {
         self.examples.push(example.into());
@@ -174,7 +179,7 @@ impl Capability {
     }
 }
 
-// Serde's own would also take a list of the fields' values for a capability; the contract does not.
+// Serde's derived implementation would also accept a list of the field values, which the contract does not allow.
 impl<'de> Deserialize<'de> for Capability {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
@@ -199,19 +204,19 @@ impl Serialize for Capability {
     }
 }
 
-/// A tag, for the description of the API alone.
+/// A tag, only for the description of the API.
 #[cfg(feature = "openapi")]
 #[derive(utoipa::ToSchema)]
 #[schema(
-    description = "A word that a capability is found by.",
+    description = "A word by which a capability is found.",
     min_length = 1,
     max_length = 64,
     pattern = "^[^\\u0000]*$"
 )]
-#[expect(dead_code, reason = "it is never made: tags are strings")]
+#[expect(dead_code, reason = "it is never constructed: tags are strings")]
 struct Tag(String);
 
-/// An example, for the description of the API alone.
+/// An example, only for the description of the API.
 #[cfg(feature = "openapi")]
 #[derive(utoipa::ToSchema)]
 #[schema(
@@ -220,51 +225,51 @@ struct Tag(String);
     max_length = 256,
     pattern = "^[^\\u0000]*$"
 )]
-#[expect(dead_code, reason = "it is never made: examples are strings")]
+#[expect(dead_code, reason = "it is never constructed: examples are strings")]
 struct Example(String);
 
-/// Metadata, for the description of the API alone: generated clients then have one type for it, with a name.
+/// Metadata, only for the description of the API: generated clients get one named type for it.
 #[cfg(feature = "openapi")]
 #[derive(utoipa::ToSchema)]
-#[schema(description = "Whatever else others should know about the agent.", value_type = Object)]
-#[expect(dead_code, reason = "it is never made: metadata is a map")]
+#[schema(description = "Any further information about the agent.", value_type = Object)]
+#[expect(dead_code, reason = "it is never constructed: metadata is a map")]
 pub(super) struct Metadata(Map<String, Value>);
 
-/// A capability in an answer, for the description of the API alone: a registration may leave fields out, an answer has
-/// all of them but the title and the examples.
+/// A capability in a response, only for the description of the API: a registration may omit fields, but a response has all of
+/// them except the title and the examples.
 #[cfg(feature = "openapi")]
 #[derive(utoipa::ToSchema)]
 #[schema(description = "A capability of a registered agent.")]
-#[expect(dead_code, reason = "it is never made: answers have `Capability`")]
+#[expect(dead_code, reason = "it is never constructed: responses have `Capability`")]
 struct RegisteredCapability {
-    /// The name that the capability is found by, distinct within one agent.
+    /// The name by which the capability is found, unique within one agent.
     name: String,
     /// A description for people, which is searched as well.
     description: String,
     /// The cost of a task, in the agent's own words.
     #[schema(required)]
     cost_estimate: Option<String>,
-    /// Words that the capability is found by as well.
+    /// Further words by which the capability is found.
     tags: Vec<String>,
-    /// A name for people; left out if there is none.
+    /// A name for people; omitted if there is none.
     title: Option<String>,
-    /// Tasks and questions that the capability is meant for; left out if there are none.
+    /// Tasks and questions that the capability is meant for; omitted if there are none.
     #[schema(required = false)]
     examples: Vec<String>,
 }
 
-/// The [`AgentRecord::changed_by`] of a change that the registry made itself: a missed deadline, for example. No token has this
+/// The [`AgentRecord::changed_by`] of a change that the registry itself made, such as a missed deadline. No token can have this
 /// name.
 pub const CHANGED_BY_REGISTRY: &str = "(registry)";
 
-/// Everything that the registry knows about one agent.
+/// Everything that the registry knows about an agent.
 ///
-/// A field that the server did not send is `None`, or its type's default.
+/// A field that the server did not send is `None` or the default of its type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(
     feature = "openapi",
     derive(utoipa::ToSchema),
-    schema(description = "Everything that the registry knows about one agent.")
+    schema(description = "Everything that the registry knows about an agent.")
 )]
 #[non_exhaustive]
 pub struct AgentRecord {
@@ -278,20 +283,20 @@ pub struct AgentRecord {
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub base_url: String,
-    /// The path below `base_url` at which the agent says how it is; left out if that is `/health`.
+    /// The path below `base_url` of the agent's health endpoint; omitted if it is `/health`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_path: Option<String>,
-    /// Whether the registry may ask the agent itself how it is; left out if the agent did not say.
+    /// Whether the registry may probe the agent; omitted if the agent did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<ProbeMode>,
-    /// What the agent can do.
+    /// The agent's capabilities.
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<RegisteredCapability>, required))]
     pub capabilities: Vec<Capability>,
-    /// The status at the time of the answer; `offline` past the agent's deadline.
+    /// The status at the time of the response; `offline` after the agent's deadline.
     #[serde(deserialize_with = "AgentStatus::tolerant")]
     pub status: AgentStatus,
-    /// Whatever else the agent registered.
+    /// Any further information that the agent registered.
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(value_type = Metadata, required))]
     pub metadata: Map<String, Value>,
@@ -299,7 +304,7 @@ pub struct AgentRecord {
     #[serde(default, rename = "heartbeat_interval_seconds", with = "optional_seconds")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>, required))]
     pub heartbeat_interval: Option<Duration>,
-    /// The process that registered the agent last, if it named itself.
+    /// The process that last registered the agent, if it named itself.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub instance_id: Option<String>,
@@ -315,15 +320,16 @@ pub struct AgentRecord {
     #[serde(default, rename = "heartbeat_timeout_seconds", with = "optional_seconds")]
     #[cfg_attr(feature = "openapi", schema(value_type = f64, required))]
     pub heartbeat_timeout: Option<Duration>,
-    /// The part of the agent's capacity in use, from 0 to 1, if a heartbeat has reported it since the server started.
+    /// The fraction of the agent's capacity that is in use, from 0 to 1, if a heartbeat has reported it since the server
+    /// started.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 1, required))]
     pub load: Option<f64>,
-    /// The number of tasks that the agent works on, if a heartbeat has reported it since the server started.
+    /// The number of tasks that the agent is working on, if a heartbeat has reported it since the server started.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(format = Int64, minimum = 0, maximum = 4_294_967_295_u32, required))]
     pub active_tasks: Option<u32>,
-    /// Whether a health check would have called the agent healthy at that time.
+    /// Whether a health check would have reported the agent healthy at that time.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = bool, required))]
     pub healthy: Option<bool>,
@@ -331,29 +337,30 @@ pub struct AgentRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Maintenance, required = false))]
     pub maintenance: Option<Maintenance>,
-    /// The name of the token whose request made the agent's last change, or `(registry)` if the registry made it itself. Left
-    /// out if that request needed no token, or if the change was made by a version that did not record it.
+    /// The name of the token whose request made the agent's last change, or `(registry)` if the registry itself made it.
+    /// Omitted if that request needed no token, or if the change was made by a version that did not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = String, required = false))]
     pub changed_by: Option<String>,
-    /// An opaque text that depends on the agent's A2A agent card, if it registered one: `GET /agents/{id}/card` returns the card.
+    /// An opaque text that changes with the agent's A2A agent card, if it registered one. `GET /agents/{id}/card` returns the
+    /// card.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = String, required = false))]
     pub card_digest: Option<String>,
-    /// The revision of the agent's last change; plain heartbeats do not count. Of two records of an agent, the one with
-    /// the greater revision is the later.
+    /// The revision of the agent's last change; plain heartbeats do not count. Of two records of an agent, the one with the
+    /// greater revision is newer.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = u64, required))]
     pub revision: Option<u64>,
-    /// An opaque tag of the registration, also sent in the answer to a heartbeat. As long as it stays the same, the
-    /// registry has the same registration.
+    /// An opaque tag of the registration, also sent in the response to a heartbeat. As long as it stays the same, the registry
+    /// has the same registration.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = String, required))]
     pub registration_tag: Option<String>,
 }
 
 impl AgentRecord {
-    /// A record of which only the identity and the status are known.
+    /// Creates a record with only an identity and a status. For tests, which set the other fields.
     #[must_use]
     pub fn new(agent_id: impl Into<String>, status: AgentStatus) -> Self {
         Self {
@@ -382,7 +389,7 @@ impl AgentRecord {
     }
 }
 
-/// Reads `null` as the default: clients in other languages send it for a field that was left out.
+/// Reads `null` as the default: clients in other languages send it for a field that has no value.
 pub(crate) fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,

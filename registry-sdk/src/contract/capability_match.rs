@@ -1,4 +1,4 @@
-//! What a search answers.
+//! The results of a search.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use super::time::Timestamp;
 
 /// An agent that matches a search, with its best capability.
 ///
-/// A field that the server did not send is `None`, or its type's default.
+/// A field that the server did not send is `None` or the default of its type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(
     feature = "openapi",
@@ -27,13 +27,13 @@ pub struct CapabilityMatch {
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub base_url: String,
-    /// The path below `base_url` at which the agent says how it is; left out if that is `/health`.
+    /// The path below `base_url` of the agent's health endpoint; omitted if it is `/health`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_path: Option<String>,
-    /// Whether the registry may ask the agent itself how it is; left out if the agent did not say.
+    /// Whether the registry may probe the agent; omitted if the agent did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<ProbeMode>,
-    /// The agent's status at the time of the answer.
+    /// The agent's status at the time of the response.
     #[serde(deserialize_with = "AgentStatus::tolerant")]
     pub status: AgentStatus,
     /// When the agent was last heard from.
@@ -54,33 +54,34 @@ pub struct CapabilityMatch {
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub tags: Vec<String>,
-    /// The capability's name for people; left out if it has none.
+    /// The capability's name for people; omitted if it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
-    /// Tasks and questions that the capability is meant for; left out if it names none.
+    /// Tasks and questions that the capability is meant for; omitted if it names none.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "openapi", schema(required = false))]
     pub examples: Vec<String>,
-    /// How well the capability matches: above 0, and 1 if the query is its whole name.
+    /// How well the capability matches: above 0, and 1 if the query equals its whole name.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = f64, required))]
     pub score: Option<f64>,
-    /// Whether a health check would have called the agent healthy at that time.
+    /// Whether a health check would have reported the agent healthy at that time.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = bool, required))]
     pub healthy: Option<bool>,
-    /// The part of the agent's capacity in use, from 0 to 1, if a heartbeat has reported it since the server started.
+    /// The fraction of the agent's capacity that is in use, from 0 to 1, if a heartbeat has reported it since the server
+    /// started.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 1, required))]
     pub load: Option<f64>,
-    /// The number of tasks that the agent works on, if a heartbeat has reported it since the server started.
+    /// The number of tasks that the agent is working on, if a heartbeat has reported it since the server started.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(format = Int64, minimum = 0, maximum = 4_294_967_295_u32, required))]
     pub active_tasks: Option<u32>,
 }
 
 impl CapabilityMatch {
-    /// A match of which only the agent's identity, its status and the capability are known.
+    /// Creates a match with only an agent's identity, status and capability. For tests, which set the other fields.
     #[must_use]
     pub fn new(agent_id: impl Into<String>, status: AgentStatus, capability: Capability) -> Self {
         Self {
@@ -104,7 +105,7 @@ impl CapabilityMatch {
         }
     }
 
-    /// The match of an agent's record by the capability at a position of its list; `None` if there is none.
+    /// Creates the match for an agent's record and the capability at an index. Returns `None` if there is no such capability.
     pub(crate) fn from_record(record: &AgentRecord, position: usize, score: f64) -> Option<Self> {
         let mut found =
             Self::new(&*record.agent_id, record.status, record.capabilities.get(position)?.clone());

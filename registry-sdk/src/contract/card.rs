@@ -1,4 +1,4 @@
-//! The A2A agent card of an agent: a JSON document that is passed on as it came.
+//! The A2A agent card of an agent: a JSON document that is passed on unchanged.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,13 +6,13 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-/// The media type of a card in a response.
+/// Media type of a card in a response.
 pub const CARD_MEDIA_TYPE: &str = "application/a2a-agent-card+json";
 
 /// An [A2A](https://a2a-protocol.org) agent card.
 ///
-/// It is kept byte for byte, but for white space around it, since a signature may cover it. Nothing in it is checked but the limits
-/// in [`Registration::validate`](super::Registration::validate).
+/// The card is kept byte for byte, except for surrounding white space, because a signature may cover it. Its content is not
+/// checked beyond the limits in [`Registration::validate`](super::Registration::validate).
 ///
 /// ```
 /// use registry_sdk::contract::AgentCard;
@@ -26,18 +26,18 @@ pub const CARD_MEDIA_TYPE: &str = "application/a2a-agent-card+json";
 pub struct AgentCard(Box<RawValue>);
 
 impl AgentCard {
-    /// Returns the document as it came.
+    /// Returns the document, unchanged.
     #[must_use]
     pub fn as_str(&self) -> &str {
         self.0.get()
     }
 
-    /// Whether it is an object, and no other JSON value.
+    /// Returns whether the document is a JSON object.
     pub(crate) fn is_object(&self) -> bool {
         self.as_str().starts_with('{')
     }
 
-    /// How many levels of lists and objects there are. Counted without recursion: nothing has bounded it yet.
+    /// Returns the number of nested lists and objects. Counts without recursion, because the depth has not been limited yet.
     pub(super) fn depth(&self) -> usize {
         let (mut depth, mut deepest) = (0_usize, 0);
         let (mut in_text, mut is_escaped) = (false, false);
@@ -59,7 +59,7 @@ impl AgentCard {
 impl FromStr for AgentCard {
     type Err = serde_json::Error;
 
-    /// Reads a document, which may be any JSON value: only a registration checks that it is an object.
+    /// Reads a document, which may be any JSON value. Only a registration checks that it is an object.
     fn from_str(json: &str) -> Result<Self, Self::Err> {
         RawValue::from_string(json.to_owned()).map(Self)
     }
@@ -77,14 +77,14 @@ impl fmt::Debug for AgentCard {
     }
 }
 
-/// A card, for the description of the API alone.
+/// A card, only for the description of the API.
 #[cfg(feature = "openapi")]
 #[derive(utoipa::ToSchema)]
 #[schema(
     description = "The agent's A2A agent card. It is passed on byte for byte.",
     value_type = Object
 )]
-#[expect(dead_code, reason = "it is never made: cards are documents")]
+#[expect(dead_code, reason = "it is never constructed: cards are documents")]
 pub(super) struct Card(serde_json::Map<String, serde_json::Value>);
 
 #[cfg(test)]

@@ -1,25 +1,33 @@
 //! The headers of a delegated task.
 
-/// A request header: the same key in all attempts of one task, so that an agent can tell a repetition
+/// Request header with the key that all attempts of one task share, so that an agent can recognize a repetition
 /// (draft-ietf-httpapi-idempotency-key-header).
 pub const IDEMPOTENCY_KEY_HEADER: &str = "idempotency-key";
 
-/// A request header: the number of the attempt, from 1.
+/// Request header with the number of the attempt, starting at 1.
 pub const ATTEMPT_HEADER: &str = "delegation-attempt";
 
-/// A request header: after how many seconds nobody waits for the response any more.
+/// Request header with the number of seconds after which the caller stops waiting for the response.
 pub const TIME_LEFT_HEADER: &str = "delegation-time-left-seconds";
 
-/// Writes an idempotency key as the header's value: a string of structured fields (RFC 9651, section 3.3.3). `None` if
-/// it has other characters than visible ASCII and spaces, or is empty.
+/// Formats an idempotency key as the value of its header, a string as in RFC 9651, section 3.3.3. Returns `None` if the key is
+/// empty or has characters other than visible ASCII and spaces.
+///
+/// ```
+/// use registry_sdk::contract::{idempotency_key_value, parse_idempotency_key};
+///
+/// let value = idempotency_key_value("task-42").unwrap();
+/// assert_eq!(value, "\"task-42\"");
+/// assert_eq!(parse_idempotency_key(&value).as_deref(), Some("task-42"));
+/// ```
 #[must_use]
 pub fn idempotency_key_value(key: &str) -> Option<String> {
     let is_valid = !key.is_empty() && key.bytes().all(|byte| matches!(byte, b' '..=b'~'));
     is_valid.then(|| format!("\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\"")))
 }
 
-/// Reads an idempotency key from the header's value. A key without quotes is taken as it is, because many clients send one.
-/// `None` if the value is neither.
+/// Parses an idempotency key from the value of its header. Also accepts a key without quotes, because many clients send one.
+/// Returns `None` if the value is invalid.
 #[must_use]
 pub fn parse_idempotency_key(value: &str) -> Option<String> {
     let value = value.trim_matches(' ');
@@ -30,7 +38,7 @@ pub fn parse_idempotency_key(value: &str) -> Option<String> {
     let (mut key, mut bytes) = (String::new(), rest.chars());
     loop {
         match bytes.next()? {
-            // Parameters, which mean nothing here, may follow.
+            // Parameters may follow. They have no meaning here.
             '"' => {
                 let rest = bytes.as_str().trim_start_matches(' ');
                 return (!key.is_empty() && (rest.is_empty() || rest.starts_with(';'))).then_some(key);

@@ -1,30 +1,29 @@
-//! What `GET /events` tells.
+//! The events of `GET /events`.
 
-/// What kind of change an event tells. It has the agent's record with it, as it was after the change.
+/// The kind of change that an event reports. An event carries the agent's record after the change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EventKind {
-    /// An agent registered, for the first time or with something new.
+    /// An agent registered for the first time, or with a changed registration.
     Registered,
-    /// Its status changed, or whether it is healthy.
+    /// The agent's status or health changed.
     StatusChanged,
-    /// It was removed. The record is as it was last.
+    /// The agent was removed. The event carries its last record.
     Deregistered,
 }
 
-/// The event that says that changes were missed: what is known has to be read anew. Its data is
-/// `{"revision": …}`.
+/// Event that reports missed changes: the reader has to list all agents again. Its data is `{"revision": …}`.
 pub const RESET_EVENT: &str = "reset";
 
-/// The last event of a stream that is closed because its reader was too slow.
+/// Last event of a stream, sent before a slow reader is disconnected.
 pub const OVERRUN_EVENT: &str = "overrun";
 
-/// The last event of a stream of a server that is being drained: the reader connects again at once, to another server if
+/// Last event of a stream, sent by a server that is being drained: the reader should reconnect at once, to another server if
 /// there is one.
 pub const DRAINING_EVENT: &str = "draining";
 
 impl EventKind {
-    /// Returns the kind with this name; `None` for an event of another kind.
+    /// Returns the kind with this name, or `None` for any other event.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Registered, Self::StatusChanged, Self::Deregistered]
@@ -32,7 +31,7 @@ impl EventKind {
             .find(|kind| kind.as_str() == name)
     }
 
-    /// The word on the wire.
+    /// Returns the name on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -42,14 +41,12 @@ impl EventKind {
         }
     }
 
-    /// A whole event as it is sent: a server-sent event
-    /// (<https://html.spec.whatwg.org/multipage/server-sent-events.html>) with an id, which has no
-    /// line break. The record is one in compact JSON, which has no bare line break in it: so no text of an agent can end
-    /// the event.
+    /// Encodes a server-sent event (<https://html.spec.whatwg.org/multipage/server-sent-events.html>). The id must not contain
+    /// a line break. The record is compact JSON, which never contains one, so no text of an agent can end the event early.
     #[must_use]
     pub fn frame(self, id: impl std::fmt::Display, record: &[u8]) -> Vec<u8> {
         let head = format!("id: {id}\nevent: {}\ndata: ", self.as_str());
-        // Registries keep many of these: no more than it takes.
+        // Registries keep many frames, so the capacity is exact.
         let mut frame = Vec::with_capacity(head.len() + record.len() + 2);
         frame.extend_from_slice(head.as_bytes());
         frame.extend_from_slice(record);

@@ -1,4 +1,4 @@
-//! Health: of one agent, and of the registry itself.
+//! The health of an agent and of the registry.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,11 +14,11 @@ use super::words::{UnknownWord, words};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HealthStatus {
-    /// Can be relied on now.
+    /// Ready for use.
     Healthy,
-    /// Cannot be relied on now.
+    /// Not ready for use.
     Unhealthy,
-    /// Something that only a newer server knows. It does not count as healthy.
+    /// A value that only a newer server knows. It does not count as healthy.
     Unknown(UnknownWord),
 }
 
@@ -30,23 +30,23 @@ impl<'de> Deserialize<'de> for HealthStatus {
     }
 }
 
-/// The reason why an agent is unhealthy.
+/// Why an agent is unhealthy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum UnhealthyReason {
-    /// It was set offline.
+    /// The agent was set offline.
     Offline,
-    /// It has been silent past its deadline.
+    /// The agent missed its deadline.
     HeartbeatMissed,
-    /// Somebody has taken it out for a while: see `maintenance` in its record.
+    /// The agent is in maintenance: see `maintenance` in its record.
     Maintenance,
-    /// The registry asked the agent itself, and it did not answer well.
+    /// The agent failed the registry's probes.
     ProbeFailed,
     /// A reason that only a newer server knows.
     Unknown(UnknownWord),
 }
 
-words!(UnhealthyReason "The reason why an agent is unhealthy.": Offline = "offline", HeartbeatMissed = "heartbeat_missed", Maintenance = "maintenance", ProbeFailed = "probe_failed");
+words!(UnhealthyReason "Why an agent is unhealthy.": Offline = "offline", HeartbeatMissed = "heartbeat_missed", Maintenance = "maintenance", ProbeFailed = "probe_failed");
 
 impl<'de> Deserialize<'de> for UnhealthyReason {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -54,54 +54,55 @@ impl<'de> Deserialize<'de> for UnhealthyReason {
     }
 }
 
-/// The result of the registry's last request to the agent's own `GET {base_url}{health_path}`.
+/// The result of the registry's last probe, a request to the agent's own `GET {base_url}{health_path}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct ProbeResult {
-    /// When the agent was asked.
+    /// When the agent was probed.
     pub checked_at: Timestamp,
     /// How long the agent took to answer.
     #[serde(rename = "latency_seconds", with = "seconds")]
     #[cfg_attr(feature = "openapi", schema(value_type = f64))]
     pub latency: Duration,
-    /// Whether the agent passes its probes. One that answers 404, so that nobody can tell, does unless it failed before.
+    /// Whether the agent passes its probes. A response such as 404 says nothing about the agent's health, so it passes unless
+    /// it failed before.
     pub ok: bool,
-    /// What went wrong if the probe failed, or why it cannot tell.
+    /// What went wrong if the probe failed, or why its result is unknown.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub detail: Option<String>,
 }
 
 impl ProbeResult {
-    /// What a registry found when it asked an agent.
+    /// Creates the result of a probe.
     #[must_use]
     pub fn new(checked_at: Timestamp, latency: Duration, ok: bool, detail: Option<String>) -> Self {
         Self { checked_at, latency, ok, detail }
     }
 }
 
-/// What an agent says of itself at its own `GET {base_url}{health_path}`.
+/// An agent's own report at `GET {base_url}{health_path}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct HealthReport {
-    /// Whether it can be given work. An unhealthy agent answers with 503.
+    /// Whether the agent can be given work. An unhealthy agent responds with 503.
     pub status: HealthStatus,
-    /// Who it is.
+    /// The agent's id.
     pub agent_id: String,
-    /// How many tasks it is at.
+    /// Number of tasks that the agent is working on.
     #[serde(default)]
     pub active_tasks: u32,
-    /// How long it has been running.
+    /// How long the agent has been running.
     #[serde(default, rename = "uptime_seconds", with = "seconds")]
     pub uptime: Duration,
-    /// The checks of its own that failed.
+    /// The agent's own checks that failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed_checks: Vec<FailedCheck>,
 }
 
 impl HealthReport {
-    /// Of an agent without tasks that has just begun.
+    /// Creates the report of an agent that has just started and has no tasks.
     #[must_use]
     pub fn new(status: HealthStatus, agent_id: impl Into<String>) -> Self {
         let agent_id = agent_id.into();
@@ -109,36 +110,36 @@ impl HealthReport {
     }
 }
 
-/// A check of an agent's own that failed.
+/// A check that failed, one of the agent's own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct FailedCheck {
-    /// Which.
+    /// The name of the check.
     pub name: String,
     /// What is wrong.
     pub detail: String,
 }
 
 impl FailedCheck {
-    /// A check, and what is wrong.
+    /// Creates a failed check from its name and what is wrong.
     #[must_use]
     pub fn new(name: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { name: name.into(), detail: detail.into() }
     }
 }
 
-/// The health of one agent.
+/// The health of an agent.
 ///
-/// A field that the server did not send is `None`, or its type's default.
+/// A field that the server did not send is `None` or the default of its type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(description = "The health of one agent."))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(description = "The health of an agent."))]
 #[non_exhaustive]
 pub struct AgentHealth {
     /// The agent's id.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub agent_id: String,
-    /// Healthy: active or busy, inside its deadline, in no maintenance, and not failed by a probe.
+    /// Healthy if the agent is active or busy, before its deadline, not in maintenance, and passes its probes.
     pub status: HealthStatus,
     /// The agent's status.
     #[serde(default, deserialize_with = "AgentStatus::tolerant_option")]
@@ -167,7 +168,7 @@ pub struct AgentHealth {
 }
 
 impl AgentHealth {
-    /// A health record of which only the verdict is known.
+    /// Creates a health record with only an identity and a verdict. For tests, which set the other fields.
     #[must_use]
     pub fn new(agent_id: impl Into<String>, status: HealthStatus) -> Self {
         Self {
@@ -182,7 +183,7 @@ impl AgentHealth {
         }
     }
 
-    /// Whether the agent can be given work.
+    /// Returns whether the agent can be given work.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         self.status == HealthStatus::Healthy
@@ -194,7 +195,7 @@ impl AgentHealth {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct ServerHealth {
-    /// Healthy: its database answers and its sweeper runs.
+    /// Healthy if the database responds and the sweeper runs.
     pub status: HealthStatus,
     /// The server's version.
     #[serde(default)]
@@ -211,7 +212,7 @@ pub struct ServerHealth {
 }
 
 impl ServerHealth {
-    /// What a server says of itself.
+    /// Creates the health of a server.
     #[must_use]
     pub fn new(status: HealthStatus, version: &str, store: &str, uptime: Duration) -> Self {
         Self { status, version: version.to_owned(), store: store.to_owned(), uptime: Some(uptime) }

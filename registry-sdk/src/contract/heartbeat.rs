@@ -1,4 +1,4 @@
-//! Signs of life: heartbeats, and statuses that are set.
+//! Heartbeats and status updates.
 
 use std::time::Duration;
 
@@ -10,54 +10,54 @@ use super::problem::ValidationError;
 use super::request_body::{Fields, RequestBody, STATUS};
 use super::time::{Timestamp, optional_seconds};
 
-/// The body of a heartbeat, which may be left out altogether.
+/// The body of a heartbeat, which is optional.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct Heartbeat {
-    /// The status from now on. Without it, `busy` stays `busy` and `offline` becomes `active`.
+    /// The agent's new status. Without it, `busy` stays `busy` and `offline` becomes `active`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<AgentStatus>,
-    /// The process that sends the heartbeat. If another one owns the id, the heartbeat is refused with 409.
+    /// The process that sends the heartbeat. If another process owns the id, the heartbeat is refused with 409.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
         schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")
     )]
     pub instance_id: Option<String>,
-    /// The part of the agent's capacity in use, from 0 to 1. Without it, the last one reported stays.
+    /// The fraction of the agent's capacity that is in use, from 0 to 1. Without it, the registry keeps the last one reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 1))]
     pub load: Option<f64>,
-    /// The number of tasks that the agent works on. Without it, the last one reported stays.
+    /// The number of tasks that the agent is working on. Without it, the registry keeps the last one reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(format = Int64, minimum = 0, maximum = 4_294_967_295_u32))]
     pub active_tasks: Option<u32>,
 }
 
 impl Heartbeat {
-    /// A heartbeat that sets the status.
+    /// Sets the agent's status.
     #[must_use]
     pub fn status(mut self, status: AgentStatus) -> Self {
         self.status = Some(status);
         self
     }
 
-    /// A heartbeat of one process among several.
+    /// Names the process that sends the heartbeat.
     #[must_use]
     pub fn instance_id(mut self, instance_id: impl Into<String>) -> Self {
         self.instance_id = Some(instance_id.into());
         self
     }
 
-    /// A heartbeat that tells the load: a part of the capacity, which is brought into 0 to 1.
+    /// Sets the fraction of the agent's capacity that is in use, clamped to 0 to 1.
     #[must_use]
     pub fn load(mut self, load: f64) -> Self {
         self.load = Some(load.clamp(0.0, 1.0));
         self
     }
 
-    /// A heartbeat that tells the number of tasks.
+    /// Sets the number of tasks that the agent is working on.
     #[must_use]
     pub fn active_tasks(mut self, tasks: u32) -> Self {
         self.active_tasks = Some(tasks);
@@ -76,7 +76,7 @@ impl RequestBody for Heartbeat {
                 value.as_f64().filter(|load| (0.0..=1.0).contains(load))
             }),
             active_tasks: fields.get("active_tasks", "a whole number from 0 to 4294967295", |value| {
-                // `2.0` is a whole number as well.
+                // `2.0` is a whole number, too.
                 let whole = value.as_f64().filter(|number| number.fract() == 0.0);
                 whole.filter(|number| (0.0..=f64::from(u32::MAX)).contains(number)).map(to_u32)
             }),
@@ -85,16 +85,20 @@ impl RequestBody for Heartbeat {
     }
 }
 
-/// The answer to a heartbeat.
+/// The response to a heartbeat.
 ///
-/// A field that the server did not send is `None`, or its type's default.
+/// A field that the server did not send is `None` or the default of its type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(description = "The answer to a heartbeat."))]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(description = "The response to a heartbeat.")
+)]
 #[non_exhaustive]
 pub struct HeartbeatAck {
     /// The agent's id.
     pub agent_id: String,
-    /// The agent's status from now on.
+    /// The agent's status after the heartbeat.
     #[serde(deserialize_with = "AgentStatus::tolerant")]
     pub status: AgentStatus,
     /// When the heartbeat arrived, by the registry's clock.
@@ -112,14 +116,14 @@ pub struct HeartbeatAck {
 }
 
 impl HeartbeatAck {
-    /// What a registry answers to a heartbeat.
+    /// Creates the response to a heartbeat that arrived at `arrived`.
     #[must_use]
-    pub fn new(agent_id: String, status: AgentStatus, heard: Timestamp, timeout: Duration) -> Self {
-        let (last_heartbeat, heartbeat_timeout) = (Some(heard), Some(timeout));
+    pub fn new(agent_id: String, status: AgentStatus, arrived: Timestamp, timeout: Duration) -> Self {
+        let (last_heartbeat, heartbeat_timeout) = (Some(arrived), Some(timeout));
         Self { agent_id, status, last_heartbeat, heartbeat_timeout, registration_tag: None }
     }
 
-    /// Adds the tag of the registration that the registry has.
+    /// Sets the tag of the registration that the registry has.
     #[must_use]
     pub fn registration_tag(mut self, tag: String) -> Self {
         self.registration_tag = Some(tag);
@@ -134,8 +138,8 @@ impl HeartbeatAck {
 pub struct StatusUpdate {
     /// The status to set.
     pub status: AgentStatus,
-    /// The process that sets the status. If another one owns the id, the update is refused with 409: a process that ends
-    /// must not take its successor offline.
+    /// The process that sets the status. If another process owns the id, the update is refused with 409, so that a process that
+    /// shuts down cannot take its successor offline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
@@ -150,19 +154,19 @@ pub struct StatusUpdate {
 }
 
 impl StatusUpdate {
-    /// Sets the status, whichever process is behind the agent.
+    /// Sets the status, whichever process the agent runs in.
     #[must_use]
     pub fn new(status: AgentStatus) -> Self {
         Self { status, instance_id: None, is_final: false }
     }
 
-    /// Says that a process was shut down: the agent is `offline`, and the process will send nothing more.
+    /// Reports that a process was shut down: the agent is `offline`, and the process will send nothing more.
     #[must_use]
     pub fn shut_down(instance_id: impl Into<String>) -> Self {
         Self { status: AgentStatus::Offline, instance_id: Some(instance_id.into()), is_final: true }
     }
 
-    /// Sets the status as one process among several.
+    /// Names the process that sets the status.
     #[must_use]
     pub fn instance_id(mut self, instance_id: impl Into<String>) -> Self {
         self.instance_id = Some(instance_id.into());
@@ -185,14 +189,14 @@ impl RequestBody for StatusUpdate {
     }
 }
 
-/// Of a whole number from 0 to the largest.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it was looked at before")]
+/// Converts a whole number that is in range.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the caller checked the range")]
 fn to_u32(number: f64) -> u32 {
     number as u32
 }
 
-/// How long an agent may be silent: the larger of the registry's own timeout and twice the interval that
-/// the agent declared.
+/// Returns how long an agent may be silent: the registry's own timeout or twice the agent's declared interval, whichever is
+/// longer.
 #[must_use]
 pub fn heartbeat_timeout(of_registry: Duration, declared_interval: Option<Duration>) -> Duration {
     of_registry.max(declared_interval.unwrap_or_default().saturating_mul(2))

@@ -1,8 +1,8 @@
-//! Ownership of an agent's id, when several processes come up with the same one.
+//! Ownership of an agent's id if several processes use the same one.
 //!
-//! The youngest living process owns the id, in whatever order requests arrive. Ages are compared and not the clocks of
-//! the processes' hosts: a process says how long ago it started, and the registry turns that into a time by its own
-//! clock when it first sees the process.
+//! The youngest running process owns the id, in whatever order the requests arrive. The registry compares ages and not the
+//! clocks of the processes' hosts: a process says how long ago it started, and the registry converts that to its own time when
+//! it first sees the process.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use super::time::Timestamp;
 /// Maximum number of processes that are remembered for one agent.
 const REMEMBERED: usize = 8;
 
-/// How much too young a process may be noted before that is worth a write.
+/// How much younger than it is a process may be recorded before a correction is worth a write.
 const TOLERANCE: Duration = Duration::from_millis(100);
 
-/// What lies so far in the future was noted before somebody set the clock back. Less is what another server noted while
-/// this request was on its way.
+/// A time that lies further in the future was recorded before the clock was set back. A smaller difference comes from another
+/// server that recorded the time while this request was in flight.
 const AHEAD: Duration = Duration::from_secs(60);
 
 /// The process that owns an agent's id, named in a 409.
@@ -29,40 +29,40 @@ pub struct Owner {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub instance_id: Option<String>,
-    /// The URL at which the process answers.
+    /// The URL at which the process can be reached.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub base_url: String,
 }
 
 impl Owner {
-    /// The owner of an id.
+    /// Creates an owner from its `instance_id` and URL.
     #[must_use]
     pub fn new(instance_id: Option<String>, base_url: impl Into<String>) -> Self {
         Self { instance_id, base_url: base_url.into() }
     }
 }
 
-/// One process that came up with the agent's id.
+/// A process that registered with the agent's id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Instance {
     id: String,
     started_at: Timestamp,
-    /// When it was shut down. Its late requests change nothing.
+    /// When the process was shut down. Its late requests change nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ended_at: Option<Timestamp>,
 }
 
-/// The last few processes that came up with one agent's id. The server and the mock registry judge by it.
+/// The last few processes that used an agent's id. The server and the mock registry decide ownership with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Instances(Vec<Instance>);
 
 impl Instances {
-    /// Judges a registration, and remembers the process that sent it. Returns whether it may have the id.
+    /// Decides whether a registration may have the id, and records the process that sent it.
     ///
-    /// `age` is how long ago the process started; without it the registration is always granted. `owner` is the
-    /// process that has the id now, unless it is past its deadline. `arrived` is when the request arrived.
+    /// `age` is how long ago the process started; a registration without an age is always granted. `owner` is the process that
+    /// has the id now, unless it is past its deadline. `arrived` is when the request arrived.
     #[must_use]
     pub fn claim(
         &mut self,
@@ -74,9 +74,9 @@ impl Instances {
         self.0.retain(|one| one.ended_at.unwrap_or(one.started_at).since(arrived) <= AHEAD);
         let started = arrived.saturating_sub(age.unwrap_or_default());
         let started_at = match self.find(claimant) {
-            // A request that was late on its way makes its process look younger, and none makes it look older.
+            // A delayed request makes its process look younger than it is, and nothing makes a process look older.
             Some(Instance { ended_at: None, started_at, .. }) => *started_at.min(&started),
-            // A late request of the process that ended, and not a later start with the same id.
+            // This is a late request of the process that ended, and not of a later process with the same id.
             Some(Instance { ended_at: Some(ended_at), .. }) if age.is_some() && started <= *ended_at => {
                 return false;
             }
@@ -89,7 +89,7 @@ impl Instances {
         age.is_none() || !is_older
     }
 
-    /// Notes that a process was shut down. It need not be the owner.
+    /// Records that a process was shut down. It need not be the owner.
     pub fn end(&mut self, instance_id: &str, now: Timestamp) {
         let started_at = self.find(instance_id).map_or(now, |known| known.started_at);
         self.remember(
@@ -98,13 +98,13 @@ impl Instances {
         );
     }
 
-    /// Whether a process was shut down.
+    /// Returns whether a process was shut down.
     #[must_use]
     pub fn has_ended(&self, instance_id: &str) -> bool {
         self.find(instance_id).is_some_and(|known| known.ended_at.is_some())
     }
 
-    /// Whether a registration of this age, which arrived then, shows nothing new of its process.
+    /// Returns whether a registration with this age and arrival time says nothing new about its process.
     #[must_use]
     pub fn is_noted(&self, instance_id: &str, age: Option<Duration>, arrived: Timestamp) -> bool {
         self.find(instance_id).is_some_and(|known| {
@@ -114,7 +114,7 @@ impl Instances {
         })
     }
 
-    /// Whether a process was seen, and has not been shut down.
+    /// Returns whether a process is known and was not shut down.
     #[must_use]
     pub fn is_running(&self, instance_id: &str) -> bool {
         self.find(instance_id).is_some_and(|known| known.ended_at.is_none())
@@ -124,7 +124,7 @@ impl Instances {
         self.0.iter().find(|one| one.id == instance_id)
     }
 
-    /// Replaces what was known of a process. Forgets the one that was seen first, but never the owner.
+    /// Records a process. Forgets the process that was seen first if there are too many, but never the owner.
     fn remember(&mut self, instance: Instance, owner: Option<&str>) {
         match self.0.iter_mut().find(|one| one.id == instance.id) {
             Some(known) => *known = instance,
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_younger_process_wins_in_either_order() {
+    fn younger_process_wins_in_either_order() {
         let mut instances = Instances::default();
         assert!(instances.claim("old", age(50), None, at(100)));
         assert!(instances.claim("young", age(10), Some("old"), at(100)));
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn on_a_tie_the_owner_stays() {
+    fn owner_keeps_the_id_on_a_tie() {
         let mut instances = Instances::default();
         assert!(instances.claim("one", age(10), None, at(100)));
         assert!(!instances.claim("two", age(10), Some("one"), at(100)));
@@ -171,21 +171,21 @@ mod tests {
     }
 
     #[test]
-    fn the_start_of_a_process_is_never_moved_to_later_also_if_it_was_refused() {
+    fn start_of_a_process_never_moves_to_a_later_time() {
         let mut instances = Instances::default();
         assert!(instances.claim("one", age(50), None, at(100)));
         assert!(instances.claim("one", age(0), Some("one"), at(100)));
         assert!(instances.claim("two", age(30), Some("one"), at(100)), "one started before two");
         assert!(!instances.claim("three", age(40), Some("two"), at(100)));
         assert!(!instances.claim("three", age(0), Some("two"), at(100)), "it was seen with another age");
-        // The first registration of this one was late, and the next one shows it.
+        // The first registration of this process was delayed, and the next one shows it.
         assert!(instances.claim("late", age(10), Some("two"), at(100)));
         assert!(instances.claim("late", age(60), Some("late"), at(110)));
         assert!(instances.claim("two", age(40), Some("late"), at(110)));
     }
 
     #[test]
-    fn a_registration_shows_something_new_if_its_process_is_older_than_noted() {
+    fn registration_says_something_new_if_its_process_is_older_than_recorded() {
         let mut instances = Instances::default();
         assert!(!instances.is_noted("one", age(10), at(100)), "it was never seen");
         assert!(instances.claim("one", age(10), None, at(100)));
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_gone_or_says_no_age_gives_way() {
+    fn owner_that_is_gone_or_has_no_age_loses_the_id() {
         let mut instances = Instances::default();
         assert!(instances.claim("young", age(10), None, at(100)));
         assert!(instances.claim("old", age(50), None, at(100)), "the owner is past its deadline");
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_was_shut_down_stays_so_until_it_starts_anew() {
+    fn process_stays_shut_down_until_it_starts_again() {
         let mut instances = Instances::default();
         assert!(instances.claim("pod-0", age(10), None, at(100)));
         instances.end("pod-0", at(110));
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_was_never_seen_can_be_shut_down() {
+    fn unknown_process_can_be_shut_down() {
         let mut instances = Instances::default();
         instances.end("one", at(100));
         assert!(!instances.claim("one", age(5), None, at(101)));
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_are_remembered_and_the_owner_always() {
+    fn oldest_processes_are_forgotten_but_never_the_owner() {
         let mut instances = Instances::default();
         assert!(instances.claim("owner", age(1), None, at(100)));
         for number in 0..20 {
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_noted_before_the_clock_was_set_back_counts_for_nothing() {
+    fn times_recorded_before_the_clock_was_set_back_are_ignored() {
         let mut instances = Instances::default();
         assert!(instances.claim("owner", age(1), None, at(162)));
         instances.end("ended", at(161));
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_server_noted_while_a_request_was_on_its_way_counts() {
+    fn times_that_another_server_recorded_a_moment_later_count() {
         let mut instances = Instances::default();
         assert!(instances.claim("owner", age(1), None, at(161)));
         instances.end("ended", at(160));

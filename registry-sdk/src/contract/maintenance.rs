@@ -1,4 +1,4 @@
-//! Maintenance: an agent that an operator, or the agent itself, takes out for a while.
+//! Maintenance: an operator, or the agent itself, takes the agent out of service for a while.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,8 @@ use super::time::Timestamp;
 
 /// Why and until when an agent is given no work.
 ///
-/// It begins with a [`MaintenanceRequest`](super::MaintenanceRequest). Nothing that the agent sends ends it, unless it belongs to one process.
+/// Maintenance begins with a [`MaintenanceRequest`](super::MaintenanceRequest). Nothing that the agent sends ends it, unless it
+/// belongs to one process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(
     feature = "openapi",
@@ -17,21 +18,21 @@ use super::time::Timestamp;
 pub struct Maintenance {
     /// The reason, for people.
     pub reason: String,
-    /// When it began, by the registry's clock.
+    /// When the maintenance began, by the registry's clock.
     pub since: Timestamp,
-    /// When it ends by itself, by the registry's clock. Left out if somebody has to end it.
+    /// When the maintenance ends by itself, by the registry's clock. Omitted if it lasts until it is ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Timestamp, required = false))]
     pub until: Option<Timestamp>,
-    /// The process that it belongs to: it ends with that process, and when another one registers. Left out if it belongs
-    /// to the agent, whichever process is behind it.
+    /// The process that the maintenance belongs to: it ends with that process, and when another process registers. Omitted if
+    /// it belongs to the agent, whichever process the agent runs in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = String, required = false))]
     pub instance_id: Option<String>,
 }
 
 impl Maintenance {
-    /// Whether its time is over.
+    /// Returns whether the maintenance has ended by itself at a time.
     ///
     /// ```
     /// use std::time::Duration;
@@ -49,11 +50,11 @@ impl Maintenance {
     }
 }
 
-/// Returns whether a maintenance goes on after a registration by a process that started at a time, if it said so. `is_owner`
-/// says whether a process owns the agent's id now.
+/// Returns whether a maintenance continues after a registration. `started_at` is the start of the registering process, if it
+/// gave its age; `is_owner` returns whether a process owns the agent's id.
 ///
-/// A maintenance that belongs to a process ends when another one registers. That includes one that started later under the
-/// same name.
+/// A maintenance that belongs to a process ends when another process registers, even if that process has the same name and
+/// started later.
 #[must_use]
 pub fn outlasts_registration(
     maintenance: &Maintenance,

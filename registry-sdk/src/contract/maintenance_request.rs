@@ -1,4 +1,4 @@
-//! The request that takes an agent out for a while.
+//! The request that takes an agent out of service for a while.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ pub struct MaintenanceRequest {
     /// The reason, for people: 1 to 256 characters.
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 256, pattern = "^[^\\u0000]*$"))]
     pub reason: String,
-    /// How long it lasts. Without it, it lasts until it is ended.
+    /// How long the maintenance lasts. Without it, it lasts until it is ended.
     #[serde(
         default,
         rename = "duration_seconds",
@@ -40,8 +40,8 @@ pub struct MaintenanceRequest {
         schema(value_type = Option<f64>, exclusive_minimum = 0, maximum = 31_536_000)
     )]
     pub duration: Option<Duration>,
-    /// The process that takes itself out. The maintenance then ends when that process was shut down, or when another one
-    /// registers. If another process owns the id, the request is refused with 409.
+    /// The process that takes itself out of service. The maintenance then ends when that process is shut down, or when another
+    /// process registers. If another process owns the id, the request is refused with 409.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
@@ -51,27 +51,27 @@ pub struct MaintenanceRequest {
 }
 
 impl MaintenanceRequest {
-    /// Maintenance of an agent, whichever process is behind it, until somebody ends it.
+    /// Requests maintenance of an agent until it is ended, whichever process the agent runs in.
     #[must_use]
     pub fn new(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), duration: None, instance_id: None }
     }
 
-    /// Sets how long it lasts. A registry counts to the millisecond.
+    /// Sets how long the maintenance lasts. The registry rounds it to milliseconds.
     #[must_use]
     pub fn duration(mut self, duration: Duration) -> Self {
         self.duration = Some(duration);
         self
     }
 
-    /// Lets it belong to one process, which has to own the agent's id.
+    /// Makes the maintenance belong to one process, which has to own the agent's id.
     #[must_use]
     pub fn instance_id(mut self, instance_id: impl Into<String>) -> Self {
         self.instance_id = Some(instance_id.into());
         self
     }
 
-    /// The maintenance that the request begins at a time.
+    /// Returns the maintenance that begins with this request at a time. For tests: the registry answers with it.
     #[must_use]
     pub fn begin(&self, now: Timestamp) -> Maintenance {
         Maintenance {
@@ -98,7 +98,7 @@ impl RequestBody for MaintenanceRequest {
         let duration = fields.get("duration_seconds", "a number above 0, up to 31536000", |value| {
             let seconds = value.as_f64().filter(|seconds| *seconds > 0.0)?;
             let duration = Duration::try_from_secs_f64(seconds).ok()?;
-            // What is above nothing stays above it.
+            // A positive duration stays positive.
             Some(duration.max(Duration::from_millis(1))).filter(|duration| *duration <= limits::MAINTENANCE)
         });
         let instance_id = fields.instance_id();
@@ -107,5 +107,5 @@ impl RequestBody for MaintenanceRequest {
     }
 }
 
-/// What a reason has to be.
+/// The valid values of a reason.
 const REASON: &str = "a text of 1 to 256 characters";

@@ -1,9 +1,28 @@
-//! What crosses the wire: the one definition of the registry's types and limits, which clients and servers
-//! share.
+//! The wire contract: the one definition of the registry's types and limits, shared by clients and servers.
 //!
-//! HTTP/1.1 and JSON. Times are RFC 3339 in UTC with milliseconds, durations are numbers of seconds in
-//! fields whose names end in `_seconds`. Unknown fields are ignored on both sides. Fields that only this
-//! project's server sends are optional here, so that a plainer server's answers decode as well.
+//! An agent's author needs [`Registration`] and [`Capability`]; [`AgentRecord`] and [`CapabilityMatch`] are what the registry
+//! returns. All types implement serde's traits, so they also serve a client of your own:
+//!
+//! ```
+//! use registry_sdk::contract::{AgentRecord, AgentStatus, Capability, Registration};
+//!
+//! let registration = Registration::new("sec-scan", "Security Scanner", "http://sec-scan:8003")
+//!     .capability(Capability::new("security_scanning").tag("sast"));
+//! registration.validate()?; // names every field that is out of its limits
+//! let body = serde_json::to_string(&registration)?;
+//!
+//! let response = r#"{"agent_id": "sec-scan", "status": "active", "a_newer_field": 1}"#;
+//! let record: AgentRecord = serde_json::from_str(response)?;
+//! assert_eq!(record.status, AgentStatus::Active);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Structs that the registry returns may get more fields, so code outside of this crate cannot list them all. For tests, they
+//! have constructors such as [`AgentRecord::new`].
+//!
+//! The protocol is HTTP/1.1 and JSON. Times are RFC 3339 in UTC with milliseconds. Durations are numbers of seconds in fields
+//! whose names end in `_seconds`. Both sides ignore unknown fields. Fields that only this project's server sends are optional
+//! here, so that the responses of simpler servers can be decoded as well.
 
 pub(crate) mod address;
 mod agent;
@@ -52,8 +71,8 @@ pub use words::UnknownWord;
 #[cfg(feature = "client")]
 pub(crate) use words::cut;
 
-/// The port a registry listens on unless told otherwise.
+/// Default port of a registry.
 pub const DEFAULT_PORT: u16 = 8009;
 
-/// A response header: for how many seconds the database has been away, where a read is answered from memory.
+/// Response header of a read that was answered from memory: for how many seconds the database has been away.
 pub const STALE_HEADER: &str = "registry-stale-seconds";

@@ -1,4 +1,4 @@
-//! An agent's own health: where it is asked, and what its answer means to whoever asks.
+//! An agent's own health endpoint: where it is, and what its responses mean.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,28 +8,28 @@ use url::Url;
 
 use super::words::{UnknownWord, words};
 
-/// Path of an agent's own health below its `base_url`, unless it registered another one.
+/// Default path of an agent's health endpoint, below its `base_url`.
 pub const DEFAULT_HEALTH_PATH: &str = "/health";
 
-/// Maximum number of redirects that are followed when an agent is asked.
+/// Maximum number of redirects that are followed when an agent's health is checked.
 pub const MAX_HEALTH_REDIRECTS: usize = 5;
 
-/// Whether the registry may ask an agent itself how it is.
+/// Whether the registry may probe an agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ProbeMode {
-    /// The registry asks `GET {base_url}{health_path}`, if it probes agents at all.
+    /// The registry may request `GET {base_url}{health_path}`.
     #[default]
     On,
-    /// Nobody asks: the agent is judged by its heartbeats alone.
+    /// The registry does not probe the agent, and judges it by its heartbeats alone.
     Off,
-    /// A word that only a newer server knows. Such an agent is not asked, and no request can set it.
+    /// A word that only a newer server knows. Such an agent is not probed, and no request can set this value.
     Unknown(UnknownWord),
 }
 
-words!(ProbeMode "Whether the registry may ask the agent itself how it is.": On = "on", Off = "off");
+words!(ProbeMode "Whether the registry may probe the agent.": On = "on", Off = "off");
 
-/// Takes any word, as a newer server may have stored it.
+/// Accepts any word, because a newer server may have stored it.
 impl From<&str> for ProbeMode {
     fn from(word: &str) -> Self {
         Self::of_word(word)
@@ -42,7 +42,7 @@ impl<'de> Deserialize<'de> for ProbeMode {
     }
 }
 
-/// Where an agent says itself how it is: `GET {base_url}{health_path}`. `None` where the URL is none.
+/// Returns the URL of an agent's health endpoint, `{base_url}{health_path}`. Returns `None` if the base URL is invalid.
 #[must_use]
 pub fn health_url(base_url: &str, health_path: Option<&str>) -> Option<Url> {
     let mut url = Url::parse(base_url).ok().filter(Url::has_host)?;
@@ -53,23 +53,23 @@ pub fn health_url(base_url: &str, health_path: Option<&str>) -> Option<Url> {
     Some(url)
 }
 
-/// What the head of an agent's answer says of its health. Registries and orchestrators go by the same rules.
+/// What the status and headers of a response say about an agent's health. Registries and orchestrators use the same rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HealthAnswer {
-    /// A success: healthy, unless the body says otherwise. See [`says_unhealthy`](Self::says_unhealthy).
+    /// A success: healthy, unless [the body says otherwise](Self::says_unhealthy).
     Success,
-    /// The agent asks for credentials: it lives, and says no more to whoever has none.
+    /// The agent is alive, but asks for credentials.
     Alive,
     /// There is no health endpoint at this path.
     CannotTell,
-    /// The answer is elsewhere within the agent. Up to [`MAX_HEALTH_REDIRECTS`] are followed.
+    /// A redirect to another URL of the same agent. Up to [`MAX_HEALTH_REDIRECTS`] are followed.
     Redirect(Url),
-    /// The agent does not answer well, and why.
+    /// The agent is unhealthy, for this reason.
     Failure(String),
 }
 
 impl HealthAnswer {
-    /// Judges the status and the `Location` of an answer from a URL.
+    /// Judges the status and the `Location` of a response from a URL.
     #[must_use]
     pub fn of_head(url: &Url, status: u16, location: Option<&str>) -> Self {
         match status {
@@ -90,7 +90,7 @@ impl HealthAnswer {
         }
     }
 
-    /// Whether the body of a success says that the agent is unhealthy. Most agents use the status alone.
+    /// Returns whether the body of a success reports an unhealthy agent. Most agents use the status alone.
     #[must_use]
     pub fn says_unhealthy(body: &[u8]) -> bool {
         let health = serde_json::from_slice::<serde_json::Value>(body).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What goes wrong, as the wire says it.
+//! Errors on the wire.
 
 use std::fmt;
 
@@ -6,21 +6,21 @@ use serde::{Deserialize, Serialize};
 
 use super::instances::Owner;
 
-/// How the detail of a problem begins that says that there is no such path, in distinction from no such agent.
+/// Beginning of the detail of a 404 for an unknown path, which distinguishes it from a 404 for an unknown agent.
 pub const UNKNOWN_PATH_DETAIL: &str = "there is nothing at ";
 
 /// What is wrong with one field.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FieldError {
-    /// Where it is, for example `capabilities[2].tags[0]`.
+    /// The path of the field, for example `capabilities[2].tags[0]`.
     pub field: String,
-    /// What is wrong, and what would be right.
+    /// What is wrong, and what would be valid.
     pub message: String,
 }
 
 impl FieldError {
-    /// Says what is wrong with a field.
+    /// Creates an error for a field.
     #[must_use]
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self { field: field.into(), message: message.into() }
@@ -33,12 +33,12 @@ impl fmt::Display for FieldError {
     }
 }
 
-/// All that is wrong with a request's fields, at once.
+/// All invalid fields of a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 pub struct ValidationError(pub Vec<FieldError>);
 
-/// An error's body, `application/problem+json` (RFC 9457).
+/// The body of an error response, `application/problem+json` (RFC 9457).
 ///
 /// ```
 /// use registry_sdk::contract::Problem;
@@ -49,23 +49,23 @@ pub struct ValidationError(pub Vec<FieldError>);
 #[cfg_attr(
     feature = "openapi",
     derive(utoipa::ToSchema),
-    schema(description = "An error's body, `application/problem+json` (RFC 9457).")
+    schema(description = "The body of an error response, `application/problem+json` (RFC 9457).")
 )]
 #[non_exhaustive]
 pub struct Problem {
-    /// The kind of problem, a URI: `about:blank` if the status says it all.
+    /// The kind of problem, a URI: `about:blank` if the status says everything.
     #[serde(rename = "type", default = "about_blank")]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub kind: String,
-    /// The name of the status.
+    /// The name of the status code.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub title: String,
     /// The HTTP status code.
     pub status: u16,
-    /// What happened this time, and what to do about it.
+    /// What happened, and what to do about it.
     pub detail: String,
-    /// The invalid fields, all of them, in a 422; otherwise empty.
+    /// All invalid fields, in a 422; otherwise empty.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub errors: Vec<FieldError>,
@@ -76,7 +76,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem that its status describes, without fields.
+    /// Creates a problem that is described by its status and a detail.
     #[must_use]
     pub fn new(status: u16, title: impl Into<String>, detail: impl Into<String>) -> Self {
         Self {

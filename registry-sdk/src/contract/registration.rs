@@ -1,4 +1,4 @@
-//! What an agent says of itself.
+//! Registrations.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use super::time::optional_seconds;
 #[cfg_attr(
     feature = "openapi",
     derive(utoipa::ToSchema),
-    schema(description = "An agent that registers, or registers again.")
+    schema(description = "The registration of an agent.")
 )]
 #[non_exhaustive]
 pub struct Registration {
@@ -39,12 +39,12 @@ pub struct Registration {
     /// The agent's name, for people: 1 to 128 characters.
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 128, pattern = "^[^\\u0000]*$"))]
     pub agent_name: String,
-    /// The URL at which callers reach the agent: absolute, `http` or `https`, without user info, query and fragment, up to
-    /// 256 characters. Addresses that nobody can connect to, such as `0.0.0.0`, are refused.
+    /// The URL at which callers reach the agent: absolute, `http` or `https`, without user info, query and fragment, up to 256
+    /// characters. Addresses that nobody can connect to, such as `0.0.0.0`, are refused.
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 256, format = "uri"))]
     pub base_url: String,
-    /// The path below `base_url` at which the agent says how it is: 1 to 256 characters, begins with one slash.
-    /// `/health` by default.
+    /// The path of the agent's health endpoint, below `base_url`: 1 to 256 characters, beginning with one slash. Default:
+    /// `/health`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
@@ -55,22 +55,22 @@ pub struct Registration {
         )
     )]
     pub health_path: Option<String>,
-    /// Whether the registry may ask the agent itself how it is, `on` by default.
+    /// Whether the registry may probe the agent. Default: `on`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<ProbeMode>,
-    /// What the agent can do: up to 128 capabilities with distinct names.
+    /// The agent's capabilities: up to 128, with distinct names.
     #[cfg_attr(feature = "openapi", schema(max_items = 128))]
     pub capabilities: Vec<Capability>,
-    /// The initial status, `active` by default.
+    /// The initial status. Default: `active`.
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<AgentStatus>))]
     pub status: AgentStatus,
-    /// Whatever else others should know about the agent: up to 16 KiB of JSON, nested up to 64 levels deep.
+    /// Any further information about the agent: up to 16 KiB of JSON, nested up to 64 levels deep.
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<super::agent::Metadata>))]
     pub metadata: Map<String, Value>,
-    /// The interval at which the agent intends to send heartbeats: above 0, up to a day. The registry waits at least
-    /// twice as long before the agent counts as offline.
+    /// The interval at which the agent intends to send heartbeats: above 0, up to a day. The registry waits at least twice as
+    /// long before the agent counts as offline.
     #[serde(
         default,
         rename = "heartbeat_interval_seconds",
@@ -79,16 +79,16 @@ pub struct Registration {
     )]
     #[cfg_attr(feature = "openapi", schema(exclusive_minimum = 0, maximum = 86400, value_type = Option<f64>))]
     pub heartbeat_interval: Option<Duration>,
-    /// The process, of those that may start with the same `agent_id`: 1 to 64 of the same characters. The youngest
-    /// living process owns the id; heartbeats of another instance are refused.
+    /// The process, if several may start with the same `agent_id`: 1 to 64 of the same characters. The youngest running process
+    /// owns the id; heartbeats of another process are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
         schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")
     )]
     pub instance_id: Option<String>,
-    /// How long ago the process started, by a monotonic clock. Requires an `instance_id`. A registration is refused with
-    /// 409 if its process is older than the living owner of the id; one without an age is always granted.
+    /// How long ago the process started, by a monotonic clock. Requires an `instance_id`. A registration is refused with 409 if
+    /// its process is older than the running owner of the id; one without an age is always granted.
     #[serde(
         default,
         rename = "instance_age_seconds",
@@ -97,15 +97,15 @@ pub struct Registration {
     )]
     #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 1_000_000_000, value_type = Option<f64>))]
     pub instance_age: Option<Duration>,
-    /// The agent's A2A agent card, up to 64 KiB of JSON. It is kept byte for byte, apart from the record: `GET /agents/{id}/card`
-    /// returns it. A registration without a card removes it.
+    /// The agent's A2A agent card, up to 64 KiB of JSON. It is kept byte for byte and is not part of the record: `GET
+    /// /agents/{id}/card` returns it. A registration without a card removes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<super::card::Card>))]
     pub card: Option<AgentCard>,
 }
 
 impl Registration {
-    /// An agent without capabilities, which are added one by one.
+    /// Creates a registration without capabilities.
     #[must_use]
     pub fn new(
         agent_id: impl Into<String>,
@@ -128,69 +128,69 @@ impl Registration {
         }
     }
 
-    /// Adds one capability.
+    /// Adds a capability.
     #[must_use]
     pub fn capability(mut self, capability: Capability) -> Self {
         self.capabilities.push(capability);
         self
     }
 
-    /// Sets the status to begin with.
+    /// Sets the initial status.
     #[must_use]
     pub fn status(mut self, status: AgentStatus) -> Self {
         self.status = status;
         self
     }
 
-    /// Adds one entry to the metadata.
+    /// Adds an entry to the metadata.
     #[must_use]
     pub fn metadata(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.metadata.insert(key.into(), value.into());
         self
     }
 
-    /// Sets the path below `base_url` at which the agent says how it is, in place of `/health`.
+    /// Sets the path of the agent's health endpoint, below `base_url`. Default: `/health`.
     #[must_use]
     pub fn health_path(mut self, path: impl Into<String>) -> Self {
         self.health_path = Some(path.into());
         self
     }
 
-    /// Sets whether the registry may ask the agent itself how it is.
+    /// Sets whether the registry may probe the agent.
     #[must_use]
     pub fn probe(mut self, probe: ProbeMode) -> Self {
         self.probe = Some(probe);
         self
     }
 
-    /// Keeps the registry from asking the agent itself: it is judged by its heartbeats alone.
+    /// Turns off probes: the registry judges the agent by its heartbeats alone.
     #[must_use]
     pub fn no_probe(self) -> Self {
         self.probe(ProbeMode::Off)
     }
 
-    /// Declares how often heartbeats come.
+    /// Declares the interval of the heartbeats.
     #[must_use]
     pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
         self.heartbeat_interval = Some(interval);
         self
     }
 
-    /// Tells this process apart from others with the same `agent_id`.
+    /// Names the process, which distinguishes it from others with the same `agent_id`.
     #[must_use]
     pub fn instance_id(mut self, instance_id: impl Into<String>) -> Self {
         self.instance_id = Some(instance_id.into());
         self
     }
 
-    /// Sets how long ago the process started. [`Agent`](crate::Agent) does so by itself, each time it registers.
+    /// Sets how long ago the process started. [`Agent`](crate::Agent) does so by itself each time it registers.
     #[must_use]
     pub fn instance_age(mut self, age: Duration) -> Self {
         self.instance_age = Some(age);
         self
     }
 
-    /// Sets the agent's A2A agent card, which the registry passes on as it is.
+    /// Sets the agent's A2A agent card, which the registry passes on unchanged.
     #[must_use]
     pub fn card(mut self, card: AgentCard) -> Self {
         self.card = Some(card);

@@ -1,4 +1,4 @@
-//! Reading the body of a registration, with an error for each field that is wrong.
+//! Reading the body of a registration, with an error for each invalid field.
 
 use std::time::Duration;
 
@@ -14,20 +14,20 @@ use super::time::seconds;
 
 impl RequestBody for Registration {
     fn from_json(body: &[u8]) -> Result<Result<Self, ValidationError>, serde_json::Error> {
-        // Serde would take a list of the fields' values for a struct; the contract does not.
+        // Serde would accept a list of the field values for a struct, which the contract does not allow.
         let object = body.trim_ascii_start().first() == Some(&b'{');
         if !object && serde_json::from_slice::<IgnoredAny>(body).is_ok() {
             return Err(de::Error::invalid_type(Unexpected::Other("something else"), &"a JSON object"));
         }
         match serde_json::from_slice::<Self>(body) {
             Ok(registration) => Ok(registration.validate().map(|()| registration)),
-            // The first error is not enough for the sender: look at each field by itself.
+            // The sender needs all errors, not only the first one, so each field is read separately.
             Err(_) => serde_json::from_slice::<Draft<'_>>(body).map(Draft::check),
         }
     }
 }
 
-/// A registration whose fields are yet to be read.
+/// A registration whose fields have not been read yet.
 #[derive(Deserialize)]
 struct Draft<'a> {
     #[serde(borrow)]
@@ -65,7 +65,7 @@ impl Draft<'_> {
             if read.is_none() {
                 unread.push(format!("capabilities[{index}]"));
             }
-            // One that could not be read keeps its place, so that the others keep their numbers.
+            // An unreadable capability keeps its index, so that errors name the right one.
             capabilities_read.push(read.unwrap_or_default());
         }
         let status = optional::<AgentStatus>(
@@ -103,7 +103,7 @@ impl Draft<'_> {
             instance_age: age.map(|Seconds(duration)| duration),
             card,
         };
-        // What could be read is checked against its limits as well; what could not has its error already.
+        // Fields that could be read are checked against their limits as well. The others have an error already.
         if let Err(ValidationError(limits)) = registration.validate() {
             let is_reported = |field: &str| {
                 errors.iter().any(|error| error.field == field)
@@ -118,7 +118,7 @@ impl Draft<'_> {
     }
 }
 
-/// Reads one capability, with an error for each field that is missing or of a wrong type.
+/// Reads a capability. Adds an error for each field that is missing or has the wrong type.
 fn draft_capability(errors: &mut Vec<FieldError>, index: usize, raw: &RawValue) -> Option<Capability> {
     #[derive(Deserialize)]
     struct Draft<'a> {

@@ -1,43 +1,43 @@
-//! How many there are.
+//! Statistics of a registry.
 
 use serde::{Deserialize, Serialize};
 
 use super::agent::AgentStatus;
 
-/// Counts over the whole registry, at one moment.
+/// Counts over the whole registry at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct RegistryStats {
-    /// Agents of every status.
+    /// Number of agents.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub total_agents: u64,
-    /// Active agents.
+    /// Number of active agents.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub active_agents: u64,
-    /// Busy agents.
+    /// Number of busy agents.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub busy_agents: u64,
-    /// Offline agents.
+    /// Number of offline agents.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub offline_agents: u64,
-    /// Agents that are offline because they missed their deadline.
+    /// Number of agents that are offline because they missed their deadline.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub stale_agents: u64,
-    /// Agents in maintenance, whatever their status.
+    /// Number of agents in maintenance, whatever their status.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub maintenance_agents: u64,
-    /// Capabilities of all agents together.
+    /// Number of capabilities of all agents.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub total_capabilities: u64,
-    /// Distinct names of those capabilities.
+    /// Number of distinct names of those capabilities.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub distinct_capabilities: u64,

@@ -1,4 +1,4 @@
-//! Times and durations as the wire writes them.
+//! Times and durations on the wire.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,8 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A moment in UTC, to the millisecond, written as RFC 3339 (`2026-11-24T09:30:00.123Z`).
 ///
-/// Reading is wider than writing: any offset is taken, and a time without one counts as UTC, because Python
-/// services commonly send such.
+/// Reading accepts more: any offset, and a time without an offset, which counts as UTC because Python services often send such
+/// times.
 ///
 /// ```
 /// use registry_sdk::contract::Timestamp;
@@ -20,13 +20,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp {
-    /// Since the Unix epoch, within chrono's range. A number, since most timestamps are compared and never written.
+    /// Milliseconds since the Unix epoch, within chrono's range. A number, because most timestamps are compared and never
+    /// written.
     millis: i64,
 }
 
 impl Timestamp {
-    /// The moment so many milliseconds after the Unix epoch. Beyond chrono's range (some 262,000 years) it
-    /// is the nearest end of that range.
+    /// Creates a timestamp from milliseconds since the Unix epoch. A value beyond chrono's range (about 262,000 years) becomes
+    /// the nearest end of that range.
     #[must_use]
     pub fn from_unix_millis(millis: i64) -> Self {
         const FIRST: i64 = DateTime::<Utc>::MIN_UTC.timestamp_millis();
@@ -34,7 +35,7 @@ impl Timestamp {
         Self { millis: millis.clamp(FIRST, LAST) }
     }
 
-    /// Milliseconds since the Unix epoch.
+    /// Returns the milliseconds since the Unix epoch.
     #[must_use]
     pub fn unix_millis(self) -> i64 {
         self.millis
@@ -44,7 +45,7 @@ impl Timestamp {
         DateTime::from_timestamp_millis(self.millis).unwrap_or_default()
     }
 
-    /// Returns the moment this long after, or the last one there is.
+    /// Adds a duration. A result beyond the range becomes the last timestamp.
     ///
     /// ```
     /// use std::time::Duration;
@@ -59,14 +60,14 @@ impl Timestamp {
         Self::from_unix_millis(self.unix_millis().saturating_add(millis))
     }
 
-    /// Returns the moment this long before, or the first one there is.
+    /// Subtracts a duration. A result beyond the range becomes the first timestamp.
     #[must_use]
     pub fn saturating_sub(self, duration: Duration) -> Self {
         let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
         Self::from_unix_millis(self.unix_millis().saturating_sub(millis))
     }
 
-    /// How long after `earlier` this is; zero where it is not after it.
+    /// Returns the time since `earlier`; zero if this is not after it.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.unix_millis() - earlier.unix_millis()).unwrap_or(0))
@@ -98,13 +99,13 @@ impl From<Timestamp> for SystemTime {
 }
 
 impl Timestamp {
-    /// As it is written. Every answer has some of these, and chrono's own way of writing one takes as long as the rest of
-    /// a heartbeat's answer. `None` for a year of more or less than four digits.
+    /// Formats the time for the wire. Every response has several times, and formatting one with chrono takes as long as the
+    /// rest of the response to a heartbeat. Returns `None` unless the year has four digits.
     fn to_ascii(self) -> Option<[u8; 24]> {
         let mut text = *b"0000-00-00T00:00:00.000Z";
         let mut put = |from: usize, to: usize, mut number: u32| {
             for digit in text.get_mut(from..to).unwrap_or_default().iter_mut().rev() {
-                // One digit: it fits.
+                // A single digit fits.
                 *digit += (number % 10) as u8;
                 number /= 10;
             }
@@ -131,16 +132,16 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// As it is written: a number of milliseconds says nothing to a reader.
+/// Shows the text and not the number of milliseconds, which people cannot read.
 impl fmt::Debug for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Timestamp({self})")
     }
 }
 
-/// A text that is no [`Timestamp`].
+/// A text that is not a [`Timestamp`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no RFC 3339 time: {why}")]
+#[error("{text:?} is not an RFC 3339 time: {why}")]
 pub struct ParseTimestampError {
     text: String,
     why: String,
@@ -193,14 +194,14 @@ pub(crate) mod seconds {
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let seconds = f64::deserialize(deserializer)?;
-        let wrong = |_| de::Error::custom(format_args!("{seconds} is no number of seconds from 0"));
+        let wrong = |_| de::Error::custom(format_args!("{seconds} is not a number of seconds from 0"));
         let read = Duration::try_from_secs_f64(seconds).map_err(wrong)?;
-        // What is above nothing stays above it.
+        // A positive duration stays positive.
         Ok(if seconds > 0.0 { read.max(Duration::from_nanos(1)) } else { read })
     }
 }
 
-/// The same where the field may be absent or `null`.
+/// The same for a field that may be missing or `null`.
 pub(crate) mod optional_seconds {
     use std::time::Duration;
 
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn any_time_is_written_as_chrono_writes_it() {
+    fn all_times_are_formatted_like_chrono_formats_them() {
         let far =
             [i64::MIN, -62_167_219_200_001, -62_167_219_200_000, 253_402_300_799_999, 253_402_300_800_000];
         let near = (0..2_000).map(|number| number * 97_654_321_987 - 90_000_000_000_000);
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_beyond_the_range_is_the_end_of_it() {
+    fn timestamp_beyond_the_range_becomes_the_nearest_end() {
         assert!(Timestamp::from_unix_millis(i64::MAX) > Timestamp::from_unix_millis(0));
         assert!(Timestamp::from_unix_millis(i64::MIN) < Timestamp::from_unix_millis(0));
     }

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-/// A request header: the trace of the request, and the span that it was sent in (<https://www.w3.org/TR/trace-context/>).
+/// Request header with the trace of the request and the span in which it was sent (<https://www.w3.org/TR/trace-context/>).
 pub const TRACEPARENT_HEADER: &str = "traceparent";
 
-/// Returns the trace id of a `traceparent`: 32 lower case hexadecimal digits. `None` if the value is not valid. Of a later version, the
-/// fields of version 00 are read, as the specification demands.
+/// Returns the trace id of a `traceparent`: 32 lower-case hexadecimal digits. Returns `None` if the value is invalid. Of later
+/// versions, the fields of version 00 are read, as the specification requires.
 #[must_use]
 pub fn trace_id(traceparent: &str) -> Option<&str> {
     let value = traceparent.trim_matches([' ', '\t']);
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_are_not_valid_have_none() {
+    fn invalid_headers_have_no_trace_id() {
         let (no_trace, no_span) = ("0".repeat(32), "0".repeat(16));
         for value in [
             String::new(),

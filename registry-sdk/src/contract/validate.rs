@@ -1,4 +1,4 @@
-//! The contract's limits, checked in this one place.
+//! The contract's limits and the checks of registrations.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -13,7 +13,7 @@ use super::own_health::ProbeMode;
 use super::problem::{FieldError, ValidationError};
 use super::registration::Registration;
 
-/// The largest values the contract allows.
+/// The contract's limits: the largest valid values.
 pub mod limits {
     use std::time::Duration;
 
@@ -45,8 +45,8 @@ pub mod limits {
     pub const EXAMPLE: usize = 256;
     /// Bytes of the metadata, as compact JSON.
     pub const METADATA_BYTES: usize = 16 * 1_024;
-    /// Levels of lists and objects in the metadata. Readers of JSON have limits of their own (128 is common), and the metadata
-    /// has to be readable inside of a list of agents, too.
+    /// Levels of lists and objects in the metadata. JSON parsers have their own limits (often 128), and the metadata also has
+    /// to be readable within a list of agents.
     pub const METADATA_DEPTH: usize = 64;
     /// Bytes of an A2A agent card.
     pub const CARD_BYTES: usize = 64 * 1_024;
@@ -54,23 +54,23 @@ pub mod limits {
     pub const CARD_DEPTH: usize = 64;
     /// Bytes of a request's body.
     pub const BODY_BYTES: usize = 256 * 1_024;
-    /// The longest interval between two heartbeats.
+    /// Maximum interval between two heartbeats.
     pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(86_400);
-    /// The longest time that a process can say it has been running.
+    /// Maximum age of a process.
     pub const INSTANCE_AGE: Duration = Duration::from_secs(1_000_000_000);
     /// Characters of the reason of a maintenance.
     pub const MAINTENANCE_REASON: usize = 256;
-    /// The longest maintenance that ends by itself.
+    /// Maximum duration of a maintenance that ends by itself.
     pub const MAINTENANCE: Duration = Duration::from_secs(31_536_000);
-    /// Entries of one page of a list, or of one search.
+    /// Entries of one page of a list or a search.
     pub const PAGE: usize = 1_000;
-    /// Matches of a search that names no limit.
+    /// Matches of a search without a limit.
     pub const DEFAULT_MATCHES: usize = 100;
     /// Past events that an event stream begins with.
     pub const LAST_EVENTS: usize = 1_000;
 }
 
-/// Whether a text can be an `agent_id`.
+/// Returns whether a text is a valid `agent_id`.
 #[must_use]
 pub fn is_valid_agent_id(text: &str) -> bool {
     let ordinary = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
@@ -79,14 +79,14 @@ pub fn is_valid_agent_id(text: &str) -> bool {
         && text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
 }
 
-/// What to say of a text that [`is_valid_agent_id`] refuses.
+/// The error for a text that [`is_valid_agent_id`] refuses.
 const NO_ID: &str = "must be 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit";
 
 impl Registration {
     /// Checks every limit of the contract.
     ///
     /// # Errors
-    /// All fields that are wrong, not only the first.
+    /// Returns all invalid fields, not only the first one.
     pub fn validate(&self) -> Result<(), ValidationError> {
         let mut check = Check::default();
         if !is_valid_agent_id(&self.agent_id) {
@@ -122,18 +122,18 @@ impl Registration {
     }
 }
 
-/// What is wrong with a text, if anything is.
+/// Returns what is wrong with a text, or `None` if it is valid.
 pub(super) fn text_error(text: &str, least: usize, most: usize) -> Option<String> {
     let length = text.chars().count();
     if length < least || length > most {
         Some(format!("must have {least} to {most} characters, has {length}"))
     } else {
-        // PostgreSQL cannot store it, and no text that people read has it.
+        // PostgreSQL cannot store NUL, and no text for people contains it.
         text.contains('\0').then(|| "must not contain a NUL character".to_owned())
     }
 }
 
-/// Gathers what is wrong.
+/// The errors found so far.
 #[derive(Default)]
 struct Check {
     errors: Vec<FieldError>,
@@ -144,14 +144,14 @@ impl Check {
         self.errors.push(FieldError::new(field.to_string(), message));
     }
 
-    /// The field is only written out where something is wrong with it.
+    /// The field's path is only formatted if there is an error.
     fn text(&mut self, field: impl fmt::Display, text: &str, least: usize, most: usize) {
         if let Some(error) = text_error(text, least, most) {
             self.fail(field, error);
         }
     }
 
-    /// A list of texts that are not empty.
+    /// Checks a list of texts, none of which may be empty.
     fn texts(&mut self, field: fmt::Arguments<'_>, texts: &[String], most: usize, most_characters: usize) {
         if texts.len() > most {
             self.fail(field, format!("must be up to {most}, are {}", texts.len()));
@@ -184,7 +184,7 @@ impl Check {
             if !capability.name.is_empty() && !names.insert(capability.name.as_str()) {
                 self.fail(
                     format_args!("capabilities[{index}].name"),
-                    format!("{:?} stands twice: names are distinct", capability.name),
+                    format!("{:?} is used twice: names must be distinct", capability.name),
                 );
             }
             self.capability(index, capability);
@@ -236,7 +236,7 @@ impl Check {
     }
 }
 
-/// How many levels of lists and objects there are.
+/// Returns the number of nested lists and objects.
 fn depth(value: &Value) -> usize {
     match value {
         Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or_default(),
@@ -245,7 +245,7 @@ fn depth(value: &Value) -> usize {
     }
 }
 
-/// Recursion is bounded: a JSON text nested deeper than 128 is not read in the first place.
+/// The recursion is bounded, because JSON nested deeper than 128 levels cannot be read in the first place.
 fn contains_nul(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains('\0'),

@@ -1,8 +1,8 @@
-//! Words on the wire of which later versions may have more.
+//! Words on the wire to which later versions may add.
 
 use std::fmt;
 
-/// A word that this version does not know, as a newer server sent it. Texts of more than 31 bytes are cut.
+/// A word from a newer server that this version does not know. Texts longer than 31 bytes are truncated.
 ///
 /// ```
 /// use registry_sdk::AgentStatus;
@@ -14,7 +14,7 @@ use std::fmt;
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnknownWord {
-    // Inline, so that the enums that hold one can be copied.
+    // Stored inline, so that the enums that hold it can be `Copy`.
     bytes: [u8; MAX_BYTES],
     length: u8,
 }
@@ -26,14 +26,14 @@ impl UnknownWord {
         let text = cut(text, MAX_BYTES);
         let mut bytes = [0; MAX_BYTES];
         bytes[..text.len()].copy_from_slice(text.as_bytes());
-        // At most 31.
+        // The length is at most 31.
         Self { bytes, length: u8::try_from(text.len()).unwrap_or_default() }
     }
 
-    /// The word itself.
+    /// Returns the word.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        // It was a text before.
+        // The bytes were copied from a text.
         std::str::from_utf8(&self.bytes[..usize::from(self.length)]).unwrap_or_default()
     }
 }
@@ -44,7 +44,7 @@ impl fmt::Debug for UnknownWord {
     }
 }
 
-/// The beginning of a text, up to a number of bytes and not within a character.
+/// Returns the beginning of a text, up to a number of bytes, cut between characters.
 pub(crate) fn cut(text: &str, bytes: usize) -> &str {
     let mut end = bytes.min(text.len());
     while !text.is_char_boundary(end) {
@@ -53,11 +53,11 @@ pub(crate) fn cut(text: &str, bytes: usize) -> &str {
     &text[..end]
 }
 
-/// The words of an enum with a variant `Unknown`: how they are written, and read by whoever takes later ones, too.
+/// Implements reading and writing of an enum with a variant `Unknown` for later words.
 macro_rules! words {
     ($name:ident $description:literal: $($variant:ident = $word:literal),+) => {
         impl $name {
-            /// The word on the wire.
+            /// Returns the word on the wire.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 match self {
@@ -66,7 +66,7 @@ macro_rules! words {
                 }
             }
 
-            /// Takes any word.
+            /// Accepts any word.
             pub(crate) fn of_word(word: &str) -> Self {
                 match word {
                     $($word => Self::$variant,)+
@@ -74,7 +74,7 @@ macro_rules! words {
                 }
             }
 
-            /// Reads a word of any server, also one that is not known yet.
+            /// Reads a word of any server, including one that this version does not know.
             pub(super) fn tolerant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 Ok(Self::of_word(&Cow::<str>::deserialize(deserializer)?))
             }

@@ -23,7 +23,7 @@ enum Form {
 
 /// Where a word was found, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
+enum MatchedField {
     /// The name equals the whole query.
     WholeName,
     Name,
@@ -34,21 +34,21 @@ enum Place {
 /// The field counts before the form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Found {
-    place: Place,
+    field: MatchedField,
     form: Form,
     description_only: bool,
 }
 
 impl Found {
     fn new(fields: Fields, form: Form) -> Self {
-        let place = if fields.intersects(Fields::NAME) {
-            Place::Name
+        let field = if fields.intersects(Fields::NAME) {
+            MatchedField::Name
         } else if fields.intersects(Fields::TITLE.union(Fields::TAG)) {
-            Place::TitleOrTag
+            MatchedField::TitleOrTag
         } else {
-            Place::ExampleOrDescription
+            MatchedField::ExampleOrDescription
         };
-        Self { place, form, description_only: fields == Fields::DESCRIPTION }
+        Self { field, form, description_only: fields == Fields::DESCRIPTION }
     }
 }
 
@@ -123,7 +123,7 @@ fn documents_with_name(documents: &Documents, key: &str) -> Vec<Match> {
     let term = MatchedTerm::new(&documents.dictionary, key);
     let postings = term.forms().flat_map(|(id, form)| term.postings(id).map(move |posting| (posting, form)));
     let named = postings.filter(|(posting, _)| posting.fields.intersects(Fields::WHOLE_NAME));
-    let found = |form| Found { place: Place::WholeName, form, description_only: false };
+    let found = |form| Found { field: MatchedField::WholeName, form, description_only: false };
     named.map(|(posting, form)| score(posting.document, &[found(form)])).collect()
 }
 
@@ -278,7 +278,7 @@ const FORM_SHARE: f64 = 0.05;
 #[expect(clippy::cast_precision_loss, reason = "a query has few words")]
 fn score(id: DocumentId, found: &[Found]) -> Match {
     let words = found.len().max(1) as f64;
-    let count = |place| found.iter().filter(|one| one.place == place).count() as f64;
+    let count = |field| found.iter().filter(|one| one.field == field).count() as f64;
     let inexact = |found: &Found| match found.form {
         Form::Exact => 0.0,
         Form::Inflected => 0.5,
@@ -286,8 +286,8 @@ fn score(id: DocumentId, found: &[Found]) -> Match {
     };
     // The counts are two digits of a number, so that no number of tags outweighs one more word in the name.
     let digit = 0.85 / (words * (words + 1.0));
-    let places = 0.1 + digit * (count(Place::Name) * (words + 1.0) + count(Place::TitleOrTag));
-    let places = if count(Place::WholeName) > 0.0 { 1.0 } else { places };
+    let places = 0.1 + digit * (count(MatchedField::Name) * (words + 1.0) + count(MatchedField::TitleOrTag));
+    let places = if count(MatchedField::WholeName) > 0.0 { 1.0 } else { places };
     let forms = found.iter().map(inexact).sum::<f64>() / words;
     let score = round(places - forms * FORM_SHARE.min(digit / 2.0));
     Match { id, score, description_only: found.iter().all(|found| found.description_only) }
@@ -297,15 +297,15 @@ fn score(id: DocumentId, found: &[Found]) -> Match {
 mod tests {
     use super::*;
 
-    fn found(place: Place, form: Form) -> Found {
-        Found { place, form, description_only: false }
+    fn found(field: MatchedField, form: Form) -> Found {
+        Found { field, form, description_only: false }
     }
 
     #[test]
     fn fields_decide_before_forms_and_a_word_in_the_name_before_any_number_in_tags() {
-        use Place::{ExampleOrDescription, Name, TitleOrTag, WholeName};
+        use MatchedField::{ExampleOrDescription, Name, TitleOrTag, WholeName};
         for words in 1..=20 {
-            let all = |place, form| score(0, &vec![found(place, form); words]).score;
+            let all = |field, form| score(0, &vec![found(field, form); words]).score;
             for (better, worse) in [(WholeName, Name), (Name, TitleOrTag), (TitleOrTag, ExampleOrDescription)]
             {
                 // If the whole name matches, all words have the form of the whole query.
@@ -315,7 +315,7 @@ mod tests {
             }
             if words > 1 {
                 let mut one_in_name = vec![found(ExampleOrDescription, Form::Prefix); words];
-                one_in_name[0].place = Name;
+                one_in_name[0].field = Name;
                 assert!(score(0, &one_in_name).score > all(TitleOrTag, Form::Exact), "{words} words");
             }
         }

@@ -35,7 +35,7 @@ struct Entry {
     missed: bool,
     maintenance: Option<Maintenance>,
     registered: Instant,
-    heard: Instant,
+    last_heartbeat: Instant,
     load: Option<f64>,
     active_tasks: Option<u32>,
     /// The revision of the agent's last change.
@@ -151,7 +151,7 @@ impl MockState {
             missed: false,
             maintenance,
             registered: known.map_or(now, |entry| entry.registered),
-            heard: now,
+            last_heartbeat: now,
             load: same.and_then(|entry| entry.load),
             active_tasks: same.and_then(|entry| entry.active_tasks),
             revision: known.map_or(0, |entry| entry.revision),
@@ -163,7 +163,7 @@ impl MockState {
     /// Decides whether a process may register. Returns the processes that are known then.
     fn claim(&mut self, registration: &Registration, age: Option<Duration>) -> Result<Instances, Refusal> {
         let now = self.timestamp(Instant::now());
-        let is_overdue = |entry: &Entry| entry.heard.elapsed() > self.limit(entry);
+        let is_overdue = |entry: &Entry| entry.last_heartbeat.elapsed() > self.limit(entry);
         let known = self.agents.get(&registration.agent_id);
         let mut instances = known.map(|entry| entry.instances.clone()).unwrap_or_default();
         let Some(claimant) = registration.instance_id.as_deref() else { return Ok(instances) };
@@ -183,15 +183,15 @@ impl MockState {
         let before = entry.status;
         let was_offline = before == AgentStatus::Offline;
         entry.status = beat.status.unwrap_or(if was_offline { AgentStatus::Active } else { before });
-        (entry.missed, entry.heard) = (false, Instant::now());
+        (entry.missed, entry.last_heartbeat) = (false, Instant::now());
         entry.load = beat.load.or(entry.load);
         entry.active_tasks = beat.active_tasks.or(entry.active_tasks);
-        let (status, heard, tag) = (entry.status, entry.heard, entry.tag());
+        let (status, last_heartbeat, tag) = (entry.status, entry.last_heartbeat, entry.tag());
         let timeout = heartbeat_timeout(timeout, entry.registration.heartbeat_interval);
         if status != before {
             self.changed(agent_id, EventKind::StatusChanged);
         }
-        let ack = HeartbeatAck::new(agent_id.to_owned(), status, self.timestamp(heard), timeout);
+        let ack = HeartbeatAck::new(agent_id.to_owned(), status, self.timestamp(last_heartbeat), timeout);
         Ok(ack.registration_tag(tag))
     }
 
@@ -296,7 +296,7 @@ impl MockState {
         let mut health = AgentHealth::new(agent_id, status);
         health.agent_status = Some(entry.status);
         health.last_heartbeat = record.last_heartbeat;
-        health.since_heartbeat = Some(entry.heard.elapsed());
+        health.since_heartbeat = Some(entry.last_heartbeat.elapsed());
         health.heartbeat_timeout = record.heartbeat_timeout;
         health.reason = reason;
         Ok(health)
@@ -367,7 +367,7 @@ impl MockState {
         let now = self.timestamp(Instant::now());
         for (agent_id, entry) in &mut self.agents {
             let limit = heartbeat_timeout(self.timeout, entry.registration.heartbeat_interval);
-            if entry.status != AgentStatus::Offline && entry.heard.elapsed() > limit {
+            if entry.status != AgentStatus::Offline && entry.last_heartbeat.elapsed() > limit {
                 (entry.status, entry.missed) = (AgentStatus::Offline, true);
                 expired.push(agent_id.clone());
             }
@@ -430,7 +430,7 @@ impl MockState {
         record.heartbeat_interval = given.heartbeat_interval;
         record.instance_id = given.instance_id;
         record.registered_at = Some(self.timestamp(entry.registered));
-        record.last_heartbeat = Some(self.timestamp(entry.heard));
+        record.last_heartbeat = Some(self.timestamp(entry.last_heartbeat));
         record.heartbeat_timeout = Some(limit);
         (record.load, record.active_tasks) = (entry.load, entry.active_tasks);
         record.healthy = Some(entry.status != AgentStatus::Offline && entry.maintenance.is_none());

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::event::{Known, Report, WatchEvent};
-use super::list::{Change, List, Progress, Told};
+use super::list::{Change, List, Progress, Reported};
 use super::sse::{Block, Message};
 use super::stream::{EventStream, StreamEnd};
 use crate::beside::beside;
@@ -41,9 +41,9 @@ enum State {
     /// Reports the stream's events as they arrive, although the list may have lagged behind the stream. Waits until no server
     /// lags any more, for the pages of another list, and until the stream has caught up with it. Then reports that list if it
     /// differs from what was reported, and becomes `Following`. Pages may fail as above.
-    Confirming(List, Told),
+    Confirming(List, Reported),
     /// Reports the stream's events as they arrive. After one that cannot be read, becomes `Listing`.
-    Following(Told),
+    Following(Reported),
 }
 
 /// Why a connection is no longer followed.
@@ -141,7 +141,7 @@ impl Follower {
         let end = loop {
             tokio::select! {
                 block = stream.next(&self.client) => match block {
-                    Ok(block) => self.heard(block, &mut stream).await?,
+                    Ok(block) => self.handle_block(block, &mut stream).await?,
                     Err(end) => break end,
                 },
                 progress = next_progress(&mut self.state, &self.client) => self.listed(progress).await?,
@@ -195,7 +195,7 @@ impl Follower {
     }
 
     /// Handles a block of the stream.
-    async fn heard(&mut self, block: Block, stream: &mut EventStream) -> Result<(), Disturbance> {
+    async fn handle_block(&mut self, block: Block, stream: &mut EventStream) -> Result<(), Disturbance> {
         if block.is(RESET_EVENT) {
             (self.state, self.last_id) = (State::Listing(List::begin()), block.id);
             return Ok(());
@@ -208,7 +208,7 @@ impl Follower {
         }
         if let Some(message) = message {
             self.event(message, id.as_deref()).await?;
-            stream.has_told_change |= id.is_some();
+            stream.has_reported_change |= id.is_some();
         }
         self.last_id = id.or_else(|| self.last_id.take());
         Ok(())
@@ -229,19 +229,23 @@ impl Follower {
     }
 
     async fn changed(&mut self, change: Change) -> Result<(), Disturbance> {
-        let told = match &mut self.state {
+        let reported = match &mut self.state {
             State::Empty => None,
             State::Listing(list) => {
                 list.add(change.clone());
                 None
             }
-            State::Confirming(list, told) => {
+            State::Confirming(list, reported) => {
                 list.add(change.clone());
-                Some(told)
+                Some(reported)
             }
-            State::Following(told) => Some(told),
+            State::Following(reported) => Some(reported),
         };
-        if told.is_some_and(|told| told.note(&change)) { self.report(change.into()).await } else { Ok(()) }
+        if reported.is_some_and(|reported| reported.note(&change)) {
+            self.report(change.into()).await
+        } else {
+            Ok(())
+        }
     }
 
     fn skipped_event(&mut self) {
@@ -273,7 +277,7 @@ impl Follower {
         }
         match std::mem::replace(&mut self.state, State::Empty) {
             State::Listing(list) => self.listed_all(list, None).await,
-            State::Confirming(list, told) => self.listed_all(list, Some(told)).await,
+            State::Confirming(list, reported) => self.listed_all(list, Some(reported)).await,
             State::Empty | State::Following(_) => Ok(()),
         }
     }
@@ -294,14 +298,14 @@ impl Follower {
     }
 
     /// Handles a complete list. Reports it if it differs from what was reported before.
-    async fn listed_all(&mut self, mut list: List, before: Option<Told>) -> Result<(), Disturbance> {
+    async fn listed_all(&mut self, mut list: List, before: Option<Reported>) -> Result<(), Disturbance> {
         let is_complete = list.is_complete();
         let agents = list.restart();
-        let (mut list, news, told) = beside(move || {
+        let (mut list, news, reported) = beside(move || {
             let agents = list.merge(agents, is_complete);
-            let told = Told::of(&agents);
-            let is_same = before.is_some_and(|before| before.has_same_agents(&told));
-            (list, (!is_same).then_some(agents), told)
+            let reported = Reported::of(&agents);
+            let is_same = before.is_some_and(|before| before.has_same_agents(&reported));
+            (list, (!is_same).then_some(agents), reported)
         })
         .await
         .ok_or(Disturbance::ReceiverDropped)?;
@@ -313,10 +317,10 @@ impl Follower {
             None => self.resumed().await?,
         }
         self.state = if is_complete {
-            State::Following(told)
+            State::Following(reported)
         } else {
             list.postpone();
-            State::Confirming(list, told)
+            State::Confirming(list, reported)
         };
         Ok(())
     }

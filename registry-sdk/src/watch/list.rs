@@ -41,9 +41,9 @@ pub(super) struct List {
     /// The last change of each agent that the stream has reported since the list was begun, and when.
     changes: HashMap<String, (Instant, Change)>,
     /// The greatest revision of these changes.
-    heard: Option<u64>,
+    revision: Option<u64>,
     /// When the last change came, or a stream was opened that may have more.
-    heard_at: Instant,
+    last_change: Instant,
     pass: Pass,
     request: Option<BoxFuture<'static, Result<Aged<Page>, Error>>>,
     /// Whether a page could not be read, or was an old one from memory.
@@ -84,8 +84,8 @@ impl List {
         Self {
             required_at: now,
             changes: HashMap::new(),
-            heard: None,
-            heard_at: now,
+            revision: None,
+            last_change: now,
             pass: Pass::due_at(now),
             request: None,
             is_failing: false,
@@ -95,7 +95,7 @@ impl List {
     /// Adds a change from the stream.
     pub(super) fn add(&mut self, change: Change) {
         let now = Instant::now();
-        (self.heard, self.heard_at) = (self.heard.max(change.agent.revision), now);
+        (self.revision, self.last_change) = (self.revision.max(change.agent.revision), now);
         match self.changes.get_mut(&change.agent.agent_id) {
             Some(last) => *last = (now, change),
             None => drop(self.changes.insert(change.agent.agent_id.clone(), (now, change))),
@@ -104,7 +104,7 @@ impl List {
 
     /// Records that another stream was opened.
     pub(super) fn stream_opened(&mut self) {
-        self.heard_at = Instant::now();
+        self.last_change = Instant::now();
     }
 
     /// Records that the stream had an unreadable change.
@@ -117,7 +117,7 @@ impl List {
     pub(super) async fn next(&mut self, client: &RegistryClient) -> Progress {
         if let Some(read_at) = self.pass.read_at {
             if !self.is_caught_up() {
-                sleep_until(self.heard_at.max(read_at) + LONGEST_LAG).await;
+                sleep_until(self.last_change.max(read_at) + LONGEST_LAG).await;
             }
             return Progress::CaughtUp;
         }
@@ -137,7 +137,7 @@ impl List {
 
     /// Returns whether the stream has reported a change as late as the list's latest.
     fn is_caught_up(&self) -> bool {
-        self.heard >= self.pass.revision
+        self.revision >= self.pass.revision
     }
 
     /// Returns whether a page has been requested.
@@ -226,9 +226,9 @@ impl Change {
 
 /// The revisions of all reported agents. They show whether a list differs, and whether a change was in the list before the
 /// stream reported it.
-pub(super) struct Told(HashMap<String, Option<u64>>);
+pub(super) struct Reported(HashMap<String, Option<u64>>);
 
-impl Told {
+impl Reported {
     pub(super) fn of(agents: &[Arc<AgentRecord>]) -> Self {
         Self(agents.iter().map(|agent| (agent.agent_id.clone(), agent.revision)).collect())
     }

@@ -28,8 +28,8 @@ pub(super) struct EventStream {
     /// Blocks that were parsed and not returned yet.
     blocks: VecDeque<Block>,
     opened_at: Instant,
-    heard_at: Instant,
-    pub(super) has_told_change: bool,
+    last_received: Instant,
+    pub(super) has_reported_change: bool,
 }
 
 /// How a stream ended.
@@ -57,8 +57,8 @@ impl EventStream {
             parser,
             blocks: VecDeque::new(),
             opened_at: now,
-            heard_at: now,
-            has_told_change: false,
+            last_received: now,
+            has_reported_change: false,
         };
         let has_begun = |block: &Block| after.is_some() || *block != Block::default();
         let end = loop {
@@ -89,7 +89,7 @@ impl EventStream {
                 Some(block) => return Ok(block),
                 None => {}
             }
-            let received = self.receive(self.heard_at + SILENCE_TIMEOUT).await;
+            let received = self.receive(self.last_received + SILENCE_TIMEOUT).await;
             if let Err(StreamEnd::Failed(_)) = received {
                 client.stream_failed(self.endpoint);
             }
@@ -99,13 +99,13 @@ impl EventStream {
 
     /// Returns whether the stream ended soon and without a change.
     pub(super) fn was_short(&self) -> bool {
-        !self.has_told_change && self.opened_at.elapsed() < SHORT_LIFE
+        !self.has_reported_change && self.opened_at.elapsed() < SHORT_LIFE
     }
 
     async fn receive(&mut self, deadline: Instant) -> Result<(), StreamEnd> {
         match timeout_at(deadline, self.response.chunk()).await {
             Ok(Ok(Some(bytes))) => {
-                self.heard_at = Instant::now();
+                self.last_received = Instant::now();
                 self.blocks.extend(self.parser.push(&bytes).map_err(|_| StreamEnd::TooLong)?);
                 Ok(())
             }

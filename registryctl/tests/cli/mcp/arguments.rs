@@ -32,7 +32,7 @@ async fn a_wrong_argument_is_named() {
             "`min_score` has to be a number from 0 to 1",
         ),
         ("search_agents", json!({"query": "x", "healthy": "yes"}), "`healthy` has to be true or false"),
-        ("search_agents", json!({"query": "x", "status": "asleep"}), "`status`: \"asleep\" is no status"),
+        ("search_agents", json!({"query": "x", "status": "asleep"}), "`status`: \"asleep\" is not a status"),
         ("search_agents", json!({"query": "x", "tags": "rust"}), "`tags` has to be a list of texts"),
         ("search_agents", json!({"query": "x", "tags": [1]}), "`tags` has to be a list of texts"),
         ("search_agents", json!({"query": "x", "metadata": {"a": []}}), "`metadata` has to be an object"),
