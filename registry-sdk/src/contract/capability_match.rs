@@ -78,6 +78,10 @@ pub struct CapabilityMatch {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(format = Int64, minimum = 0, maximum = 4_294_967_295_u32, required))]
     pub active_tasks: Option<u32>,
+    /// An opaque text that depends on the agent's A2A agent card, if it registered one; as in its record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, required = false))]
+    pub card_digest: Option<String>,
 }
 
 impl CapabilityMatch {
@@ -102,6 +106,7 @@ impl CapabilityMatch {
             healthy: None,
             load: None,
             active_tasks: None,
+            card_digest: None,
         }
     }
 
@@ -118,6 +123,7 @@ impl CapabilityMatch {
         found.healthy = record.healthy;
         found.load = record.load;
         found.active_tasks = record.active_tasks;
+        found.card_digest.clone_from(&record.card_digest);
         Some(found)
     }
 }

@@ -129,7 +129,8 @@ impl<'a> Record<'a> {
             .field("score", &score)
             .field("healthy", &self.effective.is_healthy())
             .field("load", &self.load.load)
-            .field("active_tasks", &self.load.active_tasks);
+            .field("active_tasks", &self.load.active_tasks)
+            .field_if_some("card_digest", agent.card_digest.as_ref());
         object.finish();
     }
 }
@@ -206,6 +207,7 @@ mod tests {
             assert_eq!(String::from_utf8(json).unwrap(), serde_json::to_string(&read).unwrap());
             read
         });
+        assert_eq!(read[0].card_digest, agent.card_digest);
         let text = |text: &str| text.to_owned();
         assert_eq!((&read[0].capability, &read[0].title), (&text("one"), &None));
         assert_eq!((&read[1].capability, &read[1].tags), (&text("two \"2\""), &vec![text("a"), text("{")]));
