@@ -111,7 +111,7 @@
 //! | `agent_registry_sdk_retries_total` | counter | |
 //! | `agent_registry_sdk_state` | gauge | `state`; 1 for the state an agent is in, else 0 |
 //! | `agent_registry_sdk_tasks_total` | counter | `outcome` of a delegation: `done`, `failed` |
-//! | `agent_registry_sdk_attempts_total` | counter | `outcome` of an attempt: `ok`, `agent`, `deployment`, `busy`, `task`, `response`, as `FailureKind` |
+//! | `agent_registry_sdk_attempts_total` | counter | `outcome` of an attempt: `ok`, `agent`, `deployment`, `busy`, `declined`, `task`, `response`, as `FailureKind` |
 //! | `agent_registry_sdk_failovers_total` | counter | |
 //! | `agent_registry_sdk_ejections_total` | counter | |
 //! | `agent_registry_sdk_retry_budget_exhausted_total` | counter | |
@@ -126,7 +126,7 @@
 //! | `tls` | yes | HTTPS, with rustls. Without it, no C code is compiled |
 //! | `cache` | no | `DiscoveryCache`: discovery that survives an outage of the registry |
 //! | `axum` | no | `HealthEndpoint`, the agent's own `GET /health` or `health_path`, and `DelegatedTask`, an extractor of a task's headers |
-//! | `a2a` | no | `a2a`: A2A agent cards as registrations; with `axum`, `a2a::CardEndpoint`: an agent's own endpoint for its card |
+//! | `a2a` | no | `discovery::Delegation::send_message`: tasks over the A2A protocol; `a2a`: A2A agent cards as registrations; with `axum`, `a2a::CardEndpoint`: an agent's own endpoint for its card |
 //! | `testing` | no | `testing::MockRegistry` and `testing::FaultProxy`: a mock registry and a faulty network, for tests |
 //! | `metrics` | no | counters of registrations, heartbeats, retries, states and tasks, through the `metrics` facade |
 //! | `openapi` | no | schemas of the [`contract`]'s types for `utoipa`, for a service that answers with them |

@@ -6,6 +6,9 @@ use url::Url;
 use super::error::CardError;
 use crate::contract::{AgentCard, null_is_default};
 
+/// The binding of an interface of version 0.3 that does not name it.
+const DEFAULT_BINDING: &str = "JSONRPC";
+
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Document {
@@ -17,6 +20,8 @@ pub(super) struct Document {
     preferred_transport: Option<String>,
     #[serde(default, deserialize_with = "null_is_default")]
     additional_interfaces: Vec<Interface>,
+    /// Version 0.3: that of all these.
+    protocol_version: Option<String>,
     #[serde(default, deserialize_with = "null_is_default")]
     pub(super) skills: Vec<Skill>,
 }
@@ -28,6 +33,17 @@ struct Interface {
     protocol_binding: Option<String>,
     /// Its name in version 0.3.
     transport: Option<String>,
+    protocol_version: Option<String>,
+    tenant: Option<String>,
+}
+
+/// An interface as clients of the protocol see it.
+#[derive(Debug)]
+pub(super) struct Declared<'a> {
+    pub(super) url: &'a str,
+    pub(super) binding: &'a str,
+    pub(super) version: &'a str,
+    pub(super) tenant: Option<&'a str>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -49,6 +65,20 @@ impl Document {
         serde_json::from_str(card.as_str()).map_err(|error| CardError::Invalid(error.to_string()))
     }
 
+    /// Returns all interfaces, the preferred one first: those of version 1.0, then those of version 0.3.
+    pub(super) fn declared(&self) -> Vec<Declared<'_>> {
+        let older = self.protocol_version.as_deref().unwrap_or("0.3");
+        let preferred = self.url.as_deref().map(|url| Declared {
+            url,
+            binding: self.preferred_transport.as_deref().unwrap_or(DEFAULT_BINDING),
+            version: older,
+            tenant: None,
+        });
+        let newer = self.supported_interfaces.iter().filter_map(|interface| interface.declared("1.0"));
+        let additional = self.additional_interfaces.iter().filter_map(|interface| interface.declared(older));
+        newer.chain(preferred).chain(additional).collect()
+    }
+
     /// Returns the URL at which the agent is called over HTTP, or else all interfaces, for people.
     ///
     /// The first one is preferred. gRPC is not: its URLs are those of HTTP, but a plain request gets no answer there.
@@ -65,6 +95,13 @@ impl Document {
 }
 
 impl Interface {
+    fn declared<'a>(&'a self, version: &'a str) -> Option<Declared<'a>> {
+        let (binding, url) = self.parts()?;
+        let version = self.protocol_version.as_deref().unwrap_or(version);
+        let tenant = self.tenant.as_deref().filter(|tenant| !tenant.is_empty());
+        Some(Declared { url, binding: binding.unwrap_or(DEFAULT_BINDING), version, tenant })
+    }
+
     /// Returns the binding and the URL.
     fn parts(&self) -> Option<(Option<&str>, &str)> {
         let binding = self.protocol_binding.as_deref().or(self.transport.as_deref());

@@ -1,4 +1,4 @@
-//! A2A agent cards (feature `a2a`): a card as a registration, and the card of an agent of one's own.
+//! A2A (feature `a2a`): a card as a registration, the card of an agent of one's own, and messages to agents.
 //!
 //! An [A2A](https://a2a-protocol.org) agent describes itself by a card, a JSON document. [`fetch_card`] reads the card of an agent that
 //! runs elsewhere, and makes it a [`Registration`](crate::Registration), so that the agent is found by a sentence like any other:
@@ -24,8 +24,14 @@
 //! serves it to A2A clients by [`CardEndpoint`].
 //!
 //! Cards of the versions 1.0 and 0.3 are read, and cards of version 1.0 are made. Signatures are passed on, and neither checked nor made.
-//! The protocol itself, in which A2A clients and agents talk, is not part of this crate.
+//!
+//! An orchestrator delegates tasks over the protocol by [`Delegation::send_message`](crate::discovery::Delegation::send_message): a
+//! [`Message`] goes to the best agent, by the interface in its card, and the agent's [`Reply`] comes back once the task is done. JSON-RPC
+//! and HTTP+JSON of version 1.0 are spoken, and JSON-RPC of version 0.3; messages are neither streamed nor pushed.
 
+pub(crate) mod a2a_error;
+pub(crate) mod call;
+pub(crate) mod cards;
 mod details;
 mod document;
 #[cfg(feature = "axum")]
@@ -33,12 +39,20 @@ mod endpoint;
 mod error;
 mod fetch;
 mod mapping;
+pub(crate) mod message;
 mod read;
+pub(crate) mod reply;
+pub(crate) mod target;
+pub(crate) mod task_state;
 
+pub use a2a_error::A2aError;
 pub use details::{CardDetails, Interface};
 #[cfg(feature = "axum")]
 pub use endpoint::CardEndpoint;
 pub use error::CardError;
 pub use fetch::{FetchedCard, fetch_card};
 pub use mapping::registration_of;
+pub use message::Message;
 pub use read::{CARD_PATH, read_card};
+pub use reply::Reply;
+pub use task_state::TaskState;

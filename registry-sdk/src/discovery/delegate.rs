@@ -10,6 +10,8 @@ use reqwest::header::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+#[cfg(feature = "a2a")]
+use super::a2a_task::A2aTask;
 use super::attempt::Settings;
 use super::delegate_error::{DelegateError, EndReason};
 use super::http_task::HttpTask;
@@ -19,6 +21,8 @@ use super::query::TaskQuery;
 use super::race::{Delegated, race};
 use super::task_error::TaskError;
 use super::task_response::TaskResponse;
+#[cfg(feature = "a2a")]
+use crate::a2a::{message::Message, reply::Reply};
 use crate::contract::CapabilityMatch;
 
 /// Headers that say how a request is written, which is up to the HTTP client.
@@ -229,12 +233,12 @@ impl Delegation<'_> {
             async move {
                 let response = attempt.in_time(task.send(&attempt)).await?;
                 let status = response.status().as_u16();
-                let body = task.read(response, max_response, &attempt).await?;
+                let body = task.access.read(response, max_response, &attempt).await?;
                 // As a 204 has it.
                 let text = if body.trim_ascii().is_empty() { b"null" } else { &body[..] };
                 serde_json::from_slice(text).map_err(|error| {
                     let detail = format!("the response cannot be decoded ({error})");
-                    task.failed(HttpTaskError::InvalidResponse { status, detail, body })
+                    task.access.failed(HttpTaskError::InvalidResponse { status, detail, body })
                 })
             }
         })
@@ -268,6 +272,39 @@ impl Delegation<'_> {
         let Delegated { value, selection, failed } = done;
         let value = TaskResponse::new(value, selection.clone(), self.chunk_timeout);
         Ok(Delegated { value, selection, failed })
+    }
+
+    /// Sends a message to the agent over the [A2A](https://a2a-protocol.org) protocol, by the interface in the agent's card, and waits until
+    /// the agent has done the task that it makes of the message (feature `a2a`). The id of the message is the idempotency key.
+    ///
+    /// A task that takes long is asked for again and again, for as long as the attempt may last: set [`time_limit`](Self::time_limit) to
+    /// more than twice the slowest task, as for any other. A task that is given up is canceled at its agent. If the agent needs an
+    /// answer or credentials to go on, that is the result: see [`Reply::state`].
+    ///
+    /// ```no_run
+    /// # async fn example(orchestrator: registry_sdk::Orchestrator) -> Result<(), Box<dyn std::error::Error>> {
+    /// let done = orchestrator.delegate("find_recipe").send_message("Find a recipe with leeks").await?;
+    /// println!("{} found {}", done.selection.agent.agent_id, done.value.text());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    /// As [`Delegation::run`]; an agent may have got the task. If it has said so, it is asked to cancel the task, in the background and for
+    /// 5 s at most.
+    ///
+    /// # Errors
+    /// As [`Delegation::run`]. What each failure leads to is in the table of [`FailureKind`](super::FailureKind).
+    #[cfg(feature = "a2a")]
+    pub async fn send_message(self, message: impl Into<Message>) -> Result<Delegated<Reply>, DelegateError> {
+        let invalid = |detail: String| DelegateError::new(EndReason::InvalidRequest(detail));
+        let (headers, message) = (self.headers.map_err(invalid)?, message.into());
+        if message.is_empty() {
+            return Err(invalid("a message needs at least one part".to_owned()));
+        }
+        let task = &A2aTask::new(self.orchestrator, message, headers, self.max_response);
+        race(self.orchestrator, self.query, self.settings, |attempt| async move { task.run(&attempt).await })
+            .await
     }
 
     /// What is sent, if it can be.

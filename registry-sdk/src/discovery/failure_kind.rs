@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+#[cfg(feature = "a2a")]
+use crate::a2a::a2a_error::A2aError;
+#[cfg(feature = "a2a")]
+use crate::a2a::task_state::TaskState;
+
 /// How long a busy agent is left alone at least, also if it says nothing of it.
 const MIN_BUSY: Duration = Duration::from_secs(1);
 
@@ -18,6 +23,10 @@ const MAX_BUSY: Duration = Duration::from_secs(300);
 /// | 401, 403, 404, 405, redirect (307 and 308 to the same origin are followed) | [`Deployment`](Self::Deployment) | the next agent | if another agent then succeeds |
 /// | 429; 503 or 409 with `Retry-After` | [`Busy`](Self::Busy) | the next agent, and this one again after that time | no |
 /// | any other 4xx | [`Task`](Self::Task) | the delegation ends | no |
+/// | over A2A: no card, or none with an interface that is spoken here; the state rejected or canceled; the errors -32004, -32005, -32008 | [`Declined`](Self::Declined) | the next agent | no |
+/// | over A2A: the state failed; the error -32601 or -32009 | [`Agent`](Self::Agent); [`Deployment`](Self::Deployment) | as above | as above |
+/// | over A2A: the errors -32600, -32602 and -32700 | [`Task`](Self::Task) | the delegation ends | no |
+/// | over A2A: any other error | [`Agent`](Self::Agent) | the next agent | yes |
 /// | 2xx with a response that cannot be read or decoded | [`Response`](Self::Response) | the delegation ends, since the task was done | only if it did not arrive in time |
 ///
 /// [`OrchestratorBuilder::classifier`]: super::OrchestratorBuilder::classifier
@@ -35,6 +44,8 @@ pub enum FailureKind {
         /// The time that the agent asked for.
         retry_after: Duration,
     },
+    /// The agent does not take this task, without anything being wrong with it. Another one gets it.
+    Declined,
     /// The task's own fault: no other agent would do better.
     Task,
     /// The agent has done the task, but its response cannot be used. The task is never run again.
@@ -56,6 +67,31 @@ impl FailureKind {
         }
     }
 
+    /// The kind of an error of the A2A protocol, by its code of JSON-RPC.
+    #[cfg(feature = "a2a")]
+    #[must_use]
+    pub fn of_a2a_error(code: i64) -> Self {
+        match code {
+            // No JSON, no request, wrong parameters.
+            -32700 | -32600 | -32602 => Self::Task,
+            // The agent does not speak what its card says: method not found, version not supported.
+            -32601 | -32009 => Self::Deployment,
+            // It speaks less than this task needs: operation, content type, required extension.
+            -32004 | -32005 | -32008 => Self::Declined,
+            _ => Self::Agent,
+        }
+    }
+
+    /// The kind of what an agent said over A2A in place of doing a task.
+    #[cfg(feature = "a2a")]
+    pub(super) fn of_a2a(error: &A2aError) -> Self {
+        match error {
+            A2aError::Refused { code, .. } => Self::of_a2a_error(*code),
+            A2aError::Ended { state: TaskState::Failed, .. } => Self::Agent,
+            A2aError::NotCallable(_) | A2aError::Ended { .. } => Self::Declined,
+        }
+    }
+
     /// How long a busy agent is left alone.
     pub(super) fn busy_time(retry_after: Duration) -> Duration {
         retry_after.clamp(MIN_BUSY, MAX_BUSY)
@@ -67,6 +103,7 @@ impl FailureKind {
             Self::Agent => "agent",
             Self::Deployment => "deployment",
             Self::Busy { .. } => "busy",
+            Self::Declined => "declined",
             Self::Task => "task",
             Self::Response => "response",
         }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Method, Response};
+use reqwest::{Method, RequestBuilder, Response};
 use tokio::time::Instant;
+use tracing::Span;
 use url::Url;
 
 use super::attempt::Attempt;
@@ -56,7 +57,7 @@ impl fmt::Debug for AgentAccess {
 /// A task that can be sent any number of times.
 #[derive(Debug)]
 pub(super) struct HttpTask {
-    access: AgentAccess,
+    pub(super) access: AgentAccess,
     method: Method,
     path: String,
     headers: HeaderMap,
@@ -76,24 +77,14 @@ impl HttpTask {
 
     /// Sends the task to an agent. Returns a successful response, whose body is read later.
     pub(super) async fn send(&self, attempt: &Attempt) -> Result<Response, TaskError> {
-        let url = self.url(&attempt.agent.base_url).map_err(|source| self.unreachable(source))?;
-        let http = self.access.http.for_url(&url).map_err(|error| self.unreachable(Arc::new(error)))?;
-        let headers = self.headers_of(attempt).map_err(|error| self.failed(HttpTaskError::Request(error)))?;
+        let access = &self.access;
+        let url = self.url(&attempt.agent.base_url).map_err(|source| access.unreachable(source))?;
+        let headers = access.headers(attempt, &attempt.agent, &self.headers);
+        let headers = headers.map_err(|error| access.failed(HttpTaskError::Request(error)))?;
         attempt.record_request(&self.method, &url);
-        let request = http.request(self.method.clone(), url).headers(headers).body(self.body.clone());
-        let response = request.send().await.map_err(|error| {
-            let error = Arc::new(error.without_url());
-            self.failed(match &error {
-                cause if cause.is_connect() => HttpTaskError::Unreachable(error),
-                cause if cause.is_redirect() => HttpTaskError::Redirects(error),
-                _ => HttpTaskError::Broken(error),
-            })
-        })?;
-        spans::record_status(&attempt.span, response.status().as_u16());
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        Err(self.failed(refusal(response, attempt.deadline).await))
+        let request = access.request(&self.method, &url, headers, self.body.clone());
+        let request = request.map_err(|error| access.failed(error))?;
+        send(request, &attempt.span, attempt.deadline).await.map_err(|error| access.failed(error))
     }
 
     /// The URL of the task: below the path of an agent's base URL. An empty path is the base URL itself, without a slash that it does
@@ -115,6 +106,20 @@ impl HttpTask {
         url.set_query(query);
         url.set_fragment(None);
         Ok(url)
+    }
+}
+
+impl AgentAccess {
+    /// A request to an agent.
+    pub(super) fn request(
+        &self,
+        method: &Method,
+        url: &Url,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<RequestBuilder, HttpTaskError> {
+        let http = self.http.for_url(url).map_err(|error| HttpTaskError::Unreachable(Arc::new(error)))?;
+        Ok(http.request(method.clone(), url.clone()).headers(headers).body(body))
     }
 
     /// Reads a successful response to its end. It has all the time that is left: nobody else gets the task any more.
@@ -148,7 +153,7 @@ impl HttpTask {
     /// A failure, as the classifier sees it.
     pub(super) fn failed(&self, error: HttpTaskError) -> TaskError {
         let (kind, may_have_arrived, draws) =
-            ((self.access.classifier)(&error), error.may_have_arrived(), error.draws());
+            ((self.classifier)(&error), error.may_have_arrived(), error.draws());
         let mut error = TaskError::of(kind, Arc::new(error));
         error.may_have_arrived = may_have_arrived;
         error.draws &= draws;
@@ -159,14 +164,21 @@ impl HttpTask {
         self.failed(HttpTaskError::Unreachable(source))
     }
 
-    fn headers_of(&self, attempt: &Attempt) -> Result<HeaderMap, String> {
+    /// The headers of an attempt, and the caller's own. The token is that for `agent`, which is the attempt's agent where the request
+    /// is sent to.
+    pub(super) fn headers(
+        &self,
+        attempt: &Attempt,
+        agent: &CapabilityMatch,
+        own: &HeaderMap,
+    ) -> Result<HeaderMap, String> {
         let mut headers = HeaderMap::new();
         propagation::inject(&mut headers);
         let key = idempotency_key_value(&attempt.idempotency_key).unwrap_or_default();
         let key = HeaderValue::try_from(key).map_err(|error| format!("the idempotency key: {error}"))?;
         headers.insert(HeaderName::from_static(IDEMPOTENCY_KEY_HEADER), key);
         headers.insert(HeaderName::from_static(ATTEMPT_HEADER), HeaderValue::from(attempt.number));
-        if let Some(token) = self.access.token.as_ref().and_then(|token| token(&attempt.agent)) {
+        if let Some(token) = self.token.as_ref().and_then(|token| token(agent)) {
             let value = HeaderValue::try_from(format!("Bearer {token}"));
             let mut value =
                 value.map_err(|_| "the token has characters that no header can have".to_owned())?;
@@ -178,11 +190,29 @@ impl HttpTask {
             headers.insert(HeaderName::from_static(TIME_LEFT_HEADER), left);
         }
         // The caller's own replace these.
-        for (name, value) in &self.headers {
+        for (name, value) in own {
             headers.insert(name, value.clone());
         }
         Ok(headers)
     }
+}
+
+/// Sends a request to an agent, and adds the status of the response to a span. Returns a successful response.
+pub(super) async fn send(
+    request: RequestBuilder,
+    span: &Span,
+    deadline: Instant,
+) -> Result<Response, HttpTaskError> {
+    let response = request.send().await.map_err(|error| {
+        let error = Arc::new(error.without_url());
+        match &error {
+            cause if cause.is_connect() => HttpTaskError::Unreachable(error),
+            cause if cause.is_redirect() => HttpTaskError::Redirects(error),
+            _ => HttpTaskError::Broken(error),
+        }
+    })?;
+    spans::record_status(span, response.status().as_u16());
+    if response.status().is_success() { Ok(response) } else { Err(refusal(response, deadline).await) }
 }
 
 /// Reads what an agent says in place of a success.

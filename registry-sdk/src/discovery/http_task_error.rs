@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::failure_kind::FailureKind;
+#[cfg(feature = "a2a")]
+use crate::a2a::a2a_error::A2aError;
 use crate::contract::cut;
 
 /// How much of a body, or of what a decoder says of it, an error's text quotes.
@@ -51,6 +53,10 @@ pub enum HttpTaskError {
         /// The body, as far as it was read.
         body: Vec<u8>,
     },
+    /// The agent was to be called over A2A, and did not do the task (feature `a2a`).
+    #[cfg(feature = "a2a")]
+    #[error("{}", quote("", &_0.to_string()))]
+    A2a(A2aError),
 }
 
 impl HttpTaskError {
@@ -63,6 +69,8 @@ impl HttpTaskError {
             Self::Redirects(_) => FailureKind::Deployment,
             Self::Status { status, retry_after, .. } => FailureKind::of_status(*status, *retry_after),
             Self::InvalidResponse { .. } => FailureKind::Response,
+            #[cfg(feature = "a2a")]
+            Self::A2a(error) => FailureKind::of_a2a(error),
         }
     }
 
@@ -75,12 +83,19 @@ impl HttpTaskError {
             Self::Redirects(_) => "redirects",
             Self::Status { .. } => "status",
             Self::InvalidResponse { .. } => "invalid_response",
+            #[cfg(feature = "a2a")]
+            Self::A2a(error) => error.name(),
         }
     }
 
     /// Whether the agent may have got the task.
     pub(super) fn may_have_arrived(&self) -> bool {
-        !matches!(self, Self::Request(_) | Self::Unreachable(_))
+        match self {
+            Self::Request(_) | Self::Unreachable(_) => false,
+            #[cfg(feature = "a2a")]
+            Self::A2a(error) => error.may_have_arrived(),
+            _ => true,
+        }
     }
 
     /// Whether a further attempt draws from the retry budget: after a time-out and a status, but not after a connection that was
@@ -90,6 +105,8 @@ impl HttpTaskError {
             Self::Unreachable(source) | Self::Broken(source) => {
                 source.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout)
             }
+            #[cfg(feature = "a2a")]
+            Self::A2a(error) => error.may_have_arrived(),
             _ => true,
         }
     }

@@ -1,5 +1,7 @@
 //! Discovery: finding agents for tasks, and delegating the tasks.
 
+#[cfg(feature = "a2a")]
+mod a2a_task;
 mod agent_states;
 mod attempt;
 mod attempt_span;

@@ -13,6 +13,8 @@ use super::http_task::AgentAccess;
 use super::http_task_error::HttpTaskError;
 use super::query::TaskQuery;
 use super::selection::{SelectError, Selection};
+#[cfg(feature = "a2a")]
+use crate::a2a::cards::Cards;
 use crate::client::RegistryClient;
 use crate::contract::CapabilityMatch;
 use crate::http::HttpClients;
@@ -45,6 +47,8 @@ pub struct Orchestrator {
     /// Searches while the directory is out of date.
     pub(super) fallback: Fallback,
     pub(super) last_searches: LastSearches,
+    #[cfg(feature = "a2a")]
+    pub(super) cards: Cards,
 }
 
 /// Sets up an [`Orchestrator`].
@@ -137,7 +141,16 @@ impl OrchestratorBuilder {
         let random = seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
         let states = AgentStates::new(ejection, budget, random);
         let (fallback, last_searches) = (Fallback::default(), LastSearches::default());
-        Orchestrator { client, access, states, directory, fallback, last_searches }
+        Orchestrator {
+            client,
+            access,
+            states,
+            directory,
+            fallback,
+            last_searches,
+            #[cfg(feature = "a2a")]
+            cards: Cards::default(),
+        }
     }
 }
 

@@ -330,7 +330,7 @@ impl<'a> Race<'a> {
             // It may be asked again when it is no longer busy.
             self.earlier.remove_tried(&agent_id);
         }
-        if kind == FailureKind::Agent && may_have_arrived {
+        if matches!(kind, FailureKind::Agent | FailureKind::Declined) && may_have_arrived {
             self.exhausted += 1;
         }
         self.failed.push(FailedAttempt { agent_id, kind, elapsed: began.elapsed(), error: source });

@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
+#[cfg(feature = "a2a")]
+use std::time::Duration;
 
 use super::failure_kind::FailureKind;
 use super::http_task_error::HttpTaskError;
@@ -86,6 +88,12 @@ impl TaskError {
     #[must_use]
     pub fn kind(&self) -> FailureKind {
         self.kind
+    }
+
+    /// The time after which a busy agent asked to be asked again.
+    #[cfg(feature = "a2a")]
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        if let FailureKind::Busy { retry_after } = self.kind { Some(retry_after) } else { None }
     }
 
     /// The agent was given up, because it took too long.

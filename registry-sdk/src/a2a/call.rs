@@ -1,0 +1,230 @@
+//! The requests of the protocol: how they are written, and how the responses are read.
+
+use std::sync::Arc;
+
+use reqwest::Method;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use url::Url;
+
+use super::a2a_error::A2aError;
+use super::message::{Form, Message};
+use super::reply::Reply;
+use super::target::{Dialect, Target};
+
+/// The header with the version of the protocol.
+const VERSION_HEADER: HeaderName = HeaderName::from_static("a2a-version");
+
+/// A request to an agent.
+#[derive(Debug)]
+pub(crate) struct Call {
+    target: Arc<Target>,
+    operation: Operation,
+    /// Number of the request, which a response of JSON-RPC repeats.
+    id: u64,
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) body: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    SendMessage,
+    GetTask,
+    CancelTask,
+}
+
+/// A response without a task or a message.
+#[derive(Debug)]
+pub(crate) enum Unusable {
+    /// The agent answered with an error of the protocol.
+    Refused(A2aError),
+    /// It is no response of the protocol.
+    Invalid(String),
+}
+
+impl Call {
+    /// The request that begins a task. The agent is asked to respond before the task is done.
+    ///
+    /// # Errors
+    /// [`A2aError::NotCallable`] if the agent's version of the protocol cannot have one of the parts.
+    pub(crate) fn send(target: Arc<Target>, message: &Message, message_id: &str) -> Result<Self, A2aError> {
+        let (form, configuration) = match target.dialect {
+            Dialect::JsonRpc | Dialect::HttpJson => (Form::V1, json!({"returnImmediately": true})),
+            Dialect::OldJsonRpc => (Form::V03, json!({"blocking": false})),
+        };
+        let message =
+            message.encode(form, message_id).map_err(|why| A2aError::NotCallable(why.to_owned()))?;
+        let mut params = json!({"message": message, "configuration": configuration});
+        if let Some(tenant) = &target.tenant {
+            params["tenant"] = json!(tenant);
+        }
+        let mut call = Self::new(target, Operation::SendMessage, 1, &["message:send"]);
+        call.set_body(params);
+        Ok(call)
+    }
+
+    /// The request for the state of a task.
+    pub(crate) fn get_task(target: Arc<Target>, task_id: &str, number: u64) -> Self {
+        let mut call = Self::new(target, Operation::GetTask, number, &["tasks", task_id]);
+        if call.target.dialect == Dialect::HttpJson {
+            call.method = Method::GET;
+        } else {
+            call.set_body(call.task_params(task_id));
+        }
+        call
+    }
+
+    /// The request that cancels a task.
+    pub(crate) fn cancel_task(target: Arc<Target>, task_id: &str) -> Self {
+        let mut call = Self::new(target, Operation::CancelTask, 0, &["tasks", &format!("{task_id}:cancel")]);
+        call.set_body(call.task_params(task_id));
+        call
+    }
+
+    /// A request without a body. The path is that below the URL of HTTP+JSON.
+    fn new(target: Arc<Target>, operation: Operation, id: u64, path: &[&str]) -> Self {
+        let mut url = target.url.clone();
+        if target.dialect == Dialect::HttpJson
+            && let Ok(mut segments) = url.path_segments_mut()
+        {
+            segments.pop_if_empty().extend(target.tenant.as_deref()).extend(path);
+        }
+        Self { target, operation, id, method: Method::POST, url, body: Vec::new() }
+    }
+
+    fn task_params(&self, task_id: &str) -> Value {
+        let mut params = json!({"id": task_id});
+        if let Some(tenant) = &self.target.tenant {
+            params["tenant"] = json!(tenant);
+        }
+        params
+    }
+
+    fn set_body(&mut self, params: Value) {
+        let method = match (self.target.dialect, self.operation) {
+            (Dialect::HttpJson, _) => {
+                self.body = params.to_string().into_bytes();
+                return;
+            }
+            (Dialect::JsonRpc, Operation::SendMessage) => "SendMessage",
+            (Dialect::JsonRpc, Operation::GetTask) => "GetTask",
+            (Dialect::JsonRpc, Operation::CancelTask) => "CancelTask",
+            (Dialect::OldJsonRpc, Operation::SendMessage) => "message/send",
+            (Dialect::OldJsonRpc, Operation::GetTask) => "tasks/get",
+            (Dialect::OldJsonRpc, Operation::CancelTask) => "tasks/cancel",
+        };
+        let request = json!({"jsonrpc": "2.0", "id": self.id, "method": method, "params": params});
+        self.body = request.to_string().into_bytes();
+    }
+
+    /// Sets the headers that the protocol needs.
+    pub(crate) fn set_headers(&self, headers: &mut HeaderMap) {
+        headers.insert(VERSION_HEADER, HeaderValue::from_static(self.target.dialect.version()));
+        headers.remove(CONTENT_TYPE);
+        if !self.body.is_empty() {
+            let is_rpc = self.target.dialect != Dialect::HttpJson;
+            let media_type = if is_rpc { "application/json" } else { "application/a2a+json" };
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+        }
+    }
+
+    /// Reads a successful response.
+    pub(crate) fn read(&self, body: &[u8]) -> Result<Reply, Unusable> {
+        let json: Value = serde_json::from_slice(body).map_err(|error| {
+            let is_markup = body.trim_ascii_start().starts_with(b"<");
+            let why = if is_markup { "it is HTML or XML".to_owned() } else { error.to_string() };
+            Unusable::Invalid(format!("the response cannot be decoded ({why})"))
+        })?;
+        let result = match self.target.dialect {
+            Dialect::HttpJson => json,
+            Dialect::JsonRpc | Dialect::OldJsonRpc => self.result_of(json)?,
+        };
+        self.reply_of(result).map_err(Unusable::Invalid)
+    }
+
+    /// Reads the result of JSON-RPC.
+    fn result_of(&self, json: Value) -> Result<Value, Unusable> {
+        #[derive(Deserialize)]
+        struct RpcError {
+            code: i64,
+            #[serde(default)]
+            message: String,
+        }
+        let Value::Object(mut response) = json else {
+            return Err(Unusable::Invalid("a response of JSON-RPC is an object".to_owned()));
+        };
+        let id = response.get("id").cloned().unwrap_or_default();
+        let (result, error) = (response.remove("result"), response.remove("error"));
+        // An agent that could not read the request does not know its id.
+        let is_other = id != json!(self.id) && !(id.is_null() && error.is_some());
+        match (result, error) {
+            _ if is_other => Err(Unusable::Invalid(format!(
+                "the response is that to another request: its id is {id} in place of {}",
+                self.id
+            ))),
+            (_, Some(error)) if !error.is_null() => match RpcError::deserialize(error) {
+                Ok(RpcError { code, message }) => Err(Unusable::Refused(A2aError::Refused { code, message })),
+                Err(error) => {
+                    Err(Unusable::Invalid(format!("the `error` of the response is none ({error})")))
+                }
+            },
+            (Some(result), _) => Ok(result),
+            (None, _) => Err(Unusable::Invalid("the response has neither `result` nor `error`".to_owned())),
+        }
+    }
+
+    fn reply_of(&self, mut result: Value) -> Result<Reply, String> {
+        if self.operation != Operation::SendMessage {
+            return Reply::task(result);
+        }
+        if self.target.dialect == Dialect::OldJsonRpc {
+            return match result["kind"].as_str() {
+                Some("message") => Reply::message(result),
+                Some("task") => Reply::task(result),
+                _ => Err("the `kind` of the result is neither `task` nor `message`".to_owned()),
+            };
+        }
+        let mut field = |name| result.get_mut(name).map(Value::take).filter(|value| !value.is_null());
+        match (field("task"), field("message")) {
+            (Some(task), None) => Reply::task(task),
+            (None, Some(message)) => Reply::message(message),
+            _ => Err("the response has to have either a `task` or a `message`".to_owned()),
+        }
+    }
+
+    /// Reads the error in an unsuccessful response of HTTP+JSON. The status alone does not tell which error it is.
+    pub(crate) fn refusal(&self, body: &str) -> Option<A2aError> {
+        if self.target.dialect != Dialect::HttpJson {
+            return None;
+        }
+        let json: Value = serde_json::from_str(body).ok()?;
+        let error = json.get("error")?;
+        let details = error["details"].as_array()?;
+        let reason =
+            details.iter().find(|detail| detail["domain"] == "a2a-protocol.org")?["reason"].as_str()?;
+        let message = error["message"].as_str().unwrap_or_default().to_owned();
+        Some(A2aError::Refused { code: code_of(reason)?, message })
+    }
+}
+
+/// The code of JSON-RPC for a reason of HTTP+JSON.
+fn code_of(reason: &str) -> Option<i64> {
+    Some(match reason {
+        "INVALID_REQUEST" => -32600,
+        "METHOD_NOT_FOUND" => -32601,
+        "INVALID_PARAMS" => -32602,
+        "INTERNAL_ERROR" => -32603,
+        "TASK_NOT_FOUND" => -32001,
+        "TASK_NOT_CANCELABLE" => -32002,
+        "PUSH_NOTIFICATION_NOT_SUPPORTED" => -32003,
+        "UNSUPPORTED_OPERATION" => -32004,
+        "CONTENT_TYPE_NOT_SUPPORTED" => -32005,
+        "INVALID_AGENT_RESPONSE" => -32006,
+        "EXTENDED_AGENT_CARD_NOT_CONFIGURED" => -32007,
+        "EXTENSION_SUPPORT_REQUIRED" => -32008,
+        "VERSION_NOT_SUPPORTED" => -32009,
+        _ => return None,
+    })
+}

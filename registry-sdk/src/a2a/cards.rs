@@ -1,0 +1,110 @@
+//! The cards that an orchestrator has read, so that agents are called while the registry is away.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::target::Target;
+use crate::client::RegistryClient;
+use crate::contract::CapabilityMatch;
+use crate::error::{Error, with_causes};
+
+/// Maximum number of agents whose cards are kept.
+const CAPACITY: usize = 1_024;
+
+/// How long a card is used if the registry's searches do not say whether it has changed.
+const MAX_AGE: Duration = Duration::from_secs(60);
+
+/// How long a registry that hangs is waited for if there is an earlier card.
+const MAX_REFRESH_WAIT: Duration = Duration::from_secs(1);
+
+/// The interfaces of agents, by their cards. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cards(Arc<Mutex<HashMap<String, Kept>>>);
+
+/// What is known of one agent.
+#[derive(Clone, Debug)]
+struct Kept {
+    /// The interface, or why there is none.
+    target: Result<Arc<Target>, String>,
+    /// The digest of the card that was read.
+    digest: Option<String>,
+    read_at: Instant,
+    used_at: Instant,
+}
+
+impl Kept {
+    fn new(target: Result<Target, String>, digest: Option<String>) -> Self {
+        let now = Instant::now();
+        Self { target: target.map(Arc::new), digest, read_at: now, used_at: now }
+    }
+
+    /// Whether it is what the registry has, as far as a search tells.
+    fn is_current(&self, digest: Option<&str>) -> bool {
+        match digest {
+            Some(_) => self.digest.as_deref() == digest,
+            None => self.read_at.elapsed() < MAX_AGE,
+        }
+    }
+}
+
+impl Cards {
+    /// Returns the interface at which an agent is called. The card is read from the registry if the search found another one than was read
+    /// last; if it cannot be read, the earlier one is used.
+    ///
+    /// # Errors
+    /// The reason if the agent cannot be called. It follows the agent's id in a text.
+    pub(crate) async fn target(
+        &self,
+        client: &RegistryClient,
+        agent: &CapabilityMatch,
+        deadline: Instant,
+    ) -> Result<Arc<Target>, String> {
+        let (agent_id, digest) = (&agent.agent_id, agent.card_digest.as_deref());
+        let earlier = self.get(agent_id);
+        if let Some(kept) = earlier.as_ref().filter(|kept| kept.is_current(digest)) {
+            return kept.target.clone();
+        }
+        let latest = if earlier.is_some() { Instant::now() + MAX_REFRESH_WAIT } else { deadline };
+        let read = timeout_at(latest.min(deadline), client.card_with_digest(agent_id)).await;
+        let kept = match (read, earlier) {
+            (Ok(Ok((card, read))), _) => {
+                Kept::new(Target::of_card(&card), read.or_else(|| digest.map(str::to_owned)))
+            }
+            (Ok(Err(Error::NotFound { .. } | Error::Unsupported { .. })), _) => {
+                Kept::new(Err("it registered no A2A agent card".to_owned()), None)
+            }
+            (Ok(Err(error)), None) => {
+                return Err(format!("its A2A agent card cannot be read: {}", with_causes(&error)));
+            }
+            // Not asked again at once.
+            (_, Some(earlier)) => Kept { read_at: Instant::now(), ..earlier },
+            (Err(_), None) => return Err("its A2A agent card was not read in time".to_owned()),
+        };
+        let target = kept.target.clone();
+        self.set(agent_id, kept);
+        target
+    }
+
+    fn get(&self, agent_id: &str) -> Option<Kept> {
+        let mut kept = self.lock();
+        let kept = kept.get_mut(agent_id)?;
+        kept.used_at = Instant::now();
+        Some(kept.clone())
+    }
+
+    fn set(&self, agent_id: &str, card: Kept) {
+        let mut kept = self.lock();
+        if kept.len() >= CAPACITY && !kept.contains_key(agent_id) {
+            let oldest = kept.iter().min_by_key(|(_, kept)| kept.used_at).map(|(id, _)| id.clone());
+            oldest.and_then(|id| kept.remove(&id));
+        }
+        kept.insert(agent_id.to_owned(), card);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Kept>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,221 @@
+//! Tasks over A2A: a message is sent to an agent, and the task that the agent makes of it is followed to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::header::HeaderMap;
+use reqwest::{RequestBuilder, Response};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::Span;
+
+use super::attempt::Attempt;
+use super::failure_kind::FailureKind;
+use super::http_task::{AgentAccess, send};
+use super::http_task_error::HttpTaskError;
+use super::orchestrator::Orchestrator;
+use super::task_error::{Charge, TaskError};
+use crate::a2a::a2a_error::A2aError;
+use crate::a2a::call::{Call, Unusable};
+use crate::a2a::cards::Cards;
+use crate::a2a::message::Message;
+use crate::a2a::reply::Reply;
+use crate::a2a::target::Target;
+use crate::client::RegistryClient;
+use crate::contract::{CapabilityMatch, IDEMPOTENCY_KEY_HEADER, TIME_LEFT_HEADER};
+use crate::retry::Backoff;
+
+/// The pauses between two questions for the state of a task.
+const PAUSES: Backoff =
+    Backoff { min_delay: Duration::from_millis(200), max_delay: Duration::from_secs(5), factor: 1.5 };
+
+/// How long the state of a task is waited for.
+const POLL_TIME: Duration = Duration::from_secs(10);
+
+/// How many questions in a row may fail. The task runs on meanwhile.
+const MAX_FAILED_POLLS: u32 = 3;
+
+/// How long the request that cancels a task may take.
+const CANCEL_TIME: Duration = Duration::from_secs(5);
+
+/// A message that can be sent any number of times.
+#[derive(Debug)]
+pub(super) struct A2aTask<'a> {
+    access: &'a AgentAccess,
+    client: &'a RegistryClient,
+    cards: &'a Cards,
+    message: Message,
+    /// The caller's own headers.
+    headers: HeaderMap,
+    max_response: usize,
+}
+
+/// An attempt, and the interface that it uses.
+struct Connection<'a> {
+    task: &'a A2aTask<'a>,
+    attempt: &'a Attempt,
+    /// The attempt's agent, at the URL of the interface.
+    agent: CapabilityMatch,
+    target: Arc<Target>,
+}
+
+impl<'a> A2aTask<'a> {
+    pub(super) fn new(
+        orchestrator: &'a Orchestrator,
+        message: Message,
+        headers: HeaderMap,
+        max_response: usize,
+    ) -> Self {
+        let Orchestrator { access, client, cards, .. } = orchestrator;
+        Self { access, client, cards, message, headers, max_response }
+    }
+
+    /// Sends the message to the agent of an attempt. Returns what the agent answers once it has done the task, or waits for the caller.
+    pub(super) async fn run(&self, attempt: &Attempt) -> Result<Reply, TaskError> {
+        let connection = self.connect(attempt).await?;
+        let reply = connection.begin().await?;
+        let reply = match reply.task_id().filter(|_| reply.state().is_running()) {
+            Some(task_id) => {
+                let running = connection.cancel_on_drop(task_id);
+                let reply = attempt.in_time(connection.follow(task_id)).await?;
+                running.disarm();
+                reply
+            }
+            None => reply,
+        };
+        reply.outcome().map_err(|error| self.access.failed(HttpTaskError::A2a(error)))
+    }
+
+    async fn connect<'b>(&'b self, attempt: &'b Attempt) -> Result<Connection<'b>, TaskError> {
+        let target = self.cards.target(self.client, &attempt.agent, attempt.deadline).await;
+        let target =
+            target.map_err(|why| self.access.failed(HttpTaskError::A2a(A2aError::NotCallable(why))))?;
+        // A token provider may decide by the URL, which has to be that to which the token goes.
+        let agent = CapabilityMatch { base_url: target.url().to_string(), ..attempt.agent.clone() };
+        Ok(Connection { task: self, attempt, agent, target })
+    }
+}
+
+impl Connection<'_> {
+    /// Sends the message. Returns the task in the state that the agent responds with.
+    async fn begin(&self) -> Result<Reply, TaskError> {
+        let access = self.task.access;
+        let attempt = self.attempt;
+        let call = Call::send(self.target.clone(), &self.task.message, &attempt.idempotency_key);
+        let call = call.map_err(|error| access.failed(HttpTaskError::A2a(error)))?;
+        let request = self.request(&call, true).map_err(|error| access.failed(error))?;
+        attempt.record_request(&call.method, &call.url);
+        let sending = async {
+            let sent = send(request, &attempt.span, attempt.deadline).await;
+            sent.map_err(|error| access.failed(refusal(&call, error)))
+        };
+        let response = attempt.in_time(sending).await?;
+        self.read(&call, response).await
+    }
+
+    /// Cancels a task unless it is disarmed.
+    fn cancel_on_drop(&self, task_id: &str) -> CancelOnDrop {
+        let call = Call::cancel_task(self.target.clone(), task_id);
+        CancelOnDrop(self.request(&call, false).ok())
+    }
+
+    /// Asks for the state of a task until the agent does not work on it any more.
+    async fn follow(&self, task_id: &str) -> Result<Reply, TaskError> {
+        let (mut polls, mut failures, mut retry_after) = (0, 0, None);
+        loop {
+            sleep(PAUSES.delay(polls, retry_after)).await;
+            polls += 1;
+            match self.poll(task_id, polls).await {
+                Ok(reply) if reply.state().is_running() => (failures, retry_after) = (0, None),
+                Ok(reply) => return Ok(reply),
+                Err(error) => {
+                    failures += 1;
+                    if failures == MAX_FAILED_POLLS {
+                        return Err(given_up(error));
+                    }
+                    tracing::debug!(agent_id = self.agent.agent_id, %error, "the state of a task is not known");
+                    retry_after = error.retry_after();
+                }
+            }
+        }
+    }
+
+    async fn poll(&self, task_id: &str, number: u32) -> Result<Reply, TaskError> {
+        let access = self.task.access;
+        let call = Call::get_task(self.target.clone(), task_id, u64::from(number) + 1);
+        let request = self.request(&call, false).map_err(|error| access.failed(error))?;
+        // The span has the request that began the task.
+        let sent = timeout(POLL_TIME, send(request, &Span::none(), Instant::now() + POLL_TIME)).await;
+        let sent = sent.unwrap_or_else(|_| Err(HttpTaskError::Broken(Arc::new(PollTimeout))));
+        let response = sent.map_err(|error| access.failed(refusal(&call, error)))?;
+        self.read(&call, response).await
+    }
+
+    async fn read(&self, call: &Call, response: Response) -> Result<Reply, TaskError> {
+        let (access, status) = (self.task.access, response.status().as_u16());
+        let body = access.read(response, self.task.max_response, self.attempt).await?;
+        call.read(&body).map_err(|unusable| {
+            access.failed(match unusable {
+                Unusable::Refused(error) => HttpTaskError::A2a(error),
+                Unusable::Invalid(detail) => HttpTaskError::InvalidResponse { status, detail, body },
+            })
+        })
+    }
+
+    /// A request with the headers of the protocol, and, if it carries the message, those of the task.
+    fn request(&self, call: &Call, has_message: bool) -> Result<RequestBuilder, HttpTaskError> {
+        let access = self.task.access;
+        let headers = access.headers(self.attempt, &self.agent, &self.task.headers);
+        let mut headers = headers.map_err(HttpTaskError::Request)?;
+        if !has_message {
+            // Else an agent that knows the key might take the request for the message once more.
+            headers.remove(IDEMPOTENCY_KEY_HEADER);
+            headers.remove(TIME_LEFT_HEADER);
+        }
+        call.set_headers(&mut headers);
+        access.request(&call.method, &call.url, headers, call.body.clone())
+    }
+}
+
+/// No response to the question for the state of a task.
+#[derive(Debug, thiserror::Error)]
+#[error("no response within {POLL_TIME:?}")]
+struct PollTimeout;
+
+/// An unsuccessful response, by the error of the protocol that it has.
+fn refusal(call: &Call, error: HttpTaskError) -> HttpTaskError {
+    match &error {
+        HttpTaskError::Status { body, .. } => call.refusal(body).map_or(error, HttpTaskError::A2a),
+        _ => error,
+    }
+}
+
+/// The failure of an attempt whose task began, but is no longer known of.
+fn given_up(mut error: TaskError) -> TaskError {
+    (error.may_have_arrived, error.draws) = (true, true);
+    // It has the task, so it is no refusal any more.
+    if error.kind != FailureKind::Response {
+        (error.kind, error.charge) = (FailureKind::Agent, Charge::Yes);
+    }
+    error
+}
+
+/// Cancels a task at its agent when the attempt is given up: late, overtaken by a hedge, or dropped by the caller.
+struct CancelOnDrop(Option<RequestBuilder>);
+
+impl CancelOnDrop {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CancelOnDrop {
+    /// Nobody waits for the response: the agent may be dead.
+    fn drop(&mut self) {
+        if let Some(request) = self.0.take()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(request.timeout(CANCEL_TIME).send());
+        }
+    }
+}

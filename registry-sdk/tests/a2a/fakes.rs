@@ -1,0 +1,327 @@
+//! A registry, and agents that speak A2A as the test says.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, Uri};
+use axum::response::Response;
+use registry_sdk::a2a::{CardDetails, Interface};
+use registry_sdk::discovery::{DelegateError, Delegated, Delegation, Orchestrator};
+use registry_sdk::testing::MockRegistry;
+use registry_sdk::{Capability, Registration, a2a};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::sleep;
+
+/// A delegation that has not ended by then has failed its test.
+const LONGEST_DELEGATION: Duration = Duration::from_secs(3_600);
+
+/// How an agent is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Binding {
+    JsonRpc,
+    HttpJson,
+    OldJsonRpc,
+}
+
+pub(crate) const BINDINGS: [Binding; 3] = [Binding::JsonRpc, Binding::HttpJson, Binding::OldJsonRpc];
+
+/// What an agent answers.
+#[derive(Clone, Debug)]
+pub(crate) enum Answer {
+    /// A task in a state, by its name in version 0.3, with an artifact of a text if the task is completed, and a status message otherwise.
+    Task(&'static str, &'static str),
+    /// A message without a task.
+    Message(&'static str),
+    /// An error of the protocol: its code, its reason over HTTP+JSON and the status there.
+    Error(i64, &'static str, u16),
+    /// A status, `Retry-After` and a body.
+    Http(u16, Option<u32>, &'static str),
+    /// A result as it is.
+    Result(Value),
+    Late(Duration, Box<Answer>),
+    Hang,
+    /// A body that breaks off.
+    Broken,
+}
+
+/// A request, as an agent got it.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    /// The operation by its name in version 1.0.
+    pub(crate) operation: &'static str,
+    pub(crate) headers: HeaderMap,
+    pub(crate) uri: Uri,
+    pub(crate) json: Value,
+    binding: Binding,
+}
+
+impl Call {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    /// The parameters, wherever the binding has them.
+    pub(crate) fn params(&self) -> &Value {
+        if self.binding == Binding::HttpJson { &self.json } else { &self.json["params"] }
+    }
+}
+
+/// What an agent answers to an operation, of which it had so many before.
+type Script = Box<dyn FnMut(&Call, usize) -> Answer + Send>;
+
+struct Shared {
+    script: Mutex<Script>,
+    calls: Mutex<Vec<Call>>,
+}
+
+/// An agent.
+#[derive(Clone)]
+pub(crate) struct Agent {
+    pub(crate) url: String,
+    shared: Arc<Shared>,
+    listener: AbortHandle,
+}
+
+impl Agent {
+    /// Sets what the agent answers.
+    pub(crate) fn script(&self, script: impl FnMut(&Call, usize) -> Answer + Send + 'static) {
+        *self.shared.script.lock().unwrap() = Box::new(script);
+    }
+
+    /// Sets what the agent answers to a message, and then to all questions for the state of the task.
+    pub(crate) fn answers(&self, sent: Answer, then: Answer) {
+        self.script(move |call, _| match call.operation {
+            "SendMessage" => sent.clone(),
+            "CancelTask" => Answer::Task("canceled", ""),
+            _ => then.clone(),
+        });
+    }
+
+    /// The requests for an operation.
+    pub(crate) fn calls(&self, operation: &str) -> Vec<Call> {
+        let calls = self.shared.calls.lock().unwrap();
+        calls.iter().filter(|call| call.operation == operation).cloned().collect()
+    }
+
+    pub(crate) fn count(&self, operation: &str) -> usize {
+        self.calls(operation).len()
+    }
+
+    /// Ends the agent: no further connection can be made.
+    pub(crate) fn kill(&self) {
+        self.listener.abort();
+    }
+}
+
+/// A registry with agents that can do `work`.
+pub(crate) struct Scene {
+    pub(crate) registry: MockRegistry,
+    tasks: JoinSet<()>,
+}
+
+impl Scene {
+    pub(crate) async fn new() -> Self {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(let_the_kernel_deliver());
+        Self { registry: MockRegistry::start().await, tasks }
+    }
+
+    /// Starts and registers an agent that does its tasks at once. Agents that are ranked later match `work` worse.
+    pub(crate) async fn agent(&mut self, id: &'static str, rank: usize, binding: Binding) -> Agent {
+        let agent = self.unregistered(binding).await;
+        agent.answers(Answer::Task("completed", id), Answer::Error(-32_001, "TASK_NOT_FOUND", 404));
+        let interface = interface(&agent, binding);
+        self.register(id, rank, &agent, Some(CardDetails::new("Works", "1.0.0", interface))).await;
+        agent
+    }
+
+    pub(crate) async fn register(&self, id: &str, rank: usize, agent: &Agent, details: Option<CardDetails>) {
+        let capability = match rank {
+            0 => Capability::new("work"),
+            1 => Capability::new("work_in_part"),
+            2 => Capability::new("other").tag("work"),
+            _ => Capability::new("other").example("may work"),
+        };
+        let mut registration = Registration::new(id, id, &*agent.url)
+            .capability(capability)
+            .heartbeat_interval(Duration::from_secs(86_400));
+        if let Some(details) = details {
+            let card = details.card_of(&registration).unwrap();
+            registration = registration.card(card);
+        }
+        self.registry.client().register(&registration).await.unwrap();
+    }
+
+    /// Starts an agent that nobody knows yet.
+    pub(crate) async fn unregistered(&mut self, binding: Binding) -> Agent {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let script: Script = Box::new(|_, _| Answer::Hang);
+        let shared = Arc::new(Shared { script: Mutex::new(script), calls: Mutex::default() });
+        let app = Router::new().fallback(answer).with_state((shared.clone(), binding));
+        let listener = self.tasks.spawn(async move { axum::serve(listener, app).await.unwrap() });
+        Agent { url, shared, listener }
+    }
+
+    pub(crate) fn orchestrator(&self) -> Orchestrator {
+        Orchestrator::new(self.registry.client())
+    }
+}
+
+/// The interface of an agent in its card.
+pub(crate) fn interface(agent: &Agent, binding: Binding) -> Interface {
+    match binding {
+        Binding::JsonRpc => Interface::json_rpc(format!("{}/rpc", agent.url)),
+        Binding::HttpJson => Interface::http_json(format!("{}/rest/", agent.url)),
+        Binding::OldJsonRpc => Interface::json_rpc(format!("{}/rpc", agent.url)).protocol_version("0.3"),
+    }
+}
+
+/// Sends a message to an agent. Returns what the agent answers, or the error as a text.
+pub(crate) async fn send(delegation: Delegation<'_>) -> Result<String, String> {
+    send_for(delegation).await.map(|done| done.value.text()).map_err(|error| error.to_string())
+}
+
+pub(crate) async fn send_for(delegation: Delegation<'_>) -> Result<Delegated<a2a::Reply>, DelegateError> {
+    let sending = delegation.send_message("Find a recipe with leeks");
+    tokio::time::timeout(LONGEST_DELEGATION, sending).await.expect("the delegation never ended")
+}
+
+/// Lets time pass until something holds. On a paused clock that takes no time.
+pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
+    let waiting = async {
+        while !holds() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let held = tokio::time::timeout(LONGEST_DELEGATION, waiting).await;
+    assert!(held.is_ok(), "never happened: {what}");
+}
+
+/// Keeps a paused clock from running away while bytes are on their way through the kernel.
+async fn let_the_kernel_deliver() {
+    for _ in 0..LONGEST_DELEGATION.as_secs() {
+        sleep(Duration::from_secs(1)).await;
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+async fn answer(
+    State((shared, binding)): State<(Arc<Shared>, Binding)>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let json: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let Some(operation) = operation(binding, &method, &uri, &json) else {
+        return response(404, "nothing here");
+    };
+    let call = Call { operation, headers, uri, json, binding };
+    let before = {
+        let mut calls = shared.calls.lock().unwrap();
+        calls.push(call.clone());
+        calls.iter().filter(|earlier| earlier.operation == operation).count() - 1
+    };
+    let mut answer = (shared.script.lock().unwrap())(&call, before);
+    while let Answer::Late(pause, later) = answer {
+        sleep(pause).await;
+        answer = *later;
+    }
+    encode(&call, answer).await
+}
+
+fn operation(binding: Binding, method: &Method, uri: &Uri, json: &Value) -> Option<&'static str> {
+    if binding != Binding::HttpJson {
+        return match (binding, json["method"].as_str()?) {
+            (Binding::JsonRpc, "SendMessage") | (Binding::OldJsonRpc, "message/send") => Some("SendMessage"),
+            (Binding::JsonRpc, "GetTask") | (Binding::OldJsonRpc, "tasks/get") => Some("GetTask"),
+            (Binding::JsonRpc, "CancelTask") | (Binding::OldJsonRpc, "tasks/cancel") => Some("CancelTask"),
+            _ => None,
+        };
+    }
+    match (method.as_str(), uri.path()) {
+        ("POST", path) if path.ends_with("/message:send") => Some("SendMessage"),
+        ("GET", path) if path.ends_with("/tasks/t-1") => Some("GetTask"),
+        ("POST", path) if path.ends_with("/tasks/t-1:cancel") => Some("CancelTask"),
+        _ => None,
+    }
+}
+
+async fn encode(call: &Call, answer: Answer) -> Response {
+    let result = match answer {
+        Answer::Task(state, text) => task(call, state, text),
+        Answer::Message(text) => message(call, text),
+        Answer::Result(result) => result,
+        Answer::Error(code, reason, status) => return error(call, code, reason, status),
+        Answer::Http(status, retry_after, body) => {
+            let mut response = response(status, body);
+            if let Some(seconds) = retry_after {
+                response.headers_mut().insert("retry-after", seconds.into());
+            }
+            return response;
+        }
+        Answer::Broken => {
+            let broken = futures_util::stream::iter([Ok("{"), Err(std::io::Error::other("broken"))]);
+            return Response::new(Body::from_stream(broken));
+        }
+        Answer::Hang | Answer::Late(..) => std::future::pending().await,
+    };
+    let json = match call.binding {
+        Binding::HttpJson => result,
+        _ => json!({"jsonrpc": "2.0", "id": call.json["id"], "result": result}),
+    };
+    response(200, &json.to_string())
+}
+
+fn text_part(binding: Binding, text: &str) -> Value {
+    if binding == Binding::OldJsonRpc { json!({"kind": "text", "text": text}) } else { json!({"text": text}) }
+}
+
+fn task(call: &Call, state: &str, text: &str) -> Value {
+    let is_old = call.binding == Binding::OldJsonRpc;
+    let parts = json!([text_part(call.binding, text)]);
+    let state_name = if is_old {
+        state.to_owned()
+    } else {
+        format!("TASK_STATE_{}", state.to_uppercase().replace('-', "_"))
+    };
+    let mut task = json!({"id": "t-1", "contextId": "c-1", "status": {"state": state_name}});
+    match state {
+        "completed" => task["artifacts"] = json!([{"artifactId": "a", "parts": parts}]),
+        _ => task["status"]["message"] = json!({"messageId": "m", "role": "ROLE_AGENT", "parts": parts}),
+    }
+    if is_old {
+        task["kind"] = json!("task");
+    }
+    if call.operation == "SendMessage" && !is_old { json!({"task": task}) } else { task }
+}
+
+fn message(call: &Call, text: &str) -> Value {
+    let parts = json!([text_part(call.binding, text)]);
+    match call.binding {
+        Binding::OldJsonRpc => json!({"kind": "message", "messageId": "m", "role": "agent", "parts": parts}),
+        _ => json!({"message": {"messageId": "m", "role": "ROLE_AGENT", "parts": parts}}),
+    }
+}
+
+fn error(call: &Call, code: i64, reason: &str, status: u16) -> Response {
+    if call.binding == Binding::HttpJson {
+        let info = json!({"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "a2a-protocol.org"});
+        let error = json!({"error": {"code": status, "message": "it says why", "details": [info]}});
+        return response(status, &error.to_string());
+    }
+    let error = json!({"code": code, "message": "it says why"});
+    response(200, &json!({"jsonrpc": "2.0", "id": call.json["id"], "error": error}).to_string())
+}
+
+/// A response after which the connection is closed, so that nothing is sent to an agent that was killed.
+fn response(status: u16, body: &str) -> Response {
+    let builder = Response::builder().status(status).header("connection", "close");
+    builder.body(Body::from(body.to_owned())).unwrap()
+}
