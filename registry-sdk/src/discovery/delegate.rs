@@ -39,8 +39,8 @@ const OF_CONNECTIONS: [HeaderName; 4] = [CONNECTION, CONTENT_LENGTH, TRANSFER_EN
 ///
 /// # What an agent gets
 ///
-/// [`post_json`](Self::post_json) and [`send`](Self::send) add these headers, which the extractor `DelegatedTask` (feature
-/// `axum`) reads:
+/// [`post_json`](Self::post_json), [`send`](Self::send) and `send_message` (feature `a2a`) add these headers, which the extractor
+/// `DelegatedTask` (feature `axum`) reads:
 ///
 /// | header | value |
 /// |---|---|
@@ -48,7 +48,7 @@ const OF_CONNECTIONS: [HeaderName; 4] = [CONNECTION, CONTENT_LENGTH, TRANSFER_EN
 /// | `Delegation-Attempt` | number of the attempt, from 1 |
 /// | `Delegation-Time-Left-Seconds` | after which time nobody waits for the response any more |
 #[derive(Debug)]
-#[must_use = "nothing is sent before `run`, `post_json` or `send` is called"]
+#[must_use = "nothing is sent before `run`, `post_json`, `send` or `send_message` is called"]
 pub struct Delegation<'a> {
     orchestrator: &'a Orchestrator,
     query: TaskQuery,
@@ -93,7 +93,7 @@ impl Orchestrator {
 }
 
 impl Delegation<'_> {
-    /// Sets how many agents may fail at the task; at least one. Agents that refuse it without having begun (no connection, busy,
+    /// Sets how many agents may fail at the task, or decline it; at least one. Agents that refuse it without having begun (no connection, busy,
     /// wrong path or credentials) do not count. Default: 3.
     pub fn attempts(mut self, attempts: usize) -> Self {
         self.settings.attempts = attempts.max(1);
@@ -139,7 +139,8 @@ impl Delegation<'_> {
         self
     }
 
-    /// Adds a header to what [`post_json`](Self::post_json) and [`send`](Self::send) send. It replaces one of the SDK's own.
+    /// Adds a header to what [`post_json`](Self::post_json), [`send`](Self::send) and `send_message` send. It replaces one of the SDK's own,
+    /// but not those of the A2A protocol.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let header = HeaderName::try_from(name).ok().zip(HeaderValue::try_from(value).ok());
         match (&mut self.headers, header) {
@@ -159,7 +160,7 @@ impl Delegation<'_> {
         self
     }
 
-    /// Sets the maximum length of a response that [`post_json`](Self::post_json) reads. Default: 16 MiB.
+    /// Sets the maximum length of a response that [`post_json`](Self::post_json) and `send_message` read. Default: 16 MiB.
     pub fn max_response(mut self, bytes: usize) -> Self {
         self.max_response = bytes;
         self

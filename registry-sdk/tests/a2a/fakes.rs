@@ -39,7 +39,7 @@ pub(crate) enum Answer {
     Message(&'static str),
     /// An error of the protocol: its code, its reason over HTTP+JSON and the status there.
     Error(i64, &'static str, u16),
-    /// A status, `Retry-After` and a body.
+    /// A status, `Retry-After`, and a body, which is the location of a redirect.
     Http(u16, Option<u32>, &'static str),
     /// A result as it is.
     Result(Value),
@@ -168,6 +168,11 @@ impl Scene {
         Agent { url, shared, listener }
     }
 
+    /// Cards that were read from the registry.
+    pub(crate) fn cards_read(&self) -> usize {
+        self.registry.request_log().0.iter().filter(|request| request.path.ends_with("/card")).count()
+    }
+
     pub(crate) fn orchestrator(&self) -> Orchestrator {
         Orchestrator::new(self.registry.client())
     }
@@ -218,6 +223,9 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    if uri.path() == "/health" {
+        return response(200, r#"{"status": "healthy"}"#);
+    }
     let json: Value = serde_json::from_slice(&body).unwrap_or_default();
     let Some(operation) = operation(binding, &method, &uri, &json) else {
         return response(404, "nothing here");
@@ -261,13 +269,20 @@ async fn encode(call: &Call, answer: Answer) -> Response {
         Answer::Error(code, reason, status) => return error(call, code, reason, status),
         Answer::Http(status, retry_after, body) => {
             let mut response = response(status, body);
+            if (300..400).contains(&status) {
+                response.headers_mut().insert("location", body.parse().unwrap());
+            }
             if let Some(seconds) = retry_after {
                 response.headers_mut().insert("retry-after", seconds.into());
             }
             return response;
         }
         Answer::Broken => {
-            let broken = futures_util::stream::iter([Ok("{"), Err(std::io::Error::other("broken"))]);
+            // The headers are sent before it breaks.
+            let broken = futures_util::stream::once(async {
+                sleep(Duration::from_secs(1)).await;
+                Err::<Bytes, _>(std::io::Error::other("broken"))
+            });
             return Response::new(Body::from_stream(broken));
         }
         Answer::Hang | Answer::Late(..) => std::future::pending().await,

@@ -3,9 +3,17 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[cfg(feature = "testing")]
+mod cards_kept;
+#[cfg(feature = "testing")]
+mod failing;
+#[cfg(feature = "testing")]
 mod fakes;
+#[cfg(feature = "testing")]
+mod long_tasks;
 mod mapping;
 #[cfg(all(feature = "axum", feature = "testing"))]
 mod own_card;
+#[cfg(feature = "testing")]
+mod responses;
 #[cfg(feature = "testing")]
 mod sending;

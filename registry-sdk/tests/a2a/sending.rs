@@ -64,3 +64,152 @@ async fn agent_may_answer_with_a_message_in_place_of_a_task() {
         assert_eq!(agent.count("GetTask"), 0);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn data_and_urls_are_parts_of_a_message() {
+    let message = || {
+        Message::text("Cook")
+            .data(json!({"servings": 2}))
+            .url("https://a.example/leek.png", "image/png")
+            .metadata("m", 1)
+    };
+    for binding in BINDINGS {
+        let mut scene = Scene::new().await;
+        let agent = scene.agent("a", 0, binding).await;
+        let answer = json!({"id": "t-1", "status": {"state": "TASK_STATE_COMPLETED"}, "kind": "task", "artifacts": [
+            {"parts": [{"text": "one"}, {"data": {"n": 1}}]}, {"parts": [{"text": "two"}, {"raw": "AA=="}]},
+        ]});
+        let result = if binding == Binding::OldJsonRpc { answer.clone() } else { json!({"task": answer}) };
+        agent.script(move |_, _| Answer::Result(result.clone()));
+        let orchestrator = scene.orchestrator();
+        let reply = orchestrator.delegate("work").send_message(message()).await.unwrap().value;
+        let parts = match binding {
+            Binding::OldJsonRpc => json!([
+                {"kind": "text", "text": "Cook"}, {"kind": "data", "data": {"servings": 2}},
+                {"kind": "file", "file": {"uri": "https://a.example/leek.png", "mimeType": "image/png"}},
+            ]),
+            _ => json!([
+                {"text": "Cook"}, {"data": {"servings": 2}, "mediaType": "application/json"},
+                {"url": "https://a.example/leek.png", "mediaType": "image/png"},
+            ]),
+        };
+        let sent = agent.calls("SendMessage")[0].params()["message"].clone();
+        assert_eq!((&sent["parts"], &sent["metadata"]), (&parts, &json!({"m": 1})), "{binding:?}");
+        assert_eq!(
+            (reply.text().as_str(), reply.data(), reply.parts().len()),
+            ("one\ntwo", vec![&json!({"n": 1})], 4)
+        );
+        assert_eq!(reply.json(), &answer);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn message_that_cannot_be_sent_is_an_error_of_the_request() {
+    let mut scene = Scene::new().await;
+    let agent = scene.agent("a", 0, Binding::OldJsonRpc).await;
+    let orchestrator = scene.orchestrator();
+    let error = orchestrator.delegate("work").send_message(Message::default()).await.unwrap_err();
+    assert_eq!(error.to_string(), "the task cannot be sent: a message needs at least one part");
+    // Version 0.3 has no such data.
+    let error = orchestrator.delegate("work").send_message(Message::default().data(1)).await.unwrap_err();
+    assert!(error.to_string().contains("a: it speaks version 0.3 of A2A"), "{error}");
+    assert_eq!(error.attempts[0].kind, FailureKind::Declined);
+    assert_eq!(agent.count("SendMessage"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tenant_of_the_interface_is_passed_on() {
+    for binding in BINDINGS {
+        let mut scene = Scene::new().await;
+        let agent = scene.unregistered(binding).await;
+        agent.answers(Answer::Task("working", ""), Answer::Task("completed", "done"));
+        let (url, version) = match binding {
+            Binding::HttpJson => (format!("{}/rest", agent.url), "1.0"),
+            Binding::JsonRpc => (format!("{}/rpc", agent.url), "1.0"),
+            Binding::OldJsonRpc => (format!("{}/rpc", agent.url), "0.3"),
+        };
+        let name = if binding == Binding::HttpJson { "HTTP+JSON" } else { "JSONRPC" };
+        let declared = json!([{"url": url, "protocolBinding": name, "protocolVersion": version, "tenant": "kitchen 1/2"}]);
+        let details = CardDetails::new("Works", "1.0.0", Interface::json_rpc(&*agent.url));
+        scene.register("a", 0, &agent, Some(details.field("supportedInterfaces", declared))).await;
+        assert_eq!(send(scene.orchestrator().delegate("work")).await.as_deref(), Ok("done"), "{binding:?}");
+        for operation in ["SendMessage", "GetTask"] {
+            let call = &agent.calls(operation)[0];
+            if binding == Binding::HttpJson {
+                assert!(call.uri.path().starts_with("/rest/kitchen%201%2F2/"), "{}", call.uri);
+            } else {
+                assert_eq!(call.params()["tenant"], "kitchen 1/2");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_credentials_go_where_they_are_not_meant_to_go() {
+    let mut scene = Scene::new().await;
+    let agent = scene.agent("a", 0, Binding::JsonRpc).await;
+    agent.answers(Answer::Task("working", ""), Answer::Task("completed", "done"));
+    let elsewhere = scene.unregistered(Binding::JsonRpc).await;
+    elsewhere.answers(Answer::Task("completed", "elsewhere"), Answer::Hang);
+    let client = registry_sdk::RegistryClient::builder(scene.registry.url()).token("secret").build().unwrap();
+    let own = format!("{}/", agent.url);
+    let known = own.clone();
+    let builder = || registry_sdk::Orchestrator::builder(client.clone());
+    let orchestrator = builder()
+        .token_provider(move |agent| agent.base_url.starts_with(&known).then(|| "own".to_owned()))
+        .build();
+    assert_eq!(send(orchestrator.delegate("work").header("x-mine", "1")).await.as_deref(), Ok("done"));
+    for operation in ["SendMessage", "GetTask"] {
+        let call = &agent.calls(operation)[0];
+        assert_eq!((call.header("authorization"), call.header("x-mine")), (Some("Bearer own"), Some("1")));
+    }
+    // The card leads elsewhere, and the provider is told so.
+    let details = CardDetails::new("Works", "1.0.0", interface(&elsewhere, Binding::JsonRpc));
+    scene.register("a", 0, &agent, Some(details)).await;
+    assert_eq!(send(orchestrator.delegate("work")).await.as_deref(), Ok("elsewhere"));
+    assert_eq!(elsewhere.calls("SendMessage")[0].header("authorization"), None);
+    // Nor is the registry's own token sent without a provider.
+    assert_eq!(send(builder().build().delegate("work")).await.as_deref(), Ok("elsewhere"));
+    assert_eq!(elsewhere.calls("SendMessage")[1].header("authorization"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn agent_that_needs_the_caller_is_a_result() {
+    for binding in BINDINGS {
+        for (state, expected) in
+            [("input-required", TaskState::InputRequired), ("auth-required", TaskState::AuthRequired)]
+        {
+            let mut scene = Scene::new().await;
+            let agent = scene.agent("a", 0, binding).await;
+            let other = scene.agent("b", 1, binding).await;
+            agent.answers(Answer::Task("working", ""), Answer::Task(state, "For how many?"));
+            let reply = send_for(scene.orchestrator().delegate("work")).await.unwrap().value;
+            assert_eq!((reply.state(), reply.text().as_str()), (&expected, "For how many?"), "{binding:?}");
+            assert_eq!((reply.is_completed(), reply.task_id()), (false, Some("t-1")));
+            assert_eq!((agent.count("CancelTask"), other.count("SendMessage")), (0, 0));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn redirect_to_another_origin_is_not_followed() {
+    let mut scene = Scene::new().await;
+    let agent = scene.agent("a", 0, Binding::JsonRpc).await;
+    let elsewhere = scene.agent("b", 1, Binding::JsonRpc).await;
+    let location: &'static str = format!("{}/rpc", elsewhere.url).leak();
+    agent.answers(Answer::Http(307, None, location), Answer::Hang);
+    let error =
+        send_for(scene.orchestrator().delegate(TaskQuery::new("work").exclude("b"))).await.unwrap_err();
+    assert!(matches!(error.reason, EndReason::Misdeployed), "{error}");
+    assert_eq!(elsewhere.count("SendMessage"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn agent_may_respond_late_but_in_time() {
+    let mut scene = Scene::new().await;
+    let agent = scene.agent("a", 0, Binding::HttpJson).await;
+    // An agent that does not know that it may respond earlier.
+    let late = Answer::Late(Duration::from_secs(50), Box::new(Answer::Task("completed", "at last")));
+    agent.answers(late, Answer::Hang);
+    assert_eq!(send(scene.orchestrator().delegate("work")).await.as_deref(), Ok("at last"));
+}

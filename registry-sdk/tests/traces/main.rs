@@ -2,6 +2,8 @@
 #![cfg(all(feature = "axum", feature = "testing"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[cfg(all(feature = "a2a", feature = "opentelemetry"))]
+mod a2a;
 #[cfg(feature = "opentelemetry")]
 mod agents;
 #[cfg(feature = "opentelemetry")]

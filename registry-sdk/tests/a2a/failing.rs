@@ -1,0 +1,170 @@
+//! Agents that do not do their tasks: what becomes of the task, and how the agent is treated afterwards.
+
+use std::time::Duration;
+
+use registry_sdk::a2a::{A2aError, CardDetails, Interface, TaskState};
+use registry_sdk::discovery::{EjectionState, EndReason, FailureKind, HttpTaskError, RetryBudget};
+use tokio::time::sleep;
+
+use crate::fakes::{Answer, BINDINGS, Binding, Scene, send, send_for};
+
+/// How many times an agent is tried before it has to be known not to do its tasks.
+const TRIES: usize = 10;
+
+#[tokio::test(start_paused = true)]
+async fn task_goes_to_the_next_agent_and_only_failing_ones_are_ejected() {
+    let answers = [
+        (Answer::Task("failed", "no leeks"), FailureKind::Agent, true),
+        (Answer::Task("rejected", "not today"), FailureKind::Declined, false),
+        (Answer::Task("canceled", "by the cook"), FailureKind::Declined, false),
+        (Answer::Error(-32_603, "INTERNAL_ERROR", 500), FailureKind::Agent, true),
+        (Answer::Error(-32_006, "INVALID_AGENT_RESPONSE", 500), FailureKind::Agent, true),
+        (Answer::Error(-32_001, "TASK_NOT_FOUND", 404), FailureKind::Agent, true),
+        (Answer::Error(-32_004, "UNSUPPORTED_OPERATION", 400), FailureKind::Declined, false),
+        (Answer::Error(-32_005, "CONTENT_TYPE_NOT_SUPPORTED", 400), FailureKind::Declined, false),
+        (Answer::Error(-32_008, "EXTENSION_SUPPORT_REQUIRED", 400), FailureKind::Declined, false),
+        (Answer::Error(-32_009, "VERSION_NOT_SUPPORTED", 400), FailureKind::Deployment, true),
+        (Answer::Error(-32_601, "METHOD_NOT_FOUND", 404), FailureKind::Deployment, true),
+        (Answer::Http(503, None, "out of order"), FailureKind::Agent, true),
+        (Answer::Http(404, None, "no such page"), FailureKind::Deployment, true),
+        (Answer::Http(401, None, "who are you?"), FailureKind::Deployment, true),
+    ];
+    for binding in BINDINGS {
+        for (answer, kind, is_charged) in &answers {
+            let mut scene = Scene::new().await;
+            let first = scene.agent("first", 0, binding).await;
+            scene.agent("second", 1, binding).await;
+            first.answers(answer.clone(), Answer::Hang);
+            let orchestrator = scene.orchestrator();
+            for _ in 0..TRIES {
+                let done = send_for(orchestrator.delegate("work")).await.unwrap();
+                assert_eq!(done.value.text(), "second", "{binding:?} {answer:?}");
+                assert!(done.failed.iter().all(|failed| failed.kind == *kind), "{:?}", done.failed);
+                sleep(Duration::from_secs(1)).await;
+            }
+            let ejection = orchestrator.ejection("first");
+            assert_eq!(ejection != EjectionState::Admitted, *is_charged, "{binding:?} {answer:?}");
+            let tried = first.count("SendMessage");
+            assert_eq!(tried < TRIES, *is_charged, "{binding:?} {answer:?}: {tried}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_agent_said_is_in_the_error() {
+    let mut scene = Scene::new().await;
+    let agent = scene.agent("a", 0, Binding::JsonRpc).await;
+    let orchestrator = scene.orchestrator();
+    agent.answers(Answer::Task("working", ""), Answer::Task("failed", "no leeks"));
+    let error = send_for(orchestrator.delegate("work")).await.unwrap_err();
+    assert!(error.to_string().contains("a: the task is failed: no leeks"), "{error}");
+    let known = error.attempts[0].error.downcast_ref::<HttpTaskError>();
+    let expected = A2aError::Ended { state: TaskState::Failed, message: "no leeks".to_owned() };
+    assert!(matches!(known, Some(HttpTaskError::A2a(error)) if *error == expected), "{known:?}");
+    agent.answers(Answer::Error(-32_603, "INTERNAL_ERROR", 500), Answer::Hang);
+    let error = send_for(orchestrator.delegate("work")).await.unwrap_err();
+    assert!(error.to_string().contains("a: A2A error -32603: it says why"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn task_that_is_wrong_itself_goes_to_no_other_agent() {
+    for binding in BINDINGS {
+        for (code, reason) in [(-32_602, "INVALID_PARAMS"), (-32_600, "INVALID_REQUEST")] {
+            let mut scene = Scene::new().await;
+            let first = scene.agent("first", 0, binding).await;
+            let second = scene.agent("second", 1, binding).await;
+            first.answers(Answer::Error(code, reason, 400), Answer::Hang);
+            let error = send_for(scene.orchestrator().delegate("work")).await.unwrap_err();
+            assert!(matches!(error.reason, EndReason::Rejected), "{binding:?}: {error}");
+            assert_eq!(second.count("SendMessage"), 0);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn busy_agent_is_asked_again_when_it_said_so() {
+    for binding in BINDINGS {
+        let mut scene = Scene::new().await;
+        let agent = scene.agent("a", 0, binding).await;
+        agent.script(|_, before| match before {
+            0 => Answer::Http(429, Some(7), ""),
+            _ => Answer::Task("completed", "done"),
+        });
+        assert_eq!(send(scene.orchestrator().delegate("work")).await.as_deref(), Ok("done"), "{binding:?}");
+        assert_eq!(agent.count("SendMessage"), 2);
+    }
+}
+
+/// Agents without a card, with one for gRPC, and with one that says nothing.
+#[tokio::test(start_paused = true)]
+async fn agent_that_cannot_be_called_is_passed_over() {
+    let mut scene = Scene::new().await;
+    let silent = scene.unregistered(Binding::JsonRpc).await;
+    let details = |interface| CardDetails::new("Works", "1.0.0", interface);
+    let grpc = details(Interface::new("GRPC", "http://127.0.0.1:1"));
+    let newer = details(Interface::json_rpc(&*silent.url).protocol_version("2.0"));
+    scene.register("bare", 0, &silent, None).await;
+    scene.register("grpc", 0, &silent, Some(grpc)).await;
+    scene.register("newer", 0, &silent, Some(newer)).await;
+    scene.register("strange", 0, &silent, Some(details(Interface::json_rpc("ftp://a.example")))).await;
+    let orchestrator = scene.orchestrator();
+    for _ in 0..TRIES {
+        let error = send_for(orchestrator.delegate("work")).await.unwrap_err();
+        assert!(matches!(error.reason, EndReason::NoAgent { .. }), "{error}");
+        let text = error.to_string();
+        for part in [
+            "bare: it registered no A2A agent card",
+            "grpc: its A2A agent card has no interface that is spoken here, but GRPC of version 1.0",
+            "newer: its A2A agent card has no interface that is spoken here, but JSONRPC of version 2.0",
+            "strange: its A2A agent card has no interface",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+    assert_eq!(silent.count("SendMessage"), 0);
+    let agent = scene.agent("good", 1, Binding::JsonRpc).await;
+    // All the others do not count as attempts, and nothing was sent to them.
+    let sent = orchestrator.delegate("work").attempts(1).at_most_once();
+    assert_eq!(send(sent).await.as_deref(), Ok("good"));
+    assert_eq!(agent.count("SendMessage"), 1);
+    for id in ["bare", "grpc", "newer", "strange"] {
+        assert_eq!(orchestrator.ejection(id), EjectionState::Admitted, "{id}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejections_count_for_the_attempts_and_the_budget() {
+    let mut scene = Scene::new().await;
+    let mut agents = Vec::new();
+    for (rank, id) in ["first", "second", "third"].into_iter().enumerate() {
+        let agent = scene.agent(id, rank, Binding::JsonRpc).await;
+        agent.answers(Answer::Task("rejected", "not today"), Answer::Hang);
+        agents.push(agent);
+    }
+    let orchestrator = scene.orchestrator();
+    let error = send_for(orchestrator.delegate("work").attempts(2)).await.unwrap_err();
+    assert!(matches!(error.reason, EndReason::AttemptsExhausted), "{error}");
+    let error = send_for(orchestrator.delegate("work").at_most_once()).await.unwrap_err();
+    assert!(matches!(error.reason, EndReason::MayHaveArrived), "{error}");
+    let budget = RetryBudget::default().ratio(0.0).min_per_second(0);
+    let frugal = registry_sdk::Orchestrator::builder(scene.registry.client()).retry_budget(budget).build();
+    let error = send_for(frugal.delegate("work")).await.unwrap_err();
+    assert!(matches!(error.reason, EndReason::RetryBudgetExhausted), "{error}");
+    assert_eq!([3, 1, 0], [0, 1, 2].map(|index: usize| agents[index].count("SendMessage")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn classifier_decides_over_a2a_too() {
+    let mut scene = Scene::new().await;
+    let first = scene.agent("first", 0, Binding::HttpJson).await;
+    let second = scene.agent("second", 1, Binding::HttpJson).await;
+    first.answers(Answer::Task("rejected", "never"), Answer::Hang);
+    let builder = registry_sdk::Orchestrator::builder(scene.registry.client());
+    let orchestrator = builder.classifier(|error| match error {
+        HttpTaskError::A2a(A2aError::Ended { state: TaskState::Rejected, .. }) => FailureKind::Task,
+        error => error.kind(),
+    });
+    let error = send_for(orchestrator.build().delegate("work")).await.unwrap_err();
+    assert!(matches!(error.reason, EndReason::Rejected), "{error}");
+    assert_eq!(second.count("SendMessage"), 0);
+}

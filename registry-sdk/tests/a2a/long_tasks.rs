@@ -1,0 +1,152 @@
+//! Tasks that take long: they are followed to their end, or canceled.
+
+use std::time::Duration;
+
+use registry_sdk::discovery::{EjectionState, EndReason};
+use tokio::time::{Instant, timeout};
+
+use crate::fakes::{Answer, BINDINGS, Binding, Scene, send, send_for, until};
+
+/// An answer after so much time.
+fn completed_after(time: Duration) -> impl FnMut(&crate::fakes::Call, usize) -> Answer + Send {
+    let mut began = None;
+    move |_, _| {
+        let began = *began.get_or_insert_with(Instant::now);
+        if began.elapsed() < time { Answer::Task("working", "") } else { Answer::Task("completed", "done") }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn task_is_asked_for_until_it_is_done() {
+    for binding in BINDINGS {
+        let mut scene = Scene::new().await;
+        let agent = scene.agent("a", 0, binding).await;
+        agent.script(completed_after(Duration::from_secs(600)));
+        let began = Instant::now();
+        let orchestrator = scene.orchestrator();
+        let sent = orchestrator.delegate("work").time_limit(Duration::from_secs(1_800));
+        assert_eq!(send(sent).await.as_deref(), Ok("done"), "{binding:?}");
+        let (elapsed, polls) = (began.elapsed().as_secs(), agent.count("GetTask"));
+        assert!((600..660).contains(&elapsed), "{elapsed}");
+        assert!((120..500).contains(&polls), "{polls}");
+        assert_eq!((agent.count("SendMessage"), agent.count("CancelTask")), (1, 0));
+        // An agent must not take a question for the message once more.
+        let poll = &agent.calls("GetTask")[0];
+        assert_eq!(
+            (poll.header("idempotency-key"), poll.header("delegation-time-left-seconds")),
+            (None, None)
+        );
+        assert!(poll.header("a2a-version").is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_questions_do_not_fail_the_task_at_once() {
+    for binding in BINDINGS {
+        let mut scene = Scene::new().await;
+        let agent = scene.agent("a", 0, binding).await;
+        agent.script(|call, before| match (call.operation, before) {
+            ("SendMessage", _) | (_, 3) => Answer::Task("submitted", ""),
+            (_, 0) => Answer::Http(503, Some(1), "a moment"),
+            (_, 1) => Answer::Hang,
+            (_, 4) => Answer::Broken,
+            (_, 5) => Answer::Error(-32_001, "TASK_NOT_FOUND", 404),
+            (_, 2 | 6) => Answer::Task("working", ""),
+            _ => Answer::Task("completed", "done"),
+        });
+        assert_eq!(send(scene.orchestrator().delegate("work")).await.as_deref(), Ok("done"), "{binding:?}");
+        assert_eq!((agent.count("SendMessage"), agent.count("GetTask")), (1, 8));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn agent_that_dies_while_the_task_runs_is_replaced() {
+    for binding in BINDINGS {
+        let mut scene = Scene::new().await;
+        let first = scene.agent("first", 0, binding).await;
+        scene.agent("second", 1, binding).await;
+        let killed = first.clone();
+        first.script(move |_, _| {
+            killed.kill();
+            Answer::Task("working", "")
+        });
+        let orchestrator = scene.orchestrator();
+        let began = Instant::now();
+        let done =
+            send_for(orchestrator.delegate("work").time_limit(Duration::from_secs(600))).await.unwrap();
+        assert_eq!((done.value.text().as_str(), done.failed.len()), ("second", 1), "{binding:?}");
+        assert!(done.failed[0].to_string().contains("first: no connection"), "{}", done.failed[0]);
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+        // The task had arrived.
+        let error = send_for(orchestrator.delegate("work").at_most_once()).await;
+        assert!(error.is_ok() || matches!(error.unwrap_err().reason, EndReason::NoAgent { .. }));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn task_that_had_arrived_is_not_sent_at_most_once_again() {
+    let mut scene = Scene::new().await;
+    let first = scene.agent("first", 0, Binding::JsonRpc).await;
+    let second = scene.agent("second", 1, Binding::JsonRpc).await;
+    let killed = first.clone();
+    first.script(move |_, _| {
+        killed.kill();
+        Answer::Task("working", "")
+    });
+    let error = send_for(scene.orchestrator().delegate("work").at_most_once()).await.unwrap_err();
+    assert!(matches!(error.reason, EndReason::MayHaveArrived), "{error}");
+    assert_eq!(second.count("SendMessage"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn late_task_is_canceled_and_goes_to_the_next_agent() {
+    for binding in BINDINGS {
+        let mut scene = Scene::new().await;
+        let first = scene.agent("first", 0, binding).await;
+        scene.agent("second", 1, binding).await;
+        first.answers(Answer::Task("working", ""), Answer::Task("working", ""));
+        let orchestrator = scene.orchestrator();
+        let began = Instant::now();
+        let done = send_for(orchestrator.delegate("work")).await.unwrap();
+        assert_eq!((done.value.text().as_str(), began.elapsed().as_secs()), ("second", 30), "{binding:?}");
+        until("the task is canceled", || first.count("CancelTask") == 1).await;
+        if binding != Binding::HttpJson {
+            assert_eq!(first.calls("CancelTask")[0].params()["id"], "t-1");
+        }
+        for _ in 0..5 {
+            let _ = send(orchestrator.delegate("work")).await;
+        }
+        assert_ne!(orchestrator.ejection("first"), EjectionState::Admitted, "it is late each time");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn task_of_a_caller_that_gave_up_is_canceled() {
+    let mut scene = Scene::new().await;
+    let agent = scene.agent("a", 0, Binding::JsonRpc).await;
+    // Also if the agent does not answer to that either.
+    agent.script(
+        |call, _| if call.operation == "CancelTask" { Answer::Hang } else { Answer::Task("working", "") },
+    );
+    let orchestrator = scene.orchestrator();
+    let sent = orchestrator.delegate("work").send_message("Find a recipe");
+    assert!(timeout(Duration::from_secs(10), sent).await.is_err());
+    until("the task is canceled", || agent.count("CancelTask") == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn overtaken_task_is_canceled_and_was_the_same_message() {
+    let mut scene = Scene::new().await;
+    let slow = scene.agent("slow", 0, Binding::JsonRpc).await;
+    let fast = scene.agent("fast", 1, Binding::HttpJson).await;
+    slow.answers(Answer::Task("working", ""), Answer::Task("working", ""));
+    let orchestrator = scene.orchestrator();
+    let sent = orchestrator.delegate("work").hedge_after(Duration::from_secs(2));
+    assert_eq!(send(sent).await.as_deref(), Ok("fast"));
+    until("the task is canceled", || slow.count("CancelTask") == 1).await;
+    assert_eq!(fast.count("CancelTask"), 0);
+    let id =
+        |agent: &crate::fakes::Agent| agent.calls("SendMessage")[0].params()["message"]["messageId"].clone();
+    assert_eq!(id(&slow), id(&fast));
+    assert!(id(&slow).is_string());
+}

@@ -1,0 +1,102 @@
+//! Responses that are none of the protocol.
+
+use registry_sdk::discovery::{EjectionState, EndReason, FailureKind};
+use serde_json::json;
+
+use crate::fakes::{Answer, Binding, Scene, send_for};
+
+/// Sends a message to an agent that answers like this, with another one that would do better. Returns what went wrong.
+async fn failure(binding: Binding, answer: Answer) -> String {
+    let mut scene = Scene::new().await;
+    let first = scene.agent("first", 0, binding).await;
+    let second = scene.agent("second", 1, binding).await;
+    first.answers(answer.clone(), Answer::Hang);
+    let orchestrator = scene.orchestrator();
+    let error = send_for(orchestrator.delegate("work").max_response(10_000)).await.unwrap_err();
+    assert!(matches!(error.reason, EndReason::UnusableResponse), "{answer:?}: {error}");
+    assert_eq!((error.attempts[0].kind, second.count("SendMessage")), (FailureKind::Response, 0));
+    assert_eq!(orchestrator.ejection("first"), EjectionState::Admitted);
+    error.attempts[0].to_string()
+}
+
+#[tokio::test(start_paused = true)]
+async fn json_rpc_that_is_none_is_named() {
+    let raw = |json: &'static str| Answer::Http(200, None, json);
+    for (answer, expected) in [
+        (raw("<html>Sign in</html>"), "the response cannot be decoded (it is HTML or XML)"),
+        (raw("so what"), "the response cannot be decoded (expected value"),
+        (raw(""), "the response cannot be decoded (EOF"),
+        (raw("[1]"), "a response of JSON-RPC is an object"),
+        (raw(r#"{"jsonrpc": "2.0", "id": 1}"#), "the response has neither `result` nor `error`"),
+        (
+            raw(r#"{"jsonrpc": "2.0", "id": 7, "result": {}}"#),
+            "the response is that to another request: its id is 7 in place of 1",
+        ),
+        (raw(r#"{"jsonrpc": "2.0", "id": null, "result": {}}"#), "its id is null in place of 1"),
+        (raw(r#"{"jsonrpc": "2.0", "id": 1, "error": "no"}"#), "the `error` of the response is none"),
+        (Answer::Broken, "the response broke off"),
+        (Answer::Result(json!({})), "the response has to have either a `task` or a `message`"),
+        (
+            Answer::Result(json!({"task": {"id": "t"}, "message": {"parts": []}})),
+            "either a `task` or a `message`",
+        ),
+        (
+            Answer::Result(json!({"task": {"status": {"state": "TASK_STATE_WORKING"}}})),
+            "the task has no `id`",
+        ),
+        (Answer::Result(json!({"task": {"id": "t-1", "status": {}}})), "the task has no `status.state`"),
+        (Answer::Result(json!({"message": {"messageId": "m"}})), "the message has no `parts`"),
+        (Answer::Result(json!({"message": {"parts": ["x".repeat(20_000)]}})), "longer than 10000 bytes"),
+    ] {
+        let text = failure(Binding::JsonRpc, answer).await;
+        assert!(text.contains(expected), "{text}");
+        assert!(text.starts_with("first: status 200, but "), "{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_bindings_that_are_none_are_named() {
+    let text = failure(Binding::OldJsonRpc, Answer::Result(json!({"id": "t-1"}))).await;
+    assert!(text.contains("the `kind` of the result is neither `task` nor `message`"), "{text}");
+    let text = failure(Binding::HttpJson, Answer::Http(200, None, "<html>")).await;
+    assert!(text.contains("it is HTML or XML"), "{text}");
+    let text = failure(Binding::HttpJson, Answer::Result(json!([]))).await;
+    assert!(text.contains("either a `task` or a `message`"), "{text}");
+}
+
+/// An agent that did not understand the request does not know its number.
+#[tokio::test(start_paused = true)]
+async fn error_without_an_id_is_one_of_the_request() {
+    let mut scene = Scene::new().await;
+    let agent = scene.agent("a", 0, Binding::JsonRpc).await;
+    let error = r#"{"jsonrpc": "2.0", "id": null, "error": {"code": -32700, "message": "no JSON"}}"#;
+    agent.answers(Answer::Http(200, None, error), Answer::Hang);
+    let error = send_for(scene.orchestrator().delegate("work")).await.unwrap_err();
+    assert!(matches!(error.reason, EndReason::Rejected), "{error}");
+    assert!(error.to_string().contains("A2A error -32700: no JSON"), "{error}");
+}
+
+/// A result that is too long would be too long elsewhere, too.
+#[tokio::test(start_paused = true)]
+async fn result_that_is_too_long_ends_the_delegation() {
+    let mut scene = Scene::new().await;
+    let agent = scene.agent("a", 0, Binding::HttpJson).await;
+    let other = scene.agent("b", 1, Binding::HttpJson).await;
+    let long = Answer::Task("completed", "x".repeat(20_000).leak());
+    agent.answers(Answer::Task("working", ""), long);
+    let error = send_for(scene.orchestrator().delegate("work").max_response(10_000)).await.unwrap_err();
+    assert!(matches!(error.reason, EndReason::UnusableResponse), "{error}");
+    assert_eq!(other.count("SendMessage"), 0);
+}
+
+/// States of later versions are no reason to give up a task.
+#[tokio::test(start_paused = true)]
+async fn unknown_state_is_one_in_which_the_task_runs() {
+    let mut scene = Scene::new().await;
+    let agent = scene.agent("a", 0, Binding::OldJsonRpc).await;
+    agent.script(
+        |_, before| if before < 3 { Answer::Task("unknown", "") } else { Answer::Task("completed", "done") },
+    );
+    let done = send_for(scene.orchestrator().delegate("work")).await.unwrap();
+    assert_eq!(done.value.text(), "done");
+}
