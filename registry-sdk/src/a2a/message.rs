@@ -44,8 +44,8 @@ impl Message {
         self
     }
 
-    /// Adds data, which are any JSON. Version 0.3 of the protocol only has objects: an agent of that version is passed over if this is another
-    /// value.
+    /// Adds data, which are any JSON. Version 0.3 of the protocol only has objects: an agent of that version does not get another value, so
+    /// the task goes to the next agent.
     pub fn data(mut self, data: impl Into<Value>) -> Self {
         self.parts.push(Part::Data(data.into()));
         self

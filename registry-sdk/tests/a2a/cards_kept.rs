@@ -82,7 +82,7 @@ async fn last_card_is_used_if_the_changed_one_cannot_be_read() {
 
 /// The registry fails between the search and the card.
 #[tokio::test(start_paused = true)]
-async fn agent_whose_card_cannot_be_read_is_passed_over() {
+async fn agent_whose_card_was_never_read_needs_the_registry() {
     let mut scene = Scene::new().await;
     let agent = scene.agent("a", 0, Binding::JsonRpc).await;
     let orchestrator = scene.orchestrator();

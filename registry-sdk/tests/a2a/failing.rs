@@ -97,7 +97,7 @@ async fn busy_agent_is_asked_again_when_it_said_so() {
 
 /// Agents without a card, with one for gRPC, and with one that says nothing.
 #[tokio::test(start_paused = true)]
-async fn agent_that_cannot_be_called_is_passed_over() {
+async fn task_goes_to_the_next_agent_if_one_cannot_be_called() {
     let mut scene = Scene::new().await;
     let silent = scene.unregistered(Binding::JsonRpc).await;
     let details = |interface| CardDetails::new("Works", "1.0.0", interface);
