@@ -64,6 +64,8 @@ mod support;
 #[cfg(feature = "testing")]
 mod tolerant;
 #[cfg(feature = "testing")]
+mod untraced;
+#[cfg(feature = "testing")]
 mod watch;
 #[cfg(feature = "testing")]
 mod watching;
