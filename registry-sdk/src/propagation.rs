@@ -1,64 +1,15 @@
-//! The headers that carry the context of the current span to other processes.
+//! The context of the current span, in the SDK's own requests.
 
-#[cfg(feature = "opentelemetry")]
-use opentelemetry::propagation::Injector;
-#[cfg(feature = "opentelemetry")]
-use opentelemetry::{Context, global};
 use reqwest::header::HeaderMap;
-#[cfg(feature = "opentelemetry")]
-use reqwest::header::{HeaderName, HeaderValue};
 
-/// Adds the headers that carry the context of the current span.
-#[cfg(feature = "opentelemetry")]
-pub(crate) fn inject(target: &mut HeaderMap) {
-    target.extend(headers());
-}
-
-/// Nothing is sent without the feature `opentelemetry`.
-#[cfg(not(feature = "opentelemetry"))]
-pub(crate) fn inject(_: &mut HeaderMap) {}
-
-/// Returns the headers that carry the context of the current span, for requests that are not sent by the SDK.
-///
-/// Inside of [`Delegation::run`](crate::discovery::Delegation::run) the current span is that of the attempt:
-///
-/// ```no_run
-/// use registry_sdk::{Orchestrator, trace};
-///
-/// # async fn example(orchestrator: Orchestrator) -> Result<(), Box<dyn std::error::Error>> {
-/// let http = reqwest::Client::new();
-/// let done = orchestrator
-///     .delegate("code_review")
-///     .run(|agent| {
-///         let request = http.post(format!("{}/review", agent.base_url)).headers(trace::headers());
-///         async move { Ok(request.send().await?.error_for_status()?.text().await?) }
-///     })
-///     .await?;
-/// println!("{}", done.value);
-/// # Ok(())
-/// # }
-/// ```
-#[cfg(feature = "opentelemetry")]
-#[must_use]
-pub fn headers() -> HeaderMap {
-    let mut headers = Headers(HeaderMap::new());
-    global::get_text_map_propagator(|propagator| {
-        propagator.inject_context(&Context::current(), &mut headers);
-    });
-    headers.0
-}
-
-#[cfg(feature = "opentelemetry")]
-struct Headers(HeaderMap);
-
-#[cfg(feature = "opentelemetry")]
-impl Injector for Headers {
-    /// Leaves out what no header can have, and an empty `tracestate`, which the specification advises against.
-    fn set(&mut self, key: &str, value: String) {
-        let value = Some(value).filter(|value| !value.is_empty());
-        let value = value.and_then(|value| HeaderValue::try_from(value).ok());
-        if let Some((name, value)) = HeaderName::try_from(key).ok().zip(value) {
-            self.0.insert(name, value);
-        }
+/// Returns the headers that carry the context of the current span: none without the feature `opentelemetry`.
+pub(crate) fn headers() -> HeaderMap {
+    #[cfg(feature = "opentelemetry")]
+    {
+        crate::trace::headers()
+    }
+    #[cfg(not(feature = "opentelemetry"))]
+    {
+        HeaderMap::new()
     }
 }

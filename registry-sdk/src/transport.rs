@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
 use reqwest::{Method, Response};
 use tokio::time::{sleep, timeout_at};
 use tracing::{Instrument, Span};
@@ -239,9 +239,8 @@ impl Transport {
         let url = &self.endpoints.urls()[attempt.index()];
         let full_url = request.url(url)?;
         spans::record_url(span, &full_url);
-        let mut headers = HeaderMap::new();
-        propagation::inject(&mut headers);
-        let mut builder = self.http.for_url(url)?.request(request.method.clone(), full_url).headers(headers);
+        let mut builder = self.http.for_url(url)?.request(request.method.clone(), full_url);
+        builder = builder.headers(propagation::headers());
         if let Some(body) = &request.body {
             let body = match body {
                 Body::Fixed(body) => body.clone(),

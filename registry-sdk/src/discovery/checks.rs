@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reqwest::header::{HeaderMap, LOCATION};
+use reqwest::header::LOCATION;
 use tokio::time::{Instant, timeout};
 
 use super::candidate::Candidate;
@@ -84,9 +84,8 @@ impl HealthCheck<'_> {
     async fn request_report(&self, agent: &Candidate) -> Option<Report> {
         let mut url = health_url(agent.base_url(), agent.health_path())?;
         for _ in 0..=MAX_HEALTH_REDIRECTS {
-            let mut headers = HeaderMap::new();
-            propagation::inject(&mut headers);
-            let response = self.http.for_url(&url).ok()?.get(url).headers(headers).send().await.ok()?;
+            let request = self.http.for_url(&url).ok()?.get(url).headers(propagation::headers());
+            let response = request.send().await.ok()?;
             let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
             // The client has followed some redirects itself.
             match HealthAnswer::of_head(response.url(), response.status().as_u16(), location) {

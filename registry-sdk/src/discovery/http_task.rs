@@ -172,8 +172,7 @@ impl AgentAccess {
         agent: &CapabilityMatch,
         own: &HeaderMap,
     ) -> Result<HeaderMap, String> {
-        let mut headers = HeaderMap::new();
-        propagation::inject(&mut headers);
+        let mut headers = propagation::headers();
         let key = idempotency_key_value(&attempt.idempotency_key).unwrap_or_default();
         let key = HeaderValue::try_from(key).map_err(|error| format!("the idempotency key: {error}"))?;
         headers.insert(HeaderName::from_static(IDEMPOTENCY_KEY_HEADER), key);

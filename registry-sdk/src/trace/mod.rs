@@ -30,8 +30,9 @@
 
 #[cfg(feature = "axum")]
 mod continue_trace;
+mod headers;
 
 #[cfg(feature = "axum")]
 pub use continue_trace::continue_trace;
 
-pub use crate::propagation::headers;
+pub use headers::headers;
