@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::file_contents::{Digest, FileContents};
 use crate::metrics::CredentialMetrics;
 use crate::routes::Authenticator;
-use crate::server::StartError;
+use crate::start_error::StartError;
 use crate::tls::{Tls, TlsFiles};
 use crate::tokens::Tokens;
 

@@ -39,13 +39,15 @@ mod server;
 #[cfg(test)]
 #[path = "../tests/simulation/mod.rs"]
 mod simulation;
+mod start_error;
 mod store;
 mod tls;
 mod tokens;
 
 pub use config::{Config, MigrateMode};
 pub use listen_address::{ListenAddress, ParseListenAddressError};
-pub use server::{ServeError, Server, StartError, migrate};
+pub use server::{ServeError, Server, migrate};
+pub use start_error::StartError;
 pub use tls::TlsError;
 pub use tokens::{NewToken, TokensError};
 

@@ -3,7 +3,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,9 +20,9 @@ use crate::listen_address::ListenAddress;
 use crate::metrics::Metrics;
 use crate::registry::{Registry, Supervisor};
 use crate::routes::{self, Origins};
+use crate::start_error::StartError;
 use crate::store::{Database, PostgresDatabase, SqliteDatabase};
-use crate::tls::{MAX_CONCURRENT_HANDSHAKES, TlsError, TlsListener};
-use crate::tokens::TokensError;
+use crate::tls::{MAX_CONCURRENT_HANDSHAKES, TlsListener};
 
 /// Maximum duration of a shutdown, and then of closing the database. Remaining work is dropped.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(9_500);
@@ -48,93 +47,6 @@ pub struct Server {
     credentials: Arc<CredentialFiles>,
 }
 
-/// Error that prevents a server from starting.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// The database URL has an unknown scheme.
-    #[error("the database URL must begin with sqlite: or postgres:")]
-    UnknownDatabase,
-    /// The database cannot be reached or opened.
-    #[error("cannot open the database {database}")]
-    Database {
-        /// The database URL, without the password.
-        database: String,
-        /// The cause.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The database schema cannot be migrated.
-    #[error("cannot migrate the database {database}")]
-    Migrations {
-        /// The database URL, without the password.
-        database: String,
-        /// The cause.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The tables are missing or outdated, and the server must not change them ([`MigrateMode::Never`]).
-    #[error(
-        "the tables of the database {database} are missing or older than this server: run registry-server migrate, as a role \
-         that may change them"
-    )]
-    MigrationRequired {
-        /// The database URL, without the password.
-        database: String,
-    },
-    /// The SQLite file cannot be locked.
-    #[error("cannot lock the database file {0}")]
-    LockDatabase(PathBuf, #[source] io::Error),
-    /// Another server uses the SQLite file.
-    #[error(
-        "another registry-server uses {0}: only one server can use an SQLite file; to run several, use PostgreSQL"
-    )]
-    DatabaseInUse(PathBuf),
-    /// The tokens file cannot be used.
-    #[error(transparent)]
-    Tokens(#[from] TokensError),
-    /// TLS cannot be set up.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The metrics cannot be set up, which is a bug.
-    #[error("cannot set up the metrics")]
-    Metrics(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The server cannot listen on the address.
-    #[error("cannot listen on {0}")]
-    Listen(ListenAddress, #[source] io::Error),
-}
-
-impl StartError {
-    pub(crate) fn database<E: Into<BoxError>>(url: &str) -> impl FnOnce(E) -> Self {
-        let database = redact_password(url);
-        |error| Self::Database { database, source: error.into() }
-    }
-
-    pub(crate) fn migrations<E: Into<BoxError>>(url: &str) -> impl FnOnce(E) -> Self {
-        let database = redact_password(url);
-        |error| Self::Migrations { database, source: error.into() }
-    }
-
-    pub(crate) fn migration_required(url: &str) -> Self {
-        Self::MigrationRequired { database: redact_password(url) }
-    }
-}
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// Returns the URL in a form that may be displayed and logged.
-fn redact_password(url: &str) -> String {
-    let Ok(mut parsed) = url::Url::parse(url) else {
-        return "at the configured URL".to_owned();
-    };
-    if parsed.password().is_some() && parsed.set_password(Some("***")).is_err() {
-        return "at the configured URL".to_owned();
-    }
-    // The query may also contain a password.
-    parsed.set_query(None);
-    parsed.to_string()
-}
-
 impl Server {
     /// Opens and migrates the database, loads all agents, and starts to serve.
     ///
@@ -153,13 +65,13 @@ impl Server {
         let listener = listener.map_err(|error| StartError::Listen(config.listen.clone(), error))?;
         let local_addr = listener.local_addr();
         let local_addr = local_addr.map_err(|error| StartError::Listen(config.listen.clone(), error))?;
-        let database_name = redact_password(&config.database_url);
+        let database_url = config.database_url.clone();
         config.max_connections = connection_limit(&config);
         let (max_connections, drain_delay) = (config.max_connections.get(), config.drain_delay);
         let allowed_hosts = config.allowed_hosts.clone();
         let registry = Registry::start(database.clone(), config, metrics, &supervisor)
             .await
-            .map_err(|error| StartError::Database { database: database_name, source: error.into() })?;
+            .map_err(StartError::database(&database_url))?;
         let is_loopback = local_addr.ip().to_canonical().is_loopback();
         if authenticator.is_disabled() && !is_loopback {
             tracing::warn!(

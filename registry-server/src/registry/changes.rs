@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::Error;
 use super::availability::Part;
+use super::error::Error;
 use super::follower::catch_up;
 use super::lane::{Lane, LaneSession, timed};
 use super::queue::{self, Batches, Pace, Pending, submit};

@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::Error;
 use super::availability::Part;
+use super::error::Error;
 use super::lane::{Lane, LaneSession, timed};
 use super::queue::{self, Batches, Pace, Pending, ReplySender, submit};
 use super::shared::{RETRY_INTERVAL, Shared};

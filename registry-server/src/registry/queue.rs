@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::Error;
+use super::error::Error;
 use crate::metrics::Usage;
 
 /// A queued request, and the channel for its result.

@@ -12,8 +12,8 @@ use registry_sdk::contract::{AgentStatus, RegistryStats, Timestamp};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::Error;
 use super::availability::{Availability, Part};
+use super::error::Error;
 use super::lane::{Lane, timed};
 use super::replicas::Replicas;
 use super::reports::DirtyReports;

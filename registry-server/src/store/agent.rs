@@ -1,6 +1,5 @@
-//! Agents and events in the form in which they are stored.
+//! Agents in the form in which they are stored.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use registry_sdk::AgentFilter;
@@ -11,7 +10,7 @@ use registry_sdk::internal::{FilterParts, Instances};
 use serde::{Deserialize, Serialize};
 
 use super::card::card_digest;
-use super::{Capabilities, LogEntry, Metadata, Position, RegistrationTag};
+use super::encoded::{Capabilities, Metadata};
 
 /// An agent in its stored form, as in its row and in events.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -85,11 +84,6 @@ impl StoredAgent {
         })
     }
 
-    /// Returns the tag of the registration.
-    pub(crate) fn registration_tag(&self) -> RegistrationTag {
-        RegistrationTag::compute(self)
-    }
-
     /// Whether what the agent registered passes a filter.
     pub(crate) fn passes(&self, filter: &AgentFilter) -> bool {
         (!filter.has_capability() || self.capabilities.any_passes(filter)) && self.metadata.passes(filter)
@@ -139,119 +133,5 @@ impl StoredAgent {
     /// Whether two states of an agent differ only in the last heartbeat.
     pub(crate) fn is_same_but_for_heartbeat(&self, other: &Self) -> bool {
         *self == Self { last_heartbeat: self.last_heartbeat, ..other.clone() }
-    }
-}
-
-/// The kind of a change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum EventKind {
-    Registered,
-    StatusChanged,
-    Deregistered,
-    /// A change that only other replicas need: a heartbeat close to its deadline, or an instance that started
-    /// or ended.
-    Internal,
-}
-
-impl EventKind {
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Registered => "registered",
-            Self::StatusChanged => "status_changed",
-            Self::Deregistered => "deregistered",
-            Self::Internal => "heard",
-        }
-    }
-
-    fn from_name(name: &str) -> Option<Self> {
-        let all = [Self::Registered, Self::StatusChanged, Self::Deregistered, Self::Internal];
-        all.into_iter().find(|kind| kind.as_str() == name)
-    }
-}
-
-/// A change, numbered by its revision.
-#[derive(Clone, Debug)]
-pub(crate) struct Event {
-    pub(crate) kind: EventKind,
-    /// Distinguishes the event from one with the same revision in another history: see [`Position`].
-    pub(crate) mark: i64,
-    /// The agent after the change. For `Deregistered`, its last state.
-    pub(crate) agent: Arc<StoredAgent>,
-}
-
-impl Event {
-    /// Creates an event with a new mark.
-    pub(crate) fn new(kind: EventKind, agent: Arc<StoredAgent>) -> Self {
-        Self { kind, mark: fastrand::i64(..), agent }
-    }
-
-    pub(crate) fn position(&self) -> Position {
-        Position { revision: self.agent.revision, mark: self.mark }
-    }
-
-    /// Encodes the agent for the log.
-    pub(super) fn agent_json(&self) -> std::result::Result<String, sqlx::Error> {
-        serde_json::to_string(&*self.agent).map_err(|error| sqlx::Error::Encode(error.into()))
-    }
-}
-
-impl LogEntry {
-    /// Decodes a stored event.
-    pub(super) fn decode(position: Position, agent_id: String, kind: &str, agent: Option<&str>) -> Self {
-        let event = || {
-            let agent: StoredAgent = serde_json::from_str(agent?).ok()?;
-            let kind = EventKind::from_name(kind)?;
-            Some(Event { kind, mark: position.mark, agent: Arc::new(agent) })
-        };
-        Self { position, agent_id, event: event() }
-    }
-}
-
-impl From<&Event> for LogEntry {
-    fn from(event: &Event) -> Self {
-        Self {
-            position: event.position(),
-            agent_id: event.agent.agent_id.clone(),
-            event: Some(event.clone()),
-        }
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
-    use super::*;
-
-    /// Encodes an event, changes its JSON, and decodes it.
-    fn decode_changed(
-        change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>),
-    ) -> Option<StoredAgent> {
-        let mut agent =
-            StoredAgent::from_registration(Registration::new("a", "A", "http://a").instance_id("one"))
-                .unwrap();
-        assert!(agent.instances.claim("one", None, None, Timestamp::from_unix_millis(1)));
-        let event = Event::new(EventKind::Registered, agent.into());
-        let mut json = serde_json::from_str(&event.agent_json().unwrap()).unwrap();
-        change(&mut json);
-        let json = serde_json::to_string(&json).unwrap();
-        let entry = LogEntry::decode(event.position(), "a".to_owned(), "registered", Some(&json));
-        Some(entry.event?.agent.as_ref().clone())
-    }
-
-    #[test]
-    fn events_of_other_versions_are_decoded() {
-        assert!(decode_changed(|_| {}).unwrap().instances.is_running("one"));
-        let older = decode_changed(|event| {
-            for later in ["instances", "health_path", "probe", "maintenance", "changed_by", "card_digest"] {
-                assert!(event.remove(later).is_some(), "{later}");
-            }
-        });
-        let older = older.unwrap();
-        assert_eq!((older.instances, older.maintenance), (Instances::default(), None));
-        let later = decode_changed(|event| drop(event.insert("probe".to_owned(), "sometimes".into())));
-        assert!(!later.unwrap().may_be_probed());
-        let later =
-            decode_changed(|event| assert!(event.insert("added_later".to_owned(), 1.into()).is_none()));
-        assert!(later.unwrap().instances.is_running("one"));
     }
 }

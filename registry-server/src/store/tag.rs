@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
-use super::StoredAgent;
+use super::agent::StoredAgent;
 
 /// A hash of what an agent registered.
 ///
@@ -15,7 +15,7 @@ use super::StoredAgent;
 pub(crate) struct RegistrationTag(u64);
 
 impl RegistrationTag {
-    pub(super) fn compute(agent: &StoredAgent) -> Self {
+    fn compute(agent: &StoredAgent) -> Self {
         let mut hash = FieldHasher(Sha256::new());
         hash.field(Some(agent.agent_name.as_bytes()));
         hash.field(Some(agent.base_url.as_bytes()));
@@ -36,6 +36,13 @@ impl RegistrationTag {
         let digest = hash.0.finalize();
         // A SHA-256 digest has 32 bytes, so there always is a first chunk.
         Self(digest.first_chunk().copied().map_or(0, u64::from_be_bytes))
+    }
+}
+
+impl StoredAgent {
+    /// Returns the tag of the registration.
+    pub(crate) fn registration_tag(&self) -> RegistrationTag {
+        RegistrationTag::compute(self)
     }
 }
 

@@ -6,8 +6,18 @@ use async_trait::async_trait;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 
 use super::log::read_log;
-use super::{BROADCAST_CHANNEL, CHANGE_CHANNEL, SETTINGS, set_up};
-use crate::store::{Listener, LogPage, LogReader, Notification, Result};
+use super::settings::{SETTINGS, set_up};
+use crate::store::error::Result;
+use crate::store::log::LogPage;
+use crate::store::session::{Listener, LogReader, Notification};
+
+/// Notification channel for changes.
+pub(super) const CHANGE_CHANNEL: &str = "agent_registry";
+
+/// Prefix of the notification channel for broadcasts, which are not stored.
+///
+/// The id of the state table follows, since another schema of the database may hold another registry.
+pub(super) const BROADCAST_CHANNEL: &str = "agent_registry_news_";
 
 pub(super) struct PostgresListener {
     listener: PgListener,

@@ -6,9 +6,10 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgExecutor, Row};
 
 use super::rows::timestamp;
-use crate::store::{Head, LogEntry, LogPage, MAX_LOG_PAGE, Position, timeout_from_seconds};
+use crate::store::log::{Head, LogEntry, LogPage, MAX_LOG_PAGE, Position};
+use crate::store::rows::timeout_from_seconds;
 
-/// Reads the log from a revision on: see [`LogReader::read_log`](crate::store::LogReader::read_log).
+/// Reads the log from a revision on: see [`LogReader::read_log`](crate::store::session::LogReader::read_log).
 pub(super) async fn read_log(executor: impl PgExecutor<'_>, from: i64) -> sqlx::Result<LogPage> {
     let rows = sqlx::query(
         // The subquery limits the entries before the join; otherwise, the database would sort all later

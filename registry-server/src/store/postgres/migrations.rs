@@ -10,8 +10,8 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Row};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::start::{CONNECT_TIMEOUT, has_code};
-use super::{set_up, timed_out};
+use super::settings::set_up;
+use super::start::{CONNECT_TIMEOUT, has_code, sqlx_error, timed_out};
 use crate::store::migrations;
 
 /// Time limit for all attempts together. Dumping a large database, which blocks migrations, takes minutes.
@@ -108,14 +108,6 @@ fn is_transient(error: &MigrateError) -> bool {
         sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::TimedOut,
         error => TRANSIENT_CODES.iter().any(|code| has_code(error, code)),
     })
-}
-
-/// Returns the underlying database error.
-pub(super) fn sqlx_error(error: &MigrateError) -> Option<&sqlx::Error> {
-    match error {
-        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => Some(error),
-        _ => None,
-    }
 }
 
 /// Watches the migrating session from a second connection.

@@ -7,7 +7,8 @@ use sqlx::postgres::{PgRow, PgTypeInfo, PgValueRef, Postgres};
 use sqlx::types::Json;
 use sqlx::{Decode, Row, Type};
 
-use crate::store::{AgentRow, StoredAgent, agent_row, changed_by, interval_from_seconds, undecodable};
+use crate::store::agent::StoredAgent;
+use crate::store::rows::{AgentRow, agent_row, changed_by, interval_from_seconds, undecodable};
 
 pub(super) fn decode_row(row: &PgRow) -> sqlx::Result<AgentRow> {
     agent_row(row.try_get("agent_id")?, agent_from_row(row))

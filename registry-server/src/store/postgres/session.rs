@@ -10,14 +10,18 @@ use registry_sdk::contract::Timestamp;
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
-use super::BROADCAST_CHANNEL;
+use super::listener::BROADCAST_CHANNEL;
 use super::log::{entry, head, read_log};
 use super::rows::{decode_row, timestamp};
 use super::write::write;
-use crate::store::{
-    AgentPage, AgentSender, CommitError, Head, HeartbeatWrite, LastHeartbeats, LockedAgents, LogPage,
-    LogReader, MAX_REPLAYED_ENTRIES, Result, Session, Snapshot, Writes, WrittenHeartbeats, select_agents,
+use crate::store::agent_sender::AgentSender;
+use crate::store::error::{CommitError, Result};
+use crate::store::log::{Head, LogPage, MAX_REPLAYED_ENTRIES, Snapshot};
+use crate::store::rows::select_agents;
+use crate::store::session::{
+    AgentPage, HeartbeatWrite, LastHeartbeats, LockedAgents, LogReader, Session, WrittenHeartbeats,
 };
+use crate::store::writes::Writes;
 
 pub(super) struct PostgresSession {
     connection: PgConnection,

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fs::File;
+use std::io;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -10,9 +11,6 @@ use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Row};
 use tokio::time::{Instant, sleep, timeout};
-
-use super::migrations::sqlx_error;
-use super::timed_out;
 
 /// Timeout of a connection at the start. Its failure explains why the database cannot be used.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -218,4 +216,16 @@ fn advice_on_certificate(cause: &CertificateError, host: &str) -> Option<String>
 
 pub(super) fn has_code(error: &sqlx::Error, code: &str) -> bool {
     error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|its| its == code)
+}
+
+/// Returns the underlying database error.
+pub(super) fn sqlx_error(error: &MigrateError) -> Option<&sqlx::Error> {
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => Some(error),
+        _ => None,
+    }
+}
+
+pub(super) fn timed_out() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "no response in time")
 }

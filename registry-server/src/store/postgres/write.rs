@@ -6,9 +6,11 @@ use registry_sdk::contract::ProbeMode;
 use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 
-use super::CHANGE_CHANNEL;
+use super::listener::CHANGE_CHANNEL;
 use super::rows::date_time;
-use crate::store::{Event, RETAINED_REVISIONS, StoredAgent, Writes};
+use crate::store::agent::StoredAgent;
+use crate::store::log::{Event, RETAINED_REVISIONS};
+use crate::store::writes::Writes;
 
 pub(super) async fn write<'a>(
     connection: &mut PgConnection,

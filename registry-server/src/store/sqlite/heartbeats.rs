@@ -11,15 +11,17 @@ use serde_json::json;
 use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
 
-use super::Writer;
-use crate::store::{HeartbeatWrite, StoredAgent, WrittenHeartbeats, undecodable};
+use super::writer::Writer;
+use crate::store::agent::StoredAgent;
+use crate::store::rows::undecodable;
+use crate::store::session::{HeartbeatWrite, WrittenHeartbeats};
 
 /// Number of logged heartbeats after which they are moved to the table.
 ///
 /// Large enough that each page receives many, small enough that moving them takes a few milliseconds.
 const MAX_LOGGED: usize = 2_048;
 
-/// Writes plain heartbeats: see [`crate::store::Session::write_heartbeats`].
+/// Writes plain heartbeats: see [`crate::store::session::Session::write_heartbeats`].
 pub(super) async fn write_heartbeats(
     writer: &mut Writer,
     heartbeats: &[HeartbeatWrite],

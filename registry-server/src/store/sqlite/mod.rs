@@ -3,25 +3,27 @@
 mod heartbeats;
 mod rows;
 mod session;
+mod writer;
 
 use std::fs::{File, TryLockError};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use registry_sdk::contract::Timestamp;
 use sqlx::Connection;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
-use tokio::sync::{Mutex, OwnedMappedMutexGuard, OwnedMutexGuard};
+use tokio::sync::Mutex;
 
-use super::{Database, Listener, Purpose, Result, Session, StoreError, migrations};
 use crate::config::MigrateMode;
-use crate::server::StartError;
+use crate::start_error::StartError;
+use crate::store::error::Result;
+use crate::store::migrations;
+use crate::store::session::{Database, Listener, Purpose, Session};
 use session::SqliteSession;
+use writer::{DatabaseFile, Writer};
 
 /// Timeout for a lock that another program holds, such as `sqlite3`.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(1_500);
@@ -34,45 +36,6 @@ pub(crate) struct SqliteDatabase {
     /// File lock that keeps a second server off the file until the database is closed. `None` in memory.
     lock: parking_lot::Mutex<Option<File>>,
 }
-
-/// The connection, lent to one session at a time.
-struct Writer {
-    connection: SqliteConnection,
-    /// Whether commits wait for the disk.
-    is_durable: bool,
-    /// Whether a transaction is open. If its session was dropped, the next user of the connection rolls it
-    /// back.
-    in_transaction: bool,
-    /// Number of heartbeats that this server has logged since the log was last moved.
-    logged: usize,
-    /// The database file. `None` in memory.
-    file: Option<DatabaseFile>,
-}
-
-/// A path, and the identity of the file that it led to when it was opened.
-struct DatabaseFile {
-    path: PathBuf,
-    id: (u64, u64),
-}
-
-impl DatabaseFile {
-    fn open(path: &Path) -> std::io::Result<Self> {
-        Ok(Self { path: path.to_path_buf(), id: Self::id(path)? })
-    }
-
-    /// Returns the device and the inode.
-    fn id(path: &Path) -> std::io::Result<(u64, u64)> {
-        let metadata = std::fs::metadata(path)?;
-        Ok((metadata.dev(), metadata.ino()))
-    }
-
-    /// Whether the path still leads to the opened file. If not, all writes are lost at the next restart.
-    fn is_in_place(&self) -> bool {
-        Self::id(&self.path).is_ok_and(|id| id == self.id)
-    }
-}
-
-type WriterGuard = OwnedMappedMutexGuard<Option<Writer>, Writer>;
 
 impl SqliteDatabase {
     /// Opens or creates the file, locks it, and migrates it.
@@ -121,29 +84,6 @@ async fn is_current(
     Ok(tables > 0 && migrations::are_applied(migrator, connection).await?)
 }
 
-/// Waits for the connection and sets its durability: a power failure may lose heartbeats, but not changes.
-async fn writer(writer: Arc<Mutex<Option<Writer>>>, is_durable: bool) -> Result<WriterGuard> {
-    let closed_error = |_| StoreError::Unavailable("the database is closed".into());
-    let mut writer =
-        OwnedMutexGuard::try_map(writer.lock_owned().await, Option::as_mut).map_err(closed_error)?;
-    if writer.file.as_ref().is_some_and(|file| !file.is_in_place()) {
-        return Err(StoreError::Unavailable("its file was removed or replaced: restart the server".into()));
-    }
-    if writer.in_transaction {
-        // Fails if the transaction had not begun yet or has already ended, which is fine.
-        let _ = sqlx::raw_sql("ROLLBACK").execute(&mut writer.connection).await;
-        writer.in_transaction = false;
-    }
-    if writer.is_durable != is_durable {
-        let pragma = if is_durable { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
-        // If this is cancelled, the next call sets the pragma again.
-        writer.is_durable = false;
-        sqlx::raw_sql(pragma).execute(&mut writer.connection).await?;
-        writer.is_durable = is_durable;
-    }
-    Ok(writer)
-}
-
 /// Locks a companion file.
 ///
 /// The database file itself cannot be locked: SQLite loses its own locks on a file when the process closes
@@ -158,11 +98,6 @@ fn lock_file(database: &Path) -> std::result::Result<File, StartError> {
         Err(TryLockError::WouldBlock) => Err(StartError::DatabaseInUse(database.to_path_buf())),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
-}
-
-/// Returns the database's time, which is the host's, since the database runs in this process.
-fn now() -> Timestamp {
-    SystemTime::now().into()
 }
 
 #[async_trait]

@@ -11,10 +11,12 @@ use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::heartbeats;
-use crate::store::{
-    AgentRow, Event, RETAINED_REVISIONS, StoredAgent, Writes, agent_row, changed_by, interval_from_seconds,
-    select_agents, undecodable,
+use crate::store::agent::StoredAgent;
+use crate::store::log::{Event, RETAINED_REVISIONS};
+use crate::store::rows::{
+    AgentRow, agent_row, changed_by, interval_from_seconds, select_agents, undecodable,
 };
+use crate::store::writes::Writes;
 
 pub(super) async fn agents_by_id(
     connection: &mut SqliteConnection,

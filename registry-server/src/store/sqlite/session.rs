@@ -9,13 +9,18 @@ use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use tokio::sync::Mutex;
 
+use super::heartbeats;
 use super::rows::{agents_by_id, decode_row, write};
-use super::{Writer, WriterGuard, heartbeats, now, writer};
-use crate::store::{
-    AgentPage, AgentSender, CommitError, Head, HeartbeatWrite, Listener, LockedAgents, LogEntry, LogPage,
-    LogReader, MAX_LOG_PAGE, MAX_REPLAYED_ENTRIES, Notification, Position, Purpose, Result, Session,
-    Snapshot, StoreError, Writes, WrittenHeartbeats, select_agents, timeout_from_seconds,
+use super::writer::{Writer, WriterGuard, now, writer};
+use crate::store::agent_sender::AgentSender;
+use crate::store::error::{CommitError, Result, StoreError};
+use crate::store::log::{Head, LogEntry, LogPage, MAX_LOG_PAGE, MAX_REPLAYED_ENTRIES, Position, Snapshot};
+use crate::store::rows::{select_agents, timeout_from_seconds};
+use crate::store::session::{
+    AgentPage, HeartbeatWrite, Listener, LockedAgents, LogReader, Notification, Purpose, Session,
+    WrittenHeartbeats,
 };
+use crate::store::writes::Writes;
 
 pub(super) struct SqliteSession {
     writer: Arc<Mutex<Option<Writer>>>,
