@@ -1,4 +1,28 @@
-//! Discovery: finding agents for tasks, and delegating the tasks.
+//! Discovery: finding agents for tasks, and delegating tasks to them.
+//!
+//! An [`Orchestrator`] selects the best healthy agent for a task. It can also delegate the task, which fails over to the next
+//! agent if one does not do it. A [`Directory`] keeps a copy of the registry, so that selections need no request. A
+//! `DiscoveryCache` (feature `cache`) caches the responses of a [`RegistryClient`](crate::RegistryClient) instead.
+//!
+//! ```no_run
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use registry_sdk::discovery::{Directory, Orchestrator, TaskQuery};
+//! use registry_sdk::RegistryClient;
+//! use serde_json::{Value, json};
+//!
+//! let client = RegistryClient::new("http://127.0.0.1:8009")?;
+//! let directory = Directory::follow(&client);
+//! directory.ready().await?;
+//! let orchestrator = Orchestrator::builder(client).directory(directory).build();
+//!
+//! let query = TaskQuery::describe("Look for security holes in this repository");
+//! let task = json!({"repository": "https://example.org/code.git"});
+//! let done = orchestrator.delegate(query).post_json::<Value>("/execute", &task).await?;
+//! println!("{} responded: {}", done.selection.agent.agent_id, done.value);
+//! # Ok(())
+//! # }
+//! ```
 
 #[cfg(feature = "a2a")]
 mod a2a_task;
