@@ -52,9 +52,8 @@ impl fmt::Debug for RegistryClientBuilder {
 
 impl RegistryClientBuilder {
     /// Sets the time limit of an attempt: for the complete response or, if the response is long, for each further 64 KiB of it.
-    /// Default: 5 s.
     ///
-    /// An attempt takes at most half of the [`RetryPolicy::time_limit`], and less with more than two endpoints, so that a
+    /// Default: 5 s. An attempt takes at most half of the [`RetryPolicy::time_limit`], and less with more than two endpoints, so that a
     /// repeatable call has time for the others.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -69,8 +68,9 @@ impl RegistryClientBuilder {
         self
     }
 
-    /// Sets a token that is sent with every request to the registry, as `Authorization: Bearer …`. It is never logged, and
-    /// never sent to agents. Default: none.
+    /// Sets a token that is sent with every request to the registry, as `Authorization: Bearer …`.
+    ///
+    /// It is never logged, and never sent to agents. Default: none.
     #[must_use]
     pub fn token(self, token: impl Into<String>) -> Self {
         let token = token.into();
@@ -84,9 +84,10 @@ impl RegistryClientBuilder {
         self
     }
 
-    /// Sets an HTTP proxy for all requests except those to loopback addresses. Its URL may carry a user name and a password.
-    /// Default: the proxy in the environment variables `HTTP_PROXY`, `HTTPS_PROXY` and `ALL_PROXY`, with the exceptions of
-    /// `NO_PROXY`.
+    /// Sets an HTTP proxy for all requests except those to loopback addresses.
+    ///
+    /// Its URL may carry a user name and a password. Default: the proxy in the environment variables `HTTP_PROXY`,
+    /// `HTTPS_PROXY` and `ALL_PROXY`, with the exceptions of `NO_PROXY`.
     #[must_use]
     pub fn proxy(mut self, url: impl Into<String>) -> Self {
         self.proxy = ProxySetting::fixed(&url.into());
@@ -117,10 +118,11 @@ impl RegistryClientBuilder {
         self
     }
 
-    /// Sets a provider of client certificates that are renewed. It is called whenever the client makes new connections: every
-    /// five minutes, and ten seconds after the last call if a request has failed since. Open connections keep their
-    /// certificate. If the provider fails, the previous certificate stays in use, and a warning is logged. A request waits for
-    /// the provider, so it may read a small file but not much more.
+    /// Sets a provider of client certificates that are renewed.
+    ///
+    /// It is called whenever the client makes new connections: every five minutes, and ten seconds after the last call if a
+    /// request has failed since. Open connections keep their certificate. If the provider fails, the previous certificate stays
+    /// in use, and a warning is logged. A request waits for the provider, so it may read a small file but not much more.
     ///
     /// ```no_run
     /// # use registry_sdk::{Error, RegistryClient};
@@ -141,6 +143,7 @@ impl RegistryClientBuilder {
     }
 
     /// Sends all requests to the registry with this HTTP client, unchanged: its proxy, certificates and connect timeout apply.
+    ///
     /// It is never replaced, so it has to follow DNS changes itself. It should not follow redirects. Agents are not called with
     /// it, because its default headers may contain credentials: see
     /// [`OrchestratorBuilder::http_client`](crate::discovery::OrchestratorBuilder::http_client).
@@ -184,8 +187,10 @@ impl RegistryClientBuilder {
 }
 
 impl RegistryClient {
-    /// Creates a client with default settings for the registry at a URL, such as `http://127.0.0.1:8009`. Several endpoints of
-    /// one registry may be given, separated by commas: calls use the first one that is available, and fail over to the next.
+    /// Creates a client with default settings for the registry at a URL, such as `http://127.0.0.1:8009`.
+    ///
+    /// Several endpoints of one registry may be given, separated by commas: calls use the first one that is available, and fail
+    /// over to the next.
     ///
     /// # Errors
     /// [`Error::Config`] if the URL is invalid.

@@ -148,7 +148,7 @@ impl RegistryClient {
         }
     }
 
-    /// Returns whether an agent can be given work. An unhealthy agent is not an error.
+    /// Returns the health of an agent, which says whether it can be given work. An unhealthy agent is not an error.
     ///
     /// # Errors
     /// [`Error::NotFound`] if the registry does not know the agent.

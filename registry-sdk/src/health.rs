@@ -65,8 +65,9 @@ impl fmt::Debug for HealthEndpoint {
 }
 
 impl HealthEndpoint {
-    /// Creates the endpoint of an agent, at its `health_path` (`/health` by default). Its uptime counts from now. It does not
-    /// keep the agent's heartbeat loop alive.
+    /// Creates the endpoint of an agent, at its `health_path` (`/health` by default).
+    ///
+    /// Its uptime counts from now. It does not keep the agent's heartbeat loop alive.
     #[must_use]
     pub fn new(agent: &Agent) -> Self {
         // The path is encoded, as it arrives in requests.
@@ -81,8 +82,9 @@ impl HealthEndpoint {
         }
     }
 
-    /// Adds a check, which returns what is wrong. All checks run concurrently for each request. A check that takes longer than
-    /// a second fails.
+    /// Adds a check, which returns what is wrong.
+    ///
+    /// All checks run concurrently for each request. A check that takes longer than a second fails.
     #[must_use]
     pub fn check<F>(mut self, name: impl Into<String>, check: impl Fn() -> F + Send + Sync + 'static) -> Self
     where

@@ -42,8 +42,10 @@ impl Backoff {
     }
 }
 
-/// How calls are retried. A call is retried if that is safe and useful: after a failed connection, a timeout, and the statuses
-/// 408, 425, 429, 500, 502, 503 and 504.
+/// How calls are retried.
+///
+/// A call is retried if that is safe and useful: after a failed connection, a timeout, and the statuses 408, 425, 429, 500,
+/// 502, 503 and 504.
 ///
 /// Each delay is random, between zero and a maximum that grows by a factor ("full jitter"). A `Retry-After` is obeyed up to
 /// `max_delay`. If another endpoint is available, the call fails over to it without a delay.
@@ -114,8 +116,10 @@ impl RetryPolicy {
         self
     }
 
-    /// Sets the time limit of a call, including delays, until its response arrives. A long response that is arriving is not cut
-    /// off: see [`RegistryClientBuilder::timeout`](crate::RegistryClientBuilder::timeout).
+    /// Sets the time limit of a call, including delays, until its response arrives.
+    ///
+    /// A long response that is arriving is not cut off: see
+    /// [`RegistryClientBuilder::timeout`](crate::RegistryClientBuilder::timeout).
     #[must_use]
     pub const fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = Some(limit);

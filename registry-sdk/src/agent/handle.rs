@@ -67,8 +67,9 @@ impl Drop for Handle {
 }
 
 impl Agent {
-    /// Creates an agent, which is not registered yet. Sends nothing. The process counts as started now: of several processes
-    /// with the same id, the youngest owns it.
+    /// Creates an agent, which is not registered yet.
+    ///
+    /// Sends nothing. The process counts as started now: of several processes with the same id, the youngest owns it.
     #[must_use]
     pub fn new(client: RegistryClient, registration: Registration) -> Self {
         Self { handle: Arc::new(Handle { shared: Arc::new(Shared::new(client, registration)) }) }
@@ -121,8 +122,9 @@ impl Agent {
         record.ok_or(Error::ShutDown)
     }
 
-    /// Registers the agent with a policy for services that start: three attempts, with delays of up to 1 s and 2 s. The agent
-    /// may run without its registry: once heartbeats are started, it keeps trying.
+    /// Registers the agent with a policy for services that start: three attempts, with delays of up to 1 s and 2 s.
+    ///
+    /// The agent may run without its registry: once heartbeats are started, it keeps trying.
     ///
     /// # Errors
     /// Only errors that no further attempt can fix: invalid fields, and credentials that the registry refuses in the contract's
@@ -137,6 +139,7 @@ impl Agent {
     }
 
     /// Starts sending heartbeats, the first after a random part of the interval, and registers the agent whenever necessary.
+    ///
     /// The heartbeats end with [`Agent::stop_heartbeat`], with [`Agent::shutdown`], or when the last clone of the agent is
     /// dropped.
     ///
@@ -160,8 +163,9 @@ impl Agent {
         })
     }
 
-    /// Stops sending heartbeats, after a request in flight has finished. The agent counts as offline once its deadline has
-    /// passed.
+    /// Stops sending heartbeats, after a request in flight has finished.
+    ///
+    /// The agent counts as offline once its deadline has passed.
     pub async fn stop_heartbeat(&self) {
         self.shared().desire(|desired| desired.interval = None);
         // Nothing is sent after a shutdown anyway.
@@ -180,8 +184,9 @@ impl Agent {
         self.shared().call(Wants::Status, &self.shared().client.retry).await.map(|_| ())
     }
 
-    /// Sets the agent's status without a request: the next heartbeat carries it. [`AgentStatus::Unknown`], which no request can
-    /// set, is ignored and logged.
+    /// Sets the agent's status without a request: the next heartbeat carries it.
+    ///
+    /// [`AgentStatus::Unknown`], which no request can set, is ignored and logged.
     pub fn set_status(&self, status: AgentStatus) {
         if !status.is_known() {
             tracing::warn!(agent_id = self.agent_id(), %status, "ignored a status that no request can set");
@@ -230,8 +235,9 @@ impl Agent {
         self.shared().tasks.clone()
     }
 
-    /// Returns the id of this process, which distinguishes it from others with the same agent id. It is random, unless the
-    /// registration names one.
+    /// Returns the id of this process, which distinguishes it from others with the same agent id.
+    ///
+    /// It is random, unless the registration names one.
     #[must_use]
     pub fn instance_id(&self) -> &str {
         &self.shared().instance_id

@@ -119,8 +119,9 @@ impl Agent {
     }
 }
 
-/// Waits for Ctrl-C or, on Unix, SIGTERM. Signals count from this call on, even before the future is first polled. If neither
-/// signal can be waited for, logs an error and never completes.
+/// Waits for Ctrl-C or, on Unix, SIGTERM. Signals count from this call on, even before the future is first polled.
+///
+/// If neither signal can be waited for, logs an error and never completes.
 ///
 /// # Panics
 /// If called outside of a Tokio runtime.

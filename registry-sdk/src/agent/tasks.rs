@@ -6,8 +6,10 @@ use tokio::sync::watch;
 
 use crate::contract::Heartbeat;
 
-/// A counter of an agent's tasks. From the first task on, or once a capacity or a load is set, heartbeats report the agent's
-/// load, so that orchestrators can choose less busy agents.
+/// A counter of an agent's tasks.
+///
+/// From the first task on, or once a capacity or a load is set, heartbeats report the agent's load, so that orchestrators can
+/// choose less busy agents.
 ///
 /// A counter is cheap to clone, and all clones count together.
 ///
@@ -64,8 +66,9 @@ impl TaskCounter {
         self.counts().active
     }
 
-    /// Sets how many tasks the agent can work on at once, at least one. The load is then the fraction of this capacity that is
-    /// in use.
+    /// Sets how many tasks the agent can work on at once, at least one.
+    ///
+    /// The load is then the fraction of this capacity that is in use.
     pub fn set_capacity(&self, tasks: u32) {
         self.counts.send_modify(|counts| counts.capacity = Some(tasks.max(1)));
     }
@@ -100,8 +103,10 @@ impl TaskCounter {
         let _ = self.counts.subscribe().wait_for(|counts| counts.active == 0).await;
     }
 
-    /// Returns whether the agent is draining: see [`Agent::drain`](super::Agent::drain). Its own server should then refuse new
-    /// tasks with 503 and `Retry-After`, so that callers try another agent at once. A task that begins anyway is counted.
+    /// Returns whether the agent is draining: see [`Agent::drain`](super::Agent::drain).
+    ///
+    /// Its own server should then refuse new tasks with 503 and `Retry-After`, so that callers try another agent at once. A
+    /// task that begins anyway is counted.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.counts().is_draining

@@ -81,8 +81,9 @@ fn authority(text: &str) -> Result<&str, String> {
     Ok(authority)
 }
 
-/// Returns whether a URL points to the host of the program that uses it. No names are resolved, except for `localhost` and the
-/// names below it.
+/// Returns whether a URL points to the host of the program that uses it.
+///
+/// No names are resolved, except for `localhost` and the names below it.
 #[must_use]
 pub fn is_loopback(url: &Url) -> bool {
     match url.host() {

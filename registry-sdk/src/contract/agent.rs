@@ -258,8 +258,9 @@ struct RegisteredCapability {
     examples: Vec<String>,
 }
 
-/// The [`AgentRecord::changed_by`] of a change that the registry itself made, such as a missed deadline. No token can have this
-/// name.
+/// The [`AgentRecord::changed_by`] of a change that the registry itself made, such as a missed deadline.
+///
+/// No token can have this name.
 pub const CHANGED_BY_REGISTRY: &str = "(registry)";
 
 /// Everything that the registry knows about an agent.

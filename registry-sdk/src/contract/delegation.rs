@@ -10,8 +10,9 @@ pub const ATTEMPT_HEADER: &str = "delegation-attempt";
 /// Request header with the number of seconds after which the caller stops waiting for the response.
 pub const TIME_LEFT_HEADER: &str = "delegation-time-left-seconds";
 
-/// Formats an idempotency key as the value of its header, a string as in RFC 9651, section 3.3.3. Returns `None` if the key is
-/// empty or has characters other than visible ASCII and spaces.
+/// Formats an idempotency key as the value of its header, a string as in RFC 9651, section 3.3.3.
+///
+/// Returns `None` if the key is empty or has characters other than visible ASCII and spaces.
 ///
 /// ```
 /// use registry_sdk::contract::{idempotency_key_value, parse_idempotency_key};
@@ -26,8 +27,9 @@ pub fn idempotency_key_value(key: &str) -> Option<String> {
     is_valid.then(|| format!("\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\"")))
 }
 
-/// Parses an idempotency key from the value of its header. Also accepts a key without quotes, because many clients send one.
-/// Returns `None` if the value is invalid.
+/// Parses an idempotency key from the value of its header.
+///
+/// Also accepts a key without quotes, because many clients send one. Returns `None` if the value is invalid.
 #[must_use]
 pub fn parse_idempotency_key(value: &str) -> Option<String> {
     let value = value.trim_matches(' ');

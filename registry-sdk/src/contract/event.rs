@@ -41,8 +41,10 @@ impl EventKind {
         }
     }
 
-    /// Encodes a server-sent event (<https://html.spec.whatwg.org/multipage/server-sent-events.html>). The id must not contain
-    /// a line break. The record is compact JSON, which never contains one, so no text of an agent can end the event early.
+    /// Encodes a server-sent event (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
+    ///
+    /// The id must not contain a line break. The record is compact JSON, which never contains one, so no text of an agent can
+    /// end the event early.
     #[must_use]
     pub fn frame(self, id: impl std::fmt::Display, record: &[u8]) -> Vec<u8> {
         let head = format!("id: {id}\nevent: {}\ndata: ", self.as_str());

@@ -50,8 +50,10 @@ impl Maintenance {
     }
 }
 
-/// Returns whether a maintenance continues after a registration. `started_at` is the start of the registering process, if it
-/// gave its age; `is_owner` returns whether a process owns the agent's id.
+/// Returns whether a maintenance continues after a registration.
+///
+/// `started_at` is the start of the registering process, if it gave its age; `is_owner` returns whether a process owns the
+/// agent's id.
 ///
 /// A maintenance that belongs to a process ends when another process registers, even if that process has the same name and
 /// started later.

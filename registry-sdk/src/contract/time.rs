@@ -26,8 +26,9 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
-    /// Creates a timestamp from milliseconds since the Unix epoch. A value beyond chrono's range (about 262,000 years) becomes
-    /// the nearest end of that range.
+    /// Creates a timestamp from milliseconds since the Unix epoch.
+    ///
+    /// A value beyond chrono's range (about 262,000 years) becomes the nearest end of that range.
     #[must_use]
     pub fn from_unix_millis(millis: i64) -> Self {
         const FIRST: i64 = DateTime::<Utc>::MIN_UTC.timestamp_millis();

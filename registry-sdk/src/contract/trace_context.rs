@@ -5,8 +5,9 @@ use std::ops::Range;
 /// Request header with the trace of the request and the span in which it was sent (<https://www.w3.org/TR/trace-context/>).
 pub const TRACEPARENT_HEADER: &str = "traceparent";
 
-/// Returns the trace id of a `traceparent`: 32 lower-case hexadecimal digits. Returns `None` if the value is invalid. Of later
-/// versions, the fields of version 00 are read, as the specification requires.
+/// Returns the trace id of a `traceparent`: 32 lower-case hexadecimal digits.
+///
+/// Returns `None` if the value is invalid. Of later versions, the fields of version 00 are read, as the specification requires.
 #[must_use]
 pub fn trace_id(traceparent: &str) -> Option<&str> {
     let value = traceparent.trim_matches([' ', '\t']);

@@ -45,8 +45,9 @@ pub mod limits {
     pub const EXAMPLE: usize = 256;
     /// Bytes of the metadata, as compact JSON.
     pub const METADATA_BYTES: usize = 16 * 1_024;
-    /// Levels of lists and objects in the metadata. JSON parsers have their own limits (often 128), and the metadata also has
-    /// to be readable within a list of agents.
+    /// Levels of lists and objects in the metadata.
+    ///
+    /// JSON parsers have their own limits (often 128), and the metadata also has to be readable within a list of agents.
     pub const METADATA_DEPTH: usize = 64;
     /// Bytes of an A2A agent card.
     pub const CARD_BYTES: usize = 64 * 1_024;

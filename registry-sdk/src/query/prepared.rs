@@ -51,8 +51,9 @@ impl PreparedSearch {
         index.is_quick(&self.analyzed, max)
     }
 
-    /// Searches an index and returns one page of matches in order, up to a limit. Also returns the cursor of the next page if
-    /// there are more matches.
+    /// Searches an index and returns one page of matches in order, up to a limit.
+    ///
+    /// Also returns the cursor of the next page if there are more matches.
     ///
     /// An agent is represented by its best capability that `accepts` accepts, which gets the agent's slot and the capability's
     /// position. `candidate` returns `None` for an agent that does not pass. It is called for the best hits first, and not for

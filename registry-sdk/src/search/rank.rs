@@ -4,8 +4,10 @@ use std::cmp::Ordering;
 
 use crate::contract::{AgentStatus, Timestamp};
 
-/// The rank of a match in the contract's order; the lesser comes first. Ordered by score, highest first; then `active` before
-/// `busy` before `offline`; then by last heartbeat, most recent first; then by id.
+/// The rank of a match in the contract's order; the lesser comes first.
+///
+/// Ordered by score, highest first; then `active` before `busy` before `offline`; then by last heartbeat, most recent first;
+/// then by id.
 #[derive(Clone, Copy, Debug)]
 pub struct Rank<'a> {
     /// How well the capability matched.

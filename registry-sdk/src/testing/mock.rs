@@ -28,8 +28,9 @@ use crate::client::RegistryClient;
 use crate::contract::{AgentRecord, CARD_MEDIA_TYPE, FieldError};
 use crate::retry::{RetryPolicy, deadline_after};
 
-/// A registry for tests. It follows the contract, keeps its agents in memory, and fails on request. It stops when it is
-/// dropped.
+/// A registry for tests.
+///
+/// It follows the contract, keeps its agents in memory, and fails on request. It stops when it is dropped.
 ///
 /// Counted faults apply to the next requests, in the order in which the faults were requested.
 ///
@@ -132,8 +133,9 @@ impl MockRegistry {
         builder.build().expect("the URL of a listener is one")
     }
 
-    /// Responds to the next requests with a status. The requests have no effect. 429 and 503 have a `Retry-After` of one
-    /// second.
+    /// Responds to the next requests with a status.
+    ///
+    /// The requests have no effect. 429 and 503 have a `Retry-After` of one second.
     pub fn fail_next(&self, count: usize, status: u16) {
         self.fault(count, InjectedFault::Status(status));
     }
@@ -158,8 +160,9 @@ impl MockRegistry {
         self.fault(count, InjectedFault::Hang);
     }
 
-    /// Closes the connections of the next requests without a response. The requests take effect after a delay, as if a proxy
-    /// had held them back.
+    /// Closes the connections of the next requests without a response.
+    ///
+    /// The requests take effect after a delay, as if a proxy had held them back.
     pub fn deliver_late(&self, count: usize, delay: Duration) {
         self.fault(count, InjectedFault::Late(delay));
     }
@@ -190,8 +193,10 @@ impl MockRegistry {
         self.shared.ends.send_replace(StreamEnd::Draining);
     }
 
-    /// Closes the open event streams, and responds to every request for one with a status from now on. So does a registry with
-    /// an expired token (401), or a proxy without the path (404). [`MockRegistry::heal`] ends the fault.
+    /// Closes the open event streams, and responds to every request for one with a status from now on.
+    ///
+    /// So does a registry with an expired token (401), or a proxy without the path (404). [`MockRegistry::heal`] ends the
+    /// fault.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -214,6 +219,7 @@ impl MockRegistry {
     }
 
     /// Responds to every registration with 422 and this field from now on, like a registry that was upgraded to stricter rules.
+    ///
     /// Heartbeats and other requests are not affected. [`MockRegistry::heal`] ends the fault.
     ///
     /// ```
@@ -233,8 +239,9 @@ impl MockRegistry {
         self.lock().invalid = Some(FieldError::new(field, message));
     }
 
-    /// Responds to reads with the present state for this long, like a replica that lags behind. Writes take effect, and event
-    /// streams report them. [`MockRegistry::heal`] ends the fault.
+    /// Responds to reads with the present state for this long, like a replica that lags behind.
+    ///
+    /// Writes take effect, and event streams report them. [`MockRegistry::heal`] ends the fault.
     pub fn lag(&self, duration: Duration) {
         let mut inner = self.lock();
         inner.lag = Some((deadline_after(Instant::now(), duration), inner.state.clone()));

@@ -30,8 +30,9 @@ pub enum Fault {
 /// Number of bytes in a piece of [`Fault::Slow`].
 const SLOW_CHUNK_BYTES: usize = 16;
 
-/// A TCP proxy in front of any server, whose fault can be changed while it runs. It stops when it is dropped, and closes its
-/// connections.
+/// A TCP proxy in front of any server, whose fault can be changed while it runs.
+///
+/// It stops when it is dropped, and closes its connections.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

@@ -71,8 +71,10 @@ impl RegistryClient {
 }
 
 impl Watch {
-    /// Waits for the next event. Returns `None` only if the client is configured wrongly, so that no attempt can succeed; a
-    /// [`WatchEvent::Interrupted`] before it says why.
+    /// Waits for the next event.
+    ///
+    /// Returns `None` only if the client is configured wrongly, so that no attempt can succeed; a [`WatchEvent::Interrupted`]
+    /// before it says why.
     ///
     /// Cancel safe: no event is lost.
     pub async fn next(&mut self) -> Option<WatchEvent> {
