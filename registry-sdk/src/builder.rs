@@ -53,8 +53,8 @@ impl fmt::Debug for RegistryClientBuilder {
 impl RegistryClientBuilder {
     /// Sets the time limit of an attempt: for the complete response or, if the response is long, for each further 64 KiB of it.
     ///
-    /// Default: 5 s. An attempt takes at most half of the [`RetryPolicy::time_limit`], and less with more than two endpoints, so that a
-    /// repeatable call has time for the others.
+    /// Default: 5 s. An attempt takes at most half of the [`RetryPolicy::time_limit`], and less with more than two endpoints, so
+    /// that a repeatable call has time for the others.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;

@@ -118,7 +118,7 @@ fn base_url_has_to_be_an_address_that_callers_can_connect_to() {
         assert_eq!(objection(good), None, "{good}");
     }
     // One of each kind, and words that name the fix.
-    let (name, listen, group) = ("is no host name or address", "an address to listen on", "one receiver");
+    let (name, listen, group) = ("is not a host name or address", "an address to listen on", "one receiver");
     // Punycode makes it longer.
     let long_name = format!("http://{}example", "ü.".repeat(40));
     let kinds: [(&str, &[&str]); 10] = [

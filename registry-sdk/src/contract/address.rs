@@ -24,7 +24,7 @@ pub(super) fn check_base_url(text: &str) -> Result<(), String> {
             return format!("{authority:?} is a placeholder that was not filled in: {EXAMPLE}");
         }
         format!(
-            "{authority:?} is no host name or address (a name has letters, digits, - and _ in parts of up to {MAX_LABEL}): \
+            "{authority:?} is not a host name or address (a name has letters, digits, - and _ in parts of up to {MAX_LABEL}): \
              {EXAMPLE}"
         )
     };

@@ -8,7 +8,7 @@ use registry_sdk::a2a::{CardError, FetchedCard, fetch_card};
 use registry_sdk::contract::limits;
 use tokio::time::Instant;
 
-use crate::support::{Reply, Server, nobody};
+use crate::support::{Reply, Server, without_listener};
 
 const CARD: &str = r#"{"name": "Agent",  "url": "http://agent.example/a2a", "skills": []}"#;
 const WELL_KNOWN: &str = "GET /.well-known/agent-card.json";
@@ -118,7 +118,7 @@ async fn responses_that_are_not_a_card_are_described() {
         assert!(detail.contains(said), "{what}: {detail}");
     }
     // The head alone does not decide.
-    let (_socket, url) = nobody();
+    let (_socket, url) = without_listener();
     assert!(failure_of(&url).await.contains("error sending request"));
 }
 

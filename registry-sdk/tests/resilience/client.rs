@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{ACK, Reply, Server, nobody};
+use crate::support::{ACK, Reply, Server, without_listener};
 use registry_sdk::contract::{AgentStatus, HealthStatus, Registration};
 use registry_sdk::{Error, ListQuery, RegistryClient, RetryPolicy, SearchQuery};
 use tokio::time::Instant;
@@ -92,7 +92,7 @@ async fn unknown_agent_is_reported_whatever_the_body_of_the_404() {
 
 #[tokio::test]
 async fn registry_without_a_listener_is_unreachable() {
-    let (_socket, url) = nobody();
+    let (_socket, url) = without_listener();
     let client = RegistryClient::new(url).unwrap();
     let error = client.heartbeat("a").await.unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
@@ -101,9 +101,10 @@ async fn registry_without_a_listener_is_unreachable() {
 
 #[tokio::test]
 async fn next_url_is_used_at_once_if_the_first_has_no_listener() {
-    let ((_socket, nobody), there) = (nobody(), Server::start(|_, _| ACK).await);
-    let client =
-        RegistryClient::new(format!("{nobody},{}", there.url())).unwrap().with_retry(RetryPolicy::none());
+    let ((_socket, away), there) = (without_listener(), Server::start(|_, _| ACK).await);
+    let client = RegistryClient::new(format!("{away},{}", there.url()))
+        .unwrap()
+        .with_retry(RetryPolicy::none());
     for _ in 0..5 {
         client.heartbeat("a").await.unwrap();
     }

@@ -323,7 +323,7 @@ fn password_with_a_comma_is_never_shown() {
 
 #[tokio::test]
 async fn password_of_an_unreachable_proxy_is_never_shown() {
-    let (_socket, url) = crate::support::nobody();
+    let (_socket, url) = crate::support::without_listener();
     let proxy = url.replace("http://", "http://user:secret@");
     let builder =
         RegistryClient::builder("http://registry.invalid:8009").proxy(proxy).retry(RetryPolicy::none());

@@ -300,7 +300,7 @@ async fn read(connection: &mut TcpStream) -> Option<Arrived> {
 }
 
 /// Returns a URL without a listener, for as long as the socket is held.
-pub(crate) fn nobody() -> (TcpSocket, String) {
+pub(crate) fn without_listener() -> (TcpSocket, String) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
     let url = format!("http://{}", socket.local_addr().unwrap());

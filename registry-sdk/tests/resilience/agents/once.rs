@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{counts, send};
 use crate::scene::Scene;
-use crate::support::{Reply, nobody};
+use crate::support::{Reply, without_listener};
 
 const IDS: [&str; 3] = ["first", "second", "third"];
 
@@ -35,7 +35,7 @@ async fn task_that_may_have_arrived_is_sent_to_no_other_agent() {
 #[tokio::test(start_paused = true)]
 async fn task_that_cannot_have_arrived_is_sent_to_the_next_agent() {
     let scene = Scene::ranked(&IDS).await;
-    let (_socket, url) = nobody();
+    let (_socket, url) = without_listener();
     let registration = Registration::new("gone", "gone", url).capability(Capability::new("work").tag("gone"));
     scene.registry.client().register(&registration).await.unwrap();
     let orchestrator = scene.orchestrator();

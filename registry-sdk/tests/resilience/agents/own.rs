@@ -9,7 +9,7 @@ use registry_sdk::discovery::{
 
 use super::{counts, delegate};
 use crate::scene::Scene;
-use crate::support::{Reply, nobody};
+use crate::support::{Reply, without_listener};
 
 const IDS: [&str; 2] = ["first", "second"];
 
@@ -33,7 +33,7 @@ async fn run(delegation: Delegation<'_>, moved: &str, url: &str) -> Result<Strin
 #[tokio::test(start_paused = true)]
 async fn failed_connection_is_free_and_sends_nothing() {
     let scene = Scene::ranked(&IDS).await;
-    let (_socket, url) = nobody();
+    let (_socket, url) = without_listener();
     let budget = RetryBudget::default().ratio(0.0).min_per_second(0);
     let orchestrator = scene.orchestrator_builder().retry_budget(budget).build();
     let delegation = orchestrator.delegate("work").at_most_once();
