@@ -2,6 +2,16 @@
 //!
 //! Start a registry (`cargo run -p registry-server`), then `cargo run --example agent`, and look for it:
 //! `curl 'http://127.0.0.1:8009/capabilities/search?q=code'`. Ctrl-C ends it in good order.
+//!
+//! A crate that has this file as its `src/main.rs` needs in its `Cargo.toml`:
+//!
+//! ```toml
+//! [dependencies]
+//! axum = "0.8"
+//! registry-sdk = { version = "0.1", features = ["axum"] }
+//! serde_json = "1"
+//! tokio = { version = "1", features = ["full"] }
+//! ```
 #![allow(clippy::print_stdout, reason = "it tells what it does")]
 
 use axum::extract::State;

@@ -1,8 +1,19 @@
 //! An orchestrator to copy: it finds agents, delegates tasks, fails over, and watches the statistics.
 //!
-//! `cargo run --example orchestrator` starts a registry and five agents of its own. One of them hangs, one is busy, one was
+//! `cargo run --example orchestrator` starts a registry for tests and five agents. One of them hangs, one is busy, one was
 //! deployed without the path of the tasks, and one is killed on the way; all tasks are done.
 //! With `REGISTRY_URL=http://…` it uses that registry and the agents that are there (`cargo run --example agent`).
+//!
+//! A crate that has this file as its `src/main.rs` needs in its `Cargo.toml` (without its own registry and agents, it needs neither
+//! `axum` nor the feature `testing`):
+//!
+//! ```toml
+//! [dependencies]
+//! axum = "0.8"
+//! registry-sdk = { version = "0.1", features = ["axum", "testing"] }
+//! serde_json = "1"
+//! tokio = { version = "1", features = ["full"] }
+//! ```
 #![allow(clippy::print_stdout, reason = "it tells what it does")]
 
 use std::time::Duration;
@@ -13,8 +24,8 @@ use axum::routing::post;
 use axum::{Json, Router};
 use registry_sdk::contract::{Capability, Registration};
 use registry_sdk::discovery::{Directory, EjectionState, Orchestrator, Policy, TaskQuery};
+use registry_sdk::testing::MockRegistry;
 use registry_sdk::{Agent, AlertRule, DelegatedTask, HealthEndpoint, RegistryClient, StatsMonitor};
-use registry_server::{Config, Server};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -29,15 +40,8 @@ async fn main() -> Outcome {
     if let Ok(url) = std::env::var("REGISTRY_URL") {
         return orchestrate(&RegistryClient::new(url)?, None).await;
     }
-    let config = Config {
-        listen: ([127, 0, 0, 1], 0).into(),
-        database_url: "sqlite::memory:".to_owned(),
-        heartbeat_timeout: 3 * INTERVAL,
-        sweep_interval: INTERVAL,
-        ..Config::default()
-    };
-    let server = Server::bind(config).await?;
-    let client = RegistryClient::new(server.url())?;
+    let registry = MockRegistry::builder().heartbeat_timeout(3 * INTERVAL).start().await;
+    let client = RegistryClient::new(registry.url())?;
     let mut agents = Vec::new();
     for (id, capability, conduct) in [
         ("feature-dev", "code_generation", Conduct::Works),
@@ -48,9 +52,7 @@ async fn main() -> Outcome {
     ] {
         agents.push(Worker::start(&client, id, capability, conduct).await?);
     }
-    orchestrate(&client, Some(agents)).await?;
-    server.shutdown().await;
-    Ok(())
+    orchestrate(&client, Some(agents)).await
 }
 
 async fn orchestrate(client: &RegistryClient, agents: Option<Vec<Worker>>) -> Outcome {

@@ -1,8 +1,16 @@
 //! How to test an agent: a registry of the test's own, with scripted faults, on a paused clock.
 //!
 //! `cargo test --example testing_an_agent` runs the tests below; `cargo run --example testing_an_agent` tells one of
-//! them as a story. In your own crate: `registry-sdk` with the feature `testing` among the dev-dependencies, and
-//! `tokio` with `test-util`.
+//! them as a story.
+//!
+//! A crate that has this file as its `src/main.rs` needs in its `Cargo.toml` (if only its tests use the mock registry, the features
+//! `testing` and `test-util` belong to the `[dev-dependencies]`):
+//!
+//! ```toml
+//! [dependencies]
+//! registry-sdk = { version = "0.1", features = ["testing"] }
+//! tokio = { version = "1", features = ["full", "test-util"] }
+//! ```
 #![allow(clippy::print_stdout, reason = "it tells a story")]
 
 use std::time::{Duration, Instant};
