@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-const EXAMPLES: [&str; 4] = ["agent", "orchestrator", "testing_an_agent", "a2a_agent"];
+const EXAMPLES: [&str; 5] = ["agent", "orchestrator", "testing_an_agent", "a2a_agent", "delegate_to_a2a"];
 
 #[test]
 fn each_builds_as_a_crate_of_its_own() {
