@@ -102,9 +102,8 @@ async fn registry_without_a_listener_is_unreachable() {
 #[tokio::test]
 async fn next_url_is_used_at_once_if_the_first_has_no_listener() {
     let ((_socket, away), there) = (without_listener(), Server::start(|_, _| ACK).await);
-    let client = RegistryClient::new(format!("{away},{}", there.url()))
-        .unwrap()
-        .with_retry(RetryPolicy::none());
+    let client =
+        RegistryClient::new(format!("{away},{}", there.url())).unwrap().with_retry(RetryPolicy::none());
     for _ in 0..5 {
         client.heartbeat("a").await.unwrap();
     }
