@@ -61,7 +61,7 @@ impl Call {
             params["tenant"] = json!(tenant);
         }
         let mut call = Self::new(target, Operation::SendMessage, 1, &["message:send"]);
-        call.set_body(params);
+        call.set_body(&params);
         Ok(call)
     }
 
@@ -71,7 +71,7 @@ impl Call {
         if call.target.dialect == Dialect::HttpJson {
             call.method = Method::GET;
         } else {
-            call.set_body(call.task_params(task_id));
+            call.set_body(&call.task_params(task_id));
         }
         call
     }
@@ -79,7 +79,7 @@ impl Call {
     /// The request that cancels a task.
     pub(crate) fn cancel_task(target: Arc<Target>, task_id: &str) -> Self {
         let mut call = Self::new(target, Operation::CancelTask, 0, &["tasks", &format!("{task_id}:cancel")]);
-        call.set_body(call.task_params(task_id));
+        call.set_body(&call.task_params(task_id));
         call
     }
 
@@ -102,7 +102,7 @@ impl Call {
         params
     }
 
-    fn set_body(&mut self, params: Value) {
+    fn set_body(&mut self, params: &Value) {
         let method = match (self.target.dialect, self.operation) {
             (Dialect::HttpJson, _) => {
                 self.body = params.to_string().into_bytes();

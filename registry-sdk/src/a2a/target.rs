@@ -38,7 +38,7 @@ impl Target {
             });
             format!(
                 "its A2A agent card has no interface that is spoken here, but {}",
-                listed(names.collect())
+                listed(&names.collect::<Vec<_>>())
             )
         })
     }
@@ -80,7 +80,7 @@ impl Dialect {
     }
 }
 
-fn listed(names: Vec<String>) -> String {
+fn listed(names: &[String]) -> String {
     if names.is_empty() { "none at all".to_owned() } else { names.join(", ") }
 }
 
