@@ -37,7 +37,7 @@ impl Target {
                 format!("{binding} of version {version} at {url:?}")
             });
             format!(
-                "its A2A agent card has no interface that is spoken here, but {}",
+                "its A2A agent card has no interface that this SDK supports, but {}",
                 listed(&names.collect::<Vec<_>>())
             )
         })
@@ -151,7 +151,7 @@ mod tests {
         let error = target(&interfaces(&[("GRPC", "1.0", "http://a:1")])).unwrap_err();
         assert_eq!(
             error,
-            "its A2A agent card has no interface that is spoken here, but GRPC of version 1.0 at \"http://a:1\""
+            "its A2A agent card has no interface that this SDK supports, but GRPC of version 1.0 at \"http://a:1\""
         );
         assert!(target(&json!({"name": "a"})).unwrap_err().ends_with("but none at all"));
         assert!(target(&json!([])).unwrap_err().contains("a card is a JSON object"));

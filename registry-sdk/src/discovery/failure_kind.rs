@@ -23,7 +23,7 @@ const MAX_BUSY: Duration = Duration::from_secs(300);
 /// | 401, 403, 404, 405, redirect (307 and 308 to the same origin are followed) | [`Deployment`](Self::Deployment) | the next agent | if another agent then succeeds |
 /// | 429; 503 or 409 with `Retry-After` | [`Busy`](Self::Busy) | the next agent, and this one again after that time | no |
 /// | any other 4xx | [`Task`](Self::Task) | the delegation ends | no |
-/// | over A2A: no card, or none with an interface that is spoken here; the state rejected or canceled; the errors -32004, -32005, -32008 | [`Declined`](Self::Declined) | the next agent | no |
+/// | over A2A: no card, or none with an interface that this SDK supports; the state rejected or canceled; the errors -32004, -32005, -32008 | [`Declined`](Self::Declined) | the next agent | no |
 /// | over A2A: the state failed; the error -32601 or -32009 | [`Agent`](Self::Agent); [`Deployment`](Self::Deployment) | as above | as above |
 /// | over A2A: the errors -32600, -32602 and -32700 | [`Task`](Self::Task) | the delegation ends | no |
 /// | over A2A: any other error | [`Agent`](Self::Agent) | the next agent | yes |

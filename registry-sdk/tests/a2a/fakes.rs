@@ -194,7 +194,9 @@ pub(crate) async fn send(delegation: Delegation<'_>) -> Result<String, String> {
 
 pub(crate) async fn send_for(delegation: Delegation<'_>) -> Result<Delegated<a2a::Reply>, DelegateError> {
     let sending = delegation.send_message("Find a recipe with leeks");
-    tokio::time::timeout(LONGEST_DELEGATION, sending).await.expect("the delegation never ended")
+    tokio::time::timeout(LONGEST_DELEGATION, sending)
+        .await
+        .unwrap_or_else(|_| panic!("the delegation never ended"))
 }
 
 /// Lets time pass until something holds. On a paused clock that takes no time.
