@@ -1,4 +1,4 @@
-//! `registryctl import` of an A2A agent card: one agent, which knows nothing of the registry.
+//! `registryctl import` of an A2A agent card: one agent that does not know the registry.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -14,10 +14,10 @@ use crate::source::{self, Source};
 use crate::transfer;
 use crate::{Failure, Outcome};
 
-/// How much of a file shows whether it is a card.
+/// Maximum number of bytes to read to tell a card from an export.
 const MAX_READ: u64 = 2 * limits::CARD_BYTES as u64;
 
-/// Imports a card, or the export that the file is otherwise.
+/// Imports a card, or an export if the file is not a card.
 pub(crate) async fn import(
     client: &RegistryClient,
     output: &Output,
@@ -36,7 +36,9 @@ pub(crate) async fn import(
         match find_card(&mut source).map_err(unreadable)? {
             Some(card) => card.and_then(|card| registration_of(&card)).map_err(no_card)?,
             None if id.is_some() => {
-                return Err(Failure::Input(format!("--id is for an A2A agent card, and {name} is none")));
+                return Err(Failure::Input(format!(
+                    "--id requires an A2A agent card, and {name} is not one"
+                )));
             }
             None => return transfer::import(client, output, name, source, replaces).await,
         }
@@ -50,13 +52,14 @@ fn is_url(name: &str) -> bool {
     })
 }
 
-/// Returns the card that a file is, or what is wrong with it. `None` if it is something else: an export, perhaps. It is read from its
-/// beginning, and can be read again.
+/// Returns the card in a file, or the reason why the card is invalid; `None` if the file is not a card, but perhaps an export.
+///
+/// Leaves the source at its beginning.
 fn find_card(source: &mut impl Source) -> io::Result<Option<Result<AgentCard, CardError>>> {
     let mut text = Vec::new();
     source.by_ref().take(MAX_READ).read_to_end(&mut text)?;
     source.rewind()?;
-    // An export has several values, the first of which is its header.
+    // An export is a sequence of JSON values, and its header is the first.
     let begin = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
     let mut values = serde_json::Deserializer::from_slice(begin).into_iter::<BTreeMap<String, &RawValue>>();
     let is_card = match values.next() {
@@ -64,7 +67,7 @@ fn find_card(source: &mut impl Source) -> io::Result<Option<Result<AgentCard, Ca
             let has = |field| fields.contains_key(field);
             has("name") && !has("agent_registry_export") && !has("agent_id")
         }
-        // Perhaps it is a card that is broken, or longer than a card may be.
+        // It may be a card that is malformed or too long.
         Some(Err(_)) => {
             let first_line = begin.trim_ascii_start().split(|byte| *byte == b'\n').next().unwrap_or_default();
             let is_header = String::from_utf8_lossy(first_line).contains("\"agent_registry_export\"");
@@ -75,7 +78,7 @@ fn find_card(source: &mut impl Source) -> io::Result<Option<Result<AgentCard, Ca
     Ok(is_card.then(|| read_card(&text)))
 }
 
-/// Completes the registration by what the agent does not say: it sends no heartbeats, so they are not expected for as long as possible.
+/// Completes and validates a card's registration. Its agent sends no heartbeats, so the heartbeat interval is the longest allowed.
 fn prepare(mut registration: Registration, id: Option<String>, name: &str) -> Result<Registration, Failure> {
     if let Some(id) = id {
         registration.agent_id = id;
@@ -83,7 +86,7 @@ fn prepare(mut registration: Registration, id: Option<String>, name: &str) -> Re
     registration.heartbeat_interval = Some(limits::HEARTBEAT_INTERVAL);
     registration.validate().map_err(|ValidationError(errors)| {
         let errors: String = errors.iter().map(|error| format!("\n  {error}")).collect();
-        Failure::Input(format!("the agent of {name} cannot be registered, and nothing was sent:{errors}"))
+        Failure::Input(format!("the agent in {name} cannot be registered, nothing was sent:{errors}"))
     })?;
     Ok(registration)
 }
@@ -101,19 +104,21 @@ async fn register(
         Ok(_) if replaces => {}
         Ok(present) if is_same(&present, &registration) => {
             output.agent(&present)?;
-            print_reason(&format!("{agent_id} is registered already and left as it is: --replace renews it"));
+            print_reason(&format!(
+                "{agent_id} is already registered, nothing was changed: use --replace to renew it"
+            ));
             return Ok(Outcome::Positive);
         }
         Ok(AgentRecord { agent_name, base_url, .. }) => {
             return Err(Failure::Input(format!(
-                "{agent_id:?} is the id of another agent, {agent_name:?} at {base_url}, which is left as it is: --id registers this one \
-                 under another id, --replace replaces that one"
+                "{agent_id:?} is the id of another agent, {agent_name:?} at {base_url}, nothing was changed: use --id to register this \
+                 agent under another id, or --replace to replace the other one"
             )));
         }
     }
     output.agent(&client.register(&registration).await?)?;
     output.note(
-        "it sends no heartbeats: unless it is imported again with --replace, it goes offline in two days",
+        "this agent sends no heartbeats: it goes offline in two days unless it is imported again with --replace",
     )?;
     Ok(Outcome::Positive)
 }

@@ -1,4 +1,4 @@
-//! The commands.
+//! Dispatch of the commands, and the short ones.
 
 use std::io::Read;
 use std::path::Path;
@@ -16,10 +16,10 @@ use crate::output::{Output, print_card, print_reason};
 use crate::transfer::export;
 use crate::{Command, Failure, Outcome};
 
-/// Longer than anybody waits.
+/// Longest wait.
 const A_YEAR: Duration = Duration::from_secs(365 * 86_400);
 
-/// How often `wait` searches.
+/// Time between two searches of `wait`.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(
@@ -66,10 +66,10 @@ pub(crate) async fn run(
         Command::Remove { id } => {
             let was_alive = client.get_agent(&id).await.is_ok_and(|agent| agent.status.takes_work());
             client.deregister(&id).await?;
-            output.done(&format!("{id} is removed"))?;
+            output.done(&format!("removed {id}"))?;
             if was_alive {
                 output.note(
-                    "it was alive: a running agent registers again, and `registryctl drain` keeps it out",
+                    "the agent was alive, and registers again if it is running: use `registryctl drain` to keep it out",
                 )?;
             }
         }
@@ -79,7 +79,7 @@ pub(crate) async fn run(
             let url = registry_url.split('?').next().unwrap_or_default();
             let no_answer = Error::TimedOut { url: url.to_owned(), after: timeout };
             let Some(found) = wait(client, &capability.join(" "), timeout, no_answer).await? else {
-                print_reason(&format!("no healthy agent can do that after {timeout:?}"));
+                print_reason(&format!("no healthy agent with this capability within {timeout:?}"));
                 return Ok(Outcome::Negative);
             };
             output.matches(&[found])?;
@@ -88,17 +88,16 @@ pub(crate) async fn run(
         Command::Mcp { allow_delegation } => return crate::mcp::serve(client, allow_delegation).await,
         #[cfg(not(feature = "mcp"))]
         Command::Mcp { .. } => {
-            let reason =
-                "this registryctl was built without MCP: cargo install --path registryctl --features mcp";
+            let reason = "this registryctl was built without MCP: rebuild it with cargo install --path registryctl --features mcp";
             return Err(Failure::Input(reason.to_owned()));
         }
-        // Handled before, since it needs no registry.
+        // Already handled in `main`, since it needs no registry.
         Command::Completions { .. } => {}
     }
     Ok(Outcome::Positive)
 }
 
-/// Searches by every word first, and for the best matches where that finds nobody.
+/// Searches for agents that match every word, then for the best matches if there are none.
 async fn search(
     client: &RegistryClient,
     output: &Output,
@@ -117,21 +116,23 @@ async fn search(
     let mut found = find(mode.unwrap_or_default()).await?;
     if mode.is_none() && !query.q.is_empty() {
         if found.is_empty() {
-            output.note("no agent has every word; the best matches:")?;
+            output.note("no agent matches every word; best matches:")?;
             found = find(MatchMode::Best).await?;
         } else {
-            output.note("agents that have every word:")?;
+            output.note("agents that match every word:")?;
         }
     }
     output.matches(&found)?;
     if found.is_empty() {
-        print_reason("no agent is found");
+        print_reason("no agent matches");
         return Ok(Outcome::Negative);
     }
     Ok(Outcome::Positive)
 }
 
-/// Goes on whatever happens, unless the registry refuses at the very beginning: then somebody looks at the terminal.
+/// Prints events for as long as the process runs.
+///
+/// Only a refusal before the first list ends the watch: a mistake in the command shows at once, and a later refusal may be temporary.
 async fn watch(client: &RegistryClient, output: &Output) -> Result<Outcome, Failure> {
     let mut watch = client.watch();
     let (mut last, mut has_listed, mut is_interrupted) = (None, false, false);
@@ -140,7 +141,7 @@ async fn watch(client: &RegistryClient, output: &Output) -> Result<Outcome, Fail
         match event {
             WatchEvent::Interrupted(error) if !has_listed && is_refused(&error) => return Err(error.into()),
             WatchEvent::Interrupted(error) => {
-                print_reason(&format!("not connected, trying again: {}", error.full_message()));
+                print_reason(&format!("disconnected, reconnecting: {}", error.full_message()));
                 (last, is_interrupted) = (Some(error), true);
                 continue;
             }
@@ -148,10 +149,10 @@ async fn watch(client: &RegistryClient, output: &Output) -> Result<Outcome, Fail
             _ => {}
         }
         if std::mem::take(&mut is_interrupted) {
-            print_reason("connected again");
+            print_reason("reconnected");
         }
     }
-    // It only ends if the client is set up wrongly, and reports why before.
+    // The watch only ends after an error in the client's configuration, which it reports as an interruption first.
     Err(last.unwrap_or_else(|| Error::Config("the watch has ended".to_owned())).into())
 }
 
@@ -169,24 +170,23 @@ fn read(file: &Path) -> Result<Registration, Failure> {
     };
     read.map_err(|error| Failure::Input(format!("cannot read {name}: {error}")))?;
     let parsed = Registration::from_json(&body)
-        .map_err(|error| Failure::Input(format!("{name} is no registration as JSON: {error}")))?;
+        .map_err(|error| Failure::Input(format!("{name} is not a registration in JSON: {error}")))?;
     parsed.map_err(|ValidationError(errors)| {
         let errors: Vec<String> = errors.iter().map(|error| format!("\n  {error}")).collect();
         Failure::Input(format!("{name} cannot be registered:{}", errors.concat()))
     })
 }
 
-/// Waits for a healthy agent, and for the registry itself if it is not reachable yet. Returns the best match.
+/// Waits for a healthy agent, and for the registry itself if it cannot be reached yet. Returns the best match.
 ///
-/// If there is none in time, the last attempt that ended decides whether that is the registry's answer. `no_answer` is the error
-/// if none has ended.
+/// If no agent appears in time, returns the outcome of the last search that completed, or `no_answer` if none did.
 async fn wait(
     client: &RegistryClient,
     q: &str,
     limit: Duration,
     no_answer: Error,
 ) -> Result<Option<CapabilityMatch>, Error> {
-    // A limit beyond what the clock can count is as good as none.
+    // A limit that overflows the clock is capped.
     let deadline = Instant::now().checked_add(limit).unwrap_or_else(|| Instant::now() + A_YEAR);
     let client = client.with_retry(RetryPolicy::none());
     let mut last = Err(no_answer);

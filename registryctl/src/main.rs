@@ -1,4 +1,4 @@
-//! An agent registry's command line.
+//! Command line of the agent registry.
 
 mod card_import;
 mod commands;
@@ -18,15 +18,21 @@ use clap_complete::Shell;
 use registry_sdk::contract::{AgentStatus, limits};
 use registry_sdk::{AgentFilter, Error, MatchMode, MetadataFilter, RegistryClient};
 
-/// Look around in an agent registry, and change it.
+const EXIT_STATUS: &str = "\
+Exit status:
+  0  if the command succeeded
+  1  if an error occurred
+  2  if the command line is invalid
+  3  if the answer is no: unknown agent, unhealthy agent, no match, or nothing found in time
+  4  if the registry cannot be reached";
+
+/// Inspect and manage an agent registry.
 ///
-/// Prints tables on a terminal and JSON elsewhere. Ends with 0 where all is well, 1 where something failed, 2 where it
-/// was called wrongly, 3 where the answer is no (unknown, unhealthy, nothing found, not in time), and 4 where the
-/// registry cannot be reached.
+/// Prints tables to a terminal, and JSON to a pipe or a file.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version, about, after_help = EXIT_STATUS)]
 struct Arguments {
-    /// The registry; several URLs of one with commas between.
+    /// URL of the registry, or several URLs of the same registry separated by commas.
     #[arg(
         long,
         global = true,
@@ -36,23 +42,23 @@ struct Arguments {
     )]
     registry_url: String,
 
-    /// The token to show.
+    /// Token to authenticate with.
     #[arg(long, global = true, env = "REGISTRY_TOKEN", hide_env_values = true)]
     token: Option<String>,
 
-    /// A PEM file of an authority to trust beside those of the system.
+    /// PEM file with a CA certificate to trust, in addition to those of the system.
     #[arg(long, global = true, value_name = "FILE", env = "REGISTRY_CA_CERT")]
     ca_cert: Option<PathBuf>,
 
-    /// A PEM file of a certificate to show, with its key.
+    /// PEM file with a client certificate and its private key.
     #[arg(long, global = true, value_name = "FILE", env = "REGISTRY_CLIENT_CERT")]
     client_cert: Option<PathBuf>,
 
-    /// Print JSON, also on a terminal.
+    /// Print JSON, even to a terminal.
     #[arg(long, global = true)]
     json: bool,
 
-    /// Print tables, also where it is no terminal.
+    /// Print tables, even if the output is not a terminal.
     #[arg(long, global = true, conflicts_with = "json")]
     table: bool,
 
@@ -62,161 +68,185 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List all agents.
+    /// List agents.
     Agents {
         #[command(flatten)]
         filter: FilterArguments,
     },
-    /// Show one agent: what it is, what it can do, and when it was last heard of.
+    /// Show the details of one agent.
     Show {
-        /// Its id.
+        /// Id of the agent.
         id: String,
     },
-    /// Print the A2A agent card of an agent, byte for byte as it was registered. Ends with 3 where it has none.
+    /// Print the A2A agent card of an agent, byte for byte as it was registered.
+    ///
+    /// Exit status: 3 if there is no such agent or it has no card.
     Card {
-        /// Its id.
+        /// Id of the agent.
         id: String,
     },
-    /// Find agents by what they can do, the best match first. Ends with 3 where there are none.
+    /// Search for agents by capability, best match first.
+    ///
+    /// Exit status: 3 if no agent matches.
     Search {
-        /// Words that their capabilities have to have, or a sentence.
+        /// Words to look for in capabilities, or a sentence that describes a task.
         #[arg(required_unless_present = "capability")]
         words: Vec<String>,
         #[command(flatten)]
         matching: MatchArguments,
         #[command(flatten)]
         filter: FilterArguments,
-        /// How many at most, up to 1000.
+        /// Maximum number of matches, from 1 to 1000.
         #[arg(long, value_parser = parse_limit)]
         limit: Option<usize>,
-        /// Without a limit, page by page.
+        /// Fetch all matches, page by page.
         #[arg(long, conflicts_with = "limit")]
         all: bool,
     },
-    /// Say whether an agent is healthy. Ends with 3 where it is not.
+    /// Show whether an agent is healthy.
+    ///
+    /// Exit status: 0 if the agent is healthy; 3 if it is not, or if there is no such agent.
     Health {
-        /// Its id.
+        /// Id of the agent.
         id: String,
     },
-    /// Say whether the registry itself is well. Needs no token. Ends with 4 where it is not.
+    /// Check that the registry itself is healthy. Needs no token.
+    ///
+    /// Exit status: 0 if the registry is healthy; 4 if it is not, or if it cannot be reached.
     Ping,
     /// Count agents and capabilities.
     Stats,
-    /// Print every change as it happens, until Ctrl-C. Says on standard error while it is not connected.
+    /// Print changes as they happen, until interrupted with Ctrl-C.
+    ///
+    /// Lost connections are reported on standard error, and re-established.
     Watch,
-    /// Register an agent. Without heartbeats it goes offline after the registry's time-out.
+    /// Register an agent from a JSON file.
+    ///
+    /// If the agent sends no heartbeats, it goes offline after its heartbeat timeout.
     Register {
-        /// A file with the registration as JSON; - is the standard input.
+        /// JSON file with the registration, or - for standard input.
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
     },
-    /// Take an agent out for a while: searches leave it out, and nothing that it sends brings it back.
+    /// Put an agent into maintenance, so that it is given no work.
+    ///
+    /// Searches leave the agent out. Its heartbeats and registrations do not end the maintenance.
     Drain {
-        /// Its id.
+        /// Id of the agent.
         id: String,
-        /// Why, for people.
+        /// Reason to show to people.
         #[arg(long, value_name = "TEXT")]
         reason: String,
-        /// How long, such as 30m or 1h. Without it, until `resume`.
+        /// Duration of the maintenance, such as 30m or 1h [default: until `resume`].
         #[arg(long = "for", value_name = "TIME", value_parser = parse_maintenance)]
         duration: Option<Duration>,
     },
-    /// Bring back an agent that was drained.
+    /// End the maintenance of an agent.
     Resume {
-        /// Its id.
+        /// Id of the agent.
         id: String,
     },
-    /// Set an agent offline. One that runs comes back with its next heartbeat: `drain` keeps it out.
+    /// Set an agent offline.
+    ///
+    /// A running agent becomes active again with its next heartbeat. To keep it out, use `drain`.
     Offline {
-        /// Its id.
+        /// Id of the agent.
         id: String,
     },
-    /// Remove an agent from the registry. One that runs registers again: `drain` keeps it out.
+    /// Remove an agent from the registry.
+    ///
+    /// A running agent registers itself again. To keep it out, use `drain`.
     Remove {
-        /// Its id.
+        /// Id of the agent.
         id: String,
     },
-    /// Write all agents to a file, or to standard output, as lines of JSON that `import` reads.
+    /// Export all agents as JSON lines, for `import`.
     Export {
-        /// The file. It takes this name when it is complete. - is the standard output.
+        /// File to write, which appears under this name once it is complete [default: standard output, also -].
         file: Option<PathBuf>,
     },
-    /// Register the agents of an export, or the agent of an A2A agent card. Those that the registry has already are left as they are.
+    /// Import the agents of an export, or one agent by its A2A agent card.
     ///
-    /// Checks the whole file before anything is sent. If it is interrupted, the same command goes on from there.
+    /// Agents that are already registered are left unchanged. The whole file is checked before anything is sent. To continue an
+    /// interrupted import, run the same command again.
     ///
-    /// An agent that is imported by its card knows nothing of the registry and sends no heartbeats. It goes offline after two days, unless
-    /// the card is imported again with --replace, once a day for example. A registry that probes its agents finds it unhealthy before, if
-    /// the card is served below the agent's own URL.
+    /// An agent imported by its card does not know the registry and sends no heartbeats: it goes offline after two days. To keep it
+    /// active, import the card again with --replace, once a day for example.
+    ///
+    /// If the card was imported from a URL below the agent's own URL, a registry with health probes notices sooner that the agent is
+    /// down.
     Import {
-        /// A file that `export` wrote, or an A2A agent card; - is the standard input. Or the URL of a card, or of an agent that serves its
-        /// card at the well-known path.
+        /// File written by `export` or file with an A2A agent card, or - for standard input; or the URL of a card, or of an agent that
+        /// serves its card at the well-known path.
         #[arg(value_name = "FILE_OR_URL")]
         file: PathBuf,
-        /// The id of the card's agent, in place of the one that is made of its name.
+        /// Id of the card's agent [default: derived from the name in the card].
         #[arg(long)]
         id: Option<String>,
-        /// Register agents that the registry has already as the file says, too.
+        /// Replace agents that are already registered.
         #[arg(long)]
         replace: bool,
     },
-    /// Wait until a healthy agent can do something, and print it. Ends with 3 where none can in time, and with 4 where the
-    /// registry cannot be reached either.
+    /// Wait for a healthy agent with a capability, and print it.
+    ///
+    /// Exit status: 3 if no such agent appears in time; 4 if the registry cannot be reached in time.
     Wait {
-        /// What it has to be able to do, in words.
+        /// Words to look for in capabilities.
         #[arg(required = true)]
         capability: Vec<String>,
-        /// How long to wait, such as 30s or 2m.
+        /// Maximum time to wait, such as 30s or 2m.
         #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
         timeout: Duration,
     },
-    /// Serve the registry as tools for language models: the Model Context Protocol (MCP) on standard input and output.
+    /// Serve the registry as tools for language models, over the Model Context Protocol (MCP).
+    ///
+    /// The client starts this command, and talks to it over standard input and output.
     Mcp {
-        /// Let models give tasks to agents, too, with the tool `delegate_task`.
+        /// Also offer the tool `delegate_task`, with which models send tasks to agents.
         #[arg(long)]
         allow_delegation: bool,
     },
     /// Print a completion script for a shell.
     Completions {
-        /// Which.
+        /// Shell to generate the script for.
         shell: Shell,
     },
 }
 
-/// How words are matched.
+/// Options for matching words.
 #[derive(Debug, Args)]
 struct MatchArguments {
-    /// `all`: only agents that have every word. `best`: any word counts, as in a sentence. By default `best` where `all` finds
-    /// nobody.
+    /// How to match words: `all` requires every word, `best` ranks agents by any of them [default: `all`, then `best` if `all`
+    /// finds nothing].
     #[arg(long = "match", value_name = "MODE")]
     mode: Option<MatchMode>,
-    /// Only matches with this score, up to 1, or a greater one.
+    /// Only matches with at least this score, from 0 to 1.
     #[arg(long, value_name = "SCORE", default_value_t = 0.0, value_parser = parse_score)]
     min_score: f64,
-    /// Only agents that have one of the words elsewhere than in a description.
+    /// Leave out agents that match by a description alone.
     #[arg(long)]
     no_description_only: bool,
 }
 
-/// Which agents to list or to find.
+/// Filters for agents.
 #[derive(Debug, Args)]
 struct FilterArguments {
-    /// Only those that are active, busy or offline.
+    /// Only agents with this status: active, busy or offline.
     #[arg(long)]
     status: Option<AgentStatus>,
-    /// Only those that are healthy.
+    /// Only healthy agents.
     #[arg(long)]
     healthy: bool,
-    /// Only those that are not healthy.
+    /// Only unhealthy agents.
     #[arg(long, conflicts_with = "healthy")]
     unhealthy: bool,
-    /// Only those with a capability of exactly this name.
+    /// Only agents with a capability of exactly this name.
     #[arg(long, value_name = "NAME")]
     capability: Option<String>,
-    /// Only those with a capability that has this tag, and all others that are given.
+    /// Only agents with a capability that has this tag. If given several times, one capability must have all tags.
     #[arg(long)]
     tag: Vec<String>,
-    /// Only those whose metadata has this value, and all others that are given. KEY may be a path such as zone.region.
+    /// Only agents with this value in their metadata. KEY may be a path such as zone.region. If given several times, all must match.
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_metadata)]
     metadata: Vec<MetadataFilter>,
 }
@@ -243,7 +273,9 @@ fn parse_score(text: &str) -> Result<f64, &'static str> {
 
 fn parse_maintenance(text: &str) -> Result<Duration, &'static str> {
     let duration = humantime::parse_duration(text).ok().filter(|duration| !duration.is_zero());
-    duration.filter(|duration| *duration <= limits::MAINTENANCE).ok_or("use a time such as 30m, up to 365d")
+    duration
+        .filter(|duration| *duration <= limits::MAINTENANCE)
+        .ok_or("use a duration such as 30m, up to 365d")
 }
 
 fn parse_metadata(text: &str) -> Result<MetadataFilter, &'static str> {
@@ -251,7 +283,7 @@ fn parse_metadata(text: &str) -> Result<MetadataFilter, &'static str> {
     Ok(MetadataFilter { path: path.to_owned(), value: value.to_owned() })
 }
 
-/// How a command ended that did not fail.
+/// Result of a command that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Positive,
@@ -259,11 +291,11 @@ pub(crate) enum Outcome {
     Negative,
 }
 
-/// What went wrong.
+/// Why a command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
     Registry(Error),
-    /// A file that cannot be read or is invalid.
+    /// A file cannot be read or written, or is invalid.
     Input(String),
     Output(io::Error),
 }
@@ -292,7 +324,7 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     if let Command::Completions { shell } = arguments.command {
-        // It panics where it cannot write.
+        // Into memory: `generate` panics if it cannot write.
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Arguments::command(), "registryctl", &mut script);
         io::stdout().write_all(&script)?;
@@ -317,17 +349,17 @@ async fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     commands::run(arguments.command, &client, &arguments.registry_url, &output).await
 }
 
-/// Prints what went wrong to standard error. Returns the exit code.
+/// Prints a failure to standard error, and returns the exit code.
 fn explain(failure: &Failure) -> ExitCode {
     let (text, code) = match failure {
-        // The reader, such as `head`, has read enough.
+        // A reader such as `head` closed the pipe because it has read enough.
         Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
         Failure::Output(error) => (format!("cannot print: {error}"), 1),
         Failure::Input(text) => (text.clone(), 1),
         Failure::Registry(error) => {
             let code = match error {
                 Error::NotFound { .. } => 3,
-                // Something else answers in place of the registry.
+                // Something other than a registry answered.
                 Error::InvalidResponse { .. } => 4,
                 error if error.is_retryable() => 4,
                 Error::Config(_) => 2,

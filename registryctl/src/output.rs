@@ -1,4 +1,4 @@
-//! Output: tables for people, JSON for programs.
+//! Output of results: tables for people, JSON for programs.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, SystemTime};
@@ -17,7 +17,7 @@ use serde_json::json;
 #[derive(Debug)]
 pub(crate) struct Output {
     json: bool,
-    /// On a terminal, unless `NO_COLOR` is set to something (<https://no-color.org>).
+    /// On a terminal, unless `NO_COLOR` is set and not empty (<https://no-color.org>).
     colours: bool,
 }
 
@@ -125,7 +125,7 @@ impl Output {
         }
         table.add_row(["last heartbeat", &ago(health.last_heartbeat)]);
         if let Some(probe) = &health.probe {
-            let detail = probe.detail.as_deref().unwrap_or("it answered well");
+            let detail = probe.detail.as_deref().unwrap_or("successful");
             table.add_row(["last probe", &format!("{}: {}", ago(Some(probe.checked_at)), sanitized(detail))]);
         }
         print(&table)
@@ -162,15 +162,15 @@ impl Output {
         print(&table)
     }
 
-    /// Prints figures: as they are for programs, and as a text for people.
+    /// Prints figures as JSON for programs, or a text for people.
     pub(crate) fn figures(&self, figures: &impl Serialize, text: &str) -> io::Result<()> {
         if self.json { print_json(figures) } else { print_text(&format!("{text}\n")) }
     }
 
-    /// Prints an event on one line. For people, an interruption is none: it belongs on standard error.
+    /// Prints an event on one line. In a table, interruptions are left out: the caller reports them on standard error.
     pub(crate) fn event(&self, event: &WatchEvent) -> io::Result<()> {
         let (kind, agent, text) = match event {
-            WatchEvent::Listed(agents) => ("listed", None, format!("{} agents", agents.len())),
+            WatchEvent::Listed(agents) => ("listed", None, number_of_agents(agents.len())),
             WatchEvent::Registered(agent) => ("registered", Some(agent), String::new()),
             WatchEvent::StatusChanged(agent) => ("status_changed", Some(agent), String::new()),
             WatchEvent::Deregistered(agent) => ("deregistered", Some(agent), String::new()),
@@ -206,17 +206,17 @@ impl Output {
         out.flush()
     }
 
-    /// Prints a confirmation, for people; programs have the exit code.
+    /// Prints a confirmation for people. Programs have the exit status.
     pub(crate) fn done(&self, text: &str) -> io::Result<()> {
         if self.json { Ok(()) } else { writeln!(io::stdout(), "{text}") }
     }
 
-    /// Prints a remark to standard error, for people.
+    /// Prints a note for people to standard error.
     pub(crate) fn note(&self, text: &str) -> io::Result<()> {
         if self.json { Ok(()) } else { writeln!(io::stderr(), "{text}") }
     }
 
-    /// The status of an agent, and that it is in maintenance, which says more than that it is unhealthy.
+    /// Returns the status of an agent, with `maintenance` in place of the less specific `unhealthy`.
     fn agent_status(&self, agent: &AgentRecord) -> Cell {
         if agent.maintenance.is_none() {
             return self.status(agent.status, agent.healthy);
@@ -265,7 +265,7 @@ fn print_json<T: Serialize + ?Sized>(value: &T) -> io::Result<()> {
     print_text(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
-/// A reader that has read enough, such as `head`, does not change how the command ends.
+/// Prints a text to standard output. A closed pipe is not an error: a reader such as `head` has read enough.
 fn print_text(text: &str) -> io::Result<()> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -273,28 +273,33 @@ fn print_text(text: &str) -> io::Result<()> {
     }
 }
 
-/// Prints a card byte for byte, since a signature may cover it. On a terminal, the prompt begins on its own line.
+/// Prints a card byte for byte, since a signature may cover it. A terminal gets a line break after it, for the prompt.
 pub(crate) fn print_card(card: &AgentCard) -> io::Result<()> {
     let end = if io::stdout().is_terminal() { "\n" } else { "" };
     print_text(&format!("{}{end}", card.as_str()))
 }
 
-/// Prints why the answer is no, or what goes wrong, to standard error, also for programs.
+/// Prints an error, or the reason for a negative answer, to standard error, for people and programs alike.
 pub(crate) fn print_reason(text: &str) {
     let _ = writeln!(io::stderr(), "registryctl: {text}");
 }
 
-/// An agent's text without control characters, which could move the cursor or worse.
+/// Returns a number of agents for people.
+pub(crate) fn number_of_agents(count: usize) -> String {
+    if count == 1 { "1 agent".to_owned() } else { format!("{count} agents") }
+}
+
+/// Replaces control characters in an agent's text: they could move the cursor, or do worse to a terminal.
 fn sanitized(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
 }
 
-/// Why and until when an agent is out.
+/// Returns the reason, the beginning and the end of a maintenance.
 fn describe(maintenance: &Maintenance) -> String {
     let Maintenance { reason, since, until, instance_id, .. } = maintenance;
     let end = match (until, instance_id) {
         (Some(until), _) => format!("until {until}"),
-        (None, Some(_)) => "until its process has ended".to_owned(),
+        (None, Some(_)) => "until its process ends".to_owned(),
         (None, None) => "until it is resumed".to_owned(),
     };
     format!("{} (since {since}, {end})", sanitized(reason))

@@ -1,4 +1,4 @@
-//! What an import reads.
+//! Input of an import: a file or standard input.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
@@ -9,7 +9,7 @@ pub(crate) trait Source: BufRead + Seek {}
 
 impl<T: BufRead + Seek> Source for T {}
 
-/// Opens a file; - is the standard input.
+/// Opens a file, or standard input if its name is `-`.
 pub(crate) fn open(file: &Path) -> io::Result<Box<dyn Source>> {
     let mut bytes = Vec::new();
     if file == Path::new("-") {

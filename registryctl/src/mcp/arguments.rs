@@ -7,14 +7,13 @@ use serde_json::Value;
 
 use super::text::cut;
 
-/// The arguments of a call, which a tool takes one by one.
+/// Arguments of a call, which a tool takes out one by one.
 ///
-/// Errors name the argument and say what to pass instead. `null` counts as left out: many models write all arguments of a
-/// schema.
+/// Errors name the argument and say what to pass instead. `null` counts as missing: many models pass every argument in a schema.
 #[derive(Debug)]
 pub(super) struct Arguments {
     given: JsonObject,
-    /// The names that the tool has asked for.
+    /// Names of the arguments that the tool has taken.
     known: Vec<&'static str>,
 }
 
@@ -34,7 +33,7 @@ impl Arguments {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) if text.trim().is_empty() => Err(format!("`{name}` is empty")),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(expected(name, "a text", &other)),
+            Some(other) => Err(expected(name, "a string", &other)),
         }
     }
 
@@ -50,7 +49,7 @@ impl Arguments {
         }
     }
 
-    /// Returns a number of things, from 1 to a maximum.
+    /// Returns a whole number from 1 to a maximum.
     pub(super) fn count(&mut self, name: &'static str, max: usize) -> Result<Option<usize>, String> {
         let number = match self.value(name) {
             None | Some(Value::Null) => return Ok(None),
@@ -79,12 +78,12 @@ impl Arguments {
         Err(expected(name, &range, &value))
     }
 
-    /// Fails if the call has arguments that the tool has not asked for: a filter with a typing error would be ignored.
+    /// Fails if there are arguments left that the tool does not know. Otherwise a misspelled filter would be ignored.
     pub(super) fn finish(self) -> Result<(), String> {
         match self.given.keys().next() {
             None => Ok(()),
             Some(name) => Err(format!(
-                "there is no argument `{}`; this tool takes {}",
+                "unknown argument `{}`; this tool takes {}",
                 cut(name, 64),
                 self.known.iter().map(|known| format!("`{known}`")).collect::<Vec<_>>().join(", ")
             )),
@@ -93,9 +92,9 @@ impl Arguments {
 }
 
 pub(super) fn missing(name: &str) -> String {
-    format!("the argument `{name}` is missing")
+    format!("missing argument `{name}`")
 }
 
 pub(super) fn expected(name: &str, expected: &str, given: &Value) -> String {
-    format!("`{name}` has to be {expected}, not {}", cut(&given.to_string(), 60))
+    format!("`{name}` must be {expected}, not {}", cut(&given.to_string(), 60))
 }

@@ -1,4 +1,4 @@
-//! The tool `check_health`: whether an agent can be given work now.
+//! The tool `check_health`: whether an agent can be given work now, and why not.
 
 use std::time::Duration;
 
@@ -25,18 +25,18 @@ struct Health {
     /// active, busy or offline.
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<String>,
-    /// Why it cannot be given work: `offline`, `heartbeat_missed`, `maintenance` or `probe_failed`.
+    /// Why the agent cannot be given work: `offline`, `heartbeat_missed`, `maintenance` or `probe_failed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     seconds_since_heartbeat: Option<f64>,
-    /// Seconds without a heartbeat after which the agent counts as offline.
+    /// Seconds without a heartbeat after which the agent is considered offline.
     #[serde(skip_serializing_if = "Option::is_none")]
     heartbeat_timeout_seconds: Option<f64>,
-    /// Whether the agent answered the registry's last probe. Left out if it was not probed.
+    /// Whether the registry's last health probe of the agent succeeded. Absent if the agent was not probed.
     #[serde(skip_serializing_if = "Option::is_none")]
     probe_ok: Option<bool>,
-    /// What the last probe found.
+    /// Result of the last probe.
     #[serde(skip_serializing_if = "Option::is_none")]
     probe_detail: Option<String>,
 }
@@ -45,7 +45,7 @@ pub(super) fn tool() -> Tool {
     read_only::<Health>(
         NAME,
         "Check an agent's health",
-        "Says whether an agent can be given work now, and if not, why.",
+        "Shows whether an agent can be given work now, and if not, why.",
         agent_id(),
         &["agent_id"],
     )

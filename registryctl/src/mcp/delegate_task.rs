@@ -1,4 +1,4 @@
-//! The tool `delegate_task`: gives a task to the best agent, failing over to the next one.
+//! The tool `delegate_task`: sends a task to the best agent, failing over to the next one.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use super::tool::{Answer, answer, object, result_schema};
 
 pub(super) const NAME: &str = "delegate_task";
 
-/// Below the minute for which many clients wait for a tool.
+/// Less than a minute, which is how long many clients wait for a tool.
 const DEFAULT_DEADLINE: f64 = 45.0;
 const MAX_DEADLINE: f64 = 600.0;
-/// How much of a response is returned, in bytes.
+/// Maximum number of bytes of a response that are returned.
 const MAX_RESPONSE: usize = 16 * 1_024;
 const MAX_PATH: usize = 256;
 const MAX_ERROR: usize = 300;
@@ -33,16 +33,16 @@ struct Done {
     /// The agent that did the task.
     agent_id: String,
     agent_name: String,
-    /// The capability by which it was chosen.
+    /// The capability that the agent was chosen for.
     capability: String,
-    /// HTTP status of its response.
+    /// HTTP status of the agent's response.
     status: u16,
-    /// Its response: JSON, or a text if it is none or was cut.
+    /// The agent's response: a JSON value, or a string if the response is not JSON or was truncated.
     response: Value,
-    /// Why the response is not complete. The task is not repeated for this.
+    /// Why the response is incomplete. The task is not retried because of this.
     #[serde(skip_serializing_if = "Option::is_none")]
     incomplete: Option<String>,
-    /// Attempts at other agents before: each agent, and how it failed.
+    /// Earlier attempts at other agents: each agent, and why it failed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     failed_attempts: Vec<String>,
 }
@@ -52,32 +52,32 @@ pub(super) fn tool() -> Tool {
     let mut add = |name: &str, schema| arguments.insert(name.to_owned(), schema);
     add(
         "task",
-        json!({"type": "string", "description": "What is to be done, in a sentence. It chooses the agent, and is not sent to it. Give either this or `capability`."}),
+        json!({"type": "string", "description": "Description of the task in a sentence. It is used to choose an agent, and is not sent to the agent. Give either this or `capability`."}),
     );
     add(
         "capability",
-        json!({"type": "string", "description": "The exact name of the capability that the agent has to have."}),
+        json!({"type": "string", "description": "Exact name of a capability that the agent must have."}),
     );
     add(
         "path",
-        json!({"type": "string", "maxLength": MAX_PATH, "pattern": "^/", "description": "Path of the task below the agent's base_url, such as /execute."}),
+        json!({"type": "string", "maxLength": MAX_PATH, "pattern": "^/", "description": "Path to send the task to, below the agent's base_url, such as /execute."}),
     );
     add("body", json!({"description": "The task as JSON, in the form that the agent expects."}));
     add("tags", filters::tags());
     add("metadata", filters::metadata());
     add(
         "deadline_seconds",
-        json!({"type": "number", "minimum": 1, "maximum": MAX_DEADLINE, "default": DEFAULT_DEADLINE, "description": "Time limit of all attempts. The first agent has half of it, unless it is the only one."}),
+        json!({"type": "number", "minimum": 1, "maximum": MAX_DEADLINE, "default": DEFAULT_DEADLINE, "description": "Time limit for all attempts together. The first agent gets half of it, unless it is the only one."}),
     );
     add(
         "at_most_once",
-        json!({"type": "boolean", "default": false, "description": "true: never sent to a second agent once it may have arrived at one. Set it for tasks that must not be done twice."}),
+        json!({"type": "boolean", "default": false, "description": "true: do not send the task to a second agent if it may have reached the first. Set this for tasks that must not be done twice."}),
     );
     let title = "Delegate a task";
     Tool::new(
         NAME,
-        "Sends a task as a POST to the best healthy agent, and to the next one if that fails, and returns the agent's response. \
-         Agents may do anything with a task: ask the user first if it changes something.",
+        "Sends a task as an HTTP POST to the best healthy agent, or to the next one if that fails, and returns the agent's response. \
+         Agents may do anything with a task: ask the user first if the task changes something.",
         object(arguments, &["path", "body"]),
     )
     .with_title(title)
@@ -103,7 +103,7 @@ pub(super) async fn call(orchestrator: &Orchestrator, mut arguments: Arguments) 
     if at_most_once {
         delegation = delegation.at_most_once();
     }
-    let post = "POST".parse().map_err(|_| "POST is no method".to_owned())?;
+    let post = "POST".parse().map_err(|_| "POST is not a method".to_owned())?;
     let done = delegation.send(post, &path, body.to_string()).await.map_err(|error| failure(&error))?;
     let (agent, mut response) = (done.selection.agent, done.value);
     let status = response.status();
@@ -131,7 +131,7 @@ fn take_query(arguments: &mut Arguments) -> Result<TaskQuery, String> {
     Ok(query)
 }
 
-/// A path stays below the agent's base URL, which may be a part of a host that others share.
+/// Rejects paths that lead out of the agent's base URL: others may share its host.
 fn check_path(path: &str) -> Result<(), String> {
     let is_dots = |segment: &str| {
         let segment = segment.to_ascii_lowercase().replace("%2e", ".");
@@ -144,11 +144,11 @@ fn check_path(path: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "`path` has to begin with / and to have up to {MAX_PATH} visible ASCII characters, without \\, # and the segments . and .."
+        "`path` must begin with / and have at most {MAX_PATH} visible ASCII characters, without \\, # and the segments . and .."
     ))
 }
 
-/// Reads a response as far as it is returned, and says why it is not complete.
+/// Reads a response up to the maximum length. Returns it, and why it is incomplete, if it is.
 async fn read(response: &mut TaskResponse, end: Instant) -> (Value, Option<String>) {
     let mut body = Vec::new();
     let incomplete = loop {

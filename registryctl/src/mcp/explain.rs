@@ -1,13 +1,13 @@
-//! Errors of the registry in words that a model can act on.
+//! Error messages that a model can act on.
 
 use registry_sdk::Error;
 
 use super::text::cut;
 
-/// Maximum number of characters of an error's own message.
+/// Maximum length of an error's own message, in characters.
 const MAX_MESSAGE: usize = 600;
 
-/// Says what went wrong, and what the model or its user can do.
+/// Returns the error's message, and what the model or its user can do about it.
 pub(super) fn explain(error: &Error) -> String {
     let message = cut(&error.full_message(), MAX_MESSAGE);
     let advice = match error {
@@ -15,18 +15,18 @@ pub(super) fn explain(error: &Error) -> String {
             return format!("{message}. Try again in {} s.", after.as_secs_f64().ceil());
         }
         error if error.is_retryable() => {
-            "Nothing is known about its agents until it answers: try again later, and tell the user if it stays away."
+            "Nothing is known about agents until the registry answers: try again later, and tell the user if the error persists."
         }
         Error::Invalid { .. } => "Correct the arguments and call the tool again.",
         Error::Denied { .. } => {
-            "Trying again does not help. Tell the user that `registryctl mcp` needs a valid token (REGISTRY_TOKEN)."
+            "Retrying does not help. Tell the user that `registryctl mcp` needs a valid token (REGISTRY_TOKEN)."
         }
-        _ => "Trying again does not help. Tell the user to check the settings of `registryctl mcp`.",
+        _ => "Retrying does not help. Tell the user to check the settings of `registryctl mcp`.",
     };
     format!("{message}. {advice}")
 }
 
-/// As [`explain`], for an operation on one agent.
+/// Like [`explain`], for an operation on one agent.
 pub(super) fn explain_agent(error: &Error, agent_id: &str) -> String {
     if error.is_not_found() {
         return format!(

@@ -1,21 +1,21 @@
-//! Filters, the same for lists, searches and delegations.
+//! Filters for lists, searches and delegations.
 
 use registry_sdk::{AgentFilter, MetadataFilter};
 use serde_json::{Map, Value, json};
 
 use super::arguments::{Arguments, expected};
 
-/// Returns the schema of all filters, to which a tool adds its own arguments.
+/// Returns the schemas of all filters. A tool adds its own arguments to them.
 pub(super) fn properties() -> Map<String, Value> {
     let mut properties = Map::new();
     let mut add = |name: &str, schema| properties.insert(name.to_owned(), schema);
     add(
         "status",
-        json!({"type": "string", "enum": ["active", "busy", "offline"], "description": "Only agents of this status."}),
+        json!({"type": "string", "enum": ["active", "busy", "offline"], "description": "Only agents with this status."}),
     );
     add(
         "healthy",
-        json!({"type": "boolean", "description": "true: only agents that can be given work now. false: only those that cannot."}),
+        json!({"type": "boolean", "description": "true: only agents that can be given work now. false: only agents that cannot."}),
     );
     add(
         "capability",
@@ -59,7 +59,7 @@ pub(super) fn take_tags(arguments: &mut Arguments) -> Result<Vec<String>, String
     let tags = given.as_array().map(|tags| tags.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
     match tags.flatten() {
         Some(tags) => Ok(tags.into_iter().map(str::to_owned).collect()),
-        None => Err(expected("tags", "a list of texts", &given)),
+        None => Err(expected("tags", "an array of strings", &given)),
     }
 }
 
@@ -68,7 +68,7 @@ pub(super) fn take_metadata(arguments: &mut Arguments) -> Result<Vec<MetadataFil
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(given) => given,
     };
-    let wrong = || expected("metadata", "an object of texts, numbers and booleans", &given);
+    let wrong = || expected("metadata", "an object of strings, numbers and booleans", &given);
     let pairs = given.as_object().ok_or_else(wrong)?;
     let filter = |(path, value): (&String, &Value)| {
         let value = match value {

@@ -1,4 +1,4 @@
-//! The tool `get_agent`: all about one agent, within bounds.
+//! The tool `get_agent`: the details of one agent, bounded in size.
 
 use registry_sdk::contract::Maintenance;
 use registry_sdk::{AgentRecord, Capability, RegistryClient};
@@ -14,7 +14,7 @@ use super::tool::{Answer, agent_id, answer, read_only};
 
 pub(super) const NAME: &str = "get_agent";
 
-/// Maximum length of all capabilities as JSON: 128 of them can have 300 KiB.
+/// Maximum length of all capabilities together as JSON. 128 capabilities can take 300 KiB.
 const MAX_CAPABILITIES: usize = 12 * 1_024;
 /// Maximum length of the metadata as JSON.
 const MAX_METADATA: usize = 4 * 1_024;
@@ -26,17 +26,17 @@ const MAX_EXAMPLES: usize = 4;
 struct Details {
     agent_id: String,
     name: String,
-    /// URL at which the agent answers.
+    /// URL of the agent.
     base_url: String,
     /// active, busy or offline.
     status: String,
     /// Whether the agent can be given work now.
     #[serde(skip_serializing_if = "Option::is_none")]
     healthy: Option<bool>,
-    /// Left out if the agent is in none.
+    /// Absent if the agent is not in maintenance.
     #[serde(skip_serializing_if = "Option::is_none")]
     maintenance: Option<InMaintenance>,
-    /// Part of the agent's capacity in use, from 0 to 1.
+    /// Share of the agent's capacity in use, from 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     load: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,10 +46,10 @@ struct Details {
     #[serde(skip_serializing_if = "Option::is_none")]
     registered_at: Option<String>,
     capabilities: Vec<AgentCapability>,
-    /// Whatever else the agent registered.
+    /// Other data that the agent registered.
     #[serde(skip_serializing_if = "Map::is_empty")]
     metadata: Map<String, Value>,
-    /// What was left out, because it is too long.
+    /// Parts that were left out because they are too long.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     omitted: Vec<String>,
 }
@@ -59,7 +59,7 @@ struct Details {
 struct InMaintenance {
     reason: String,
     since: String,
-    /// When it ends by itself.
+    /// When the maintenance ends by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     until: Option<String>,
 }
@@ -74,7 +74,7 @@ struct AgentCapability {
     description: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tags: Vec<String>,
-    /// Tasks that the capability is meant for.
+    /// Example tasks for the capability.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     examples: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,7 +136,7 @@ impl From<AgentRecord> for Details {
     }
 }
 
-/// Returns the first capabilities, as many as have room.
+/// Returns as many of the first capabilities as fit.
 fn bounded(capabilities: Vec<Capability>) -> Vec<AgentCapability> {
     let mut room = MAX_CAPABILITIES;
     let has_room = |capability: &AgentCapability| {
@@ -155,7 +155,7 @@ pub(super) fn tool() -> Tool {
     read_only::<Details>(
         NAME,
         "Show an agent",
-        "Shows one agent: what it can do, how it is, where it answers, and its metadata.",
+        "Shows one agent: its capabilities, status, URL and metadata.",
         agent_id(),
         &["agent_id"],
     )

@@ -1,4 +1,4 @@
-//! The tool `list_agents`: the registered agents, page by page.
+//! The tool `list_agents`: all registered agents, page by page.
 
 use registry_sdk::{AgentRecord, ListQuery, RegistryClient};
 use rmcp::model::Tool;
@@ -22,9 +22,9 @@ const MAX_REASON: usize = 100;
 #[derive(Serialize, JsonSchema)]
 #[schemars(crate = "rmcp::schemars")]
 struct Listed {
-    /// The agents, by id.
+    /// The agents, ordered by id.
     agents: Vec<ListedAgent>,
-    /// The `cursor` of the next page. Left out on the last one.
+    /// The `cursor` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_cursor: Option<String>,
 }
@@ -36,7 +36,7 @@ struct ListedAgent {
     name: String,
     /// Names of the agent's first capabilities.
     capabilities: Vec<String>,
-    /// Number of capabilities that are not named here: `get_agent` has all.
+    /// Number of further capabilities: `get_agent` shows all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     more_capabilities: Option<usize>,
     /// active, busy or offline.
@@ -47,7 +47,7 @@ struct ListedAgent {
     /// Why the agent is in maintenance, if it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     maintenance: Option<String>,
-    /// Part of the agent's capacity in use, from 0 to 1.
+    /// Share of the agent's capacity in use, from 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     load: Option<f64>,
 }
@@ -77,12 +77,12 @@ pub(super) fn tool() -> Tool {
     );
     arguments.insert(
         "cursor".to_owned(),
-        json!({"type": "string", "description": "The `next_cursor` of the page before, for the next one."}),
+        json!({"type": "string", "description": "The `next_cursor` of the previous page."}),
     );
     read_only::<Listed>(
         NAME,
         "List agents",
-        "Lists registered agents by id. To find an agent for a task, use search_agents.",
+        "Lists registered agents, ordered by id. To find an agent for a task, use search_agents.",
         arguments,
         &[],
     )
@@ -97,7 +97,7 @@ pub(super) async fn call(client: &RegistryClient, mut arguments: Arguments) -> A
     let page = client.list_agents(query).await.map_err(|error| explain(&error))?;
     let (mut agents, mut next_cursor) = (page.agents, page.next_cursor);
     if agents.len() > limit {
-        // A registry without pages sends all at once. Its agents are in the order of their ids, which are the cursors.
+        // A registry without pages returns all agents at once, ordered by id. An id serves as a cursor.
         agents.truncate(limit);
         next_cursor = agents.last().map(|agent| agent.agent_id.clone());
     }

@@ -22,21 +22,21 @@ use rmcp::transport::stdio;
 use crate::{Failure, Outcome};
 use server::RegistryServer;
 
-/// Serves one client until it closes standard input. The registry is asked when a tool is called, not before.
+/// Serves one client until it closes standard input. The first request to the registry is made when a tool is called.
 pub(crate) async fn serve(client: &RegistryClient, allow_delegation: bool) -> Result<Outcome, Failure> {
     let orchestrator = allow_delegation.then(|| Orchestrator::new(client.clone()));
     let running = match RegistryServer::new(client.clone(), orchestrator).serve(stdio()).await {
         Ok(running) => running,
-        // It left without a word.
+        // The client closed standard input before it sent anything.
         Err(ServerInitializeError::ConnectionClosed(_)) => return Ok(Outcome::Positive),
         Err(error) => {
             let reason = text::cut(&error.to_string(), 300);
-            return Err(Failure::Input(format!("the MCP client did not begin with `initialize`: {reason}")));
+            return Err(Failure::Input(format!("the MCP client did not send `initialize` first: {reason}")));
         }
     };
     match running.waiting().await {
         Ok(QuitReason::JoinError(error)) | Err(error) => {
-            Err(Failure::Input(format!("the MCP server broke off: {error}")))
+            Err(Failure::Input(format!("the MCP server failed: {error}")))
         }
         Ok(_) => Ok(Outcome::Positive),
     }

@@ -1,4 +1,4 @@
-//! The tool `search_agents`: agents that can do what a sentence says.
+//! The tool `search_agents`: agents for a task that is described in words.
 
 use registry_sdk::{CapabilityMatch, RegistryClient, SearchQuery};
 use rmcp::model::Tool;
@@ -22,9 +22,9 @@ const MAX_TAGS: usize = 8;
 #[derive(Serialize, JsonSchema)]
 #[schemars(crate = "rmcp::schemars")]
 struct Found {
-    /// The agents, the best match first. One match each, for its best capability.
+    /// The agents, best match first, each with its best matching capability.
     agents: Vec<FoundAgent>,
-    /// What to do next.
+    /// Advice on what to do next.
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
 }
@@ -34,7 +34,7 @@ struct Found {
 struct FoundAgent {
     agent_id: String,
     name: String,
-    /// Name of the capability that matches.
+    /// Name of the matching capability.
     capability: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     title: Option<String>,
@@ -49,12 +49,12 @@ struct FoundAgent {
     /// Whether the agent can be given work now.
     #[serde(skip_serializing_if = "Option::is_none")]
     healthy: Option<bool>,
-    /// Part of the agent's capacity in use, from 0 to 1.
+    /// Share of the agent's capacity in use, from 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     load: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     active_tasks: Option<u32>,
-    /// How well the capability matches, from 0 to 1. Comparable within one answer only.
+    /// How well the capability matches, from 0 to 1. Only comparable within one result.
     #[serde(skip_serializing_if = "Option::is_none")]
     score: Option<f64>,
 }
@@ -82,11 +82,11 @@ pub(super) fn tool() -> Tool {
     let mut arguments = filters::properties();
     arguments.insert(
         "query".to_owned(),
-        json!({"type": "string", "description": "What the agent is to do, in a sentence or in words. May be left out if `capability` is given."}),
+        json!({"type": "string", "description": "Description of the task, as a sentence or as words. Optional if `capability` is given."}),
     );
     arguments.insert(
         "min_score".to_owned(),
-        json!({"type": "number", "minimum": 0, "maximum": 1, "description": "Only matches with this score or a greater one."}),
+        json!({"type": "number", "minimum": 0, "maximum": 1, "description": "Only matches with at least this score."}),
     );
     arguments.insert(
         "limit".to_owned(),
@@ -95,8 +95,8 @@ pub(super) fn tool() -> Tool {
     read_only::<Found>(
         NAME,
         "Search agents",
-        "Finds registered agents that can do a task, the best match first. Set `healthy` to true for agents that can be given \
-         work now. Scores compare words, not meaning: read the capability before you rely on it.",
+        "Finds registered agents for a task, best match first. Set `healthy` to true for agents that can be given work now. Scores \
+         compare words, not meaning: read the capability before you rely on it.",
         arguments,
         &[],
     )
@@ -109,19 +109,19 @@ pub(super) async fn call(client: &RegistryClient, mut arguments: Arguments) -> A
     let limit = arguments.count("limit", MAX_LIMIT)?.unwrap_or(DEFAULT_LIMIT);
     arguments.finish()?;
     if text.is_none() && filter.capability.is_none() {
-        return Err("the argument `query` is missing: say what the agent is to do".to_owned());
+        return Err("missing argument `query`: describe the task".to_owned());
     }
     let is_filtered = filter != registry_sdk::AgentFilter::default();
     let mut query = SearchQuery::sentence(text.unwrap_or_default()).min_score(min_score);
     query.filter = filter;
-    // One more shows whether there are more.
+    // One more than the limit, to see whether there are more.
     query.limit = Some(limit + 1);
     let mut found = client.search_capabilities(query).await.map_err(|error| explain(&error))?;
     let note = match found.len() {
         0 if is_filtered || min_score > 0.0 => {
             Some("No agent matches. Use other words, or fewer filters.".to_owned())
         }
-        0 => Some("No agent matches. Use other words, or call list_agents to see what there is.".to_owned()),
+        0 => Some("No agent matches. Use other words, or call list_agents to see all agents.".to_owned()),
         count if count > limit && limit < MAX_LIMIT => Some(format!(
             "More agents match: narrow the search with filters, or raise `limit` (up to {MAX_LIMIT})."
         )),

@@ -1,6 +1,6 @@
-//! Texts for models are short: every word costs them memory.
+//! Shortened texts: every word takes up space in a model's context.
 
-/// Returns the beginning of a text, up to a number of characters. What is cut ends with an ellipsis.
+/// Truncates a text to a number of characters. A truncated text ends with an ellipsis.
 pub(super) fn cut(text: &str, max: usize) -> String {
     match text.char_indices().nth(max) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -8,7 +8,7 @@ pub(super) fn cut(text: &str, max: usize) -> String {
     }
 }
 
-/// Returns a number with two decimals.
+/// Rounds a number to two decimals.
 pub(super) fn rounded(number: f64) -> f64 {
     (number * 100.0).round() / 100.0
 }

@@ -1,4 +1,4 @@
-//! What all tools have in common: their descriptions, and the form of their results.
+//! Helpers for all tools: descriptions and results.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use rmcp::schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-/// The result of a tool as JSON, or what went wrong in words for the model.
+/// The result of a tool as JSON, or an error message for the model.
 pub(super) type Answer = Result<Value, String>;
 
-/// Describes a tool that changes nothing. `R` is its result.
+/// Describes a read-only tool. `R` is the type of its result.
 pub(super) fn read_only<R: JsonSchema + 'static>(
     name: &'static str,
     title: &str,
@@ -19,7 +19,7 @@ pub(super) fn read_only<R: JsonSchema + 'static>(
     arguments: Map<String, Value>,
     required: &[&str],
 ) -> Tool {
-    // The registry is all that such a tool asks.
+    // Not an "open world": the tool only makes requests to the registry.
     let annotations = ToolAnnotations::with_title(title).read_only(true).open_world(false);
     Tool::new(name, description, object(arguments, required))
         .with_title(title)
@@ -46,10 +46,10 @@ pub(super) fn result_schema<R: JsonSchema + 'static>() -> Arc<JsonObject> {
     schema
 }
 
-/// Removes the formats of Rust's numbers, such as `uint32`: JSON Schema does not know them, and some clients warn of each.
+/// Removes formats such as `uint32`: they are not defined in JSON Schema, and some clients print a warning for each.
 fn remove_formats(schema: &mut Value) {
     if let Value::Object(keywords) = schema {
-        // A property of this name has a schema, not a text.
+        // If the value is an object, then `format` is the name of a property.
         if keywords.get("format").is_some_and(Value::is_string) {
             keywords.remove("format");
         }
@@ -57,14 +57,13 @@ fn remove_formats(schema: &mut Value) {
     }
 }
 
-/// Returns the arguments of a tool about one agent.
+/// Returns the argument of a tool for one agent.
 pub(super) fn agent_id() -> Map<String, Value> {
-    let schema =
-        json!({"type": "string", "description": "The agent's id, as search_agents and list_agents give it."});
+    let schema = json!({"type": "string", "description": "Id of the agent, as returned by search_agents and list_agents."});
     Map::from_iter([("agent_id".to_owned(), schema)])
 }
 
 /// Returns a result as JSON.
 pub(super) fn answer(result: &impl Serialize) -> Answer {
-    serde_json::to_value(result).map_err(|error| format!("the result cannot be written as JSON: {error}"))
+    serde_json::to_value(result).map_err(|error| format!("cannot serialize the result: {error}"))
 }

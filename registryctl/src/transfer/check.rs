@@ -1,4 +1,4 @@
-//! Reading an export from its beginning to its end, so that nothing is sent of one that is broken.
+//! Validation of a whole export before any of its agents is sent.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -18,7 +18,7 @@ const MAX_SHOWN: usize = 20;
 #[derive(Debug)]
 pub(super) enum Refused {
     Unreadable(io::Error),
-    /// All that is wrong, each error on a line of its own.
+    /// All errors, each on a line of its own.
     Invalid(String),
 }
 
@@ -31,9 +31,9 @@ impl From<io::Error> for Refused {
 /// A line after the first one.
 pub(super) enum Item {
     Agent(Box<Entry>),
-    /// The last line, with the number of agents that it states.
+    /// The last line, with its number of agents.
     End(usize),
-    /// All that is wrong with the line.
+    /// All errors in the line.
     Invalid(Vec<String>),
 }
 
@@ -49,7 +49,7 @@ impl Item {
         if fields.contains("agents_exported") {
             return match value(&fields, "agents_exported") {
                 Some(count) => Self::End(count),
-                None => Self::Invalid(vec!["agents_exported: must be a number of agents".to_owned()]),
+                None => Self::Invalid(vec!["agents_exported: must be the number of agents".to_owned()]),
             };
         }
         match Entry::read(fields, now) {
@@ -59,7 +59,7 @@ impl Item {
     }
 }
 
-/// The errors of a file, of which the first are kept.
+/// Errors in a file. Only the first [`MAX_SHOWN`] are kept.
 #[derive(Default)]
 struct Errors {
     shown: String,
@@ -82,7 +82,7 @@ impl Errors {
     }
 }
 
-/// The value of a field, if it is one of this kind.
+/// Returns the value of a field, if it has this type.
 fn value<T: DeserializeOwned>(fields: &Fields, name: &str) -> Option<T> {
     serde_json::from_str(fields.get(name)?.get()).ok()
 }
@@ -97,18 +97,18 @@ fn check_header(text: &[u8]) -> Result<(), String> {
     let fields = Fields::read(text).ok().filter(|fields| fields.contains("agent_registry_export"));
     let fields = fields.ok_or_else(|| {
         format!(
-            "expected {{\"agent_registry_export\":{FORMAT},…}}, with which a file of `registryctl export` begins; a single agent is \
-             for `registryctl register`"
+            "expected {{\"agent_registry_export\":{FORMAT},…}}, the first line of a file written by `registryctl export`; to register a \
+             single agent, use `registryctl register`"
         )
     })?;
     match value::<u32>(&fields, "agent_registry_export") {
         Some(FORMAT) => {}
         Some(newer) if newer > FORMAT => {
             return Err(format!(
-                "written by a newer registryctl, in format {newer}, and this one reads format {FORMAT}: use that one"
+                "the file has format {newer}, and this registryctl only reads format {FORMAT}: use the newer version that wrote it"
             ));
         }
-        _ => return Err(format!("agent_registry_export: must be {FORMAT}, the format of the file")),
+        _ => return Err(format!("agent_registry_export: must be {FORMAT}, the version of the format")),
     }
     if fields.get("exported_at").is_some() && value::<Timestamp>(&fields, "exported_at").is_none() {
         return Err("exported_at: must be a time such as 2026-11-24T09:30:00Z".to_owned());
@@ -116,7 +116,7 @@ fn check_header(text: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks all lines. Returns the first field of a maintenance that this version does not know, with its line.
+/// Checks all lines. Returns the first unknown field of a maintenance, with its line number.
 pub(super) fn check<R: BufRead>(reader: R, now: Timestamp) -> Result<Option<(usize, String)>, Refused> {
     let mut lines = Lines::new(reader);
     read_header(&mut lines)?;
@@ -126,7 +126,7 @@ pub(super) fn check<R: BufRead>(reader: R, now: Timestamp) -> Result<Option<(usi
     while let Some(line) = lines.next()? {
         let number = line.number;
         if end.is_some() {
-            errors.add(number, "must not be there: the export has ended before");
+            errors.add(number, "unexpected line after the end of the export");
             break;
         }
         match Item::read(&line, now) {
@@ -143,7 +143,7 @@ pub(super) fn check<R: BufRead>(reader: R, now: Timestamp) -> Result<Option<(usi
                 unknown = unknown.or_else(|| field.map(|field| (number, field.to_owned())));
                 if let Some(first) = line_of.insert(entry.agent_id().to_owned(), number) {
                     errors
-                        .add(number, &format!("agent_id: {:?} is in line {first} already", entry.agent_id()));
+                        .add(number, &format!("agent_id: {:?} is already in line {first}", entry.agent_id()));
                 }
             }
         }
@@ -152,13 +152,13 @@ pub(super) fn check<R: BufRead>(reader: R, now: Timestamp) -> Result<Option<(usi
         Some((number, stated)) if stated != agents => errors.add(
             number,
             &format!(
-                "states {stated} agents, but the file has {agents}: export again, or correct the number if it was edited on purpose"
+                "agents_exported is {stated}, but the file has {agents} agents: export again, or correct the number if you edited the file"
             ),
         ),
         Some(_) => {}
         None => errors.add(
             lines.number() + 1,
-            "expected {\"agents_exported\":…}, with which an export ends: it was cut off, export again",
+            "expected {\"agents_exported\":…}, the last line of an export: the file is truncated, export again",
         ),
     }
     errors.check().map(|()| unknown)

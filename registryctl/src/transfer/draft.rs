@@ -1,18 +1,19 @@
-//! A file that takes its name only when it is complete.
+//! Atomic writing of a file.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Maximum number of links that lead from one to the other, as in Linux.
+/// Maximum length of a chain of symbolic links, as in Linux.
 const MAX_LINKS: usize = 40;
 
-/// A file that takes its name only when it is complete. Until then it is beside it, under a name that is always the same, so that
-/// the next export goes on with what one that was killed has left.
+/// A file that gets its final name once it is complete.
+///
+/// Until then it is in the same folder, under a fixed name: the next export overwrites the draft of one that was killed.
 pub(super) struct Draft {
     file: File,
-    /// Where it is until then, and its name. `None` for a device or a pipe, which is written to as it is.
+    /// Path of the draft, and final path. `None` for a device or a pipe, which is written directly.
     names: Option<(PathBuf, PathBuf)>,
 }
 
@@ -30,7 +31,7 @@ impl Draft {
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", draft.display())))?;
         let draft = Self { file, names: Some((draft, name)) };
         if let Some(present) = present {
-            // Whoever may not read the last export may not read this one.
+            // A user without permission to read the last export may not read this one either.
             draft.file.set_permissions(present.permissions())?;
         }
         draft.file.set_len(0)?;
@@ -41,7 +42,7 @@ impl Draft {
         &self.file
     }
 
-    /// Whether something is left of it unless it is dropped.
+    /// Returns whether there is a draft to remove if the export is interrupted.
     pub(super) fn has_name(&self) -> bool {
         self.names.is_some()
     }
@@ -63,7 +64,7 @@ impl Drop for Draft {
     }
 }
 
-/// Returns the file at which a link points, whether there is one or not.
+/// Returns the target of a symbolic link, whether or not the target exists.
 fn follow_links(name: &Path) -> io::Result<PathBuf> {
     let mut name = name.to_owned();
     for _ in 0..MAX_LINKS {
@@ -72,10 +73,10 @@ fn follow_links(name: &Path) -> io::Result<PathBuf> {
             Err(_) => return Ok(name),
         }
     }
-    Err(io::Error::other("too many links lead to one another"))
+    Err(io::Error::other("too many levels of symbolic links"))
 }
 
-/// Opens a draft that nobody else writes to.
+/// Opens a draft and locks it against other exports.
 fn lock(draft: &Path) -> io::Result<File> {
     let file = File::options().write(true).create(true).truncate(false).open(draft)?;
     match file.try_lock() {
@@ -83,12 +84,13 @@ fn lock(draft: &Path) -> io::Result<File> {
         Err(TryLockError::WouldBlock) => return Err(io::Error::other("another export is writing it")),
         Err(TryLockError::Error(error)) => return Err(error),
     }
-    // The one that was opened may have got its final name meanwhile, or be somewhere else behind a link: not to be overwritten.
+    // Another export may have renamed the file since it was opened, or the path may be a symbolic link to some other file:
+    // neither may be overwritten.
     let opened = file.metadata()?;
     let is_opened = |named: fs::Metadata| (named.dev(), named.ino()) == (opened.dev(), opened.ino());
     if !fs::symlink_metadata(draft).is_ok_and(is_opened) {
         return Err(io::Error::other(
-            "is not the file that was opened: remove it if it is a link, or export again",
+            "the file was replaced, or is a symbolic link: remove it if it is a link, then export again",
         ));
     }
     Ok(file)

@@ -1,4 +1,4 @@
-//! `registryctl export`: all agents, to a file or the standard output.
+//! `registryctl export`: writes all agents to a file or to standard output.
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
@@ -13,13 +13,13 @@ use tokio::task::JoinSet;
 
 use super::draft::Draft;
 use super::format::{FORMAT, Footer, Header, RecordFields};
-use crate::output::{Output, print_reason};
+use crate::output::{Output, number_of_agents, print_reason};
 use crate::{Failure, Outcome};
 
-/// Agents on a page. A record takes up to 256 KiB.
+/// Number of agents on a page. A record has up to 256 KiB.
 const PAGE: usize = 200;
 
-/// Maximum number of cards that are asked for at a time.
+/// Maximum number of concurrent requests for cards.
 const MAX_CONCURRENT: usize = 16;
 
 pub(crate) async fn export(
@@ -29,9 +29,9 @@ pub(crate) async fn export(
 ) -> Result<Outcome, Failure> {
     let Some(file) = file.filter(|file| *file != Path::new("-")) else {
         write_agents(client, io::stdout().lock()).await.map_err(|failure| match failure {
-            // Half an export is none, also where the reader did not want more.
+            // Here a closed pipe is an error: a part of an export cannot be imported.
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                Failure::Input("the export is not complete: its reader has ended".to_owned())
+                Failure::Input("the export is incomplete: its reader closed the pipe".to_owned())
             }
             failure => failure,
         })?;
@@ -40,12 +40,12 @@ pub(crate) async fn export(
     let cannot_write = |error: io::Error| Failure::Input(format!("cannot write {}: {error}", file.display()));
     let draft = Draft::create(file).map_err(cannot_write)?;
     let written = if draft.has_name() {
-        // Dropped, the draft leaves nothing.
+        // Dropping the draft removes it.
         tokio::select! {
             written = write_agents(client, draft.file()) => written,
             interrupted = interrupted() => {
                 interrupted.map_err(cannot_write)?;
-                return Err(Failure::Input(format!("interrupted: {} is as it was", file.display())));
+                return Err(Failure::Input(format!("interrupted: {} is unchanged", file.display())));
             }
         }
     } else {
@@ -56,7 +56,7 @@ pub(crate) async fn export(
         failure => failure,
     })?;
     draft.finish().map_err(cannot_write)?;
-    output.done(&format!("{count} agents are exported to {}", file.display()))?;
+    output.done(&format!("exported {} to {}", number_of_agents(count), file.display()))?;
     Ok(Outcome::Positive)
 }
 
@@ -69,7 +69,7 @@ async fn interrupted() -> io::Result<()> {
     }
 }
 
-/// Writes the agents page by page. Returns their number.
+/// Writes all agents, page by page. Returns their number.
 async fn write_agents(client: &RegistryClient, out: impl Write) -> Result<usize, Failure> {
     let mut out = BufWriter::new(out);
     let exported_at = Timestamp::from(SystemTime::now());
@@ -79,9 +79,7 @@ async fn write_agents(client: &RegistryClient, out: impl Write) -> Result<usize,
         let page = client.list_raw(&query).await?;
         if !page.age.is_zero() && was_fresh {
             was_fresh = false;
-            print_reason(
-                "the registry cannot reach its database: the export has what this server knew then, and may lack changes",
-            );
+            print_reason("the registry cannot reach its database: the export may lack recent changes");
         }
         let records = page.agents.iter().map(|record| RecordFields::read(record));
         let records = records.collect::<Result<Vec<_>, _>>().map_err(|reason| invalid_record(&reason))?;
@@ -93,7 +91,7 @@ async fn write_agents(client: &RegistryClient, out: impl Write) -> Result<usize,
         count += page.agents.len();
         let Some(next) = page.next_cursor else { break };
         if page.agents.is_empty() || query.cursor.as_ref() == Some(&next) {
-            return Err(invalid("the pages of the list lead nowhere".to_owned()).into());
+            return Err(invalid("the registry's list of agents repeats a page".to_owned()).into());
         }
         query.cursor = Some(next);
     }
@@ -102,7 +100,7 @@ async fn write_agents(client: &RegistryClient, out: impl Write) -> Result<usize,
     Ok(count)
 }
 
-/// Returns the cards by agent. A card that has changed since the list was read is the new one, and one that is gone is left out.
+/// Returns the current cards of some agents, by agent id. Cards that were removed since the list was read are left out.
 async fn read_cards(
     client: &RegistryClient,
     records: &[RecordFields],
@@ -132,7 +130,7 @@ fn write_line(out: &mut impl Write, line: &impl Serialize) -> Result<(), Failure
 }
 
 fn invalid_record(reason: &str) -> Error {
-    invalid(format!("a record of the list cannot be read: {reason}"))
+    invalid(format!("the registry's list has an invalid record: {reason}"))
 }
 
 fn invalid(detail: String) -> Error {

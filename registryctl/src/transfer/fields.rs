@@ -1,4 +1,4 @@
-//! The fields of a JSON object, with each value as it was written.
+//! Fields of a JSON object, with the original text of each value.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,17 +7,17 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-/// The fields of a record or of a line. Values keep the digits with which they were written.
+/// Fields of a record or of a line. Numbers keep all their digits.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(transparent)]
 pub(super) struct Fields(BTreeMap<String, Box<RawValue>>);
 
-/// Why a text is no object whose fields can be told apart.
+/// Reason why a text is not an object with distinct fields.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum NoFields {
-    /// What is wrong with the JSON, and where.
+    /// A syntax error, with its position.
     Syntax(String),
-    /// A field that is there twice. Readers of JSON differ in which of the two they take.
+    /// A duplicate field. JSON parsers differ in which of the two values they use.
     Twice(String),
 }
 
@@ -25,13 +25,13 @@ impl fmt::Display for NoFields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Syntax(reason) => write!(f, "must be a JSON object: {reason}"),
-            Self::Twice(field) => write!(f, "{field}: is there twice"),
+            Self::Twice(field) => write!(f, "{field}: duplicate field"),
         }
     }
 }
 
 impl Fields {
-    /// Reads an object of one line.
+    /// Parses an object.
     pub(super) fn read(json: &[u8]) -> Result<Self, NoFields> {
         let read: Pairs = serde_json::from_slice(json).map_err(|error| NoFields::Syntax(reason(&error)))?;
         let mut fields = BTreeMap::new();
@@ -44,7 +44,7 @@ impl Fields {
         Ok(Self(fields))
     }
 
-    /// The value of a field, unless that is `null`.
+    /// Returns the value of a field, unless the value is `null`.
     pub(super) fn get(&self, name: &str) -> Option<&RawValue> {
         self.0.get(name).map(|value| &**value).filter(|value| value.get() != "null")
     }
@@ -57,7 +57,7 @@ impl Fields {
         self.0.insert(name.to_owned(), value);
     }
 
-    /// Takes a field out. Returns its value, unless that is `null`.
+    /// Removes a field. Returns its value, unless the value is `null`.
     pub(super) fn remove(&mut self, name: &str) -> Option<Box<RawValue>> {
         self.0.remove(name).filter(|value| value.get() != "null")
     }
@@ -71,7 +71,7 @@ impl Fields {
     }
 }
 
-/// What is wrong with the JSON of one line. The line of the file is for the caller to say.
+/// Returns the message of a JSON error, with the column but without the line: the parser only sees a single line of the file.
 pub(super) fn reason(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.rsplit_once(" at line ") {
@@ -80,7 +80,7 @@ pub(super) fn reason(error: &serde_json::Error) -> String {
     }
 }
 
-/// The fields in their order.
+/// Fields in their original order, duplicates included.
 struct Pairs(Vec<(String, Box<RawValue>)>);
 
 impl<'de> Deserialize<'de> for Pairs {

@@ -1,4 +1,4 @@
-//! The format of an export: JSON lines.
+//! Format of an export: JSON lines.
 //!
 //! ```text
 //! {"agent_registry_export":1,"exported_at":"2026-11-24T09:30:00.123Z"}
@@ -6,9 +6,9 @@
 //! {"agents_exported":1}
 //! ```
 //!
-//! The first line tells a file of another kind from an export, the last one an export that is whole from one that was cut off. Each
-//! line between is what `POST /register` takes, and the agent's `maintenance` if there is one. The `card` is a string with the text of
-//! the agent card, since a signature may cover every byte of it, and programs that read the line keep the bytes of strings alone.
+//! The first line identifies the file as an export, and the last line shows that it is complete. Each line in between is a body for
+//! `POST /register`, plus the agent's `maintenance` if there is one. The `card` is a string with the text of the agent card: a
+//! signature may cover every byte of the card, and programs that rewrite a JSON line only preserve the bytes of strings.
 
 use registry_sdk::Error;
 use registry_sdk::contract::{
@@ -22,14 +22,14 @@ use serde_json::{Value, json};
 use super::fields::{Fields, reason};
 use super::maintenance::MaintenanceLine;
 
-/// Version of the format.
+/// Version of the export format.
 pub(super) const FORMAT: u32 = 1;
 
 /// The first line.
 #[derive(Debug, Serialize)]
 pub(super) struct Header {
     pub(super) agent_registry_export: u32,
-    /// For people.
+    /// Informational.
     pub(super) exported_at: Timestamp,
 }
 
@@ -40,11 +40,11 @@ pub(super) struct Footer {
     pub(super) agents_exported: usize,
 }
 
-/// The fields of a record that are the registry's own, or that only mean something to one registry. Unknown fields are kept:
-/// the registry may be newer than this program.
+/// Fields of a record that are left out of an export, because they only have a meaning in one registry. Unknown fields are kept: the
+/// registry may be newer than this program.
 ///
-/// An `instance_id` is not carried over. The agent's own process registers again as soon as it sees another `registration_tag`, and
-/// says how old it is. The imported registration cannot, so a process that was restarted since would count as the older one.
+/// `instance_id` is among them. The agent's own process registers again as soon as it sees a different `registration_tag`, and sends
+/// its age. An import cannot send that age, so a process that was restarted after the export would count as the older one.
 const OWN_FIELDS: [&str; 12] = [
     "registered_at",
     "last_heartbeat",
@@ -60,15 +60,15 @@ const OWN_FIELDS: [&str; 12] = [
     "instance_age_seconds",
 ];
 
-/// The `instance_id` of a registration that is not all of its agent's import. It stays if the import is interrupted.
+/// `instance_id` of a registration that is the first step of an import. It remains if the import is interrupted.
 const UNFINISHED: &str = "registryctl-import";
 
-/// Whether the import of an agent with this `instance_id` was interrupted.
+/// Returns whether the import of an agent with this `instance_id` was interrupted.
 pub(super) fn is_unfinished(instance_id: Option<&str>) -> bool {
     instance_id == Some(UNFINISHED)
 }
 
-/// An agent's record, read for the line of an export.
+/// Record of an agent, to be written as a line of an export.
 pub(super) struct RecordFields {
     fields: Fields,
     agent_id: String,
@@ -90,7 +90,7 @@ impl RecordFields {
         self.fields.get("card_digest").is_some()
     }
 
-    /// Returns the line of the agent, with its card.
+    /// Returns the agent's line, including its card.
     pub(super) fn into_line(self, card: Option<&AgentCard>) -> Result<String, String> {
         let mut fields = self.fields;
         fields.remove_all(&OWN_FIELDS);
@@ -103,7 +103,7 @@ impl RecordFields {
         if let Some(card) = card {
             fields.insert("card", raw(card.as_str())?);
         }
-        // Within JSON, a line break is nothing but white space.
+        // In JSON, line breaks only occur between tokens, where they are white space.
         Ok(raw(&fields)?.get().replace(['\n', '\r'], " "))
     }
 }
@@ -112,7 +112,7 @@ fn raw(value: &(impl Serialize + ?Sized)) -> Result<Box<RawValue>, String> {
     to_raw_value(value).map_err(|error| error.to_string())
 }
 
-/// An agent of an export, whose fields are within their limits.
+/// An agent in an export, with validated fields.
 #[derive(Debug)]
 pub(super) struct Entry {
     fields: Fields,
@@ -121,7 +121,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Reads an agent's fields. The errors are all that is wrong with them.
+    /// Validates an agent's fields. Returns all errors.
     pub(super) fn read(mut fields: Fields, now: Timestamp) -> Result<Self, Vec<String>> {
         let whole = |message: String| vec![message];
         let maintenance = fields.remove("maintenance");
@@ -133,7 +133,7 @@ impl Entry {
         fields.remove_all(&OWN_FIELDS);
         let body = serde_json::to_vec(&fields).map_err(|error| whole(error.to_string()))?;
         let registration = Registration::from_json(&body)
-            .map_err(|error| whole(format!("must be an agent: {}", reason(&error))))?;
+            .map_err(|error| whole(format!("must be the registration of an agent: {}", reason(&error))))?;
         let (registration, maintenance) = match (registration, maintenance, card) {
             (Ok(registration), Ok(maintenance), Ok(_)) => (registration, maintenance),
             (registration, maintenance, card) => {
@@ -147,7 +147,7 @@ impl Entry {
         let length = longest.map_err(|error| whole(error.full_message()))?.get().len();
         if length > limits::BODY_BYTES {
             let most = limits::BODY_BYTES;
-            return Err(whole(format!("must be up to {most} bytes without its maintenance, has {length}")));
+            return Err(whole(format!("must be up to {most} bytes without its maintenance, is {length}")));
         }
         Ok(entry)
     }
@@ -156,22 +156,22 @@ impl Entry {
         &self.registration.agent_id
     }
 
-    /// Returns the body that registers the agent with its status.
+    /// Returns the request body that registers the agent with its status.
     pub(super) fn body(&self) -> Result<Box<RawValue>, Error> {
         self.body_with(&[("status", json!(self.registration.status))])
     }
 
-    /// Returns the body that registers the agent, so that it is given no work, until its maintenance is set.
+    /// Returns the request body that registers the agent as offline, so that it is given no work until its maintenance is set.
     pub(super) fn offline_body(&self) -> Result<Box<RawValue>, Error> {
         self.body_with(&[("status", json!(AgentStatus::Offline))])
     }
 
-    /// The same, with a mark: see [`is_unfinished`].
+    /// Like [`offline_body`](Self::offline_body), but marked as unfinished: see [`is_unfinished`].
     pub(super) fn unfinished_body(&self) -> Result<Box<RawValue>, Error> {
         self.body_with(&[
             ("status", json!(AgentStatus::Offline)),
             ("instance_id", json!(UNFINISHED)),
-            // The agent's own process is younger: it owns the id as soon as it registers, and keeps it if it has registered before.
+            // The agent's own process is younger, so it owns the id, whether it registers before or after this.
             ("instance_age_seconds", json!(limits::INSTANCE_AGE.as_secs())),
         ])
     }
@@ -184,26 +184,26 @@ impl Entry {
             }
             to_raw_value(&fields)
         };
-        write().map_err(|error| Error::Config(format!("the registration cannot be written: {error}")))
+        write().map_err(|error| Error::Config(format!("cannot serialize the registration: {error}")))
     }
 
-    /// Whether the agent was about to end: its own process had taken it out.
+    /// Returns whether the agent's own process was draining it before a shutdown.
     pub(super) fn is_draining(&self, now: Timestamp) -> bool {
         self.maintenance.as_ref().is_some_and(|one| one.is_of_process() && !one.is_over(now))
     }
 
-    /// The rest of the agent's maintenance, if it is not over.
+    /// Returns a request for the remaining time of the agent's maintenance, if it is not over.
     pub(super) fn maintenance(&self, now: Timestamp) -> Option<MaintenanceRequest> {
         self.maintenance.as_ref().filter(|one| !one.is_over(now)).map(|one| one.request(now))
     }
 
-    /// The fields of the maintenance that this version does not know.
+    /// Returns the unknown fields of the maintenance.
     pub(super) fn unknown_of_maintenance(&self) -> impl Iterator<Item = &str> {
         self.maintenance.iter().flat_map(MaintenanceLine::unknown)
     }
 }
 
-/// Reads the value of the field `card`. Its limits are for the registration to check.
+/// Parses the field `card`. The registration checks its limits.
 fn read_card(value: &RawValue) -> Result<Box<RawValue>, ValidationError> {
     let invalid = |message: String| ValidationError(vec![FieldError::new("card", message)]);
     let text: String = serde_json::from_str(value.get())

@@ -1,4 +1,4 @@
-//! `registryctl import`: the agents of an export, to a registry.
+//! `registryctl import`: registers the agents of an export.
 
 use std::io::{self, BufRead};
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use crate::output::{Output, print_reason};
 use crate::source::Source;
 use crate::{Failure, Outcome};
 
-/// Maximum number of agents that are sent at a time. A registry writes those together to its database.
+/// Maximum number of agents sent concurrently. The registry writes concurrent registrations to its database in one batch.
 const MAX_CONCURRENT: usize = 64;
 
-/// How long a call goes on while the registry cannot be reached, or asks to be sent less.
+/// Maximum time to retry a call while the registry cannot be reached or limits requests.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Imports an export. `name` is that of the file.
+/// Imports an export. `name` is the name of the file.
 pub(crate) async fn import(
     client: &RegistryClient,
     output: &Output,
@@ -38,7 +38,7 @@ struct Import<'a> {
     output: &'a Output,
     /// Name of the file.
     name: String,
-    /// Whether agents that the registry has are registered as the file says.
+    /// Whether to replace agents that are already registered.
     replaces: bool,
 }
 
@@ -47,7 +47,7 @@ impl Import<'_> {
         let checked = check(&mut file, Timestamp::from(SystemTime::now()));
         if let Some((line, field)) = checked.map_err(|refused| self.refused(refused))? {
             print_reason(&format!(
-                "line {line}: this registryctl does not know maintenance.{field}, and does not import it: use a newer one"
+                "line {line}: ignoring the unknown field maintenance.{field}: use a newer registryctl to import it"
             ));
         }
         file.rewind().map_err(|error| self.unreadable(&error))?;
@@ -63,7 +63,7 @@ impl Import<'_> {
         let sender = Arc::new(Sender::new(client, self.replaces));
         let mut sending = JoinSet::new();
         let mut report = Report::default();
-        // The first one goes alone: it mostly shows whether the token is wrong, or allows too little.
+        // The first agent is sent alone: it usually shows whether the token is wrong or lacks permissions.
         let mut max_concurrent = 1;
         while !report.is_stopped()
             && let Some(line) = lines.next().map_err(|error| self.unreadable(&error))?
@@ -89,7 +89,7 @@ impl Import<'_> {
         match refused {
             Refused::Unreadable(error) => self.unreadable(&error),
             Refused::Invalid(errors) => {
-                Failure::Input(format!("{} cannot be imported, and nothing was sent:{errors}", self.name))
+                Failure::Input(format!("{} cannot be imported, nothing was sent:{errors}", self.name))
             }
         }
     }

@@ -1,25 +1,25 @@
-//! The lines of a file, each of bounded length.
+//! Lines of bounded length.
 
 use std::io::{self, BufRead, Read};
 
 use registry_sdk::contract::limits;
 
-/// Maximum length of a line: a registration with its maintenance, and as much again for white space and for a card, whose text is
-/// longer as a string.
+/// Maximum length of a line: twice the size of a registration with a card, since a card is longer as an escaped string, and there may
+/// be a maintenance and white space.
 const MAX_LINE: usize = 2 * (limits::BODY_BYTES + limits::CARD_BYTES);
 
-/// Stands at the beginning of files that some editors write.
+/// Some editors write it at the beginning of a file.
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
-/// A line, without the end of the line.
+/// A line, without its line break.
 pub(super) struct Line {
-    /// Number of the line, from 1.
+    /// Number of the line, starting at 1.
     pub(super) number: usize,
-    /// `None` if the line is too long to be that of an export.
+    /// `None` if the line is longer than [`MAX_LINE`].
     pub(super) text: Option<Vec<u8>>,
 }
 
-/// Reads line by line, without empty lines.
+/// Reads lines, skipping empty ones.
 pub(super) struct Lines<R> {
     reader: R,
     number: usize,
@@ -30,7 +30,7 @@ impl<R: BufRead> Lines<R> {
         Self { reader, number: 0 }
     }
 
-    /// The number of the last line that was read.
+    /// Returns the number of the last line read.
     pub(super) fn number(&self) -> usize {
         self.number
     }

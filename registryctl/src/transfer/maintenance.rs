@@ -1,4 +1,4 @@
-//! The maintenance of an agent in an export.
+//! Maintenance of an agent in an export.
 
 use registry_sdk::contract::{FieldError, MaintenanceRequest, Timestamp, ValidationError, limits};
 use registry_sdk::internal::RequestBody;
@@ -7,26 +7,26 @@ use serde_json::value::RawValue;
 
 use super::fields::{Fields, NoFields};
 
-/// The fields that this version knows. `since` is set anew by the registry.
+/// Known fields. `since` is ignored: the registry sets it again.
 const KNOWN: [&str; 4] = ["reason", "since", "until", "instance_id"];
 
-/// The maintenance of a line.
+/// Maintenance in a line of an export.
 #[derive(Debug)]
 pub(super) struct MaintenanceLine {
     reason: String,
     until: Option<Timestamp>,
-    /// Whether the agent's own process had taken it out.
+    /// Whether the agent's own process began the maintenance.
     is_of_process: bool,
-    /// The fields that this version does not know.
+    /// Unknown fields.
     unknown: Vec<String>,
 }
 
 impl MaintenanceLine {
-    /// Reads the value of the field `maintenance`. The errors are all that is wrong with it.
+    /// Parses the field `maintenance`. Returns all errors.
     pub(super) fn read(value: &RawValue, now: Timestamp) -> Result<Self, ValidationError> {
         let fields = Fields::read(value.get().as_bytes()).map_err(|error| {
             ValidationError(vec![match error {
-                NoFields::Twice(field) => wrong(&field, "is there twice"),
+                NoFields::Twice(field) => wrong(&field, "duplicate field"),
                 NoFields::Syntax(_) => FieldError::new(
                     "maintenance",
                     "must be an object with a `reason`, and an `until` if it ends by itself",
@@ -61,7 +61,7 @@ impl MaintenanceLine {
         self.is_of_process
     }
 
-    /// The request for what is left of it.
+    /// Returns the request for the remaining time.
     pub(super) fn request(&self, now: Timestamp) -> MaintenanceRequest {
         let request = MaintenanceRequest::new(&self.reason);
         match self.until {
@@ -92,7 +92,7 @@ fn optional<T: DeserializeOwned>(
     value
 }
 
-/// Reads the reason as the contract does. The time is left out: it may be over.
+/// Parses the reason as the contract does. The end is not validated here, since it may be in the past.
 fn read_reason(fields: &Fields) -> Result<String, ValidationError> {
     let mut body = Fields::default();
     if let Some(reason) = fields.get("reason") {

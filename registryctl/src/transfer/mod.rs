@@ -1,7 +1,7 @@
-//! Copying agents out of a registry, and into one.
+//! Export and import of agents.
 //!
-//! `format` describes the file, `export` writes one, `check` reads one from its beginning to its end before anything is sent, and
-//! `import` sends the agents, each as `send` says.
+//! `format` describes the file, `export` writes it, `check` validates the whole file before anything is sent, and `import` sends the
+//! agents, each with the requests in `send`.
 
 mod check;
 mod draft;

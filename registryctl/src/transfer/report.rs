@@ -1,4 +1,4 @@
-//! What became of the agents of an import.
+//! Report on an import.
 
 use std::fmt::Write;
 
@@ -7,34 +7,32 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 
 use super::send::{Ended, Sent};
-use crate::output::{Output, print_reason};
+use crate::output::{Output, number_of_agents, print_reason};
 use crate::{Failure, Outcome};
 
-/// Maximum number of agents that are named for one reason.
+/// Maximum number of agents named in a message.
 const MAX_NAMED: usize = 20;
 
-/// Numbers of agents, as programs read them.
+/// Numbers of agents, printed as JSON for programs.
 #[derive(Debug, Default, Serialize)]
 struct Counts {
     imported: usize,
     replaced: usize,
     already_there: usize,
-    /// Not sent, because their own processes were taking them out.
+    /// Not sent, because they were draining before a shutdown.
     draining: usize,
-    /// Refused by the registry for their fields.
+    /// Rejected by the registry as invalid.
     refused: usize,
 }
 
 impl Counts {
-    /// Returns the numbers in one line, for people.
+    /// Returns the numbers as one line for people.
     fn describe(&self) -> String {
         let Self { imported, replaced, already_there, draining, refused } = self;
         let mut text = format!("{imported} imported, {already_there} already there");
-        for (count, what) in [
-            (replaced, "replaced"),
-            (draining, "left out, which were draining themselves"),
-            (refused, "refused"),
-        ] {
+        for (count, what) in
+            [(replaced, "replaced"), (draining, "skipped in the middle of a drain"), (refused, "rejected")]
+        {
             if *count > 0 {
                 let _ = write!(text, ", {count} {what}");
             }
@@ -46,16 +44,16 @@ impl Counts {
 #[derive(Default)]
 pub(super) struct Report {
     counts: Counts,
-    /// Agents that may be given work, although the file says that they are in maintenance.
+    /// Agents that are not in maintenance, although they are in the file.
     in_service: Vec<String>,
-    /// Agents that were not sent, because their own processes were taking them out.
+    /// Agents not sent, because they were draining before a shutdown.
     draining: Vec<String>,
-    /// Why agents were refused.
+    /// Why agents were rejected.
     refusals: Vec<String>,
     stopped: Option<Stopped>,
 }
 
-/// Why no more agents are sent.
+/// Why the import stopped.
 enum Stopped {
     ByError { line: usize, agent_id: String, error: Error },
     FileChanged { line: usize },
@@ -66,12 +64,12 @@ impl Report {
         self.stopped.is_some()
     }
 
-    /// The file was not what it was when it was checked.
+    /// Records that the file has changed since it was checked.
     pub(super) fn file_changed(&mut self, line: usize) {
         self.stopped.get_or_insert(Stopped::FileChanged { line });
     }
 
-    /// Waits for an agent that is being sent. Returns whether there was one.
+    /// Waits until the next agent has been sent. Returns whether there was one.
     pub(super) async fn add_next(&mut self, sending: &mut JoinSet<Ended>) -> bool {
         match sending.join_next().await {
             None => return false,
@@ -97,7 +95,7 @@ impl Report {
                 counts.already_there += 1;
                 self.in_service.push(agent_id);
             }
-            // An older registry may take less. That is no reason to keep the others.
+            // An older registry may have stricter limits. The other agents are sent all the same.
             Err(error @ Error::Invalid { .. }) => {
                 counts.refused += 1;
                 if self.refusals.len() < MAX_NAMED {
@@ -108,7 +106,8 @@ impl Report {
         }
     }
 
-    /// Of several errors of one kind at a time, that of the first line is named, whichever came first.
+    /// Keeps the error to report: a denied request before any other error, then the one in the earlier line, in whatever order the
+    /// responses arrive.
     fn stop_at(&mut self, line: usize, agent_id: String, error: Error) {
         let is_denied = |error: &Error| matches!(error, Error::Denied { .. });
         let replaces = match &self.stopped {
@@ -123,17 +122,17 @@ impl Report {
         }
     }
 
-    /// Prints how the import ended.
+    /// Prints the report.
     pub(super) fn print(self, output: &Output) -> Result<Outcome, Failure> {
         if !self.in_service.is_empty() {
-            let (count, named) = (self.in_service.len(), names(self.in_service));
+            let (count, named) = (number_of_agents(self.in_service.len()), names(self.in_service));
             print_reason(&format!(
-                "{count} that are already there are not in maintenance, but are in the file; `registryctl drain` takes one out: {named}"
+                "{count} already registered and not put into maintenance as in the file (use `registryctl drain`): {named}"
             ));
         }
         if !self.draining.is_empty() {
-            let (count, named) = (self.draining.len(), names(self.draining));
-            print_reason(&format!("{count} were draining themselves and are left out: {named}"));
+            let (count, named) = (number_of_agents(self.draining.len()), names(self.draining));
+            print_reason(&format!("skipped {count} in the middle of a drain: {named}"));
         }
         let counts = self.counts.describe();
         match self.stopped {
@@ -142,22 +141,22 @@ impl Report {
                 Ok(Outcome::Positive)
             }
             None => Err(Failure::Input(format!(
-                "{counts}; the registry refuses these fields:{}",
+                "{counts}; the registry rejected these agents:{}",
                 self.refusals.concat()
             ))),
             Some(Stopped::FileChanged { line }) => Err(Failure::Input(format!(
-                "stopped in line {line}, because the file has changed since it was checked: {counts}; import it again"
+                "stopped at line {line}, because the file changed during the import: {counts}; import it again"
             ))),
             Some(Stopped::ByError { line, agent_id, error: error @ Error::Denied { .. } }) => {
                 let denied = error.full_message();
                 Err(Failure::Input(format!(
-                    "stopped in line {line}, at the agent {agent_id:?}: {counts}; {denied}; an import needs a token of scope \"admin\", \
-                     or of scope \"agent\" with patterns that match every agent of the file"
+                    "stopped at line {line}, agent {agent_id:?}: {counts}; {denied}; an import needs a token with scope \"admin\", or with \
+                     scope \"agent\" and patterns that match every agent in the file"
                 )))
             }
             Some(Stopped::ByError { line, agent_id, error }) => {
                 print_reason(&format!(
-                    "stopped in line {line}, at the agent {agent_id:?}: {counts}; the same command goes on from there"
+                    "stopped at line {line}, agent {agent_id:?}: {counts}; run the same command again to continue"
                 ));
                 Err(error.into())
             }
@@ -165,7 +164,7 @@ impl Report {
     }
 }
 
-/// The first of these agents, by name.
+/// Returns the first of some agents in alphabetical order, and the number of the others.
 fn names(mut agents: Vec<String>) -> String {
     agents.sort();
     match agents.len().saturating_sub(MAX_NAMED) {

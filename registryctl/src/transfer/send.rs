@@ -1,4 +1,4 @@
-//! Sending the agents of an export, each by itself.
+//! Requests that import one agent.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
@@ -9,21 +9,21 @@ use serde_json::value::RawValue;
 
 use super::format::{Entry, is_unfinished};
 
-/// What became of an agent.
+/// Result of sending an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sent {
     Imported,
     Replaced,
     AlreadyThere,
-    /// As before, but the maintenance of the file is not there.
+    /// Already registered, but without the maintenance that the file has.
     AlreadyThereInService,
-    /// Not sent: its own process was taking it out.
+    /// Not sent: the agent was draining before a shutdown.
     Draining,
-    /// Not sent: the token did not allow another agent meanwhile.
+    /// Not sent: the token was denied another agent in the meantime.
     NotBegun,
 }
 
-/// An agent of the file, and what became of it.
+/// An agent in the file, and the result of sending it.
 pub(super) struct Ended {
     pub(super) line: usize,
     pub(super) agent_id: String,
@@ -33,9 +33,9 @@ pub(super) struct Ended {
 /// Sends agents to a registry.
 pub(super) struct Sender {
     client: RegistryClient,
-    /// Whether agents that the registry has are registered as the file says.
+    /// Whether to replace agents that are already registered.
     replaces: bool,
-    /// Whether the token did not allow something. No further agent is begun.
+    /// Whether the token was denied a request. No further agent is sent then.
     is_denied: AtomicBool,
 }
 
@@ -46,7 +46,7 @@ impl Sender {
 
     pub(super) async fn send(&self, entry: &Entry, line: usize) -> Ended {
         let outcome = match self.try_to_send(entry).await {
-            // The agent's own process has registered between two requests: it is there now.
+            // The agent's own process registered between two requests, so the agent is already there now.
             Err(Error::Superseded { .. }) => self.try_to_send(entry).await,
             outcome => outcome,
         };
@@ -58,8 +58,8 @@ impl Sender {
 
     async fn try_to_send(&self, entry: &Entry) -> Result<Sent, Error> {
         let (agent_id, now) = (entry.agent_id(), Timestamp::from(SystemTime::now()));
-        // Registered without the maintenance, it would be given work until the process takes itself out once more; with it, it
-        // would stay out when the process is gone. Unknown, it is given no work, and its successor registers by itself.
+        // Without its maintenance, the agent would be given work until its process drains again; with the maintenance, it would stay
+        // out after that process has ended. An unregistered agent is given no work, and its successor registers itself.
         if entry.is_draining(now) {
             return Ok(Sent::Draining);
         }
@@ -88,18 +88,18 @@ impl Sender {
             }
             return Ok(sent);
         };
-        // In this order, so that it is given no work at any moment.
+        // In this order, the agent is not given work at any moment.
         let first = if sent == Sent::Imported { entry.unfinished_body() } else { entry.offline_body() };
         let Some(registered) = self.begin(&first?).await? else { return Ok(Sent::NotBegun) };
         let held = self.client.set_maintenance(agent_id, &maintenance).await?;
-        // Otherwise its own process has registered meanwhile, which knows more than the file.
+        // Otherwise the agent's own process has registered in the meantime, and its registration is newer than the file.
         if held.instance_id == registered.instance_id {
             self.client.register_raw(&entry.body()?).await?;
         }
         Ok(sent)
     }
 
-    /// Makes the first change to an agent, unless the token has not allowed another one.
+    /// Sends the first change to an agent, unless the token was denied another one.
     async fn begin(&self, body: &RawValue) -> Result<Option<AgentRecord>, Error> {
         if self.is_denied.load(Ordering::Relaxed) {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! A2A agent cards that are imported: from files, from URLs, and what is said of files that are none.
+//! Import of A2A agent cards from files and URLs, and errors for input that is not a card.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -61,7 +61,7 @@ fn card(url: &str) -> String {
     .to_string()
 }
 
-/// Answers every request with this body.
+/// Starts a server that answers every request with this body.
 async fn serve(body: impl FnOnce(&str) -> String) -> (String, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -84,7 +84,7 @@ async fn serve(body: impl FnOnce(&str) -> String) -> (String, JoinSet<()>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn agent_of_a_card_is_registered_and_found_by_a_sentence() {
+async fn imported_agent_is_found_by_a_sentence() {
     let scene = Scene::new().await;
     let card = format!("\u{feff}{}\n", card("http://recipes.example/a2a").replace(',', " ,\n "));
     let output = scene.import(scene.file(card.as_bytes()), &[]);
@@ -125,14 +125,14 @@ async fn card_is_read_from_an_agent_and_from_standard_input() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn present_agents_are_left_as_they_are_unless_they_are_to_be_replaced() {
+async fn registered_agents_are_unchanged_without_replace() {
     let scene = Scene::new().await;
     let first = scene.file(card("http://recipes.example/a2a").as_bytes());
     assert_eq!(scene.import(&first, &[]).code, Some(0));
     let before = scene.client().get_agent("recipe-agent").await.unwrap();
     let again = scene.import(&first, &[]);
     assert_eq!(again.code, Some(0));
-    assert!(again.reasons.contains("--replace renews it"), "{}", again.reasons);
+    assert!(again.reasons.contains("use --replace to renew it"), "{}", again.reasons);
 
     let other = scene.file(card("http://other.example").as_bytes());
     let refused = scene.import(&other, &[]);
@@ -145,24 +145,24 @@ async fn present_agents_are_left_as_they_are_unless_they_are_to_be_replaced() {
     assert_eq!(scene.import(&other, &["--replace"]).code, Some(0));
     let replaced = scene.client().get_agent("recipe-agent").await.unwrap();
     assert_eq!(replaced.base_url, "http://other.example");
-    assert!(replaced.last_heartbeat > before.last_heartbeat, "it counts as heard");
+    assert!(replaced.last_heartbeat > before.last_heartbeat, "an import counts as a heartbeat");
     scene.server.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn exports_are_imported_as_before() {
+async fn exports_are_told_from_cards() {
     let scene = Scene::new().await;
     let agent = r#"{"agent_id":"a","agent_name":"A","base_url":"http://a.example","capabilities":[]}"#;
     let export = format!("{{\"agent_registry_export\":1}}\n{agent}\n{{\"agents_exported\":1}}\n");
     let named = scene.import(scene.file(export.as_bytes()), &["--id", "b"]);
     assert_eq!(named.code, Some(1));
-    assert!(named.reasons.contains("--id is for an A2A agent card"), "{}", named.reasons);
+    assert!(named.reasons.contains("--id requires an A2A agent card"), "{}", named.reasons);
     scene.assert_empty().await;
     let output = scene.import(scene.file(export.as_bytes()), &[]);
     assert_eq!(output.code, Some(0), "{}", output.reasons);
     assert_eq!(scene.client().get_agent("a").await.unwrap().agent_name, "A");
 
-    // What is neither is explained as before.
+    // Files that are neither get the error for exports.
     for other in [agent, "[]", "", "<html>", "{\"agent_registry_export\": 1,\n"] {
         let output = scene.import(scene.file(other.as_bytes()), &[]);
         assert_eq!(output.code, Some(1), "{other}");
@@ -172,7 +172,7 @@ async fn exports_are_imported_as_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cards_that_cannot_be_imported_leave_nothing_behind() {
+async fn invalid_cards_register_nothing() {
     let scene = Scene::new().await;
     let long = format!("{{\"name\": \"A\", \"url\": \"http://a\", \"x\": \"{}\"}}", "x".repeat(70_000));
     for (card, more, said) in [
@@ -208,7 +208,7 @@ async fn cards_that_cannot_be_imported_leave_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replaced_agent_has_the_new_card_alone() {
+async fn replace_removes_fields_that_the_card_lacks() {
     let scene = Scene::new().await;
     let plain = Registration::new("recipe-agent", "Recipe Agent", "http://recipes.example/a2a")
         .metadata("team", "kitchen");
@@ -218,7 +218,7 @@ async fn replaced_agent_has_the_new_card_alone() {
     let record = scene.client().get_agent("recipe-agent").await.unwrap();
     assert!(
         record.metadata.is_empty() && record.card_digest.is_some(),
-        "a registration is a whole statement"
+        "the registration replaces the old one entirely"
     );
     scene.server.shutdown().await;
 }

@@ -1,4 +1,4 @@
-//! The program as scripts and people call it, against a real server.
+//! The short commands against a real server: output, errors and exit codes.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
@@ -28,7 +28,7 @@ impl Registry {
         self.command(arguments).output().unwrap()
     }
 
-    /// Runs it, and reads what it prints as JSON.
+    /// Runs a command that must succeed, and returns its output as JSON.
     fn json(&self, arguments: &[&str]) -> Value {
         let output = self.run(arguments);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
@@ -79,9 +79,9 @@ async fn programs_get_json_and_exit_codes() {
         assert!(text(&output.stderr).contains("registryctl: no agent"), "{no:?}: {}", text(&output.stderr));
     }
     assert_eq!(code(&["agents", "--status", "asleep"]), Some(2));
-    let nonsense = registry.run(&["agents", "--registry-url", "127.0.0.1:8009"]);
-    assert_eq!(nonsense.status.code(), Some(2));
-    assert!(text(&nonsense.stderr).contains("begin with http://"), "{}", text(&nonsense.stderr));
+    let malformed = registry.run(&["agents", "--registry-url", "127.0.0.1:8009"]);
+    assert_eq!(malformed.status.code(), Some(2));
+    assert!(text(&malformed.stderr).contains("begin with http://"), "{}", text(&malformed.stderr));
     for wrong in [
         &["search", "code", "--limit", "0"][..],
         &["search", "code", "--limit", "1001"],
@@ -91,7 +91,7 @@ async fn programs_get_json_and_exit_codes() {
     ] {
         assert_eq!(code(wrong), Some(2), "{wrong:?}");
     }
-    // What answers there does not know its paths: that says nothing of agents.
+    // A server that does not know the paths of a registry says nothing about agents.
     let elsewhere = format!("{}/elsewhere", registry.server.url());
     let run_elsewhere = |command: &[&str]| registry.run(&[command, &["--registry-url", &elsewhere]].concat());
     for command in [&["show", "b"][..], &["health", "b"], &["agents"], &["search", "code"]] {
@@ -99,7 +99,7 @@ async fn programs_get_json_and_exit_codes() {
         assert_eq!(output.status.code(), Some(4), "{command:?}");
         assert!(text(&output.stderr).contains("nothing at /elsewhere/"), "{}", text(&output.stderr));
     }
-    // Plainer registries do not have these operations.
+    // Minimal registries do not have these operations.
     for command in [&["remove", "b"][..], &["offline", "b"], &["ping"], &["stats"]] {
         let output = run_elsewhere(command);
         assert_eq!(output.status.code(), Some(1), "{command:?}");
@@ -112,7 +112,7 @@ async fn programs_get_json_and_exit_codes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn people_get_tables_without_what_could_harm_a_terminal() {
+async fn tables_have_no_control_characters() {
     let registry = Registry::start().await;
     registry.register("a");
     let table = text(&registry.run(&["agents", "--table"]).stdout);
@@ -120,7 +120,7 @@ async fn people_get_tables_without_what_could_harm_a_terminal() {
     assert!(lines[0].contains("STATUS") && lines[1].contains("code_review"), "{table}");
     let shown = text(&registry.run(&["show", "a", "--table"]).stdout);
     assert!(["rust", "red", "/healthz", "off"].iter().all(|part| shown.contains(part)), "{shown}");
-    // No colour where it is no terminal, and none from an agent anywhere.
+    // No colours without a terminal, and no escape sequences from agents at all.
     assert!(!table.contains('\u{1b}') && !shown.contains('\u{1b}'), "{shown}");
     for command in ["stats", "search code", "health a"] {
         let arguments: Vec<&str> = command.split(' ').chain(["--table"]).collect();
@@ -130,7 +130,7 @@ async fn people_get_tables_without_what_could_harm_a_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_begins_with_its_verdict() {
+async fn health_prints_its_verdict_first() {
     let registry = Registry::start().await;
     registry.register("a");
     for (verdict, status, code) in [("healthy", "active", 0), ("unhealthy", "offline", 3)] {
@@ -144,9 +144,9 @@ async fn health_begins_with_its_verdict() {
     registry.server.shutdown().await;
 }
 
-/// A reader such as `head` may go before all is printed.
+/// A reader such as `head` may close the pipe early.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_closed_pipe_changes_no_exit_code() {
+async fn closed_pipe_does_not_change_the_exit_code() {
     let registry = Registry::start().await;
     registry.register("a");
     registry.run(&["offline", "a"]);
@@ -166,12 +166,12 @@ async fn a_closed_pipe_changes_no_exit_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_changed_an_agent_is_shown() {
+async fn name_of_the_last_changer_is_shown() {
     let registry = Registry::start().await;
     registry.register("a");
     let table = || text(&registry.run(&["show", "a", "--table"]).stdout);
-    assert!(!table().contains("changed by"), "without tokens nobody is known");
-    // The registry ends it.
+    assert!(!table().contains("changed by"), "no names without tokens");
+    // The registry itself ends the maintenance.
     registry.json(&["drain", "a", "--reason", "upgrade", "--for", "1ms"]);
     while registry.json(&["show", "a"]).get("changed_by").is_none() {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -183,7 +183,7 @@ async fn whoever_changed_an_agent_is_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drained_agent_stays_out_until_it_is_resumed() {
+async fn drained_agent_stays_out_until_it_is_resumed() {
     let registry = Registry::start().await;
     registry.register("a");
     let drained = registry.json(&["drain", "a", "--reason", "disk\u{1b} upgrade", "--for", "1h"]);
@@ -203,7 +203,7 @@ async fn a_drained_agent_stays_out_until_it_is_resumed() {
         "{shown}"
     );
 
-    // What a running agent sends changes nothing, and neither do the other commands.
+    // Neither the agent's own requests nor the other commands end the maintenance.
     registry.register("a");
     assert_eq!(registry.json(&["offline", "a"])["maintenance"], drained["maintenance"]);
     registry.register("a");
@@ -224,7 +224,7 @@ async fn a_drained_agent_stays_out_until_it_is_resumed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_removes_a_living_agent_is_told_that_it_comes_back() {
+async fn removing_a_living_agent_warns_that_it_registers_again() {
     let registry = Registry::start().await;
     registry.register("a");
     let removed = registry.run(&["remove", "a", "--table"]);
@@ -235,13 +235,13 @@ async fn whoever_removes_a_living_agent_is_told_that_it_comes_back() {
     assert_eq!((removed.status.code(), text(&removed.stderr)), (Some(0), String::new()));
     for command in ["offline", "remove"] {
         let help = text(&registry.run(&[command, "--help"]).stdout);
-        assert!(help.contains("`drain` keeps it out"), "{help}");
+        assert!(help.contains("use `drain`"), "{help}");
     }
     registry.server.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_file_is_explained_field_by_field() {
+async fn invalid_registration_file_is_explained_field_by_field() {
     let registry = Registry::start().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("agent.json");
@@ -254,7 +254,7 @@ async fn a_wrong_file_is_explained_field_by_field() {
     };
     failed(&["cannot read", path]);
     std::fs::write(&file, "[").unwrap();
-    failed(&["no registration as JSON"]);
+    failed(&["is not a registration in JSON"]);
     std::fs::write(&file, r#"{"agent_id": "-", "agent_name": "", "capabilities": []}"#).unwrap();
     failed(&["agent_id", "agent_name", "base_url"]);
     assert_eq!(registry.json(&["agents"]), json!([]));
@@ -262,7 +262,7 @@ async fn a_wrong_file_is_explained_field_by_field() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_waits_for_an_agent_and_for_its_registry() {
+async fn wait_ends_when_an_agent_registers() {
     let registry = Registry::start().await;
     let waiting = registry
         .command(&["wait", "code", "review", "--timeout", "1m"])
@@ -277,7 +277,7 @@ async fn it_waits_for_an_agent_and_for_its_registry() {
     registry.server.shutdown().await;
 }
 
-/// Waits for what no agent can do, for longer where the machine is too busy for an attempt to end in time.
+/// Runs a `wait` for a capability that no agent has, with longer timeouts if no search completes in time on a busy machine.
 fn wait_in_vain(arguments: &[&str], expected: &str) -> Output {
     let run = |timeout| {
         let wait = ["wait", "anything", "--timeout", timeout];
@@ -288,13 +288,13 @@ fn wait_in_vain(arguments: &[&str], expected: &str) -> Output {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wait_says_whether_the_registry_answered() {
+async fn wait_that_times_out_says_whether_the_registry_answered() {
     let registry = Registry::start().await;
     let hanging = FaultProxy::start(registry.server.local_addr().to_string()).await;
     hanging.set(Fault::Hang);
     let hanging = format!("http://{}", hanging.address());
     for (url, expected, code) in [
-        (registry.server.url(), "no healthy agent can do that after".to_owned(), 3),
+        (registry.server.url(), "no healthy agent with this capability within".to_owned(), 3),
         (hanging.clone(), format!("the registry at {hanging} did not answer within"), 4),
         (
             "http://127.0.0.1:1".to_owned(),
@@ -312,7 +312,7 @@ async fn a_wait_says_whether_the_registry_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_says_when_it_is_not_connected() {
+async fn watch_reports_lost_connections() {
     let registry = Registry::start().await;
     let proxy = FaultProxy::start(registry.server.local_addr().to_string()).await;
     proxy.set(Fault::Refuse);
@@ -327,14 +327,14 @@ async fn a_watch_says_when_it_is_not_connected() {
             .unwrap();
         let mut reasons = BufReader::new(watching.stderr.take().unwrap()).lines();
         for _ in 0..2 {
-            // At the start, and when the stream breaks.
+            // Once at the start, and once when the stream breaks.
             let said = reasons.next().unwrap().unwrap();
             assert!(
-                said.starts_with("registryctl: not connected, trying again: ") && said.contains(&url),
+                said.starts_with("registryctl: disconnected, reconnecting: ") && said.contains(&url),
                 "{said}"
             );
             proxy.set(Fault::None);
-            assert_eq!(reasons.next().unwrap().unwrap(), "registryctl: connected again");
+            assert_eq!(reasons.next().unwrap().unwrap(), "registryctl: reconnected");
             proxy.set(Fault::Refuse);
         }
         watching.kill().unwrap();
@@ -353,7 +353,7 @@ async fn a_watch_says_when_it_is_not_connected() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_prints_a_line_for_every_change() {
+async fn watch_prints_a_line_for_every_change() {
     let registry = Registry::start().await;
     let mut watching = registry.command(&["watch"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
@@ -370,7 +370,7 @@ async fn a_watch_prints_a_line_for_every_change() {
 }
 
 #[test]
-fn it_completes_itself_in_every_shell() {
+fn completions_are_generated_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = program().args(["completions", shell]).output().unwrap();
         assert!(output.status.success() && text(&output.stdout).contains("search"), "{shell}");

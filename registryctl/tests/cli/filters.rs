@@ -1,5 +1,4 @@
-//! Filters give the same answers everywhere: at the server and the mock registry, through the client, a directory and the
-//! command line.
+//! Filters return the same agents from the server and the mock registry, through the client, a directory and the command line.
 
 use registry_sdk::contract::{AgentStatus, Capability, Registration};
 use registry_sdk::testing::MockRegistry;
@@ -35,7 +34,7 @@ fn agents() -> [Registration; 5] {
             .metadata("zone", json!({"region": "us", "rack": "7"}))
             .metadata("app.io/tier", "gold")
             .status(AgentStatus::Busy),
-        // Its best capability for `review` has no tag.
+        // The capability that matches `review` best has no tag.
         of("two")
             .capability(Capability::new("review"))
             .capability(Capability::new("code_review_all").tag("rust")),
@@ -49,7 +48,7 @@ fn agents() -> [Registration; 5] {
     ]
 }
 
-/// Searches, their arguments on the command line, and the agents that each finds.
+/// Searches, the same as arguments of the command line, and the agents that each finds.
 fn searches() -> Vec<(SearchQuery, &'static str, &'static [&'static str])> {
     let review = || SearchQuery::new("review");
     vec![
@@ -88,12 +87,12 @@ fn searches() -> Vec<(SearchQuery, &'static str, &'static [&'static str])> {
     ]
 }
 
-/// Searches by sentences, as above, with the best match first.
+/// Searches by sentences, as above, but with the agents in order, best match first.
 fn sentences() -> Vec<(SearchQuery, &'static str, &'static str)> {
     let text = "Who reviews Rust code?";
     let sentence = || SearchQuery::sentence(text);
     vec![
-        // Its capability says the same in fewer words than the one of `eu`.
+        // The capability of this agent has fewer other words than the one of `eu`.
         (sentence(), "--match best", "gone"),
         (sentence(), "", "gone"),
         (sentence().status(AgentStatus::Busy), "--match best --status busy", "us"),
@@ -104,7 +103,7 @@ fn sentences() -> Vec<(SearchQuery, &'static str, &'static str)> {
     ]
 }
 
-/// The same of lists.
+/// Lists, as above.
 fn lists() -> Vec<(ListQuery, &'static str, &'static [&'static str])> {
     let all = ListQuery::all;
     vec![
@@ -173,7 +172,7 @@ async fn same_answers(url: &str) {
         assert_eq!(known, expected, "{query:?}");
         assert_eq!(run(url, "agents", &words(arguments)), json!(listed), "{arguments}");
     }
-    // A search may match by the capability that is not the best one.
+    // If a filter excludes the best capability of an agent, the search returns another one.
     let found = client.search_capabilities(SearchQuery::new("review").tag("rust")).await.unwrap();
     let two = found.iter().find(|one| one.agent_id == "two").unwrap();
     assert_eq!(two.capability, "code_review_all");

@@ -1,4 +1,4 @@
-//! The program, and how it ended.
+//! Runs of the program.
 
 use std::process::{Command, Output, Stdio};
 

@@ -3,7 +3,7 @@
 use crate::support::{program, text};
 
 #[test]
-fn it_says_how_it_is_built_with_mcp() {
+fn error_says_how_to_build_with_mcp() {
     let output = program().arg("mcp").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(output.stdout.is_empty());

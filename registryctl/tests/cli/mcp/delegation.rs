@@ -1,4 +1,4 @@
-//! The tool `delegate_task`, which is there only if the user allows it.
+//! The tool `delegate_task`, which is only offered with `--allow-delegation`.
 
 use std::sync::mpsc::Receiver;
 
@@ -14,7 +14,7 @@ fn task(capability: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_there_only_if_it_is_allowed() {
+async fn delegation_is_only_offered_if_it_is_allowed() {
     let registry = start_server(|_| {}).await;
     let mut session = Session::start(&registry.url(), &[]);
     assert!(session.tools().iter().all(|tool| tool["name"] != "delegate_task"));
@@ -33,7 +33,7 @@ async fn it_is_there_only_if_it_is_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_is_done_by_an_agent() {
+async fn task_is_sent_to_an_agent() {
     let registry = start_server(|_| {}).await;
     for (id, body) in [("json", r#"{"mistakes": 0}"#), ("text", "no mistakes"), ("empty", "")] {
         let (url, tasks) = start_agent(Reply::Whole(200, body));
@@ -61,9 +61,9 @@ async fn a_task_is_done_by_an_agent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_fails_over_to_the_next_agent() {
+async fn task_fails_over_to_the_next_agent() {
     let registry = start_server(|_| {}).await;
-    // The better match is asked first.
+    // The better match gets the task first.
     let (broken, _first) = start_agent(Reply::Whole(500, "out of memory"));
     let (working, _second) = start_agent(Reply::Whole(200, "\"done\""));
     for (id, capability, url) in
@@ -88,7 +88,7 @@ async fn a_task_fails_over_to_the_next_agent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_that_is_not_done_says_why() {
+async fn failed_task_says_why() {
     let registry = start_server(|_| {}).await;
     let mut session = Session::start(&registry.url(), ALLOWED);
     let reason = session.failure("delegate_task", &task("code_review"));
@@ -112,7 +112,7 @@ async fn a_task_that_is_not_done_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_response_is_cut_and_one_that_stalls_is_returned_as_far_as_it_came() {
+async fn long_and_stalled_responses_are_truncated() {
     let registry = start_server(|_| {}).await;
     let (long, _first) = start_agent(Reply::Whole(200, "語".repeat(10_000).leak()));
     let (stalled, _second) = start_agent(Reply::Part("the beginning"));
@@ -123,12 +123,12 @@ async fn a_long_response_is_cut_and_one_that_stalls_is_returned_as_far_as_it_cam
     }
     let mut session = Session::start(&registry.url(), ALLOWED);
     let done = session.result("delegate_task", &task("long"));
-    // The last character of the first 16 KiB is incomplete.
+    // The 16 KiB end in the middle of a character.
     let expected = "語".repeat(16 * 1_024 / "語".len()) + "\u{fffd}";
     assert_eq!(done["response"], expected);
     assert!(done["incomplete"].as_str().unwrap().contains("16384 bytes"), "{done}");
 
-    // Long enough for the head also on a busy machine.
+    // Long enough for the head of the response, even on a busy machine.
     let mut task = task("stalled");
     task["deadline_seconds"] = json!(8);
     let done = session.result("delegate_task", &task);
@@ -137,7 +137,7 @@ async fn a_long_response_is_cut_and_one_that_stalls_is_returned_as_far_as_it_cam
     registry.shutdown().await;
 }
 
-/// Registers an agent that never responds. Returns the tasks that arrive at it.
+/// Registers an agent that never responds. Returns the tasks that it receives.
 async fn register_hanging_agent(registry_url: &str) -> Receiver<Task> {
     let (url, tasks) = start_agent(Reply::Nothing);
     let mut registration = agent("hanging", "code_review");
@@ -147,7 +147,7 @@ async fn register_hanging_agent(registry_url: &str) -> Receiver<Task> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_task_is_dropped() {
+async fn cancelled_task_is_dropped() {
     let registry = start_server(|_| {}).await;
     let tasks = register_hanging_agent(&registry.url()).await;
     let mut session = Session::start(&registry.url(), ALLOWED);
@@ -157,16 +157,16 @@ async fn a_cancelled_task_is_dropped() {
     let cancelled = json!({"requestId": id, "reason": "the user does not want it any more"});
     session.send(&json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": cancelled}));
     arrived.wait_until_closed();
-    // Nothing was answered to it.
+    // The cancelled call got no response.
     session.request("ping", &json!({}));
     let (status, errors) = session.close();
     assert_eq!((status.code(), &*errors), (Some(0), ""));
     registry.shutdown().await;
 }
 
-/// The client has gone: what it asked for is of use to nobody.
+/// Without a client, the response of a task has no reader.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_is_dropped_with_its_client() {
+async fn task_is_dropped_when_its_client_disconnects() {
     let registry = start_server(|_| {}).await;
     let tasks = register_hanging_agent(&registry.url()).await;
     let mut session = Session::start(&registry.url(), ALLOWED);

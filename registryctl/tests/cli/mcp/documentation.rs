@@ -1,4 +1,4 @@
-//! The settings of clients in `docs/mcp.md`, as far as they can be checked here.
+//! The client settings in `docs/mcp.md` are valid.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use crate::support::program;
 const PAGE: &str = include_str!("../../../../docs/mcp.md");
 
 #[test]
-fn settings_of_clients_are_json_and_start_the_program() {
+fn documented_client_settings_start_the_program() {
     let mut checked = 0;
     for block in PAGE.split("```json\n").skip(1) {
         let block = block.split("```").next().unwrap();

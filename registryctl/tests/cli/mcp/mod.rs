@@ -1,4 +1,4 @@
-//! `registryctl mcp` as an MCP client starts it: messages over the program's standard input and output.
+//! `registryctl mcp`, driven over standard input and output as by an MCP client.
 
 mod arguments;
 mod delegation;

@@ -1,11 +1,11 @@
-//! A registry that is away, slow or refuses is a result that says so.
+//! Tool calls while the registry is down, slow, overloaded or rejects requests.
 
 use registry_sdk::testing::{Fault, FaultProxy, MockRegistry};
 use serde_json::{Value, json};
 
 use super::support::{Session, agent, register};
 
-/// More than a call tries.
+/// More attempts than a call makes.
 const EVERY: usize = 1_000;
 
 const CALLS: [(&str, &str); 4] = [
@@ -16,7 +16,7 @@ const CALLS: [(&str, &str); 4] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_registry_may_be_away_and_come_back() {
+async fn tools_work_again_after_an_outage_of_the_registry() {
     let registry = MockRegistry::start().await;
     register(&registry.url(), &agent("a", "code_review")).await;
     let proxy = FaultProxy::start(registry.url().trim_start_matches("http://")).await;
@@ -24,7 +24,7 @@ async fn the_registry_may_be_away_and_come_back() {
     proxy.set(Fault::Refuse);
     let mut session = Session::start(&url, &["--allow-delegation"]);
     assert_eq!(session.tools().len(), 5);
-    // All at once: each gives up by itself.
+    // All calls at once: each has its own time limit.
     let mut pending: Vec<u64> = CALLS
         .iter()
         .map(|(tool, arguments)| {
@@ -34,7 +34,7 @@ async fn the_registry_may_be_away_and_come_back() {
         .collect();
     let task = json!({"task": "review", "path": "/execute", "body": {}});
     pending.push(session.begin("tools/call", &json!({"name": "delegate_task", "arguments": task})));
-    // Whatever takes long keeps nothing else waiting.
+    // A slow call does not delay other messages.
     let ping = session.begin("ping", &json!({}));
     assert_eq!(session.receive()["id"], ping);
     while !pending.is_empty() {
@@ -52,7 +52,7 @@ async fn the_registry_may_be_away_and_come_back() {
     assert_eq!((status.code(), &*errors), (Some(0), ""));
 }
 
-/// Returns the reason that a search gives.
+/// Returns the error of a search on a registry with faults.
 async fn reason(fail: impl FnOnce(&MockRegistry)) -> String {
     let registry = MockRegistry::start().await;
     fail(&registry);
@@ -60,25 +60,25 @@ async fn reason(fail: impl FnOnce(&MockRegistry)) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_hangs_is_given_up() {
+async fn call_to_a_hanging_registry_times_out() {
     let reason = reason(|registry| registry.hang(EVERY)).await;
     assert!(reason.contains("did not answer within") && reason.contains("try again later"), "{reason}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_fails_is_quoted() {
+async fn error_of_the_registry_is_quoted() {
     let reason = reason(|registry| registry.fail_next(EVERY, 500)).await;
     assert!(reason.contains("500") && reason.contains("try again later"), "{reason}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_is_overloaded_says_when_to_come_back() {
+async fn overloaded_registry_says_when_to_retry() {
     let reason = reason(|registry| registry.fail_next(EVERY, 429)).await;
     assert!(reason.contains("429") && reason.contains("Try again in 1 s"), "{reason}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_token_is_a_matter_for_the_user() {
+async fn rejected_token_is_reported_to_the_user() {
     for status in [401, 403] {
         let reason = reason(|registry| registry.fail_next(EVERY, status)).await;
         assert!(reason.contains(&status.to_string()) && reason.contains("REGISTRY_TOKEN"), "{reason}");
@@ -86,7 +86,7 @@ async fn a_refused_token_is_a_matter_for_the_user() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn something_else_in_place_of_the_registry_is_told() {
+async fn server_that_is_not_a_registry_is_reported() {
     let reason = reason(|registry| registry.garbage_body(EVERY)).await;
     assert!(reason.contains("Tell the user to check the settings"), "{reason}");
 }

@@ -1,15 +1,15 @@
-//! The protocol itself: versions, messages that make no sense, and how the program ends.
+//! The protocol itself: versions, malformed messages, and the end of the program.
 
 use serde_json::{Value, json};
 
 use super::support::{Session, VERSION};
 use crate::support::program;
 
-/// Nobody answers there.
+/// No registry listens there.
 const NOWHERE: &str = "http://127.0.0.1:1";
 
 #[test]
-fn each_known_version_is_agreed_to() {
+fn every_known_version_is_accepted() {
     for version in ["2024-11-05", "2025-03-26", "2025-06-18", VERSION] {
         let mut session = Session::spawn(NOWHERE, &[]);
         let server = session.initialize(version);
@@ -23,7 +23,7 @@ fn each_known_version_is_agreed_to() {
 }
 
 #[test]
-fn an_unknown_version_gets_a_known_one() {
+fn unknown_version_is_answered_with_a_known_one() {
     for version in ["1999-01-01", "2099-01-01"] {
         let server = Session::spawn(NOWHERE, &[]).initialize(version);
         assert!(server["protocolVersion"].as_str().unwrap().starts_with("202"), "{server}");
@@ -32,7 +32,7 @@ fn an_unknown_version_gets_a_known_one() {
 }
 
 #[test]
-fn a_client_of_2026_needs_no_initialize() {
+fn client_of_2026_needs_no_initialize() {
     let mut session = Session::spawn(NOWHERE, &[]);
     let meta = json!({
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -47,13 +47,13 @@ fn a_client_of_2026_needs_no_initialize() {
 }
 
 #[test]
-fn what_makes_no_sense_ends_nothing_and_prints_nothing_else() {
+fn malformed_messages_do_not_end_the_session() {
     let mut session = Session::start(NOWHERE, &[]);
     for line in ["", "hello", "{", "[]", "42", "\u{1b}[31m", "{\"jsonrpc\": \"2.0\"}"] {
         session.send_line(line);
     }
     let id = session.begin("ping", &json!({}));
-    // Each line that comes is a message.
+    // Every line on standard output is a message.
     while session.receive()["id"] != id {}
     let unknown = session.request("resources/list", &json!({}));
     assert_eq!(unknown["error"]["code"], -32_601, "{unknown}");
@@ -65,7 +65,7 @@ fn what_makes_no_sense_ends_nothing_and_prints_nothing_else() {
 }
 
 #[test]
-fn closed_input_is_the_end() {
+fn program_ends_when_its_input_is_closed() {
     for session in [Session::spawn(NOWHERE, &[]), Session::start(NOWHERE, &["--allow-delegation"])] {
         let (status, errors) = session.close();
         assert_eq!((status.code(), &*errors), (Some(0), ""));
@@ -74,27 +74,27 @@ fn closed_input_is_the_end() {
 
 #[test]
 #[cfg(unix)]
-fn a_signal_ends_it_at_once() {
+fn signal_ends_the_program_at_once() {
     use std::os::unix::process::ExitStatusExt;
 
     let session = Session::start(NOWHERE, &[]);
     session.signal("TERM");
-    // Its input is still open.
+    // Standard input is still open.
     let (status, errors) = session.wait();
     assert_eq!((status.signal(), &*errors), (Some(15), ""));
 }
 
 #[test]
-fn a_client_that_begins_otherwise_is_told() {
+fn client_that_does_not_initialize_first_gets_an_error() {
     let mut session = Session::spawn(NOWHERE, &[]);
     session.send(&json!({"jsonrpc": "2.0", "method": "notifications/initialized"}));
     let (status, errors) = session.wait();
     assert_eq!(status.code(), Some(1));
-    assert!(errors.starts_with("registryctl: the MCP client did not begin with `initialize`"), "{errors}");
+    assert!(errors.starts_with("registryctl: the MCP client did not send `initialize` first"), "{errors}");
 }
 
 #[test]
-fn wrong_settings_are_told_on_standard_error() {
+fn invalid_settings_are_reported_on_standard_error() {
     for options in [&["mcp", "--registry-url", "127.0.0.1:8009"][..], &["mcp", "--allow"], &["mcp", "now"]] {
         let output = program().args(options).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{options:?}");
@@ -114,7 +114,7 @@ fn every_tool_is_described() {
         assert_eq!(tool["annotations"]["readOnlyHint"], true, "{tool}");
         assert_eq!(tool["annotations"]["openWorldHint"], false, "{tool}");
         assert_eq!(tool["outputSchema"]["type"], "object", "{tool}");
-        // JSON Schema does not know the formats of Rust's numbers, and some clients warn of each.
+        // JSON Schema does not define formats such as `uint32`, and some clients print a warning for each.
         assert!(!tool.to_string().contains(r#""format":""#), "{tool}");
         let arguments = tool["inputSchema"]["properties"].as_object().unwrap();
         assert!(arguments.values().all(|argument| is_text(&argument["description"])), "{tool}");

@@ -1,4 +1,4 @@
-//! An MCP client that checks every line, a registry, and agents that get tasks.
+//! An MCP client that checks every line, and agents that receive tasks.
 
 use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,14 +13,14 @@ pub(crate) use test_support::agent;
 
 use crate::support::registryctl;
 
-/// The newest version of the protocol that begins with `initialize`.
+/// Newest version of the protocol in which a session begins with `initialize`.
 pub(crate) const VERSION: &str = "2025-11-25";
 
 pub(crate) async fn register(url: &str, registration: &Registration) {
     RegistryClient::new(url).unwrap().register(registration).await.unwrap();
 }
 
-/// A running `registryctl mcp`, and the client's end of it.
+/// A running `registryctl mcp` and its client.
 pub(crate) struct Session {
     child: Process,
     input: Option<ChildStdin>,
@@ -29,7 +29,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Starts the program, without a message yet.
+    /// Starts the program without sending a message.
     pub(crate) fn spawn(url: &str, options: &[&str]) -> Self {
         let mut command = registryctl(url, &[&["mcp"], options].concat());
         let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -45,7 +45,7 @@ impl Session {
         session
     }
 
-    /// Returns what the server says of itself.
+    /// Sends `initialize`, and returns the result.
     pub(crate) fn initialize(&mut self, version: &str) -> Value {
         let client = json!({"name": "test", "version": "1"});
         let params = json!({"protocolVersion": version, "capabilities": {}, "clientInfo": client});
@@ -69,7 +69,7 @@ impl Session {
         self.last_id
     }
 
-    /// Reads one line, which has to be a message.
+    /// Reads one line, which must be a message.
     pub(crate) fn receive(&mut self) -> Value {
         let line = self.output.next().unwrap().unwrap();
         let message: Value = serde_json::from_str(&line).unwrap();
@@ -92,7 +92,7 @@ impl Session {
         self.request("tools/call", &json!({"name": tool, "arguments": arguments}))
     }
 
-    /// Calls a tool, and returns its structured result, which has to be its text, too.
+    /// Calls a tool, and returns its structured result, which must equal its text.
     pub(crate) fn result(&mut self, tool: &str, arguments: &Value) -> Value {
         let response = self.call(tool, arguments);
         let result = &response["result"];
@@ -102,7 +102,7 @@ impl Session {
         result["structuredContent"].clone()
     }
 
-    /// Calls a tool in vain, and returns the reason.
+    /// Calls a tool that must fail, and returns the error.
     pub(crate) fn failure(&mut self, tool: &str, arguments: &Value) -> String {
         let response = self.call(tool, arguments);
         assert_eq!(response["result"]["isError"], true, "{tool} {arguments}: {response}");
@@ -113,7 +113,7 @@ impl Session {
         self.child.signal(name);
     }
 
-    /// Waits for the end of the program. Returns how it ended, and what it wrote to standard error.
+    /// Waits until the program ends. Returns its exit status and standard error.
     pub(crate) fn wait(mut self) -> (ExitStatus, String) {
         for line in self.output.by_ref() {
             let line = line.unwrap();
@@ -124,39 +124,39 @@ impl Session {
         (self.child.wait().unwrap(), errors)
     }
 
-    /// Closes standard input, and waits for the end.
+    /// Closes standard input, and waits until the program ends.
     pub(crate) fn close(mut self) -> (ExitStatus, String) {
         drop(self.input.take());
         self.wait()
     }
 }
 
-/// How an agent answers a task.
+/// Response of an agent to a task.
 pub(crate) enum Reply {
-    /// With a status and a body.
+    /// A status and a complete body.
     Whole(u16, &'static str),
-    /// With the beginning of a body, and nothing after that.
+    /// The beginning of a body, then nothing.
     Part(&'static str),
-    /// Not at all.
+    /// No response.
     Nothing,
 }
 
-/// A task as it arrived at an agent.
+/// A task that an agent received.
 pub(crate) struct Task {
     pub(crate) head: String,
     pub(crate) body: Value,
-    /// Ends when the connection does.
+    /// Disconnected when the connection is closed.
     closed: Receiver<()>,
 }
 
 impl Task {
-    /// Waits until the other side has closed the connection.
+    /// Waits until the sender has closed the connection.
     pub(crate) fn wait_until_closed(&self) {
         assert!(self.closed.recv().is_err());
     }
 }
 
-/// Starts an agent that answers every task alike. Returns its URL and the tasks.
+/// Starts an agent that answers every task with the same response. Returns its URL and the tasks.
 pub(crate) fn start_agent(reply: Reply) -> (String, Receiver<Task>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -194,7 +194,7 @@ fn answer(mut connection: TcpStream, reply: &Reply, tasks: &Sender<Task>) {
         Reply::Part(body) => format!("HTTP/1.1 200 X\r\nContent-Length: 1000000\r\n\r\n{body}"),
         Reply::Nothing => String::new(),
     };
-    // The client may have gone.
+    // The client may have closed the connection.
     let _ = connection.write_all(text.as_bytes());
     if !matches!(reply, Reply::Whole(..)) {
         let _ = reader.read(&mut [0]);

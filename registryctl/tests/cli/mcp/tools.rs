@@ -1,4 +1,4 @@
-//! What the tools answer, on a real registry.
+//! Results of the tools on a real registry.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ fn ids(answer: &Value) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sentence_finds_agents() {
+async fn sentence_finds_agents() {
     let registry = start_server(|_| {}).await;
     let url = registry.url();
     let capability = Capability::new("release_notes")
@@ -66,7 +66,7 @@ async fn a_sentence_finds_agents() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_search_says_that_there_are_more() {
+async fn truncated_search_says_that_there_are_more_agents() {
     let registry = start_server(|_| {}).await;
     for number in 0..25 {
         register(&registry.url(), &agent(&format!("agent-{number:02}"), "code_review")).await;
@@ -79,7 +79,7 @@ async fn a_search_says_that_there_are_more() {
         assert!(note.contains("More agents"), "{note}");
         assert_eq!(note.contains("`limit`"), count < 20, "{note}");
     }
-    // All agents, each once.
+    // The pages have every agent exactly once.
     let mut all = BTreeSet::new();
     let mut arguments = json!({"limit": 10, "healthy": true});
     for count in [10, 10, 5] {
@@ -94,7 +94,7 @@ async fn a_search_says_that_there_are_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_agent_is_shown_whole() {
+async fn details_of_an_agent_are_shown() {
     let registry = start_server(|_| {}).await;
     let url = registry.url();
     let a = agent("a", "code_review").metadata("team", "platform");
@@ -128,9 +128,9 @@ async fn one_agent_is_shown_whole() {
     registry.shutdown().await;
 }
 
-/// A model pays for each word, and some clients cut long results anywhere.
+/// Every word takes up space in a model's context, and some clients truncate long results at an arbitrary position.
 #[tokio::test(flavor = "multi_thread")]
-async fn results_are_bounded_whatever_agents_register() {
+async fn results_are_bounded_in_size() {
     let registry = start_server(|_| {}).await;
     let url = registry.url();
     for number in 0..20 {

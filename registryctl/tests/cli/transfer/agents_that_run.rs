@@ -1,4 +1,4 @@
-//! A registry moves to another database, in both directions, and its agents go on meanwhile.
+//! Moving a registry to another database, in both directions, while its agents are running.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::support::{Database, agent, agents, client, eventually, export, import
 
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// A registry whose database is moved, at an address that stays.
+/// A registry that moves to another database and keeps its address.
 struct Move {
     address: SocketAddr,
     old: Server,
@@ -35,7 +35,7 @@ impl Move {
         client(&self.old.url())
     }
 
-    /// An agent of the SDK that sends heartbeats.
+    /// Starts an agent of the SDK that sends heartbeats.
     async fn running(&self, agent_id: &str) -> Agent {
         let agent = Agent::new(self.client(), agent(agent_id));
         agent.register().await.unwrap();
@@ -43,8 +43,8 @@ impl Move {
         agent
     }
 
-    /// Moves the agents, as the guide says: the new server takes the old one's address after the import. Returns it, and what
-    /// the import counted.
+    /// Moves the agents as the guide describes: the new server takes over the old one's address after the import. Returns the new
+    /// server and the counts of the import.
     async fn finish(self) -> (Server, Database, serde_json::Value) {
         let Self { address, old, to, .. } = self;
         let file = export(&old.url()).join("\n");
@@ -56,13 +56,13 @@ impl Move {
     }
 }
 
-/// Searches all the time at an address. Returns, once it is stopped, whether an agent was found.
+/// Searches at an address until stopped. Returns whether an agent was found.
 fn search_for(agent_id: &'static str, url: String, stop: Arc<AtomicBool>) -> JoinHandle<bool> {
     tokio::spawn(async move {
         let client = client(&url).with_retry(RetryPolicy::none());
         let mut was_found = false;
         while !stop.load(Ordering::Relaxed) {
-            // It may be away.
+            // The registry may be down.
             let found = client.search_capabilities(SearchQuery::new("work").limit(1_000)).await;
             was_found |= found.unwrap_or_default().iter().any(|one| one.agent_id == agent_id);
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -81,14 +81,14 @@ async fn registered_by_itself(server: &Server, agent: &Agent) {
     .await;
 }
 
-async fn agents_that_run_move(from: Database, to: Database) {
+async fn running_agents_move(from: Database, to: Database) {
     let registry = Move::begin(from, to).await;
     let (client, url) = (registry.client(), registry.old.url());
     let (active, busy, drained) =
         (registry.running("active").await, registry.running("busy").await, registry.running("drained").await);
     busy.update_status(AgentStatus::Busy).await.unwrap();
     client.set_maintenance("drained", &MaintenanceRequest::new("disk")).await.unwrap();
-    // Nobody runs behind it.
+    // No process runs this agent.
     client.register(&agent("silent").status(AgentStatus::Offline)).await.unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let searching = search_for("drained", url, stop.clone());
@@ -113,7 +113,7 @@ async fn agents_that_run_move(from: Database, to: Database) {
     server.shutdown().await;
 }
 
-/// The process that is exported has ended, and another one has started, before the import or after it.
+/// The exported process has ended, and another one starts, before or after the import.
 async fn restarted_agents_move(from: Database, to: Database) {
     let registry = Move::begin(from, to).await;
     let killed = [registry.running("before").await, registry.running("after").await];
@@ -122,7 +122,7 @@ async fn restarted_agents_move(from: Database, to: Database) {
     })
     .await;
     let client = registry.client();
-    // Without a last word: it was killed.
+    // A killed process does not say goodbye.
     drop(killed);
     let successor = |agent_id| Agent::new(client.clone().with_retry(RetryPolicy::none()), agent(agent_id));
     let started_before = successor("before");
@@ -138,7 +138,7 @@ async fn restarted_agents_move(from: Database, to: Database) {
     server.shutdown().await;
 }
 
-/// An agent that drains itself is given no work by the new registry, and its successor is.
+/// The new registry gives no work to a draining agent, but to its successor.
 async fn draining_agents_move(from: Database, to: Database) {
     let registry = Move::begin(from, to).await;
     let (client, url) = (registry.client(), registry.old.url());
@@ -148,13 +148,16 @@ async fn draining_agents_move(from: Database, to: Database) {
         let leaving = leaving.clone();
         async move { leaving.drain().await }
     });
-    eventually("it is out", async || client.get_agent("leaving").await.unwrap().maintenance.is_some()).await;
+    eventually("the agent is in maintenance", async || {
+        client.get_agent("leaving").await.unwrap().maintenance.is_some()
+    })
+    .await;
     let stop = Arc::new(AtomicBool::new(false));
     let searching = search_for("leaving", url, stop.clone());
     let (server, _database, counts) = registry.finish().await;
     assert_eq!(counts, json!({"imported": 1, "draining": 1}));
     registered_by_itself(&server, &other).await;
-    // Many heartbeats of the one are many of the other.
+    // Heartbeats of the other agent show that time passes.
     for _ in 0..5 {
         let heartbeat = client.get_agent("other").await.unwrap().last_heartbeat;
         eventually("heartbeats arrive", async || {
@@ -165,7 +168,7 @@ async fn draining_agents_move(from: Database, to: Database) {
     drop(task);
     draining.await.unwrap();
     stop.store(true, Ordering::Relaxed);
-    assert!(!searching.await.unwrap(), "it was found");
+    assert!(!searching.await.unwrap(), "the draining agent was found");
     let successor = Agent::new(client.clone(), agent("leaving"));
     successor.register().await.unwrap();
     assert_eq!(client.search_capabilities("work").await.unwrap().len(), 2);
@@ -175,7 +178,7 @@ async fn draining_agents_move(from: Database, to: Database) {
     server.shutdown().await;
 }
 
-/// Makes a test in both directions of every named `async fn(Database, Database)`.
+/// Makes a test for both directions of every named `async fn(Database, Database)`.
 macro_rules! in_both_directions {
     ($($name:ident),* $(,)?) => {
         mod sqlite_to_postgres {
@@ -193,4 +196,4 @@ macro_rules! in_both_directions {
     };
 }
 
-in_both_directions!(agents_that_run_move, draining_agents_move, restarted_agents_move);
+in_both_directions!(running_agents_move, draining_agents_move, restarted_agents_move);

@@ -1,4 +1,4 @@
-//! Agent cards, which are printed and come back byte for byte.
+//! Agent cards are printed, exported and imported byte for byte.
 
 use registry_sdk::contract::limits;
 use registry_sdk::testing::MockRegistry;
@@ -10,7 +10,7 @@ use super::support::{
     serve,
 };
 
-/// Cards in which every byte counts, since a signature may cover it.
+/// Cards with unusual formatting. A signature may cover every byte of a card.
 fn cards() -> Vec<String> {
     let long = format!("{{\"text\": \"{}\"}}", "\\\"".repeat(limits::CARD_BYTES / 2 - 7));
     assert!(long.len() <= limits::CARD_BYTES && long.len() > limits::CARD_BYTES - 8, "{}", long.len());
@@ -27,7 +27,7 @@ fn cards() -> Vec<String> {
 async fn come_back_byte_for_byte(from: Database, to: Database) {
     let (source, target) = (serve(&from).await, serve(&to).await);
     let (before, after) = (client(&source.url()), client(&target.url()));
-    // More than one page, and some without a card between.
+    // More than one page, with agents without a card in between.
     let cards = cards();
     let card_of = |number: usize| (!number.is_multiple_of(3)).then(|| &cards[number / 3 % cards.len()]);
     for number in 0..250 {
@@ -64,9 +64,9 @@ async fn cards_come_back_byte_for_byte_from_postgres_to_sqlite() {
     come_back_byte_for_byte(Database::postgres().await, Database::sqlite()).await;
 }
 
-/// The list and the cards are not read at one moment.
+/// The export reads the list before the cards.
 #[test]
-fn the_card_is_the_one_that_is_there_when_it_is_asked_for() {
+fn card_that_changes_after_the_list_is_the_new_one() {
     let url = scripted(|request, _| match request {
         "GET /agents/changed/card" => ("200 OK", r#"{"new":  1}"#.to_owned()),
         "GET /agents/gone/card" => ("404 Not Found", json!({"detail": "no card"}).to_string()),
@@ -74,7 +74,7 @@ fn the_card_is_the_one_that_is_there_when_it_is_asked_for() {
             let records = ["changed", "gone"].map(|id| line_with(id, json!({"card_digest": "old"})));
             ("200 OK", json!([records[0], records[1], line("without")]).to_string())
         }
-        // An agent without a card, too, is not asked for one.
+        // No request is made for an agent without a card.
         _ => ("500 Internal Server Error", String::new()),
     });
     let exported = agents(&export(&url));
@@ -84,7 +84,7 @@ fn the_card_is_the_one_that_is_there_when_it_is_asked_for() {
 }
 
 #[test]
-fn an_export_fails_if_a_card_cannot_be_read() {
+fn export_fails_if_a_card_cannot_be_read() {
     let url = scripted(|request, _| match request {
         list if list.starts_with("GET /agents?") => {
             ("200 OK", json!([line_with("a", json!({"card_digest": "x"}))]).to_string())
@@ -96,7 +96,7 @@ fn an_export_fails_if_a_card_cannot_be_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replace_takes_the_card_of_the_file() {
+async fn replace_uses_the_card_in_the_file() {
     let registry = MockRegistry::start().await;
     let client = registry.client();
     for id in ["a", "b", "c"] {
@@ -136,11 +136,11 @@ async fn printed_byte_for_byte(database: Database) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_card_is_printed_byte_for_byte_on_sqlite() {
+async fn card_is_printed_byte_for_byte_on_sqlite() {
     printed_byte_for_byte(Database::sqlite()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_card_is_printed_byte_for_byte_on_postgres() {
+async fn card_is_printed_byte_for_byte_on_postgres() {
     printed_byte_for_byte(Database::postgres().await).await;
 }

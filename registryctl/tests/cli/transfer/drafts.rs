@@ -1,4 +1,4 @@
-//! Files that an export leaves, also if it does not end well.
+//! Files that an export leaves behind, whether or not it succeeds.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -9,7 +9,7 @@ use test_support::send_signal;
 
 use super::support::{Ended, agent, agents, export, path, registryctl, run, text, writes};
 
-/// The names in a folder.
+/// Names of the files in a folder.
 fn names(folder: &tempfile::TempDir) -> Vec<String> {
     let entries = fs::read_dir(folder.path()).unwrap();
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -18,7 +18,7 @@ fn names(folder: &tempfile::TempDir) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_is_replaced_only_by_a_whole_export() {
+async fn file_is_only_replaced_by_a_complete_export() {
     let registry = MockRegistry::start().await;
     let folder = tempfile::tempdir().unwrap();
     let (file, name) = path(&folder, "agents.jsonl");
@@ -31,7 +31,7 @@ async fn a_file_is_replaced_only_by_a_whole_export() {
     let lines = export(&registry.url());
     assert_eq!(agents(&whole.lines().map(str::to_owned).collect::<Vec<_>>()), agents(&lines));
     assert_eq!(lines.len(), 452);
-    // The second page is not there: a client tries again, and then it gives up.
+    // The client retries the second page, then gives up.
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     symlink("agents.jsonl", &link).unwrap();
     registry.client().register(&agent("b")).await.unwrap();
@@ -43,7 +43,7 @@ async fn a_file_is_replaced_only_by_a_whole_export() {
         assert_eq!(names(&folder), ["agents.jsonl", "latest"]);
         registry.heal();
     }
-    // Readers of the last one are those of the next one, and a link stays one.
+    // The new file keeps the permissions of the old one, and a symbolic link remains a link.
     assert_eq!(run(&registry.url(), &["export", &link_name]).code, Some(0));
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 453);
@@ -55,12 +55,12 @@ async fn a_file_is_replaced_only_by_a_whole_export() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_export_that_is_not_written_whole_fails() {
+async fn incompletely_written_export_fails() {
     let registry = MockRegistry::start().await;
     for number in 0..450 {
         registry.client().register(&agent(&format!("a{number:03}"))).await.unwrap();
     }
-    // A device is written to, and not replaced.
+    // A device is written to directly, and not replaced.
     let Ended { code, reasons, .. } = run(&registry.url(), &["export", "/dev/full"]);
     assert!(code == Some(1) && reasons.contains("cannot write /dev/full: "), "{reasons}");
     assert_eq!(run(&registry.url(), &["export", "/dev/null"]).code, Some(0));
@@ -68,18 +68,18 @@ async fn an_export_that_is_not_written_whole_fails() {
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let output = registryctl(&registry.url(), &["export"]).stdout(full).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
-    // A reader that ends, such as a compressor on a full disk.
+    // A reader that closes the pipe, such as a compressor on a full disk.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut command = registryctl(&registry.url(), &["export", "-"]);
     let output = command.stdout(writer).stderr(Stdio::piped()).output().unwrap();
     let reasons = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{reasons}");
-    assert!(reasons.contains("the export is not complete"), "{reasons}");
+    assert!(reasons.contains("the export is incomplete"), "{reasons}");
     assert!(writes(&registry).iter().all(|(request, _)| request == "POST /register"));
 }
 
-/// An export that waits for the registry's answer, which does not come.
+/// Starts an export that waits for a response that never arrives.
 async fn waiting_export(registry: &MockRegistry, name: &str) -> Child {
     let is_list = |path: &str| path == "/agents";
     let lists = registry.request_log().0.iter().filter(|request| is_list(&request.path)).count();
@@ -90,7 +90,7 @@ async fn waiting_export(registry: &MockRegistry, name: &str) -> Child {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupted_export_leaves_no_draft() {
+async fn interrupted_export_leaves_no_draft() {
     let registry = MockRegistry::start().await;
     let folder = tempfile::tempdir().unwrap();
     let (file, name) = path(&folder, "agents.jsonl");
@@ -103,7 +103,7 @@ async fn an_interrupted_export_leaves_no_draft() {
         assert_eq!(names(&folder), ["agents.jsonl"], "{signal_name}");
         assert_eq!(fs::read_to_string(&file).unwrap(), "the last one");
     }
-    // Nobody can tidy up then. The next one does.
+    // A killed export cannot remove its draft. The next export does.
     let mut running = waiting_export(&registry, &name).await;
     running.kill().unwrap();
     running.wait().unwrap();
@@ -114,7 +114,7 @@ async fn an_interrupted_export_leaves_no_draft() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_exports_to_one_file_the_second_is_refused() {
+async fn second_concurrent_export_to_the_same_file_fails() {
     let registry = MockRegistry::start().await;
     let folder = tempfile::tempdir().unwrap();
     let (_, name) = path(&folder, "agents.jsonl");
@@ -126,9 +126,9 @@ async fn of_two_exports_to_one_file_the_second_is_refused() {
     assert_eq!(run(&registry.url(), &["export", &name]).code, Some(0));
 }
 
-/// Whoever may write to the folder must not choose another file that is overwritten.
+/// A user who can write to the folder must not be able to have another file overwritten.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_in_the_place_of_the_draft_is_not_followed() {
+async fn symbolic_link_in_place_of_the_draft_is_not_followed() {
     let registry = MockRegistry::start().await;
     let folder = tempfile::tempdir().unwrap();
     let (victim, _) = path(&folder, "victim");
@@ -141,11 +141,11 @@ async fn a_link_in_the_place_of_the_draft_is_not_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_is_written_through_whether_its_target_exists_or_not() {
+async fn symbolic_link_is_followed_whether_or_not_its_target_exists() {
     let registry = MockRegistry::start().await;
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("exports")).unwrap();
-    // A link to a link, as seen from its own folder.
+    // A relative link to another link.
     symlink("exports/latest", folder.path().join("latest")).unwrap();
     symlink("today.jsonl", folder.path().join("exports/latest")).unwrap();
     let (_, link) = path(&folder, "latest");

@@ -1,4 +1,4 @@
-//! Files that cannot be imported, of which nothing is sent, and those that can although they look different.
+//! Invalid files, of which nothing is sent, and valid files with unusual formatting.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::support::{Ended, agent, file_of, import, import_well, line, line_with, path, run};
 
-/// A file that is refused, and what is said of it.
+/// An invalid file and its expected errors.
 struct Wrong {
     file: String,
     expected: &'static [&'static str],
@@ -17,11 +17,11 @@ fn wrong(file: impl Into<String>, expected: &'static [&'static str]) -> Wrong {
     Wrong { file: file.into(), expected }
 }
 
-/// Whole files: what is missing of them, their first and their last lines.
+/// Files that are truncated, or have an invalid first or last line.
 fn wrong_files() -> Vec<Wrong> {
     let two = file_of(&[line("a"), line("b")]);
     vec![
-        // Cut off: between lines, within one, and after nothing.
+        // Truncated: between lines, within a line, and empty.
         wrong(
             two.replace("{\"agents_exported\":2}\n", ""),
             &["line 4: expected {\"agents_exported\"", "export again"],
@@ -32,16 +32,19 @@ fn wrong_files() -> Vec<Wrong> {
         ),
         wrong(two.replace("_exported\":2}\n", ""), &["line 4: must be a JSON object", "line 5: expected"]),
         wrong(two.lines().next().unwrap(), &["line 2: expected {\"agents_exported\""]),
-        wrong(two.replace("exported\":2", "exported\":3"), &["line 4: states 3 agents, but the file has 2"]),
-        wrong(two.repeat(2), &["line 5: must not be there"]),
-        // Something else.
+        wrong(
+            two.replace("exported\":2", "exported\":3"),
+            &["line 4: agents_exported is 3, but the file has 2 agents"],
+        ),
+        wrong(two.repeat(2), &["line 5: unexpected line"]),
+        // Not an export.
         wrong("", &["line 1: expected {\"agent_registry_export\":1,"]),
         wrong("\n\n", &["line 1: expected {\"agent_registry_export\":1,"]),
         wrong("{\n  \"title\": \"A book\"\n}\n", &["line 1: expected {\"agent_registry_export\":1,"]),
         wrong(line("a").to_string(), &["line 1: expected", "`registryctl register`"]),
         wrong(json!([line("a")]).to_string(), &["line 1: expected"]),
         wrong("agent_id,agent_name\na,A\n", &["line 1: expected"]),
-        // Arrays are no lines, although they have as many elements as a line has fields.
+        // Arrays are not lines, even if they have as many elements as a line has fields.
         wrong(
             two.replace("{\"agent_registry_export\":1}", "[1,\"2026-11-24T09:30:00Z\"]"),
             &["line 1: expected"],
@@ -50,10 +53,10 @@ fn wrong_files() -> Vec<Wrong> {
             two.replace("{\"agents_exported\":2}", "[2]"),
             &["line 4: must be a JSON object", "line 5: expected"],
         ),
-        // First lines that are nearly right, and last ones.
+        // Slightly wrong first and last lines.
         wrong(
             two.replace("export\":1", "export\":2,\"exported_at\":{}"),
-            &["line 1: written by a newer registryctl", "format 2", "use that one"],
+            &["line 1: the file has format 2", "use the newer version"],
         ),
         wrong(two.replace("export\":1", "export\":0"), &["line 1: agent_registry_export: must be 1"]),
         wrong(two.replace("export\":1", "export\":\"1\""), &["line 1: agent_registry_export: must be 1"]),
@@ -63,31 +66,31 @@ fn wrong_files() -> Vec<Wrong> {
         ),
         wrong(
             two.replace("exported\":2", "exported\":\"2\""),
-            &["line 4: agents_exported: must be a number"],
+            &["line 4: agents_exported: must be the number"],
         ),
     ]
 }
 
-/// Lines of agents.
+/// Invalid lines of agents.
 fn wrong_lines() -> Vec<Wrong> {
     let two = file_of(&[line("a"), line("b")]);
     let of = |line: Value| file_of(&[line]);
     vec![
-        // Fields that are there twice: readers of JSON differ in which one they take.
+        // Duplicate fields: JSON parsers differ in which value they use.
         wrong(
             two.replace("{\"agent_id\":\"b\"", "{\"agent_id\":\"c\",\"agent_id\":\"b\""),
-            &["line 3: agent_id: is there twice"],
+            &["line 3: agent_id: duplicate field"],
         ),
         wrong(
             two.replace("{\"agent_id\":\"b\"", "{\"healthy\":1,\"healthy\":1,\"agent_id\":\"b\""),
-            &["line 3: healthy: is there twice"],
+            &["line 3: healthy: duplicate field"],
         ),
         wrong(
             of(line_with("a", json!({"maintenance": {"reason": "x"}})))
                 .replace("{\"reason\":\"x\"}", "{\"reason\":\"x\",\"reason\":\"y\"}"),
-            &["line 2: maintenance.reason: is there twice"],
+            &["line 2: maintenance.reason: duplicate field"],
         ),
-        // Lines that are no agent, or out of their limits.
+        // Lines that are not an agent, or exceed a limit.
         wrong(of(json!([])), &["line 2: must be a JSON object"]),
         wrong(
             of(json!({})),
@@ -107,8 +110,8 @@ fn wrong_lines() -> Vec<Wrong> {
             of(line_with("a", json!({"more": "x".repeat(2_000_000)}))),
             &["line 2: is too long for an agent"],
         ),
-        wrong(file_of(&[line("a"), line("b"), line("a")]), &["line 4: agent_id: \"a\" is in line 2 already"]),
-        // Maintenances.
+        wrong(file_of(&[line("a"), line("b"), line("a")]), &["line 4: agent_id: \"a\" is already in line 2"]),
+        // Invalid maintenance.
         wrong(
             of(line_with("a", json!({"maintenance": "disk"}))),
             &["line 2: maintenance: must be an object"],
@@ -137,7 +140,7 @@ fn wrong_lines() -> Vec<Wrong> {
             )),
             &["line 2: agent_name: ", "line 2: maintenance.until: must be within the next 365 days"],
         ),
-        // Cards.
+        // Invalid cards.
         wrong(of(line_with("a", json!({"card": {"name": "A"}}))), &["line 2: card: must be a string"]),
         wrong(
             of(line_with("a", json!({"card": "{\"name\": "}))),
@@ -152,7 +155,7 @@ fn wrong_lines() -> Vec<Wrong> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_file_is_explained_and_nothing_is_sent() {
+async fn invalid_file_is_explained_and_nothing_is_sent() {
     let registry = MockRegistry::start().await;
     let folder = tempfile::tempdir().unwrap();
     let (file, name) = path(&folder, "agents.jsonl");
@@ -166,12 +169,12 @@ async fn a_wrong_file_is_explained_and_nothing_is_sent() {
             assert_eq!((code, &*said), (Some(1), ""), "{start}: {reasons}");
             assert!(
                 reasons.starts_with(&format!(
-                    "registryctl: {name} cannot be imported, and nothing was sent:\n  line "
+                    "registryctl: {name} cannot be imported, nothing was sent:\n  line "
                 )),
                 "{start}: {reasons}"
             );
             assert!(expected.iter().all(|part| reasons.contains(part)), "{start}: {reasons}");
-            // Of the file's lines, and not of the parts that this program reads on their own; no names of its types.
+            // Positions refer to the lines of the file, and the messages contain no names of internal types.
             for word in ["struct", "line 1 column", "MaintenanceLine", "u32", "RawValue"] {
                 assert!(!reasons.contains(word), "{start}: {reasons}");
             }
@@ -181,7 +184,7 @@ async fn a_wrong_file_is_explained_and_nothing_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_errors_the_first_are_shown() {
+async fn only_the_first_of_many_errors_are_shown() {
     let registry = MockRegistry::start().await;
     let lines: Vec<Value> =
         (0..30).map(|number| line_with(&format!("a{number}"), json!({"status": 1}))).collect();
@@ -192,7 +195,7 @@ async fn of_many_errors_the_first_are_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_cannot_be_read_is_named() {
+async fn unreadable_file_is_named() {
     let registry = MockRegistry::start().await;
     let folder = tempfile::tempdir().unwrap();
     let (_, missing) = path(&folder, "missing");
@@ -205,9 +208,9 @@ async fn a_file_that_cannot_be_read_is_named() {
     assert!(registry.request_log().0.is_empty());
 }
 
-/// Editors and other systems end lines in other ways.
+/// Some editors and systems use other line breaks.
 #[tokio::test(flavor = "multi_thread")]
-async fn other_ends_of_lines_and_empty_lines_are_taken() {
+async fn other_line_breaks_and_empty_lines_are_accepted() {
     let registry = MockRegistry::start().await;
     let file = format!("\n{}\n\n", file_of(&[line("a"), line("b")])).replace('\n', "\r\n");
     assert_eq!(import_well(&registry.url(), &file, &[]), json!({"imported": 2}));
@@ -215,21 +218,21 @@ async fn other_ends_of_lines_and_empty_lines_are_taken() {
     assert_eq!(import_well(&registry.url(), without_last_break.trim_end(), &[]), json!({"imported": 1}));
 }
 
-/// Some editors write one.
+/// Some editors write a byte order mark.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_byte_order_mark_is_skipped() {
+async fn byte_order_mark_is_skipped() {
     let registry = MockRegistry::start().await;
     let file = format!("\u{feff}{}", file_of(&[line("a")]));
     assert_eq!(import_well(&registry.url(), &file, &[]), json!({"imported": 1}));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn people_are_told_how_many() {
+async fn table_output_has_the_counts() {
     let registry = MockRegistry::start().await;
     let folder = tempfile::tempdir().unwrap();
     let (_, name) = path(&folder, "agents.jsonl");
     registry.client().register(&agent("a")).await.unwrap();
     let Ended { code, said, .. } = run(&registry.url(), &["export", &name, "--table"]);
-    assert_eq!((code, said), (Some(0), format!("1 agents are exported to {name}\n")));
+    assert_eq!((code, said), (Some(0), format!("exported 1 agent to {name}\n")));
     assert_eq!(run(&registry.url(), &["import", &name, "--table"]).said, "0 imported, 1 already there\n");
 }

@@ -1,4 +1,4 @@
-//! Imports that are refused or interrupted, and finish when they are run again.
+//! Imports that are denied, rejected or interrupted, and then run again.
 
 use std::fmt::Write as _;
 use std::process::Stdio;
@@ -18,7 +18,7 @@ use super::support::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_may_not_change_every_agent_is_refused_clearly() {
+async fn token_without_permission_for_every_agent_gets_a_clear_error() {
     let folder = tempfile::tempdir().unwrap();
     let (tokens_file, _) = path(&folder, "tokens.toml");
     let mut file = String::new();
@@ -40,11 +40,11 @@ async fn a_token_that_may_not_change_every_agent_is_refused_clearly() {
     let reader = RegistryClient::builder(&url).token(&*tokens[0]).build().unwrap();
     let maintenance = |id: &str| line_with(id, json!({"maintenance": {"reason": "disk"}}));
     let agents = file_of(&[maintenance("a-1"), line("a-2"), line("b-1"), maintenance("b-2")]);
-    let needed = "an import needs a token of scope \"admin\", or of scope \"agent\" with patterns that match every agent of the file";
+    let needed = "an import needs a token with scope \"admin\", or with scope \"agent\" and patterns that match every agent in the file";
     for (token, expected) in tokens.iter().zip([
-        Some("stopped in line 2, at the agent \"a-1\": 0 imported, 0 already there; "),
-        // Agents are sent at the same time.
-        Some("at the agent \"b-"),
+        Some("stopped at line 2, agent \"a-1\": 0 imported, 0 already there; "),
+        // Agents are sent concurrently.
+        Some("agent \"b-"),
         None,
         None,
     ]) {
@@ -59,7 +59,7 @@ async fn a_token_that_may_not_change_every_agent_is_refused_clearly() {
         let count = reader.get_stats().await.unwrap().total_agents;
         let imported = format!(": {count} imported, 0 already there; ");
         for part in
-            ["registryctl: stopped in line ", expected, &imported, "(403): the token \"token-", needed]
+            ["registryctl: stopped at line ", expected, &imported, "(403): the token \"token-", needed]
         {
             assert!(reasons.contains(part), "{reasons}");
         }
@@ -68,14 +68,14 @@ async fn a_token_that_may_not_change_every_agent_is_refused_clearly() {
     assert!(code == Some(1) && reasons.contains("(401)") && reasons.contains(needed), "{reasons}");
     let Ended { code, reasons, .. } = run(&url, &["export"]);
     assert!(code == Some(1) && reasons.contains("(401)"), "{reasons}");
-    // Whoever may read may export.
+    // An export only needs a token that can read.
     assert_eq!(run(&url, &["export", "--token", &tokens[0]]).said.lines().count(), 6);
     server.shutdown().await;
 }
 
-/// The token of most imports that are denied allows no change at all.
+/// Most denied imports have a token that cannot change anything.
 #[test]
-fn nothing_is_sent_after_the_first_agent_if_that_is_denied() {
+fn nothing_is_sent_after_a_denied_first_agent() {
     let (seen, requests) = mpsc::channel();
     let url = scripted(move |request, _| {
         seen.send(request.to_owned()).unwrap();
@@ -84,17 +84,17 @@ fn nothing_is_sent_after_the_first_agent_if_that_is_denied() {
     });
     let lines: Vec<Value> = (0..200).map(|number| line(&format!("a{number:03}"))).collect();
     let Ended { code, reasons, .. } = import(&url, &file_of(&lines), &[]);
-    assert!(code == Some(1) && reasons.contains("stopped in line 2, at the agent \"a000\": "), "{reasons}");
+    assert!(code == Some(1) && reasons.contains("stopped at line 2, agent \"a000\": "), "{reasons}");
     assert_eq!(requests.try_iter().collect::<Vec<_>>(), ["GET /agents/a000", "POST /register"]);
 }
 
-/// What was begun before is finished, and counted.
+/// Agents already being sent are finished and counted.
 #[test]
 fn no_agent_is_begun_after_one_is_denied() {
     let (seen, requests) = mpsc::channel();
     let mut is_denied = false;
     let url = scripted(move |request, body| {
-        // An agent that is asked for later could not be registered before.
+        // An agent whose record is read after the denial was not registered before it.
         seen.send((request.to_owned(), is_denied)).unwrap();
         if request.starts_with("GET ") {
             return ("404 Not Found", json!({"detail": "no such agent"}).to_string());
@@ -111,20 +111,23 @@ fn no_agent_is_begun_after_one_is_denied() {
     assert_eq!(reasons.lines().count(), 1, "{reasons}");
     let requests: Vec<_> = requests.try_iter().collect();
     let registered = requests.iter().filter(|(request, is_denied)| request == "POST /register" && !is_denied);
-    // The one that is denied first is among them.
+    // The agent that is denied first is among them.
     let count = registered.count() - 1;
     assert!(reasons.contains(&format!(": {count} imported, 0 already there; ")), "{count}: {reasons}");
 }
 
-/// An older registry may take less than the one of the export.
+/// An older registry may have stricter limits than the exported one.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_registry_refuses_is_named_and_keeps_no_other_agent_out() {
+async fn rejected_agents_are_named_and_do_not_stop_the_import() {
     let registry = MockRegistry::start().await;
     registry.refuse_registrations("base_url", "must be reachable from outside");
     let file = file_of(&[line("a"), line("b")]);
     let Ended { code, said, reasons } = import(&registry.url(), &file, &[]);
     assert_eq!((code, &*said), (Some(1), ""));
-    assert!(reasons.contains("0 imported, 0 already there, 2 refused; the registry refuses"), "{reasons}");
+    assert!(
+        reasons.contains("0 imported, 0 already there, 2 rejected; the registry rejected these agents"),
+        "{reasons}"
+    );
     assert!(
         reasons.contains("\n  line 2: ") && reasons.contains("must be reachable from outside"),
         "{reasons}"
@@ -150,7 +153,7 @@ async fn finishes_when_it_is_run_again(database: Database) {
     std::fs::write(&file, file_of(&lines)).unwrap();
     let direct = client(&server.url());
     let present = async || usize::try_from(direct.get_stats().await.unwrap().total_agents).unwrap();
-    // The second time, it is killed.
+    // The first import is cut off from the registry, the second one is killed.
     for (enough, is_killed) in [(200, false), (500, true)] {
         proxy.set(Fault::None);
         let mut command = registryctl(&url, &["import", &name]);
@@ -164,7 +167,7 @@ async fn finishes_when_it_is_run_again(database: Database) {
         proxy.set(Fault::Refuse);
         let Ended { code, reasons, .. } = running.wait_with_output().unwrap().into();
         assert_eq!(code, Some(4), "{reasons}");
-        for part in ["stopped in line ", "the same command goes on from there", "cannot be reached"] {
+        for part in ["stopped at line ", "run the same command again to continue", "cannot be reached"] {
             assert!(reasons.contains(part), "{reasons}");
         }
         assert!(present().await < lines.len(), "the fault came too late");
@@ -185,31 +188,31 @@ async fn finishes_when_it_is_run_again(database: Database) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupted_import_finishes_when_it_is_run_again_on_sqlite() {
+async fn interrupted_import_finishes_when_it_is_run_again_on_sqlite() {
     finishes_when_it_is_run_again(Database::sqlite()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupted_import_finishes_when_it_is_run_again_on_postgres() {
+async fn interrupted_import_finishes_when_it_is_run_again_on_postgres() {
     finishes_when_it_is_run_again(Database::postgres().await).await;
 }
 
-/// A registry that is restarted, or asks to be sent less, does not end an import.
+/// An import survives a restart of the registry and its rate limit.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_import_outlives_a_short_outage() {
+async fn import_survives_a_short_outage() {
     let registry = MockRegistry::start().await;
     registry.outage(Duration::from_secs(1));
     assert_eq!(import_well(&registry.url(), &file_of(&[line("a")]), &[]), json!({"imported": 1}));
     let lines: Vec<Value> = (0..200).map(|number| line(&format!("b{number}"))).collect();
     let (url, file) = (registry.url(), file_of(&lines));
     let importing = tokio::task::spawn_blocking(move || import_well(&url, &file, &[]));
-    // The first agent is sent alone, and the others share the refusals.
+    // The first agent is sent alone, and the rejections are spread over the others.
     registry.wait_until(|log| log.registrations("b0") > 0).await;
     registry.fail_next(40, 429);
     assert_eq!(importing.await.unwrap(), json!({"imported": 200}));
 }
 
-async fn each_of_two_at_once_counts_its_own(database: Database) {
+async fn concurrent_imports_count_their_own(database: Database) {
     let server = serve(&database).await;
     let lines: Vec<Value> = (0..300)
         .map(|number| {
@@ -239,11 +242,11 @@ async fn each_of_two_at_once_counts_its_own(database: Database) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_of_two_imports_at_once_counts_its_own_agents_on_sqlite() {
-    each_of_two_at_once_counts_its_own(Database::sqlite()).await;
+async fn concurrent_imports_count_their_own_agents_on_sqlite() {
+    concurrent_imports_count_their_own(Database::sqlite()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_of_two_imports_at_once_counts_its_own_agents_on_postgres() {
-    each_of_two_at_once_counts_its_own(Database::postgres().await).await;
+async fn concurrent_imports_count_their_own_agents_on_postgres() {
+    concurrent_imports_count_their_own(Database::postgres().await).await;
 }

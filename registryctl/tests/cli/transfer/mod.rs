@@ -1,4 +1,4 @@
-//! Export and import, as operators run them, on both databases and with agents that go on meanwhile.
+//! Export and import on both databases, also while agents are running.
 
 mod agents_that_run;
 mod cards;

@@ -1,4 +1,4 @@
-//! A registry of a later version: what this program does not know survives an export and an import.
+//! Registries of a later version: unknown fields survive an export and an import.
 
 use std::sync::mpsc;
 
@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::support::{Ended, agents, export, file_of, import, import_well, line_with, run, scripted};
 
-/// Answers every `GET /agents` with a text, each `GET` of one agent with 404, and hands on the bodies of registrations.
+/// Starts a registry that answers `GET /agents` with a fixed text and `GET` of one agent with 404. Returns its URL and the bodies of
+/// registrations.
 fn newer_registry(list: String) -> (String, mpsc::Receiver<Value>) {
     let (registered, registrations) = mpsc::channel();
     let url = scripted(move |request, body| {
@@ -44,9 +45,9 @@ fn unknown_fields_and_digits_survive_an_export_and_an_import() {
     assert_eq!(sent["capabilities"][0]["price"], json!({"euro": 0.1}));
 }
 
-/// A registry may write its answers over several lines.
+/// A registry may format its responses over several lines.
 #[test]
-fn an_agent_stays_on_one_line() {
+fn agent_is_exported_on_one_line() {
     let record = json!({"agent_id": "a", "agent_name": "A\nB", "base_url": "http://a:80", "status": "busy", "capabilities": []});
     let pretty = serde_json::to_string_pretty(&json!([record])).unwrap().replace('\n', "\r\n");
     let (url, _) = newer_registry(pretty);
@@ -56,7 +57,7 @@ fn an_agent_stays_on_one_line() {
 }
 
 #[test]
-fn an_answer_that_is_no_list_of_agents_fails_the_export() {
+fn export_fails_if_the_response_is_not_a_list_of_agents() {
     for list in
         ["<html></html>", "[{}]", "[1]", r#"[{"agent_id": 1}]"#, r#"[{"agent_id": "a", "maintenance": 1}]"#]
     {
@@ -67,9 +68,9 @@ fn an_answer_that_is_no_list_of_agents_fails_the_export() {
     }
 }
 
-/// The operation that sets a maintenance takes other fields than a record has.
+/// The request that sets a maintenance has other fields than the maintenance in a record.
 #[tokio::test(flavor = "multi_thread")]
-async fn unknown_fields_of_a_maintenance_are_kept_in_the_file_and_named_when_they_are_not_imported() {
+async fn unknown_fields_of_a_maintenance_are_exported_and_named_on_import() {
     let maintenance = json!({"reason": "disk", "since": "2026-01-01T00:00:00Z", "ticket": "OPS-1"});
     let record = line_with("a", json!({"maintenance": maintenance, "healthy": false}));
     let (url, _) = newer_registry(json!([record]).to_string());
@@ -78,6 +79,6 @@ async fn unknown_fields_of_a_maintenance_are_kept_in_the_file_and_named_when_the
     let registry = MockRegistry::start().await;
     let Ended { code, reasons, .. } = import(&registry.url(), &file_of(&[exported]), &[]);
     assert_eq!(code, Some(0), "{reasons}");
-    assert!(reasons.contains("line 2: this registryctl does not know maintenance.ticket"), "{reasons}");
+    assert!(reasons.contains("line 2: ignoring the unknown field maintenance.ticket"), "{reasons}");
     assert_eq!(registry.agent("a").unwrap().maintenance.unwrap().reason, "disk");
 }

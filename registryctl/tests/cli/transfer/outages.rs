@@ -1,11 +1,11 @@
-//! An export while the registry's database is away.
+//! Export while the registry's database is down.
 
 use registry_sdk::testing::{Fault, FaultProxy};
 
 use super::support::{Database, agent, client, eventually, run, serve};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_export_from_memory_says_so() {
+async fn export_from_memory_says_so() {
     let database = Database::postgres().await;
     let proxy = FaultProxy::start(database.address()).await;
     let server = serve(&database.at(proxy.address())).await;

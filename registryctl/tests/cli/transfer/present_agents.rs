@@ -1,4 +1,4 @@
-//! Agents that the registry has already, and maintenance.
+//! Import of agents that are already registered, and of maintenance.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,7 +17,7 @@ fn in_maintenance(agent_id: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn agents_that_are_there_are_left_alone() {
+async fn registered_agents_are_unchanged() {
     let registry = MockRegistry::start().await;
     registry.client().register(&agent("a").status(AgentStatus::Busy)).await.unwrap();
     let before = registry.agent("a");
@@ -28,7 +28,7 @@ async fn agents_that_are_there_are_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replace_makes_agents_what_the_file_says() {
+async fn replace_updates_registered_agents() {
     let registry = MockRegistry::start().await;
     let client = registry.client();
     for agent_id in ["a", "b", "c"] {
@@ -50,9 +50,9 @@ async fn replace_makes_agents_what_the_file_says() {
     }
 }
 
-/// Somebody has to decide: it may have been resumed here, or have registered before the import reached it.
+/// The operator has to decide: the agent may have been resumed, or have registered itself before the import.
 #[tokio::test(flavor = "multi_thread")]
-async fn agents_that_are_there_without_their_maintenance_are_named() {
+async fn registered_agents_without_their_maintenance_are_named() {
     let registry = MockRegistry::start().await;
     let client = registry.client();
     for agent_id in ["a", "b", "c"] {
@@ -62,14 +62,14 @@ async fn agents_that_are_there_without_their_maintenance_are_named() {
     let file = file_of(&[in_maintenance("a"), in_maintenance("b"), line("c")]);
     let Ended { code, reasons, .. } = import(&registry.url(), &file, &[]);
     assert_eq!(code, Some(0));
-    assert!(reasons.contains("1 that are already there are not in maintenance"), "{reasons}");
+    assert!(reasons.contains("1 agent already registered and not put into maintenance"), "{reasons}");
     assert!(reasons.ends_with(": a\n"), "{reasons}");
     assert_eq!(registry.agent("a").unwrap().maintenance, None);
     assert_eq!(registry.agent("b").unwrap().maintenance.unwrap().reason, "network");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_in_maintenance_is_given_work_at_no_moment() {
+async fn agent_in_maintenance_is_never_given_work() {
     let registry = MockRegistry::start().await;
     let until = in_an_hour();
     let statuses = ["active", "busy", "offline"];
@@ -95,9 +95,9 @@ async fn an_agent_in_maintenance_is_given_work_at_no_moment() {
     }
 }
 
-/// Somebody has to see to them.
+/// The operator has to look after them.
 #[tokio::test(flavor = "multi_thread")]
-async fn agents_that_were_draining_themselves_are_named() {
+async fn draining_agents_are_skipped_and_named() {
     let registry = MockRegistry::start().await;
     let own = json!({"maintenance": {"reason": "draining", "instance_id": "process"}});
     let lines: Vec<Value> = (0..25).map(|number| line_with(&format!("a{number:02}"), own.clone())).collect();
@@ -105,7 +105,7 @@ async fn agents_that_were_draining_themselves_are_named() {
     let Ended { code, reasons, .. } = import(&registry.url(), &few, &[]);
     assert_eq!(code, Some(0));
     assert!(
-        reasons.contains("2 were draining themselves and are left out") && reasons.ends_with(": a00, a01\n"),
+        reasons.contains("skipped 2 agents in the middle of a drain: ") && reasons.ends_with(": a00, a01\n"),
         "{reasons}"
     );
     let Ended { code, said, reasons } = import(&registry.url(), &file_of(&lines), &[]);
@@ -115,10 +115,10 @@ async fn agents_that_were_draining_themselves_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_maintenance_that_is_over_is_not_imported() {
+async fn maintenance_that_is_over_is_not_imported() {
     let registry = MockRegistry::start().await;
     let over = json!({"reason": "disk", "until": "2026-01-01T00:00:00Z"});
-    // It was the agent's own, perhaps: the process has drained, or was restarted.
+    // It may have been the agent's own: its process has drained, or was restarted.
     let own = json!({"reason": "draining", "until": "2026-01-01T00:00:00Z", "instance_id": "process"});
     let file =
         file_of(&[line_with("a", json!({"maintenance": over})), line_with("b", json!({"maintenance": own}))]);
@@ -130,7 +130,7 @@ async fn a_maintenance_that_is_over_is_not_imported() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_belongs_to_another_registry_is_not_sent() {
+async fn fields_of_another_registry_are_not_sent() {
     let registry = MockRegistry::start().await;
     let own = json!({
         "registered_at": "2026-01-01T00:00:00Z", "last_heartbeat": "2026-01-01T00:00:00Z", "revision": 7, "load": 0.5,

@@ -1,4 +1,4 @@
-//! What is exported and imported is the same afterwards.
+//! Agents are the same after an export and an import.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use tokio::task::JoinSet;
 
 use super::support::{Database, agents, client, export, import_well, serve};
 
-/// More than three pages of an export, and more than one of a list.
+/// More than three pages of an export, and more than one page of a list.
 const AGENTS: u32 = 3_100;
 
 /// Longer than a test takes.
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// An agent of its own kind for each number.
+/// Returns a different agent for each number.
 fn registration(number: u32) -> Registration {
     let mut agent = Registration::new(
         format!("agent-{number:04}"),
@@ -82,7 +82,7 @@ async fn fill(url: &str) {
     while registering.join_next().await.transpose().unwrap().is_some() {}
 }
 
-/// The lines of the agents without what may differ: when a maintenance ends, which is within the time that the import took.
+/// Returns the lines without the end of a maintenance, which moves by the time that the import took.
 fn comparable(lines: &[String]) -> Vec<String> {
     let mut agents = agents(lines);
     for agent in agents.values_mut() {
@@ -105,14 +105,14 @@ async fn comes_back_the_same(from: Database, to: Database) {
     assert!(exported[0].starts_with("{\"agent_registry_export\":1,\"exported_at\":\""), "{}", exported[0]);
     assert_eq!(exported[count + 1], format!("{{\"agents_exported\":{count}}}"));
     assert!(exported[1].starts_with("{\"agent_id\":\"agent-0000\","), "{}", exported[1]);
-    assert!(exported[1..=count].is_sorted(), "not by id");
+    assert!(exported[1..=count].is_sorted(), "not ordered by id");
     for (line, number) in exported[1..=count].iter().zip(0..) {
         check(&serde_json::from_str(line).unwrap(), number);
     }
     let file = exported.join("\n");
     assert_eq!(import_well(&target.url(), &file, &[]), json!({"imported": count}));
     assert_eq!(comparable(&export(&target.url())), comparable(&exported));
-    // Again, and nothing happens.
+    // A second import changes nothing.
     let revision = client(&target.url()).list_agents(registry_sdk::ListQuery::all()).await.unwrap();
     assert_eq!(import_well(&target.url(), &file, &[]), json!({"already_there": count}));
     assert_eq!(client(&target.url()).list_agents(registry_sdk::ListQuery::all()).await.unwrap(), revision);
@@ -120,7 +120,7 @@ async fn comes_back_the_same(from: Database, to: Database) {
     target.shutdown().await;
 }
 
-/// The line has all that the agent registered, and no more.
+/// Checks that a line has exactly what the agent registered.
 fn check(line: &Value, number: u32) {
     let mut expected = registration(number);
     (expected.instance_id, expected.instance_age) = (None, None);

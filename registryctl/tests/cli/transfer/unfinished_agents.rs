@@ -1,4 +1,4 @@
-//! Agents in maintenance, which are imported in several steps: those whose import was interrupted are finished, and no others.
+//! Interrupted imports of agents in maintenance, which take several requests: a second import finishes exactly those.
 
 use std::slice;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::support::{agent, client, eventually, file_of, import_well, line_with, scripted, writes};
 
-/// An agent with each status, in maintenance.
+/// Returns an agent in maintenance for each status.
 fn lines() -> Vec<Value> {
     AgentStatus::ALL
         .iter()
@@ -24,14 +24,14 @@ fn lines() -> Vec<Value> {
         .collect()
 }
 
-/// The writes of the import of one agent.
+/// Returns the writes that import one agent.
 async fn steps(line: &Value) -> Vec<(String, String)> {
     let registry = MockRegistry::start().await;
     assert_eq!(import_well(&registry.url(), &file_of(slice::from_ref(line)), &[]), json!({"imported": 1}));
     writes(&registry)
 }
 
-/// Makes writes again at another registry.
+/// Repeats writes at another registry.
 async fn repeat(client: &RegistryClient, steps: &[(String, String)]) {
     for (request, body) in steps {
         let body: Value = serde_json::from_str(body).unwrap();
@@ -48,7 +48,7 @@ async fn repeat(client: &RegistryClient, steps: &[(String, String)]) {
     }
 }
 
-/// However far it got.
+/// Interrupted after any number of writes.
 async fn finished(url: &str) {
     let client = client(url);
     for line in lines() {
@@ -67,7 +67,7 @@ async fn finished(url: &str) {
     }
 }
 
-/// An operator has brought an agent back since, or has set it offline.
+/// Since then, an operator has resumed the agent or set it offline.
 async fn left_alone_after_an_operators_change(url: &str) {
     let (client, file) = (client(url), file_of(&lines()));
     assert_eq!(import_well(url, &file, &[]), json!({"imported": 3}));
@@ -84,7 +84,7 @@ async fn left_alone_after_an_operators_change(url: &str) {
     }
 }
 
-/// The agent's own process registers while the import is interrupted, whatever its age is.
+/// The agent's own process, of any age, registers after the interruption.
 async fn owned_by_its_process(url: &str) {
     let client = client(url);
     let line = &lines()[0];
@@ -98,7 +98,7 @@ async fn owned_by_its_process(url: &str) {
             process.instance_age = age;
             let registered = client.register(&process).await.unwrap();
             assert_eq!(registered.instance_id.as_deref(), Some("process"), "{age:?} after {count}");
-            // What the interrupted import had set stays.
+            // The maintenance that the interrupted import has set remains.
             assert_eq!(registered.maintenance.is_some(), count > 1, "{age:?} after {count}");
             assert_eq!(import_well(url, &file, &[]), json!({"already_there": 1}), "{age:?} after {count}");
             let record = client.get_agent(id).await.unwrap();
@@ -109,7 +109,7 @@ async fn owned_by_its_process(url: &str) {
     }
 }
 
-/// Makes a test on both databases and the mock of every named `async fn(&str)`, which takes the registry's URL.
+/// Makes a test on both databases and on the mock of every named `async fn(&str)`, which takes the registry's URL.
 macro_rules! on_every_registry {
     ($($name:ident),* $(,)?) => {
         mod sqlite {
@@ -141,9 +141,9 @@ macro_rules! on_every_registry {
 
 on_every_registry!(finished, left_alone_after_an_operators_change, owned_by_its_process);
 
-/// The agent's own process registers between two requests of the import.
+/// The agent's own process registers between two requests of an import.
 #[test]
-fn an_agent_that_registers_during_its_import_is_left_alone() {
+fn agent_that_registers_during_its_import_is_unchanged() {
     let mut is_there = false;
     let url = scripted(move |request, body| {
         let record = line_with("a", json!({"instance_id": "process"})).to_string();
@@ -161,9 +161,9 @@ fn an_agent_that_registers_during_its_import_is_left_alone() {
     assert_eq!(import_well(&url, &file, &[]), json!({"already_there": 1}));
 }
 
-/// An agent that nobody runs falls silent after its import. It does not come to life again by another one.
+/// An imported agent without a process goes offline. A second import does not make it active again.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_fell_silent_since_is_left_alone() {
+async fn agent_that_went_offline_is_unchanged() {
     let registry = MockRegistry::builder().heartbeat_timeout(Duration::from_millis(100)).start().await;
     let file = file_of(&[line_with("a", json!({"maintenance": {"reason": "disk"}}))]);
     assert_eq!(import_well(&registry.url(), &file, &[]), json!({"imported": 1}));
