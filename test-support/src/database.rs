@@ -32,7 +32,7 @@ impl Database {
         Self { url, kept: Some(Arc::new(Kept::Folder(folder))) }
     }
 
-    /// Returns an SQLite database in a folder of the caller's, who removes it.
+    /// Returns an SQLite database in a folder that the caller removes.
     pub fn sqlite_in(folder: &Path) -> Self {
         Self { url: format!("sqlite://{}", folder.join("registry.db").display()), kept: None }
     }
@@ -130,7 +130,7 @@ impl Database {
             > 0
     }
 
-    /// Returns whether the database itself says that an agent missed its deadline.
+    /// Returns whether the database has recorded that an agent missed its deadline.
     pub async fn has_missed_deadline(&self, agent_id: &str) -> bool {
         self.value(format!("SELECT missed_deadline FROM agent_registry WHERE agent_id = '{agent_id}'")).await
     }
@@ -147,7 +147,7 @@ impl Drop for Kept {
         });
         let removed = removal.join();
         // A second panic would abort the process before it says what failed.
-        assert!(removed.is_ok() || std::thread::panicking(), "the database is not removed");
+        assert!(removed.is_ok() || std::thread::panicking(), "the database was not removed");
     }
 }
 

@@ -20,7 +20,7 @@ impl Process {
 
     /// Kills the process with SIGKILL, and waits until it is gone.
     pub fn kill(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

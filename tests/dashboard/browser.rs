@@ -1,4 +1,4 @@
-//! A browser, and what tests do with it.
+//! A browser, and operations on its page.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -8,18 +8,16 @@ use std::time::Duration;
 use fantoccini::wd::WindowHandle;
 use fantoccini::{Client, ClientBuilder, Locator};
 use serde_json::json;
+pub(crate) use test_support::LONG;
 
-/// Limit of everything that a test waits for. Only a defect takes so long, however busy the machine is.
-pub(crate) const LONG: Duration = Duration::from_secs(300);
-
-/// A name of this host that a browser does not take for it.
+/// A name of this host that a browser does not treat as local.
 pub(crate) const ANOTHER_HOST: &str = "registry.example";
 
-/// A browser of the test's own. It is gone when this is dropped.
+/// A browser. It is ended when this is dropped.
 pub(crate) struct Browser {
     client: Client,
     _driver: Driver,
-    /// For what the browser leaves.
+    /// Temporary files of the browser.
     _folder: tempfile::TempDir,
 }
 
@@ -27,13 +25,13 @@ struct Driver(Child);
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // The browser is of the same process group, and would go on by itself.
+        // The browser is in the same process group, and would keep running otherwise.
         let _ = Command::new("kill").args(["-s", "KILL", "--", &format!("-{}", self.0.id())]).status();
         let _ = self.0.wait();
     }
 }
 
-/// Starts a browser; `None` where there is none and none is required.
+/// Starts a browser. Returns `None` if none is installed and none is required.
 pub(crate) async fn browser() -> Option<Browser> {
     browser_with(json!({})).await
 }
@@ -66,10 +64,10 @@ async fn browser_with(emulation: serde_json::Value) -> Option<Browser> {
         .find_map(|line| {
             line.split_once("started successfully on port ")?.1.trim_end_matches('.').parse::<u16>().ok()
         })
-        .expect("chromedriver says its port");
-    // The rest is read to its end, so that chromedriver never waits for a full pipe.
+        .expect("chromedriver prints its port");
+    // The rest of the output is read, so that chromedriver never blocks on a full pipe.
     std::thread::spawn(move || lines.for_each(drop));
-    // A container's root has no sandbox, and little shared memory.
+    // Root in a container has no sandbox, and little shared memory.
     let args = [
         "--headless=new",
         "--no-sandbox",
@@ -96,7 +94,7 @@ async fn browser_with(emulation: serde_json::Value) -> Option<Browser> {
     Some(Browser { client, _driver: driver, _folder: folder })
 }
 
-/// The page that a browser shows.
+/// A page in a browser.
 pub(crate) struct Page<'a>(&'a Browser);
 
 impl<'a> Page<'a> {
@@ -109,12 +107,12 @@ impl<'a> Page<'a> {
         self.0.client.goto(url).await.unwrap();
     }
 
-    /// The tab that is driven.
+    /// Returns the current tab.
     pub(crate) async fn tab(&self) -> WindowHandle {
         self.0.client.window().await.unwrap()
     }
 
-    /// Opens another tab, which is driven from here on.
+    /// Opens another tab, which becomes the current one.
     pub(crate) async fn open_tab(&self, url: &str) -> WindowHandle {
         let tab = self.0.client.new_window(true).await.unwrap().handle;
         self.switch_to(&tab).await;
@@ -126,7 +124,7 @@ impl<'a> Page<'a> {
         self.0.client.switch_to_window(tab.clone()).await.unwrap();
     }
 
-    /// Closes the tab that is driven. Another has to be switched to.
+    /// Closes the current tab. The caller has to switch to another one.
     pub(crate) async fn close_tab(&self) {
         self.0.client.close_window().await.unwrap();
     }
@@ -145,7 +143,7 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// Waits until all that the page has loaded came from one place.
+    /// Waits until everything that the page has loaded is from one origin.
     pub(crate) async fn until_all_is_from(&self, origin: &str) {
         let resources = "performance.getEntriesByType('resource')";
         self.until(&format!("{resources}.every(one => one.name.startsWith('{origin}/'))")).await;

@@ -1,4 +1,4 @@
-//! What the page says of its connection, and what its tabs share.
+//! The connection status on the page, and the stream that its tabs share.
 
 use registry_sdk::testing::{Fault, FaultProxy};
 
@@ -7,12 +7,12 @@ use crate::{IDS, agent, start, tokens_file};
 
 const CONNECTION: &str = "document.getElementById('connection').textContent";
 
-/// As many as a browser keeps connections to a host, and two more.
+/// Two more than a browser keeps connections to a host.
 const TABS: usize = 8;
 
-/// The events stream and everything else hang: the server's process is stopped, or a network drops what it sends.
+/// The event stream and all requests hang, as if the server's process were suspended or the network dropped packets.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_hangs_is_not_called_live() {
+async fn hanging_server_is_not_shown_as_live() {
     let Some(browser) = browser().await else { return };
     let (server, client) = start(|_| {}).await;
     client.register(&agent("a", "work")).await.unwrap();
@@ -21,7 +21,7 @@ async fn a_server_that_hangs_is_not_called_live() {
     page.until(&format!("{CONNECTION} === 'live' && {IDS} === 'a'")).await;
 
     proxy.set(Fault::Hang);
-    // Counted in the page: on a busy machine its clock ticks more slowly as well.
+    // Measured in the page: on a busy machine its timers are late as well.
     page.run(
         "window.hungAt = new Date().toLocaleTimeString('en-GB');
          window.seconds = 0;
@@ -36,12 +36,12 @@ async fn a_server_that_hangs_is_not_called_live() {
         .await;
     page.until("window.seconds <= 20").await;
     page.until("document.getElementById('shown').textContent.startsWith('not searched: ')").await;
-    // What was known is still shown, and does not age.
+    // The known agents are still shown, and their times do not advance.
     page.until(&format!("{IDS} === 'a'")).await;
 
     client.register(&agent("b", "anything")).await.unwrap();
     proxy.set(Fault::None);
-    // What was searched in vain is searched again.
+    // The failed search is repeated.
     page.until(&format!("{CONNECTION} === 'live' && {IDS} === 'b'")).await;
     server.shutdown().await;
 }
@@ -65,7 +65,7 @@ async fn eight_tabs_are_live_on_one_stream() {
     all_show(&tabs, "a").await;
     until_streams_are(&server.url(), "", 1).await;
 
-    // The one that holds the stream is the first. Closed, and then each of those that take over.
+    // The first tab has the stream. It is closed, and then each tab that takes over.
     let mut ids = "a".to_owned();
     for next in ["b", "c", "d"] {
         page.switch_to(&tabs[0]).await;
@@ -80,7 +80,7 @@ async fn eight_tabs_are_live_on_one_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_is_shared_only_by_tabs_with_the_same_token() {
+async fn stream_is_only_shared_by_tabs_with_the_same_token() {
     let Some(browser) = browser().await else { return };
     let folder = tempfile::tempdir().unwrap();
     let (file, [one, other]) = tokens_file(folder.path());
@@ -107,9 +107,9 @@ async fn a_stream_is_shared_only_by_tabs_with_the_same_token() {
     server.shutdown().await;
 }
 
-/// Browsers have no locks at plain HTTP from another host.
+/// Browsers do not offer the Web Locks API on plain HTTP from another host.
 #[tokio::test(flavor = "multi_thread")]
-async fn tabs_without_locks_are_live_on_streams_of_their_own() {
+async fn tabs_without_web_locks_have_streams_of_their_own() {
     let Some(browser) = browser().await else { return };
     let (server, client) = start(|config| config.allowed_hosts = vec![ANOTHER_HOST.to_owned()]).await;
     let url = format!("http://{ANOTHER_HOST}:{}/", server.local_addr().port());
@@ -125,7 +125,7 @@ async fn tabs_without_locks_are_live_on_streams_of_their_own() {
     server.shutdown().await;
 }
 
-/// Waits until the server has so many event streams.
+/// Waits until the server has this number of event streams.
 async fn until_streams_are(url: &str, token: &str, count: usize) {
     let line = format!("\nagent_registry_watchers {count}\n");
     let asked = reqwest::Client::new().get(format!("{url}/metrics")).bearer_auth(token);

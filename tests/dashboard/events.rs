@@ -1,4 +1,4 @@
-//! The list of events: what happened before the page was opened, and whose token did it.
+//! The list of events: events from before the page was opened, and the names of tokens.
 
 use registry_sdk::RegistryClient;
 use registry_sdk::contract::AgentStatus;
@@ -11,7 +11,7 @@ use crate::{IDS, agent, start};
 const EVENTS: &str = "[...document.querySelectorAll('#events li')].map(item =>
     [...item.children].slice(1).map(part => part.textContent).join(' ')).join()";
 
-/// Their times: `true` for a time of day.
+/// The times of the events: `true` for a time of day.
 const TIMES: &str = "[...document.querySelectorAll('#events li')].map(item =>
     /^\\d\\d:\\d\\d:\\d\\d$/.test(item.firstChild.textContent) ||
     (item.firstChild.textContent === 'earlier' ? false : item.firstChild.textContent)).join()";
@@ -29,16 +29,16 @@ async fn with_a_past(change: impl FnOnce(&mut registry_server::Config)) -> (Serv
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_happened_before_the_page_was_opened_is_shown() {
+async fn events_from_before_the_page_was_opened_are_shown() {
     let Some(browser) = browser().await else { return };
     let (server, client) = with_a_past(|_| {}).await;
     let page = Page::open(&browser, &server.url()).await;
     page.until(&format!("{EVENTS} === '{PAST}'")).await;
-    // A registration says when it was. Nothing else does.
+    // Only registrations have a time.
     page.until(&format!("{TIMES} === 'false,false,true,true'")).await;
     let registered_at = client.get_agent("b").await.unwrap().registered_at.unwrap();
     page.until(&format!("document.querySelector('#events time').dateTime === '{registered_at}'")).await;
-    // What was removed does not come back, and what changed later stays so.
+    // Removed agents do not reappear, and later changes are kept.
     page.until(&format!("{IDS} === 'b' && document.querySelector('#rows .status').textContent === 'busy'"))
         .await;
     page.until("!document.getElementById('no-events').checkVisibility()").await;
@@ -52,7 +52,7 @@ async fn what_happened_before_the_page_was_opened_is_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_tab_has_the_past_and_the_times_that_the_first_one_knows() {
+async fn second_tab_gets_past_events_and_their_times_from_the_first() {
     let Some(browser) = browser().await else { return };
     let (server, client) = with_a_past(|_| {}).await;
     let page = Page::open(&browser, &server.url()).await;
@@ -67,7 +67,7 @@ async fn another_tab_has_the_past_and_the_times_that_the_first_one_knows() {
     client.register(&agent("c", "work")).await.unwrap();
     let all = format!("registered c active,status changed b active,{PAST}");
     page.until(&format!("{EVENTS} === '{all}' && {IDS} === 'b,c'")).await;
-    // A third tab asks all others, and one of them takes the first one's place.
+    // A third tab asks all others, after one of them took over from the first tab.
     let second = page.tab().await;
     page.open_tab(&server.url()).await;
     page.until(&format!("{EVENTS} === '{all}'")).await;
@@ -80,9 +80,9 @@ async fn another_tab_has_the_past_and_the_times_that_the_first_one_knows() {
     server.shutdown().await;
 }
 
-/// Browsers have no locks at plain HTTP from another host.
+/// Browsers do not offer the Web Locks API on plain HTTP from another host.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tab_without_locks_has_the_past_as_well() {
+async fn tab_without_web_locks_shows_past_events() {
     let Some(browser) = browser().await else { return };
     let (server, _) = with_a_past(|config| config.allowed_hosts = vec![ANOTHER_HOST.to_owned()]).await;
     let url = format!("http://{ANOTHER_HOST}:{}/", server.local_addr().port());
@@ -94,7 +94,7 @@ async fn a_tab_without_locks_has_the_past_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_missed_during_a_lost_connection_has_no_time() {
+async fn events_missed_while_disconnected_have_no_time() {
     let Some(browser) = browser().await else { return };
     let (server, client) = with_a_past(|_| {}).await;
     let proxy = registry_sdk::testing::FaultProxy::start(server.local_addr().to_string()).await;
@@ -110,9 +110,9 @@ async fn what_was_missed_during_a_lost_connection_has_no_time() {
     server.shutdown().await;
 }
 
-/// The records of this server do not say it yet: the page is told by a script.
+/// A script sends the events to the page.
 #[tokio::test(flavor = "multi_thread")]
-async fn whose_token_changed_an_agent_is_shown_as_text() {
+async fn token_names_are_shown_as_text() {
     let Some(browser) = browser().await else { return };
     let (server, client) = start(|_| {}).await;
     let page = Page::open(&browser, &server.url()).await;

@@ -1,6 +1,6 @@
 //! The dashboard in a real browser: Chromium, driven through chromedriver.
 //!
-//! Where chromedriver is not installed these tests say so and pass, unless `REQUIRE_BROWSER` is set.
+//! If chromedriver is not installed, these tests print a message and pass, unless `REQUIRE_BROWSER` is set.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -44,7 +44,7 @@ fn agent(id: &str, capability: &str) -> Registration {
         .capability(Capability::new(capability))
 }
 
-/// Writes a file of two tokens, and gives them.
+/// Writes a tokens file, and returns its two tokens.
 fn tokens_file(folder: &Path) -> (PathBuf, [String; 2]) {
     let file = folder.join("tokens.toml");
     let [one, other] = [NewToken::generate().unwrap(), NewToken::generate().unwrap()];
@@ -55,10 +55,10 @@ fn tokens_file(folder: &Path) -> (PathBuf, [String; 2]) {
     (file, [one.token, other.token])
 }
 
-/// The ids in the table, as they are shown.
+/// The ids in the table, in order.
 const IDS: &str = "[...document.querySelectorAll('#rows tr')].map(row => row.cells[0].textContent).join()";
 
-/// What the page of an agent says of something.
+/// Returns an expression for a fact on an agent's page.
 fn fact(name: &str) -> String {
     format!(
         "[...document.querySelectorAll('#facts dt')].find(dt => dt.textContent === '{name}').nextSibling.textContent"
@@ -66,7 +66,7 @@ fn fact(name: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_happens_is_shown_as_it_happens() {
+async fn changes_are_shown_as_they_happen() {
     let Some(browser) = browser().await else { return };
     let (server, client) = start(|_| {}).await;
     let page = Page::open(&browser, &server.url()).await;
@@ -83,13 +83,13 @@ async fn what_happens_is_shown_as_it_happens() {
     client.deregister("a").await.unwrap();
     page.until(&format!("{IDS} === 'b'")).await;
     page.until("document.getElementById('events').textContent.includes('deregistered')").await;
-    // Nothing of all this came from anywhere else.
+    // The page loads nothing from other origins.
     page.until_all_is_from(&server.url()).await;
     server.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_of_the_server_is_survived() {
+async fn page_survives_a_restart_of_the_server() {
     let Some(browser) = browser().await else { return };
     let folder = tempfile::tempdir().unwrap();
     let on_file = |listen: SocketAddr| {
@@ -101,7 +101,7 @@ async fn a_restart_of_the_server_is_survived() {
     let page = Page::open(&browser, &server.url()).await;
     client.register(&agent("a", "work")).await.unwrap();
     page.until(&format!("{IDS} === 'a'")).await;
-    // The last that the page hears of it is that it is about to stop.
+    // The last event announces the shutdown.
     server.shutdown().await;
     let (server, client) = on_file(address).await;
     client.register(&agent("b", "work")).await.unwrap();
@@ -129,18 +129,18 @@ async fn agents_are_searched_filtered_sorted_and_paged() {
     page.until("document.querySelectorAll('#rows tr').length === 20").await;
     page.until("document.getElementById('page').textContent === 'page 2 of 2'").await;
 
-    // By the registry's own search, active before busy.
+    // The registry's own search ranks active agents before busy ones.
     page.type_into("search", "security scan").await;
     page.until(&format!("{IDS} === 'a087,a007,a047'")).await;
     page.until("document.getElementById('shown').textContent.includes('with every word')").await;
-    // A sentence, of which no agent has every word.
+    // A sentence: no agent has all of its words.
     page.type_into("search", "Who scans for security holes?").await;
     page.until("document.getElementById('shown').textContent.startsWith('No agent has every word')").await;
     page.until(&format!("{IDS} === 'a087,a007,a047'")).await;
     page.choose("status", "busy").await;
     page.until(&format!("{IDS} === 'a047'")).await;
     page.choose("status", "any").await;
-    // By its filters as well, of a search and of the list.
+    // Filters apply to searches and to the list.
     page.type_into("tags", "t27").await;
     page.until(&format!("{IDS} === 'a087'")).await;
     page.run("document.querySelector('[data-sort=agent_id]').click()").await;
@@ -164,7 +164,7 @@ async fn agents_are_searched_filtered_sorted_and_paged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_in_maintenance_is_shown_with_the_reason() {
+async fn agent_in_maintenance_is_shown_with_the_reason() {
     let Some(browser) = browser().await else { return };
     let (server, client) = start(|_| {}).await;
     client.register(&agent("a", "work")).await.unwrap();
@@ -203,7 +203,7 @@ async fn an_agent_in_maintenance_is_shown_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_probes_found_is_shown() {
+async fn probe_results_are_shown() {
     let Some(browser) = browser().await else { return };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -233,7 +233,7 @@ async fn what_probes_found_is_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agents_page_ticks() {
+async fn times_on_an_agents_page_advance() {
     let Some(browser) = browser().await else { return };
     let (server, client) = start(|_| {}).await;
     let described = Capability::new("code_generation").description("Writes features").tag("python");
@@ -249,7 +249,7 @@ async fn an_agents_page_ticks() {
     let silence = format!("parseInt({})", fact("Last heartbeat"));
     page.until(&format!("{silence} >= 2")).await;
     client.heartbeat_with("a", &Heartbeat::default().load(0.5).active_tasks(2)).await.unwrap();
-    // It grows until the page hears of the heartbeat.
+    // The time grows until the page receives the heartbeat.
     page.until(&format!("{silence} < window.silence || (window.silence = {silence}, false)")).await;
     page.until("document.getElementById('facts').textContent.includes('50 %, 2 tasks')").await;
     client.deregister("a").await.unwrap();
@@ -259,7 +259,7 @@ async fn an_agents_page_ticks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_agents_say_is_text_and_never_markup() {
+async fn text_of_agents_is_never_markup() {
     let Some(browser) = browser().await else { return };
     let (server, client) = start(|_| {}).await;
     let evil = "<img src=x onerror=\"window.harmed = 1\"><script>window.harmed = 1</script>";
@@ -278,7 +278,7 @@ async fn what_agents_say_is_text_and_never_markup() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_a_token_is_asked_for_the_page_asks_for_it() {
+async fn page_asks_for_a_token_if_one_is_required() {
     let Some(browser) = browser().await else { return };
     let folder = tempfile::tempdir().unwrap();
     let (file, [token, _]) = tokens_file(folder.path());
@@ -291,7 +291,7 @@ async fn where_a_token_is_asked_for_the_page_asks_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_api_is_browsed_without_the_outside() {
+async fn api_page_loads_nothing_from_other_origins() {
     let Some(browser) = browser().await else { return };
     let (server, _) = start(|_| {}).await;
     let page = Page::open(&browser, &format!("{}/docs/", server.url())).await;
@@ -301,7 +301,7 @@ async fn the_api_is_browsed_without_the_outside() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_of_it_works_below_a_path() {
+async fn pages_work_below_a_path() {
     let Some(browser) = browser().await else { return };
     let (server, client) = start(|_| {}).await;
     let proxy = PathProxy::start(server.url()).await;
@@ -320,7 +320,7 @@ async fn all_of_it_works_below_a_path() {
     page.until("document.getElementById('facts').textContent.includes('http://b:8000')").await;
     page.until_all_is_from(&url).await;
 
-    // The API's page, and a request from it.
+    // The API page, and a request from it.
     page.go(&format!("{url}/docs#/discovery/get_stats")).await;
     page.until("document.body.innerText.includes('/capabilities/search')").await;
     for button in [".opblock.is-open .try-out__btn", ".opblock.is-open .execute"] {
@@ -336,9 +336,9 @@ async fn all_of_it_works_below_a_path() {
     server.shutdown().await;
 }
 
-/// Most proxies pass on such a request, and the files of the page are not beside it.
+/// Most proxies forward such a request, and relative URLs would point to the wrong folder.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_without_a_slash_at_its_end_leads_to_the_page() {
+async fn path_without_a_trailing_slash_redirects_to_the_page() {
     let Some(browser) = browser().await else { return };
     let (server, client) = start(|_| {}).await;
     client.register(&agent("a", "review")).await.unwrap();

@@ -1,4 +1,4 @@
-//! What agents and people enter, and that the page stays usable: by keyboard, and on a phone.
+//! Unusual input from agents and people. The page stays usable with a keyboard and on a phone.
 
 use registry_sdk::RegistryClient;
 use registry_sdk::contract::{Capability, Heartbeat, MaintenanceRequest, Registration};
@@ -9,7 +9,7 @@ use crate::{IDS, agent, fact, start, tokens_file};
 const WHY: &str = "document.getElementById('sign-in-why').textContent";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn long_and_reversed_names_fit_a_phone_and_reverse_nothing_else() {
+async fn long_and_right_to_left_names_fit_on_a_phone() {
     let Some(browser) = phone().await else { return };
     let (server, client) = start(|_| {}).await;
     let wide = "\u{ff37}".repeat(128);
@@ -37,7 +37,7 @@ async fn long_and_reversed_names_fit_a_phone_and_reverse_nothing_else() {
         page.until(&format!("{}.startsWith('http')", fact("Works at"))).await;
         page.until(fits).await;
     }
-    // What an agent calls itself has a direction of its own, which ends with it.
+    // The text direction of a name does not extend beyond the name.
     page.go(&format!("{}/#/agents/reversed", server.url())).await;
     page.until("document.querySelector('#agent-title > bdi')?.nextSibling.textContent === ' (reversed)'")
         .await;
@@ -45,7 +45,7 @@ async fn long_and_reversed_names_fit_a_phone_and_reverse_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_has_the_focus_keeps_it_while_the_page_changes() {
+async fn focus_is_kept_while_the_page_changes() {
     let Some(browser) = browser().await else { return };
     let (server, client) = start(|_| {}).await;
     for id in ["b", "d"] {
@@ -70,7 +70,7 @@ async fn what_has_the_focus_keeps_it_while_the_page_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_agents_page_never_shows_the_one_before() {
+async fn page_of_an_agent_never_shows_the_previous_agent() {
     let Some(browser) = browser().await else { return };
     let (server, client) = start(|_| {}).await;
     for id in ["a", "b"] {
@@ -82,7 +82,7 @@ async fn another_agents_page_never_shows_the_one_before() {
     page.until(&format!("{}.startsWith('in ')", fact("Deadline"))).await;
     server.shutdown().await;
     page.until("document.getElementById('connection').textContent.startsWith('connection lost')").await;
-    // What the list said is known of it, and nothing of the other's heartbeats.
+    // The page shows the agent's data from the list, and no heartbeats of the other agent.
     page.run("location.hash = '#/agents/b'").await;
     page.until("document.getElementById('agent-title').textContent === 'Agent b (b)'").await;
     page.until("document.getElementById('facts').textContent.includes('http://b:8000')").await;
@@ -90,13 +90,13 @@ async fn another_agents_page_never_shows_the_one_before() {
     page.run("location.hash = '#/agents/c'").await;
     page.until("document.getElementById('agent-title').textContent === 'c'").await;
     page.until("!document.getElementById('facts').checkVisibility()").await;
-    // No id at all.
+    // An invalid id.
     page.run("location.hash = '#/agents/%'").await;
     page.until(&format!("{IDS} === 'a,b' && document.getElementById('overview').checkVisibility()")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_is_wrong_or_revoked_is_called_so() {
+async fn wrong_and_revoked_tokens_are_reported() {
     let Some(browser) = browser().await else { return };
     let folder = tempfile::tempdir().unwrap();
     let (file, [token, _]) = tokens_file(folder.path());
@@ -111,7 +111,7 @@ async fn a_token_that_is_wrong_or_revoked_is_called_so() {
     page.sign_in(&token).await;
     page.until(&format!("{IDS} === 'a' && !document.getElementById('sign-in').checkVisibility()")).await;
 
-    // The server reads the file again a few seconds after it has changed.
+    // The server reloads the file a few seconds after a change.
     tokens_file(folder.path());
     page.until(&format!("{WHY}.startsWith('The registry refused the token')")).await;
     let connection = "document.getElementById('connection').textContent";

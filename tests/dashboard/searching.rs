@@ -1,4 +1,4 @@
-//! What a search shows, and that it stays true.
+//! Search results, and their updates.
 
 use std::net::SocketAddr;
 
@@ -19,7 +19,7 @@ fn set(id: &str, text: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_search_shows_what_was_found_and_how_well() {
+async fn search_shows_matches_with_their_scores() {
     let Some(browser) = browser().await else { return };
     let (server, client) = start(|_| {}).await;
     let scan =
@@ -54,7 +54,7 @@ async fn a_search_shows_what_was_found_and_how_well() {
     page.until(&format!("{SHOWN} === 'No agent is found for “xylophone”.' && {IDS} === ''")).await;
     page.until(&format!("{NONE} === 'No agent passes the search and the filters.'")).await;
 
-    // A search cannot be made of this, and what was shown stays.
+    // This is not a valid search, and the previous results stay.
     page.run(&set("search", "!?")).await;
     page.until(&format!("{SHOWN} === 'not searched: type at least one letter or digit'")).await;
     page.run(&set("search", "")).await;
@@ -74,7 +74,7 @@ async fn a_search_shows_what_was_found_and_how_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_search_that_is_shown_follows_what_is_registered() {
+async fn shown_search_is_updated_when_agents_register() {
     let Some(browser) = browser().await else { return };
     let (server, client) = start(|_| {}).await;
     client.register(&agent("a", "review")).await.unwrap();
@@ -95,7 +95,7 @@ async fn a_search_that_is_shown_follows_what_is_registered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_search_that_is_shown_outlives_a_restart_of_the_server() {
+async fn shown_search_survives_a_restart_of_the_server() {
     let Some(browser) = browser().await else { return };
     let start_at = |listen: SocketAddr| start(move |config| config.listen = listen.into());
     let (server, client) = start_at(([127, 0, 0, 1], 0).into()).await;
@@ -107,7 +107,7 @@ async fn a_search_that_is_shown_outlives_a_restart_of_the_server() {
     page.until(&format!("{SHOWN}.includes('with every word')")).await;
     server.shutdown().await;
     page.until("document.getElementById('connection').textContent.startsWith('connection lost')").await;
-    // The new one has forgotten everything.
+    // The new server has no agents.
     let (server, client) = start_at(address).await;
     for (id, capability) in [("b", "review"), ("c", "work")] {
         client.register(&agent(id, capability)).await.unwrap();

@@ -13,23 +13,23 @@ use crate::support::{
 
 on_every_registry!(
     heartbeats_keep_an_agent_alive,
-    a_forgotten_agent_registers_again_with_its_latest_capabilities,
-    a_shut_down_agent_is_offline_and_stays_so,
-    a_dropped_agent_falls_silent,
-    a_bad_registration_is_an_error_at_once,
-    the_newest_process_with_an_id_wins,
-    a_process_that_does_not_say_which_it_is_may_still_speak,
+    forgotten_agent_registers_again_with_its_latest_capabilities,
+    agent_stays_offline_after_shutdown,
+    dropped_agent_stops_sending_heartbeats,
+    invalid_registration_is_not_retried,
+    newest_process_with_an_id_wins,
+    process_without_an_instance_id_is_accepted,
 );
 
-/// What takes a database, or a restart.
+/// Tests that need a database or a restart.
 mod lasting {
     use super::*;
 
     on_both_databases!(
-        an_agent_outlives_its_registry,
-        an_agent_outlives_every_fault_between_it_and_its_registry,
-        an_agent_that_starts_before_its_registry_registers_when_it_is_there,
-        a_status_is_kept_over_a_restart_of_the_registry,
+        agent_survives_a_restart_of_its_registry,
+        agent_survives_every_fault_of_the_network,
+        agent_that_starts_before_its_registry_registers_later,
+        status_survives_a_restart_of_the_registry,
     );
 }
 
@@ -43,7 +43,7 @@ async fn heartbeats_keep_an_agent_alive(database: Database) {
     let alive = Agent::new(client.clone(), agent("alive", "work"));
     alive.register().await.unwrap();
     alive.start_heartbeat(INTERVAL).unwrap();
-    // Where the machine is so busy that a heartbeat is late, the next time counts.
+    // On a busy machine a heartbeat may be late: then the next attempt counts.
     let outlives_its_deadline = async || {
         let before = client.get_agent("alive").await.unwrap();
         let deadline = before.last_heartbeat.unwrap();
@@ -56,7 +56,7 @@ async fn heartbeats_keep_an_agent_alive(database: Database) {
         before.status == AgentStatus::Active && after.revision == before.revision
     };
     eventually("it stays active for twice its timeout", outlives_its_deadline).await;
-    eventually("the silent one is offline", async || {
+    eventually("the silent agent is offline", async || {
         status_of(&client, "silent").await == AgentStatus::Offline
     })
     .await;
@@ -64,7 +64,7 @@ async fn heartbeats_keep_an_agent_alive(database: Database) {
     server.shutdown().await;
 }
 
-async fn a_forgotten_agent_registers_again_with_its_latest_capabilities(database: Database) {
+async fn forgotten_agent_registers_again_with_its_latest_capabilities(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let forgotten = Agent::new(client.clone(), agent("a", "work"));
@@ -72,13 +72,13 @@ async fn a_forgotten_agent_registers_again_with_its_latest_capabilities(database
     forgotten.start_heartbeat(INTERVAL).unwrap();
     forgotten.update_capabilities(vec![Capability::new("rest")]).await.unwrap();
     client.deregister("a").await.unwrap();
-    eventually("it is registered again", async || client.get_agent("a").await.is_ok()).await;
+    eventually("the agent is registered again", async || client.get_agent("a").await.is_ok()).await;
     assert_eq!(client.get_agent("a").await.unwrap().capabilities, [Capability::new("rest")]);
     forgotten.shutdown().await;
     server.shutdown().await;
 }
 
-async fn an_agent_outlives_its_registry(database: Database) {
+async fn agent_survives_a_restart_of_its_registry(database: Database) {
     let address = lasting_address();
     let server = database.start_with(|config| config.listen = address.into()).await;
     let agent = Agent::new(client(&server), agent("a", "work"));
@@ -95,12 +95,12 @@ async fn an_agent_outlives_its_registry(database: Database) {
     server.shutdown().await;
 }
 
-async fn an_agent_outlives_every_fault_between_it_and_its_registry(database: Database) {
+async fn agent_survives_every_fault_of_the_network(database: Database) {
     let server = database.start().await;
     let proxy = FaultProxy::start(server.local_addr().to_string()).await;
     let through = client_builder(format!("http://{}", proxy.address())).timeout(INTERVAL).build().unwrap();
     let agent = Agent::new(through, agent("a", "work").heartbeat_interval(INTERVAL));
-    eventually("it is registered in time", async || agent.register().await.is_ok()).await;
+    eventually("the agent is registered in time", async || agent.register().await.is_ok()).await;
     agent.start_heartbeat(INTERVAL).unwrap();
     let mut state = agent.watch();
     for fault in
@@ -117,7 +117,7 @@ async fn an_agent_outlives_every_fault_between_it_and_its_registry(database: Dat
     server.shutdown().await;
 }
 
-async fn an_agent_that_starts_before_its_registry_registers_when_it_is_there(database: Database) {
+async fn agent_that_starts_before_its_registry_registers_later(database: Database) {
     let address = lasting_address();
     let client = client_builder(format!("http://{address}")).build().unwrap();
     let early = Agent::new(client.clone(), agent("early", "work"));
@@ -132,7 +132,7 @@ async fn an_agent_that_starts_before_its_registry_registers_when_it_is_there(dat
     server.shutdown().await;
 }
 
-async fn a_shut_down_agent_is_offline_and_stays_so(database: Database) {
+async fn agent_stays_offline_after_shutdown(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let ending = Agent::new(client.clone(), agent("a", "work"));
@@ -140,18 +140,18 @@ async fn a_shut_down_agent_is_offline_and_stays_so(database: Database) {
     ending.start_heartbeat(Duration::from_millis(1)).unwrap();
     let registered = client.get_agent("a").await.unwrap().last_heartbeat;
     let beating = async || client.get_agent("a").await.unwrap().last_heartbeat > registered;
-    eventually("it beats", beating).await;
+    eventually("the agent sends heartbeats", beating).await;
     ending.shutdown_within(LONG).await;
     let last = client.get_agent("a").await.unwrap();
     assert_eq!(last.status, AgentStatus::Offline);
     assert!(matches!(ending.state(), AgentState::Stopped));
     assert!(matches!(ending.start_heartbeat(INTERVAL), Err(Error::ShutDown)));
-    // Nothing of its own runs any more that could change this.
+    // The agent has no task left that could change this.
     assert_eq!(client.get_agent("a").await.unwrap(), last);
     server.shutdown().await;
 }
 
-async fn a_dropped_agent_falls_silent(database: Database) {
+async fn dropped_agent_stops_sending_heartbeats(database: Database) {
     let server = database.start_with(|config| config.heartbeat_timeout = 5 * INTERVAL).await;
     let client = client(&server);
     let dropped = Agent::new(client.clone(), agent("a", "work"));
@@ -161,13 +161,13 @@ async fn a_dropped_agent_falls_silent(database: Database) {
     drop(dropped);
     let before = client.get_agent("a").await.unwrap().last_heartbeat;
     let beats = async || client.get_agent("a").await.unwrap().last_heartbeat > before;
-    eventually("the other handle keeps it alive", beats).await;
+    eventually("the other handle keeps the agent alive", beats).await;
     drop(clone);
-    eventually("it is offline", async || status_of(&client, "a").await == AgentStatus::Offline).await;
+    eventually("the agent is offline", async || status_of(&client, "a").await == AgentStatus::Offline).await;
     server.shutdown().await;
 }
 
-async fn a_status_is_kept_over_a_restart_of_the_registry(database: Database) {
+async fn status_survives_a_restart_of_the_registry(database: Database) {
     let address = lasting_address();
     let server = database.start_with(|config| config.listen = address.into()).await;
     let client = client(&server);
@@ -175,15 +175,15 @@ async fn a_status_is_kept_over_a_restart_of_the_registry(database: Database) {
     busy.register().await.unwrap();
     busy.start_heartbeat(INTERVAL).unwrap();
     server.shutdown().await;
-    // It cannot be told now; the next heartbeat that gets through tells it.
+    // The registry is down, so the next successful heartbeat carries the status.
     assert!(busy.update_status(AgentStatus::Busy).await.unwrap_err().is_retryable());
     let server = database.start_with(|config| config.listen = address.into()).await;
-    eventually("it is busy", async || status_of(&client, "a").await == AgentStatus::Busy).await;
+    eventually("the agent is busy", async || status_of(&client, "a").await == AgentStatus::Busy).await;
     busy.shutdown().await;
     server.shutdown().await;
 }
 
-async fn a_bad_registration_is_an_error_at_once(database: Database) {
+async fn invalid_registration_is_not_retried(database: Database) {
     let server = database.start().await;
     let bad = Agent::new(client(&server), agent("a", ""));
     let error = bad.register_with_retry().await.unwrap_err();
@@ -192,7 +192,7 @@ async fn a_bad_registration_is_an_error_at_once(database: Database) {
     server.shutdown().await;
 }
 
-async fn the_newest_process_with_an_id_wins(database: Database) {
+async fn newest_process_with_an_id_wins(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let old = Agent::new(client.clone(), agent("a", "old").heartbeat_interval(INTERVAL));
@@ -202,20 +202,20 @@ async fn the_newest_process_with_an_id_wins(database: Database) {
     new.register().await.unwrap();
     new.start_heartbeat(INTERVAL).unwrap();
     old.watch().wait_for(AgentState::is_superseded).await.unwrap();
-    // Whether it knows or not: the process that ends does not take its successor offline.
+    // The end of a superseded process does not take its successor offline, whether or not the process knows that it is superseded.
     assert!(old.update_status(AgentStatus::Offline).await.unwrap_err().is_superseded());
     old.shutdown_within(LONG).await;
     let record = client.get_agent("a").await.unwrap();
     assert_eq!((record.status, record.capabilities[0].name.as_str()), (AgentStatus::Active, "new"));
     assert_eq!(record.instance_id.as_deref(), Some(new.instance_id()));
-    // A heartbeat of a busy machine may be late for a moment.
+    // On a busy machine a heartbeat may be late.
     new.watch().wait_for(AgentState::is_registered).await.unwrap();
     new.shutdown_within(LONG).await;
     assert_eq!(status_of(&client, "a").await, AgentStatus::Offline);
     server.shutdown().await;
 }
 
-async fn a_process_that_does_not_say_which_it_is_may_still_speak(database: Database) {
+async fn process_without_an_instance_id_is_accepted(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work").instance_id("one")).await.unwrap();
@@ -223,7 +223,7 @@ async fn a_process_that_does_not_say_which_it_is_may_still_speak(database: Datab
     client.heartbeat_with("a", &Heartbeat::default().instance_id("one")).await.unwrap();
     let other = client.heartbeat_with("a", &Heartbeat::default().instance_id("other")).await;
     assert!(other.unwrap_err().is_superseded());
-    // Registered by one that does not say: then any may speak.
+    // A registration without an instance id: requests of any process are accepted.
     client.register(&agent("a", "work")).await.unwrap();
     client.heartbeat_with("a", &Heartbeat::default().instance_id("other")).await.unwrap();
     server.shutdown().await;

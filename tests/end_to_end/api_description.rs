@@ -1,4 +1,4 @@
-//! `GET /openapi.json`: what it says is what there is.
+//! `GET /openapi.json` describes the API as it is.
 
 use std::fs;
 
@@ -8,14 +8,14 @@ use crate::credentials::File;
 use crate::support::{Database, on_both_databases};
 
 on_both_databases!(
-    every_operation_is_described_with_its_answers_and_an_example,
-    every_schema_that_is_referred_to_is_there,
-    it_is_there_without_a_token,
+    every_operation_is_described_with_its_responses_and_an_example,
+    every_referenced_schema_exists,
+    description_needs_no_token,
 );
 
-/// The description's text, for whoever reads the repository and for whoever reviews a change of it.
+/// The repository has a copy of the description, to be read, and to make changes visible in reviews.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_description_is_the_one_in_the_repository() {
+async fn description_equals_the_copy_in_the_repository() {
     Database::sqlite()
         .run(async |database| {
             let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
@@ -37,7 +37,7 @@ async fn the_description_is_the_one_in_the_repository() {
         .await;
 }
 
-async fn every_operation_is_described_with_its_answers_and_an_example(database: Database) {
+async fn every_operation_is_described_with_its_responses_and_an_example(database: Database) {
     let server = database.start().await;
     let description: Value =
         reqwest::get(format!("{}/openapi.json", server.url())).await.unwrap().json().await.unwrap();
@@ -91,7 +91,7 @@ async fn every_operation_is_described_with_its_answers_and_an_example(database: 
     server.shutdown().await;
 }
 
-/// All values of `$ref`, at any depth.
+/// Returns all values of `$ref`, at any depth.
 fn references(value: &Value) -> Vec<&str> {
     match value {
         Value::Array(all) => all.iter().flat_map(references).collect(),
@@ -103,7 +103,7 @@ fn references(value: &Value) -> Vec<&str> {
     }
 }
 
-async fn every_schema_that_is_referred_to_is_there(database: Database) {
+async fn every_referenced_schema_exists(database: Database) {
     let server = database.start().await;
     let description: Value =
         reqwest::get(format!("{}/openapi.json", server.url())).await.unwrap().json().await.unwrap();
@@ -119,7 +119,7 @@ async fn every_schema_that_is_referred_to_is_there(database: Database) {
     server.shutdown().await;
 }
 
-async fn it_is_there_without_a_token(database: Database) {
+async fn description_needs_no_token(database: Database) {
     let (file, _) = File::new(&["scope = \"read\""]);
     let server = database.start_with(|config| config.tokens_file = Some(file.path.clone())).await;
     for (path, expected) in [("openapi.json", 200), ("docs/", 200), ("", 200), ("agents", 401)] {

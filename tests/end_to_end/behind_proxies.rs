@@ -1,4 +1,4 @@
-//! Clients behind one address: trusted proxies, and clients whose tokens are wrong.
+//! Several clients behind one address: trusted proxies, and limits on wrong tokens.
 
 use std::num::NonZeroU32;
 
@@ -11,12 +11,12 @@ use crate::support::{Database, Registry, eventually, on_both_databases};
 
 on_both_databases!(
     clients_behind_a_trusted_proxy_have_limits_of_their_own,
-    addresses_that_others_claim_are_not_believed,
-    wrong_tokens_are_limited_by_address_and_take_nothing_from_others,
+    forwarded_addresses_from_untrusted_proxies_are_ignored,
+    wrong_tokens_are_limited_by_address,
     requests_without_a_token_count_towards_the_limit_of_their_address,
 );
 
-/// Sends requests at once, and returns how many got each of two statuses.
+/// Sends concurrent requests, and returns how many got each of two statuses.
 async fn statuses(server: &Registry, count: usize, header: (&str, &str), statuses: [u16; 2]) -> [usize; 2] {
     let http = reqwest::Client::new();
     let url = format!("{}/stats", server.url());
@@ -34,7 +34,7 @@ async fn clients_behind_a_trusted_proxy_have_limits_of_their_own(database: Datab
             config.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
         })
         .await;
-    // Until the machine is quick enough for more than two a second.
+    // A busy machine may need several attempts to send more than two requests in a second.
     eventually("a client is limited", async || {
         statuses(&server, 20, ("x-forwarded-for", "192.0.2.1"), [200, 429]).await[1] > 0
     })
@@ -45,14 +45,14 @@ async fn clients_behind_a_trusted_proxy_have_limits_of_their_own(database: Datab
     server.shutdown().await;
 }
 
-async fn addresses_that_others_claim_are_not_believed(database: Database) {
+async fn forwarded_addresses_from_untrusted_proxies_are_ignored(database: Database) {
     let server = database.start_with(|config| config.rate_limit = NonZeroU32::new(2)).await;
     let http = reqwest::Client::new();
     let claim = |number| {
         let request = http.get(format!("{}/stats", server.url()));
         request.header("x-forwarded-for", format!("192.0.2.{number}")).send()
     };
-    eventually("a client is limited whatever it claims", async || {
+    eventually("a client is limited, whatever address it sends", async || {
         let answers = join_all((1..30).map(claim)).await;
         answers.into_iter().any(|answer| answer.unwrap().status() == StatusCode::TOO_MANY_REQUESTS)
     })
@@ -60,7 +60,7 @@ async fn addresses_that_others_claim_are_not_believed(database: Database) {
     server.shutdown().await;
 }
 
-async fn wrong_tokens_are_limited_by_address_and_take_nothing_from_others(database: Database) {
+async fn wrong_tokens_are_limited_by_address(database: Database) {
     let (file, tokens) =
         File::new(&["scope = \"read\"", "scope = \"admin\"\nexpires = 2020-01-01T00:00:00Z"]);
     let server = database
@@ -77,7 +77,7 @@ async fn wrong_tokens_are_limited_by_address_and_take_nothing_from_others(databa
         .await;
         assert_eq!(statuses(&server, 40, ("authorization", &valid), [200, 429]).await, [40, 0]);
     }
-    // No token is no guess, and another address has not guessed.
+    // Requests without a token do not count as guesses, and other addresses are not limited.
     assert_eq!(statuses(&server, 40, ("x-nothing", ""), [401, 429]).await, [40, 0]);
     let request = |address: &'static str| {
         let request = reqwest::Client::new().get(format!("{}/stats", server.url()));

@@ -1,4 +1,4 @@
-//! A proxy serves the registry below a path that it strips: everything that the registry sends works there.
+//! A registry below a path of a proxy that strips it: all links and redirects work.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use url::Url;
 use crate::path_proxy::PathProxy;
 use crate::support::{Database, agent, client, client_builder, on_both_databases, on_every_registry};
 
-on_every_registry!(the_sdk_works_with_and_without_a_slash_at_the_end, links_lead_to_the_next_page,);
+on_every_registry!(sdk_works_with_and_without_a_trailing_slash, links_point_to_the_next_page,);
 
 mod server {
-    super::on_both_databases!(the_page_of_the_api_finds_its_description_and_the_server);
-    use super::the_page_of_the_api_finds_its_description_and_the_server;
+    super::on_both_databases!(api_page_finds_its_description_and_the_server);
+    use super::api_page_finds_its_description_and_the_server;
 }
 
-async fn the_sdk_works_with_and_without_a_slash_at_the_end(database: Database) {
+async fn sdk_works_with_and_without_a_trailing_slash(database: Database) {
     let server = database.start().await;
     let proxy = PathProxy::start(server.url()).await;
     for url in [proxy.url(), format!("{}/", proxy.url())] {
@@ -61,7 +61,7 @@ async fn the_sdk_works_with_and_without_a_slash_at_the_end(database: Database) {
 }
 
 /// A client that resolves each link against the URL of its request (RFC 3986, RFC 8288).
-async fn links_lead_to_the_next_page(database: Database) {
+async fn links_point_to_the_next_page(database: Database) {
     let server = database.start().await;
     let direct = client(&server);
     for number in 0..5 {
@@ -87,12 +87,12 @@ async fn links_lead_to_the_next_page(database: Database) {
     server.shutdown().await;
 }
 
-async fn the_page_of_the_api_finds_its_description_and_the_server(database: Database) {
+async fn api_page_finds_its_description_and_the_server(database: Database) {
     let server = database.start().await;
     let proxy = PathProxy::start(server.url()).await;
     let http = Client::new();
     let get = async |url: Url| http.get(url).send().await.unwrap().error_for_status().unwrap();
-    // It follows the redirect.
+    // The client follows the redirect.
     let page = get(format!("{}/docs", proxy.url()).parse().unwrap()).await.url().clone();
     assert_eq!(page.as_str(), format!("{}/docs/", proxy.url()));
     let settings = get(page.join("swagger-initializer.js").unwrap()).await.text().await.unwrap();

@@ -1,4 +1,4 @@
-//! A2A agent cards: kept byte for byte, apart from everything else that the registry says of an agent.
+//! A2A agent cards are stored byte for byte, and served separately from records.
 
 use registry_sdk::contract::{AgentCard, CARD_MEDIA_TYPE, limits};
 use registry_sdk::{Error, ListQuery, RegistryClient};
@@ -8,33 +8,33 @@ use serde_json::{Value, json};
 use crate::support::{Database, Registry, agent, client, eventually, on_both_databases, on_every_registry};
 
 on_every_registry!(
-    card_comes_back_byte_for_byte,
-    card_is_part_of_the_registration_and_of_nothing_else,
-    card_that_is_none_is_refused_and_changes_nothing,
-    card_of_the_greatest_size_is_taken_and_a_greater_one_refused,
-    unknown_agents_and_agents_without_a_card_are_told_apart,
+    card_is_returned_byte_for_byte,
+    card_is_in_the_registration_but_not_in_records,
+    invalid_card_is_rejected_and_changes_nothing,
+    card_of_maximum_size_is_accepted_and_a_longer_one_rejected,
+    unknown_agents_and_agents_without_a_card_get_different_errors,
 );
 
-/// What takes a database.
+/// Tests that need a database.
 mod lasting {
     use super::*;
 
     on_both_databases!(
-        card_survives_a_restart_and_goes_with_its_agent,
-        client_that_has_the_card_is_not_sent_it_again,
-        agent_whose_card_another_program_removed_has_none,
-        agent_of_a_deleted_row_leaves_its_card_to_nobody,
+        card_survives_a_restart_and_is_removed_with_its_agent,
+        unchanged_card_is_not_sent_again,
+        card_deleted_by_another_program_is_not_found,
+        card_of_a_deleted_row_is_not_inherited,
     );
 }
 
-/// On PostgreSQL, where there may be several servers.
+/// Tests that need several servers.
 mod shared {
     use super::*;
 
     crate::support::on_postgres!(card_is_seen_on_every_replica);
 }
 
-/// White space, escapes and the order of the fields are part of what a signature covers.
+/// A signature covers white space, escapes and the order of fields.
 const CARD: &str = "{\"name\":\t\"Recipe \\u0041gent\",\n  \"skills\" : [ {\"id\":\"a\",\"id\":\"b\"} ],\r\n \"version\": 1.0e1, \
                     \"nul\": \"\\u0000\", \"é\": \"\u{1f980}\"}";
 
@@ -42,7 +42,7 @@ fn card(text: &str) -> AgentCard {
     text.parse().unwrap()
 }
 
-/// Sends a registration as it is written.
+/// Sends the raw body of a registration.
 async fn post(server: &Registry, body: String) -> reqwest::Response {
     let request = reqwest::Client::new().post(format!("{}/register", server.url()));
     request.header("content-type", "application/json").body(body).send().await.unwrap()
@@ -58,7 +58,7 @@ async fn card_of(server: &Registry, agent_id: &str) -> reqwest::Response {
     reqwest::get(format!("{}/agents/{agent_id}/card", server.url())).await.unwrap()
 }
 
-async fn card_comes_back_byte_for_byte(database: Database) {
+async fn card_is_returned_byte_for_byte(database: Database) {
     let server = database.start().await;
     assert_eq!(post(&server, body("raw", CARD)).await.status(), StatusCode::OK);
     let response = card_of(&server, "raw").await;
@@ -71,7 +71,7 @@ async fn card_comes_back_byte_for_byte(database: Database) {
     server.shutdown().await;
 }
 
-async fn card_is_part_of_the_registration_and_of_nothing_else(database: Database) {
+async fn card_is_in_the_registration_but_not_in_records(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let plain = client.register(&agent("a", "work")).await.unwrap();
@@ -88,7 +88,7 @@ async fn card_is_part_of_the_registration_and_of_nothing_else(database: Database
     client.update_status("a", registry_sdk::AgentStatus::Busy).await.unwrap();
     assert_eq!(client.get_card("a").await.unwrap().as_str(), CARD, "only a registration changes it");
 
-    // White space is part of it.
+    // White space is part of the card.
     let other = client.register(&agent("a", "work").card(card("{}"))).await.unwrap();
     let another = client.register(&agent("a", "work").card(card("{ }"))).await.unwrap();
     assert_ne!(other.card_digest, another.card_digest);
@@ -110,7 +110,7 @@ async fn assert_not_found(client: &RegistryClient, agent_id: &str) {
     assert!(matches!(error, Error::NotFound { .. }), "{error:?}");
 }
 
-async fn card_that_is_none_is_refused_and_changes_nothing(database: Database) {
+async fn invalid_card_is_rejected_and_changes_nothing(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work").card(card(CARD))).await.unwrap();
@@ -128,7 +128,7 @@ async fn card_that_is_none_is_refused_and_changes_nothing(database: Database) {
         let message = problem["errors"][0]["message"].as_str().unwrap();
         assert!(message.contains(said), "{message}");
     }
-    // Among other errors, it is one of them.
+    // The error is listed among others.
     let both =
         r#"{"agent_id": "-", "agent_name": 7, "base_url": "http://a", "capabilities": [], "card": "text"}"#;
     let problem: Value = post(&server, both.to_owned()).await.json().await.unwrap();
@@ -140,12 +140,12 @@ async fn card_that_is_none_is_refused_and_changes_nothing(database: Database) {
     assert_eq!(post(&server, body("a", "{\"broken\": }")).await.status(), StatusCode::BAD_REQUEST);
     assert_eq!(client.get_card("a").await.unwrap().as_str(), CARD);
 
-    assert_eq!(post(&server, body("b", "null")).await.status(), StatusCode::OK, "null is none");
+    assert_eq!(post(&server, body("b", "null")).await.status(), StatusCode::OK, "null means no card");
     assert_not_found(&client, "b").await;
     server.shutdown().await;
 }
 
-async fn card_of_the_greatest_size_is_taken_and_a_greater_one_refused(database: Database) {
+async fn card_of_maximum_size_is_accepted_and_a_longer_one_rejected(database: Database) {
     let server = database.start().await;
     let of_size = |bytes: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(bytes - 8));
     let most = of_size(limits::CARD_BYTES);
@@ -158,7 +158,7 @@ async fn card_of_the_greatest_size_is_taken_and_a_greater_one_refused(database: 
     server.shutdown().await;
 }
 
-async fn unknown_agents_and_agents_without_a_card_are_told_apart(database: Database) {
+async fn unknown_agents_and_agents_without_a_card_get_different_errors(database: Database) {
     let server = database.start().await;
     client(&server).register(&agent("plain", "work")).await.unwrap();
     let mut details = Vec::new();
@@ -173,7 +173,7 @@ async fn unknown_agents_and_agents_without_a_card_are_told_apart(database: Datab
     server.shutdown().await;
 }
 
-async fn card_survives_a_restart_and_goes_with_its_agent(database: Database) {
+async fn card_survives_a_restart_and_is_removed_with_its_agent(database: Database) {
     let server = database.start().await;
     let registered = client(&server).register(&agent("a", "work").card(card(CARD))).await.unwrap();
     server.shutdown().await;
@@ -195,7 +195,7 @@ async fn card_survives_a_restart_and_goes_with_its_agent(database: Database) {
     server.shutdown().await;
 }
 
-async fn client_that_has_the_card_is_not_sent_it_again(database: Database) {
+async fn unchanged_card_is_not_sent_again(database: Database) {
     let server = database.start().await;
     client(&server).register(&agent("a", "work").card(card(CARD))).await.unwrap();
     let first = card_of(&server, "a").await;
@@ -215,7 +215,7 @@ async fn client_that_has_the_card_is_not_sent_it_again(database: Database) {
     server.shutdown().await;
 }
 
-async fn agent_whose_card_another_program_removed_has_none(database: Database) {
+async fn card_deleted_by_another_program_is_not_found(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work").card(card(CARD))).await.unwrap();
@@ -226,7 +226,7 @@ async fn agent_whose_card_another_program_removed_has_none(database: Database) {
     server.shutdown().await;
 }
 
-async fn agent_of_a_deleted_row_leaves_its_card_to_nobody(database: Database) {
+async fn card_of_a_deleted_row_is_not_inherited(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work").card(card(CARD))).await.unwrap();
@@ -245,7 +245,7 @@ async fn card_is_seen_on_every_replica(database: Database) {
     assert_eq!(clients[1].get_card("a").await.unwrap().as_str(), CARD);
     let listed = clients[1].list_agents(ListQuery::all()).await.unwrap().agents;
     assert_eq!(listed[0].registration_tag, registered.registration_tag);
-    // The other one takes it back: nothing is left on the first.
+    // The other server removes the card: it is gone from the first server, too.
     clients[1].register(&agent("a", "work")).await.unwrap();
     eventually("the card is gone", async || {
         matches!(clients[0].get_card("a").await, Err(Error::NotFound { .. }))

@@ -16,16 +16,16 @@ use crate::support::{
 
 on_both_databases!(
     records_and_events_name_the_token_of_the_last_change,
-    changes_of_the_registry_have_its_name,
-    a_server_without_tokens_names_nobody,
-    changes_of_another_program_have_the_registrys_name,
-    a_restart_keeps_the_name_until_an_older_server_changes_the_row,
+    changes_by_the_registry_have_its_name,
+    server_without_tokens_records_no_names,
+    changes_by_another_program_have_the_registrys_name,
+    name_survives_a_restart_until_an_older_server_changes_the_row,
 );
 
 mod replicas {
     use super::*;
 
-    on_postgres!(replicas_agree, an_older_servers_change_hides_the_name);
+    on_postgres!(replicas_agree, change_by_an_older_server_hides_the_name);
 }
 
 const OWNER: &str = "token 0";
@@ -55,22 +55,22 @@ impl Tokens {
         database.start_with(change).await
     }
 
-    /// Clients of the owner and the operator.
+    /// Returns clients with the tokens of the owner and the operator.
     fn clients(&self, server: &Registry) -> [RegistryClient; 2] {
         [0, 1].map(|number: usize| client_builder(server.url()).token(&*self.tokens[number]).build().unwrap())
     }
 }
 
-/// A watch that has begun.
+/// Starts a watch, and waits for its list.
 async fn watch(client: &RegistryClient) -> Watch {
     let mut watch = client.watch();
     assert!(matches!(timeout(LONG, watch.next()).await.unwrap(), Some(WatchEvent::Listed(_))));
     watch
 }
 
-/// The next change, with a word for its kind.
+/// Returns the next change and its kind.
 async fn next(watch: &mut Watch) -> (&'static str, Arc<AgentRecord>) {
-    match timeout(LONG, watch.next()).await.expect("an event").expect("the watch goes on") {
+    match timeout(LONG, watch.next()).await.expect("an event").expect("the watch continues") {
         WatchEvent::Registered(agent) => ("registered", agent),
         WatchEvent::StatusChanged(agent) => ("status_changed", agent),
         WatchEvent::Deregistered(agent) => ("deregistered", agent),
@@ -78,7 +78,7 @@ async fn next(watch: &mut Watch) -> (&'static str, Arc<AgentRecord>) {
     }
 }
 
-/// The next change, and whoever made it.
+/// Returns the kind of the next change, and the name of the token that made it.
 async fn next_name(watch: &mut Watch) -> (&'static str, Option<String>) {
     let (kind, agent) = next(watch).await;
     (kind, agent.changed_by.clone())
@@ -123,7 +123,7 @@ async fn records_and_events_name_the_token_of_the_last_change(database: Database
         owner.update_status("a", AgentStatus::Offline).await.unwrap().changed_by,
         Some(OWNER.to_owned())
     );
-    // It comes back.
+    // The agent registers again.
     operator.heartbeat("a").await.unwrap();
     assert_eq!(name(&owner).await, Some(OPERATOR.to_owned()));
     owner.register(&agent("a", "more work")).await.unwrap();
@@ -143,7 +143,7 @@ async fn records_and_events_name_the_token_of_the_last_change(database: Database
     server.shutdown().await;
 }
 
-async fn changes_of_the_registry_have_its_name(database: Database) {
+async fn changes_by_the_registry_have_its_name(database: Database) {
     let tokens = Tokens::new();
     let server = tokens.start(&database).await;
     let [owner, operator] = tokens.clients(&server);
@@ -156,7 +156,7 @@ async fn changes_of_the_registry_have_its_name(database: Database) {
     assert_eq!(name(&operator).await, Some(CHANGED_BY_REGISTRY.to_owned()));
     server.shutdown().await;
 
-    // It misses its deadline, and stays away.
+    // The agent misses its deadline and is removed later.
     let server = tokens
         .start_with(&database, |config| {
             config.heartbeat_timeout = Duration::from_secs(1);
@@ -182,7 +182,7 @@ async fn changes_of_the_registry_have_its_name(database: Database) {
     server.shutdown().await;
 }
 
-async fn a_server_without_tokens_names_nobody(database: Database) {
+async fn server_without_tokens_records_no_names(database: Database) {
     let tokens = Tokens::new();
     let server = tokens.start(&database).await;
     let [owner, _] = tokens.clients(&server);
@@ -203,13 +203,13 @@ async fn a_server_without_tokens_names_nobody(database: Database) {
     server.shutdown().await;
 }
 
-async fn changes_of_another_program_have_the_registrys_name(database: Database) {
+async fn changes_by_another_program_have_the_registrys_name(database: Database) {
     let tokens = Tokens::new();
     let server = tokens.start(&database).await;
     let [owner, operator] = tokens.clients(&server);
     owner.register(&agent("a", "work")).await.unwrap();
     let mut watch = watch(&owner).await;
-    // Every change of an agent looks at its row, and this one changes nothing itself.
+    // Every change of an agent compares its row. This one changes nothing itself.
     let look = async || operator.update_status("a", AgentStatus::Active).await.unwrap();
     database.execute("UPDATE agent_registry SET agent_name = 'Edited'").await;
     assert_eq!(look().await.changed_by, Some(CHANGED_BY_REGISTRY.to_owned()));
@@ -227,7 +227,7 @@ async fn changes_of_another_program_have_the_registrys_name(database: Database) 
     server.shutdown().await;
 }
 
-async fn a_restart_keeps_the_name_until_an_older_server_changes_the_row(database: Database) {
+async fn name_survives_a_restart_until_an_older_server_changes_the_row(database: Database) {
     let tokens = Tokens::new();
     let server = tokens.start(&database).await;
     let registered = tokens.clients(&server)[0].register(&agent("a", "work")).await.unwrap();
@@ -238,7 +238,7 @@ async fn a_restart_keeps_the_name_until_an_older_server_changes_the_row(database
     assert_eq!((kept.changed_by, kept.revision), (Some(OWNER.to_owned()), registered.revision));
     server.shutdown().await;
 
-    // A downgrade: the older server leaves columns alone that it does not know.
+    // A downgrade: an older server does not write columns that it does not know.
     database.execute("UPDATE agent_registry_state SET revision = revision + 1, mark = 7").await;
     database
         .execute(
@@ -267,7 +267,8 @@ async fn replicas_agree(database: Database) {
     assert_eq!(operator.get_agent("a").await.unwrap(), registered);
     let set =
         operator.set_maintenance("a", &MaintenanceRequest::new("upgrade").duration(NEVER)).await.unwrap();
-    eventually("the other shows it", async || owner.get_agent("a").await.unwrap() == set).await;
+    eventually("the other server shows the maintenance", async || owner.get_agent("a").await.unwrap() == set)
+        .await;
     assert_eq!(set.changed_by, Some(OPERATOR.to_owned()));
     owner.deregister("a").await.unwrap();
     assert_eq!(next_name(&mut watch).await, ("status_changed", Some(OPERATOR.to_owned())));
@@ -277,7 +278,7 @@ async fn replicas_agree(database: Database) {
 }
 
 /// A rolling upgrade.
-async fn an_older_servers_change_hides_the_name(database: Database) {
+async fn change_by_an_older_server_hides_the_name(database: Database) {
     let tokens = Tokens::new();
     let server = tokens.start(&database).await;
     let [owner, _] = tokens.clients(&server);
@@ -287,7 +288,7 @@ async fn an_older_servers_change_hides_the_name(database: Database) {
     assert_eq!(next_name(&mut watch).await, ("status_changed", None));
     let shown = owner.get_agent("a").await.unwrap();
     assert_eq!((shown.status, shown.changed_by), (AgentStatus::Busy, None));
-    // The row is no other than that, so nothing is adopted.
+    // The row equals the event, so there is no edit to adopt.
     let looked = owner.update_status("a", AgentStatus::Busy).await.unwrap();
     assert_eq!((looked.revision, looked.changed_by), (shown.revision, None));
     server.shutdown().await;

@@ -1,4 +1,4 @@
-//! Tokens: who is let in, and to what.
+//! Tokens and the requests that they allow.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -11,20 +11,20 @@ use reqwest::header::WWW_AUTHENTICATE;
 use crate::support::{Database, Registry, agent, client, client_builder, on_both_databases};
 
 on_both_databases!(
-    a_token_allows_what_its_scope_says,
-    who_has_no_token_is_told_and_changes_nothing,
-    tokens_are_read_anew_without_a_restart,
-    a_token_may_be_renewed_while_the_client_runs,
+    token_allows_what_its_scope_says,
+    request_without_a_token_is_rejected_and_changes_nothing,
+    tokens_are_reloaded_without_a_restart,
+    token_may_be_renewed_while_the_client_runs,
 );
 
-/// A file of tokens, and the tokens.
+/// A tokens file.
 pub(crate) struct File {
     _folder: tempfile::TempDir,
     pub(crate) path: PathBuf,
 }
 
 impl File {
-    /// Each entry is what stands below a token's name and digest. Gives the tokens in the same order.
+    /// Writes entries, each given by the lines below its name and digest. Returns the tokens in the same order.
     pub(crate) fn new(entries: &[&str]) -> (Self, Vec<String>) {
         let folder = tempfile::tempdir().unwrap();
         let file = Self { path: folder.path().join("tokens.toml"), _folder: folder };
@@ -58,7 +58,7 @@ fn is_denied<T>(outcome: Result<T, Error>, expected: u16) -> bool {
     matches!(outcome, Err(Error::Denied { status, .. }) if status == expected)
 }
 
-async fn a_token_allows_what_its_scope_says(database: Database) {
+async fn token_allows_what_its_scope_says(database: Database) {
     let (file, tokens) =
         File::new(&["scope = \"read\"", "scope = \"agent\"\nagents = [\"team-a-*\"]", "scope = \"admin\""]);
     let server = start(&database, &file).await;
@@ -91,7 +91,7 @@ async fn a_token_allows_what_its_scope_says(database: Database) {
     server.shutdown().await;
 }
 
-async fn who_has_no_token_is_told_and_changes_nothing(database: Database) {
+async fn request_without_a_token_is_rejected_and_changes_nothing(database: Database) {
     let (file, tokens) =
         File::new(&["scope = \"admin\"", "scope = \"admin\"\nexpires = 2020-01-01T00:00:00Z"]);
     let server = start(&database, &file).await;
@@ -102,7 +102,7 @@ async fn who_has_no_token_is_told_and_changes_nothing(database: Database) {
         assert!(is_denied(client.register(&agent("a", "work")).await, 401));
         assert!(is_denied(client.list_agents(ListQuery::all()).await, 401));
         let registering = Agent::new(client.clone(), agent("a", "work")).register_with_retry().await;
-        assert!(is_denied(registering, 401), "no attempt would mend it");
+        assert!(is_denied(registering, 401), "the agent does not retry");
         let mut watch = client.watch();
         assert!(matches!(
             watch.next().await,
@@ -124,13 +124,13 @@ async fn who_has_no_token_is_told_and_changes_nothing(database: Database) {
             );
         }
     }
-    // A load balancer has no token.
+    // Health checks need no token, since load balancers have none.
     nobody.get_server_health().await.unwrap();
     assert!(bearer(&server, &tokens[0]).list_agents(ListQuery::all()).await.unwrap().agents.is_empty());
     server.shutdown().await;
 }
 
-async fn tokens_are_read_anew_without_a_restart(database: Database) {
+async fn tokens_are_reloaded_without_a_restart(database: Database) {
     let (file, before) = File::new(&["scope = \"admin\""]);
     let registry = start(&database, &file).await;
     let Registry::Server(server) = &registry else { unreachable!("a database has a server") };
@@ -143,12 +143,12 @@ async fn tokens_are_read_anew_without_a_restart(database: Database) {
     let after = file.write(&["scope = \"read\""]);
     server.reload().unwrap();
     assert!(is_denied(old.heartbeat("a").await, 401));
-    // Who watches is asked again as well.
+    // Event streams are checked again as well.
     assert!(matches!(watch.next().await, Some(WatchEvent::Interrupted(Error::Denied { status: 401, .. }))));
     let new = bearer(&registry, &after[0]);
     new.get_agent("a").await.unwrap();
 
-    // A file that cannot be used changes nothing.
+    // An invalid file changes nothing.
     std::fs::write(&file.path, "[[token]]\nname = \"x\"").unwrap();
     assert!(server.reload().unwrap_err().to_string().contains("missing field"));
     std::fs::remove_file(&file.path).unwrap();
@@ -157,7 +157,7 @@ async fn tokens_are_read_anew_without_a_restart(database: Database) {
     registry.shutdown().await;
 }
 
-async fn a_token_may_be_renewed_while_the_client_runs(database: Database) {
+async fn token_may_be_renewed_while_the_client_runs(database: Database) {
     let (file, tokens) = File::new(&["scope = \"admin\"", "scope = \"admin\""]);
     let registry = start(&database, &file).await;
     let present = std::sync::Arc::new(std::sync::Mutex::new("agreg_not_yet".to_owned()));
@@ -170,7 +170,7 @@ async fn a_token_may_be_renewed_while_the_client_runs(database: Database) {
     for token in tokens {
         present.lock().unwrap().clone_from(&token);
         client.get_stats().await.unwrap();
-        // Nothing shows it.
+        // The token is not in any debug output.
         assert!(!format!("{client:?}").contains(&token));
     }
     "a\nb".clone_into(&mut present.lock().unwrap());

@@ -1,4 +1,4 @@
-//! What `GET /metrics` says about the database: waits, batches, latencies and outages.
+//! Metrics of the database: waits, batches, latencies and outages.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,22 +13,22 @@ use crate::support::{
     Database, LONG, agent, client, eventually, on_both_databases, on_postgres, proxy_before,
 };
 
-on_both_databases!(writes_are_counted_by_transaction_with_their_waits);
+on_both_databases!(transactions_and_waits_of_writes_are_measured);
 
-/// What needs a lock or a proxy.
+/// Tests that need a lock or a proxy.
 mod faults {
     use super::*;
 
-    on_postgres!(a_change_that_waits_behind_another_is_seen, every_outage_is_counted_with_its_length);
+    on_postgres!(change_that_waits_behind_another_is_measured, every_outage_is_counted_with_its_length);
 }
 
-/// The count and the sum of a histogram's series.
+/// Returns the count and the sum of a histogram.
 fn histogram(samples: &HashMap<String, f64>, name: &str, label: &str) -> (f64, f64) {
     let value = |kind: &str| samples[&format!("agent_registry_{name}_{kind}{{{label}}}")];
     (value("count"), value("sum"))
 }
 
-async fn writes_are_counted_by_transaction_with_their_waits(database: Database) {
+async fn transactions_and_waits_of_writes_are_measured(database: Database) {
     const AGENTS: u32 = 20;
     let server = database.start().await;
     let (client, agents) = (client(&server), f64::from(AGENTS));
@@ -54,9 +54,9 @@ async fn writes_are_counted_by_transaction_with_their_waits(database: Database) 
     server.shutdown().await;
 }
 
-async fn a_change_that_waits_behind_another_is_seen(database: Database) {
+async fn change_that_waits_behind_another_is_measured(database: Database) {
     const HELD: Duration = Duration::from_millis(200);
-    /// A transaction gives up soon after that.
+    /// Transactions time out soon after that.
     const MOST: Duration = Duration::from_secs(1);
     let server = database.start().await;
     let client = client(&server);
@@ -64,8 +64,8 @@ async fn a_change_that_waits_behind_another_is_seen(database: Database) {
         WHERE datname = current_database() AND wait_event_type = 'Lock'";
     let is_blocked = async || database.value::<Option<String>>(blocked).await.is_some();
     let is_queued = async || by_label(&scrape(&server).await, "agent_registry_queue_length")["changes"] > 0;
-    // Another program holds the state row, so the first change's transaction takes as long. On a busy machine it may fail,
-    // or take the second change with it.
+    // Another program locks the state row, so the transaction of the first change takes as long. On a busy machine it may fail, or
+    // include the second change.
     let mut rounds = 0;
     let mut round = async || {
         rounds += 1;
@@ -89,7 +89,7 @@ async fn a_change_that_waits_behind_another_is_seen(database: Database) {
         waited >= held && took >= held
     };
     let seen = async { while !round().await {} };
-    timeout(LONG, seen).await.expect("the wait and the latency are seen");
+    timeout(LONG, seen).await.expect("the wait and the latency are measured");
     server.shutdown().await;
 }
 
@@ -111,13 +111,13 @@ async fn every_outage_is_counted_with_its_length(database: Database) {
         })
         .await;
         let (_, _, seconds) = outages().await;
-        eventually("its length is counted while it lasts", async || {
+        eventually("an ongoing outage is counted", async || {
             let (is_up, _, later) = outages().await;
             !is_up && later > seconds + 0.1
         })
         .await;
         proxy.set(Fault::None);
-        eventually("it is over", async || outages().await.0).await;
+        eventually("the outage is over", async || outages().await.0).await;
     }
     server.shutdown().await;
 }

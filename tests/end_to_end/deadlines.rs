@@ -1,4 +1,4 @@
-//! Deadlines: offline for every reader at once, written down by the sweeper, and the grace after a restart.
+//! Deadlines: an agent is offline for every reader at once, the sweeper stores that, and there is a grace period after a restart.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,27 +11,27 @@ use crate::support::{
 };
 
 on_every_registry!(
-    past_its_deadline_an_agent_is_offline_for_every_reader_before_any_sweep,
-    a_longer_interval_of_its_own_extends_the_deadline,
-    a_heartbeat_brings_back_who_fell_silent,
-    a_status_does_not_bring_back_who_fell_silent,
-    a_busy_agent_that_fell_silent_comes_back_active,
+    agent_past_its_deadline_is_offline_for_every_reader_before_any_sweep,
+    longer_interval_of_an_agent_extends_its_deadline,
+    heartbeat_makes_a_silent_agent_active_again,
+    status_does_not_make_a_silent_agent_active,
+    silent_busy_agent_comes_back_active,
 );
 
-/// What takes a database, or a restart.
+/// Tests that need a database or a restart.
 mod lasting {
     use super::*;
 
     on_both_databases!(
-        the_sweeper_writes_a_missed_deadline_down,
-        nobody_is_marked_offline_before_a_whole_timeout_after_a_restart,
-        who_stays_offline_is_removed_after_a_while_where_that_is_wanted,
+        sweeper_stores_a_missed_deadline,
+        no_agent_goes_offline_within_a_timeout_after_a_restart,
+        offline_agent_is_removed_after_remove_after,
     );
 }
 
 const TIMEOUT: Duration = Duration::from_millis(700);
 
-async fn past_its_deadline_an_agent_is_offline_for_every_reader_before_any_sweep(database: Database) {
+async fn agent_past_its_deadline_is_offline_for_every_reader_before_any_sweep(database: Database) {
     let server = database
         .start_with(|config| (config.heartbeat_timeout, config.sweep_interval) = (TIMEOUT, NEVER))
         .await;
@@ -58,14 +58,14 @@ async fn past_its_deadline_an_agent_is_offline_for_every_reader_before_any_sweep
     server.shutdown().await;
 }
 
-async fn the_sweeper_writes_a_missed_deadline_down(database: Database) {
+async fn sweeper_stores_a_missed_deadline(database: Database) {
     let server = database.start_with(|config| config.heartbeat_timeout = TIMEOUT).await;
     client(&server).register(&agent("silent", "work")).await.unwrap();
-    eventually("it is written down", async || database.has_missed_deadline("silent").await).await;
+    eventually("the missed deadline is stored", async || database.has_missed_deadline("silent").await).await;
     assert_eq!(client(&server).get_stats().await.unwrap().stale_agents, 1);
     server.shutdown().await;
 
-    // A server with more patience goes by what was written.
+    // A server with a longer timeout goes by the stored status.
     let server = database.start_with(|config| config.heartbeat_timeout = NEVER).await;
     let health = client(&server).check_health("silent").await.unwrap();
     assert_eq!(
@@ -75,75 +75,76 @@ async fn the_sweeper_writes_a_missed_deadline_down(database: Database) {
     server.shutdown().await;
 }
 
-async fn a_longer_interval_of_its_own_extends_the_deadline(database: Database) {
+async fn longer_interval_of_an_agent_extends_its_deadline(database: Database) {
     let server = database.start_with(|config| config.heartbeat_timeout = TIMEOUT).await;
     let client = client(&server);
     client.register(&agent("short", "work")).await.unwrap();
     let slow = agent("slow", "work").heartbeat_interval(Duration::from_secs(600));
     let record = client.register(&slow).await.unwrap();
     assert_eq!(record.heartbeat_timeout, Some(Duration::from_secs(1_200)));
-    eventually("the other is offline", async || status_of(&client, "short").await == AgentStatus::Offline)
-        .await;
+    eventually("the other agent is offline", async || {
+        status_of(&client, "short").await == AgentStatus::Offline
+    })
+    .await;
     assert_eq!(status_of(&client, "slow").await, AgentStatus::Active);
     server.shutdown().await;
 }
 
-async fn a_heartbeat_brings_back_who_fell_silent(database: Database) {
+async fn heartbeat_makes_a_silent_agent_active_again(database: Database) {
     for sweep in [Duration::from_millis(50), NEVER] {
         let server = database
             .start_with(|config| (config.heartbeat_timeout, config.sweep_interval) = (TIMEOUT, sweep))
             .await;
         let client = client(&server);
         client.register(&agent("a", "work")).await.unwrap();
-        eventually("it is offline", async || status_of(&client, "a").await == AgentStatus::Offline).await;
+        eventually("the agent is offline", async || status_of(&client, "a").await == AgentStatus::Offline)
+            .await;
         assert_eq!(client.heartbeat("a").await.unwrap().status, AgentStatus::Active);
-        // Until the next deadline, which comes soon.
+        // Only until the next deadline, which is soon.
         let is_well = async || {
             client.heartbeat("a").await.unwrap();
             let health = client.check_health("a").await.unwrap();
             let stats = client.get_stats().await.unwrap();
             (health.status, health.reason, stats.stale_agents) == (HealthStatus::Healthy, None, 0)
         };
-        eventually("it is well", is_well).await;
+        eventually("the agent is healthy", is_well).await;
         server.shutdown().await;
     }
 }
 
-async fn a_status_does_not_bring_back_who_fell_silent(database: Database) {
+async fn status_does_not_make_a_silent_agent_active(database: Database) {
     let server = database.start_with(|config| config.heartbeat_timeout = TIMEOUT).await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
-    eventually("it is offline", async || status_of(&client, "a").await == AgentStatus::Offline).await;
+    eventually("the agent is offline", async || status_of(&client, "a").await == AgentStatus::Offline).await;
     assert_eq!(client.update_status("a", AgentStatus::Busy).await.unwrap().status, AgentStatus::Offline);
     assert_eq!(status_of(&client, "a").await, AgentStatus::Offline);
     assert_eq!(client.get_stats().await.unwrap().stale_agents, 1);
-    // Saying so itself, it is not stale any more, but offline on purpose.
+    // If the agent sets itself offline, it is no longer stale.
     client.update_status("a", AgentStatus::Offline).await.unwrap();
     assert_eq!(client.check_health("a").await.unwrap().reason, Some(UnhealthyReason::Offline));
     server.shutdown().await;
 }
 
-async fn a_busy_agent_that_fell_silent_comes_back_active(database: Database) {
+async fn silent_busy_agent_comes_back_active(database: Database) {
     let server = database
         .start_with(|config| (config.heartbeat_timeout, config.sweep_interval) = (TIMEOUT, NEVER))
         .await;
     let client = client(&server);
     client.register(&agent("a", "work").status(AgentStatus::Busy)).await.unwrap();
-    eventually("it is offline", async || status_of(&client, "a").await == AgentStatus::Offline).await;
+    eventually("the agent is offline", async || status_of(&client, "a").await == AgentStatus::Offline).await;
     assert_eq!(client.heartbeat("a").await.unwrap().status, AgentStatus::Active);
     server.shutdown().await;
 }
 
-async fn nobody_is_marked_offline_before_a_whole_timeout_after_a_restart(database: Database) {
+async fn no_agent_goes_offline_within_a_timeout_after_a_restart(database: Database) {
     let patient = database.start_with(|config| config.heartbeat_timeout = NEVER).await;
     let last_heartbeat =
         client(&patient).register(&agent("a", "work")).await.unwrap().last_heartbeat.unwrap();
     patient.shutdown().await;
     let age = || SystemTime::now().duration_since(last_heartbeat.into()).unwrap_or_default();
-    eventually("its last heartbeat is older than the timeout of the server to come", async || {
-        age() > TIMEOUT
-    })
-    .await;
+    eventually("the last heartbeat is older than the timeout of the next server", async || age() > TIMEOUT)
+        .await;
 
     let began = Instant::now();
     let server = database.start_with(|config| config.heartbeat_timeout = TIMEOUT).await;
@@ -156,7 +157,7 @@ async fn nobody_is_marked_offline_before_a_whole_timeout_after_a_restart(databas
     server.shutdown().await;
 }
 
-async fn who_stays_offline_is_removed_after_a_while_where_that_is_wanted(database: Database) {
+async fn offline_agent_is_removed_after_remove_after(database: Database) {
     let server = database
         .start_with(|config| {
             config.heartbeat_timeout = TIMEOUT;

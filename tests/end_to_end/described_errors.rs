@@ -18,29 +18,29 @@ use crate::support::{
     proxy_before,
 };
 
-on_both_databases!(every_listed_error_is_answered, what_http_refuses_has_no_body,);
+on_both_databases!(every_listed_error_can_be_provoked, invalid_http_is_rejected_without_a_body,);
 
-/// What takes a proxy to the database.
+/// Tests that need a proxy in front of the database.
 mod away {
     use super::*;
 
-    on_postgres!(without_the_database_writes_and_the_health_of_the_server_are_503);
+    on_postgres!(writes_and_server_health_are_503_without_the_database);
 }
 
 const PROBLEM: &str = "application/problem+json";
 
-/// An operation of the description.
+/// An operation in the description.
 struct Operation {
     id: String,
     method: Method,
     path: String,
     has_body: bool,
-    /// The content types of each error.
+    /// Content types of each error.
     errors: BTreeMap<u16, BTreeSet<String>>,
 }
 
 impl Operation {
-    /// A request without a body, for the agent `a`.
+    /// Returns a request without a body, for the agent `a`.
     fn request(&self, server: &Registry) -> RequestBuilder {
         self.request_for(server, "a")
     }
@@ -53,12 +53,12 @@ impl Operation {
         reqwest::Client::new().request(self.method.clone(), format!("{}{target}", server.url()))
     }
 
-    /// A request with a body that passes for JSON until it is read.
+    /// Returns a request with a body that is declared as JSON.
     fn request_with(&self, server: &Registry, body: impl Into<reqwest::Body>) -> RequestBuilder {
         self.request(server).header(CONTENT_TYPE, "application/json").body(body)
     }
 
-    /// Whether it is for those who watch over the server, who are always answered.
+    /// Returns whether this is a health check, which is always answered.
     fn is_health_check(&self) -> bool {
         matches!(&*self.path, "/health" | "/livez" | "/readyz")
     }
@@ -68,7 +68,7 @@ impl Operation {
     }
 }
 
-/// The operations, and which of their errors have been answered.
+/// The described operations, and the errors that were provoked so far.
 struct Described {
     operations: Vec<Operation>,
     seen: BTreeSet<(String, u16)>,
@@ -93,7 +93,7 @@ impl Described {
         Self { operations, seen: BTreeSet::new() }
     }
 
-    /// Sends a request of each operation for which there is one, and checks its answer.
+    /// Sends a request to each operation for which `request` returns one, and checks the response.
     async fn provoke(&mut self, status: u16, request: impl Fn(&Operation) -> Option<RequestBuilder>) {
         for operation in &self.operations {
             if let Some(request) = request(operation) {
@@ -103,7 +103,7 @@ impl Described {
         }
     }
 
-    /// Fails if an error is listed that was not answered. A defect cannot be provoked.
+    /// Fails if a listed error was not provoked. Status 500 is exempt: it only occurs after a defect.
     fn assert_all_seen(&self) {
         let listed = self
             .operations
@@ -114,7 +114,7 @@ impl Described {
     }
 }
 
-/// The statuses of errors among an operation's responses, and the content types of each.
+/// Returns the error statuses among an operation's responses, and the content types of each.
 fn errors(responses: &Value) -> BTreeMap<u16, BTreeSet<String>> {
     let responses = responses.as_object().unwrap().iter();
     let errors = responses.filter_map(|(status, response)| {
@@ -124,7 +124,7 @@ fn errors(responses: &Value) -> BTreeMap<u16, BTreeSet<String>> {
     errors.collect()
 }
 
-/// Checks that an answer is a problem, and as it is described.
+/// Checks that a response is a problem, and is described.
 async fn check(operation: &Operation, status: u16, response: Response) {
     let id = &operation.id;
     assert_eq!(response.status().as_u16(), status, "{id}");
@@ -144,7 +144,7 @@ async fn check(operation: &Operation, status: u16, response: Response) {
     assert_eq!(problem.owner.is_some(), status == 409, "{id}: {problem:?}");
 }
 
-async fn every_listed_error_is_answered(database: Database) {
+async fn every_listed_error_can_be_provoked(database: Database) {
     let server = database.start().await;
     let mut described = Described::read(&server).await;
     let described = &mut described;
@@ -192,7 +192,7 @@ async fn bad_requests(server: &Registry, described: &mut Described) {
     described.provoke(422, |operation| with_body(operation, "{\"status\": 7}")).await;
 }
 
-/// Requests of a process that started before the one that owns the agent's id.
+/// Sends requests of a process that started before the owner of the agent's id.
 async fn conflicts(server: &Registry, described: &mut Described, mut registration: Value) {
     registration["instance_id"] = json!("old");
     registration["instance_age_seconds"] = json!(1_000);
@@ -206,7 +206,7 @@ async fn conflicts(server: &Registry, described: &mut Described, mut registratio
     described.provoke(409, |operation| operation.has_body.then(|| request(operation))).await;
 }
 
-/// Bodies that never arrive. All at once, since each takes the server's whole time limit.
+/// Sends requests whose bodies never arrive. All at once, since each takes the server's whole time limit.
 async fn slow_bodies(server: &Registry, described: &mut Described) {
     let with_body = || described.operations.iter().filter(|operation| operation.has_body);
     let answers = join_all(with_body().map(async |operation| {
@@ -248,7 +248,7 @@ async fn too_many_requests(database: &Database, described: &mut Described) {
     let server = database.start_with(|config| config.rate_limit = NonZeroU32::new(1)).await;
     for operation in described.operations.iter().filter(|operation| !operation.is_health_check()) {
         let refused = loop {
-            // Several at once, so that a slow machine does not spread them over as many seconds.
+            // Concurrently, so that a slow machine does not spread them over as many seconds.
             let answers = join_all((0..4).map(|_| operation.request(&server).send())).await;
             let mut answers = answers.into_iter().map(Result::unwrap);
             if let Some(refused) = answers.find(|answer| answer.status() == 429) {
@@ -263,11 +263,11 @@ async fn too_many_requests(database: &Database, described: &mut Described) {
 
 async fn too_many_connections(database: &Database, described: &mut Described) {
     let server = database.start_with(|config| config.max_connections = NonZeroUsize::MIN).await;
-    // The only connection that is allowed, which stays open.
+    // This connection uses up the limit and stays open.
     let mut connection = TcpStream::connect(server.local_addr()).await.unwrap();
     connection.write_all(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     assert!(connection.read(&mut [0; 1_024]).await.unwrap() > 0);
-    // A server that is busy need not be restarted.
+    // An overloaded server stays alive for its supervisor.
     let is_rejected = |operation: &&Operation| operation.id != "get_liveness";
     described
         .provoke(503, |operation| {
@@ -280,7 +280,7 @@ async fn too_many_connections(database: &Database, described: &mut Described) {
     server.shutdown().await;
 }
 
-async fn without_the_database_writes_and_the_health_of_the_server_are_503(database: Database) {
+async fn writes_and_server_health_are_503_without_the_database(database: Database) {
     let proxy = proxy_before(&database).await;
     let server = database.through(&proxy).start().await;
     let sdk = client(&server);
@@ -306,8 +306,8 @@ async fn without_the_database_writes_and_the_health_of_the_server_are_503(databa
     server.shutdown().await;
 }
 
-/// As the text at the head of the description says: these requests never reach an operation.
-async fn what_http_refuses_has_no_body(database: Database) {
+/// The introduction of the description says so: these requests never reach an operation.
+async fn invalid_http_is_rejected_without_a_body(database: Database) {
     let server = database.start().await;
     let many_fields = format!("GET /stats HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(65));
     let long_head = format!("GET /stats HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(40_000));

@@ -1,4 +1,4 @@
-//! Servers over one database that are set up differently.
+//! Servers with different settings over one database.
 
 use registry_sdk::contract::Heartbeat;
 use registry_server::Config;
@@ -7,20 +7,20 @@ use sqlx::{AssertSqlSafe, Executor};
 use crate::metrics::{by_label, scrape};
 use crate::support::{Database, NEVER, Registry, agent, client, eventually, on_both_databases, on_postgres};
 
-on_both_databases!(a_server_alone_differs_from_none);
+on_both_databases!(single_server_does_not_differ);
 
-/// What takes several servers.
+/// Tests that need several servers.
 mod replicas {
     use super::*;
 
     on_postgres!(
-        servers_with_another_timeout_are_counted,
-        a_server_of_another_version_is_counted,
-        two_registries_in_one_database_know_nothing_of_each_other,
+        servers_with_a_different_timeout_are_counted,
+        server_of_a_different_version_is_counted,
+        two_registries_in_one_database_are_independent,
     );
 }
 
-/// The number of servers, and of those whose version and heartbeat timeout differ.
+/// Returns the number of servers, of those with a different version, and of those with a different heartbeat timeout.
 async fn counted(server: &Registry) -> (u64, u64, u64) {
     let found = scrape(server).await;
     let differing = by_label(&found, "agent_registry_differing_replicas");
@@ -32,13 +32,13 @@ async fn eventually_counted(server: &Registry, expected: (u64, u64, u64)) {
     eventually(&format!("counted {expected:?}"), async || counted(server).await == expected).await;
 }
 
-async fn a_server_alone_differs_from_none(database: Database) {
+async fn single_server_does_not_differ(database: Database) {
     let server = database.start().await;
     assert_eq!(counted(&server).await, (1, 0, 0));
     server.shutdown().await;
 }
 
-async fn servers_with_another_timeout_are_counted(database: Database) {
+async fn servers_with_a_different_timeout_are_counted(database: Database) {
     let shorter = |config: &mut Config| config.heartbeat_timeout = NEVER / 2;
     let (one, two) = (database.start().await, database.start().await);
     eventually_counted(&one, (2, 0, 0)).await;
@@ -52,10 +52,10 @@ async fn servers_with_another_timeout_are_counted(database: Database) {
     }
 }
 
-async fn a_server_of_another_version_is_counted(database: Database) {
+async fn server_of_a_different_version_is_counted(database: Database) {
     let server = database.start().await;
     eventually_counted(&server, (1, 0, 0)).await;
-    // What such a server sends.
+    // The message of such a server.
     database
         .execute(
             "SELECT pg_notify(
@@ -68,7 +68,7 @@ async fn a_server_of_another_version_is_counted(database: Database) {
     server.shutdown().await;
 }
 
-async fn two_registries_in_one_database_know_nothing_of_each_other(database: Database) {
+async fn two_registries_in_one_database_are_independent(database: Database) {
     let mut servers = Vec::new();
     for schema in ["one", "two", "two"] {
         let mut connection = database.connect().await;

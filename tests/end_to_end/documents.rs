@@ -1,4 +1,4 @@
-//! The documents: their JSON can be read, their first example is accepted, and their links lead somewhere.
+//! The documentation: its JSON is valid, its first example is accepted, and its links have targets.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The documents, each with its text.
+/// Returns the documents and their texts.
 fn documents() -> Vec<(PathBuf, String)> {
     let in_folder =
         |folder: &str| fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
@@ -24,7 +24,7 @@ fn documents() -> Vec<(PathBuf, String)> {
     files.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
 }
 
-/// The blocks of code in a language.
+/// Returns the code blocks in a language.
 fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
     let begin = format!("```{language}\n");
     text.split(&begin).skip(1).map(|rest| rest.split("\n```").next().unwrap()).collect()
@@ -42,7 +42,7 @@ async fn documented_registration_is_accepted(database: Database) {
 }
 
 #[test]
-fn json_in_the_documents_can_be_read() {
+fn documented_json_is_valid() {
     let mut count = 0;
     for (path, text) in documents() {
         for block in blocks(&text, "json") {
@@ -55,7 +55,7 @@ fn json_in_the_documents_can_be_read() {
 }
 
 #[test]
-fn links_in_the_documents_lead_somewhere() {
+fn documented_links_have_targets() {
     let documents = documents();
     let mut count = 0;
     for (path, text) in &documents {
@@ -77,7 +77,7 @@ fn links_in_the_documents_lead_somewhere() {
     assert!(count >= 50, "{count} links: are they looked for where they are?");
 }
 
-/// The anchor that GitHub gives a heading.
+/// Returns the anchor that GitHub generates for a heading.
 fn anchor_of(heading: &str) -> String {
     let kept = |letter: char| letter.is_alphanumeric() || matches!(letter, ' ' | '-' | '_');
     heading

@@ -1,4 +1,4 @@
-//! What clients see of a server that is about to stop.
+//! A server that is about to stop, as clients see it.
 
 use std::time::Duration;
 
@@ -14,26 +14,26 @@ use tokio::net::TcpStream;
 use crate::support::{Database, LONG, Registry, agent, client, on_both_databases, on_postgres};
 
 on_both_databases!(
-    a_drained_server_answers_everything_and_closes_each_connection,
-    a_drain_ends_when_its_time_is_over,
-    event_streams_end_with_the_drain,
-    event_streams_end_with_a_shutdown_without_a_drain,
+    draining_server_answers_every_request_and_closes_the_connection,
+    drain_ends_after_its_delay,
+    event_streams_end_when_a_drain_begins,
+    event_streams_end_on_shutdown_without_a_drain,
 );
 
-/// What takes several servers.
+/// Tests that need several servers.
 mod several {
     use super::*;
 
-    on_postgres!(a_watch_goes_on_at_another_server_at_once);
+    on_postgres!(watch_continues_at_another_server_at_once);
 }
 
-/// Begins to drain a server, which goes on although nobody waits for its end.
+/// Begins to drain a server. The drain continues, although its future is dropped.
 fn begin_drain(registry: &Registry) {
     let Registry::Server(server) = registry else { unreachable!("a database has a server") };
     assert!(server.drain().now_or_never().is_none(), "the delay is longer than the test");
 }
 
-async fn a_drained_server_answers_everything_and_closes_each_connection(database: Database) {
+async fn draining_server_answers_every_request_and_closes_the_connection(database: Database) {
     let server = database.start_with(|config| config.drain_delay = LONG).await;
     let sdk = client(&server);
     sdk.register(&agent("a", "work")).await.unwrap();
@@ -44,7 +44,7 @@ async fn a_drained_server_answers_everything_and_closes_each_connection(database
         assert!(answer.status().is_success() && !answer.headers().contains_key(CONNECTION), "{path}");
     }
     begin_drain(&server);
-    // The first of them on the connection that was kept, the others on new ones.
+    // The first request uses the kept connection, the others use new ones.
     for (path, expected) in [
         ("/stats", StatusCode::OK),
         ("/readyz", StatusCode::SERVICE_UNAVAILABLE),
@@ -58,10 +58,10 @@ async fn a_drained_server_answers_everything_and_closes_each_connection(database
         assert_eq!(answer.status(), expected, "{path}");
         assert_eq!(answer.headers()[CONNECTION], "close", "{path}");
     }
-    // A new stream ends at once: browsers never come back to one that was refused.
+    // A new stream is accepted and ends at once: browsers do not reconnect after an error status.
     let stream = get("/events").await.text().await.unwrap();
     assert!(stream.starts_with("id: ") && stream.ends_with("\n\nevent: draining\ndata: {}\n\n"), "{stream}");
-    // Clients of HTTP/1.0 are told the same, whatever they ask for.
+    // Connections of HTTP/1.0 are closed as well, even with keep-alive.
     let mut old = TcpStream::connect(server.local_addr()).await.unwrap();
     old.write_all(b"GET /stats HTTP/1.0\r\nconnection: keep-alive\r\n\r\n").await.unwrap();
     let mut answer = String::new();
@@ -72,24 +72,24 @@ async fn a_drained_server_answers_everything_and_closes_each_connection(database
     server.shutdown().await;
 }
 
-async fn a_drain_ends_when_its_time_is_over(database: Database) {
+async fn drain_ends_after_its_delay(database: Database) {
     let registry = database.start_with(|config| config.drain_delay = Duration::from_millis(50)).await;
     let Registry::Server(server) = &registry else { unreachable!("a database has a server") };
-    tokio::time::timeout(LONG, server.drain()).await.expect("it ends");
+    tokio::time::timeout(LONG, server.drain()).await.expect("the drain ends");
     registry.shutdown().await;
 }
 
-async fn event_streams_end_with_the_drain(database: Database) {
+async fn event_streams_end_when_a_drain_begins(database: Database) {
     let server = database.start_with(|config| config.drain_delay = LONG).await;
     let mut stream = reqwest::get(format!("{}/events", server.url())).await.unwrap();
     assert!(stream.chunk().await.unwrap().unwrap().starts_with(b"id: "));
     begin_drain(&server);
-    let rest = tokio::time::timeout(LONG, stream.text()).await.expect("it ends").unwrap();
+    let rest = tokio::time::timeout(LONG, stream.text()).await.expect("the drain ends").unwrap();
     assert_eq!(rest, "event: draining\ndata: {}\n\n");
     server.shutdown().await;
 }
 
-async fn event_streams_end_with_a_shutdown_without_a_drain(database: Database) {
+async fn event_streams_end_on_shutdown_without_a_drain(database: Database) {
     let server = database.start().await;
     let mut stream = reqwest::get(format!("{}/events", server.url())).await.unwrap();
     assert!(stream.chunk().await.unwrap().unwrap().starts_with(b"id: "));
@@ -97,7 +97,7 @@ async fn event_streams_end_with_a_shutdown_without_a_drain(database: Database) {
     assert_eq!(stream.text().await.unwrap(), "event: draining\ndata: {}\n\n");
 }
 
-async fn a_watch_goes_on_at_another_server_at_once(database: Database) {
+async fn watch_continues_at_another_server_at_once(database: Database) {
     let (first, second) =
         (database.start_with(|config| config.drain_delay = LONG).await, database.start().await);
     let urls = format!("{},{}", first.url(), second.url());

@@ -1,4 +1,4 @@
-//! Rows that somebody edits with SQL while servers run.
+//! Rows edited with SQL while servers are running.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,12 +13,12 @@ use crate::support::{Database, LONG, Registry, agent, client, eventually, on_bot
 
 on_both_databases!(
     edited_rows_are_shown_and_announced_within_a_minute,
-    an_agent_whose_row_was_deleted_can_be_deregistered,
-    an_agent_whose_row_was_deleted_is_forgotten_at_its_next_heartbeat,
-    a_status_change_shows_an_edited_row_at_once,
+    agent_with_a_deleted_row_can_be_deregistered,
+    agent_with_a_deleted_row_is_forgotten_at_its_next_heartbeat,
+    status_change_adopts_an_edited_row_at_once,
 );
 
-/// Two servers on PostgreSQL; SQLite takes one.
+/// Starts two servers on PostgreSQL, or one on SQLite.
 async fn start_all(database: &Database) -> Vec<Registry> {
     let mut servers = vec![database.start().await];
     if is_postgres(database) {
@@ -37,7 +37,7 @@ fn is_postgres(database: &Database) -> bool {
     database.url.starts_with("postgres")
 }
 
-/// Agents that are registered before the edits. Each is edited as its id says.
+/// Agents registered before the edits. Each is named after its edit.
 const REGISTERED: [&str; 9] = [
     "deleted",
     "made-busy",
@@ -61,8 +61,8 @@ const EDITS: &str = r#"
     UPDATE agent_registry SET base_url = 'http://edited.example:9000' WHERE agent_id = 'new-url';
 "#;
 
-/// Rows of a service that knows only the table's first six columns, and of one that knows the others as well. Neither has a
-/// revision.
+/// Rows inserted by a service that only knows the table's first six columns, and by one that knows the others as well. Neither sets
+/// a revision.
 const POSTGRES_INSERTS: &str = r#"
     INSERT INTO agent_registry (agent_id, agent_name, base_url, status, capabilities, last_heartbeat)
     VALUES ('inserted-brief', 'Brief', 'http://brief.example', 'active', '[{"name": "inserted"}]', now());
@@ -71,7 +71,7 @@ const POSTGRES_INSERTS: &str = r#"
     VALUES ('inserted-full', 'Full', 'http://full.example', 'busy', '[]', now(), '{"a": 1}', 45.5, now());
 "#;
 
-/// The same on SQLite, where some columns have no default.
+/// The same rows for SQLite, where some columns have no default.
 const SQLITE_INSERTS: &str = r#"
     INSERT INTO agent_registry (agent_id, agent_name, base_url, status, capabilities, last_heartbeat, registered_at,
         revision)
@@ -83,7 +83,7 @@ const SQLITE_INSERTS: &str = r#"
         unixepoch() * 1000, 0);
 "#;
 
-/// All edits at once, since their reconciliation takes up to a minute.
+/// One test for all edits, since reconciliation takes up to a minute.
 async fn edited_rows_are_shown_and_announced_within_a_minute(database: Database) {
     let servers = start_all(&database).await;
     let clients: Vec<RegistryClient> = servers.iter().map(client).collect();
@@ -92,7 +92,7 @@ async fn edited_rows_are_shown_and_announced_within_a_minute(database: Database)
     }
     let mut watches = Vec::new();
     for client in &clients {
-        eventually("the server shows what is registered", async || {
+        eventually("the server shows the registered agents", async || {
             shown(client).await == stored(&database).await
         })
         .await;
@@ -106,10 +106,8 @@ async fn edited_rows_are_shown_and_announced_within_a_minute(database: Database)
     database.execute(EDITS).await;
     database.execute(if is_postgres(&database) { POSTGRES_INSERTS } else { SQLITE_INSERTS }).await;
     for client in &clients {
-        eventually("the server shows what the database has", async || {
-            shown(client).await == stored(&database).await
-        })
-        .await;
+        eventually("the server equals the database", async || shown(client).await == stored(&database).await)
+            .await;
     }
     report(&database, began.elapsed());
     let names = stored(&database)
@@ -134,7 +132,7 @@ async fn edited_rows_are_shown_and_announced_within_a_minute(database: Database)
         let told = told_until_last(watch, revision).await;
         let ids: Vec<&str> = told.iter().map(|(_, id)| id.as_str()).collect();
         assert_eq!(ids.iter().copied().collect::<BTreeSet<_>>(), expected);
-        assert_eq!(ids.len(), expected.len(), "each was told once: {told:?}");
+        assert_eq!(ids.len(), expected.len(), "each change is announced once: {told:?}");
         for (kind, id) in &told {
             assert_eq!(*kind == "deregistered", id == "deleted", "{told:?}");
         }
@@ -148,7 +146,7 @@ fn report(database: &Database, took: Duration) {
     println!("{kind}: the edits were shown {took:.1?} after they were made");
 }
 
-async fn an_agent_whose_row_was_deleted_can_be_deregistered(database: Database) {
+async fn agent_with_a_deleted_row_can_be_deregistered(database: Database) {
     let servers = start_all(&database).await;
     let client = client(&servers[0]);
     let (mut watch, revision) = with_deleted_row(&database, &client).await;
@@ -159,7 +157,7 @@ async fn an_agent_whose_row_was_deleted_can_be_deregistered(database: Database) 
     stop_all(servers).await;
 }
 
-async fn an_agent_whose_row_was_deleted_is_forgotten_at_its_next_heartbeat(database: Database) {
+async fn agent_with_a_deleted_row_is_forgotten_at_its_next_heartbeat(database: Database) {
     let servers = start_all(&database).await;
     let client = client(&servers[0]);
     let (mut watch, revision) = with_deleted_row(&database, &client).await;
@@ -167,7 +165,7 @@ async fn an_agent_whose_row_was_deleted_is_forgotten_at_its_next_heartbeat(datab
     assert!(outcome.as_ref().is_err_and(registry_sdk::Error::is_not_found), "{outcome:?}");
     is_gone(&servers, &mut watch, revision).await;
 
-    // Then it registers again, as the SDK does by itself.
+    // Then the agent registers again, as the SDK does automatically.
     client.register(&agent("a", "work")).await.unwrap();
     client.heartbeat("a").await.unwrap();
     let (kind, record) = next_change(&mut watch).await;
@@ -175,7 +173,7 @@ async fn an_agent_whose_row_was_deleted_is_forgotten_at_its_next_heartbeat(datab
     stop_all(servers).await;
 }
 
-/// Registers `a` and `b`, begins to watch, and deletes the row of `a`. Returns the last revision as well.
+/// Registers `a` and `b`, starts a watch, and deletes the row of `a`. Returns the watch and the last revision.
 async fn with_deleted_row(database: &Database, client: &RegistryClient) -> (Watch, u64) {
     client.register(&agent("a", "work")).await.unwrap();
     let revision = client.register(&agent("b", "work")).await.unwrap().revision.unwrap();
@@ -186,7 +184,7 @@ async fn with_deleted_row(database: &Database, client: &RegistryClient) -> (Watc
     (watch, revision)
 }
 
-/// The first server has forgotten `a` already, and says so to its watchers; the others hear of it.
+/// Checks that the first server has forgotten `a` and announced that, and that the others follow.
 async fn is_gone(servers: &[Registry], watch: &mut Watch, revision: u64) {
     let first = client(&servers[0]);
     let ids = async |client: &RegistryClient| {
@@ -200,11 +198,11 @@ async fn is_gone(servers: &[Registry], watch: &mut Watch, revision: u64) {
     assert!(record.revision > Some(revision), "{:?}", record.revision);
     for server in servers {
         let client = client(server);
-        eventually("the other server forgets it, too", async || ids(&client).await == ["b"]).await;
+        eventually("the other server forgets the agent, too", async || ids(&client).await == ["b"]).await;
     }
 }
 
-async fn a_status_change_shows_an_edited_row_at_once(database: Database) {
+async fn status_change_adopts_an_edited_row_at_once(database: Database) {
     let servers = start_all(&database).await;
     let client = client(&servers[0]);
     client.register(&agent("a", "work")).await.unwrap();
@@ -224,7 +222,7 @@ async fn a_status_change_shows_an_edited_row_at_once(database: Database) {
         let other = crate::support::client(server);
         let is_shown =
             async || other.get_agent("a").await.is_ok_and(|agent| agent.base_url == record.base_url);
-        eventually("every server shows it", is_shown).await;
+        eventually("every server shows the edit", is_shown).await;
     }
     stop_all(servers).await;
 }
@@ -234,7 +232,7 @@ async fn list(client: &RegistryClient) -> Vec<AgentRecord> {
 }
 
 async fn next(watch: &mut Watch) -> WatchEvent {
-    timeout(LONG, watch.next()).await.expect("an event").expect("the watch goes on")
+    timeout(LONG, watch.next()).await.expect("an event").expect("the watch continues")
 }
 
 async fn listed(watch: &mut Watch) {
@@ -254,7 +252,7 @@ async fn next_change(watch: &mut Watch) -> (&'static str, AgentRecord) {
     }
 }
 
-/// The changes up to the registration of `last`, whose revisions follow each other.
+/// Returns the changes up to the registration of `last`, and checks that their revisions are consecutive.
 async fn told_until_last(watch: &mut Watch, mut revision: u64) -> Vec<(&'static str, String)> {
     let mut told = Vec::new();
     loop {
@@ -268,7 +266,7 @@ async fn told_until_last(watch: &mut Watch, mut revision: u64) -> Vec<(&'static 
     }
 }
 
-/// What a server shows of an agent, and its row has.
+/// The fields of an agent that a server shows and its row has.
 #[derive(Debug, PartialEq)]
 struct Row {
     agent_id: String,
@@ -332,7 +330,7 @@ async fn stored(database: &Database) -> Vec<Row> {
         sqlx::query_as(COLUMNS).fetch_all(&mut connection).await.unwrap()
     };
     let mut rows: Vec<Row> = rows.into_iter().map(Row::stored).collect();
-    // As lists are, whatever the database's collation.
+    // In the order of lists, whatever the database's collation.
     rows.sort_by(|a, b| a.agent_id.cmp(&b.agent_id));
     rows
 }

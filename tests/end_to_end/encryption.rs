@@ -1,4 +1,4 @@
-//! HTTPS on the server's own port, and clients that have to show a certificate.
+//! HTTPS on the server's own port, and client certificates.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -15,19 +15,19 @@ use tokio::net::TcpStream;
 use crate::support::{Database, LONG, Registry, agent, client_builder, eventually, on_both_databases};
 
 on_both_databases!(
-    clients_that_trust_the_authority_speak_https,
-    clients_have_to_show_a_certificate_where_that_is_wanted,
-    a_renewed_certificate_is_read_anew,
-    a_client_certificate_may_be_renewed_while_the_client_runs,
-    who_dawdles_or_speaks_plainly_holds_up_nobody,
-    handshakes_that_are_never_ended_make_way_for_others,
+    clients_that_trust_the_authority_can_connect,
+    client_certificate_is_required_if_configured,
+    renewed_certificate_is_reloaded,
+    client_certificate_may_be_renewed_while_the_client_runs,
+    slow_and_plain_text_clients_delay_no_others,
+    unfinished_handshakes_make_way_for_others,
 );
 
-/// Timeout of requests that a server refuses in its handshake. Now and then such a refusal is lost in the HTTP client, and the
-/// request waits for its timeout.
+/// Timeout of requests that a server rejects during the handshake. The HTTP client sometimes loses such a rejection, and the request
+/// waits for its timeout.
 pub(crate) const REFUSAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An authority, and the files that it has signed.
+/// A certificate authority, and the files that it has signed.
 pub(crate) struct Authority {
     folder: tempfile::TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -45,7 +45,7 @@ impl Authority {
         self.issuer.pem()
     }
 
-    /// A certificate and its key.
+    /// Returns a certificate and its key.
     pub(crate) fn sign(&self, name: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
@@ -58,7 +58,7 @@ impl Authority {
         path
     }
 
-    /// Signs a certificate for the loopback address, and has the server use it.
+    /// Configures a server with a new certificate for the loopback address.
     pub(crate) fn configure(&self, config: &mut Config) {
         let (certificate, key) = self.sign("127.0.0.1");
         config.tls_cert = Some(self.write("cert.pem", &certificate));
@@ -70,7 +70,7 @@ fn trusting(server: &Registry, authority: &Authority) -> RegistryClient {
     client_builder(server.url()).root_certificate(authority.pem()).build().unwrap()
 }
 
-async fn clients_that_trust_the_authority_speak_https(database: Database) {
+async fn clients_that_trust_the_authority_can_connect(database: Database) {
     let authority = Authority::new();
     let server = database.start_with(|config| authority.configure(config)).await;
     assert!(server.url().starts_with("https://"));
@@ -84,7 +84,10 @@ async fn clients_that_trust_the_authority_speak_https(database: Database) {
     let stranger = client_builder(server.url());
     assert!(matches!(stranger.clone().build().unwrap().get_stats().await, Err(Error::Tls { .. })));
     let other = stranger.clone().root_certificate(Authority::new().pem()).build().unwrap();
-    assert!(matches!(other.get_stats().await, Err(Error::Tls { .. })), "another authority");
+    assert!(
+        matches!(other.get_stats().await, Err(Error::Tls { .. })),
+        "a client that trusts another authority"
+    );
     for nonsense in ["", "-----BEGIN CERTIFICATE-----\nxx\n-----END CERTIFICATE-----"] {
         assert!(
             matches!(stranger.clone().root_certificate(nonsense).build(), Err(Error::Config(_))),
@@ -94,7 +97,7 @@ async fn clients_that_trust_the_authority_speak_https(database: Database) {
     server.shutdown().await;
 }
 
-async fn clients_have_to_show_a_certificate_where_that_is_wanted(database: Database) {
+async fn client_certificate_is_required_if_configured(database: Database) {
     let (authority, of_clients) = (Authority::new(), Authority::new());
     let mutual = |config: &mut Config| {
         authority.configure(config);
@@ -109,7 +112,7 @@ async fn clients_have_to_show_a_certificate_where_that_is_wanted(database: Datab
     let builder = builder.timeout(REFUSAL_TIMEOUT);
     for client in [builder.clone().build().unwrap(), showing(&builder, authority.sign("agent"))] {
         let refused = client.get_stats().await;
-        // The HTTP client forgets why a connection failed if the server's alert comes before its first request.
+        // If the server's alert arrives before the first request, the HTTP client loses the reason.
         let is_refused =
             matches!(refused, Err(Error::Tls { .. } | Error::Unreachable { .. } | Error::TimedOut { .. }));
         assert!(is_refused, "{refused:?}");
@@ -117,7 +120,7 @@ async fn clients_have_to_show_a_certificate_where_that_is_wanted(database: Datab
     server.shutdown().await;
 }
 
-async fn a_renewed_certificate_is_read_anew(database: Database) {
+async fn renewed_certificate_is_reloaded(database: Database) {
     let (before, after) = (Authority::new(), Authority::new());
     let registry = database.start_with(|config| before.configure(config)).await;
     let Registry::Server(server) = &registry else { unreachable!("a database has a server") };
@@ -125,7 +128,7 @@ async fn a_renewed_certificate_is_read_anew(database: Database) {
 
     let (certificate, key) = after.sign("127.0.0.1");
     before.write("cert.pem", &certificate);
-    // The key does not fit yet: all stays as it was.
+    // The key does not match the certificate yet, so the previous pair stays in use.
     assert!(server.reload().is_err());
     trusting(&registry, &before).get_stats().await.unwrap();
     before.write("key.pem", &key);
@@ -135,11 +138,11 @@ async fn a_renewed_certificate_is_read_anew(database: Database) {
     registry.shutdown().await;
 }
 
-async fn who_dawdles_or_speaks_plainly_holds_up_nobody(database: Database) {
+async fn slow_and_plain_text_clients_delay_no_others(database: Database) {
     let authority = Authority::new();
     let server = database.start_with(|config| authority.configure(config)).await;
     let mut silent = Vec::new();
-    // The server gives each 10 s: waiting for one after another would take longer than the limit.
+    // The server waits 10 s for each client: one after another would exceed the limit.
     for _ in 0..50 {
         silent.push(TcpStream::connect(server.local_addr()).await.unwrap());
     }
@@ -147,16 +150,16 @@ async fn who_dawdles_or_speaks_plainly_holds_up_nobody(database: Database) {
     plain.write_all(b"GET /stats HTTP/1.1\r\nhost: registry\r\n\r\n").await.unwrap();
     let client = trusting(&server, &authority);
     let answered = tokio::time::timeout(LONG, client.get_stats());
-    answered.await.expect("it is not held up").unwrap();
+    answered.await.expect("the request is not delayed").unwrap();
     let mut rest = Vec::new();
     plain.read_to_end(&mut rest).await.unwrap();
-    assert!(!rest.starts_with(b"HTTP"), "no answer in the clear");
+    assert!(!rest.starts_with(b"HTTP"), "a response in plain text");
     drop(silent);
     server.shutdown().await;
 }
 
-/// More of them than there may be at a time, and none takes a place of the connections.
-async fn handshakes_that_are_never_ended_make_way_for_others(database: Database) {
+/// More handshakes than are allowed at a time. None counts as a connection.
+async fn unfinished_handshakes_make_way_for_others(database: Database) {
     let authority = Authority::new();
     let server = database
         .start_with(|config| {
@@ -166,19 +169,19 @@ async fn handshakes_that_are_never_ended_make_way_for_others(database: Database)
         .await;
     let mut silent = Vec::new();
     let requests = async {
-        // The server gives each silent client 10 s, and two at a time: without making way, 490 s in all.
+        // The server waits 10 s for each silent client, for two at a time: 490 s in all unless they make way.
         for _ in 0..100 {
             silent.push(TcpStream::connect(server.local_addr()).await.unwrap());
-            // Each time on a new connection, whose handshake comes after those.
+            // Each request uses a new connection, whose handshake comes after those.
             trusting(&server, &authority).get_stats().await.unwrap();
         }
     };
-    tokio::time::timeout(LONG, requests).await.expect("nobody is held up");
+    tokio::time::timeout(LONG, requests).await.expect("the requests are not delayed");
     drop(silent);
     server.shutdown().await;
 }
 
-async fn a_client_certificate_may_be_renewed_while_the_client_runs(database: Database) {
+async fn client_certificate_may_be_renewed_while_the_client_runs(database: Database) {
     let (authority, of_clients) = (Authority::new(), Authority::new());
     let registry = database
         .start_with(|config| {
@@ -193,7 +196,7 @@ async fn a_client_certificate_may_be_renewed_while_the_client_runs(database: Dat
     let builder = builder.client_certificate_provider(move || {
         std::fs::read(&read).inspect_err(|_| missed.store(true, Ordering::SeqCst))
     });
-    assert!(matches!(builder.clone().build(), Err(Error::Config(_))), "there is none in the file");
+    assert!(matches!(builder.clone().build(), Err(Error::Config(_))), "the file has no certificate");
     let present = |(certificate, key): (String, String)| {
         of_clients.write("client.pem", &(certificate + &key));
     };
@@ -201,9 +204,9 @@ async fn a_client_certificate_may_be_renewed_while_the_client_runs(database: Dat
     let client = builder.build().unwrap();
     assert!(client.get_stats().await.is_err());
 
-    // Without one it goes on with the previous one, and asks again.
+    // Without a certificate, the client keeps the previous one and reads again.
     std::fs::remove_file(file).unwrap();
-    eventually("it is asked again", || async {
+    eventually("the certificate is read again", || async {
         let outcome = client.get_stats().await;
         assert!(!matches!(outcome, Ok(_) | Err(Error::Config(_))), "{outcome:?}");
         has_missed.load(Ordering::SeqCst)

@@ -1,4 +1,4 @@
-//! Every error of the contract, over a plain HTTP client.
+//! The errors in the contract, over a plain HTTP client.
 
 use registry_sdk::Error;
 use registry_sdk::contract::{Problem, Registration};
@@ -8,17 +8,17 @@ use serde_json::json;
 
 use crate::support::{Database, agent, client, on_both_databases, on_every_registry};
 
-on_every_registry!(all_bad_fields_come_back_at_once, a_refused_registration_changes_nothing,);
+on_every_registry!(all_invalid_fields_are_reported_together, rejected_registration_changes_nothing,);
 
-/// What takes a database, or a restart.
+/// Tests that need a database or a restart.
 mod lasting {
     use super::*;
 
     on_both_databases!(
         errors_are_problems_with_their_status,
-        the_longest_body_is_taken_and_one_byte_more_is_not,
-        ids_that_cannot_be_are_unknown_agents,
-        every_answer_has_a_request_id,
+        body_of_maximum_length_is_accepted_and_a_longer_one_rejected,
+        invalid_ids_are_unknown_agents,
+        every_response_has_a_request_id,
     );
 }
 
@@ -86,14 +86,14 @@ async fn errors_are_problems_with_their_status(database: Database) {
     }
     let allowed = to("PATCH", "/agents/a").send().await.unwrap();
     assert_eq!(allowed.headers()[ALLOW], "GET,HEAD,DELETE");
-    // Whatever its letter case and parameters, and a heartbeat without any body.
+    // The content type is matched in any letter case and with parameters, and a heartbeat needs no body.
     let json = to("POST", "/agents/a/heartbeat").header(CONTENT_TYPE, "Application/JSON; charset=utf-8");
     assert_eq!(json.body("{}").send().await.unwrap().status(), StatusCode::OK);
     assert_eq!(to("POST", "/agents/a/heartbeat").send().await.unwrap().status(), StatusCode::OK);
     server.shutdown().await;
 }
 
-async fn all_bad_fields_come_back_at_once(database: Database) {
+async fn all_invalid_fields_are_reported_together(database: Database) {
     let server = database.start().await;
     let body =
         json!({"agent_id": "-", "agent_name": "a\0b", "base_url": "x", "capabilities": [{"name": ""}]});
@@ -105,7 +105,7 @@ async fn all_bad_fields_come_back_at_once(database: Database) {
         (422, vec!["agent_id", "agent_name", "base_url", "capabilities[0].name"])
     );
 
-    // The SDK does not even send it, and tells the same fields.
+    // The SDK does not send the registration, and reports the same fields.
     let registration = Registration::new("-", "", "x");
     let error = client(&server).register(&registration).await.unwrap_err();
     assert!(matches!(error, Error::Invalid { .. }) && error.is_refused() && !error.is_retryable());
@@ -113,7 +113,7 @@ async fn all_bad_fields_come_back_at_once(database: Database) {
     server.shutdown().await;
 }
 
-async fn a_refused_registration_changes_nothing(database: Database) {
+async fn rejected_registration_changes_nothing(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let before = client.register(&agent("a", "work")).await.unwrap();
@@ -124,7 +124,7 @@ async fn a_refused_registration_changes_nothing(database: Database) {
     server.shutdown().await;
 }
 
-async fn the_longest_body_is_taken_and_one_byte_more_is_not(database: Database) {
+async fn body_of_maximum_length_is_accepted_and_a_longer_one_rejected(database: Database) {
     let server = database.start().await;
     let body = serde_json::to_string(&agent("a", "work")).unwrap();
     let post = |bytes: usize| {
@@ -137,7 +137,7 @@ async fn the_longest_body_is_taken_and_one_byte_more_is_not(database: Database) 
     server.shutdown().await;
 }
 
-async fn ids_that_cannot_be_are_unknown_agents(database: Database) {
+async fn invalid_ids_are_unknown_agents(database: Database) {
     let server = database.start().await;
     let http = reqwest::Client::new();
     let long = "x".repeat(65);
@@ -156,7 +156,7 @@ async fn ids_that_cannot_be_are_unknown_agents(database: Database) {
     server.shutdown().await;
 }
 
-async fn every_answer_has_a_request_id(database: Database) {
+async fn every_response_has_a_request_id(database: Database) {
     let server = database.start().await;
     let http = reqwest::Client::new();
     let get = |path: &str| http.get(format!("{}{path}", server.url()));

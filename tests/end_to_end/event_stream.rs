@@ -1,4 +1,4 @@
-//! `GET /events` on the wire: server-sent events as any client reads them.
+//! `GET /events` on the wire, as a client for server-sent events reads it.
 
 use std::time::{Duration, Instant};
 
@@ -12,27 +12,27 @@ use tokio::time::timeout;
 use crate::support::{Database, LONG, Registry, agent, client, on_both_databases, on_every_registry};
 
 on_every_registry!(
-    a_stream_is_resumed_after_the_event_that_is_named,
-    an_id_that_is_not_kept_means_reset,
-    a_stream_begins_with_the_last_events,
-    a_bad_number_of_last_events_is_refused,
-    an_empty_id_is_none,
+    stream_resumes_after_the_last_event_id,
+    id_of_a_deleted_event_gets_reset,
+    stream_begins_with_the_last_events,
+    invalid_number_of_last_events_is_rejected,
+    empty_last_event_id_is_ignored,
 );
 
-/// What the mock does not have.
+/// Tests of features that the mock does not have.
 mod lasting {
     use super::*;
 
     on_both_databases!(
-        an_id_that_is_none_is_refused,
-        a_quiet_stream_says_at_once_that_it_is_there,
-        the_last_events_outlive_a_restart,
-        a_thousand_big_events_come_before_the_id_alone,
-        who_reads_too_slowly_is_dropped_with_a_last_event,
+        malformed_id_is_rejected,
+        quiet_stream_sends_an_id_at_once,
+        last_events_survive_a_restart,
+        a_thousand_large_events_are_sent_first,
+        slow_reader_is_disconnected_after_a_final_event,
     );
 }
 
-/// A stream that is being read.
+/// An open event stream.
 struct Stream {
     response: reqwest::Response,
     text: String,
@@ -56,19 +56,19 @@ impl Stream {
         Self { response, text: String::new() }
     }
 
-    /// The lines of the next block: an event, or only an id.
+    /// Returns the lines of the next block, which is an event or only an id.
     async fn block(&mut self) -> Vec<String> {
         loop {
             if let Some(end) = self.text.find("\n\n") {
                 let block: String = self.text.drain(..end + 2).collect();
                 return block.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
             }
-            let chunk = timeout(LONG, self.response.chunk()).await.expect("it goes on");
-            self.text.push_str(std::str::from_utf8(&chunk.unwrap().expect("it goes on")).unwrap());
+            let chunk = timeout(LONG, self.response.chunk()).await.expect("the stream continues");
+            self.text.push_str(std::str::from_utf8(&chunk.unwrap().expect("the stream continues")).unwrap());
         }
     }
 
-    /// The next event: its id, its kind and its data.
+    /// Returns the id, the kind and the data of the next event.
     async fn event(&mut self) -> (String, String, Value) {
         loop {
             let lines = self.block().await;
@@ -80,7 +80,7 @@ impl Stream {
     }
 }
 
-async fn a_stream_is_resumed_after_the_event_that_is_named(database: Database) {
+async fn stream_resumes_after_the_last_event_id(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let mut stream = Stream::open(&server, None).await;
@@ -105,7 +105,7 @@ async fn a_stream_is_resumed_after_the_event_that_is_named(database: Database) {
     server.shutdown().await;
 }
 
-/// Reads what comes before the id alone: the kind and the agent of each event, and the last id.
+/// Reads the past events up to the block with only an id. Returns the kind and the agent of each event, and the last id.
 async fn past(stream: &mut Stream) -> (Vec<String>, String) {
     let mut events = Vec::new();
     loop {
@@ -120,7 +120,7 @@ async fn past(stream: &mut Stream) -> (Vec<String>, String) {
     }
 }
 
-async fn a_stream_begins_with_the_last_events(database: Database) {
+async fn stream_begins_with_the_last_events(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     assert_eq!(past(&mut Stream::open_with(&server, "?last=50", None).await).await.0, Vec::<String>::new());
@@ -137,7 +137,7 @@ async fn a_stream_begins_with_the_last_events(database: Database) {
         let (events, _) = past(&mut Stream::open_with(&server, query, None).await).await;
         assert_eq!(events, all[4 - count..], "{query}");
     }
-    // Then it goes on, and can be resumed from the id alone, whatever else is asked for.
+    // Then the stream continues. With an id, it resumes there, whatever number of last events the request has.
     let mut stream = Stream::open_with(&server, "?last=2", None).await;
     let (_, id) = past(&mut stream).await;
     client.register(&agent("c", "work")).await.unwrap();
@@ -148,8 +148,8 @@ async fn a_stream_begins_with_the_last_events(database: Database) {
     server.shutdown().await;
 }
 
-/// Clients send it that have seen no event.
-async fn an_empty_id_is_none(database: Database) {
+/// Clients that have received no event send an empty id.
+async fn empty_last_event_id_is_ignored(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
@@ -158,11 +158,11 @@ async fn an_empty_id_is_none(database: Database) {
     assert_eq!(kind, "registered", "`last` counts without an id");
     let request = reqwest::Client::new().get(format!("{}/events?last=x", server.url()));
     let answer = request.header("Last-Event-ID", "7-0000000000000000").send().await.unwrap();
-    assert_eq!(answer.status().as_u16(), 400, "a wrong number is told with an id as well");
+    assert_eq!(answer.status().as_u16(), 400, "an invalid number is rejected, even with an id");
     server.shutdown().await;
 }
 
-async fn a_bad_number_of_last_events_is_refused(database: Database) {
+async fn invalid_number_of_last_events_is_rejected(database: Database) {
     let server = database.start().await;
     for query in ["last=", "last=-1", "last=1001", "last=1.5", "last=x", "last=1&last=2"] {
         let response = reqwest::get(format!("{}/events?{query}", server.url())).await.unwrap();
@@ -173,7 +173,7 @@ async fn a_bad_number_of_last_events_is_refused(database: Database) {
     server.shutdown().await;
 }
 
-async fn the_last_events_outlive_a_restart(database: Database) {
+async fn last_events_survive_a_restart(database: Database) {
     let server = database.start().await;
     for id in ["a", "b", "c"] {
         client(&server).register(&agent(id, "work")).await.unwrap();
@@ -187,8 +187,8 @@ async fn the_last_events_outlive_a_restart(database: Database) {
     server.shutdown().await;
 }
 
-/// More than is sent at once.
-async fn a_thousand_big_events_come_before_the_id_alone(database: Database) {
+/// More events than the server sends in one piece.
+async fn a_thousand_large_events_are_sent_first(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work").metadata("text", "x".repeat(10_000))).await.unwrap();
@@ -201,11 +201,11 @@ async fn a_thousand_big_events_come_before_the_id_alone(database: Database) {
     server.shutdown().await;
 }
 
-async fn an_id_that_is_not_kept_means_reset(database: Database) {
+async fn id_of_a_deleted_event_gets_reset(database: Database) {
     let server = database.start().await;
     client(&server).register(&agent("a", "work")).await.unwrap();
     let id = Stream::open(&server, None).await.block().await[0].strip_prefix("id: ").unwrap().to_owned();
-    // A revision that is not there, the right one of another history, and the id of an older server.
+    // An unknown revision, a known revision from another history, and the id of an older server.
     for lost in ["999999-0123456789abcdef", "1-0123456789abcdef", "1"] {
         let (head, kind, data) = Stream::open(&server, Some(lost)).await.event().await;
         assert_eq!((kind.as_str(), &data["revision"], &head), ("reset", &1.into(), &id), "{lost}");
@@ -218,7 +218,7 @@ async fn an_id_that_is_not_kept_means_reset(database: Database) {
     server.shutdown().await;
 }
 
-async fn an_id_that_is_none_is_refused(database: Database) {
+async fn malformed_id_is_rejected(database: Database) {
     let server = database.start().await;
     for id in ["x", "-1", "1.5", "1-", "1-x", "99999999999999999999"] {
         let request =
@@ -228,7 +228,7 @@ async fn an_id_that_is_none_is_refused(database: Database) {
     server.shutdown().await;
 }
 
-async fn a_quiet_stream_says_at_once_that_it_is_there(database: Database) {
+async fn quiet_stream_sends_an_id_at_once(database: Database) {
     let server = database.start().await;
     client(&server).register(&agent("a", "work")).await.unwrap();
     let mut stream = Stream::open(&server, None).await;
@@ -236,19 +236,19 @@ async fn a_quiet_stream_says_at_once_that_it_is_there(database: Database) {
     assert_eq!(block.len(), 1, "{block:?}");
     let id = block[0].strip_prefix("id: ").unwrap().to_owned();
     drop(stream);
-    // And with that id it goes on.
+    // The stream can be resumed from that id.
     client(&server).register(&agent("b", "work")).await.unwrap();
     assert_eq!(Stream::open(&server, Some(&id)).await.event().await.2["agent_id"], "b");
     server.shutdown().await;
 }
 
-async fn who_reads_too_slowly_is_dropped_with_a_last_event(database: Database) {
+async fn slow_reader_is_disconnected_after_a_final_event(database: Database) {
     let server = database.start().await;
     let mut slow = TcpStream::connect(server.local_addr()).await.unwrap();
     slow.write_all(b"GET /events HTTP/1.1\r\nhost: registry\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut head = [0; 16];
     slow.read_exact(&mut head).await.unwrap();
-    // More than the server keeps, and the sockets hold, together: some 140 KB for each of 200 changes.
+    // More than the server's and the sockets' buffers hold together: about 140 KB for each of 200 changes.
     let mut big = Registration::new("big", "Big", "http://big:8000");
     for number in 0..128 {
         big = big.capability(Capability::new(format!("c{number}")).description("x".repeat(1_000)));
@@ -260,12 +260,12 @@ async fn who_reads_too_slowly_is_dropped_with_a_last_event(database: Database) {
         client.update_status("big", status).await.unwrap();
     }
     let mut rest = Vec::new();
-    timeout(LONG, slow.read_to_end(&mut rest)).await.expect("it is closed").unwrap();
+    timeout(LONG, slow.read_to_end(&mut rest)).await.expect("the stream is closed").unwrap();
     let tail = String::from_utf8_lossy(&rest[rest.len() - 200..]).into_owned();
-    // Who has read nothing for half a minute is dropped without a word, and a busy machine may take that long.
+    // A client that reads nothing for half a minute is disconnected without an event, and a busy machine may take that long.
     if began.elapsed() < Duration::from_secs(30) {
         let overrun = tail.split_once("event: overrun\ndata: {\"revision\": ").expect(&tail).1;
-        assert!(!overrun.contains("id:"), "who comes back says where it was");
+        assert!(!overrun.contains("id:"), "the final event must not move the position of the client");
     }
     server.shutdown().await;
 }

@@ -13,22 +13,22 @@ use url::Url;
 use crate::support::{Database, agent, client, on_every_registry};
 
 on_every_registry!(
-    a_wrong_filter_is_refused_by_name,
+    invalid_filter_is_rejected_by_name,
     unknown_parameters_are_ignored,
     filters_apply_before_the_limit,
-    a_filtered_list_is_paged,
-    a_long_filtered_list_is_whole,
-    pages_of_a_search_together_are_the_search,
-    pages_hold_while_agents_change_between_them,
-    links_carry_the_whole_query,
-    the_tag_of_the_last_of_many_agents_is_found,
+    filtered_list_has_pages,
+    long_filtered_list_is_complete,
+    pages_of_a_search_are_complete,
+    pages_of_a_search_are_stable_while_agents_change,
+    links_to_the_next_page_have_the_whole_query,
+    tag_of_one_of_many_agents_is_found,
 );
 
 fn ids(found: &[CapabilityMatch]) -> Vec<&str> {
     found.iter().map(|one| one.agent_id.as_str()).collect()
 }
 
-/// Registers many agents, a few at a time.
+/// Registers agents, a few at a time.
 async fn register_all(client: &RegistryClient, all: impl IntoIterator<Item = Registration>) {
     let registering = all.into_iter().map(|registration| async move { client.register(&registration).await });
     stream::iter(registering)
@@ -37,7 +37,7 @@ async fn register_all(client: &RegistryClient, all: impl IntoIterator<Item = Reg
         .await;
 }
 
-async fn a_wrong_filter_is_refused_by_name(database: Database) {
+async fn invalid_filter_is_rejected_by_name(database: Database) {
     let server = database.start().await;
     let long = "x".repeat(129);
     let many_tags = "tag=a&".repeat(33);
@@ -92,7 +92,7 @@ async fn a_wrong_filter_is_refused_by_name(database: Database) {
         assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{query}");
         let problem: Problem = response.json().await.unwrap();
         assert!(problem.detail.starts_with(name), "{query}: {problem:?}");
-        // A list has no words to match.
+        // Lists do not have the parameters for matching words.
         if !query.contains('&') {
             let listed = reqwest::get(format!("{}/agents?{query}", server.url())).await.unwrap();
             assert_eq!(listed.status(), StatusCode::OK, "{query}");
@@ -106,7 +106,7 @@ async fn a_wrong_filter_is_refused_by_name(database: Database) {
     server.shutdown().await;
 }
 
-/// They may be those of a later version.
+/// They may come from a client of a later version.
 async fn unknown_parameters_are_ignored(database: Database) {
     let server = database.start().await;
     client(&server).register(&agent("a", "work")).await.unwrap();
@@ -118,7 +118,7 @@ async fn unknown_parameters_are_ignored(database: Database) {
     server.shutdown().await;
 }
 
-/// More than a page of agents match better, and do not pass.
+/// More than a page of agents match better, but are filtered out.
 async fn filters_apply_before_the_limit(database: Database) {
     let server = database.start().await;
     let client = client(&server);
@@ -152,7 +152,7 @@ async fn filters_apply_before_the_limit(database: Database) {
     server.shutdown().await;
 }
 
-async fn a_filtered_list_is_paged(database: Database) {
+async fn filtered_list_has_pages(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let all = (0..60).map(|number| {
@@ -176,8 +176,8 @@ async fn a_filtered_list_is_paged(database: Database) {
     server.shutdown().await;
 }
 
-/// Longer than what the server makes at a time, with agents in between that do not pass, before and while it is sent.
-async fn a_long_filtered_list_is_whole(database: Database) {
+/// A list that is longer than one piece of a response. Some agents are filtered out, and some change while the list is sent.
+async fn long_filtered_list_is_complete(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let of = |number: usize, is_wanted: bool| {
@@ -199,7 +199,7 @@ async fn a_long_filtered_list_is_whole(database: Database) {
     server.shutdown().await;
 }
 
-/// Agents that match `work` in three ways.
+/// Registers agents that match `work` with three different scores.
 async fn register_ranked(client: &RegistryClient, count: usize) {
     let all = (0..count).map(|number| {
         let capability = match number % 3 {
@@ -212,7 +212,7 @@ async fn register_ranked(client: &RegistryClient, count: usize) {
     register_all(client, all).await;
 }
 
-async fn pages_of_a_search_together_are_the_search(database: Database) {
+async fn pages_of_a_search_are_complete(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     register_ranked(&client, 210).await;
@@ -236,7 +236,7 @@ async fn pages_of_a_search_together_are_the_search(database: Database) {
     assert_eq!(client.search_all("work").await.unwrap(), expected);
     let page = client.search_page("work").await.unwrap();
     assert_eq!(page.matches, expected[..limits::DEFAULT_MATCHES]);
-    // Without a cursor there is no next page.
+    // Registries without cursors have no next page.
     let response =
         reqwest::get(format!("{}/capabilities/search?q=work&limit=1", server.url())).await.unwrap();
     assert!(response.headers().get("link").is_none());
@@ -245,7 +245,7 @@ async fn pages_of_a_search_together_are_the_search(database: Database) {
     server.shutdown().await;
 }
 
-async fn pages_hold_while_agents_change_between_them(database: Database) {
+async fn pages_of_a_search_are_stable_while_agents_change(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     register_ranked(&client, 60).await;
@@ -258,13 +258,13 @@ async fn pages_hold_while_agents_change_between_them(database: Database) {
         gathered.extend(page.matches.into_iter().map(|found| found.agent_id));
         let Some(next) = page.next_cursor else { break };
         query = query.after(next);
-        // What would move agents in the order of a search without pages.
+        // These changes move agents in a search without pages.
         for (number, status) in [(3, AgentStatus::Busy), (30, AgentStatus::Offline), (31, AgentStatus::Busy)]
         {
             client.update_status(&format!("a{number:03}"), status).await.unwrap();
         }
         client.heartbeat("a032").await.unwrap();
-        // The one that the cursor names.
+        // The agent that the cursor names.
         client.deregister(&last).await.unwrap();
         removed.insert(last);
     }
@@ -274,7 +274,7 @@ async fn pages_hold_while_agents_change_between_them(database: Database) {
     server.shutdown().await;
 }
 
-async fn links_carry_the_whole_query(database: Database) {
+async fn links_to_the_next_page_have_the_whole_query(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let odd = "é & \"50%\" #1+/?=;,>";
@@ -309,10 +309,10 @@ async fn links_carry_the_whole_query(database: Database) {
     server.shutdown().await;
 }
 
-async fn the_tag_of_the_last_of_many_agents_is_found(database: Database) {
+async fn tag_of_one_of_many_agents_is_found(database: Database) {
     let server = database.start().await;
     let client = client(&server);
-    // The latest heartbeat comes first.
+    // Of equal matches, the one with the latest heartbeat comes first.
     let tagged = Registration::new("tagged", "Tagged", "http://tagged")
         .capability(Capability::new("work").tag("rust"));
     client.register(&tagged).await.unwrap();

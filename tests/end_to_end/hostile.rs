@@ -1,4 +1,4 @@
-//! Clients that mean harm, or do it.
+//! Malicious and misbehaving clients.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
@@ -14,14 +14,14 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::support::{Database, agent, client, eventually, impatient_client, on_both_databases};
 
 on_both_databases!(
-    what_an_agent_says_stays_text,
-    what_is_nested_deeply_is_refused_or_can_be_read_back,
-    a_body_that_does_not_come_is_not_waited_for,
-    connections_too_many_are_refused_and_heartbeats_on_the_others_go_on,
-    event_streams_leave_connections_to_requests,
-    slow_readers_get_agents_as_they_are_when_they_are_sent,
-    who_sends_too_much_is_slowed_down_and_nobody_else,
-    tricks_with_paths_lead_nowhere,
+    text_of_agents_is_never_interpreted,
+    deeply_nested_json_is_rejected_or_can_be_read_back,
+    body_that_never_arrives_times_out,
+    connections_beyond_the_limit_are_rejected,
+    event_streams_leave_connections_for_requests,
+    slow_readers_get_the_latest_agents,
+    rate_limit_only_slows_down_the_client_that_exceeds_it,
+    path_traversal_is_rejected,
 );
 
 const NASTY: [&str; 7] = [
@@ -34,7 +34,7 @@ const NASTY: [&str; 7] = [
     "${jndi:ldap://127.0.0.1/a} {{7*7}} %s%n",
 ];
 
-async fn what_an_agent_says_stays_text(database: Database) {
+async fn text_of_agents_is_never_interpreted(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let mut watch = client.watch();
@@ -51,7 +51,7 @@ async fn what_an_agent_says_stays_text(database: Database) {
         let Some(WatchEvent::Registered(told)) = watch.next().await else { panic!("another event") };
         assert_eq!((&told.agent_name, &told.capabilities), (&nasty.agent_name, &nasty.capabilities));
         assert_eq!(client.get_agent(&nasty.agent_id).await.unwrap(), record);
-        // What it cannot be searched for it is refused as, and nothing worse.
+        // A text that is not a valid query is rejected, without other effects.
         let _ = client.search_capabilities(*text).await;
     }
     let metrics = reqwest::get(format!("{}/metrics", server.url())).await.unwrap().text().await.unwrap();
@@ -60,7 +60,7 @@ async fn what_an_agent_says_stays_text(database: Database) {
         assert!(is_ours && !line.starts_with("agent_registry_evil"), "{line}");
     }
     server.shutdown().await;
-    // And it is as it was when it is read from the database.
+    // The text is unchanged after it was read from the database.
     let server = database.start().await;
     let client = self::client(&server);
     for (number, text) in NASTY.iter().enumerate() {
@@ -69,7 +69,7 @@ async fn what_an_agent_says_stays_text(database: Database) {
     server.shutdown().await;
 }
 
-async fn what_is_nested_deeply_is_refused_or_can_be_read_back(database: Database) {
+async fn deeply_nested_json_is_rejected_or_can_be_read_back(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let http = reqwest::Client::new();
@@ -80,7 +80,7 @@ async fn what_is_nested_deeply_is_refused_or_can_be_read_back(database: Database
             format!(
                 r#"{{"agent_id":"a","agent_name":"A","base_url":"http://a","capabilities":[],"metadata":{{"x":{nested}}}}}"#
             ),
-            // In a field that nobody knows.
+            // In an unknown field.
             format!(
                 r#"{{"agent_id":"a","agent_name":"A","base_url":"http://a","capabilities":[],"x":{nested}}}"#
             ),
@@ -91,7 +91,7 @@ async fn what_is_nested_deeply_is_refused_or_can_be_read_back(database: Database
             assert!([200, 400, 422].contains(&status), "{status} at {depth}");
             if status == 200 {
                 taken += 1;
-                // Also inside of a list, which is one level more, and of an event.
+                // Also in a list, which adds a level, and in an event.
                 client.get_agent("a").await.unwrap();
                 client.list_agents(registry_sdk::ListQuery::all()).await.unwrap();
             }
@@ -101,7 +101,7 @@ async fn what_is_nested_deeply_is_refused_or_can_be_read_back(database: Database
     server.shutdown().await;
 }
 
-async fn a_body_that_does_not_come_is_not_waited_for(database: Database) {
+async fn body_that_never_arrives_times_out(database: Database) {
     let server = database.start().await;
     client(&server).register(&agent("a", "work")).await.unwrap();
     let mut connection = TcpStream::connect(server.local_addr()).await.unwrap();
@@ -113,7 +113,7 @@ async fn a_body_that_does_not_come_is_not_waited_for(database: Database) {
     server.shutdown().await;
 }
 
-async fn connections_too_many_are_refused_and_heartbeats_on_the_others_go_on(database: Database) {
+async fn connections_beyond_the_limit_are_rejected(database: Database) {
     let server = database.start_with(|config| config.max_connections = NonZeroUsize::new(3).unwrap()).await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
@@ -127,14 +127,14 @@ async fn connections_too_many_are_refused_and_heartbeats_on_the_others_go_on(dat
     client.heartbeat("a").await.unwrap();
     drop((first, second));
     let url = format!("{}/stats", server.url());
-    eventually("there is room again", async || {
+    eventually("a new connection is accepted", async || {
         reqwest::Client::new().get(&url).send().await.is_ok_and(|answer| answer.status().is_success())
     })
     .await;
     server.shutdown().await;
 }
 
-async fn event_streams_leave_connections_to_requests(database: Database) {
+async fn event_streams_leave_connections_for_requests(database: Database) {
     let server = database.start_with(|config| config.max_connections = NonZeroUsize::new(8).unwrap()).await;
     let open = async || reqwest::get(format!("{}/events", server.url())).await.unwrap();
     let streams = [open().await, open().await, open().await, open().await];
@@ -144,15 +144,15 @@ async fn event_streams_leave_connections_to_requests(database: Database) {
     assert!(refused.text().await.unwrap().contains("too many event streams"));
     client(&server).register(&agent("a", "work")).await.unwrap();
     drop(streams);
-    eventually("a stream has a place again", async || open().await.status().is_success()).await;
+    eventually("a new stream is accepted", async || open().await.status().is_success()).await;
     server.shutdown().await;
 }
 
-/// A page and a search are begun, then the last agents of both change, then the rest is read.
-async fn slow_readers_get_agents_as_they_are_when_they_are_sent(database: Database) {
+/// Begins to read a page and a search, changes the last agents of both, and reads the rest.
+async fn slow_readers_get_the_latest_agents(database: Database) {
     let server = database.start().await;
     let client = client(&server);
-    // Longer together than what the system takes before it is read.
+    // Together longer than the buffers of the sockets.
     let registration = |id: &str, name: &str| {
         let mut work = Capability::new(name).description("€".repeat(1_024));
         work.tags = (0..32).map(|number| format!("{number:02}{}", "€".repeat(62))).collect();
@@ -167,12 +167,12 @@ async fn slow_readers_get_agents_as_they_are_when_they_are_sent(database: Databa
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4_096).unwrap();
         let mut connection = socket.connect(server.local_addr()).await.unwrap();
-        // An answer in HTTP/1.0 comes without the lengths of its chunks.
+        // A response in HTTP/1.0 has no chunk lengths.
         connection.write_all(format!("GET {target} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
         connection.readable().await.unwrap();
         begun.push(connection);
     }
-    // Last in the page are the greatest ids, last in the search those that were heard of first.
+    // The page ends with the greatest ids, the search with the agents of the earliest heartbeats.
     for (removed, busy, changed) in [("a399", "a398", "a397"), ("a100", "a101", "a102")] {
         client.deregister(removed).await.unwrap();
         client.update_status(busy, AgentStatus::Busy).await.unwrap();
@@ -199,10 +199,10 @@ async fn slow_readers_get_agents_as_they_are_when_they_are_sent(database: Databa
     server.shutdown().await;
 }
 
-async fn who_sends_too_much_is_slowed_down_and_nobody_else(database: Database) {
+async fn rate_limit_only_slows_down_the_client_that_exceeds_it(database: Database) {
     let server = database.start_with(|config| config.rate_limit = NonZeroU32::new(5)).await;
     let hasty = impatient_client(&server);
-    // Until the machine is quick enough for more than five a second.
+    // A busy machine may need several attempts to send more than five requests in a second.
     let refused = loop {
         let outcomes = join_all((0..20).map(|_| hasty.get_stats())).await;
         if let Some(error) = outcomes.into_iter().find_map(Result::err) {
@@ -211,19 +211,19 @@ async fn who_sends_too_much_is_slowed_down_and_nobody_else(database: Database) {
     };
     assert!(matches!(refused, Error::Unavailable { status: 429, .. }), "{refused:?}");
     assert!(refused.is_retryable() && refused.retry_after() == Some(Duration::from_secs(1)), "{refused:?}");
-    // Whoever watches over the server is answered all the same.
+    // Health checks are always answered.
     for _ in 0..20 {
         hasty.get_server_health().await.unwrap();
     }
     let answer = reqwest::get(format!("{}/agents", server.url())).await.unwrap();
     assert!(answer.status() == 200 || answer.headers()[RETRY_AFTER] == "1");
-    // Who waits as it is told comes through.
+    // A client that honours `Retry-After` succeeds.
     let patient = hasty.with_retry(RetryPolicy::registration());
     patient.register(&agent("a", "work")).await.unwrap();
     server.shutdown().await;
 }
 
-async fn tricks_with_paths_lead_nowhere(database: Database) {
+async fn path_traversal_is_rejected(database: Database) {
     let server = database.start().await;
     client(&server).register(&agent("a", "work")).await.unwrap();
     for target in [
@@ -239,7 +239,7 @@ async fn tricks_with_paths_lead_nowhere(database: Database) {
         "/dashboard.js%00.html",
         "/./agents",
     ] {
-        // A client would tidy the path before it sends it.
+        // An HTTP client would normalize the path.
         let mut connection = TcpStream::connect(server.local_addr()).await.unwrap();
         let request = format!("GET {target} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
         connection.write_all(request.as_bytes()).await.unwrap();

@@ -6,14 +6,14 @@ use registry_sdk::{ListQuery, SearchQuery};
 use crate::support::{Database, agent, client, on_every_registry};
 
 on_every_registry!(
-    a_list_has_everyone_in_the_order_of_ids,
-    pages_together_are_the_list,
-    a_long_list_is_whole,
-    a_cursor_stays_good_when_its_agent_is_removed,
+    list_has_all_agents_ordered_by_id,
+    pages_of_a_list_are_complete,
+    long_list_is_complete,
+    cursor_remains_valid_when_its_agent_is_removed,
     stats_count_by_status,
 );
 
-async fn a_list_has_everyone_in_the_order_of_ids(database: Database) {
+async fn list_has_all_agents_ordered_by_id(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     for id in ["b", "a", "C", "a.1", "10"] {
@@ -25,7 +25,7 @@ async fn a_list_has_everyone_in_the_order_of_ids(database: Database) {
     server.shutdown().await;
 }
 
-async fn pages_together_are_the_list(database: Database) {
+async fn pages_of_a_list_are_complete(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     for number in 0..25 {
@@ -35,7 +35,7 @@ async fn pages_together_are_the_list(database: Database) {
     for (query, expected) in [(ListQuery::all(), 25), (ListQuery::all().status(AgentStatus::Active), 20)] {
         let whole = client.list_agents(query.clone()).await.unwrap().agents;
         assert_eq!(whole.len(), expected);
-        // A page that ends exactly with the list has no next.
+        // A page that ends exactly at the end of the list has no next page.
         for size in [1, 5, 7, 20, 25, 1_000] {
             let mut gathered = Vec::new();
             let mut next = None;
@@ -55,8 +55,8 @@ async fn pages_together_are_the_list(database: Database) {
     server.shutdown().await;
 }
 
-/// Longer than one piece of what the server sends at a time.
-async fn a_long_list_is_whole(database: Database) {
+/// A list that is longer than one piece of a response.
+async fn long_list_is_complete(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let mut expected: Vec<String> = (0..300).map(|number| format!("a{number}")).collect();
@@ -74,7 +74,7 @@ async fn a_long_list_is_whole(database: Database) {
     let mut found: Vec<_> = matches.into_iter().map(|found| found.agent_id).collect();
     found.sort_unstable();
     assert_eq!(found, expected);
-    // The last pieces have nobody in them.
+    // The last pieces have no agents.
     let busy = expected.split_off(299);
     client.update_status(&busy[0], AgentStatus::Busy).await.unwrap();
     let active = client.list_agents(ListQuery::all().status(AgentStatus::Active)).await.unwrap();
@@ -82,7 +82,7 @@ async fn a_long_list_is_whole(database: Database) {
     server.shutdown().await;
 }
 
-async fn a_cursor_stays_good_when_its_agent_is_removed(database: Database) {
+async fn cursor_remains_valid_when_its_agent_is_removed(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     for id in ["a", "b", "c", "d"] {

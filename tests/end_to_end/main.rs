@@ -1,7 +1,7 @@
-//! The real server, driven through the real SDK over a socket, on both databases.
+//! End-to-end tests: the server, driven by the SDK over a socket, on both databases.
 //!
-//! A test is an `async fn` that takes a [`Database`](support::Database) of its own; `on_both_databases!` makes a
-//! test of it for each kind. Run them with `./scripts/test`, which starts a PostgreSQL.
+//! A test is an `async fn` that takes a [`Database`](support::Database) of its own. `on_both_databases!` makes a test of it
+//! for each database. Run the tests with `./scripts/test`, which starts PostgreSQL.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod agent_life;

@@ -15,24 +15,24 @@ use crate::support::{
 };
 
 on_both_databases!(
-    every_name_of_the_contract_is_there,
-    an_agents_series_goes_with_it,
-    agents_that_went_offline_leave_their_series_to_others,
-    odd_searches_leave_a_series_to_a_real_one,
+    every_metric_in_the_contract_exists,
+    series_of_an_agent_is_removed_with_it,
+    offline_agents_make_room_for_series_of_others,
+    rare_searches_make_room_for_a_new_one,
     sum_over_all_searches_is_exact_at_each_scrape,
-    limits_of_the_queues_are_those_that_the_guide_names,
-    paths_are_counted_by_their_route,
+    queue_limits_are_as_documented,
+    requests_are_counted_by_route,
     connections_and_streams_are_counted_with_their_limits,
 );
 
-/// What takes several servers.
+/// Tests that need several servers.
 mod replicas {
     use super::*;
 
-    on_postgres!(the_figures_are_those_of_all_servers, an_outage_is_seen_in_the_lag_and_in_the_errors);
+    on_postgres!(agent_counts_are_those_of_all_servers, outage_shows_in_the_lag_and_in_the_errors);
 }
 
-/// Every sample by its name and labels.
+/// Returns all samples by their names and labels.
 pub(crate) async fn scrape(server: &Registry) -> HashMap<String, f64> {
     let answer = reqwest::get(format!("{}/metrics", server.url())).await.unwrap();
     assert_eq!(answer.headers()[CONTENT_TYPE], "text/plain; version=0.0.4; charset=utf-8");
@@ -44,7 +44,7 @@ pub(crate) async fn scrape(server: &Registry) -> HashMap<String, f64> {
         .collect()
 }
 
-/// The samples of a metric that has one label, by its value.
+/// Returns the samples of a metric with one label, by the value of the label.
 pub(crate) fn by_label(samples: &HashMap<String, f64>, name: &str) -> HashMap<String, u64> {
     let counts = samples.iter().filter_map(|(labelled, count)| {
         let (_, value) = labelled.strip_prefix(name)?.strip_prefix('{')?.split_once("=\"")?;
@@ -53,7 +53,7 @@ pub(crate) fn by_label(samples: &HashMap<String, f64>, name: &str) -> HashMap<St
     counts.collect()
 }
 
-async fn every_name_of_the_contract_is_there(database: Database) {
+async fn every_metric_in_the_contract_exists(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
@@ -80,7 +80,7 @@ async fn every_name_of_the_contract_is_there(database: Database) {
         ),
         ("agent_registry_database_up", 1.0),
         (concat!("agent_registry_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1.0),
-        // Three registrations and a maintenance.
+        // Three registrations and one maintenance.
         ("agent_registry_revision", 4.0),
         ("agent_registry_queue_length{queue=\"heartbeats\"}", 0.0),
         ("agent_registry_queue_length{queue=\"changes\"}", 0.0),
@@ -99,7 +99,7 @@ async fn every_name_of_the_contract_is_there(database: Database) {
     server.shutdown().await;
 }
 
-async fn an_agents_series_goes_with_it(database: Database) {
+async fn series_of_an_agent_is_removed_with_it(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
@@ -112,7 +112,7 @@ async fn an_agents_series_goes_with_it(database: Database) {
     server.shutdown().await;
 }
 
-async fn agents_that_went_offline_leave_their_series_to_others(database: Database) {
+async fn offline_agents_make_room_for_series_of_others(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let client = &client;
@@ -134,7 +134,7 @@ async fn agents_that_went_offline_leave_their_series_to_others(database: Databas
     server.shutdown().await;
 }
 
-async fn odd_searches_leave_a_series_to_a_real_one(database: Database) {
+async fn rare_searches_make_room_for_a_new_one(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let client = &client;
@@ -145,13 +145,13 @@ async fn odd_searches_leave_a_series_to_a_real_one(database: Database) {
         .buffer_unordered(100)
         .count()
         .await;
-    // The oldest one is not the one that was searched longest ago.
+    // The first search is not the least recent one.
     search("summary".to_owned()).await;
     search("translation".to_owned()).await;
     let searches = by_label(&scrape(&server).await, "agent_registry_discovery_requests_total");
     assert_eq!(searches.get("summary"), Some(&2));
     assert_eq!(searches.get("translation"), Some(&1));
-    // A search whose series went before anybody read it is not lost.
+    // A search whose series was removed before a scrape is counted elsewhere.
     assert_eq!(searches["other"], 1);
     assert_eq!((searches.len(), searches.values().sum::<u64>()), (1_001, 1_002));
     server.shutdown().await;
@@ -171,7 +171,7 @@ async fn sum_over_all_searches_is_exact_at_each_scrape(database: Database) {
     for round in 0..6 {
         let searches = scraped().await;
         assert_eq!(searches.values().sum::<u64>(), sum, "round {round}");
-        // No series goes back, and the texts whose series were given to others are counted there.
+        // No series decreases, and searches of removed series are counted under `other`.
         assert!(searches["other"] >= others, "round {round}");
         others = searches["other"];
         let words = (0..300).map(|number| format!("word{round}x{number}"));
@@ -183,7 +183,7 @@ async fn sum_over_all_searches_is_exact_at_each_scrape(database: Database) {
     server.shutdown().await;
 }
 
-async fn limits_of_the_queues_are_those_that_the_guide_names(database: Database) {
+async fn queue_limits_are_as_documented(database: Database) {
     const GUIDE: &str = include_str!("../../docs/operations.md");
     let server = database.start().await;
     let limits = by_label(&scrape(&server).await, "agent_registry_max_queue_length");
@@ -201,7 +201,7 @@ async fn limits_of_the_queues_are_those_that_the_guide_names(database: Database)
     server.shutdown().await;
 }
 
-async fn paths_are_counted_by_their_route(database: Database) {
+async fn requests_are_counted_by_route(database: Database) {
     let server = database.start().await;
     for path in ["agents/one", "agents/two", "no/such/path", "another"] {
         reqwest::get(format!("{}/{path}", server.url())).await.unwrap();
@@ -227,22 +227,22 @@ async fn connections_and_streams_are_counted_with_their_limits(database: Databas
         let found = scrape(&server).await;
         (found["agent_registry_connections"], found["agent_registry_watchers"])
     };
-    // That of the scrape is one of them.
+    // The connection of the scrape is one of them.
     let (connections, watchers) = used().await;
     assert!(connections >= 2.0 && (watchers - 1.0).abs() < 0.5, "{connections} {watchers}");
     drop(stream);
-    eventually("both are free again", async || used().await == (1.0, 0.0)).await;
+    eventually("the connection and the stream are closed", async || used().await == (1.0, 0.0)).await;
     server.shutdown().await;
 }
 
-async fn an_outage_is_seen_in_the_lag_and_in_the_errors(database: Database) {
+async fn outage_shows_in_the_lag_and_in_the_errors(database: Database) {
     let proxy = proxy_before(&database).await;
     let probing = |config: &mut Config| config.probe_interval = Some(NEVER);
     let server = database.through(&proxy).start_with(probing).await;
     let client = impatient_client(&server);
     client.register(&agent("a", "work")).await.unwrap();
     proxy.set(Fault::Refuse);
-    eventually("every part has failed", async || {
+    eventually("every part has counted an error", async || {
         let outcomes = (client.heartbeat("a").await, client.update_status("a", AgentStatus::Busy).await);
         let found = scrape(&server).await;
         let errors = by_label(&found, "agent_registry_database_errors_total");
@@ -252,17 +252,17 @@ async fn an_outage_is_seen_in_the_lag_and_in_the_errors(database: Database) {
     .await;
     proxy.set(Fault::None);
     let lag = async || scrape(&server).await["agent_registry_replica_lag_seconds"];
-    eventually("it agrees with its database", async || lag().await < 1.0).await;
+    eventually("the server has caught up with its database", async || lag().await < 1.0).await;
     server.shutdown().await;
 }
 
-async fn the_figures_are_those_of_all_servers(database: Database) {
+async fn agent_counts_are_those_of_all_servers(database: Database) {
     let (one, two) = (database.start().await, database.start().await);
     client(&one).register(&agent("a", "work")).await.unwrap();
     client(&two).register(&agent("b", "work")).await.unwrap();
     for server in [&one, &two] {
         let active = async || scrape(server).await["agent_registry_agents_total{status=\"active\"}"];
-        eventually("it counts both", async || (active().await - 2.0).abs() < 0.5).await;
+        eventually("the server counts both agents", async || (active().await - 2.0).abs() < 0.5).await;
         assert!((scrape(server).await["agent_registry_revision"] - 2.0).abs() < 0.5);
     }
     one.shutdown().await;

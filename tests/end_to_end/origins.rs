@@ -1,4 +1,4 @@
-//! Web pages of other sites, in whose name a browser sends requests to a server without tokens.
+//! Requests that a browser sends for pages of other sites, to a server without tokens.
 
 use reqwest::header::{HOST, ORIGIN};
 use reqwest::{Client, Method};
@@ -7,14 +7,14 @@ use crate::credentials::File;
 use crate::support::{Database, Registry, agent, client, on_both_databases};
 
 on_both_databases!(
-    pages_behind_a_rebound_name_are_answered_nothing,
-    pages_of_other_sites_change_nothing,
-    own_names_and_programs_are_answered,
-    servers_with_tokens_answer_to_any_name,
-    beyond_loopback_any_name_is_answered_and_pages_change_nothing,
+    requests_for_a_rebound_host_name_are_rejected,
+    changes_by_pages_of_other_sites_are_rejected,
+    own_host_names_and_other_programs_are_accepted,
+    servers_with_tokens_accept_any_host_name,
+    beyond_loopback_any_host_name_is_accepted_and_pages_change_nothing,
 );
 
-/// Sends a request with these headers, and returns the status and the body.
+/// Sends a request with some headers, and returns the status and the body.
 async fn send(server: &Registry, method: Method, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
     let mut request = Client::new().request(method, format!("{}{path}", server.url()));
     for (name, value) in headers {
@@ -31,7 +31,7 @@ async fn start_with_agent(database: &Database, allowed: &[&str]) -> Registry {
     server
 }
 
-async fn pages_behind_a_rebound_name_are_answered_nothing(database: Database) {
+async fn requests_for_a_rebound_host_name_are_rejected(database: Database) {
     let server = start_with_agent(&database, &[]).await;
     for headers in [
         [(HOST.as_str(), "evil.test"), (ORIGIN.as_str(), "http://evil.test")].as_slice(),
@@ -53,7 +53,7 @@ async fn pages_behind_a_rebound_name_are_answered_nothing(database: Database) {
     server.shutdown().await;
 }
 
-async fn pages_of_other_sites_change_nothing(database: Database) {
+async fn changes_by_pages_of_other_sites_are_rejected(database: Database) {
     let server = start_with_agent(&database, &[]).await;
     let before = client(&server).get_agent("a").await.unwrap();
     for headers in [
@@ -77,14 +77,14 @@ async fn pages_of_other_sites_change_nothing(database: Database) {
             let (status, body) = send(&server, method.clone(), path, headers).await;
             assert!(status == 403 && body.contains("--allowed-host"), "{method} {path}: {status} {body}");
         }
-        // What it reads there its own browser keeps from it.
+        // Reads are answered: the browser withholds the response from the page.
         assert_eq!(send(&server, Method::GET, "/agents/a", headers).await.0, 200);
     }
     assert_eq!(client(&server).get_agent("a").await.unwrap(), before);
     server.shutdown().await;
 }
 
-async fn own_names_and_programs_are_answered(database: Database) {
+async fn own_host_names_and_other_programs_are_accepted(database: Database) {
     let server = start_with_agent(&database, &["registry.example.com"]).await;
     for host in [
         "127.0.0.1",
@@ -107,14 +107,14 @@ async fn own_names_and_programs_are_answered(database: Database) {
             assert_eq!(status, 200, "{host}: {body}");
         }
     }
-    // Whoever watches over the server may call it what they like.
+    // Health checks may use any host name.
     for path in ["/health", "/livez", "/readyz"] {
         assert_eq!(send(&server, Method::GET, path, &[(HOST.as_str(), "any.example")]).await.0, 200);
     }
     server.shutdown().await;
 }
 
-async fn servers_with_tokens_answer_to_any_name(database: Database) {
+async fn servers_with_tokens_accept_any_host_name(database: Database) {
     let (file, tokens) = File::new(&["scope = \"admin\""]);
     let server = database.start_with(|config| config.tokens_file = Some(file.path.clone())).await;
     let authorization = format!("Bearer {}", tokens[0]);
@@ -127,18 +127,18 @@ async fn servers_with_tokens_answer_to_any_name(database: Database) {
     server.shutdown().await;
 }
 
-async fn beyond_loopback_any_name_is_answered_and_pages_change_nothing(database: Database) {
+async fn beyond_loopback_any_host_name_is_accepted_and_pages_change_nothing(database: Database) {
     let server = database.start_with(|config| config.listen = ([0, 0, 0, 0], 0).into()).await;
     client(&server).register(&agent("a", "work")).await.unwrap();
     let host = (HOST.as_str(), "registry.example.org");
     assert_eq!(send(&server, Method::GET, "/agents", &[host]).await.0, 200);
     assert_eq!(send(&server, Method::POST, "/agents/a/heartbeat", &[host]).await.0, 200);
-    // Also if the page comes from the very name by which the server is asked.
+    // Even if the page was loaded from the host name of the request.
     let page = [host, (ORIGIN.as_str(), "http://registry.example.org")];
     assert_eq!(send(&server, Method::DELETE, "/agents/a", &page).await.0, 403);
     let stranger = [(HOST.as_str(), "10.1.2.3"), (ORIGIN.as_str(), "http://203.0.113.5")];
     assert_eq!(send(&server, Method::DELETE, "/agents/a", &stranger).await.0, 403);
-    // A page of the server's own, at a public address, which no name can be pointed to.
+    // The server's own page at a public address: an origin with an address cannot be rebound.
     let own = [(HOST.as_str(), "203.0.113.5:8009"), (ORIGIN.as_str(), "http://203.0.113.5:8009")];
     assert_eq!(send(&server, Method::POST, "/agents/a/heartbeat", &own).await.0, 200);
     server.shutdown().await;

@@ -1,4 +1,4 @@
-//! The database goes away and comes back.
+//! Outages of the database.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use crate::support::{
 };
 
 on_postgres!(
-    while_the_database_is_away_reads_go_on_and_writes_are_refused,
-    nobody_is_marked_offline_before_half_a_timeout_after_a_long_outage,
-    connections_that_were_closed_meanwhile_fail_no_request,
+    reads_work_and_writes_are_rejected_during_an_outage,
+    no_agent_goes_offline_within_half_a_timeout_after_a_long_outage,
+    closed_database_connections_fail_no_request,
 );
 
-async fn while_the_database_is_away_reads_go_on_and_writes_are_refused(database: Database) {
+async fn reads_work_and_writes_are_rejected_during_an_outage(database: Database) {
     let proxy = proxy_before(&database).await;
     let server = database.through(&proxy).start().await;
     let client = impatient_client(&server);
@@ -49,19 +49,19 @@ async fn while_the_database_is_away_reads_go_on_and_writes_are_refused(database:
     eventually("the server is healthy", async || client.get_server_health().await.is_ok()).await;
     assert_eq!(stale().await, None);
     client.heartbeat("a").await.unwrap();
-    // What was refused changed nothing.
+    // Rejected writes have changed nothing.
     let record = client.get_agent("a").await.unwrap();
     assert_eq!((record.status, record.capabilities[0].name.as_str()), (AgentStatus::Active, "work"));
     server.shutdown().await;
 }
 
-async fn nobody_is_marked_offline_before_half_a_timeout_after_a_long_outage(database: Database) {
+async fn no_agent_goes_offline_within_half_a_timeout_after_a_long_outage(database: Database) {
     const TIMEOUT: Duration = Duration::from_millis(800);
     let proxy = proxy_before(&database).await;
     let server = database.through(&proxy).start_with(|config| config.heartbeat_timeout = TIMEOUT).await;
     let client = impatient_client(&server);
     client.register(&agent("a", "work")).await.unwrap();
-    // Where the machine is so busy that the deadline is missed before the outage is noticed, the next one counts.
+    // On a busy machine the deadline may pass before the outage is noticed: then the next outage counts.
     let notices_in_time = async || {
         proxy.set(Fault::None);
         client.heartbeat("a").await.is_ok() && {
@@ -72,7 +72,7 @@ async fn nobody_is_marked_offline_before_half_a_timeout_after_a_long_outage(data
     };
     eventually("the outage is noticed before the deadline", notices_in_time).await;
     let silence = async || client.check_health("a").await.unwrap().since_heartbeat.unwrap();
-    // Read from memory, twice the timeout long: healthy all the while.
+    // Reads from memory say healthy for twice the timeout.
     while silence().await < 2 * TIMEOUT {
         assert!(client.check_health("a").await.unwrap().is_healthy());
     }
@@ -85,7 +85,7 @@ async fn nobody_is_marked_offline_before_half_a_timeout_after_a_long_outage(data
     server.shutdown().await;
 }
 
-async fn connections_that_were_closed_meanwhile_fail_no_request(database: Database) {
+async fn closed_database_connections_fail_no_request(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();

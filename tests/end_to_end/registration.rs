@@ -1,4 +1,4 @@
-//! Registering, reading the record back, and surviving a restart.
+//! Registrations: reading the record back, and restarts.
 
 use std::time::Duration;
 
@@ -10,22 +10,22 @@ use serde_json::{Value, json};
 use crate::support::{Database, agent, client, on_both_databases, on_every_registry};
 
 on_every_registry!(
-    a_registration_is_read_back_as_it_was_sent,
-    registering_again_updates_and_keeps_the_first_date,
-    registering_the_same_again_is_a_heartbeat,
-    own_health_is_shown_where_it_was_registered,
-    a_deregistered_agent_is_gone_and_may_come_back,
+    registration_is_read_back_unchanged,
+    second_registration_updates_the_record_and_keeps_registered_at,
+    repeated_registration_counts_as_a_heartbeat,
+    health_path_and_probe_are_only_in_records_if_registered,
+    deregistered_agent_is_gone_and_can_register_again,
 );
 
-/// What takes a database, or a restart.
+/// Tests that need a database or a restart.
 mod lasting {
     use super::*;
 
     on_both_databases!(
         agents_survive_a_restart,
-        the_last_of_many_heartbeats_survives_a_restart,
+        last_heartbeat_survives_a_restart,
         concurrent_registrations_are_all_stored,
-        the_same_agent_registered_at_once_ends_as_one_of_them,
+        concurrent_registrations_of_one_agent_leave_one_of_them,
     );
 }
 
@@ -51,7 +51,7 @@ fn full() -> Registration {
         .heartbeat_interval(INTERVAL)
 }
 
-async fn a_registration_is_read_back_as_it_was_sent(database: Database) {
+async fn registration_is_read_back_unchanged(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let sent = full();
@@ -66,7 +66,7 @@ async fn a_registration_is_read_back_as_it_was_sent(database: Database) {
     server.shutdown().await;
 }
 
-async fn registering_again_updates_and_keeps_the_first_date(database: Database) {
+async fn second_registration_updates_the_record_and_keeps_registered_at(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let first = client.register(&full()).await.unwrap();
@@ -82,7 +82,7 @@ async fn registering_again_updates_and_keeps_the_first_date(database: Database) 
     server.shutdown().await;
 }
 
-async fn own_health_is_shown_where_it_was_registered(database: Database) {
+async fn health_path_and_probe_are_only_in_records_if_registered(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let get = async |path: &str| {
@@ -117,7 +117,7 @@ async fn own_health_is_shown_where_it_was_registered(database: Database) {
     server.shutdown().await;
 }
 
-async fn registering_the_same_again_is_a_heartbeat(database: Database) {
+async fn repeated_registration_counts_as_a_heartbeat(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let first = client.register(&full()).await.unwrap();
@@ -144,7 +144,7 @@ async fn agents_survive_a_restart(database: Database) {
     server.shutdown().await;
 }
 
-async fn the_last_of_many_heartbeats_survives_a_restart(database: Database) {
+async fn last_heartbeat_survives_a_restart(database: Database) {
     let server = database.start().await;
     let before = client(&server);
     let ids: Vec<_> = (0..100).map(|number| format!("often-{number}")).collect();
@@ -166,7 +166,7 @@ async fn the_last_of_many_heartbeats_survives_a_restart(database: Database) {
     server.shutdown().await;
 }
 
-async fn a_deregistered_agent_is_gone_and_may_come_back(database: Database) {
+async fn deregistered_agent_is_gone_and_can_register_again(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&full()).await.unwrap();
@@ -205,7 +205,7 @@ async fn concurrent_registrations_are_all_stored(database: Database) {
     server.shutdown().await;
 }
 
-async fn the_same_agent_registered_at_once_ends_as_one_of_them(database: Database) {
+async fn concurrent_registrations_of_one_agent_leave_one_of_them(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let all: Vec<_> = (0..50)

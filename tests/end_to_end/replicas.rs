@@ -15,16 +15,16 @@ use crate::support::{
 };
 
 on_postgres!(
-    what_one_replica_writes_the_other_shows,
+    changes_on_one_replica_are_visible_on_the_other,
     heartbeats_to_one_replica_keep_the_agent_alive_on_the_other,
-    a_search_for_healthy_agents_finds_one_that_only_another_replica_hears,
-    a_missed_deadline_is_announced_once,
-    a_late_heartbeat_on_one_replica_is_heard_on_the_other,
-    a_cut_listening_connection_loses_nothing,
-    a_replica_that_fell_far_behind_reads_everything_anew,
+    healthy_search_finds_an_agent_with_heartbeats_to_another_replica,
+    missed_deadline_is_announced_once,
+    late_heartbeat_on_one_replica_is_visible_on_the_other,
+    cut_listening_connection_loses_no_change,
+    replica_that_fell_far_behind_reloads,
     heartbeats_of_the_same_agents_on_both_replicas_at_once,
     three_replicas_start_at_once,
-    a_load_that_one_replica_was_told_the_others_know,
+    load_is_visible_on_every_replica,
 );
 
 async fn pair(database: &Database, timeout: Duration) -> (Registry, Registry) {
@@ -32,7 +32,7 @@ async fn pair(database: &Database, timeout: Duration) -> (Registry, Registry) {
     (start().await, start().await)
 }
 
-async fn what_one_replica_writes_the_other_shows(database: Database) {
+async fn changes_on_one_replica_are_visible_on_the_other(database: Database) {
     let (one, two) = pair(&database, NEVER).await;
     let (one_client, two_client) = (client(&one), client(&two));
     let shown = async |what: &str, expected: Option<AgentStatus>| {
@@ -46,7 +46,7 @@ async fn what_one_replica_writes_the_other_shows(database: Database) {
     shown("busy", Some(AgentStatus::Busy)).await;
     one_client.deregister("a").await.unwrap();
     shown("deregistered", None).await;
-    // And the other way round, at once: a heartbeat knows what the database knows.
+    // The other way round, at once: a heartbeat reads the database.
     one_client.register(&agent("b", "work")).await.unwrap();
     two_client.heartbeat("b").await.unwrap();
     two_client.deregister("b").await.unwrap();
@@ -60,14 +60,14 @@ async fn heartbeats_to_one_replica_keep_the_agent_alive_on_the_other(database: D
     let (one, two) = pair(&database, TIMEOUT).await;
     let (one_client, two_client) = (client(&one), client(&two));
     one_client.register(&agent("a", "work")).await.unwrap();
-    eventually("the other knows it", async || two_client.get_agent("a").await.is_ok()).await;
+    eventually("the other server has the agent", async || two_client.get_agent("a").await.is_ok()).await;
     let is_alive = async || {
         status_of(&two_client, "a").await == AgentStatus::Active
             && two_client.check_health("a").await.unwrap().is_healthy()
             && two_client.search_capabilities("work").await.unwrap()[0].healthy == Some(true)
             && two_client.get_stats().await.unwrap().offline_agents == 0
     };
-    // Much longer than the timeout, the other is asked again and again.
+    // The other server is asked repeatedly, for much longer than the timeout.
     let (began, mut heard) = (Instant::now(), Instant::now());
     one_client.heartbeat("a").await.unwrap();
     while began.elapsed() < 3 * TIMEOUT {
@@ -79,8 +79,8 @@ async fn heartbeats_to_one_replica_keep_the_agent_alive_on_the_other(database: D
                 "the last heartbeat but one was sent {:?} ago",
                 heard.elapsed()
             );
-            // The machine was too busy to send heartbeats in time.
-            eventually("it is back", async || {
+            // The machine was too busy for heartbeats in time.
+            eventually("the agent is active again", async || {
                 one_client.heartbeat("a").await.unwrap();
                 is_alive().await
             })
@@ -94,16 +94,16 @@ async fn heartbeats_to_one_replica_keep_the_agent_alive_on_the_other(database: D
     two.shutdown().await;
 }
 
-/// Heartbeats are not broadcast, so the deadline seems missed until the database has been asked. No sweep does that before.
-async fn a_search_for_healthy_agents_finds_one_that_only_another_replica_hears(database: Database) {
+/// Heartbeats are not broadcast, so the deadline seems missed until the server reads the database. No sweep does that earlier.
+async fn healthy_search_finds_an_agent_with_heartbeats_to_another_replica(database: Database) {
     const TIMEOUT: Duration = Duration::from_secs(2);
     let start =
         || database.start_with(|config| (config.heartbeat_timeout, config.sweep_interval) = (TIMEOUT, NEVER));
     let (one, two) = (start().await, start().await);
     let (one_client, two_client) = (client(&one), client(&two));
     one_client.register(&agent("a", "work")).await.unwrap();
-    eventually("the other knows it", async || two_client.get_agent("a").await.is_ok()).await;
-    // On a busy machine a heartbeat may come too late, so it is tried until they all come in time.
+    eventually("the other server has the agent", async || two_client.get_agent("a").await.is_ok()).await;
+    // On a busy machine a heartbeat may be late, so this is repeated until all are in time.
     let is_found = async || {
         let began = Instant::now();
         while began.elapsed() < TIMEOUT {
@@ -113,12 +113,12 @@ async fn a_search_for_healthy_agents_finds_one_that_only_another_replica_hears(d
         let healthy = SearchQuery::new("work").healthy(true);
         two_client.search_capabilities(healthy).await.unwrap().len() == 1
     };
-    eventually("the other finds it", is_found).await;
+    eventually("the other server finds the agent", is_found).await;
     one.shutdown().await;
     two.shutdown().await;
 }
 
-async fn a_missed_deadline_is_announced_once(database: Database) {
+async fn missed_deadline_is_announced_once(database: Database) {
     let (one, two) = pair(&database, Duration::from_millis(500)).await;
     for number in 0..20 {
         client(&one).register(&agent(&format!("a{number}"), "work")).await.unwrap();
@@ -129,7 +129,7 @@ async fn a_missed_deadline_is_announced_once(database: Database) {
     }
     for number in 0..20 {
         let written = async || database.has_missed_deadline(&format!("a{number}")).await;
-        eventually("it is written down", written).await;
+        eventually("the missed deadline is stored", written).await;
     }
     let count = "SELECT count(*) FROM agent_registry_event WHERE kind = 'status_changed'";
     let announced: i64 = sqlx::query_scalar(count).fetch_one(&mut database.connect().await).await.unwrap();
@@ -138,11 +138,11 @@ async fn a_missed_deadline_is_announced_once(database: Database) {
     two.shutdown().await;
 }
 
-async fn a_late_heartbeat_on_one_replica_is_heard_on_the_other(database: Database) {
+async fn late_heartbeat_on_one_replica_is_visible_on_the_other(database: Database) {
     let start = || {
         database.start_with(|config| {
             config.heartbeat_timeout = Duration::from_millis(800);
-            // Nothing is written down by a sweeper meanwhile.
+            // No sweep stores anything in the meantime.
             config.sweep_interval = Duration::from_secs(3_600);
         })
     };
@@ -151,17 +151,17 @@ async fn a_late_heartbeat_on_one_replica_is_heard_on_the_other(database: Databas
     one_client.register(&agent("a", "work")).await.unwrap();
     let offline_there =
         async || two_client.get_agent("a").await.is_ok_and(|agent| agent.status == AgentStatus::Offline);
-    eventually("it is offline on the other", offline_there).await;
+    eventually("the agent is offline on the other server", offline_there).await;
     let is_heard_there = async || {
         assert_eq!(one_client.heartbeat("a").await.unwrap().status, AgentStatus::Active);
         !offline_there().await
     };
-    eventually("it is back on the other", is_heard_there).await;
+    eventually("the agent is active again on the other server", is_heard_there).await;
     one.shutdown().await;
     two.shutdown().await;
 }
 
-async fn a_cut_listening_connection_loses_nothing(database: Database) {
+async fn cut_listening_connection_loses_no_change(database: Database) {
     let (one, two) = pair(&database, NEVER).await;
     let mut connection = database.connect().await;
     for round in 0..5 {
@@ -170,13 +170,14 @@ async fn a_cut_listening_connection_loses_nothing(database: Database) {
         connection.execute(cut).await.unwrap();
         let id = format!("a{round}");
         client(&one).register(&agent(&id, "work")).await.unwrap();
-        eventually("the other knows it", async || client(&two).get_agent(&id).await.is_ok()).await;
+        eventually("the other server has the agent", async || client(&two).get_agent(&id).await.is_ok())
+            .await;
     }
     one.shutdown().await;
     two.shutdown().await;
 }
 
-async fn a_replica_that_fell_far_behind_reads_everything_anew(database: Database) {
+async fn replica_that_fell_far_behind_reloads(database: Database) {
     let proxy = proxy_before(&database).await;
     let one = database.start().await;
     let two = database.through(&proxy).start().await;
@@ -185,18 +186,20 @@ async fn a_replica_that_fell_far_behind_reads_everything_anew(database: Database
         one_client.register(&agent(id, "work")).await.unwrap();
     }
     let everyone = async |client: &RegistryClient| client.list_agents(ListQuery::all()).await.unwrap().agents;
-    eventually("the other knows all", async || everyone(&two_client).await.len() == 3).await;
+    eventually("the other server has all agents", async || everyone(&two_client).await.len() == 3).await;
     proxy.set(Fault::Refuse);
-    eventually("the other is cut off", async || impatient_client(&two).get_server_health().await.is_err())
-        .await;
+    eventually("the other server is cut off", async || {
+        impatient_client(&two).get_server_health().await.is_err()
+    })
+    .await;
     one_client.deregister("removed").await.unwrap();
     one_client.register(&agent("changed", "rest")).await.unwrap();
     one_client.register(&agent("new", "work")).await.unwrap();
-    // The events that would tell are gone by then.
+    // The events in between are deleted by then.
     database.connect().await.execute("DELETE FROM agent_registry_event").await.unwrap();
     proxy.set(Fault::None);
     let expected = everyone(&one_client).await;
-    eventually("both know the same", async || everyone(&two_client).await == expected).await;
+    eventually("both servers are equal", async || everyone(&two_client).await == expected).await;
     assert_eq!(two_client.search_capabilities("rest").await.unwrap().len(), 1);
     one.shutdown().await;
     two.shutdown().await;
@@ -209,10 +212,10 @@ async fn heartbeats_of_the_same_agents_on_both_replicas_at_once(database: Databa
     }
     let clients = [client(&one), client(&two)];
     let known = async || clients[1].get_stats().await.unwrap().total_agents == 50;
-    eventually("both know all", known).await;
+    eventually("both servers have all agents", known).await;
     let beats = (0..2_000).map(|number: usize| {
         let client = clients[number % 2].clone();
-        // Forwards on one replica and backwards on the other, with registrations between.
+        // Forwards on one replica and backwards on the other, with registrations in between.
         let place = if number.is_multiple_of(2) { number / 2 % 50 } else { 49 - number / 2 % 50 };
         async move {
             let id = format!("a{place:02}");
@@ -223,7 +226,7 @@ async fn heartbeats_of_the_same_agents_on_both_replicas_at_once(database: Databa
             }
         }
     });
-    // Enough at once for every batch to have several, and not more connections than a busy machine can make.
+    // Enough concurrent heartbeats for several in each batch, without too many connections for a busy machine.
     let outcomes: Vec<_> = stream::iter(beats).buffer_unordered(64).collect().await;
     for outcome in outcomes {
         outcome.unwrap();
@@ -236,18 +239,19 @@ async fn three_replicas_start_at_once(database: Database) {
     let (one, two, three) = tokio::join!(database.start(), database.start(), database.start());
     client(&one).register(&agent("a", "work")).await.unwrap();
     for server in [&two, &three] {
-        eventually("the others know it", async || client(server).get_agent("a").await.is_ok()).await;
+        eventually("the other servers have the agent", async || client(server).get_agent("a").await.is_ok())
+            .await;
     }
     for server in [one, two, three] {
         server.shutdown().await;
     }
 }
 
-async fn a_load_that_one_replica_was_told_the_others_know(database: Database) {
+async fn load_is_visible_on_every_replica(database: Database) {
     let (one, two) = pair(&database, NEVER).await;
     let (one_client, two_client) = (client(&one), client(&two));
     one_client.register(&agent("a", "work")).await.unwrap();
-    eventually("the other knows it", async || two_client.get_agent("a").await.is_ok()).await;
+    eventually("the other server has the agent", async || two_client.get_agent("a").await.is_ok()).await;
     for tasks in 1..=5_u32 {
         let beat = Heartbeat::default().load(f64::from(tasks) / 10.0).active_tasks(tasks);
         one_client.heartbeat_with("a", &beat).await.unwrap();
@@ -255,7 +259,7 @@ async fn a_load_that_one_replica_was_told_the_others_know(database: Database) {
             let found = two_client.search_capabilities("work").await.unwrap();
             (found[0].load, found[0].active_tasks) == (beat.load, beat.active_tasks)
         };
-        eventually("the other knows the load", known).await;
+        eventually("the other server has the load", known).await;
     }
     one.shutdown().await;
     two.shutdown().await;

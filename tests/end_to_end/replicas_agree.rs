@@ -1,4 +1,4 @@
-//! A random script of writes on two replicas leaves both views equal to the database.
+//! After a random script of writes on two replicas, both are equal to the database.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use sqlx::{Connection, Executor, Row};
 
 use crate::support::{Database, agent, client, eventually, on_postgres};
 
-on_postgres!(random_writes_on_two_replicas_leave_both_equal_to_the_database);
+on_postgres!(replicas_equal_the_database_after_random_writes);
 
 const AGENTS: u8 = 4;
 
@@ -22,18 +22,18 @@ enum Step {
     Register {
         capability: u8,
         status: AgentStatus,
-        /// Which process registers, and how old it is.
+        /// A process with an age registers.
         process: Option<(u8, Option<u64>)>,
     },
     Beat(Option<AgentStatus>),
     SetStatus(AgentStatus),
-    /// A process says that it was shut down.
+    /// A process reports that it was shut down.
     ShutDown(u8),
-    /// An operator takes the agent out, or a process takes itself out.
+    /// An operator or a process begins a maintenance.
     SetMaintenance(Option<u8>),
     EndMaintenance,
     Deregister,
-    /// Cuts off what tells the replicas of each other's changes.
+    /// Cuts the connections that notify the replicas of each other's changes.
     CutListening,
 }
 
@@ -55,12 +55,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What a step is, for which agent, on which replica, and whether the script waits for its answer.
+/// Steps, each with its agent, its replica, and whether the script waits for the response.
 fn script() -> impl Strategy<Value = Vec<(Step, u8, bool, bool)>> {
     proptest::collection::vec((step(), 0..AGENTS, any::<bool>(), any::<bool>()), 1..60)
 }
 
-async fn random_writes_on_two_replicas_leave_both_equal_to_the_database(database: Database) {
+async fn replicas_equal_the_database_after_random_writes(database: Database) {
     let runtime = tokio::runtime::Handle::current();
     tokio::task::spawn_blocking(move || {
         let config = Config { cases: 24, failure_persistence: None, ..Config::default() };
@@ -100,7 +100,7 @@ async fn run(database: &Database, script: Vec<(Step, u8, bool, bool)>) {
     let stored = stored(&mut connection).await;
     for client in &clients {
         let held = async || summary(client.list_agents(ListQuery::all()).await.unwrap().agents);
-        eventually("the view is as the database", async || held().await == stored).await;
+        eventually("the replica equals the database", async || held().await == stored).await;
     }
     connection.close().await.unwrap();
     one.shutdown().await;
@@ -140,7 +140,8 @@ async fn take(client: RegistryClient, id: String, step: Step) {
     }
 }
 
-/// Each agent's status, capability, process, maintenance and revision. The time of the last heartbeat may lag on the other replica.
+/// Status, capability, process, maintenance and revision of each agent. The last heartbeat is left out: it may lag on the other
+/// replica.
 type Summary = BTreeMap<String, (AgentStatus, String, Option<String>, Option<Maintenance>, Option<u64>)>;
 
 fn summary(agents: Vec<AgentRecord>) -> Summary {

@@ -1,4 +1,4 @@
-//! Finding agents by what they can do.
+//! Searches for agents by capability.
 
 use registry_sdk::contract::{AgentStatus, Capability, Problem, Registration, limits};
 use registry_sdk::{RegistryClient, SearchQuery};
@@ -7,15 +7,15 @@ use reqwest::StatusCode;
 use crate::support::{Database, agent, client, on_every_registry};
 
 on_every_registry!(
-    every_term_has_to_begin_a_term_of_the_capability,
-    the_best_match_comes_first,
-    one_match_an_agent_for_its_best_capability,
+    every_term_must_be_a_prefix_of_a_term_of_the_capability,
+    best_match_comes_first,
+    each_agent_has_one_match_for_its_best_capability,
     status_and_limit_narrow_a_search,
-    dead_agents_do_not_push_a_living_one_off_the_page,
-    a_health_that_is_neither_true_nor_false_is_refused_by_name,
-    a_match_says_all_that_choosing_needs,
-    what_is_not_registered_any_more_is_not_found,
-    a_search_is_what_reading_every_agent_would_give,
+    dead_agents_do_not_crowd_out_a_living_one,
+    invalid_healthy_parameter_is_rejected_by_name,
+    match_has_everything_needed_for_a_selection,
+    removed_capabilities_and_agents_are_not_found,
+    search_equals_a_scan_of_all_agents,
 );
 
 async fn ids(client: &RegistryClient, query: impl Into<SearchQuery>) -> Vec<String> {
@@ -26,7 +26,7 @@ fn with(agent_id: &str, capability: Capability) -> Registration {
     Registration::new(agent_id, agent_id, "http://agent:8000").capability(capability)
 }
 
-async fn every_term_has_to_begin_a_term_of_the_capability(database: Database) {
+async fn every_term_must_be_a_prefix_of_a_term_of_the_capability(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let scanning = Capability::new("security_scanning").description("Finds holes").tag("SAST");
@@ -52,10 +52,10 @@ async fn every_term_has_to_begin_a_term_of_the_capability(database: Database) {
     server.shutdown().await;
 }
 
-async fn the_best_match_comes_first(database: Database) {
+async fn best_match_comes_first(database: Database) {
     let server = database.start().await;
     let client = client(&server);
-    // From the worst to the best, so that no order of registration could give the result.
+    // Registered from worst to best, so that the order of registration cannot explain the result.
     let plain = Capability::new;
     client.register(&with("h-offline", plain("python")).status(AgentStatus::Offline)).await.unwrap();
     client.register(&with("g-description", plain("x").description("knows python"))).await.unwrap();
@@ -79,7 +79,7 @@ async fn the_best_match_comes_first(database: Database) {
     server.shutdown().await;
 }
 
-async fn one_match_an_agent_for_its_best_capability(database: Database) {
+async fn each_agent_has_one_match_for_its_best_capability(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let many = with("many", Capability::new("first").tag("code"))
@@ -108,8 +108,8 @@ async fn status_and_limit_narrow_a_search(database: Database) {
     server.shutdown().await;
 }
 
-/// As many dead agents as there are matches on a page, each of which matches better than the living one.
-async fn dead_agents_do_not_push_a_living_one_off_the_page(database: Database) {
+/// A full page of dead agents, each of which matches better than the living one.
+async fn dead_agents_do_not_crowd_out_a_living_one(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     for number in 0..limits::DEFAULT_MATCHES {
@@ -131,7 +131,7 @@ async fn dead_agents_do_not_push_a_living_one_off_the_page(database: Database) {
     server.shutdown().await;
 }
 
-async fn a_health_that_is_neither_true_nor_false_is_refused_by_name(database: Database) {
+async fn invalid_healthy_parameter_is_rejected_by_name(database: Database) {
     let server = database.start().await;
     for word in ["", "yes", "True", "1", "null", "true%20"] {
         let url = format!("{}/capabilities/search?q=work&healthy={word}", server.url());
@@ -143,7 +143,7 @@ async fn a_health_that_is_neither_true_nor_false_is_refused_by_name(database: Da
     server.shutdown().await;
 }
 
-async fn a_match_says_all_that_choosing_needs(database: Database) {
+async fn match_has_everything_needed_for_a_selection(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let capability =
@@ -160,7 +160,7 @@ async fn a_match_says_all_that_choosing_needs(database: Database) {
     server.shutdown().await;
 }
 
-async fn what_is_not_registered_any_more_is_not_found(database: Database) {
+async fn removed_capabilities_and_agents_are_not_found(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "alpha")).await.unwrap();
@@ -172,8 +172,8 @@ async fn what_is_not_registered_any_more_is_not_found(database: Database) {
     server.shutdown().await;
 }
 
-/// Random agents from few words, searched for with random words, against a plain reading of the contract.
-async fn a_search_is_what_reading_every_agent_would_give(database: Database) {
+/// Compares searches among random agents with a simple implementation of the contract.
+async fn search_equals_a_scan_of_all_agents(database: Database) {
     const WORDS: [&str; 8] = ["code", "coup", "co", "test", "security", "scan", "Über", "x1"];
     let server = database.start().await;
     let client = client(&server);
@@ -191,7 +191,7 @@ async fn a_search_is_what_reading_every_agent_would_give(database: Database) {
             registration = registration.capability(words(2).into_iter().fold(capability, Capability::tag));
         }
         client.register(&registration).await.unwrap();
-        // Every third changes its mind, so that the index also forgets.
+        // Every third agent changes its capabilities, so that the index has to remove some.
         if number % 3 == 0 {
             registration.capabilities.truncate(1);
             client.register(&registration).await.unwrap();

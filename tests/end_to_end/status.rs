@@ -5,16 +5,16 @@ use registry_sdk::contract::{AgentStatus, Capability, HealthStatus, Heartbeat, P
 use crate::support::{Database, agent, client, on_every_registry, status_of};
 
 on_every_registry!(
-    a_heartbeat_moves_the_time_forward,
-    busy_stays_busy_and_offline_becomes_active,
-    a_heartbeat_may_set_the_status,
-    a_status_is_no_heartbeat,
-    health_tells_why,
-    many_heartbeats_at_once_are_all_heard,
-    heartbeats_tell_the_load,
+    heartbeat_updates_last_heartbeat,
+    heartbeat_keeps_busy_and_makes_offline_active,
+    heartbeat_can_set_the_status,
+    status_update_does_not_count_as_a_heartbeat,
+    health_has_the_reason,
+    concurrent_heartbeats_are_all_recorded,
+    heartbeats_report_the_load,
 );
 
-async fn a_heartbeat_moves_the_time_forward(database: Database) {
+async fn heartbeat_updates_last_heartbeat(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let registered = client.register(&agent("a", "work")).await.unwrap();
@@ -26,7 +26,7 @@ async fn a_heartbeat_moves_the_time_forward(database: Database) {
     server.shutdown().await;
 }
 
-async fn busy_stays_busy_and_offline_becomes_active(database: Database) {
+async fn heartbeat_keeps_busy_and_makes_offline_active(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
@@ -40,7 +40,7 @@ async fn busy_stays_busy_and_offline_becomes_active(database: Database) {
     server.shutdown().await;
 }
 
-async fn a_heartbeat_may_set_the_status(database: Database) {
+async fn heartbeat_can_set_the_status(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
@@ -54,7 +54,7 @@ async fn a_heartbeat_may_set_the_status(database: Database) {
     server.shutdown().await;
 }
 
-async fn a_status_is_no_heartbeat(database: Database) {
+async fn status_update_does_not_count_as_a_heartbeat(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     let registered = client.register(&agent("a", "work")).await.unwrap();
@@ -63,7 +63,7 @@ async fn a_status_is_no_heartbeat(database: Database) {
     server.shutdown().await;
 }
 
-async fn health_tells_why(database: Database) {
+async fn health_has_the_reason(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
@@ -78,7 +78,7 @@ async fn health_tells_why(database: Database) {
     server.shutdown().await;
 }
 
-async fn many_heartbeats_at_once_are_all_heard(database: Database) {
+async fn concurrent_heartbeats_are_all_recorded(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     for number in 0..20 {
@@ -92,13 +92,13 @@ async fn many_heartbeats_at_once_are_all_heard(database: Database) {
         .collect();
     for (number, beat) in beats.into_iter().enumerate() {
         let heard = beat.await.unwrap();
-        // Every fifth of the ids is unknown: its neighbours in the batch must not notice.
+        // Every fifth id is unknown, which must not affect the others in the batch.
         assert_eq!(heard.is_ok(), number % 25 < 20, "{heard:?}");
     }
     server.shutdown().await;
 }
 
-async fn heartbeats_tell_the_load(database: Database) {
+async fn heartbeats_report_the_load(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work").instance_id("one")).await.unwrap();
@@ -112,7 +112,7 @@ async fn heartbeats_tell_the_load(database: Database) {
     client.heartbeat_with("a", &Heartbeat::default().load(0.25)).await.unwrap();
     assert_eq!(known().await, (Some(0.25), None));
     client.heartbeat_with("a", &Heartbeat::default().active_tasks(3)).await.unwrap();
-    assert_eq!(known().await, (Some(0.25), Some(3)), "what is not said stays");
+    assert_eq!(known().await, (Some(0.25), Some(3)), "missing fields keep their values");
     let busy = Heartbeat::default().status(AgentStatus::Busy).load(1.0).active_tasks(12);
     client.heartbeat_with("a", &busy).await.unwrap();
     client.heartbeat("a").await.unwrap();

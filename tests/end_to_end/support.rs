@@ -11,8 +11,8 @@ use registry_server::{Config, Server};
 pub(crate) use test_support::{LONG, NEVER, agent, eventually, lasting_address};
 use test_support::{patient_client, start_server};
 
-/// Makes a test on each database, and on the mock registry, of every named `async fn(Database)`: what the mock
-/// promises is what the server does.
+/// Makes a test on each database and on the mock registry of every named `async fn(Database)`, so that the mock behaves like the
+/// server.
 macro_rules! on_every_registry {
     ($($name:ident),* $(,)?) => {
         mod mock {
@@ -39,7 +39,7 @@ macro_rules! on_both_databases {
     };
 }
 
-/// The same on PostgreSQL alone, for what only several servers can do.
+/// Makes a test on PostgreSQL of every named `async fn(Database)`, for tests that need several servers.
 macro_rules! on_postgres {
     ($($name:ident),* $(,)?) => {
         mod postgres {
@@ -53,11 +53,11 @@ macro_rules! on_postgres {
 }
 pub(crate) use {on_both_databases, on_every_registry, on_postgres};
 
-/// A database of the test's own, or the mock registry's memory.
+/// A database that a test has to itself, or none.
 #[derive(Clone, Debug)]
 pub(crate) enum Database {
     Stored(test_support::Database),
-    /// None at all: the mock registry keeps its agents in memory.
+    /// No database: the test runs on the mock registry.
     Mock,
 }
 
@@ -70,7 +70,7 @@ impl Deref for Database {
     }
 }
 
-/// A registry that runs.
+/// A running registry.
 pub(crate) enum Registry {
     Server(Server),
     Mock(MockRegistry),
@@ -109,7 +109,7 @@ impl Database {
         tokio::time::timeout(2 * LONG, test(self)).await.expect("the test hangs");
     }
 
-    /// A server on it that sweeps often. Unless the test says otherwise, nobody misses a deadline.
+    /// Starts a server that sweeps often. Unless the test says otherwise, no agent misses its deadline.
     pub(crate) async fn start(&self) -> Registry {
         self.start_with(|_| {}).await
     }
@@ -136,8 +136,9 @@ impl Database {
         }
     }
 
-    /// Makes the agent `a` busy, as a server does that does not know the columns `maintenance` and `changed_by`: it leaves them
-    /// out of its statements and events. The agent's own last change has to be the last of all. PostgreSQL only.
+    /// Makes the agent `a` busy like an older server, whose statements and events lack `maintenance` and `changed_by`.
+    ///
+    /// The last change in the database must be one of `a`. PostgreSQL only.
     pub(crate) async fn make_busy_as_an_older_server(&self) {
         self.execute(
             "WITH head AS (
@@ -154,24 +155,24 @@ impl Database {
         .await;
     }
 
-    /// The same database, through a proxy.
+    /// Returns the same database through a proxy.
     pub(crate) fn through(&self, proxy: &FaultProxy) -> Self {
         Self::Stored(self.at(proxy.address()))
     }
 }
 
-/// A client that tries again while the server is overloaded or its database does not answer: on a busy machine either may
-/// be so for a moment.
+/// Returns a client that retries while the server is overloaded or its database does not answer: either may happen for a moment
+/// on a busy machine.
 pub(crate) fn client(server: &Registry) -> RegistryClient {
     patient_client(&server.url())
 }
 
-/// A client that gives its errors at once, and waits for its answers as long as it takes.
+/// Returns a client that reports every error at once, and waits for a response as long as it takes.
 pub(crate) fn impatient_client(server: &Registry) -> RegistryClient {
     test_support::impatient_client(&server.url())
 }
 
-/// The same, for a test that needs more settings.
+/// Returns a builder for an impatient client.
 pub(crate) fn client_builder(url: impl Into<String>) -> RegistryClientBuilder {
     RegistryClient::builder(url).timeout(LONG).retry(RetryPolicy::none())
 }
@@ -180,7 +181,7 @@ pub(crate) async fn status_of(client: &RegistryClient, agent_id: &str) -> AgentS
     client.get_agent(agent_id).await.unwrap().status
 }
 
-/// A proxy in front of the database.
+/// Starts a proxy in front of the database.
 pub(crate) async fn proxy_before(database: &Database) -> FaultProxy {
     FaultProxy::start(database.address()).await
 }

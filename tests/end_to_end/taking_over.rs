@@ -1,4 +1,4 @@
-//! A table that a Python service made and filled, taken over.
+//! Taking over the table of a Python service.
 
 use registry_sdk::ListQuery;
 use registry_sdk::contract::AgentStatus;
@@ -7,11 +7,11 @@ use sqlx::Executor;
 use crate::support::{Database, agent, client, on_postgres};
 
 on_postgres!(
-    the_table_of_a_python_service_is_taken_over_without_loss,
-    a_table_of_other_types_is_taken_over_too,
+    table_of_a_python_service_is_taken_over_without_loss,
+    table_with_other_column_types_is_taken_over,
 );
 
-async fn the_table_of_a_python_service_is_taken_over_without_loss(database: Database) {
+async fn table_of_a_python_service_is_taken_over_without_loss(database: Database) {
     let mut connection = database.connect().await;
     connection
         .execute(
@@ -48,13 +48,13 @@ async fn the_table_of_a_python_service_is_taken_over_without_loss(database: Data
     client.register(&agent("docs", "documentation")).await.unwrap();
     client.deregister("feature-dev").await.unwrap();
     server.shutdown().await;
-    // And the tables are as they have to be when it starts again.
+    // The tables are valid for the next start.
     let server = database.start().await;
     assert_eq!(crate::support::client(&server).list_agents(ListQuery::all()).await.unwrap().agents.len(), 1);
     server.shutdown().await;
 }
 
-async fn a_table_of_other_types_is_taken_over_too(database: Database) {
+async fn table_with_other_column_types_is_taken_over(database: Database) {
     let mut connection = database.connect().await;
     connection
         .execute(
@@ -88,7 +88,7 @@ async fn a_table_of_other_types_is_taken_over_too(database: Database) {
     assert_eq!(client.get_agent("asleep").await.unwrap().status, AgentStatus::Offline);
     let empty = client.get_agent("empty").await.unwrap();
     assert_eq!((empty.agent_name.as_str(), empty.capabilities.len()), ("empty", 0));
-    // What cannot be read is not shown, and not lost: the agent heals it when it registers.
+    // An unreadable row is not shown, but kept: the agent repairs it when it registers.
     assert!(client.get_agent("odd").await.unwrap_err().is_not_found());
     let rows: i64 =
         sqlx::query_scalar("SELECT count(*) FROM agent_registry").fetch_one(&mut connection).await.unwrap();

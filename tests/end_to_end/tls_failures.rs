@@ -1,4 +1,4 @@
-//! TLS connections that cannot be made: told apart from a registry that is away, and not tried again in vain.
+//! Failed TLS connections get an error of their own, and are not retried in vain.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,11 +13,11 @@ use crate::encryption::Authority;
 use crate::support::{Database, agent, client_builder, on_both_databases};
 
 on_both_databases!(
-    a_certificate_that_is_not_trusted_or_for_another_name_is_told_with_its_cause,
-    another_endpoint_answers_for_one_whose_certificate_is_wrong,
+    rejected_certificate_is_reported_with_its_cause,
+    another_endpoint_is_used_if_a_certificate_is_rejected,
 );
 
-/// All causes of an error, each by its own `source`.
+/// Returns the chain of an error's sources.
 fn causes(error: &Error) -> Vec<String> {
     std::iter::successors(std::error::Error::source(error), |error| error.source())
         .map(ToString::to_string)
@@ -28,7 +28,7 @@ fn is_tls(error: &Error) -> bool {
     matches!(error, Error::Tls { .. }) && !error.is_retryable() && !error.is_refused()
 }
 
-async fn a_certificate_that_is_not_trusted_or_for_another_name_is_told_with_its_cause(database: Database) {
+async fn rejected_certificate_is_reported_with_its_cause(database: Database) {
     let authority = Authority::new();
     let server = database.start_with(|config| authority.configure(config)).await;
     let named = server.url().replace("127.0.0.1", "localhost");
@@ -41,13 +41,13 @@ async fn a_certificate_that_is_not_trusted_or_for_another_name_is_told_with_its_
         assert!(is_tls(&error), "{error:?}");
         let causes = causes(&error);
         assert!(causes.len() > 1 && causes.iter().any(|cause| cause.contains(told)), "{causes:?}");
-        assert!(!error.to_string().contains(told), "the cause is in the chain alone: {error}");
+        assert!(!error.to_string().contains(told), "the cause is only in the chain: {error}");
         assert!(error.full_message().contains(told));
     }
     server.shutdown().await;
 }
 
-async fn another_endpoint_answers_for_one_whose_certificate_is_wrong(database: Database) {
+async fn another_endpoint_is_used_if_a_certificate_is_rejected(database: Database) {
     let authority = Authority::new();
     let server = database.start_with(|config| authority.configure(config)).await;
     let wrong = server.url().replace("127.0.0.1", "localhost");
@@ -58,7 +58,7 @@ async fn another_endpoint_answers_for_one_whose_certificate_is_wrong(database: D
     server.shutdown().await;
 }
 
-/// A listener that answers every connection with these bytes, and counts them.
+/// Starts a listener that answers every connection with some bytes, and counts the connections.
 async fn answering(bytes: &'static [u8]) -> (String, Arc<AtomicUsize>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (url, count) = (format!("https://{}", listener.local_addr().unwrap()), Arc::<AtomicUsize>::default());
@@ -73,7 +73,7 @@ async fn answering(bytes: &'static [u8]) -> (String, Arc<AtomicUsize>, JoinSet<(
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_no_tls_is_asked_once() {
+async fn server_without_tls_is_not_retried() {
     let (url, count, _tasks) = answering(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await;
     let client = client_builder(url).root_certificate(Authority::new().pem());
     let client = client.retry(RetryPolicy::discovery().time_limit(Duration::MAX)).build().unwrap();
@@ -83,7 +83,7 @@ async fn a_server_that_speaks_no_tls_is_asked_once() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_is_cut_off_is_tried_again() {
+async fn interrupted_handshake_is_retried() {
     let (url, count, _tasks) = answering(b"").await;
     let client = client_builder(url).root_certificate(Authority::new().pem());
     let client = client.retry(RetryPolicy::discovery().time_limit(Duration::MAX)).build().unwrap();

@@ -1,4 +1,4 @@
-//! Tokens and certificates that are replaced while the server runs: nothing tells it, and all or none of them apply.
+//! Tokens and certificates that are replaced while the server is running: it notices by itself, and applies all or none of them.
 
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -9,8 +9,8 @@ use registry_server::NewToken;
 use crate::encryption::{Authority, REFUSAL_TIMEOUT};
 use crate::support::{Database, Registry, agent, client_builder, eventually};
 
-/// A folder that is filled as Kubernetes fills a mounted secret: each file is a link into `..data`, which is a link to the
-/// folder of the present version. A rename of that link replaces all files at once.
+/// A folder with the layout of a secret that Kubernetes mounts: each file is a link into `..data`, which is a link to the folder with
+/// the current version. A rename of that link replaces all files at once.
 struct Volume {
     folder: tempfile::TempDir,
     version: u32,
@@ -45,7 +45,7 @@ impl Volume {
     }
 }
 
-/// A token that allows everything, and a tokens file with it alone.
+/// Returns an admin token, and a tokens file with only this token.
 fn admin_token() -> (String, String) {
     let NewToken { token, sha256, .. } = NewToken::generate().unwrap();
     (token, format!("[[token]]\nname = \"admin\"\nsha256 = \"{sha256}\"\nscope = \"admin\"\n"))
@@ -99,7 +99,7 @@ async fn renew_certificates(database: Database) {
             config.tls_client_ca = Some(volume.path("ca.pem"));
         })
         .await;
-    // On a new connection each time.
+    // Each request uses a new connection.
     let builder_of = |authority: &Authority, issuer: &Authority| {
         let (certificate, key) = issuer.sign("agent");
         let builder = client_builder(registry.url()).root_certificate(authority.pem());
@@ -121,7 +121,7 @@ async fn renew_certificates(database: Database) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_certificate_or_tokens_file_leaves_both_as_they_were() {
+async fn invalid_certificate_or_tokens_file_leaves_both_unchanged() {
     Database::sqlite().run(reload_bad_files).await;
 }
 
@@ -157,7 +157,7 @@ async fn reload_bad_files(database: Database) {
         client(&before, &old_token).get_stats().await.unwrap();
         assert!(is_unauthenticated(&client(&before, &new_token).get_stats().await), "{reason}");
     }
-    // No attempt has ended the stream.
+    // The failed reloads have not ended the stream.
     client(&before, &old_token).register(&agent("a", "work")).await.unwrap();
     assert!(matches!(watch.next().await, Some(WatchEvent::Registered(_))), "the stream goes on");
 

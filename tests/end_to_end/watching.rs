@@ -17,32 +17,29 @@ use crate::support::{
 };
 
 on_every_registry!(
-    every_change_is_told_once_and_in_order,
-    whoever_falls_silent_is_told,
-    a_list_and_the_changes_after_it_are_the_whole_truth,
+    every_change_is_announced_once_and_in_order,
+    silent_agent_is_announced_as_offline,
+    list_and_later_changes_are_complete,
 );
 
-/// What takes a server that stops.
+/// Tests in which a server stops.
 mod restarts {
     use super::*;
 
-    on_both_databases!(
-        a_watch_goes_on_where_it_was_after_a_restart,
-        a_server_that_stops_does_not_wait_for_watchers
-    );
+    on_both_databases!(watch_resumes_after_a_restart, shutdown_does_not_wait_for_watchers);
 }
 
-/// What takes several servers.
+/// Tests that need several servers.
 mod replicas {
     use super::*;
 
     on_postgres!(
-        watchers_on_two_replicas_see_every_change_in_order_also_over_lost_connections,
-        a_replica_that_fell_far_behind_tells_its_watchers_to_begin_anew,
+        watchers_on_two_replicas_see_every_change_in_order,
+        replica_that_fell_far_behind_resets_its_watchers,
     );
 }
 
-/// A change, in short; `None` for what is no change.
+/// Returns the kind and the agent of a change; `None` if the event is not a change.
 fn change(event: &WatchEvent) -> Option<(&'static str, &Arc<AgentRecord>)> {
     match event {
         WatchEvent::Registered(agent) => Some(("registered", agent)),
@@ -53,7 +50,7 @@ fn change(event: &WatchEvent) -> Option<(&'static str, &Arc<AgentRecord>)> {
 }
 
 async fn next(watch: &mut Watch) -> WatchEvent {
-    timeout(LONG, watch.next()).await.expect("an event").expect("the watch goes on")
+    timeout(LONG, watch.next()).await.expect("an event").expect("the watch continues")
 }
 
 async fn next_change(watch: &mut Watch) -> (&'static str, Arc<AgentRecord>) {
@@ -73,7 +70,7 @@ async fn listed(watch: &mut Watch) -> Vec<Arc<AgentRecord>> {
     }
 }
 
-async fn every_change_is_told_once_and_in_order(database: Database) {
+async fn every_change_is_announced_once_and_in_order(database: Database) {
     let server = database.start().await;
     let client = client(&server);
     client.register(&agent("a", "work")).await.unwrap();
@@ -108,7 +105,7 @@ async fn every_change_is_told_once_and_in_order(database: Database) {
     server.shutdown().await;
 }
 
-async fn whoever_falls_silent_is_told(database: Database) {
+async fn silent_agent_is_announced_as_offline(database: Database) {
     let server = database.start_with(|config| config.heartbeat_timeout = Duration::from_millis(300)).await;
     let client = client(&server);
     let mut watch = client.watch();
@@ -123,8 +120,8 @@ async fn whoever_falls_silent_is_told(database: Database) {
     server.shutdown().await;
 }
 
-/// Agents come and go while many begin to watch: whenever it was, in the end all of them know the same.
-async fn a_list_and_the_changes_after_it_are_the_whole_truth(database: Database) {
+/// Many watches begin while agents register and deregister. In the end, all of them have the same agents.
+async fn list_and_later_changes_are_complete(database: Database) {
     let server = database.start().await;
     let mut directories = Vec::new();
     let client = client(&server);
@@ -146,14 +143,15 @@ async fn a_list_and_the_changes_after_it_are_the_whole_truth(database: Database)
         |agents: Vec<Arc<AgentRecord>>| agents.iter().map(|agent| agent.revision).collect::<Vec<_>>();
     let expected = revisions(truth.into_iter().map(Arc::new).collect());
     for directory in &directories {
-        eventually("it knows the truth", async || revisions(directory.agents()) == expected).await;
+        eventually("the directory equals the registry", async || revisions(directory.agents()) == expected)
+            .await;
         assert_eq!(directory.freshness(), Some(Freshness::Fresh));
     }
     drop(directories);
     server.shutdown().await;
 }
 
-async fn a_watch_goes_on_where_it_was_after_a_restart(database: Database) {
+async fn watch_resumes_after_a_restart(database: Database) {
     let address = lasting_address();
     let server = database.start_with(|config| config.listen = address.into()).await;
     let client = client(&server);
@@ -177,7 +175,7 @@ async fn a_watch_goes_on_where_it_was_after_a_restart(database: Database) {
     server.shutdown().await;
 }
 
-async fn a_server_that_stops_does_not_wait_for_watchers(database: Database) {
+async fn shutdown_does_not_wait_for_watchers(database: Database) {
     let stops_soon = async || {
         let server = database.start().await;
         let client = client(&server);
@@ -187,14 +185,13 @@ async fn a_server_that_stops_does_not_wait_for_watchers(database: Database) {
         }
         let began = Instant::now();
         server.shutdown().await;
-        // Waiting for them would take 10 s, every time.
+        // Waiting for them would take 10 s each time.
         began.elapsed() < Duration::from_secs(5)
     };
-    eventually("it stops without waiting for them", stops_soon).await;
+    eventually("the server stops without waiting for watchers", stops_soon).await;
 }
 
-/// Watches one replica through a proxy, until everything has come. Answers with the revisions it was told of each
-/// agent, in order, and how often it had to list everyone anew.
+/// Follows a watch up to the last change. Returns the revisions of each agent in the order received, and the number of lists.
 async fn follow(mut watch: Watch, ends: impl Fn(&AgentRecord) -> bool) -> (HashMap<String, Vec<u64>>, usize) {
     let (mut told, mut lists) = (HashMap::<String, Vec<u64>>::new(), 0);
     loop {
@@ -211,9 +208,8 @@ async fn follow(mut watch: Watch, ends: impl Fn(&AgentRecord) -> bool) -> (HashM
     }
 }
 
-/// Fifty watchers on each of two replicas, some of whose connections are cut again and again, while both replicas
-/// change the same agents.
-async fn watchers_on_two_replicas_see_every_change_in_order_also_over_lost_connections(database: Database) {
+/// Fifty watchers on each of two replicas while both change the same agents. Some of the watchers' connections are cut repeatedly.
+async fn watchers_on_two_replicas_see_every_change_in_order(database: Database) {
     const ROUNDS: usize = 60;
     let (one, two) = (database.start().await, database.start().await);
     let servers = [&one, &two];
@@ -247,7 +243,7 @@ async fn watchers_on_two_replicas_see_every_change_in_order_also_over_lost_conne
         proxies[round % 2].set(Fault::None);
     }
     changes.join_all().await;
-    // Told through both replicas, so that neither watcher ends before it has seen the other's changes.
+    // The last changes go through both replicas, so that no watcher ends before it has seen the other replica's changes.
     client(&one).register(&agent("last", "work")).await.unwrap();
 
     let all = watchers.join_all().await;
@@ -261,7 +257,7 @@ async fn watchers_on_two_replicas_see_every_change_in_order_also_over_lost_conne
     two.shutdown().await;
 }
 
-async fn a_replica_that_fell_far_behind_tells_its_watchers_to_begin_anew(database: Database) {
+async fn replica_that_fell_far_behind_resets_its_watchers(database: Database) {
     use sqlx::Executor;
     let proxy = crate::support::proxy_before(&database).await;
     let one = database.start().await;
@@ -269,14 +265,16 @@ async fn a_replica_that_fell_far_behind_tells_its_watchers_to_begin_anew(databas
     let mut watch = client(&two).watch();
     assert!(listed(&mut watch).await.is_empty());
     proxy.set(Fault::Refuse);
-    eventually("the other is cut off", async || impatient_client(&two).get_server_health().await.is_err())
-        .await;
+    eventually("the other server is cut off", async || {
+        impatient_client(&two).get_server_health().await.is_err()
+    })
+    .await;
     client(&one).register(&agent("a", "work")).await.unwrap();
     database.connect().await.execute("DELETE FROM agent_registry_event").await.unwrap();
     proxy.set(Fault::None);
     let agents = listed(&mut watch).await;
     assert_eq!(agents.iter().map(|agent| agent.agent_id.as_str()).collect::<Vec<_>>(), ["a"]);
-    // The change that it stands at was deleted, so whether it has missed one it cannot know.
+    // The event at the replica's position was deleted, so the replica cannot tell whether it has missed changes.
     client(&one).register(&agent("b", "work")).await.unwrap();
     assert_eq!(listed(&mut watch).await.len(), 2);
     client(&one).register(&agent("c", "work")).await.unwrap();

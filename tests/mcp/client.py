@@ -23,7 +23,7 @@ READ_ONLY = ["search_agents", "list_agents", "get_agent", "check_health"]
 
 
 def new_token(name: str, scope: str, tokens_file: Path) -> str:
-    """Adds a token to the file, and returns it."""
+    """Adds a token to a tokens file, and returns the token."""
     made = subprocess.run(
         [FOLDER / "registry-server", "token", "new", "--name", name, "--scope", scope],
         capture_output=True, text=True, check=True,
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 class Registry:
-    """A registry that can be stopped and started again at the same address."""
+    """A registry that can be restarted at the same address."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -82,7 +82,7 @@ class Registry:
 
 
 class Agent:
-    """An agent that reviews code, or hangs if it is told to."""
+    """An agent that reviews code, or hangs if the task says so."""
 
     def __init__(self) -> None:
         agent = self
@@ -94,7 +94,7 @@ class Agent:
                 task = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if task.get("hang"):
                     agent.hanging.set()
-                    # Ends when the other side closes the connection.
+                    # Returns when the sender closes the connection.
                     self.connection.recv(1)
                     agent.left_alone.set()
                     return
@@ -138,7 +138,7 @@ async def check_tools(client: Client, expected: list[str]) -> None:
 
 
 async def read(client: Client) -> None:
-    """Calls each tool that reads."""
+    """Calls each read-only tool."""
     found = await call(client, "search_agents", query="Who can look for mistakes in my code?", healthy=True)
     assert [agent["agent_id"] for agent in found["agents"]] == ["reviewer"], found
     listed = await call(client, "list_agents", limit=1)
@@ -181,7 +181,7 @@ async def delegate(client: Client, agent: Agent) -> None:
         calls.start_soon(lambda: client.call_tool("delegate_task", {"body": {"hang": True}, **task}))
         await anyio.to_thread.run_sync(agent.hanging.wait)
         calls.cancel_scope.cancel()
-    # The server was told, and has dropped the task.
+    # The server was notified, and has dropped the task.
     await anyio.to_thread.run_sync(agent.left_alone.wait)
 
 
@@ -215,7 +215,7 @@ async def drive(registry: Registry, agent: Agent) -> None:
             reason = await fail(client, "list_agents")
             assert "401" in reason and "REGISTRY_TOKEN" in reason, reason
             print(f"protocol {client.protocol_version}: a refused token: ok")
-    # A client may come before its registry.
+    # A client may start before its registry.
     registry.stop()
     async with Client(server(registry)) as client:
         await check_tools(client, READ_ONLY)

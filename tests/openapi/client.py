@@ -41,7 +41,7 @@ def use(client: Client) -> None:
     assert isinstance(record, AgentRecord), record
     assert (record.status, record.metadata["team"]) == (AgentStatus.ACTIVE, "a")
     assert (record.capabilities[0].description, record.capabilities[0].cost_estimate) == ("", None)
-    # The fields that are always there are no unions.
+    # Fields that are always present are not unions.
     assert record.registered_at <= record.last_heartbeat and record.revision > 0 and record.load is None
 
     ack = heartbeat.sync(ID, client=client)
@@ -72,7 +72,7 @@ def fail(client: Client) -> None:
     assert all(error.message for error in problem.errors)
 
 
-# Whatever the description does not list is an error.
+# A status that the description does not list is an error.
 with Client(base_url=sys.argv[1], raise_on_unexpected_status=True) as client:
     use(client)
     fail(client)

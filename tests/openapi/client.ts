@@ -1,6 +1,6 @@
 // Drives the server at the given URL through the TypeScript client that @hey-api/openapi-ts generates.
 //
-// tsc checks this file in strict mode, so that the types of the description are the ones that are used here.
+// tsc checks this file in strict mode, so the types in the description have to match their use here.
 
 import { deepStrictEqual, ok, strictEqual } from 'node:assert';
 
@@ -23,7 +23,7 @@ async function use(): Promise<void> {
     strictEqual(status, 'active');
     strictEqual(record.metadata.team, 'a');
     deepStrictEqual(record.capabilities[0]?.tags, []);
-    // The fields that are always there are no unions.
+    // Fields that are always present are not unions.
     ok(record.registered_at <= record.last_heartbeat && record.revision > 0);
     strictEqual(record.load, null);
 

@@ -1,11 +1,11 @@
-"""What a schema cannot say of registrations and statuses, for schemathesis: see tests/README.md."""
+"""Rules for registrations and statuses that a schema cannot express, for schemathesis: see tests/README.md."""
 
 import json
 
 import schemathesis
 from hypothesis import strategies as st
 
-# A schema knows `format: uri`, and not that only http and https are taken, and hosts that can be dialled.
+# A schema has `format: uri`, but cannot express that only http and https are accepted, and only hosts that can be connected to.
 hosts = st.sampled_from(["agent", "agent.example.org", "10.1.2.3", "[2001:db8::7]", "feature-dev", "UPPER.example"])
 ports = st.one_of(st.just(""), st.integers(1, 65535).map(lambda port: f":{port}"))
 paths = st.sampled_from(["", "/", "/v1", "/v1/agents/"])
@@ -16,22 +16,22 @@ schemathesis.openapi.format(
 
 @schemathesis.hook
 def filter_query(context, query):
-    """A search needs a letter or a digit: `\\p{L}` is not known to every reader of a schema."""
+    """A search needs a letter or a digit. Not every schema parser supports `\\p{L}`."""
     q = query.get("q") if isinstance(query, dict) else None
     return not (isinstance(q, str) and q and not any(letter.isalnum() for letter in q))
 
 
 def searches_for_nothing(case):
-    """A search needs words or a capability's name; a schema of parameters cannot say that one of two is required."""
+    """A search needs words or the name of a capability. A schema of parameters cannot express that one of two is required."""
     query = case.query or {}
     return case.path == "/capabilities/search" and not (query.get("q") or query.get("capability"))
 
 
 @schemathesis.hook
 def filter_case(context, case):
-    """Names are distinct within an agent, and a health path has no dots as segments; metadata has no NUL in any depth, and up to 16 KiB. An age and an end are those of
-    an instance, and a process that was shut down is offline. A heartbeat's body may be left out, and `null` counts as left
-    out: saying so in the schema would make generated clients send a body that they do not have."""
+    """Skips cases that violate rules outside the schema: distinct names within an agent, no dot segments in a health path, no NUL in the
+    metadata and at most 16 KiB of it, an age and `final` only with an instance, and `final` only with the status offline. Also skips
+    heartbeats without a body, and treats `null` as a missing field: expressing that in the schema would make generated clients send a body."""
     if searches_for_nothing(case):
         return False
     body = case.body

@@ -14,10 +14,10 @@ use hyper_util::rt::TokioExecutor;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// The path. A request for it alone is passed on as well, as most proxies do.
+/// The path. Like most proxies, this one also forwards a request for the path without a trailing slash.
 const PATH: &str = "/registry";
 
-/// A running proxy. It ends when it is dropped.
+/// A running proxy. It is stopped when this is dropped.
 pub(crate) struct PathProxy {
     address: SocketAddr,
     state: Proxy,
@@ -27,9 +27,9 @@ pub(crate) struct PathProxy {
 #[derive(Clone)]
 struct Proxy {
     client: Client<HttpConnector, Body>,
-    /// URL of the registry, without a slash at its end.
+    /// URL of the registry, without a trailing slash.
     registry_url: String,
-    /// Targets of requests that did not begin with the path.
+    /// Targets of requests outside the path.
     strays: Arc<Mutex<Vec<String>>>,
 }
 
@@ -45,12 +45,12 @@ impl PathProxy {
         Self { address, state, serving }
     }
 
-    /// URL of the registry below the path, without a slash at its end.
+    /// Returns the URL of the registry below the path, without a trailing slash.
     pub(crate) fn url(&self) -> String {
         format!("http://{}{PATH}", self.address)
     }
 
-    /// What was asked for outside of the path.
+    /// Returns the targets of requests outside the path.
     pub(crate) fn strays(&self) -> Vec<String> {
         self.state.strays.lock().unwrap().clone()
     }

@@ -1,4 +1,4 @@
-//! Access: servers without a publisher, tokens, rate limits, and the manifest.
+//! Access to ARD: servers without a publisher, tokens, rate limits, and the manifest.
 
 use std::num::NonZeroU32;
 
@@ -17,16 +17,16 @@ use crate::support::{
 };
 
 on_both_databases!(
-    without_a_publisher_there_is_nothing,
-    tokens_are_asked_for_everything_but_the_manifest,
-    a_client_with_too_many_requests_is_told_so,
-    web_pages_of_other_sites_are_refused,
-    the_manifest_leads_to_the_registry,
+    server_without_a_publisher_has_no_ard_routes,
+    everything_but_the_manifest_needs_a_token,
+    client_with_too_many_requests_is_limited,
+    requests_of_other_sites_are_rejected,
+    manifest_links_to_the_registry,
 );
 
 mod outage {
-    super::on_postgres!(reads_go_on_while_the_database_is_away);
-    use super::reads_go_on_while_the_database_is_away;
+    super::on_postgres!(reads_work_while_the_database_is_down);
+    use super::reads_work_while_the_database_is_down;
 }
 
 const PATHS: [&str; 3] =
@@ -37,7 +37,7 @@ async fn error_code(response: Response) -> Value {
     response.json::<Value>().await.unwrap()["errorCode"].clone()
 }
 
-async fn without_a_publisher_there_is_nothing(database: Database) {
+async fn server_without_a_publisher_has_no_ard_routes(database: Database) {
     let server = database.start().await;
     client(&server).register(&agent("a", "work")).await.unwrap();
     let query = json!({"query": {"text": "work"}});
@@ -52,7 +52,7 @@ async fn without_a_publisher_there_is_nothing(database: Database) {
     server.shutdown().await;
 }
 
-async fn tokens_are_asked_for_everything_but_the_manifest(database: Database) {
+async fn everything_but_the_manifest_needs_a_token(database: Database) {
     let (file, tokens) = File::new(&["scope = \"read\"", "scope = \"admin\""]);
     let server = start_with(&database, |config| config.tokens_file = Some(file.path.clone())).await;
     let admin = client_builder(server.url()).token(tokens[1].clone()).build().unwrap();
@@ -79,15 +79,15 @@ async fn tokens_are_asked_for_everything_but_the_manifest(database: Database) {
     for request in requests() {
         answer(request.bearer_auth(&tokens[0])).await;
     }
-    // It names no agent.
+    // The manifest names no agent.
     let manifest = answer(get(&server, PATHS[2])).await.to_string();
     assert!(!manifest.contains(":agent:"), "{manifest}");
     server.shutdown().await;
 }
 
-async fn a_client_with_too_many_requests_is_told_so(database: Database) {
+async fn client_with_too_many_requests_is_limited(database: Database) {
     let server = start_with(&database, |config| config.rate_limit = NonZeroU32::new(2)).await;
-    // Until the machine is quick enough for more than two a second.
+    // A busy machine may need several attempts to send more than two requests in a second.
     eventually("a client is limited", async || {
         let answers = join_all((0..20).map(|_| search(&server, "work", &json!({})).send())).await;
         let mut answers = answers.into_iter().map(Result::unwrap);
@@ -99,7 +99,7 @@ async fn a_client_with_too_many_requests_is_told_so(database: Database) {
     server.shutdown().await;
 }
 
-async fn web_pages_of_other_sites_are_refused(database: Database) {
+async fn requests_of_other_sites_are_rejected(database: Database) {
     let server = start(&database).await;
     let rebound = get(&server, "/ard/agents").header(HOST, "evil.test").send().await.unwrap();
     assert_eq!(rebound.status(), 421);
@@ -111,7 +111,7 @@ async fn web_pages_of_other_sites_are_refused(database: Database) {
     server.shutdown().await;
 }
 
-async fn the_manifest_leads_to_the_registry(database: Database) {
+async fn manifest_links_to_the_registry(database: Database) {
     let server = start(&database).await;
     client(&server).register(&agent("a", "work")).await.unwrap();
     let manifest = answer(get(&server, PATHS[2])).await;
@@ -128,7 +128,7 @@ async fn the_manifest_leads_to_the_registry(database: Database) {
     server.shutdown().await;
 }
 
-async fn reads_go_on_while_the_database_is_away(database: Database) {
+async fn reads_work_while_the_database_is_down(database: Database) {
     let proxy = proxy_before(&database).await;
     let server = start(&database.through(&proxy)).await;
     let registry = impatient_client(&server);

@@ -1,4 +1,4 @@
-//! The entries themselves: what they say of an agent, one by one and in lists.
+//! ARD entries of agents, one by one and in lists.
 
 use registry_sdk::contract::{AgentRecord, AgentStatus, CARD_MEDIA_TYPE, Capability, Registration};
 use reqwest::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH};
@@ -8,17 +8,17 @@ use super::{answer, get, get_with, identifier, ids, register_three, search, star
 use crate::support::{Database, agent, client, on_both_databases};
 
 on_both_databases!(
-    an_entry_describes_what_the_agent_registered,
-    an_entry_leads_to_the_record_of_its_agent,
+    entry_describes_the_registered_agent,
+    entry_links_to_the_record_of_its_agent,
     agent_with_a_card_is_described_by_it,
-    an_entry_is_revalidated_until_the_agent_registers_anew,
-    the_list_has_every_registered_agent_in_pages,
-    the_list_is_filtered_by_expressions,
-    long_registrations_are_shortened_in_pages_and_complete_alone,
-    rows_with_ids_that_no_identifier_can_have_are_left_out,
+    entry_is_revalidated_until_the_agent_registers_again,
+    pages_have_every_registered_agent,
+    list_is_filtered_by_expressions,
+    long_entries_are_shortened_in_lists_only,
+    rows_with_invalid_ids_are_left_out,
 );
 
-async fn an_entry_describes_what_the_agent_registered(database: Database) {
+async fn entry_describes_the_registered_agent(database: Database) {
     let server = start(&database).await;
     register_three(&server).await;
     let entry = answer(get(&server, &format!("/ard/agents/{}", identifier("forecaster")))).await;
@@ -30,14 +30,14 @@ async fn an_entry_describes_what_the_agent_registered(database: Database) {
         "description": "Forecasts the weather of a city; Snow report",
         "tags": ["weather", "maps"],
         "capabilities": ["weather_forecast", "snow_report"],
-        // The first ones of all capabilities come first.
+        // The first example of each capability comes first.
         "representativeQueries":
             ["Will it rain in Oslo tomorrow?", "How much snow is in the Alps?", "How windy is Chicago now?"],
         // The schema of ARD v0.9 has neither lists nor objects in metadata.
         "metadata": {"team": "climate", "cores": 8},
     });
     assert_eq!(entry, expected);
-    // What there is nothing to say of is left out.
+    // Empty fields are left out.
     client(&server).register(&Registration::new("bare", "Bare", "http://bare:8000")).await.unwrap();
     let bare = answer(get(&server, "/ard/agents/urn%3Aair%3Aagents.example%3Aagent%3Abare")).await;
     let names: Vec<_> = bare.as_object().unwrap().keys().collect();
@@ -45,7 +45,7 @@ async fn an_entry_describes_what_the_agent_registered(database: Database) {
     server.shutdown().await;
 }
 
-async fn an_entry_leads_to_the_record_of_its_agent(database: Database) {
+async fn entry_links_to_the_record_of_its_agent(database: Database) {
     let server = start(&database).await;
     register_three(&server).await;
     for entry in answer(get(&server, "/ard/agents")).await["items"].as_array().unwrap() {
@@ -53,7 +53,7 @@ async fn an_entry_leads_to_the_record_of_its_agent(database: Database) {
         assert_eq!(record.headers()["content-type"], entry["type"].as_str().unwrap());
         let record: AgentRecord = record.json().await.unwrap();
         assert_eq!(entry["displayName"], record.agent_name);
-        // The identifier leads back to the entry.
+        // The entry can be read by its identifier.
         let path = format!("/ard/agents/{}", entry["identifier"].as_str().unwrap());
         assert_eq!(&answer(get(&server, &path)).await, entry);
     }
@@ -79,7 +79,7 @@ async fn agent_with_a_card_is_described_by_it(database: Database) {
     server.shutdown().await;
 }
 
-async fn an_entry_is_revalidated_until_the_agent_registers_anew(database: Database) {
+async fn entry_is_revalidated_until_the_agent_registers_again(database: Database) {
     let server = start(&database).await;
     let registry = client(&server);
     registry.register(&agent("a", "work")).await.unwrap();
@@ -104,7 +104,7 @@ async fn an_entry_is_revalidated_until_the_agent_registers_anew(database: Databa
     server.shutdown().await;
 }
 
-async fn the_list_has_every_registered_agent_in_pages(database: Database) {
+async fn pages_have_every_registered_agent(database: Database) {
     let server = start(&database).await;
     let registry = client(&server);
     for number in 0..25 {
@@ -123,7 +123,7 @@ async fn the_list_has_every_registered_agent_in_pages(database: Database) {
     server.shutdown().await;
 }
 
-async fn the_list_is_filtered_by_expressions(database: Database) {
+async fn list_is_filtered_by_expressions(database: Database) {
     let server = start(&database).await;
     register_three(&server).await;
     let all = &["Traveller_2.0", "forecaster", "scanner"][..];
@@ -145,7 +145,7 @@ async fn the_list_is_filtered_by_expressions(database: Database) {
     server.shutdown().await;
 }
 
-async fn long_registrations_are_shortened_in_pages_and_complete_alone(database: Database) {
+async fn long_entries_are_shortened_in_lists_only(database: Database) {
     let server = start(&database).await;
     let registry = client(&server);
     let long = |id: &str| {
@@ -169,7 +169,7 @@ async fn long_registrations_are_shortened_in_pages_and_complete_alone(database: 
     server.shutdown().await;
 }
 
-async fn rows_with_ids_that_no_identifier_can_have_are_left_out(database: Database) {
+async fn rows_with_invalid_ids_are_left_out(database: Database) {
     let server = start(&database).await;
     for id in ["a", "b"] {
         client(&server).register(&agent(id, "work")).await.unwrap();

@@ -1,4 +1,4 @@
-//! Errors, in the form of ARD.
+//! Errors in the format of ARD.
 
 use registry_sdk::contract::limits;
 use reqwest::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
@@ -10,12 +10,12 @@ use crate::support::{Database, client, on_both_databases};
 
 on_both_databases!(
     bad_requests_get_the_error_of_the_specification,
-    errors_name_what_was_wrong,
-    unknown_and_malformed_identifiers_are_told_apart,
-    bodies_that_are_too_long_or_no_json_are_refused,
+    errors_name_the_invalid_part,
+    unknown_and_malformed_identifiers_get_different_errors,
+    bodies_that_are_too_long_or_not_json_are_rejected,
 );
 
-/// Sends a request that has to fail. Returns the status, the code and the message.
+/// Sends a request that must fail. Returns the status, the code and the message.
 async fn error(request: RequestBuilder) -> (u16, String, String) {
     let response = request.send().await.unwrap();
     let status = response.status().as_u16();
@@ -114,12 +114,12 @@ async fn bad_requests_get_the_error_of_the_specification(database: Database) {
         let (status, code, message) = error(get_with(&server, "/ard/agents", name, value)).await;
         assert_eq!((status, &*code), (400, "INVALID_ARGUMENT"), "{name}={value}: {message}");
     }
-    // Nothing was stored.
+    // The request has stored nothing.
     assert_eq!(client(&server).get_stats().await.unwrap().total_agents, 3);
     server.shutdown().await;
 }
 
-async fn errors_name_what_was_wrong(database: Database) {
+async fn errors_name_the_invalid_part(database: Database) {
     let server = start(&database).await;
     let query = json!({"text": "work"});
     for (request, expected) in [
@@ -147,7 +147,7 @@ async fn errors_name_what_was_wrong(database: Database) {
     server.shutdown().await;
 }
 
-async fn unknown_and_malformed_identifiers_are_told_apart(database: Database) {
+async fn unknown_and_malformed_identifiers_get_different_errors(database: Database) {
     let server = start(&database).await;
     register_three(&server).await;
     for (path, expected) in [
@@ -167,7 +167,7 @@ async fn unknown_and_malformed_identifiers_are_told_apart(database: Database) {
         ("urn:air:agents.example:agent:scan%20ner", (400, "INVALID_ARGUMENT")),
         ("urn:air:agents.example:agent:scan%2Fner", (400, "INVALID_ARGUMENT")),
         ("urn:air:agents.example:agent:%F0%9F%A6%80", (400, "INVALID_ARGUMENT")),
-        // Not UTF-8, no encoding at all, and encoded twice.
+        // Invalid UTF-8, an invalid percent-encoding, and one encoded twice.
         ("urn:air:agents.example:agent:%FF", (400, "INVALID_ARGUMENT")),
         ("urn:air:agents.example:agent:%zz", (400, "INVALID_ARGUMENT")),
         ("urn%253Aair%253Aagents.example%253Aagent%253Ascanner", (400, "INVALID_ARGUMENT")),
@@ -184,7 +184,7 @@ async fn unknown_and_malformed_identifiers_are_told_apart(database: Database) {
     server.shutdown().await;
 }
 
-async fn bodies_that_are_too_long_or_no_json_are_refused(database: Database) {
+async fn bodies_that_are_too_long_or_not_json_are_rejected(database: Database) {
     let server = start(&database).await;
     let http = Client::new();
     let send = |path: &str, kind: &str, body: String| {

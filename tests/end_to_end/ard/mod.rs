@@ -28,12 +28,12 @@ async fn start_with(database: &Database, change: impl FnOnce(&mut Config)) -> Re
     start.await
 }
 
-/// A request to a path of the server.
+/// Returns a request for a path of the server.
 fn get(server: &Registry, path: &str) -> RequestBuilder {
     Client::new().get(format!("{}{path}", server.url()))
 }
 
-/// The same with a parameter.
+/// Returns a request with a query parameter.
 fn get_with(server: &Registry, path: &str, name: &str, value: &str) -> RequestBuilder {
     let url = Url::parse_with_params(&format!("{}{path}", server.url()), [(name, value)]).unwrap();
     Client::new().get(url)
@@ -43,7 +43,7 @@ fn post(server: &Registry, path: &str, body: &Value) -> RequestBuilder {
     Client::new().post(format!("{}{path}", server.url())).json(body)
 }
 
-/// Sends a request that has to succeed, and returns the body.
+/// Sends a request that must succeed, and returns the body.
 async fn answer(request: RequestBuilder) -> Value {
     let response = request.send().await.unwrap();
     let (status, body) = (response.status(), response.text().await.unwrap());
@@ -59,7 +59,7 @@ fn identifier(agent_id: &str) -> String {
     format!("urn:air:{PUBLISHER}:agent:{agent_id}")
 }
 
-/// The ids of the agents whose entries are in a list.
+/// Returns the ids of the agents in a list of entries.
 fn ids(entries: &Value) -> Vec<String> {
     let agent_id = |entry: &Value| {
         let identifier = entry["identifier"].as_str().unwrap();
@@ -68,7 +68,7 @@ fn ids(entries: &Value) -> Vec<String> {
     entries.as_array().unwrap().iter().map(agent_id).collect()
 }
 
-/// Registers three agents that can do different things.
+/// Registers three agents with different capabilities.
 async fn register_three(server: &Registry) {
     let agents = [
         Registration::new("forecaster", "Weather forecaster", "http://forecaster:8000")

@@ -1,4 +1,4 @@
-//! Searches and facets.
+//! ARD searches and facets.
 
 use registry_sdk::SearchQuery;
 use registry_sdk::contract::{AgentStatus, MaintenanceRequest};
@@ -8,16 +8,16 @@ use super::{answer, get, ids, post, register_three, search, start};
 use crate::support::{Database, agent, client, on_both_databases};
 
 on_both_databases!(
-    results_come_by_score_with_their_source,
-    filters_look_at_fields_of_entries,
-    pages_of_a_search_follow_each_other,
-    agents_that_are_not_healthy_are_not_offered,
-    every_federation_mode_searches_this_registry_alone,
-    facets_count_what_a_search_finds,
-    searches_count_in_the_metrics,
+    results_are_ordered_by_score_and_have_a_source,
+    filters_match_fields_of_entries,
+    pages_of_a_search_are_complete,
+    unhealthy_agents_are_not_found,
+    every_federation_mode_only_searches_this_registry,
+    facets_count_the_results_of_a_search,
+    searches_are_counted_in_the_metrics,
 );
 
-async fn results_come_by_score_with_their_source(database: Database) {
+async fn results_are_ordered_by_score_and_have_a_source(database: Database) {
     let server = start(&database).await;
     register_three(&server).await;
     let text = "What is the weather forecast for Oslo?";
@@ -36,7 +36,7 @@ async fn results_come_by_score_with_their_source(database: Database) {
     server.shutdown().await;
 }
 
-async fn filters_look_at_fields_of_entries(database: Database) {
+async fn filters_match_fields_of_entries(database: Database) {
     let server = start(&database).await;
     register_three(&server).await;
     let both = &["Traveller_2.0", "forecaster"][..];
@@ -47,7 +47,7 @@ async fn filters_look_at_fields_of_entries(database: Database) {
         (json!({"type": ["application/mcp-server-card+json", "application/json"]}), both),
         (json!({"publisher": "agents.example"}), both),
         (json!({"publisher": ["other.example"]}), &[]),
-        // Any capability of the agent may have it, not only the one that was found.
+        // Any capability of the agent may match the filter, not only the one that matches the text.
         (json!({"capabilities": ["snow_report"]}), &["forecaster"]),
         (json!({"capabilities": ["snow_report", "book_trip"]}), both),
         (json!({"tags": ["maps", "travel"]}), both),
@@ -66,14 +66,14 @@ async fn filters_look_at_fields_of_entries(database: Database) {
         found.sort_unstable();
         assert_eq!(found, expected, "{filter}");
     }
-    // A context only binds prefixes.
+    // A context only defines prefixes.
     let query = json!({"@context": {"okf": "https://okf.example/ns#"}, "text": "weather", "filter": {"tags": "maps"}});
     let found = answer(post(&server, "/ard/search", &json!({"query": query}))).await;
     assert_eq!(ids(&found["results"]), ["forecaster"]);
     server.shutdown().await;
 }
 
-async fn pages_of_a_search_follow_each_other(database: Database) {
+async fn pages_of_a_search_are_complete(database: Database) {
     let server = start(&database).await;
     for number in 0..25 {
         let word = if number % 2 == 0 { "even_work" } else { "odd_work" };
@@ -100,7 +100,7 @@ async fn pages_of_a_search_follow_each_other(database: Database) {
     server.shutdown().await;
 }
 
-async fn agents_that_are_not_healthy_are_not_offered(database: Database) {
+async fn unhealthy_agents_are_not_found(database: Database) {
     let server = start(&database).await;
     let registry = client(&server);
     for id in ["active", "busy", "offline", "maintained", "removed"] {
@@ -119,7 +119,7 @@ async fn agents_that_are_not_healthy_are_not_offered(database: Database) {
         let expected = json!([{"value": "Agent active", "count": 1}, {"value": "Agent busy", "count": 1}]);
         assert_eq!(buckets, &expected, "{query}");
     }
-    // They are registered all the same.
+    // They are still registered.
     let listed = answer(get(&server, "/ard/agents")).await;
     assert_eq!(ids(&listed["items"]), ["active", "busy", "maintained", "offline"]);
     registry.heartbeat("offline").await.unwrap();
@@ -129,7 +129,7 @@ async fn agents_that_are_not_healthy_are_not_offered(database: Database) {
     server.shutdown().await;
 }
 
-async fn every_federation_mode_searches_this_registry_alone(database: Database) {
+async fn every_federation_mode_only_searches_this_registry(database: Database) {
     let server = start(&database).await;
     register_three(&server).await;
     let expected = answer(search(&server, "weather", &json!({}))).await;
@@ -140,7 +140,7 @@ async fn every_federation_mode_searches_this_registry_alone(database: Database) 
     server.shutdown().await;
 }
 
-async fn facets_count_what_a_search_finds(database: Database) {
+async fn facets_count_the_results_of_a_search(database: Database) {
     let server = start(&database).await;
     register_three(&server).await;
     let bucket = |value: &str, count: u64| json!({"value": value, "count": count});
@@ -161,7 +161,7 @@ async fn facets_count_what_a_search_finds(database: Database) {
     let expected = json!({
         "type": {"buckets": [bucket("application/json", 3)]},
         "publisher": {"buckets": [bucket("agents.example", 3)]},
-        // Two capabilities of one agent have the first tag: they count once.
+        // Two capabilities of one agent have the first tag: the agent counts once.
         "tags": {"buckets": [bucket("maps", 1), bucket("security", 1)], "otherCount": 2},
         "metadata.team": {"buckets": [bucket("climate", 1), bucket("platform", 1), bucket("travel", 1)]},
         "metadata.cores": {"buckets": [bucket("8", 1)]},
@@ -182,7 +182,7 @@ async fn facets_count_what_a_search_finds(database: Database) {
     server.shutdown().await;
 }
 
-async fn searches_count_in_the_metrics(database: Database) {
+async fn searches_are_counted_in_the_metrics(database: Database) {
     let server = start(&database).await;
     answer(search(&server, "weather in Oslo", &json!({}))).await;
     let metrics = get(&server, "/metrics").send().await.unwrap().text().await.unwrap();

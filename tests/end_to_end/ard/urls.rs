@@ -1,4 +1,4 @@
-//! The absolute URLs in responses: from the request, or as configured.
+//! Absolute URLs in responses: derived from the request, or configured.
 
 use registry_sdk::contract::AgentRecord;
 use reqwest::header::HOST;
@@ -11,12 +11,12 @@ use crate::path_proxy::PathProxy;
 use crate::support::{Database, Registry, on_both_databases};
 
 on_both_databases!(
-    urls_are_those_of_the_host_that_was_asked,
-    requests_without_a_host_are_told_what_is_missing,
-    urls_lead_through_a_proxy_that_strips_a_path,
+    urls_have_the_host_of_the_request,
+    request_without_a_host_is_rejected,
+    urls_work_through_a_proxy_that_strips_a_path,
 );
 
-async fn urls_are_those_of_the_host_that_was_asked(database: Database) {
+async fn urls_have_the_host_of_the_request(database: Database) {
     let server = start(&database).await;
     register_three(&server).await;
     for host in ["localhost:8009", "127.0.0.1", "[::1]:80", "registry.internal"] {
@@ -29,19 +29,19 @@ async fn urls_are_those_of_the_host_that_was_asked(database: Database) {
     server.shutdown().await;
 }
 
-async fn requests_without_a_host_are_told_what_is_missing(database: Database) {
+async fn request_without_a_host_is_rejected(database: Database) {
     let server = start(&database).await;
     let told = ask(&server, "GET /ard/agents HTTP/1.0\r\n\r\n").await;
     assert!(told.starts_with("HTTP/1.0 400") && told.contains("INVALID_ARGUMENT"), "{told}");
     assert!(told.contains("send the header Host"), "{told}");
-    // The target of a request comes first.
+    // The host in the request target takes precedence.
     let target = "GET http://localhost:1/.well-known/ard.json HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
     let told = ask(&server, target).await;
     assert!(told.contains("\"http://localhost:1/ard/\""), "{told}");
     server.shutdown().await;
 }
 
-/// Sends a request as it stands, and returns the response as it stands.
+/// Sends a raw request, and returns the raw response.
 async fn ask(server: &Registry, request: &str) -> String {
     let mut connection = TcpStream::connect(server.local_addr()).await.unwrap();
     connection.write_all(request.as_bytes()).await.unwrap();
@@ -50,7 +50,7 @@ async fn ask(server: &Registry, request: &str) -> String {
     response
 }
 
-async fn urls_lead_through_a_proxy_that_strips_a_path(database: Database) {
+async fn urls_work_through_a_proxy_that_strips_a_path(database: Database) {
     // The proxy needs the server's address, and the server the proxy's.
     let first = start(&database).await;
     register_three(&first).await;
