@@ -1,6 +1,6 @@
-//! What the SDK adds to a request: `check_health`, beside the same request by bare `reqwest`.
+//! Overhead of the SDK for one request: `check_health` against the same request with plain `reqwest`.
 //!
-//! `cargo bench --bench check_health`. Both ask one registry over one connection each, in turns of a few hundred.
+//! `cargo bench --bench check_health`. Both send requests to one registry over one connection each, alternating every few hundred.
 #![allow(clippy::print_stdout, reason = "it prints what it measured")]
 
 use std::time::{Duration, Instant};
@@ -39,7 +39,7 @@ async fn main() -> Outcome {
             assert_eq!(client.check_health("agent").await?.agent_id, "agent");
         }
         let by_sdk = began.elapsed();
-        // The first round is for the connections.
+        // The first round opens the connections.
         if round > 0 {
             ratios.push(by_reqwest.as_secs_f64() / by_sdk.as_secs_f64());
             took = [took[0] + by_reqwest, took[1] + by_sdk];

@@ -1,8 +1,6 @@
-//! A directory of many agents: how long it takes until it is there, how much memory it takes, and how long anybody waits
-//! while its content is replaced.
+//! A directory of many agents: time until it is ready, memory, and the longest pause of the runtime while its content is replaced.
 //!
-//! `cargo bench --bench directory`. Environment: AGENTS (100000). The server runs in a process of its own, which is this program
-//! again.
+//! `cargo bench --bench directory`. Environment: AGENTS (100000). The server is a child process that runs this same program.
 #![allow(clippy::print_stdout, reason = "it prints what it measured")]
 
 use std::net::SocketAddr;
@@ -88,7 +86,7 @@ async fn measure() -> Outcome {
     Ok(())
 }
 
-/// The longest time for which another task of the runtime had to wait meanwhile.
+/// Runs a future, and measures the longest time for which another task of the runtime had to wait.
 async fn longest_pause<T>(work: impl Future<Output = T>) -> (T, Duration) {
     let (mut longest, mut last) = (Duration::ZERO, Instant::now());
     let ticking = async {
@@ -124,7 +122,7 @@ async fn register(client: &RegistryClient, number: usize) -> Outcome {
     Ok(())
 }
 
-/// This process's memory in MiB.
+/// Returns a value of this process's memory, in MiB.
 fn memory(name: &str) -> Outcome<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find(|line| line.starts_with(name)).ok_or("no such line")?;

@@ -1,6 +1,6 @@
-//! What happens in a process, without a socket: cutting terms, indexing and finding, validation, writing answers.
+//! Work without sockets: tokenizing, indexing, searching, validating, and serializing responses.
 //!
-//! `cargo bench --bench in_process`. Choosing an agent is measured by `cargo bench --bench selection`.
+//! `cargo bench --bench in_process`. For the selection of agents, see `cargo bench --bench selection`.
 #![allow(missing_docs, reason = "criterion's macros make functions of their own")]
 
 use std::hint::black_box;
@@ -16,7 +16,7 @@ const VERBS: [&str; 10] =
 const THINGS: [&str; 10] =
     ["python", "rust", "java", "docs", "images", "schemas", "pipelines", "tickets", "reports", "queries"];
 
-/// Six of its words are in thousands of capabilities, and one is in all of them.
+/// Six of these words are in thousands of capabilities, and one word is in all of them.
 const SENTENCE: &str =
     "Which of you can translate our Python docs and review the reports of the security team?";
 
@@ -29,7 +29,7 @@ fn capability(number: usize) -> Capability {
         .tag(thing)
 }
 
-/// Three capabilities; those of a hundred agents have the tag `security`.
+/// Returns three capabilities. Those of a hundred agents have the tag `security`.
 fn capabilities(agent: usize) -> Vec<Capability> {
     let mut all: Vec<_> = (agent..agent + 3).map(capability).collect();
     if agent.is_multiple_of(AGENTS / 100) {

@@ -1,7 +1,7 @@
-//! What ten thousand agents in one process cost: memory each, and a core's time at a heartbeat every 30 s; and how evenly
-//! their heartbeats come.
+//! Cost of ten thousand agents in one process: memory for each, CPU time at a heartbeat every 30 s, and how evenly their heartbeats are
+//! spread.
 //!
-//! `cargo bench --bench loops` (Linux). The registry runs in a process of its own, which is this program again.
+//! `cargo bench --bench loops` (Linux). The registry is a child process that runs this same program.
 #![allow(clippy::print_stdout, reason = "it prints what it measured")]
 
 use std::net::SocketAddr;
@@ -37,14 +37,14 @@ async fn measure() -> Outcome {
     let count: usize = std::env::var("AGENTS").map_or(Ok(10_000), |agents| agents.parse())?;
     let registry = ServerProcess::start();
     let client = RegistryClient::new(registry.url())?;
-    // The connections and the runtime are there before the first reading.
+    // Connections and runtime are set up before the first measurement.
     let warm = stream::iter(0..64).map(|_| client.get_stats()).buffer_unordered(16).count().await;
     assert_eq!(warm, 64);
     let before = resident()?;
 
     let agents = stream::iter(0..count).map(|number| start(&client, number)).buffer_unordered(16);
     let agents: Vec<Agent> = agents.collect::<Vec<_>>().await.into_iter().collect::<Outcome<_>>()?;
-    // The first heartbeats come within an interval.
+    // All agents send their first heartbeat within an interval.
     sleep(INTERVAL).await;
     println!("loop_bytes {} of resident memory for each of {count} agents", (resident()? - before) / count);
 
@@ -53,7 +53,7 @@ async fn measure() -> Outcome {
     let share = (cpu_seconds()? - cpu) / began.elapsed().as_secs_f64() * 100.0;
     println!("loops_core_percent {share:.2} of a core, at a heartbeat every {INTERVAL:?} from each");
 
-    // Only now, since asking for them every second takes more than the loops do.
+    // Only now, since a scrape every second takes more CPU time than the loops.
     let metrics = format!("{}/metrics", registry.url());
     let began = Instant::now();
     let mut heard = vec![heartbeats(&metrics).await?];
@@ -83,7 +83,7 @@ async fn start(client: &RegistryClient, number: usize) -> Outcome<Agent> {
     Ok(agent)
 }
 
-/// How many heartbeats the registry has answered.
+/// Returns how many heartbeats the registry has answered.
 async fn heartbeats(metrics: &str) -> Outcome<f64> {
     let text = reqwest::get(metrics).await?.text().await?;
     let answered = text.lines().filter(|line| {
@@ -93,7 +93,7 @@ async fn heartbeats(metrics: &str) -> Outcome<f64> {
     Ok(answered.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
 }
 
-/// This process's resident memory, in bytes.
+/// Returns this process's resident memory, in bytes.
 fn resident() -> Outcome<usize> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
@@ -101,7 +101,7 @@ fn resident() -> Outcome<usize> {
     Ok(kib * 1_024)
 }
 
-/// What this process has used of all cores, in seconds. A tick is a hundredth of a second on every Linux.
+/// Returns this process's CPU time, in seconds. A tick is a hundredth of a second on every Linux.
 fn cpu_seconds() -> Outcome<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     let (_, after_name) = stat.rsplit_once(')').ok_or("no name in stat")?;

@@ -1,9 +1,9 @@
-//! How well sentences find the right capability, offline: `RETRIEVAL_DATA=DIRECTORY cargo bench --bench retrieval`.
+//! Retrieval quality of sentences, offline: `RETRIEVAL_DATA=DIRECTORY cargo bench --bench retrieval`.
 //!
-//! The directory has `…tools.tsv` (id, name, description) and files of questions, `….tsv` (question, ids of the right tools
-//! with commas between), and may have `…examples.json` (from an id to questions that the tool answers). Shown is nDCG@10 with
-//! binary gains; and, for each `min_score`, how many questions find something after their right tools were removed (false
-//! accepts), and how many no longer find a right tool among the first ten that they find without a limit (misses).
+//! The directory has `…tools.tsv` (id, name, description), files of questions, `….tsv` (question, ids of the right tools separated by
+//! commas), and optionally `…examples.json` (maps an id to questions that the tool answers). The output is nDCG@10 with binary gains
+//! and, for each `min_score`, the share of questions that find something after their right tools were removed (false accepts), and
+//! that no longer find a right tool they find among the first ten without a minimum score (misses).
 #![allow(clippy::print_stdout, reason = "this is a program")]
 
 use std::collections::{HashMap, HashSet};

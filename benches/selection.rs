@@ -1,4 +1,4 @@
-//! What choosing an agent costs: side by side against one after another, and from a directory that is kept by a watch.
+//! Cost of selecting an agent: with concurrent and with sequential health checks, and from a directory.
 //!
 //! `cargo bench --bench selection`. Everything runs in this process, over sockets.
 #![allow(clippy::print_stdout, reason = "it prints what it measured")]
@@ -16,13 +16,13 @@ use tokio::net::TcpListener;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
-/// How long an agent takes to say how it is.
+/// Time that an agent takes to answer a health check.
 const ANSWER: Duration = Duration::from_millis(50);
 
 const CANDIDATES: usize = 20;
 const ROUNDS: usize = 15;
 
-/// Agents in the directory; each capability is that of a hundred of them.
+/// Number of agents in the directory. A hundred agents share each capability.
 const AGENTS: usize = 10_000;
 const SELECTIONS: usize = 20_000;
 
@@ -39,7 +39,7 @@ async fn main() -> Outcome {
     Ok(())
 }
 
-/// Serves agents of two kinds: `/well/…/health` and `/ill/…/health`, each after its time.
+/// Serves healthy and unhealthy agents at `/well/…/health` and `/ill/…/health`, each after a delay.
 async fn serve_agents() -> Outcome<String> {
     let health = |Path((kind, _)): Path<(String, String)>| async move {
         tokio::time::sleep(ANSWER).await;
@@ -53,7 +53,7 @@ async fn serve_agents() -> Outcome<String> {
 }
 
 async fn ask_side_by_side(client: &RegistryClient, agents: &str) -> Outcome {
-    // Of equal matches the latest heartbeat comes first: who is well registers first, and is asked last.
+    // Among equal matches, the latest heartbeat comes first: the healthy agent registers first, and is checked last.
     for number in 0..CANDIDATES {
         let kind = if number == 0 { "well" } else { "ill" };
         register(client, &format!("mixed-{number:02}"), &format!("{agents}/{kind}/{number}"), "mixed")
@@ -64,7 +64,7 @@ async fn ask_side_by_side(client: &RegistryClient, agents: &str) -> Outcome {
     let http = reqwest::Client::new();
     let (mut one_by_one, mut three_at_once, mut side_by_side) = (Vec::new(), Vec::new(), Vec::new());
     let (mut one_call, mut all_well) = (Vec::new(), Vec::new());
-    // In turns, so that all see the same machine.
+    // Alternating, so that the load of the machine affects all equally.
     for round in 0..ROUNDS {
         if round < 3 {
             one_by_one.push(timed(ask_one_by_one(client, &http, "mixed")).await?);
@@ -122,7 +122,7 @@ async fn select(orchestrator: &Orchestrator, capability: &str, at_once: usize, s
     Ok(())
 }
 
-/// As a plain loop does it.
+/// Checks agents one after another in a simple loop.
 async fn ask_one_by_one(client: &RegistryClient, http: &reqwest::Client, capability: &str) -> Outcome {
     for agent in client.search_capabilities(capability).await? {
         if is_well(http, &agent.base_url).await.is_ok() {

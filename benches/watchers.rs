@@ -1,11 +1,11 @@
-//! Many watchers, many changes: whether every one of them sees every change, in order for each agent, over two
-//! replicas and over connections that are cut, and how fast.
+//! Many watchers and many changes: whether every watcher sees every change, in order for each agent, on two replicas and over
+//! interrupted connections, and how fast.
 //!
-//! `cargo bench --bench watchers` runs it on SQLite in memory; `./scripts/watchers` on PostgreSQL. The servers run
-//! in processes of their own, which are this program again.
+//! `cargo bench --bench watchers` uses SQLite in memory, `./scripts/watchers` PostgreSQL. The servers are child processes that run
+//! this same program.
 //!
-//! With `SET_BACK=1` the database goes back to an earlier state in the middle, as one that is restored, and the question is whether
-//! anybody misses a change of the history that survives.
+//! With `SET_BACK=1`, the database is set back to an earlier state halfway, as by a restore. Then no watcher may miss a change of the
+//! surviving history.
 #![allow(clippy::print_stdout, reason = "it prints what it measured")]
 
 use std::collections::HashMap;
@@ -61,7 +61,7 @@ async fn measure() -> Outcome {
         through.push(RegistryClient::new(format!("http://{}", proxy.address()))?);
         proxies.push(proxy);
     }
-    // One in ten watches through a proxy that cuts its connections.
+    // Every tenth watcher connects through a proxy that cuts its connections.
     let there = Arc::new(Semaphore::new(0));
     let watching = (0..watchers).map(|number| {
         let side = if number % 10 == 0 { &through } else { &clients };
@@ -85,7 +85,7 @@ async fn measure() -> Outcome {
     for proxy in proxies.iter() {
         proxy.set(Fault::None);
     }
-    // Every change is made by then, so this one is the last of all.
+    // All other changes are done by now, so this is the last one.
     register(&clients[0], LAST, "last").await?;
     let seen = try_join_all(watching).await?.into_iter().collect::<Outcome<Vec<_>>>()?;
     let seen_after = began.elapsed();
@@ -93,7 +93,8 @@ async fn measure() -> Outcome {
         return judge(&seen, &surviving, made_after, seen_after);
     }
 
-    let expected = &seen.iter().find(|seen| seen.lists == 1).ok_or("everyone began anew")?.revisions;
+    let expected =
+        &seen.iter().find(|seen| seen.lists == 1).ok_or("all watchers had to start over")?.revisions;
     let total: usize = expected.values().map(Vec::len).sum();
     let in_order = seen.iter().all(|seen| seen.revisions.values().all(|revisions| revisions.is_sorted()));
     let complete = seen.iter().filter(|seen| seen.revisions == *expected).count();
@@ -105,21 +106,21 @@ async fn measure() -> Outcome {
     #[expect(clippy::cast_precision_loss, reason = "it is a rate")]
     let rate = events as f64 / seen_after.as_secs_f64();
     println!("{events} events were seen, {rate:.0} a second");
-    println!("in order for each agent: {in_order}; watchers who saw every change: {complete} of {watchers}");
-    println!("watchers that had to begin anew: {}", seen.iter().map(|seen| seen.lists - 1).sum::<usize>());
+    println!("in order for each agent: {in_order}; watchers that saw every change: {complete} of {watchers}");
+    println!("watchers that had to start over: {}", seen.iter().map(|seen| seen.lists - 1).sum::<usize>());
     if !in_order || complete != watchers {
         return Err("not every watcher saw every change in order".into());
     }
     Ok(())
 }
 
-/// What a watcher has seen.
+/// Changes that a watcher has seen.
 struct Told {
-    /// The revisions of each agent's changes, as they came. After a list, those since then.
+    /// Revisions of each agent's changes, in the order received, since the last list.
     revisions: HashMap<String, Vec<u64>>,
-    /// The revisions in the last list.
+    /// Revisions in the last list.
     listed: HashMap<String, u64>,
-    /// How often everyone was listed: once at the beginning, and again wherever changes were missed.
+    /// Number of lists: one at the beginning, and one each time after changes were missed.
     lists: usize,
 }
 
@@ -130,17 +131,17 @@ impl Told {
     }
 }
 
-/// A change that was answered: an agent's id, and the revision.
+/// A successful change: the agent's id and the revision.
 type Change = (String, u64);
 
-/// Makes some of the changes, the same agent's one after another.
+/// Makes some of the changes. Changes of one agent are sequential.
 async fn make(clients: &[RegistryClient], numbers: std::ops::Range<usize>) -> Outcome<Vec<Change>> {
     let made = stream::iter(numbers).map(|number| change(&clients[number % clients.len()], number));
     made.buffer_unordered(64).collect::<Vec<_>>().await.into_iter().collect()
 }
 
-/// Sets the database back by a fifth of the changes in the middle of them. Returns those of the history that survives that were made
-/// afterwards.
+/// Makes the changes, and sets the database back by a fifth of them halfway. Returns the changes of the surviving history that were
+/// made afterwards.
 async fn set_back(clients: &[RegistryClient], changes: usize) -> Outcome<Vec<Change>> {
     const TABLES: [&str; 3] = ["agent_registry", "agent_registry_event", "agent_registry_state"];
     let url = setting("DATABASE_URL", "");
@@ -161,7 +162,7 @@ async fn set_back(clients: &[RegistryClient], changes: usize) -> Outcome<Vec<Cha
     make(clients, changes / 5 * 3..changes).await
 }
 
-/// Whether everybody has seen every change of the history that survives.
+/// Fails unless every watcher has seen every change of the surviving history.
 fn judge(seen: &[Told], surviving: &[Change], made_after: Duration, seen_after: Duration) -> Outcome {
     let missed = |told: &Told| surviving.iter().filter(|(id, revision)| !told.has(id, *revision)).count();
     let missed: Vec<usize> = seen.iter().map(missed).collect();
@@ -206,7 +207,7 @@ async fn follow(mut watch: Watch, there: Arc<Semaphore>) -> Outcome<Told> {
     }
 }
 
-/// Cuts all connections through the proxies again and again.
+/// Repeatedly cuts all connections through the proxies.
 async fn cut(proxies: Arc<Vec<FaultProxy>>) {
     loop {
         for proxy in proxies.iter() {

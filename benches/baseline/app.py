@@ -1,4 +1,4 @@
-"""A plain agent registry, as one would first write it: FastAPI, asyncpg, PostgreSQL, and a statement for each request.
+"""A straightforward agent registry with FastAPI, asyncpg and PostgreSQL, and one statement for each request.
 
     DATABASE_URL=postgres://… uvicorn app:app --workers 2 --no-access-log
 """

@@ -1,4 +1,4 @@
-//! Simulated agents, and the registry in which an orchestrator finds them.
+//! Simulated agents and their registry.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -14,16 +14,16 @@ use tokio::time::sleep;
 use super::Outcome;
 use super::tasks::share;
 
-/// What all of the agents can do.
+/// The capability that all agents have.
 pub(crate) const CAPABILITY: &str = "work";
 
-/// How many tasks an agent works on at once. Further ones wait there for their turn.
+/// Number of tasks that an agent works on concurrently. Further tasks wait in its queue.
 pub(crate) const SLOTS: usize = 4;
 
-/// How long an agent takes to fail at once.
+/// Time until an immediate failure.
 pub(crate) const QUICK_FAILURE: Duration = Duration::from_millis(5);
 
-/// An agent that works on tasks for as long as somebody waits for them: one that is given up is dropped, as a handler of axum is.
+/// A simulated agent. It drops a task when the caller gives up, as axum drops a handler.
 #[derive(Debug)]
 pub(crate) struct SimulatedAgent {
     slots: Semaphore,
@@ -31,15 +31,15 @@ pub(crate) struct SimulatedAgent {
     random: Mutex<fastrand::Rng>,
 }
 
-/// What an agent does with its tasks.
+/// Behaviour of an agent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Conduct {
     Healthy,
-    /// It takes ten times as long as the healthy ones.
+    /// Takes ten times as long as a healthy agent.
     Slow,
-    /// It fails at half of the tasks before it has worked on them.
+    /// Fails half of its tasks before any work.
     FailsAtOnce,
-    /// It fails at half of the tasks when it has worked on them.
+    /// Fails half of its tasks after the work.
     FailsLate,
 }
 
@@ -49,7 +49,7 @@ impl SimulatedAgent {
         Self { slots: Semaphore::new(SLOTS), conduct, random }
     }
 
-    /// Does a task that a healthy agent works on for this time.
+    /// Performs a task that takes a healthy agent this time.
     pub(crate) async fn work(&self, time: Duration) -> Result<(), TaskError> {
         let _slot = self.slots.acquire().await?;
         match self.conduct {
@@ -67,7 +67,7 @@ impl SimulatedAgent {
         Ok(())
     }
 
-    /// What it reports of its load.
+    /// Returns a heartbeat with the agent's load.
     fn heartbeat(&self) -> Heartbeat {
         let active = SLOTS - self.slots.available_permits();
         let active_tasks = u32::try_from(active).unwrap_or(u32::MAX);
@@ -79,7 +79,7 @@ impl SimulatedAgent {
     }
 }
 
-/// Agents by id, and a registry in which they do not expire.
+/// Agents by id, and a registry in which they never miss a deadline.
 #[derive(Debug)]
 pub(crate) struct Fleet {
     pub(crate) registry: MockRegistry,
@@ -87,7 +87,7 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Registers agents one after another, so that the last one comes first among equal matches.
+    /// Registers agents one after another. Among equal matches, the last one comes first.
     pub(crate) async fn start(conducts: impl IntoIterator<Item = Conduct>, seed: u64) -> Outcome<Self> {
         let registry = MockRegistry::builder().heartbeat_timeout(Duration::from_secs(86_400)).start().await;
         let client = registry.client();
@@ -102,14 +102,14 @@ impl Fleet {
         Ok(Self { registry, agents })
     }
 
-    /// A directory that follows the registry, so that the selections need no requests.
+    /// Returns a directory that follows the registry, so that selections need no requests.
     pub(crate) async fn directory(&self) -> Outcome<Directory> {
         let directory = Directory::follow(&self.registry.client());
         directory.ready().await?;
         Ok(directory)
     }
 
-    /// Sends heartbeats with each agent's load in turn, all of them within the interval. Never ends.
+    /// Sends heartbeats with the agents' loads, spread over the interval. Never returns.
     pub(crate) async fn send_heartbeats(&self, interval: Duration) -> Outcome<Infallible> {
         let (client, count) = (self.registry.client(), u32::try_from(self.agents.len())?);
         loop {

@@ -1,7 +1,7 @@
-//! What delegation makes of agents that are slow, that fail, and that are all down: two simulations.
+//! Two simulations of delegation: to slow and failing agents, and during an outage of all agents.
 //!
-//! `cargo bench --bench delegation`; `-- policies` and `-- outage` run one of them. The clock is Tokio's paused one, so that minutes
-//! pass in seconds and the figures are the same each time.
+//! `cargo bench --bench delegation` runs both, `-- policies` or `-- outage` one of them. They use Tokio's paused clock, so minutes
+//! pass in seconds, and every run has the same results.
 #![allow(clippy::print_stdout, reason = "it prints what it measured")]
 
 mod agents;

@@ -1,4 +1,4 @@
-//! By how much an outage of all agents multiplies their load, and how soon they do their tasks again afterwards.
+//! Load amplification in an outage of all agents, and the time to recover from it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -20,34 +20,34 @@ use super::{Outcome, simulate};
 
 const AGENTS: usize = 10;
 
-/// How long an agent works on a task on average. They have room for twice as many tasks as arrive.
+/// Average time of a task. The agents have the capacity for twice as many tasks as arrive.
 const MEAN_WORK: Duration = Duration::from_millis(500);
 
-/// An agent may take half of it.
+/// Time limit of a task. The first agent may use half of it.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
 
-/// One task in twenty takes longer.
+/// Hedging delay: one task in twenty takes longer.
 const HEDGE_AFTER: Duration = Duration::from_millis(1_500);
 
-/// How long tasks arrive, before the outage, in it and after it.
+/// Time during which tasks arrive: before, during and after the outage.
 const SPAN: Duration = Duration::from_secs(150);
 
-/// When all agents are out, after the beginning.
+/// Beginning and end of the outage.
 const OUTAGE: Range<Duration> = Duration::from_secs(30)..Duration::from_secs(90);
 
-/// For how long after the outage tasks are looked at.
+/// Time after the outage during which tasks are counted.
 const AFTERWARDS: Duration = Duration::from_secs(30);
 
 const RATES: [u32; 3] = [20, 200, 2_000];
 
-/// What all agents do in the outage.
+/// Behaviour of all agents in the outage.
 #[derive(Clone, Debug)]
 enum Fault {
-    /// They take as many tasks as they have room for, and never answer.
+    /// They accept as many tasks as they have capacity for, and never answer.
     Hang,
-    /// They take a task and fail at it at once.
+    /// They accept a task and fail at once.
     Fail(TaskError),
-    /// They do not take it.
+    /// They refuse the connection.
     Refuse(TaskError),
 }
 
@@ -66,7 +66,7 @@ pub(crate) fn run() -> Outcome {
     println!("|---|---|---|---|---|---|---|---|---|---|---|");
     for (name, fault) in faults {
         for rate in RATES {
-            // What is answered at once is not hedged.
+            // An immediate response is not hedged.
             let delays = if let Fault::Hang = fault { &[None, Some(HEDGE_AFTER)][..] } else { &[None] };
             for hedge_after in delays.iter().copied() {
                 let hedged = if hedge_after.is_some() { "yes" } else { "no" };
@@ -85,7 +85,7 @@ pub(crate) fn run() -> Outcome {
     Ok(())
 }
 
-/// What a client of HTTP says of a port on which nobody listens.
+/// Returns the error of an HTTP client for a port where nothing listens.
 async fn refused_connection() -> Outcome<TaskError> {
     let address = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
     match reqwest::get(format!("http://{address}")).await {
@@ -94,13 +94,13 @@ async fn refused_connection() -> Outcome<TaskError> {
     }
 }
 
-/// What was seen.
+/// Results of a simulation.
 struct Seen {
-    /// Attempts in the outage, per task that arrived in it.
+    /// Attempts during the outage, per task that arrived in it.
     factor: f64,
-    /// The tasks that arrived after it.
+    /// Tasks that arrived after the outage.
     after: Tally,
-    /// When the last of them arrived that was lost, after its end.
+    /// When the last failed task arrived, after the end of the outage.
     last_lost: Duration,
 }
 
@@ -184,7 +184,7 @@ async fn survive(
     Ok(Seen { factor, after, last_lost })
 }
 
-/// Delegates a task. Returns how long that took, and whether it was done.
+/// Delegates a task. Returns the time it took, and whether it succeeded.
 async fn delegate(
     orchestrator: Orchestrator,
     hedge_after: Option<Duration>,

@@ -1,4 +1,4 @@
-//! Which policy copes best with agents of which one is slow and one fails.
+//! Comparison of policies among agents of which one is slow or fails.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use super::agents::{CAPABILITY, Conduct, Fleet, SLOTS};
 use super::tasks::{Tally, Task, tasks};
 use super::{Outcome, simulate};
 
-/// How long a healthy agent works on a task on average.
+/// Average time that a healthy agent takes for a task.
 const MEAN_WORK: Duration = Duration::from_secs(1);
 
-/// How long tasks arrive.
+/// Time during which tasks arrive.
 const SPAN: Duration = Duration::from_secs(600);
 
 const SEEDS: u64 = 5;
@@ -24,18 +24,17 @@ const SEEDS: u64 = 5;
 const POLICIES: [Policy; 5] =
     [Policy::LeastLoaded, Policy::RoundRobin, Policy::LeastRecentlyUsed, Policy::Random, Policy::Rank];
 
-/// What is simulated.
+/// Parameters of a simulation.
 #[derive(Clone, Copy, Debug)]
 struct Scene {
     title: &'static str,
-    /// Beside the eight healthy ones.
+    /// Agents in addition to the eight healthy ones.
     unhealthy: &'static [Conduct],
-    /// Share of the healthy agents' capacity that the tasks need.
+    /// Load, as a share of the healthy agents' capacity.
     load: f64,
-    /// Each of them gets a part of the tasks, and knows only of its own.
+    /// Number of orchestrators. Each delegates a part of the tasks, and only sees its own.
     orchestrators: usize,
-    /// How often the agents report their load, if the orchestrators search the registry for each task. Else they have a
-    /// directory.
+    /// Interval at which agents report their load, if orchestrators search the registry for each task. `None`: they use a directory.
     heartbeats: Option<Duration>,
 }
 
@@ -123,7 +122,7 @@ async fn delegate_all(scene: Scene, policy: Policy, ejection: EjectionSettings, 
     Ok(tally)
 }
 
-/// Delegates a task. Returns how long that took, whether it was done, and in how many attempts.
+/// Delegates a task. Returns the time it took, whether it succeeded, and the number of attempts.
 async fn delegate(
     orchestrator: Orchestrator,
     query: TaskQuery,

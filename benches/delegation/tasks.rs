@@ -1,18 +1,18 @@
-//! Tasks as they arrive, and what became of them.
+//! Arriving tasks and their results.
 
 use std::time::Duration;
 
-/// A task that arrives, whatever became of those before it.
+/// A task. It arrives independently of the results of earlier tasks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Task {
-    /// When it arrives, after the beginning of the simulation.
+    /// Time of arrival, since the beginning of the simulation.
     pub(crate) arrival: Duration,
-    /// How long a healthy agent works on it.
+    /// Time that a healthy agent takes for the task.
     pub(crate) work: Duration,
 }
 
-/// Tasks that arrive independently of each other (a Poisson process), and of which few take long and many a short time (an
-/// exponential distribution). The same seed gives the same tasks.
+/// Generates tasks that arrive in a Poisson process and whose times have an exponential distribution. The same seed gives the same
+/// tasks.
 pub(crate) fn tasks(seed: u64, per_second: f64, mean_work: Duration, span: Duration) -> Vec<Task> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut exponential = move |mean: f64| -mean * (1.0 - random.f64()).ln();
@@ -26,10 +26,10 @@ pub(crate) fn tasks(seed: u64, per_second: f64, mean_work: Duration, span: Durat
     .collect()
 }
 
-/// What became of tasks.
+/// Results of tasks.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    /// How long each of those took that were done.
+    /// Times of the tasks that succeeded.
     done: Vec<Duration>,
     lost: usize,
     attempts: usize,
@@ -59,12 +59,12 @@ impl Tally {
         self.lost
     }
 
-    /// Attempts per task.
+    /// Returns the number of attempts per task.
     pub(crate) fn attempts(&self) -> f64 {
         share(self.attempts, self.tasks())
     }
 
-    /// The times below which 50 % and 99 % of the tasks stayed that were done, in seconds.
+    /// Returns the median and the 99th percentile of the times of successful tasks, in seconds.
     pub(crate) fn percentiles(&mut self) -> [f64; 2] {
         self.done.sort_unstable();
         [50, 99].map(|percent| {

@@ -1,7 +1,7 @@
-//! The ceiling: the answers of the registry from bare axum routes, with nothing behind them.
+//! Upper bound for the registry: the same responses from plain axum routes, without any logic.
 //!
-//! `scripts/bench` measures the registry beside it.
-#![allow(clippy::print_stdout, reason = "it says where it listens")]
+//! `scripts/bench` compares the registry with it.
+#![allow(clippy::print_stdout, reason = "it prints its address")]
 
 use std::time::{Duration, SystemTime};
 

@@ -1,5 +1,5 @@
--- Heartbeats of AGENTS agents, in random order. Where PAUSE is set each connection waits as many milliseconds between an
--- answer and the next request, on average.
+-- Heartbeats of AGENTS agents, in random order. If PAUSE is set, each connection waits this many milliseconds on average between a
+-- response and the next request.
 local agents, pause = tonumber(os.getenv("AGENTS") or "10000"), tonumber(os.getenv("PAUSE") or "0")
 math.randomseed(os.time())
 

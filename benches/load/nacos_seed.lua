@@ -1,4 +1,4 @@
--- Registers 10,000 instances in 100 services, one after another, and then the same again.
+-- Registers 10,000 instances in 100 services, one after another, then starts over.
 local next = 0
 
 function request()

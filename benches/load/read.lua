@@ -1,4 +1,4 @@
--- GET of AT followed by the id of one of AGENTS agents, in random order.
+-- GET requests for AT followed by the id of one of AGENTS agents, in random order.
 local agents, at = tonumber(os.getenv("AGENTS") or "10000"), os.getenv("AT")
 math.randomseed(os.time())
 

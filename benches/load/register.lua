@@ -1,5 +1,5 @@
--- Registers agents with three capabilities each, one after another from FIRST (0) up to AGENTS (10000), and then the
--- same again. A hundred of them can do something with security. Where CHANGE is set each registration says something new.
+-- Registers agents with three capabilities each, one after another from FIRST (0) up to AGENTS (10000), then starts over. A hundred
+-- agents have capabilities for security. If CHANGE is set, each registration differs from the last one.
 local agents, next = tonumber(os.getenv("AGENTS") or "10000"), tonumber(os.getenv("FIRST") or "0")
 local changing, times = os.getenv("CHANGE"), os.time() % 1000000
 local verbs = {"code", "test", "build", "deploy", "review", "translate", "plan", "lint", "profile", "document"}

@@ -1,4 +1,4 @@
-"""`scripts/bench` runs this: the table of what was promised and what was measured, and the plots."""
+"""Measures the table of figures and targets, and draws the plots. `scripts/bench` runs this."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ AT_MOST = {10_000: (64, 0.2), 100_000: (300, 1)}
 
 
 def database(name, schema=None):
-    """A new PostgreSQL database: its URL."""
+    """Creates a PostgreSQL database, and returns its URL."""
     psql, url = Path(os.environ["POSTGRES_BIN"]) / "psql", os.environ["POSTGRES_URL"]
     subprocess.run([psql, "-q", url, "-c", f"CREATE DATABASE {name}"], check=True)
     url = url.rsplit("/", 1)[0] + "/" + name
@@ -25,7 +25,7 @@ def database(name, schema=None):
 
 
 def both(name, port, program=servers.REGISTRY):
-    """Our server on both databases."""
+    """Returns our server on both databases."""
     return {
         "PostgreSQL": servers.registry(f"{name} on PostgreSQL", port, database(name), program),
         "SQLite": servers.registry(f"{name} on SQLite", port + 1, f"sqlite://{SCRATCH}/{name}.db", program),
@@ -33,7 +33,7 @@ def both(name, port, program=servers.REGISTRY):
 
 
 def settle(*some):
-    """Does at once what PostgreSQL would do in the middle of the measuring, after so many new rows."""
+    """Runs the maintenance now that PostgreSQL would otherwise run during the measurements, because of the many new rows."""
     for server in some:
         url = server["PostgreSQL"].command[-1]
         subprocess.run([Path(os.environ["POSTGRES_BIN"]) / "psql", "-q", url, "-c", "VACUUM ANALYZE", "-c", "CHECKPOINT"], check=True)
@@ -46,12 +46,12 @@ def machine():
 
 
 def rust(table):
-    """What has benches of its own, each of which prints `figure name`."""
+    """Runs the benchmarks in Rust, which print lines of `name figure`."""
     wanted = {
-        "check_health_ratio": ("the SDK's check_health, against bare reqwest", 0.95, "", False),
-        "loop_bytes": ("a heartbeat loop's memory, of 10,000", 6 * 1024, " B", True),
-        "loops_core_percent": ("10,000 loops at 30 s intervals, of a core", 3, " %", True),
-        "loops_burst": ("their busiest second, against the mean", 1.5, "", True),
+        "check_health_ratio": ("check_health of the SDK vs. plain reqwest", 0.95, "", False),
+        "loop_bytes": ("memory of one of 10,000 heartbeat loops", 6 * 1024, " B", True),
+        "loops_core_percent": ("CPU use of 10,000 loops at 30 s intervals, of a core", 3, " %", True),
+        "loops_burst": ("heartbeats in their busiest second vs. the mean", 1.5, "", True),
     }
     for bench in ["check_health", "loops"]:
         run = ["cargo", "bench", "--locked", "--quiet", "--bench", bench]
@@ -73,7 +73,7 @@ def measure(table, arguments, running):
     for server in ours.values():
         servers.fill(server, 10_000)
     settle(ours)
-    # Before other servers are there, since what they ask of PostgreSQL would count.
+    # Before other servers start, since their queries would add to PostgreSQL's CPU time.
     lines.open_loop(table, ours, int(os.environ["POSTGRES_PID"]))
     if arguments.before:
         before = both("before", 18_315, arguments.before)
@@ -98,7 +98,7 @@ def measure(table, arguments, running):
         lines.against_nacos(table, ours, nacos)
         nacos.stop()
     else:
-        print("r-nacos is not installed: --peers installs it. Its lines are left out.")
+        print("r-nacos is not installed, and its lines are skipped. --peers installs it.")
     lines.at_a_hundred_thousand(table, ours, large)
     loads = lines.by_load(table, ours)
     others = [servers.registry("replica", port, ours["PostgreSQL"].command[-1]) for port in [18_341, 18_342]]

@@ -1,4 +1,4 @@
-"""Requests as they come: at random times (Poisson), over many connections, whatever became of those before."""
+"""Open-loop load: requests at random times (a Poisson process), over many connections, independently of earlier responses."""
 
 import random
 import selectors
@@ -15,8 +15,8 @@ SUCCESS = b"HTTP/1.1 200 "
 
 @dataclass
 class Measured:
-    """Requests a second; microseconds of processor time for each, in the measured processes; and latencies in
-    milliseconds, from the time at which a request was due, so that a late load makes them longer and not shorter."""
+    """Requests a second; CPU time of the measured processes for each request, in microseconds; and latencies in milliseconds, since the
+    time at which a request was due, so that a late load generator does not hide latency."""
 
     rate: float
     cost: float
@@ -34,7 +34,7 @@ class OpenLoop:
         self.selector = selectors.DefaultSelector()
         for number, connection in enumerate(self.sockets):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # A server closes a connection whose first request does not come.
+            # A server closes a connection on which the first request is late.
             connection.send(f"GET /health HTTP/1.1\r\nhost: {self.host}\r\n\r\n".encode())
             connection.recv(65536)
             self.selector.register(connection, selectors.EVENT_READ, number)
@@ -48,15 +48,15 @@ class OpenLoop:
             connection.close()
 
     def measure(self, method, path, rate, seconds, processes):
-        """Sends requests; `{}` in the path is the number of the connection. Fails where an answer was no success."""
+        """Sends requests. `{}` in the path is the number of the connection. Fails if a response is not a success."""
         before, began = processor_time(processes), time.perf_counter()
         free, due, latencies = deque(range(len(self.sockets))), {}, []
         with ThreadPoolExecutor(1) as executor:
-            # In a thread of its own, since a selector waits for whole milliseconds.
+            # In a separate thread, since a selector waits for whole milliseconds.
             sender = executor.submit(self.send, method, path, rate, began + seconds, free, due)
             while due or not sender.done():
                 for key, _ in self.selector.select(0.1):
-                    # A small answer comes in one piece.
+                    # A small response arrives in one piece.
                     answer = key.fileobj.recv(65536)
                     if not answer.startswith(SUCCESS):
                         raise SystemExit(f"{self.host}: {answer[:200]!r}")
@@ -69,7 +69,7 @@ class OpenLoop:
         return Measured(len(latencies) / took, cost / len(latencies) * 1e6, quantile(0.5), quantile(0.99))
 
     def send(self, method, path, rate, end, free, due):
-        """Sends a request at each time, and notes by connection when it was due."""
+        """Sends a request at each time, and records by connection when it was due."""
         head = f"{method} {path} HTTP/1.1\r\nhost: {self.host}\r\ncontent-length: 0\r\n\r\n"
         at = time.perf_counter() + random.expovariate(rate)
         while at < end:
@@ -81,7 +81,7 @@ class OpenLoop:
 
 
 def processor_time(processes):
-    """The seconds that processes have had, with all that they started: a child that has ended counts in its parent."""
+    """Returns the CPU time of processes and all their children, in seconds. A child that has ended counts in its parent."""
     parents, times = {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

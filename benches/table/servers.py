@@ -1,4 +1,4 @@
-"""The servers that are measured: each a process, started, filled with agents, and ended again."""
+"""The measured servers, each of which is a process that is started, filled with agents, and stopped."""
 
 import json
 import os
@@ -16,14 +16,14 @@ REGISTRY = RELEASE / "registry-server"
 
 
 class Server:
-    """A process that answers at `url`. It is ended by `stop`."""
+    """A server process that listens at `url`."""
 
     def __init__(self, name, port, command, environment=None, folder=None):
         self.name, self.url, self.command = name, f"http://127.0.0.1:{port}", command
         self.environment, self.folder, self.process = environment or {}, folder, None
 
     def start(self, path="/health"):
-        """Starts it, and says how long it took until the first answer."""
+        """Starts the server, and returns the time until its first response."""
         began = time.monotonic()
         log = open(Path(os.environ["SCRATCH"]) / "servers.log", "ab")
         self.process = subprocess.Popen(
@@ -37,7 +37,7 @@ class Server:
                 return time.monotonic() - began
             except OSError:
                 if self.process.poll() is not None or time.monotonic() > began + 60:
-                    raise SystemExit(f"{self.name} does not come up: {' '.join(map(str, self.command))}")
+                    raise SystemExit(f"{self.name} does not start: {' '.join(map(str, self.command))}")
                 time.sleep(0.002)
 
     def stop(self):
@@ -46,7 +46,7 @@ class Server:
             self.process.wait()
 
     def resident(self):
-        """Its resident memory, in MiB: now, and the most there was."""
+        """Returns the current and the maximum resident memory, in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         field = lambda name: int(status.split(name + ":")[1].split()[0]) / 1024
         return field("VmRSS"), field("VmHWM")
@@ -80,7 +80,7 @@ def nacos(port, program, folder):
 
 
 def fill(server, agents):
-    """Registers agents, as many as there are to be."""
+    """Registers agents up to a number."""
     while (there := len(server.get("/agents")) if server.name == "python" else server.get("/stats")["total_agents"]) < agents:
         wrk(server.url, "register.lua", seconds=max(1, min(5, (agents - there) // 8_000)), AGENTS=agents, FIRST=there)
 

@@ -1,4 +1,4 @@
-"""wrk, the load: one thread, and as many connections as are asked for."""
+"""Load with wrk, on one thread and any number of connections."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def environment(settings):
 
 
 def wrk(url, script=None, connections=64, seconds=3, **settings):
-    """Loads a server. Fails where an answer was no success."""
+    """Loads a server. Fails if a response is not a success."""
     run = subprocess.run(
         command(url, script, connections, seconds), env=environment(settings), capture_output=True, text=True, check=True
     )
@@ -38,7 +38,7 @@ def wrk(url, script=None, connections=64, seconds=3, **settings):
 
 
 def wrk_side_by_side(urls, script, connections, seconds, **settings):
-    """Loads several servers at once, and tells the sum of their rates."""
+    """Loads several servers concurrently, and returns the sum of their rates."""
     runs = [
         subprocess.Popen(command(url, script, connections, seconds), env=environment(settings), stdout=subprocess.PIPE, text=True)
         for url in urls
@@ -48,7 +48,7 @@ def wrk_side_by_side(urls, script, connections, seconds, **settings):
 
 @contextmanager
 def flood(url, connections):
-    """Loads a server until the block ends, whatever it answers."""
+    """Loads a server until the block ends, regardless of its responses."""
     run = subprocess.Popen(command(url, None, connections, 600), stdout=subprocess.DEVNULL)
     try:
         yield
