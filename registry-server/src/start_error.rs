@@ -32,7 +32,7 @@ pub enum StartError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The tables are missing or outdated, and the server must not change them ([`MigrateMode::Never`]).
+    /// The tables are missing or outdated, and the server must not change them ([`MigrateMode::Never`](crate::MigrateMode::Never)).
     #[error(
         "the tables of the database {database} are missing or older than this server: run registry-server migrate, as a role \
          that may change them"
