@@ -1,4 +1,4 @@
-//! What an orchestrator knows of agents by the tasks it gave them. Clones of an orchestrator share it.
+//! An orchestrator's knowledge of agents, from the tasks that it gave them. Clones of an orchestrator share it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use super::load::Load;
 use crate::metrics;
 use crate::retry::deadline_after;
 
-/// Number of agents above which those that got no tasks for long are forgotten.
+/// Number of agents above which those without recent tasks are forgotten.
 const MANY: usize = 1_024;
 
 /// The states of all agents, and the budget for further attempts.
@@ -30,29 +30,29 @@ pub(super) struct Inner {
     agents: HashMap<String, AgentState>,
     budget: BudgetState,
     pub(super) random: fastrand::Rng,
-    /// Number of tasks that were given so far.
+    /// Number of tasks so far.
     count: u64,
-    /// The agent that had the last turn of each capability.
+    /// The agent that had the last turn for each capability.
     turns: HashMap<String, String>,
-    /// Number of agents at which the next forgetting is due.
+    /// Number of agents at which states are forgotten next.
     many: usize,
 }
 
-/// What is known of one agent.
+/// The state of an agent.
 #[derive(Debug)]
 pub(super) struct AgentState {
-    /// Where it was when it got its last task.
+    /// The agent's `base_url` when it got its last task.
     base_url: String,
     pub(super) ejection: Ejection,
     pub(super) load: Load,
-    /// Until when it asked to be left alone.
+    /// Until when the agent asked to be avoided.
     busy_until: Option<Instant>,
-    /// Which of all tasks was the last one that it got.
+    /// The number of the agent's last task among all tasks.
     pub(super) last_task: u64,
     used: Instant,
 }
 
-/// A task that was given to an agent: it counts as in flight until its outcome is reported, or this is dropped.
+/// A task that was given to an agent. It counts as in flight until its outcome is reported or this is dropped.
 #[derive(Debug)]
 pub(super) struct Call {
     states: AgentStates,
@@ -62,7 +62,7 @@ pub(super) struct Call {
     has_ended: AtomicBool,
 }
 
-/// A task that an agent refused without having begun. It may turn out later that this was the agent's fault.
+/// A task that an agent refused without beginning it. It may turn out later that this was the agent's fault.
 #[derive(Debug)]
 pub(super) struct Refusal {
     agent_id: String,
@@ -74,11 +74,11 @@ pub(super) struct Refusal {
 enum End {
     Succeeded,
     Failed,
-    /// The agent did its part: it is the task that cannot be done.
+    /// The agent did its part, but the task cannot be done.
     Answered,
-    /// The agent has not begun.
+    /// The agent did not begin the task.
     Refused,
-    /// The caller gave it up, or nothing is known of it.
+    /// The caller gave up, or the outcome is unknown.
     Released,
 }
 
@@ -96,9 +96,9 @@ impl AgentStates {
         state.map_or(EjectionState::Admitted, |agent| agent.ejection.state(Instant::now()))
     }
 
-    /// Gives a task to an agent while the states are locked, so that nobody else chooses at the same moment.
+    /// Gives a task to an agent while the states are locked, so that no concurrent selection chooses at the same moment.
     ///
-    /// If it is ejected and let in all the same, the task is its trial.
+    /// If the agent is ejected and gets the task anyway, the task is its trial.
     pub(super) fn begin(&self, inner: &mut Inner, candidate: &Candidate, is_let_in: bool) -> Call {
         let began = Instant::now();
         inner.count += 1;
@@ -127,7 +127,7 @@ impl AgentStates {
         self.lock().budget.deposit(Instant::now());
     }
 
-    /// Lets a refusal count against an agent after all.
+    /// Makes a refusal count against an agent after all.
     pub(super) fn charge(&self, refusal: &Refusal) {
         let now = Instant::now();
         let mut inner = self.lock();
@@ -137,7 +137,7 @@ impl AgentStates {
         log_ejection(&refusal.agent_id, ejected);
     }
 
-    /// Takes one further attempt from the retry budget, if there is one.
+    /// Takes a further attempt from the retry budget, if there is one.
     pub(super) fn withdraw(&self) -> bool {
         self.lock().budget.withdraw(Instant::now())
     }
@@ -148,26 +148,26 @@ impl AgentStates {
 }
 
 impl Inner {
-    /// What is known of a candidate: nothing if it has moved to another `base_url` since its last task.
+    /// Returns the state of a candidate, or none if it has moved to another `base_url` since its last task.
     pub(super) fn get(&self, candidate: &Candidate) -> Option<&AgentState> {
         self.agents.get(candidate.agent_id()).filter(|state| state.base_url == candidate.base_url())
     }
 
-    /// The agent that had the last turn of a capability.
+    /// Returns the agent that had the last turn for a capability.
     pub(super) fn last_turn(&self, capability: &str) -> Option<&str> {
         self.turns.get(capability).map(String::as_str)
     }
 
     /// Records which agent has the turn.
     pub(super) fn set_turn(&mut self, capability: &str, agent_id: &str) {
-        // Queries may be made of any words. Without its last turn, a round begins anew.
+        // Queries may consist of any words. If the last turn is forgotten, a new round begins.
         if self.turns.len() >= MANY && !self.turns.contains_key(capability) {
             self.turns.clear();
         }
         self.turns.insert(capability.to_owned(), agent_id.to_owned());
     }
 
-    /// How long an agent still wants to be left alone.
+    /// Returns for how long an agent still wants to be avoided.
     pub(super) fn busy_for(&self, candidate: &Candidate, now: Instant) -> Option<Duration> {
         let until = self.get(candidate)?.busy_until?;
         Some(until.saturating_duration_since(now)).filter(|time| !time.is_zero())
@@ -252,7 +252,7 @@ impl Call {
 
 fn log_ejection(agent_id: &str, time: Option<Duration>) {
     if let Some(time) = time {
-        // Its tasks go to the other candidates until then.
+        // Until then, its tasks go to the other candidates.
         tracing::warn!(agent_id, ?time, "ejected");
         metrics::ejected();
     }
@@ -281,9 +281,9 @@ mod tests {
         states.begin(&mut states.lock(), &candidate(id, "http://agent:8000"), false)
     }
 
-    /// Agents come and go under random ids, as pods do. What is known of those that are there is kept.
+    /// Agents come and go under random ids, as pods do. The states of present agents are kept.
     #[tokio::test(start_paused = true)]
-    async fn agents_that_got_no_tasks_for_long_are_forgotten() {
+    async fn agents_without_recent_tasks_are_forgotten() {
         let settings = EjectionSettings::default();
         let states = AgentStates::new(settings, RetryBudget::default(), fastrand::Rng::with_seed(1));
         let in_flight = begin(&states, "in-flight");
@@ -297,20 +297,20 @@ mod tests {
             }
             most = most.max(states.lock().agents.len());
             sleep(Duration::from_secs(100)).await;
-            // Its third failure was that long ago at most.
+            // Its third failure was at most that long ago.
             if round == 9 {
                 assert!(states.lock().agents.contains_key("failing"), "800 s are within the memory");
             }
         }
-        // Within the memory of 900 s there are 4,500 of them, and as many again until the next forgetting.
+        // Within the memory of 900 s there are 4,500 of them, and as many again until states are forgotten next.
         assert!(most <= 2 * 5_000, "{most}");
         assert!(states.lock().agents.contains_key("in-flight"));
         in_flight.succeeded();
     }
 
-    /// The failures of the process that was there before say nothing of the one that has taken its place.
+    /// The failures of the previous process say nothing about the one that has replaced it.
     #[tokio::test(start_paused = true)]
-    async fn an_agent_with_another_base_url_begins_anew() {
+    async fn agent_with_another_base_url_starts_over() {
         let states = AgentStates::new(
             EjectionSettings::default(),
             RetryBudget::default(),

@@ -11,10 +11,10 @@ use super::task_error::{Cause, TaskError};
 use crate::contract::{CapabilityMatch, cut};
 use crate::error::with_causes;
 
-/// How much of an attempt's error a text quotes.
+/// Maximum length of the quote from an attempt's error.
 const MAX_TEXT: usize = 1_000;
 
-/// How often a task is tried.
+/// Limits on how many times a task is tried.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) attempts: usize,
@@ -27,14 +27,14 @@ pub(super) struct Settings {
     pub(super) reports_success: bool,
 }
 
-/// One attempt: a task on its way to an agent.
+/// An attempt: a task in flight to an agent.
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) agent: CapabilityMatch,
-    /// From 1.
+    /// The number of the attempt, starting at 1.
     pub(super) number: u32,
     pub(super) began: Instant,
-    /// When it is cut off, unless a response has begun by then: after that nobody else gets the task.
+    /// When the attempt is cut off, unless a response has begun by then, because no other agent gets the task after that.
     pub(super) deadline: Instant,
     /// When the delegation ends.
     pub(super) end: Instant,
@@ -43,7 +43,7 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    /// Cuts work off at the attempt's deadline.
+    /// Runs work until the attempt's deadline.
     pub(super) async fn in_time<T>(
         &self,
         work: impl Future<Output = Result<T, TaskError>>,
@@ -55,17 +55,17 @@ impl Attempt {
     }
 }
 
-/// An attempt that failed.
+/// A failed attempt.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct FailedAttempt {
     /// The agent that had the task.
     pub agent_id: String,
-    /// What the failure says of the agent and the task.
+    /// What the failure says about the agent and the task.
     pub kind: FailureKind,
     /// How long the attempt took.
     pub elapsed: Duration,
-    /// What the agent or the caller's own code said. It can be downcast to [`HttpTaskError`](super::HttpTaskError),
+    /// The error of the agent or of the caller's code. It can be downcast to [`HttpTaskError`](super::HttpTaskError),
     /// [`AttemptTimeout`], or the error that the closure of [`run`](super::Delegation::run) returned.
     pub error: Cause,
 }
@@ -76,7 +76,7 @@ impl fmt::Display for FailedAttempt {
     }
 }
 
-/// An attempt was cut off, because there was no response in time.
+/// The error of an attempt that was cut off because there was no response in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no response within the attempt_timeout of {0:.1?}")]
 pub struct AttemptTimeout(pub Duration);

@@ -1,4 +1,4 @@
-//! The span of an attempt, and what becomes of it.
+//! The span of an attempt, and its outcome.
 
 use reqwest::Method;
 use tracing::Span;
@@ -10,7 +10,7 @@ use super::http_task_error::HttpTaskError;
 use super::task_error::TaskError;
 use crate::spans;
 
-/// The span of an attempt. Unless its outcome is recorded, the attempt was cancelled.
+/// The span of an attempt. If no outcome is recorded, the attempt was cancelled.
 #[derive(Debug)]
 pub(super) struct AttemptSpan {
     span: Span,
@@ -72,7 +72,7 @@ impl Drop for AttemptSpan {
 }
 
 impl Attempt {
-    /// Adds the request that the attempt sends to its span.
+    /// Adds the attempt's request to its span.
     pub(super) fn record_request(&self, method: &Method, url: &Url) {
         let span = &self.span;
         span.record("http.request.method", method.as_str());

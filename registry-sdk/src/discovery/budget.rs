@@ -1,4 +1,4 @@
-//! The retry budget: it keeps attempts after failures from multiplying the load during an outage.
+//! The retry budget, which keeps retries from multiplying the load during an outage.
 
 use std::collections::VecDeque;
 
@@ -7,11 +7,11 @@ use tokio::time::Instant;
 /// Length of the window in seconds.
 const WINDOW: u64 = 10;
 
-/// How many further attempts an orchestrator makes for tasks that failed at an agent, and for hedging.
+/// A limit on the further attempts that an orchestrator makes after failures of agents, and for hedging.
 ///
-/// Counted over the last 10 s, they are a share of the tasks, and at least a number per second. Attempts after an instant refusal
-/// (no connection, busy, wrong path or credentials) are free: they cost an agent nothing. The idea is Finagle's, as in
-/// `tower::retry::budget`.
+/// Counted over the last 10 s, the limit is a share of the tasks, and at least a number per second. Attempts after an instant
+/// refusal (no connection, busy, wrong path or credentials) are free, because they cost an agent nothing. The idea is
+/// Finagle's, as in `tower::retry::budget`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryBudget {
     ratio: f64,
@@ -32,7 +32,7 @@ impl RetryBudget {
         self
     }
 
-    /// Sets the number of further attempts that are always allowed, per second. Default: 10.
+    /// Sets the number of further attempts per second that are always allowed. Default: 10.
     #[must_use]
     pub fn min_per_second(mut self, attempts: u32) -> Self {
         self.min_per_second = attempts;
@@ -51,12 +51,12 @@ impl RetryBudget {
     }
 }
 
-/// What was used of a budget.
+/// The use of a budget.
 #[derive(Debug)]
 pub(super) struct BudgetState {
     budget: RetryBudget,
     began: Instant,
-    /// One for each second in which something happened, the oldest first.
+    /// An entry for each second with any use, oldest first.
     seconds: VecDeque<Second>,
 }
 
@@ -77,7 +77,7 @@ impl BudgetState {
         self.second(now).tasks += 1;
     }
 
-    /// Takes one further attempt from the budget, if there is one.
+    /// Takes a further attempt from the budget, if there is one.
     pub(super) fn withdraw(&mut self, now: Instant) -> bool {
         self.second(now);
         let tasks = self.seconds.iter().map(|second| second.tasks).sum();
@@ -89,7 +89,7 @@ impl BudgetState {
         is_allowed
     }
 
-    /// The present second, after those that are outside of the window are forgotten.
+    /// Returns the present second, and forgets those outside of the window.
     fn second(&mut self, now: Instant) -> &mut Second {
         let number = (now - self.began).as_secs();
         while self.seconds.front().is_some_and(|second| second.number + WINDOW <= number) {
@@ -119,7 +119,7 @@ mod tests {
         Withdraw,
     }
 
-    /// Counts everything of the last ten seconds anew each time.
+    /// A model that counts the last ten seconds each time.
     #[test]
     fn further_attempts_are_a_fifth_of_the_tasks_and_at_least_ten_a_second() {
         let step = prop_oneof![
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_can_be_set() {
+    fn budget_can_be_set() {
         let withdrawals = |budget: RetryBudget, tasks: u64| {
             let mut state = BudgetState::new(budget);
             let now = state.began;

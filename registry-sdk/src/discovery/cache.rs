@@ -1,4 +1,4 @@
-//! A cache in front of a client: discovery that outlives the registry.
+//! A cache in front of a client, for discovery that survives an outage of the registry.
 
 use std::time::Duration;
 
@@ -10,11 +10,12 @@ use crate::query::{ListQuery, Page, SearchQuery};
 
 /// A [`RegistryClient`] for discovery that caches responses.
 ///
-/// A fresh response is used without asking again, and a query is sent once however many callers wait for it. While the
-/// registry is away, hangs or asks to slow down, the last good response is used, marked with its age. So are responses that
-/// the registry itself gives from memory, because its database is away.
+/// A fresh response is returned without a request, and concurrent callers with the same query share one request. While the
+/// registry is away, hangs or asks to slow down, the cache returns the last good response with its age. It treats responses
+/// that the registry itself gives from memory, because its database is away, in the same way.
 ///
-/// Cheap to clone; clones share the cache. Its methods are cancel safe, and have to be called within a Tokio runtime.
+/// A cache is cheap to clone, and all clones share it. Its methods are cancel safe, and have to be called within a Tokio
+/// runtime.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
@@ -41,7 +42,7 @@ pub struct DiscoveryCache {
     agents: ResponseCache<String, AgentRecord>,
 }
 
-/// Sets up a [`DiscoveryCache`].
+/// A builder of a [`DiscoveryCache`].
 #[derive(Clone, Debug)]
 pub struct DiscoveryCacheBuilder {
     client: RegistryClient,
@@ -50,32 +51,31 @@ pub struct DiscoveryCacheBuilder {
 }
 
 impl DiscoveryCacheBuilder {
-    /// Sets the time to live: how long a response is used without asking again. Default: 2 s.
+    /// Sets the time to live: how long a response is returned without a request. Default: 2 s.
     ///
-    /// After that it is refreshed in the background; a caller waits for up to 100 ms and then gets the last good response.
-    /// Refreshes that fail are repeated with growing delays, up to 30 s.
+    /// After that the response is refreshed in the background. A caller waits up to 100 ms for the refresh, and then gets the
+    /// last good response. Failed refreshes are repeated with growing delays of up to 30 s.
     #[must_use]
     pub fn ttl(mut self, time: Duration) -> Self {
         self.lifetimes.ttl = time;
         self
     }
 
-    /// Sets how old a response may be that is used while the registry cannot be asked (as in RFC 5861, section 4). Default: 10
-    /// minutes.
+    /// Sets the maximum age of a response while the registry is away (as in RFC 5861, section 4). Default: 10 minutes.
     #[must_use]
     pub fn stale_if_error(mut self, time: Duration) -> Self {
         self.lifetimes.stale_if_error = time;
         self
     }
 
-    /// Sets how many responses of each kind are cached; those that are rarely asked for go first. Default: 1,000.
+    /// Sets the maximum number of cached responses of each kind. Rarely used ones are dropped first. Default: 1,000.
     #[must_use]
     pub fn capacity(mut self, answers: usize) -> Self {
         self.capacity = answers;
         self
     }
 
-    /// Makes the cache.
+    /// Creates the cache.
     #[must_use]
     pub fn build(self) -> DiscoveryCache {
         let Self { client, lifetimes, capacity } = self;
@@ -88,60 +88,60 @@ impl DiscoveryCacheBuilder {
     }
 }
 
-/// What [`DiscoveryCache::safe_search`] found.
+/// The result of [`DiscoveryCache::safe_search`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SafeSearch {
-    /// Enough agents that can do it, the best first.
+    /// Enough agents that have the capability, best match first.
     Found(Cached<Vec<CapabilityMatch>>),
     /// All active agents, because not enough were found.
     AllActive {
-        /// The agents, by id.
+        /// The agents, ordered by id.
         agents: Cached<Page>,
-        /// Why it came to that.
+        /// Why all agents were returned.
         reason: FallbackReason,
     },
 }
 
-/// Why a search fell back to everyone.
+/// Why a search fell back to all active agents.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum FallbackReason {
-    /// Fewer agents can do it than were wanted.
+    /// Too few agents have the capability.
     TooFew {
-        /// How many can.
+        /// Number of agents that have it.
         found: usize,
-        /// How many were wanted.
+        /// Number of agents that were required.
         required: usize,
     },
-    /// The search failed, and no earlier answer is kept.
+    /// The search failed, and there is no cached response.
     SearchFailed(Error),
 }
 
 impl DiscoveryCache {
-    /// A cache with the default settings in front of a client.
+    /// Creates a cache with default settings in front of a client.
     #[must_use]
     pub fn new(client: RegistryClient) -> Self {
         Self::builder(client).build()
     }
 
-    /// A cache in front of a client, with other settings.
+    /// Returns a builder of a cache in front of a client.
     #[must_use]
     pub fn builder(client: RegistryClient) -> DiscoveryCacheBuilder {
         let lifetimes = Lifetimes { ttl: Duration::from_secs(2), stale_if_error: Duration::from_secs(600) };
         DiscoveryCacheBuilder { client, lifetimes, capacity: 1_000 }
     }
 
-    /// The client behind it, for what must not come from a cache.
+    /// Returns the client behind the cache, for requests that must not use it.
     #[must_use]
     pub fn client(&self) -> &RegistryClient {
         &self.client
     }
 
-    /// As [`RegistryClient::search_capabilities`].
+    /// Searches like [`RegistryClient::search_capabilities`].
     ///
     /// # Errors
-    /// If the registry cannot be asked and no cached response is young enough; and if the registry refuses.
+    /// If the registry is away and no cached response is recent enough, or if the registry refuses.
     pub async fn search_capabilities(
         &self,
         query: impl Into<SearchQuery>,
@@ -153,30 +153,31 @@ impl DiscoveryCache {
             .await
     }
 
-    /// As [`RegistryClient::list_agents`].
+    /// Lists agents like [`RegistryClient::list_agents`].
     ///
     /// # Errors
-    /// As [`DiscoveryCache::search_capabilities`].
+    /// The same as those of [`DiscoveryCache::search_capabilities`].
     pub async fn list_agents(&self, query: ListQuery) -> Result<Cached<Page>, Error> {
         let (client, asked) = (self.client.clone(), query.clone());
         self.lists.get(&query, || async move { client.list_with_age(asked).await }).await
     }
 
-    /// As [`RegistryClient::get_agent`].
+    /// Returns an agent's record like [`RegistryClient::get_agent`].
     ///
     /// # Errors
-    /// As [`DiscoveryCache::search_capabilities`]; [`Error::NotFound`] if the registry does not know the
+    /// The same as those of [`DiscoveryCache::search_capabilities`], and [`Error::NotFound`] if the registry does not know the
     /// agent, whatever was cached.
     pub async fn get_agent(&self, agent_id: &str) -> Result<Cached<AgentRecord>, Error> {
         let (client, asked) = (self.client.clone(), agent_id.to_owned());
         self.agents.get(&agent_id.to_owned(), || async move { client.agent_with_age(&asked).await }).await
     }
 
-    /// Searches for agents with a capability. If fewer than `min_agents` have it, or the search fails, returns all active
-    /// agents, and why.
+    /// Searches for agents with a capability.
+    ///
+    /// If fewer than `min_agents` have it, or if the search fails, returns all active agents and the reason.
     ///
     /// # Errors
-    /// If not even the list of agents can be read.
+    /// If the list of agents cannot be read either.
     pub async fn safe_search(
         &self,
         capability: impl Into<SearchQuery>,

@@ -37,7 +37,7 @@ impl Candidate {
         }
     }
 
-    /// Whether the agent wants to be asked how it is.
+    /// Returns whether the agent may be asked for its health.
     pub(super) fn probe(&self) -> ProbeMode {
         let probe = match self {
             Self::FromRegistry(found) => found.probe,
@@ -62,7 +62,7 @@ impl Candidate {
         }
     }
 
-    /// What the agent registered as metadata. A match does not say it.
+    /// Returns the agent's metadata. A match does not have it.
     pub(super) fn metadata(&self) -> Option<&Map<String, Value>> {
         match self {
             Self::FromRegistry(_) => None,
@@ -70,7 +70,7 @@ impl Candidate {
         }
     }
 
-    /// The load that the agent reported. A directory has it as of the agent's last change, which is too old to be used.
+    /// Returns the load that the agent reported. A directory has it as of the agent's last change, which is too old.
     pub(super) fn reported_load(&self) -> ReportedLoad {
         match self {
             Self::FromRegistry(found) => ReportedLoad { load: found.load, active_tasks: found.active_tasks },
@@ -78,7 +78,7 @@ impl Candidate {
         }
     }
 
-    /// What the registry reported of its health, if it did.
+    /// Returns the health that the registry reported, if any.
     pub(super) fn reported_health(&self) -> Option<bool> {
         match self {
             Self::FromRegistry(found) => found.healthy,
@@ -86,17 +86,18 @@ impl Candidate {
         }
     }
 
-    /// Whether it is in maintenance. The registry leaves such agents out of its searches, a directory knows them.
+    /// Returns whether the agent is in maintenance. The registry omits such agents from its searches, but a directory knows
+    /// them.
     pub(super) fn is_in_maintenance(&self) -> bool {
         matches!(self, Self::FromDirectory { agent, .. } if is_in_maintenance(agent))
     }
 
-    /// Whether the registry thinks that it can be given a task.
+    /// Returns whether the agent can be given a task, as far as the registry knows.
     pub(super) fn looks_healthy(&self) -> bool {
         self.status().takes_work() && self.reported_health() != Some(false)
     }
 
-    /// Whether it is as good a choice as another candidate. Without scores, only the same capability is.
+    /// Returns whether it is as good a match as another candidate. Without scores, only the same capability is.
     pub(super) fn is_equal_match(&self, other: &Self) -> bool {
         if self.looks_healthy() != other.looks_healthy() {
             return false;
@@ -131,13 +132,13 @@ impl Candidate {
     }
 }
 
-/// Whether a record's maintenance goes on, by this host's clock: the registry may be away when it ends.
+/// Returns whether a record's maintenance continues, by this host's clock, because the registry may be away when it ends.
 pub(super) fn is_in_maintenance(agent: &AgentRecord) -> bool {
     agent.maintenance.as_ref().is_some_and(|maintenance| !maintenance.is_over(SystemTime::now().into()))
 }
 
-/// What a record says of an agent's health. Nothing, once the maintenance is over for which it was unhealthy, until the registry
-/// says more.
+/// Returns what a record says about an agent's health. That is nothing once a maintenance is over that made the agent
+/// unhealthy, until the registry says more.
 pub(super) fn known_health(agent: &AgentRecord) -> Option<bool> {
     agent.healthy.filter(|_| agent.maintenance.is_none() || is_in_maintenance(agent))
 }

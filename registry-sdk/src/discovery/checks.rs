@@ -17,29 +17,29 @@ use crate::propagation;
 /// Maximum length of an agent's own health report in bytes.
 const MAX_REPORT: usize = 64 * 1_024;
 
-/// Who is asked how an agent is.
+/// Whom to ask for an agent's health.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HealthCheck<'a> {
     pub(super) client: &'a RegistryClient,
     pub(super) http: &'a HttpClients,
     pub(super) source: HealthSource,
-    /// Whether the registry could not be asked: its word is old, and its health checks would fail.
+    /// Whether the registry is away: its data is old, and its health checks would fail.
     pub(super) is_stale: bool,
     pub(super) limit: Duration,
 }
 
-/// What an agent says of itself.
+/// An agent's report on its own health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Report {
     Healthy,
     Unhealthy,
-    /// It has no health endpoint, or does not want to be asked.
+    /// The agent has no health endpoint, or does not want to be asked.
     CannotTell,
     NoAnswer,
 }
 
 impl HealthCheck<'_> {
-    /// Whether an agent can be given a task. One attempt each.
+    /// Returns whether an agent can be given a task. Makes one attempt each.
     pub(super) async fn run(&self, agent: &Candidate) -> Result<(), SkipReason> {
         let is_healthy = match (self.source, agent.reported_health()) {
             (HealthSource::Agent, _) => return self.trust_agent(agent).await,
@@ -52,7 +52,7 @@ impl HealthCheck<'_> {
                         return Err(SkipReason::Maintenance);
                     }
                     (Ok(health), _) => health.is_healthy(),
-                    // Its word of a moment ago still counts.
+                    // Its recent report still counts.
                     (Err(error), Some(reported)) if error.is_outage() => reported,
                     (Err(error), None) if error.is_outage() => return self.trust_agent(agent).await,
                     (Err(_), _) => return Err(SkipReason::NoAnswer),
@@ -62,7 +62,7 @@ impl HealthCheck<'_> {
         if is_healthy { Ok(()) } else { Err(SkipReason::Unhealthy) }
     }
 
-    /// Asks the agent itself. If that cannot tell, the registry's last word counts.
+    /// Asks the agent itself. If that gives no result, the registry's last report counts.
     async fn trust_agent(&self, agent: &Candidate) -> Result<(), SkipReason> {
         match self.ask_agent(agent).await {
             Report::Healthy => Ok(()),
@@ -80,7 +80,7 @@ impl HealthCheck<'_> {
         asked.ok().flatten().unwrap_or(Report::NoAnswer)
     }
 
-    /// `None` if there is no complete answer.
+    /// Returns `None` if there is no complete response.
     async fn request_report(&self, agent: &Candidate) -> Option<Report> {
         let mut url = health_url(agent.base_url(), agent.health_path())?;
         for _ in 0..=MAX_HEALTH_REDIRECTS {
@@ -91,7 +91,7 @@ impl HealthCheck<'_> {
             match HealthAnswer::of_head(response.url(), response.status().as_u16(), location) {
                 HealthAnswer::Success => {
                     let forever = crate::retry::deadline_after(Instant::now(), Duration::MAX);
-                    // A longer one is a page rather than a report, which says nothing of its health.
+                    // A longer body is a page rather than a report, and says nothing about health.
                     let read = read_bounded(response, MAX_REPORT, forever).await;
                     let (Ok(body) | Err(Unread::TooLong(body))) = read else { return None };
                     let is_unhealthy = HealthAnswer::says_unhealthy(&body);

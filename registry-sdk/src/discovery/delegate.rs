@@ -93,8 +93,9 @@ impl Orchestrator {
 }
 
 impl Delegation<'_> {
-    /// Sets how many agents may fail at the task, or decline it; at least one. Agents that refuse it without having begun (no connection, busy,
-    /// wrong path or credentials) do not count. Default: 3.
+    /// Sets how many agents may fail at the task, or decline it; at least one.
+    ///
+    /// Agents that refuse it without having begun (no connection, busy, wrong path or credentials) do not count. Default: 3.
     pub fn attempts(mut self, attempts: usize) -> Self {
         self.settings.attempts = attempts.max(1);
         self
@@ -106,15 +107,19 @@ impl Delegation<'_> {
         self
     }
 
-    /// Sets how long one agent may take. Default: half of what is left of the [`time_limit`](Self::time_limit), and all of it if no
-    /// further attempt may follow. An attempt that is cut off counts against its agent only if it had as long as the first one.
+    /// Sets how long one agent may take.
+    ///
+    /// Default: half of what is left of the [`time_limit`](Self::time_limit), and all of it if no further attempt may follow.
+    /// An attempt that is cut off counts against its agent only if it had as long as the first one.
     pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.settings.attempt_timeout = Some(timeout);
         self
     }
 
-    /// Sends the task to no second agent once it may have arrived at one: for tasks with side effects. It goes to the next agent only
-    /// if no connection could be made; any response shows that it arrived, so also a refusal ends the delegation. Turns hedging off.
+    /// Sends the task to no second agent once it may have arrived at one: for tasks with side effects.
+    ///
+    /// It goes to the next agent only if no connection could be made; any response shows that it arrived, so also a refusal
+    /// ends the delegation. Turns hedging off.
     pub fn at_most_once(mut self) -> Self {
         self.settings.at_most_once = true;
         self
@@ -129,8 +134,9 @@ impl Delegation<'_> {
         self
     }
 
-    /// Sets the key that tells agents which attempts belong to one task, for a task that the caller repeats by itself. It has to
-    /// consist of visible ASCII characters and spaces. Default: a random one.
+    /// Sets the key that tells agents which attempts belong to one task, for a task that the caller repeats by itself.
+    ///
+    /// It has to consist of visible ASCII characters and spaces. Default: a random one.
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
         self.settings.idempotency_key = key.into();
         if crate::contract::idempotency_key_value(&self.settings.idempotency_key).is_none() {
@@ -139,8 +145,9 @@ impl Delegation<'_> {
         self
     }
 
-    /// Adds a header to what [`post_json`](Self::post_json), [`send`](Self::send) and `send_message` send. It replaces one of the SDK's own,
-    /// but not those of the A2A protocol.
+    /// Adds a header to what [`post_json`](Self::post_json), [`send`](Self::send) and `send_message` send.
+    ///
+    /// It replaces one of the SDK's own, but not those of the A2A protocol.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let header = HeaderName::try_from(name).ok().zip(HeaderValue::try_from(value).ok());
         match (&mut self.headers, header) {
@@ -172,8 +179,9 @@ impl Delegation<'_> {
         self
     }
 
-    /// Runs the caller's own code against the selected agent, and against the next one if it fails by the agent's fault. Inside,
-    /// `?` turns any error into a [`TaskError`].
+    /// Runs the caller's own code against the selected agent, and against the next one if it fails by the agent's fault.
+    ///
+    /// Inside, `?` turns any error into a [`TaskError`].
     ///
     /// ```no_run
     /// # async fn example(orchestrator: registry_sdk::Orchestrator) -> Result<(), Box<dyn std::error::Error>> {
@@ -209,8 +217,9 @@ impl Delegation<'_> {
         .await
     }
 
-    /// Sends the task as JSON in a `POST` to a path below the agent's `base_url`, and decodes the JSON of the response. An empty path is
-    /// the `base_url` itself, and an empty response is `null`.
+    /// Sends the task as JSON in a `POST` to a path below the agent's `base_url`, and decodes the JSON of the response.
+    ///
+    /// An empty path is the `base_url` itself, and an empty response is `null`.
     ///
     /// # Cancel safety
     /// As [`Delegation::run`]; an agent may have got the task.

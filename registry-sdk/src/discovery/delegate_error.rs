@@ -8,8 +8,9 @@ use super::attempt::FailedAttempt;
 use super::selection::{Skipped, list};
 use crate::error::{Error, with_causes};
 
-/// Why a delegated task was not done: the reason, what each agent said that had the task, and why others were skipped. All of it
-/// is in the text as well. [`source`](StdError::source) is the last attempt's error, or the registry's.
+/// Why a delegated task was not done: the reason, what each agent said that had the task, and why others were skipped.
+///
+/// All of it is in the text as well. [`source`](StdError::source) is the last attempt's error, or the registry's.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DelegateError {

@@ -17,13 +17,14 @@ use crate::error::Error;
 use crate::query::{ListQuery, SearchQuery};
 use crate::watch::{Known, Report, Watch, WatchEvent};
 
-/// Every agent of a registry, kept up to date by watching it (as a Kubernetes reflector does): searches and look-ups
-/// cost no request, and go on while the registry is away.
+/// A copy of all agents of a registry, kept up to date by a watch (like a Kubernetes reflector).
 ///
-/// Cheap to clone; clones share the snapshot, and the task that keeps it ends with the last of them. Heartbeats alone are
-/// not reported to watches, so an agent's last heartbeat and its load are as of its last change.
+/// Searches and look-ups need no request, and work while the registry is away.
 ///
-/// A new list of all agents is indexed beside the runtime, and takes the place of the one before at once.
+/// A directory is cheap to clone, and all clones share the snapshot. The background task ends with the last clone. Watches do
+/// not report plain heartbeats, so an agent's last heartbeat and its load are as of its last change.
+///
+/// A new list of all agents is indexed beside the runtime, and replaces the previous one at once.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
@@ -47,7 +48,7 @@ pub struct Directory {
     _stop: Arc<DropGuard>,
 }
 
-/// Changes are made in place, since most concern one agent. A whole new snapshot is built before the lock is taken.
+/// Most changes concern one agent and are made in place. A whole new snapshot is built before the lock is taken.
 type SharedSnapshot = Arc<RwLock<Snapshot>>;
 
 /// Whether there is a snapshot, and whether it is up to date.
@@ -55,7 +56,7 @@ type SharedSnapshot = Arc<RwLock<Snapshot>>;
 struct Status {
     state: DirectoryState,
     has_snapshot: bool,
-    /// How old the snapshot is, if it is out of date.
+    /// Age of the snapshot, if it is out of date.
     outdated: Option<Known>,
 }
 
@@ -63,7 +64,7 @@ impl Directory {
     /// Begins to follow a registry.
     ///
     /// # Panics
-    /// Outside of a Tokio runtime.
+    /// If called outside of a Tokio runtime.
     #[must_use]
     pub fn follow(client: &RegistryClient) -> Self {
         let snapshot = SharedSnapshot::default();
@@ -75,8 +76,9 @@ impl Directory {
         Self { snapshot, status, _stop: Arc::new(stop.drop_guard()) }
     }
 
-    /// Waits until there is a snapshot: as long as the registry is away or refuses to be watched. Set a time limit, and ask
-    /// [`Directory::state`] for the reason.
+    /// Waits for the first snapshot, as long as the registry is away or refuses to be watched.
+    ///
+    /// Use a timeout, and [`Directory::state`] for the reason.
     ///
     /// ```no_run
     /// # async fn example(client: &registry_sdk::RegistryClient) -> Result<(), registry_sdk::Error> {
@@ -96,7 +98,7 @@ impl Directory {
     /// Cancel safe.
     ///
     /// # Errors
-    /// [`Error::Config`] if the client is set up wrongly.
+    /// [`Error::Config`] if the client is configured wrongly.
     pub async fn ready(&self) -> Result<(), Error> {
         let mut status = self.status.clone();
         let is_settled = |status: &Status| status.has_snapshot || status.state.is_ended();
@@ -108,14 +110,16 @@ impl Directory {
         }
     }
 
-    /// Whether the registry is followed, and if not, why and since when.
+    /// Returns whether the registry is followed, and if not, why and since when.
     #[must_use]
     pub fn state(&self) -> DirectoryState {
         self.status.borrow().state.clone()
     }
 
-    /// How fresh the snapshot is; `None` if there is none yet. The age of one that is out of date counts from the last sign of
-    /// life of the registry, and includes the time for which the registry's database had been away then.
+    /// Returns how fresh the snapshot is; `None` if there is none yet.
+    ///
+    /// The age counts from the registry's last sign of life, and includes the time for which the registry's database had been
+    /// away then.
     #[must_use]
     pub fn freshness(&self) -> Option<Freshness> {
         let status = self.status.borrow();
@@ -123,25 +127,25 @@ impl Directory {
         status.has_snapshot.then(|| outdated.unwrap_or(Freshness::Fresh))
     }
 
-    /// How many agents there are.
+    /// Returns the number of agents.
     #[must_use]
     pub fn len(&self) -> usize {
         self.read().len()
     }
 
-    /// Whether there are no agents.
+    /// Returns whether there are no agents.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// All agents, by id.
+    /// Returns all agents, ordered by id.
     #[must_use]
     pub fn agents(&self) -> Vec<Arc<AgentRecord>> {
         self.read().agents()
     }
 
-    /// Lists agents as the registry would: by id, up to the query's limit, or all of them.
+    /// Lists agents like the registry: ordered by id, up to the query's limit, or all of them.
     #[must_use]
     pub fn list(&self, query: &ListQuery) -> Vec<Arc<AgentRecord>> {
         let after =
@@ -151,20 +155,20 @@ impl Directory {
         agents.take(query.limit.unwrap_or(usize::MAX)).collect()
     }
 
-    /// The record of one agent.
+    /// Returns the record of an agent.
     #[must_use]
     pub fn get(&self, agent_id: &str) -> Option<Arc<AgentRecord>> {
         self.read().get(agent_id)
     }
 
-    /// Finds agents as the registry would: the best match first, up to the query's limit, or all of them.
+    /// Searches for agents like the registry: best match first, up to the query's limit, or all of them.
     #[must_use]
     pub fn search(&self, query: impl Into<SearchQuery>) -> Vec<CapabilityMatch> {
         let found = self.read().candidates(&query.into(), false);
         found.into_iter().filter_map(Candidate::into_match).collect()
     }
 
-    /// The same before the matches are written out, and agents in maintenance as well.
+    /// The same before the matches are created, and including agents in maintenance.
     pub(super) fn candidates(&self, query: &SearchQuery) -> Vec<Candidate> {
         self.read().candidates(query, true)
     }
@@ -174,19 +178,19 @@ impl Directory {
     }
 }
 
-/// Keeps a directory's snapshot up to date.
+/// The task that keeps a directory's snapshot up to date.
 struct Keeper {
     snapshot: SharedSnapshot,
     statuses: watch::Sender<Status>,
 }
 
 impl Keeper {
-    /// Goes on until it is cancelled, or the watch has ended.
+    /// Runs until it is cancelled or the watch has ended.
     async fn keep(self, mut watch: Watch) {
         while let Some(Report { event, known }) = watch.next_report().await {
             match event {
                 WatchEvent::Listed(agents) => {
-                    // The one before is dropped there, too: that takes as long.
+                    // The previous snapshot is dropped there, too, which takes as long.
                     let snapshot = self.snapshot.clone();
                     if beside(move || replace(&snapshot, agents)).await.is_none() {
                         return;
@@ -221,7 +225,7 @@ impl Keeper {
     }
 }
 
-/// Replaces a snapshot. Readers wait for a moment only.
+/// Replaces a snapshot. Readers only wait for a moment.
 fn replace(snapshot: &RwLock<Snapshot>, agents: Vec<Arc<AgentRecord>>) {
     let mut other = Snapshot::default();
     for agent in agents {

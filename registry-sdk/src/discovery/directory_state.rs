@@ -1,4 +1,4 @@
-//! What a directory is doing.
+//! The state of a directory.
 
 use std::time::SystemTime;
 
@@ -16,7 +16,7 @@ use crate::error::Error;
 /// match directory.state() {
 ///     DirectoryState::Connecting | DirectoryState::Following => {}
 ///     DirectoryState::Interrupted { since, error } => println!("away since {since:?}: {error}"),
-///     DirectoryState::Refused { error, .. } => println!("somebody has to mend this: {error}"),
+///     DirectoryState::Refused { error, .. } => println!("the registry refuses: {error}"),
 ///     other => println!("{other:?}"),
 /// }
 /// # Ok(())
@@ -29,22 +29,22 @@ pub enum DirectoryState {
     Connecting,
     /// The snapshot is kept up to date.
     Following,
-    /// The registry cannot be followed, and is tried again and again.
+    /// The registry cannot be followed. The directory keeps trying.
     Interrupted {
-        /// When the snapshot was last known to be up to date, or, if there is none, when it first failed.
+        /// When the snapshot was last known to be up to date or, if there is none, when the first attempt failed.
         since: SystemTime,
-        /// What failed.
+        /// The error.
         error: Error,
     },
-    /// The same, and the registry, or something in between, refuses: it does not accept the credentials, for example, or has no
-    /// `GET /events`.
+    /// The registry, or something in between, refuses the directory: it does not accept the credentials, for example, or has no
+    /// `GET /events`. The directory keeps trying.
     Refused {
-        /// As above.
+        /// As in [`Interrupted`](Self::Interrupted).
         since: SystemTime,
         /// The refusal.
         error: Error,
     },
-    /// The client is set up wrongly, so that no attempt can succeed.
+    /// The client is configured wrongly, so that no attempt can succeed.
     Ended {
         /// The configuration error.
         error: Error,
@@ -60,7 +60,7 @@ impl DirectoryState {
         }
     }
 
-    /// Notes that there will be no further attempt.
+    /// Records that there will be no further attempt.
     pub(super) fn end(&mut self) {
         if let Self::Interrupted { error, .. } | Self::Refused { error, .. } = self {
             *self = Self::Ended { error: error.clone() };

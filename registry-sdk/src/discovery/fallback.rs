@@ -1,23 +1,23 @@
-//! Whether it helps to ask the registry, while a directory is out of date.
+//! Searches of the registry while a directory is out of date.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long the registry is left alone after a search that it did not answer.
+/// How long the registry is avoided after a search without a response.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Searches of the registry in place of a directory. After one that failed, one selection at a time tries it again every few
-/// seconds, and the others do not wait for it. Clones share it.
+/// Decides whether selections search the registry instead of a directory. After a failed search, one selection at a time tries
+/// again every few seconds, and the others do not wait for it. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fallback {
-    /// When the last one failed, or the trial after it began.
+    /// When the last search failed, or when the trial after it began.
     failed_at: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Fallback {
-    /// Whether a selection searches the registry.
+    /// Returns whether a selection searches the registry.
     pub(super) fn is_wanted(&self) -> bool {
         let mut failed_at = self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);
         let is_wanted = failed_at.is_none_or(|at| at.elapsed() >= PAUSE);
@@ -27,7 +27,7 @@ impl Fallback {
         is_wanted
     }
 
-    /// Records whether the registry answered.
+    /// Records whether the registry responded.
     pub(super) fn record(&self, has_answered: bool) {
         let failed_at = (!has_answered).then(Instant::now);
         *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = failed_at;

@@ -1,4 +1,4 @@
-//! What searches found, for later attempts and for outages of the registry.
+//! The results of searches, for later attempts and for outages of the registry.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,15 +9,15 @@ use super::candidate::Candidate;
 use super::freshness::Freshness;
 use crate::query::SearchQuery;
 
-/// Number of searches that an orchestrator remembers for outages of the registry.
+/// Number of searches that an orchestrator keeps for outages of the registry.
 const REMEMBERED: usize = 256;
 
-/// What an orchestrator's last searches found, by their query as it is sent. While the registry is away, tasks go to those of
-/// the agents that are healthy by their own word.
+/// The results of an orchestrator's last searches, by their query string. While the registry is away, tasks go to those of the
+/// agents that report themselves healthy.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LastSearches(Arc<Mutex<HashMap<String, Found>>>);
 
-/// What earlier attempts of one delegation found and tried. So failing over needs no registry.
+/// The agents that earlier attempts of a delegation found and tried, so that failing over needs no registry.
 #[derive(Debug, Default)]
 pub(super) struct Earlier {
     found: Mutex<HashMap<String, Found>>,
@@ -25,15 +25,15 @@ pub(super) struct Earlier {
     tried: Mutex<HashSet<String>>,
 }
 
-/// What was found for a capability, in the registry's order.
+/// The result of a search for a capability, in the registry's order.
 #[derive(Clone, Debug)]
 pub(super) struct Found {
     pub(super) candidates: Vec<Candidate>,
     pub(super) freshness: Freshness,
-    /// Whether the registry's word on their health is too old to be relied on.
+    /// Whether the registry's health data is too old to be relied on.
     pub(super) needs_check: bool,
     pub(super) at: Instant,
-    /// Whether the unhealthy ones are among them.
+    /// Whether unhealthy agents are included.
     pub(super) is_complete: bool,
 }
 
@@ -51,7 +51,7 @@ impl LastSearches {
     pub(super) fn set(&self, search: &SearchQuery, found: &Found) {
         let search = search.to_query_string();
         let mut searches = lock(&self.0);
-        // Queries may be made of any words.
+        // Queries may consist of any words.
         if searches.len() >= REMEMBERED && !searches.contains_key(&search) {
             searches.clear();
         }

@@ -6,22 +6,22 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Freshness {
-    /// The registry's present answer, or one that is younger than the cache's time to live.
+    /// The registry's present response, or one that is younger than the cache's time to live.
     Fresh,
-    /// The registry does not answer; this is its last answer.
+    /// An earlier response, because the registry does not respond now.
     Stale {
-        /// Age of that answer.
+        /// Age of that response.
         age: Duration,
     },
 }
 
 impl Freshness {
-    /// Of data of an age; current data has none.
+    /// Returns the freshness of data with an age; current data has none.
     pub(crate) fn of(age: Duration) -> Self {
         if age.is_zero() { Self::Fresh } else { Self::Stale { age } }
     }
 
-    /// Whether this is an earlier answer, because the registry does not answer now.
+    /// Returns whether this is an earlier response, because the registry does not respond now.
     #[must_use]
     pub fn is_stale(self) -> bool {
         matches!(self, Self::Stale { .. })

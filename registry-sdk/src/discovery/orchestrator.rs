@@ -1,4 +1,4 @@
-//! The orchestrator: its settings, and what its clones share.
+//! The orchestrator: its settings, and the state that its clones share.
 
 use std::sync::Arc;
 
@@ -19,13 +19,13 @@ use crate::client::RegistryClient;
 use crate::contract::CapabilityMatch;
 use crate::http::HttpClients;
 
-/// Finds living agents for tasks, and delegates tasks to them.
+/// Selects healthy agents for tasks, and delegates tasks to them.
 ///
-/// Cheap to clone; clones share what is known of the agents: which are ejected, busy or loaded.
+/// An orchestrator is cheap to clone. All clones share the states of the agents: which are ejected, busy or loaded.
 ///
-/// While the registry is away, tasks go to the agents that the last search found, if they answer at their health path (`/health`
-/// by default). Only a capability that was never searched for needs the registry; with a
-/// [`directory`](OrchestratorBuilder::directory) none does.
+/// While the registry is away, tasks go to the agents that the last search found, if they respond at their health path
+/// (`/health` by default). Only a capability that was never searched for needs the registry. With a
+/// [`directory`](OrchestratorBuilder::directory), none does.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
@@ -44,14 +44,14 @@ pub struct Orchestrator {
     pub(super) access: AgentAccess,
     pub(super) states: AgentStates,
     pub(super) directory: Option<Directory>,
-    /// Searches while the directory is out of date.
+    /// Whether to search the registry while the directory is out of date.
     pub(super) fallback: Fallback,
     pub(super) last_searches: LastSearches,
     #[cfg(feature = "a2a")]
     pub(super) cards: Cards,
 }
 
-/// Sets up an [`Orchestrator`].
+/// A builder of an [`Orchestrator`].
 #[derive(Clone, Debug)]
 pub struct OrchestratorBuilder {
     client: RegistryClient,
@@ -70,32 +70,36 @@ impl OrchestratorBuilder {
         self
     }
 
-    /// Sets how many attempts are made for tasks that failed at an agent, and for hedging. Default: [`RetryBudget::default`].
+    /// Sets the budget of attempts after failures, and for hedging. Default: [`RetryBudget::default`].
     #[must_use]
     pub fn retry_budget(mut self, budget: RetryBudget) -> Self {
         self.budget = budget;
         self
     }
 
-    /// Finds agents in a directory, which is kept up to date by a watch, instead of searching the registry. While the
-    /// directory is out of date the registry is asked; if that fails, the directory is used all the same, and the registry is asked
-    /// again only now and then. Default: none.
+    /// Finds agents in a directory, which a watch keeps up to date, instead of searching the registry.
+    ///
+    /// While the directory is out of date, the registry is searched. If that fails, the directory is used anyway, and the
+    /// registry is tried only now and then. Default: none.
     #[must_use]
     pub fn directory(mut self, directory: Directory) -> Self {
         self.directory = Some(directory);
         self
     }
 
-    /// Sends tasks with this HTTP client, which is taken as it is: its certificates, proxy, default headers and redirects apply.
-    /// Default: one with the settings of the registry's client, which follows a 307 or 308 to the same origin.
+    /// Sends tasks with this HTTP client, unchanged: its certificates, proxy, default headers and redirects apply.
+    ///
+    /// Default: a client with the settings of the registry's client, which follows a 307 or 308 to the same origin.
     #[must_use]
     pub fn http_client(mut self, client: reqwest::Client) -> Self {
         self.access.http = HttpClients::fixed(client);
         self
     }
 
-    /// Sends a token with each task: `Authorization: Bearer …`. It is asked for before each attempt, and must not block. Whoever can
-    /// register an agent can receive tasks: give tokens only to agents that you know, by id or URL. Default: none.
+    /// Sets a provider of tokens that are sent with each task, as `Authorization: Bearer …`.
+    ///
+    /// It is called before each attempt and must not block. Anyone who can register an agent can receive tasks, so return
+    /// tokens only for agents that you know, by id or URL. Default: none.
     #[must_use]
     pub fn token_provider(
         mut self,
@@ -127,14 +131,14 @@ impl OrchestratorBuilder {
         self
     }
 
-    /// Makes random choices repeatable, for tests. Default: a random seed.
+    /// Sets a seed that makes random choices repeatable, for tests. Default: a random seed.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
     }
 
-    /// Makes the orchestrator. Nothing is sent yet.
+    /// Creates the orchestrator. Sends nothing.
     #[must_use]
     pub fn build(self) -> Orchestrator {
         let Self { client, access, ejection, budget, directory, seed } = self;
@@ -155,13 +159,13 @@ impl OrchestratorBuilder {
 }
 
 impl Orchestrator {
-    /// An orchestrator with the default settings.
+    /// Creates an orchestrator with default settings.
     #[must_use]
     pub fn new(client: RegistryClient) -> Self {
         Self::builder(client).build()
     }
 
-    /// Sets up an orchestrator.
+    /// Returns a builder.
     #[must_use]
     pub fn builder(client: RegistryClient) -> OrchestratorBuilder {
         OrchestratorBuilder {
@@ -174,13 +178,13 @@ impl Orchestrator {
         }
     }
 
-    /// The client that the orchestrator searches with.
+    /// Returns the client with which the orchestrator searches.
     #[must_use]
     pub fn client(&self) -> &RegistryClient {
         &self.client
     }
 
-    /// Whether an agent gets tasks, as far as this orchestrator's own tasks decide.
+    /// Returns whether an agent gets tasks, judged by this orchestrator's own tasks.
     #[must_use]
     pub fn ejection(&self, agent_id: &str) -> EjectionState {
         self.states.ejection(agent_id)
@@ -189,15 +193,15 @@ impl Orchestrator {
     /// Selects the best-ranked healthy agent with a capability.
     ///
     /// # Errors
-    /// As [`Orchestrator::select`].
+    /// The same as those of [`Orchestrator::select`].
     pub async fn find_best_agent(&self, capability: impl Into<String>) -> Result<Selection, SelectError> {
         self.select(&TaskQuery::new(capability)).await
     }
 
-    /// Selects the best healthy agent for a capability, or for another one if there is none.
+    /// Selects the best healthy agent for a capability, or for a fallback if there is none.
     ///
     /// # Errors
-    /// As [`Orchestrator::select`].
+    /// The same as those of [`Orchestrator::select`].
     pub async fn delegate_with_fallback(
         &self,
         primary: impl Into<String>,

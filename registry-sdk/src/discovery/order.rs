@@ -1,4 +1,4 @@
-//! Which candidate gets the task: the policies, and ejected agents last.
+//! The order of candidates: the policies, and ejected agents last.
 
 use tokio::time::Instant;
 
@@ -8,25 +8,25 @@ use super::ejection::EjectionState;
 use super::load::{Load, ReportedLoad};
 use super::query::Policy;
 
-/// How candidates are ordered.
+/// The settings of the order.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Order<'a> {
     pub(super) capability: &'a str,
     pub(super) policy: Policy,
-    /// Whether the load that agents reported is of now.
+    /// Whether the loads that agents reported are current.
     pub(super) is_fresh: bool,
 }
 
-/// Candidates that are ejected, of a number of candidates.
+/// The ejected candidates, out of a number of candidates.
 #[derive(Debug, Default)]
 pub(super) struct KeptOut {
     pub(super) candidates: Vec<Candidate>,
-    /// More than this number are kept out only for a tenth of their time.
+    /// Beyond this number, ejected candidates are kept out only for a tenth of their time.
     most: usize,
 }
 
 impl AgentStates {
-    /// Removes the candidates that are ejected. Those that were tried before count for the half that may be.
+    /// Removes the ejected candidates. Candidates that were tried before count towards the half that may be ejected.
     pub(super) fn keep_out(&self, candidates: &mut Vec<Candidate>, tried: usize) -> KeptOut {
         let everyone = candidates.len() + tried;
         let mut kept_out = KeptOut { candidates: Vec::new(), most: everyone / 2 };
@@ -34,15 +34,15 @@ impl AgentStates {
         kept_out
     }
 
-    /// Brings candidates, which come in the registry's order, into that of a policy.
+    /// Sorts candidates, which come in the registry's order, by a policy.
     pub(super) fn sort(&self, order: Order<'_>, candidates: &mut [Candidate]) {
         self.lock().sort(order, candidates);
     }
 
-    /// Gives the task to the first candidate, at the same moment at which it is chosen: so concurrent selections choose others.
+    /// Gives the task to the first candidate at the moment when it is chosen, so that concurrent selections choose others.
     ///
-    /// Candidates that are ejected by now, or whose trial somebody else has begun, are moved to `kept_out`. Without it, they get
-    /// the task although they are ejected.
+    /// Candidates that have been ejected meanwhile, or whose trial another selection has begun, are moved to `kept_out`.
+    /// Without it, they get the task although they are ejected.
     pub(super) fn choose(
         &self,
         order: Order<'_>,
@@ -54,7 +54,7 @@ impl AgentStates {
         if let Some(kept_out) = kept_out {
             inner.keep_out(candidates, kept_out);
         }
-        // Another selection may have chosen the same one since they were sorted.
+        // Another selection may have chosen the same candidate since they were sorted.
         if matches!(order.policy, Policy::RoundRobin | Policy::LeastRecentlyUsed) {
             inner.sort(order, candidates);
         }
@@ -67,7 +67,7 @@ impl AgentStates {
 }
 
 impl Inner {
-    /// Moves the candidates that are ejected to those that are kept out, except for an early trial of those that exceed a half.
+    /// Moves ejected candidates to those that are kept out, except for early trials of those beyond half.
     fn keep_out(&self, candidates: &mut Vec<Candidate>, kept_out: &mut KeptOut) {
         let now = Instant::now();
         let ejection = |agent: &Candidate| {
@@ -95,7 +95,7 @@ impl Inner {
         }
     }
 
-    /// Brings candidates that match equally well into the order of a policy.
+    /// Sorts candidates that match equally well by a policy.
     fn sort_equals(&mut self, order: Order<'_>, equals: &mut [Candidate]) {
         let last_task = |inner: &Self, agent: &Candidate| inner.get(agent).map_or(0, |state| state.last_task);
         match order.policy {
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_policy_chooses_among_the_best_matches_alone() {
+    async fn policy_chooses_only_among_the_best_matches() {
         for policy in [Policy::LeastLoaded, Policy::RoundRobin, Policy::Random, Policy::LeastRecentlyUsed] {
             let states = states(1);
             let mut first = HashSet::new();

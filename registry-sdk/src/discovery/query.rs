@@ -1,4 +1,4 @@
-//! Queries for agents, and the policies of choosing one.
+//! Queries for agents, and the policies for choosing one.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -7,60 +7,60 @@ use crate::query::{MetadataFilter, SearchQuery};
 
 /// Which of the candidates gets a task.
 ///
-/// The best matches come first, by the registry's score; among those that match equally well the policy decides.
+/// The best matches come first, by the registry's score. The policy decides among those that match equally well.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Policy {
-    /// Of two that are drawn at random, the one that would probably do the task sooner (the power of two choices:
-    /// Mitzenmacher, 2001, <https://doi.org/10.1109/71.963420>): by the tasks that this orchestrator has in flight at the agent,
-    /// their latency, and the load that the agent reported with its heartbeats. To ask the least loaded of all would send all
-    /// orchestrators to the same agent until its next heartbeat.
+    /// Of two candidates drawn at random, the one that would probably complete the task sooner (the power of two choices:
+    /// Mitzenmacher, 2001, <https://doi.org/10.1109/71.963420>): by the tasks that this orchestrator has in flight at the
+    /// agent, their latency, and the load that the agent reported with its heartbeats. Choosing the least loaded agent of all
+    /// would send every orchestrator to the same agent until its next heartbeat.
     #[default]
     LeastLoaded,
-    /// The registry's own order, also among equals: the agent with the latest heartbeat gets all tasks until the next heartbeat of
-    /// another one.
+    /// The registry's own order, also among equals: the agent with the latest heartbeat gets all tasks until the next heartbeat
+    /// of another one.
     Rank,
-    /// Each in turn, by id.
+    /// Each candidate in turn, by id.
     RoundRobin,
     /// At random.
     Random,
-    /// The one that got its last task the longest ago.
+    /// The candidate whose last task is the longest ago.
     LeastRecentlyUsed,
 }
 
-/// Who says whether an agent is healthy.
+/// The source of an agent's health.
 ///
-/// Each agent is asked once. If the registry's answer is old, because it or its database is away, the agents themselves are
+/// Each agent is checked once. If the registry's data is old, because it or its database is away, the agents themselves are
 /// asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HealthSource {
-    /// The search, which needs no further request. If a match does not say it (some registries do not), the registry is asked as
-    /// with [`HealthSource::Registry`].
+    /// The search, which needs no further request. If a match does not have the health (some registries do not report it), the
+    /// registry is asked as with [`HealthSource::Registry`].
     #[default]
     Search,
     /// The registry's `GET /health/{id}`.
     Registry,
-    /// The agent's own `GET {base_url}{health_path}` (`/health` by default): it is healthy if it answers with a success, and
-    /// does not say in it that its `status` is `unhealthy`, or with 401 or 403. If it has no such path (404, 405, 501), or
-    /// registered `probe: off` and so is not asked, the registry's word counts.
+    /// The agent's own `GET {base_url}{health_path}` (`/health` by default). The agent is healthy if it responds with a success
+    /// that does not report the `status` `unhealthy`, or with 401 or 403. If it has no such path (404, 405, 501), or registered
+    /// `probe: off` and so is not asked, the registry's data counts.
     Agent,
 }
 
-/// How the capability of a [`TaskQuery`] is given.
+/// The form of the capability in a [`TaskQuery`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CapabilityQuery {
-    /// In words, all of which the capability has to have.
+    /// Words, all of which the capability has to have.
     #[default]
     Words,
-    /// By its exact name.
+    /// The exact name.
     Name,
-    /// In a sentence that says what the task is. The best match gets the task.
+    /// A sentence that describes the task. The best match gets the task.
     Sentence,
 }
 
-/// Which agents are looked for. The words for a capability can be used in its place.
+/// The agents that a task needs. The words for a capability can be used in place of a query.
 ///
 /// ```
 /// use registry_sdk::discovery::{Policy, TaskQuery};
@@ -73,14 +73,14 @@ pub enum CapabilityQuery {
 pub struct TaskQuery {
     /// The capability.
     pub capability: String,
-    /// Capabilities that are used instead, in this order, if no agent can be given a task of those before.
+    /// Capabilities that are used instead, in this order, if no agent can be given a task of the preceding ones.
     pub fallbacks: Vec<String>,
-    /// How the capability and the fallbacks are given.
+    /// The form of the capability and the fallbacks.
     pub given_by: CapabilityQuery,
-    /// Score below which an agent is no candidate. Default: 0.1 for a sentence, and 0 otherwise.
+    /// Minimum score of a candidate. Default: 0.1 for a sentence, and 0 otherwise.
     pub min_score: Option<f64>,
-    /// Whether an agent is a candidate if only the description of its capability has words of the query. Default: `false`, since
-    /// a description may as well say what an agent does not do.
+    /// Whether an agent is a candidate if only the description of its capability has words of the query. Default: `false`,
+    /// because a description may also say what an agent does not do.
     pub description_only: bool,
     /// Tags that the capability has to have, all of them.
     pub tags: Vec<String>,
@@ -90,20 +90,21 @@ pub struct TaskQuery {
     pub exclude: HashSet<String>,
     /// Which of the candidates gets the task.
     pub policy: Policy,
-    /// Who says whether an agent is healthy.
+    /// The source of an agent's health.
     pub health_source: HealthSource,
-    /// Maximum number of health checks at once, if there are any. Default: 3.
+    /// Maximum number of concurrent health checks, if there are any. Default: 3.
     pub max_concurrent_checks: usize,
-    /// Time limit of one health check. Default: 2 s.
+    /// Time limit of a health check. Default: 2 s.
     pub check_timeout: Duration,
 }
 
 impl TaskQuery {
-    /// Score below which a sentence's match is no candidate: it turns away nearly all tasks that belong to another field than all
-    /// agents do, as `benches/README.md` shows.
+    /// Default minimum score of a match for a sentence.
+    ///
+    /// It excludes nearly all tasks outside of the field of all agents, as `benches/README.md` shows.
     pub const SENTENCE_MIN_SCORE: f64 = 0.1;
 
-    /// Looks for agents with a capability that has all these words.
+    /// Queries for agents with a capability that has all these words.
     #[must_use]
     pub fn new(capability: impl Into<String>) -> Self {
         Self {
@@ -122,30 +123,31 @@ impl TaskQuery {
         }
     }
 
-    /// Looks for agents with a capability of exactly this name. Fallbacks are exact names, too.
+    /// Queries for agents with a capability of exactly this name. Fallbacks are exact names, too.
     #[must_use]
     pub fn exact(capability: impl Into<String>) -> Self {
         Self { given_by: CapabilityQuery::Name, ..Self::new(capability) }
     }
 
-    /// Looks for agents that can do what a sentence describes. Fallbacks are sentences, too.
+    /// Queries for agents that can do the task that a sentence describes. Fallbacks are sentences, too.
     ///
-    /// The best match above [`TaskQuery::min_score`] gets the task. Words say little of what people mean: give capabilities
-    /// titles and examples, and see [`SearchQuery::sentence`] for registries that do not know sentences.
+    /// The best match above [`TaskQuery::min_score`] gets the task. Words alone express little of what people mean, so give
+    /// capabilities titles and examples. See [`SearchQuery::sentence`] for registries that do not know sentences.
     #[must_use]
     pub fn describe(task: impl Into<String>) -> Self {
         Self { given_by: CapabilityQuery::Sentence, ..Self::new(task) }
     }
 
-    /// Adds a capability that is used if no agent can be given a task of those before it.
+    /// Adds a capability that is used if no agent can be given a task of the preceding ones.
     #[must_use]
     pub fn fallback(mut self, capability: impl Into<String>) -> Self {
         self.fallbacks.push(capability.into());
         self
     }
 
-    /// Sets the score below which an agent is no candidate, between 0 and 1. Default: [`TaskQuery::SENTENCE_MIN_SCORE`] for a
-    /// sentence, and 0 otherwise.
+    /// Sets the minimum score of a candidate, between 0 and 1.
+    ///
+    /// Default: [`TaskQuery::SENTENCE_MIN_SCORE`] for a sentence, and 0 otherwise.
     #[must_use]
     pub fn min_score(mut self, min_score: f64) -> Self {
         self.min_score = Some(min_score);
@@ -159,7 +161,7 @@ impl TaskQuery {
         self
     }
 
-    /// Adds a tag that the capability has to have. Agents whose capability lacks it are not searched for; an error names them.
+    /// Adds a tag that the capability has to have. Agents without it are not searched for, but errors name them.
     #[must_use]
     pub fn tag(mut self, tag: impl Into<String>) -> Self {
         self.tags.push(tag.into());
@@ -188,29 +190,30 @@ impl TaskQuery {
         self
     }
 
-    /// Sets who says whether an agent is healthy. Default: [`HealthSource::Search`].
+    /// Sets the source of an agent's health. Default: [`HealthSource::Search`].
     #[must_use]
     pub fn health_source(mut self, source: HealthSource) -> Self {
         self.health_source = source;
         self
     }
 
-    /// Sets the maximum number of health checks at once; at least one. Each check beyond the first is wasted if the first agent is
-    /// healthy. Default: 3.
+    /// Sets the maximum number of concurrent health checks, at least one.
+    ///
+    /// Each check beyond the first is wasted if the first agent is healthy. Default: 3.
     #[must_use]
     pub fn max_concurrent_checks(mut self, agents: usize) -> Self {
         self.max_concurrent_checks = agents.max(1);
         self
     }
 
-    /// Sets the time limit of one health check. An agent that does not answer by then is skipped. Default: 2 s.
+    /// Sets the time limit of a health check. An agent that does not respond in time is skipped. Default: 2 s.
     #[must_use]
     pub fn check_timeout(mut self, timeout: Duration) -> Self {
         self.check_timeout = timeout;
         self
     }
 
-    /// The search for one of the capabilities.
+    /// Returns the search for one of the capabilities.
     pub(super) fn search(&self, capability: &str) -> SearchQuery {
         let (search, min_score) = match self.given_by {
             CapabilityQuery::Words => (SearchQuery::new(capability), 0.0),
@@ -224,7 +227,7 @@ impl TaskQuery {
         search
     }
 
-    /// The capabilities in the order in which they are wanted.
+    /// Returns the capabilities in order of preference.
     pub(super) fn capabilities(&self) -> impl Iterator<Item = &String> {
         std::iter::once(&self.capability).chain(&self.fallbacks)
     }

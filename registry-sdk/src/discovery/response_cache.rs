@@ -15,23 +15,24 @@ use crate::client::Aged;
 use crate::error::Error;
 use crate::retry::{Backoff, deadline_after};
 
-/// How long a caller waits for a refresh if there is an earlier response: a registry that hangs must not slow down reads.
+/// How long a caller waits for a refresh if there is an earlier response, because a registry that hangs must not slow down
+/// reads.
 const MAX_REFRESH_WAIT: Duration = Duration::from_millis(100);
 
 /// Time to live of a response that the registry gave from memory.
 const MAX_STALE_TTL: Duration = Duration::from_secs(2);
 
-/// The delays between refreshes that fail, unless the time to live is longer.
+/// The delays between failed refreshes, unless the time to live is longer.
 const MIN_DELAY: Duration = Duration::from_millis(100);
 const MAX_DELAY: Duration = Duration::from_secs(30);
 
-/// A response, and how fresh it is. Dereferences to the response itself.
+/// A response, and how fresh it is. Dereferences to the response.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Cached<T> {
     /// The response, shared with the cache.
     pub value: Arc<T>,
-    /// How fresh it is.
+    /// How fresh the response is.
     pub freshness: Freshness,
 }
 
@@ -52,13 +53,13 @@ impl<T> Deref for Cached<T> {
 /// How long responses are used.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lifetimes {
-    /// Without asking the registry again.
+    /// Without a request.
     pub(super) ttl: Duration,
-    /// If asking again fails.
+    /// If a refresh fails.
     pub(super) stale_if_error: Duration,
 }
 
-/// Responses to one kind of query. Clones share them.
+/// A cache of responses to one kind of query. Clones share them.
 #[derive(Debug)]
 pub(super) struct ResponseCache<K, T> {
     entries: Arc<Cache<K, Arc<Entry<T>>>>,
@@ -71,24 +72,24 @@ impl<K, T> Clone for ResponseCache<K, T> {
     }
 }
 
-/// The entry of one query.
+/// The entry of a query.
 #[derive(Debug)]
 struct Entry<T> {
     state: Mutex<State<T>>,
-    /// Counts the refreshes that have ended.
+    /// Number of refreshes that have ended.
     refreshes: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
 struct State<T> {
     last_good: Option<Good<T>>,
-    /// Why the last refresh failed. `None` if it succeeded.
+    /// The error of the last refresh. `None` if it succeeded.
     error: Option<Error>,
-    /// Number of refreshes in a row that failed.
+    /// Number of failed refreshes in a row.
     failures: u32,
     /// When the next refresh is due.
     due: Instant,
-    /// Since when a refresh is under way.
+    /// When the refresh in progress began.
     refreshing_since: Option<Instant>,
 }
 
@@ -97,7 +98,7 @@ struct State<T> {
 struct Good<T> {
     value: Arc<T>,
     arrived: Instant,
-    /// How old it was when it arrived.
+    /// The age of the response when it arrived.
     age: Duration,
 }
 
@@ -110,10 +111,11 @@ where
         Self { entries: Arc::new(Cache::new(capacity)), lifetimes }
     }
 
-    /// The response to a query: from the cache while it is fresh, else from `fetch`, which runs once however many callers
-    /// wait, in a task of its own. If it fails, or takes long, the last good response is used, up to its maximum age.
+    /// Returns the response to a query: from the cache while it is fresh, otherwise from `fetch`, which runs once for all
+    /// concurrent callers, in a task of its own. If it fails or takes long, returns the last good response, up to its maximum
+    /// age.
     ///
-    /// Cancel safe: the refresh goes on.
+    /// Cancel safe: the refresh continues.
     pub(super) async fn get<F>(&self, key: &K, fetch: impl FnOnce() -> F) -> Result<Cached<T>, Error>
     where
         F: Future<Output = Result<Aged<T>, Error>> + Send + 'static,
@@ -132,7 +134,7 @@ where
             }
             let since = *state.refreshing_since.get_or_insert_with(|| {
                 let refresh = Refresh { entry: entry.clone(), ttl: self.lifetimes.ttl };
-                // It belongs to the trace of the caller that it begins with.
+                // The refresh belongs to the trace of the caller that begins it.
                 tokio::spawn(refresh.run(fetch()).in_current_span());
                 began
             });
@@ -140,7 +142,7 @@ where
             let waited = began.saturating_duration_since(since);
             if good.is_some() { MAX_REFRESH_WAIT.saturating_sub(waited) } else { Duration::MAX }
         };
-        // The sender is in the entry, so only the limit can end the waiting early.
+        // The entry holds the sender, so only the limit can end the waiting early.
         let _ = timeout(limit, refreshes.changed()).await;
         entry.state().result(self.lifetimes, began)
     }
@@ -152,7 +154,7 @@ where
     }
 }
 
-/// A refresh under way. However it ends, those that wait go on.
+/// A refresh in progress. However it ends, the callers that wait continue.
 struct Refresh<T> {
     entry: Arc<Entry<T>>,
     ttl: Duration,
@@ -187,8 +189,8 @@ impl<T> Entry<T> {
 }
 
 impl<T> State<T> {
-    /// The last good response, unless it is too old. One that has arrived since the caller began is current, however short
-    /// the time to live is.
+    /// Returns the last good response, unless it is too old. One that has arrived since the caller began is current, however
+    /// short the time to live is.
     fn good(&self, lifetimes: Lifetimes, began: Instant) -> Option<Cached<T>> {
         let good = self.last_good.as_ref()?;
         let held = good.arrived.elapsed();
@@ -201,7 +203,7 @@ impl<T> State<T> {
         Some(Cached { value: good.value.clone(), freshness: Freshness::of(age) })
     }
 
-    /// What a caller gets that waited for a refresh.
+    /// Returns the result for a caller that waited for a refresh.
     fn result(&self, lifetimes: Lifetimes, began: Instant) -> Result<Cached<T>, Error> {
         match (self.good(lifetimes, began), &self.error) {
             (Some(good), _) => Ok(good),
@@ -216,7 +218,7 @@ impl<T> State<T> {
         match outcome {
             Ok(Aged { value, age }) => {
                 self.last_good = Some(Good { value: Arc::new(value), arrived: now, age });
-                // A registry that answers from memory may be well again soon.
+                // A registry that answers from memory may recover soon.
                 let ttl = if age.is_zero() { ttl } else { ttl.min(MAX_STALE_TTL) };
                 (self.error, self.failures, self.due) = (None, 0, deadline_after(now, ttl));
             }
@@ -225,8 +227,8 @@ impl<T> State<T> {
                 let backoff = Backoff { min_delay, max_delay: min_delay.max(MAX_DELAY), factor: 2.0 };
                 self.due = deadline_after(now, backoff.delay(self.failures, error.retry_after()));
                 self.failures = self.failures.saturating_add(1);
-                // A registry that refuses is not away: its earlier response no longer counts. Settings that are wrong for a
-                // moment, such as a token, say nothing about it.
+                // A registry that refuses is not away, so its earlier response no longer counts. Settings that are briefly
+                // wrong, such as a token, say nothing about it.
                 if !error.is_outage() && !matches!(error, Error::Config(_)) {
                     self.last_good = None;
                 }

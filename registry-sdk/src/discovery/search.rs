@@ -15,15 +15,15 @@ use crate::contract::{AgentStatus, CapabilityMatch, limits};
 use crate::error::Error;
 use crate::query::filter::FilterParts;
 
-/// How long the attempts of one delegation use what the first one's search found without searching again.
+/// How long the attempts of a delegation use the first search's result without another search.
 const MAX_AGE: Duration = Duration::from_secs(5);
 
-/// How long a search may take if there is something to fall back on: a registry that hangs costs no agent its time.
+/// Time limit of a search if there is a fallback: a registry that hangs does not take time from agents.
 const SHORT: Duration = Duration::from_millis(500);
 
 impl Orchestrator {
-    /// The agents with a capability, in the registry's order: from the directory if it is up to date, or if the registry does not
-    /// answer either.
+    /// Returns the agents with a capability, in the registry's order. Uses the directory if it is up to date, or if the
+    /// registry does not respond either.
     pub(super) async fn search(
         &self,
         query: &TaskQuery,
@@ -47,7 +47,7 @@ impl Orchestrator {
             return Ok(kept.clone());
         }
         let mut search = query.search(capability).limit(limits::PAGE);
-        // An agent that is asked itself may be healthy whatever the registry thinks of it.
+        // An agent that is asked itself may be healthy whatever the registry reports.
         let is_complete = query.health_source == HealthSource::Agent;
         search.filter.healthy = (!is_complete).then_some(true);
         let kept = kept.or_else(|| self.last_searches.get(&search));
@@ -67,7 +67,7 @@ impl Orchestrator {
                 Ok(found)
             }
             (Err(error), Some(cached), _) if error.is_outage() => Ok(from_directory(cached)),
-            // For a first attempt, a refusal is an answer.
+            // For a first attempt, a refusal is a response.
             (Err(error), _, Some(mut kept)) if error.is_outage() || earlier.has(capability) => {
                 kept.freshness = Freshness::Stale { age: kept.at.elapsed() };
                 // In a later attempt, they were healthy a moment ago.
@@ -78,8 +78,8 @@ impl Orchestrator {
         }
     }
 
-    /// Names the agents as well that the searches left out: those that are not healthy, and those that the query's tags and
-    /// metadata exclude or whose description alone matches.
+    /// Also names the agents that the searches omitted: unhealthy ones, and those that the query's tags and metadata exclude or
+    /// whose description alone matches.
     pub(super) async fn explain(&self, query: &TaskQuery, earlier: &Earlier, skipped: &mut Vec<Skipped>) {
         for capability in query.capabilities() {
             let Ok(unhealthy) = self.unhealthy(query, capability, earlier).await else { break };
@@ -92,7 +92,7 @@ impl Orchestrator {
         skipped.retain(|one| named.insert(one.agent_id.clone()));
     }
 
-    /// Names the agents that the registry left out because they are not healthy.
+    /// Names the agents that the registry omitted because they are unhealthy.
     async fn unhealthy(
         &self,
         query: &TaskQuery,

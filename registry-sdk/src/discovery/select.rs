@@ -24,13 +24,13 @@ struct Tier<'a> {
     capability: &'a String,
     is_fallback: bool,
     freshness: Freshness,
-    /// Whether the agents themselves are asked for their health, since the registry's word is old.
+    /// Whether the agents themselves are asked for their health, because the registry's data is old.
     needs_check: bool,
     candidates: Vec<Candidate>,
 }
 
 impl Orchestrator {
-    /// Selects an agent for a query: of the best matches, in the policy's order, the first healthy one.
+    /// Selects an agent for a query: the first healthy one of the best matches, in the policy's order.
     ///
     /// # Errors
     /// [`SelectError::NoAgent`] with all agents that were skipped; [`SelectError::Registry`] if the search itself
@@ -47,7 +47,7 @@ impl Orchestrator {
         selected
     }
 
-    /// Selects an agent that was not tried earlier. An error does not yet name the agents that the registry left out of the search.
+    /// Selects an agent that was not tried earlier. An error does not yet name the agents that the registry omitted.
     pub(super) async fn select_from(
         &self,
         query: &TaskQuery,
@@ -74,7 +74,7 @@ impl Orchestrator {
                 return Ok(tier.selection(agent, call, skipped, is_last));
             }
         }
-        // Better an agent that failed lately than none.
+        // An agent that failed recently is better than none.
         let mut left: usize = last_resorts.iter().map(|tier| tier.candidates.len()).sum();
         for mut tier in last_resorts {
             left -= tier.candidates.len();
@@ -87,7 +87,7 @@ impl Orchestrator {
         Err(SelectError::NoAgent { capability: query.capability.clone(), skipped })
     }
 
-    /// The candidates that may be selected, in the registry's order.
+    /// Returns the candidates that may be selected, in the registry's order.
     fn admissible(
         &self,
         query: &TaskQuery,
@@ -115,7 +115,7 @@ impl Orchestrator {
         candidates
     }
 
-    /// Removes and returns the first healthy candidate of a tier, which has the task from then on. A few others are checked at the
+    /// Removes and returns the first healthy candidate of a tier, which has the task from then on. Checks a few others at the
     /// same time.
     async fn first_healthy(
         &self,
@@ -153,7 +153,7 @@ impl Orchestrator {
             match (verdict, agent.into_match()) {
                 (Ok(()), Some(agent)) => return Some((agent, call)),
                 (Err(reason), _) => skipped.push(Skipped::new(&first, reason)),
-                // Its capability is gone.
+                // The candidate no longer has its capability.
                 (Ok(()), None) => {}
             }
         }
@@ -182,13 +182,13 @@ impl Tier<'_> {
     }
 }
 
-/// Why an agent cannot be given a task by what the registry reported of it.
+/// Returns why an agent cannot be given a task, judged by the registry's data.
 fn unfit(health_source: HealthSource, agent: &Candidate) -> Option<SkipReason> {
     match (agent.status(), agent.reported_health()) {
         (AgentStatus::Unknown(_), _) => Some(SkipReason::Unhealthy),
         (AgentStatus::Offline, _) if health_source != HealthSource::Agent => Some(SkipReason::Offline),
         _ if agent.is_in_maintenance() => Some(SkipReason::Maintenance),
-        // It is asked itself.
+        // The agent is asked itself.
         _ if health_source == HealthSource::Agent => None,
         (_, Some(false)) => Some(SkipReason::Unhealthy),
         _ => None,

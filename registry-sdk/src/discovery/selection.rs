@@ -1,4 +1,4 @@
-//! What a selection says: the agent, those that were skipped, or why there is none.
+//! The result of a selection: the agent, the skipped agents, or why there is none.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,14 +10,14 @@ use super::freshness::Freshness;
 use crate::contract::CapabilityMatch;
 use crate::error::Error;
 
-/// How many agents an error names.
+/// Maximum number of agents that an error names.
 const NAMED: usize = 10;
 
 /// The selected agent, and how it was selected.
 ///
 /// A task counts as in flight at the agent until its outcome is reported, or the selection and its clones are dropped. A
-/// delegation reports by itself. Whoever calls the agent without one reports with
-/// [`report_success`](Self::report_success) and [`report_failure`](Self::report_failure), so that the orchestrator knows which
+/// delegation reports by itself. If you call the agent yourself, report the outcome with
+/// [`report_success`](Self::report_success) or [`report_failure`](Self::report_failure), so that the orchestrator knows which
 /// agents are loaded, busy or broken:
 ///
 /// ```no_run
@@ -36,13 +36,13 @@ const NAMED: usize = 10;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Selection {
-    /// The agent, by the capability that matched.
+    /// The agent, with the capability that matched.
     pub agent: CapabilityMatch,
-    /// Which of the requested capabilities it was found by.
+    /// The requested capability by which the agent was found.
     pub matched_capability: String,
     /// Whether that was a fallback.
     pub is_fallback: bool,
-    /// The candidates that were skipped. Agents that the registry left out as unhealthy are named only if no agent was selected.
+    /// The candidates that were skipped. Agents that the registry omitted as unhealthy are named only if no agent was selected.
     pub skipped: Vec<Skipped>,
     /// How fresh the data behind this selection is.
     pub freshness: Freshness,
@@ -57,18 +57,20 @@ impl Selection {
         self.call.succeeded();
     }
 
-    /// Reports that the task failed. [`FailureKind::Agent`] counts against the agent, [`FailureKind::Busy`] leaves it alone for a
-    /// while. Only the first report of a selection counts.
+    /// Reports that the task failed.
+    ///
+    /// [`FailureKind::Agent`] counts against the agent, and [`FailureKind::Busy`] keeps it from getting tasks for a while. Only
+    /// the first report of a selection counts.
     pub fn report_failure(&self, kind: FailureKind) {
         self.call.failed(kind, kind == FailureKind::Agent);
     }
 }
 
-/// An agent that was skipped.
+/// A skipped agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Skipped {
-    /// Its id.
+    /// The agent's id.
     pub agent_id: String,
     /// Why it was skipped.
     pub reason: SkipReason,
@@ -90,41 +92,42 @@ impl fmt::Display for Skipped {
     }
 }
 
-/// Why an agent was skipped. In a text it follows the agent's id.
+/// Why an agent was skipped. In a text, the reason follows the agent's id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SkipReason {
-    /// The query excludes it.
+    /// The query excludes the agent.
     #[error("is excluded")]
     Excluded,
-    /// Its capability lacks one of the tags.
+    /// The capability lacks one of the tags.
     #[error("lacks a tag")]
     MissingTag,
-    /// Its metadata lacks one of the values.
+    /// The metadata lacks one of the values.
     #[error("has other metadata")]
     OtherMetadata,
-    /// Only the description of its capability has words of the query.
+    /// Only the description of the capability has words of the query.
     #[error("only mentions it in a description")]
     DescriptionOnly,
-    /// It is offline.
+    /// The agent is offline.
     #[error("is offline")]
     Offline,
-    /// It is in maintenance. Named if a directory or a health check says so: the registry leaves such an agent out of its searches.
+    /// The agent is in maintenance. Reported by a directory or a health check, because the registry omits such agents from its
+    /// searches.
     #[error("is in maintenance")]
     Maintenance,
-    /// It is not healthy.
+    /// The agent is not healthy.
     #[error("is not healthy")]
     Unhealthy,
-    /// Its health check failed, or took too long.
+    /// The health check failed, or took too long.
     #[error("did not answer its health check")]
     NoAnswer,
-    /// It failed too often lately.
+    /// The agent failed too often recently.
     #[error("is ejected, since it failed too often")]
     Ejected,
-    /// It asked to be left alone.
+    /// The agent asked to be avoided.
     #[error("is busy for another {retry_after:.1?}")]
     Busy {
-        /// How long that goes on.
+        /// The remaining time.
         retry_after: Duration,
     },
 }
@@ -133,15 +136,15 @@ pub enum SkipReason {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SelectError {
-    /// No healthy agent can do it.
+    /// No healthy agent has the capability.
     #[error(
         "no agent can be given {capability:?}: {}",
         list_or(skipped, "no healthy one is registered for it")
     )]
     NoAgent {
-        /// The capability that was wanted first.
+        /// The requested capability.
         capability: String,
-        /// All agents that can do it, or a fallback, and why each was skipped.
+        /// All agents that have the capability, or a fallback, and why each was skipped.
         skipped: Vec<Skipped>,
     },
     /// The registry could not be searched.
@@ -150,7 +153,7 @@ pub enum SelectError {
 }
 
 impl SelectError {
-    /// The agents that were skipped.
+    /// Returns the agents that were skipped.
     #[must_use]
     pub fn skipped(&self) -> &[Skipped] {
         match self {
@@ -159,7 +162,7 @@ impl SelectError {
         }
     }
 
-    /// After which time the first busy agent can be asked again, if there is one.
+    /// Returns the time after which the first busy agent can be asked again, if there is one.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         let times = self.skipped().iter().filter_map(|one| match one.reason {
@@ -170,7 +173,7 @@ impl SelectError {
     }
 }
 
-/// Agents as a text: "a is offline, b is busy for another 3.2s".
+/// Formats agents: "a is offline, b is busy for another 3.2s".
 pub(super) fn list<T: fmt::Display>(agents: &[T]) -> String {
     let text = agents.iter().take(NAMED).map(T::to_string).collect::<Vec<_>>().join(", ");
     match agents.len().saturating_sub(NAMED) {

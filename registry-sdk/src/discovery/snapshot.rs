@@ -1,4 +1,4 @@
-//! All agents at one moment, and the index by which they are found.
+//! All agents at a moment, and the index that finds them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::query::filter::FilterParts;
 use crate::query::prepared::PreparedSearch;
 use crate::search::{Hit, SearchIndex};
 
-/// The agents, and the index by which they are found.
+/// The agents, and the index that finds them.
 #[derive(Debug, Default)]
 pub(super) struct Snapshot {
     agents: BTreeMap<String, (u32, Arc<AgentRecord>)>,
@@ -31,8 +31,8 @@ impl Snapshot {
         self.agents.get(agent_id).map(|(_, agent)| agent.clone())
     }
 
-    /// The agents that can do something, the best match first, up to the query's limit, or all of them. Those in maintenance,
-    /// which a registry leaves out, only if they are wanted.
+    /// Returns the agents that match, best match first, up to the query's limit, or all of them. Includes agents in
+    /// maintenance, which a registry omits, only on request.
     pub(super) fn candidates(&self, query: &SearchQuery, wants_maintenance: bool) -> Vec<Candidate> {
         let filter = &query.filter;
         let agent = |slot: u32| self.by_slot.get(slot as usize)?.as_ref();
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
     use crate::contract::{AgentStatus, Capability, MaintenanceRequest, Timestamp};
 
-    /// A record as it was while the agent was in maintenance that ends this long after now, or before.
+    /// A record from a maintenance that ends this long from now, or ended before.
     fn snapshot(ends_in: i64) -> Snapshot {
         let mut agent = AgentRecord::new("a", AgentStatus::Active);
         agent.capabilities = vec![Capability::new("work")];
@@ -94,7 +94,7 @@ mod tests {
         snapshot
     }
 
-    /// The registry may be away when it ends, and so not have said it yet.
+    /// The registry may be away at the end of the maintenance, and not have reported it yet.
     #[test]
     fn maintenance_is_over_at_its_end_whether_or_not_the_registry_has_said_so() {
         let found = |ends_in, query: SearchQuery| {

@@ -9,12 +9,13 @@ use std::time::Duration;
 use super::failure_kind::FailureKind;
 use super::http_task_error::HttpTaskError;
 
-/// A shared error, so that errors can be cloned.
+/// A shared error, so that task errors can be cloned.
 pub(super) type Cause = Arc<dyn Error + Send + Sync>;
 
-/// Why a task failed, and what that says of the agent and the task.
+/// Why a task failed, and what that says about the agent and the task.
 ///
-/// Any error that implements [`std::error::Error`] becomes one with `?`. What decides is the error or the first of its causes that is
+/// Any error that implements [`std::error::Error`] converts into one with `?`. Its kind depends on the error, or on the first
+/// of its causes, that is one of these:
 /// one of these:
 ///
 /// - an [`HttpTaskError`](super::HttpTaskError): its own kind;
@@ -51,32 +52,33 @@ pub struct TaskError {
 pub(super) enum Charge {
     No,
     Yes,
-    /// The agent was given up: it counts if the agent had enough time.
+    /// The attempt was cut off: it counts if the agent had enough time.
     IfItHadTime,
 }
 
 impl TaskError {
-    /// A failure of a kind. The error may also be a text.
+    /// Creates an error of a kind. The cause may also be a text.
     #[must_use]
     pub fn new(kind: FailureKind, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::of(kind, Cause::from(error.into()))
     }
 
-    /// The agent's fault: another agent may do better.
+    /// Creates an error by the agent's fault: another agent may succeed.
     #[must_use]
     pub fn transient(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::new(FailureKind::Agent, error)
     }
 
-    /// The task's own fault: no other agent would do better.
+    /// Creates an error by the task's fault: no other agent would succeed.
     #[must_use]
     pub fn permanent(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::new(FailureKind::Task, error)
     }
 
-    /// Says that the agent has certainly not got the task. So it may go to another one also with
-    /// [`at_most_once`](super::Delegation::at_most_once), does not count for [`attempts`](super::Delegation::attempts), and draws
-    /// nothing from the [`RetryBudget`](super::RetryBudget).
+    /// Declares that the agent has certainly not got the task.
+    ///
+    /// The task may then go to another agent even with [`at_most_once`](super::Delegation::at_most_once), does not count for
+    /// [`attempts`](super::Delegation::attempts), and draws nothing from the [`RetryBudget`](super::RetryBudget).
     #[must_use]
     pub fn not_sent(mut self) -> Self {
         self.may_have_arrived = false;
@@ -84,19 +86,19 @@ impl TaskError {
         self
     }
 
-    /// What the failure says of the agent and the task.
+    /// Returns what the failure says about the agent and the task.
     #[must_use]
     pub fn kind(&self) -> FailureKind {
         self.kind
     }
 
-    /// The time after which a busy agent asked to be asked again.
+    /// Returns the delay that a busy agent asked for.
     #[cfg(feature = "a2a")]
     pub(super) fn retry_after(&self) -> Option<Duration> {
         if let FailureKind::Busy { retry_after } = self.kind { Some(retry_after) } else { None }
     }
 
-    /// The agent was given up, because it took too long.
+    /// Creates the error of an attempt that was cut off because it took too long.
     pub(super) fn late(error: impl Error + Send + Sync + 'static) -> Self {
         Self { charge: Charge::IfItHadTime, ..Self::transient(error) }
     }
@@ -114,12 +116,12 @@ impl fmt::Display for TaskError {
     }
 }
 
-// No `std::error::Error` itself, since the standard library's `From<T> for T` would overlap with this.
+// Does not implement `std::error::Error`, because the standard library's `From<T> for T` would overlap with this.
 impl<E: Error + Send + Sync + 'static> From<E> for TaskError {
     fn from(error: E) -> Self {
         let error = Box::<dyn Error + Send + Sync>::from(error);
         let error = match error.downcast::<reqwest::Error>() {
-            // A query may carry a key, and errors end up in logs.
+            // A query may contain a key, and errors are logged.
             Ok(error) => Box::<dyn Error + Send + Sync>::from(error.without_url()),
             Err(error) => error,
         };
@@ -141,13 +143,13 @@ impl<E: Error + Send + Sync + 'static> From<E> for TaskError {
     }
 }
 
-/// What is known of an error of the libraries that tasks are sent with.
+/// The classification of errors of the libraries that send tasks.
 struct Known {
     kind: FailureKind,
     may_have_arrived: bool,
-    /// Whether it is a time-out, or a status.
+    /// Whether it is a timeout or a status.
     draws: bool,
-    /// Whether it counts against the agent in spite of its kind.
+    /// Whether it counts against the agent despite its kind.
     is_charged: bool,
 }
 
@@ -177,7 +179,7 @@ impl Known {
     }
 }
 
-/// The kind of a request of the caller's own that failed.
+/// Returns the kind of a failed request of the caller's own client.
 fn kind_of_request(error: &reqwest::Error) -> FailureKind {
     match error.status() {
         Some(status) => FailureKind::of_status(status.as_u16(), None),

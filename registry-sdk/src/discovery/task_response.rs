@@ -13,18 +13,18 @@ use crate::retry::deadline_after;
 
 /// The response of [`Delegation::send`](super::Delegation::send): a status, headers, and a body that is read chunk by chunk.
 ///
-/// The task counts as in flight until the body has ended or this is dropped, and then as done. If the body breaks off or falls
-/// silent, that counts against the agent.
+/// The task counts as in flight until the body has ended or this is dropped, and then as done. A body that breaks off or falls
+/// silent counts against the agent.
 #[derive(Debug)]
 pub struct TaskResponse {
     response: reqwest::Response,
     task: Task,
     chunk_timeout: Duration,
-    /// Since when the next chunk is waited for.
+    /// When the wait for the next chunk began.
     waiting: Option<Instant>,
 }
 
-/// The task at the agent, which has ended when this is dropped.
+/// The task at the agent, which ends when this is dropped.
 #[derive(Debug)]
 struct Task(Selection);
 
@@ -39,21 +39,21 @@ impl TaskResponse {
         Self { response, task: Task(selection), chunk_timeout, waiting: None }
     }
 
-    /// The status, which is a success.
+    /// Returns the status, which is a success.
     #[must_use]
     pub fn status(&self) -> u16 {
         self.response.status().as_u16()
     }
 
-    /// The headers.
+    /// Returns the headers.
     #[must_use]
     pub fn headers(&self) -> &HeaderMap {
         self.response.headers()
     }
 
-    /// The next part of the body; `None` at its end.
+    /// Waits for the next part of the body; `None` at its end.
     ///
-    /// Cancel safe: a part that has not arrived is returned by the next call, and the time counts from the first one.
+    /// Cancel safe: the next call returns a part that has not arrived yet, and the time counts from the first call.
     ///
     /// # Errors
     /// [`HttpTaskError::InvalidResponse`] if the connection breaks, or nothing arrives within the
@@ -78,7 +78,7 @@ impl TaskResponse {
         Err(HttpTaskError::InvalidResponse { status: self.status(), detail, body: Vec::new() })
     }
 
-    /// The response as it is, without the time limit between chunks. The task counts as done.
+    /// Returns the HTTP response, without the time limit between chunks. The task counts as done.
     #[must_use]
     pub fn into_inner(self) -> reqwest::Response {
         self.response

@@ -1,8 +1,8 @@
 //! Outlier ejection: an agent that fails too often gets no tasks for a while.
 //!
-//! The terms and the growth of the ejection are those of Envoy's outlier detection and gRPC's A50
+//! The terms and the growth of the ejection time are those of Envoy's outlier detection and gRPC's A50
 //! (<https://github.com/grpc/proposal/blob/master/A50-xds-outlier-detection.md>). Both judge hosts once per interval by
-//! thousands of requests; tasks of agents are fewer and slower, so each outcome is judged when it comes. The trial after an
+//! thousands of requests. Tasks of agents are fewer and slower, so each outcome is judged when it arrives. The trial after an
 //! ejection is that of a circuit breaker (Michael Nygard, "Release It!", 2007).
 
 use std::collections::VecDeque;
@@ -12,15 +12,16 @@ use tokio::time::Instant;
 
 use crate::retry::deadline_after;
 
-/// Number of outcomes that the success rate is computed of.
+/// Number of outcomes from which the success rate is computed.
 const OUTCOMES: usize = 20;
 
 /// When an agent is ejected, and for how long.
 ///
-/// An ejected agent gets a task only if no other candidate is left, fallbacks included: so a task is never refused because all
-/// agents are ejected. After its time one task goes to it as a trial: if it succeeds the agent is admitted again, else it is ejected
-/// for longer. If more than half of the candidates are ejected, those that are out the longest have their trial after a tenth of
-/// their time, so that the others are not overloaded for long. An agent that registers with another `base_url` begins anew.
+/// An ejected agent gets a task only if no other candidate is left, including fallbacks, so no task is refused because all
+/// agents are ejected. After the ejection, the agent gets one task as a trial: if the task succeeds, the agent is admitted
+/// again, otherwise it is ejected for longer. If more than half of the candidates are ejected, those that have been ejected the
+/// longest get their trial after a tenth of their time, so that the others are not overloaded for long. An agent that registers
+/// with another `base_url` starts over.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EjectionSettings {
     consecutive_failures: usize,
@@ -52,15 +53,17 @@ impl EjectionSettings {
         self
     }
 
-    /// Sets the share of successes below which an agent is ejected, from 0 (never) to 1. It is computed of the last 20
-    /// outcomes within the [`window`](Self::window), once there are [`min_outcomes`](Self::min_outcomes). Default: 0.6.
+    /// Sets the share of successes below which an agent is ejected, from 0 (never) to 1.
+    ///
+    /// It is computed from the last 20 outcomes within the [`window`](Self::window), once there are
+    /// [`min_outcomes`](Self::min_outcomes). Default: 0.6.
     #[must_use]
     pub fn min_success_rate(mut self, rate: f64) -> Self {
         self.min_success_rate = rate.clamp(0.0, 1.0);
         self
     }
 
-    /// Sets how many outcomes are needed before the success rate counts, from 1 to 20. Default: 10.
+    /// Sets how many outcomes are required before the success rate counts, from 1 to 20. Default: 10.
     #[must_use]
     pub fn min_outcomes(mut self, outcomes: usize) -> Self {
         self.min_outcomes = outcomes.clamp(1, OUTCOMES);
@@ -74,22 +77,24 @@ impl EjectionSettings {
         self
     }
 
-    /// Sets the length of the first ejection. Each further one is that much longer, and for each such time in which the agent
-    /// was admitted the next one is that much shorter again. Default: 30 s.
+    /// Sets the length of the first ejection.
+    ///
+    /// Each further ejection is longer by this time, and each such time without an ejection makes the next one shorter by it.
+    /// Default: 30 s.
     #[must_use]
     pub fn base_time(mut self, time: Duration) -> Self {
         self.base_time = time;
         self
     }
 
-    /// Sets the length of the longest ejection. Default: 5 minutes.
+    /// Sets the maximum length of an ejection. Default: 5 minutes.
     #[must_use]
     pub fn max_time(mut self, time: Duration) -> Self {
         self.max_time = time;
         self
     }
 
-    /// Time after which nothing is remembered of an agent that got no tasks.
+    /// Returns the time after which the state of an agent without tasks is forgotten.
     pub(super) fn memory(&self) -> Duration {
         self.window.saturating_add(self.max_time)
     }
@@ -99,42 +104,42 @@ impl EjectionSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EjectionState {
-    /// It gets tasks.
+    /// The agent gets tasks.
     Admitted,
-    /// It failed too often, and gets tasks only if no other agent is left.
+    /// The agent failed too often, and gets tasks only if no other agent is left.
     Ejected {
-        /// How long that goes on; nothing while the trial is under way.
+        /// The remaining time; zero while the trial is in flight.
         remaining: Duration,
     },
-    /// Its ejection is over, and the next task is the trial.
+    /// The ejection is over, and the next task is the trial.
     OnTrial,
 }
 
-/// The outcomes of one agent's tasks, and its ejection.
+/// The outcomes of an agent's tasks, and its ejection.
 #[derive(Debug, Default)]
 pub(super) struct Ejection {
-    /// When tasks ended and whether they succeeded, the oldest first.
+    /// When tasks ended and whether they succeeded, oldest first.
     outcomes: VecDeque<(Instant, bool)>,
     consecutive_failures: usize,
     ejected: Option<Ejected>,
     /// Length of the last ejection, as a multiple of the base time.
     multiple: u32,
-    /// Since when it is admitted again.
+    /// When the agent was admitted again.
     admitted: Option<Instant>,
-    /// Grows with each ejection and each admission. Outcomes of tasks that began before the last one are ignored.
+    /// Increases with each ejection and each admission. Outcomes of tasks that began before are ignored.
     epoch: u64,
 }
 
 #[derive(Debug)]
 struct Ejected {
     until: Instant,
-    /// From when on it may come back if too many others are ejected.
+    /// When the agent may return if too many others are ejected.
     early: Instant,
     /// When the trial began, if it has not ended.
     trial: Option<Instant>,
 }
 
-/// What has to be known of a task when it ends.
+/// The data of a task that is needed when it ends.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ticket {
     epoch: u64,
@@ -150,13 +155,13 @@ impl Ejection {
         }
     }
 
-    /// Since when the agent could be let in for a trial before its time, if it can be.
+    /// Returns since when the agent could get an early trial, if it can.
     pub(super) fn early(&self, now: Instant) -> Option<Instant> {
         let ejected = self.ejected.as_ref().filter(|ejected| ejected.trial.is_none())?;
         Some(ejected.early).filter(|early| *early <= now)
     }
 
-    /// Records that the agent gets a task. If a trial is due, or it is let in for an early one, this is it.
+    /// Records that the agent gets a task. If a trial is due, or the agent gets an early one, this is it.
     pub(super) fn begin(&mut self, now: Instant, is_let_in: bool) -> Ticket {
         let trial = match &mut self.ejected {
             Some(ejected) if ejected.trial.is_none() && (is_let_in || ejected.until <= now) => {
@@ -168,12 +173,13 @@ impl Ejection {
         Ticket { epoch: self.epoch, trial }
     }
 
-    /// Forgets all, because another process has taken the agent's place. Tasks that it did not get say nothing of it.
+    /// Forgets everything, because another process has taken the agent's place. Tasks of the previous process say nothing about
+    /// it.
     pub(super) fn forget(&mut self) {
         *self = Self { epoch: self.epoch + 1, ..Self::default() };
     }
 
-    /// Records that a task ended without an outcome that says anything of the agent.
+    /// Records that a task ended without an outcome that says anything about the agent.
     pub(super) fn release(&mut self, ticket: Ticket) {
         if let Some(ejected) = self.ejected.as_mut().filter(|ejected| ejected.trial == ticket.trial) {
             ejected.trial = None;
@@ -193,7 +199,7 @@ impl Ejection {
         }
     }
 
-    /// Records that a task failed by the agent's fault. Returns for how long it is ejected, if that begins now.
+    /// Records that a task failed by the agent's fault. Returns the length of the ejection if that begins now.
     pub(super) fn failed(
         &mut self,
         settings: &EjectionSettings,
@@ -244,7 +250,7 @@ impl Ejection {
         time
     }
 
-    /// Begins a new epoch, for which earlier outcomes say nothing.
+    /// Begins a new epoch, in which earlier outcomes do not count.
     fn change(&mut self) {
         self.epoch += 1;
         self.outcomes.clear();

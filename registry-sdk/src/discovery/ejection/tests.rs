@@ -1,4 +1,4 @@
-//! Ejection against a plain reading of its rules.
+//! Ejection against a simple model of its rules.
 
 use proptest::prelude::{Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestRunner};
@@ -13,7 +13,7 @@ enum Step {
     End(usize, bool),
 }
 
-/// A plain reading of the rules: all outcomes are kept, and the state is computed from them.
+/// A simple model of the rules: it keeps all outcomes and computes the state from them.
 #[derive(Default)]
 struct Model {
     outcomes: Vec<(u64, bool)>,
@@ -65,7 +65,7 @@ impl Model {
 }
 
 #[test]
-fn an_agent_is_ejected_and_admitted_by_the_rules() {
+fn agent_is_ejected_and_admitted_by_the_rules() {
     let step = prop_oneof![
         2 => (1..50_u64).prop_map(Step::Wait),
         6 => any::<bool>().prop_map(|_| Step::Begin),
@@ -126,7 +126,7 @@ fn live(history: &[Step]) {
     }
 }
 
-/// Lets tasks come and end, a second apart. Returns after how many the agent is ejected.
+/// Runs tasks a second apart. Returns the number of tasks after which the agent is ejected.
 fn ejected_after(settings: &EjectionSettings, succeeds: impl Fn(usize) -> bool) -> Option<usize> {
     let mut ejection = Ejection::default();
     let start = Instant::now();
@@ -142,7 +142,7 @@ fn ejected_after(settings: &EjectionSettings, succeeds: impl Fn(usize) -> bool) 
 }
 
 #[test]
-fn agents_that_often_fail_are_ejected_and_others_are_not() {
+fn only_agents_that_often_fail_are_ejected() {
     let settings = EjectionSettings::default();
     assert_eq!(ejected_after(&settings, |_| false), Some(2));
     assert_eq!(ejected_after(&settings, |number| number % 2 == 1), Some(10), "every second");
@@ -196,7 +196,7 @@ fn ejections_grow_up_to_five_minutes_and_shrink_with_health() {
 }
 
 #[test]
-fn the_times_of_ejections_can_be_set() {
+fn times_of_ejections_can_be_set() {
     let settings =
         EjectionSettings::default().base_time(Duration::from_secs(4)).max_time(Duration::from_secs(7));
     let mut ejection = Ejection::default();
@@ -208,7 +208,7 @@ fn the_times_of_ejections_can_be_set() {
 }
 
 #[test]
-fn one_task_at_a_time_is_the_trial() {
+fn single_task_at_a_time_is_the_trial() {
     let settings = EjectionSettings::default();
     let (mut ejection, start) = (Ejection::default(), Instant::now());
     eject(&mut ejection, &settings, start);
@@ -218,7 +218,7 @@ fn one_task_at_a_time_is_the_trial() {
     let remaining = Duration::ZERO;
     let later = now + Duration::from_secs(3_600);
     assert_eq!(ejection.state(later), EjectionState::Ejected { remaining }, "it may take its time");
-    // A task that goes there all the same, because no other agent is left, is no trial.
+    // A task that goes to the agent anyway, because no other agent is left, is not a trial.
     let other = ejection.begin(now, false);
     assert_eq!(ejection.failed(&settings, other, now), None);
     ejection.release(other);
@@ -228,7 +228,7 @@ fn one_task_at_a_time_is_the_trial() {
 }
 
 #[test]
-fn outcomes_of_tasks_from_before_an_ejection_say_nothing_of_the_time_after_it() {
+fn outcomes_from_before_an_ejection_do_not_count_after_it() {
     let settings = EjectionSettings::default();
     let (mut ejection, start) = (Ejection::default(), Instant::now());
     let old = [(); 5].map(|()| ejection.begin(start, false));
@@ -245,7 +245,7 @@ fn outcomes_of_tasks_from_before_an_ejection_say_nothing_of_the_time_after_it() 
 }
 
 #[test]
-fn an_agent_can_be_let_in_for_its_trial_after_a_tenth_of_its_time() {
+fn agent_can_get_an_early_trial_after_a_tenth_of_its_time() {
     let settings = EjectionSettings::default();
     let (mut ejection, start) = (Ejection::default(), Instant::now());
     assert_eq!(ejection.early(start), None);
