@@ -1,4 +1,4 @@
-//! Delegating a task: its settings, and what comes of it.
+//! Delegating a task: its settings, and its outcome.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,19 +25,19 @@ use super::task_response::TaskResponse;
 use crate::a2a::{message::Message, reply::Reply};
 use crate::contract::CapabilityMatch;
 
-/// Headers that say how a request is written, which is up to the HTTP client.
+/// Headers that describe how a request is written, which the HTTP client sets.
 const OF_CONNECTIONS: [HeaderName; 4] = [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE];
 
-/// A task on its way to an agent. Made by [`Orchestrator::delegate`].
+/// A task to be delegated. Created by [`Orchestrator::delegate`].
 ///
-/// Set [`time_limit`](Self::time_limit) to more than twice your slowest task: each agent has half of the time that is left, and the last one all
-/// of it. So one of two agents may hang. With more of them, the second has a quarter: if it is to have time for your slowest task, too,
-/// set four times of it, or an [`attempt_timeout`](Self::attempt_timeout).
+/// Set [`time_limit`](Self::time_limit) to more than twice the time of your slowest task: each agent gets half of the remaining
+/// time, and the last one all of it. So one of two agents may hang. With more agents, the second gets a quarter. If that has to
+/// suffice for your slowest task, set four times its duration, or an [`attempt_timeout`](Self::attempt_timeout).
 ///
-/// Use [`at_most_once`](Self::at_most_once) for anything with side effects, unless the agents recognize the idempotency key. And
-/// let delegations end by themselves: one that is dropped early, by an outer time-out for example, says nothing of its agent.
+/// Use [`at_most_once`](Self::at_most_once) for tasks with side effects, unless the agents recognize the idempotency key. Let
+/// delegations end by themselves: one that is dropped early, for example by an outer timeout, says nothing about its agent.
 ///
-/// # What an agent gets
+/// # Request headers
 ///
 /// [`post_json`](Self::post_json), [`send`](Self::send) and `send_message` (feature `a2a`) add these headers, which the extractor
 /// `DelegatedTask` (feature `axum`) reads:
@@ -45,8 +45,8 @@ const OF_CONNECTIONS: [HeaderName; 4] = [CONNECTION, CONTENT_LENGTH, TRANSFER_EN
 /// | header | value |
 /// |---|---|
 /// | `Idempotency-Key` | the same text in all attempts of a task, in quotes (draft-ietf-httpapi-idempotency-key-header) |
-/// | `Delegation-Attempt` | number of the attempt, from 1 |
-/// | `Delegation-Time-Left-Seconds` | after which time nobody waits for the response any more |
+/// | `Delegation-Attempt` | number of the attempt, starting at 1 |
+/// | `Delegation-Time-Left-Seconds` | number of seconds after which the caller stops waiting for the response |
 #[derive(Debug)]
 #[must_use = "nothing is sent before `run`, `post_json`, `send` or `send_message` is called"]
 pub struct Delegation<'a> {
@@ -93,24 +93,25 @@ impl Orchestrator {
 }
 
 impl Delegation<'_> {
-    /// Sets how many agents may fail at the task, or decline it; at least one.
+    /// Sets how many agents may fail at the task, or decline it; at least one. Default: 3.
     ///
-    /// Agents that refuse it without having begun (no connection, busy, wrong path or credentials) do not count. Default: 3.
+    /// Agents that refuse the task without beginning it (no connection, busy, wrong path or credentials) do not count.
     pub fn attempts(mut self, attempts: usize) -> Self {
         self.settings.attempts = attempts.max(1);
         self
     }
 
-    /// Sets how long all of it may take: more than twice the slowest task, or four times, as said [above](Self). Default: 60 s.
+    /// Sets the time limit of the whole delegation: more than twice the slowest task, or four times, see [above](Self).
+    /// Default: 60 s.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.settings.time_limit = limit;
         self
     }
 
-    /// Sets how long one agent may take.
+    /// Sets the time limit of an attempt.
     ///
-    /// Default: half of what is left of the [`time_limit`](Self::time_limit), and all of it if no further attempt may follow.
-    /// An attempt that is cut off counts against its agent only if it had as long as the first one.
+    /// Default: half of the remaining [`time_limit`](Self::time_limit), or all of it if no further attempt may follow. An
+    /// attempt that is cut off counts against its agent only if it had as much time as the first one.
     pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.settings.attempt_timeout = Some(timeout);
         self
@@ -118,25 +119,27 @@ impl Delegation<'_> {
 
     /// Sends the task to no second agent once it may have arrived at one: for tasks with side effects.
     ///
-    /// It goes to the next agent only if no connection could be made; any response shows that it arrived, so also a refusal
-    /// ends the delegation. Turns hedging off.
+    /// The task fails over only if no connection could be made. Any response shows that it arrived, so even a refusal ends the
+    /// delegation. Turns hedging off.
     pub fn at_most_once(mut self) -> Self {
         self.settings.at_most_once = true;
         self
     }
 
-    /// For tasks that can be done twice without harm: if an agent has not done the task after this time, the next
-    /// one gets it as well, and the first good response counts (hedged requests: Dean and Barroso, "The Tail at
-    /// Scale", 2013, <https://doi.org/10.1145/2408776.2408794>). The others are dropped then, which counts against those that
-    /// were overtaken by a later attempt. A time that one task in twenty takes costs some 5 % more work. Default: off.
+    /// Sends the task to another agent as well if an agent has not done it after this time, and uses the first success: for
+    /// tasks that can be done twice without harm (hedged requests: Dean and Barroso, "The Tail at Scale", 2013,
+    /// <https://doi.org/10.1145/2408776.2408794>).
+    ///
+    /// The other attempts are then dropped, which counts against the agents that a later attempt has overtaken. A delay that
+    /// one task in twenty exceeds costs about 5 % more work. Default: off.
     pub fn hedge_after(mut self, delay: Duration) -> Self {
         self.settings.hedge_after = Some(delay);
         self
     }
 
-    /// Sets the key that tells agents which attempts belong to one task, for a task that the caller repeats by itself.
+    /// Sets the key that shows agents which attempts belong to one task, for a task that the caller itself repeats.
     ///
-    /// It has to consist of visible ASCII characters and spaces. Default: a random one.
+    /// It may contain visible ASCII characters and spaces. Default: a random key.
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
         self.settings.idempotency_key = key.into();
         if crate::contract::idempotency_key_value(&self.settings.idempotency_key).is_none() {
@@ -145,9 +148,9 @@ impl Delegation<'_> {
         self
     }
 
-    /// Adds a header to what [`post_json`](Self::post_json), [`send`](Self::send) and `send_message` send.
+    /// Adds a header to the requests of [`post_json`](Self::post_json), [`send`](Self::send) and `send_message`.
     ///
-    /// It replaces one of the SDK's own, but not those of the A2A protocol.
+    /// It replaces a header of the SDK with the same name, but not those of the A2A protocol.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let header = HeaderName::try_from(name).ok().zip(HeaderValue::try_from(value).ok());
         match (&mut self.headers, header) {
@@ -155,7 +158,7 @@ impl Delegation<'_> {
                 self.headers = Err(format!("the header {name} is set by the connection itself"));
             }
             (Ok(headers), Some((name, mut value))) => {
-                // It may be a credential, which no log shows.
+                // The value may be a credential, which must not be logged.
                 value.set_sensitive(true);
                 headers.insert(name, value);
             }
@@ -181,7 +184,7 @@ impl Delegation<'_> {
 
     /// Runs the caller's own code against the selected agent, and against the next one if it fails by the agent's fault.
     ///
-    /// Inside, `?` turns any error into a [`TaskError`].
+    /// Within the code, `?` turns any error into a [`TaskError`].
     ///
     /// ```no_run
     /// # async fn example(orchestrator: registry_sdk::Orchestrator) -> Result<(), Box<dyn std::error::Error>> {
@@ -199,7 +202,7 @@ impl Delegation<'_> {
     /// ```
     ///
     /// # Cancel safety
-    /// What is under way is dropped; nothing is left running.
+    /// Attempts in flight are dropped, and nothing keeps running.
     ///
     /// # Errors
     /// See [`DelegateError`].
@@ -217,15 +220,16 @@ impl Delegation<'_> {
         .await
     }
 
-    /// Sends the task as JSON in a `POST` to a path below the agent's `base_url`, and decodes the JSON of the response.
+    /// Sends the task as JSON in a `POST` to a path below the agent's `base_url`, and decodes the response's JSON.
     ///
-    /// An empty path is the `base_url` itself, and an empty response is `null`.
+    /// An empty path means the `base_url` itself, and an empty response counts as `null`.
     ///
     /// # Cancel safety
-    /// As [`Delegation::run`]; an agent may have got the task.
+    /// As in [`Delegation::run`], but an agent may have received the task.
     ///
     /// # Errors
-    /// As [`Delegation::run`]. What each failure leads to is in the table of [`FailureKind`](super::FailureKind).
+    /// The same as those of [`Delegation::run`]. The table of [`FailureKind`](super::FailureKind) shows the effect of each
+    /// failure.
     pub async fn post_json<T: DeserializeOwned>(
         mut self,
         path: &str,
@@ -244,7 +248,7 @@ impl Delegation<'_> {
                 let response = attempt.in_time(task.send(&attempt)).await?;
                 let status = response.status().as_u16();
                 let body = task.access.read(response, max_response, &attempt).await?;
-                // As a 204 has it.
+                // A 204 has an empty body.
                 let text = if body.trim_ascii().is_empty() { b"null" } else { &body[..] };
                 serde_json::from_slice(text).map_err(|error| {
                     let detail = format!("the response cannot be decoded ({error})");
@@ -255,16 +259,18 @@ impl Delegation<'_> {
         .await
     }
 
-    /// Sends a request to a path below the agent's `base_url`, which an empty path is itself, and returns the first successful response
-    /// as soon as it begins: for streams, and for anything but JSON. From then on the task stays with this agent.
+    /// Sends a request to a path below the agent's `base_url`, and returns the first successful response as soon as it begins:
+    /// for streams, and for anything other than JSON.
     ///
-    /// The `time_limit` holds until the response begins; after that, [`chunk_timeout`](Self::chunk_timeout).
+    /// An empty path means the `base_url` itself. Once the response has begun, the task stays with this agent.
+    ///
+    /// The `time_limit` applies until the response begins, and [`chunk_timeout`](Self::chunk_timeout) after that.
     ///
     /// # Cancel safety
-    /// As [`Delegation::run`]; an agent may have got the task.
+    /// As in [`Delegation::run`], but an agent may have received the task.
     ///
     /// # Errors
-    /// As [`Delegation::run`].
+    /// The same as those of [`Delegation::run`].
     pub async fn send(
         self,
         method: Method,
@@ -272,7 +278,7 @@ impl Delegation<'_> {
         body: impl Into<Vec<u8>>,
     ) -> Result<Delegated<TaskResponse>, DelegateError> {
         let task = self.http_task(method, path, Ok(body.into()))?;
-        // Its outcome is that of the whole stream.
+        // The outcome is that of the whole stream.
         let settings = Settings { reports_success: false, ..self.settings };
         let done = race(self.orchestrator, self.query, settings, |attempt| {
             let task = task.clone();
@@ -284,12 +290,13 @@ impl Delegation<'_> {
         Ok(Delegated { value, selection, failed })
     }
 
-    /// Sends a message to the agent over the [A2A](https://a2a-protocol.org) protocol, by the interface in the agent's card, and waits until
-    /// the agent has done the task that it makes of the message (feature `a2a`). The id of the message is the idempotency key.
+    /// Sends a message to the agent over the [A2A](https://a2a-protocol.org) protocol, through the interface in the agent's
+    /// card, and waits until the agent has done the resulting task (feature `a2a`).
     ///
-    /// A task that takes long is asked for again and again, for as long as the attempt may last: set [`time_limit`](Self::time_limit) to
-    /// more than twice the slowest task, as for any other. A task that is given up is canceled at its agent. If the agent needs an
-    /// answer or credentials to go on, that is the result: see [`Reply::state`].
+    /// The id of the message is the idempotency key. The state of a long task is polled for as long as the attempt may last, so
+    /// set [`time_limit`](Self::time_limit) to more than twice the slowest task, as for all tasks. A task that is given up is
+    /// canceled at its agent. If the agent needs an answer or credentials to continue, that is the result: see
+    /// [`Reply::state`].
     ///
     /// ```no_run
     /// # async fn example(orchestrator: registry_sdk::Orchestrator) -> Result<(), Box<dyn std::error::Error>> {
@@ -300,11 +307,12 @@ impl Delegation<'_> {
     /// ```
     ///
     /// # Cancel safety
-    /// As [`Delegation::run`]; an agent may have got the task. If it has said so, it is asked to cancel the task, in the background and for
-    /// 5 s at most.
+    /// As in [`Delegation::run`], but an agent may have received the task. If the agent has confirmed that, it is asked to
+    /// cancel the task, in the background and for up to 5 s.
     ///
     /// # Errors
-    /// As [`Delegation::run`]. What each failure leads to is in the table of [`FailureKind`](super::FailureKind).
+    /// The same as those of [`Delegation::run`]. The table of [`FailureKind`](super::FailureKind) shows the effect of each
+    /// failure.
     #[cfg(feature = "a2a")]
     pub async fn send_message(self, message: impl Into<Message>) -> Result<Delegated<Reply>, DelegateError> {
         let invalid = |detail: String| DelegateError::new(EndReason::InvalidRequest(detail));
@@ -317,7 +325,7 @@ impl Delegation<'_> {
             .await
     }
 
-    /// What is sent, if it can be.
+    /// Returns the request, if it is valid.
     fn http_task(
         &self,
         method: Method,

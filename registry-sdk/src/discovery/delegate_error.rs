@@ -1,4 +1,4 @@
-//! Why a delegated task was not done.
+//! The error of a delegation.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -8,15 +8,15 @@ use super::attempt::FailedAttempt;
 use super::selection::{Skipped, list};
 use crate::error::{Error, with_causes};
 
-/// Why a delegated task was not done: the reason, what each agent said that had the task, and why others were skipped.
+/// Why a delegated task was not done: the reason, the error of each agent that had the task, and why others were skipped.
 ///
-/// All of it is in the text as well. [`source`](StdError::source) is the last attempt's error, or the registry's.
+/// The text includes all of this. [`source`](StdError::source) is the last attempt's error, or the registry's.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DelegateError {
     /// Why the delegation ended.
     pub reason: EndReason,
-    /// The attempts in the order in which they failed.
+    /// The failed attempts, in order.
     pub attempts: Vec<FailedAttempt>,
     /// The agents that were skipped.
     pub skipped: Vec<Skipped>,
@@ -26,18 +26,18 @@ pub struct DelegateError {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum EndReason {
-    /// The request is wrong, and nothing was sent: a header, the idempotency key, or what is to be written as JSON.
+    /// The request is invalid, and nothing was sent. A header, the idempotency key or the JSON payload is wrong.
     InvalidRequest(String),
     /// No agent can be given the task, or none is left after those that failed.
     NoAgent {
-        /// The capability that was wanted first.
+        /// The requested capability.
         capability: String,
     },
     /// The registry could not be searched.
     Registry(Error),
     /// As many agents failed as [`attempts`](super::Delegation::attempts) allows.
     AttemptsExhausted,
-    /// It was not done within the [`time_limit`](super::Delegation::time_limit).
+    /// The task was not done within the [`time_limit`](super::Delegation::time_limit).
     TimedOut {
         /// The time limit.
         limit: Duration,

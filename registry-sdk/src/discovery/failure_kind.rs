@@ -1,4 +1,4 @@
-//! The table of outcomes: what happens after a task failed at an agent.
+//! The table of outcomes: what happens after a failure.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use crate::a2a::a2a_error::A2aError;
 #[cfg(feature = "a2a")]
 use crate::a2a::task_state::TaskState;
 
-/// How long a busy agent is left alone at least, also if it says nothing of it.
+/// Minimum time for which a busy agent is avoided.
 const MIN_BUSY: Duration = Duration::from_secs(1);
 
-/// How long a busy agent is left alone at most.
+/// Maximum time for which a busy agent is avoided.
 const MAX_BUSY: Duration = Duration::from_secs(300);
 
-/// What a failure says of the agent and the task.
+/// What a failure says about the agent and the task.
 ///
-/// This is the table of outcomes for tasks that are sent over HTTP. [`OrchestratorBuilder::classifier`] replaces it:
+/// This table shows the outcomes of tasks that are sent over HTTP. [`OrchestratorBuilder::classifier`] replaces it:
 ///
 /// | outcome | kind | next | counts against the agent |
 /// |---|---|---|---|
@@ -33,27 +33,27 @@ const MAX_BUSY: Duration = Duration::from_secs(300);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FailureKind {
-    /// The agent failed. Another one gets the task, and the failure counts against this one.
+    /// The agent failed. Another agent gets the task, and the failure counts against this one.
     Agent,
-    /// The agent is deployed wrongly, or the task is sent wrongly: the path, the credentials. Another agent gets the task. Only
-    /// if that succeeds, the failure counts against this one.
+    /// The agent is deployed wrongly, or the task is sent wrongly: the path or the credentials are wrong. Another agent gets
+    /// the task. The failure counts against this one only if the other agent succeeds.
     Deployment,
-    /// The agent takes no task now. Another one gets it, and this one is not asked again before the time has passed: at least
-    /// 1 s and at most 5 minutes.
+    /// The agent takes no task now. Another agent gets it, and this one is avoided for this time: at least 1 s and at most 5
+    /// minutes.
     Busy {
         /// The time that the agent asked for.
         retry_after: Duration,
     },
-    /// The agent does not take this task, without anything being wrong with it. Another one gets it.
+    /// The agent does not take this task, although nothing is wrong with the agent. Another agent gets the task.
     Declined,
-    /// The task's own fault: no other agent would do better.
+    /// The task is invalid: no other agent would succeed.
     Task,
     /// The agent has done the task, but its response cannot be used. The task is never run again.
     Response,
 }
 
 impl FailureKind {
-    /// The kind of a response that is no success, by its status and its `Retry-After`.
+    /// Returns the kind of an unsuccessful response, by its status and its `Retry-After`.
     #[must_use]
     pub fn of_status(status: u16, retry_after: Option<Duration>) -> Self {
         match (status, retry_after) {
@@ -62,12 +62,12 @@ impl FailureKind {
             (408 | 425, _) => Self::Agent,
             (401 | 403 | 404 | 405 | 300..=399, _) => Self::Deployment,
             (400..=499, _) => Self::Task,
-            // 5xx, and what is no status of HTTP.
+            // 5xx, and numbers that are not a status of HTTP.
             _ => Self::Agent,
         }
     }
 
-    /// The kind of an error of the A2A protocol, by its code of JSON-RPC.
+    /// Returns the kind of an error of the A2A protocol, by its JSON-RPC code.
     #[cfg(feature = "a2a")]
     #[must_use]
     pub fn of_a2a_error(code: i64) -> Self {
@@ -92,12 +92,12 @@ impl FailureKind {
         }
     }
 
-    /// How long a busy agent is left alone.
+    /// Returns how long a busy agent is avoided.
     pub(super) fn busy_time(retry_after: Duration) -> Duration {
         retry_after.clamp(MIN_BUSY, MAX_BUSY)
     }
 
-    /// The value of the metrics' label.
+    /// Returns the value of the metrics' label.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Agent => "agent",

@@ -1,4 +1,4 @@
-//! Tasks over HTTP: what is sent to an agent, and what its response means.
+//! Tasks over HTTP: the request to an agent, and the meaning of its response.
 
 use std::error::Error;
 use std::fmt;
@@ -24,7 +24,7 @@ use crate::propagation;
 use crate::response::retry_after;
 use crate::spans;
 
-/// How much of an unsuccessful response is read.
+/// Maximum length of an unsuccessful response that is read.
 const MAX_REFUSAL: usize = 4 * 1_024;
 
 /// How long the body of an unsuccessful response is waited for.
@@ -33,7 +33,7 @@ const REFUSAL_TIME: Duration = Duration::from_secs(1);
 type TokenProvider = Arc<dyn Fn(&CapabilityMatch) -> Option<String> + Send + Sync>;
 type Classifier = Arc<dyn Fn(&HttpTaskError) -> FailureKind + Send + Sync>;
 
-/// How agents are reached.
+/// The settings for calling agents.
 #[derive(Clone)]
 pub(super) struct AgentAccess {
     pub(super) http: HttpClients,
@@ -48,7 +48,7 @@ impl AgentAccess {
 }
 
 impl fmt::Debug for AgentAccess {
-    /// Leaves out the token provider, which may know tokens.
+    /// Omits the token provider, which may contain tokens.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AgentAccess").finish_non_exhaustive()
     }
@@ -87,12 +87,12 @@ impl HttpTask {
         send(request, &attempt.span, attempt.deadline).await.map_err(|error| access.failed(error))
     }
 
-    /// The URL of the task: below the path of an agent's base URL. An empty path is the base URL itself, without a slash that it does
-    /// not have: to some servers that is another path.
+    /// Returns the URL of the task, below the path of an agent's base URL. An empty path means the base URL itself, without an
+    /// additional slash, because some servers distinguish the two.
     fn url(&self, base_url: &str) -> Result<Url, Cause> {
         let mut url = Url::parse(base_url).map_err(|error| Arc::new(error) as Cause)?;
         if !matches!(url.scheme(), "http" | "https") {
-            let error = format!("the agent's base_url is no URL with http or https: {base_url:?}");
+            let error = format!("the agent's base_url is not an http or https URL: {base_url:?}");
             return Err(Cause::from(Box::<dyn Error + Send + Sync>::from(error)));
         }
         let (path, query) = match self.path.split_once('?') {
@@ -110,7 +110,7 @@ impl HttpTask {
 }
 
 impl AgentAccess {
-    /// A request to an agent.
+    /// Creates a request to an agent.
     pub(super) fn request(
         &self,
         method: &Method,
@@ -122,7 +122,7 @@ impl AgentAccess {
         Ok(http.request(method.clone(), url.clone()).headers(headers).body(body))
     }
 
-    /// Reads a successful response to its end. It has all the time that is left: nobody else gets the task any more.
+    /// Reads a successful response to its end. It may take all of the remaining time, because no other agent gets the task.
     pub(super) async fn read(
         &self,
         response: Response,
@@ -150,7 +150,7 @@ impl AgentAccess {
         Err(failed)
     }
 
-    /// A failure, as the classifier sees it.
+    /// Returns a failure with the kind that the classifier chooses.
     pub(super) fn failed(&self, error: HttpTaskError) -> TaskError {
         let (kind, may_have_arrived, draws) =
             ((self.classifier)(&error), error.may_have_arrived(), error.draws());
@@ -164,8 +164,8 @@ impl AgentAccess {
         self.failed(HttpTaskError::Unreachable(source))
     }
 
-    /// The headers of an attempt, and the caller's own. The token is that for `agent`, which is the attempt's agent where the request
-    /// is sent to.
+    /// Returns the headers of an attempt, including the caller's own. The token is that for `agent`, which is the attempt's
+    /// agent at the URL of the request.
     pub(super) fn headers(
         &self,
         attempt: &Attempt,
@@ -180,7 +180,7 @@ impl AgentAccess {
         if let Some(token) = self.token.as_ref().and_then(|token| token(agent)) {
             let value = HeaderValue::try_from(format!("Bearer {token}"));
             let mut value =
-                value.map_err(|_| "the token has characters that no header can have".to_owned())?;
+                value.map_err(|_| "the token has characters that are not allowed in a header".to_owned())?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
@@ -188,7 +188,7 @@ impl AgentAccess {
         if let Ok(left) = HeaderValue::try_from(format!("{:.3}", left.as_secs_f64())) {
             headers.insert(HeaderName::from_static(TIME_LEFT_HEADER), left);
         }
-        // The caller's own replace these.
+        // The caller's own headers replace these.
         for (name, value) in own {
             headers.insert(name, value.clone());
         }
@@ -214,7 +214,7 @@ pub(super) async fn send(
     if response.status().is_success() { Ok(response) } else { Err(refusal(response, deadline).await) }
 }
 
-/// Reads what an agent says in place of a success.
+/// Reads the body of an unsuccessful response.
 async fn refusal(response: Response, deadline: Instant) -> HttpTaskError {
     let status = response.status().as_u16();
     let retry_after = retry_after(response.headers());
@@ -226,7 +226,7 @@ async fn refusal(response: Response, deadline: Instant) -> HttpTaskError {
     HttpTaskError::Status { status, retry_after, location, body: String::from_utf8_lossy(&body).into_owned() }
 }
 
-/// Where a redirect leads, without what nobody should log.
+/// Returns the target of a redirect, without parts that must not be logged.
 fn target(url: &Url, location: &str) -> Option<String> {
     let mut target = url.join(location).ok()?;
     let _ = target.set_username("");

@@ -1,4 +1,4 @@
-//! Why a task that was sent over HTTP failed.
+//! The error of a task that was sent over HTTP.
 
 use std::error::Error;
 use std::fmt;
@@ -10,57 +10,57 @@ use super::failure_kind::FailureKind;
 use crate::a2a::a2a_error::A2aError;
 use crate::contract::cut;
 
-/// How much of a body, or of what a decoder says of it, an error's text quotes.
+/// Maximum length of the quote from a body, or from a decoder's message.
 const QUOTED: usize = 300;
 
 /// Why a task that was sent over HTTP failed.
 ///
-/// The texts and `Debug` quote at most 300 bytes of what an agent says.
+/// The text and `Debug` quote at most 300 bytes of an agent's response.
 #[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum HttpTaskError {
-    /// The task cannot be sent: a token is wrong.
+    /// The task cannot be sent, because a token is invalid.
     #[error("the task cannot be sent: {0}")]
     Request(String),
-    /// No connection to the agent could be made.
+    /// The connection to the agent failed.
     #[error("no connection")]
     Unreachable(#[source] Arc<dyn Error + Send + Sync>),
-    /// The connection broke before the response began, or the response was none.
+    /// The connection broke before the response began, or the response was invalid.
     #[error("the connection broke")]
     Broken(#[source] Arc<dyn Error + Send + Sync>),
     /// There were more redirects than the HTTP client follows.
     #[error("too many redirects")]
     Redirects(#[source] Arc<dyn Error + Send + Sync>),
-    /// The agent answered with a status that is no success.
+    /// The agent responded with an unsuccessful status.
     #[error("status {status}{}{}", quote(" to ", location.as_deref().unwrap_or_default()), quote(": ", body))]
     Status {
         /// The status.
         status: u16,
-        /// The time after which the agent asked to be tried again, if it did.
+        /// The delay that the agent asked for, if any.
         retry_after: Option<Duration>,
-        /// Where a redirect leads that is not followed, without user name, password and query.
+        /// The target of a redirect that is not followed, without user name, password and query.
         location: Option<String>,
         /// The beginning of the body: up to 4 KiB.
         body: String,
     },
-    /// The agent answered with a success, but the response cannot be used.
+    /// The agent responded with a success, but the response cannot be used.
     #[error("status {status}, but {}{}", quote("", detail), quote(": ", &String::from_utf8_lossy(cut_bytes(body))))]
     InvalidResponse {
         /// The status.
         status: u16,
-        /// What is wrong: it cannot be decoded, is too long, did not end in time, or broke off.
+        /// What is wrong: the body cannot be decoded, is too long, did not end in time, or broke off.
         detail: String,
-        /// The body, as far as it was read.
+        /// The part of the body that was read.
         body: Vec<u8>,
     },
-    /// The agent was to be called over A2A, and did not do the task (feature `a2a`).
+    /// The agent was called over A2A and did not do the task (feature `a2a`).
     #[cfg(feature = "a2a")]
     #[error("{}", quote("", &_0.to_string()))]
     A2a(A2aError),
 }
 
 impl HttpTaskError {
-    /// What the failure says of the agent and the task by the table of [`FailureKind`].
+    /// Returns what the failure says about the agent and the task, by the table of [`FailureKind`].
     #[must_use]
     pub fn kind(&self) -> FailureKind {
         match self {
@@ -74,7 +74,7 @@ impl HttpTaskError {
         }
     }
 
-    /// The `error.type` of the span. A status has its own.
+    /// Returns the `error.type` of the span. A status has its own value.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Request(_) => "invalid_request",
@@ -88,7 +88,7 @@ impl HttpTaskError {
         }
     }
 
-    /// Whether the agent may have got the task.
+    /// Returns whether the agent may have received the task.
     pub(super) fn may_have_arrived(&self) -> bool {
         match self {
             Self::Request(_) | Self::Unreachable(_) => false,
@@ -98,8 +98,8 @@ impl HttpTaskError {
         }
     }
 
-    /// Whether a further attempt draws from the retry budget: after a time-out and a status, but not after a connection that was
-    /// refused or cut, which costs nothing.
+    /// Returns whether a further attempt draws from the retry budget: after a timeout or a status, but not after a connection
+    /// that was refused or cut, which costs nothing.
     pub(super) fn draws(&self) -> bool {
         match self {
             Self::Unreachable(source) | Self::Broken(source) => {
@@ -126,7 +126,7 @@ fn cut_bytes(body: &[u8]) -> &[u8] {
     &body[..body.len().min(2 * QUOTED)]
 }
 
-/// The beginning of what an agent said, on one line and without control characters, which could command a terminal.
+/// Returns the beginning of an agent's text on one line, without control characters, which could control a terminal.
 fn quote(before: &str, text: &str) -> String {
     let part = cut(text.trim(), QUOTED);
     let printable: String =

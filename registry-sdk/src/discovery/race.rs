@@ -1,4 +1,4 @@
-//! The attempts of a delegation, one after another or, with hedging, side by side.
+//! The attempts of a delegation, one after another or, with hedging, concurrently.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::metrics;
 use crate::retry::deadline_after;
 use crate::spans;
 
-/// By how much at most a wait for a busy agent is prolonged at random, so that the tasks that wait for it do not all come at once.
+/// Maximum random extension of the wait for a busy agent, so that waiting tasks do not all arrive at once.
 const MAX_SPREAD: Duration = Duration::from_secs(1);
 
 type Selecting<'a> = Pin<Box<dyn Future<Output = Result<Selection, SelectError>> + Send + 'a>>;
@@ -36,9 +36,9 @@ type Selecting<'a> = Pin<Box<dyn Future<Output = Result<Selection, SelectError>>
 pub struct Delegated<T> {
     /// The result.
     pub value: T,
-    /// The agent that did it, and the agents that were skipped.
+    /// The agent that did the task, and the agents that were skipped.
     pub selection: Selection,
-    /// The attempts before, which failed.
+    /// The earlier attempts, which failed.
     pub failed: Vec<FailedAttempt>,
 }
 
@@ -95,7 +95,7 @@ where
     outcome
 }
 
-/// State of a delegation.
+/// The state of a delegation.
 struct Race<'a> {
     orchestrator: &'a Orchestrator,
     query: Arc<TaskQuery>,
@@ -106,19 +106,19 @@ struct Race<'a> {
     begun: u32,
     /// The attempts that have not ended.
     running: Vec<Running>,
-    /// Number of attempts that failed and count for [`Settings::attempts`].
+    /// Number of failed attempts that count for [`Settings::attempts`].
     exhausted: usize,
     /// Whether the next attempt draws from the retry budget.
     draws: bool,
-    /// The time after which it counts against an agent that its attempt was cut off: what the first attempt had. Later ones may
-    /// have less, which is not their agents' fault.
+    /// Minimum duration of an attempt whose cut-off counts against its agent: the time of the first attempt. Later ones may
+    /// have less time, which is not their agents' fault.
     fair_time: Option<Duration>,
     failed: Vec<FailedAttempt>,
-    /// Refusals of the path or the credentials. They count against their agents if another one does the task.
+    /// Refusals of the path or the credentials. They count against their agents if another agent does the task.
     refusals: Vec<Refusal>,
     /// The agents that the last selection skipped.
     skipped: Vec<Skipped>,
-    /// Why no further attempt begins. Those that run may still succeed.
+    /// Why no further attempt begins. Running attempts may still succeed.
     ending: Option<EndReason>,
 }
 
@@ -130,18 +130,18 @@ struct Running {
     span: AttemptSpan,
 }
 
-/// What the delegation waits for beside the attempts that run.
+/// What the delegation waits for in addition to its running attempts.
 enum Next<'a> {
-    /// For nothing: all that may run does.
+    /// Nothing: all possible attempts are running.
     Nothing,
-    /// For the agent of the next attempt.
+    /// The agent of the next attempt.
     Selection(Selecting<'a>),
-    /// For the time at which a busy agent may be asked again.
+    /// The time when a busy agent may be tried again.
     BusyAgent(Instant),
 }
 
 impl Next<'_> {
-    /// The selected agent; `None` when it is time to select one.
+    /// The selected agent; `None` until it is time to select one.
     async fn ready(&mut self) -> Option<Result<Selection, SelectError>> {
         match self {
             Self::Nothing => std::future::pending().await,
@@ -173,7 +173,7 @@ impl<'a> Race<'a> {
                     }
                     next = match (self.end(), next) {
                         (Some(reason), _) => return Err(self.error(reason).await),
-                        // It has no agent yet, so it becomes the attempt that follows this one.
+                        // The hedge has no agent yet, so it becomes the attempt that follows this one.
                         (None, Next::Selection(selecting)) if self.may_begin() => Next::Selection(selecting),
                         (None, _) if self.may_begin() => self.select(),
                         (None, _) => Next::Nothing,
@@ -215,12 +215,12 @@ impl<'a> Race<'a> {
         Next::Selection(Box::pin(async move { orchestrator.select_from(&query, &earlier).await }))
     }
 
-    /// Whether a further attempt may begin.
+    /// Returns whether a further attempt may begin.
     fn may_begin(&self) -> bool {
         self.ending.is_none() && self.exhausted + self.running.len() < self.settings.attempts
     }
 
-    /// Whether the retry budget allows the attempt that is about to begin.
+    /// Returns whether the retry budget allows the attempt that is about to begin.
     fn may_draw(&mut self) -> bool {
         let is_allowed = !std::mem::take(&mut self.draws) || self.orchestrator.states.withdraw();
         if !is_allowed {
@@ -265,18 +265,18 @@ impl<'a> Race<'a> {
         if self.settings.reports_success {
             done.selection.report_success();
         }
-        // So it was not the task that was sent wrongly.
+        // The success shows that the task was sent correctly.
         for refusal in &self.refusals {
             self.orchestrator.states.charge(refusal);
         }
-        // Else an agent that hangs would cost a hedge for ever.
+        // Otherwise an agent that hangs would cost a hedge each time.
         for overtaken in self.running.iter().filter(|one| one.number < done.number) {
             overtaken.selection.report_failure(FailureKind::Agent);
         }
         Delegated { value, selection: done.selection, failed: self.failed }
     }
 
-    /// Records an attempt that failed, and decides whether a further one may follow.
+    /// Records a failed attempt, and decides whether a further one may follow.
     fn failed(&mut self, ended: Running, error: TaskError) {
         let (kind, may_have_arrived) = (error.kind, error.may_have_arrived);
         self.draws |= error.draws;
@@ -291,10 +291,10 @@ impl<'a> Race<'a> {
         self.ending.get_or_insert(reason);
     }
 
-    /// Why the delegation ends now, if it does.
+    /// Returns why the delegation ends now, if it does.
     fn end(&mut self) -> Option<EndReason> {
         match &self.ending {
-            // The other agents would say the same.
+            // The other agents would respond in the same way.
             Some(EndReason::Rejected) => self.ending.take(),
             _ if !self.running.is_empty() => None,
             Some(_) => self.ending.take(),
@@ -319,15 +319,15 @@ impl<'a> Race<'a> {
         );
         metrics::attempt_ended(kind.name());
         match kind {
-            // Nobody else will be asked, so it counts at once: else it would get every task.
+            // No other agent will be tried, so the failure counts at once. Otherwise the agent would get every task.
             FailureKind::Deployment if self.settings.at_most_once => selection.call.failed(kind, true),
             FailureKind::Deployment => self.refusals.push(selection.call.refused()),
-            // It was not sent.
+            // The task was not sent.
             FailureKind::Task if !may_have_arrived => drop(selection.call.refused()),
             _ => selection.call.failed(kind, is_charged),
         }
         if matches!(kind, FailureKind::Busy { .. }) {
-            // It may be asked again when it is no longer busy.
+            // The agent may be tried again when it is no longer busy.
             self.earlier.remove_tried(&agent_id);
         }
         if matches!(kind, FailureKind::Agent | FailureKind::Declined) && may_have_arrived {
@@ -377,7 +377,7 @@ impl<'a> Race<'a> {
         let mut skipped = std::mem::take(&mut self.skipped);
         if reason.asks_for_others() {
             let explaining = self.orchestrator.explain(&self.query, &self.earlier, &mut skipped);
-            // What is not known by then is left out.
+            // Agents that are not known by then are omitted.
             let _ = timeout_at(self.deadline, explaining).await;
         }
         skipped.retain(|one| attempts.iter().all(|attempt| attempt.agent_id != one.agent_id));
@@ -385,7 +385,7 @@ impl<'a> Race<'a> {
     }
 }
 
-/// Waits for a moment, or for ever if there is none.
+/// Waits until a moment, or forever if there is none.
 async fn at(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment).await,
