@@ -1,8 +1,10 @@
-//! Log lines and metrics about tokens files and certificates that would lock clients out.
+//! Tokens and TLS files: reloads, and log lines and metrics about files that would lock clients out.
 
 use std::path::PathBuf;
 
 use rcgen::{CertificateParams, DnType, KeyPair, date_time_ymd};
+use registry_sdk::RegistryClient;
+use test_support::LONG;
 
 use super::{Running, new_token, run, token_and_entry};
 
@@ -162,4 +164,54 @@ fn certificate_and_key_that_do_not_match_are_both_named() {
     let said = String::from_utf8(ended.stderr).unwrap();
     assert_eq!(ended.status.code(), Some(1));
     assert!(said.contains(&cert) && said.contains(&key), "{said}");
+}
+
+#[tokio::test]
+async fn changed_files_are_reloaded_without_a_signal_and_apply_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let current = folder.path().join("current");
+    let path = |file: &str| current.join(file).display().to_string();
+    // Replacing the link to the files replaces all of them at once.
+    let publish = |version: &str, files: &[(&str, &str)]| {
+        let (target, link) = (folder.path().join(version), folder.path().join("next"));
+        std::fs::create_dir(&target).unwrap();
+        for (file, text) in files {
+            std::fs::write(target.join(file), text).unwrap();
+        }
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        std::fs::rename(&link, &current).unwrap();
+    };
+    let certified = || {
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        (cert.pem(), signing_key.serialize_pem())
+    };
+    let ((old_cert, old_key), (new_cert, new_key)) = (certified(), certified());
+    let ((old_token, old_tokens), (new_token, new_tokens)) = (new_token(), new_token());
+    publish("old", &[("tokens.toml", &old_tokens), ("cert.pem", &old_cert), ("key.pem", &old_key)]);
+    let (tokens, cert, key) = (path("tokens.toml"), path("cert.pem"), path("key.pem"));
+    let flags = ["--tokens-file", &tokens, "--tls-cert", &cert, "--tls-key", &key];
+    let running = Running::start_with(&folder.path().join("registry.db"), &flags);
+    let client = |token: &str, root: &str| {
+        let builder = RegistryClient::builder(running.url.replace("http:", "https:")).timeout(LONG);
+        builder.token(token).root_certificate(root).build().unwrap()
+    };
+
+    publish("mixed", &[("tokens.toml", &new_tokens), ("cert.pem", &new_cert), ("key.pem", &old_key)]);
+    let error = running.logged("ERROR");
+    assert!(error.contains("key.pem") && error.contains("keeping"), "{error}");
+    client(&old_token, &old_cert).get_stats().await.unwrap();
+    let outcome = client(&new_token, &old_cert).get_stats().await;
+    assert!(matches!(outcome, Err(registry_sdk::Error::Denied { status: 401, .. })), "{outcome:?}");
+
+    publish("new", &[("tokens.toml", &new_tokens), ("cert.pem", &new_cert), ("key.pem", &new_key)]);
+    let next = running.logged("tokens");
+    assert!(next.contains("can be used again"), "the error was logged once: {next}");
+    running.logged("loaded the TLS certificate");
+    client(&new_token, &new_cert).get_stats().await.unwrap();
+
+    publish("incomplete", &[("cert.pem", &new_cert), ("key.pem", &new_key)]);
+    let error = running.logged("ERROR");
+    assert!(error.contains("tokens.toml: No such file"), "{error}");
+    client(&new_token, &new_cert).get_stats().await.unwrap();
 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
+use registry_sdk::contract::Registration;
 use reqwest::Method;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -260,4 +261,101 @@ async fn repeatedly_reached_connection_limit_is_one_line() {
     assert!(running.logged("WARN").contains("connection limit reached"));
     running.send_signal("TERM");
     assert!(running.logged("registry_server").contains("received SIGTERM"));
+}
+
+#[tokio::test]
+async fn every_change_is_logged_with_its_request_token_and_outcome() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = run(&["token", "new", "--name", "ci", "--scope", "agent", "--agent", "agent-*"]);
+    let (token, text) = token_and_entry(made);
+    let file = folder.path().join("tokens.toml");
+    std::fs::write(&file, &text).unwrap();
+    let flags = ["--tokens-file", &file.display().to_string(), "--access-log"];
+    let running = Running::start_with(&folder.path().join("registry.db"), &flags);
+    let send = async |method: reqwest::Method, path: &str, body: String| {
+        let request = reqwest::Client::new().request(method, format!("{}{path}", running.url));
+        let request = request.bearer_auth(&token).header("x-request-id", "the-request").body(body);
+        let answer = request.header("content-type", "application/json").send().await.unwrap();
+        assert_eq!(answer.headers()["x-request-id"], "the-request");
+    };
+    let registration = |number| serde_json::to_string(&registration(number)).unwrap();
+    let other = serde_json::to_string(&Registration::new("other", "Other", "http://a:1")).unwrap();
+    let mut revisions = Vec::new();
+    for (method, path, body, agent_id, change, outcome) in [
+        ("POST", "/register", registration(1), "agent-1", "register at http://agent:8000", "changed"),
+        ("POST", "/register", other, "other", "change=\"register\"", "does not allow"),
+        (
+            "POST",
+            "/agents/agent-1/heartbeat",
+            r#"{"status":"offline"}"#.to_owned(),
+            "agent-1",
+            "set the status offline by a heartbeat",
+            "changed",
+        ),
+        (
+            "PUT",
+            "/agents/agent-1/status",
+            r#"{"status":"busy"}"#.to_owned(),
+            "agent-1",
+            "set the status busy",
+            "changed",
+        ),
+        (
+            "PUT",
+            "/agents/agent-1/maintenance",
+            r#"{"reason":"disk\n"}"#.to_owned(),
+            "agent-1",
+            "change=\"begin maintenance: disk\\n\"",
+            "changed",
+        ),
+        ("DELETE", "/agents/agent-1/maintenance", String::new(), "agent-1", "end maintenance", "changed"),
+        ("DELETE", "/agents/agent-1", String::new(), "agent-1", "remove", "changed"),
+        ("DELETE", "/agents/agent-1", String::new(), "agent-1", "remove", "no agent"),
+    ] {
+        send(method.parse().unwrap(), path, body).await;
+        let line = running.logged(" an agent");
+        for expected in ["INFO", "the-request", "token=\"ci\"", "client=127.0.0.1", agent_id, change, outcome]
+        {
+            assert!(line.contains(expected), "{expected}: {line}");
+        }
+        if outcome == "changed" {
+            assert!(line.contains("changed_by=\"ci\""), "{line}");
+            let revision = line.split("revision=").nth(1).unwrap().split(' ').next().unwrap();
+            revisions.push(revision.parse::<u64>().unwrap());
+        }
+        let line = running.logged("request finished");
+        assert!(line.contains("INFO") && line.contains(path) && line.contains("the-request"), "{line}");
+    }
+    assert_eq!(revisions, [1, 2, 3, 4, 5, 6]);
+}
+
+/// Each address causes one line. The registration of the next agent shows that there is no second one.
+#[tokio::test]
+async fn loopback_address_of_an_agent_on_another_host_is_logged_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("registry.db");
+    let running = Running::start_with(&database, &["--trusted-proxy", "127.0.0.1"]);
+    let register = async |id: &str, url: &str, client: &str| {
+        let body = serde_json::to_vec(&Registration::new(id, id, url)).unwrap();
+        let request = reqwest::Client::new().post(format!("{}/register", running.url)).body(body);
+        let request = request.header("content-type", "application/json").header("x-forwarded-for", client);
+        let answer = request.send().await.unwrap();
+        assert!(answer.status().is_success());
+    };
+    let elsewhere = "192.0.2.7";
+    register("here", "http://localhost:1", "127.0.0.1").await;
+    register("well", "http://agent:8000", elsewhere).await;
+    for (id, url) in [
+        ("one", "http://127.0.0.1:8002"),
+        ("two", "http://localhost"),
+        ("three", "http://[::1]:1/x"),
+        ("four", "http://a.localhost"),
+        ("five", "http://localhost.:1"),
+    ] {
+        register(id, url, elsewhere).await;
+        register(id, url, elsewhere).await;
+        let line = running.logged("loopback");
+        let names_all = [id, url, elsewhere].iter().all(|text| line.contains(text));
+        assert!(line.contains("WARN") && names_all, "{line}");
+    }
 }
