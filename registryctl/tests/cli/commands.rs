@@ -103,7 +103,7 @@ async fn programs_get_json_and_exit_codes() {
     for command in [&["remove", "b"][..], &["offline", "b"], &["ping"], &["stats"]] {
         let output = run_elsewhere(command);
         assert_eq!(output.status.code(), Some(1), "{command:?}");
-        assert!(text(&output.stderr).contains("this registry cannot do that"), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("this registry does not support "), "{}", text(&output.stderr));
     }
     let unreachable = registry.run(&["stats", "--registry-url", "http://127.0.0.1:1"]);
     assert_eq!(unreachable.status.code(), Some(4));
