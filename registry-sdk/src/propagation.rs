@@ -1,8 +1,8 @@
-//! The context of the current span, in the SDK's own requests.
+//! The context of the current span in the SDK's requests.
 
 use reqwest::header::HeaderMap;
 
-/// Returns the headers that carry the context of the current span: none without the feature `opentelemetry`.
+/// Returns the headers that carry the context of the current span. Without the feature `opentelemetry`, there are none.
 pub(crate) fn headers() -> HeaderMap {
     #[cfg(feature = "opentelemetry")]
     {

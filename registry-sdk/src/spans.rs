@@ -1,6 +1,6 @@
-//! The spans of requests, named and filled as OpenTelemetry's conventions for HTTP say.
+//! The spans of requests, with names and fields by OpenTelemetry's conventions for HTTP.
 //!
-//! They are plain spans of `tracing`: without a subscriber they cost next to nothing, and none of their values is computed.
+//! Without a subscriber, none of their values is computed; `benches/README.md` has their cost.
 
 use reqwest::Method;
 use tracing::Span;
@@ -10,8 +10,8 @@ use url::Url;
 use crate::endpoints::shown;
 use crate::error::Error;
 
-/// A span at `info` within a span of the caller, and at `debug` elsewhere: what the SDK does by itself, such as heartbeats, begins
-/// no traces unless somebody asks for them.
+/// Creates a span at `info` within a span of the caller, and at `debug` elsewhere, so that requests that the SDK makes by itself, such
+/// as heartbeats, begin no traces by default.
 macro_rules! span {
     ($name:literal, $($fields:tt)*) => {
         if Span::current().is_none() {
@@ -56,7 +56,7 @@ pub(crate) fn record_status(span: &Span, status: u16) {
     span.record("http.response.status_code", status);
 }
 
-/// Marks a span as failed, for a reason of which there are few.
+/// Marks a span as failed. There must be few different reasons.
 pub(crate) fn record_failure(span: &Span, error_type: &str) {
     span.record("error.type", error_type);
     span.record("otel.status_code", "error");

@@ -1,23 +1,23 @@
-//! What agents say in place of doing a task.
+//! Errors of agents that are called over A2A.
 
 use super::task_state::TaskState;
 
-/// Why an agent that was to be called over A2A did not do a task.
+/// Why an agent did not do a task over A2A.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum A2aError {
-    /// The agent cannot be called: it has no card, or none of its interfaces is one that this SDK speaks. Nothing was sent.
+    /// The agent cannot be called, because it has no card, or no interface that the SDK supports. Nothing was sent.
     #[error("{0}")]
     NotCallable(String),
-    /// The agent answered with an error of the protocol.
+    /// The agent responded with an error of the protocol.
     #[error("A2A error {code}{}", after_colon(message))]
     Refused {
-        /// The code of JSON-RPC, such as -32602, also over HTTP+JSON.
+        /// The JSON-RPC code, such as -32602, also for HTTP+JSON.
         code: i64,
         /// What the agent says.
         message: String,
     },
-    /// The task ended in another state than completed.
+    /// The task ended in a state other than completed.
     #[error("the task is {state}{}", after_colon(message))]
     Ended {
         /// The state: failed, rejected or canceled.
@@ -37,7 +37,7 @@ impl A2aError {
         }
     }
 
-    /// Whether the agent may have got the task.
+    /// Whether the agent may have received the task.
     pub(crate) fn may_have_arrived(&self) -> bool {
         !matches!(self, Self::NotCallable(_))
     }

@@ -1,4 +1,4 @@
-//! The requests of the protocol: how they are written, and how the responses are read.
+//! Encoding of the protocol's requests, and decoding of its responses.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ const VERSION_HEADER: HeaderName = HeaderName::from_static("a2a-version");
 pub(crate) struct Call {
     target: Arc<Target>,
     operation: Operation,
-    /// Number of the request, which a response of JSON-RPC repeats.
+    /// JSON-RPC id of the request.
     id: u64,
     pub(crate) method: Method,
     pub(crate) url: Url,
@@ -38,17 +38,17 @@ enum Operation {
 /// A response without a task or a message.
 #[derive(Debug)]
 pub(crate) enum Unusable {
-    /// The agent answered with an error of the protocol.
+    /// The agent responded with an error of the protocol.
     Refused(A2aError),
-    /// It is no response of the protocol.
+    /// The response does not follow the protocol.
     Invalid(String),
 }
 
 impl Call {
-    /// The request that begins a task. The agent is asked to respond before the task is done.
+    /// The request that begins a task. It asks the agent to respond before the task is done.
     ///
     /// # Errors
-    /// [`A2aError::NotCallable`] if the agent's version of the protocol cannot have one of the parts.
+    /// [`A2aError::NotCallable`] if the agent's version of the protocol does not allow one of the parts.
     pub(crate) fn send(target: Arc<Target>, message: &Message, message_id: &str) -> Result<Self, A2aError> {
         let (form, configuration) = match target.dialect {
             Dialect::JsonRpc | Dialect::HttpJson => (Form::V1, json!({"returnImmediately": true})),
@@ -83,7 +83,7 @@ impl Call {
         call
     }
 
-    /// A request without a body. The path is that below the URL of HTTP+JSON.
+    /// A request without a body. The path is relative to the URL, and only used by HTTP+JSON.
     fn new(target: Arc<Target>, operation: Operation, id: u64, path: &[&str]) -> Self {
         let mut url = target.url.clone();
         if target.dialect == Dialect::HttpJson
@@ -157,7 +157,7 @@ impl Call {
         };
         let id = response.get("id").cloned().unwrap_or_default();
         let (result, error) = (response.remove("result"), response.remove("error"));
-        // An agent that could not read the request does not know its id.
+        // The id is null if the agent could not read the request.
         let is_other = id != json!(self.id) && !(id.is_null() && error.is_some());
         match (result, error) {
             _ if is_other => Err(Unusable::Invalid(format!(
@@ -194,7 +194,7 @@ impl Call {
         }
     }
 
-    /// Reads the error in an unsuccessful response of HTTP+JSON. The status alone does not tell which error it is.
+    /// Reads the error in an unsuccessful HTTP+JSON response. Several errors have the same status.
     pub(crate) fn refusal(&self, body: &str) -> Option<A2aError> {
         if self.target.dialect != Dialect::HttpJson {
             return None;
@@ -209,7 +209,7 @@ impl Call {
     }
 }
 
-/// The code of JSON-RPC for a reason of HTTP+JSON.
+/// The JSON-RPC code for a reason of HTTP+JSON.
 fn code_of(reason: &str) -> Option<i64> {
     Some(match reason {
         "INVALID_REQUEST" => -32600,

@@ -1,4 +1,4 @@
-//! The cards that an orchestrator has read, so that agents are called while the registry is away.
+//! The cards that an orchestrator has read, so that it can call agents while the registry is away.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,20 +14,20 @@ use crate::error::{Error, with_causes};
 /// Maximum number of agents whose cards are kept.
 const CAPACITY: usize = 1_024;
 
-/// How long a card is used if the registry's searches do not say whether it has changed.
+/// How long a card is used if the registry's matches have no digest of it.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
-/// How long a registry that hangs is waited for if there is an earlier card.
+/// Time limit for reading a card if an earlier one is known.
 const MAX_REFRESH_WAIT: Duration = Duration::from_secs(1);
 
 /// The interfaces of agents, by their cards. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cards(Arc<Mutex<HashMap<String, Kept>>>);
 
-/// What is known of one agent.
+/// The interface of one agent.
 #[derive(Clone, Debug)]
 struct Kept {
-    /// The interface, or why there is none.
+    /// The interface, or the reason why there is none.
     target: Result<Arc<Target>, String>,
     /// The digest of the card that was read.
     digest: Option<String>,
@@ -41,7 +41,7 @@ impl Kept {
         Self { target: target.map(Arc::new), digest, read_at: now, used_at: now }
     }
 
-    /// Whether it is what the registry has, as far as a search tells.
+    /// Whether the card is that of the registry, as far as the match tells.
     fn is_current(&self, digest: Option<&str>) -> bool {
         match digest {
             Some(_) => self.digest.as_deref() == digest,
@@ -51,11 +51,11 @@ impl Kept {
 }
 
 impl Cards {
-    /// Returns the interface at which an agent is called. The card is read from the registry if the search found another one than was read
-    /// last; if it cannot be read, the earlier one is used.
+    /// Returns the interface by which an agent is called. The card is read from the registry if the match has another digest than the card that
+    /// was read last. If it cannot be read, the earlier card is used.
     ///
     /// # Errors
-    /// The reason if the agent cannot be called. It follows the agent's id in a text.
+    /// The reason if the agent cannot be called, as the second half of a sentence that begins with the agent's id.
     pub(crate) async fn target(
         &self,
         client: &RegistryClient,
@@ -79,7 +79,7 @@ impl Cards {
             (Ok(Err(error)), None) => {
                 return Err(format!("its A2A agent card cannot be read: {}", with_causes(&error)));
             }
-            // Not asked again at once.
+            // Avoids asking again at once.
             (_, Some(earlier)) => Kept { read_at: Instant::now(), ..earlier },
             (Err(_), None) => return Err("its A2A agent card was not read in time".to_owned()),
         };

@@ -1,4 +1,4 @@
-//! Making the card of an agent from its registration.
+//! The card of an agent, made from its registration.
 
 use serde_json::{Map, Value, json};
 use url::Url;
@@ -7,10 +7,10 @@ use super::error::CardError;
 use super::read::read_card;
 use crate::contract::{AgentCard, Capability, Registration};
 
-/// Version of the protocol that an interface speaks unless it says otherwise.
+/// Default protocol version of an interface.
 const PROTOCOL_VERSION: &str = "1.0";
 
-/// An address at which A2A clients call the agent, and how.
+/// The URL, binding and protocol version by which A2A clients call the agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
     url: String,
@@ -19,19 +19,19 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Creates an interface of version 1.0 with a binding of any name, such as that of a custom one.
+    /// Creates an interface of version 1.0 with any binding, such as a custom one.
     #[must_use]
     pub fn new(binding: impl Into<String>, url: impl Into<String>) -> Self {
         Self { url: url.into(), binding: binding.into(), version: PROTOCOL_VERSION.to_owned() }
     }
 
-    /// Creates an interface that takes JSON-RPC.
+    /// Creates an interface with the binding JSON-RPC.
     #[must_use]
     pub fn json_rpc(url: impl Into<String>) -> Self {
         Self::new("JSONRPC", url)
     }
 
-    /// Creates an interface that takes plain JSON over HTTP.
+    /// Creates an interface with the binding HTTP+JSON.
     #[must_use]
     pub fn http_json(url: impl Into<String>) -> Self {
         Self::new("HTTP+JSON", url)
@@ -45,7 +45,7 @@ impl Interface {
     }
 }
 
-/// What the card of an agent says beside its registration.
+/// The fields of an agent's card that are not in its registration.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
@@ -61,7 +61,7 @@ impl Interface {
 /// let card = details.card_of(&registration)?;
 /// let agent = Agent::new(RegistryClient::new("http://127.0.0.1:8009")?, registration.card(card));
 /// # #[cfg(feature = "axum")] {
-/// // With the feature `axum`, A2A clients find the card at the agent itself, too.
+/// // With the feature `axum`, the agent also serves the card to A2A clients.
 /// let app = axum::Router::<()>::new(/* … the agent's own routes … */)
 ///     .merge(registry_sdk::a2a::CardEndpoint::new(&agent).router());
 /// # }
@@ -80,7 +80,7 @@ pub struct CardDetails {
 }
 
 impl CardDetails {
-    /// Creates the details of an agent with what every card has: a description of the agent, the agent's own version, and its preferred
+    /// Creates the details with the fields that every card has: a description of the agent, the agent's version, and its preferred
     /// interface.
     #[must_use]
     pub fn new(description: impl Into<String>, version: impl Into<String>, interface: Interface) -> Self {
@@ -96,7 +96,7 @@ impl CardDetails {
         details.field("description", description.into()).field("version", version.into())
     }
 
-    /// Adds an interface after those that are preferred to it.
+    /// Adds an interface. Clients prefer the ones that were added before it.
     #[must_use]
     pub fn interface(mut self, interface: Interface) -> Self {
         self.interfaces.push(interface);
@@ -109,7 +109,7 @@ impl CardDetails {
         self.field("provider", json!({"organization": organization.into(), "url": url.into()}))
     }
 
-    /// Sets the media types that the agent takes. Default: `text/plain`.
+    /// Sets the media types that the agent accepts. Default: `text/plain`.
     #[must_use]
     pub fn input_modes<T: Into<String>>(mut self, media_types: impl IntoIterator<Item = T>) -> Self {
         self.input_modes = media_types.into_iter().map(Into::into).collect();
@@ -137,15 +137,15 @@ impl CardDetails {
         self
     }
 
-    /// Sets any other field of the card, such as `securitySchemes` or `documentationUrl`. It replaces what the card would have there.
+    /// Sets any other field of the card, such as `securitySchemes` or `documentationUrl`. It replaces the field's usual value.
     #[must_use]
     pub fn field(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.fields.insert(name.into(), value.into());
         self
     }
 
-    /// Returns the card of the agent that registers so: its name is that of the agent, and each of its skills a capability. A card has to
-    /// describe and tag each skill, so the name of a capability stands for what the capability does not say.
+    /// Returns the card of the agent with a registration. The card has the agent's name, and a skill for each capability. A card has to
+    /// describe and tag each skill, so the capability's name is used if it has no description or no tags.
     ///
     /// # Errors
     /// [`CardError::Invalid`] if an interface has no absolute URL, if there is no input or output mode, or if the card is longer than 64 KiB.

@@ -1,4 +1,4 @@
-//! The parts of a card that a registration is made of. The versions 1.0 and 0.3 name some of them differently.
+//! The parts of a card from which a registration is made. Some have other names in version 0.3 than in 1.0.
 
 use serde::Deserialize;
 use url::Url;
@@ -20,7 +20,7 @@ pub(super) struct Document {
     preferred_transport: Option<String>,
     #[serde(default, deserialize_with = "null_is_default")]
     additional_interfaces: Vec<Interface>,
-    /// Version 0.3: that of all these.
+    /// Version 0.3: the protocol version of all interfaces.
     protocol_version: Option<String>,
     #[serde(default, deserialize_with = "null_is_default")]
     pub(super) skills: Vec<Skill>,
@@ -31,7 +31,7 @@ pub(super) struct Document {
 struct Interface {
     url: Option<String>,
     protocol_binding: Option<String>,
-    /// Its name in version 0.3.
+    /// The binding's name in version 0.3.
     transport: Option<String>,
     protocol_version: Option<String>,
     tenant: Option<String>,
@@ -79,9 +79,9 @@ impl Document {
         newer.chain(preferred).chain(additional).collect()
     }
 
-    /// Returns the URL at which the agent is called over HTTP, or else all interfaces, for people.
+    /// Returns the URL of the first HTTP interface, or, as an error, a description of all interfaces.
     ///
-    /// The first one is preferred. gRPC is not: its URLs are those of HTTP, but a plain request gets no answer there.
+    /// gRPC does not count, although its URLs are http URLs: a plain request gets no response there.
     pub(super) fn http_url(&self) -> Result<&str, Vec<String>> {
         let preferred = self.url.as_deref().map(|url| (self.preferred_transport.as_deref(), url));
         let interfaces = self.supported_interfaces.iter().filter_map(Interface::parts).chain(preferred);

@@ -15,13 +15,14 @@ use super::read::CARD_PATH;
 use crate::agent::Agent;
 use crate::contract::{AgentCard, CARD_MEDIA_TYPE};
 
-/// How long a client may use a card without asking again.
+/// How long a client may use a card before it revalidates it.
 const CACHE: &str = "max-age=60";
 
-/// Serves the card of an agent at [`CARD_PATH`], where A2A clients look for it: the same document that the agent registers, also
-/// after [`Agent::update_card`]. 404 while it registers none.
+/// Serves the card of an agent at [`CARD_PATH`], where A2A clients look for it.
 ///
-/// It stands beside [`HealthEndpoint`](crate::HealthEndpoint); [`CardDetails`](super::CardDetails) shows both the card and the endpoint.
+/// It is the document that the agent registers, also after [`Agent::update_card`]. The response is 404 while the agent has no card.
+///
+/// Merge its router with that of [`HealthEndpoint`](crate::HealthEndpoint). [`CardDetails`](super::CardDetails) has an example.
 pub struct CardEndpoint {
     read: Box<dyn Fn() -> Option<AgentCard> + Send + Sync>,
 }
@@ -39,7 +40,7 @@ impl CardEndpoint {
         Self { read: Box::new(agent.card_reader()) }
     }
 
-    /// Returns the route, to be merged into the agent's own router.
+    /// Returns a router with the endpoint, to merge into the agent's own router.
     pub fn router<S: Clone + Send + Sync + 'static>(self) -> Router<S> {
         Router::new().route(CARD_PATH, get(answer)).with_state(Arc::new(self))
     }

@@ -1,10 +1,10 @@
 //! Errors of agent cards.
 
-/// Why there is no card, or no registration of it.
+/// Error of reading, making or fetching a card, or of converting it to a registration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CardError {
-    /// A text is no A2A agent card, or a card cannot be made.
+    /// A document is not an A2A agent card, or a card cannot be made.
     #[error("no A2A agent card: {0}")]
     Invalid(String),
 
@@ -16,14 +16,14 @@ pub enum CardError {
     NoHttpInterface {
         /// Name of the agent.
         name: String,
-        /// The interfaces that it has, for people.
+        /// Descriptions of the agent's interfaces.
         interfaces: Vec<String>,
     },
 
     /// A card could not be fetched.
     #[error("no A2A agent card from {url}: {detail}")]
     NotFetched {
-        /// Where it was looked for.
+        /// The URL from which it was fetched.
         url: String,
         /// What happened.
         detail: String,

@@ -1,4 +1,4 @@
-//! The card of an agent that runs elsewhere.
+//! Fetching the card of another agent.
 
 use std::time::Duration;
 
@@ -18,24 +18,24 @@ use crate::http::{Unread, read_bounded};
 /// Path of a card before version 0.3.
 const OLD_CARD_PATH: &str = "/.well-known/agent.json";
 
-/// Maximum time of fetching a card, all requests together.
+/// Time limit for fetching a card, for all requests together.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
 
-/// A card, and where it was found.
+/// A card and its URL.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct FetchedCard {
-    /// The card as it came.
+    /// The card, byte for byte.
     pub card: AgentCard,
     /// Its URL, after redirects.
     pub url: Url,
 }
 
 impl FetchedCard {
-    /// Returns the registration that the card describes, as [`registration_of`] does. If the card is below the agent's `base_url`, its path
-    /// is the `health_path`: a registry that probes its agents takes the agent for alive as long as it serves the card.
+    /// Returns the registration that the card describes, as [`registration_of`] does. If the card's URL is below the agent's `base_url`, its path
+    /// becomes the `health_path`, so that a registry that probes its agents considers the agent healthy as long as it serves the card.
     ///
-    /// The registry hears nothing of the agent after its registration. It counts as offline after twice the
+    /// The agent sends no heartbeats, so it goes offline after twice the
     /// [`heartbeat_interval`](Registration::heartbeat_interval), which may be a day, unless it is registered again.
     ///
     /// # Errors
@@ -57,17 +57,19 @@ fn health_path(base_url: &str, card: &Url) -> Option<String> {
     (is_possible && card.query().is_none()).then(|| path.to_owned())
 }
 
-/// Fetches the card of an agent. A URL without a path is that of the agent, which serves its card at [`CARD_PATH`], or at the path
-/// that was in use before version 0.3; any other is that of the card itself.
+/// Fetches the card of an agent.
 ///
-/// It takes 10 s at most. A card that is longer than 64 KiB is not read, and redirects are followed within the same scheme, host and
-/// port only. The proxy and the certificates are those of the client, but its token and an HTTP client of the user's own are not used.
+/// A URL without a path is that of the agent: the card is fetched from [`CARD_PATH`], or from the path
+/// that was used before version 0.3. A URL with a path is that of the card.
+///
+/// The time limit is 10 s. A card that is longer than 64 KiB is an error. Redirects are only followed within the same scheme, host and
+/// port. The proxy and the certificates of the client are used, but neither its token nor a custom HTTP client.
 ///
 /// # Cancel safety
-/// Nothing is left running.
+/// Dropping the future cancels the request.
 ///
 /// # Errors
-/// [`CardError::NotFetched`], also if the response is no JSON object.
+/// [`CardError::NotFetched`], also if the response is not a JSON object.
 pub async fn fetch_card(client: &RegistryClient, url: &str) -> Result<FetchedCard, CardError> {
     let mut url = card_url(url)?;
     let is_of_agent = url.path() == "/" && url.query().is_none();
@@ -93,7 +95,7 @@ fn card_url(text: &str) -> Result<Url, CardError> {
     let mut url =
         url.ok_or_else(|| error("an http or https URL is needed, such as https://agent.example"))?;
     if !url.username().is_empty() || url.password().is_some() {
-        // It is not repeated: it has a password.
+        // The message omits the URL because it contains a password.
         let host = url.host_str().unwrap_or_default();
         let detail = "the URL must not have a user name or a password; fetch the card by other means, and read it from a file";
         return Err(not_fetched(host, detail.to_owned()));
@@ -111,7 +113,7 @@ async fn get(client: &RegistryClient, url: &Url, deadline: Instant) -> Result<Re
     let request = http
         .get(url.clone())
         .header(ACCEPT, format!("{CARD_MEDIA_TYPE}, application/json;q=0.9"))
-        // Without it, an agent takes the client for one of version 0.3.
+        // Without this header, agents assume a client of version 0.3.
         .header("A2A-Version", "1.0");
     match timeout_at(deadline, request.send()).await {
         Ok(response) => response.map_err(|error| failed(with_causes(&error.without_url()))),
@@ -146,7 +148,7 @@ async fn read(response: Response, deadline: Instant) -> Result<FetchedCard, Card
     }
 }
 
-/// Returns what a response without a card says.
+/// Describes a response without a card.
 fn refusal(response: &Response) -> String {
     let status = response.status();
     let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());

@@ -1,4 +1,4 @@
-//! A card as a registration.
+//! Conversion of a card to a registration.
 
 use std::collections::HashSet;
 
@@ -13,17 +13,17 @@ use crate::contract::{AgentCard, Capability, Registration, limits};
 /// Name of a skill that has neither an id nor a name.
 const NAMELESS: &str = "skill";
 
-/// Returns the registration that a card describes, with the card in it.
+/// Returns the registration that a card describes. It contains the card.
 ///
 /// | of the card | of the registration |
 /// |---|---|
-/// | `name` | `agent_name`, and the `agent_id` that is made of it: set another one if you like |
+/// | `name` | `agent_name`; the `agent_id` is made from it, and can be replaced |
 /// | the first of the `supportedInterfaces` with an http or https URL that is not gRPC (version 0.3: `url`, then `additionalInterfaces`) | `base_url` |
 /// | each of the `skills`: `id`, `name`, `description`, `tags`, `examples` | a capability: `name`, `title`, `description`, `tags`, `examples` |
 ///
-/// A card has no limits, so the registration gets shortened copies: texts are cut between characters, and lists after their first items.
-/// The card itself stays whole. Capabilities with the same name are numbered (`-2`). Whether a registry accepts the address is not
-/// checked here: see [`Registration::validate`].
+/// A card has no limits, so the fields of the registration are cut to those of the contract: strings at a character boundary, and lists after
+/// their first items. The card itself is not changed. Capabilities with the same name get numbers (`-2`). This function does not check whether
+/// a registry accepts the URL: see [`Registration::validate`].
 ///
 /// ```
 /// use registry_sdk::a2a::registration_of;
@@ -40,7 +40,7 @@ const NAMELESS: &str = "skill";
 /// ```
 ///
 /// # Errors
-/// [`CardError::Invalid`] if the document is no card, [`CardError::NoHttpInterface`] if the agent cannot be called over HTTP.
+/// [`CardError::Invalid`] if the document is not a card, [`CardError::NoHttpInterface`] if the agent cannot be called over HTTP.
 pub fn registration_of(card: &AgentCard) -> Result<Registration, CardError> {
     let document = Document::read(card)?;
     let name = cut(document.name.as_deref().unwrap_or_default(), limits::AGENT_NAME);
@@ -59,7 +59,7 @@ pub fn registration_of(card: &AgentCard) -> Result<Registration, CardError> {
     Ok(registration)
 }
 
-/// Returns the capability of a skill. `names` are those of the capabilities before it.
+/// Returns the capability of a skill. `names` has the names of the capabilities before it.
 fn capability(skill: &Skill, names: &mut HashSet<String>) -> Capability {
     let text = |text: &Option<String>, most| cut(text.as_deref().unwrap_or_default(), most);
     let texts = |list: &[String], most, most_characters| {
@@ -88,7 +88,7 @@ fn distinct(name: &str, names: &mut HashSet<String>) -> String {
     chosen
 }
 
-/// Returns the beginning of a text, without the white space around it. A NUL character, which a registration cannot have, is left out.
+/// Returns the beginning of a text, without surrounding white space and without NUL characters, which a registration cannot have.
 fn cut(text: &str, characters: usize) -> String {
     let text = text.replace('\0', "");
     match text.trim().char_indices().nth(characters) {
@@ -97,8 +97,8 @@ fn cut(text: &str, characters: usize) -> String {
     }
 }
 
-/// Returns an agent id that is made of a name: "Rezept-Agent für Köche" is `rezept-agent-fur-koche`. `None` if nothing of the name can
-/// stand in an id.
+/// Returns an agent id made from a name: "Rezept-Agent für Köche" becomes `rezept-agent-fur-koche`. Returns `None` if the name has no
+/// character that an id can have.
 fn id_of(name: &str) -> Option<String> {
     let mut id = String::new();
     for letter in name.nfkd().filter(|letter| !is_combining_mark(*letter)) {

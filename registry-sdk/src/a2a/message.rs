@@ -1,8 +1,8 @@
-//! The messages that are sent to agents.
+//! Messages to agents.
 
 use serde_json::{Map, Value, json};
 
-/// A message to an A2A agent: parts of text and data. A text alone becomes one with `into`.
+/// A message to an A2A agent, with parts of text and data. A string converts to a message with one text part.
 ///
 /// ```
 /// use registry_sdk::a2a::Message;
@@ -23,55 +23,55 @@ enum Part {
     Url { url: String, media_type: String },
 }
 
-/// How a version of the protocol writes messages.
+/// The form of messages in a version of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
-    /// Version 1.0: the field of a part says what it is.
+    /// Version 1.0: the name of a part's field tells its type.
     V1,
     /// Version 0.3: a part has a `kind`.
     V03,
 }
 
 impl Message {
-    /// Creates a message of a text.
+    /// Creates a message with a text part.
     pub fn text(text: impl Into<String>) -> Self {
         Self::default().and_text(text)
     }
 
-    /// Adds a text.
+    /// Adds a text part.
     pub fn and_text(mut self, text: impl Into<String>) -> Self {
         self.parts.push(Part::Text(text.into()));
         self
     }
 
-    /// Adds data, which are any JSON. Version 0.3 of the protocol only has objects: an agent of that version does not get another value, so
-    /// the task goes to the next agent.
+    /// Adds a data part with any JSON value. Version 0.3 of the protocol only allows objects, so with any other value, agents of that version are
+    /// skipped.
     pub fn data(mut self, data: impl Into<Value>) -> Self {
         self.parts.push(Part::Data(data.into()));
         self
     }
 
-    /// Adds a file that the agent is to fetch from a URL, and its media type.
+    /// Adds the URL and media type of a file for the agent to fetch.
     pub fn url(mut self, url: impl Into<String>, media_type: impl Into<String>) -> Self {
         self.parts.push(Part::Url { url: url.into(), media_type: media_type.into() });
         self
     }
 
-    /// Sets a value of the message's metadata.
+    /// Sets a metadata value of the message.
     pub fn metadata(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.metadata.insert(name.into(), value.into());
         self
     }
 
-    /// Whether it has no part, so that it cannot be sent.
+    /// Whether the message has no part, so that it cannot be sent.
     pub(crate) fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
 
-    /// Writes the message as a version of the protocol has it.
+    /// Returns the message in the form of a version of the protocol.
     ///
     /// # Errors
-    /// If that version cannot have one of the parts.
+    /// If that version does not allow one of the parts.
     pub(super) fn encode(&self, form: Form, id: &str) -> Result<Value, &'static str> {
         let parts = self.parts.iter().map(|part| part.encode(form)).collect::<Result<Vec<_>, _>>()?;
         let mut message = match form {

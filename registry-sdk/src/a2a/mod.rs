@@ -1,7 +1,7 @@
-//! A2A (feature `a2a`): a card as a registration, the card of an agent of one's own, and messages to agents.
+//! Agent cards and tasks of the A2A protocol (feature `a2a`).
 //!
-//! An [A2A](https://a2a-protocol.org) agent describes itself by a card, a JSON document. [`fetch_card`] reads the card of an agent that
-//! runs elsewhere, and makes it a [`Registration`](crate::Registration), so that the agent is found by a sentence like any other:
+//! An [A2A](https://a2a-protocol.org) agent describes itself by a card, a JSON document. [`fetch_card`] reads the card of another
+//! agent and converts it to a [`Registration`](crate::Registration), so that a sentence finds the agent like any other:
 //!
 //! ```no_run
 //! # #[tokio::main(flavor = "current_thread")]
@@ -18,16 +18,16 @@
 //! # }
 //! ```
 //!
-//! Nobody sends heartbeats for such an agent, so it goes offline like any agent that is not heard: see [`FetchedCard::registration`].
+//! Such an agent sends no heartbeats, so it goes offline after its deadline: see [`FetchedCard::registration`].
 //!
-//! An agent that uses this SDK has its card made from its registration by [`CardDetails`], registers it, and, with the feature `axum`,
-//! serves it to A2A clients by [`CardEndpoint`].
+//! For an agent that uses this SDK, [`CardDetails`] makes the card from the agent's registration. The agent registers it, and, with the feature
+//! `axum`, serves it to A2A clients by [`CardEndpoint`].
 //!
-//! Cards of the versions 1.0 and 0.3 are read, and cards of version 1.0 are made. Signatures are passed on, and neither checked nor made.
+//! The SDK reads cards of the versions 1.0 and 0.3, and makes cards of version 1.0. It passes signatures on, and neither checks nor makes them.
 //!
 //! An orchestrator delegates tasks over the protocol by [`Delegation::send_message`](crate::discovery::Delegation::send_message): a
-//! [`Message`] goes to the best agent, by the interface in its card, and the agent's [`Reply`] comes back once the task is done. JSON-RPC
-//! and HTTP+JSON of version 1.0 are spoken, and JSON-RPC of version 0.3; messages are neither streamed nor pushed.
+//! [`Message`] goes to the best agent, by the interface in its card, and the agent's [`Reply`] is returned once the task is done. The SDK supports
+//! JSON-RPC and HTTP+JSON of version 1.0, and JSON-RPC of version 0.3, without streaming and push notifications.
 
 pub(crate) mod a2a_error;
 pub(crate) mod call;

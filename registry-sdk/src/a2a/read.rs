@@ -1,4 +1,4 @@
-//! Where a card is, and reading its text.
+//! The path of a card, and reading its text.
 
 use super::error::CardError;
 use crate::contract::{AgentCard, limits};
@@ -6,10 +6,10 @@ use crate::contract::{AgentCard, limits};
 /// The path at which an agent serves its card.
 pub const CARD_PATH: &str = "/.well-known/agent-card.json";
 
-/// Reads a card from the bytes of a file or a response. White space around it and a byte order mark are no part of it.
+/// Reads a card from the bytes of a file or a response. Surrounding white space and a byte order mark are removed.
 ///
 /// # Errors
-/// [`CardError::Invalid`] if they are no JSON object, or longer than a card may be.
+/// [`CardError::Invalid`] if the bytes are not a JSON object, or longer than a card may be.
 pub fn read_card(bytes: &[u8]) -> Result<AgentCard, CardError> {
     let invalid = |why: String| Err(CardError::Invalid(why));
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii();

@@ -1,11 +1,11 @@
-//! What agents answer to messages.
+//! The replies of agents to messages.
 
 use serde_json::Value;
 
 use super::a2a_error::A2aError;
 use super::task_state::TaskState;
 
-/// The answer of an A2A agent: the task in its last state, or a message that the agent sent without making a task.
+/// The reply of an A2A agent: the task in its last state, or a message if the agent made no task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reply {
     state: TaskState,
@@ -41,7 +41,7 @@ impl Reply {
         Ok(Self { state: TaskState::Completed, is_task: false, json })
     }
 
-    /// Returns the answer if the agent has done the task, or waits for the caller.
+    /// Returns the reply if the agent has done the task or waits for the caller.
     ///
     /// # Errors
     /// [`A2aError::Ended`] in any other state.
@@ -60,38 +60,40 @@ impl Reply {
         &self.state
     }
 
-    /// Whether the agent has done the task. If not, it waits for the caller: see [`state`](Self::state).
+    /// Whether the agent has done the task. Otherwise it waits for the caller: see [`state`](Self::state).
     #[must_use]
     pub fn is_completed(&self) -> bool {
         self.state == TaskState::Completed
     }
 
-    /// Returns the id of the task at the agent; `None` if the agent made no task.
+    /// Returns the agent's id of the task, or `None` if the agent made no task.
     #[must_use]
     pub fn task_id(&self) -> Option<&str> {
         self.json["id"].as_str().filter(|_| self.is_task)
     }
 
-    /// Returns the id of the conversation at the agent, if there is one.
+    /// Returns the agent's id of the conversation, if there is one.
     #[must_use]
     pub fn context_id(&self) -> Option<&str> {
         self.json["contextId"].as_str()
     }
 
-    /// Returns the texts of the answer, one a line. See [`parts`](Self::parts).
+    /// Returns the text parts of the reply, joined by line breaks. See [`parts`](Self::parts).
     #[must_use]
     pub fn text(&self) -> String {
         self.parts().iter().filter_map(|part| part["text"].as_str()).collect::<Vec<_>>().join("\n")
     }
 
-    /// Returns the data of the answer. See [`parts`](Self::parts).
+    /// Returns the data parts of the reply. See [`parts`](Self::parts).
     #[must_use]
     pub fn data(&self) -> Vec<&Value> {
         self.parts().into_iter().filter_map(|part| part.get("data")).collect()
     }
 
-    /// Returns the parts of the answer as the agent sent them: those of the artifacts, or else of the status message; or of the message
-    /// without a task. If the agent waits for the caller, those of the status message, in which it says for what.
+    /// Returns the parts of the reply as the agent sent them.
+    ///
+    /// These are the parts of the task's artifacts, or, if it has none, of its status message; without a task, those of the message. If
+    /// the agent waits for the caller, they are those of the status message, which says what the agent needs.
     #[must_use]
     pub fn parts(&self) -> Vec<&Value> {
         if !self.is_task {

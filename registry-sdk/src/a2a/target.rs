@@ -1,11 +1,11 @@
-//! Where and how an agent is called: the interface of its card that is used.
+//! The interface by which an agent is called.
 
 use url::Url;
 
 use super::document::{Declared, Document};
 use crate::contract::AgentCard;
 
-/// The interface at which an agent is called.
+/// The interface by which an agent is called.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(super) url: Url,
@@ -13,7 +13,7 @@ pub(crate) struct Target {
     pub(super) tenant: Option<String>,
 }
 
-/// A binding of a version of the protocol.
+/// A binding and a version of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dialect {
     /// JSON-RPC, version 1.0.
@@ -25,10 +25,10 @@ pub(super) enum Dialect {
 }
 
 impl Target {
-    /// Returns the first interface of a card that this SDK speaks.
+    /// Returns the first interface of a card that the SDK supports.
     ///
     /// # Errors
-    /// The reason if there is none. It follows the agent's id in a text.
+    /// The reason if there is none, as the second half of a sentence that begins with the agent's id.
     pub(super) fn of_card(card: &AgentCard) -> Result<Self, String> {
         let document = Document::read(card).map_err(|error| error.to_string())?;
         let declared = document.declared();
@@ -60,7 +60,7 @@ impl Target {
 }
 
 impl Dialect {
-    /// The version may have a patch number, which says nothing.
+    /// A patch number in the version is ignored.
     fn of(binding: &str, version: &str) -> Option<Self> {
         let mut numbers = version.trim().split('.');
         match (binding, numbers.next()?, numbers.next()?) {
@@ -71,7 +71,7 @@ impl Dialect {
         }
     }
 
-    /// The version as it is sent with each request.
+    /// The version that is sent with each request.
     pub(super) fn version(self) -> &'static str {
         match self {
             Self::JsonRpc | Self::HttpJson => "1.0",

@@ -1,14 +1,14 @@
-//! The states of a task at an agent.
+//! The states of an agent's task.
 
 use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
 
-/// The state of a task at an A2A agent.
+/// The state of an A2A agent's task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TaskState {
-    /// The agent has the task, and has not begun.
+    /// The agent has accepted the task and not begun it.
     Submitted,
     /// The agent works on the task.
     Working,
@@ -18,18 +18,18 @@ pub enum TaskState {
     Failed,
     /// The task was canceled before it was done.
     Canceled,
-    /// The agent needs an answer of the caller to go on.
+    /// The agent needs input from the caller to continue.
     InputRequired,
-    /// The agent refused the task.
+    /// The agent rejected the task.
     Rejected,
-    /// The agent needs credentials to go on.
+    /// The agent needs credentials to continue.
     AuthRequired,
-    /// A state that this version does not know, or that the agent does not know itself.
+    /// A state that this version does not know, or that the agent reports as unknown.
     Unknown(String),
 }
 
 impl TaskState {
-    /// Whether the agent goes on by itself. A state that is not known counts as such a one.
+    /// Whether the agent still works on the task. Unknown states count as such.
     pub(crate) fn is_running(&self) -> bool {
         matches!(self, Self::Submitted | Self::Working | Self::Unknown(_))
     }
@@ -39,7 +39,7 @@ impl TaskState {
         matches!(self, Self::InputRequired | Self::AuthRequired)
     }
 
-    /// Its name in a text, such as `input-required`.
+    /// The state's name in messages, such as `input-required`.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {

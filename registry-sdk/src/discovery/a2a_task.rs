@@ -1,4 +1,4 @@
-//! Tasks over A2A: a message is sent to an agent, and the task that the agent makes of it is followed to its end.
+//! Tasks over A2A: sends a message to an agent, and polls the agent's task until it ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,20 +25,20 @@ use crate::client::RegistryClient;
 use crate::contract::{CapabilityMatch, IDEMPOTENCY_KEY_HEADER, TIME_LEFT_HEADER};
 use crate::retry::Backoff;
 
-/// The pauses between two questions for the state of a task.
+/// Delays between two polls of a task.
 const PAUSES: Backoff =
     Backoff { min_delay: Duration::from_millis(200), max_delay: Duration::from_secs(5), factor: 1.5 };
 
-/// How long the state of a task is waited for.
+/// Time limit of a poll.
 const POLL_TIME: Duration = Duration::from_secs(10);
 
-/// How many questions in a row may fail. The task runs on meanwhile.
+/// Number of failed polls in a row after which an attempt fails. The task may still run.
 const MAX_FAILED_POLLS: u32 = 3;
 
-/// How long the request that cancels a task may take.
+/// Time limit of the request that cancels a task.
 const CANCEL_TIME: Duration = Duration::from_secs(5);
 
-/// A message that can be sent any number of times.
+/// A message that can be sent to any number of agents.
 #[derive(Debug)]
 pub(super) struct A2aTask<'a> {
     access: &'a AgentAccess,
@@ -70,7 +70,7 @@ impl<'a> A2aTask<'a> {
         Self { access, client, cards, message, headers, max_response }
     }
 
-    /// Sends the message to the agent of an attempt. Returns what the agent answers once it has done the task, or waits for the caller.
+    /// Sends the message to the agent of an attempt. Returns the reply once the agent has done the task or waits for the caller.
     pub(super) async fn run(&self, attempt: &Attempt) -> Result<Reply, TaskError> {
         let connection = self.connect(attempt).await?;
         let reply = connection.begin().await?;
@@ -90,14 +90,14 @@ impl<'a> A2aTask<'a> {
         let target = self.cards.target(self.client, &attempt.agent, attempt.deadline).await;
         let target =
             target.map_err(|why| self.access.failed(HttpTaskError::A2a(A2aError::NotCallable(why))))?;
-        // A token provider may decide by the URL, which has to be that to which the token goes.
+        // A token provider may choose the token by the URL, so it has to get the one to which the token is sent.
         let agent = CapabilityMatch { base_url: target.url().to_string(), ..attempt.agent.clone() };
         Ok(Connection { task: self, attempt, agent, target })
     }
 }
 
 impl Connection<'_> {
-    /// Sends the message. Returns the task in the state that the agent responds with.
+    /// Sends the message. Returns the task in the state of the agent's response.
     async fn begin(&self) -> Result<Reply, TaskError> {
         let access = self.task.access;
         let attempt = self.attempt;
@@ -113,13 +113,13 @@ impl Connection<'_> {
         self.read(&call, response).await
     }
 
-    /// Cancels a task unless it is disarmed.
+    /// Returns a guard that cancels a task unless it is disarmed.
     fn cancel_on_drop(&self, task_id: &str) -> CancelOnDrop {
         let call = Call::cancel_task(self.target.clone(), task_id);
         CancelOnDrop(self.request(&call, false).ok())
     }
 
-    /// Asks for the state of a task until the agent does not work on it any more.
+    /// Polls a task until the agent no longer works on it.
     async fn follow(&self, task_id: &str) -> Result<Reply, TaskError> {
         let (mut polls, mut failures, mut retry_after) = (0, 0, None);
         loop {
@@ -133,7 +133,7 @@ impl Connection<'_> {
                     if failures == MAX_FAILED_POLLS {
                         return Err(given_up(error));
                     }
-                    tracing::debug!(agent_id = self.agent.agent_id, %error, "the state of a task is not known");
+                    tracing::debug!(agent_id = self.agent.agent_id, %error, "polling a task failed");
                     retry_after = error.retry_after();
                 }
             }
@@ -144,7 +144,7 @@ impl Connection<'_> {
         let access = self.task.access;
         let call = Call::get_task(self.target.clone(), task_id, u64::from(number) + 1);
         let request = self.request(&call, false).map_err(|error| access.failed(error))?;
-        // The span has the request that began the task.
+        // The attempt's span records the request that began the task.
         let sent = timeout(POLL_TIME, send(request, &Span::none(), Instant::now() + POLL_TIME)).await;
         let sent = sent.unwrap_or_else(|_| Err(HttpTaskError::Broken(Arc::new(PollTimeout))));
         let response = sent.map_err(|error| access.failed(refusal(&call, error)))?;
@@ -162,13 +162,13 @@ impl Connection<'_> {
         })
     }
 
-    /// A request with the headers of the protocol, and, if it carries the message, those of the task.
+    /// Creates a request with the headers of the protocol, and, if it carries the message, those of the task.
     fn request(&self, call: &Call, has_message: bool) -> Result<RequestBuilder, HttpTaskError> {
         let access = self.task.access;
         let headers = access.headers(self.attempt, &self.agent, &self.task.headers);
         let mut headers = headers.map_err(HttpTaskError::Request)?;
         if !has_message {
-            // Else an agent that knows the key might take the request for the message once more.
+            // Otherwise an agent that knows the key might replay its response to the message.
             headers.remove(IDEMPOTENCY_KEY_HEADER);
             headers.remove(TIME_LEFT_HEADER);
         }
@@ -177,12 +177,12 @@ impl Connection<'_> {
     }
 }
 
-/// No response to the question for the state of a task.
+/// A poll got no response in time.
 #[derive(Debug, thiserror::Error)]
 #[error("no response within {POLL_TIME:?}")]
 struct PollTimeout;
 
-/// An unsuccessful response, by the error of the protocol that it has.
+/// Returns the error of the protocol in an unsuccessful response, if it has one.
 fn refusal(call: &Call, error: HttpTaskError) -> HttpTaskError {
     match &error {
         HttpTaskError::Status { body, .. } => call.refusal(body).map_or(error, HttpTaskError::A2a),
@@ -190,10 +190,10 @@ fn refusal(call: &Call, error: HttpTaskError) -> HttpTaskError {
     }
 }
 
-/// The failure of an attempt whose task began, but is no longer known of.
+/// Returns the failure of an attempt whose task began, but can no longer be polled.
 fn given_up(mut error: TaskError) -> TaskError {
     (error.may_have_arrived, error.draws) = (true, true);
-    // It has the task, so it is no refusal any more.
+    // The agent accepted the task, so this is not a rejection.
     if error.kind != FailureKind::Response {
         (error.kind, error.charge) = (FailureKind::Agent, Charge::Yes);
     }
@@ -210,7 +210,7 @@ impl CancelOnDrop {
 }
 
 impl Drop for CancelOnDrop {
-    /// Nobody waits for the response: the agent may be dead.
+    /// Does not wait for the response, because the agent may be dead.
     fn drop(&mut self) {
         if let Some(request) = self.0.take()
             && let Ok(runtime) = Handle::try_current()

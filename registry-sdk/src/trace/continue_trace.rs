@@ -1,4 +1,4 @@
-//! The agent's side of a trace, for agents on axum.
+//! Middleware with which an agent on axum continues a trace.
 
 use std::collections::HashMap;
 
@@ -14,10 +14,10 @@ use tracing::{Instrument, Span};
 use crate::contract::trace_context::{TRACEPARENT_HEADER, trace_id};
 use crate::spans;
 
-/// Continues the trace of a request, as a middleware of axum: the request is handled in a span whose parent is the caller's.
+/// Axum middleware that handles each request in a span whose parent is the caller's span.
 ///
-/// A request without the propagator's headers, or with headers that are not valid, begins a trace. So put the middleware around the
-/// routes of the agent's work, and not around [`HealthEndpoint`](crate::HealthEndpoint): each probe would be a trace of its own.
+/// A request without the propagator's headers, or with invalid ones, begins a new trace. So put the middleware around the
+/// routes for tasks, and not around [`HealthEndpoint`](crate::HealthEndpoint): each probe would be a trace of its own.
 ///
 /// ```no_run
 /// use axum::{Json, Router, middleware::from_fn, routing::post};
@@ -49,7 +49,7 @@ pub async fn continue_trace(request: Request, next: Next) -> Response {
         }
         response
     };
-    // For handlers that make their spans with the API of OpenTelemetry itself, the context is the current one, too.
+    // Sets the current context, too, for handlers that create spans by OpenTelemetry's own API.
     handled.instrument(span.clone()).with_context(context).await
 }
 
@@ -69,7 +69,7 @@ fn request_span(request: &Request) -> Span {
     )
 }
 
-/// The context that a request carries, or else the current one.
+/// Returns the context that a request carries, or the current one.
 fn extract(headers: &HeaderMap) -> Context {
     global::get_text_map_propagator(|propagator| {
         let fields =
@@ -78,11 +78,11 @@ fn extract(headers: &HeaderMap) -> Context {
     })
 }
 
-/// The value of a header. Several fields of one name are one list, so two parents are none, as the specification demands.
+/// Returns the value of a header. Several fields of one name form a list, so two parents are invalid, as the specification requires.
 fn field(headers: &HeaderMap, name: &str) -> Option<String> {
     let values: Vec<_> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
     let value = values.join(",");
-    // The propagator also takes ids that are too short.
+    // The propagator also accepts ids that are too short.
     let is_valid = !name.eq_ignore_ascii_case(TRACEPARENT_HEADER) || trace_id(&value).is_some();
     (!values.is_empty() && is_valid).then_some(value)
 }

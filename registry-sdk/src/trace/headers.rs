@@ -4,9 +4,9 @@ use opentelemetry::propagation::Injector;
 use opentelemetry::{Context, global};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
-/// Returns the headers that carry the context of the current span, for requests that are not sent by the SDK.
+/// Returns the headers that carry the context of the current span, for requests that the SDK does not send.
 ///
-/// Inside of [`Delegation::run`](crate::discovery::Delegation::run) the current span is that of the attempt:
+/// In [`Delegation::run`](crate::discovery::Delegation::run) the current span is that of the attempt:
 ///
 /// ```no_run
 /// use registry_sdk::{Orchestrator, trace};
@@ -36,7 +36,7 @@ pub fn headers() -> HeaderMap {
 struct Headers(HeaderMap);
 
 impl Injector for Headers {
-    /// Leaves out what no header can have, and an empty `tracestate`, which the specification advises against.
+    /// Leaves out invalid headers, and an empty `tracestate`, which the specification advises against.
     fn set(&mut self, key: &str, value: String) {
         let value = Some(value).filter(|value| !value.is_empty());
         let value = value.and_then(|value| HeaderValue::try_from(value).ok());

@@ -1,11 +1,12 @@
-//! Traces over several processes (feature `opentelemetry`): the context of the current span goes out with each request, and an
-//! agent on axum continues the trace.
+//! Traces over several processes (feature `opentelemetry`).
+//!
+//! The SDK sends the context of the current span with each request, and an agent on axum continues the trace.
 //!
 //! The SDK's spans are those of [`tracing`](https://docs.rs/tracing). They become spans of OpenTelemetry through the layer of
-//! `tracing-opentelemetry`, from version 0.34 on, with its default of activating contexts. A program that makes spans with the API of
-//! OpenTelemetry itself needs no layer: its current context is sent all the same.
+//! `tracing-opentelemetry`, from version 0.34 on, with its default of activating contexts. A program that creates spans by
+//! OpenTelemetry's own API needs no layer: its current context is sent as well.
 //!
-//! The headers are those of the global propagator, so the program chooses them once. There is none by default:
+//! The global propagator determines the headers. By default there is none, so the program sets it once:
 //!
 //! ```
 //! use opentelemetry::global;
