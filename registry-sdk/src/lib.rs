@@ -49,7 +49,7 @@
 //! | an attempt | 5 s | [`RegistryClientBuilder::timeout`]; at most half of a call. A long response that is arriving may take longer |
 //! | a call | 12 s | [`RetryPolicy::time_limit`], of [`RetryPolicy::discovery`] |
 //!
-//! An agent's heartbeat may take a quarter of the interval, but no longer than an attempt. Several endpoints share that time.
+//! A heartbeat may take up to a quarter of the agent's interval, but no longer than an attempt. Several endpoints share that time.
 //!
 //! # Logging
 //!
@@ -124,7 +124,7 @@
 //! |---|---|---|
 //! | `client` | yes | [`RegistryClient`], [`Agent`], [`Orchestrator`], [`Directory`], [`Watch`] and [`StatsMonitor`], over HTTP, on Tokio |
 //! | `tls` | yes | HTTPS, with rustls. Without it, no C code is compiled |
-//! | `cache` | no | `DiscoveryCache`: discovery that survives an outage of the registry |
+//! | `cache` | no | `DiscoveryCache`: discovery that continues during an outage of the registry |
 //! | `axum` | no | `HealthEndpoint`, the agent's own `GET /health` or `health_path`, and `DelegatedTask`, an extractor of a task's headers |
 //! | `a2a` | no | `discovery::Delegation::send_message`: tasks over the A2A protocol; `a2a`: A2A agent cards as registrations; with `axum`, `a2a::CardEndpoint`: an agent's own endpoint for its card |
 //! | `testing` | no | `testing::MockRegistry` and `testing::FaultProxy`: a mock registry and a faulty network, for tests |
