@@ -1,9 +1,9 @@
-//! An A2A agent to copy: it serves its own agent card, takes messages as plain JSON over HTTP, and its registry knows it by the card.
+//! An A2A agent to copy: it serves its agent card, registers it, and takes messages over the binding HTTP+JSON.
 //!
-//! Start a registry (`cargo run -p registry-server`), then `cargo run --example a2a_agent`, and ask for its card:
+//! Start a registry (`cargo run -p registry-server`), then `cargo run --example a2a_agent`, and read its card:
 //! `curl http://127.0.0.1:8009/agents/recipes/card`. Any A2A client can send it a message at the URL in the card.
 //!
-//! A crate that has this file as its `src/main.rs` needs in its `Cargo.toml`:
+//! To use this file as the `src/main.rs` of your own crate, add to its `Cargo.toml`:
 //!
 //! ```toml
 //! [dependencies]
@@ -52,7 +52,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Answers a message with a message, which needs no task that clients could ask for.
+/// Answers a message with a message, so that there is no task for clients to poll.
 async fn send_message(Json(request): Json<Value>) -> impl IntoResponse {
     let message = &request["message"];
     let parts = message["parts"].as_array().into_iter().flatten();

@@ -1,9 +1,9 @@
-//! An agent to copy: it answers at `/execute` and `/health`, and its registry knows it.
+//! An agent to copy: it registers, and answers at `/execute` and `/health`.
 //!
-//! Start a registry (`cargo run -p registry-server`), then `cargo run --example agent`, and look for it:
-//! `curl 'http://127.0.0.1:8009/capabilities/search?q=code'`. Ctrl-C ends it in good order.
+//! Start a registry (`cargo run -p registry-server`), then `cargo run --example agent`, and find it:
+//! `curl 'http://127.0.0.1:8009/capabilities/search?q=code'`. Ctrl-C shuts it down.
 //!
-//! A crate that has this file as its `src/main.rs` needs in its `Cargo.toml`:
+//! To use this file as the `src/main.rs` of your own crate, add to its `Cargo.toml`:
 //!
 //! ```toml
 //! [dependencies]

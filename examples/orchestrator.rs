@@ -1,10 +1,10 @@
 //! An orchestrator to copy: it finds agents, delegates tasks, fails over, and watches the statistics.
 //!
-//! `cargo run --example orchestrator` starts a registry for tests and five agents. One of them hangs, one is busy, one was
-//! deployed without the path of the tasks, and one is killed on the way; all tasks are done.
+//! `cargo run --example orchestrator` starts a mock registry and five agents. One of them hangs, one is busy, one was
+//! deployed without the path for tasks, and one is killed in between; all tasks are done.
 //! With `REGISTRY_URL=http://…` it uses that registry and the agents that are there (`cargo run --example agent`).
 //!
-//! A crate that has this file as its `src/main.rs` needs in its `Cargo.toml` (without its own registry and agents, it needs neither
+//! To use this file as the `src/main.rs` of your own crate, add to its `Cargo.toml` (if you remove its own registry and agents, you need neither
 //! `axum` nor the feature `testing`):
 //!
 //! ```toml
@@ -32,7 +32,7 @@ use tokio::task::JoinHandle;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
-/// How often the agents here send heartbeats. Real ones do every 30 s or so.
+/// The agents' heartbeat interval. Real agents use about 30 s.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 #[tokio::main]
@@ -56,7 +56,7 @@ async fn main() -> Outcome {
 }
 
 async fn orchestrate(client: &RegistryClient, agents: Option<Vec<Worker>>) -> Outcome {
-    // A copy of the registry that a watch keeps: selecting costs no request, and goes on while the registry is away.
+    // A copy of the registry that a watch keeps up to date: selecting needs no request, and continues while the registry is down.
     let directory = Directory::follow(client);
     directory.ready().await?;
     let orchestrator = Orchestrator::builder(client.clone()).directory(directory.clone()).build();

@@ -3,7 +3,7 @@
 //! `cargo test --example testing_an_agent` runs the tests below; `cargo run --example testing_an_agent` tells one of
 //! them as a story.
 //!
-//! A crate that has this file as its `src/main.rs` needs in its `Cargo.toml` (if only its tests use the mock registry, the features
+//! To use this file as the `src/main.rs` of your own crate, add to its `Cargo.toml` (if only its tests use the mock registry, the features
 //! `testing` and `test-util` belong to the `[dev-dependencies]`):
 //!
 //! ```toml

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 
 class Work(AgentExecutor):
-    """A long task: it is done once the caller has asked for it twice."""
+    """A long task, which is done once the caller has polled it twice."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -48,7 +48,7 @@ class Work(AgentExecutor):
 
 
 class Rejection(Work):
-    """Takes no task."""
+    """Rejects every task."""
 
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
         task = new_task_from_user_message(context.message)
@@ -58,7 +58,7 @@ class Rejection(Work):
 
 
 class Handler(DefaultRequestHandler):
-    """Tells the work of an agent when its task is asked for."""
+    """Reports each poll of a task to the work of its agent."""
 
     def __init__(self, work: Work, card: AgentCard) -> None:
         super().__init__(agent_executor=work, task_store=InMemoryTaskStore(), agent_card=card)
@@ -70,7 +70,7 @@ class Handler(DefaultRequestHandler):
 
 
 class Agent:
-    """An agent that listens as soon as it is made. Its id in the registry is made of its name."""
+    """An agent that listens once it is created. Its id in the registry is made from its name."""
 
     def __init__(
         self, name: str, skill: AgentSkill, binding: str = "JSONRPC", version: str = "1.0", work: Callable[[str], Work] = Work,
@@ -98,13 +98,13 @@ class Agent:
         else:
             routes = create_rest_routes(handler, path_prefix=path)
         card_routes = create_agent_card_routes(self.card) if version == "1.0" else [self.old_card_route()]
-        # The tenants of `create_rest_routes` take all paths, so the card comes before.
+        # `create_rest_routes` matches every path as a tenant, so the card's route comes first.
         app = Starlette(routes=[*card_routes, *routes])
         server = uvicorn.Server(uvicorn.Config(app, log_config=None))
         threading.Thread(target=server.run, args=([listener],), daemon=True).start()
 
     def old_card_route(self) -> Route:
-        """The card as agents had it in version 0.3, without the fields of 1.0."""
+        """The card in the form of version 0.3, without the fields of 1.0."""
         card = to_compat_agent_card(self.card).model_dump(mode="json", by_alias=True, exclude_none=True)
 
         async def answer(_: Request) -> JSONResponse:

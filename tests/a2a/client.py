@@ -25,7 +25,7 @@ PROGRAMS, SCRATCH = (Path(argument).resolve() for argument in sys.argv[1:])
 
 @contextmanager
 def running(name: str, *arguments: str, address: str, **environment: str) -> Iterator[str]:
-    """Runs a program. Gives its URL, which has the pattern `address` in the program's output."""
+    """Runs a program, and yields its URL, which the pattern `address` finds in the program's output."""
     process = subprocess.Popen(
         [PROGRAMS / name, *arguments], env=os.environ | environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -54,7 +54,7 @@ def passed(what: str) -> None:
 
 
 async def read_cards(agent: str, registry: str) -> None:
-    """Our agent, by the official client."""
+    """Reads the card of our agent with the official client."""
     async with httpx.AsyncClient() as http:
         served = await A2ACardResolver(http, agent).get_agent_card()
         assert [skill.id for skill in served.skills] == ["find_recipe"], served
@@ -73,7 +73,7 @@ async def read_cards(agent: str, registry: str) -> None:
 
 
 def import_card(agent: Agent, sentence: str, registry: str) -> None:
-    """An agent of the official SDK, by its URL."""
+    """Imports an agent of the official SDK by its URL."""
     run("registryctl", "import", agent.url, registry=registry)
     original = httpx.get(agent.url + CARD_PATH).content
     assert httpx.get(f"{registry}/agents/{agent.agent_id}/card").content == original
@@ -97,7 +97,7 @@ def delegate(question: str, registry: str) -> list[str]:
 
 
 def check_health(agent: Agent, health_path: str | None, registry: str) -> None:
-    """What an agent of the official SDK answers to probes."""
+    """Checks how an agent of the official SDK responds to probes."""
     record = httpx.get(f"{registry}/agents/{agent.agent_id}").json()
     assert record.get("health_path") == health_path, record
     base_url = record["base_url"].rstrip("/")
@@ -133,7 +133,7 @@ def main(registry: str) -> None:
         answer = f"{agent.agent_id} (completed): {agent.card.name} has done: {question}"
         assert (lines := delegate(question, registry)) == [answer], lines
         assert agent.work.asked >= 2
-        passed(f"a long task is delegated to {agent.agent_id}, asked for {agent.work.asked} times, and done")
+        passed(f"a long task is delegated to {agent.agent_id}, polled {agent.work.asked} times, and done")
 
     dead = AgentCard()
     dead.CopyFrom(router.card)
@@ -144,7 +144,7 @@ def main(registry: str) -> None:
     import_file(dead, registry)
     lines = delegate(route, registry)
     assert lines[0].startswith("before: dead-agent: ") and lines[1].startswith("route-agent (completed): "), lines
-    passed("a task goes on to the next agent if the best one is dead")
+    passed("a task fails over to the next agent if the best one is dead")
 
     translation = "Translate our release notes into Norwegian"
     skill = AgentSkill(id="translate", name="Translations", description="Translates", tags=["languages"], examples=[translation])
@@ -156,7 +156,7 @@ def main(registry: str) -> None:
     lines = delegate(translation, registry)
     assert lines[0].startswith("before: fussy-translator: ") and "not my kind of task" in lines[0], lines
     assert lines[1].startswith("patient-translator (completed): "), lines
-    passed("a task goes on to the next agent if the best one rejects it")
+    passed("a task goes to the next agent if the best one rejects it")
     for agent in [router, archivist]:
         check_health(agent, CARD_PATH, registry)
     # Its card is not below the URL at which it takes tasks.
