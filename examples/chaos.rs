@@ -1,9 +1,9 @@
-//! A registry that is killed ten times under two hundred agents, and what they notice of it.
+//! Kills a registry ten times while two hundred agents use it, and measures what they notice.
 //!
-//! `cargo run --example chaos` starts the real server as a process of its own on a temporary SQLite file, kills it with
-//! SIGKILL, starts it again, and prints for each restart how long it took until all agents were heard again, the largest
-//! number of heartbeats and registrations in any 100 ms, and how many agents were called offline though they ran, or active
-//! though they had ended. It takes about two minutes. `REGISTRY_DATABASE_URL=postgres://…` runs it on PostgreSQL.
+//! `cargo run --example chaos` starts the real server in a separate process on a temporary SQLite file, kills it with
+//! SIGKILL, and starts it again. For each restart it prints the time until the registry had heard all agents again, the largest
+//! number of heartbeats and registrations in any 100 ms, and how many running agents were called offline, or ended agents
+//! active. It takes about two minutes. `REGISTRY_DATABASE_URL=postgres://…` runs it on PostgreSQL.
 #![allow(clippy::print_stdout, reason = "it prints a table")]
 
 use std::collections::HashSet;
@@ -21,11 +21,11 @@ type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 const AGENTS: usize = 200;
 const RESTARTS: usize = 10;
-/// How many agents end before each restart, without a word.
+/// Number of agents that end before each restart without deregistering.
 const ENDING: usize = 5;
 const INTERVAL: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the registry stays down: every agent notices.
+/// Time for which the registry stays down, long enough for every agent to notice.
 const DOWN: Duration = Duration::from_secs(3);
 
 fn main() -> Outcome {
@@ -36,7 +36,7 @@ fn main() -> Outcome {
     }
 }
 
-/// The registry's own process, which is this program again.
+/// The registry's process, which runs this program.
 async fn serve() -> Outcome {
     let setting = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set"));
     let config = Config {
@@ -82,7 +82,7 @@ async fn play() -> Outcome {
         let running: HashSet<_> = agents.iter().map(|agent| agent.agent_id().to_owned()).collect();
         let mut back = None;
         let mut false_offline = HashSet::new();
-        // One whole timeout of grace, and as much again for who has ended to be noticed.
+        // One timeout in which no agent goes offline, and another until agents that ended do.
         while began.elapsed() < 2 * TIMEOUT || back.is_none() {
             if back.is_none() && heard.has(&running) {
                 back = Some(began.elapsed());
@@ -115,7 +115,7 @@ fn agent(client: &RegistryClient, number: usize) -> Agent {
     Agent::new(client.clone(), registration)
 }
 
-/// The ids of all agents of a status; none while the registry does not answer.
+/// Returns the ids of all agents with a status, or none while the registry does not answer.
 async fn listed(client: &RegistryClient, status: AgentStatus) -> HashSet<String> {
     let client = client.with_retry(RetryPolicy::none());
     let page = client.list_agents(ListQuery::all().status(status)).await;
@@ -133,7 +133,7 @@ impl Registry {
         Ok(Self(command.stdin(Stdio::null()).spawn()?))
     }
 
-    /// Ends it as a crash would: SIGKILL, and no goodbye.
+    /// Ends the process with SIGKILL, as a crash would.
     fn kill(&mut self) -> Outcome {
         self.0.kill()?;
         self.0.wait()?;
@@ -147,7 +147,7 @@ impl Drop for Registry {
     }
 }
 
-/// Which agents the registry has heard of, and when, from what the SDK logs.
+/// Records from the SDK's log which agents the registry has heard, and when.
 #[derive(Clone, Default)]
 struct Heard(Arc<Mutex<Vec<(Instant, String)>>>);
 

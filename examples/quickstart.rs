@@ -1,8 +1,8 @@
-//! The whole story in one program: agents register, are found by what they can do, one falls silent, and the task
-//! goes to another.
+//! A complete example in one program: agents register, a search finds them by what they can do, one of them stops, and its task
+//! goes to another one.
 //!
-//! `cargo run --example quickstart` starts a registry inside itself, on a temporary SQLite file. With
-//! `REGISTRY_URL=http://…` it speaks to that one instead.
+//! `cargo run --example quickstart` starts a registry in the same process, on a temporary SQLite file. With
+//! `REGISTRY_URL=http://…` it uses that registry instead.
 #![allow(clippy::print_stdout, reason = "it tells a story")]
 
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use registry_server::{Config, Server};
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
-/// How often the agents say that they are alive. Real ones do every 30 s or so.
+/// The agents' heartbeat interval. Real agents use about 30 s.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 #[tokio::main]
@@ -86,7 +86,7 @@ async fn join(client: &RegistryClient, id: &str, capability: &str, description: 
     Ok(agent)
 }
 
-/// Searches for words, tells what was found, and takes the best that is healthy.
+/// Searches for words, prints the matches, and returns the best healthy one.
 async fn find(client: &RegistryClient, words: &str) -> Outcome<CapabilityMatch> {
     let mut best = None;
     for found in client.search_capabilities(words).await? {
@@ -98,7 +98,7 @@ async fn find(client: &RegistryClient, words: &str) -> Outcome<CapabilityMatch> 
     best.ok_or_else(|| "no healthy agent can do that".into())
 }
 
-/// A registry of this program's own, or one that runs elsewhere.
+/// The registry in this process, or another one.
 struct Registry {
     url: String,
     /// The server, and the folder of its database.
@@ -114,7 +114,7 @@ impl Registry {
         let config = Config {
             listen: ([127, 0, 0, 1], 0).into(),
             database_url: format!("sqlite://{}", folder.path().join("registry.db").display()),
-            // Short, so that the story is. The default is a minute.
+            // Short, so that the example does not take long. The default is a minute.
             heartbeat_timeout: 4 * INTERVAL,
             sweep_interval: INTERVAL,
             ..Config::default()
