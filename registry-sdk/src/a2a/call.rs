@@ -16,6 +16,9 @@ use super::target::{Dialect, Target};
 /// The header with the version of the protocol.
 const VERSION_HEADER: HeaderName = HeaderName::from_static("a2a-version");
 
+/// The beginning of the `type` of a problem (RFC 9457) that is an error of the protocol.
+const PROBLEM_TYPE: &str = "https://a2a-protocol.org/errors/";
+
 /// A request to an agent.
 #[derive(Debug)]
 pub(crate) struct Call {
@@ -124,9 +127,8 @@ impl Call {
         headers.insert(VERSION_HEADER, HeaderValue::from_static(self.target.dialect.version()));
         headers.remove(CONTENT_TYPE);
         if !self.body.is_empty() {
-            let is_rpc = self.target.dialect != Dialect::HttpJson;
-            let media_type = if is_rpc { "application/json" } else { "application/a2a+json" };
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+            // Also for HTTP+JSON, because some servers do not accept `application/a2a+json`.
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
     }
 
@@ -157,10 +159,11 @@ impl Call {
         };
         let id = response.get("id").cloned().unwrap_or_default();
         let (result, error) = (response.remove("result"), response.remove("error"));
-        // The id is null if the agent could not read the request.
-        let is_other = id != json!(self.id) && !(id.is_null() && error.is_some());
+        // Some servers convert ids to texts. The id is null if the agent could not read the request.
+        let is_own =
+            id == json!(self.id) || id == json!(self.id.to_string()) || id.is_null() && error.is_some();
         match (result, error) {
-            _ if is_other => Err(Unusable::Invalid(format!(
+            _ if !is_own => Err(Unusable::Invalid(format!(
                 "the response is that to another request: its id is {id} in place of {}",
                 self.id
             ))),
@@ -194,19 +197,34 @@ impl Call {
         }
     }
 
-    /// Reads the error in an unsuccessful HTTP+JSON response. Several errors have the same status.
+    /// Reads the error of the protocol in an unsuccessful response, if it has one. Several errors have the same status.
     pub(crate) fn refusal(&self, body: &str) -> Option<A2aError> {
-        if self.target.dialect != Dialect::HttpJson {
-            return None;
-        }
         let json: Value = serde_json::from_str(body).ok()?;
-        let error = json.get("error")?;
-        let details = error["details"].as_array()?;
-        let reason =
-            details.iter().find(|detail| detail["domain"] == "a2a-protocol.org")?["reason"].as_str()?;
-        let message = error["message"].as_str().unwrap_or_default().to_owned();
-        Some(A2aError::Refused { code: code_of(reason)?, message })
+        if self.target.dialect == Dialect::HttpJson {
+            return http_refusal(&json);
+        }
+        // A gateway's response may have an `error` with a `code`, too.
+        json.get("jsonrpc")?;
+        match self.result_of(json) {
+            Err(Unusable::Refused(error)) => Some(error),
+            Ok(_) | Err(Unusable::Invalid(_)) => None,
+        }
     }
+}
+
+/// Reads the error of HTTP+JSON: an `error` with details, or a problem (RFC 9457).
+fn http_refusal(json: &Value) -> Option<A2aError> {
+    let problem = json["type"].as_str().and_then(|kind| kind.strip_prefix(PROBLEM_TYPE));
+    let (code, message) = if let Some(kind) = problem {
+        let message = json["detail"].as_str().or(json["title"].as_str());
+        (code_of(&kind.to_uppercase().replace('-', "_"))?, message)
+    } else {
+        let error = &json["error"];
+        let mut details = error["details"].as_array()?.iter();
+        let info = details.find(|detail| detail["domain"] == "a2a-protocol.org")?;
+        (code_of(info["reason"].as_str()?)?, error["message"].as_str())
+    };
+    Some(A2aError::Refused { code, message: message.unwrap_or_default().to_owned() })
 }
 
 /// The JSON-RPC code for a reason of HTTP+JSON.

@@ -182,9 +182,12 @@ impl Connection<'_> {
 #[error("no response within {POLL_TIME:?}")]
 struct PollTimeout;
 
-/// Returns the error of the protocol in an unsuccessful response, if it has one.
+/// Returns the error of the protocol in an unsuccessful response, if it has one. Otherwise, and if the credentials were refused or the agent is
+/// busy, the status decides.
 fn refusal(call: &Call, error: HttpTaskError) -> HttpTaskError {
     match &error {
+        HttpTaskError::Status { status: 401 | 403, .. } => error,
+        _ if matches!(error.kind(), FailureKind::Busy { .. }) => error,
         HttpTaskError::Status { body, .. } => call.refusal(body).map_or(error, HttpTaskError::A2a),
         _ => error,
     }

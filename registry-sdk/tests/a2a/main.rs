@@ -14,6 +14,8 @@ mod mapping;
 #[cfg(all(feature = "axum", feature = "testing"))]
 mod own_card;
 #[cfg(feature = "testing")]
+mod refusals;
+#[cfg(feature = "testing")]
 mod responses;
 #[cfg(feature = "testing")]
 mod sending;

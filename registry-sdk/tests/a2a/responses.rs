@@ -100,3 +100,17 @@ async fn unknown_state_is_one_in_which_the_task_runs() {
     let done = send_for(scene.orchestrator().delegate("work")).await.unwrap();
     assert_eq!(done.value.text(), "done");
 }
+
+/// Some servers turn the request's id into a text.
+#[tokio::test(start_paused = true)]
+async fn id_may_be_the_text_of_that_of_the_request() {
+    let mut scene = Scene::new().await;
+    let agent = scene.agent("a", 0, Binding::JsonRpc).await;
+    let response = r#"{"jsonrpc": "2.0", "id": "1", "result": {"message": {"parts": [{"text": "done"}]}}}"#;
+    agent.answers(Answer::Http(200, None, response), Answer::Hang);
+    let done = send_for(scene.orchestrator().delegate("work")).await.unwrap();
+    assert_eq!(done.value.text(), "done");
+    let other = r#"{"jsonrpc": "2.0", "id": "7", "result": {"message": {"parts": []}}}"#;
+    let text = failure(Binding::JsonRpc, Answer::Http(200, None, other)).await;
+    assert!(text.contains("its id is \"7\" in place of 1"), "{text}");
+}

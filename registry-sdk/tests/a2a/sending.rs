@@ -34,14 +34,14 @@ async fn message_is_sent_by_the_binding_of_the_card_and_the_answer_is_read() {
         assert_eq!(sent.params()["message"]["parts"], parts);
         assert_eq!(sent.params()["message"]["messageId"], "key-1");
         assert_eq!(sent.params()["configuration"], configuration);
-        let (version, media_type, path) = match binding {
-            Binding::JsonRpc => ("1.0", "application/json", "/rpc"),
-            Binding::HttpJson => ("1.0", "application/a2a+json", "/rest/message:send"),
-            Binding::OldJsonRpc => ("0.3", "application/json", "/rpc"),
+        let (version, path) = match binding {
+            Binding::JsonRpc => ("1.0", "/rpc"),
+            Binding::HttpJson => ("1.0", "/rest/message:send"),
+            Binding::OldJsonRpc => ("0.3", "/rpc"),
         };
         assert_eq!(
             (sent.header("a2a-version"), sent.header("content-type")),
-            (Some(version), Some(media_type))
+            (Some(version), Some("application/json"))
         );
         assert_eq!(sent.uri.path(), path);
         assert_eq!(
