@@ -3,7 +3,13 @@
 use url::Url;
 
 use super::document::{Declared, Document};
-use crate::contract::AgentCard;
+use crate::contract::{AgentCard, cut};
+
+/// Maximum number of interfaces in a reason.
+const MAX_LISTED: usize = 10;
+
+/// Maximum length of the description of an interface, and of a decoder's message.
+const MAX_DESCRIPTION: usize = 200;
 
 /// The interface by which an agent is called.
 #[derive(Clone, Debug)]
@@ -30,23 +36,21 @@ impl Target {
     /// # Errors
     /// The reason if there is none, as the second half of a sentence that begins with the agent's id.
     pub(super) fn of_card(card: &AgentCard) -> Result<Self, String> {
-        let document = Document::read(card).map_err(|error| error.to_string())?;
+        let document =
+            Document::read(card).map_err(|error| cut(&error.to_string(), MAX_DESCRIPTION).to_owned())?;
         let declared = document.declared();
         declared.iter().find_map(Self::of_interface).ok_or_else(|| {
-            let names = declared.iter().map(|Declared { url, binding, version, .. }| {
-                format!("{binding} of version {version} at {url:?}")
-            });
-            format!(
-                "its A2A agent card has no interface that this SDK supports, but {}",
-                listed(&names.collect::<Vec<_>>())
-            )
+            let interfaces = listed(&declared);
+            format!("its A2A agent card has no interface that this SDK supports, but {interfaces}")
         })
     }
 
     fn of_interface(interface: &Declared<'_>) -> Option<Self> {
         let dialect = Dialect::of(interface.binding, interface.version)?;
         let url = Url::parse(interface.url.trim()).ok()?;
-        matches!(url.scheme(), "http" | "https").then(|| Self {
+        let is_supported = url.scheme() == "http" || url.scheme() == "https" && cfg!(feature = "tls");
+        // Credentials are chosen by the caller, not by the agent.
+        (is_supported && !has_credentials(&url)).then(|| Self {
             url,
             dialect,
             tenant: interface.tenant.map(str::to_owned),
@@ -80,8 +84,32 @@ impl Dialect {
     }
 }
 
-fn listed(names: &[String]) -> String {
-    if names.is_empty() { "none at all".to_owned() } else { names.join(", ") }
+/// Describes the first interfaces of a card. The card may be long, and the reason is kept.
+fn listed(interfaces: &[Declared<'_>]) -> String {
+    if interfaces.is_empty() {
+        return "none at all".to_owned();
+    }
+    let names = interfaces.iter().take(MAX_LISTED).map(described).collect::<Vec<_>>().join(", ");
+    match interfaces.len().saturating_sub(MAX_LISTED) {
+        0 => names,
+        more => format!("{names} and {more} more"),
+    }
+}
+
+fn described(Declared { url, binding, version, .. }: &Declared<'_>) -> String {
+    let location = match Url::parse(url.trim()) {
+        // Errors are logged.
+        Ok(url) if has_credentials(&url) => "a URL with a user name or password".to_owned(),
+        Ok(url) if url.scheme() == "https" && !cfg!(feature = "tls") => {
+            format!("{url:?}, which needs the feature `tls` of registry-sdk", url = url.as_str())
+        }
+        _ => format!("{url:?}"),
+    };
+    cut(&format!("{binding} of version {version} at {location}"), MAX_DESCRIPTION).to_owned()
+}
+
+fn has_credentials(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
 }
 
 #[cfg(test)]
@@ -108,7 +136,7 @@ mod tests {
         for (list, expected) in [
             (&[("JSONRPC", "1.0", "http://a/rpc"), ("HTTP+JSON", "1.0", "http://a/")][..], Dialect::JsonRpc),
             (&[("HTTP+JSON", "1.0.1", "http://a/"), ("JSONRPC", "1.0", "http://a/rpc")], Dialect::HttpJson),
-            (&[("GRPC", "1.0", "http://a:1"), ("JSONRPC", "0.3.0", "https://a/rpc")], Dialect::OldJsonRpc),
+            (&[("GRPC", "1.0", "http://a:1"), ("JSONRPC", "0.3.0", "http://a/rpc")], Dialect::OldJsonRpc),
             (&[("HTTP+JSON", "0.3", "http://a/"), ("JSONRPC", "0.3", "http://a/rpc")], Dialect::OldJsonRpc),
             (
                 &[
@@ -129,6 +157,42 @@ mod tests {
         ] {
             assert_eq!(target(&interfaces(list)).unwrap().1, expected, "{list:?}");
         }
+    }
+
+    #[test]
+    fn interface_with_credentials_in_its_url_is_not_used() {
+        for url in ["http://user:secret@a/", "http://:secret@a/", "http://user@a/", "http://user:@a/"] {
+            let list = interfaces(&[("JSONRPC", "1.0", url), ("HTTP+JSON", "1.0", "http://a/")]);
+            assert_eq!(target(&list).unwrap(), ("http://a/".to_owned(), Dialect::HttpJson), "{url}");
+            let error = target(&interfaces(&[("JSONRPC", "1.0", url)])).unwrap_err();
+            assert!(
+                error.ends_with("but JSONRPC of version 1.0 at a URL with a user name or password"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn https_needs_the_feature_for_it() {
+        let list = interfaces(&[("JSONRPC", "1.0", "https://a/"), ("HTTP+JSON", "1.0", "http://a/")]);
+        let expected = if cfg!(feature = "tls") { Dialect::JsonRpc } else { Dialect::HttpJson };
+        assert_eq!(target(&list).unwrap().1, expected);
+    }
+
+    #[test]
+    fn reason_is_short_however_long_the_card_is() {
+        let long = "x".repeat(10_000);
+        let list = vec![("GRPC", "1.0", "http://a:1"); 25];
+        let error = target(&interfaces(&list)).unwrap_err();
+        assert_eq!(error.matches("GRPC of version 1.0").count(), 10, "{error}");
+        assert!(error.ends_with(" and 15 more"), "{error}");
+        for list in [[(&*long, "1.0", "http://a")], [("GRPC", &*long, "http://a")], [("GRPC", "1.0", &*long)]]
+        {
+            let error = target(&interfaces(&list)).unwrap_err();
+            assert!(error.len() < 500, "{error}");
+        }
+        let error = target(&json!({"name": "a", "skills": long})).unwrap_err();
+        assert!(error.len() < 500, "{error}");
     }
 
     #[test]
