@@ -33,7 +33,9 @@ impl RegistryClient {
         request.kind = Kind::Optional("GET /agents/{id}/card");
         let decode = |response: &ApiResponse| {
             let tag = response.headers.get(ETAG).and_then(|tag| tag.to_str().ok());
-            Ok((response.decode()?, tag.map(|tag| tag.trim_matches('"').to_owned())))
+            // A proxy that changes the encoding makes the tag weak.
+            let digest = tag.map(|tag| tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"').to_owned());
+            Ok((response.decode()?, digest))
         };
         self.transport.send(&request, &self.retry, decode).await
     }

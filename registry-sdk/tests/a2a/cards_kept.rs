@@ -102,3 +102,45 @@ async fn agent_whose_card_was_never_read_needs_the_registry() {
         "it is not held against the agent"
     );
 }
+
+/// An agent whose card was corrected is not held to the card with which it could not be called.
+#[tokio::test(start_paused = true)]
+async fn earlier_card_without_an_interface_is_no_reason_to_hurry() {
+    let mut scene = Scene::new().await;
+    let agent = scene.agent("a", 0, Binding::JsonRpc).await;
+    let details = |interface| Some(CardDetails::new("Works", "1.0.0", interface));
+    scene.register("a", 0, &agent, details(Interface::new("GRPC", "http://127.0.0.1:1"))).await;
+    let directory = Directory::follow(&scene.registry.client());
+    directory.ready().await.unwrap();
+    let orchestrator = Orchestrator::builder(scene.registry.client()).directory(directory).build();
+    let error = send(orchestrator.delegate("work")).await.unwrap_err();
+    assert!(error.contains("a: its A2A agent card has no interface"), "{error}");
+    scene.register("a", 0, &agent, details(interface(&agent, Binding::JsonRpc))).await;
+    sleep(Duration::from_secs(1)).await;
+    scene.registry.delay(Duration::from_secs(3));
+    assert_eq!(send(orchestrator.delegate("work")).await.as_deref(), Ok("a"));
+}
+
+/// Each further read would cost a task a second.
+#[tokio::test(start_paused = true)]
+async fn registry_that_hangs_is_not_asked_again_at_once_for_a_changed_card() {
+    let mut scene = Scene::new().await;
+    let agent = scene.agent("a", 0, Binding::JsonRpc).await;
+    let elsewhere = scene.agent("b", 1, Binding::HttpJson).await;
+    let directory = Directory::follow(&scene.registry.client());
+    directory.ready().await.unwrap();
+    let orchestrator = Orchestrator::builder(scene.registry.client()).directory(directory).build();
+    assert_eq!(send(orchestrator.delegate("work")).await.as_deref(), Ok("a"));
+    let details = CardDetails::new("Works", "1.0.0", interface(&elsewhere, Binding::HttpJson));
+    scene.register("a", 0, &agent, Some(details)).await;
+    sleep(Duration::from_secs(1)).await;
+    scene.registry.hang(usize::from(u16::MAX));
+    for _ in 0..4 {
+        assert_eq!(send(orchestrator.delegate("work")).await.as_deref(), Ok("a"));
+    }
+    assert_eq!(scene.cards_read(), 2);
+    scene.registry.heal();
+    sleep(Duration::from_secs(11)).await;
+    assert_eq!(send(orchestrator.delegate("work")).await.as_deref(), Ok("b"));
+    assert_eq!(scene.cards_read(), 3);
+}

@@ -168,6 +168,11 @@ impl Scene {
         Agent { url, shared, listener }
     }
 
+    /// Runs a task until the end of the test.
+    pub(crate) fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
     /// Cards that were read from the registry.
     pub(crate) fn cards_read(&self) -> usize {
         self.registry.request_log().0.iter().filter(|request| request.path.ends_with("/card")).count()

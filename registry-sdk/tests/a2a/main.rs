@@ -11,6 +11,8 @@ mod fakes;
 #[cfg(feature = "testing")]
 mod long_tasks;
 mod mapping;
+#[cfg(feature = "testing")]
+mod other_registries;
 #[cfg(all(feature = "axum", feature = "testing"))]
 mod own_card;
 #[cfg(feature = "testing")]
