@@ -13,6 +13,7 @@ use axum::routing::get;
 
 use super::read::CARD_PATH;
 use crate::agent::Agent;
+use crate::contract::entity_tag::is_known_entity_tag;
 use crate::contract::{AgentCard, CARD_MEDIA_TYPE};
 
 /// How long a client may use a card before it revalidates it.
@@ -51,13 +52,9 @@ async fn answer(State(endpoint): State<Arc<CardEndpoint>>, headers: HeaderMap) -
     let mut hasher = DefaultHasher::new();
     hasher.write(card.as_str().as_bytes());
     let tag = format!("\"{:016x}\"", hasher.finish());
-    let mut known = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-    let is_known = known.any(|tags| {
-        let mut tags = tags.split(',').map(str::trim);
-        tags.any(|known| known == "*" || known.trim_start_matches("W/") == tag)
-    });
+    let known = headers.get_all(IF_NONE_MATCH).iter().filter_map(|list| list.to_str().ok());
     let caching = [(ETAG, &*tag), (CACHE_CONTROL, CACHE)];
-    if is_known {
+    if is_known_entity_tag(known, &tag) {
         return (StatusCode::NOT_MODIFIED, caching).into_response();
     }
     (caching, [(CONTENT_TYPE, CARD_MEDIA_TYPE)], card.as_str().to_owned()).into_response()

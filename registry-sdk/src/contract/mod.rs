@@ -29,6 +29,7 @@ mod agent;
 mod capability_match;
 mod card;
 mod delegation;
+pub(crate) mod entity_tag;
 pub(crate) mod event;
 mod health;
 pub(crate) mod heartbeat;

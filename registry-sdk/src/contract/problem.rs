@@ -15,7 +15,7 @@ pub const UNKNOWN_PATH_DETAIL: &str = "there is nothing at ";
 pub struct FieldError {
     /// The path of the field, for example `capabilities[2].tags[0]`.
     pub field: String,
-    /// What is wrong, and what would be valid.
+    /// The fault, and the values that are valid.
     pub message: String,
 }
 
@@ -88,6 +88,12 @@ impl Problem {
             owner: None,
         }
     }
+}
+
+/// Returns the detail of a 422 for a number of invalid fields.
+#[must_use]
+pub fn invalid_fields_detail(count: usize) -> String {
+    if count == 1 { "one field is invalid".to_owned() } else { format!("{count} fields are invalid") }
 }
 
 fn about_blank() -> String {

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::log::Cursor;
 use super::state::{MockState, Refusal};
+use crate::contract::problem::invalid_fields_detail;
 use crate::contract::request_body::RequestBody;
 use crate::contract::{
     HealthStatus, Heartbeat, MaintenanceRequest, Owner, Problem, Registration, ServerHealth, StatusUpdate,
@@ -45,7 +46,7 @@ impl MockResponse {
     }
 
     pub(super) fn invalid(ValidationError(errors): ValidationError) -> Self {
-        let mut problem = Problem::new(422, title(422), "fields are not as they have to be");
+        let mut problem = Problem::new(422, title(422), invalid_fields_detail(errors.len()));
         problem.errors = errors;
         Self { status: 422, ..Self::ok(&problem) }
     }

@@ -6,7 +6,7 @@ use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use registry_sdk::contract::{Problem, ValidationError};
-use registry_sdk::internal::InvalidParameter;
+use registry_sdk::internal::{InvalidParameter, invalid_fields_detail};
 
 use crate::registry::Error;
 
@@ -120,11 +120,7 @@ impl From<InvalidParameter> for ApiError {
 
 impl From<ValidationError> for ApiError {
     fn from(ValidationError(errors): ValidationError) -> Self {
-        let detail = match errors.len() {
-            1 => "one field is invalid".to_owned(),
-            count => format!("{count} fields are invalid"),
-        };
-        let mut error = Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail);
+        let mut error = Self::new(StatusCode::UNPROCESSABLE_ENTITY, invalid_fields_detail(errors.len()));
         error.problem.errors = errors;
         error
     }
