@@ -59,12 +59,8 @@ impl Call {
         };
         let message =
             message.encode(form, message_id).map_err(|why| A2aError::NotCallable(why.to_owned()))?;
-        let mut params = json!({"message": message, "configuration": configuration});
-        if let Some(tenant) = &target.tenant {
-            params["tenant"] = json!(tenant);
-        }
         let mut call = Self::new(target, Operation::SendMessage, 1, &["message:send"]);
-        call.set_body(&params);
+        call.set_body(json!({"message": message, "configuration": configuration}));
         Ok(call)
     }
 
@@ -74,7 +70,7 @@ impl Call {
         if call.target.dialect == Dialect::HttpJson {
             call.method = Method::GET;
         } else {
-            call.set_body(&call.task_params(task_id));
+            call.set_body(json!({"id": task_id}));
         }
         call
     }
@@ -82,7 +78,7 @@ impl Call {
     /// The request that cancels a task.
     pub(crate) fn cancel_task(target: Arc<Target>, task_id: &str) -> Self {
         let mut call = Self::new(target, Operation::CancelTask, 0, &["tasks", &format!("{task_id}:cancel")]);
-        call.set_body(&call.task_params(task_id));
+        call.set_body(json!({"id": task_id}));
         call
     }
 
@@ -97,15 +93,10 @@ impl Call {
         Self { target, operation, id, method: Method::POST, url, body: Vec::new() }
     }
 
-    fn task_params(&self, task_id: &str) -> Value {
-        let mut params = json!({"id": task_id});
+    fn set_body(&mut self, mut params: Value) {
         if let Some(tenant) = &self.target.tenant {
             params["tenant"] = json!(tenant);
         }
-        params
-    }
-
-    fn set_body(&mut self, params: &Value) {
         let method = match (self.target.dialect, self.operation) {
             (Dialect::HttpJson, _) => {
                 self.body = params.to_string().into_bytes();

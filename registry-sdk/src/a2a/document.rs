@@ -41,7 +41,7 @@ struct Interface {
 #[derive(Debug)]
 pub(super) struct Declared<'a> {
     pub(super) url: &'a str,
-    pub(super) binding: &'a str,
+    binding: Option<&'a str>,
     pub(super) version: &'a str,
     pub(super) tenant: Option<&'a str>,
 }
@@ -70,7 +70,7 @@ impl Document {
         let older = self.protocol_version.as_deref().unwrap_or("0.3");
         let preferred = self.url.as_deref().map(|url| Declared {
             url,
-            binding: self.preferred_transport.as_deref().unwrap_or(DEFAULT_BINDING),
+            binding: self.preferred_transport.as_deref(),
             version: older,
             tenant: None,
         });
@@ -83,29 +83,30 @@ impl Document {
     ///
     /// gRPC does not count, although its URLs are http URLs: a plain request gets no response there.
     pub(super) fn http_url(&self) -> Result<&str, Vec<String>> {
-        let preferred = self.url.as_deref().map(|url| (self.preferred_transport.as_deref(), url));
-        let interfaces = self.supported_interfaces.iter().filter_map(Interface::parts).chain(preferred);
-        let interfaces = interfaces.chain(self.additional_interfaces.iter().filter_map(Interface::parts));
-        let is_grpc = |binding: Option<&str>| binding.is_some_and(|name| name.eq_ignore_ascii_case("GRPC"));
-        let of_http = interfaces.clone().filter(|(_, url)| is_http(url));
-        of_http.min_by_key(|(binding, _)| is_grpc(*binding)).map(|(_, url)| url.trim()).ok_or_else(|| {
-            interfaces.map(|(binding, url)| format!("{} at {url:?}", binding.unwrap_or("one"))).collect()
+        let interfaces = self.declared();
+        let of_http = interfaces.iter().filter(|interface| is_http(interface.url));
+        let preferred = of_http.min_by_key(|interface| interface.binding().eq_ignore_ascii_case("GRPC"));
+        preferred.map(|interface| interface.url.trim()).ok_or_else(|| {
+            let described = |&Declared { url, binding, .. }: &Declared<'_>| {
+                format!("{} at {url:?}", binding.unwrap_or("one"))
+            };
+            interfaces.iter().map(described).collect()
         })
+    }
+}
+
+impl<'a> Declared<'a> {
+    pub(super) fn binding(&self) -> &'a str {
+        self.binding.unwrap_or(DEFAULT_BINDING)
     }
 }
 
 impl Interface {
     fn declared<'a>(&'a self, version: &'a str) -> Option<Declared<'a>> {
-        let (binding, url) = self.parts()?;
+        let binding = self.protocol_binding.as_deref().or(self.transport.as_deref());
         let version = self.protocol_version.as_deref().unwrap_or(version);
         let tenant = self.tenant.as_deref().filter(|tenant| !tenant.is_empty());
-        Some(Declared { url, binding: binding.unwrap_or(DEFAULT_BINDING), version, tenant })
-    }
-
-    /// Returns the binding and the URL.
-    fn parts(&self) -> Option<(Option<&str>, &str)> {
-        let binding = self.protocol_binding.as_deref().or(self.transport.as_deref());
-        self.url.as_deref().map(|url| (binding, url))
+        Some(Declared { url: self.url.as_deref()?, binding, version, tenant })
     }
 }
 

@@ -46,7 +46,7 @@ impl Target {
     }
 
     fn of_interface(interface: &Declared<'_>) -> Option<Self> {
-        let dialect = Dialect::of(interface.binding, interface.version)?;
+        let dialect = Dialect::of(interface.binding(), interface.version)?;
         let url = Url::parse(interface.url.trim()).ok()?;
         let is_supported = url.scheme() == "http" || url.scheme() == "https" && cfg!(feature = "tls");
         // Credentials are chosen by the caller, not by the agent.
@@ -96,7 +96,8 @@ fn listed(interfaces: &[Declared<'_>]) -> String {
     }
 }
 
-fn described(Declared { url, binding, version, .. }: &Declared<'_>) -> String {
+fn described(interface: &Declared<'_>) -> String {
+    let (binding, version, url) = (interface.binding(), interface.version, interface.url);
     let location = match Url::parse(url.trim()) {
         // Errors are logged.
         Ok(url) if has_credentials(&url) => "a URL with a user name or password".to_owned(),
