@@ -5,15 +5,24 @@ use std::time::Duration;
 use registry_sdk::discovery::{EjectionState, EndReason};
 use tokio::time::{Instant, timeout};
 
-use crate::fakes::{Answer, BINDINGS, Binding, Scene, send, send_for, until};
+use crate::fakes::{Agent, Answer, BINDINGS, Binding, Call, Scene, send, send_for, until};
 
-/// An answer after so much time.
-fn completed_after(time: Duration) -> impl FnMut(&crate::fakes::Call, usize) -> Answer + Send {
+/// Answers that a task is completed after some time.
+fn completed_after(time: Duration) -> impl FnMut(&Call, usize) -> Answer + Send {
     let mut began = None;
     move |_, _| {
         let began = *began.get_or_insert_with(Instant::now);
         if began.elapsed() < time { Answer::Task("working", "") } else { Answer::Task("completed", "done") }
     }
+}
+
+/// Lets an agent begin a task and end at once.
+fn die_with_a_task(agent: &Agent) {
+    let killed = agent.clone();
+    agent.script(move |_, _| {
+        killed.kill();
+        Answer::Task("working", "")
+    });
 }
 
 #[tokio::test(start_paused = true)]
@@ -65,11 +74,7 @@ async fn agent_that_dies_while_the_task_runs_is_replaced() {
         let mut scene = Scene::new().await;
         let first = scene.agent("first", 0, binding).await;
         scene.agent("second", 1, binding).await;
-        let killed = first.clone();
-        first.script(move |_, _| {
-            killed.kill();
-            Answer::Task("working", "")
-        });
+        die_with_a_task(&first);
         let orchestrator = scene.orchestrator();
         let began = Instant::now();
         let done =
@@ -88,11 +93,7 @@ async fn task_that_had_arrived_is_not_sent_at_most_once_again() {
     let mut scene = Scene::new().await;
     let first = scene.agent("first", 0, Binding::JsonRpc).await;
     let second = scene.agent("second", 1, Binding::JsonRpc).await;
-    let killed = first.clone();
-    first.script(move |_, _| {
-        killed.kill();
-        Answer::Task("working", "")
-    });
+    die_with_a_task(&first);
     let error = send_for(scene.orchestrator().delegate("work").at_most_once()).await.unwrap_err();
     assert!(matches!(error.reason, EndReason::MayHaveArrived), "{error}");
     assert_eq!(second.count("SendMessage"), 0);
@@ -145,8 +146,7 @@ async fn overtaken_task_is_canceled_and_was_the_same_message() {
     assert_eq!(send(sent).await.as_deref(), Ok("fast"));
     until("the task is canceled", || slow.count("CancelTask") == 1).await;
     assert_eq!(fast.count("CancelTask"), 0);
-    let id =
-        |agent: &crate::fakes::Agent| agent.calls("SendMessage")[0].params()["message"]["messageId"].clone();
+    let id = |agent: &Agent| agent.calls("SendMessage")[0].params()["message"]["messageId"].clone();
     assert_eq!(id(&slow), id(&fast));
     assert!(id(&slow).is_string());
 }
