@@ -20,7 +20,7 @@ type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 const ROUNDS: usize = 41;
 
-/// What is measured, and how often in a round.
+/// A benchmark, and its number of repetitions in a round.
 const WORK: [(&str, usize); 3] =
     [("heartbeat", 300), ("delegation_by_http", 300), ("delegation_without_a_request", 2_000)];
 

@@ -46,7 +46,7 @@ impl Kept {
         Self { target: target.map(Arc::new), digest, read_at: now, used_at: now, failed_at: None }
     }
 
-    /// Whether the card is that of the registry, as far as the match tells, or another read would be too early.
+    /// Whether the card need not be read again: the match has its digest, or reading it failed a moment ago.
     fn is_current(&self, digest: Option<&str>) -> bool {
         if self.failed_at.is_some_and(|at| at.elapsed() < MIN_READ_INTERVAL) {
             return true;

@@ -26,7 +26,7 @@ enum Part {
 /// The form of messages in a version of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
-    /// Version 1.0: the name of a part's field tells its type.
+    /// Version 1.0: the type of a part is the name of its field.
     V1,
     /// Version 0.3: a part has a `kind`.
     V03,

@@ -22,8 +22,8 @@ pub(super) const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 /// An agent is cheap to clone, and all clones are the same agent. Its methods change the state that the registry should have,
 /// and wait until the registry has acknowledged it. A background loop sends the changes one request at a time, and retries as
 /// long as heartbeats are on. A registry that fails never stops the agent: [`Agent::watch`] reports the state. When the last
-/// clone is dropped, the loop ends, and the registry notices at the agent's deadline. [`Agent::shutdown`] tells the registry at
-/// once.
+/// clone is dropped, the loop ends, and the registry notices at the agent's deadline. [`Agent::shutdown`] reports the end
+/// at once.
 ///
 /// All methods are cancel safe: the change is kept, but no further attempt is made for a caller that gave up.
 ///

@@ -216,7 +216,7 @@ impl Loop {
         self.known.refusals = if is_same { self.known.refusals.saturating_add(1) } else { 1 };
         self.known.refused_for = owner_id;
         if !self.known.knows_ages {
-            // Such a registry cannot be told anything.
+            // A registry without ages does not record the end of a process that does not own the id.
             self.shared.set_may_be_registered(false);
         }
         self.look_later();

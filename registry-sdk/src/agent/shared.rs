@@ -29,7 +29,7 @@ pub(super) struct Shared {
     pub(super) client: RegistryClient,
     pub(super) tasks: TaskCounter,
     pub(super) state: watch::Sender<AgentState>,
-    /// Whether the registry may know this process, and so has to be told of its end.
+    /// Whether the registry may know this process, so that a shutdown has to report its end.
     may_be_registered: AtomicBool,
     inner: Mutex<Inner>,
     /// Wakes the loop when `inner` has changed. Only the loop waits for it.

@@ -1,4 +1,4 @@
-//! An agent's own health endpoint: where it is, and what its responses mean.
+//! An agent's own health endpoint: its URL, and the meaning of its responses.
 
 use std::borrow::Cow;
 use std::fmt;
