@@ -1,6 +1,8 @@
 //! Attempts of a delegation.
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
@@ -40,14 +42,27 @@ pub(super) struct Attempt {
     pub(super) end: Instant,
     pub(super) idempotency_key: String,
     pub(super) span: Span,
+    pub(super) called: Called,
+}
+
+/// Whether the agent of an attempt was called. Before that, its card may have to be read from the registry, and if that takes
+/// long, it is not the agent's fault. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Called(Arc<AtomicBool>);
+
+impl Called {
+    pub(super) fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Attempt {
-    /// Runs work until the attempt's deadline.
+    /// Calls the agent, until the attempt's deadline.
     pub(super) async fn in_time<T>(
         &self,
         work: impl Future<Output = Result<T, TaskError>>,
     ) -> Result<T, TaskError> {
+        self.called.0.store(true, Ordering::Relaxed);
         match timeout_at(self.deadline, work).await {
             Ok(outcome) => outcome,
             Err(_) => Err(TaskError::late(AttemptTimeout(self.deadline - self.began))),

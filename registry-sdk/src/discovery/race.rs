@@ -11,7 +11,7 @@ use tracing::Instrument;
 use tracing::field::Empty;
 
 use super::agent_states::Refusal;
-use super::attempt::{Attempt, AttemptTimeout, FailedAttempt, Settings};
+use super::attempt::{Attempt, AttemptTimeout, Called, FailedAttempt, Settings};
 use super::attempt_span::AttemptSpan;
 use super::delegate_error::{DelegateError, EndReason};
 use super::failure_kind::FailureKind;
@@ -128,6 +128,7 @@ struct Running {
     selection: Selection,
     began: Instant,
     span: AttemptSpan,
+    called: Called,
 }
 
 /// What the delegation waits for in addition to its running attempts.
@@ -249,9 +250,10 @@ impl<'a> Race<'a> {
         self.skipped.clone_from(&selection.skipped);
         let attempt_span = AttemptSpan::begin(&agent.agent_id, number, !self.running.is_empty());
         let span = attempt_span.span().clone();
-        self.running.push(Running { number, selection, began, span: attempt_span });
-        let idempotency_key = self.settings.idempotency_key.clone();
-        Attempt { agent, number, began, deadline: began + time, end: self.deadline, idempotency_key, span }
+        let (called, idempotency_key) = (Called::default(), self.settings.idempotency_key.clone());
+        self.running.push(Running { number, selection, began, span: attempt_span, called: called.clone() });
+        let (deadline, end) = (began + time, self.deadline);
+        Attempt { agent, number, began, deadline, end, idempotency_key, span, called }
     }
 
     fn take_running(&mut self, number: u32) -> Running {
@@ -270,7 +272,7 @@ impl<'a> Race<'a> {
             self.orchestrator.states.charge(refusal);
         }
         // Otherwise an agent that hangs would cost a hedge each time.
-        for overtaken in self.running.iter().filter(|one| one.number < done.number) {
+        for overtaken in self.running.iter().filter(|one| one.number < done.number && one.called.get()) {
             overtaken.selection.report_failure(FailureKind::Agent);
         }
         Delegated { value, selection: done.selection, failed: self.failed }
@@ -304,10 +306,10 @@ impl<'a> Race<'a> {
     }
 
     fn record(&mut self, ended: Running, error: TaskError) {
-        let Running { number, selection, began, span } = ended;
+        let Running { number, selection, began, span, called } = ended;
         span.failed(&error);
         let TaskError { kind, source, may_have_arrived, charge, .. } = error;
-        let had_time = self.fair_time.is_none_or(|time| began.elapsed() >= time);
+        let had_time = called.get() && self.fair_time.is_none_or(|time| began.elapsed() >= time);
         let is_charged = charge == Charge::Yes || charge == Charge::IfItHadTime && had_time;
         let agent_id = selection.agent.agent_id.clone();
         tracing::info!(
