@@ -8,6 +8,7 @@ use reqwest::{RequestBuilder, Response};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::Span;
+use url::Url;
 
 use super::attempt::Attempt;
 use super::failure_kind::FailureKind;
@@ -29,11 +30,21 @@ use crate::retry::Backoff;
 const PAUSES: Backoff =
     Backoff { min_delay: Duration::from_millis(200), max_delay: Duration::from_secs(5), factor: 1.5 };
 
-/// Time limit of a poll.
+/// Time limit of a poll, until its response has ended.
 const POLL_TIME: Duration = Duration::from_secs(10);
 
 /// Number of failed polls in a row after which an attempt fails. The task may still run.
 const MAX_FAILED_POLLS: u32 = 3;
+
+/// Minimum delay after the first failed poll, so that an agent that restarts does not lose the task. After the second one it is
+/// twice that.
+const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long before its end an attempt polls once more, however long the delay would be.
+const BEFORE_END: Duration = Duration::from_secs(1);
+
+/// Maximum delay between two polls after that.
+const LAST_PAUSE: Duration = Duration::from_millis(200);
 
 /// Time limit of the request that cancels a task.
 const CANCEL_TIME: Duration = Duration::from_secs(5);
@@ -90,8 +101,12 @@ impl<'a> A2aTask<'a> {
         let target = self.cards.target(self.client, &attempt.agent, attempt.deadline).await;
         let target =
             target.map_err(|why| self.access.failed(HttpTaskError::A2a(A2aError::NotCallable(why))))?;
-        // A token provider may choose the token by the URL, so it has to get the one to which the token is sent.
-        let agent = CapabilityMatch { base_url: target.url().to_string(), ..attempt.agent.clone() };
+        let mut agent = attempt.agent.clone();
+        // A token provider may choose the token by the URL, so it has to get the one to which the token is sent. It may know
+        // the agent's own URL only as that was registered.
+        if !Url::parse(&agent.base_url).is_ok_and(|url| url == *target.url()) {
+            agent.base_url = target.url().to_string();
+        }
         Ok(Connection { task: self, attempt, agent, target })
     }
 }
@@ -110,51 +125,85 @@ impl Connection<'_> {
             sent.map_err(|error| access.failed(refusal(&call, error)))
         };
         let response = attempt.in_time(sending).await?;
-        self.read(&call, response).await
+        self.read(&call, response, None).await
     }
 
     /// Returns a guard that cancels a task unless it is disarmed.
-    fn cancel_on_drop(&self, task_id: &str) -> CancelOnDrop {
-        let call = Call::cancel_task(self.target.clone(), task_id);
-        CancelOnDrop(self.request(&call, false).ok())
+    fn cancel_on_drop<'b>(&'b self, task_id: &'b str) -> CancelOnDrop<'b> {
+        CancelOnDrop { connection: self, task_id, runtime: Handle::current(), is_armed: true }
     }
 
     /// Polls a task until the agent no longer works on it.
     async fn follow(&self, task_id: &str) -> Result<Reply, TaskError> {
-        let (mut polls, mut failures, mut retry_after) = (0, 0, None);
+        let (mut polls, mut failures) = (0, 0);
+        let mut pause = self.regular_pause(polls);
         loop {
-            sleep(PAUSES.delay(polls, retry_after)).await;
+            sleep(pause).await;
             polls += 1;
-            match self.poll(task_id, polls).await {
-                Ok(reply) if reply.state().is_running() => (failures, retry_after) = (0, None),
-                Ok(reply) => return Ok(reply),
-                Err(error) => {
-                    failures += 1;
-                    if failures == MAX_FAILED_POLLS {
-                        return Err(given_up(error));
-                    }
-                    tracing::debug!(agent_id = self.agent.agent_id, %error, "polling a task failed");
-                    retry_after = error.retry_after();
+            let error = match self.poll(task_id, polls).await {
+                Ok(reply) if reply.state().is_running() => {
+                    (failures, pause) = (0, self.regular_pause(polls));
+                    continue;
                 }
-            }
+                Ok(reply) => return Ok(reply),
+                Err(error) => error,
+            };
+            tracing::debug!(agent_id = self.agent.agent_id, %error, "polling a task failed");
+            let min_pause = if let Some(retry_after) = error.retry_after() {
+                // A busy agent has not failed.
+                retry_after.max(FAILURE_PAUSE)
+            } else {
+                failures += 1;
+                if failures == MAX_FAILED_POLLS {
+                    return Err(given_up(error));
+                }
+                FAILURE_PAUSE * failures
+            };
+            let delay = min_pause.saturating_add(PAUSES.delay(0, None));
+            pause = self.pause(delay, delay);
         }
+    }
+
+    /// Returns the pause after this many polls, if the last one has not failed.
+    fn regular_pause(&self, polls: u32) -> Duration {
+        let delay = PAUSES.delay(polls, None);
+        self.pause(delay, delay.min(LAST_PAUSE))
+    }
+
+    /// Cuts a delay short, so that a task that is done just before the attempt ends is found. The other delay applies if the
+    /// attempt is about to end.
+    fn pause(&self, delay: Duration, last_delay: Duration) -> Duration {
+        let left = self.attempt.deadline.saturating_duration_since(Instant::now());
+        let until_last = left.saturating_sub(BEFORE_END);
+        if until_last.is_zero() { last_delay } else { delay.min(until_last) }
     }
 
     async fn poll(&self, task_id: &str, number: u32) -> Result<Reply, TaskError> {
         let access = self.task.access;
         let call = Call::get_task(self.target.clone(), task_id, u64::from(number) + 1);
         let request = self.request(&call, false).map_err(|error| access.failed(error))?;
-        // The attempt's span records the request that began the task.
-        let sent = timeout(POLL_TIME, send(request, &Span::none(), Instant::now() + POLL_TIME)).await;
-        let sent = sent.unwrap_or_else(|_| Err(HttpTaskError::Broken(Arc::new(PollTimeout))));
-        let response = sent.map_err(|error| access.failed(refusal(&call, error)))?;
-        self.read(&call, response).await
+        let polling = async {
+            // The attempt's span records the request that began the task.
+            let sent = send(request, &Span::none(), Instant::now() + POLL_TIME).await;
+            let response = sent.map_err(|error| access.failed(refusal(&call, error)))?;
+            self.read(&call, response, Some(task_id)).await
+        };
+        timeout(POLL_TIME, polling)
+            .await
+            .unwrap_or_else(|_| Err(access.failed(HttpTaskError::Broken(Arc::new(PollTimeout)))))
     }
 
-    async fn read(&self, call: &Call, response: Response) -> Result<Reply, TaskError> {
+    /// Reads a response. If it has to be the state of a known task, that of another one is invalid.
+    async fn read(&self, call: &Call, response: Response, task_id: Option<&str>) -> Result<Reply, TaskError> {
         let (access, status) = (self.task.access, response.status().as_u16());
         let body = access.read(response, self.task.max_response, self.attempt).await?;
-        call.read(&body).map_err(|unusable| {
+        let reply = call.read(&body).and_then(|reply| match (task_id, reply.task_id()) {
+            (Some(expected), Some(id)) if id != expected => Err(Unusable::Invalid(format!(
+                "the response is about another task: its id is {id:?} in place of {expected:?}"
+            ))),
+            _ => Ok(reply),
+        });
+        reply.map_err(|unusable| {
             access.failed(match unusable {
                 Unusable::Refused(error) => HttpTaskError::A2a(error),
                 Unusable::Invalid(detail) => HttpTaskError::InvalidResponse { status, detail, body },
@@ -179,7 +228,7 @@ impl Connection<'_> {
 
 /// A poll got no response in time.
 #[derive(Debug, thiserror::Error)]
-#[error("no response within {POLL_TIME:?}")]
+#[error("no complete response within {POLL_TIME:?}")]
 struct PollTimeout;
 
 /// Returns the error of the protocol in an unsuccessful response, if it has one. Otherwise, and if the credentials were refused or the agent is
@@ -204,21 +253,30 @@ fn given_up(mut error: TaskError) -> TaskError {
 }
 
 /// Cancels a task at its agent when the attempt is given up: late, overtaken by a hedge, or dropped by the caller.
-struct CancelOnDrop(Option<RequestBuilder>);
+struct CancelOnDrop<'a> {
+    connection: &'a Connection<'a>,
+    task_id: &'a str,
+    /// The runtime of the attempt, which may be dropped outside it.
+    runtime: Handle,
+    is_armed: bool,
+}
 
-impl CancelOnDrop {
+impl CancelOnDrop<'_> {
     fn disarm(mut self) {
-        self.0 = None;
+        self.is_armed = false;
     }
 }
 
-impl Drop for CancelOnDrop {
+impl Drop for CancelOnDrop<'_> {
     /// Does not wait for the response, because the agent may be dead.
     fn drop(&mut self) {
-        if let Some(request) = self.0.take()
-            && let Ok(runtime) = Handle::try_current()
-        {
-            runtime.spawn(request.timeout(CANCEL_TIME).send());
+        if !self.is_armed {
+            return;
+        }
+        let call = Call::cancel_task(self.connection.target.clone(), self.task_id);
+        // The request is created now, because the token with which the task began may have expired.
+        if let Ok(request) = self.connection.request(&call, false) {
+            self.runtime.spawn(async { request.timeout(CANCEL_TIME).send().await });
         }
     }
 }

@@ -47,6 +47,8 @@ pub(crate) enum Answer {
     Hang,
     /// A body that breaks off.
     Broken,
+    /// A body that never ends.
+    Stalled,
 }
 
 /// A request, as an agent got it.
@@ -291,6 +293,10 @@ async fn encode(call: &Call, answer: Answer) -> Response {
                 Err::<Bytes, _>(std::io::Error::other("broken"))
             });
             return Response::new(Body::from_stream(broken));
+        }
+        Answer::Stalled => {
+            let stalled = futures_util::stream::pending::<std::io::Result<Bytes>>();
+            return Response::new(Body::from_stream(stalled));
         }
         Answer::Hang | Answer::Late(..) => std::future::pending().await,
     };

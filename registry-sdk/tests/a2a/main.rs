@@ -9,12 +9,16 @@ mod failing;
 #[cfg(feature = "testing")]
 mod fakes;
 #[cfg(feature = "testing")]
+mod given_up;
+#[cfg(feature = "testing")]
 mod long_tasks;
 mod mapping;
 #[cfg(feature = "testing")]
 mod other_registries;
 #[cfg(all(feature = "axum", feature = "testing"))]
 mod own_card;
+#[cfg(feature = "testing")]
+mod polling;
 #[cfg(feature = "testing")]
 mod refusals;
 #[cfg(feature = "testing")]

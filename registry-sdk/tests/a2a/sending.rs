@@ -216,3 +216,19 @@ async fn agent_may_respond_late_but_in_time() {
     let sent = tokio::spawn(async move { send(orchestrator.delegate("work")).await });
     assert_eq!(sent.await.unwrap().as_deref(), Ok("at last"));
 }
+
+/// A provider may look the token up by the text that was registered.
+#[tokio::test(start_paused = true)]
+async fn token_is_chosen_by_the_registered_url_if_the_card_has_the_same() {
+    let mut scene = Scene::new().await;
+    let agent = scene.unregistered(Binding::JsonRpc).await;
+    agent.answers(Answer::Task("completed", "done"), Answer::Hang);
+    let details = CardDetails::new("Works", "1.0.0", Interface::json_rpc(format!("{}/", agent.url)));
+    scene.register("a", 0, &agent, Some(details)).await;
+    let registered = agent.url.clone();
+    let orchestrator = registry_sdk::Orchestrator::builder(scene.registry.client())
+        .token_provider(move |agent| (agent.base_url == registered).then(|| "own".to_owned()))
+        .build();
+    assert_eq!(send(orchestrator.delegate("work")).await.as_deref(), Ok("done"));
+    assert_eq!(agent.calls("SendMessage")[0].header("authorization"), Some("Bearer own"));
+}
