@@ -231,6 +231,8 @@ pub(crate) enum Unread {
     TooLong(Vec<u8>),
     /// The body did not end in time.
     Late(Vec<u8>),
+    /// Nothing more of the body arrived for the longest pause.
+    Stalled(Vec<u8>),
     /// The connection broke.
     Broken(Vec<u8>, reqwest::Error),
 }
@@ -239,20 +241,23 @@ impl Unread {
     /// Returns the part that had arrived.
     pub(crate) fn into_part(self) -> Vec<u8> {
         match self {
-            Self::TooLong(part) | Self::Late(part) | Self::Broken(part, _) => part,
+            Self::TooLong(part) | Self::Late(part) | Self::Stalled(part) | Self::Broken(part, _) => part,
         }
     }
 }
 
-/// Reads a body up to a length and a deadline.
+/// Reads a body up to a length and a deadline, and if there is a longest pause, as long as no pause is longer.
 pub(crate) async fn read_bounded(
     mut response: reqwest::Response,
     max: usize,
     deadline: Instant,
+    max_pause: Option<Duration>,
 ) -> Result<Vec<u8>, Unread> {
     let mut body = Vec::new();
     loop {
-        let chunk = match timeout_at(deadline, response.chunk()).await {
+        let arrived_by = max_pause.map_or(deadline, |pause| deadline.min(Instant::now() + pause));
+        let chunk = match timeout_at(arrived_by, response.chunk()).await {
+            Err(_) if arrived_by < deadline => return Err(Unread::Stalled(body)),
             Err(_) => return Err(Unread::Late(body)),
             Ok(Err(error)) => return Err(Unread::Broken(body, error.without_url())),
             Ok(Ok(None)) => return Ok(body),

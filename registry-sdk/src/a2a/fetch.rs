@@ -129,13 +129,15 @@ async fn read(response: Response, deadline: Instant) -> Result<FetchedCard, Card
     }
     let is_html =
         response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
-    let body = match read_bounded(response, limits::CARD_BYTES, deadline).await {
+    let body = match read_bounded(response, limits::CARD_BYTES, deadline, None).await {
         Ok(body) => body,
         Err(Unread::TooLong(_)) if is_html => return failed("the response is an HTML page".to_owned()),
         Err(Unread::TooLong(_)) => {
             return failed(format!("a card has up to {} bytes, the response is longer", limits::CARD_BYTES));
         }
-        Err(Unread::Late(_)) => return failed(format!("the response did not end within {TIME_LIMIT:?}")),
+        Err(Unread::Late(_) | Unread::Stalled(_)) => {
+            return failed(format!("the response did not end within {TIME_LIMIT:?}"));
+        }
         Err(Unread::Broken(_, error)) => {
             return failed(format!("the response broke off ({})", with_causes(&error)));
         }

@@ -30,7 +30,7 @@ use crate::retry::Backoff;
 const PAUSES: Backoff =
     Backoff { min_delay: Duration::from_millis(200), max_delay: Duration::from_secs(5), factor: 1.5 };
 
-/// Time limit of a poll, until its response has ended.
+/// Time limit of a poll until its response begins, and of pauses in that, so that a long result may take longer.
 const POLL_TIME: Duration = Duration::from_secs(10);
 
 /// Number of failed polls in a row after which an attempt fails. The task may still run.
@@ -182,21 +182,19 @@ impl Connection<'_> {
         let access = self.task.access;
         let call = Call::get_task(self.target.clone(), task_id, u64::from(number) + 1);
         let request = self.request(&call, false).map_err(|error| access.failed(error))?;
-        let polling = async {
-            // The attempt's span records the request that began the task.
-            let sent = send(request, &Span::none(), Instant::now() + POLL_TIME).await;
-            let response = sent.map_err(|error| access.failed(refusal(&call, error)))?;
-            self.read(&call, response, Some(task_id)).await
-        };
-        timeout(POLL_TIME, polling)
-            .await
-            .unwrap_or_else(|_| Err(access.failed(HttpTaskError::Broken(Arc::new(PollTimeout)))))
+        // The attempt's span records the request that began the task.
+        let sent = timeout(POLL_TIME, send(request, &Span::none(), Instant::now() + POLL_TIME)).await;
+        let sent = sent.unwrap_or_else(|_| Err(HttpTaskError::Broken(Arc::new(PollTimeout))));
+        let response = sent.map_err(|error| access.failed(refusal(&call, error)))?;
+        self.read(&call, response, Some(task_id)).await
     }
 
-    /// Reads a response. If it has to be the state of a known task, that of another one is invalid.
+    /// Reads a response. If it has to be the state of a known task, that of another one is invalid, and it must not stall, because the
+    /// task can be polled again.
     async fn read(&self, call: &Call, response: Response, task_id: Option<&str>) -> Result<Reply, TaskError> {
         let (access, status) = (self.task.access, response.status().as_u16());
-        let body = access.read(response, self.task.max_response, self.attempt).await?;
+        let max_pause = task_id.map(|_| POLL_TIME);
+        let body = access.read(response, self.task.max_response, self.attempt, max_pause).await?;
         let reply = call.read(&body).and_then(|reply| match (task_id, reply.task_id()) {
             (Some(expected), Some(id)) if id != expected => Err(Unusable::Invalid(format!(
                 "the response is about another task: its id is {id:?} in place of {expected:?}"
@@ -228,7 +226,7 @@ impl Connection<'_> {
 
 /// A poll got no response in time.
 #[derive(Debug, thiserror::Error)]
-#[error("no complete response within {POLL_TIME:?}")]
+#[error("no response within {POLL_TIME:?}")]
 struct PollTimeout;
 
 /// Returns the error of the protocol in an unsuccessful response, if it has one. Otherwise, and if the credentials were refused or the agent is

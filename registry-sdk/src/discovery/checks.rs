@@ -92,7 +92,7 @@ impl HealthCheck<'_> {
                 HealthAnswer::Success => {
                     let forever = crate::retry::deadline_after(Instant::now(), Duration::MAX);
                     // A longer body is a page rather than a report, and says nothing about health.
-                    let read = read_bounded(response, MAX_REPORT, forever).await;
+                    let read = read_bounded(response, MAX_REPORT, forever, None).await;
                     let (Ok(body) | Err(Unread::TooLong(body))) = read else { return None };
                     let is_unhealthy = HealthAnswer::says_unhealthy(&body);
                     return Some(if is_unhealthy { Report::Unhealthy } else { Report::Healthy });

@@ -247,7 +247,7 @@ impl Delegation<'_> {
             async move {
                 let response = attempt.in_time(task.send(&attempt)).await?;
                 let status = response.status().as_u16();
-                let body = task.access.read(response, max_response, &attempt).await?;
+                let body = task.access.read(response, max_response, &attempt, None).await?;
                 // A 204 has an empty body.
                 let text = if body.trim_ascii().is_empty() { b"null" } else { &body[..] };
                 serde_json::from_slice(text).map_err(|error| {

@@ -122,15 +122,17 @@ impl AgentAccess {
         Ok(http.request(method.clone(), url.clone()).headers(headers).body(body))
     }
 
-    /// Reads a successful response to its end. It may take all of the remaining time, because no other agent gets the task.
+    /// Reads a successful response to its end. It may take all of the remaining time, because no other agent gets the task, but if there
+    /// is a longest pause, the response is given up after it.
     pub(super) async fn read(
         &self,
         response: Response,
         max: usize,
         attempt: &Attempt,
+        max_pause: Option<Duration>,
     ) -> Result<Vec<u8>, TaskError> {
         let status = response.status().as_u16();
-        let unread = match read_bounded(response, max, attempt.end).await {
+        let unread = match read_bounded(response, max, attempt.end, max_pause).await {
             Ok(body) => return Ok(body),
             Err(unread) => unread,
         };
@@ -139,6 +141,10 @@ impl AgentAccess {
             Unread::Late(_) => {
                 let time = attempt.end - attempt.began;
                 (format!("the response did not end within {time:.1?}, the rest of the time_limit"), true)
+            }
+            Unread::Stalled(_) => {
+                let pause = max_pause.unwrap_or_default();
+                (format!("the response has not ended, and nothing more of it arrived for {pause:?}"), false)
             }
             Unread::Broken(_, error) => (format!("the response broke off ({})", with_causes(error)), false),
         };
@@ -222,7 +228,7 @@ async fn refusal(response: Response, deadline: Instant) -> HttpTaskError {
     let location = location.filter(|_| response.status().is_redirection());
     let location = location.and_then(|location| target(response.url(), location));
     let deadline = deadline.min(Instant::now() + REFUSAL_TIME);
-    let body = read_bounded(response, MAX_REFUSAL, deadline).await.unwrap_or_else(Unread::into_part);
+    let body = read_bounded(response, MAX_REFUSAL, deadline, None).await.unwrap_or_else(Unread::into_part);
     HttpTaskError::Status { status, retry_after, location, body: String::from_utf8_lossy(&body).into_owned() }
 }
 

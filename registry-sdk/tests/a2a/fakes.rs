@@ -49,6 +49,8 @@ pub(crate) enum Answer {
     Broken,
     /// A body that never ends.
     Stalled,
+    /// An answer whose body arrives over so many seconds.
+    Slow(u32, Box<Answer>),
 }
 
 /// A request, as an agent got it.
@@ -272,6 +274,10 @@ fn operation(binding: Binding, method: &Method, uri: &Uri, json: &Value) -> Opti
 
 async fn encode(call: &Call, answer: Answer) -> Response {
     let result = match answer {
+        Answer::Slow(seconds, answer) => {
+            let whole = Box::pin(encode(call, *answer)).await;
+            return slowed(whole, seconds).await;
+        }
         Answer::Task(state, text) => task(call, state, text),
         Answer::Message(text) => message(call, text),
         Answer::Result(result) => result,
@@ -305,6 +311,20 @@ async fn encode(call: &Call, answer: Answer) -> Response {
         _ => json!({"jsonrpc": "2.0", "id": call.json["id"], "result": result}),
     };
     response(200, &json.to_string())
+}
+
+/// Sends one byte of a body a second, and the rest of it at the end.
+async fn slowed(whole: Response, seconds: u32) -> Response {
+    let body = axum::body::to_bytes(whole.into_body(), usize::MAX).await.unwrap();
+    let chunks = futures_util::stream::unfold((body, seconds), |(mut body, left)| async move {
+        if body.is_empty() {
+            return None;
+        }
+        sleep(Duration::from_secs(1)).await;
+        let chunk = body.split_to(if left > 1 { 1 } else { body.len() });
+        Some((Ok::<_, std::io::Error>(chunk), (body, left.saturating_sub(1))))
+    });
+    Response::new(Body::from_stream(chunks))
 }
 
 fn text_part(binding: Binding, text: &str) -> Value {

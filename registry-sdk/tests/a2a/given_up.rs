@@ -8,7 +8,7 @@ use registry_sdk::{Directory, Orchestrator};
 use tokio::runtime::Builder;
 use tokio::time::{sleep, timeout};
 
-use crate::fakes::{Answer, Binding, Scene, send, until};
+use crate::fakes::{Answer, Binding, Scene, send, send_for, until};
 
 #[tokio::test(start_paused = true)]
 async fn agent_is_not_blamed_for_a_card_that_takes_long_to_read() {
@@ -26,6 +26,26 @@ async fn agent_is_not_blamed_for_a_card_that_takes_long_to_read() {
         sleep(Duration::from_secs(1)).await;
     }
     assert_eq!(first.count("SendMessage"), 0);
+    assert_eq!(orchestrator.ejection("first"), EjectionState::Admitted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn agent_is_not_blamed_for_a_delegation_that_ends_while_its_card_is_read() {
+    let mut scene = Scene::new().await;
+    let agent = scene.agent("first", 0, Binding::JsonRpc).await;
+    // The only agent that is left would never be ejected.
+    scene.agent("second", 1, Binding::JsonRpc).await;
+    let directory = Directory::follow(&scene.registry.client());
+    directory.ready().await.unwrap();
+    let orchestrator = Orchestrator::builder(scene.registry.client()).directory(directory).build();
+    for _ in 0..10 {
+        scene.registry.hang(1);
+        let sent = orchestrator.delegate("work").time_limit(Duration::from_secs(3)).attempts(1);
+        let error = send_for(sent).await.unwrap_err();
+        assert_eq!(error.attempts.len(), 1, "{error}");
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(agent.count("SendMessage"), 0);
     assert_eq!(orchestrator.ejection("first"), EjectionState::Admitted);
 }
 

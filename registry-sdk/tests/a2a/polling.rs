@@ -26,6 +26,18 @@ async fn stalled_response_to_a_poll_costs_one_poll() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn result_that_takes_long_to_arrive_is_read_by_one_poll() {
+    for binding in BINDINGS {
+        let mut scene = Scene::new().await;
+        let agent = scene.agent("a", 0, binding).await;
+        let result = Answer::Task("completed", "done");
+        agent.answers(Answer::Task("working", ""), Answer::Slow(25, Box::new(result)));
+        assert_eq!(send(scene.orchestrator().delegate("work")).await.as_deref(), Ok("done"), "{binding:?}");
+        assert_eq!((agent.count("SendMessage"), agent.count("GetTask")), (1, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn task_that_is_done_just_before_the_attempt_ends_is_found() {
     for binding in BINDINGS {
         let mut scene = Scene::new().await;
