@@ -1,4 +1,4 @@
-//! Agents that do not do their tasks: what becomes of the task, and how the agent is treated afterwards.
+//! Agents that fail at a task, reject it or cannot be called: where the task goes, and whether the agent is ejected.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use registry_sdk::a2a::{A2aError, CardDetails, Interface, TaskState};
 use registry_sdk::discovery::{EjectionState, EndReason, FailureKind, HttpTaskError, RetryBudget};
 use tokio::time::sleep;
 
-use crate::fakes::{Answer, BINDINGS, Binding, Scene, send, send_for};
+use crate::fakes::{Answer, BINDINGS, Binding, Scene, reply_text, send};
 
-/// How many times an agent is tried before it has to be known not to do its tasks.
-const TRIES: usize = 10;
+/// Number of delegations by the end of which an agent has been ejected, if its failures count against it.
+const DELEGATIONS: usize = 10;
 
 #[tokio::test(start_paused = true)]
-async fn task_goes_to_the_next_agent_and_only_failing_ones_are_ejected() {
+async fn task_goes_to_the_next_agent_and_only_failing_agents_are_ejected() {
     let answers = [
         (Answer::Task("failed", "no leeks"), FailureKind::Agent, true),
         (Answer::Task("rejected", "not today"), FailureKind::Declined, false),
@@ -30,51 +30,51 @@ async fn task_goes_to_the_next_agent_and_only_failing_ones_are_ejected() {
         (Answer::Http(401, None, "who are you?"), FailureKind::Deployment, true),
     ];
     for binding in BINDINGS {
-        for (answer, kind, is_charged) in &answers {
+        for (answer, kind, is_ejected) in &answers {
             let mut scene = Scene::new().await;
             let first = scene.agent("first", 0, binding).await;
             scene.agent("second", 1, binding).await;
             first.answers(answer.clone(), Answer::Hang);
             let orchestrator = scene.orchestrator();
-            for _ in 0..TRIES {
-                let done = send_for(orchestrator.delegate("work")).await.unwrap();
+            for _ in 0..DELEGATIONS {
+                let done = send(orchestrator.delegate("work")).await.unwrap();
                 assert_eq!(done.value.text(), "second", "{binding:?} {answer:?}");
                 assert!(done.failed.iter().all(|failed| failed.kind == *kind), "{:?}", done.failed);
                 sleep(Duration::from_secs(1)).await;
             }
             let ejection = orchestrator.ejection("first");
-            assert_eq!(ejection != EjectionState::Admitted, *is_charged, "{binding:?} {answer:?}");
-            let tried = first.count("SendMessage");
-            assert_eq!(tried < TRIES, *is_charged, "{binding:?} {answer:?}: {tried}");
+            assert_eq!(ejection != EjectionState::Admitted, *is_ejected, "{binding:?} {answer:?}");
+            let received = first.count("SendMessage");
+            assert_eq!(received < DELEGATIONS, *is_ejected, "{binding:?} {answer:?}: {received}");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_agent_said_is_in_the_error() {
+async fn error_quotes_the_message_of_the_agent() {
     let mut scene = Scene::new().await;
     let agent = scene.agent("a", 0, Binding::JsonRpc).await;
     let orchestrator = scene.orchestrator();
     agent.answers(Answer::Task("working", ""), Answer::Task("failed", "no leeks"));
-    let error = send_for(orchestrator.delegate("work")).await.unwrap_err();
+    let error = send(orchestrator.delegate("work")).await.unwrap_err();
     assert!(error.to_string().contains("a: the task is failed: no leeks"), "{error}");
-    let known = error.attempts[0].error.downcast_ref::<HttpTaskError>();
+    let cause = error.attempts[0].error.downcast_ref::<HttpTaskError>();
     let expected = A2aError::Ended { state: TaskState::Failed, message: "no leeks".to_owned() };
-    assert!(matches!(known, Some(HttpTaskError::A2a(error)) if *error == expected), "{known:?}");
+    assert!(matches!(cause, Some(HttpTaskError::A2a(error)) if *error == expected), "{cause:?}");
     agent.answers(Answer::Error(-32_603, "INTERNAL_ERROR", 500), Answer::Hang);
-    let error = send_for(orchestrator.delegate("work")).await.unwrap_err();
-    assert!(error.to_string().contains("a: A2A error -32603: it says why"), "{error}");
+    let error = send(orchestrator.delegate("work")).await.unwrap_err();
+    assert!(error.to_string().contains("a: A2A error -32603: the agent's reason"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn task_that_is_wrong_itself_goes_to_no_other_agent() {
+async fn invalid_task_goes_to_no_other_agent() {
     for binding in BINDINGS {
         for (code, reason) in [(-32_602, "INVALID_PARAMS"), (-32_600, "INVALID_REQUEST")] {
             let mut scene = Scene::new().await;
             let first = scene.agent("first", 0, binding).await;
             let second = scene.agent("second", 1, binding).await;
             first.answers(Answer::Error(code, reason, 400), Answer::Hang);
-            let error = send_for(scene.orchestrator().delegate("work")).await.unwrap_err();
+            let error = send(scene.orchestrator().delegate("work")).await.unwrap_err();
             assert!(matches!(error.reason, EndReason::Rejected), "{binding:?}: {error}");
             assert_eq!(second.count("SendMessage"), 0);
         }
@@ -82,20 +82,24 @@ async fn task_that_is_wrong_itself_goes_to_no_other_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn busy_agent_is_asked_again_when_it_said_so() {
+async fn busy_agent_gets_the_message_again() {
     for binding in BINDINGS {
         let mut scene = Scene::new().await;
         let agent = scene.agent("a", 0, binding).await;
-        agent.script(|_, before| match before {
+        agent.script(|_, index| match index {
             0 => Answer::Http(429, Some(7), ""),
             _ => Answer::Task("completed", "done"),
         });
-        assert_eq!(send(scene.orchestrator().delegate("work")).await.as_deref(), Ok("done"), "{binding:?}");
+        assert_eq!(
+            reply_text(scene.orchestrator().delegate("work")).await.as_deref(),
+            Ok("done"),
+            "{binding:?}"
+        );
         assert_eq!(agent.count("SendMessage"), 2);
     }
 }
 
-/// Agents without a card, with one for gRPC, and with one that says nothing.
+/// One agent has no card. The cards of the others have only gRPC, only a later version, or a URL that is not HTTP.
 #[tokio::test(start_paused = true)]
 async fn task_goes_to_the_next_agent_if_one_cannot_be_called() {
     let mut scene = Scene::new().await;
@@ -106,34 +110,34 @@ async fn task_goes_to_the_next_agent_if_one_cannot_be_called() {
     scene.register("bare", 0, &silent, None).await;
     scene.register("grpc", 0, &silent, Some(grpc)).await;
     scene.register("newer", 0, &silent, Some(newer)).await;
-    scene.register("strange", 0, &silent, Some(details(Interface::json_rpc("ftp://a.example")))).await;
+    scene.register("ftp", 0, &silent, Some(details(Interface::json_rpc("ftp://a.example")))).await;
     let orchestrator = scene.orchestrator();
-    for _ in 0..TRIES {
-        let error = send_for(orchestrator.delegate("work")).await.unwrap_err();
+    for _ in 0..DELEGATIONS {
+        let error = send(orchestrator.delegate("work")).await.unwrap_err();
         assert!(matches!(error.reason, EndReason::NoAgent { .. }), "{error}");
         let text = error.to_string();
         for part in [
             "bare: it registered no A2A agent card",
             "grpc: its A2A agent card has no interface that this SDK supports, but GRPC of version 1.0",
             "newer: its A2A agent card has no interface that this SDK supports, but JSONRPC of version 2.0",
-            "strange: its A2A agent card has no interface",
+            "ftp: its A2A agent card has no interface",
         ] {
             assert!(text.contains(part), "{text}");
         }
     }
     assert_eq!(silent.count("SendMessage"), 0);
     let agent = scene.agent("good", 1, Binding::JsonRpc).await;
-    // All the others do not count as attempts, and nothing was sent to them.
+    // The others do not count as attempts, since nothing was sent to them.
     let sent = orchestrator.delegate("work").attempts(1).at_most_once();
-    assert_eq!(send(sent).await.as_deref(), Ok("good"));
+    assert_eq!(reply_text(sent).await.as_deref(), Ok("good"));
     assert_eq!(agent.count("SendMessage"), 1);
-    for id in ["bare", "grpc", "newer", "strange"] {
+    for id in ["bare", "grpc", "newer", "ftp"] {
         assert_eq!(orchestrator.ejection(id), EjectionState::Admitted, "{id}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn rejections_count_for_the_attempts_and_the_budget() {
+async fn rejections_use_up_the_attempts_and_the_retry_budget() {
     let mut scene = Scene::new().await;
     let mut agents = Vec::new();
     for (rank, id) in ["first", "second", "third"].into_iter().enumerate() {
@@ -142,19 +146,19 @@ async fn rejections_count_for_the_attempts_and_the_budget() {
         agents.push(agent);
     }
     let orchestrator = scene.orchestrator();
-    let error = send_for(orchestrator.delegate("work").attempts(2)).await.unwrap_err();
+    let error = send(orchestrator.delegate("work").attempts(2)).await.unwrap_err();
     assert!(matches!(error.reason, EndReason::AttemptsExhausted), "{error}");
-    let error = send_for(orchestrator.delegate("work").at_most_once()).await.unwrap_err();
+    let error = send(orchestrator.delegate("work").at_most_once()).await.unwrap_err();
     assert!(matches!(error.reason, EndReason::MayHaveArrived), "{error}");
     let budget = RetryBudget::default().ratio(0.0).min_per_second(0);
     let frugal = registry_sdk::Orchestrator::builder(scene.registry.client()).retry_budget(budget).build();
-    let error = send_for(frugal.delegate("work")).await.unwrap_err();
+    let error = send(frugal.delegate("work")).await.unwrap_err();
     assert!(matches!(error.reason, EndReason::RetryBudgetExhausted), "{error}");
     assert_eq!([3, 1, 0], [0, 1, 2].map(|index: usize| agents[index].count("SendMessage")));
 }
 
 #[tokio::test(start_paused = true)]
-async fn classifier_decides_over_a2a_too() {
+async fn classifier_decides_about_a2a_errors_too() {
     let mut scene = Scene::new().await;
     let first = scene.agent("first", 0, Binding::HttpJson).await;
     let second = scene.agent("second", 1, Binding::HttpJson).await;
@@ -164,7 +168,7 @@ async fn classifier_decides_over_a2a_too() {
         HttpTaskError::A2a(A2aError::Ended { state: TaskState::Rejected, .. }) => FailureKind::Task,
         error => error.kind(),
     });
-    let error = send_for(orchestrator.build().delegate("work")).await.unwrap_err();
+    let error = send(orchestrator.build().delegate("work")).await.unwrap_err();
     assert!(matches!(error.reason, EndReason::Rejected), "{error}");
     assert_eq!(second.count("SendMessage"), 0);
 }

@@ -1,4 +1,4 @@
-//! A registry, and agents that speak A2A as the test says.
+//! A mock registry, and fake A2A agents whose responses a test sets.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,10 +17,10 @@ use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 
-/// A delegation that has not ended by then has failed its test.
-const LONGEST_DELEGATION: Duration = Duration::from_secs(3_600);
+/// Maximum time that a test waits for a delegation or a condition, on the paused clock.
+const MAX_WAIT: Duration = Duration::from_secs(3_600);
 
-/// How an agent is called.
+/// The protocol binding of an agent: in version 1.0, except for `OldJsonRpc`, which is JSON-RPC of version 0.3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Binding {
     JsonRpc,
@@ -30,33 +30,36 @@ pub(crate) enum Binding {
 
 pub(crate) const BINDINGS: [Binding; 3] = [Binding::JsonRpc, Binding::HttpJson, Binding::OldJsonRpc];
 
-/// What an agent answers.
+/// A response of an agent.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
-    /// A task in a state, by its name in version 0.3, with an artifact of a text if the task is completed, and a status message otherwise.
+    /// A task: its state, as version 0.3 names it, and a text. The text is in an artifact if the task is completed, and otherwise in the
+    /// status message.
     Task(&'static str, &'static str),
     /// A message without a task.
     Message(&'static str),
-    /// An error of the protocol: its code, its reason over HTTP+JSON and the status there.
+    /// An error of the protocol: its code in JSON-RPC, and its reason and status in HTTP+JSON.
     Error(i64, &'static str, u16),
-    /// A status, `Retry-After`, and a body, which is the location of a redirect.
+    /// An HTTP response: status, `Retry-After`, and body. The body of a redirect is its `Location`, too.
     Http(u16, Option<u32>, &'static str),
-    /// A result as it is.
+    /// A result that is sent unchanged.
     Result(Value),
+    /// Another answer, after a pause.
     Late(Duration, Box<Answer>),
+    /// No response at all.
     Hang,
-    /// A body that breaks off.
+    /// Headers, and a body that breaks off.
     Broken,
-    /// A body that never ends.
+    /// Headers, and a body of which nothing ever arrives.
     Stalled,
-    /// An answer whose body arrives over so many seconds.
+    /// Another answer, whose body takes this number of seconds to arrive.
     Slow(u32, Box<Answer>),
 }
 
-/// A request, as an agent got it.
+/// A request that an agent received.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
-    /// The operation by its name in version 1.0.
+    /// Name of the operation in version 1.0.
     pub(crate) operation: &'static str,
     pub(crate) headers: HeaderMap,
     pub(crate) uri: Uri,
@@ -69,13 +72,13 @@ impl Call {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
-    /// The parameters, wherever the binding has them.
+    /// Parameters of the operation: the whole body in HTTP+JSON, `params` in JSON-RPC.
     pub(crate) fn params(&self) -> &Value {
         if self.binding == Binding::HttpJson { &self.json } else { &self.json["params"] }
     }
 }
 
-/// What an agent answers to an operation, of which it had so many before.
+/// Returns the answer to a request, given its index among the requests for the same operation.
 type Script = Box<dyn FnMut(&Call, usize) -> Answer + Send>;
 
 struct Shared {
@@ -83,7 +86,7 @@ struct Shared {
     calls: Mutex<Vec<Call>>,
 }
 
-/// An agent.
+/// A fake agent, and the requests that it has received.
 #[derive(Clone)]
 pub(crate) struct Agent {
     pub(crate) url: String,
@@ -92,21 +95,21 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Sets what the agent answers.
+    /// Sets the function that answers the agent's requests.
     pub(crate) fn script(&self, script: impl FnMut(&Call, usize) -> Answer + Send + 'static) {
         *self.shared.script.lock().unwrap() = Box::new(script);
     }
 
-    /// Sets what the agent answers to a message, and then to all questions for the state of the task.
-    pub(crate) fn answers(&self, sent: Answer, then: Answer) {
+    /// Sets the answer to messages, and the one to polls. A cancellation succeeds.
+    pub(crate) fn answers(&self, to_message: Answer, to_poll: Answer) {
         self.script(move |call, _| match call.operation {
-            "SendMessage" => sent.clone(),
+            "SendMessage" => to_message.clone(),
             "CancelTask" => Answer::Task("canceled", ""),
-            _ => then.clone(),
+            _ => to_poll.clone(),
         });
     }
 
-    /// The requests for an operation.
+    /// Returns the requests that the agent has received for an operation.
     pub(crate) fn calls(&self, operation: &str) -> Vec<Call> {
         let calls = self.shared.calls.lock().unwrap();
         calls.iter().filter(|call| call.operation == operation).cloned().collect()
@@ -116,7 +119,7 @@ impl Agent {
         self.calls(operation).len()
     }
 
-    /// Ends the agent: no further connection can be made.
+    /// Kills the agent: it accepts no more connections.
     pub(crate) fn kill(&self) {
         self.listener.abort();
     }
@@ -135,7 +138,7 @@ impl Scene {
         Self { registry: MockRegistry::start().await, tasks }
     }
 
-    /// Starts and registers an agent that does its tasks at once. Agents that are ranked later match `work` worse.
+    /// Starts and registers an agent that completes every task at once. The greater its `rank`, the worse it matches `work`.
     pub(crate) async fn agent(&mut self, id: &'static str, rank: usize, binding: Binding) -> Agent {
         let agent = self.unregistered(binding).await;
         agent.answers(Answer::Task("completed", id), Answer::Error(-32_001, "TASK_NOT_FOUND", 404));
@@ -161,7 +164,7 @@ impl Scene {
         self.registry.client().register(&registration).await.unwrap();
     }
 
-    /// Starts an agent that nobody knows yet.
+    /// Starts an agent without registering it. It does not respond until its answers are set.
     pub(crate) async fn unregistered(&mut self, binding: Binding) -> Agent {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -172,12 +175,12 @@ impl Scene {
         Agent { url, shared, listener }
     }
 
-    /// Runs a task until the end of the test.
+    /// Runs a future in the background until the end of the test.
     pub(crate) fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(task);
     }
 
-    /// Cards that were read from the registry.
+    /// Number of requests for a card that the registry has received.
     pub(crate) fn cards_read(&self) -> usize {
         self.registry.request_log().0.iter().filter(|request| request.path.ends_with("/card")).count()
     }
@@ -187,7 +190,7 @@ impl Scene {
     }
 }
 
-/// The interface of an agent in its card.
+/// Returns the interface that an agent's card lists.
 pub(crate) fn interface(agent: &Agent, binding: Binding) -> Interface {
     match binding {
         Binding::JsonRpc => Interface::json_rpc(format!("{}/rpc", agent.url)),
@@ -196,32 +199,31 @@ pub(crate) fn interface(agent: &Agent, binding: Binding) -> Interface {
     }
 }
 
-/// Sends a message to an agent. Returns what the agent answers, or the error as a text.
-pub(crate) async fn send(delegation: Delegation<'_>) -> Result<String, String> {
-    send_for(delegation).await.map(|done| done.value.text()).map_err(|error| error.to_string())
+/// Delegates a message. Returns the text of the reply, or that of the error.
+pub(crate) async fn reply_text(delegation: Delegation<'_>) -> Result<String, String> {
+    send(delegation).await.map(|done| done.value.text()).map_err(|error| error.to_string())
 }
 
-pub(crate) async fn send_for(delegation: Delegation<'_>) -> Result<Delegated<a2a::Reply>, DelegateError> {
-    let sending = delegation.send_message("Find a recipe with leeks");
-    tokio::time::timeout(LONGEST_DELEGATION, sending)
-        .await
-        .unwrap_or_else(|_| panic!("the delegation never ended"))
+/// Delegates a message. Panics if the delegation does not end.
+pub(crate) async fn send(delegation: Delegation<'_>) -> Result<Delegated<a2a::Reply>, DelegateError> {
+    let sent = delegation.send_message("Find a recipe with leeks");
+    tokio::time::timeout(MAX_WAIT, sent).await.unwrap_or_else(|_| panic!("the delegation never ended"))
 }
 
-/// Lets time pass until something holds. On a paused clock that takes no time.
-pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
+/// Waits until a condition holds. On a paused clock, this takes no real time.
+pub(crate) async fn until(condition: &str, holds: impl Fn() -> bool) {
     let waiting = async {
         while !holds() {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    let held = tokio::time::timeout(LONGEST_DELEGATION, waiting).await;
-    assert!(held.is_ok(), "never happened: {what}");
+    let waited = tokio::time::timeout(MAX_WAIT, waiting).await;
+    assert!(waited.is_ok(), "never became true: {condition}");
 }
 
-/// Keeps a paused clock from running away while bytes are on their way through the kernel.
+/// Keeps a paused clock from running ahead while bytes pass through the kernel.
 async fn let_the_kernel_deliver() {
-    for _ in 0..LONGEST_DELEGATION.as_secs() {
+    for _ in 0..MAX_WAIT.as_secs() {
         sleep(Duration::from_secs(1)).await;
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -242,12 +244,12 @@ async fn answer(
         return response(404, "nothing here");
     };
     let call = Call { operation, headers, uri, json, binding };
-    let before = {
+    let index = {
         let mut calls = shared.calls.lock().unwrap();
         calls.push(call.clone());
         calls.iter().filter(|earlier| earlier.operation == operation).count() - 1
     };
-    let mut answer = (shared.script.lock().unwrap())(&call, before);
+    let mut answer = (shared.script.lock().unwrap())(&call, index);
     while let Answer::Late(pause, later) = answer {
         sleep(pause).await;
         answer = *later;
@@ -293,7 +295,7 @@ async fn encode(call: &Call, answer: Answer) -> Response {
             return response;
         }
         Answer::Broken => {
-            // The headers are sent before it breaks.
+            // The headers are sent during the pause.
             let broken = futures_util::stream::once(async {
                 sleep(Duration::from_secs(1)).await;
                 Err::<Bytes, _>(std::io::Error::other("broken"))
@@ -313,7 +315,7 @@ async fn encode(call: &Call, answer: Answer) -> Response {
     response(200, &json.to_string())
 }
 
-/// Sends one byte of a body a second, and the rest of it at the end.
+/// Sends a body over a number of seconds: one byte in each, and the rest in the last.
 async fn slowed(whole: Response, seconds: u32) -> Response {
     let body = axum::body::to_bytes(whole.into_body(), usize::MAX).await.unwrap();
     let chunks = futures_util::stream::unfold((body, seconds), |(mut body, left)| async move {
@@ -361,14 +363,14 @@ fn message(call: &Call, text: &str) -> Value {
 fn error(call: &Call, code: i64, reason: &str, status: u16) -> Response {
     if call.binding == Binding::HttpJson {
         let info = json!({"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "a2a-protocol.org"});
-        let error = json!({"error": {"code": status, "message": "it says why", "details": [info]}});
+        let error = json!({"error": {"code": status, "message": "the agent's reason", "details": [info]}});
         return response(status, &error.to_string());
     }
-    let error = json!({"code": code, "message": "it says why"});
+    let error = json!({"code": code, "message": "the agent's reason"});
     response(200, &json!({"jsonrpc": "2.0", "id": call.json["id"], "error": error}).to_string())
 }
 
-/// A response after which the connection is closed, so that nothing is sent to an agent that was killed.
+/// A response that closes its connection, so that no later request reaches a killed agent over it.
 fn response(status: u16, body: &str) -> Response {
     let builder = Response::builder().status(status).header("connection", "close");
     builder.body(Body::from(body.to_owned())).unwrap()

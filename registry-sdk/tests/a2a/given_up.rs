@@ -1,4 +1,4 @@
-//! Attempts that are given up: how their tasks are canceled, and when their agents are to blame.
+//! Attempts that are given up: how their tasks are canceled, and whether they count against their agents.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -8,10 +8,10 @@ use registry_sdk::{Directory, Orchestrator};
 use tokio::runtime::Builder;
 use tokio::time::{sleep, timeout};
 
-use crate::fakes::{Answer, Binding, Scene, send, send_for, until};
+use crate::fakes::{Answer, Binding, Scene, reply_text, send, until};
 
 #[tokio::test(start_paused = true)]
-async fn agent_is_not_blamed_for_a_card_that_takes_long_to_read() {
+async fn slow_read_of_a_card_does_not_count_against_the_agent() {
     let mut scene = Scene::new().await;
     let first = scene.agent("first", 0, Binding::JsonRpc).await;
     scene.agent("second", 1, Binding::JsonRpc).await;
@@ -19,10 +19,10 @@ async fn agent_is_not_blamed_for_a_card_that_takes_long_to_read() {
     directory.ready().await.unwrap();
     let orchestrator = Orchestrator::builder(scene.registry.client()).directory(directory).build();
     for _ in 0..10 {
-        // The directory needs no request, so the next one is that for the card of the first agent.
+        // The directory answers the search itself, so the next request is the one for the first agent's card.
         scene.registry.hang(1);
         let sent = orchestrator.delegate("work").hedge_after(Duration::from_secs(1));
-        assert_eq!(send(sent).await.as_deref(), Ok("second"));
+        assert_eq!(reply_text(sent).await.as_deref(), Ok("second"));
         sleep(Duration::from_secs(1)).await;
     }
     assert_eq!(first.count("SendMessage"), 0);
@@ -30,10 +30,10 @@ async fn agent_is_not_blamed_for_a_card_that_takes_long_to_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn agent_is_not_blamed_for_a_delegation_that_ends_while_its_card_is_read() {
+async fn delegation_that_ends_while_a_card_is_read_does_not_count_against_the_agent() {
     let mut scene = Scene::new().await;
     let agent = scene.agent("first", 0, Binding::JsonRpc).await;
-    // The only agent that is left would never be ejected.
+    // Without a second agent, the first would never be ejected.
     scene.agent("second", 1, Binding::JsonRpc).await;
     let directory = Directory::follow(&scene.registry.client());
     directory.ready().await.unwrap();
@@ -41,7 +41,7 @@ async fn agent_is_not_blamed_for_a_delegation_that_ends_while_its_card_is_read()
     for _ in 0..10 {
         scene.registry.hang(1);
         let sent = orchestrator.delegate("work").time_limit(Duration::from_secs(3)).attempts(1);
-        let error = send_for(sent).await.unwrap_err();
+        let error = send(sent).await.unwrap_err();
         assert_eq!(error.attempts.len(), 1, "{error}");
         sleep(Duration::from_secs(1)).await;
     }
@@ -50,7 +50,7 @@ async fn agent_is_not_blamed_for_a_delegation_that_ends_while_its_card_is_read()
 }
 
 #[tokio::test(start_paused = true)]
-async fn task_is_canceled_with_a_token_of_that_moment() {
+async fn token_provider_is_called_again_to_cancel_a_task() {
     let mut scene = Scene::new().await;
     let agent = scene.agent("a", 0, Binding::JsonRpc).await;
     agent.answers(Answer::Task("working", ""), Answer::Task("working", ""));
@@ -69,7 +69,7 @@ async fn task_is_canceled_with_a_token_of_that_moment() {
 }
 
 #[test]
-fn task_is_canceled_even_if_it_is_dropped_outside_the_runtime() {
+fn task_is_canceled_even_if_its_delegation_is_dropped_outside_the_runtime() {
     let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let mut scene = runtime.block_on(Scene::new());
     let agent = runtime.block_on(scene.agent("a", 0, Binding::HttpJson));

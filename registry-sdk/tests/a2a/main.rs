@@ -1,4 +1,4 @@
-//! A2A agent cards: as registrations, and as an agent serves its own; and messages to agents.
+//! A2A: cards made into registrations, the card that an agent serves, and messages to agents.
 #![cfg(feature = "a2a")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! A card as a registration.
+//! The registration that is made from a card.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use registry_sdk::contract::limits;
 use registry_sdk::{Capability, Registration};
 use serde_json::{Value, json};
 
-/// White space and the order of the fields are kept.
+/// A card whose white space and order of fields have to be kept.
 const VERSION_1: &str = r#"{
   "name": "Route Planner",   "version": "1.2.0",
   "description": "Plans routes",
@@ -44,7 +44,7 @@ fn with_name(name: &str) -> Value {
 }
 
 #[test]
-fn card_of_version_1_becomes_a_registration_and_stays_as_it_is() {
+fn card_of_version_1_becomes_a_registration_and_is_kept_unchanged() {
     let registration = registration_of(&VERSION_1.parse().unwrap()).unwrap();
     let expected = Registration::new("route-planner", "Route Planner", "https://routes.example/a2a/v1")
         .capability(
@@ -62,7 +62,7 @@ fn card_of_version_1_becomes_a_registration_and_stays_as_it_is() {
 }
 
 #[test]
-fn card_of_version_0_3_is_called_at_its_url() {
+fn url_of_a_card_of_version_0_3_becomes_the_base_url() {
     let card = json!({
         "protocolVersion": "0.3.0", "name": "Old Agent", "version": "1", "description": "",
         "url": "http://old.example/rpc", "preferredTransport": "JSONRPC",
@@ -77,7 +77,7 @@ fn card_of_version_0_3_is_called_at_its_url() {
 }
 
 #[test]
-fn first_interface_that_takes_plain_http_is_called() {
+fn url_of_the_first_http_interface_becomes_the_base_url() {
     let interface = |binding: &str, url: &str| json!({"protocolBinding": binding, "url": url});
     let url = |interfaces: Value| {
         registration(&json!({"name": "A", "supportedInterfaces": interfaces, "url": null})).base_url
@@ -85,9 +85,9 @@ fn first_interface_that_takes_plain_http_is_called() {
     let (grpc, http) = (interface("GRPC", "https://a/grpc"), interface("HTTP+JSON", "https://a/json"));
     let socket = interface("https://a/websockets", "wss://a/socket");
     assert_eq!(url(json!([socket, grpc, http, interface("JSONRPC", "https://a/rpc")])), "https://a/json");
-    assert_eq!(url(json!([grpc, socket])), "https://a/grpc", "better than none");
+    assert_eq!(url(json!([grpc, socket])), "https://a/grpc", "gRPC is better than no interface");
     assert_eq!(url(json!([{"protocolBinding": "JSONRPC"}, {"url": " http://a/plain "}])), "http://a/plain");
-    // Cards for clients of both versions.
+    // A card for clients of both versions.
     let both = json!({"name": "A", "supportedInterfaces": [http], "url": "https://a/old"});
     assert_eq!(registration(&both).base_url, "https://a/json");
     let additional = json!({"name": "A", "url": "a:50051", "preferredTransport": "GRPC",
@@ -96,7 +96,7 @@ fn first_interface_that_takes_plain_http_is_called() {
 }
 
 #[test]
-fn card_without_an_http_interface_is_refused_and_its_interfaces_are_named() {
+fn card_without_an_http_interface_is_rejected_and_the_error_lists_its_interfaces() {
     let card = json!({"name": "Binary", "supportedInterfaces": [
         {"protocolBinding": "GRPC", "url": "grpc.example:443"}, {"protocolBinding": "MQTT", "url": "mqtt://a"}]});
     let message = error(&card).to_string();
@@ -104,15 +104,15 @@ fn card_without_an_http_interface_is_refused_and_its_interfaces_are_named() {
         message,
         "the A2A agent card of \"Binary\" has no interface with an http or https URL: GRPC at \"grpc.example:443\", MQTT at \"mqtt://a\""
     );
-    // Such as a package.json.
+    // A document of another kind, such as a package.json.
     let other = error(&json!({"name": "some-package", "version": "1.0.0"}));
     assert!(matches!(other, CardError::NoHttpInterface { .. }), "{other:?}");
     assert!(other.to_string().contains("no interface at all"), "{other}");
 }
 
 #[test]
-fn documents_that_are_no_cards_are_refused() {
-    for (wrong, said) in [
+fn documents_that_are_not_cards_are_rejected() {
+    for (document, expected) in [
         ("[]", "a JSON object"),
         ("\"text\"", "a JSON object"),
         ("{}", "no `name`"),
@@ -123,9 +123,9 @@ fn documents_that_are_no_cards_are_refused() {
         (r#"{"name": "A", "url": "http://a", "skills": ["work"]}"#, "expected struct"),
         (r#"{"name": "A", "url": ["http://a"]}"#, "expected a string"),
     ] {
-        let error = registration_of(&wrong.parse().unwrap()).unwrap_err();
-        let CardError::Invalid(why) = &error else { panic!("{wrong}: {error:?}") };
-        assert!(why.contains(said), "{wrong}: {why}");
+        let error = registration_of(&document.parse().unwrap()).unwrap_err();
+        let CardError::Invalid(reason) = &error else { panic!("{document}: {error:?}") };
+        assert!(reason.contains(expected), "{document}: {reason}");
     }
 }
 
@@ -139,13 +139,13 @@ fn lists_may_be_empty_or_null() {
 }
 
 #[test]
-fn whatever_is_too_long_is_cut_between_characters() {
+fn texts_and_lists_that_are_too_long_are_truncated() {
     let long = |characters: usize| "ü🦀".repeat(characters);
     let skill = json!({"id": long(100), "name": long(100), "description": long(1_000),
         "tags": vec![long(50); 40], "examples": vec![long(200); 20]});
     let card = json!({"name": long(100), "url": "http://a.example", "skills": vec![skill; 140]});
     let mut registration = registration(&card);
-    // It is longer than a card may be; that is not for the mapping to judge.
+    // The card itself is over its limit as well, which the mapping does not check.
     assert!(registration.validate().is_err());
     registration.card = None;
     registration.validate().unwrap();
@@ -159,10 +159,11 @@ fn whatever_is_too_long_is_cut_between_characters() {
 }
 
 #[test]
-fn skills_of_one_name_are_told_apart() {
+fn skills_with_the_same_name_get_distinct_names() {
     let skills =
         json!([{"id": "a"}, {"id": "a"}, {"id": "a-2"}, {"id": " a "}, {"name": "a"}, {}, {"id": ""}]);
-    let names = registration(&with_skills(&skills)).capabilities.into_iter().map(|one| one.name);
+    let names =
+        registration(&with_skills(&skills)).capabilities.into_iter().map(|capability| capability.name);
     assert_eq!(names.collect::<Vec<_>>(), ["a", "a-2", "a-2-2", "a-3", "a-4", "skill", "skill-2"]);
 }
 
@@ -175,7 +176,7 @@ fn empty_texts_and_nul_characters_are_left_out() {
 }
 
 #[test]
-fn id_is_made_of_the_name_or_else_of_the_host() {
+fn agent_id_is_made_from_the_name_or_else_from_the_host() {
     for (name, id) in [
         ("Recipe Agent", "recipe-agent"),
         ("  --Recipe  Agent!! ", "recipe-agent"),
@@ -191,16 +192,16 @@ fn id_is_made_of_the_name_or_else_of_the_host() {
     let odd = json!({"name": "料理", "url": "http://[::]/"});
     let odd = registration(&odd);
     assert_eq!(odd.agent_id, "agent");
-    assert!(odd.validate().is_err(), "nobody can connect to this address");
+    assert!(odd.validate().is_err(), "no client can connect to this address");
 }
 
 #[test]
-fn text_of_a_card_is_read_without_what_surrounds_it() {
+fn card_is_read_without_surrounding_white_space_and_other_documents_are_rejected() {
     let card = read_card(b"\xef\xbb\xbf \r\n{\"name\":  \"A\"}\n").unwrap();
     assert_eq!(card.as_str(), "{\"name\":  \"A\"}");
     let of_size = |bytes: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(bytes - 8)).into_bytes();
     assert!(read_card(&of_size(limits::CARD_BYTES)).is_ok());
-    for (wrong, said) in [
+    for (document, expected) in [
         (of_size(limits::CARD_BYTES + 1), "up to 65536 bytes"),
         (b" \n".to_vec(), "it is empty"),
         (b"<!doctype html><html>".to_vec(), "it is HTML or XML"),
@@ -210,14 +211,14 @@ fn text_of_a_card_is_read_without_what_surrounds_it() {
         (b"{\"name\": \"A\"} {}".to_vec(), "it is no JSON: trailing characters"),
         (b"{\"name\": \"\xff\"}".to_vec(), "it is not UTF-8"),
     ] {
-        let message = read_card(&wrong).unwrap_err().to_string();
-        assert!(message.contains(said), "{message}");
+        let message = read_card(&document).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
     }
 }
 
 proptest! {
     #[test]
-    fn whatever_a_card_says_can_be_registered(name in any::<String>(), texts in proptest::collection::vec(any::<String>(), 0..6)) {
+    fn registration_made_from_any_card_is_valid(name in any::<String>(), texts in proptest::collection::vec(any::<String>(), 0..6)) {
         let skills: Vec<_> = texts.iter().map(|text| {
             json!({"id": text, "name": texts[0], "description": text, "tags": texts, "examples": texts})
         }).collect();
@@ -225,7 +226,7 @@ proptest! {
         match registration_of(&card) {
             Ok(registration) => {
                 prop_assert!(registration.validate().is_ok(), "{:?}", registration.validate());
-                let names: HashSet<_> = registration.capabilities.iter().map(|one| &one.name).collect();
+                let names: HashSet<_> = registration.capabilities.iter().map(|capability| &capability.name).collect();
                 prop_assert!(names.len() == texts.len());
             }
             Err(error) => prop_assert!(name.replace('\0', "").trim().is_empty(), "{error}"),

@@ -1,4 +1,4 @@
-//! The card of an agent of one's own: what it says, and where it is served.
+//! The card that is made from an agent's registration: its contents, and the endpoint that serves it.
 
 use registry_sdk::a2a::{CARD_PATH, CardDetails, CardEndpoint, CardError, Interface, registration_of};
 use registry_sdk::contract::CARD_MEDIA_TYPE;
@@ -24,7 +24,7 @@ fn details() -> CardDetails {
 }
 
 #[test]
-fn card_says_what_the_agent_registers_and_what_it_needs_besides() {
+fn card_contains_the_registration_and_the_details() {
     let registration = registration().capability(Capability::new("convert_units"));
     let details = details()
         .interface(Interface::new("GRPC", "https://recipes:8001").protocol_version("0.3"))
@@ -54,7 +54,7 @@ fn card_says_what_the_agent_registers_and_what_it_needs_besides() {
                 "id": "find_recipe", "name": "Finds recipes", "description": "Finds recipes for what is there.",
                 "tags": ["cooking"], "examples": ["What can I cook with leeks?"],
             },
-            // What a card has to say of each skill.
+            // A card has to have these fields for each skill, so the name fills them in.
             {"id": "convert_units", "name": "convert_units", "description": "convert_units", "tags": ["convert_units"]},
         ],
     });
@@ -62,7 +62,7 @@ fn card_says_what_the_agent_registers_and_what_it_needs_besides() {
 }
 
 #[test]
-fn card_leads_back_to_its_registration() {
+fn registration_can_be_made_from_its_card_again() {
     let card = details().card_of(&registration()).unwrap();
     let mut back = registration_of(&card).unwrap();
     back.agent_id = "recipes".to_owned();
@@ -70,11 +70,11 @@ fn card_leads_back_to_its_registration() {
 }
 
 #[test]
-fn card_that_no_client_could_use_is_not_made() {
+fn card_that_no_client_could_use_is_an_error() {
     let long = (0..128).map(|number| Capability::new(format!("c{number}")).description("x".repeat(1_000)));
     let mut long_registration = registration();
     long_registration.capabilities = long.collect();
-    for (card, said) in [
+    for (card, expected) in [
         (
             CardDetails::new("", "1", Interface::json_rpc("/a2a")).card_of(&registration()),
             "interface JSONRPC is not absolute: \"/a2a\"",
@@ -82,12 +82,12 @@ fn card_that_no_client_could_use_is_not_made() {
         (details().input_modes([""; 0]).card_of(&registration()), "needs an input mode"),
         (details().card_of(&long_registration), "up to 65536 bytes"),
     ] {
-        let Err(CardError::Invalid(why)) = card else { panic!("{card:?}") };
-        assert!(why.contains(said), "{why}");
+        let Err(CardError::Invalid(reason)) = card else { panic!("{card:?}") };
+        assert!(reason.contains(expected), "{reason}");
     }
 }
 
-/// Serves the endpoint, and gives the URL of the card.
+/// Serves an agent's card. Returns the card's URL, and the task that serves it.
 async fn serve(agent: &Agent) -> (String, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}{CARD_PATH}", listener.local_addr().unwrap());
@@ -97,7 +97,8 @@ async fn serve(agent: &Agent) -> (String, JoinSet<()>) {
     (url, serving)
 }
 
-async fn ask(url: &str, known: &str) -> Response {
+/// Requests a card, unless its `ETag` is the known one.
+async fn get_if_none_match(url: &str, known: &str) -> Response {
     reqwest::Client::new().get(url).header("if-none-match", known).send().await.unwrap()
 }
 
@@ -116,15 +117,15 @@ async fn agent_serves_the_card_that_it_registers() {
     assert_eq!(registry.client().get_card("recipes").await.unwrap(), card);
 
     for known in [tag.clone(), format!("W/{tag}"), format!("\"other\", {tag}"), "*".to_owned()] {
-        let again = ask(&url, &known).await;
+        let again = get_if_none_match(&url, &known).await;
         assert_eq!((again.status().as_u16(), &again.headers()["etag"]), (304, &tag.parse().unwrap()));
         assert_eq!(again.text().await.unwrap(), "");
     }
-    assert_eq!(ask(&url, "\"other\"").await.status().as_u16(), 200);
+    assert_eq!(get_if_none_match(&url, "\"other\"").await.status().as_u16(), 200);
 }
 
 #[tokio::test]
-async fn changed_card_is_registered_and_served_and_a_removed_one_is_gone() {
+async fn changed_card_is_registered_and_served_and_a_removed_one_is_not_found() {
     let registry = MockRegistry::start().await;
     let card = details().card_of(&registration()).unwrap();
     let agent = Agent::new(registry.client(), registration().card(card));
@@ -133,13 +134,17 @@ async fn changed_card_is_registered_and_served_and_a_removed_one_is_gone() {
 
     let changed = details().streaming(true).card_of(&registration()).unwrap();
     agent.update_card(Some(changed.clone())).await.unwrap();
-    assert_eq!(ask(&url, &tag).await.text().await.unwrap(), changed.as_str());
+    assert_eq!(get_if_none_match(&url, &tag).await.text().await.unwrap(), changed.as_str());
     assert_eq!(registry.client().get_card("recipes").await.unwrap(), changed);
 
     agent.update_card(Some("[]".parse().unwrap())).await.unwrap_err();
-    assert_eq!(ask(&url, &tag).await.text().await.unwrap(), changed.as_str(), "nothing was changed");
+    assert_eq!(
+        get_if_none_match(&url, &tag).await.text().await.unwrap(),
+        changed.as_str(),
+        "an invalid card changes nothing"
+    );
 
     agent.update_card(None).await.unwrap();
-    assert_eq!(ask(&url, &tag).await.status().as_u16(), 404);
+    assert_eq!(get_if_none_match(&url, &tag).await.status().as_u16(), 404);
     assert!(registry.client().get_card("recipes").await.unwrap_err().is_not_found());
 }

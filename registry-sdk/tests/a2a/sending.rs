@@ -1,4 +1,4 @@
-//! Messages to agents that do their tasks: what is sent, and what comes back.
+//! Messages to agents that do their tasks: the requests that the agents get, and the replies that the caller gets.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use registry_sdk::a2a::{CardDetails, Interface, Message, TaskState};
 use registry_sdk::discovery::{EndReason, FailureKind};
 use serde_json::json;
 
-use crate::fakes::{Answer, BINDINGS, Binding, Scene, interface, send, send_for};
+use crate::fakes::{Answer, BINDINGS, Binding, Scene, interface, reply_text, send};
 
 #[tokio::test(start_paused = true)]
-async fn message_is_sent_by_the_binding_of_the_card_and_the_answer_is_read() {
+async fn message_is_sent_over_the_binding_in_the_card_and_the_reply_is_returned() {
     for binding in BINDINGS {
         let mut scene = Scene::new().await;
         let agent = scene.agent("a", 0, binding).await;
-        let delegation = scene.orchestrator();
-        let done = send_for(delegation.delegate("work").idempotency_key("key-1")).await.unwrap();
+        let orchestrator = scene.orchestrator();
+        let done = send(orchestrator.delegate("work").idempotency_key("key-1")).await.unwrap();
         assert_eq!(
             (done.selection.agent.agent_id.as_str(), done.value.text().as_str()),
             ("a", "a"),
@@ -53,12 +53,12 @@ async fn message_is_sent_by_the_binding_of_the_card_and_the_answer_is_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn agent_may_answer_with_a_message_in_place_of_a_task() {
+async fn agent_may_reply_with_a_message_instead_of_a_task() {
     for binding in BINDINGS {
         let mut scene = Scene::new().await;
         let agent = scene.agent("a", 0, binding).await;
         agent.answers(Answer::Message("At once"), Answer::Hang);
-        let done = send_for(scene.orchestrator().delegate("work")).await.unwrap().value;
+        let done = send(scene.orchestrator().delegate("work")).await.unwrap().value;
         assert_eq!((done.text().as_str(), done.task_id()), ("At once", None), "{binding:?}");
         assert_eq!(done.state(), &TaskState::Completed);
         assert_eq!(agent.count("GetTask"), 0);
@@ -104,13 +104,13 @@ async fn data_and_urls_are_parts_of_a_message() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn message_that_cannot_be_sent_is_an_error_of_the_request() {
+async fn message_that_cannot_be_sent_is_an_error() {
     let mut scene = Scene::new().await;
     let agent = scene.agent("a", 0, Binding::OldJsonRpc).await;
     let orchestrator = scene.orchestrator();
     let error = orchestrator.delegate("work").send_message(Message::default()).await.unwrap_err();
     assert_eq!(error.to_string(), "the task cannot be sent: a message needs at least one part");
-    // Version 0.3 has no such data.
+    // In version 0.3, data has to be an object.
     let error = orchestrator.delegate("work").send_message(Message::default().data(1)).await.unwrap_err();
     assert!(error.to_string().contains("a: it speaks version 0.3 of A2A"), "{error}");
     assert_eq!(error.attempts[0].kind, FailureKind::Declined);
@@ -118,7 +118,7 @@ async fn message_that_cannot_be_sent_is_an_error_of_the_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tenant_of_the_interface_is_passed_on() {
+async fn tenant_of_the_interface_is_sent_with_each_request() {
     for binding in BINDINGS {
         let mut scene = Scene::new().await;
         let agent = scene.unregistered(binding).await;
@@ -132,7 +132,11 @@ async fn tenant_of_the_interface_is_passed_on() {
         let declared = json!([{"url": url, "protocolBinding": name, "protocolVersion": version, "tenant": "kitchen 1/2"}]);
         let details = CardDetails::new("Works", "1.0.0", Interface::json_rpc(&*agent.url));
         scene.register("a", 0, &agent, Some(details.field("supportedInterfaces", declared))).await;
-        assert_eq!(send(scene.orchestrator().delegate("work")).await.as_deref(), Ok("done"), "{binding:?}");
+        assert_eq!(
+            reply_text(scene.orchestrator().delegate("work")).await.as_deref(),
+            Ok("done"),
+            "{binding:?}"
+        );
         for operation in ["SendMessage", "GetTask"] {
             let call = &agent.calls(operation)[0];
             if binding == Binding::HttpJson {
@@ -145,7 +149,7 @@ async fn tenant_of_the_interface_is_passed_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_credentials_go_where_they_are_not_meant_to_go() {
+async fn credentials_are_sent_only_to_the_agent_that_they_are_meant_for() {
     let mut scene = Scene::new().await;
     let agent = scene.agent("a", 0, Binding::JsonRpc).await;
     agent.answers(Answer::Task("working", ""), Answer::Task("completed", "done"));
@@ -158,23 +162,23 @@ async fn no_credentials_go_where_they_are_not_meant_to_go() {
     let orchestrator = builder()
         .token_provider(move |agent| agent.base_url.starts_with(&known).then(|| "own".to_owned()))
         .build();
-    assert_eq!(send(orchestrator.delegate("work").header("x-mine", "1")).await.as_deref(), Ok("done"));
+    assert_eq!(reply_text(orchestrator.delegate("work").header("x-mine", "1")).await.as_deref(), Ok("done"));
     for operation in ["SendMessage", "GetTask"] {
         let call = &agent.calls(operation)[0];
         assert_eq!((call.header("authorization"), call.header("x-mine")), (Some("Bearer own"), Some("1")));
     }
-    // The card leads elsewhere, and the provider is told so.
+    // The card now has the URL of another agent, for which the provider has no token.
     let details = CardDetails::new("Works", "1.0.0", interface(&elsewhere, Binding::JsonRpc));
     scene.register("a", 0, &agent, Some(details)).await;
-    assert_eq!(send(orchestrator.delegate("work")).await.as_deref(), Ok("elsewhere"));
+    assert_eq!(reply_text(orchestrator.delegate("work")).await.as_deref(), Ok("elsewhere"));
     assert_eq!(elsewhere.calls("SendMessage")[0].header("authorization"), None);
-    // Nor is the registry's own token sent without a provider.
-    assert_eq!(send(builder().build().delegate("work")).await.as_deref(), Ok("elsewhere"));
+    // Without a provider, the token for the registry is not sent either.
+    assert_eq!(reply_text(builder().build().delegate("work")).await.as_deref(), Ok("elsewhere"));
     assert_eq!(elsewhere.calls("SendMessage")[1].header("authorization"), None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn agent_that_needs_the_caller_is_a_result() {
+async fn task_that_waits_for_the_caller_is_returned() {
     for binding in BINDINGS {
         for (state, expected) in
             [("input-required", TaskState::InputRequired), ("auth-required", TaskState::AuthRequired)]
@@ -183,7 +187,7 @@ async fn agent_that_needs_the_caller_is_a_result() {
             let agent = scene.agent("a", 0, binding).await;
             let other = scene.agent("b", 1, binding).await;
             agent.answers(Answer::Task("working", ""), Answer::Task(state, "For how many?"));
-            let reply = send_for(scene.orchestrator().delegate("work")).await.unwrap().value;
+            let reply = send(scene.orchestrator().delegate("work")).await.unwrap().value;
             assert_eq!((reply.state(), reply.text().as_str()), (&expected, "For how many?"), "{binding:?}");
             assert_eq!((reply.is_completed(), reply.task_id()), (false, Some("t-1")));
             assert_eq!((agent.count("CancelTask"), other.count("SendMessage")), (0, 0));
@@ -198,28 +202,27 @@ async fn redirect_to_another_origin_is_not_followed() {
     let elsewhere = scene.agent("b", 1, Binding::JsonRpc).await;
     let location: &'static str = format!("{}/rpc", elsewhere.url).leak();
     agent.answers(Answer::Http(307, None, location), Answer::Hang);
-    let error =
-        send_for(scene.orchestrator().delegate(TaskQuery::new("work").exclude("b"))).await.unwrap_err();
+    let error = send(scene.orchestrator().delegate(TaskQuery::new("work").exclude("b"))).await.unwrap_err();
     assert!(matches!(error.reason, EndReason::Misdeployed), "{error}");
     assert_eq!(elsewhere.count("SendMessage"), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn agent_may_respond_late_but_in_time() {
+async fn agent_may_respond_only_once_the_task_is_done() {
     let mut scene = Scene::new().await;
     let agent = scene.agent("a", 0, Binding::HttpJson).await;
-    // An agent that does not know that it may respond earlier.
+    // This agent ignores the request to respond earlier.
     let late = Answer::Late(Duration::from_secs(50), Box::new(Answer::Task("completed", "at last")));
     agent.answers(late, Answer::Hang);
     let orchestrator = scene.orchestrator();
-    // A delegation may also run in a task of its own.
-    let sent = tokio::spawn(async move { send(orchestrator.delegate("work")).await });
+    // A delegation can be spawned, too, since its future is `Send`.
+    let sent = tokio::spawn(async move { reply_text(orchestrator.delegate("work")).await });
     assert_eq!(sent.await.unwrap().as_deref(), Ok("at last"));
 }
 
-/// A provider may look the token up by the text that was registered.
+/// A provider may look up the token by the `base_url` exactly as it was registered.
 #[tokio::test(start_paused = true)]
-async fn token_is_chosen_by_the_registered_url_if_the_card_has_the_same() {
+async fn token_provider_gets_the_registered_url_if_that_of_the_card_differs_only_in_spelling() {
     let mut scene = Scene::new().await;
     let agent = scene.unregistered(Binding::JsonRpc).await;
     agent.answers(Answer::Task("completed", "done"), Answer::Hang);
@@ -229,6 +232,6 @@ async fn token_is_chosen_by_the_registered_url_if_the_card_has_the_same() {
     let orchestrator = registry_sdk::Orchestrator::builder(scene.registry.client())
         .token_provider(move |agent| (agent.base_url == registered).then(|| "own".to_owned()))
         .build();
-    assert_eq!(send(orchestrator.delegate("work")).await.as_deref(), Ok("done"));
+    assert_eq!(reply_text(orchestrator.delegate("work")).await.as_deref(), Ok("done"));
     assert_eq!(agent.calls("SendMessage")[0].header("authorization"), Some("Bearer own"));
 }

@@ -1,4 +1,4 @@
-//! A delegation over A2A is one trace, with all requests of an attempt.
+//! A delegation over A2A is one trace, with all requests of its attempts.
 
 use axum::middleware::from_fn;
 use axum::routing::post;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Agents, Trace, check, id};
 
-/// An agent that has done its tasks when it is asked for them.
+/// An agent whose tasks are completed at the first poll.
 fn worker() -> Router {
     let rpc = async |Json(request): Json<Value>| {
         let task = |state: &str| json!({"id": "t-1", "status": {"state": state}});
@@ -37,7 +37,7 @@ async fn attempts_have_outcomes_and_agents_continue_the_trace() {
     let orchestrator = agents.orchestrator();
     trace.run(orchestrator.delegate("work").send_message("Find a recipe")).await.unwrap();
     let spans = trace.end();
-    // It registered no card.
+    // The first agent registered no card.
     check(
         spans.attempt(1),
         &[("outcome", "declined"), ("error.type", "a2a_not_callable"), ("http.response.status_code", "")],
@@ -48,6 +48,6 @@ async fn attempts_have_outcomes_and_agents_continue_the_trace() {
     let requests = spans.named("POST /rpc");
     assert_eq!(requests.len(), 2, "{requests:#?}");
     assert!(requests.iter().all(|request| request.parent_span_id == id(attempt)), "{requests:#?}");
-    let cards = spans.named("registry_request");
-    assert!(cards.iter().any(|request| request.parent_span_id == id(attempt)), "{cards:#?}");
+    let lookups = spans.named("registry_request");
+    assert!(lookups.iter().any(|request| request.parent_span_id == id(attempt)), "{lookups:#?}");
 }

@@ -1,4 +1,4 @@
-//! What an agent on axum makes of the headers that it gets.
+//! How an agent on axum continues the trace in the headers of a request, or begins one.
 
 use std::collections::HashSet;
 
@@ -14,8 +14,10 @@ use crate::support::{Spans, Trace, serve};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
-/// Sends headers to an agent. Returns the trace in which its handler ran, and the state that it would send on.
+/// Sends a request with these headers to an agent. Returns the trace in which its handler ran, and the `tracestate` that the handler would
+/// send on.
 async fn send(headers: &[(&'static str, &str)]) -> (TraceId, Option<String>) {
+    // Installs the exporter.
     drop(Trace::begin());
     let execute = async || {
         let sent = trace::headers().get("tracestate").map(|state| state.to_str().unwrap().to_owned());
@@ -39,28 +41,32 @@ async fn send(headers: &[(&'static str, &str)]) -> (TraceId, Option<String>) {
 }
 
 #[tokio::test]
-async fn a_valid_parent_is_continued() {
-    let (trace, own) = ("4bf92f3577b34da6a3ce929d0e0e4736", "b7ad6b7169203331");
-    let parent = format!("00-{trace}-{own}-01");
+async fn trace_is_continued_from_a_valid_traceparent() {
+    let (trace, span) = ("4bf92f3577b34da6a3ce929d0e0e4736", "b7ad6b7169203331");
+    let parent = format!("00-{trace}-{span}-01");
     let state = ("tracestate", "congo=t61rcWkgMzE");
     let (trace_id, sent) =
         send(&[("traceparent", &parent), state, ("tracestate", "rojo=00f067aa0ba902b7")]).await;
     assert_eq!(trace_id.to_string(), trace);
-    // Several fields are one list, in their order.
+    // Several header fields are one list, in the order of the fields.
     assert_eq!(sent.as_deref(), Some("congo=t61rcWkgMzE,rojo=00f067aa0ba902b7"));
-    let span = Spans::of(trace_id);
-    let span = span.one("POST /execute");
-    assert_eq!((span.parent_span_id, span.parent_span_is_remote), (SpanId::from_hex(own).unwrap(), true));
+    let spans = Spans::of(trace_id);
+    let request = spans.one("POST /execute");
+    assert_eq!(
+        (request.parent_span_id, request.parent_span_is_remote),
+        (SpanId::from_hex(span).unwrap(), true)
+    );
 }
 
 #[tokio::test]
-async fn a_parent_of_a_later_version_is_continued() {
-    let (trace_id, _) = send(&[("traceparent", &format!("cc-{TRACE}-00f067aa0ba902b7-01-what-comes"))]).await;
+async fn trace_is_continued_from_a_traceparent_of_a_later_version() {
+    let (trace_id, _) =
+        send(&[("traceparent", &format!("cc-{TRACE}-00f067aa0ba902b7-01-later-field"))]).await;
     assert_eq!(trace_id.to_string(), TRACE);
 }
 
 #[tokio::test]
-async fn a_parent_that_is_missing_or_not_valid_begins_a_trace() {
+async fn missing_or_invalid_traceparent_begins_a_new_trace() {
     let parent = |trace: &str, span: &str| format!("00-{trace}-{span}-01");
     let valid = parent(TRACE, "00f067aa0ba902b7");
     let mut traces =

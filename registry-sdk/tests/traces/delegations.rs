@@ -1,4 +1,4 @@
-//! A delegation is one trace, from the orchestrator to the handler of the agent.
+//! A delegation is one trace, from the orchestrator to the agent's handler.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tracing::info_span;
 
 use crate::support::{Agents, Trace, attribute, check, id};
 
-/// An agent that does its tasks within a span of its own, and returns the headers that it got.
+/// An agent that does its tasks in a span of its own, and returns the trace headers that it received.
 fn worker() -> Router {
     let execute = async |headers: HeaderMap| {
         let _span = info_span!("handler").entered();
@@ -29,13 +29,13 @@ fn worker() -> Router {
     Router::new().route("/execute", post(execute)).layer(from_fn(continue_trace))
 }
 
-/// An agent that fails at its tasks with a status.
+/// An agent that responds to every task with this status.
 fn failing(status: u16) -> Router {
     let execute = async move || StatusCode::from_u16(status).unwrap();
     Router::new().route("/execute", post(execute)).layer(from_fn(continue_trace))
 }
 
-/// An agent that never answers, and says when it has a task.
+/// Returns an agent that never responds, and a handle that is notified when the agent has received a task.
 fn hanging() -> (Router, Arc<Notify>) {
     let has_task = Arc::<Notify>::default();
     let shared = has_task.clone();
@@ -47,7 +47,7 @@ fn hanging() -> (Router, Arc<Notify>) {
 }
 
 #[tokio::test]
-async fn a_failover_is_one_trace_from_the_orchestrator_to_the_handler() {
+async fn failover_is_one_trace_from_the_orchestrator_to_the_handler() {
     let mut agents = Agents::new().await;
     agents.start("first", failing(500)).await;
     let second = agents.start("second", worker()).await;
@@ -94,14 +94,14 @@ async fn a_failover_is_one_trace_from_the_orchestrator_to_the_handler() {
     let sent = format!("00-{trace_id}-{}-01", id(succeeded));
     assert_eq!(done.value, json!({"traceparent": sent, "tracestate": null}));
 
-    // The search of the registry is a part of it, too.
+    // The search in the registry is part of the trace, too.
     assert_eq!(spans.named("registry_request")[0].parent_span_id, id(delegation));
 }
 
 #[tokio::test]
-async fn an_agent_that_cannot_be_reached_is_a_failed_attempt_of_the_trace() {
+async fn agent_that_cannot_be_reached_is_a_failed_attempt_in_the_trace() {
     let mut agents = Agents::new().await;
-    // Nobody listens there, for as long as the socket is held.
+    // As long as the socket is bound, no other program can listen on its port.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
     agents.register("first", &format!("http://{}", socket.local_addr().unwrap())).await;
@@ -118,7 +118,7 @@ async fn an_agent_that_cannot_be_reached_is_a_failed_attempt_of_the_trace() {
 }
 
 #[tokio::test]
-async fn a_hedge_says_so_and_the_attempt_that_it_overtook_is_cancelled() {
+async fn hedge_is_marked_and_the_attempt_that_it_overtook_is_cancelled() {
     let mut agents = Agents::new().await;
     agents.start("first", hanging().0).await;
     agents.start("second", worker()).await;
@@ -138,7 +138,7 @@ async fn a_hedge_says_so_and_the_attempt_that_it_overtook_is_cancelled() {
 }
 
 #[tokio::test]
-async fn an_attempt_of_a_delegation_that_is_dropped_is_cancelled() {
+async fn attempt_is_cancelled_if_its_delegation_is_dropped() {
     let mut agents = Agents::new().await;
     let (app, has_task) = hanging();
     agents.start("first", app).await;
@@ -146,14 +146,14 @@ async fn an_attempt_of_a_delegation_that_is_dropped_is_cancelled() {
     let orchestrator = agents.orchestrator();
     let delegation = trace.run(orchestrator.delegate("work").post_json::<Value>("/execute", &1));
     tokio::select! {
-        _ = delegation => panic!("nobody answers"),
+        _ = delegation => panic!("the delegation ended without a response"),
         () = has_task.notified() => {}
     }
     check(trace.end().attempt(1), &[("outcome", "cancelled"), ("error.type", "")]);
 }
 
 #[tokio::test]
-async fn a_delegation_that_runs_out_of_time_has_failed() {
+async fn delegation_that_runs_out_of_time_has_failed() {
     let mut agents = Agents::new().await;
     agents.start("first", hanging().0).await;
     let trace = Trace::begin();
@@ -168,7 +168,7 @@ async fn a_delegation_that_runs_out_of_time_has_failed() {
 }
 
 #[tokio::test]
-async fn code_of_ones_own_runs_in_the_span_of_its_attempt() {
+async fn callers_closure_runs_in_the_span_of_its_attempt() {
     let mut agents = Agents::new().await;
     agents.start("first", failing(503)).await;
     agents.start("second", worker()).await;
@@ -176,12 +176,12 @@ async fn code_of_ones_own_runs_in_the_span_of_its_attempt() {
     let trace = Trace::begin();
     let orchestrator = agents.orchestrator();
     let done = orchestrator.delegate("work").run(|agent| {
-        // Both where the closure begins and in what it returns.
-        let begun = trace::headers()["traceparent"].clone();
+        // Both the closure and the future that it returns run in the span.
+        let in_closure = trace::headers()["traceparent"].clone();
         let request = http.post(format!("{}/execute", agent.base_url));
         async move {
             let headers = trace::headers();
-            assert_eq!(headers["traceparent"], begun);
+            assert_eq!(headers["traceparent"], in_closure);
             Ok(request.headers(headers).send().await?.error_for_status()?.text().await?)
         }
     });
@@ -193,7 +193,7 @@ async fn code_of_ones_own_runs_in_the_span_of_its_attempt() {
 }
 
 #[tokio::test]
-async fn the_state_of_the_trace_goes_on_and_a_header_of_ones_own_replaces_that_of_the_sdk() {
+async fn tracestate_is_sent_on_and_a_header_of_the_caller_replaces_that_of_the_sdk() {
     let mut agents = Agents::new().await;
     agents.start("first", worker()).await;
     let trace_id = TraceId::from(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c);

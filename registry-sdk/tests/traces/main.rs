@@ -1,4 +1,4 @@
-//! Traces over several processes, as the OpenTelemetry SDK's own exporter sees them.
+//! Traces from the caller to the agent's handler and to the registry, as an OpenTelemetry exporter receives them.
 #![cfg(all(feature = "axum", feature = "opentelemetry", feature = "testing"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! Calls to the registry are spans, and carry the context of theirs.
+//! Calls to the registry and their attempts are spans, and each request carries the context of its attempt.
 
 use std::time::Duration;
 
@@ -21,10 +21,10 @@ fn client(server: &MockServer) -> RegistryClient {
 }
 
 #[tokio::test]
-async fn each_attempt_is_a_span_whose_context_the_registry_gets() {
+async fn each_attempt_is_a_span_whose_context_is_sent_to_the_registry() {
     let server = MockServer::start().await;
-    let away = Mock::given(any()).respond_with(ResponseTemplate::new(503));
-    away.up_to_n_times(1).mount(&server).await;
+    let unavailable = Mock::given(any()).respond_with(ResponseTemplate::new(503));
+    unavailable.up_to_n_times(1).mount(&server).await;
     Mock::given(any()).respond_with(ResponseTemplate::new(200).set_body_json(json!([]))).mount(&server).await;
     let trace = Trace::begin();
     trace.run(client(&server).search_capabilities("secret words")).await.unwrap();
@@ -38,7 +38,7 @@ async fn each_attempt_is_a_span_whose_context_the_registry_gets() {
     for attempt in &attempts {
         assert_eq!(attempt.parent_span_id, id(operation));
         assert_eq!(attempt.span_kind, SpanKind::Client);
-        // A query may have texts that no collector should see.
+        // The URL is without its query, which may have texts that no collector should see.
         check(attempt, &[("url.full", &url), ("server.port", &port), ("http.request.method", "GET")]);
     }
     check(attempts[0], &[("http.response.status_code", "503"), ("error.type", "unavailable")]);
@@ -52,10 +52,10 @@ async fn each_attempt_is_a_span_whose_context_the_registry_gets() {
 }
 
 #[tokio::test]
-async fn an_operation_that_fails_says_why() {
+async fn spans_of_a_failed_call_have_the_error() {
     let server = MockServer::start().await;
-    let unknown = json!({"type": "about:blank", "title": "Not Found", "status": 404, "detail": "no agent a"});
-    let response = ResponseTemplate::new(404).set_body_raw(unknown.to_string(), "application/problem+json");
+    let problem = json!({"type": "about:blank", "title": "Not Found", "status": 404, "detail": "no agent a"});
+    let response = ResponseTemplate::new(404).set_body_raw(problem.to_string(), "application/problem+json");
     Mock::given(any()).respond_with(response).mount(&server).await;
     let trace = Trace::begin();
     let error = trace.run(client(&server).get_agent("a")).await.unwrap_err();
@@ -68,9 +68,10 @@ async fn an_operation_that_fails_says_why() {
 }
 
 #[tokio::test]
-async fn a_call_outside_of_any_span_sends_no_context() {
+async fn call_outside_any_span_sends_no_context() {
     let server = MockServer::start().await;
     Mock::given(any()).respond_with(ResponseTemplate::new(200).set_body_json(json!([]))).mount(&server).await;
+    // Installs the exporter.
     drop(Trace::begin());
     client(&server).search_capabilities("work").await.unwrap();
     assert_eq!(traceparent(&server.received_requests().await.unwrap()[0]), None);
@@ -84,20 +85,20 @@ async fn heartbeats_make_no_spans_at_info_and_belong_to_no_trace() {
     Mock::given(method("PUT")).respond_with(ack).mount(&server).await;
     let trace = Trace::begin();
     let agent = Agent::new(client(&server), Registration::new("a", "Agent", "http://agent:8000"));
-    let beating = async {
+    let heartbeats = async {
         agent.start_heartbeat(Duration::from_millis(20)).unwrap();
         while server.received_requests().await.unwrap().len() < 4 {
             tokio::task::yield_now().await;
         }
         agent.shutdown().await;
     };
-    trace.run(beating).await;
+    trace.run(heartbeats).await;
     let spans = trace.end();
     assert_eq!(spans.0.len(), 1, "{spans:#?}");
     for request in server.received_requests().await.unwrap() {
         assert_eq!(traceparent(&request), None, "{request:?}");
     }
     let port = server.address().port().to_string();
-    let of_agent = spans.0.iter().filter(|span| attribute(span, "server.port") == Some(port.clone()));
-    assert_eq!(of_agent.count(), 0);
+    let to_server = spans.0.iter().filter(|span| attribute(span, "server.port") == Some(port.clone()));
+    assert_eq!(to_server.count(), 0);
 }

@@ -1,4 +1,4 @@
-//! One exporter for all tests, each of which has a trace of its own; and agents on axum.
+//! One exporter for all tests, each of which has a trace of its own, and agents on axum.
 
 use std::sync::LazyLock;
 
@@ -38,7 +38,7 @@ impl Trace {
         Self::begin_in(Context::new())
     }
 
-    /// Begins in a context that came from elsewhere.
+    /// Begins the trace in a context that another program sent.
     pub(crate) fn begin_in(context: Context) -> Self {
         LazyLock::force(&EXPORTER);
         let _guard = context.attach();
@@ -52,7 +52,7 @@ impl Trace {
         part.instrument(self.root.clone()).await
     }
 
-    /// Ends the trace. Returns its spans that have ended.
+    /// Ends the root span. Returns those spans of the trace that have ended.
     pub(crate) fn end(self) -> Spans {
         drop(self.root);
         Spans::of(self.id)
@@ -75,14 +75,14 @@ impl Spans {
         self.0.iter().filter(|span| span.name == name).collect()
     }
 
-    /// The only span of a name.
+    /// Returns the only span with this name.
     pub(crate) fn one(&self, name: &str) -> &SpanData {
         let named = self.named(name);
         assert_eq!(named.len(), 1, "{name}: {self:#?}");
         named[0]
     }
 
-    /// The span of an attempt of a delegation.
+    /// Returns the span of the delegation's attempt with this number.
     pub(crate) fn attempt(&self, number: i64) -> &SpanData {
         let number = number.to_string();
         let attempts = self.named("delegation_attempt");
@@ -100,7 +100,7 @@ pub(crate) fn attribute(span: &SpanData, key: &str) -> Option<String> {
     found.map(|attribute| attribute.value.to_string())
 }
 
-/// Checks attributes of a span; an empty text stands for one that is not set.
+/// Checks attributes of a span. An empty string means that the attribute is not set.
 pub(crate) fn check(span: &SpanData, expected: &[(&str, &str)]) {
     for (key, value) in expected {
         let value = Some((*value).to_owned()).filter(|value| !value.is_empty());
@@ -108,7 +108,7 @@ pub(crate) fn check(span: &SpanData, expected: &[(&str, &str)]) {
     }
 }
 
-/// A registry with agents that all can do `work`, each better than the next.
+/// A mock registry, and agents that can do `work`, the better ones first.
 pub(crate) struct Agents {
     pub(crate) registry: MockRegistry,
     serving: JoinSet<()>,
@@ -120,7 +120,7 @@ impl Agents {
         Self { registry: MockRegistry::start().await, serving: JoinSet::new(), count: 0 }
     }
 
-    /// Starts the next agent. Returns its URL.
+    /// Starts and registers the next agent. Returns its URL.
     pub(crate) async fn start(&mut self, agent_id: &str, app: Router) -> String {
         let (url, serving) = serve(app).await;
         self.serving.spawn(serving);
@@ -140,7 +140,7 @@ impl Agents {
     }
 }
 
-/// Returns the URL of a server, and the future that serves.
+/// Returns the URL of a new server, and the future that runs it.
 pub(crate) async fn serve(app: Router) -> (String, impl Future<Output = ()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
