@@ -22,29 +22,29 @@ from starlette.routing import Route
 
 
 class Work(AgentExecutor):
-    """A long task, which is done once the caller has polled it twice."""
+    """Completes its tasks only after the caller has polled twice."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.asked = 0
-        self.asked_twice = asyncio.Event()
+        self.polls = 0
+        self.polled_twice = asyncio.Event()
 
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
         task = new_task_from_user_message(context.message)
         await event_queue.enqueue_event(task)
         updater = TaskUpdater(event_queue, task.id, task.context_id)
         await updater.start_work()
-        await self.asked_twice.wait()
+        await self.polled_twice.wait()
         await updater.add_artifact([new_text_part(f"{self.name} has done: {context.get_user_input()}")])
         await updater.complete()
 
     async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
         await TaskUpdater(event_queue, context.task_id, context.context_id).cancel()
 
-    def ask(self) -> None:
-        self.asked += 1
-        if self.asked == 2:
-            self.asked_twice.set()
+    def record_poll(self) -> None:
+        self.polls += 1
+        if self.polls == 2:
+            self.polled_twice.set()
 
 
 class Rejection(Work):
@@ -58,19 +58,19 @@ class Rejection(Work):
 
 
 class Handler(DefaultRequestHandler):
-    """Reports each poll of a task to the work of its agent."""
+    """Reports each poll to the agent's `Work`."""
 
     def __init__(self, work: Work, card: AgentCard) -> None:
         super().__init__(agent_executor=work, task_store=InMemoryTaskStore(), agent_card=card)
         self.work = work
 
     async def on_get_task(self, params: GetTaskRequest, context: ServerCallContext) -> Task | None:
-        self.work.ask()
+        self.work.record_poll()
         return await super().on_get_task(params, context)
 
 
 class Agent:
-    """An agent that listens once it is created. Its id in the registry is made from its name."""
+    """An agent that listens as soon as it is created. Its id in the registry is made from its name."""
 
     def __init__(
         self, name: str, skill: AgentSkill, binding: str = "JSONRPC", version: str = "1.0", work: Callable[[str], Work] = Work,
@@ -104,7 +104,7 @@ class Agent:
         threading.Thread(target=server.run, args=([listener],), daemon=True).start()
 
     def old_card_route(self) -> Route:
-        """The card in the form of version 0.3, without the fields of 1.0."""
+        """Returns the route of the card in the form of version 0.3, without the fields of 1.0."""
         card = to_compat_agent_card(self.card).model_dump(mode="json", by_alias=True, exclude_none=True)
 
         async def answer(_: Request) -> JSONResponse:

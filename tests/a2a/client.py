@@ -1,4 +1,4 @@
-"""Checks cards and delegation with agents and the client of the official Python SDK: client.py FOLDER_OF_THE_PROGRAMS SCRATCH_FOLDER"""
+"""Checks cards and delegation with the client and the agents of the official Python SDK: client.py PROGRAMS_DIR SCRATCH_DIR"""
 
 import asyncio
 import json
@@ -49,8 +49,8 @@ def run(name: str, *arguments: str, registry: str) -> bytes:
     return done.stdout
 
 
-def passed(what: str) -> None:
-    print(f"ok: {what}", flush=True)
+def passed(statement: str) -> None:
+    print(f"ok: {statement}", flush=True)
 
 
 async def read_cards(agent: str, registry: str) -> None:
@@ -63,13 +63,13 @@ async def read_cards(agent: str, registry: str) -> None:
         assert stored == served, (stored, served)
         raw = [await http.get(url) for url in [agent + CARD_PATH, f"{registry}/agents/recipes/card"]]
         assert raw[0].content == raw[1].content, raw
-        passed("it reads the same card, byte for byte, from the registry")
+        passed("the official client reads the same card, byte for byte, from the registry")
     client = ClientFactory(ClientConfig(streaming=False, supported_protocol_bindings=["HTTP+JSON"])).create(stored)
     async with client:
         message = new_text_message("What can I cook with leeks?", role=Role.ROLE_USER)
         answers = [answer async for answer in client.send_message(SendMessageRequest(message=message))]
     assert "Leek soup" in get_message_text(answers[0].message), answers
-    passed("it sends that agent a message, and gets the answer")
+    passed("the official client sends that agent a message, and gets the answer")
 
 
 def import_card(agent: Agent, sentence: str, registry: str) -> None:
@@ -81,8 +81,8 @@ def import_card(agent: Agent, sentence: str, registry: str) -> None:
     found = json.loads(run("registryctl", "search", sentence, "--json", registry=registry))
     assert found[0]["agent_id"] == agent.agent_id, found
     interface = agent.card.supported_interfaces[0]
-    form = f"{interface.protocol_binding} {interface.protocol_version}"
-    passed(f"{agent.agent_id} ({form}) is imported, its card comes back byte for byte, and a sentence finds it")
+    protocol = f"{interface.protocol_binding} {interface.protocol_version}"
+    passed(f"{agent.agent_id} ({protocol}) is imported, its card comes back byte for byte, and a sentence finds it")
 
 
 def import_file(card: AgentCard, registry: str) -> None:
@@ -92,7 +92,7 @@ def import_file(card: AgentCard, registry: str) -> None:
 
 
 def delegate(question: str, registry: str) -> list[str]:
-    """Returns the failed attempts, and the answer as the last one."""
+    """Delegates a question. Returns a line for each failed attempt, and then one with the answer."""
     return run("examples/delegate_to_a2a", question, registry=registry).decode().splitlines()
 
 
@@ -109,7 +109,7 @@ def check_health(agent: Agent, health_path: str | None, registry: str) -> None:
 
 def main(registry: str) -> None:
     with running("examples/a2a_agent", address="works at http://(.*)", REGISTRY_URL=registry) as agent:
-        # It registers beside its work.
+        # The agent registers in the background.
         run("registryctl", "wait", "find_recipe", registry=registry)
         asyncio.run(read_cards(agent, registry))
         assert delegate("What can I cook with leeks?", registry)[-1].startswith("recipes (completed): Leek soup")
@@ -132,8 +132,8 @@ def main(registry: str) -> None:
         import_card(agent, question, registry)
         answer = f"{agent.agent_id} (completed): {agent.card.name} has done: {question}"
         assert (lines := delegate(question, registry)) == [answer], lines
-        assert agent.work.asked >= 2
-        passed(f"a long task is delegated to {agent.agent_id}, polled {agent.work.asked} times, and done")
+        assert agent.work.polls >= 2
+        passed(f"a long task is delegated to {agent.agent_id}, polled {agent.work.polls} times, and done")
 
     dead = AgentCard()
     dead.CopyFrom(router.card)
@@ -159,7 +159,7 @@ def main(registry: str) -> None:
     passed("a task goes to the next agent if the best one rejects it")
     for agent in [router, archivist]:
         check_health(agent, CARD_PATH, registry)
-    # Its card is not below the URL at which it takes tasks.
+    # Its card is not below its `base_url`, so it cannot be the health path.
     check_health(forecaster, None, registry)
 
 

@@ -1,6 +1,6 @@
-"""Drives `registryctl mcp` with the official Python client of the Model Context Protocol: client.py FOLDER_OF_THE_PROGRAMS
+"""Drives `registryctl mcp` with the official Python client of the Model Context Protocol: client.py PROGRAMS_DIR
 
-The client validates every structured result against the schema that the tool gave.
+The client validates every structured result against the tool's output schema.
 """
 
 import json
@@ -82,12 +82,12 @@ class Registry:
 
 
 class Agent:
-    """An agent that reviews code, or hangs if the task says so."""
+    """An agent that reviews code, or hangs if the task has `hang`."""
 
     def __init__(self) -> None:
         agent = self
         self.hanging = threading.Event()
-        self.left_alone = threading.Event()
+        self.disconnected = threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
@@ -96,7 +96,7 @@ class Agent:
                     agent.hanging.set()
                     # Returns when the sender closes the connection.
                     self.connection.recv(1)
-                    agent.left_alone.set()
+                    agent.disconnected.set()
                     return
                 self.send_response(200)
                 self.end_headers()
@@ -122,7 +122,8 @@ async def call(client: Client, tool: str, **arguments: object) -> dict[str, obje
     return result.structured_content
 
 
-async def fail(client: Client, tool: str, **arguments: object) -> str:
+async def error_of(client: Client, tool: str, **arguments: object) -> str:
+    """Calls a tool that has to fail. Returns the error."""
     result = await client.call_tool(tool, arguments)
     assert result.is_error, result
     return result.content[0].text
@@ -137,8 +138,8 @@ async def check_tools(client: Client, expected: list[str]) -> None:
         assert tool.annotations.read_only_hint == (tool.name != "delegate_task")
 
 
-async def read(client: Client) -> None:
-    """Calls each read-only tool."""
+async def check_read_only_tools(client: Client) -> None:
+    """Calls each read-only tool, and checks the results."""
     found = await call(client, "search_agents", query="Who can look for mistakes in my code?", healthy=True)
     assert [agent["agent_id"] for agent in found["agents"]] == ["reviewer"], found
     listed = await call(client, "list_agents", limit=1)
@@ -149,24 +150,25 @@ async def read(client: Client) -> None:
     assert shown["metadata"] == {"team": "platform"}, shown
     health = await call(client, "check_health", agent_id="reviewer")
     assert health["healthy"] is True, health
-    assert "search_agents" in await fail(client, "get_agent", agent_id="nobody")
-    assert "`limit`" in await fail(client, "search_agents", query="code", limit=100)
+    assert "search_agents" in await error_of(client, "get_agent", agent_id="nobody")
+    assert "`limit`" in await error_of(client, "search_agents", query="code", limit=100)
 
 
-async def away_and_back(client: Client, registry: Registry) -> None:
+async def check_outage(client: Client, registry: Registry) -> None:
+    """Checks that calls fail while the registry is away, and work again afterwards."""
     registry.stop()
 
-    async def ask(tool: str, **arguments: object) -> None:
-        reason = await fail(client, tool, **arguments)
+    async def check_failure(tool: str, **arguments: object) -> None:
+        reason = await error_of(client, tool, **arguments)
         assert registry.url in reason and "try again later" in reason, reason
 
     async with anyio.create_task_group() as calls:
-        calls.start_soon(lambda: ask("search_agents", query="code"))
-        calls.start_soon(lambda: ask("list_agents"))
-        calls.start_soon(lambda: ask("get_agent", agent_id="reviewer"))
-        calls.start_soon(lambda: ask("check_health", agent_id="reviewer"))
+        calls.start_soon(lambda: check_failure("search_agents", query="code"))
+        calls.start_soon(lambda: check_failure("list_agents"))
+        calls.start_soon(lambda: check_failure("get_agent", agent_id="reviewer"))
+        calls.start_soon(lambda: check_failure("check_health", agent_id="reviewer"))
     registry.start()
-    await read(client)
+    await check_read_only_tools(client)
 
 
 async def delegate(client: Client, agent: Agent) -> None:
@@ -174,15 +176,15 @@ async def delegate(client: Client, agent: Agent) -> None:
     done = await call(client, "delegate_task", body={"code": "x"}, **task)
     assert (done["agent_id"], done["status"]) == ("reviewer", 200), done
     assert done["response"] == {"mistakes": 0, "of": {"code": "x"}}, done
-    assert "no agent" in await fail(client, "delegate_task", capability="brew_coffee", path="/", body={})
+    assert "no agent" in await error_of(client, "delegate_task", capability="brew_coffee", path="/", body={})
     agent.hanging.clear()
-    agent.left_alone.clear()
+    agent.disconnected.clear()
     async with anyio.create_task_group() as calls:
         calls.start_soon(lambda: client.call_tool("delegate_task", {"body": {"hang": True}, **task}))
         await anyio.to_thread.run_sync(agent.hanging.wait)
         calls.cancel_scope.cancel()
-    # The server was notified, and has dropped the task.
-    await anyio.to_thread.run_sync(agent.left_alone.wait)
+    # `registryctl` was notified, and has dropped the task.
+    await anyio.to_thread.run_sync(agent.disconnected.wait)
 
 
 async def drive(registry: Registry, agent: Agent) -> None:
@@ -195,15 +197,15 @@ async def drive(registry: Registry, agent: Agent) -> None:
         "agent_id": "translator", "agent_name": "Translator", "base_url": "http://translator:8000",
         "capabilities": [{"name": "translation"}],
     })
-    # With `server/discover`, and with `initialize`.
+    # `auto` begins with `server/discover`, `legacy` with `initialize`.
     for mode in ["auto", "legacy"]:
         async with Client(server(registry), mode=mode) as client:
             await check_tools(client, READ_ONLY)
-            await read(client)
-            await away_and_back(client, registry)
+            await check_read_only_tools(client)
+            await check_outage(client, registry)
             try:
                 await client.call_tool("delegate_task", {"task": "x", "path": "/", "body": {}})
-                raise AssertionError("delegate_task is not allowed")
+                raise AssertionError("delegate_task was called without --allow-delegation")
             except MCPError as error:
                 assert "--allow-delegation" in str(error), error
             print(f"protocol {client.protocol_version}: reading, an outage, and no delegation: ok")
@@ -212,16 +214,16 @@ async def drive(registry: Registry, agent: Agent) -> None:
             await delegate(client, agent)
             print(f"protocol {client.protocol_version}: delegation, and a cancelled one: ok")
         async with Client(server(registry, token="wrong"), mode=mode) as client:
-            reason = await fail(client, "list_agents")
+            reason = await error_of(client, "list_agents")
             assert "401" in reason and "REGISTRY_TOKEN" in reason, reason
             print(f"protocol {client.protocol_version}: a refused token: ok")
     # A client may start before its registry.
     registry.stop()
     async with Client(server(registry)) as client:
         await check_tools(client, READ_ONLY)
-        assert "try again later" in await fail(client, "list_agents")
+        assert "try again later" in await error_of(client, "list_agents")
         registry.start()
-        await read(client)
+        await check_read_only_tools(client)
     print(f"registry away at the start: ok (client: mcp {version('mcp')})")
 
 

@@ -1,4 +1,4 @@
-"""Calls a service that delegates a task to an agent, where the caller and the agent use OpenTelemetry's SDK: all of it is one trace."""
+"""Calls a service that delegates a task to an agent. The caller and the agent use OpenTelemetry's SDK. Checks that this is one trace."""
 
 import http.server
 import json
