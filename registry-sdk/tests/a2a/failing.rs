@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use registry_sdk::a2a::{A2aError, CardDetails, Interface, TaskState};
 use registry_sdk::discovery::{EjectionState, EndReason, FailureKind, HttpTaskError, RetryBudget};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::fakes::{Answer, BINDINGS, Binding, Scene, reply_text, send};
 
@@ -82,7 +82,7 @@ async fn invalid_task_goes_to_no_other_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn busy_agent_gets_the_message_again() {
+async fn busy_agent_gets_the_message_again_after_the_time_that_it_asked_for() {
     for binding in BINDINGS {
         let mut scene = Scene::new().await;
         let agent = scene.agent("a", 0, binding).await;
@@ -90,12 +90,14 @@ async fn busy_agent_gets_the_message_again() {
             0 => Answer::Http(429, Some(7), ""),
             _ => Answer::Task("completed", "done"),
         });
+        let began = Instant::now();
         assert_eq!(
             reply_text(scene.orchestrator().delegate("work")).await.as_deref(),
             Ok("done"),
             "{binding:?}"
         );
         assert_eq!(agent.count("SendMessage"), 2);
+        assert!(began.elapsed() >= Duration::from_secs(7), "{:?}", began.elapsed());
     }
 }
 

@@ -85,9 +85,9 @@ async fn task_of_an_agent_that_dies_goes_to_the_next_agent() {
         assert_eq!((done.value.text().as_str(), done.failed.len()), ("second", 1), "{binding:?}");
         assert!(done.failed[0].to_string().contains("first: no connection"), "{}", done.failed[0]);
         assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
-        // A dead agent cannot receive a task, so an error is never `MayHaveArrived`.
-        let result = send(orchestrator.delegate("work").at_most_once()).await;
-        assert!(result.is_ok() || matches!(result.unwrap_err().reason, EndReason::NoAgent { .. }));
+        // A dead agent cannot receive a task, so another agent may get it.
+        let reply = reply_text(orchestrator.delegate("work").at_most_once()).await;
+        assert_eq!(reply.as_deref(), Ok("second"), "{binding:?}");
     }
 }
 
