@@ -61,16 +61,21 @@
 //! | `heartbeat` | debug | `agent_id` |
 //! | `the registry fails: running on without it` | warn, at the first failure | `agent_id`, `error`, `pause` |
 //! | `the registry still fails` | debug, at each further one | `agent_id`, `error`, `pause` |
+//! | `the registry rejects this agent, so its settings have to be fixed: …` | warn, once for each reason | `agent_id`, `error`, `pause` |
 //! | `the registry does not know this agent: registering again` | warn | `agent_id` |
 //! | `the registry has another registration of this agent …: registering again` | warn | `agent_id` |
 //! | `the registry did not take a changed registration, trying again; heartbeats go on` | warn, at the first failure | `agent_id`, `error`, `pause` |
 //! | `another process owns this agent's id, no heartbeats are sent; …` | warn, once | `agent_id`, `instance_id`, `owner_instance_id`, `owner_base_url` |
+//! | `another process seems to own the id: registering, so that the age decides` | debug | `agent_id`, `error` |
+//! | `cannot see who owns the id` | debug | `agent_id`, `error` |
+//! | `the owner of the id is gone or has changed: registering` | debug | `agent_id` |
 //! | `a heartbeat is late: the runtime was blocked, or the process suspended; …` | warn | `agent_id`, `late` |
 //! | `no heartbeats are sent until the agent is used again` | error, if the agent's runtime has ended | `agent_id`, `error` |
 //! | `the registry was not told that the agent drains, …` | warn, at the first failure | `agent_id`, `error`, `pause` |
 //! | `asked to end: shutting down` | info | `agent_id` |
 //! | `draining` | info | `agent_id`, `active_tasks` |
 //! | `not drained in time: shutting down` | warn | `agent_id`, `active_tasks`, `limit` |
+//! | `the last request was cut off by the shutdown` | warn | `agent_id` |
 //! | `shut down` | info; warn if the registry did not take the status | `agent_id`, `error` |
 //! | `trying again` | debug | `error`, `pause` |
 //! | `the registry cannot be followed, …` | warn, once an outage, and once if it becomes a refusal | `error` |
@@ -81,11 +86,14 @@
 //! | `cannot renew the HTTP client, …` | warn | `error` |
 //! | `selected` | debug | `agent_id`, `capability` |
 //! | `attempt failed` | info | `agent_id`, `attempt`, `kind`, `error` |
+//! | `polling a task failed` | debug, with `send_message` | `agent_id`, `error` |
 //! | `failed over` | info | `agent_id`, `from`, `attempt` |
 //! | `ejected` | warn | `agent_id`, `time` |
 //! | `done` | debug | `agent_id`, `attempts` |
 //! | `response broke off` | info, after `done` with `send` | `agent_id`, `error` |
 //! | `not done` | info | `error` |
+//! | `alert raised` | warn | `rule`, `detail` |
+//! | `alert cleared` | info | `rule`, `detail` |
 //!
 //! Spans of requests have the fields of
 //! [OpenTelemetry's conventions](https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-client), such as

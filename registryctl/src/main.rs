@@ -13,7 +13,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use registry_sdk::contract::{AgentStatus, limits};
 use registry_sdk::{AgentFilter, Error, MatchMode, MetadataFilter, RegistryClient};
@@ -314,12 +315,22 @@ impl From<io::Error> for Failure {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = parse_arguments();
     match run(arguments).await {
         Ok(Outcome::Positive) => ExitCode::SUCCESS,
         Ok(Outcome::Negative) => ExitCode::from(3),
         Err(failure) => explain(&failure),
     }
+}
+
+/// Parses the arguments and variables. An empty variable counts as unset, as it does for the server.
+fn parse_arguments() -> Arguments {
+    let mut command = Arguments::command().mut_args(|arg| {
+        let value = arg.get_env().and_then(std::env::var_os);
+        if value.is_some_and(|value| value.is_empty()) { arg.env(Resettable::Reset) } else { arg }
+    });
+    Arguments::from_arg_matches(&command.get_matches_mut())
+        .unwrap_or_else(|error| error.format(&mut command).exit())
 }
 
 async fn run(arguments: Arguments) -> Result<Outcome, Failure> {

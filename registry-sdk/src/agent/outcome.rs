@@ -273,7 +273,7 @@ impl Loop {
         if self.is_new_refusal(&error) {
             tracing::warn!(
                 agent_id = self.shared.agent_id, %error, ?pause,
-                "the registry refuses this agent, which somebody has to mend: running on without it, and trying again"
+                "the registry rejects this agent, so its settings have to be fixed: running on without it, and trying again"
             );
         } else if self.shared.state.borrow().is_degraded() {
             tracing::debug!(agent_id = self.shared.agent_id, %error, ?pause, "the registry still fails");

@@ -16,7 +16,6 @@ pub(super) type Cause = Arc<dyn Error + Send + Sync>;
 ///
 /// Any error that implements [`std::error::Error`] converts into one with `?`. Its kind depends on the error, or on the first
 /// of its causes, that is one of these:
-/// one of these:
 ///
 /// - an [`HttpTaskError`](super::HttpTaskError): its own kind;
 /// - a `reqwest::Error`: by its status, as [`FailureKind`] says, or by what failed;

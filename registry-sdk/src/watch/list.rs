@@ -19,7 +19,6 @@ const PAGE: usize = 500;
 
 /// After this time every server shows a change, and every stream has reported it. The contract allows one second; a server that
 /// is about to lose its database takes a few seconds to notice.
-/// database takes a few to notice.
 const LONGEST_LAG: Duration = Duration::from_secs(5);
 
 /// A change from the stream.

@@ -54,6 +54,18 @@ impl Registry {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn empty_variable_counts_as_unset() {
+    let registry = Registry::start().await;
+    for variable in ["REGISTRY_TOKEN", "REGISTRY_CA_CERT", "REGISTRY_CLIENT_CERT"] {
+        let output = registry.command(&["agents"]).env(variable, "").output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{variable}: {}", text(&output.stderr));
+    }
+    // Whether a registry listens at the default URL or not, that is no invalid URL.
+    let output = program().env("REGISTRY_URL", "").arg("agents").output().unwrap();
+    assert_ne!(output.status.code(), Some(2), "{}", text(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn programs_get_json_and_exit_codes() {
     let registry = Registry::start().await;
     registry.register("a");
