@@ -1,4 +1,4 @@
-//! What this project's server and command line tool share with the SDK. It is no part of the SDK's API, and may change with
+//! What this project's server and command line tool share with the SDK. It is not part of the SDK's API, and may change in
 //! any version.
 
 #[cfg(feature = "client")]

@@ -17,8 +17,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Structs that the registry returns may get more fields, so code outside of this crate cannot list them all. For tests, they
-//! have constructors such as [`AgentRecord::new`].
+//! Structs that the registry returns are `#[non_exhaustive]`, because they may get more fields. Tests create them with
+//! constructors such as [`AgentRecord::new`].
 //!
 //! The protocol is HTTP/1.1 and JSON. Times are RFC 3339 in UTC with milliseconds. Durations are numbers of seconds in fields
 //! whose names end in `_seconds`. Both sides ignore unknown fields. Fields that only this project's server sends are optional

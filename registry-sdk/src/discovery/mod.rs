@@ -1,7 +1,7 @@
 //! Discovery: finding agents for tasks, and delegating tasks to them.
 //!
-//! An [`Orchestrator`] selects the best healthy agent for a task. It can also delegate the task, which fails over to the next
-//! agent if one does not do it. A [`Directory`] keeps a copy of the registry, so that selections need no request. A
+//! An [`Orchestrator`] selects the best healthy agent for a task. It can also delegate the task, failing over to the next agent
+//! if one does not do it. A [`Directory`] keeps a copy of the registry, so that selections need no request. A
 //! `DiscoveryCache` (feature `cache`) caches the responses of a [`RegistryClient`](crate::RegistryClient) instead.
 //!
 //! ```no_run
