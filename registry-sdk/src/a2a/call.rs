@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use reqwest::Method;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use url::Url;
@@ -116,6 +116,10 @@ impl Call {
     /// Sets the headers that the protocol needs.
     pub(crate) fn set_headers(&self, headers: &mut HeaderMap) {
         headers.insert(VERSION_HEADER, HeaderValue::from_static(self.target.dialect.version()));
+        if self.operation == Operation::GetTask {
+            // Otherwise a proxy might repeat an earlier state.
+            headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));
+        }
         headers.remove(CONTENT_TYPE);
         if !self.body.is_empty() {
             // Also for HTTP+JSON, because some servers do not accept `application/a2a+json`.

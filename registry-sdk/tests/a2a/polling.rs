@@ -148,3 +148,20 @@ async fn state_of_another_task_is_not_taken_for_the_result() {
         assert_eq!(agent.count("GetTask"), 3);
     }
 }
+
+/// Otherwise a proxy might repeat an earlier state.
+#[tokio::test(start_paused = true)]
+async fn polls_are_not_answered_from_a_cache() {
+    for binding in BINDINGS {
+        let mut scene = Scene::new().await;
+        let agent = scene.agent("a", 0, binding).await;
+        agent.answers(Answer::Task("working", ""), Answer::Task("completed", "done"));
+        let orchestrator = scene.orchestrator();
+        assert_eq!(reply_text(orchestrator.delegate("work")).await.as_deref(), Ok("done"));
+        assert_eq!(agent.calls("GetTask")[0].header("cache-control"), Some("no-cache"), "{binding:?}");
+        assert_eq!(agent.calls("SendMessage")[0].header("cache-control"), None, "{binding:?}");
+        let sent = orchestrator.delegate("work").header("Cache-Control", "no-store");
+        assert_eq!(reply_text(sent).await.as_deref(), Ok("done"));
+        assert_eq!(agent.calls("GetTask")[1].header("cache-control"), Some("no-store"), "{binding:?}");
+    }
+}
