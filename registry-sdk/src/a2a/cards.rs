@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::target::Target;
 use crate::client::RegistryClient;
@@ -17,10 +17,10 @@ const CAPACITY: usize = 1_024;
 /// How long a card is used if the registry's matches have no digest of it.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
-/// Time limit for reading a card if an earlier one is known.
-const MAX_REFRESH_WAIT: Duration = Duration::from_secs(1);
+/// Time limit of the first read of a changed card. Each further one has twice as long, until one succeeds.
+const MIN_REFRESH_WAIT: Duration = Duration::from_secs(1);
 
-/// How long an earlier card is used after a failed read. Otherwise each attempt would wait for a registry that hangs.
+/// Minimum interval between reads that fail. Otherwise each attempt would wait for a registry that hangs.
 const MIN_READ_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The interfaces of agents, by their cards. Clones share them.
@@ -34,33 +34,67 @@ struct Kept {
     target: Result<Arc<Target>, String>,
     /// The digest of the card that was read.
     digest: Option<String>,
-    read_at: Instant,
+    /// When a card was read; `None` if that never succeeded.
+    read_at: Option<Instant>,
     used_at: Instant,
-    /// When reading a later card failed.
-    failed_at: Option<Instant>,
+    /// The last read, if it failed.
+    failed: Option<FailedRead>,
+}
+
+/// A read of a card that failed.
+#[derive(Clone, Copy, Debug)]
+struct FailedRead {
+    at: Instant,
+    /// How long the longest of the failed reads in a row took.
+    waited: Duration,
+    /// Whether the read was given up, although it might have succeeded with more time.
+    is_given_up: bool,
+}
+
+impl FailedRead {
+    fn new(began: Instant, is_given_up: bool) -> Self {
+        Self { at: Instant::now(), waited: began.elapsed(), is_given_up }
+    }
+
+    /// Returns the time limit that makes a further read worthwhile.
+    fn next_wait(&self) -> Duration {
+        MIN_REFRESH_WAIT.max(self.waited * 2)
+    }
 }
 
 impl Kept {
     fn new(target: Result<Target, String>, digest: Option<String>) -> Self {
         let now = Instant::now();
-        Self { target: target.map(Arc::new), digest, read_at: now, used_at: now, failed_at: None }
+        Self { target: target.map(Arc::new), digest, read_at: Some(now), used_at: now, failed: None }
     }
 
-    /// Whether the card need not be read again: the match has its digest, or reading it failed a moment ago.
-    fn is_current(&self, digest: Option<&str>) -> bool {
-        if self.failed_at.is_some_and(|at| at.elapsed() < MIN_READ_INTERVAL) {
-            return true;
+    /// Returns whether the card need not be read, given the digest in the match and the time that is left: that digest is known, or
+    /// reading the card failed a moment ago.
+    fn is_current(&self, digest: Option<&str>, left: Duration) -> bool {
+        if let Some(failed) = self.failed.filter(|failed| failed.at.elapsed() < MIN_READ_INTERVAL) {
+            // A delegation with little time must not keep one with more time from reading a card for the first time.
+            return self.target.is_ok() || !failed.is_given_up || left < failed.next_wait();
         }
         match digest {
             Some(_) => self.digest.as_deref() == digest,
-            None => self.read_at.elapsed() < MAX_AGE,
+            None => self.read_at.is_some_and(|at| at.elapsed() < MAX_AGE),
         }
+    }
+
+    /// Returns the time limit of the next read. If an interface is known, half of the time is left to the agent. A card by which the agent
+    /// cannot be called is no reason to wait less.
+    fn max_wait(&self, left: Duration) -> Duration {
+        if self.target.is_err() {
+            return left;
+        }
+        self.failed.map_or(MIN_REFRESH_WAIT, |failed| failed.next_wait()).min(left / 2)
     }
 }
 
 impl Cards {
     /// Returns the interface by which an agent is called. The card is read from the registry if the match has another digest than the card that
-    /// was read last. If it cannot be read, the earlier card is used, unless the agent could not be called by that one either.
+    /// was read last. If it cannot be read, the earlier card is used, unless the agent could not be called by that one either. Then reading
+    /// fails again at once for some time.
     ///
     /// # Errors
     /// The reason if the agent cannot be called, as the second half of a sentence that begins with the agent's id.
@@ -71,35 +105,34 @@ impl Cards {
         deadline: Instant,
     ) -> Result<Arc<Target>, String> {
         let (agent_id, digest) = (&agent.agent_id, agent.card_digest.as_deref());
+        let began = Instant::now();
+        let left = deadline.saturating_duration_since(began);
         let earlier = self.get(agent_id);
-        if let Some(kept) = earlier.as_ref().filter(|kept| kept.is_current(digest)) {
+        if let Some(kept) = earlier.as_ref().filter(|kept| kept.is_current(digest, left)) {
             return kept.target.clone();
         }
-        // A card by which the agent cannot be called is no reason to wait less.
-        let earlier = earlier.filter(|kept| kept.target.is_ok());
-        let latest = if earlier.is_some() { Instant::now() + MAX_REFRESH_WAIT } else { deadline };
-        let read = timeout_at(latest.min(deadline), client.card_with_digest(agent_id)).await;
-        let kept = match (read, earlier) {
-            (Ok(Ok((card, read))), _) => {
+        let wait = earlier.map_or(left, |kept| kept.max_wait(left));
+        let card = match timeout(wait, client.card_with_digest(agent_id)).await {
+            Ok(Ok((card, read))) => {
                 Kept::new(Target::of_card(&card), read.or_else(|| digest.map(str::to_owned)))
             }
-            (Ok(Err(Error::NotFound { .. })), _) => {
+            Ok(Err(Error::NotFound { .. })) => {
                 Kept::new(Err("it registered no A2A agent card".to_owned()), None)
             }
-            (Ok(Err(Error::Unsupported { .. })), _) => {
+            Ok(Err(Error::Unsupported { .. })) => {
                 Kept::new(Err("the registry does not keep A2A agent cards".to_owned()), None)
             }
-            (Ok(Err(error)), None) => {
-                return Err(format!("its A2A agent card cannot be read: {}", with_causes(&error)));
+            Ok(Err(error)) => {
+                let why = format!("its A2A agent card cannot be read: {}", with_causes(&error));
+                return self.keep_failure(agent_id, why, FailedRead::new(began, false));
             }
-            (_, Some(earlier)) => {
-                self.record_failed_read(agent_id);
-                return earlier.target;
+            Err(_) => {
+                let why = "its A2A agent card was not read in time".to_owned();
+                return self.keep_failure(agent_id, why, FailedRead::new(began, true));
             }
-            (Err(_), None) => return Err("its A2A agent card was not read in time".to_owned()),
         };
-        let target = kept.target.clone();
-        self.set(agent_id, kept);
+        let target = card.target.clone();
+        insert(&mut self.lock(), agent_id, card);
         target
     }
 
@@ -110,23 +143,36 @@ impl Cards {
         Some(kept.clone())
     }
 
-    /// Does not replace the card, because another attempt may have read a later one meanwhile.
-    fn record_failed_read(&self, agent_id: &str) {
-        if let Some(kept) = self.lock().get_mut(agent_id) {
-            kept.failed_at = Some(Instant::now());
-        }
-    }
-
-    fn set(&self, agent_id: &str, card: Kept) {
+    /// Records that a card could not be read. Returns the interface in the earlier one, which another attempt may have read meanwhile.
+    fn keep_failure(
+        &self,
+        agent_id: &str,
+        why: String,
+        mut failed: FailedRead,
+    ) -> Result<Arc<Target>, String> {
         let mut kept = self.lock();
-        if kept.len() >= CAPACITY && !kept.contains_key(agent_id) {
-            let oldest = kept.iter().min_by_key(|(_, kept)| kept.used_at).map(|(id, _)| id.clone());
-            oldest.and_then(|id| kept.remove(&id));
+        if let Some(earlier) = kept.get_mut(agent_id) {
+            failed.waited = earlier.failed.map_or(failed.waited, |last| last.waited.max(failed.waited));
+            if earlier.target.is_ok() {
+                earlier.failed = Some(failed);
+                return earlier.target.clone();
+            }
         }
-        kept.insert(agent_id.to_owned(), card);
+        let unread = Kept { read_at: None, failed: Some(failed), ..Kept::new(Err(why.clone()), None) };
+        insert(&mut kept, agent_id, unread);
+        Err(why)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Kept>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Adds a card to the kept ones, in place of the least recently used one if there are too many.
+fn insert(kept: &mut HashMap<String, Kept>, agent_id: &str, card: Kept) {
+    if kept.len() >= CAPACITY && !kept.contains_key(agent_id) {
+        let oldest = kept.iter().min_by_key(|(_, kept)| kept.used_at).map(|(id, _)| id.clone());
+        oldest.and_then(|id| kept.remove(&id));
+    }
+    kept.insert(agent_id.to_owned(), card);
 }

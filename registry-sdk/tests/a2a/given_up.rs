@@ -43,10 +43,11 @@ async fn delegation_that_ends_while_a_card_is_read_does_not_count_against_the_ag
         let sent = orchestrator.delegate("work").time_limit(Duration::from_secs(3)).attempts(1);
         let error = send(sent).await.unwrap_err();
         assert_eq!(error.attempts.len(), 1, "{error}");
-        sleep(Duration::from_secs(1)).await;
+        assert_eq!(orchestrator.ejection("first"), EjectionState::Admitted);
+        // Until then, the card is not read again.
+        sleep(Duration::from_secs(11)).await;
     }
     assert_eq!(agent.count("SendMessage"), 0);
-    assert_eq!(orchestrator.ejection("first"), EjectionState::Admitted);
 }
 
 #[tokio::test(start_paused = true)]
