@@ -88,7 +88,7 @@ impl<'a> A2aTask<'a> {
         let reply = match reply.task_id().filter(|_| reply.state().is_running()) {
             Some(task_id) => {
                 let running = connection.cancel_on_drop(task_id);
-                let reply = attempt.in_time(connection.follow(task_id)).await?;
+                let reply = connection.follow(task_id).await?;
                 running.disarm();
                 reply
             }
@@ -133,14 +133,22 @@ impl Connection<'_> {
         CancelOnDrop { connection: self, task_id, runtime: Handle::current(), is_armed: true }
     }
 
-    /// Polls a task until the agent no longer works on it.
+    /// Polls a task until the agent no longer works on it. The attempt's deadline does not apply to a response that has begun.
     async fn follow(&self, task_id: &str) -> Result<Reply, TaskError> {
         let (mut polls, mut failures) = (0, 0);
         let mut pause = self.regular_pause(polls);
         loop {
-            sleep(pause).await;
             polls += 1;
-            let error = match self.poll(task_id, polls).await {
+            let call = Call::get_task(self.target.clone(), task_id, u64::from(polls) + 1);
+            let polling = async {
+                sleep(pause).await;
+                self.poll(&call).await
+            };
+            let polled = match self.attempt.until_deadline(polling).await? {
+                Ok(response) => self.read(&call, response, Some(task_id)).await,
+                Err(error) => Err(error),
+            };
+            let error = match polled {
                 Ok(reply) if reply.state().is_running() => {
                     (failures, pause) = (0, self.regular_pause(polls));
                     continue;
@@ -178,15 +186,14 @@ impl Connection<'_> {
         if until_last.is_zero() { last_delay } else { delay.min(until_last) }
     }
 
-    async fn poll(&self, task_id: &str, number: u32) -> Result<Reply, TaskError> {
+    /// Requests the state of a task. Returns the response once it has begun.
+    async fn poll(&self, call: &Call) -> Result<Response, TaskError> {
         let access = self.task.access;
-        let call = Call::get_task(self.target.clone(), task_id, u64::from(number) + 1);
-        let request = self.request(&call, false).map_err(|error| access.failed(error))?;
+        let request = self.request(call, false).map_err(|error| access.failed(error))?;
         // The attempt's span records the request that began the task.
         let sent = timeout(POLL_TIME, send(request, &Span::none(), Instant::now() + POLL_TIME)).await;
         let sent = sent.unwrap_or_else(|_| Err(HttpTaskError::Broken(Arc::new(PollTimeout))));
-        let response = sent.map_err(|error| access.failed(refusal(&call, error)))?;
-        self.read(&call, response, Some(task_id)).await
+        sent.map_err(|error| access.failed(refusal(call, error)))
     }
 
     /// Reads a response. If it has to be the state of a known task, that of another one is invalid, and it must not stall, because the
@@ -195,18 +202,20 @@ impl Connection<'_> {
         let (access, status) = (self.task.access, response.status().as_u16());
         let max_pause = task_id.map(|_| POLL_TIME);
         let body = access.read(response, self.task.max_response, self.attempt, max_pause).await?;
-        let reply = call.read(&body).and_then(|reply| match (task_id, reply.task_id()) {
-            (Some(expected), Some(id)) if id != expected => Err(Unusable::Invalid(format!(
-                "the response is about another task: its id is {id:?} in place of {expected:?}"
-            ))),
-            _ => Ok(reply),
-        });
-        reply.map_err(|unusable| {
-            access.failed(match unusable {
-                Unusable::Refused(error) => HttpTaskError::A2a(error),
-                Unusable::Invalid(detail) => HttpTaskError::InvalidResponse { status, detail, body },
-            })
-        })
+        let read = call.read(&body);
+        let invalid = |detail| access.failed(HttpTaskError::InvalidResponse { status, detail, body });
+        match read {
+            Ok(reply) => match (task_id, reply.task_id()) {
+                (Some(expected), Some(id)) if id != expected => Err(invalid(format!(
+                    "the response is about another task: its id is {id:?} in place of {expected:?}"
+                ))),
+                _ => Ok(reply),
+            },
+            Err(Unusable::Refused(error)) => Err(access.failed(HttpTaskError::A2a(error))),
+            Err(Unusable::Invalid(detail)) if task_id.is_none() => Err(invalid(detail)),
+            // It does not show that the task was done.
+            Err(Unusable::Invalid(detail)) => Err(TaskError { kind: FailureKind::Agent, ..invalid(detail) }),
+        }
     }
 
     /// Creates a request with the headers of the protocol, and, if it carries the message, those of the task.
@@ -245,7 +254,10 @@ fn given_up(mut error: TaskError) -> TaskError {
     (error.may_have_arrived, error.draws) = (true, true);
     // The agent accepted the task, so this is not a rejection.
     if error.kind != FailureKind::Response {
-        (error.kind, error.charge) = (FailureKind::Agent, Charge::Yes);
+        error.kind = FailureKind::Agent;
+        if error.charge == Charge::No {
+            error.charge = Charge::Yes;
+        }
     }
     error
 }

@@ -36,7 +36,7 @@ pub(super) struct Attempt {
     /// The number of the attempt, starting at 1.
     pub(super) number: u32,
     pub(super) began: Instant,
-    /// When the attempt is cut off, unless a response has begun by then, because no other agent gets the task after that.
+    /// When the attempt is cut off, unless a response has begun by then: it may be the result.
     pub(super) deadline: Instant,
     /// When the delegation ends.
     pub(super) end: Instant,
@@ -63,10 +63,13 @@ impl Attempt {
         work: impl Future<Output = Result<T, TaskError>>,
     ) -> Result<T, TaskError> {
         self.called.0.store(true, Ordering::Relaxed);
-        match timeout_at(self.deadline, work).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(TaskError::late(AttemptTimeout(self.deadline - self.began))),
-        }
+        self.until_deadline(work).await?
+    }
+
+    /// Waits for some work until the attempt's deadline.
+    pub(super) async fn until_deadline<T>(&self, work: impl Future<Output = T>) -> Result<T, TaskError> {
+        let worked = timeout_at(self.deadline, work).await;
+        worked.map_err(|_| TaskError::late(AttemptTimeout(self.deadline - self.began)))
     }
 }
 

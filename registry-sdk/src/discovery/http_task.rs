@@ -122,8 +122,10 @@ impl AgentAccess {
         Ok(http.request(method.clone(), url.clone()).headers(headers).body(body))
     }
 
-    /// Reads a successful response to its end. It may take all of the remaining time, because no other agent gets the task, but if there
-    /// is a longest pause, the response is given up after it.
+    /// Reads a successful response to its end. It may take all of the remaining time, because no other agent gets the task.
+    ///
+    /// A response that can be requested again has a longest pause, after which it is given up. If it does not arrive as a whole, that
+    /// does not show that the task was done.
     pub(super) async fn read(
         &self,
         response: Response,
@@ -148,8 +150,12 @@ impl AgentAccess {
             }
             Unread::Broken(_, error) => (format!("the response broke off ({})", with_causes(error)), false),
         };
+        let shows_result = max_pause.is_none() || matches!(unread, Unread::TooLong(_));
         let error = HttpTaskError::InvalidResponse { status, detail, body: unread.into_part() };
         let mut failed = self.failed(error);
+        if !shows_result {
+            failed.kind = FailureKind::Agent;
+        }
         if is_late {
             failed.charge = Charge::IfItHadTime;
         }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use registry_sdk::discovery::EndReason;
+use registry_sdk::discovery::{EjectionState, EndReason, FailureKind};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::fakes::{Answer, BINDINGS, Binding, Scene, reply_text, send};
+use crate::fakes::{Answer, BINDINGS, Binding, Scene, reply_text, send, until};
 
 #[tokio::test(start_paused = true)]
 async fn poll_is_repeated_if_its_response_stalls() {
@@ -42,6 +42,88 @@ async fn result_that_takes_long_to_arrive_needs_one_poll() {
             "{binding:?}"
         );
         assert_eq!((agent.count("SendMessage"), agent.count("GetTask")), (1, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn result_that_has_begun_to_arrive_is_read_to_its_end_after_the_attempt_timeout() {
+    for binding in BINDINGS {
+        let mut scene = Scene::new().await;
+        let agent = scene.agent("a", 0, binding).await;
+        let result = Answer::Task("completed", "done");
+        agent.answers(Answer::Task("working", ""), Answer::Slow(25, Box::new(result)));
+        let orchestrator = scene.orchestrator();
+        let sent = orchestrator.delegate("work").attempts(1).attempt_timeout(Duration::from_secs(10));
+        assert_eq!(
+            reply_text(sent.time_limit(Duration::from_secs(120))).await.as_deref(),
+            Ok("done"),
+            "{binding:?}"
+        );
+        assert_eq!((agent.count("GetTask"), agent.count("CancelTask")), (1, 0));
+    }
+}
+
+/// The response only says that the agent is still working, or stalls after its headers.
+#[tokio::test(start_paused = true)]
+async fn late_task_is_given_up_as_soon_as_the_response_to_a_poll_has_ended() {
+    let working = Answer::Slow(25, Box::new(Answer::Task("working", "")));
+    for (answer, ends_after) in [(working, 25..30), (Answer::Stalled, 10..15)] {
+        let mut scene = Scene::new().await;
+        let first = scene.agent("first", 0, Binding::HttpJson).await;
+        scene.agent("second", 1, Binding::HttpJson).await;
+        first.answers(Answer::Task("working", ""), answer.clone());
+        let began = Instant::now();
+        let orchestrator = scene.orchestrator();
+        let sent = orchestrator.delegate("work").attempt_timeout(Duration::from_secs(10));
+        let done = send(sent.time_limit(Duration::from_secs(120))).await.unwrap();
+        assert_eq!(done.value.text(), "second", "{answer:?}");
+        assert!(done.failed[0].to_string().contains("the attempt_timeout of 10.0s"), "{}", done.failed[0]);
+        assert!(ends_after.contains(&began.elapsed().as_secs()), "{answer:?}: {:?}", began.elapsed());
+        until("the task is canceled", || first.count("CancelTask") == 1).await;
+        assert_eq!(first.count("GetTask"), 1, "{answer:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn result_is_waited_for_no_longer_than_the_time_limit() {
+    let mut scene = Scene::new().await;
+    let agent = scene.agent("a", 0, Binding::JsonRpc).await;
+    let result = Answer::Task("completed", "done");
+    agent.answers(Answer::Task("working", ""), Answer::Slow(40, Box::new(result)));
+    let began = Instant::now();
+    let orchestrator = scene.orchestrator();
+    let sent = orchestrator.delegate("work").attempt_timeout(Duration::from_secs(10));
+    let error = send(sent.time_limit(Duration::from_secs(30))).await.unwrap_err();
+    assert!(matches!(error.reason, EndReason::TimedOut { .. }), "{error}");
+    assert_eq!(began.elapsed().as_secs(), 30);
+}
+
+/// The agent may have lost the task, so nothing shows that it was done.
+#[tokio::test(start_paused = true)]
+async fn task_goes_to_the_next_agent_if_the_responses_to_polls_cannot_be_read() {
+    let page = Answer::Http(200, None, "<html>maintenance</html>");
+    let neither = Answer::Result(json!({"status": "maintenance"}));
+    for binding in BINDINGS {
+        for answer in [Answer::Broken, Answer::Stalled, page.clone(), neither.clone()] {
+            let mut scene = Scene::new().await;
+            let first = scene.agent("first", 0, binding).await;
+            scene.agent("second", 1, binding).await;
+            first.answers(Answer::Task("working", ""), answer.clone());
+            let orchestrator = scene.orchestrator();
+            for _ in 0..10 {
+                let sent = orchestrator.delegate("work").time_limit(Duration::from_secs(600));
+                let done = send(sent).await.unwrap();
+                assert_eq!(done.value.text(), "second", "{binding:?} {answer:?}");
+                let is_failure = done.failed.iter().all(|failed| failed.kind == FailureKind::Agent);
+                assert!(is_failure, "{:?}", done.failed);
+                if orchestrator.ejection("first") != EjectionState::Admitted {
+                    break;
+                }
+            }
+            assert_ne!(orchestrator.ejection("first"), EjectionState::Admitted, "{binding:?} {answer:?}");
+            let sent = first.count("SendMessage");
+            until("the tasks are canceled", || first.count("CancelTask") == sent).await;
+        }
     }
 }
 
