@@ -150,6 +150,7 @@ impl Connection<'_> {
             };
             let error = match polled {
                 Ok(reply) if reply.state().is_running() => {
+                    self.attempt.awaited.set(true);
                     (failures, pause) = (0, self.regular_pause(polls));
                     continue;
                 }
@@ -157,8 +158,10 @@ impl Connection<'_> {
                 Err(error) => error,
             };
             tracing::debug!(agent_id = self.agent.agent_id, %error, "polling a task failed");
-            let min_pause = if let Some(retry_after) = error.retry_after() {
-                // A busy agent has not failed.
+            // A busy agent has not failed.
+            let retry_after = error.retry_after();
+            self.attempt.awaited.set(retry_after.is_none());
+            let min_pause = if let Some(retry_after) = retry_after {
                 retry_after.max(FAILURE_PAUSE)
             } else {
                 failures += 1;
@@ -252,8 +255,11 @@ fn refusal(call: &Call, error: HttpTaskError) -> HttpTaskError {
 /// Returns the failure of an attempt whose task began, but can no longer be polled.
 fn given_up(mut error: TaskError) -> TaskError {
     (error.may_have_arrived, error.draws) = (true, true);
-    // The agent accepted the task, so this is not a rejection.
-    if error.kind != FailureKind::Response {
+    // Wrong credentials may be the caller's fault.
+    let is_refused =
+        matches!(error.source.downcast_ref(), Some(HttpTaskError::Status { status: 401 | 403, .. }));
+    // Otherwise this is not a rejection, because the agent accepted the task.
+    if error.kind != FailureKind::Response && !is_refused {
         error.kind = FailureKind::Agent;
         if error.charge == Charge::No {
             error.charge = Charge::Yes;

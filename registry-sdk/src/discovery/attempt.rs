@@ -42,17 +42,21 @@ pub(super) struct Attempt {
     pub(super) end: Instant,
     pub(super) idempotency_key: String,
     pub(super) span: Span,
-    pub(super) called: Called,
+    pub(super) awaited: Awaited,
 }
 
-/// Whether the agent of an attempt was called. Before that, its card may have to be read from the registry, and if that takes
-/// long, it is not the agent's fault. Clones share it.
+/// Whether the agent of an attempt is awaited, so that it is at fault if the attempt is late. It is not before it is called, because its
+/// card may have to be read from the registry, and while it says that it is busy. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Called(Arc<AtomicBool>);
+pub(super) struct Awaited(Arc<AtomicBool>);
 
-impl Called {
+impl Awaited {
     pub(super) fn get(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set(&self, is_awaited: bool) {
+        self.0.store(is_awaited, Ordering::Relaxed);
     }
 }
 
@@ -62,7 +66,7 @@ impl Attempt {
         &self,
         work: impl Future<Output = Result<T, TaskError>>,
     ) -> Result<T, TaskError> {
-        self.called.0.store(true, Ordering::Relaxed);
+        self.awaited.set(true);
         self.until_deadline(work).await?
     }
 

@@ -27,7 +27,8 @@ const MAX_BUSY: Duration = Duration::from_secs(300);
 /// | over A2A: the state failed; the error -32601 or -32009 | [`Agent`](Self::Agent); [`Deployment`](Self::Deployment) | as above | as above |
 /// | over A2A: the errors -32600, -32602 and -32700 | [`Task`](Self::Task) | the delegation ends | no |
 /// | over A2A: any other error | [`Agent`](Self::Agent) | the next agent | yes |
-/// | over A2A: three failed polls in a row | [`Agent`](Self::Agent) | the next agent | yes |
+/// | over A2A: three failed polls in a row, the last one with 401 or 403 | [`Deployment`](Self::Deployment) | the next agent | if another agent then succeeds |
+/// | over A2A: any other three failed polls in a row | [`Agent`](Self::Agent) | the next agent | yes |
 /// | 2xx with a response that cannot be read or decoded; in a poll, only if it is too long or about another task | [`Response`](Self::Response) | the delegation ends, since the task was done | only if it did not arrive in time |
 ///
 /// [`OrchestratorBuilder::classifier`]: super::OrchestratorBuilder::classifier

@@ -11,7 +11,7 @@ use tracing::Instrument;
 use tracing::field::Empty;
 
 use super::agent_states::Refusal;
-use super::attempt::{Attempt, AttemptTimeout, Called, FailedAttempt, Settings};
+use super::attempt::{Attempt, AttemptTimeout, Awaited, FailedAttempt, Settings};
 use super::attempt_span::AttemptSpan;
 use super::delegate_error::{DelegateError, EndReason};
 use super::failure_kind::FailureKind;
@@ -128,7 +128,7 @@ struct Running {
     selection: Selection,
     began: Instant,
     span: AttemptSpan,
-    called: Called,
+    awaited: Awaited,
 }
 
 /// What the delegation waits for in addition to its running attempts.
@@ -250,10 +250,10 @@ impl<'a> Race<'a> {
         self.skipped.clone_from(&selection.skipped);
         let attempt_span = AttemptSpan::begin(&agent.agent_id, number, !self.running.is_empty());
         let span = attempt_span.span().clone();
-        let (called, idempotency_key) = (Called::default(), self.settings.idempotency_key.clone());
-        self.running.push(Running { number, selection, began, span: attempt_span, called: called.clone() });
+        let (awaited, idempotency_key) = (Awaited::default(), self.settings.idempotency_key.clone());
+        self.running.push(Running { number, selection, began, span: attempt_span, awaited: awaited.clone() });
         let (deadline, end) = (began + time, self.deadline);
-        Attempt { agent, number, began, deadline, end, idempotency_key, span, called }
+        Attempt { agent, number, began, deadline, end, idempotency_key, span, awaited }
     }
 
     fn take_running(&mut self, number: u32) -> Running {
@@ -272,7 +272,7 @@ impl<'a> Race<'a> {
             self.orchestrator.states.charge(refusal);
         }
         // Otherwise an agent that hangs would cost a hedge each time.
-        for overtaken in self.running.iter().filter(|one| one.number < done.number && one.called.get()) {
+        for overtaken in self.running.iter().filter(|one| one.number < done.number && one.awaited.get()) {
             overtaken.selection.report_failure(FailureKind::Agent);
         }
         Delegated { value, selection: done.selection, failed: self.failed }
@@ -306,10 +306,11 @@ impl<'a> Race<'a> {
     }
 
     fn record(&mut self, ended: Running, error: TaskError) {
-        let Running { number, selection, began, span, called } = ended;
+        let Running { number, selection, began, span, awaited } = ended;
         span.failed(&error);
+        let has_begun = error.has_begun();
         let TaskError { kind, source, may_have_arrived, charge, .. } = error;
-        let had_time = called.get() && self.fair_time.is_none_or(|time| began.elapsed() >= time);
+        let had_time = awaited.get() && self.fair_time.is_none_or(|time| began.elapsed() >= time);
         let is_charged = charge == Charge::Yes || charge == Charge::IfItHadTime && had_time;
         let agent_id = selection.agent.agent_id.clone();
         tracing::info!(
@@ -332,7 +333,7 @@ impl<'a> Race<'a> {
             // The agent may be tried again when it is no longer busy.
             self.earlier.remove_tried(&agent_id);
         }
-        if matches!(kind, FailureKind::Agent | FailureKind::Declined) && may_have_arrived {
+        if has_begun {
             self.exhausted += 1;
         }
         self.failed.push(FailedAttempt { agent_id, kind, elapsed: began.elapsed(), error: source });

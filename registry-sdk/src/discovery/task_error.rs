@@ -97,6 +97,16 @@ impl TaskError {
         if let FailureKind::Busy { retry_after } = self.kind { Some(retry_after) } else { None }
     }
 
+    /// Returns whether the agent may have begun the task, so that it counts for [`attempts`](super::Delegation::attempts).
+    pub(super) fn has_begun(&self) -> bool {
+        match self.kind {
+            FailureKind::Agent | FailureKind::Declined => self.may_have_arrived,
+            // A refusal draws only if it is that of a poll.
+            FailureKind::Deployment => self.draws,
+            _ => false,
+        }
+    }
+
     /// Creates the error of an attempt that was cut off because it took too long.
     pub(super) fn late(error: impl Error + Send + Sync + 'static) -> Self {
         Self { charge: Charge::IfItHadTime, ..Self::transient(error) }
