@@ -1,49 +1,27 @@
 //! The parts of a card from which a registration is made. Some have other names in version 0.3 than in 1.0.
 
 use serde::Deserialize;
+use serde_json::{Number, Value};
 use url::Url;
 
 use super::error::CardError;
+use super::json;
 use crate::contract::{AgentCard, null_is_default};
 
 /// The binding of an interface of version 0.3 that does not name it.
 const DEFAULT_BINDING: &str = "JSONRPC";
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Document {
-    pub(super) name: Option<String>,
-    #[serde(default, deserialize_with = "null_is_default")]
-    supported_interfaces: Vec<Interface>,
-    /// Version 0.3: the preferred interface.
-    url: Option<String>,
-    preferred_transport: Option<String>,
-    #[serde(default, deserialize_with = "null_is_default")]
-    additional_interfaces: Vec<Interface>,
-    /// Version 0.3: the protocol version of all interfaces.
-    protocol_version: Option<String>,
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub(super) skills: Vec<Skill>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Interface {
-    url: Option<String>,
-    protocol_binding: Option<String>,
-    /// The binding's name in version 0.3.
-    transport: Option<String>,
-    protocol_version: Option<String>,
-    tenant: Option<String>,
-}
+/// A card. What a call needs is read field by field, so that a field of a wrong type counts as absent, and others do not matter.
+#[derive(Debug)]
+pub(super) struct Document(Value);
 
 /// An interface as clients of the protocol see it.
 #[derive(Debug)]
 pub(super) struct Declared<'a> {
     pub(super) url: &'a str,
     binding: Option<&'a str>,
-    pub(super) version: &'a str,
-    pub(super) tenant: Option<&'a str>,
+    pub(super) version: String,
+    pub(super) tenant: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -62,20 +40,28 @@ impl Document {
         if !card.is_object() {
             return Err(CardError::Invalid("a card is a JSON object".to_owned()));
         }
-        serde_json::from_str(card.as_str()).map_err(|error| CardError::Invalid(error.to_string()))
+        let json = json::parse(card.as_str().as_bytes());
+        json.map(Self).map_err(|error| CardError::Invalid(error.to_string()))
+    }
+
+    /// Reads a field that a registration is made from.
+    ///
+    /// # Errors
+    /// If it has another type.
+    pub(super) fn field<'a, T: Deserialize<'a>>(&'a self, name: &str) -> Result<Option<T>, CardError> {
+        let field = Option::deserialize(&self.0[name]);
+        field.map_err(|error| CardError::Invalid(format!("its `{name}` is invalid: {error}")))
     }
 
     /// Returns all interfaces, the preferred one first: those of version 1.0, then those of version 0.3.
     pub(super) fn declared(&self) -> Vec<Declared<'_>> {
-        let older = self.protocol_version.as_deref().unwrap_or("0.3");
-        let preferred = self.url.as_deref().map(|url| Declared {
-            url,
-            binding: self.preferred_transport.as_deref(),
-            version: older,
-            tenant: None,
-        });
-        let newer = self.supported_interfaces.iter().filter_map(|interface| interface.declared("1.0"));
-        let additional = self.additional_interfaces.iter().filter_map(|interface| interface.declared(older));
+        let Self(card) = self;
+        let list = |name: &str| card[name].as_array().into_iter().flatten();
+        // In version 0.3, the card itself is the preferred interface, and has the version of all of them.
+        let preferred = Declared::read(card, "0.3");
+        let older = text(&card["protocolVersion"]).unwrap_or_else(|| "0.3".to_owned());
+        let additional = list("additionalInterfaces").filter_map(|one| Declared::read(one, &older));
+        let newer = list("supportedInterfaces").filter_map(|one| Declared::read(one, "1.0"));
         newer.chain(preferred).chain(additional).collect()
     }
 
@@ -96,18 +82,25 @@ impl Document {
 }
 
 impl<'a> Declared<'a> {
+    /// Reads an interface. The name of its binding has another field in version 0.3, and another one again in the card itself.
+    fn read(interface: &'a Value, default_version: &str) -> Option<Self> {
+        let bindings = ["protocolBinding", "transport", "preferredTransport"];
+        Some(Self {
+            url: interface["url"].as_str()?,
+            binding: bindings.iter().find_map(|name| interface[name].as_str()),
+            version: text(&interface["protocolVersion"]).unwrap_or_else(|| default_version.to_owned()),
+            tenant: text(&interface["tenant"]).filter(|tenant| !tenant.is_empty()),
+        })
+    }
+
     pub(super) fn binding(&self) -> &'a str {
         self.binding.unwrap_or(DEFAULT_BINDING)
     }
 }
 
-impl Interface {
-    fn declared<'a>(&'a self, version: &'a str) -> Option<Declared<'a>> {
-        let binding = self.protocol_binding.as_deref().or(self.transport.as_deref());
-        let version = self.protocol_version.as_deref().unwrap_or(version);
-        let tenant = self.tenant.as_deref().filter(|tenant| !tenant.is_empty());
-        Some(Declared { url: self.url.as_deref()?, binding, version, tenant })
-    }
+/// Reads a text, which some cards have as a number: `"protocolVersion": 1.0`.
+fn text(value: &Value) -> Option<String> {
+    value.as_str().map(str::to_owned).or_else(|| value.as_number().map(Number::to_string))
 }
 
 fn is_http(url: &str) -> bool {

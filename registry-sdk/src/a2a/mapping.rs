@@ -43,7 +43,7 @@ const NAMELESS: &str = "skill";
 /// [`CardError::Invalid`] if the document is not a card, [`CardError::NoHttpInterface`] if the agent cannot be called over HTTP.
 pub fn registration_of(card: &AgentCard) -> Result<Registration, CardError> {
     let document = Document::read(card)?;
-    let name = cut(document.name.as_deref().unwrap_or_default(), limits::AGENT_NAME);
+    let name = cut(&document.field::<String>("name")?.unwrap_or_default(), limits::AGENT_NAME);
     if name.is_empty() {
         return Err(CardError::Invalid("it has no `name`".to_owned()));
     }
@@ -54,7 +54,8 @@ pub fn registration_of(card: &AgentCard) -> Result<Registration, CardError> {
     let agent_id = agent_id.unwrap_or_else(|| "agent".to_owned());
     let mut registration = Registration::new(agent_id, &*name, base_url).card(card.clone());
     let mut names = HashSet::new();
-    let skills = document.skills.iter().take(limits::CAPABILITIES);
+    let skills: Vec<Skill> = document.field("skills")?.unwrap_or_default();
+    let skills = skills.iter().take(limits::CAPABILITIES);
     registration.capabilities = skills.map(|skill| capability(skill, &mut names)).collect();
     Ok(registration)
 }

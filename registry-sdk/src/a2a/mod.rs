@@ -38,6 +38,7 @@ mod document;
 mod endpoint;
 mod error;
 mod fetch;
+mod json;
 mod mapping;
 pub(crate) mod message;
 mod read;

@@ -1,6 +1,7 @@
 //! The path of a card, and reading its text.
 
 use super::error::CardError;
+use super::json::without_byte_order_mark;
 use crate::contract::{AgentCard, limits};
 
 /// The path at which an agent serves its card.
@@ -12,7 +13,7 @@ pub const CARD_PATH: &str = "/.well-known/agent-card.json";
 /// [`CardError::Invalid`] if the bytes are not a JSON object, or longer than a card may be.
 pub fn read_card(bytes: &[u8]) -> Result<AgentCard, CardError> {
     let invalid = |why: String| Err(CardError::Invalid(why));
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii();
+    let bytes = without_byte_order_mark(bytes).trim_ascii();
     match bytes.first() {
         _ if bytes.len() > limits::CARD_BYTES => {
             return invalid(format!("a card has up to {} bytes, this is longer", limits::CARD_BYTES));

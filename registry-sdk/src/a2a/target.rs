@@ -46,14 +46,14 @@ impl Target {
     }
 
     fn of_interface(interface: &Declared<'_>) -> Option<Self> {
-        let dialect = Dialect::of(interface.binding(), interface.version)?;
+        let dialect = Dialect::of(interface.binding(), &interface.version)?;
         let url = Url::parse(interface.url.trim()).ok()?;
         let is_supported = url.scheme() == "http" || url.scheme() == "https" && cfg!(feature = "tls");
         // Credentials are chosen by the caller, not by the agent.
         (is_supported && !has_credentials(&url)).then(|| Self {
             url,
             dialect,
-            tenant: interface.tenant.map(str::to_owned),
+            tenant: interface.tenant.clone(),
         })
     }
 
@@ -97,7 +97,7 @@ fn listed(interfaces: &[Declared<'_>]) -> String {
 }
 
 fn described(interface: &Declared<'_>) -> String {
-    let (binding, version, url) = (interface.binding(), interface.version, interface.url);
+    let (binding, version, url) = (interface.binding(), &interface.version, interface.url);
     let location = match Url::parse(url.trim()) {
         // Errors are logged.
         Ok(url) if has_credentials(&url) => "a URL with a user name or password".to_owned(),
@@ -209,6 +209,18 @@ mod tests {
         both["supportedInterfaces"] =
             json!([{"url": "http://a/3", "protocolBinding": "HTTP+JSON", "protocolVersion": "1.0"}]);
         assert_eq!(target(&both).unwrap(), ("http://a/3".to_owned(), Dialect::HttpJson));
+    }
+
+    #[test]
+    fn odd_fields_that_a_call_does_not_need_are_ignored() {
+        let odd = json!({"name": 7, "skills": [{"tags": [null]}, 1], "url": null, "additionalInterfaces": {},
+            "supportedInterfaces": [null, "http://a/", {"url": ["http://a/"]},
+                {"url": "http://a/1", "protocolBinding": "JSONRPC", "protocolVersion": 1.0, "transport": 7}]});
+        assert_eq!(target(&odd).unwrap(), ("http://a/1".to_owned(), Dialect::JsonRpc));
+        let old = json!({"protocolVersion": 0.3, "url": "http://a/2", "preferredTransport": null});
+        assert_eq!(target(&old).unwrap(), ("http://a/2".to_owned(), Dialect::OldJsonRpc));
+        let cut = r#"{"description": "cut \ud83d", "url": "http://a/3"}"#.parse().unwrap();
+        assert_eq!(Target::of_card(&cut).unwrap().url.as_str(), "http://a/3");
     }
 
     #[test]

@@ -104,6 +104,8 @@ fn card_without_an_http_interface_is_rejected_and_the_error_lists_its_interfaces
         message,
         "the A2A agent card of \"Binary\" has no interface with an http or https URL: GRPC at \"grpc.example:443\", MQTT at \"mqtt://a\""
     );
+    let odd = error(&json!({"name": "A", "url": ["http://a"]}));
+    assert!(matches!(odd, CardError::NoHttpInterface { .. }), "{odd:?}");
     // A document of another kind, such as a package.json.
     let other = error(&json!({"name": "some-package", "version": "1.0.0"}));
     assert!(matches!(other, CardError::NoHttpInterface { .. }), "{other:?}");
@@ -118,10 +120,12 @@ fn documents_that_are_not_cards_are_rejected() {
         ("{}", "no `name`"),
         (r#"{"name": " "}"#, "no `name`"),
         (r#"{"name": null}"#, "no `name`"),
-        (r#"{"name": 7}"#, "invalid type: integer `7`, expected a string"),
-        (r#"{"name": "A", "url": "http://a", "skills": {}}"#, "expected a sequence"),
+        (r#"{"name": 7}"#, "its `name` is invalid: invalid type: integer `7`, expected a string"),
+        (
+            r#"{"name": "A", "url": "http://a", "skills": {}}"#,
+            "its `skills` is invalid: invalid type: map, expected a sequence",
+        ),
         (r#"{"name": "A", "url": "http://a", "skills": ["work"]}"#, "expected struct"),
-        (r#"{"name": "A", "url": ["http://a"]}"#, "expected a string"),
     ] {
         let error = registration_of(&document.parse().unwrap()).unwrap_err();
         let CardError::Invalid(reason) = &error else { panic!("{document}: {error:?}") };
@@ -136,6 +140,15 @@ fn lists_may_be_empty_or_null() {
     assert_eq!(registration(&card).capabilities, [Capability::new("work")]);
     assert_eq!(registration(&json!({"name": "A", "url": "http://a", "skills": null})).capabilities, []);
     assert_eq!(registration(&with_skills(&json!([]))).capabilities, []);
+}
+
+/// JavaScript writes half of a character like that if it cuts a text there. The card is kept as it is.
+#[test]
+fn half_of_a_character_is_replaced_in_the_registration() {
+    let card = r#"{"name": "A", "url": "http://a", "skills": [{"id": "work", "description": "cut \ud83d"}]}"#;
+    let registration = registration_of(&card.parse().unwrap()).unwrap();
+    assert_eq!(registration.capabilities, [Capability::new("work").description("cut \u{fffd}")]);
+    assert_eq!(registration.card.unwrap().as_str(), card);
 }
 
 #[test]
