@@ -14,7 +14,15 @@ pub enum A2aError {
     Refused {
         /// The JSON-RPC code, such as -32602, also for HTTP+JSON.
         code: i64,
-        /// What the agent says.
+        /// The beginning of what the agent says: up to 4 KiB.
+        message: String,
+    },
+    /// The agent does not take a message of this size or media type.
+    #[error("status {status}{}", after_colon(message))]
+    NotAccepted {
+        /// The status: 413 or 415.
+        status: u16,
+        /// The beginning of what the agent says: up to 4 KiB.
         message: String,
     },
     /// The task ended in a state other than completed.
@@ -33,6 +41,7 @@ impl A2aError {
         match self {
             Self::NotCallable(_) => "a2a_not_callable",
             Self::Refused { .. } => "a2a_refused",
+            Self::NotAccepted { .. } => "a2a_not_accepted",
             Self::Ended { .. } => "a2a_ended",
         }
     }

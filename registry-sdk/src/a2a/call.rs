@@ -1,14 +1,15 @@
 //! Encoding of the protocol's requests, and decoding of its responses.
 
+use std::str::FromStr;
 use std::sync::Arc;
 
 use reqwest::Method;
 use reqwest::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use url::Url;
 
 use super::a2a_error::A2aError;
+use super::json;
 use super::message::{Form, Message};
 use super::reply::Reply;
 use super::target::{Dialect, Target};
@@ -55,7 +56,8 @@ impl Call {
     pub(crate) fn send(target: Arc<Target>, message: &Message, message_id: &str) -> Result<Self, A2aError> {
         let (form, configuration) = match target.dialect {
             Dialect::JsonRpc | Dialect::HttpJson => (Form::V1, json!({"returnImmediately": true})),
-            Dialect::OldJsonRpc => (Form::V03, json!({"blocking": false})),
+            // Some agents of version 0.3 require the modes. An empty list means all.
+            Dialect::OldJsonRpc => (Form::V03, json!({"blocking": false, "acceptedOutputModes": []})),
         };
         let message =
             message.encode(form, message_id).map_err(|why| A2aError::NotCallable(why.to_owned()))?;
@@ -129,7 +131,7 @@ impl Call {
 
     /// Reads a successful response.
     pub(crate) fn read(&self, body: &[u8]) -> Result<Reply, Unusable> {
-        let json: Value = serde_json::from_slice(body).map_err(|error| {
+        let json = json::parse(body).map_err(|error| {
             let is_markup = body.trim_ascii_start().starts_with(b"<");
             let why = if is_markup { "it is HTML or XML".to_owned() } else { error.to_string() };
             Unusable::Invalid(format!("the response cannot be decoded ({why})"))
@@ -143,31 +145,27 @@ impl Call {
 
     /// Reads the result of JSON-RPC.
     fn result_of(&self, json: Value) -> Result<Value, Unusable> {
-        #[derive(Deserialize)]
-        struct RpcError {
-            code: i64,
-            #[serde(default)]
-            message: String,
-        }
         let Value::Object(mut response) = json else {
             return Err(Unusable::Invalid("a response of JSON-RPC is an object".to_owned()));
         };
         let id = response.get("id").cloned().unwrap_or_default();
         let (result, error) = (response.remove("result"), response.remove("error"));
         // Some servers convert ids to texts. The id is null if the agent could not read the request.
-        let is_own =
-            id == json!(self.id) || id == json!(self.id.to_string()) || id.is_null() && error.is_some();
+        let is_own = whole_number(&id) == Some(self.id)
+            || id == json!(self.id.to_string())
+            || id.is_null() && error.is_some();
         match (result, error) {
             _ if !is_own => Err(Unusable::Invalid(format!(
                 "the response is that to another request: its id is {id} in place of {}",
                 self.id
             ))),
-            (_, Some(error)) if !error.is_null() => match RpcError::deserialize(error) {
-                Ok(RpcError { code, message }) => Err(Unusable::Refused(A2aError::Refused { code, message })),
-                Err(error) => {
-                    Err(Unusable::Invalid(format!("the `error` of the response is none ({error})")))
-                }
-            },
+            (_, Some(error)) if !error.is_null() => Err(match whole_number(&error["code"]) {
+                Some(code) => Unusable::Refused(refused(code, &error["message"])),
+                None => Unusable::Invalid(format!(
+                    "the `error` of the response is none: its `code` is {}",
+                    error["code"]
+                )),
+            }),
             (Some(result), _) => Ok(result),
             (None, _) => Err(Unusable::Invalid("the response has neither `result` nor `error`".to_owned())),
         }
@@ -193,8 +191,11 @@ impl Call {
     }
 
     /// Reads the error of the protocol in an unsuccessful response, if it has one. Several errors have the same status.
-    pub(crate) fn refusal(&self, body: &str) -> Option<A2aError> {
-        let json: Value = serde_json::from_str(body).ok()?;
+    pub(crate) fn refusal(&self, status: u16, body: &str) -> Option<A2aError> {
+        if matches!(status, 413 | 415) {
+            return Some(A2aError::NotAccepted { status, message: body.trim().to_owned() });
+        }
+        let json = json::parse(body.as_bytes()).ok()?;
         if self.target.dialect == Dialect::HttpJson {
             return http_refusal(&json);
         }
@@ -209,22 +210,36 @@ impl Call {
 
 /// Reads the error of HTTP+JSON: an `error` with details, or a problem (RFC 9457).
 fn http_refusal(json: &Value) -> Option<A2aError> {
-    let problem = json["type"].as_str().and_then(|kind| kind.strip_prefix(PROBLEM_TYPE));
-    let (code, message) = if let Some(kind) = problem {
-        let message = json["detail"].as_str().or(json["title"].as_str());
-        (code_of(&kind.to_uppercase().replace('-', "_"))?, message)
-    } else {
-        let error = &json["error"];
-        let mut details = error["details"].as_array()?.iter();
-        let info = details.find(|detail| detail["domain"] == "a2a-protocol.org")?;
-        (code_of(info["reason"].as_str()?)?, error["message"].as_str())
+    if let Some(kind) = json["type"].as_str().and_then(|kind| kind.strip_prefix(PROBLEM_TYPE)) {
+        let code = code_of(&kind.to_uppercase().replace('-', "_"))?;
+        let message = if json["detail"].is_string() { &json["detail"] } else { &json["title"] };
+        return Some(refused(code, message));
+    }
+    let error = &json["error"];
+    let mut details = error["details"].as_array().into_iter().flatten();
+    let code = match details.find(|detail| detail["domain"] == "a2a-protocol.org") {
+        Some(info) => code_of(info["reason"].as_str()?)?,
+        // Some agents do not say more about a request that they cannot read.
+        None if error["status"] == "INVALID_ARGUMENT" => -32602,
+        None => return None,
     };
-    Some(A2aError::Refused { code, message: message.unwrap_or_default().to_owned() })
+    Some(refused(code, &error["message"]))
+}
+
+fn refused(code: i64, message: &Value) -> A2aError {
+    A2aError::Refused { code, message: message.as_str().unwrap_or_default().to_owned() }
+}
+
+/// Reads a whole number, which some servers write as a float, such as -32603.0.
+fn whole_number<T: FromStr>(number: &Value) -> Option<T> {
+    let text = number.to_string();
+    text.strip_suffix(".0").unwrap_or(&text).parse().ok()
 }
 
 /// The JSON-RPC code for a reason of HTTP+JSON.
 fn code_of(reason: &str) -> Option<i64> {
     Some(match reason {
+        "PARSE_ERROR" | "JSON_PARSE" => -32700,
         "INVALID_REQUEST" => -32600,
         "METHOD_NOT_FOUND" => -32601,
         "INVALID_PARAMS" => -32602,

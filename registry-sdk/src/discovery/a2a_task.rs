@@ -247,7 +247,9 @@ fn refusal(call: &Call, error: HttpTaskError) -> HttpTaskError {
     match &error {
         HttpTaskError::Status { status: 401 | 403, .. } => error,
         _ if matches!(error.kind(), FailureKind::Busy { .. }) => error,
-        HttpTaskError::Status { body, .. } => call.refusal(body).map_or(error, HttpTaskError::A2a),
+        HttpTaskError::Status { status, body, .. } => {
+            call.refusal(*status, body).map_or(error, HttpTaskError::A2a)
+        }
         _ => error,
     }
 }

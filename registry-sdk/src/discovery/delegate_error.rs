@@ -47,7 +47,7 @@ pub enum EndReason {
         /// When the first of them can be asked again.
         retry_after: Duration,
     },
-    /// All agents refused the path or the credentials: those are probably wrong.
+    /// All agents refused the path, the credentials or, over A2A, the message: those are probably wrong.
     Misdeployed,
     /// An agent failed, and the [`RetryBudget`](super::RetryBudget) allows no further attempt.
     RetryBudgetExhausted,
@@ -97,7 +97,7 @@ impl fmt::Display for EndReason {
                 write!(f, "all agents are busy; the first can be asked again in {retry_after:.1?}")
             }
             Self::Misdeployed => f.write_str(
-                "all agents refused the path or the credentials: check the path of the task and the token",
+                "all agents refused the path, the credentials or the message: check how the task is sent, and the token",
             ),
             Self::RetryBudgetExhausted => {
                 f.write_str("an agent failed, and the retry budget allows no further attempt now")

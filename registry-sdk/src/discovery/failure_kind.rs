@@ -23,10 +23,9 @@ const MAX_BUSY: Duration = Duration::from_secs(300);
 /// | 401, 403, 404, 405, redirect (307 and 308 to the same origin are followed) | [`Deployment`](Self::Deployment) | the next agent | if another agent then succeeds |
 /// | 429; 503 or 409 with `Retry-After` | [`Busy`](Self::Busy) | the next agent, and this one again after that time | no |
 /// | any other 4xx | [`Task`](Self::Task) | the delegation ends | no |
-/// | over A2A: no card, or none with an interface that this SDK supports; the state rejected or canceled; the errors -32004, -32005, -32008 | [`Declined`](Self::Declined) | the next agent | no |
-/// | over A2A: the state failed; the error -32601 or -32009 | [`Agent`](Self::Agent); [`Deployment`](Self::Deployment) | as above | as above |
-/// | over A2A: the errors -32600, -32602 and -32700 | [`Task`](Self::Task) | the delegation ends | no |
-/// | over A2A: any other error | [`Agent`](Self::Agent) | the next agent | yes |
+/// | over A2A: no card, or none with an interface that this SDK supports; the state rejected or canceled; the errors -32004, -32005, -32008; 413, 415 | [`Declined`](Self::Declined) | the next agent | no |
+/// | over A2A: the errors -32600, -32601, -32602, -32700 and -32009 | [`Deployment`](Self::Deployment) | the next agent | if another agent then succeeds |
+/// | over A2A: the state failed, any other error | [`Agent`](Self::Agent) | the next agent | yes |
 /// | over A2A: three failed polls in a row, the last one with 401 or 403 | [`Deployment`](Self::Deployment) | the next agent | if another agent then succeeds |
 /// | over A2A: any other three failed polls in a row | [`Agent`](Self::Agent) | the next agent | yes |
 /// | 2xx with a response that cannot be read or decoded; in a poll, only if it is too long or about another task | [`Response`](Self::Response) | the delegation ends, since the task was done | only if it did not arrive in time |
@@ -37,8 +36,8 @@ const MAX_BUSY: Duration = Duration::from_secs(300);
 pub enum FailureKind {
     /// The agent failed. Another agent gets the task, and the failure counts against this one.
     Agent,
-    /// The agent is deployed wrongly, or the task is sent wrongly: the path or the credentials are wrong. Another agent gets
-    /// the task. The failure counts against this one only if the other agent succeeds.
+    /// The agent is deployed wrongly, or the task is sent wrongly: the path or the credentials are wrong, or an A2A agent does not
+    /// understand the message. Another agent gets the task. The failure counts against this one only if the other agent succeeds.
     Deployment,
     /// The agent takes no task now. Another agent gets it, and this one is avoided for this time: at least 1 s and at most 5
     /// minutes.
@@ -74,10 +73,9 @@ impl FailureKind {
     #[must_use]
     pub fn of_a2a_error(code: i64) -> Self {
         match code {
-            // No JSON, no request, wrong parameters.
-            -32700 | -32600 | -32602 => Self::Task,
-            // The agent does not speak what its card says: method not found, version not supported.
-            -32601 | -32009 => Self::Deployment,
+            // The agent does not speak what its card says: method not found, version not supported. Or it cannot read the message (no
+            // JSON, no request, wrong parameters), which others may, as limits differ, and some report their own mistakes like that.
+            -32601 | -32009 | -32700 | -32600 | -32602 => Self::Deployment,
             // It speaks less than this task needs: operation, content type, required extension.
             -32004 | -32005 | -32008 => Self::Declined,
             _ => Self::Agent,
@@ -90,7 +88,9 @@ impl FailureKind {
         match error {
             A2aError::Refused { code, .. } => Self::of_a2a_error(*code),
             A2aError::Ended { state: TaskState::Failed, .. } => Self::Agent,
-            A2aError::NotCallable(_) | A2aError::Ended { .. } => Self::Declined,
+            A2aError::NotCallable(_) | A2aError::NotAccepted { .. } | A2aError::Ended { .. } => {
+                Self::Declined
+            }
         }
     }
 

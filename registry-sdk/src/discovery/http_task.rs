@@ -24,8 +24,8 @@ use crate::propagation;
 use crate::response::retry_after;
 use crate::spans;
 
-/// Maximum length of an unsuccessful response that is read.
-const MAX_REFUSAL: usize = 4 * 1_024;
+/// Maximum length of an unsuccessful response that is read. It may be an error of A2A, which is understood only as a whole.
+const MAX_REFUSAL: usize = 64 * 1_024;
 
 /// How long the body of an unsuccessful response is waited for.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
@@ -163,7 +163,8 @@ impl AgentAccess {
     }
 
     /// Returns a failure with the kind that the classifier chooses.
-    pub(super) fn failed(&self, error: HttpTaskError) -> TaskError {
+    pub(super) fn failed(&self, mut error: HttpTaskError) -> TaskError {
+        error.shorten();
         let (kind, may_have_arrived, draws) =
             ((self.classifier)(&error), error.may_have_arrived(), error.draws());
         let mut error = TaskError::of(kind, Arc::new(error));

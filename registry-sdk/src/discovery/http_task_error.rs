@@ -10,6 +10,9 @@ use super::failure_kind::FailureKind;
 use crate::a2a::a2a_error::A2aError;
 use crate::contract::cut;
 
+/// Maximum length of an agent's text that is kept.
+const MAX_TEXT: usize = 4 * 1_024;
+
 /// Maximum length of the quote from a body, or from a decoder's message.
 const QUOTED: usize = 300;
 
@@ -72,6 +75,17 @@ impl HttpTaskError {
             #[cfg(feature = "a2a")]
             Self::A2a(error) => FailureKind::of_a2a(error),
         }
+    }
+
+    /// Cuts the text of an agent that did not take the task.
+    pub(super) fn shorten(&mut self) {
+        let text = match self {
+            Self::Status { body, .. } => body,
+            #[cfg(feature = "a2a")]
+            Self::A2a(A2aError::Refused { message, .. } | A2aError::NotAccepted { message, .. }) => message,
+            _ => return,
+        };
+        *text = cut(text, MAX_TEXT).to_owned();
     }
 
     /// Returns the `error.type` of the span. A status has its own value.

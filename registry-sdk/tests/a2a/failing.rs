@@ -25,6 +25,12 @@ async fn task_goes_to_the_next_agent_and_only_failing_agents_are_ejected() {
         (Answer::Error(-32_008, "EXTENSION_SUPPORT_REQUIRED", 400), FailureKind::Declined, false),
         (Answer::Error(-32_009, "VERSION_NOT_SUPPORTED", 400), FailureKind::Deployment, true),
         (Answer::Error(-32_601, "METHOD_NOT_FOUND", 404), FailureKind::Deployment, true),
+        (Answer::Error(-32_602, "INVALID_PARAMS", 400), FailureKind::Deployment, true),
+        (Answer::Error(-32_600, "INVALID_REQUEST", 400), FailureKind::Deployment, true),
+        (Answer::Error(-32_700, "PARSE_ERROR", 400), FailureKind::Deployment, true),
+        (Answer::Error(-32_700, "JSON_PARSE", 400), FailureKind::Deployment, true),
+        (Answer::Http(413, None, "too large"), FailureKind::Declined, false),
+        (Answer::Http(415, None, "no JSON, please"), FailureKind::Declined, false),
         (Answer::Http(503, None, "out of order"), FailureKind::Agent, true),
         (Answer::Http(404, None, "no such page"), FailureKind::Deployment, true),
         (Answer::Http(401, None, "who are you?"), FailureKind::Deployment, true),
@@ -67,16 +73,23 @@ async fn error_quotes_the_message_of_the_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn invalid_task_goes_to_no_other_agent() {
+async fn message_that_all_agents_refuse_counts_against_none_of_them() {
     for binding in BINDINGS {
-        for (code, reason) in [(-32_602, "INVALID_PARAMS"), (-32_600, "INVALID_REQUEST")] {
-            let mut scene = Scene::new().await;
-            let first = scene.agent("first", 0, binding).await;
-            let second = scene.agent("second", 1, binding).await;
-            first.answers(Answer::Error(code, reason, 400), Answer::Hang);
-            let error = send(scene.orchestrator().delegate("work")).await.unwrap_err();
-            assert!(matches!(error.reason, EndReason::Rejected), "{binding:?}: {error}");
-            assert_eq!(second.count("SendMessage"), 0);
+        let mut scene = Scene::new().await;
+        let refused = Answer::Error(-32_602, "INVALID_PARAMS", 400);
+        let ids = ["first", "second"];
+        for (rank, id) in ids.into_iter().enumerate() {
+            scene.agent(id, rank, binding).await.answers(refused.clone(), Answer::Hang);
+        }
+        let orchestrator = scene.orchestrator();
+        for _ in 0..DELEGATIONS {
+            let error = send(orchestrator.delegate("work")).await.unwrap_err();
+            assert!(matches!(error.reason, EndReason::Misdeployed), "{binding:?}: {error}");
+            assert_eq!(error.attempts.iter().map(|attempt| &*attempt.agent_id).collect::<Vec<_>>(), ids);
+            sleep(Duration::from_secs(1)).await;
+        }
+        for id in ids {
+            assert_eq!(orchestrator.ejection(id), EjectionState::Admitted, "{binding:?} {id}");
         }
     }
 }

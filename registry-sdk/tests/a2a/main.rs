@@ -14,6 +14,8 @@ mod given_up;
 mod long_tasks;
 mod mapping;
 #[cfg(feature = "testing")]
+mod odd_agents;
+#[cfg(feature = "testing")]
 mod other_registries;
 #[cfg(all(feature = "axum", feature = "testing"))]
 mod own_card;

@@ -72,7 +72,7 @@ async fn error_without_an_id_belongs_to_the_request() {
     let error = r#"{"jsonrpc": "2.0", "id": null, "error": {"code": -32700, "message": "no JSON"}}"#;
     agent.answers(Answer::Http(200, None, error), Answer::Hang);
     let error = send(scene.orchestrator().delegate("work")).await.unwrap_err();
-    assert!(matches!(error.reason, EndReason::Rejected), "{error}");
+    assert!(matches!(error.reason, EndReason::Misdeployed), "{error}");
     assert!(error.to_string().contains("A2A error -32700: no JSON"), "{error}");
 }
 

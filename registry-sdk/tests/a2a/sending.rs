@@ -27,7 +27,8 @@ async fn message_is_sent_over_the_binding_in_the_card_and_the_reply_is_returned(
         let sent = &agent.calls("SendMessage")[0];
         let (parts, configuration) = match binding {
             Binding::OldJsonRpc => {
-                (json!([{"kind": "text", "text": "Find a recipe with leeks"}]), json!({"blocking": false}))
+                let configuration = json!({"blocking": false, "acceptedOutputModes": []});
+                (json!([{"kind": "text", "text": "Find a recipe with leeks"}]), configuration)
             }
             _ => (json!([{"text": "Find a recipe with leeks"}]), json!({"returnImmediately": true})),
         };
