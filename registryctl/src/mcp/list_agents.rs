@@ -93,13 +93,16 @@ pub(super) async fn call(client: &RegistryClient, mut arguments: Arguments) -> A
     let limit = arguments.count("limit", MAX_LIMIT)?.unwrap_or(DEFAULT_LIMIT);
     let cursor = arguments.text("cursor")?;
     arguments.finish()?;
-    let query = ListQuery { filter, limit: Some(limit), cursor };
+    let query = ListQuery { filter, limit: Some(limit), cursor: cursor.clone() };
     let page = client.list_agents(query).await.map_err(|error| explain(&error))?;
     let (mut agents, mut next_cursor) = (page.agents, page.next_cursor);
-    if agents.len() > limit {
-        // A registry without pages returns all agents at once, ordered by id. An id serves as a cursor.
+    agents.sort_unstable_by(|one, other| one.agent_id.cmp(&other.agent_id));
+    if agents.len() > limit || agents.iter().any(|agent| cursor.as_ref() == Some(&agent.agent_id)) {
+        // A registry without pages returns all agents, whatever the cursor is. An id serves as a cursor.
+        agents.retain(|agent| cursor.as_ref().is_none_or(|cursor| agent.agent_id > *cursor));
+        let has_more = agents.len() > limit;
         agents.truncate(limit);
-        next_cursor = agents.last().map(|agent| agent.agent_id.clone());
+        next_cursor = agents.last().filter(|_| has_more).map(|agent| agent.agent_id.clone());
     }
     answer(&Listed { agents: agents.into_iter().map(ListedAgent::from).collect(), next_cursor })
 }

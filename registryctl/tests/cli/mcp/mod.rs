@@ -3,6 +3,7 @@
 mod arguments;
 mod delegation;
 mod documentation;
+mod list;
 mod outages;
 mod protocol;
 mod support;
