@@ -20,7 +20,8 @@ const MAX_AGE: Duration = Duration::from_secs(60);
 /// Time limit of the first read of a changed card. Each further one has twice as long, until one succeeds.
 const MIN_REFRESH_WAIT: Duration = Duration::from_secs(1);
 
-/// Minimum interval between reads that fail. Otherwise each attempt would wait for a registry that hangs.
+/// Minimum interval between reads that fail. Otherwise each attempt would wait for a registry that hangs. If no interface is known, it is
+/// no longer than the failed read took, so that agents can be called soon after a registry that fails at once is back.
 const MIN_READ_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The interfaces of agents, by their cards. Clones share them.
@@ -45,7 +46,7 @@ struct Kept {
 #[derive(Clone, Copy, Debug)]
 struct FailedRead {
     at: Instant,
-    /// How long the longest of the failed reads in a row took.
+    /// How long the read took, or the longest of those that failed in a row while an interface was known.
     waited: Duration,
     /// Whether the read was given up, although it might have succeeded with more time.
     is_given_up: bool,
@@ -71,7 +72,12 @@ impl Kept {
     /// Returns whether the card need not be read, given the digest in the match and the time that is left: that digest is known, or
     /// reading the card failed a moment ago.
     fn is_current(&self, digest: Option<&str>, left: Duration) -> bool {
-        if let Some(failed) = self.failed.filter(|failed| failed.at.elapsed() < MIN_READ_INTERVAL) {
+        let is_recent = |failed: &FailedRead| {
+            let interval =
+                if self.target.is_ok() { MIN_READ_INTERVAL } else { MIN_READ_INTERVAL.min(failed.waited) };
+            failed.at.elapsed() < interval
+        };
+        if let Some(failed) = self.failed.filter(is_recent) {
             // A delegation with little time must not keep one with more time from reading a card for the first time.
             return self.target.is_ok() || !failed.is_given_up || left < failed.next_wait();
         }
@@ -151,12 +157,10 @@ impl Cards {
         mut failed: FailedRead,
     ) -> Result<Arc<Target>, String> {
         let mut kept = self.lock();
-        if let Some(earlier) = kept.get_mut(agent_id) {
+        if let Some(earlier) = kept.get_mut(agent_id).filter(|earlier| earlier.target.is_ok()) {
             failed.waited = earlier.failed.map_or(failed.waited, |last| last.waited.max(failed.waited));
-            if earlier.target.is_ok() {
-                earlier.failed = Some(failed);
-                return earlier.target.clone();
-            }
+            earlier.failed = Some(failed);
+            return earlier.target.clone();
         }
         let unread = Kept { read_at: None, failed: Some(failed), ..Kept::new(Err(why.clone()), None) };
         insert(&mut kept, agent_id, unread);

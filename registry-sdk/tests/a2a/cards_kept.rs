@@ -148,7 +148,7 @@ async fn read_of_a_changed_card_that_hung_is_not_repeated_at_once() {
 
 /// Otherwise each delegation would wait for an agent that cannot be called anyway.
 #[tokio::test(start_paused = true)]
-async fn first_read_of_a_card_that_failed_is_not_repeated_at_once() {
+async fn registry_that_hangs_or_fails_while_a_first_card_is_read_costs_delegations_little_time() {
     for hangs in [true, false] {
         let mut scene = Scene::new().await;
         let first = scene.agent("first", 0, Binding::JsonRpc).await;
@@ -177,9 +177,13 @@ async fn first_read_of_a_card_that_failed_is_not_repeated_at_once() {
             }
         }
         assert!(began.elapsed() < Duration::from_secs(20), "hangs: {hangs}: {:?}", began.elapsed());
-        assert_eq!(scene.cards_read(), read, "hangs: {hangs}");
+        if hangs {
+            assert_eq!(scene.cards_read(), read);
+        }
+        let read = scene.cards_read();
         scene.registry.heal();
-        sleep(Duration::from_secs(11)).await;
+        // A registry that fails at once keeps no agent waiting after it is back.
+        sleep(if hangs { Duration::from_secs(11) } else { Duration::from_secs(4) }).await;
         assert_eq!(reply_text(orchestrator.delegate("work")).await.as_deref(), Ok("first"));
         assert_eq!((scene.cards_read(), first.count("SendMessage")), (read + 1, 1), "hangs: {hangs}");
         assert_eq!(orchestrator.ejection("first"), EjectionState::Admitted, "hangs: {hangs}");
