@@ -14,6 +14,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::serve::Listener;
+use futures_util::future::OptionFuture;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -21,7 +22,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -90,13 +91,8 @@ impl ConnectionServer {
                 (&self.rejecting_router, permit, Some(REJECTION_TIMEOUT))
             };
             let (router, shutdown) = (router.clone(), self.shutdown.clone());
-            let served = serve_connection(io, peer, router, shutdown, permit);
-            tasks.spawn(abort.clone().run_until_cancelled_owned(async move {
-                match limit {
-                    Some(limit) => drop(timeout(limit, served).await),
-                    None => served.await,
-                }
-            }));
+            let served = serve_connection(io, peer, router, limit, shutdown, permit);
+            tasks.spawn(abort.clone().run_until_cancelled_owned(served));
         }
         drop(listener);
         self.drain.begin();
@@ -113,11 +109,14 @@ fn is_nearly_full(Usage { used, max }: Usage) -> bool {
     used.saturating_mul(4) > max.saturating_mul(3)
 }
 
-/// Serves one connection until it ends.
+/// Serves one connection until it ends, or for a limited time.
+///
+/// Each connection is a task of this future alone: futures around it would hold more copies of it, at 4 KiB each.
 async fn serve_connection<I: AsyncRead + AsyncWrite + Unpin>(
     io: I,
     peer: SocketAddr,
     router: Router,
+    limit: Option<Duration>,
     shutdown: CancellationToken,
     _permit: OwnedSemaphorePermit,
 ) {
@@ -144,6 +143,7 @@ async fn serve_connection<I: AsyncRead + AsyncWrite + Unpin>(
         .serve_connection(io, service);
     let mut connection = std::pin::pin!(connection);
     let mut expired = std::pin::pin!(timeouts.expired());
+    let mut over_limit = std::pin::pin!(OptionFuture::from(limit.map(sleep)));
     let mut shutdown_requested = std::pin::pin!(shutdown.cancelled());
     let mut is_shutting_down = false;
     loop {
@@ -159,6 +159,7 @@ async fn serve_connection<I: AsyncRead + AsyncWrite + Unpin>(
                 tracing::debug!(%peer, reason, "closing the connection");
                 return;
             }
+            Some(()) = &mut over_limit => return,
             () = &mut shutdown_requested, if !is_shutting_down => {
                 is_shutting_down = true;
                 connection.as_mut().graceful_shutdown();

@@ -21,7 +21,7 @@ fn connect() -> DuplexStream {
     let (client, server) = duplex(1_024);
     let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
     let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-    tokio::spawn(serve_connection(server, peer, router, CancellationToken::new(), permit));
+    tokio::spawn(serve_connection(server, peer, router, None, CancellationToken::new(), permit));
     client
 }
 
