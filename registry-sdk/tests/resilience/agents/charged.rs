@@ -79,7 +79,7 @@ async fn wrong_deployment_counts_only_if_another_agent_does_the_task() {
         scene.set("too", refusal);
         for _ in 0..3 {
             let error = delegate(&orchestrator).await.unwrap_err();
-            assert!(error.contains("check the path of the task and the token"), "{error}");
+            assert!(error.contains("check how the task is sent, and the token"), "{error}");
         }
         assert!(!is_ejected(&orchestrator, "wrong") && !is_ejected(&orchestrator, "too"), "{status}");
         scene.set_well("too");
