@@ -60,9 +60,7 @@ async fn last_card_is_used_if_the_new_one_cannot_be_read() {
     for hangs in [false, true] {
         let mut scene = Scene::new().await;
         let agent = scene.agent("a", 0, Binding::JsonRpc).await;
-        let directory = Directory::follow(&scene.registry.client());
-        directory.ready().await.unwrap();
-        let orchestrator = Orchestrator::builder(scene.registry.client()).directory(directory).build();
+        let orchestrator = scene.orchestrator_with_directory().await;
         assert_eq!(reply_text(orchestrator.delegate("work")).await.as_deref(), Ok("a"));
         let nowhere = Interface::json_rpc("http://127.0.0.1:1");
         let details = CardDetails::new("Works", "1.0.0", nowhere);
@@ -111,9 +109,7 @@ async fn slow_read_of_a_card_is_awaited_if_the_last_card_has_no_supported_interf
     let agent = scene.agent("a", 0, Binding::JsonRpc).await;
     let details = |interface| Some(CardDetails::new("Works", "1.0.0", interface));
     scene.register("a", 0, &agent, details(Interface::new("GRPC", "http://127.0.0.1:1"))).await;
-    let directory = Directory::follow(&scene.registry.client());
-    directory.ready().await.unwrap();
-    let orchestrator = Orchestrator::builder(scene.registry.client()).directory(directory).build();
+    let orchestrator = scene.orchestrator_with_directory().await;
     let error = reply_text(orchestrator.delegate("work")).await.unwrap_err();
     assert!(error.contains("a: its A2A agent card has no interface"), "{error}");
     scene.register("a", 0, &agent, details(interface(&agent, Binding::JsonRpc))).await;
@@ -128,9 +124,7 @@ async fn read_of_a_changed_card_that_hung_is_not_repeated_at_once() {
     let mut scene = Scene::new().await;
     let agent = scene.agent("a", 0, Binding::JsonRpc).await;
     let elsewhere = scene.agent("b", 1, Binding::HttpJson).await;
-    let directory = Directory::follow(&scene.registry.client());
-    directory.ready().await.unwrap();
-    let orchestrator = Orchestrator::builder(scene.registry.client()).directory(directory).build();
+    let orchestrator = scene.orchestrator_with_directory().await;
     assert_eq!(reply_text(orchestrator.delegate("work")).await.as_deref(), Ok("a"));
     let details = CardDetails::new("Works", "1.0.0", interface(&elsewhere, Binding::HttpJson));
     scene.register("a", 0, &agent, Some(details)).await;
@@ -153,9 +147,7 @@ async fn registry_that_hangs_or_fails_while_a_first_card_is_read_costs_delegatio
         let mut scene = Scene::new().await;
         let first = scene.agent("first", 0, Binding::JsonRpc).await;
         scene.agent("second", 1, Binding::JsonRpc).await;
-        let directory = Directory::follow(&scene.registry.client());
-        directory.ready().await.unwrap();
-        let orchestrator = Orchestrator::builder(scene.registry.client()).directory(directory).build();
+        let orchestrator = scene.orchestrator_with_directory().await;
         let without_first = || orchestrator.delegate(TaskQuery::new("work").exclude("first"));
         assert_eq!(reply_text(without_first()).await.as_deref(), Ok("second"));
         let read_before = scene.cards_read();
@@ -196,9 +188,7 @@ async fn first_read_of_a_card_may_take_longer_than_one_that_was_cut_off() {
     let mut scene = Scene::new().await;
     scene.agent("first", 0, Binding::JsonRpc).await;
     scene.agent("second", 1, Binding::JsonRpc).await;
-    let directory = Directory::follow(&scene.registry.client());
-    directory.ready().await.unwrap();
-    let orchestrator = Orchestrator::builder(scene.registry.client()).directory(directory).build();
+    let orchestrator = scene.orchestrator_with_directory().await;
     let without_first = || orchestrator.delegate(TaskQuery::new("work").exclude("first"));
     assert_eq!(reply_text(without_first()).await.as_deref(), Ok("second"));
     scene.registry.delay(Duration::from_secs(3));
@@ -219,9 +209,7 @@ async fn changed_card_that_takes_long_to_read_is_used_after_some_reads() {
     let agent = scene.agent("a", 0, Binding::JsonRpc).await;
     let elsewhere = scene.unregistered(Binding::HttpJson).await;
     elsewhere.answers(Answer::Task("completed", "elsewhere"), Answer::Hang);
-    let directory = Directory::follow(&scene.registry.client());
-    directory.ready().await.unwrap();
-    let orchestrator = Orchestrator::builder(scene.registry.client()).directory(directory).build();
+    let orchestrator = scene.orchestrator_with_directory().await;
     assert_eq!(reply_text(orchestrator.delegate("work")).await.as_deref(), Ok("a"));
     // After a success, the next change begins at a second again.
     for (version, earlier) in [("2.0.0", "a"), ("3.0.0", "elsewhere")] {
@@ -250,9 +238,7 @@ async fn read_of_a_changed_card_leaves_half_of_the_time_to_the_agent() {
         Answer::Late(Duration::from_secs(3), Box::new(Answer::Task("completed", "a"))),
         Answer::Hang,
     );
-    let directory = Directory::follow(&scene.registry.client());
-    directory.ready().await.unwrap();
-    let orchestrator = Orchestrator::builder(scene.registry.client()).directory(directory).build();
+    let orchestrator = scene.orchestrator_with_directory().await;
     assert_eq!(reply_text(orchestrator.delegate("work")).await.as_deref(), Ok("a"));
     let details = CardDetails::new("Works", "2.0.0", interface(&agent, Binding::JsonRpc));
     scene.register("a", 0, &agent, Some(details)).await;

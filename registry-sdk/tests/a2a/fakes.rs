@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Method, Uri};
 use axum::response::Response;
 use registry_sdk::a2a::{CardDetails, Interface};
-use registry_sdk::discovery::{DelegateError, Delegated, Delegation, Orchestrator};
+use registry_sdk::discovery::{DelegateError, Delegated, Delegation, Directory, Orchestrator};
 use registry_sdk::testing::MockRegistry;
 use registry_sdk::{Capability, Registration, a2a};
 use serde_json::{Value, json};
@@ -187,6 +187,13 @@ impl Scene {
 
     pub(crate) fn orchestrator(&self) -> Orchestrator {
         Orchestrator::new(self.registry.client())
+    }
+
+    /// Returns an orchestrator that knows all agents, so that it only asks the registry for cards.
+    pub(crate) async fn orchestrator_with_directory(&self) -> Orchestrator {
+        let directory = Directory::follow(&self.registry.client());
+        directory.ready().await.unwrap();
+        Orchestrator::builder(self.registry.client()).directory(directory).build()
     }
 }
 

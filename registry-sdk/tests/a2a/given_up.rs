@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use registry_sdk::Orchestrator;
 use registry_sdk::discovery::{EjectionState, EndReason, FailureKind};
-use registry_sdk::{Directory, Orchestrator};
 use tokio::runtime::Builder;
 use tokio::time::{sleep, timeout};
 
@@ -15,9 +15,7 @@ async fn slow_read_of_a_card_does_not_count_against_the_agent() {
     let mut scene = Scene::new().await;
     let first = scene.agent("first", 0, Binding::JsonRpc).await;
     scene.agent("second", 1, Binding::JsonRpc).await;
-    let directory = Directory::follow(&scene.registry.client());
-    directory.ready().await.unwrap();
-    let orchestrator = Orchestrator::builder(scene.registry.client()).directory(directory).build();
+    let orchestrator = scene.orchestrator_with_directory().await;
     for _ in 0..10 {
         // The directory answers the search itself, so the next request is the one for the first agent's card.
         scene.registry.hang(1);
@@ -35,9 +33,7 @@ async fn delegation_that_ends_while_a_card_is_read_does_not_count_against_the_ag
     let agent = scene.agent("first", 0, Binding::JsonRpc).await;
     // Without a second agent, the first would never be ejected.
     scene.agent("second", 1, Binding::JsonRpc).await;
-    let directory = Directory::follow(&scene.registry.client());
-    directory.ready().await.unwrap();
-    let orchestrator = Orchestrator::builder(scene.registry.client()).directory(directory).build();
+    let orchestrator = scene.orchestrator_with_directory().await;
     for _ in 0..10 {
         scene.registry.hang(1);
         let sent = orchestrator.delegate("work").time_limit(Duration::from_secs(3)).attempts(1);
