@@ -1,4 +1,4 @@
-//! Agents that fail at a task, reject it or cannot be called: where the task goes, and whether the agent is ejected.
+//! Agents that fail, reject a task or cannot be called: another agent gets the task, and some of them are ejected.
 
 use std::time::Duration;
 
@@ -154,12 +154,7 @@ async fn task_goes_to_the_next_agent_if_one_cannot_be_called() {
 #[tokio::test(start_paused = true)]
 async fn rejections_use_up_the_attempts_and_the_retry_budget() {
     let mut scene = Scene::new().await;
-    let mut agents = Vec::new();
-    for (rank, id) in ["first", "second", "third"].into_iter().enumerate() {
-        let agent = scene.agent(id, rank, Binding::JsonRpc).await;
-        agent.answers(Answer::Task("rejected", "not today"), Answer::Hang);
-        agents.push(agent);
-    }
+    let agents = scene.three_agents(Answer::Task("rejected", "not today"), Answer::Hang).await;
     let orchestrator = scene.orchestrator();
     let error = send(orchestrator.delegate("work").attempts(2)).await.unwrap_err();
     assert!(matches!(error.reason, EndReason::AttemptsExhausted), "{error}");
@@ -169,7 +164,7 @@ async fn rejections_use_up_the_attempts_and_the_retry_budget() {
     let frugal = registry_sdk::Orchestrator::builder(scene.registry.client()).retry_budget(budget).build();
     let error = send(frugal.delegate("work")).await.unwrap_err();
     assert!(matches!(error.reason, EndReason::RetryBudgetExhausted), "{error}");
-    assert_eq!([3, 1, 0], [0, 1, 2].map(|index: usize| agents[index].count("SendMessage")));
+    assert_eq!([3, 1, 0], agents.map(|agent| agent.count("SendMessage")));
 }
 
 #[tokio::test(start_paused = true)]

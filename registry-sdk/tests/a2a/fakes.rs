@@ -147,6 +147,19 @@ impl Scene {
         agent
     }
 
+    /// Starts and registers three agents with the same answers, the best match first.
+    pub(crate) async fn three_agents(&mut self, to_message: Answer, to_poll: Answer) -> [Agent; 3] {
+        let agents = [
+            self.agent("first", 0, Binding::JsonRpc).await,
+            self.agent("second", 1, Binding::JsonRpc).await,
+            self.agent("third", 2, Binding::JsonRpc).await,
+        ];
+        for agent in &agents {
+            agent.answers(to_message.clone(), to_poll.clone());
+        }
+        agents
+    }
+
     pub(crate) async fn register(&self, id: &str, rank: usize, agent: &Agent, details: Option<CardDetails>) {
         let capability = match rank {
             0 => Capability::new("work"),

@@ -125,18 +125,13 @@ async fn polls_with_refused_credentials_count_against_the_agent_if_another_one_s
 #[tokio::test(start_paused = true)]
 async fn polls_with_refused_credentials_use_up_the_attempts() {
     let mut scene = Scene::new().await;
-    let mut agents = Vec::new();
-    for (rank, id) in ["first", "second", "third"].into_iter().enumerate() {
-        let agent = scene.agent(id, rank, Binding::JsonRpc).await;
-        agent.answers(Answer::Task("working", ""), Answer::Http(401, None, "expired"));
-        agents.push(agent);
-    }
+    let agents = scene.three_agents(Answer::Task("working", ""), Answer::Http(401, None, "expired")).await;
     let orchestrator = scene.orchestrator();
     let error = send(orchestrator.delegate("work").attempts(2)).await.unwrap_err();
     assert!(matches!(error.reason, EndReason::AttemptsExhausted), "{error}");
     let error = send(orchestrator.delegate("work").at_most_once()).await.unwrap_err();
     assert!(matches!(error.reason, EndReason::MayHaveArrived), "{error}");
-    assert_eq!([2, 1, 0], [0, 1, 2].map(|index: usize| agents[index].count("SendMessage")));
+    assert_eq!([2, 1, 0], agents.map(|agent| agent.count("SendMessage")));
 }
 
 #[tokio::test(start_paused = true)]
