@@ -120,9 +120,10 @@ impl RegistryClientBuilder {
 
     /// Sets a provider of client certificates that are renewed.
     ///
-    /// It is called whenever the client makes new connections: every five minutes, and ten seconds after the last call if a
-    /// request has failed since. Open connections keep their certificate. If the provider fails, the previous certificate stays
-    /// in use, and a warning is logged. A request waits for the provider, so it may read a small file but not much more.
+    /// It is called when the client is built for an `https` URL, and whenever its connections are replaced: five
+    /// minutes after the last call, or ten seconds after it if a request has failed since. Open connections keep their
+    /// certificate. If the provider fails, the previous certificate stays in use, and a warning is logged. A request
+    /// waits for the provider, so it may read a small file but not much more.
     ///
     /// ```no_run
     /// # use registry_sdk::{Error, RegistryClient};

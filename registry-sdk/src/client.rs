@@ -101,7 +101,8 @@ impl RegistryClient {
 
     /// Searches for agents by their capabilities, best match first. Matches that cannot be read are skipped and logged.
     ///
-    /// A registry that does not know a filter ignores it. The client then drops the matches that do not pass.
+    /// A registry that does not know a filter ignores it. The client then drops the matches that do not pass. It cannot
+    /// check metadata, since matches have none.
     pub async fn search_capabilities(
         &self,
         query: impl Into<SearchQuery>,
@@ -111,8 +112,8 @@ impl RegistryClient {
 
     /// Searches for one page of agents: the first page, or the one after the query's cursor.
     ///
-    /// Pages are ordered by score and id, which do not change while pages are read. An agent whose score changes meanwhile,
-    /// because it registers other capabilities, may be missed or returned twice.
+    /// Pages are ordered by score and id, because status and last heartbeat change while pages are read. An agent whose
+    /// score changes meanwhile, because it registers other capabilities, may be missed or returned twice.
     pub async fn search_page(&self, query: impl Into<SearchQuery>) -> Result<MatchPage, Error> {
         let query = query.into().paged();
         let request = Self::search_request(&query)?;
@@ -374,7 +375,7 @@ impl RegistryClient {
     }
 }
 
-/// A response and its age: while a registry's database is away, it answers from memory.
+/// A response and its age: while a registry's database is unavailable, it answers from memory.
 #[derive(Debug)]
 pub(crate) struct Aged<T> {
     pub(crate) value: T,

@@ -1,6 +1,6 @@
 //! Register an agent, keep it alive, and find agents that can do a task.
 //!
-//! An agent registers itself with its capabilities, and stays listed as long as it sends heartbeats:
+//! An agent registers itself with its capabilities, and counts as alive as long as it sends heartbeats:
 //!
 //! ```no_run
 //! # #[tokio::main(flavor = "current_thread")]
@@ -76,9 +76,11 @@
 //! | `draining` | info | `agent_id`, `active_tasks` |
 //! | `not drained in time: shutting down` | warn | `agent_id`, `active_tasks`, `limit` |
 //! | `the last request was cut off by the shutdown` | warn | `agent_id` |
-//! | `shut down` | info; warn if the registry did not take the status | `agent_id`, `error` |
+//! | `shut down` | info | `agent_id` |
+//! | `shut down, but the registry did not take the status` | warn | `agent_id`, `error` |
+//! | `shut down; the registry did not answer in time` | warn | `agent_id` |
 //! | `trying again` | debug | `error`, `pause` |
-//! | `the registry cannot be followed, …` | warn, once an outage, and once if it becomes a refusal | `error` |
+//! | `the registry cannot be followed, …` | warn, once per outage, and once more if it becomes a refusal | `error` |
 //! | `skipped a record that cannot be read` | warn | `agent_id`, `error` |
 //! | `skipped an event that cannot be read, …` | warn | `id`, `event`, `error` |
 //! | `skipped an event that is too long to be read, …` | warn | `after`, the id of the event before it |

@@ -22,7 +22,7 @@ const BACKLOG: usize = 256;
 pub enum AlertRule {
     /// The ratio of offline to active agents exceeds this value.
     OfflineAbove(f64),
-    /// The registry does not respond.
+    /// The registry's statistics cannot be read.
     Unreachable,
     /// The agent with this id is not registered or not healthy.
     AgentMissing(String),

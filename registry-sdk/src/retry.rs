@@ -66,7 +66,7 @@ pub struct RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Returns a policy for agents that start: three attempts, with delays of up to 1 s and 2 s, without a time limit.
+    /// Returns the policy for an agent's start: three attempts, with delays of up to 1 s and 2 s, without a time limit.
     #[must_use]
     pub const fn registration() -> Self {
         let (min_delay, max_delay) = (Duration::from_secs(1), Duration::from_secs(5));

@@ -155,7 +155,7 @@ async def check_read_only_tools(client: Client) -> None:
 
 
 async def check_outage(client: Client, registry: Registry) -> None:
-    """Checks that calls fail while the registry is away, and work again afterwards."""
+    """Checks that calls fail while the registry is unavailable, and work again afterwards."""
     registry.stop()
 
     async def check_failure(tool: str, **arguments: object) -> None:
@@ -224,7 +224,7 @@ async def drive(registry: Registry, agent: Agent) -> None:
         assert "try again later" in await error_of(client, "list_agents")
         registry.start()
         await check_read_only_tools(client)
-    print(f"registry away at the start: ok (client: mcp {version('mcp')})")
+    print(f"registry unavailable at the start: ok (client: mcp {version('mcp')})")
 
 
 async def main(folder: Path) -> None:

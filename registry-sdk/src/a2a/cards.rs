@@ -1,4 +1,4 @@
-//! The cards that an orchestrator has read, so that it can call agents while the registry is away.
+//! The cards that an orchestrator has read, so that it can call agents while the registry is unavailable.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

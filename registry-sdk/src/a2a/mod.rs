@@ -1,6 +1,6 @@
 //! Agent cards and tasks of the A2A protocol (feature `a2a`).
 //!
-//! An [A2A](https://a2a-protocol.org) agent describes itself by a card, a JSON document. [`fetch_card`] reads the card of another
+//! An [A2A](https://a2a-protocol.org) agent describes itself with a card, a JSON document. [`fetch_card`] reads the card of another
 //! agent and converts it to a [`Registration`](crate::Registration), so that a sentence finds the agent like any other:
 //!
 //! ```no_run
@@ -21,12 +21,13 @@
 //! Such an agent sends no heartbeats, so it goes offline after its deadline: see [`FetchedCard::registration`].
 //!
 //! For an agent that uses this SDK, [`CardDetails`] makes the card from the agent's registration. The agent registers it, and, with the feature
-//! `axum`, serves it to A2A clients by [`CardEndpoint`].
+//! `axum`, serves it to A2A clients with [`CardEndpoint`].
 //!
 //! The SDK reads cards of the versions 1.0 and 0.3, and makes cards of version 1.0. It passes signatures on, and neither checks nor makes them.
 //!
-//! An orchestrator delegates tasks over the protocol by [`Delegation::send_message`](crate::discovery::Delegation::send_message): a
-//! [`Message`] goes to the best agent, by the interface in its card, and the agent's [`Reply`] is returned once the task is done. The SDK supports
+//! An orchestrator delegates tasks over the protocol with
+//! [`Delegation::send_message`](crate::discovery::Delegation::send_message): a [`Message`] goes to the best agent,
+//! through the interface in its card, and the agent's [`Reply`] is returned once the task is done. The SDK supports
 //! JSON-RPC and HTTP+JSON of version 1.0, and JSON-RPC of version 0.3, without streaming and push notifications.
 
 pub(crate) mod a2a_error;

@@ -29,10 +29,10 @@ impl Agent {
     /// Takes the agent out of service, waits up to a limit until its [`TaskCounter`](super::TaskCounter) counts no tasks, and
     /// shuts it down like [`Agent::shutdown`], which takes up to five seconds more.
     ///
-    /// The SDK asks the registry for maintenance of this process, with the reason `draining`, so that searches and selections
-    /// skip the agent. Heartbeats continue. If the registry is unavailable, the agent drains anyway, and the SDK retries the
-    /// request. On a registry without maintenance, it sets the status `offline`; to a registry with only the six basic
-    /// operations, it sends nothing.
+    /// The SDK asks the registry for maintenance of this process, with the reason `draining`, so that searches and
+    /// selections skip the agent. Heartbeats continue. If the registry is unavailable, the agent drains anyway, and the
+    /// SDK retries the request. On a registry without maintenance, it sets the status `offline`. A registry with only
+    /// the six basic operations cannot be told.
     ///
     /// The SDK stops no tasks. A caller that has just chosen the agent may still send one, so the agent's own server should
     /// check [`Agent::is_draining`] and refuse it; `HealthEndpoint` reports the agent as unhealthy. A task that begins anyway

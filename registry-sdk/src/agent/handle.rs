@@ -122,7 +122,7 @@ impl Agent {
         record.ok_or(Error::ShutDown)
     }
 
-    /// Registers the agent with a policy for services that start: three attempts, with delays of up to 1 s and 2 s.
+    /// Registers the agent with [`RetryPolicy::registration`]: three attempts, with delays of up to 1 s and 2 s.
     ///
     /// The agent may run without its registry: once heartbeats are started, it keeps trying.
     ///

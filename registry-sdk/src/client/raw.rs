@@ -22,7 +22,7 @@ pub struct RawPage {
     pub agents: Vec<Box<RawValue>>,
     /// The cursor of the next page; `None` on the last page.
     pub next_cursor: Option<String>,
-    /// Age of the records. Zero, unless the registry answers from memory because its database is away.
+    /// Age of the records. Zero, unless the registry answers from memory because its database is unavailable.
     pub age: Duration,
 }
 

@@ -284,7 +284,8 @@ pub struct AgentRecord {
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub base_url: String,
-    /// The path below `base_url` of the agent's health endpoint; omitted if it is `/health`.
+    /// The path below `base_url` of the agent's health endpoint; omitted if the agent registered none, which means
+    /// `/health`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_path: Option<String>,
     /// Whether the registry may probe the agent; omitted if the agent did not say.

@@ -27,7 +27,8 @@ pub struct CapabilityMatch {
     #[serde(default, deserialize_with = "null_is_default")]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub base_url: String,
-    /// The path below `base_url` of the agent's health endpoint; omitted if it is `/health`.
+    /// The path below `base_url` of the agent's health endpoint; omitted if the agent registered none, which means
+    /// `/health`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_path: Option<String>,
     /// Whether the registry may probe the agent; omitted if the agent did not say.
@@ -61,7 +62,7 @@ pub struct CapabilityMatch {
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "openapi", schema(required = false))]
     pub examples: Vec<String>,
-    /// How well the capability matches: above 0, and 1 if the query equals its whole name.
+    /// How well the capability matches: above 0, up to 1. Unless the query is a sentence, 1 if it equals the whole name.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = f64, required))]
     pub score: Option<f64>,

@@ -61,7 +61,7 @@ pub struct Instances(Vec<Instance>);
 impl Instances {
     /// Decides whether a registration may have the id, and records the process that sent it.
     ///
-    /// `age` is how long ago the process started; a registration without an age is always granted. `owner` is the process that
+    /// `age` is how long ago the process started; a registration without an age is always accepted. `owner` is the process that
     /// has the id now, unless it is past its deadline. `arrived` is when the request arrived.
     #[must_use]
     pub fn claim(

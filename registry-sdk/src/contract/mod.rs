@@ -1,7 +1,7 @@
 //! The wire contract: the one definition of the registry's types and limits, shared by clients and servers.
 //!
 //! An agent's author needs [`Registration`] and [`Capability`]; [`AgentRecord`] and [`CapabilityMatch`] are what the registry
-//! returns. All types implement serde's traits, so they also serve a client of your own:
+//! returns. The types of requests and responses implement serde's traits, so a client of your own can use them, too:
 //!
 //! ```
 //! use registry_sdk::contract::{AgentRecord, AgentStatus, Capability, Registration};
@@ -75,5 +75,5 @@ pub(crate) use words::cut;
 /// Default port of a registry.
 pub const DEFAULT_PORT: u16 = 8009;
 
-/// Response header of a read that was answered from memory: for how many seconds the database has been away.
+/// Response header of a read that was answered from memory: for how many seconds the database has been unavailable.
 pub const STALE_HEADER: &str = "registry-stale-seconds";

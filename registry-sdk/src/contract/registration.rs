@@ -88,7 +88,7 @@ pub struct Registration {
     )]
     pub instance_id: Option<String>,
     /// How long ago the process started, by a monotonic clock. Requires an `instance_id`. A registration is refused with 409 if
-    /// its process is older than the running owner of the id; one without an age is always granted.
+    /// its process is older than the running owner of the id; one without an age is always accepted.
     #[serde(
         default,
         rename = "instance_age_seconds",

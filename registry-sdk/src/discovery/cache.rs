@@ -11,8 +11,8 @@ use crate::query::{ListQuery, Page, SearchQuery};
 /// A [`RegistryClient`] for discovery that caches responses.
 ///
 /// A fresh response is returned without a request, and concurrent callers with the same query share one request. While the
-/// registry is away, hangs or asks to slow down, the cache returns the last good response with its age. It treats responses
-/// that the registry itself gives from memory, because its database is away, in the same way.
+/// registry is unavailable, hangs or asks to slow down, the cache returns the last good response with its age. It treats responses
+/// that the registry itself gives from memory, because its database is unavailable, in the same way.
 ///
 /// A cache is cheap to clone, and all clones share it. Its methods are cancel safe, and have to be called within a Tokio
 /// runtime.
@@ -26,7 +26,7 @@ use crate::query::{ListQuery, Page, SearchQuery};
 /// let cache = DiscoveryCache::new(RegistryClient::new("http://127.0.0.1:8009")?);
 /// let found = cache.search_capabilities("security scan").await?;
 /// if let Freshness::Stale { age } = found.freshness {
-///     println!("the registry does not answer; this is {age:?} old");
+///     println!("the registry or its database is unavailable; this is {age:?} old");
 /// }
 /// for agent in found.iter() {
 ///     println!("{} at {}", agent.agent_id, agent.base_url);
@@ -61,7 +61,7 @@ impl DiscoveryCacheBuilder {
         self
     }
 
-    /// Sets the maximum age of a response while the registry is away (as in RFC 5861, section 4). Default: 10 minutes.
+    /// Sets the maximum age of a response while the registry is unavailable (as in RFC 5861, section 4). Default: 10 minutes.
     #[must_use]
     pub fn stale_if_error(mut self, time: Duration) -> Self {
         self.lifetimes.stale_if_error = time;
@@ -141,7 +141,7 @@ impl DiscoveryCache {
     /// Searches like [`RegistryClient::search_capabilities`].
     ///
     /// # Errors
-    /// If the registry is away and no cached response is recent enough, or if the registry refuses.
+    /// If the registry is unavailable and no cached response is recent enough, or if the registry refuses.
     pub async fn search_capabilities(
         &self,
         query: impl Into<SearchQuery>,

@@ -132,7 +132,7 @@ impl Candidate {
     }
 }
 
-/// Returns whether a record's maintenance continues, by this host's clock, because the registry may be away when it ends.
+/// Returns whether a record's maintenance continues, by this host's clock, because the registry may be unavailable when it ends.
 pub(super) fn is_in_maintenance(agent: &AgentRecord) -> bool {
     agent.maintenance.as_ref().is_some_and(|maintenance| !maintenance.is_over(SystemTime::now().into()))
 }

@@ -23,7 +23,7 @@ pub(super) struct HealthCheck<'a> {
     pub(super) client: &'a RegistryClient,
     pub(super) http: &'a HttpClients,
     pub(super) source: HealthSource,
-    /// Whether the registry is away: its data is old, and its health checks would fail.
+    /// Whether the registry is unavailable: its data is old, and its health checks would fail.
     pub(super) is_stale: bool,
     pub(super) limit: Duration,
 }

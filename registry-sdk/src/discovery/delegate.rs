@@ -117,7 +117,7 @@ impl Delegation<'_> {
         self
     }
 
-    /// Sends the task to no second agent once it may have arrived at one: for tasks with side effects.
+    /// Does not send the task to another agent once an agent may have received it: for tasks with side effects.
     ///
     /// The task fails over only if no connection could be made. Any response shows that it arrived, so even a refusal ends the
     /// delegation. Turns hedging off.
@@ -182,7 +182,7 @@ impl Delegation<'_> {
         self
     }
 
-    /// Runs the caller's own code against the selected agent, and against the next one if it fails by the agent's fault.
+    /// Runs the caller's own code against the selected agent, and against the next one if the failure is the agent's fault.
     ///
     /// Within the code, `?` turns any error into a [`TaskError`].
     ///
@@ -295,7 +295,7 @@ impl Delegation<'_> {
     ///
     /// The id of the message is the idempotency key. The state of a long task is polled for as long as the attempt may last, so
     /// set [`time_limit`](Self::time_limit) to more than twice the slowest task, as for all tasks. A task that is given up is
-    /// canceled at its agent. If the agent needs an answer or credentials to continue, that is the result: see
+    /// cancelled at its agent. If the agent needs an answer or credentials to continue, that is the result: see
     /// [`Reply::state`].
     ///
     /// ```no_run

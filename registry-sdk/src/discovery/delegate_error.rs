@@ -42,7 +42,7 @@ pub enum EndReason {
         /// The time limit.
         limit: Duration,
     },
-    /// All agents are busy for longer than there is time.
+    /// All agents are busy for longer than the time that is left.
     Busy {
         /// When the first of them can be asked again.
         retry_after: Duration,
@@ -53,7 +53,7 @@ pub enum EndReason {
     RetryBudgetExhausted,
     /// An attempt failed, and [`at_most_once`](super::Delegation::at_most_once) allows no further one: the task may have arrived.
     MayHaveArrived,
-    /// It is the task's own fault.
+    /// An agent rejected the task itself: no other agent would succeed.
     Rejected,
     /// An agent did the task, but its response cannot be used.
     UnusableResponse,

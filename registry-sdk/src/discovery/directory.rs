@@ -19,12 +19,12 @@ use crate::watch::{Known, Report, Watch, WatchEvent};
 
 /// A copy of all agents of a registry, kept up to date by a watch (like a Kubernetes reflector).
 ///
-/// Searches and look-ups need no request, and work while the registry is away.
+/// Searches and look-ups need no request, and work while the registry is unavailable.
 ///
 /// A directory is cheap to clone, and all clones share the snapshot. The background task ends with the last clone. Watches do
 /// not report plain heartbeats, so an agent's last heartbeat and its load are as of its last change.
 ///
-/// A new list of all agents is indexed beside the runtime, and replaces the previous one at once.
+/// A new list of all agents is indexed on a blocking thread, and then replaces the previous one in a single step.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
@@ -76,7 +76,7 @@ impl Directory {
         Self { snapshot, status, _stop: Arc::new(stop.drop_guard()) }
     }
 
-    /// Waits for the first snapshot, as long as the registry is away or refuses to be watched.
+    /// Waits for the first snapshot, however long the registry is unavailable or refuses to be watched.
     ///
     /// Use a timeout, and [`Directory::state`] for the reason.
     ///
@@ -119,7 +119,7 @@ impl Directory {
     /// Returns how fresh the snapshot is; `None` if there is none yet.
     ///
     /// The age counts from the registry's last sign of life, and includes the time for which the registry's database had been
-    /// away then.
+    /// unavailable then.
     #[must_use]
     pub fn freshness(&self) -> Option<Freshness> {
         let status = self.status.borrow();

@@ -15,7 +15,7 @@ use crate::error::Error;
 /// let directory = Directory::follow(&RegistryClient::new("http://127.0.0.1:8009")?);
 /// match directory.state() {
 ///     DirectoryState::Connecting | DirectoryState::Following => {}
-///     DirectoryState::Interrupted { since, error } => println!("away since {since:?}: {error}"),
+///     DirectoryState::Interrupted { since, error } => println!("unavailable since {since:?}: {error}"),
 ///     DirectoryState::Refused { error, .. } => println!("the registry refuses: {error}"),
 ///     other => println!("{other:?}"),
 /// }

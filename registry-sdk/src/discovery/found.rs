@@ -12,7 +12,7 @@ use crate::query::SearchQuery;
 /// Number of searches that an orchestrator keeps for outages of the registry.
 const REMEMBERED: usize = 256;
 
-/// The results of an orchestrator's last searches, by their query string. While the registry is away, tasks go to those of the
+/// The results of an orchestrator's last searches, by their query string. While the registry is unavailable, tasks go to those of the
 /// agents that report themselves healthy.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LastSearches(Arc<Mutex<HashMap<String, Found>>>);

@@ -8,9 +8,9 @@ use std::time::Duration;
 pub enum Freshness {
     /// The registry's present response, or one that is younger than the cache's time to live.
     Fresh,
-    /// An earlier response, because the registry does not respond now.
+    /// Data from earlier: the registry does not respond, or answers from memory because its database is unavailable.
     Stale {
-        /// Age of that response.
+        /// Age of that data.
         age: Duration,
     },
 }
@@ -21,7 +21,7 @@ impl Freshness {
         if age.is_zero() { Self::Fresh } else { Self::Stale { age } }
     }
 
-    /// Returns whether this is an earlier response, because the registry does not respond now.
+    /// Returns whether this is data from earlier: see [`Stale`](Self::Stale).
     #[must_use]
     pub fn is_stale(self) -> bool {
         matches!(self, Self::Stale { .. })

@@ -23,7 +23,7 @@ use crate::http::HttpClients;
 ///
 /// An orchestrator is cheap to clone. All clones share the states of the agents: which are ejected, busy or loaded.
 ///
-/// While the registry is away, tasks go to the agents that the last search found, if they respond at their health path
+/// While the registry is unavailable, tasks go to the agents that the last search found, if they respond at their health path
 /// (`/health` by default). Only a capability that was never searched for needs the registry. With a
 /// [`directory`](OrchestratorBuilder::directory), none does.
 ///
@@ -190,7 +190,8 @@ impl Orchestrator {
         self.states.ejection(agent_id)
     }
 
-    /// Selects the best-ranked healthy agent with a capability.
+    /// Selects a healthy agent with a capability that has all of these words: one of the best matches, by the default
+    /// [`Policy`](super::Policy).
     ///
     /// # Errors
     /// The same as those of [`Orchestrator::select`].
@@ -198,7 +199,9 @@ impl Orchestrator {
         self.select(&TaskQuery::new(capability)).await
     }
 
-    /// Selects the best healthy agent for a capability, or for a fallback if there is none.
+    /// Selects a healthy agent for a capability, or for a fallback if there is none.
+    ///
+    /// Sends no task, despite its name: call [`Orchestrator::delegate`] for that.
     ///
     /// # Errors
     /// The same as those of [`Orchestrator::select`].

@@ -30,7 +30,7 @@ pub enum Policy {
 
 /// The source of an agent's health.
 ///
-/// Each agent is checked once. If the registry's data is old, because it or its database is away, the agents themselves are
+/// Each agent is checked once. If the registry's data is old, because it or its database is unavailable, the agents themselves are
 /// asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -101,7 +101,7 @@ pub struct TaskQuery {
 impl TaskQuery {
     /// Default minimum score of a match for a sentence.
     ///
-    /// It excludes nearly all tasks outside of the field of all agents, as `benches/README.md` shows.
+    /// It excludes nearly all tasks that lie outside the field of every registered agent, as `benches/README.md` shows.
     pub const SENTENCE_MIN_SCORE: f64 = 0.1;
 
     /// Queries for agents with a capability that has all these words.
@@ -131,7 +131,7 @@ impl TaskQuery {
 
     /// Queries for agents that can do the task that a sentence describes. Fallbacks are sentences, too.
     ///
-    /// The best match above [`TaskQuery::min_score`] gets the task. Words alone express little of what people mean, so give
+    /// The best match with at least [`TaskQuery::min_score`] gets the task. Words alone express little of what people mean, so give
     /// capabilities titles and examples. See [`SearchQuery::sentence`] for registries that do not know sentences.
     #[must_use]
     pub fn describe(task: impl Into<String>) -> Self {

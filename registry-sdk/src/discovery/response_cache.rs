@@ -227,7 +227,7 @@ impl<T> State<T> {
                 let backoff = Backoff { min_delay, max_delay: min_delay.max(MAX_DELAY), factor: 2.0 };
                 self.due = deadline_after(now, backoff.delay(self.failures, error.retry_after()));
                 self.failures = self.failures.saturating_add(1);
-                // A registry that refuses is not away, so its earlier response no longer counts. Settings that are briefly
+                // A registry that refuses is not unavailable, so its earlier response no longer counts. Settings that are briefly
                 // wrong, such as a token, say nothing about it.
                 if !error.is_outage() && !matches!(error, Error::Config(_)) {
                     self.last_good = None;

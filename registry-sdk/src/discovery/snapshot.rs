@@ -94,7 +94,7 @@ mod tests {
         snapshot
     }
 
-    /// The registry may be away at the end of the maintenance, and not have reported it yet.
+    /// The registry may be unavailable at the end of the maintenance, and not have reported it yet.
     #[test]
     fn maintenance_is_over_at_its_end_whether_or_not_the_registry_has_said_so() {
         let found = |ends_in, query: SearchQuery| {

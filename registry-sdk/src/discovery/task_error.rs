@@ -62,21 +62,21 @@ impl TaskError {
         Self::of(kind, Cause::from(error.into()))
     }
 
-    /// Creates an error by the agent's fault: another agent may succeed.
+    /// Creates an error that is the agent's fault: another agent may succeed.
     #[must_use]
     pub fn transient(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::new(FailureKind::Agent, error)
     }
 
-    /// Creates an error by the task's fault: no other agent would succeed.
+    /// Creates an error that is the task's fault: no other agent would succeed.
     #[must_use]
     pub fn permanent(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::new(FailureKind::Task, error)
     }
 
-    /// Declares that the agent has certainly not got the task.
+    /// Declares that the agent certainly did not receive the task.
     ///
-    /// The task may then go to another agent even with [`at_most_once`](super::Delegation::at_most_once), does not count for
+    /// The task may then go to another agent even with [`at_most_once`](super::Delegation::at_most_once), does not count towards
     /// [`attempts`](super::Delegation::attempts), and draws nothing from the [`RetryBudget`](super::RetryBudget).
     #[must_use]
     pub fn not_sent(mut self) -> Self {

@@ -155,7 +155,7 @@ impl MockRegistry {
         self.fault(count, InjectedFault::Truncated);
     }
 
-    /// Never responds to the next requests.
+    /// Never responds to the next requests. The requests have no effect.
     pub fn hang(&self, count: usize) {
         self.fault(count, InjectedFault::Hang);
     }
@@ -172,7 +172,7 @@ impl MockRegistry {
         self.lock().delay = delay;
     }
 
-    /// Closes open event streams and the connection of every request, for this long.
+    /// Closes the open event streams, and for this long the connection of every request.
     pub fn outage(&self, duration: Duration) {
         self.lock().outage = Some(deadline_after(Instant::now(), duration));
         self.cut_event_streams();
@@ -183,7 +183,7 @@ impl MockRegistry {
         self.shared.ends.send_replace(StreamEnd::Cut);
     }
 
-    /// Ends the open event streams as for slow readers: with the events that were not read yet, and `overrun`.
+    /// Ends the open event streams as a server does for a slow reader: with the events that were not read yet, and `overrun`.
     pub fn overrun_event_streams(&self) {
         self.shared.ends.send_replace(StreamEnd::Overrun);
     }
@@ -195,8 +195,8 @@ impl MockRegistry {
 
     /// Closes the open event streams, and responds to every request for one with a status from now on.
     ///
-    /// So does a registry with an expired token (401), or a proxy without the path (404). [`MockRegistry::heal`] ends the
-    /// fault.
+    /// A registry does so if the token has expired (401), and a proxy if it does not know the path (404).
+    /// [`MockRegistry::heal`] ends the fault.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -239,7 +239,7 @@ impl MockRegistry {
         self.lock().invalid = Some(FieldError::new(field, message));
     }
 
-    /// Responds to reads with the present state for this long, like a replica that lags behind.
+    /// Responds to reads with the state at the time of this call, for this long, like a replica that lags behind.
     ///
     /// Writes take effect, and event streams report them. [`MockRegistry::heal`] ends the fault.
     pub fn lag(&self, duration: Duration) {
@@ -313,7 +313,8 @@ impl MockRegistry {
         self.shared.request_log.borrow().heartbeats(agent_id)
     }
 
-    /// Waits until the requests that have arrived meet a condition. May wait forever, so use a timeout if that is possible.
+    /// Waits until the requests that have arrived meet a condition. Waits forever if they never do, so use a timeout if
+    /// that can happen.
     pub async fn wait_until(&self, holds: impl FnMut(&RequestLog) -> bool) {
         // `self` holds the sender, so this cannot fail.
         let _ = self.shared.request_log.subscribe().wait_for(holds).await;

@@ -2,8 +2,8 @@
 //!
 //! The SDK sends the context of the current span with each request, and an agent on axum continues the trace.
 //!
-//! The SDK's spans are those of [`tracing`](https://docs.rs/tracing). They become spans of OpenTelemetry through the layer of
-//! `tracing-opentelemetry`, from version 0.34 on, with its default of activating contexts. A program that creates spans by
+//! The SDK's spans are those of [`tracing`](https://docs.rs/tracing). They become spans of OpenTelemetry through the
+//! layer of `tracing-opentelemetry` 0.34, which activates contexts by default. A program that creates spans with
 //! OpenTelemetry's own API needs no layer: its current context is sent as well.
 //!
 //! The global propagator determines the headers. By default there is none, so the program sets it once:

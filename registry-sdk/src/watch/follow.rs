@@ -267,7 +267,7 @@ impl Follower {
             if list.is_failing {
                 let agents = list.restart();
                 self.listed_from_memory(agents, age).await?;
-                let detail = format!("it answers from memory: its database has been away for {age:?}");
+                let detail = format!("it answers from memory: its database has been unavailable for {age:?}");
                 return Err(Error::Unavailable { status: 503, detail, retry_after: None }.into());
             }
             if matches!(self.state, State::Confirming(..)) {

@@ -1,4 +1,4 @@
-//! The cards that an orchestrator keeps: read once, read again after a change, and used while the registry is away.
+//! The cards that an orchestrator keeps: read once, read again after a change, and used while the registry is unavailable.
 
 use std::time::Duration;
 
@@ -78,7 +78,7 @@ async fn last_card_is_used_if_the_new_one_cannot_be_read() {
     }
 }
 
-/// The registry goes away after the search, before the card is read.
+/// The registry becomes unavailable after the search, before the card is read.
 #[tokio::test(start_paused = true)]
 async fn agent_whose_card_was_never_read_cannot_be_called_while_the_registry_is_away() {
     let mut scene = Scene::new().await;

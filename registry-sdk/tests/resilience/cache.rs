@@ -14,7 +14,7 @@ const STALE: Duration = Duration::from_secs(60);
 const FOUND: &str = r#"[{"agent_id":"a","status":"active","capability":"work"}]"#;
 const AGENTS: &str = r#"[{"agent_id":"a","status":"active"},{"agent_id":"b","status":"active"}]"#;
 
-/// The registry's behaviour: it responds, refuses, or is away.
+/// The registry's behaviour: it responds, refuses, or is unavailable.
 const ANSWERS: usize = 0;
 const AWAY: usize = 1;
 const UNKNOWN: usize = 2;

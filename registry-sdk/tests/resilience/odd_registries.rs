@@ -270,7 +270,7 @@ async fn selection_with_a_directory_does_not_fail_every_half_minute() {
     assert_eq!(failed, 0, "of 600 selections in ten minutes, with one endpoint up all the time");
 }
 
-/// An agent with two URLs of one registry whose database is away for longer than an attempt.
+/// An agent with two URLs of one registry whose database is unavailable for longer than an attempt.
 #[tokio::test(start_paused = true)]
 async fn update_is_sent_to_the_second_endpoint_if_the_first_hangs() {
     let first = Server::start(|_, _| Reply::Hang).await;

@@ -264,7 +264,7 @@ async fn with_a_directory_selection_needs_no_request_and_outlives_the_registry()
     assert_eq!(orchestrator.find_best_agent("work").await.unwrap().freshness, Freshness::Fresh);
 }
 
-/// While its database is away, a registry answers from memory and says so.
+/// While its database is unavailable, a registry answers from memory and says so.
 #[tokio::test(start_paused = true)]
 async fn selection_from_a_registry_that_answers_from_memory_says_so() {
     let agent = Server::start(|_, _| WELL).await;

@@ -1,4 +1,4 @@
-//! Directories: large ones, and those whose registry is away or refuses.
+//! Directories: large ones, and those whose registry is unavailable or refuses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

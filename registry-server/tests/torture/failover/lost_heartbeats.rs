@@ -21,7 +21,7 @@ const RETRY: Duration = Duration::from_millis(200);
 const AGENTS: usize = 50;
 
 /// Maximum time between two heartbeats of an agent. It is longer in the short run, in which a busy machine may keep the servers from
-/// noticing for a second that their database is away.
+/// noticing for a second that their database is unavailable.
 fn interval() -> Duration {
     Duration::from_secs(if is_long() { 2 } else { 6 })
 }
