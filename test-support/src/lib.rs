@@ -17,4 +17,4 @@ pub use client::{agent, impatient_client, patient_client};
 pub use database::Database;
 pub use process::{Process, send_signal};
 pub use server::{ServerProcess, lasting_address, start_server};
-pub use wait::{LONG, NEVER, eventually};
+pub use wait::{LONG, NEVER, eventually, within};

@@ -1,6 +1,6 @@
 //! Random scripts of calls, faults, twin processes, kills and shutdowns, through which the agent's guarantees have to hold.
 //!
-//! Runs two thousand fixed scripts. `LIFE_CASES=20000 cargo test … life` runs that many random ones.
+//! Runs a thousand fixed scripts. `LIFE_CASES=20000 cargo test … life` runs that many random ones.
 
 use std::time::Duration;
 
@@ -145,7 +145,7 @@ mod an_agent_keeps_its_promises_through_any_script {
 
 fn run_scripts(quarter: u8) {
     let more: Option<u32> = std::env::var("LIFE_CASES").ok().and_then(|cases| cases.parse().ok());
-    let cases = more.unwrap_or(2_000).div_ceil(4);
+    let cases = more.unwrap_or(1_000).div_ceil(4);
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     // The scripts are fixed unless others are requested.
     let mut runner = if more.is_some() {

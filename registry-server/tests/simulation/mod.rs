@@ -52,7 +52,7 @@ use std::time::Instant;
 use world::World;
 
 /// Default number of seeds, overridden by `SIMULATION_SEEDS`.
-const SEEDS: u64 = 1_000;
+const SEEDS: u64 = 500;
 
 /// Maximum number of trace lines in the report of a failure.
 const SHOWN_LINES: usize = 400;

@@ -52,16 +52,16 @@ fn registration(number: usize) -> Registration {
         .capability(Capability::new(format!("work_{number}")).tag("tag").description("does some work"))
 }
 
-/// 48 MB, through a proxy that closes every connection after 20 MB.
+/// 24 MB, through a proxy that closes every connection after 9 MB.
 #[tokio::test]
 async fn list_of_many_large_records_arrives_over_connections_that_break() {
-    let registry = registry_with(3_000, |number| registration(number).metadata("note", "x".repeat(16_000)));
+    let registry = registry_with(1_500, |number| registration(number).metadata("note", "x".repeat(16_000)));
     let proxy = FaultProxy::start(registry.url.trim_start_matches("http://")).await;
-    proxy.set(Fault::ResetAfter(20_000_000));
+    proxy.set(Fault::ResetAfter(9_000_000));
     let client = RegistryClient::new(format!("http://{}", proxy.address())).unwrap();
     let directory = Directory::follow(&client);
     timeout(Duration::from_secs(120), directory.ready()).await.expect("it is ready").unwrap();
-    assert_eq!(directory.len(), 3_000);
+    assert_eq!(directory.len(), 1_500);
 }
 
 /// Each page takes 3 s, and all together take longer than any call may.
@@ -99,7 +99,7 @@ async fn directory_is_ready_over_a_slow_link() {
 #[cfg(feature = "__internal")]
 #[tokio::test]
 async fn no_task_waits_while_a_directory_is_rebuilt() {
-    const AGENTS: usize = 10_000;
+    const AGENTS: usize = 3_000;
     let registry = registry_with(AGENTS, registration);
     let client = RegistryClient::builder(&registry.url).retry(RetryPolicy::discovery()).build().unwrap();
     let directory = Directory::follow(&client);

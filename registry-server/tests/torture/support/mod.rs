@@ -15,7 +15,7 @@ mod witnesses;
 use std::time::{Duration, Instant};
 
 pub(crate) use test_support::{
-    Database as Store, LONG, agent, eventually, impatient_client as client, patient_client,
+    Database as Store, LONG, agent, eventually, impatient_client as client, patient_client, within,
 };
 
 pub(crate) use agreement::{equal_the_database, follow_each_other, recovered};
@@ -75,24 +75,6 @@ pub(crate) async fn settled(what: &str, check: impl AsyncFn() -> Result<(), Stri
 /// At full length, this is the promised time. Otherwise, no busy machine exceeds it.
 pub(crate) fn recovery() -> Duration {
     Duration::from_secs(length(5, 60))
-}
-
-/// Waits until a condition holds, and returns how long that took. Fails after a limit, with the description
-/// `what`.
-pub(crate) async fn within(
-    limit: Duration,
-    what: impl Fn() -> String,
-    holds: impl AsyncFn() -> bool,
-) -> Duration {
-    let began = Instant::now();
-    let waiting = async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let held = tokio::time::timeout(limit, waiting).await;
-    assert!(held.is_ok(), "not within {limit:?}: {}", what());
-    began.elapsed()
 }
 
 /// Defines tests that run a scenario, an `async fn(Store)`, on each database.
