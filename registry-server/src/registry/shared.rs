@@ -33,8 +33,15 @@ pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// Timeout of a short read.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Timeout for loading all agents.
+/// Time for which the database may send nothing while all agents are loaded.
+///
+/// Loading a million agents takes longer than any timeout for all of them should be.
 pub(super) const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The same while a running server loads them again.
+///
+/// Until then, the server does not follow the database, so it would not notice that its host has disappeared.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// State shared by all tasks of the registry.
 pub(super) struct Shared {
@@ -193,14 +200,24 @@ impl Shared {
         self.generation.subscribe()
     }
 
-    /// Loads all agents and resets all watchers.
-    pub(super) async fn load(self: &Arc<Self>, mut session: Box<dyn Session>) -> Result<()> {
+    /// Loads all agents and resets all watchers. Fails if the database sends nothing for `timeout`.
+    pub(super) async fn load(
+        self: &Arc<Self>,
+        mut session: Box<dyn Session>,
+        timeout: Duration,
+    ) -> Result<()> {
         let known = self.view.position().position;
         let (agents_tx, agents_rx) = AgentSender::channel();
+        let progress = agents_tx.progress();
         let (shared, now) = (self.clone(), self.time.now());
         // Build in a separate task, since reading and indexing each take half of the time.
         let building = tokio::spawn(async move { shared.view.build(agents_rx, now).await });
-        let snapshot = timed(LOAD_TIMEOUT, session.load(agents_tx)).await?;
+        let snapshot = tokio::select! {
+            snapshot = session.load(agents_tx) => snapshot?,
+            () = stalled(progress, timeout) => {
+                return Err(StoreError::Unavailable(format!("it has sent nothing for {timeout:?}").into()));
+            }
+        };
         let agents = building.await.map_err(|error| StoreError::Unavailable(error.into()))?;
         let (count, head) = (agents.len(), snapshot.head);
         let is_elsewhere =
@@ -223,7 +240,7 @@ impl Shared {
              reloading all agents and resetting all watchers"
         );
         let session = Lane::new(Purpose::Reads).take(self).await?.session;
-        self.load(session).await?;
+        self.load(session, RELOAD_TIMEOUT).await?;
         self.drop_sessions();
         Ok(())
     }
@@ -277,6 +294,12 @@ impl Shared {
         }
         outcome
     }
+}
+
+/// Waits until there has been no progress for a time.
+async fn stalled(mut progress: watch::Receiver<()>, limit: Duration) {
+    // The sender lives until everything is loaded.
+    while let Ok(Ok(())) = tokio::time::timeout(limit, progress.changed()).await {}
 }
 
 fn millis(duration: Duration) -> u64 {

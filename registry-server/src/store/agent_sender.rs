@@ -1,6 +1,6 @@
 //! A channel of agents that are being loaded.
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::agent::StoredAgent;
 use super::rows::AgentRow;
@@ -10,6 +10,8 @@ use super::rows::AgentRow;
 pub(crate) struct AgentSender {
     chunks: mpsc::Sender<Vec<StoredAgent>>,
     chunk: Vec<StoredAgent>,
+    /// Notified of each chunk.
+    progress: watch::Sender<()>,
 }
 
 /// Number of agents in a chunk, and of chunks that the channel holds.
@@ -19,7 +21,12 @@ const MAX_CHUNKS: usize = 32;
 impl AgentSender {
     pub(crate) fn channel() -> (Self, mpsc::Receiver<Vec<StoredAgent>>) {
         let (chunks, received) = mpsc::channel(MAX_CHUNKS);
-        (Self { chunks, chunk: Vec::new() }, received)
+        (Self { chunks, chunk: Vec::new(), progress: watch::Sender::default() }, received)
+    }
+
+    /// Returns a receiver that is notified whenever agents have arrived from the database.
+    pub(crate) fn progress(&self) -> watch::Receiver<()> {
+        self.progress.subscribe()
     }
 
     /// Sends an agent, unless its row is unreadable.
@@ -35,5 +42,6 @@ impl AgentSender {
     pub(crate) async fn flush(&mut self) {
         // A receiver that is gone has given up on the agents.
         let _ = self.chunks.send(std::mem::take(&mut self.chunk)).await;
+        self.progress.send_replace(());
     }
 }

@@ -213,6 +213,25 @@ async fn black_hole_after_select_for_update_does_not_block_other_servers() {
     world.stop().await;
 }
 
+/// After a failover, a server loads all agents again. Meanwhile, it does not follow the database.
+#[tokio::test(flavor = "multi_thread")]
+async fn black_hole_during_a_reload_is_noticed() {
+    let world = World::start().await;
+    let server = &world.servers[0];
+    server.patient_client().register(&agent("known", "work")).await.unwrap();
+    world.proxies[0].trap_load(Effect::SilentAfter);
+    let began = Instant::now();
+    world.store.execute("UPDATE agent_registry_state SET revision = revision + 1, mark = 7").await;
+    eventually("the server loads all agents", async || world.proxies[0].fired() > 0).await;
+    let client = server.client();
+    let works = async || client.register(&agent("new", "work")).await.is_ok();
+    within(Duration::from_secs(length(10, 45)), || "the server works again".to_owned(), works).await;
+    println!("a reload in a black hole: the server works again after {:.1?}", began.elapsed());
+    recovered(&world.servers).await;
+    equal_the_database(&world.servers, &mut world.store.connect().await).await;
+    world.stop().await;
+}
+
 /// Two servers over one database, each behind its own proxy.
 struct World {
     store: Store,

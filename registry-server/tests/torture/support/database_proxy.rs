@@ -143,6 +143,13 @@ impl DatabaseProxy {
         *self.shared.trap.lock() = Some(Trap { matches, effect });
     }
 
+    /// Sets a trap for the statement with which a server begins to load all agents.
+    pub(crate) fn trap_load(&self, effect: Effect) {
+        let matches =
+            |transaction: &[String]| transaction.last().is_some_and(|sql| sql.contains("enable_seqscan"));
+        *self.shared.trap.lock() = Some(Trap { matches, effect });
+    }
+
     /// Returns the number of traps that have fired.
     pub(crate) fn fired(&self) -> u64 {
         *self.shared.fired.borrow()
