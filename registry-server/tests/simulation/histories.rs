@@ -60,7 +60,7 @@ fn match_calls(
                 // The last call is the current one. Earlier calls had ended, if their callers got a response.
                 Ok(()) => is_lost || *steps_back == 0 && *committed_at <= call.ended,
                 Err(Failure::Unknown | Failure::Disconnected) => true,
-                Err(Failure::Unchanged | Failure::NotFound | Failure::Other) => is_lost && *steps_back == 0,
+                Err(Failure::Unchanged | Failure::NotFound | Failure::Other) => is_lost,
             };
             is_possible && !is_matched[*index] && is_wished(event, &call.wish)
         });

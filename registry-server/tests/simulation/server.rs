@@ -1,8 +1,10 @@
 //! A simulated server: the real registry over the simulated database. Only this file uses the registry's API.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use registry_sdk::contract::{AgentHealth, AgentRecord, Heartbeat, HeartbeatAck, Registration, StatusUpdate};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -63,8 +65,10 @@ impl Server {
             ..Config::default()
         };
         let metrics = Metrics::new().ok()?;
-        let started = Registry::start(database, config, metrics, &supervisor);
-        let registry = timeout(START_LIMIT, started).await.ok()?.ok()?;
+        // A panic while it starts ends the process.
+        let started =
+            AssertUnwindSafe(Registry::start(database, config, metrics, &supervisor)).catch_unwind();
+        let registry = timeout(START_LIMIT, started).await.ok()?.ok()?.ok()?;
         let (sim, killed, started_at) = (sim.clone(), CancellationToken::new(), Instant::now());
         let token = format!("token of server {index}").into();
         Some(Arc::new(Self { index, registry, supervisor, killed, started_at, token, sim }))

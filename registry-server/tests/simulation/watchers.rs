@@ -82,6 +82,7 @@ async fn read(world: &World, server: &Server, number: usize) {
     let mut begun = Some((cursor.position(), last_id));
     while !server.killed.is_cancelled() {
         let read = registry.read_events(&mut cursor);
+        let is_first = begun.is_some();
         if let Some((id, last_event_id)) = begun.take()
             && matches!(read, LogRead::UpToDate | LogRead::Frames(_))
         {
@@ -97,6 +98,8 @@ async fn read(world: &World, server: &Server, number: usize) {
             }
             LogRead::Frames(frames) => tell_frames(world, number, &frames),
             LogRead::Reset(id) => tell(world, number, Told::Reset { id }),
+            // A stream that begins with missed changes tells the watcher to read everything.
+            LogRead::Lagged(id) if is_first => tell(world, number, Told::Reset { id }),
             // The stream ends, and the watcher resumes after the last event that it read.
             LogRead::Lagged(_) => return,
         }
