@@ -77,8 +77,11 @@ pub(super) fn judge_reading(
             // A server whose poll is late cannot reach the database, but does not know it yet.
             let last_poll = world.sim.lock().server(server.index).last_poll;
             let is_late = last_poll.is_none_or(|last_poll| now - last_poll > READING_INTERVAL);
-            let is_excused =
-                is_late || silences.iter().any(|silence| *silence + READING_INTERVAL > world.profile.timeout);
+            // Until then, a server may show the state before the heartbeat.
+            let is_recent = now - acknowledged < LAG;
+            let is_excused = is_late
+                || is_recent
+                || silences.iter().any(|silence| *silence + READING_INTERVAL > world.profile.timeout);
             // An old primary accepts heartbeats that the other servers do not see.
             let has_other_hosts = world.sim.lock().is_split(world.profile.timeout + MARGIN);
             if !is_excused && !has_other_hosts {

@@ -139,6 +139,10 @@ async fn strike(world: &Arc<World>, fault: Fault) {
         // A shorter freeze of the clock cannot be distinguished from the agents' silence.
         sleep(if fault == Fault::FreezeClock { lasts.max(Duration::from_secs(3)) } else { lasts }).await;
         end(&mut world.sim.lock(), fault);
+        if fault == Fault::FreezeClock {
+            // The clock jumps to the present.
+            world.record_upheaval();
+        }
         world.sim.lock().trace.add(|| format!("end of {fault:?}"));
         world.sim.changed.notify_waiters();
     }

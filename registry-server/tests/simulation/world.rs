@@ -114,6 +114,9 @@ impl World {
         faults::strike_until(&world, Instant::now() + world.profile.faults_last).await;
         world.faults_end.cancel();
         world.sim.lock().heal();
+        if world.profile.faults.contains(&Fault::FreezeClock) {
+            world.record_upheaval();
+        }
         world.sim.lock().trace.add(|| "the faults end".to_owned());
         world.sim.changed.notify_waiters();
         sleep(world.profile.quiet()).await;
