@@ -32,7 +32,7 @@ impl Agent {
     /// The SDK asks the registry for maintenance of this process, with the reason `draining`, so that searches and
     /// selections skip the agent. Heartbeats continue. If the registry is unavailable, the agent drains anyway, and the
     /// SDK retries the request. On a registry without maintenance, it sets the status `offline`. A registry with only
-    /// the six basic operations cannot be told.
+    /// the six basic operations offers no way to report a drain.
     ///
     /// The SDK stops no tasks. A caller that has just chosen the agent may still send one, so the agent's own server should
     /// check [`Agent::is_draining`] and refuse it; `HealthEndpoint` reports the agent as unhealthy. A task that begins anyway

@@ -98,7 +98,7 @@ async fn read(world: &World, server: &Server, number: usize) {
             }
             LogRead::Frames(frames) => tell_frames(world, number, &frames),
             LogRead::Reset(id) => tell(world, number, Told::Reset { id }),
-            // A stream that begins with missed changes tells the watcher to read everything.
+            // If changes were missed before a stream begins, its first event is a reset, as in `GET /events`.
             LogRead::Lagged(id) if is_first => tell(world, number, Told::Reset { id }),
             // The stream ends, and the watcher resumes after the last event that it read.
             LogRead::Lagged(_) => return,

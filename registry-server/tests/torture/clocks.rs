@@ -54,8 +54,8 @@ async fn jumps(clock: &FakeClock, database_url: &str) {
         all_live(&server, off, Duration::from_secs(length(10, 2))).await;
     }
     // The clock goes back while the server is down. A server only starts at the true time:
-    // PostgreSQL sometimes sees the true time in spite of libfaketime, and if that is later than the fake time, it
-    // ends sessions as idle for too long, which ends a server that is just starting.
+    // PostgreSQL may see the true time in spite of libfaketime. If that is later than the fake time, it ends sessions as
+    // idle for too long, and a server that is just starting ends as well.
     server.stop().await;
     clock.set("+0");
     server.start().await;
