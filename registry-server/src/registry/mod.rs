@@ -78,7 +78,7 @@ impl Registry {
         let timeout = config.heartbeat_timeout;
         let now = timed(LOAD_TIMEOUT, set_heartbeat_timeout(&mut *session, timeout)).await?;
         let shared = Arc::new(Shared::new(database, config, metrics, now));
-        shared.load(session, LOAD_TIMEOUT).await?;
+        shared.load(session).await?;
         sweeper::warn_of_forgotten_agents(&shared);
         let closing = CancellationToken::new();
         let (heartbeats, heartbeat_writer) = HeartbeatQueue::new(shared.clone(), closing.clone());

@@ -33,15 +33,11 @@ pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// Timeout of a short read.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time for which the database may send nothing while all agents are loaded.
-///
-/// Loading a million agents takes longer than any timeout for all of them should be.
-pub(super) const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The same while a running server loads them again.
+/// Time for which the database may send nothing while a server starts or loads all agents again.
 ///
 /// Until then, the server does not follow the database, so it would not notice that its host has disappeared.
-const RELOAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time for the whole load is not limited, since a million agents take long.
+pub(super) const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// State shared by all tasks of the registry.
 pub(super) struct Shared {
@@ -200,12 +196,8 @@ impl Shared {
         self.generation.subscribe()
     }
 
-    /// Loads all agents and resets all watchers. Fails if the database sends nothing for `timeout`.
-    pub(super) async fn load(
-        self: &Arc<Self>,
-        mut session: Box<dyn Session>,
-        timeout: Duration,
-    ) -> Result<()> {
+    /// Loads all agents and resets all watchers. Fails if the database sends nothing for [`LOAD_TIMEOUT`].
+    pub(super) async fn load(self: &Arc<Self>, mut session: Box<dyn Session>) -> Result<()> {
         let known = self.view.position().position;
         let (agents_tx, agents_rx) = AgentSender::channel();
         let progress = agents_tx.progress();
@@ -214,8 +206,9 @@ impl Shared {
         let building = tokio::spawn(async move { shared.view.build(agents_rx, now).await });
         let snapshot = tokio::select! {
             snapshot = session.load(agents_tx) => snapshot?,
-            () = stalled(progress, timeout) => {
-                return Err(StoreError::Unavailable(format!("it has sent nothing for {timeout:?}").into()));
+            () = stalled(progress, LOAD_TIMEOUT) => {
+                let silent = format!("it has sent nothing for {LOAD_TIMEOUT:?}");
+                return Err(StoreError::Unavailable(silent.into()));
             }
         };
         let agents = building.await.map_err(|error| StoreError::Unavailable(error.into()))?;
@@ -240,7 +233,7 @@ impl Shared {
              reloading all agents and resetting all watchers"
         );
         let session = Lane::new(Purpose::Reads).take(self).await?.session;
-        self.load(session, RELOAD_TIMEOUT).await?;
+        self.load(session).await?;
         self.drop_sessions();
         Ok(())
     }

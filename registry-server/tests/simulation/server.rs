@@ -19,8 +19,8 @@ use crate::registry::{Error, Json, Registry, Supervisor};
 /// Time within which the registry answers every call, by design.
 const CALL_LIMIT: Duration = Duration::from_millis(5_500);
 
-/// Maximum time to load all agents at startup.
-const START_LIMIT: Duration = Duration::from_secs(60);
+/// Time within which a server has loaded all agents, or ends.
+const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// Time within which a server ends after SIGTERM.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
@@ -68,7 +68,11 @@ impl Server {
         // A panic while it starts ends the process.
         let started =
             AssertUnwindSafe(Registry::start(database, config, metrics, &supervisor)).catch_unwind();
-        let registry = timeout(START_LIMIT, started).await.ok()?.ok()?.ok()?;
+        let Ok(started) = timeout(START_LIMIT, started).await else {
+            sim.lock().violation(format!("server {index} still starts after {START_LIMIT:?}"));
+            return None;
+        };
+        let registry = started.ok()?.ok()?;
         let (sim, killed, started_at) = (sim.clone(), CancellationToken::new(), Instant::now());
         let token = format!("token of server {index}").into();
         Some(Arc::new(Self { index, registry, supervisor, killed, started_at, token, sim }))

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::support::{
     DatabaseProxy, Effect, Load, Server, Store, Witnesses, agent, equal_the_database, eventually,
-    follow_each_other, is_long, length, recovered, recovery, within,
+    follow_each_other, is_long, length, recovered, recovery, start_error, within,
 };
 
 /// Short, so that servers constantly read deadlines from the database that they cannot confirm from memory.
@@ -230,6 +230,18 @@ async fn black_hole_during_a_reload_is_noticed() {
     recovered(&world.servers).await;
     equal_the_database(&world.servers, &mut world.store.connect().await).await;
     world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn black_hole_during_a_start_ends_the_server() {
+    let store = Store::postgres().await;
+    let proxy = DatabaseProxy::start(&store.url).await;
+    proxy.trap_load(Effect::SilentAfter);
+    let (began, limit, flags) = (Instant::now(), Duration::from_secs(length(10, 45)), flags());
+    let error = tokio::time::timeout(limit, start_error(proxy.url(), &flags)).await.unwrap();
+    println!("a start in a black hole: the server ends after {:.1?}: {error}", began.elapsed());
+    assert_eq!(proxy.fired(), 1);
+    assert!(error.contains("it has sent nothing for 5s"), "{error}");
 }
 
 /// Two servers over one database, each behind its own proxy.

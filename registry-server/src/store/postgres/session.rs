@@ -166,7 +166,7 @@ impl Session for PostgresSession {
         sqlx::raw_sql(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
              SET LOCAL enable_seqscan = on;
-             SET LOCAL statement_timeout = '60s';
+             SET LOCAL statement_timeout = 0;
              SET LOCAL idle_in_transaction_session_timeout = '60s'",
         )
         .execute(&mut self.connection)
