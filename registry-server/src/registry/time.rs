@@ -131,6 +131,9 @@ impl Silence {
             let outage = Outage { before: self.last_poll, after: now };
             let skipped = (self.outages.len() + 1).saturating_sub(MAX_OUTAGES);
             self.outages = self.outages.iter().skip(skipped).copied().chain([outage]).collect();
+        } else if now < self.last_poll {
+            // The clock was set back a little, so what lies ahead of it now has not happened yet.
+            self.outages = self.outages.iter().copied().filter(|outage| outage.before < now).collect();
         }
         self.last_poll = now;
     }
@@ -235,6 +238,16 @@ mod tests {
         poll(&mut silence, 0, 10);
         poll(&mut silence, 3_610, 3_620);
         assert!(seconds(&silence, 9.0, 3_611.0) <= 2.5);
+    }
+
+    #[test]
+    fn clock_set_back_a_little_and_then_forward_is_an_outage() {
+        let mut silence = Silence::starting_at(at(0.0));
+        poll(&mut silence, 0, 10);
+        poll(&mut silence, 12, 13);
+        poll(&mut silence, 6, 7);
+        poll(&mut silence, 3_610, 3_611);
+        assert!((seconds(&silence, 6.0, 3_611.0) - 1.0).abs() < 1e-9);
     }
 
     #[test]
