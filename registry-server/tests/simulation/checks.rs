@@ -13,10 +13,12 @@ use tokio::time::Instant;
 use super::faults::is_expendable;
 use super::host::Row;
 use super::server::{Failure, Server};
+use super::state::{Gap, State};
 use super::world::{Beats, World};
 
-/// Maximum time between two polls before the database counts as unavailable.
-const OUTAGE_GAP: Duration = Duration::from_millis(1_500);
+/// Maximum time between two polls before the database counts as unavailable, rounded up, since the registry
+/// knows the times of its polls in whole milliseconds.
+const OUTAGE_GAP: Duration = Duration::from_millis(1_501);
 
 /// Time until every server shows a missed deadline.
 const MARGIN: Duration = Duration::from_secs(3);
@@ -43,8 +45,8 @@ pub(super) fn judge_reading(
     now: Instant,
 ) {
     let (upheaval, upheavals) = {
-        let records = world.records.lock();
-        (records.upheavals.last().copied(), u32::try_from(records.upheavals.len()).unwrap())
+        let state = world.sim.lock();
+        (state.upheavals.last().copied(), u32::try_from(state.upheavals.len()).unwrap())
     };
     let was_meddled_with = is_expendable(&health.agent_id)
         && world.profile.faults.iter().any(|fault| fault.needs_reconciliation());
@@ -53,7 +55,7 @@ pub(super) fn judge_reading(
     match (beats.died_at, beats.acknowledged) {
         (Some(died_at), _) if is_online => {
             let base = died_at.max(server.started_at).max(upheaval.unwrap_or(died_at));
-            let outages = total(gaps(world, server.index, died_at, now));
+            let outages = total(possible_outages(&world.sim.lock(), server.index, died_at, now));
             // Setting the clock back by less than a few seconds goes unnoticed, and may happen several times.
             let unnoticed = Duration::from_secs(8) * upheavals;
             let limit = world.profile.timeout + outages * 2 + MARGIN + unnoticed;
@@ -98,8 +100,7 @@ pub(super) fn judge_reading(
 }
 
 /// Returns the total length of intervals that may overlap.
-fn total(times: impl Iterator<Item = (Instant, Instant)>) -> Duration {
-    let mut times: Vec<_> = times.collect();
+fn total(mut times: Vec<(Instant, Instant)>) -> Duration {
     times.sort();
     let mut counted_to = None;
     let mut total = Duration::ZERO;
@@ -114,22 +115,32 @@ fn total(times: impl Iterator<Item = (Instant, Instant)>) -> Duration {
 /// Returns the outages of a server within a period: intervals between two polls that were too long.
 ///
 /// An outage counts for a while after its end, since the agents' retries have backed off.
-fn gaps(
-    world: &World,
+fn outages(state: &State, server: usize, from: Instant, to: Instant) -> Vec<(Instant, Instant)> {
+    let last_poll = state.server(server).last_poll;
+    let current = last_poll.map(|begun| Gap { server, begun, ended: to });
+    long_gaps(state.poll_gaps.iter().copied().chain(current), server, from, to)
+}
+
+/// Returns the periods in which a server may have been unavailable to an agent.
+///
+/// Parts of a server other than its polls may also lose the database, which readers only notice when they
+/// read.
+fn possible_outages(state: &State, server: usize, from: Instant, to: Instant) -> Vec<(Instant, Instant)> {
+    let responses = long_gaps(state.response_gaps.iter().copied(), server, from, to);
+    [outages(state, server, from, to), responses].concat()
+}
+
+fn long_gaps(
+    gaps: impl Iterator<Item = Gap>,
     server: usize,
     from: Instant,
     to: Instant,
-) -> impl Iterator<Item = (Instant, Instant)> {
-    let state = world.sim.lock();
-    let last_poll = state.server(server).last_poll;
-    let current = last_poll.map(|last_poll| (server, last_poll, to));
-    let all: Vec<_> = state.gaps.iter().copied().chain(current).collect();
-    all.into_iter()
-        .filter(move |(of, begun, ended)| {
-            let length = *ended - *begun;
-            *of == server && *ended + length > from && *begun < to && length > OUTAGE_GAP
-        })
-        .map(|(_, begun, ended)| (begun, ended))
+) -> Vec<(Instant, Instant)> {
+    let is_relevant = |gap: &Gap| {
+        let length = gap.ended - gap.begun;
+        gap.server == server && gap.ended + length > from && gap.begun < to && length > OUTAGE_GAP
+    };
+    gaps.filter(is_relevant).map(|gap| (gap.begun, gap.ended)).collect()
 }
 
 /// Returns how much of the time since an agent's last heartbeat counts as silence on a server.
@@ -137,9 +148,9 @@ fn silence(world: &World, server: &Server, heard: Instant, now: Instant) -> Dura
     let heard = heard.max(server.started_at);
     let mut silence = now.duration_since(heard);
     let mut counted_to = heard;
-    let mut gaps: Vec<_> = gaps(world, server.index, heard, now).collect();
-    gaps.sort();
-    for (begun, ended) in gaps {
+    let mut outages = outages(&world.sim.lock(), server.index, heard, now);
+    outages.sort();
+    for (begun, ended) in outages {
         let extra = (ended - begun).min(world.profile.timeout / 2);
         let gap = OUTAGE_GAP.min(world.profile.timeout / 2);
         let (start, end) = ((begun + gap).max(counted_to), (ended + extra).min(now));

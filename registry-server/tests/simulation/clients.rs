@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::checks::judge_reading;
 use super::server::{Failure, Server};
+use super::state::Gap;
 use super::world::World;
 
 /// Agents that send heartbeats until the end, and agents that fall silent.
@@ -188,9 +189,9 @@ async fn read(world: Arc<World>, index: usize) {
             continue;
         }
         // Parts of a server other than its polls may also lose the database.
-        let fresh = Instant::now();
-        let last_fresh = last_fresh.replace(fresh).filter(|last| fresh - *last > Duration::from_secs(1));
-        world.sim.lock().gaps.extend(last_fresh.map(|last_fresh| (index, last_fresh, fresh)));
+        let now = Instant::now();
+        let gap = Gap::between(index, last_fresh.replace(now), now);
+        world.sim.lock().response_gaps.extend(gap);
         if let Ok(health) = health {
             judge_reading(&world, &server, &health, beats, asked_at);
         }

@@ -113,16 +113,16 @@ async fn in_background<T: Send + 'static>(
 impl LogReader for SimSession {
     async fn read_log(&mut self, from: i64) -> Result<LogPage> {
         let is_in_transaction = self.sim.lock().link_mut(self.link).transaction.is_some();
-        let page = self
+        let (page, read_at) = self
             .read(|state, link| {
                 if is_in_transaction {
                     state.touch(link)?;
                 }
-                Ok(state.read_log(link, from))
+                Ok((state.read_log(link, from), Instant::now()))
             })
             .await?;
         if page.is_writable && !is_in_transaction {
-            self.sim.lock().record_poll(self.link);
+            self.sim.lock().record_poll(self.link, read_at);
         }
         Ok(page)
     }

@@ -136,13 +136,8 @@ async fn strike(world: &Arc<World>, fault: Fault) {
     let begun = begin(&mut world.sim.lock(), world, fault, server, lasts);
     world.sim.changed.notify_waiters();
     if begun {
-        // A shorter freeze of the clock cannot be distinguished from the agents' silence.
-        sleep(if fault == Fault::FreezeClock { lasts.max(Duration::from_secs(3)) } else { lasts }).await;
+        sleep(lasts).await;
         end(&mut world.sim.lock(), fault);
-        if fault == Fault::FreezeClock {
-            // The clock jumps to the present.
-            world.record_upheaval();
-        }
         world.sim.lock().trace.add(|| format!("end of {fault:?}"));
         world.sim.changed.notify_waiters();
     }
@@ -192,13 +187,11 @@ fn begin(state: &mut State, world: &World, fault: Fault, server: usize, lasts: D
         Fault::Failover => {
             let lost = state.rng.usize(..8);
             state.fail_over(lost);
-            world.record_upheaval();
             return true;
         }
         Fault::Restore => {
             let lost = state.rng.usize(5..40);
             state.fail_over(lost);
-            world.record_upheaval();
             return true;
         }
         Fault::SetClock => {
@@ -211,12 +204,12 @@ fn begin(state: &mut State, world: &World, fault: Fault, server: usize, lasts: D
             };
             state.trace.add(|| format!("the clock is set by {by} ms"));
             state.primary_mut().set_clock(by);
-            world.record_upheaval();
+            state.record_upheaval();
         }
         Fault::FreezeClock => {
             let host = state.primary_mut();
             host.frozen_at = Some(host.now());
-            world.record_upheaval();
+            state.record_upheaval();
             return true;
         }
         Fault::ChangeRows => state.change_row(),
@@ -249,7 +242,7 @@ fn begin(state: &mut State, world: &World, fault: Fault, server: usize, lasts: D
 fn end(state: &mut State, fault: Fault) {
     match fault {
         Fault::ReadOnly | Fault::Recovery => state.primary_mut().access = Access::ReadWrite,
-        Fault::FreezeClock => state.primary_mut().frozen_at = None,
+        Fault::FreezeClock => state.thaw_clock(),
         Fault::Failover | Fault::Restore => state.end_split(),
         _ => state.chances = Chances::default(),
     }
@@ -316,7 +309,7 @@ impl State {
         }
     }
 
-    fn hole(&mut self, server: usize, until: Instant) {
+    pub(super) fn hole(&mut self, server: usize, until: Instant) {
         self.stall(Some(server), until);
         self.servers[server].hole_until = Some(until);
     }
@@ -333,6 +326,7 @@ impl State {
         self.trace.add(|| format!("host {new} takes over at {:?}, {lost} commits are lost", host.image.head));
         self.hosts.push(host);
         self.primary = new;
+        self.record_upheaval();
         let fate = self.rng.u8(..3);
         for id in self.open_links() {
             if self.link(id).host != old {

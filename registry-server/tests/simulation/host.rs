@@ -262,9 +262,11 @@ impl Host {
         Timestamp::from_unix_millis(EPOCH_MILLIS + elapsed + self.clock_offset)
     }
 
-    /// Sets the clock forward or back.
+    /// Sets the clock forward or back, also if it is frozen.
     pub(super) fn set_clock(&mut self, by_millis: i64) {
         self.clock_offset += by_millis;
+        let set = |frozen: Timestamp| Timestamp::from_unix_millis(frozen.unix_millis() + by_millis);
+        self.frozen_at = self.frozen_at.map(set);
     }
 
     pub(super) fn is_locked_by_operator(&self, agent_id: &str) -> bool {

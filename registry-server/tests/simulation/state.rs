@@ -10,6 +10,26 @@ use super::host::{Access, Host};
 use super::network::{Chances, FOR_EVER, Link, LinkId, ServerLink, Use};
 use super::trace::Trace;
 
+/// Shortest jump of a frozen clock, in milliseconds. A shorter one cannot be distinguished from the agents'
+/// silence.
+const SHORTEST_JUMP: i64 = 3_000;
+
+/// A period in which a server possibly did not reach the database.
+#[derive(Clone, Copy)]
+pub(super) struct Gap {
+    pub(super) server: usize,
+    pub(super) begun: Instant,
+    pub(super) ended: Instant,
+}
+
+impl Gap {
+    /// Creates a gap if more than a second has passed since the last success.
+    pub(super) fn between(server: usize, last: Option<Instant>, now: Instant) -> Option<Self> {
+        let begun = last.filter(|last| now.duration_since(*last) > Duration::from_secs(1))?;
+        Some(Self { server, begun, ended: now })
+    }
+}
+
 /// The complete state of a simulation.
 pub(super) struct State {
     pub(super) rng: Rng,
@@ -19,8 +39,12 @@ pub(super) struct State {
     pub(super) links: Vec<Link>,
     pub(super) servers: Vec<ServerLink>,
     pub(super) chances: Chances,
-    /// Unusually long intervals between two polls: server, start and end.
-    pub(super) gaps: Vec<(usize, Instant, Instant)>,
+    /// Unusually long intervals between two polls.
+    pub(super) poll_gaps: Vec<Gap>,
+    /// Unusually long intervals between two responses that were not stale.
+    pub(super) response_gaps: Vec<Gap>,
+    /// Times when the database's clock jumped or stopped, or another history began.
+    pub(super) upheavals: Vec<Instant>,
     /// Violations of the properties that must hold despite all faults.
     pub(super) violations: Vec<String>,
     /// When an old primary that some servers still used was shut down.
@@ -48,7 +72,9 @@ impl State {
             links: Vec::new(),
             servers,
             chances: Chances::default(),
-            gaps: Vec::new(),
+            poll_gaps: Vec::new(),
+            response_gaps: Vec::new(),
+            upheavals: Vec::new(),
             violations: Vec::new(),
             split_ended_at: None,
             trace: Trace::new(started, is_traced),
@@ -117,6 +143,21 @@ impl State {
     /// Draws a random duration for a connection.
     pub(super) fn draw_millis(&mut self, link: LinkId, range: std::ops::Range<u64>) -> Duration {
         Duration::from_millis(self.link_mut(link).rng.u64(range))
+    }
+
+    /// Records that the database's clock jumped or stopped, or that another history begins.
+    pub(super) fn record_upheaval(&mut self) {
+        self.upheavals.push(Instant::now());
+    }
+
+    /// Lets a frozen clock jump to the present, or further.
+    pub(super) fn thaw_clock(&mut self) {
+        let host = self.primary_mut();
+        if let Some(frozen_at) = host.frozen_at.take() {
+            let jump = host.now().unix_millis() - frozen_at.unix_millis();
+            host.set_clock((SHORTEST_JUMP - jump).max(0));
+            self.record_upheaval();
+        }
     }
 
     /// Records a violation.
@@ -193,14 +234,11 @@ impl State {
         }
     }
 
-    /// Records that a primary answered the poll of a server.
-    pub(super) fn record_poll(&mut self, id: LinkId) {
+    /// Records when a primary read its clock for the poll of a server, whose answer has arrived.
+    pub(super) fn record_poll(&mut self, id: LinkId, read_at: Instant) {
         let server = self.link(id).server;
-        let now = Instant::now();
-        let last = self.servers[server].last_poll.replace(now);
-        if let Some(last) = last.filter(|last| now.duration_since(*last) > Duration::from_secs(1)) {
-            self.gaps.push((server, last, now));
-        }
+        let last = self.servers[server].last_poll.replace(read_at);
+        self.poll_gaps.extend(Gap::between(server, last, read_at));
     }
 
     /// Notifies the listeners of a host, except those of one server.
@@ -234,8 +272,9 @@ impl State {
         for server in &mut self.servers {
             (server.hole_until, server.refused_until) = (None, None);
         }
+        self.thaw_clock();
         let host = self.primary_mut();
-        (host.paused_until, host.commits_stall_until, host.frozen_at) = (None, None, None);
+        (host.paused_until, host.commits_stall_until) = (None, None);
         host.operator_locks.clear();
         (host.access, host.is_down) = (Access::ReadWrite, false);
     }

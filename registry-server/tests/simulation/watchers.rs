@@ -79,14 +79,12 @@ async fn read(world: &World, server: &Server, number: usize) {
     let mut changed = registry.subscribe();
     let start = last_id.map_or(StreamStart::Last(0), StreamStart::After);
     let (mut cursor, _) = registry.cursor(start).await;
-    let mut begun = Some((cursor.position(), last_id));
+    let begun_at = cursor.position();
+    let mut is_first = true;
     while !server.killed.is_cancelled() {
         let read = registry.read_events(&mut cursor);
-        let is_first = begun.is_some();
-        if let Some((id, last_event_id)) = begun.take()
-            && matches!(read, LogRead::UpToDate | LogRead::Frames(_))
-        {
-            tell(world, number, Told::Begun { id, last_event_id });
+        if is_first && matches!(read, LogRead::UpToDate | LogRead::Frames(_)) {
+            tell(world, number, Told::Begun { id: begun_at, last_event_id: last_id });
         }
         match read {
             LogRead::UpToDate => {
@@ -103,6 +101,7 @@ async fn read(world: &World, server: &Server, number: usize) {
             // The stream ends, and the watcher resumes after the last event that it read.
             LogRead::Lagged(_) => return,
         }
+        is_first = false;
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) struct Profile {
     pub(super) sweep_interval: Duration,
     pub(super) faults: Vec<Fault>,
     /// Period during which faults occur.
-    faults_last: Duration,
+    pub(super) faults_last: Duration,
 }
 
 impl Profile {
@@ -70,8 +70,6 @@ pub(super) struct Records {
     pub(super) calls: Vec<Call>,
     pub(super) beats: BTreeMap<String, Beats>,
     pub(super) streams: Vec<Stream>,
-    /// Times when the database's clock was set or another history began.
-    pub(super) upheavals: Vec<Instant>,
     pub(super) counts: BTreeMap<&'static str, u64>,
 }
 
@@ -114,9 +112,6 @@ impl World {
         faults::strike_until(&world, Instant::now() + world.profile.faults_last).await;
         world.faults_end.cancel();
         world.sim.lock().heal();
-        if world.profile.faults.contains(&Fault::FreezeClock) {
-            world.record_upheaval();
-        }
         world.sim.lock().trace.add(|| "the faults end".to_owned());
         world.sim.changed.notify_waiters();
         sleep(world.profile.quiet()).await;
@@ -178,10 +173,6 @@ impl World {
 
     pub(super) fn random<T>(&self, draw: impl FnOnce(&mut Rng) -> T) -> T {
         draw(&mut self.sim.lock().rng)
-    }
-
-    pub(super) fn record_upheaval(&self) {
-        self.records.lock().upheavals.push(Instant::now());
     }
 
     pub(super) fn count(&self, what: &'static str) {
