@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use super::Registry;
 use super::change_log::ChangeLog;
 use super::rules::{Change, DeadlinePolicy, has_leftover_maintenance};
-use super::shared::Shared;
+use super::shared::{RETRY_INTERVAL, Shared};
 use super::view::Entry;
 
 /// Maximum number of changes submitted at a time, so that the queue keeps room for clients.
@@ -42,7 +42,7 @@ pub(super) fn warn_of_forgotten_agents(shared: &Shared) {
     }
 }
 
-/// Sweeps at every sweep interval. Never returns.
+/// Sweeps at every sweep interval, and soon after an outage that prevented it. Never returns.
 ///
 /// # Cancel safety
 /// Cancel safe: every change is made completely or not at all.
@@ -52,17 +52,19 @@ pub(super) async fn run(registry: Arc<Registry>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        sweep(&registry).await;
+        let availability = &registry.shared.availability;
+        // During an outage, nothing can be written, and silence does not count.
+        if availability.unavailable_for().is_some() {
+            ticks.reset_after(interval.min(RETRY_INTERVAL));
+        } else {
+            sweep(&registry).await;
+        }
+        availability.record_sweep();
     }
 }
 
 async fn sweep(registry: &Arc<Registry>) {
     let shared = &registry.shared;
-    if shared.availability.unavailable_for().is_some() {
-        // During an outage, nothing can be written, and silence does not count.
-        shared.availability.record_sweep();
-        return;
-    }
     if shared.database.is_shared() {
         confirm_upcoming(registry).await;
     }
@@ -82,7 +84,6 @@ async fn sweep(registry: &Arc<Registry>) {
     let purged = shared.view.ids_where(|entry| policy.is_purgeable(&entry.agent, now));
     let description = "remove: it was offline for longer than --remove-after";
     submit_all(registry, purged, || Change::Purge, description).await;
-    shared.availability.record_sweep();
 }
 
 /// Confirms deadlines that are due before the next sweep, so that readers rarely have to.

@@ -47,9 +47,13 @@ use std::collections::BTreeMap;
 use std::env;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, Once};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use world::World;
+use network::Sim;
+use registry_sdk::contract::{AgentStatus, Registration};
+use server::Server;
+use tokio::time::sleep_until;
+use world::{Profile, World};
 
 /// Default number of seeds, overridden by `SIMULATION_SEEDS`.
 const SEEDS: u64 = 500;
@@ -163,6 +167,29 @@ fn registries_survive_every_fault() {
             .collect();
         panic!("{}\n\n{} seeds failed:\n{}", report(*seed), failed.len(), list.join("\n"));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn missed_deadline_is_written_soon_after_an_outage_that_prevented_the_sweep() {
+    let sweep_interval = Duration::from_secs(60);
+    let profile = Profile {
+        servers: 1,
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_secs(3),
+        sweep_interval,
+        faults: Vec::new(),
+        faults_last: Duration::ZERO,
+    };
+    let sim = Sim::new(1, profile.servers, false);
+    let server = Server::start(&sim, 0, &profile).await.unwrap();
+    let swept_at = server.started_at + sweep_interval;
+    server.register(Registration::new("silent", "Silent", "http://silent:8002")).await.unwrap();
+    sleep_until(swept_at - Duration::from_secs(2)).await;
+    sim.lock().hole(0, swept_at + Duration::from_secs(2));
+    sleep_until(swept_at + Duration::from_secs(7)).await;
+    let status = sim.lock().primary().image.rows["silent"].agent.status;
+    assert_eq!(status, AgentStatus::Offline);
+    server.terminate().await;
 }
 
 #[test]
