@@ -1,4 +1,4 @@
-//! Delegating a task: its settings, and its outcome.
+//! Delegating a task: its settings, and the ways to send it. `failover.rs` runs the attempts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use serde::de::DeserializeOwned;
 use super::a2a_task::A2aTask;
 use super::attempt::Settings;
 use super::delegate_error::{DelegateError, EndReason};
+use super::failover::{Delegated, with_failover};
 use super::http_task::HttpTask;
 use super::http_task_error::HttpTaskError;
 use super::orchestrator::Orchestrator;
 use super::query::TaskQuery;
-use super::race::{Delegated, race};
 use super::task_error::TaskError;
 use super::task_response::TaskResponse;
 #[cfg(feature = "a2a")]
@@ -213,7 +213,7 @@ impl Delegation<'_> {
     where
         F: Future<Output = Result<T, TaskError>>,
     {
-        race(self.orchestrator, self.query, self.settings, |attempt| {
+        with_failover(self.orchestrator, self.query, self.settings, |attempt| {
             let work = task(attempt.agent.clone());
             async move { attempt.in_time(work).await }
         })
@@ -242,7 +242,7 @@ impl Delegation<'_> {
             headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
         }
         let task = self.http_task(Method::POST, path, body)?;
-        race(self.orchestrator, self.query, self.settings, |attempt| {
+        with_failover(self.orchestrator, self.query, self.settings, |attempt| {
             let task = task.clone();
             async move {
                 let response = attempt.in_time(task.send(&attempt)).await?;
@@ -280,7 +280,7 @@ impl Delegation<'_> {
         let task = self.http_task(method, path, Ok(body.into()))?;
         // The outcome is that of the whole stream.
         let settings = Settings { reports_success: false, ..self.settings };
-        let done = race(self.orchestrator, self.query, settings, |attempt| {
+        let done = with_failover(self.orchestrator, self.query, settings, |attempt| {
             let task = task.clone();
             async move { attempt.in_time(task.send(&attempt)).await }
         })
@@ -321,8 +321,10 @@ impl Delegation<'_> {
             return Err(invalid("a message needs at least one part".to_owned()));
         }
         let task = &A2aTask::new(self.orchestrator, message, headers, self.max_response);
-        race(self.orchestrator, self.query, self.settings, |attempt| async move { task.run(&attempt).await })
-            .await
+        with_failover(self.orchestrator, self.query, self.settings, |attempt| async move {
+            task.run(&attempt).await
+        })
+        .await
     }
 
     /// Returns the request, if it is valid.

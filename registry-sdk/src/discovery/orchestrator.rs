@@ -7,11 +7,11 @@ use super::budget::RetryBudget;
 use super::directory::Directory;
 use super::ejection::{EjectionSettings, EjectionState};
 use super::failure_kind::FailureKind;
-use super::fallback::Fallback;
 use super::found::LastSearches;
 use super::http_task::AgentAccess;
 use super::http_task_error::HttpTaskError;
 use super::query::TaskQuery;
+use super::search_fallback::SearchFallback;
 use super::selection::{SelectError, Selection};
 #[cfg(feature = "a2a")]
 use crate::a2a::cards::Cards;
@@ -45,7 +45,7 @@ pub struct Orchestrator {
     pub(super) states: AgentStates,
     pub(super) directory: Option<Directory>,
     /// Whether to search the registry while the directory is out of date.
-    pub(super) fallback: Fallback,
+    pub(super) search_fallback: SearchFallback,
     pub(super) last_searches: LastSearches,
     #[cfg(feature = "a2a")]
     pub(super) cards: Cards,
@@ -144,13 +144,13 @@ impl OrchestratorBuilder {
         let Self { client, access, ejection, budget, directory, seed } = self;
         let random = seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
         let states = AgentStates::new(ejection, budget, random);
-        let (fallback, last_searches) = (Fallback::default(), LastSearches::default());
+        let (search_fallback, last_searches) = (SearchFallback::default(), LastSearches::default());
         Orchestrator {
             client,
             access,
             states,
             directory,
-            fallback,
+            search_fallback,
             last_searches,
             #[cfg(feature = "a2a")]
             cards: Cards::default(),

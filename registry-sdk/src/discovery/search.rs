@@ -38,7 +38,7 @@ impl Orchestrator {
             return Ok(from_directory(cached));
         }
         if let Some(cached) = cached
-            && !self.fallback.is_wanted()
+            && !self.search_fallback.is_wanted()
         {
             return Ok(from_directory(cached));
         }
@@ -56,7 +56,7 @@ impl Orchestrator {
             _ => self.client.search_within(search.clone(), SHORT).await,
         };
         if cached.is_some() {
-            self.fallback.record(!matches!(&outcome, Err(error) if error.is_outage()));
+            self.search_fallback.record(!matches!(&outcome, Err(error) if error.is_outage()));
         }
         match (outcome, cached, kept) {
             (Ok(matches), ..) => {

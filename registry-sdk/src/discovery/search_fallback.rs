@@ -11,12 +11,12 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// Decides whether selections search the registry instead of a directory. After a failed search, one selection at a time tries
 /// again every few seconds, and the others do not wait for it. Clones share the state.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Fallback {
+pub(super) struct SearchFallback {
     /// When the last search failed, or when the trial after it began.
     failed_at: Arc<Mutex<Option<Instant>>>,
 }
 
-impl Fallback {
+impl SearchFallback {
     /// Returns whether a selection searches the registry.
     pub(super) fn is_wanted(&self) -> bool {
         let mut failed_at = self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);

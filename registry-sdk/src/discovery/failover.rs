@@ -1,4 +1,4 @@
-//! The attempts of a delegation, one after another or, with hedging, concurrently.
+//! Decides after each attempt of a delegation whether another agent gets the task. With hedging, attempts overlap.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub struct Delegated<T> {
 }
 
 /// Gives a task to one agent after another until it is done or no further attempt is allowed.
-pub(super) async fn race<T, F>(
+pub(super) async fn with_failover<T, F>(
     orchestrator: &Orchestrator,
     query: TaskQuery,
     settings: Settings,
@@ -60,7 +60,7 @@ where
         otel.status_code = Empty
     );
     orchestrator.states.deposit();
-    let race = Race {
+    let failover = Failover {
         orchestrator,
         deadline: deadline_after(Instant::now(), settings.time_limit),
         query: Arc::new(query),
@@ -76,7 +76,7 @@ where
         skipped: Vec::new(),
         ending: None,
     };
-    let outcome = race.run(task).instrument(span.clone()).await;
+    let outcome = failover.run(task).instrument(span.clone()).await;
     span.in_scope(|| match &outcome {
         Ok(done) => {
             tracing::debug!(
@@ -96,7 +96,7 @@ where
 }
 
 /// The state of a delegation.
-struct Race<'a> {
+struct Failover<'a> {
     orchestrator: &'a Orchestrator,
     query: Arc<TaskQuery>,
     settings: Settings,
@@ -155,7 +155,7 @@ impl Next<'_> {
     }
 }
 
-impl<'a> Race<'a> {
+impl<'a> Failover<'a> {
     async fn run<T, F>(mut self, mut task: impl FnMut(Attempt) -> F) -> Result<Delegated<T>, DelegateError>
     where
         F: Future<Output = Result<T, TaskError>>,
