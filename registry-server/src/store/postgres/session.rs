@@ -12,7 +12,7 @@ use sqlx::postgres::PgConnection;
 
 use super::listener::BROADCAST_CHANNEL;
 use super::log::{entry, head, read_log};
-use super::rows::{decode_row, timestamp};
+use super::rows::{decode_row, later_heartbeat, timestamp};
 use super::write::write;
 use crate::store::agent_sender::AgentSender;
 use crate::store::error::{CommitError, Result};
@@ -101,9 +101,8 @@ impl Session for PostgresSession {
         let age_millis =
             |heartbeat: &HeartbeatWrite| i64::try_from(heartbeat.age.as_millis()).unwrap_or(i64::MAX);
         let ages: Vec<i64> = heartbeats.iter().map(age_millis).collect();
-        // `least` caps a time in the future, which was stored before the database's clock was set back. The
-        // result is aggregated into a single row, since each row costs both sides.
-        let row = sqlx::query(
+        // The result is aggregated into a single row, since each row costs both sides.
+        let row = sqlx::query(concat!(
             "WITH locked AS (
                  SELECT agent.agent_id, heartbeat.n, heartbeat.age
                  FROM unnest($1::text[], $2::int8[], $3::int8[]) WITH ORDINALITY AS heartbeat (id, revision, age, n)
@@ -111,14 +110,15 @@ impl Session for PostgresSession {
                          ON agent.agent_id = heartbeat.id AND agent.revision = heartbeat.revision
                  FOR NO KEY UPDATE OF agent SKIP LOCKED
              ), updated AS (
-                 UPDATE agent_registry AS agent
-                 SET last_heartbeat = greatest(least(agent.last_heartbeat, now()),
-                     (SELECT date_trunc('milliseconds', now())) - locked.age * interval '1 millisecond')
-                 FROM locked WHERE agent.agent_id = locked.agent_id
+                 UPDATE agent_registry AS agent SET last_heartbeat = ",
+            later_heartbeat!(
+                "(SELECT date_trunc('milliseconds', now())) - locked.age * interval '1 millisecond'"
+            ),
+            " FROM locked WHERE agent.agent_id = locked.agent_id
                  RETURNING locked.n, agent.last_heartbeat
              )
              SELECT now(), array_agg(n), array_agg(last_heartbeat) FROM updated",
-        )
+        ))
         .bind(&agent_ids)
         .bind(&revisions)
         .bind(&ages)

@@ -7,7 +7,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 
 use super::listener::CHANGE_CHANNEL;
-use super::rows::date_time;
+use super::rows::{date_time, later_heartbeat};
 use crate::store::agent::StoredAgent;
 use crate::store::log::{Event, RETAINED_REVISIONS};
 use crate::store::writes::Writes;
@@ -27,11 +27,11 @@ pub(super) async fn write<'a>(
         let heartbeat =
             |agent: &'a Arc<StoredAgent>| (agent.agent_id.as_str(), date_time(agent.last_heartbeat));
         let (agent_ids, times): (Vec<&str>, Vec<_>) = writes.heartbeats.iter().map(heartbeat).unzip();
-        sqlx::query(
-            "UPDATE agent_registry AS agent
-             SET last_heartbeat = greatest(least(agent.last_heartbeat, now()), heartbeat.at)
-             FROM unnest($1::text[], $2::timestamptz[]) AS heartbeat (id, at) WHERE agent.agent_id = heartbeat.id",
-        )
+        sqlx::query(concat!(
+            "UPDATE agent_registry AS agent SET last_heartbeat = ",
+            later_heartbeat!("heartbeat.at"),
+            " FROM unnest($1::text[], $2::timestamptz[]) AS heartbeat (id, at) WHERE agent.agent_id = heartbeat.id",
+        ))
         .bind(agent_ids)
         .bind(times)
         .execute(&mut *connection)
@@ -57,7 +57,7 @@ async fn write_events(connection: &mut PgConnection, writes: &Writes, process_id
     let agent_ids: Vec<&str> = writes.events.iter().map(|event| event.agent.agent_id.as_str()).collect();
     let marks: Vec<i64> = writes.events.iter().map(|event| event.mark).collect();
     let agents = writes.events.iter().map(Event::agent_json).collect::<sqlx::Result<Vec<_>>>()?;
-    sqlx::query(
+    sqlx::query(concat!(
         "WITH put AS (
              INSERT INTO agent_registry AS agent
                  (agent_id, agent_name, base_url, status, capabilities, metadata, last_heartbeat,
@@ -71,7 +71,9 @@ async fn write_events(connection: &mut PgConnection, writes: &Writes, process_id
              ON CONFLICT (agent_id) DO UPDATE SET
                  agent_name = excluded.agent_name, base_url = excluded.base_url, status = excluded.status,
                  capabilities = excluded.capabilities, metadata = excluded.metadata,
-                 last_heartbeat = greatest(least(agent.last_heartbeat, now()), excluded.last_heartbeat),
+                 last_heartbeat = ",
+        later_heartbeat!("excluded.last_heartbeat"),
+        ",
                  heartbeat_interval_seconds = excluded.heartbeat_interval_seconds,
                  instance_id = excluded.instance_id, registered_at = excluded.registered_at,
                  missed_deadline = excluded.missed_deadline, offline_since = excluded.offline_since,
@@ -96,7 +98,7 @@ async fn write_events(connection: &mut PgConnection, writes: &Writes, process_id
              UPDATE agent_registry_state SET revision = $26, mark = $27 WHERE singleton
          )
          SELECT pg_notify($29, $30)",
-    )
+    ))
     .bind(column(&upserts, |agent| agent.agent_id.as_str()))
     .bind(column(&upserts, |agent| agent.agent_name.as_str()))
     .bind(column(&upserts, |agent| agent.base_url.as_str()))
