@@ -147,8 +147,10 @@ impl Cluster {
 
     /// Starts or restarts the cluster, and waits until it accepts connections.
     pub(crate) async fn begin(&self) {
+        // Shared memory in the data folder is removed with it, even if the cluster was killed.
         let options = format!(
-            "-p {} -c unix_socket_directories= -c listen_addresses=127.0.0.1 -c max_wal_size=16MB -c min_wal_size=2MB -c wal_keep_size=8MB",
+            "-p {} -c unix_socket_directories= -c listen_addresses=127.0.0.1 -c dynamic_shared_memory_type=mmap \
+             -c max_wal_size=16MB -c min_wal_size=2MB -c wal_keep_size=8MB",
             self.port
         );
         let log = self.data.join("log");
