@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use reqwest::{Certificate, ClientBuilder, Identity};
 
+use crate::credentials::provided;
 use crate::error::{Error, with_causes};
 
 /// Certificates in addition to those of the system.
@@ -41,8 +42,8 @@ impl Certificates {
         provider: impl Fn() -> Result<Vec<u8>, E> + Send + Sync + 'static,
     ) -> Self {
         self.own = Some(Arc::new(move || {
-            let pem =
-                provider().map_err(|error| invalid("there is no client certificate", &*error.into()))?;
+            let pem = provided("the provider of the client certificate", &provider)?;
+            let pem = pem.map_err(|error| invalid("there is no client certificate", &*error.into()))?;
             identity(&pem)
         }));
         self

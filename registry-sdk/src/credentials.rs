@@ -1,6 +1,7 @@
 //! Client credentials: tokens.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use reqwest::header::HeaderValue;
@@ -24,10 +25,17 @@ impl Credentials {
 
     /// Returns the value of an `Authorization` header (RFC 6750, section 2.1).
     pub(crate) fn header(&self) -> Result<HeaderValue, Error> {
+        let token = provided("the token provider", || (self.0)())?;
         let wrong = |_| Error::Config("the token has characters that are not allowed in a header".to_owned());
-        let mut value = HeaderValue::try_from(format!("Bearer {}", (self.0)())).map_err(wrong)?;
+        let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(wrong)?;
         // Keeps the token out of the logs of other crates.
         value.set_sensitive(true);
         Ok(value)
     }
+}
+
+/// Calls a provider of credentials. A panic is an error, because it must not end the task that sends heartbeats or follows the
+/// registry.
+pub(crate) fn provided<T>(name: &str, provider: impl FnOnce() -> T) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(provider)).map_err(|_| Error::Config(format!("{name} panicked")))
 }

@@ -32,11 +32,9 @@
 //! flight gets up to half of the time, and then the status is set to `offline` for good, unless the registry cannot know the
 //! process.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
@@ -321,12 +319,10 @@ impl Loop {
     async fn send(&mut self, request: Request) {
         let (limit, version) = self.begin(request);
         let (began, shared) = (Instant::now(), self.shared.clone());
-        // Boxed, because an agent mostly waits and needs no memory for a request meanwhile. A panic of a token provider must
-        // not end the loop.
-        let attempt = AssertUnwindSafe(Box::pin(self.attempt(request, limit))).catch_unwind();
-        let panicked = |_| Err(Error::Config("a panic, perhaps of the token provider".to_owned()));
+        // Boxed, because an agent mostly waits and needs no memory for a request meanwhile.
+        let attempt = Box::pin(self.attempt(request, limit));
         let outcome = tokio::select! {
-            outcome = attempt => outcome.unwrap_or_else(panicked),
+            outcome = attempt => outcome,
             () = shared.cut_off() => {
                 tracing::warn!(agent_id = shared.agent_id, "the last request was cut off by the shutdown");
                 return;

@@ -209,7 +209,7 @@ impl<T> State<T> {
             (Some(good), _) => Ok(good),
             (None, Some(error)) => Err(error.clone()),
             // The refresh has ended without an outcome.
-            (None, None) => Err(Error::Config("a panic, perhaps of the token provider".to_owned())),
+            (None, None) => Err(Error::Config("the refresh has ended without an outcome".to_owned())),
         }
     }
 

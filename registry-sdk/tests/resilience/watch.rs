@@ -1,12 +1,13 @@
 //! Watching a registry that fails and recovers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use registry_sdk::contract::{AgentRecord, AgentStatus, Capability, Registration};
 use registry_sdk::discovery::{Directory, Freshness};
 use registry_sdk::testing::MockRegistry;
-use registry_sdk::{ListQuery, SearchQuery, Watch, WatchEvent};
+use registry_sdk::{ListQuery, RegistryClient, SearchQuery, Watch, WatchEvent};
 use tokio::time::timeout;
 
 use crate::support::until;
@@ -72,6 +73,27 @@ async fn lost_connection_neither_misses_nor_repeats_changes() {
     assert_eq!(next(&mut watch).await, "listed a0 a1 a2 a4");
     client.register(&agent("b")).await.unwrap();
     assert_eq!(next(&mut watch).await, "registered b active");
+}
+
+#[tokio::test(start_paused = true)]
+async fn panic_of_the_token_provider_interrupts_a_watch_until_it_works_again() {
+    let registry = MockRegistry::start().await;
+    let is_broken = Arc::new(AtomicBool::new(false));
+    let asked = is_broken.clone();
+    let provider = move || {
+        assert!(!asked.load(Ordering::SeqCst), "on purpose");
+        "token".to_owned()
+    };
+    let client = RegistryClient::builder(registry.url()).token_provider(provider).build().unwrap();
+    let mut watch = client.watch();
+    assert_eq!(next(&mut watch).await, "listed ");
+    is_broken.store(true, Ordering::SeqCst);
+    registry.cut_event_streams();
+    assert_eq!(next(&mut watch).await, "interrupted");
+    is_broken.store(false, Ordering::SeqCst);
+    assert_eq!(next(&mut watch).await, "listed ");
+    client.register(&agent("a")).await.unwrap();
+    assert_eq!(next(&mut watch).await, "registered a active");
 }
 
 #[tokio::test(start_paused = true)]
