@@ -1,4 +1,4 @@
-//! The order of matches.
+//! The order of matches. `match_all.rs` and `match_best.rs` compute their scores.
 
 use std::cmp::Ordering;
 

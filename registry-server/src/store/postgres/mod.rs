@@ -1,5 +1,6 @@
 //! The PostgreSQL store, for production and for several servers over one database.
 
+mod heartbeats;
 mod listener;
 mod log;
 mod migrations;

@@ -10,16 +10,6 @@ use sqlx::{Decode, Row, Type};
 use crate::store::agent::StoredAgent;
 use crate::store::rows::{AgentRow, agent_row, changed_by, interval_from_seconds, undecodable};
 
-/// The last heartbeat to write to the row `agent`, given the time of a heartbeat: the later one of both.
-///
-/// A time in the future, which was stored before the database's clock was set back, counts as now.
-macro_rules! later_heartbeat {
-    ($time:literal) => {
-        concat!("greatest(least(agent.last_heartbeat, now()), ", $time, ")")
-    };
-}
-pub(super) use later_heartbeat;
-
 pub(super) fn decode_row(row: &PgRow) -> sqlx::Result<AgentRow> {
     agent_row(row.try_get("agent_id")?, agent_from_row(row))
 }

@@ -1,18 +1,17 @@
-//! A session: transactions, heartbeats and reads on one connection.
+//! A session: transactions and reads on one connection. `heartbeats.rs` writes heartbeats.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
-use registry_sdk::contract::Timestamp;
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
+use super::heartbeats;
 use super::listener::BROADCAST_CHANNEL;
 use super::log::{entry, head, read_log};
-use super::rows::{decode_row, later_heartbeat, timestamp};
+use super::rows::decode_row;
 use super::write::write;
 use crate::store::agent_sender::AgentSender;
 use crate::store::error::{CommitError, Result};
@@ -95,69 +94,11 @@ impl Session for PostgresSession {
     }
 
     async fn write_heartbeats(&mut self, heartbeats: &[HeartbeatWrite]) -> Result<WrittenHeartbeats> {
-        let agent_ids: Vec<&str> =
-            heartbeats.iter().map(|heartbeat| heartbeat.agent.agent_id.as_str()).collect();
-        let revisions: Vec<i64> = heartbeats.iter().map(|heartbeat| heartbeat.agent.revision).collect();
-        let age_millis =
-            |heartbeat: &HeartbeatWrite| i64::try_from(heartbeat.age.as_millis()).unwrap_or(i64::MAX);
-        let ages: Vec<i64> = heartbeats.iter().map(age_millis).collect();
-        // The result is aggregated into a single row, since each row costs both sides.
-        let row = sqlx::query(concat!(
-            "WITH locked AS (
-                 SELECT agent.agent_id, heartbeat.n, heartbeat.age
-                 FROM unnest($1::text[], $2::int8[], $3::int8[]) WITH ORDINALITY AS heartbeat (id, revision, age, n)
-                     JOIN agent_registry AS agent
-                         ON agent.agent_id = heartbeat.id AND agent.revision = heartbeat.revision
-                 FOR NO KEY UPDATE OF agent SKIP LOCKED
-             ), updated AS (
-                 UPDATE agent_registry AS agent SET last_heartbeat = ",
-            later_heartbeat!(
-                "(SELECT date_trunc('milliseconds', now())) - locked.age * interval '1 millisecond'"
-            ),
-            " FROM locked WHERE agent.agent_id = locked.agent_id
-                 RETURNING locked.n, agent.last_heartbeat
-             )
-             SELECT now(), array_agg(n), array_agg(last_heartbeat) FROM updated",
-        ))
-        .bind(&agent_ids)
-        .bind(&revisions)
-        .bind(&ages)
-        .fetch_one(&mut self.connection)
-        .await?;
-        let positions: Option<Vec<i64>> = row.try_get(1)?;
-        let times: Option<Vec<DateTime<Utc>>> = row.try_get(2)?;
-        let mut written = WrittenHeartbeats { now: timestamp(&row, 0)?, times: vec![None; heartbeats.len()] };
-        for (position, time) in positions.into_iter().flatten().zip(times.into_iter().flatten()) {
-            // Ordinality counts from one.
-            let slot = usize::try_from(position - 1).ok().and_then(|slot| written.times.get_mut(slot));
-            if let Some(slot) = slot {
-                *slot = Some(Timestamp::from_unix_millis(time.timestamp_millis()));
-            }
-        }
-        Ok(written)
+        Ok(heartbeats::write(&mut self.connection, heartbeats).await?)
     }
 
     async fn last_heartbeats(&mut self, agent_ids: &[String]) -> Result<LastHeartbeats> {
-        let rows = sqlx::query(
-            "SELECT state.revision, coalesce(last.mark, state.mark), now(), state.heartbeat_timeout_seconds,
-                 agent.agent_id, agent.last_heartbeat
-             FROM agent_registry_state AS state
-                 LEFT JOIN agent_registry_event AS last ON last.revision = state.revision
-                 LEFT JOIN agent_registry AS agent ON agent.agent_id = ANY ($1)
-             WHERE state.singleton",
-        )
-        .bind(agent_ids)
-        .fetch_all(&mut self.connection)
-        .await?;
-        let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-        let mut heartbeats = LastHeartbeats { head: head(first)?, times: Vec::with_capacity(rows.len()) };
-        for row in &rows {
-            // A time that cannot be read confirms nothing.
-            if let (Some(agent_id), Ok(time)) = (row.try_get(4)?, timestamp(row, 5)) {
-                heartbeats.times.push((agent_id, time));
-            }
-        }
-        Ok(heartbeats)
+        Ok(heartbeats::read_last(&mut self.connection, agent_ids).await?)
     }
 
     async fn load(&mut self, mut agents: AgentSender) -> Result<Snapshot> {

@@ -1,20 +1,19 @@
 //! Writes the result of a transaction.
 
-use std::sync::Arc;
-
 use registry_sdk::contract::ProbeMode;
 use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 
+use super::heartbeats::{self, later_heartbeat};
 use super::listener::CHANGE_CHANNEL;
-use super::rows::{date_time, later_heartbeat};
+use super::rows::date_time;
 use crate::store::agent::StoredAgent;
 use crate::store::log::{Event, RETAINED_REVISIONS};
 use crate::store::writes::Writes;
 
-pub(super) async fn write<'a>(
+pub(super) async fn write(
     connection: &mut PgConnection,
-    writes: &'a Writes,
+    writes: &Writes,
     process_id: &str,
 ) -> sqlx::Result<()> {
     if writes.is_empty() {
@@ -24,18 +23,7 @@ pub(super) async fn write<'a>(
             .await?;
     }
     if !writes.heartbeats.is_empty() {
-        let heartbeat =
-            |agent: &'a Arc<StoredAgent>| (agent.agent_id.as_str(), date_time(agent.last_heartbeat));
-        let (agent_ids, times): (Vec<&str>, Vec<_>) = writes.heartbeats.iter().map(heartbeat).unzip();
-        sqlx::query(concat!(
-            "UPDATE agent_registry AS agent SET last_heartbeat = ",
-            later_heartbeat!("heartbeat.at"),
-            " FROM unnest($1::text[], $2::timestamptz[]) AS heartbeat (id, at) WHERE agent.agent_id = heartbeat.id",
-        ))
-        .bind(agent_ids)
-        .bind(times)
-        .execute(&mut *connection)
-        .await?;
+        heartbeats::store(connection, &writes.heartbeats).await?;
     }
     if !writes.events.is_empty() {
         write_events(connection, writes, process_id).await?;
