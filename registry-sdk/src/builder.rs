@@ -51,7 +51,7 @@ impl fmt::Debug for RegistryClientBuilder {
 }
 
 impl RegistryClientBuilder {
-    /// Sets the time limit of an attempt: for the complete response or, if the response is long, for each further 64 KiB of it.
+    /// Sets the time limit of an attempt. It restarts each time another 64 KiB of a long response has arrived.
     ///
     /// Default: 5 s. An attempt takes at most half of the [`RetryPolicy::time_limit`], and less with more than two endpoints, so
     /// that a repeatable call has time for the others.
@@ -111,6 +111,8 @@ impl RegistryClientBuilder {
 
     /// Sets a client certificate for servers that ask for one (mutual TLS): a PEM with the certificate's chain and its private
     /// key.
+    ///
+    /// It is also presented to agents that ask for one, and by `a2a::fetch_card` to the hosts of cards.
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn client_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
@@ -118,12 +120,13 @@ impl RegistryClientBuilder {
         self
     }
 
-    /// Sets a provider of client certificates that are renewed.
+    /// Sets a provider of client certificates that are renewed. They are used as in
+    /// [`client_certificate`](Self::client_certificate).
     ///
-    /// It is called when the client is built for an `https` URL, and whenever its connections are replaced: five
-    /// minutes after the last call, or ten seconds after it if a request has failed since. Open connections keep their
-    /// certificate. If the provider fails, the previous certificate stays in use, and a warning is logged. A request
-    /// waits for the provider, so it may read a small file but not much more.
+    /// It is called when the client is built for an `https` URL, and whenever its connections are replaced: five minutes after
+    /// the provider was last called, or ten seconds if a request has failed since then. Open connections keep their certificate.
+    /// If the provider fails, the previous certificate stays in use, and a warning is logged. A request waits for the provider,
+    /// so it may read a small file but not much more.
     ///
     /// ```no_run
     /// # use registry_sdk::{Error, RegistryClient};
@@ -164,7 +167,7 @@ impl RegistryClientBuilder {
     /// Creates the client. Sends nothing.
     ///
     /// # Errors
-    /// [`Error::Config`] if a URL or a certificate is invalid.
+    /// [`Error::Config`] if a URL, the proxy or a certificate is invalid.
     pub fn build(self) -> Result<RegistryClient, Error> {
         // The user's own client may use another TLS implementation.
         let has_tls = cfg!(feature = "tls") || self.http_client.is_some();

@@ -33,10 +33,10 @@ use crate::transport::{Body, Request, Transport};
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), registry_sdk::Error> {
-/// use registry_sdk::RegistryClient;
+/// use registry_sdk::{RegistryClient, SearchQuery};
 ///
 /// let client = RegistryClient::new("http://127.0.0.1:8009")?;
-/// for found in client.search_capabilities("security scan").await? {
+/// for found in client.search_capabilities(SearchQuery::new("security scan").healthy(true)).await? {
 ///     println!("{} at {}", found.agent_id, found.base_url);
 /// }
 /// # Ok(())
@@ -59,7 +59,7 @@ impl RegistryClient {
     ///
     /// # Errors
     /// [`Error::Invalid`] with all fields that are out of their limits; nothing is sent then. [`Error::Superseded`] if the
-    /// registration has an age and a younger process owns the id.
+    /// registration has an age, and a younger process owns the id or this process was shut down before.
     pub async fn register(&self, registration: &Registration) -> Result<AgentRecord, Error> {
         registration.validate()?;
         let request = Self::registration(Body::Fixed(encode(registration)?));
@@ -79,7 +79,8 @@ impl RegistryClient {
     /// Sends a heartbeat that also reports a status, a load or the process.
     ///
     /// # Errors
-    /// The same as those of [`RegistryClient::heartbeat`], and [`Error::Superseded`] if another process owns the id.
+    /// The same as those of [`RegistryClient::heartbeat`], [`Error::Superseded`] if another process owns the id, and
+    /// [`Error::Invalid`] for [`AgentStatus::Unknown`].
     pub async fn heartbeat_with(&self, agent_id: &str, beat: &Heartbeat) -> Result<HeartbeatAck, Error> {
         let request = Self::heartbeat_of(agent_id, beat)?;
         let decode = |response: &ApiResponse| decode::heartbeat_ack(agent_id, beat.status, response);
@@ -87,6 +88,10 @@ impl RegistryClient {
     }
 
     /// Lists agents, ordered by id. Records that cannot be read are skipped and logged.
+    ///
+    /// # Errors
+    /// [`Error::InvalidResponse`] if no record can be read, although there are some; [`Error::Invalid`] if the query has the
+    /// status [`AgentStatus::Unknown`].
     pub async fn list_agents(&self, query: ListQuery) -> Result<Page, Error> {
         self.list_with_age(query).await.map(|aged| aged.value)
     }
@@ -101,8 +106,13 @@ impl RegistryClient {
 
     /// Searches for agents by their capabilities, best match first. Matches that cannot be read are skipped and logged.
     ///
+    /// Offline and unhealthy agents are found as well, unless they are in maintenance: [`SearchQuery::healthy`] excludes them.
+    ///
     /// A registry that does not know a filter ignores it. The client then drops the matches that do not pass. It cannot
     /// check metadata, since matches have none.
+    ///
+    /// # Errors
+    /// The same as those of [`RegistryClient::list_agents`].
     pub async fn search_capabilities(
         &self,
         query: impl Into<SearchQuery>,
@@ -114,6 +124,9 @@ impl RegistryClient {
     ///
     /// Pages are ordered by score and id, because status and last heartbeat change while pages are read. An agent whose
     /// score changes meanwhile, because it registers other capabilities, may be missed or returned twice.
+    ///
+    /// # Errors
+    /// The same as those of [`RegistryClient::list_agents`].
     pub async fn search_page(&self, query: impl Into<SearchQuery>) -> Result<MatchPage, Error> {
         let query = query.into().paged();
         let request = Self::search_request(&query)?;
@@ -129,7 +142,7 @@ impl RegistryClient {
     /// A registry without paged searches returns as many agents as its limit allows.
     ///
     /// # Errors
-    /// If a page cannot be read.
+    /// The same as those of [`RegistryClient::list_agents`], for any page.
     pub async fn search_all(&self, query: impl Into<SearchQuery>) -> Result<Vec<CapabilityMatch>, Error> {
         let mut query = query.into().paged();
         let mut found = HashSet::new();
@@ -162,7 +175,7 @@ impl RegistryClient {
     ///
     /// # Errors
     /// [`Error::NotFound`] if the registry does not know the agent; [`Error::Unsupported`] if the registry has only the six
-    /// basic operations.
+    /// basic operations; [`Error::Invalid`] for [`AgentStatus::Unknown`], which no request can set.
     pub async fn update_status(&self, agent_id: &str, status: AgentStatus) -> Result<AgentRecord, Error> {
         self.update_status_with(agent_id, &StatusUpdate::new(status)).await
     }
@@ -182,7 +195,8 @@ impl RegistryClient {
     /// Removes an agent from the registry. A running agent registers again.
     ///
     /// # Errors
-    /// The same as those of [`RegistryClient::update_status`].
+    /// [`Error::NotFound`] if the registry does not know the agent; [`Error::Unsupported`] if the registry has only the six
+    /// basic operations.
     pub async fn deregister(&self, agent_id: &str) -> Result<(), Error> {
         let mut request = get(Kind::OfAgent, ["agents", path_segment(agent_id)?]);
         request.method = Method::DELETE;

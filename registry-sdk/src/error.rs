@@ -12,7 +12,8 @@ type Cause = Arc<dyn std::error::Error + Send + Sync>;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The client or the agent is configured wrongly. Nothing was sent.
+    /// The client or the agent is configured wrongly, or a background task of the SDK panicked (perhaps in a token provider) or
+    /// ended with its runtime. An earlier attempt may have been sent.
     #[error("{0}")]
     Config(String),
 
@@ -188,9 +189,12 @@ impl Error {
         matches!(self, Self::NotFound { .. })
     }
 
-    /// Returns whether the registry itself understood the request and refused it for good: a retry is useless until the fields
-    /// or the credentials are fixed. A refusal in any form other than the contract's (`application/problem+json`) does not
-    /// count, because it comes from something in between and may be temporary.
+    /// Returns whether the request was refused for good: a retry is useless until the fields, the credentials or the settings
+    /// are fixed.
+    ///
+    /// Either the registry understood the request and refused it, or the client did before sending it: [`Error::Config`], and
+    /// [`Error::Invalid`] for fields that the client checks itself. A refusal in any form other than the contract's
+    /// (`application/problem+json`) does not count, because it comes from something in between and may be temporary.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         self.action() == Action::Refuse

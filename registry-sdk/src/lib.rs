@@ -47,7 +47,7 @@
 //! |---|---|---|
 //! | a connection | 2 s | [`RegistryClientBuilder::connect_timeout`]; at most half of the attempt's |
 //! | an attempt | 5 s | [`RegistryClientBuilder::timeout`]; at most half of a call. A long response that is arriving may take longer |
-//! | a call | 12 s | [`RetryPolicy::time_limit`], of [`RetryPolicy::discovery`] |
+//! | a call | 12 s | [`RetryPolicy::time_limit`]; 12 s is the default of [`RetryPolicy::discovery`] |
 //!
 //! A heartbeat may take up to a quarter of the agent's interval, but no longer than an attempt. Several endpoints share that time.
 //!

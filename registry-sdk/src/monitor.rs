@@ -17,20 +17,24 @@ use crate::query::SearchQuery;
 const BACKLOG: usize = 256;
 
 /// A condition that a [`StatsMonitor`] checks.
+///
+/// While the registry cannot be read, only [`Unreachable`](Self::Unreachable) can change: alerts of the other rules neither begin
+/// nor end.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum AlertRule {
-    /// The ratio of offline to active agents exceeds this value.
+    /// The ratio of offline to active agents exceeds this value. Never broken on a registry without `GET /stats`.
     OfflineAbove(f64),
-    /// The registry's statistics cannot be read.
+    /// The registry's statistics cannot be read, for whatever reason: the registry may also refuse the token, or have no
+    /// `GET /stats`.
     Unreachable,
-    /// The agent with this id is not registered or not healthy.
+    /// The agent with this id is not registered or not healthy. An agent in maintenance is not healthy.
     AgentMissing(String),
     /// There are too few healthy agents with a capability.
     TooFew {
         /// The words that are searched for.
         capability: String,
-        /// Minimum number of healthy agents.
+        /// Minimum number of healthy agents, up to 1,000: the search finds no more.
         at_least: usize,
     },
 }
@@ -61,6 +65,7 @@ pub struct Alert {
 /// # async fn main() -> Result<(), registry_sdk::Error> {
 /// use std::time::Duration;
 /// use registry_sdk::{AlertRule, RegistryClient, StatsMonitor};
+/// use tokio::sync::broadcast::error::RecvError;
 ///
 /// let client = RegistryClient::new("http://127.0.0.1:8009")?;
 /// let monitor = StatsMonitor::builder(client)
@@ -68,8 +73,13 @@ pub struct Alert {
 ///     .rule(AlertRule::TooFew { capability: "code_review".to_owned(), at_least: 2 })
 ///     .start();
 /// let mut alerts = monitor.alerts();
-/// while let Ok(alert) = alerts.recv().await {
-///     println!("{}: {}", if alert.cleared_at.is_some() { "over" } else { "alert" }, alert.detail);
+/// loop {
+///     match alerts.recv().await {
+///         Ok(alert) if alert.cleared_at.is_some() => println!("over: {}", alert.detail),
+///         Ok(alert) => println!("alert: {}", alert.detail),
+///         Err(RecvError::Lagged(lost)) => println!("{lost} alerts were lost"),
+///         Err(RecvError::Closed) => break,
+///     }
 /// }
 /// # Ok(())
 /// # }
@@ -135,7 +145,8 @@ impl StatsMonitorBuilder {
         self
     }
 
-    /// Sets a function that is called for every alert. It runs in the monitor's task and must not block.
+    /// Sets a function that is called for every alert. It runs in the monitor's task and must not block. A panic in it ends the
+    /// monitor.
     #[must_use]
     pub fn on_alert(mut self, callback: impl Fn(&Alert) + Send + Sync + 'static) -> Self {
         self.callback = Some(Arc::new(callback));
@@ -179,7 +190,9 @@ impl StatsMonitor {
         }
     }
 
-    /// Returns a receiver of alerts from now on. It closes when the monitor ends.
+    /// Returns a receiver of alerts from now on. It closes when the monitor is stopped or dropped.
+    ///
+    /// A receiver that falls more than 256 alerts behind loses the oldest, and gets `RecvError::Lagged` once.
     #[must_use]
     pub fn alerts(&self) -> broadcast::Receiver<Alert> {
         self.alerts.subscribe()

@@ -50,8 +50,10 @@ impl Backoff {
 /// Each delay is random, between zero and a maximum that grows by a factor ("full jitter"). A `Retry-After` is obeyed up to
 /// `max_delay`. If another endpoint is available, the call fails over to it without a delay.
 ///
-/// A repeatable call has time for two attempts, and for one at each endpoint: no attempt takes longer than its share of the
-/// `time_limit`.
+/// A policy with more than one attempt leaves time for at least two, and for one at each endpoint: no attempt takes longer than its
+/// share of the `time_limit`.
+///
+/// An endpoint to which no connection can be made is skipped without counting as an attempt, as long as another one is left.
 ///
 /// ```
 /// use std::time::Duration;
@@ -82,20 +84,21 @@ impl RetryPolicy {
         Self { attempts: 3, backoff: Backoff { min_delay, max_delay, factor: 2.0 }, time_limit }
     }
 
-    /// Returns a policy with a single attempt, limited only by the attempt's own timeout.
+    /// Returns a policy with a single attempt, limited only by the attempt's own timeout. If connections fail, that is up to one
+    /// attempt at each endpoint, see [above](Self).
     #[must_use]
     pub const fn none() -> Self {
         Self { attempts: 1, time_limit: None, ..Self::discovery() }
     }
 
-    /// Sets the maximum number of attempts, at least one. More than one means at least one at each endpoint.
+    /// Sets the maximum number of attempts, at least one. If it is greater than one, every endpoint gets at least one attempt.
     #[must_use]
     pub const fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = if attempts == 0 { 1 } else { attempts };
         self
     }
 
-    /// Sets the maximum of the first delay.
+    /// Sets the maximum of the first delay, whose minimum is zero.
     #[must_use]
     pub const fn min_delay(mut self, delay: Duration) -> Self {
         self.backoff.min_delay = delay;

@@ -6,7 +6,10 @@ use super::task_state::TaskState;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum A2aError {
-    /// The agent cannot be called, because it has no card, or no interface that the SDK supports. Nothing was sent.
+    /// The agent cannot be called. Nothing was sent to it.
+    ///
+    /// It has no card or no interface that the SDK supports, its card could not be read from the registry, or its version of the
+    /// protocol, 0.3, does not allow a part of the message.
     #[error("{0}")]
     NotCallable(String),
     /// The agent responded with an error of the protocol.

@@ -144,8 +144,10 @@ impl CardDetails {
         self
     }
 
-    /// Returns the card of the agent with a registration. The card has the agent's name, and a skill for each capability. A card has to
-    /// describe and tag each skill, so the capability's name is used if it has no description or no tags.
+    /// Returns the card of the agent with a registration. The card has the agent's name, and a skill for each capability.
+    ///
+    /// A card has to describe and tag each skill. Without a description, the capability's title is used, or its name if it has no
+    /// title; without tags, its name.
     ///
     /// # Errors
     /// [`CardError::Invalid`] if an interface has no absolute URL, if there is no input or output mode, or if the card is longer than 64 KiB.

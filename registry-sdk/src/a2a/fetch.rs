@@ -35,8 +35,9 @@ impl FetchedCard {
     /// Returns the registration that the card describes, as [`registration_of`] does. If the card's URL is below the agent's `base_url`, its path
     /// becomes the `health_path`, so that a registry that probes its agents considers the agent healthy as long as it serves the card.
     ///
-    /// The agent sends no heartbeats, so it goes offline after twice the
-    /// [`heartbeat_interval`](Registration::heartbeat_interval), which may be a day, unless it is registered again.
+    /// The agent sends no heartbeats, so unless it is registered again, it goes offline after the registry's own timeout (60 s by
+    /// default), or after twice the [`heartbeat_interval`](Registration::heartbeat_interval) if that is longer. A card declares no
+    /// interval, so set one, up to a day.
     ///
     /// # Errors
     /// As [`registration_of`].

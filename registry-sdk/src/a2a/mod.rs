@@ -1,16 +1,19 @@
 //! Agent cards and tasks of the A2A protocol (feature `a2a`).
 //!
 //! An [A2A](https://a2a-protocol.org) agent describes itself with a card, a JSON document. [`fetch_card`] reads the card of another
-//! agent and converts it to a [`Registration`](crate::Registration), so that a sentence finds the agent like any other:
+//! agent, and [`FetchedCard::registration`] converts it to a [`Registration`](crate::Registration), so that a sentence finds the
+//! agent like any other:
 //!
 //! ```no_run
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
 //! use registry_sdk::{RegistryClient, SearchQuery, a2a};
 //!
 //! let client = RegistryClient::new("http://127.0.0.1:8009")?;
 //! let fetched = a2a::fetch_card(&client, "https://recipes.example").await?;
-//! client.register(&fetched.registration()?).await?;
+//! let registration = fetched.registration()?.heartbeat_interval(Duration::from_secs(86_400));
+//! client.register(&registration).await?;
 //!
 //! let found = client.search_capabilities(SearchQuery::sentence("What can I cook with leeks?")).await?;
 //! let card = client.get_card(&found[0].agent_id).await?; // the same document, byte for byte
@@ -18,7 +21,8 @@
 //! # }
 //! ```
 //!
-//! Such an agent sends no heartbeats, so it goes offline after its deadline: see [`FetchedCard::registration`].
+//! Such an agent sends no heartbeats. Unless it is registered again, it goes offline after twice the interval, here two days;
+//! without an interval, by default after a minute: see [`FetchedCard::registration`].
 //!
 //! For an agent that uses this SDK, [`CardDetails`] makes the card from the agent's registration. The agent registers it, and, with the feature
 //! `axum`, serves it to A2A clients with [`CardEndpoint`].

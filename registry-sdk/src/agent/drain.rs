@@ -9,7 +9,7 @@ use super::shared::Wants;
 use crate::retry::RetryPolicy;
 
 impl Agent {
-    /// Drains the agent without a time limit: see [`Agent::drain_within`].
+    /// Drains the agent without a time limit, then shuts it down for good: see [`Agent::drain_within`].
     ///
     /// ```no_run
     /// # async fn example(agent: registry_sdk::Agent) {
@@ -27,12 +27,12 @@ impl Agent {
     }
 
     /// Takes the agent out of service, waits up to a limit until its [`TaskCounter`](super::TaskCounter) counts no tasks, and
-    /// shuts it down like [`Agent::shutdown`], which takes up to five seconds more.
+    /// shuts it down for good like [`Agent::shutdown`], which takes up to five seconds more.
     ///
     /// The SDK asks the registry for maintenance of this process, with the reason `draining`, so that searches and
-    /// selections skip the agent. Heartbeats continue. If the registry is unavailable, the agent drains anyway, and the
-    /// SDK retries the request. On a registry without maintenance, it sets the status `offline`. A registry with only
-    /// the six basic operations offers no way to report a drain.
+    /// selections skip the agent. Heartbeats continue. If the registry is unavailable, the agent drains anyway, and, while
+    /// heartbeats are on, the SDK retries the request. On a registry without maintenance, it sets the status `offline`. A
+    /// registry with only the six basic operations offers no way to report a drain.
     ///
     /// The SDK stops no tasks. A caller that has just chosen the agent may still send one, so the agent's own server should
     /// check [`Agent::is_draining`] and refuse it; `HealthEndpoint` reports the agent as unhealthy. A task that begins anyway

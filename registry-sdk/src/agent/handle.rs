@@ -127,8 +127,9 @@ impl Agent {
     /// The agent may run without its registry: once heartbeats are started, it keeps trying.
     ///
     /// # Errors
-    /// Only errors that no further attempt can fix: invalid fields, and credentials that the registry refuses in the contract's
-    /// own form. A refusal by something else, such as a proxy's HTML page, is an outcome and not an error.
+    /// Only errors that no further attempt can fix: invalid fields, credentials that the registry refuses in the contract's own
+    /// form, [`Error::Config`], and [`Error::ShutDown`] after a shutdown. A refusal by something else, such as a proxy's HTML page,
+    /// is an outcome and not an error.
     pub async fn register_with_retry(&self) -> Result<RegistrationOutcome, Error> {
         match self.register_by(&RetryPolicy::registration()).await {
             Ok(record) => Ok(RegistrationOutcome::Registered(Box::new(record))),
@@ -254,9 +255,9 @@ impl Agent {
         self.shutdown_within(SHUTDOWN_LIMIT).await;
     }
 
-    /// Shuts the agent down within a time limit: waiting calls fail with [`Error::ShutDown`], the request in flight finishes,
-    /// and the status is set to `offline` for good. If the registry cannot be reached, that is logged, and the registry notices
-    /// at the agent's deadline.
+    /// Shuts the agent down within a time limit: waiting calls fail with [`Error::ShutDown`], the request in flight gets up to
+    /// half of the limit to finish, and the status is set to `offline` for good. If the registry cannot be reached, that is logged,
+    /// and the registry notices at the agent's deadline.
     ///
     /// After any call of this method has returned, no clone and no task sends anything. If there are several calls at once, the
     /// shortest limit counts.

@@ -44,9 +44,15 @@ impl Agent {
     /// After a signal the work has five seconds to end by itself, as `axum::serve(..).with_graceful_shutdown(..)` does. Then,
     /// or at a second signal, it is dropped.
     ///
+    /// Afterwards, Ctrl-C and SIGTERM no longer end the process by themselves: see [`shutdown_signal`].
+    ///
     /// # Errors
-    /// [`Error::Work`] with the work's own error. [`Error::Invalid`] and [`Error::Denied`] if the registry refuses the agent in
-    /// the contract's own form at the start, which also ends the work.
+    /// - [`Error::Work`] with the work's own error.
+    /// - [`Error::Invalid`], [`Error::Denied`] or [`Error::Config`] at the start, if a field of the registration is out of its
+    ///   limits, the registry refuses the agent in the contract's own form, or the client is configured wrongly, for example with
+    ///   an invalid token. Then the agent is shut down, and the work is dropped.
+    /// - [`Error::Config`] if the declared interval is shorter than a millisecond or longer than a day, and [`Error::ShutDown`] if
+    ///   the agent was shut down before. Then the work does not start.
     ///
     /// # Panics
     /// If the work panics, after the agent was shut down.
@@ -120,6 +126,9 @@ impl Agent {
 }
 
 /// Waits for Ctrl-C or, on Unix, SIGTERM. Signals count from this call on, even before the future is first polled.
+///
+/// After the first call, these signals no longer end the process by themselves, even once the future has completed or was
+/// dropped: Tokio never removes its signal handlers.
 ///
 /// If neither signal can be waited for, logs an error and never completes.
 ///

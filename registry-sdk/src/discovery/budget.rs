@@ -9,9 +9,10 @@ const WINDOW: u64 = 10;
 
 /// A limit on the further attempts that an orchestrator makes after failures of agents, and for hedging.
 ///
-/// Counted over the last 10 s, the limit is a share of the tasks, and at least a number per second. Attempts after an instant
-/// refusal (no connection, busy, wrong path or credentials) are free, because they cost an agent nothing. The idea is
-/// Finagle's, as in `tower::retry::budget`.
+/// Over the last 10 s, further attempts may not exceed `ratio` × tasks or `min_per_second` × 10, whichever is larger. Attempts
+/// after a refused or broken connection and after a refusal (busy, wrong path or credentials) are free, because those cost an agent
+/// nothing; attempts after a timeout are not, even if it was that of the connection. The idea is Finagle's, as in
+/// `tower::retry::budget`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryBudget {
     ratio: f64,

@@ -53,15 +53,17 @@ pub struct DiscoveryCacheBuilder {
 impl DiscoveryCacheBuilder {
     /// Sets the time to live: how long a response is returned without a request. Default: 2 s.
     ///
-    /// After that the response is refreshed in the background. A caller waits up to 100 ms for the refresh, and then gets the
-    /// last good response. Failed refreshes are repeated with growing delays of up to 30 s.
+    /// After that, the next caller starts a refresh in the background. Callers wait up to 100 ms for it, and then get the last
+    /// good response. After failed refreshes, the next one is started only after a growing delay of up to 30 s.
     #[must_use]
     pub fn ttl(mut self, time: Duration) -> Self {
         self.lifetimes.ttl = time;
         self
     }
 
-    /// Sets the maximum age of a response while the registry is unavailable (as in RFC 5861, section 4). Default: 10 minutes.
+    /// Sets how long a response may be used while the registry is unavailable (as in RFC 5861, section 4). Default: 10 minutes.
+    ///
+    /// The time counts from the response's arrival. The age that a registry reports if it answers from memory is not added.
     #[must_use]
     pub fn stale_if_error(mut self, time: Duration) -> Self {
         self.lifetimes.stale_if_error = time;
@@ -92,9 +94,10 @@ impl DiscoveryCacheBuilder {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SafeSearch {
-    /// Enough agents that have the capability, best match first.
+    /// Enough matches, best first. They include offline and unhealthy agents unless the query excludes them.
     Found(Cached<Vec<CapabilityMatch>>),
-    /// All active agents, because not enough were found.
+    /// All agents with the status `active`, because not enough were found. They include unhealthy agents, such as those in
+    /// maintenance, but no busy ones.
     AllActive {
         /// The agents, ordered by id.
         agents: Cached<Page>,
@@ -174,7 +177,9 @@ impl DiscoveryCache {
 
     /// Searches for agents with a capability.
     ///
-    /// If fewer than `min_agents` have it, or if the search fails, returns all active agents and the reason.
+    /// If fewer than `min_agents` match, or if the search fails, returns all active agents and the reason. Offline and unhealthy
+    /// agents count as matches unless the query excludes them with [`SearchQuery::healthy`]. A search returns up to 100 matches, so
+    /// for a greater `min_agents`, set the query's [`limit`](SearchQuery::limit).
     ///
     /// # Errors
     /// If the list of agents cannot be read either.

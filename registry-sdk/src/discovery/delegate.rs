@@ -30,9 +30,10 @@ const OF_CONNECTIONS: [HeaderName; 4] = [CONNECTION, CONTENT_LENGTH, TRANSFER_EN
 
 /// A task to be delegated. Created by [`Orchestrator::delegate`].
 ///
-/// Set [`time_limit`](Self::time_limit) to more than twice the time of your slowest task: each agent gets half of the remaining
-/// time, and the last one all of it. So one of two agents may hang. With more agents, the second gets a quarter. If that has to
-/// suffice for your slowest task, set four times its duration, or an [`attempt_timeout`](Self::attempt_timeout).
+/// Set [`time_limit`](Self::time_limit) to more than twice the duration of your slowest task: each agent gets half of the
+/// remaining time to respond, and the last one all of it. So one of two agents may hang before it responds. With more agents, the
+/// second gets a quarter of the limit; if your slowest task has to fit into that, set `time_limit` to four times its duration, or
+/// an [`attempt_timeout`](Self::attempt_timeout).
 ///
 /// Use [`at_most_once`](Self::at_most_once) for tasks with side effects, unless the agents recognize the idempotency key. Let
 /// delegations end by themselves: one that is dropped early, for example by an outer timeout, says nothing about its agent.
@@ -101,14 +102,19 @@ impl Delegation<'_> {
         self
     }
 
-    /// Sets the time limit of the whole delegation: more than twice the slowest task, or four times, see [above](Self).
-    /// Default: 60 s.
+    /// Sets the time limit of the whole delegation.
+    ///
+    /// Choose at least two to four times the duration of your slowest task: see [above](Self). Default: 60 s.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.settings.time_limit = limit;
         self
     }
 
     /// Sets the time limit of an attempt.
+    ///
+    /// Over HTTP, it applies until the head of the response arrives. The body of a response to [`post_json`](Self::post_json), or to
+    /// the message of `send_message`, may take all of the delegation's remaining time: an agent that hangs after the head is not
+    /// failed over, and ends the delegation with [`EndReason::UnusableResponse`](super::EndReason::UnusableResponse).
     ///
     /// Default: half of the remaining [`time_limit`](Self::time_limit), or all of it if no further attempt may follow. An
     /// attempt that is cut off counts against its agent only if it had as much time as the first one.
@@ -126,12 +132,11 @@ impl Delegation<'_> {
         self
     }
 
-    /// Sends the task to another agent as well if an agent has not done it after this time, and uses the first success: for
-    /// tasks that can be done twice without harm (hedged requests: Dean and Barroso, "The Tail at Scale", 2013,
-    /// <https://doi.org/10.1145/2408776.2408794>).
+    /// If an agent has not finished after this delay, also sends the task to another one and uses whichever succeeds first.
     ///
-    /// The other attempts are then dropped, which counts against the agents that a later attempt has overtaken. A delay that
-    /// one task in twenty exceeds costs about 5 % more work. Default: off.
+    /// Only for tasks that may safely run twice (hedged requests: Dean and Barroso, "The Tail at Scale", 2013,
+    /// <https://doi.org/10.1145/2408776.2408794>). The other attempts are then dropped; an agent that was overtaken by a later
+    /// attempt is charged with a failure. A delay that one task in twenty exceeds costs about 5 % more work. Default: off.
     pub fn hedge_after(mut self, delay: Duration) -> Self {
         self.settings.hedge_after = Some(delay);
         self

@@ -155,7 +155,7 @@ impl DelegateError {
         Self { reason, attempts: Vec::new(), skipped: Vec::new() }
     }
 
-    /// After which time it is worth trying again, if all agents are busy.
+    /// Returns how long to wait before trying again, if all agents are busy.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         if let EndReason::Busy { retry_after } = self.reason { Some(retry_after) } else { None }

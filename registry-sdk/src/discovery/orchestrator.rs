@@ -24,8 +24,8 @@ use crate::http::HttpClients;
 /// An orchestrator is cheap to clone. All clones share the states of the agents: which are ejected, busy or loaded.
 ///
 /// While the registry is unavailable, tasks go to the agents that the last search found, if they respond at their health path
-/// (`/health` by default). Only a capability that was never searched for needs the registry. With a
-/// [`directory`](OrchestratorBuilder::directory), none does.
+/// (`/health` by default). Only a search that is not remembered needs the registry: up to 256 distinct ones are remembered, and
+/// another one drops them all. With a [`directory`](OrchestratorBuilder::directory), none does.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]
@@ -87,7 +87,8 @@ impl OrchestratorBuilder {
         self
     }
 
-    /// Sends tasks with this HTTP client, unchanged: its certificates, proxy, default headers and redirects apply.
+    /// Sends tasks and health checks to agents with this HTTP client, unchanged: its certificates, proxy, default headers and
+    /// redirects apply.
     ///
     /// Default: a client with the settings of the registry's client, which follows a 307 or 308 to the same origin.
     #[must_use]

@@ -11,10 +11,11 @@ use crate::query::{MetadataFilter, SearchQuery};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Policy {
-    /// Of two candidates drawn at random, the one that would probably complete the task sooner (the power of two choices:
-    /// Mitzenmacher, 2001, <https://doi.org/10.1109/71.963420>): by the tasks that this orchestrator has in flight at the
-    /// agent, their latency, and the load that the agent reported with its heartbeats. Choosing the least loaded agent of all
-    /// would send every orchestrator to the same agent until its next heartbeat.
+    /// Draws two candidates at random and takes the one that would probably finish sooner, judging by the tasks that this
+    /// orchestrator has in flight at the agent, their latency, and the load that the agent reported with its heartbeats.
+    ///
+    /// This is the power of two choices (Mitzenmacher, 2001, <https://doi.org/10.1109/71.963420>). Choosing the least loaded agent
+    /// of all would send every orchestrator to the same agent until its next heartbeat.
     #[default]
     LeastLoaded,
     /// The registry's own order, also among equals: the agent with the latest heartbeat gets all tasks until the next heartbeat
@@ -24,7 +25,7 @@ pub enum Policy {
     RoundRobin,
     /// At random.
     Random,
-    /// The candidate whose last task is the longest ago.
+    /// The candidate that has gone longest without a task.
     LeastRecentlyUsed,
 }
 
@@ -73,7 +74,7 @@ pub enum CapabilityQuery {
 pub struct TaskQuery {
     /// The capability.
     pub capability: String,
-    /// Capabilities that are used instead, in this order, if no agent can be given a task of the preceding ones.
+    /// Capabilities that are used instead, in this order, if no agent with one of the preceding capabilities can take the task.
     pub fallbacks: Vec<String>,
     /// The form of the capability and the fallbacks.
     pub given_by: CapabilityQuery,
@@ -138,7 +139,7 @@ impl TaskQuery {
         Self { given_by: CapabilityQuery::Sentence, ..Self::new(task) }
     }
 
-    /// Adds a capability that is used if no agent can be given a task of the preceding ones.
+    /// Adds a capability that is used if no agent with one of the preceding capabilities can take the task.
     #[must_use]
     pub fn fallback(mut self, capability: impl Into<String>) -> Self {
         self.fallbacks.push(capability.into());

@@ -14,13 +14,16 @@ pub(super) type Cause = Arc<dyn Error + Send + Sync>;
 
 /// Why a task failed, and what that says about the agent and the task.
 ///
-/// Any error that implements [`std::error::Error`] converts into one with `?`. Its kind depends on the error, or on the first
-/// of its causes, that is one of these:
+/// Any error that implements [`std::error::Error`] converts into one with `?`. Its kind is set by the first error in the chain
+/// (the error itself, then its causes) that is one of these:
 ///
 /// - an [`HttpTaskError`](super::HttpTaskError): its own kind;
-/// - a `reqwest::Error`: by its status, as [`FailureKind`] says, or by what failed;
-/// - a `serde_json::Error`: a response that cannot be decoded, so the task is not run again;
-/// - anything else is a [`FailureKind::Agent`], so the next agent gets the task.
+/// - a `reqwest::Error`: by its status, as [`FailureKind`] says, or by what failed. It carries no `Retry-After`, so a 409 or 503
+///   never counts as busy;
+/// - a `serde_json::Error`: [`FailureKind::Response`] if it has a line, as those of `from_str` and `from_slice` do; otherwise
+///   [`FailureKind::Task`], for example for those of `from_value`. In both cases the task is not run again.
+///
+/// Without any of these, it is a [`FailureKind::Agent`], so the next agent gets the task.
 ///
 /// Boxed errors and those of `anyhow` do not implement that trait: use `map_err(TaskError::transient)`.
 ///

@@ -53,7 +53,8 @@ impl TaskResponse {
 
     /// Waits for the next part of the body; `None` at its end.
     ///
-    /// Cancel safe: the next call returns a part that has not arrived yet, and the time counts from the first call.
+    /// Cancel safe: no data is lost. If a call is dropped, the next one continues the same wait, and
+    /// [`chunk_timeout`](super::Delegation::chunk_timeout) still counts from the first.
     ///
     /// # Errors
     /// [`HttpTaskError::InvalidResponse`] if the connection breaks, or nothing arrives within the

@@ -14,13 +14,16 @@ pub struct ReceivedRequest {
     pub body: String,
     /// When it arrived, by Tokio's clock.
     pub at: Instant,
-    /// The status of the response; `None` if the connection was closed instead.
+    /// The status of the response; `None` if the connection was closed instead, or the request hangs.
     pub status: Option<u16>,
     /// Whether the request was held back: see [`MockRegistry::deliver_late`](super::MockRegistry::deliver_late).
     pub is_late: bool,
 }
 
 /// All requests that have arrived, oldest first.
+///
+/// A request of [`MockRegistry::deliver_late`](super::MockRegistry::deliver_late) is recorded, and counted, twice: when it arrives,
+/// without a status, and when it takes effect.
 #[derive(Clone, Debug, Default)]
 pub struct RequestLog(pub Vec<ReceivedRequest>);
 

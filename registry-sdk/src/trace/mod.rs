@@ -25,9 +25,9 @@
 //!   because another attempt was faster or the delegation was dropped, or a kind of failure. The agent gets the context of its attempt.
 //! - An operation of the registry is a span, and so is each of its attempts. The registry writes the trace's id to its log.
 //!
-//! Operations are at level `info` within another span, and at `debug` elsewhere. So at `info` heartbeats, watches and monitors, which
-//! run in tasks of the SDK, make no spans and send no context. At `debug` the heartbeats of an agent are one trace that lasts as long
-//! as the agent: keep `registry_sdk` at `info` for what goes to a collector.
+//! Operations are at level `info` within another span, and at `debug` elsewhere. At `info`, therefore, heartbeats, watches and
+//! monitors, which run in tasks of the SDK, make no spans and send no context. At `debug` the heartbeats of an agent are one trace
+//! that lasts as long as the agent: keep `registry_sdk` at `info` for what goes to a collector.
 
 #[cfg(feature = "axum")]
 mod continue_trace;

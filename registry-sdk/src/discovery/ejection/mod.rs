@@ -111,7 +111,8 @@ pub enum EjectionState {
         /// The remaining time; zero while the trial is in flight.
         remaining: Duration,
     },
-    /// The ejection is over, and the next task is the trial.
+    /// A trial is due: the ejection is over, and the next task will be the trial. During the trial, the agent is
+    /// [`Ejected`](Self::Ejected).
     OnTrial,
 }
 
