@@ -20,6 +20,10 @@ const OUTAGE_GAP: Duration = Duration::from_millis(1_500);
 /// Readings lag behind, since each is as old as its transaction.
 const MAX_STEP_BACK: Duration = Duration::from_secs(10);
 
+/// Time for which a reading may show that the clock was set back. After that, the rates of the clocks differ too
+/// much.
+const STEP_BACK_MEMORY: Duration = Duration::from_secs(600);
+
 /// How far a heartbeat may lie in the future. Later ones were recorded before the clock was set back.
 pub(crate) const MAX_CLOCK_SKEW: Duration = MAX_STEP_BACK;
 
@@ -32,9 +36,29 @@ pub(super) struct DatabaseTime(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    /// The last reading, and when it arrived.
-    reading: (Timestamp, Instant),
+    last: Reading,
+    /// The reading that was furthest ahead lately. Without it, the clock could be set back further in several
+    /// small steps.
+    furthest: Reading,
     silence: Silence,
+}
+
+/// A reading of the database's clock, and when it arrived.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    time: Timestamp,
+    arrived: Instant,
+}
+
+impl Reading {
+    fn now(time: Timestamp) -> Self {
+        Self { time, arrived: Instant::now() }
+    }
+
+    /// Returns the present time according to this reading.
+    fn estimate(&self) -> Timestamp {
+        self.time.saturating_add(self.arrived.elapsed())
+    }
 }
 
 /// Measures the silence of agents.
@@ -56,7 +80,8 @@ struct Outage {
 
 impl DatabaseTime {
     pub(super) fn new(reading: Timestamp) -> Self {
-        Self(Mutex::new(State { reading: (reading, Instant::now()), silence: Silence::starting_at(reading) }))
+        let (last, silence) = (Reading::now(reading), Silence::starting_at(reading));
+        Self(Mutex::new(State { last, furthest: last, silence }))
     }
 
     /// Returns the estimated time.
@@ -101,17 +126,20 @@ impl DatabaseTime {
 
 impl State {
     fn now(&self) -> Timestamp {
-        let (reading, arrived) = self.reading;
-        reading.saturating_add(arrived.elapsed())
+        self.last.estimate()
     }
 
     fn observe(&mut self, reading: Timestamp) {
-        let expected = self.now();
-        if expected.since(reading) > MAX_STEP_BACK {
+        let expected = self.furthest.estimate();
+        let is_set_back = expected.since(reading) > MAX_STEP_BACK;
+        if is_set_back {
             tracing::warn!(%expected, %reading, "the database's clock was set back, restarting all heartbeat timeouts");
             self.silence = Silence::starting_at(reading);
         }
-        self.reading = (reading, Instant::now());
+        self.last = Reading::now(reading);
+        if is_set_back || reading >= expected || self.furthest.arrived.elapsed() > STEP_BACK_MEMORY {
+            self.furthest = self.last;
+        }
     }
 }
 
@@ -267,5 +295,14 @@ mod tests {
         let (now, silence) = time.judge();
         assert_eq!(now, at(6_500.0));
         assert_eq!(silence.of(at(10_099.0), TIMEOUT, now), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clock_set_back_in_small_steps_restarts_all_timeouts() {
+        let time = DatabaseTime::new(at(10_000.0));
+        time.observe(at(9_994.0));
+        assert_eq!(time.judge().1.since, at(10_000.0));
+        time.observe(at(9_988.0));
+        assert_eq!(time.judge().1.since, at(9_988.0));
     }
 }
