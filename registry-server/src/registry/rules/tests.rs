@@ -116,6 +116,13 @@ fn silence_only_counts_while_the_registry_is_reachable() {
 }
 
 #[test]
+fn first_heartbeat_after_the_clock_was_set_back_needs_an_event() {
+    let policy = deadline_policy();
+    assert!(!policy.is_nearly_overdue(at(100), None, at(95)), "readings may differ by that much");
+    assert!(policy.is_nearly_overdue(at(100), None, at(50)));
+}
+
+#[test]
 fn agent_past_the_deadline_by_the_margin_is_marked_offline() {
     let (outcome, early) = decide(&Change::Expire, agent(AgentStatus::Busy), at(161));
     assert!(matches!(outcome, Outcome::Unchanged(_)) && early.is_empty());
