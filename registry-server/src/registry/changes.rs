@@ -38,7 +38,7 @@ const PACE: Pace =
     Pace { enough: 500, interval: Duration::ZERO, call_again_time: Duration::from_millis(2), max: 500 };
 
 /// Maximum time that a change waits in the queue. With the timeouts below, it is answered within five
-/// seconds.
+/// seconds, or within six if its row was locked at first.
 const QUEUE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// Timeout of a transaction up to its commit, including the wait for transactions of other servers.

@@ -32,6 +32,10 @@ const READING_INTERVAL: Duration = Duration::from_millis(600);
 /// Maximum duration of a fault.
 const LONGEST_FAULT: Duration = Duration::from_secs(13);
 
+/// Time within which a server writes heartbeats again that a failover has lost: after the timeout of a hanging
+/// statement.
+const REWRITE_TIME: Duration = Duration::from_secs(2);
+
 /// Time within which every server shows a change.
 const LAG: Duration = Duration::from_secs(1);
 
@@ -42,60 +46,85 @@ pub(super) fn judge_reading(
     server: &Server,
     health: &AgentHealth,
     beats: Beats,
-    now: Instant,
+    asked_at: Instant,
 ) {
-    let (upheaval, upheavals) = {
-        let state = world.sim.lock();
-        (state.upheavals.last().copied(), u32::try_from(state.upheavals.len()).unwrap())
-    };
     let was_meddled_with = is_expendable(&health.agent_id)
         && world.profile.faults.iter().any(|fault| fault.needs_reconciliation());
     let is_offline = health.reason == Some(UnhealthyReason::HeartbeatMissed);
-    let is_online = health.is_healthy();
     match (beats.died_at, beats.acknowledged) {
-        (Some(died_at), _) if is_online => {
-            let base = died_at.max(server.started_at).max(upheaval.unwrap_or(died_at));
-            let outages = total(possible_outages(&world.sim.lock(), server.index, died_at, now));
-            // Setting the clock back by less than a few seconds goes unnoticed, and may happen several times.
-            let unnoticed = Duration::from_secs(8) * upheavals;
-            let limit = world.profile.timeout + outages * 2 + MARGIN + unnoticed;
-            if now.saturating_duration_since(base) > limit {
-                let (id, silent) = (&health.agent_id, now.saturating_duration_since(died_at));
-                let index = server.index;
-                world.violation(format!(
-                    "server {index} shows {id} online {silent:?} after it died, with outages of {outages:?}"
-                ));
-            }
+        (Some(died_at), _) if health.is_healthy() => {
+            check_shown_online(world, server, &health.agent_id, died_at, asked_at);
         }
         (None, Some(acknowledged)) if is_offline && !was_meddled_with => {
-            // Once a server notices an upheaval, it restarts the timeouts and forgets earlier outages.
-            let had_upheaval = upheaval.is_some_and(|at| {
-                now.saturating_duration_since(at) < world.profile.timeout * 3 + LONGEST_FAULT
-            });
-            let silence_of = |server: &Arc<Server>| {
-                if had_upheaval { now - acknowledged } else { silence(world, server, acknowledged, now) }
-            };
-            let silences: Vec<_> = world.running_servers().iter().map(silence_of).collect();
-            // A server whose poll is late cannot reach the database, but does not know it yet.
-            let last_poll = world.sim.lock().server(server.index).last_poll;
-            let is_late = last_poll.is_none_or(|last_poll| now - last_poll > READING_INTERVAL);
-            // Until then, a server may show the state before the heartbeat.
-            let is_recent = now - acknowledged < LAG;
-            let is_excused = is_late
-                || is_recent
-                || silences.iter().any(|silence| *silence + READING_INTERVAL > world.profile.timeout);
-            // An old primary accepts heartbeats that the other servers do not see.
-            let has_other_hosts = world.sim.lock().is_split(world.profile.timeout + MARGIN);
-            if !is_excused && !has_other_hosts {
-                let (index, id) = (server.index, &health.agent_id);
-                world.violation(format!(
-                    "server {index} shows {id} offline {:?} after a heartbeat that was acknowledged; on each server \
-                     its silence is {silences:?}",
-                    now.duration_since(acknowledged)
-                ));
-            }
+            check_shown_offline(world, server, &health.agent_id, acknowledged, asked_at);
         }
         _ => {}
+    }
+}
+
+/// Checks that a dead agent is not shown online for too long.
+fn check_shown_online(world: &World, server: &Server, agent_id: &str, died_at: Instant, asked_at: Instant) {
+    let (outages, upheaval, upheavals) = {
+        let state = world.sim.lock();
+        // The server may have judged later than it was asked.
+        let outages = possible_outages(&state, server.index, died_at, Instant::now());
+        (total(outages), state.upheavals.last().copied(), state.upheavals.len())
+    };
+    let base = died_at.max(server.started_at).max(upheaval.unwrap_or(died_at));
+    // Setting the clock back by less than a few seconds goes unnoticed, and may happen several times.
+    let unnoticed = Duration::from_secs(8) * u32::try_from(upheavals).unwrap();
+    let limit = world.profile.timeout + outages * 2 + MARGIN + unnoticed;
+    if asked_at.saturating_duration_since(base) > limit {
+        let (index, silent) = (server.index, asked_at.saturating_duration_since(died_at));
+        world.violation(format!(
+            "server {index} shows {agent_id} online {silent:?} after it died, with outages of {outages:?}"
+        ));
+    }
+}
+
+/// Checks that a living agent is not shown offline without an excuse.
+fn check_shown_offline(
+    world: &World,
+    server: &Server,
+    agent_id: &str,
+    acknowledged: Instant,
+    asked_at: Instant,
+) {
+    let timeout = world.profile.timeout;
+    // The server may have judged later than it was asked.
+    let judged_at = Instant::now();
+    let upheaval = world.sim.lock().upheavals.last().copied();
+    // Once a server notices an upheaval, it restarts the timeouts and forgets earlier outages.
+    let forgets_outages =
+        upheaval.is_some_and(|at| asked_at.saturating_duration_since(at) < timeout * 3 + LONGEST_FAULT);
+    let silence_of = |server: &Arc<Server>| {
+        if forgets_outages {
+            judged_at - acknowledged
+        } else {
+            silence(world, server, acknowledged, judged_at)
+        }
+    };
+    let silences: Vec<_> = world.running_servers().iter().map(silence_of).collect();
+    let state = world.sim.lock();
+    // A server whose poll is late cannot reach the database, but does not know it yet.
+    let last_poll = state.server(server.index).last_poll;
+    let is_late = last_poll.is_none_or(|last_poll| asked_at - last_poll > READING_INTERVAL);
+    // Until then, a server may show the state before the heartbeat.
+    let is_recent = asked_at - acknowledged < LAG;
+    // A failover may have lost the heartbeat.
+    let may_be_lost = upheaval.is_some_and(|at| at > acknowledged && judged_at - at < REWRITE_TIME);
+    // The heartbeats did not reach the row for so long. A server that noticed may have been restarted.
+    let was_locked = state.was_locked_after(agent_id, acknowledged) && judged_at - acknowledged > timeout;
+    // An old primary accepts heartbeats that the other servers do not see.
+    let has_other_hosts = state.is_split(timeout + MARGIN);
+    drop(state);
+    let is_silent = silences.iter().any(|silence| *silence + READING_INTERVAL > timeout);
+    if !(is_silent || is_late || is_recent || may_be_lost || was_locked || has_other_hosts) {
+        let (index, elapsed) = (server.index, asked_at - acknowledged);
+        world.violation(format!(
+            "server {index} shows {agent_id} offline {elapsed:?} after a heartbeat that was acknowledged; on each \
+             server its silence is {silences:?}"
+        ));
     }
 }
 

@@ -167,7 +167,7 @@ pub(super) struct Host {
     pub(super) commits_stall_until: Option<Instant>,
     /// The session that holds the state row.
     pub(super) state_lock: Option<LinkId>,
-    /// Rows locked by an operator, with the end of each lock.
+    /// Rows that are or were locked by an operator, with the end of each lock.
     pub(super) operator_locks: BTreeMap<String, Instant>,
     started: Instant,
     /// Offset by which the host's clock was set, in milliseconds.
@@ -235,7 +235,7 @@ impl Host {
             self.wal.truncate(self.wal.len() - lost);
         }
         (self.state_lock, self.commits_stall_until) = (None, None);
-        self.operator_locks.clear();
+        self.end_operator_locks();
     }
 
     /// Writes a record.
@@ -267,6 +267,12 @@ impl Host {
         self.clock_offset += by_millis;
         let set = |frozen: Timestamp| Timestamp::from_unix_millis(frozen.unix_millis() + by_millis);
         self.frozen_at = self.frozen_at.map(set);
+    }
+
+    /// Ends the locks of operators, which are remembered.
+    pub(super) fn end_operator_locks(&mut self) {
+        let now = Instant::now();
+        self.operator_locks.values_mut().for_each(|until| *until = now.min(*until));
     }
 
     pub(super) fn is_locked_by_operator(&self, agent_id: &str) -> bool {

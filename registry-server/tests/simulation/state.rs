@@ -145,6 +145,12 @@ impl State {
         Duration::from_millis(self.link_mut(link).rng.u64(range))
     }
 
+    /// Whether an operator held an agent's row after a moment.
+    pub(super) fn was_locked_after(&self, agent_id: &str, moment: Instant) -> bool {
+        let held = |host: &Host| host.operator_locks.get(agent_id).is_some_and(|until| *until > moment);
+        self.hosts.iter().any(held)
+    }
+
     /// Records that the database's clock jumped or stopped, or that another history begins.
     pub(super) fn record_upheaval(&mut self) {
         self.upheavals.push(Instant::now());
@@ -187,6 +193,8 @@ impl State {
         for (index, host) in self.hosts.iter_mut().enumerate() {
             if index != self.primary && !host.is_down {
                 (host.is_down, self.split_ended_at) = (true, Some(Instant::now()));
+                // Servers that used it go on with another history.
+                self.upheavals.push(Instant::now());
             }
         }
     }
@@ -261,9 +269,10 @@ impl State {
     /// hosts.
     pub(super) fn heal(&mut self) {
         self.end_split();
+        // A server may not know yet that a connection is broken.
+        self.links.iter_mut().for_each(|link| link.has_defect = false);
         for id in self.open_links() {
             let link = self.link_mut(id);
-            link.has_defect = false;
             if !link.hangs_for_ever() {
                 link.stalled_until = None;
             }
@@ -275,7 +284,7 @@ impl State {
         self.thaw_clock();
         let host = self.primary_mut();
         (host.paused_until, host.commits_stall_until) = (None, None);
-        host.operator_locks.clear();
+        host.end_operator_locks();
         (host.access, host.is_down) = (Access::ReadWrite, false);
     }
 }
