@@ -12,8 +12,8 @@ type Cause = Arc<dyn std::error::Error + Send + Sync>;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The client or the agent is configured wrongly, or a background task of the SDK panicked (perhaps in a token provider) or
-    /// ended with its runtime. An earlier attempt may have been sent.
+    /// The client or the agent is configured wrongly, a provider of credentials panicked, or a background task of the SDK ended
+    /// with its runtime. An earlier attempt may have been sent.
     #[error("{0}")]
     Config(String),
 
