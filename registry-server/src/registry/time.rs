@@ -24,8 +24,8 @@ const MAX_STEP_BACK: Duration = Duration::from_secs(10);
 /// much.
 const STEP_BACK_MEMORY: Duration = Duration::from_secs(600);
 
-/// How far a heartbeat may lie in the future. Later ones were recorded before the clock was set back.
-pub(crate) const MAX_CLOCK_SKEW: Duration = MAX_STEP_BACK;
+/// How far a heartbeat may lie in the future.
+const MAX_CLOCK_SKEW: Duration = MAX_STEP_BACK;
 
 /// Maximum number of remembered outages. The oldest is forgotten first.
 const MAX_OUTAGES: usize = 256;
@@ -173,7 +173,7 @@ impl Silence {
 
     /// Like [`Silence::of`], but also counts the time before this server started.
     pub(crate) fn with_downtime(&self, heard: Timestamp, timeout: Duration, now: Timestamp) -> Duration {
-        let heard = if heard.since(now) > MAX_CLOCK_SKEW { self.since } else { heard };
+        let heard = if is_far_ahead(heard, now) { self.since } else { heard };
         let judged_at = now.min(self.last_poll.saturating_add(outage_gap(timeout)));
         let mut silence = judged_at.since(heard);
         let mut counted_to = heard;
@@ -196,6 +196,11 @@ impl Outage {
         let extra = self.after.since(self.before).min(timeout / 2);
         (self.before, self.after.saturating_add(extra))
     }
+}
+
+/// Whether a heartbeat lies so far in the future that it was recorded before the clock was set back.
+pub(crate) fn is_far_ahead(heard: Timestamp, now: Timestamp) -> bool {
+    heard.since(now) > MAX_CLOCK_SKEW
 }
 
 /// Returns the time after a poll for which silence still counts if no further poll succeeds.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use registry_sdk::contract::{AgentStatus, Timestamp};
 use registry_sdk::internal::heartbeat_timeout;
 
-use crate::registry::time::{MAX_CLOCK_SKEW, Silence};
+use crate::registry::time::{Silence, is_far_ahead};
 use crate::store::StoredAgent;
 
 /// Maximum time until an arrived heartbeat is visible to all servers. At most a quarter of a short timeout.
@@ -76,7 +76,7 @@ impl DeadlinePolicy {
     ) -> bool {
         let timeout = heartbeat_timeout(self.timeout, interval);
         // Heartbeats from before the clock was set back do not count for them.
-        let is_ahead = last_heartbeat.since(now) > MAX_CLOCK_SKEW;
-        is_ahead || now.since(last_heartbeat) + MAX_COMMIT_LAG.min(timeout / 4) > timeout
+        is_far_ahead(last_heartbeat, now)
+            || now.since(last_heartbeat) + MAX_COMMIT_LAG.min(timeout / 4) > timeout
     }
 }

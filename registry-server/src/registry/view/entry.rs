@@ -11,7 +11,7 @@ use registry_sdk::internal::FilterParts;
 use super::record::{Json, Load, Record};
 use crate::registry::reports::Report;
 use crate::registry::rules::DeadlinePolicy;
-use crate::registry::time::MAX_CLOCK_SKEW;
+use crate::registry::time::is_far_ahead;
 use crate::store::{RegistrationTag, StoredAgent};
 
 /// An agent in memory. Every change other than a heartbeat or a report replaces the entry.
@@ -120,8 +120,8 @@ impl Liveness {
     /// A known heartbeat far in the future was recorded before the clock was set back, and is replaced.
     pub(crate) fn record_heartbeat(&self, time: Timestamp, now: Timestamp) {
         let later = |known: i64| {
-            let is_ahead = Timestamp::from_unix_millis(known).since(now) > MAX_CLOCK_SKEW;
-            Some(if is_ahead { time.unix_millis() } else { known.max(time.unix_millis()) })
+            let is_outdated = is_far_ahead(Timestamp::from_unix_millis(known), now);
+            Some(if is_outdated { time.unix_millis() } else { known.max(time.unix_millis()) })
         };
         // Cannot fail, since the closure always returns a value.
         let _ = self.last_heartbeat.fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
