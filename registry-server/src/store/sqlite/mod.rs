@@ -53,6 +53,8 @@ impl SqliteDatabase {
             .journal_mode(SqliteJournalMode::Wal)
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true)
+            // A large transaction would need a temporary file, for which there may be no writable folder.
+            .pragma("temp_store", "memory")
             // Whenever the buffer is full, one thread waits for another, which is noticeable when all agents
             // are loaded.
             .row_buffer_size(1_000)

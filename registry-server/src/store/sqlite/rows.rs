@@ -1,4 +1,7 @@
 //! Reads and writes rows.
+//!
+//! Rows are written from a JSON array, which each statement materializes first: otherwise SQLite encodes the
+//! whole element again for each column (244 µs of CPU time for a changed registration, instead of 214).
 
 use std::collections::HashMap;
 
@@ -65,8 +68,9 @@ async fn write_cards(connection: &mut SqliteConnection, writes: &Writes) -> sqlx
     let new = writes.new_cards().collect::<Vec<_>>();
     if !new.is_empty() {
         sqlx::query(
-            "INSERT INTO agent_registry_card (agent_id, card)
-             SELECT value ->> 0, value ->> 1 FROM json_each(?) WHERE true
+            "WITH new AS MATERIALIZED (SELECT value FROM json_each(?))
+             INSERT INTO agent_registry_card (agent_id, card)
+             SELECT value ->> 0, value ->> 1 FROM new WHERE true
              ON CONFLICT (agent_id) DO UPDATE SET card = excluded.card",
         )
         .bind(json!(new).to_string())
@@ -93,11 +97,12 @@ async fn append_events(
     };
     let events = events.iter().map(event).collect::<sqlx::Result<Vec<_>>>()?;
     sqlx::query(
-        "INSERT INTO agent_registry_event (revision, mark, kind, agent_id, agent, at)
-         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, ? FROM json_each(?)",
+        "WITH event AS MATERIALIZED (SELECT value FROM json_each(?))
+         INSERT INTO agent_registry_event (revision, mark, kind, agent_id, agent, at)
+         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, ? FROM event",
     )
-    .bind(now.unix_millis())
     .bind(json!(events).to_string())
+    .bind(now.unix_millis())
     .execute(&mut *connection)
     .await?;
     let revision = last.agent.revision;
@@ -172,7 +177,8 @@ async fn upsert(
     let rows = agents.map(NewRow::new).collect::<Vec<_>>();
     let rows = serde_json::to_string(&rows).map_err(|error| sqlx::Error::Encode(error.into()))?;
     sqlx::query(
-        "INSERT INTO agent_registry
+        "WITH new AS MATERIALIZED (SELECT value FROM json_each(?))
+         INSERT INTO agent_registry
              (agent_id, agent_name, base_url, health_path, probe, status, capabilities, last_heartbeat, metadata,
               heartbeat_interval_seconds, instance_id, instances, registered_at, missed_deadline, offline_since,
               probe_failed, maintenance, changed_by, changed_by_revision, revision, card_digest)
@@ -183,7 +189,7 @@ async fn upsert(
                 value ->> 'registered_at', value ->> 'missed_deadline', value ->> 'offline_since', value ->> 'probe_failed',
                 nullif(value -> 'maintenance', 'null'), value ->> 'changed_by', value ->> 'revision', value ->> 'revision',
                 value ->> 'card_digest'
-         FROM json_each(?) WHERE true
+         FROM new WHERE true
          ON CONFLICT (agent_id) DO UPDATE SET
              agent_name = excluded.agent_name, base_url = excluded.base_url,
              health_path = excluded.health_path, probe = excluded.probe, status = excluded.status,

@@ -148,3 +148,13 @@ async fn heartbeats_survive_transactions_that_do_not_commit() {
     drop((session, database));
     assert_eq!(loaded(&file).await[&ids[0]], later);
 }
+
+#[tokio::test]
+async fn large_transactions_need_no_folder_for_temporary_files() {
+    let file = TestFile::new();
+    let database = file.open().await;
+    let mut writer = database.writer.lock().await;
+    let connection = &mut writer.as_mut().unwrap().connection;
+    let temporary: i64 = sqlx::query_scalar("PRAGMA temp_store").fetch_one(connection).await.unwrap();
+    assert_eq!(temporary, 2, "kept in memory");
+}
