@@ -43,7 +43,8 @@ impl Certificates {
     ) -> Self {
         self.own = Some(Arc::new(move || {
             let pem = provided("the provider of the client certificate", &provider)?;
-            let pem = pem.map_err(|error| invalid("there is no client certificate", &*error.into()))?;
+            let pem = pem
+                .map_err(|error| invalid("the provider of the client certificate failed", &*error.into()))?;
             identity(&pem)
         }));
         self

@@ -13,7 +13,7 @@ type Cause = Arc<dyn std::error::Error + Send + Sync>;
 #[non_exhaustive]
 pub enum Error {
     /// The client or the agent is configured wrongly, a provider of credentials panicked, or a background task of the SDK ended
-    /// with its runtime. An earlier attempt may have been sent.
+    /// with its runtime. If the call was being retried, an earlier attempt may have been sent.
     #[error("{0}")]
     Config(String),
 
@@ -79,7 +79,8 @@ pub enum Error {
     Superseded {
         /// What the registry said.
         detail: String,
-        /// The process that owns the id. `None` from a registry that knows no ages, where the newest registration wins.
+        /// The process that owns the id. `None` from a registry that does not name it: there, the newest
+        /// registration owns the id, whichever process is younger.
         owner: Option<Owner>,
     },
 
@@ -247,7 +248,7 @@ impl Error {
 
 impl From<ValidationError> for Error {
     fn from(ValidationError(fields): ValidationError) -> Self {
-        Self::Invalid { detail: "not sent".to_owned(), fields }
+        Self::Invalid { detail: "the request was not sent because fields are invalid".to_owned(), fields }
     }
 }
 

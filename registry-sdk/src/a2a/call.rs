@@ -146,7 +146,9 @@ impl Call {
     /// Reads the result of JSON-RPC.
     fn result_of(&self, json: Value) -> Result<Value, Unusable> {
         let Value::Object(mut response) = json else {
-            return Err(Unusable::Invalid("a response of JSON-RPC is an object".to_owned()));
+            return Err(Unusable::Invalid(
+                "the response is not a JSON object, as JSON-RPC requires".to_owned(),
+            ));
         };
         let id = response.get("id").cloned().unwrap_or_default();
         let (result, error) = (response.remove("result"), response.remove("error"));
@@ -156,13 +158,13 @@ impl Call {
             || id.is_null() && error.is_some();
         match (result, error) {
             _ if !is_own => Err(Unusable::Invalid(format!(
-                "the response is that to another request: its id is {id} in place of {}",
+                "this is the response to another request: its id is {id} instead of {}",
                 self.id
             ))),
             (_, Some(error)) if !error.is_null() => Err(match whole_number(&error["code"]) {
                 Some(code) => Unusable::Refused(refused(code, &error["message"])),
                 None => Unusable::Invalid(format!(
-                    "the `error` of the response is none: its `code` is {}",
+                    "the `error` of the response is invalid: its `code` is {}, not a whole number",
                     error["code"]
                 )),
             }),

@@ -38,7 +38,7 @@ pub(super) struct Skill {
 impl Document {
     pub(super) fn read(card: &AgentCard) -> Result<Self, CardError> {
         if !card.is_object() {
-            return Err(CardError::Invalid("a card is a JSON object".to_owned()));
+            return Err(CardError::Invalid("it is not a JSON object".to_owned()));
         }
         let json = json::parse(card.as_str().as_bytes());
         json.map(Self).map_err(|error| CardError::Invalid(error.to_string()))

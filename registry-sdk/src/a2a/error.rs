@@ -5,7 +5,7 @@
 #[non_exhaustive]
 pub enum CardError {
     /// A document is not an A2A agent card, or a card cannot be made.
-    #[error("no A2A agent card: {0}")]
+    #[error("invalid A2A agent card: {0}")]
     Invalid(String),
 
     /// The agent cannot be called over HTTP.

@@ -21,8 +21,8 @@ pub fn read_card(bytes: &[u8]) -> Result<AgentCard, CardError> {
         None => return invalid("it is empty".to_owned()),
         Some(b'<') => return invalid("it is HTML or XML; a card is JSON".to_owned()),
         Some(b'{') => {}
-        Some(_) => return invalid("a card is a JSON object".to_owned()),
+        Some(_) => return invalid("it is not a JSON object".to_owned()),
     }
     let Ok(text) = std::str::from_utf8(bytes) else { return invalid("it is not UTF-8".to_owned()) };
-    text.parse().or_else(|error| invalid(format!("it is no JSON: {error}")))
+    text.parse().or_else(|error| invalid(format!("it is not JSON: {error}")))
 }

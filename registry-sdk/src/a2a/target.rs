@@ -39,9 +39,12 @@ impl Target {
         let document =
             Document::read(card).map_err(|error| cut(&error.to_string(), MAX_DESCRIPTION).to_owned())?;
         let declared = document.declared();
+        if declared.is_empty() {
+            return Err("its A2A agent card has no interface with a URL".to_owned());
+        }
         declared.iter().find_map(Self::of_interface).ok_or_else(|| {
             let interfaces = listed(&declared);
-            format!("its A2A agent card has no interface that this SDK supports, but {interfaces}")
+            format!("its A2A agent card has no interface that this SDK supports, only {interfaces}")
         })
     }
 
@@ -86,9 +89,6 @@ impl Dialect {
 
 /// Describes the first interfaces of a card. The card may be long, and the reason is kept.
 fn listed(interfaces: &[Declared<'_>]) -> String {
-    if interfaces.is_empty() {
-        return "none at all".to_owned();
-    }
     let names = interfaces.iter().take(MAX_LISTED).map(described).collect::<Vec<_>>().join(", ");
     match interfaces.len().saturating_sub(MAX_LISTED) {
         0 => names,
@@ -167,7 +167,7 @@ mod tests {
             assert_eq!(target(&list).unwrap(), ("http://a/".to_owned(), Dialect::HttpJson), "{url}");
             let error = target(&interfaces(&[("JSONRPC", "1.0", url)])).unwrap_err();
             assert!(
-                error.ends_with("but JSONRPC of version 1.0 at a URL with a user name or password"),
+                error.ends_with("only JSONRPC of version 1.0 at a URL with a user name or password"),
                 "{error}"
             );
         }
@@ -228,9 +228,9 @@ mod tests {
         let error = target(&interfaces(&[("GRPC", "1.0", "http://a:1")])).unwrap_err();
         assert_eq!(
             error,
-            "its A2A agent card has no interface that this SDK supports, but GRPC of version 1.0 at \"http://a:1\""
+            "its A2A agent card has no interface that this SDK supports, only GRPC of version 1.0 at \"http://a:1\""
         );
-        assert!(target(&json!({"name": "a"})).unwrap_err().ends_with("but none at all"));
-        assert!(target(&json!([])).unwrap_err().contains("a card is a JSON object"));
+        assert!(target(&json!({"name": "a"})).unwrap_err().ends_with("no interface with a URL"));
+        assert!(target(&json!([])).unwrap_err().contains("it is not a JSON object"));
     }
 }

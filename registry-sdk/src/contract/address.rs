@@ -54,7 +54,9 @@ fn authority(text: &str) -> Result<&str, String> {
         return Err("must have no backslash: write it with slashes, such as http://agent:8002/v1".to_owned());
     }
     if text.contains(|character: char| character.is_whitespace() || character.is_control()) {
-        return Err("must have no white space or control characters, such as http://agent:8002".to_owned());
+        return Err(
+            "must have no white space or control characters: write it like http://agent:8002".to_owned()
+        );
     }
     let (scheme, rest) = text.split_once("://").unwrap_or_default();
     if !is_http(scheme) {
@@ -147,12 +149,12 @@ pub(super) fn check_health_path(path: &str) -> Result<(), String> {
         return Err("must begin with one slash, such as /healthz".to_owned());
     }
     if path.contains(is_odd) {
-        return Err("must have no query, fragment, backslash or white space, such as /healthz".to_owned());
+        return Err("must have no query, fragment, backslash, white space or control characters: write it like /healthz".to_owned());
     }
     // URL parsers also treat these spellings as a dot.
     let is_dots = |segment: &str| matches!(&*segment.to_ascii_lowercase().replace("%2e", "."), "." | "..");
     if path.split('/').any(is_dots) {
-        return Err("must have no segment . or .., such as /healthz".to_owned());
+        return Err("must have no segment . or ..: write it like /healthz".to_owned());
     }
     Ok(())
 }

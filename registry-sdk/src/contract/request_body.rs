@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::agent::AgentStatus;
 use super::problem::{FieldError, ValidationError};
-use super::validate::is_valid_agent_id;
+use super::validate::{VALID_ID, is_valid_agent_id};
 
 /// The body of a request that a registry reads.
 pub trait RequestBody: Sized {
@@ -38,7 +38,7 @@ impl Fields {
     }
 
     pub(super) fn instance_id(&mut self) -> Option<String> {
-        self.get("instance_id", "1 to 64 of A-Z a-z 0-9 . _ -", |value| {
+        self.get("instance_id", VALID_ID, |value| {
             value.as_str().filter(|id| is_valid_agent_id(id)).map(str::to_owned)
         })
     }

@@ -195,7 +195,11 @@ pub(crate) mod seconds {
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let seconds = f64::deserialize(deserializer)?;
-        let wrong = |_| de::Error::custom(format_args!("{seconds} is not a number of seconds from 0"));
+        let wrong = |_| {
+            de::Error::custom(format_args!(
+                "{seconds} is not a valid number of seconds: it must be 0 or more, and not too large"
+            ))
+        };
         let read = Duration::try_from_secs_f64(seconds).map_err(wrong)?;
         // A positive duration stays positive.
         Ok(if seconds > 0.0 { read.max(Duration::from_nanos(1)) } else { read })

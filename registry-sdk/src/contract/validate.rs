@@ -80,8 +80,8 @@ pub fn is_valid_agent_id(text: &str) -> bool {
         && text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
 }
 
-/// The error for a text that [`is_valid_agent_id`] refuses.
-const NO_ID: &str = "must be 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit";
+/// What [`is_valid_agent_id`] accepts, for errors.
+pub(super) const VALID_ID: &str = "1 to 64 characters of A-Z a-z 0-9 . _ -, the first a letter or digit";
 
 impl Registration {
     /// Checks every limit of the contract.
@@ -91,7 +91,7 @@ impl Registration {
     pub fn validate(&self) -> Result<(), ValidationError> {
         let mut check = Check::default();
         if !is_valid_agent_id(&self.agent_id) {
-            check.fail("agent_id", NO_ID);
+            check.fail("agent_id", format!("must be {VALID_ID}"));
         }
         if let Err(ValidationError(errors)) = self.status.check_known() {
             check.errors.extend(errors);
@@ -109,7 +109,7 @@ impl Registration {
             check.fail("heartbeat_interval_seconds", "must be above 0, up to 86400");
         }
         if self.instance_id.as_deref().is_some_and(|instance_id| !is_valid_agent_id(instance_id)) {
-            check.fail("instance_id", NO_ID);
+            check.fail("instance_id", format!("must be {VALID_ID}"));
         }
         if self.instance_age.is_some_and(|age| age > limits::INSTANCE_AGE) {
             check.fail("instance_age_seconds", "must be from 0 to 1000000000");
@@ -155,7 +155,7 @@ impl Check {
     /// Checks a list of texts, none of which may be empty.
     fn texts(&mut self, field: fmt::Arguments<'_>, texts: &[String], most: usize, most_characters: usize) {
         if texts.len() > most {
-            self.fail(field, format!("must be up to {most}, are {}", texts.len()));
+            self.fail(field, format!("must have up to {most} entries, has {}", texts.len()));
         }
         for (position, text) in texts.iter().enumerate() {
             self.text(format_args!("{field}[{position}]"), text, 1, most_characters);
@@ -178,7 +178,7 @@ impl Check {
     fn capabilities(&mut self, all: &[Capability]) {
         if all.len() > limits::CAPABILITIES {
             let most = limits::CAPABILITIES;
-            self.fail("capabilities", format!("must be up to {most}, are {}", all.len()));
+            self.fail("capabilities", format!("must have up to {most} entries, has {}", all.len()));
         }
         let mut names = HashSet::new();
         for (index, capability) in all.iter().enumerate() {
@@ -212,7 +212,7 @@ impl Check {
             self.fail("card", "must be a JSON object, the A2A agent card");
         } else if bytes > limits::CARD_BYTES {
             let most = limits::CARD_BYTES;
-            self.fail("card", format!("must be up to {most} bytes of JSON, has {bytes}"));
+            self.fail("card", format!("must have up to {most} bytes of JSON, has {bytes}"));
         } else if depth > limits::CARD_DEPTH {
             let most = limits::CARD_DEPTH;
             self.fail("card", format!("must be nested up to {most} levels deep, is nested {depth}"));
@@ -223,7 +223,7 @@ impl Check {
         let bytes = serde_json::to_vec(&given.metadata).map_or(usize::MAX, |json| json.len());
         if bytes > limits::METADATA_BYTES {
             let most = limits::METADATA_BYTES;
-            self.fail("metadata", format!("must be up to {most} bytes of JSON, has {bytes}"));
+            self.fail("metadata", format!("must have up to {most} bytes of JSON, has {bytes}"));
         }
         let has_nul = given.metadata.iter().any(|(key, value)| key.contains('\0') || contains_nul(value));
         if has_nul {

@@ -30,7 +30,7 @@ use crate::retry::Backoff;
 const PAUSES: Backoff =
     Backoff { min_delay: Duration::from_millis(200), max_delay: Duration::from_secs(5), factor: 1.5 };
 
-/// Time limit of a poll until its response begins, and of pauses in that, so that a long result may take longer.
+/// Time limit of a poll until its response begins, and of each pause while the response arrives, so that a long result may take longer.
 const POLL_TIME: Duration = Duration::from_secs(10);
 
 /// Number of failed polls in a row after which an attempt fails. The task may still run.
@@ -102,8 +102,8 @@ impl<'a> A2aTask<'a> {
         let target =
             target.map_err(|why| self.access.failed(HttpTaskError::A2a(A2aError::NotCallable(why))))?;
         let mut agent = attempt.agent.clone();
-        // A token provider may choose the token by the URL, so it has to get the one to which the token is sent. It may know
-        // the agent's own URL only as that was registered.
+        // A token provider may choose the token by the URL, so it has to get the one to which the token is sent. If that
+        // is the agent's own URL, the spelling that was registered is kept, because the provider may know only that one.
         if !Url::parse(&agent.base_url).is_ok_and(|url| url == *target.url()) {
             agent.base_url = target.url().to_string();
         }
@@ -199,8 +199,8 @@ impl Connection<'_> {
         sent.map_err(|error| access.failed(refusal(call, error)))
     }
 
-    /// Reads a response. If it has to be the state of a known task, that of another one is invalid, and it must not stall, because the
-    /// task can be polled again.
+    /// Reads a response. With a `task_id`, it has to be about that task, and one that stalls is given up, because the task can be polled
+    /// again.
     async fn read(&self, call: &Call, response: Response, task_id: Option<&str>) -> Result<Reply, TaskError> {
         let (access, status) = (self.task.access, response.status().as_u16());
         let max_pause = task_id.map(|_| POLL_TIME);
@@ -210,7 +210,7 @@ impl Connection<'_> {
         match read {
             Ok(reply) => match (task_id, reply.task_id()) {
                 (Some(expected), Some(id)) if id != expected => Err(invalid(format!(
-                    "the response is about another task: its id is {id:?} in place of {expected:?}"
+                    "the response is about another task: its id is {id:?} instead of {expected:?}"
                 ))),
                 _ => Ok(reply),
             },

@@ -91,7 +91,7 @@ impl fmt::Display for EndReason {
             Self::Registry(error) => {
                 write!(f, "the registry could not be searched: {}", with_causes(error))
             }
-            Self::AttemptsExhausted => f.write_str("as many agents failed as the delegation may try"),
+            Self::AttemptsExhausted => f.write_str("as many agents failed as `attempts` allows"),
             Self::TimedOut { limit } => write!(f, "the task was not done within the time_limit of {limit:?}"),
             Self::Busy { retry_after } => {
                 write!(f, "all agents are busy; the first can be asked again in {retry_after:.1?}")

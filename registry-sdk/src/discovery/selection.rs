@@ -119,7 +119,7 @@ pub enum SkipReason {
     #[error("is not healthy")]
     Unhealthy,
     /// The health check failed, or took too long.
-    #[error("did not answer its health check")]
+    #[error("could not be checked, since the health check failed or took too long")]
     NoAnswer,
     /// The agent failed too often recently.
     #[error("is ejected, since it failed too often")]

@@ -133,8 +133,8 @@ async fn task_goes_to_the_next_agent_if_one_cannot_be_called() {
         let text = error.to_string();
         for part in [
             "bare: it registered no A2A agent card",
-            "grpc: its A2A agent card has no interface that this SDK supports, but GRPC of version 1.0",
-            "newer: its A2A agent card has no interface that this SDK supports, but JSONRPC of version 2.0",
+            "grpc: its A2A agent card has no interface that this SDK supports, only GRPC of version 1.0",
+            "newer: its A2A agent card has no interface that this SDK supports, only JSONRPC of version 2.0",
             "ftp: its A2A agent card has no interface",
         ] {
             assert!(text.contains(part), "{text}");

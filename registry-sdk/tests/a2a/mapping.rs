@@ -218,10 +218,10 @@ fn card_is_read_without_surrounding_white_space_and_other_documents_are_rejected
         (of_size(limits::CARD_BYTES + 1), "up to 65536 bytes"),
         (b" \n".to_vec(), "it is empty"),
         (b"<!doctype html><html>".to_vec(), "it is HTML or XML"),
-        (b"[]".to_vec(), "a card is a JSON object"),
-        (b"name: A".to_vec(), "a card is a JSON object"),
-        (b"{\"name\": \"A\"".to_vec(), "it is no JSON: EOF while parsing"),
-        (b"{\"name\": \"A\"} {}".to_vec(), "it is no JSON: trailing characters"),
+        (b"[]".to_vec(), "it is not a JSON object"),
+        (b"name: A".to_vec(), "it is not a JSON object"),
+        (b"{\"name\": \"A\"".to_vec(), "it is not JSON: EOF while parsing"),
+        (b"{\"name\": \"A\"} {}".to_vec(), "it is not JSON: trailing characters"),
         (b"{\"name\": \"\xff\"}".to_vec(), "it is not UTF-8"),
     ] {
         let message = read_card(&document).unwrap_err().to_string();

@@ -224,7 +224,7 @@ async fn state_of_another_task_is_not_taken_for_the_result() {
         assert!(matches!(error.reason, EndReason::UnusableResponse), "{binding:?}: {error}");
         let text = error.to_string();
         assert!(
-            text.contains(r#"the response is about another task: its id is "t-2" in place of "t-1""#),
+            text.contains(r#"the response is about another task: its id is "t-2" instead of "t-1""#),
             "{text}"
         );
         assert_eq!(agent.count("GetTask"), 3);

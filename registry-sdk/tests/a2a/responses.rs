@@ -26,14 +26,17 @@ async fn error_says_how_a_json_rpc_response_is_invalid() {
         (raw("<html>Sign in</html>"), "the response cannot be decoded (it is HTML or XML)"),
         (raw("so what"), "the response cannot be decoded (expected value"),
         (raw(""), "the response cannot be decoded (EOF"),
-        (raw("[1]"), "a response of JSON-RPC is an object"),
+        (raw("[1]"), "the response is not a JSON object, as JSON-RPC requires"),
         (raw(r#"{"jsonrpc": "2.0", "id": 1}"#), "the response has neither `result` nor `error`"),
         (
             raw(r#"{"jsonrpc": "2.0", "id": 7, "result": {}}"#),
-            "the response is that to another request: its id is 7 in place of 1",
+            "this is the response to another request: its id is 7 instead of 1",
         ),
-        (raw(r#"{"jsonrpc": "2.0", "id": null, "result": {}}"#), "its id is null in place of 1"),
-        (raw(r#"{"jsonrpc": "2.0", "id": 1, "error": "no"}"#), "the `error` of the response is none"),
+        (raw(r#"{"jsonrpc": "2.0", "id": null, "result": {}}"#), "its id is null instead of 1"),
+        (
+            raw(r#"{"jsonrpc": "2.0", "id": 1, "error": "no"}"#),
+            "the `error` of the response is invalid: its `code` is null",
+        ),
         (Answer::Broken, "the response broke off"),
         (Answer::Result(json!({})), "the response has to have either a `task` or a `message`"),
         (
@@ -112,5 +115,5 @@ async fn response_may_have_the_id_of_the_request_as_a_string() {
     assert_eq!(done.value.text(), "done");
     let other = r#"{"jsonrpc": "2.0", "id": "7", "result": {"message": {"parts": []}}}"#;
     let text = failure(Binding::JsonRpc, Answer::Http(200, None, other)).await;
-    assert!(text.contains("its id is \"7\" in place of 1"), "{text}");
+    assert!(text.contains("its id is \"7\" instead of 1"), "{text}");
 }

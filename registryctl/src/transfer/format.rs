@@ -147,7 +147,9 @@ impl Entry {
         let length = longest.map_err(|error| whole(error.full_message()))?.get().len();
         if length > limits::BODY_BYTES {
             let most = limits::BODY_BYTES;
-            return Err(whole(format!("must be up to {most} bytes without its maintenance, is {length}")));
+            return Err(whole(format!(
+                "the registration must have up to {most} bytes without its maintenance, has {length}"
+            )));
         }
         Ok(entry)
     }

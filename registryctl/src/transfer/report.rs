@@ -31,7 +31,7 @@ impl Counts {
         let Self { imported, replaced, already_there, draining, refused } = self;
         let mut text = format!("{imported} imported, {already_there} already there");
         for (count, what) in
-            [(replaced, "replaced"), (draining, "skipped in the middle of a drain"), (refused, "rejected")]
+            [(replaced, "replaced"), (draining, "skipped because they were draining"), (refused, "rejected")]
         {
             if *count > 0 {
                 let _ = write!(text, ", {count} {what}");
@@ -127,12 +127,14 @@ impl Report {
         if !self.in_service.is_empty() {
             let (count, named) = (number_of_agents(self.in_service.len()), names(self.in_service));
             print_reason(&format!(
-                "{count} already registered and not put into maintenance as in the file (use `registryctl drain`): {named}"
+                "{count} already registered, so the maintenance in the file was not begun (use `registryctl drain`): {named}"
             ));
         }
         if !self.draining.is_empty() {
             let (count, named) = (number_of_agents(self.draining.len()), names(self.draining));
-            print_reason(&format!("skipped {count} in the middle of a drain: {named}"));
+            print_reason(&format!(
+                "skipped {count} whose process was draining before a shutdown when the file was exported: {named}"
+            ));
         }
         let counts = self.counts.describe();
         match self.stopped {

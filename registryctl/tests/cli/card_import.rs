@@ -176,8 +176,8 @@ async fn invalid_cards_register_nothing() {
     let scene = Scene::new().await;
     let long = format!("{{\"name\": \"A\", \"url\": \"http://a\", \"x\": \"{}\"}}", "x".repeat(70_000));
     for (card, more, said) in [
-        ("{\"name\": \"A\",\n \"url\": ", &[][..], "it is no JSON"),
-        ("{\"name\": \"A\", \"url\": \"http://a\"} {}", &[], "it is no JSON: trailing characters"),
+        ("{\"name\": \"A\",\n \"url\": ", &[][..], "it is not JSON"),
+        ("{\"name\": \"A\", \"url\": \"http://a\"} {}", &[], "it is not JSON: trailing characters"),
         (&long, &[], "up to 65536 bytes"),
         (&long.repeat(3), &[], "up to 65536 bytes"),
         ("{\"name\": \"A\"}", &[], "it has no interface at all"),

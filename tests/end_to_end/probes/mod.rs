@@ -187,7 +187,8 @@ async fn probe_results_are_discarded_when_the_address_changes(database: Database
     server.shutdown().await;
 }
 
-const CANNOT_TELL: &str = "it answered 404, so the probe cannot tell: set health_path, or probe: off";
+const CANNOT_TELL: &str =
+    "it answered 404, which says nothing about its health: register its health_path, or \"probe\": \"off\"";
 
 async fn response_404_does_not_change_the_health(database: Database) {
     let server = database.start_with(probing).await;

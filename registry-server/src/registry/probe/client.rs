@@ -51,7 +51,7 @@ impl Verdict {
         match self {
             Self::Healthy => None,
             Self::CannotTell(status) => Some(format!(
-                "it answered {status}, so the probe cannot tell: set health_path, or probe: off"
+                "it answered {status}, which says nothing about its health: register its health_path, or \"probe\": \"off\""
             )),
             Self::Failed(detail) => Some(detail.clone()),
         }

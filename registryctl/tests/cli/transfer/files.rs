@@ -104,7 +104,7 @@ fn wrong_lines() -> Vec<Wrong> {
         ),
         wrong(
             of(line_with("a", json!({"more": "x".repeat(262_144)}))),
-            &["line 2: must be up to 262144 bytes"],
+            &["line 2: the registration must have up to 262144 bytes"],
         ),
         wrong(
             of(line_with("a", json!({"more": "x".repeat(2_000_000)}))),
@@ -149,7 +149,7 @@ fn wrong_lines() -> Vec<Wrong> {
         wrong(of(line_with("a", json!({"card": "[]"}))), &["line 2: card: must be a JSON object"]),
         wrong(
             of(line_with("a", json!({"card": format!("{{\"x\":\"{}\"}}", "x".repeat(65_536))}))),
-            &["line 2: card: must be up to 65536 bytes"],
+            &["line 2: card: must have up to 65536 bytes"],
         ),
     ]
 }

@@ -62,7 +62,10 @@ async fn registered_agents_without_their_maintenance_are_named() {
     let file = file_of(&[in_maintenance("a"), in_maintenance("b"), line("c")]);
     let Ended { code, reasons, .. } = import(&registry.url(), &file, &[]);
     assert_eq!(code, Some(0));
-    assert!(reasons.contains("1 agent already registered and not put into maintenance"), "{reasons}");
+    assert!(
+        reasons.contains("1 agent already registered, so the maintenance in the file was not begun"),
+        "{reasons}"
+    );
     assert!(reasons.ends_with(": a\n"), "{reasons}");
     assert_eq!(registry.agent("a").unwrap().maintenance, None);
     assert_eq!(registry.agent("b").unwrap().maintenance.unwrap().reason, "network");
@@ -105,7 +108,9 @@ async fn draining_agents_are_skipped_and_named() {
     let Ended { code, reasons, .. } = import(&registry.url(), &few, &[]);
     assert_eq!(code, Some(0));
     assert!(
-        reasons.contains("skipped 2 agents in the middle of a drain: ") && reasons.ends_with(": a00, a01\n"),
+        reasons.contains(
+            "skipped 2 agents whose process was draining before a shutdown when the file was exported: "
+        ) && reasons.ends_with(": a00, a01\n"),
         "{reasons}"
     );
     let Ended { code, said, reasons } = import(&registry.url(), &file_of(&lines), &[]);
