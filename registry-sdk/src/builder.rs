@@ -53,8 +53,8 @@ impl fmt::Debug for RegistryClientBuilder {
 impl RegistryClientBuilder {
     /// Sets the time limit of an attempt. It restarts each time another 64 KiB of a long response has arrived.
     ///
-    /// Default: 5 s. An attempt takes at most half of the [`RetryPolicy::time_limit`], and less with more than two endpoints, so
-    /// that a repeatable call has time for the others.
+    /// Default: 5 s. If the policy allows further attempts, one takes at most half of the [`RetryPolicy::time_limit`], and less
+    /// with more than two endpoints, so that the call has time for one at each endpoint.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;

@@ -40,8 +40,8 @@
 //!
 //! # Time limits
 //!
-//! Each limit is shorter than the next one, so that a repeatable call has time for two attempts, and for an attempt at each
-//! endpoint.
+//! Each limit is shorter than the next one, so that a call with more than one attempt has time for two of them, and for one at
+//! each endpoint.
 //!
 //! | time limit of | default | set by |
 //! |---|---|---|

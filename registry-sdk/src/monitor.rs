@@ -16,14 +16,15 @@ use crate::query::SearchQuery;
 /// Number of alerts that a slow subscriber may fall behind before it loses the oldest.
 const BACKLOG: usize = 256;
 
-/// A condition that a [`StatsMonitor`] checks.
+/// A situation about which a [`StatsMonitor`] raises an alert. While it lasts, the rule counts as broken.
 ///
 /// While the registry cannot be read, only [`Unreachable`](Self::Unreachable) can change: alerts of the other rules neither begin
 /// nor end.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum AlertRule {
-    /// The ratio of offline to active agents exceeds this value. Never broken on a registry without `GET /stats`.
+    /// The ratio of offline to active agents exceeds this value. Never raises an alert on a registry without
+    /// `GET /stats`.
     OfflineAbove(f64),
     /// The registry's statistics cannot be read, for whatever reason: the registry may also refuse the token, or have no
     /// `GET /stats`.

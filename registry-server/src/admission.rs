@@ -2,10 +2,10 @@
 //!
 //! Only a few searches, lists and counts run at a time. A fixed number may wait, and further ones are
 //! rejected at once. Long reads run on as many extra threads as there are cores, so they only compete with
-//! heartbeats for CPU time, which the operating system divides fairly. Quick reads run on the request
-//! threads, all but one, since switching threads would double their cost (measured in `benches/README.md`).
-//! Many quick reads may wait: a waiting request costs no CPU time, while a rejected client retries. Request
-//! bodies being read share a byte budget.
+//! heartbeats for CPU time, which the operating system divides fairly. Quick reads run on the request threads
+//! themselves, since switching threads would double their cost (measured in `benches/README.md`), but leave
+//! one of several threads free. Many quick reads may wait: a waiting request costs no CPU time, while a
+//! rejected client retries. Request bodies being read share a byte budget.
 //!
 //! Heartbeats need no limits here: their bodies are small, and they have their own write queue. This is load
 //! shedding as in "Handling Overload", Site Reliability Engineering

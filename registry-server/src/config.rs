@@ -151,7 +151,7 @@ pub struct Config {
     #[arg(long, value_name = "COUNT", env = "REGISTRY_RATE_LIMIT")]
     pub rate_limit: Option<NonZeroU32>,
 
-    /// Probe each agent at GET {base_url}/health at this interval [default: no probing].
+    /// Probe each agent at GET {base_url}/health, or its health_path, at this interval [default: no probing].
     ///
     /// Two failures in a row make an agent unhealthy, and one success makes it healthy again. If several
     /// servers share a database, only one of them probes at a time; set the flag on all of them.

@@ -72,7 +72,7 @@ pub(crate) struct Gauges {
     pub(crate) queued_changes: Usage,
 }
 
-/// Numbers of servers over one database.
+/// Numbers of servers that share a database.
 pub(crate) struct ReplicaCounts {
     /// All servers that were heard within the last minute, including this one.
     pub(crate) all: usize,
@@ -123,12 +123,12 @@ impl Metrics {
             )?,
             replicas: gauge(
                 "agent_registry_replicas",
-                "Number of servers over this database that were heard within the last minute, this one included",
+                "Number of servers that share this database and were heard from within the last minute, this one included",
             )?,
             differing_replicas: IntGaugeVec::new(
                 Opts::new(
                     "agent_registry_differing_replicas",
-                    "Number of other servers over this database whose setting differs from that of this server",
+                    "Number of other servers that share this database and have another setting than this server",
                 ),
                 &["setting"],
             )?,

@@ -25,7 +25,7 @@ Exit status:
   1  if an error occurred
   2  if the command line is invalid
   3  if the answer is no: unknown agent, unhealthy agent, no match, or nothing found in time
-  4  if the registry cannot be reached";
+  4  if the registry cannot be reached or cannot answer now, or something else answered in its place";
 
 /// Inspect and manage an agent registry.
 ///
@@ -163,7 +163,7 @@ enum Command {
     },
     /// Export all agents as JSON lines, for `import`.
     Export {
-        /// File to write, which appears under this name once it is complete [default: standard output, also -].
+        /// File to write; it gets this name only once it is complete. `-` is standard output [default: -].
         file: Option<PathBuf>,
     },
     /// Import the agents of an export, or one agent by its A2A agent card.

@@ -1,4 +1,4 @@
-//! Servers with different settings over one database.
+//! Servers with different settings that share a database.
 
 use registry_sdk::contract::Heartbeat;
 use registry_server::Config;

@@ -20,8 +20,8 @@ const MAX_AGE: Duration = Duration::from_secs(60);
 /// Time limit of the first read of a changed card. Each further one has twice as long, until one succeeds.
 const MIN_REFRESH_WAIT: Duration = Duration::from_secs(1);
 
-/// Minimum interval between reads that fail. Otherwise each attempt would wait for a registry that hangs. If no interface is known, it is
-/// no longer than the failed read took, so that agents can be called soon after a registry that fails at once is back.
+/// Minimum interval between reads that fail. Otherwise each attempt would wait for a registry that hangs. If no interface is known, it
+/// is at most as long as the failed read took: if the registry fails at once, agents can then be called soon after it is back.
 const MIN_READ_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The interfaces of agents, by their cards. Clones share them.
@@ -87,8 +87,8 @@ impl Kept {
         }
     }
 
-    /// Returns the time limit of the next read. If an interface is known, half of the time is left to the agent. A card by which the agent
-    /// cannot be called is no reason to wait less.
+    /// Returns the time limit of the next read. If an interface is known, half of the time is left to the agent. Otherwise the read may
+    /// take all of the time.
     fn max_wait(&self, left: Duration) -> Duration {
         if self.target.is_err() {
             return left;
@@ -99,8 +99,8 @@ impl Kept {
 
 impl Cards {
     /// Returns the interface by which an agent is called. The card is read from the registry if the match has another digest than the card that
-    /// was read last. If it cannot be read, the earlier card is used, unless the agent could not be called by that one either. Then reading
-    /// fails again at once for some time.
+    /// was read last. If it cannot be read, the earlier card is used, unless the agent could not be called by that one either. In that
+    /// case the next calls fail at once for some time, without another read, unless they have more time than a read that was given up.
     ///
     /// # Errors
     /// The reason if the agent cannot be called, as the second half of a sentence that begins with the agent's id.

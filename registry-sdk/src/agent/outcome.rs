@@ -147,8 +147,7 @@ impl Loop {
         }
     }
 
-    /// Records that the registry gives this process no more work: it confirmed that, or it has another process or none for the
-    /// id.
+    /// Records that the registry gives this process no more work: it confirmed that, or another process or none has the id.
     pub(super) fn taken_out(&mut self, is_by_other: bool) {
         self.known.is_out = !is_by_other;
         // Whoever began that maintenance may end it at any time.
@@ -192,7 +191,7 @@ impl Loop {
             return self.superseded(Some(owner), &error);
         }
         // The registry heard of the end of that earlier process (of the same pod, for example) only after this one had started,
-        // or its clock was set back. Until it is accepted, this process counts as started at each attempt.
+        // or its clock was set back. Until a registration is accepted, each attempt gives its own moment as the start of the process.
         self.phase = Phase::Unregistered;
         if std::mem::replace(&mut self.is_reborn, true) {
             self.degraded(error);

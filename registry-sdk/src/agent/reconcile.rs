@@ -20,7 +20,7 @@
 //! | | | a younger process owns the id (409) | `Superseded` |
 //! | | | failed | `Registered`; heartbeats go on, and the update is sent again after a pause that grows |
 //! | `Superseded` | read the record | the owner is offline, gone or another one, and ages are known | `Unregistered`, within a tenth of the interval |
-//! | | | another process owns the id, which has won only once | the same: requests that were late may have made it look younger than it is |
+//! | | | another process owns the id, only one registration was refused because of it so far, and ages are known | `Unregistered`, within a tenth of the interval: requests that were late may have made it look younger than it is |
 //! | | | anything else | `Superseded`, one interval later |
 //!
 //! On a registry that knows no ages, the newest registration wins. Updates are then sent only right after an acknowledged
@@ -133,7 +133,7 @@ pub(super) struct Loop {
     pub(super) is_confirmed: bool,
     /// When the process started.
     pub(super) started: Instant,
-    /// Whether the process counts as started again, since its registration was last refused.
+    /// Whether the process counts as started anew, because its registration was refused as that of a process that had ended.
     pub(super) is_reborn: bool,
 }
 

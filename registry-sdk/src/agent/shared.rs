@@ -51,7 +51,7 @@ pub(super) struct Inner {
 pub(super) struct Desired {
     /// The registration, with the latest capabilities and status.
     pub(super) registration: Registration,
-    /// Number of the updates, which only a registration sends.
+    /// Number of changes of the registration. Only registering sends them; heartbeats do not.
     pub(super) version: u64,
     /// The status that the agent set, which its heartbeats carry. `None` until it sets one, so that heartbeats leave a status
     /// that others have set.

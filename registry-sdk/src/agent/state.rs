@@ -46,8 +46,9 @@ pub enum AgentState {
     /// Another process owns the agent's id, so no heartbeats are sent. [`Agent::on_superseded`](super::Agent::on_superseded)
     /// sets what happens next.
     Superseded {
-        /// The process that owns the id. `None` on a registry that knows no ages and does not say; the agent then never takes
-        /// the id back.
+        /// The process that owns the id. `None` if the registry did not name it, until the agent reads it from the record. Such a
+        /// registry knows no ages: the newest registration owns the id, whichever process is younger, and the agent never takes it
+        /// back.
         owner: Option<Owner>,
     },
     /// The agent was shut down and sends nothing any more.

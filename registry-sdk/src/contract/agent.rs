@@ -16,7 +16,7 @@ use super::problem::{FieldError, ValidationError};
 use super::time::{Timestamp, optional_seconds};
 use super::words::{UnknownWord, words};
 
-/// Whether an agent takes work, in the order in which a search prefers agents.
+/// Whether an agent takes work. Searches prefer `active` to `busy`, and `busy` to `offline`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum AgentStatus {
@@ -31,7 +31,7 @@ pub enum AgentStatus {
     Unknown(UnknownWord),
 }
 
-words!(AgentStatus "Whether an agent takes work, in the order in which a search prefers agents.": Active = "active", Busy = "busy", Offline = "offline");
+words!(AgentStatus "Whether an agent takes work. Searches prefer `active` to `busy`, and `busy` to `offline`.": Active = "active", Busy = "busy", Offline = "offline");
 
 impl AgentStatus {
     /// All statuses that this version knows, in the order in which a search prefers them.

@@ -62,7 +62,8 @@ pub struct CapabilityMatch {
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "openapi", schema(required = false))]
     pub examples: Vec<String>,
-    /// How well the capability matches: above 0, up to 1. Unless the query is a sentence, 1 if it equals the whole name.
+    /// How well the capability matches: above 0, up to 1. It is 1 if the query is not a sentence and equals the whole
+    /// name.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = f64, required))]
     pub score: Option<f64>,

@@ -6,7 +6,7 @@
 pub enum EventKind {
     /// An agent registered for the first time, or with a changed registration.
     Registered,
-    /// The agent's status or health changed.
+    /// The agent's status, maintenance or health changed.
     StatusChanged,
     /// The agent was removed. The event carries its last record.
     Deregistered,

@@ -65,8 +65,8 @@ pub struct ProbeResult {
     #[serde(rename = "latency_seconds", with = "seconds")]
     #[cfg_attr(feature = "openapi", schema(value_type = f64))]
     pub latency: Duration,
-    /// Whether the agent passes its probes. A response such as 404 says nothing about the agent's health, so it passes unless
-    /// it failed before.
+    /// Whether the last probe succeeded. The agent becomes unhealthy after two failed probes in a row. A response such as 404
+    /// says nothing about the agent's health; this is then `false` only if earlier probes have made the agent unhealthy.
     pub ok: bool,
     /// What went wrong if the probe failed, or why its result is unknown.
     #[serde(default)]
@@ -139,7 +139,8 @@ pub struct AgentHealth {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub agent_id: String,
-    /// Healthy if the agent is active or busy, before its deadline, not in maintenance, and passes its probes.
+    /// Healthy if the agent is active or busy, before its deadline, not in maintenance, and has not failed two probes in a row
+    /// since the last one that succeeded.
     pub status: HealthStatus,
     /// The agent's status.
     #[serde(default, deserialize_with = "AgentStatus::tolerant_option")]

@@ -13,7 +13,7 @@ use super::time::Timestamp;
 /// Maximum number of processes that are remembered for one agent.
 const REMEMBERED: usize = 8;
 
-/// How much younger than it is a process may be recorded before a correction is worth a write.
+/// A process may be recorded as up to this much younger than it is; only a larger error is worth a write.
 const TOLERANCE: Duration = Duration::from_millis(100);
 
 /// A time that lies further in the future was recorded before the clock was set back. A smaller difference comes from another

@@ -55,8 +55,8 @@ impl Maintenance {
 /// `started_at` is the start of the registering process, if it gave its age; `is_owner` returns whether a process owns the
 /// agent's id.
 ///
-/// A maintenance that belongs to a process ends when another process registers, even if that process has the same name and
-/// started later.
+/// A maintenance that belongs to a process ends when another process registers. A process with the same `instance_id`
+/// counts as another one if its age says that it did not start before the maintenance began.
 #[must_use]
 pub fn outlasts_registration(
     maintenance: &Maintenance,

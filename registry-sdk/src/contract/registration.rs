@@ -1,4 +1,4 @@
-//! Registrations.
+//! Registrations. `CONTRIBUTING.md` lists every file that a new field concerns.
 
 use std::time::Duration;
 
@@ -79,8 +79,8 @@ pub struct Registration {
     )]
     #[cfg_attr(feature = "openapi", schema(exclusive_minimum = 0, maximum = 86400, value_type = Option<f64>))]
     pub heartbeat_interval: Option<Duration>,
-    /// The process, if several may start with the same `agent_id`: 1 to 64 of the same characters. The youngest running process
-    /// owns the id; heartbeats of another process are refused.
+    /// The process, if several may start with the same `agent_id`: 1 to 64 of the characters that an `agent_id` may have. The
+    /// youngest running process owns the id; heartbeats of another process are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",

@@ -98,7 +98,8 @@ impl AgentStates {
 
     /// Gives a task to an agent while the states are locked, so that no concurrent selection chooses at the same moment.
     ///
-    /// If the agent is ejected and gets the task anyway, the task is its trial.
+    /// If an ejected agent is let in, or its ejection is over, the task is its trial. A task that it gets for lack of another agent is
+    /// not.
     pub(super) fn begin(&self, inner: &mut Inner, candidate: &Candidate, is_let_in: bool) -> Call {
         let began = Instant::now();
         inner.count += 1;

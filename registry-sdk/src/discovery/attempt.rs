@@ -45,8 +45,8 @@ pub(super) struct Attempt {
     pub(super) awaited: Awaited,
 }
 
-/// Whether the agent of an attempt is awaited, so that it is at fault if the attempt is late. It is not before it is called, because its
-/// card may have to be read from the registry, and while it says that it is busy. Clones share it.
+/// Whether the agent of an attempt is awaited, so that it is at fault if the attempt is late. It is not awaited before it is
+/// called, because its card may have to be read from the registry first, nor while it says that it is busy. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Awaited(Arc<AtomicBool>);
 

@@ -11,7 +11,7 @@ const WINDOW: u64 = 10;
 ///
 /// Over the last 10 s, further attempts may not exceed `ratio` × tasks or `min_per_second` × 10, whichever is larger. Attempts
 /// after a refused or broken connection and after a refusal (busy, wrong path or credentials) are free, because those cost an agent
-/// nothing; attempts after a timeout are not, even if it was that of the connection. The idea is Finagle's, as in
+/// nothing; attempts after a timeout count, even if it was the connection that timed out. The idea is Finagle's, as in
 /// `tower::retry::budget`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryBudget {

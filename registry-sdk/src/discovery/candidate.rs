@@ -97,7 +97,8 @@ impl Candidate {
         self.status().takes_work() && self.reported_health() != Some(false)
     }
 
-    /// Returns whether it is as good a match as another candidate. Without scores, only the same capability is.
+    /// Returns whether it is as good a match as another candidate. If the registry sends no scores, only matches of the same
+    /// capability are equally good.
     pub(super) fn is_equal_match(&self, other: &Self) -> bool {
         if self.looks_healthy() != other.looks_healthy() {
             return false;

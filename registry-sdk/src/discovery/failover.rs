@@ -1,4 +1,6 @@
 //! Decides after each attempt of a delegation whether another agent gets the task. With hedging, attempts overlap.
+//!
+//! `failure_kind.rs` has the table of failures, and of what follows from each.
 
 use std::pin::Pin;
 use std::sync::Arc;

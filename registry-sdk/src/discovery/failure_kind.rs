@@ -74,7 +74,8 @@ impl FailureKind {
     pub fn of_a2a_error(code: i64) -> Self {
         match code {
             // The agent does not speak what its card says: method not found, version not supported. Or it cannot read the message (no
-            // JSON, no request, wrong parameters), which others may, as limits differ, and some report their own mistakes like that.
+            // JSON, no request, wrong parameters). Another agent may, because limits differ, and because some agents report their own
+            // mistakes with these codes.
             -32601 | -32009 | -32700 | -32600 | -32602 => Self::Deployment,
             // It speaks less than this task needs: operation, content type, required extension.
             -32004 | -32005 | -32008 => Self::Declined,

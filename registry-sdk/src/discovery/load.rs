@@ -95,8 +95,8 @@ impl Load {
 
     /// Returns the number of tasks that would share the agent, including a further one.
     ///
-    /// The agent's report may be a heartbeat old, and most of its tasks may be over. So an agent that reports a full load
-    /// counts twice and no more, which is less than one more task in flight or an agent that takes much longer.
+    /// The agent's report may be a heartbeat old, and most of its tasks may be over. So a full load doubles the number, and no
+    /// more.
     fn pressure(&self, reported: ReportedLoad) -> f64 {
         (f64::from(self.in_flight) + 1.0) * (1.0 + reported.share())
     }

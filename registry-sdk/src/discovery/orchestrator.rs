@@ -25,7 +25,8 @@ use crate::http::HttpClients;
 ///
 /// While the registry is unavailable, tasks go to the agents that the last search found, if they respond at their health path
 /// (`/health` by default). Only a search that is not remembered needs the registry: up to 256 distinct ones are remembered, and
-/// another one drops them all. With a [`directory`](OrchestratorBuilder::directory), none does.
+/// one more makes the orchestrator forget them all. With a [`directory`](OrchestratorBuilder::directory), no search needs the
+/// registry.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")]

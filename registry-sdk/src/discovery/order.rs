@@ -42,7 +42,7 @@ impl AgentStates {
     /// Gives the task to the first candidate at the moment when it is chosen, so that concurrent selections choose others.
     ///
     /// Candidates that have been ejected meanwhile, or whose trial another selection has begun, are moved to `kept_out`.
-    /// Without it, they get the task although they are ejected.
+    /// Without `kept_out`, nothing is moved, and an ejected candidate gets the task, too.
     pub(super) fn choose(
         &self,
         order: Order<'_>,

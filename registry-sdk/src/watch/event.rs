@@ -16,7 +16,7 @@ pub enum WatchEvent {
     Listed(Vec<Arc<AgentRecord>>),
     /// An agent registered for the first time, or with a changed registration.
     Registered(Arc<AgentRecord>),
-    /// An agent's status or health changed.
+    /// An agent's status, maintenance or health changed.
     StatusChanged(Arc<AgentRecord>),
     /// An agent was removed. The record is its last one.
     Deregistered(Arc<AgentRecord>),

@@ -39,7 +39,7 @@ enum State {
     /// memory, the registry counts as interrupted until the page is read again.
     Listing(List),
     /// Reports the stream's events as they arrive, although the list may have lagged behind the stream. Waits until no server
-    /// lags any more, for the pages of another list, and until the stream has caught up with it. Then reports that list if it
+    /// lags any more, reads another list, and waits until the stream has caught up with that list. Then reports that list if it
     /// differs from what was reported, and becomes `Following`. Pages may fail as above.
     Confirming(List, Reported),
     /// Reports the stream's events as they arrive. After one that cannot be read, becomes `Listing`.

@@ -1,4 +1,4 @@
-//! Broadcasts between servers over one database: reports of agents, and the servers' own settings.
+//! Broadcasts between servers that share a database: reports of agents, and the servers' own settings.
 //!
 //! Broadcasts are not stored and may get lost. The next one repeats or supersedes the content.
 

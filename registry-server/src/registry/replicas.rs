@@ -1,4 +1,4 @@
-//! The other servers over one database that have announced themselves.
+//! The other servers that share the database and have announced themselves.
 //!
 //! Servers with different settings are a mistake, except during a rolling upgrade, so they are logged and
 //! counted.
@@ -24,7 +24,7 @@ pub(super) struct Settings {
     heartbeat_timeout_millis: u64,
 }
 
-/// The servers over one database.
+/// The servers that share the database.
 #[derive(Debug)]
 pub(super) struct Replicas {
     own: Settings,
@@ -152,19 +152,19 @@ impl Setting {
                 tracing::info!(
                     setting = self.as_str(),
                     own,
-                    "the servers over this database no longer differ"
+                    "the servers that share this database no longer differ"
                 );
             }
             Self::Version => tracing::info!(
                 own,
                 others,
-                "servers over this database have different versions, as during a rolling upgrade: if this lasts, upgrade the \
+                "servers that share this database have different versions, as during a rolling upgrade: if this lasts, upgrade the \
                  older ones"
             ),
             Self::HeartbeatTimeout => tracing::warn!(
                 own,
                 others,
-                "servers over this database were started with different --heartbeat-timeout values, and the value of the \
+                "servers that share this database were started with different --heartbeat-timeout values, and the value of the \
                  latest start applies to all: start all servers with the same value"
             ),
         }

@@ -247,7 +247,7 @@ impl<'a> Transition<'a> {
         self.emit(agent, EventKind::StatusChanged)
     }
 
-    /// Records the shutdown of a process that does not own the id, so that its late requests are rejected.
+    /// Records the shutdown of a remembered process that does not own the id, so that its late requests are rejected.
     fn end_other_instance(&mut self, mut agent: StoredAgent, update: &StatusUpdate) {
         let running = update.instance_id.as_deref().filter(|id| agent.instances.is_running(id));
         if let Some(instance_id) = running.filter(|_| update.is_final) {

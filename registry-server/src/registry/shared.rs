@@ -129,7 +129,7 @@ impl Shared {
             tracing::info!(
                 ?timeout,
                 previous = ?Duration::from_millis(previous),
-                "another server over this database was started with a different --heartbeat-timeout, which now applies to all"
+                "another server that shares this database was started with a different --heartbeat-timeout, which now applies to all"
             );
         }
     }

@@ -19,7 +19,8 @@ use super::view::Entry;
 /// Maximum number of changes submitted at a time, so that the queue keeps room for clients.
 const MAX_CONCURRENT_CHANGES: usize = 500;
 
-/// More agents than this, offline for longer than this, suggest that not all of them are expected back.
+/// If more than this many agents have been offline for longer than this time, probably not all of them are
+/// expected back.
 const MANY_FORGOTTEN: usize = 100;
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(7 * 86_400);
 

@@ -122,8 +122,8 @@ pub(super) async fn heartbeat(
 /// deadline.
 ///
 /// `"final": true` reports that the process was shut down. It requires the status `offline` and an
-/// `instance_id`. From then on, requests of that instance get 409, until a process that started later
-/// registers with the same `instance_id`, or a process registers without an age.
+/// `instance_id`. From then on, requests of that instance get 409, until a process with the same
+/// `instance_id` registers that started later or sends no age.
 #[utoipa::path(
     put, path = "/agents/{id}/status", tag = "agents",
     params(("id" = String, Path, description = "The agent's id", example = "feature-dev")),

@@ -36,8 +36,8 @@ pub(super) async fn check_health(
             "store": "sqlite", "uptime_seconds": 12.3})),
         (status = 500, description = "The server has a bug. See its log for details.",
             body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The database does not respond, or the sweeper has stopped; a problem if the server \
-            has too many connections.",
+        (status = 503, description = "The database does not respond, the sweeper has stopped, or a task of the server \
+            has failed; or the server has too many connections, and the body is then a problem document.",
             content((ServerHealth = "application/json"), (Problem = "application/problem+json"))),
     ),
 )]

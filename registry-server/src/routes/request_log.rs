@@ -63,7 +63,7 @@ impl LoggedRequest {
     /// Returns the id of the agent in the path, as its handler would read it.
     pub(super) fn agent_id(&self) -> Option<String> {
         let segment = self.uri.path().strip_prefix("/agents/")?.split('/').next()?;
-        // Forms encode all characters that an id can have like paths do.
+        // For every character that an id can have, form encoding is the same as path encoding.
         let (decoded, _) = form_urlencoded::parse(segment.as_bytes()).next()?;
         Some(decoded.chars().take(MAX_ID_CHARACTERS).collect())
     }

@@ -139,7 +139,7 @@ impl From<&Event> for LogEntry {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Head {
     pub(crate) position: Position,
-    /// The heartbeat timeout of all servers over this database.
+    /// The heartbeat timeout of all servers that share this database.
     pub(crate) heartbeat_timeout: Option<Duration>,
     /// Time of the database.
     pub(crate) now: Timestamp,

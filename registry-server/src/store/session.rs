@@ -108,7 +108,7 @@ pub(crate) trait Session: LogReader + Sync {
     /// Reads the card of an agent.
     async fn read_card(&mut self, agent_id: &str) -> Result<Option<String>>;
 
-    /// Sets the heartbeat timeout of all servers over this database, within the open transaction.
+    /// Sets the heartbeat timeout of all servers that share this database, within the open transaction.
     async fn set_heartbeat_timeout(&mut self, timeout: Duration) -> Result<()>;
 
     /// Sends messages to all servers without storing them. Messages may get lost.

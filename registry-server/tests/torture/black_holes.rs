@@ -244,7 +244,7 @@ async fn black_hole_during_a_start_ends_the_server() {
     assert!(error.contains("it has sent nothing for 5s"), "{error}");
 }
 
-/// Two servers over one database, each behind its own proxy.
+/// Two servers that share a database, each behind its own proxy.
 struct World {
     store: Store,
     proxies: Vec<DatabaseProxy>,

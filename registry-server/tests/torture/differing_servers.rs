@@ -1,9 +1,10 @@
-//! Log lines for operators when servers over one database differ.
+//! Log lines for operators when servers that share a database differ.
 
 use crate::support::{Server, Store, eventually};
 
-const TIMEOUTS: &str = "servers over this database were started with different --heartbeat-timeout values";
-const VERSIONS: &str = "servers over this database have different versions";
+const TIMEOUTS: &str =
+    "servers that share this database were started with different --heartbeat-timeout values";
+const VERSIONS: &str = "servers that share this database have different versions";
 
 fn lines<'a>(log: &'a str, message: &str) -> Vec<&'a str> {
     log.lines().filter(|line| line.contains(message)).collect()

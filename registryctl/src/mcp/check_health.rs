@@ -33,7 +33,8 @@ struct Health {
     /// Seconds without a heartbeat after which the agent is considered offline.
     #[serde(skip_serializing_if = "Option::is_none")]
     heartbeat_timeout_seconds: Option<f64>,
-    /// Whether the registry's last health probe of the agent succeeded. Absent if the agent was not probed.
+    /// Whether the registry's last health probe of the agent succeeded. If it said nothing about the agent's health, this is false
+    /// only if earlier probes have made the agent unhealthy. Absent if the agent was not probed.
     #[serde(skip_serializing_if = "Option::is_none")]
     probe_ok: Option<bool>,
     /// Result of the last probe.

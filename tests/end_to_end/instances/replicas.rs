@@ -1,4 +1,4 @@
-//! Ownership on two servers over one database.
+//! Ownership on two servers that share a database.
 
 use registry_sdk::contract::{AgentStatus, Capability, Heartbeat, StatusUpdate};
 

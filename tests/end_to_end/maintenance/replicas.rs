@@ -1,4 +1,4 @@
-//! Maintenance on several servers over one database.
+//! Maintenance on several servers that share a database.
 
 use std::time::Duration;
 

@@ -14,8 +14,8 @@ pub(super) struct Word<'a> {
     pub(super) is_joined: bool,
 }
 
-/// Splits a text into words: at every character that is neither a letter nor a digit, and between scripts with and without
-/// spaces.
+/// Splits a text into words: at every character that is neither a letter nor a digit (except for the symbols of a [`whole`](Word::whole)
+/// word), and between scripts with and without spaces.
 pub(super) fn words(text: &str) -> impl Iterator<Item = Word<'_>> {
     let mut at = 0;
     std::iter::from_fn(move || {

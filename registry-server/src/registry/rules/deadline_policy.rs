@@ -50,8 +50,9 @@ impl DeadlinePolicy {
 
     /// Whether an agent has been offline for long enough to be removed.
     ///
-    /// Starting a server does not reset that time, since servers may be restarted more often. But after a
-    /// start, the agent has one timeout to come back, since it could not do so before.
+    /// Starting a server does not reset that time, since servers may be restarted at shorter intervals than
+    /// `remove_after`. But after a start, the agent has one timeout to come back, since it could not do so
+    /// before.
     pub(crate) fn is_purgeable(&self, agent: &StoredAgent, now: Timestamp) -> bool {
         let (Some(since), Some(limit)) = (agent.offline_since, self.remove_after) else {
             return false;

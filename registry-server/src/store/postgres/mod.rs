@@ -1,4 +1,4 @@
-//! The PostgreSQL store, for production and for several servers over one database.
+//! The PostgreSQL store, for production and for several servers that share a database.
 
 mod heartbeats;
 mod listener;
