@@ -55,16 +55,16 @@ async fn servers_with_a_different_timeout_are_counted(database: Database) {
 async fn server_of_a_different_version_is_counted(database: Database) {
     let server = database.start().await;
     eventually_counted(&server, (1, 0, 0)).await;
-    // The message of such a server.
-    database
-        .execute(
-            "SELECT pg_notify(
-                 'agent_registry_news_' || 'agent_registry_state'::regclass::oid,
-                 '{\"from\":7,\"settings\":{\"version\":\"0.0.1\",\"heartbeat_timeout_millis\":3600000},\"later\":1}'
-             )",
-        )
-        .await;
-    eventually_counted(&server, (2, 1, 0)).await;
+    // The message of such a server, which is repeated: the other one may not be listening yet.
+    let message = "SELECT pg_notify(
+        'agent_registry_news_' || 'agent_registry_state'::regclass::oid,
+        '{\"from\":7,\"settings\":{\"version\":\"0.0.1\",\"heartbeat_timeout_millis\":3600000},\"later\":1}'
+    )";
+    let is_counted = async || {
+        database.execute(message).await;
+        counted(&server).await == (2, 1, 0)
+    };
+    eventually("the other server is counted", is_counted).await;
     server.shutdown().await;
 }
 
