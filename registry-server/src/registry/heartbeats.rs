@@ -1,4 +1,5 @@
-//! Plain heartbeats: one statement per batch, which does not wait for the disk.
+//! Plain heartbeats: one statement per batch, which does not wait for the disk. The statements are in
+//! `store/postgres/heartbeats.rs` and `store/sqlite/heartbeats.rs`.
 //!
 //! A heartbeat is answered after its batch was written, so that every server sees it. A crash of the database
 //! may lose the last batches, so after each reconnection the heartbeats within the timeout are written again.
