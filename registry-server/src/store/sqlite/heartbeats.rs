@@ -105,9 +105,8 @@ pub(super) async fn store(
         |agent: &StoredAgent| json!([agent.agent_id, agent.revision, agent.last_heartbeat.unix_millis()]);
     let rows: Vec<_> = agents.map(heard).collect();
     sqlx::query(
-        "WITH agent AS MATERIALIZED (SELECT value FROM json_each(?))
-         INSERT OR REPLACE INTO agent_registry_last_heartbeat (agent_id, revision, last_heartbeat)
-         SELECT value ->> 0, value ->> 1, value ->> 2 FROM agent",
+        "INSERT OR REPLACE INTO agent_registry_last_heartbeat (agent_id, revision, last_heartbeat)
+         SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?)",
     )
     .bind(serde_json::Value::from(rows).to_string())
     .execute(connection)

@@ -1,6 +1,6 @@
 //! Reads and writes rows.
 //!
-//! Rows are written from a JSON array, which each statement materializes first: otherwise SQLite encodes the
+//! Agents and events are written from a JSON array, which is materialized first: otherwise SQLite encodes the
 //! whole element again for each column (244 µs of CPU time for a changed registration, instead of 214).
 
 use std::collections::HashMap;
@@ -68,9 +68,8 @@ async fn write_cards(connection: &mut SqliteConnection, writes: &Writes) -> sqlx
     let new = writes.new_cards().collect::<Vec<_>>();
     if !new.is_empty() {
         sqlx::query(
-            "WITH new AS MATERIALIZED (SELECT value FROM json_each(?))
-             INSERT INTO agent_registry_card (agent_id, card)
-             SELECT value ->> 0, value ->> 1 FROM new WHERE true
+            "INSERT INTO agent_registry_card (agent_id, card)
+             SELECT value ->> 0, value ->> 1 FROM json_each(?) WHERE true
              ON CONFLICT (agent_id) DO UPDATE SET card = excluded.card",
         )
         .bind(json!(new).to_string())
